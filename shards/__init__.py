@@ -1,0 +1,16 @@
+"""Audio files -> shards. Knows neither torch nor DALI.
+
+sources     a folder or a CSV -> rows
+audio_files one file -> 16 kHz PCM16, or the reason why not
+mp3         MP3 files whose first frame has no count
+clip_codec  PCM16 <-> the audio member of a shard
+plan        probed rows -> pieces, shuffled and laid out in shards
+workers     processes that probe and decode, answers in order
+shard_files one tar and its DALI index, written and read
+set_files   all tars of a set, the columns of its table, rejected.csv
+building    OUT.partial, and how it takes OUT's place
+write       all of it, in one call: pack()
+table       the clips table and the manifest of a finished set: open_shards()
+check       is a set what it was when it was written?
+demo        the embedded sets
+"""

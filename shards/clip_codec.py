@@ -1,0 +1,45 @@
+"""The audio member of a shard: PCM16, 16 kHz, one channel, as WAV or FLAC."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16000
+"""Rate of every shard set, in hertz. Source: DECAR and the authors' code, see FrontendConfig.sample_rate_hz."""
+
+
+def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
+    """PCM16 at 16 kHz -> the bytes of a file: WAV with the plain 44-byte header, or FLAC."""
+    if codec == "wav":
+        data = pcm.astype("<i2", copy=False).tobytes()
+        return _wav_header(len(data)) + data
+    stream = io.BytesIO()
+    soundfile.write(stream, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return stream.getvalue()
+
+
+def decode_clip(data: bytes) -> NDArray[np.int16]:
+    """What encode_clip gave -> its samples. Raises ValueError for anything else."""
+    if data[:4] == b"RIFF":
+        if data[:44] != _wav_header(len(data) - 44):
+            raise ValueError("its header is not that of a 16 kHz mono PCM16 WAV of this size")
+        return np.frombuffer(data, "<i2", offset=44)
+    try:
+        pcm, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
+    except soundfile.SoundFileError as error:
+        raise ValueError(str(error)) from error
+    if rate_hz != SAMPLE_RATE_HZ or pcm.ndim != 1:
+        raise ValueError(f"{rate_hz} Hz, {pcm.ndim} dimensions, but a clip has {SAMPLE_RATE_HZ} Hz and one channel")
+    return np.asarray(pcm, np.int16)
+
+
+def _wav_header(data_bytes: int) -> bytes:
+    form = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16)
+    sizes = (36 + max(0, data_bytes), 16, max(0, data_bytes))
+    riff, fmt, tail = (struct.pack("<I", size) for size in sizes)
+    return b"RIFF" + riff + b"WAVEfmt " + fmt + form + b"data" + tail

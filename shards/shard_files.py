@@ -1,0 +1,172 @@
+"""One shard: a tar and its DALI index, written together and read back.
+
+The index is the text that DALI's wds2idx writes ("v1.2 N", then per sample: extension, offset, size and name of each
+member), made from the offsets at which the members are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from unfused_fast.errors import UserError
+
+INDEX_VERSION = "v1.2"
+"""Source: IndexCreator.index_file_version in DALI's wds2idx.py."""
+OWNER = "unfused"
+"""User and group of the members, which have no time either. Ours: the same input gives the same bytes."""
+WRITE_BUFFER_BYTES = 1 << 20
+COPY_AGAIN = "copy it again, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
+REPACK = "make it again with: wds2idx TAR IDX, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a tar."""
+
+    extension: str
+    offset: int
+    """Of its first byte, in bytes from the start of the tar."""
+    size: int
+    name: str
+
+
+class ShardWriter:
+    """A tar and its index being written."""
+
+    def __init__(self, tar: Path) -> None:
+        """Opens `tar`; the index lies beside it, with the ending .idx."""
+        # Here, because importing webdataset imports torch where that is installed, and reading a set needs neither.
+        from webdataset.writer import TarWriter
+
+        self.tar, self.clips = tar, 0
+        self._lines: list[str] = []
+        self._file: IO[bytes] = tar.open("wb", buffering=WRITE_BUFFER_BYTES)
+        self._writer: Any = TarWriter(
+            self._file, user=OWNER, group=OWNER, mode=0o444, mtime=0, compress=False, encoder=False
+        )
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Writes one sample, its members in order of extension."""
+        offset, line = self._writer.tarstream.offset, []
+        for extension in sorted(members):
+            size = len(members[extension])
+            line.append(f"{extension} {offset + _BLOCK} {size} {key}.{extension}")
+            offset += _BLOCK + _padded(size)
+        self._writer.write({"__key__": key, **members})
+        assert self._writer.tarstream.offset == offset, "a member took more than one header"
+        self._lines.append(" ".join(line))
+        self.clips += 1
+
+    def close(self) -> int:
+        """Writes the index and gives the size of both files in bytes."""
+        self._writer.close()
+        self._file.close()
+        text = "\n".join([f"{INDEX_VERSION} {self.clips}", *self._lines]) + "\n"
+        index_path(self.tar).write_text(text, encoding="ascii", newline="\n")
+        return self.tar.stat().st_size + len(text)
+
+    def give_up(self) -> None:
+        """Closes the files as they are, to be deleted."""
+        for opened in (self._writer, self._file):
+            with contextlib.suppress(OSError, ValueError):  # a full disk refuses the last bytes again
+                opened.close()
+
+
+def index_path(tar: Path) -> Path:
+    """Where the DALI index of a tar lies."""
+    return tar.with_suffix(".idx")
+
+
+def read_index(index: Path) -> list[list[Member]]:
+    """The members of every sample. Raises UserError: missing, or not an index of this version."""
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{index}: cannot be read as a DALI index ({error}); {REPACK}") from error
+    head = lines[0].split() if lines else []
+    if len(head) != 2 or head[0] != INDEX_VERSION or not head[1].isdigit():
+        found = lines[0][:40] if lines else "an empty file"
+        raise UserError(
+            f"{index}: begins with {found!r}, but a DALI index begins with {INDEX_VERSION} and a count; {REPACK}"
+        )
+    samples = []
+    for number, line in enumerate(lines[1:], 2):
+        words = line.split(" ")
+        sizes = words[1::4] + words[2::4]
+        if len(words) % 4 or not all(size.isdigit() for size in sizes):
+            raise UserError(f"{index}, line {number}: not extension, offset, size and name of members; {REPACK}")
+        places = range(0, len(words), 4)
+        samples.append([Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places])
+    if len(samples) != int(head[1]):
+        raise UserError(f"{index}: {len(samples)} samples, but its first line says {head[1]}: truncated; {REPACK}")
+    return samples
+
+
+def check_index(tar: Path, index: Path) -> list[list[Member]]:
+    """Whether a tar is whole and the index is its own, from both ends of the tar: no full read -> the index's samples.
+
+    Raises:
+        UserError: a file is missing, the index is malformed, the tar ends before or goes on after the last member of
+            the index, or the headers of the first and last member are not what the index says.
+    """
+    samples = read_index(index)
+    if not samples:
+        raise UserError(f"{index}: lists no samples; {REPACK}")
+    first, last = samples[0][0], samples[-1][-1]
+    end = last.offset + _padded(last.size)
+    try:
+        with tar.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size >= first.offset:
+                _check_header(tar, index, first, file.read(_BLOCK))
+            if size < end + 2 * _BLOCK:
+                raise UserError(f"{tar}: {size} bytes, but its index needs {end + 2 * _BLOCK}: truncated; {COPY_AGAIN}")
+            file.seek(last.offset - _BLOCK)
+            _check_header(tar, index, last, file.read(_BLOCK))
+            file.seek(end)
+            if any(file.read(_BLOCK)):
+                raise UserError(f"{index}: ends before {tar.name} does: the index of another tar; {REPACK}")
+    except OSError as error:
+        raise UserError(f"{tar}: cannot be read ({error.strerror}); {COPY_AGAIN}") from error
+    return samples
+
+
+def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, bytes]]:
+    """The contents of every sample by extension, in order. Raises UserError when the tar is shorter than its index."""
+    with tar.open("rb") as file:
+        for members in samples:
+            contents = {}
+            for member in members:
+                file.seek(member.offset)
+                contents[member.extension] = file.read(member.size)
+                if len(contents[member.extension]) != member.size:
+                    raise UserError(
+                        f"{tar}: ends inside {member.name}, from byte {member.offset}: truncated; {COPY_AGAIN}"
+                    )
+            yield contents
+
+
+def _check_header(tar: Path, index: Path, member: Member, header: bytes) -> None:
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except tarfile.HeaderError as error:
+        raise UserError(
+            f"{index}: places {member.name} where {tar.name} has no header: the index of another tar; {REPACK}"
+        ) from error
+    if (info.name, info.size) != (member.name, member.size):
+        raise UserError(
+            f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {info.name} of {info.size} bytes "
+            f"there: the index of another tar; {REPACK}"
+        )
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK

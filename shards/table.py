@@ -1,0 +1,229 @@
+"""What a shard set says about itself: the clips table and the manifest.   N clips.
+
+DIR/manifest.json    written last: a set without it is unfinished
+DIR/clips.parquet    row clip_id = the clip with that id; ids of a split are consecutive: train, valid, test, others
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.shard_files import index_path
+
+SCHEMA_VERSION = 1
+MANIFEST, CLIPS, REJECTED = "manifest.json", "clips.parquet", "rejected.csv"
+KEY_DIGITS = 9
+"""Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
+NO_LABEL = -1
+FIRST_SPLITS = ("train", "valid", "test")
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "clip_id": pa.int64(),
+    "key": pa.string(),
+    "split": pa.string(),
+    "label": pa.int32(),
+    "group": pa.string(),
+    "seconds": pa.float64(),
+    "samples": pa.int64(),
+    "source": pa.string(),
+    "sha256": pa.string(),
+}
+CLIPS_SCHEMA = pa.schema(_COLUMNS)
+"""label: index into Manifest.label_names, or NO_LABEL. group: what must not be on both sides of a split. seconds =
+samples / 16000. source: the file, relative to the source that was packed. sha256: hex, of the little-endian PCM16."""
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """One split of a set."""
+
+    shards: tuple[str, ...]
+    """Names of the tars, in order of clip_id; each has its index beside it."""
+    clips: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds. It names no time and no folder, so that the same input gives the same bytes."""
+
+    codec: str
+    """wav or flac: the ending of the audio members."""
+    max_seconds: float
+    seed: int
+    splits: Mapping[str, SplitInfo]
+    """In order of clip_id."""
+    label_names: tuple[str, ...]
+    """Sorted; a label is an index into it. Ours: of every file whose header was readable."""
+    digest: str
+    """See clips_digest."""
+    rejected: int
+    """Rows of rejected.csv."""
+    log_mel: Mapping[str, float] | None
+    """What the `statistics` of pack() gave: mean, std, clips measured; None without any."""
+    written_by: str
+    schema_version: int = SCHEMA_VERSION
+    sample_rate: int = 16000
+    """In hertz."""
+
+    def to_json(self) -> str:
+        """Text of manifest.json."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A finished set on disk, its parts agreeing with each other."""
+
+    directory: Path
+    manifest: Manifest
+    clips: pa.Table
+    """(N rows) CLIPS_SCHEMA; row = clip_id."""
+
+    def shard_paths(self, split: str) -> list[Path]:
+        """Tars of a split, in order of clip_id; `index_path(tar)` is the index. Raises UserError: no such split."""
+        return [self.directory / name for name in self._split(split).shards]
+
+    def clips_in(self, split: str) -> pa.Table:
+        """Rows of a split, a view of `clips`. Raises UserError: no such split."""
+        self._split(split)
+        start = 0
+        for name, info in self.manifest.splits.items():
+            if name == split:
+                return self.clips.slice(start, info.clips)
+            start += info.clips
+        raise AssertionError(split)
+
+    def _split(self, split: str) -> SplitInfo:
+        if split not in self.manifest.splits:
+            raise UserError(
+                f"{self.directory}: no split {split}, it has {', '.join(self.manifest.splits)}; "
+                "name one of these, or pack again from a CSV with a column split"
+            )
+        return self.manifest.splits[split]
+
+
+def open_shards(directory: Path) -> ShardSet:
+    """Opens a set, having checked what is cheap: every file is there, and the table agrees with the manifest.
+
+    Raises:
+        UserError: no such directory, unfinished or no shard set, another schema version, malformed manifest or table, a
+            missing shard or index, or counts that disagree.
+    """
+    manifest = read_manifest(directory)
+    for info in manifest.splits.values():
+        for name in info.shards:
+            for path in (directory / name, index_path(directory / name)):
+                if not path.is_file():
+                    raise UserError(
+                        f"{path}: missing, but {MANIFEST} lists it; copy the whole set again or pack it again"
+                    )
+    clips = read_clips(directory)
+    found, start = Counter(clips["split"].to_pylist()), 0
+    for split, info in manifest.splits.items():
+        rows = clips.slice(start, info.clips)
+        if found[split] != info.clips or rows["split"].unique().to_pylist() != [split]:
+            raise UserError(
+                f"{directory / CLIPS}: {found[split]} clips of split {split}, but {MANIFEST} says {info.clips} "
+                f"from row {start} on: the two come from different sets; copy the whole set again or pack it again"
+            )
+        start += info.clips
+    if start != clips.num_rows:
+        raise UserError(
+            f"{directory / CLIPS}: {clips.num_rows} clips, but the splits of {MANIFEST} have {start}; pack it again"
+        )
+    return ShardSet(directory, manifest, clips)
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """Sort key of splits: train, valid, test, then the others by name."""
+    return (FIRST_SPLITS.index(split), "") if split in FIRST_SPLITS else (len(FIRST_SPLITS), split)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads manifest.json. Raises UserError: none there, another schema version, or malformed."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such folder; make a shard set there with: unfused-fast shard SOURCE {directory}"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory}: holds no {MANIFEST}, so it is unfinished or no shard set; "
+            f"make one with: unfused-fast shard SOURCE {directory}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema version {version}, but this program reads version {SCHEMA_VERSION}; "
+            "pack the set again with: unfused-fast shard SOURCE OUT --overwrite"
+        )
+    try:
+        if set(value) != {field.name for field in fields(Manifest)}:
+            raise ValueError(f"its keys are {', '.join(sorted(value))}")
+        if value["sample_rate"] != 16000 or value["codec"] not in ("wav", "flac"):
+            raise ValueError(f"{value['codec']} at {value['sample_rate']} Hz, but a set holds wav or flac at 16000 Hz")
+        splits = {
+            name: SplitInfo(
+                tuple(value["splits"][name]["shards"]),
+                int(value["splits"][name]["clips"]),
+                float(value["splits"][name]["seconds"]),
+            )
+            for name in sorted(value["splits"], key=split_rank)
+        }
+        return Manifest(**{**value, "splits": splits, "label_names": tuple(value["label_names"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again") from error
+
+
+def read_clips(directory: Path) -> pa.Table:
+    """Reads clips.parquet. Raises UserError: missing, malformed, or ids that are not the row numbers."""
+    path = directory / CLIPS
+    try:
+        with pq.ParquetFile(path) as file:
+            clips = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
+    if clips.schema.names != CLIPS_SCHEMA.names or clips.schema.types != CLIPS_SCHEMA.types:
+        raise UserError(
+            f"{path}: its columns ({', '.join(clips.schema.names)}) are not those of version {SCHEMA_VERSION}; "
+            "pack the set again"
+        )
+    if not clips["clip_id"].combine_chunks().equals(pa.array(range(clips.num_rows), pa.int64())):
+        raise UserError(f"{path}: its ids are not its row numbers; copy the set again or pack it again")
+    return clips
+
+
+def write_clips(directory: Path, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Writes clips.parquet and gives the table."""
+    clips = pa.table({name: list(columns[name]) for name in CLIPS_SCHEMA.names}, schema=CLIPS_SCHEMA)
+    with (directory / CLIPS).open("wb") as file:  # Python's own file, whose errors carry the number of a full disk
+        pq.write_table(clips, file, compression="zstd")
+    return clips
+
+
+def clips_digest(clips: pa.Table, label_names: Sequence[str]) -> str:
+    """The sha256 (hex) that names a set's content, the same for both codecs and for any cut into shards.
+
+    Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, group,
+    samples, source, sha256.
+    """
+    digest = hashlib.sha256(json.dumps(list(label_names)).encode() + b"\n")
+    for batch in clips.select(["clip_id", "split", "label", "group", "samples", "source", "sha256"]).to_batches(4096):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

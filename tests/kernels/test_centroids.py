@@ -1,0 +1,165 @@
+"""Cluster sums, counts and unit-norm centroids against float64 numpy.   N points, K clusters, D features."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unfused_fast.kernels import centroids
+
+
+def random_case(n: int, k: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n, d, generator=generator).to(dtype)
+    return points, torch.randint(0, k, (n,), generator=generator)
+
+
+def check(points: Tensor, assignments: Tensor, k: int, sums: Tensor, counts: Tensor) -> None:
+    assert sums.dtype == torch.float32 and counts.dtype == torch.int64
+    ids, values = assignments.numpy(), points.double().numpy()
+    inside = (ids >= 0) & (ids < k)
+    expected, magnitude = np.zeros((k, points.shape[1])), np.zeros((k, points.shape[1]))
+    np.add.at(expected, ids[inside], values[inside])
+    np.add.at(magnitude, ids[inside], np.abs(values[inside]))
+    np.testing.assert_array_equal(counts.numpy(), np.bincount(ids[inside], minlength=k))
+    error = np.abs(sums.double().numpy() - expected)
+    assert np.all(error <= 1e-6 * magnitude + 1e-30), error.max()  # 1e-6 of what was added: float32 sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("n", "k", "d"),
+    [
+        *((n, k, d) for n in (1, 17) for k in (1, 5, 130) for d in (1, 17)),
+        *((1023, k, 17) for k in (1, 5, 130)),
+        (17, 5, 1023),
+        (1023, 5, 130),
+    ],
+)
+def test_sums_on_odd_shapes(run: Callable[..., Any], n: int, k: int, d: int, dtype: torch.dtype) -> None:
+    points, assignments = random_case(n, k, d, dtype)
+    check(points, assignments, k, *run(centroids, "centroid_sums", points, assignments, k))
+
+
+@pytest.mark.parametrize("size", [255, 256, 257, 512, 513, 1000])
+def test_skewed_and_empty_clusters(run: Callable[..., Any], size: int) -> None:
+    """One cluster of several chunks among empty ones; sizes at the chunk's edge."""
+    points, _ = random_case(size + 3, 1, 5, torch.float32)
+    assignments = torch.full((size + 3,), 4)
+    assignments[[0, size // 2, size]] = torch.tensor([8, 1, 8])
+    sums, counts = run(centroids, "centroid_sums", points, assignments, 9)
+    check(points, assignments, 9, sums, counts)
+    assert counts.tolist() == [0, 1, 0, 0, size, 0, 0, 0, 2]
+    assert not sums[[0, 2, 3, 5, 6, 7]].any()
+
+
+def test_points_outside_every_cluster_are_left_out(run: Callable[..., Any]) -> None:
+    points, assignments = random_case(600, 7, 3, torch.float32)
+    assignments[::3], assignments[1::7] = -1, 7
+    sums, counts = run(centroids, "centroid_sums", points, assignments, 7)
+    check(points, assignments, 7, sums, counts)
+    none = torch.full((600,), -1)
+    assert not any(result.any() for result in run(centroids, "centroid_sums", points, none, 7))
+
+
+def test_no_points(run: Callable[..., Any]) -> None:
+    sums, counts = run(centroids, "centroid_sums", torch.ones(0, 3), torch.zeros(0, dtype=torch.int64), 4)
+    assert torch.equal(sums, torch.zeros(4, 3)) and torch.equal(counts, torch.zeros(4, dtype=torch.int64))
+
+
+def test_any_strides(run: Callable[..., Any]) -> None:
+    points, assignments = random_case(80, 6, 34, torch.float32)
+    points, assignments = points.T[1:, ::2].T[:, ::2], assignments[::2]
+    assert not points.is_contiguous() and not assignments.is_contiguous()
+    check(points, assignments, 6, *run(centroids, "centroid_sums", points, assignments, 6))
+
+
+def test_same_bits_every_time(run: Callable[..., Any]) -> None:
+    points, assignments = random_case(2000, 3, 9, torch.float32)
+    first, _ = run(centroids, "centroid_sums", points, assignments, 3)
+    for _ in range(3):
+        assert torch.equal(first, run(centroids, "centroid_sums", points, assignments, 3)[0])
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    points, assignments = random_case(20_000, 50, 40, torch.float32)
+    threads, sums = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            sums.append(centroids.centroid_sums(points, assignments, 50)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*sums)
+
+
+def test_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(centroids, "BLOCK_BYTES", 1000)
+    points, assignments = random_case(999, 7, 10, torch.bfloat16)
+    assignments[5] = -1
+    check(points, assignments, 7, *centroids.centroid_sums_reference(points, assignments, 7))
+
+
+def test_unit_norm_or_previous() -> None:
+    sums = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [0.0, -2.0]])
+    previous = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
+    updated = centroids.normalise_centroids(sums, torch.tensor([5, 0, 2, 1]), previous)
+    torch.testing.assert_close(updated, torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("points", "assignments", "k", "message"),
+    [
+        (torch.ones(3), torch.zeros(3).long(), 2, r"\(N, D\)"),
+        (torch.ones(3, 2), torch.zeros(4).long(), 2, r"\(4,\)"),
+        (torch.ones(3, 0), torch.zeros(3).long(), 2, "D of 1 or more"),
+        (torch.ones(3, 2), torch.zeros(3).long(), 0, "at least one cluster"),
+        (torch.ones(3, 2).half(), torch.zeros(3).long(), 2, "float16"),
+        (torch.ones(3, 2), torch.zeros(3).int(), 2, "int32"),
+        (torch.ones(3, 2), torch.zeros(3, device="meta").long(), 2, "meta"),
+    ],
+)
+def test_wrong_input_is_named(points: Tensor, assignments: Tensor, k: int, message: str) -> None:
+    for function in (centroids.centroid_sums, centroids.centroid_sums_reference, centroids.centroid_sums_triton):
+        with pytest.raises(ValueError, match=message):
+            function(points, assignments, k)
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts", "previous", "message"),
+    [
+        (torch.ones(3, 2), torch.ones(2).long(), torch.ones(3, 2), r"\(2,\)"),
+        (torch.ones(3, 2), torch.ones(3).long(), torch.ones(2, 2), r"\(2, 2\)"),
+        (torch.ones(3, 2).bfloat16(), torch.ones(3).long(), torch.ones(3, 2), "bfloat16"),
+        (torch.ones(3, 2), torch.ones(3).long(), torch.ones(3, 2, device="meta"), "meta"),
+    ],
+)
+def test_wrong_sums_are_named(sums: Tensor, counts: Tensor, previous: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        centroids.normalise_centroids(sums, counts, previous)
+
+
+def test_triton_needs_a_gpu_or_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    with pytest.raises(ValueError, match="call centroid_sums_reference"):
+        centroids.centroid_sums_triton(torch.ones(3, 4), torch.zeros(3).long(), 2)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_compiles_without_atomics(compile_for: Callable[..., Any], dtype: str) -> None:
+    chunk_sums, cluster_sums = centroids._build_kernels()
+    rows = dict.fromkeys(["order_ptr", "chunk_cluster_ptr", "chunk_ends_ptr", "starts_ptr"], "*i64")
+    types = {"points_ptr": f"*{dtype}", "partial_ptr": "*fp32", "K": "i32", "D": "i32", "points_stride_n": "i32"}
+    first = compile_for(
+        chunk_sums, rows | types, {"points_stride_d": 1, "CHUNK_POINTS": centroids.CHUNK, "BLOCK_N": 32, "BLOCK_D": 128}
+    )
+    types = {"partial_ptr": "*fp32", "chunk_ends_ptr": "*i64", "chunks_ptr": "*i64", "sums_ptr": "*fp32", "D": "i32"}
+    second = compile_for(cluster_sums, types, {"BLOCK_C": 16, "BLOCK_D": 128})
+    for compiled in (first, second):
+        assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])

@@ -1,0 +1,152 @@
+"""Views of a batch: log-mixup-exp and random resize crop, batched, with counter-based random numbers, on the device.
+
+B clips in a batch, F mel bins, T frames, M clips in the mixup memory. SpecAugment is in the DALI graph (pipeline.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unfused_fast.config_audio import AugmentConfig, RandomResizeCropConfig
+from unfused_fast.randomness import Stream, uniform
+
+CUBIC_A = -0.75
+"""Keys' coefficient, as in torch.nn.functional.interpolate(mode="bicubic")."""
+
+
+def cubic_kernel(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel at non-negative distances; 0 from 2 on. Source: Keys 1981, eq. 4 with a =
+    -0.75.
+    """
+    near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance.square() + 1
+    far = CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
+    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+
+
+def resize_weights(offset: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
+    """(B,) offset and length of crops -> (B, size_out, size_in) rows of bicubic weights, align_corners.
+
+    Row o resamples the crop [offset, offset + length) of an axis of size_in at output position o. Taps are clamped to
+    the crop,
+    as F.interpolate clamps to its input; positions of the crop outside [0, size_in) are the zero canvas and carry no
+    weight.
+    """
+    scale = (length - 1).to(torch.float32) / max(size_out - 1, 1)  # scale first: rounded as F.interpolate rounds it
+    source = scale[:, None] * torch.arange(size_out, device=offset.device, dtype=torch.float32)
+    base = source.floor()
+    columns = torch.arange(size_in, device=offset.device, dtype=torch.float32)
+    weights = torch.zeros(offset.shape[0], size_out, size_in, device=offset.device)
+    for tap in range(-1, 3):
+        index = (base + tap).clamp(min=0).minimum((length - 1).to(torch.float32)[:, None]) + offset.to(torch.float32)[
+            :, None
+        ]
+        weights = weights + (columns == index[..., None]) * cubic_kernel((source - base - tap).abs())[..., None]
+    return weights
+
+
+def random_resize_crop(log_mel: Tensor, draws: Tensor, config: RandomResizeCropConfig) -> Tensor:
+    """(B, 1, F, T), draws (B, 4) in [0, 1) -> (B, 1, F, T): a random crop of a zero canvas, resized back.
+
+    The input lies in the middle of a canvas of F x canvas_time * T; draws choose height, length and where the crop
+    lies.
+    Two batched matrix products. Source: BYOL-A section 3; authors.
+    """
+    bins, frames = log_mel.shape[-2:]
+    canvas_frames = int(frames * config.canvas_time)
+
+    def crop(
+        size: int, canvas: int, scale: tuple[float, float], scale_draw: Tensor, place_draw: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        length = (size * (scale[0] + (scale[1] - scale[0]) * scale_draw)).floor().clamp(1, canvas)
+        offset = (place_draw * (canvas - length + 1)).floor().minimum(canvas - length)
+        return offset - (canvas - size) // 2, length
+
+    frequency = resize_weights(*crop(bins, bins, config.freq_scale, draws[:, 0], draws[:, 1]), bins, bins)
+    time = resize_weights(*crop(frames, canvas_frames, config.time_scale, draws[:, 2], draws[:, 3]), frames, frames)
+    return (frequency @ log_mel[:, 0].float() @ time.transpose(1, 2)).unsqueeze(1)
+
+
+def log_mixup_exp(log_mel: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """log((1 - share) exp(log_mel) + share exp(other)), (B, 1, F, T) both, share (B,). Source: BYOL-A section 3;
+    authors.
+    """
+    share = share[:, None, None, None]
+    mixed = torch.logaddexp(log_mel + torch.log1p(-share), other + share.clamp(min=1e-12).log())
+    return torch.where(share > 0, mixed, log_mel)
+
+
+class MixupMemory:
+    """The last M normalised crops on the device; each clip is mixed with one of them, never with itself.
+
+    Which clip stands where depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
+    holds
+    a normalised log-mel to 1e-3 of its spread at half the bytes.
+    """
+
+    def __init__(self, size: int, bins: int, frames: int, device: torch.device) -> None:
+        self.crops = torch.zeros(size, 1, bins, frames, dtype=torch.float16, device=device)
+        self.clip_ids = torch.full((size,), -1, dtype=torch.int64, device=device)
+        self.written = 0
+
+    def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+        """(B,) ids, draws (B, 2) -> a past crop for each (B, 1, F, T) and its share (B,), 0 where there is none."""
+        filled = min(self.written, len(self.crops))
+        slot = (draws[:, 0] * max(filled, 1)).long().clamp(max=max(filled, 1) - 1)
+        usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
+        return self.crops[slot].float(), torch.where(usable, draws[:, 1] * ratio, 0.0)
+
+    def push(self, clip_ids: Tensor, crops: Tensor) -> None:
+        """Remembers a batch, overwriting the oldest."""
+        clip_ids, crops = clip_ids[-len(self.crops) :], crops[-len(self.crops) :]
+        slots = (torch.arange(len(clip_ids), device=clip_ids.device) + self.written) % len(self.crops)
+        self.crops[slots] = crops.to(self.crops.dtype)
+        self.clip_ids[slots] = clip_ids
+        self.written += len(clip_ids)
+
+
+class Augmenter:
+    """Turns normalised crops into views. One per run; its only state is the mixup memory."""
+
+    def __init__(
+        self, config: AugmentConfig, *, seed: int, clips: int, bins: int, frames: int, device: torch.device
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.memory = (
+            MixupMemory(min(config.mixup.memory, clips), bins, frames, device) if config.mixup.ratio > 0 else None
+        )
+
+    def __call__(self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, ...]:
+        """(B,) ids and V crops (B, 1, F, T) -> V views: mixup with the memory, then random resize crop."""
+        views = []
+        for view, crop in enumerate(crops):
+            if self.memory is not None:
+                draws = uniform(clip_ids, 2, seed=self.seed, epoch=epoch, stream=Stream.MIXUP, view=view)
+                crop = log_mixup_exp(crop, *self.memory.draw(clip_ids, draws, self.config.mixup.ratio))
+            if self.config.rrc.enabled:
+                draws = uniform(clip_ids, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
+                crop = random_resize_crop(crop, draws, self.config.rrc)
+            views.append(crop)
+        if self.memory is not None:
+            self.memory.push(clip_ids, crops[0])
+        return tuple(views)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to save: the filled part of the memory."""
+        if self.memory is None:
+            return {}
+        filled = min(self.memory.written, len(self.memory.crops))
+        return {
+            "mixup.crops": self.memory.crops[:filled],
+            "mixup.clip_ids": self.memory.clip_ids[:filled],
+            "mixup.written": torch.tensor(self.memory.written),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of state."""
+        if self.memory is None:
+            return
+        filled = len(state["mixup.clip_ids"])
+        self.memory.crops[:filled] = state["mixup.crops"].to(self.memory.crops.device)
+        self.memory.clip_ids[:filled] = state["mixup.clip_ids"].to(self.memory.clip_ids.device)
+        self.memory.written = int(state["mixup.written"])

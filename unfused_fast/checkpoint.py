@@ -1,0 +1,132 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest; written whole or not at all, verified when read, never
+pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unfused_fast.errors import UserError
+
+KEPT = 2
+"""Checkpoints kept: the last, and the one before it in case the last is damaged."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes under a temporary name, fsyncs, renames: a reader sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, written atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def save_checkpoint(directory: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Writes `epoch-<n>.safetensors` and, last, the JSON with its digest; drops all but the last two."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"epoch-{epoch:06d}.safetensors"
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.replace(path)
+        write_json(path.with_suffix(".json"), {"epoch": epoch, "sha256": digest, **state})
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: could not be written ({error}); earlier checkpoints are intact, so free space and go on with "
+            "--resume"
+        ) from error
+    for old in sorted(directory.glob("epoch-??????.json"))[:-KEPT]:
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """The newest sound checkpoint: tensors on the CPU, its JSON, and a sentence for each newer one that is damaged.
+
+    Raises UserError when there is none.
+    """
+    damaged: list[str] = []
+    for path in sorted(directory.glob("epoch-??????.json"), reverse=True):
+        tensors_path = path.with_suffix(".safetensors")
+        try:
+            state = json.loads(path.read_text())
+            with tensors_path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != state["sha256"]:
+                raise ValueError("its digest does not match")
+            return load_file(tensors_path), state, damaged
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            damaged.append(f"{tensors_path} is damaged ({error})")
+    found = "; ".join(damaged) if damaged else "there is none"
+    raise UserError(f"{directory}: no usable checkpoint: {found}; train again, or point to another run")
+
+
+def collect(network: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
+    """`model.*` and `optim.*` tensors of a network and its optimiser, and the generators' states."""
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    if optimizer is not None:
+        for name, parameter in network.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optim.{name}.{key}"] = torch.as_tensor(value)
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Inverse of collect. Strict: raises UserError that lists what is missing, unexpected or of another shape."""
+    load_network(
+        network, {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    )
+    if optimizer is not None:
+        for name, parameter in network.named_parameters():
+            prefix = f"optim.{name}."
+            for full, value in tensors.items():
+                if full.startswith(prefix) and "." not in full[len(prefix) :]:
+                    optimizer.state[parameter][full[len(prefix) :]] = value.to(parameter.device)
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads exactly the network's tensors. Raises UserError when names or shapes differ."""
+    own = network.state_dict()
+    missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{label} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+            if names
+        ]
+        raise UserError(
+            f"the checkpoint does not fit this config: {'; '.join(parts)}; use the config of the run that wrote it"
+        )
+    network.load_state_dict(tensors)

@@ -1,0 +1,251 @@
+"""Every number of a run: one frozen dataclass per part; each field carries value, unit and source.
+
+"Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released, "BYOL-A" arXiv
+2103.06695. The data path's parts are in config_audio.py. A preset (settings.py) is a set of values laid over these;
+`unfused-fast config` prints fields, values and these texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unfused_fast.config_audio import AugmentConfig, DataConfig, FrontendConfig, ViewsConfig, check, positive
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder and projection head."""
+
+    encoder: Literal["audiontt", "efficientnet_b0"] = "audiontt"
+    """AudioNTT2020Task6 (paper section 3 by reference 21) or EfficientNet-B0 (DECAR section 5)."""
+    dim: int = 2048
+    """Width of AudioNTT's fully connected block = size of an embedding. Source: paper section 4 (R^2048)."""
+    channels: int = 64
+    """Channels of AudioNTT's three convolution blocks. Source: the encoder's paper; fewer for quick trials."""
+    dropout: float = 0.3
+    """Dropout between the two fully connected layers. Source: authors."""
+    pool: Literal["maxmean", "mean", "max"] = "maxmean"
+    """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A."""
+    proj_hidden: int = 2048
+    """Hidden width of the projection head. Source: authors (the paper says only: multiple linear layers)."""
+    proj_dim: int = 512
+    """Output size of the projection head, D of the memory bank. Source: paper section 4."""
+    l2_normalize: bool = True
+    """Projections get unit norm. Source: paper section 3; the authors' code does not."""
+
+    def __post_init__(self) -> None:
+        positive("model", dim=self.dim, channels=self.channels, proj_hidden=self.proj_hidden, proj_dim=self.proj_dim)
+        check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: want 0 <= dropout < 1")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Spherical k-means over the memory bank."""
+
+    k: int | Auto = 512
+    """Clusters. Source: paper section 4 (512). `auto`: 512, or one for every 8 clips where that is fewer."""
+    iterations: int = 10
+    """k-means iterations. Source: authors."""
+    init: Literal["random", "kmeans++", "warm"] = "random"
+    """Initial centroids: random rows, cosine k-means++, or the last epoch's. Source: authors (random rows, each
+    epoch).
+    """
+    empty: Literal["keep", "split"] = "keep"
+    """An empty cluster keeps its centroid, or takes half of the largest. Source: authors (keep)."""
+    every_epochs: int = 1
+    """Epochs from one clustering to the next. Source: paper section 3."""
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    """Who computes nearest centroids and sums; `auto` takes the fastest that is present and says which."""
+
+    def __post_init__(self) -> None:
+        check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
+        positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Cross-entropy of prototype scores against the assignments."""
+
+    temperature: float = 0.1
+    """Divides prototype scores before the softmax. Source: DeepCluster-v2's default; at 1 unit-norm scores say
+    nothing.
+    """
+
+    def __post_init__(self) -> None:
+        positive("loss", temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """The memory bank."""
+
+    init_mode: Literal["eval", "train"] = "eval"
+    """Mode of the network while the bank is first filled. Ours: eval leaves BatchNorm alone; the authors use train."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule."""
+
+    name: Literal["larc", "sgd", "adamw"] = "larc"
+    """SGD with layer-wise adaptive rates, plain SGD, or AdamW. Source: authors (LARC, pre-training), SGD
+    (distillation).
+    """
+    lr: float = 0.005
+    """Base learning rate. Source: paper section 4."""
+    momentum: float = 0.9
+    """Momentum of SGD and LARC; first beta of AdamW. Source: authors."""
+    weight_decay: float = 1e-6
+    """L2 weight decay (decoupled for AdamW). Source: authors."""
+    trust: float = 0.001
+    """LARC's trust coefficient. Source: authors."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Linear warm-up then cosine to 0, or constant. Source: the authors build the first but never apply it."""
+    warmup_epochs: float = 10
+    """Length of the warm-up, in epochs (at most a tenth of a shorter run). Source: authors."""
+    exclude_1d: bool = False
+    """Keep weight decay and LARC off biases and BatchNorm. Source: authors (false)."""
+
+    def __post_init__(self) -> None:
+        positive("optim", lr=self.lr, trust=self.trust)
+        check(0 <= self.momentum < 1, f"optim.momentum = {self.momentum}: want 0 <= momentum < 1")
+        check(self.weight_decay >= 0, f"optim.weight_decay = {self.weight_decay}: want 0 or more")
+        check(self.warmup_epochs >= 0, f"optim.warmup_epochs = {self.warmup_epochs}: want 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = 100
+    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation)."""
+    batch_size: int | Auto = 512
+    """Clips a step, over all ranks. Source: paper section 4. `auto`: 512, or a sixteenth of a small set (at least
+    16).
+    """
+    amp: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast of forward passes; `auto` is bf16 where the device has it in hardware. Ours: the authors use fp32."""
+    seed: int = 0
+    """Seeds weights, order, views, clustering."""
+    save_every: int = 1
+    """Epochs from one checkpoint to the next; the last epoch is always saved."""
+
+    def __post_init__(self) -> None:
+        positive("train", epochs=self.epochs, save_every=self.save_every)
+        check(
+            self.batch_size == "auto" or self.batch_size >= 2, f"train.batch_size = {self.batch_size}: want at least 2"
+        )
+        check(0 <= self.seed < 2**31, f"train.seed = {self.seed}: want 0 <= seed < 2**31")
+
+
+@dataclass(frozen=True)
+class PseudoConfig:
+    """Pseudo-labels of the target data (paper section 3, part 2)."""
+
+    feature: Literal["encoder", "projector", "block1", "block2", "block3"] = "encoder"
+    """What of the teacher is clustered. Source: paper Algorithm 1 (f_pre(X)); authors: projector, or block1 in LAPE."""
+    k: int | Auto = "auto"
+    """Clusters; `auto` is the number of classes of the set. Source: paper Algorithm 1 (K = t)."""
+    pca_dim: int = 128
+    """PCA before clustering, 0 for none. Source: authors; DECAR section 3."""
+    whiten: bool = True
+    """Scale principal components to unit variance. Source: authors; DECAR section 3."""
+    iterations: int = 20
+    """k-means iterations. Source: authors."""
+    n_init: int = 10
+    """Restarts; the one of least inertia wins. Ours: the authors run one with a random seed."""
+
+    def __post_init__(self) -> None:
+        check(self.k == "auto" or self.k >= 1, f"pseudo.k = {self.k}: want at least 1, or auto")
+        check(self.pca_dim >= 0, f"pseudo.pca_dim = {self.pca_dim}: want 0 or more")
+        positive("pseudo", iterations=self.iterations, n_init=self.n_init)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Self-distillation, paper Eq. 1."""
+
+    alpha: float = 0.7
+    """Weight of the blocks' cross-entropies; 1 - alpha weighs the KL terms. Source: paper section 4."""
+    beta: float = 0.003
+    """Weight of the MSE terms. Source: paper section 4."""
+    kl_temperature: float = 1.0
+    """Divides both sides' logits inside the KL terms. Source: authors (1)."""
+    detach_teacher: bool = False
+    """Stop gradients of KL and MSE into the deepest classifier. Source: authors (false)."""
+    mse: Literal["cos_logits", "logits"] = "cos_logits"
+    """MSE of unit-norm logits (2 - 2 cos), or of plain logits. Source: authors; the paper's own dimensions do not
+    fit.
+    """
+    head: Literal["mlp3", "linear"] = "mlp3"
+    """Heads of the blocks: three linear layers with BatchNorm and ReLU between, or one. Source: authors."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.alpha <= 1, f"distill.alpha = {self.alpha}: want 0 <= alpha <= 1")
+        check(self.beta >= 0, f"distill.beta = {self.beta}: want 0 or more")
+        positive("distill", kl_temperature=self.kl_temperature)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Linear evaluation on frozen features."""
+
+    encoder: Literal["full", "student3"] = "full"
+    """The whole encoder, or its three convolution blocks (the paper's f_sd^s). Source: authors evaluate the whole."""
+    pool: Literal["maxmean", "mean", "max"] = "maxmean"
+    """Pooling over the whole clip. Source: as in pre-training; the authors' evaluation code uses the mean alone."""
+    standardize: bool = True
+    """Scale features by mean and standard deviation over the train split. Ours: heads of one rate fit every encoder."""
+    lr: float = 0.001
+    """The paper's learning rate (Adam), always among those tried. Source: paper section 4."""
+    lr_grid: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+    """Learning rates trained side by side; validation picks one. Ours: no encoder is judged by another's best rate."""
+    batch_size: int = 32
+    """Clips a step. Source: paper section 4."""
+    epochs: int = 50
+    """Passes over the features. Source: paper section 4."""
+    weight_decay: float = 0.0
+    """L2 penalty of the heads. Source: authors (none)."""
+    label_fraction: float = 1.0
+    """Share of the train labels used, at least one per class, chosen by seed. Ours: 0.1 shows the low-label case."""
+    valid_fraction: float = 0.15
+    """Share of train groups held out for selection where the set has no valid split. Ours."""
+    shuffle_labels: bool = False
+    """Permute labels within each split: the score must fall to chance. Ours: a check of the whole path against
+    leaks.
+    """
+
+    def __post_init__(self) -> None:
+        positive("eval", lr=self.lr, batch_size=self.batch_size, epochs=self.epochs)
+        check(
+            all(rate > 0 for rate in self.lr_grid), f"eval.lr_grid = {self.lr_grid}: every rate must be greater than 0"
+        )
+        check(0 < self.label_fraction <= 1, f"eval.label_fraction = {self.label_fraction}: want 0 < fraction <= 1")
+        check(0 < self.valid_fraction < 1, f"eval.valid_fraction = {self.valid_fraction}: want 0 < fraction < 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Sections that a stage does not use stay at their defaults."""
+
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    aug: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def crop_frames(self) -> int:
+        """Log-mel frames of a training crop: 1 + samples // hop, as librosa counts with centring (96 for 0.95 s)."""
+        return 1 + round(self.data.crop_seconds * self.frontend.sample_rate_hz) // self.frontend.hop_samples

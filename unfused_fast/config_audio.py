@@ -1,0 +1,144 @@
+"""The numbers of the data path: front end, crops, augmentation. Sources are abbreviated as in config.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unfused_fast.errors import UserError
+
+
+def check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def positive(section: str, **values: float) -> None:
+    for name, value in values.items():
+        check(value > 0, f"{section}.{name} = {value}: it must be greater than 0")
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """Waveform to log-mel."""
+
+    sample_rate_hz: int = 16000
+    """Rate of the shards' audio, in hertz. Source: DECAR; authors."""
+    n_fft: int = 1024
+    """Length of FFT and of the periodic Hann window, in samples. Source: authors (librosa.stft(n_fft=1024)), BYOL-A."""
+    hop_samples: int = 160
+    """Step from frame to frame, in samples (10 ms). Source: DECAR section 5."""
+    n_mels: int = 64
+    """Mel bins (Slaney scale, area norm). Source: DECAR section 5."""
+    fmin_hz: float = 60.0
+    """Lower edge of the lowest mel filter, in hertz. Source: DECAR section 5."""
+    fmax_hz: float = 7800.0
+    """Upper edge of the highest mel filter, in hertz. Source: DECAR section 5."""
+    log_floor: float = 1.1920929e-07
+    """Added to the mel power before the logarithm. Source: authors (float32 eps)."""
+
+    def __post_init__(self) -> None:
+        positive(
+            "frontend", n_fft=self.n_fft, hop_samples=self.hop_samples, n_mels=self.n_mels, log_floor=self.log_floor
+        )
+        check(
+            self.sample_rate_hz == 16000, f"frontend.sample_rate_hz = {self.sample_rate_hz}: shard sets hold 16000 Hz"
+        )
+        check(
+            0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate_hz / 2,
+            f"frontend.fmin_hz = {self.fmin_hz}, fmax_hz = {self.fmax_hz}: want 0 <= fmin < fmax <= 8000",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What of a clip one training view sees."""
+
+    crop_seconds: float = 0.95
+    """Length of a training crop, in seconds (96 frames). Source: authors (LAPE `length_wave`), BYOL-A."""
+    crop: Literal["random", "start"] = "random"
+    """Where the crop lies. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by a fault."""
+    norm: Literal["dataset", "none"] = "dataset"
+    """Log-mel normalisation: two scalars of the set's train split. Ours: the authors' running norm, without its
+    drift.
+    """
+
+    def __post_init__(self) -> None:
+        positive("data", crop_seconds=self.crop_seconds)
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """How the two views of a clip are related."""
+
+    same_crop: bool = True
+    """Both views augment one crop; false draws a crop for each. Source: authors."""
+
+
+@dataclass(frozen=True)
+class MixupConfig:
+    """Log-mixup-exp with a FIFO memory of past inputs."""
+
+    ratio: float = 0.4
+    """Mixing share drawn from U(0, ratio); 0 turns it off. Source: authors, BYOL-A."""
+    memory: int = 2048
+    """Clips held by the FIFO memory. Source: authors, BYOL-A."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.ratio < 1, f"aug.mixup.ratio = {self.ratio}: want 0 <= ratio < 1")
+        positive("aug.mixup", memory=self.memory)
+
+
+@dataclass(frozen=True)
+class RandomResizeCropConfig:
+    """Random resize crop on a virtual canvas, bicubic, align_corners."""
+
+    enabled: bool = True
+    """Source: authors, BYOL-A."""
+    canvas_time: float = 1.5
+    """Canvas length as a multiple of the crop's frames. Source: authors, BYOL-A."""
+    freq_scale: tuple[float, float] = (0.6, 1.5)
+    """Range of the crop's height as a multiple of the mel bins. Source: authors, BYOL-A."""
+    time_scale: tuple[float, float] = (0.6, 1.5)
+    """Range of the crop's length as a multiple of the frames. Source: authors, BYOL-A."""
+
+    def __post_init__(self) -> None:
+        check(self.canvas_time >= 1, f"aug.rrc.canvas_time = {self.canvas_time}: want at least 1")
+        for name, (low, high) in (("freq_scale", self.freq_scale), ("time_scale", self.time_scale)):
+            check(0 < low <= high, f"aug.rrc.{name} = {(low, high)}: want 0 < low <= high")
+
+
+@dataclass(frozen=True)
+class SpecAugmentConfig:
+    """Time and frequency masks drawn for each clip and view, applied inside the DALI graph, filled with the set's
+    mean.
+    """
+
+    freq_masks: int = 1
+    """Masks along frequency. Ours: the paper names none, DECAR section 3 uses SpecAugment (2); 0 turns them off."""
+    freq_width: int = 8
+    """Largest width of a frequency mask, in mel bins. Ours: an eighth of the 64 bins; DECAR's 30 was set for whole
+    clips.
+    """
+    time_masks: int = 1
+    """Masks along time. Ours, as freq_masks."""
+    time_width: int = 12
+    """Largest width of a time mask, in frames. Ours: an eighth of the 96 frames; DECAR's 40 was set for whole clips."""
+
+    def __post_init__(self) -> None:
+        for name in ("freq_masks", "freq_width", "time_masks", "time_width"):
+            check(getattr(self, name) >= 0, f"aug.specaug.{name} = {getattr(self, name)}: want 0 or more")
+
+    @property
+    def masks(self) -> int:
+        """Masks drawn for one view."""
+        return (self.freq_masks if self.freq_width else 0) + (self.time_masks if self.time_width else 0)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What makes two views of one clip differ."""
+
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    rrc: RandomResizeCropConfig = field(default_factory=RandomResizeCropConfig)
+    specaug: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)

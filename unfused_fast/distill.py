@@ -1,0 +1,230 @@
+"""Stage 2: unsupervised fine-tuning by self-distillation.   N target clips, B clips in a batch, K pseudo-classes.
+
+Clustering the target's training clips with the frozen teacher f_pre gives pseudo-labels; a randomly initialised f_sd
+learns
+them with its deepest classifier and with a head on each block, which also follow the deepest one. Source: paper section
+3, part 2.
+The target's labels are never read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
+
+from unfused_fast.augment import Augmenter
+from unfused_fast.checkpoint import collect, restore, save_checkpoint
+from unfused_fast.clustering import pseudo_label_kmeans
+from unfused_fast.config import Config, DistillConfig
+from unfused_fast.errors import UserError
+from unfused_fast.features import extract, load_encoder
+from unfused_fast.loop import PartTimer, run_epochs
+from unfused_fast.model import DistillNetwork
+from unfused_fast.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.training import (
+    Options,
+    Run,
+    autocast,
+    compiled,
+    console,
+    prepare_for,
+    resolve_batch_size,
+    seed_everything,
+)
+
+
+def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of two logits (B, K), mean over clips, times temperature^2. Source: paper Eq. 1; authors'
+    direction.
+    """
+    expected = softmax(teacher / temperature, dim=1)
+    return kl_div(log_softmax(student / temperature, dim=1), expected, reduction="batchmean") * temperature**2
+
+
+def mse_term(student: Tensor, teacher: Tensor, kind: Literal["cos_logits", "logits"] = "cos_logits") -> Tensor:
+    """Squared distance of two logits (B, K), mean over clips. Source: paper Eq. 1, whose dimensions do not fit;
+    authors.
+
+    `cos_logits`: of the unit-norm logits, which is 2 - 2 cos; `logits`: of the logits, mean over K too.
+    """
+    if kind == "logits":
+        return (student - teacher).square().mean()
+    return (normalize(student, dim=1) - normalize(teacher, dim=1)).square().sum(dim=1).mean()
+
+
+def distill_loss(deepest: Tensor, blocks: list[Tensor], targets: Tensor, config: DistillConfig) -> dict[str, Tensor]:
+    """Logits l (B, K), z^i (B, K) of each block, pseudo-labels (B,) -> `total` and its four parts, unweighted.
+
+    L = CE(l) + alpha sum CE(z^i) + (1 - alpha) sum KL(z^i, l) + beta sum MSE(z^i, l). Source: paper Eq. 1.
+    """
+    guide = deepest.detach() if config.detach_teacher else deepest
+    parts = {
+        "ce": cross_entropy(deepest, targets),
+        "ce_blocks": torch.stack([cross_entropy(block, targets) for block in blocks]).sum(),
+        "kl_blocks": torch.stack([kl_term(block, guide, config.kl_temperature) for block in blocks]).sum(),
+        "mse_blocks": torch.stack([mse_term(block, guide, config.mse) for block in blocks]).sum(),
+    }
+    total = (
+        parts["ce"]
+        + config.alpha * parts["ce_blocks"]
+        + (1 - config.alpha) * parts["kl_blocks"]
+        + config.beta * parts["mse_blocks"]
+    )
+    return {"total": total, **parts}
+
+
+def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch.device) -> tuple[Tensor, int]:
+    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, and K.
+
+    K is `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t).
+    """
+    k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
+    if k < 2:
+        raise UserError(
+            f"{shards.directory}: the set names {k} classes, so K is not known; give it with --set pseudo.k=N (at "
+            "least 2)"
+        )
+    frozen, kind = load_encoder(teacher, device), config.pseudo.feature
+    pool = "mean" if kind.startswith("block") else frozen.config.model.pool
+    features = extract(frozen, shards, "train", kind, pool, device, "teacher features")
+    settings = config.pseudo
+    found = pseudo_label_kmeans(
+        features,
+        k,
+        pca_dim=settings.pca_dim,
+        whiten=settings.whiten,
+        iterations=settings.iterations,
+        n_init=settings.n_init,
+        seed=config.train.seed,
+    )
+    return found.assignments, k
+
+
+class Distillation:
+    """The state that lives through the epochs of stage 2."""
+
+    def __init__(self, config: Config, shards: ShardSet, targets: Tensor, k: int, options: Options) -> None:
+        self.config, self.options, device = config, options, options.device
+        seed_everything(config.train.seed)
+        self.targets, self.k, clips = targets, k, len(targets)
+        self.first_id = int(shards.clips_in("train").column("clip_id")[0].as_py())
+        self.batch_size = resolve_batch_size(config, clips)
+        self.loader = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
+        self.network = prepare_for(DistillNetwork(config, k), device)
+        self.forward = compiled(self.network, options)
+        self.optimizer = build_optimizer(self.network, config.optim)
+        self.augment = Augmenter(
+            config.aug,
+            seed=config.train.seed,
+            clips=clips,
+            bins=config.frontend.n_mels,
+            frames=config.crop_frames,
+            device=device,
+        )
+        self.timer = PartTimer(device)
+        self.step = 0
+
+    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+        """Nothing changes between epochs: the pseudo-labels stay. Source: authors (clustered once)."""
+        self.network.train()
+        return {}
+
+    def train_batch(self, batch: Batch, epoch: int) -> Tensor:
+        """One step on one view of each clip: returns the detached loss."""
+        with self.timer.part("augment"):
+            (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch)
+        with self.timer.part("forward"):
+            with autocast(self.config, self.options.device):
+                deepest, blocks = self.forward(view)
+            loss = distill_loss(deepest, blocks, self.targets[batch.clip_ids - self.first_id], self.config.distill)[
+                "total"
+            ]
+        with self.timer.part("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        with self.timer.part("optimizer"):
+            set_rate(self.optimizer, self.rate(self.step))
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.detach()
+
+    def tail(self, batch: Batch, epoch: int) -> None:
+        """The partial batch waits for another epoch's order: a BatchNorm over a few clips would mislead."""
+
+    def end_epoch(self) -> None:
+        """Nothing to check: there is no bank."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
+
+    def save(self, run: Run, epoch: int) -> None:
+        """Writes the checkpoint."""
+        tensors = {**collect(self.network, self.optimizer), **self.augment.state(), "targets": self.targets}
+        save_checkpoint(run.checkpoints, epoch, tensors, {"step": self.step, "k": self.k})
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
+        """Restores all state; returns the epoch that was finished."""
+        restore(tensors, self.network, self.optimizer)
+        self.augment.load_state(tensors)
+        self.step = state["step"]
+        return int(state["epoch"])
+
+
+def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options: Options) -> dict[str, Any]:
+    """Distils into run directory `out`, guided by the pre-training run `teacher`; returns result.json's content.
+
+    Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
+    """
+    if "train" not in shards.manifest.splits:
+        raise UserError(
+            f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
+        )
+    run = Run(out, "distill", config, shards, options, teacher=str(teacher))
+    if (finished := run.result()) is not None:
+        return finished
+    if run.resumed:
+        tensors, saved = run.load()
+        targets, k = tensors["targets"].to(options.device), int(saved["k"])
+    else:
+        targets, k = pseudo_labels(config, shards, teacher, options.device)
+        _write_pseudo_labels(out / "pseudo_labels.parquet", shards, targets)
+    state = Distillation(config, shards, targets, k, options)
+    done = state.load(tensors, saved) if run.resumed else 0
+    sizes = torch.bincount(targets, minlength=k)
+    console.print(
+        f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
+        f"{int(sizes.max())} clips, "
+        f"{config.train.epochs} epochs, on {options.device}"
+    )
+    with run.signals():
+        trained = run_epochs(state, run, done)
+    return run.finish(
+        {
+            "encoder": config.model.encoder,
+            "teacher": str(teacher),
+            "clips": {"train": len(targets)},
+            "k": k,
+            "batch_size": state.batch_size,
+            **trained,
+        }
+    )
+
+
+def _write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:
+    """clip_id, key, pseudo_label: one row a clip of the train split."""
+    clips = shards.clips_in("train")
+    pq.write_table(
+        pa.table(
+            {"clip_id": clips.column("clip_id"), "key": clips.column("key"), "pseudo_label": targets.cpu().numpy()}
+        ),
+        path,
+    )

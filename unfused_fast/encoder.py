@@ -1,0 +1,28 @@
+"""What encoders give, and how they hide padding.   B clips, C channels, F mel bins, T frames, D features."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EncoderOutput(NamedTuple):
+    """The result of an encoder, before pooling over time."""
+
+    blocks: tuple[Tensor, ...]
+    """Maps (B, C_i, F_i, T_i) after each block that may get a distillation head."""
+    frames: Tensor
+    """(B, T', D): features per time step of the last block."""
+    frame_counts: Tensor | None
+    """(B,) int64 valid time steps of `frames`; None when all are valid."""
+
+
+def mask_time(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, C, F, T), (B,) -> x with zeros at the times t >= valid; x itself when `valid` is None."""
+    if valid is None:
+        return x
+    times = torch.arange(x.shape[-1], device=x.device)
+    # Not a product: a padding value that is not finite must vanish too.
+    return x.masked_fill(times >= valid[:, None, None, None], 0.0)

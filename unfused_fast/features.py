@@ -1,0 +1,143 @@
+"""Features of whole clips from a frozen encoder.   N clips of a split, B clips in a batch, F mel bins, T frames, D
+features.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from unfused_fast.checkpoint import load_checkpoint, load_network
+from unfused_fast.config import Config
+from unfused_fast.encoder import EncoderOutput
+from unfused_fast.errors import UserError
+from unfused_fast.model import Pool, PretrainNetwork, block_features, build_encoder, pool_time
+from unfused_fast.pipeline import Loader
+from unfused_fast.settings import from_flat
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.training import console, prepare_for, seed_everything
+
+Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
+WHOLE_CLIP_BATCH = 32
+"""Whole clips a batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is only read: its config, the log-mel statistics it was trained with, and a network in eval
+    mode.
+    """
+
+    name: str
+    config: Config
+    log_mel: dict[str, float] | None
+    """Mean and std it expects; None means those of the shard set it is given (baselines)."""
+    network: torch.nn.Module | None
+    projector: torch.nn.Module | None
+
+    def features(self, log_mel: Tensor, frame_counts: Tensor, kind: Kind, pool: Pool) -> Tensor:
+        """(B, 1, F, T) normalised, (B,) valid frames -> (B, D) float32, pooled over the whole clip."""
+        if self.network is None or kind == "logmel":
+            return log_mel_statistics_features(log_mel, frame_counts)
+        output: EncoderOutput = self.network(log_mel, frame_counts)
+        if kind in ("encoder", "projector"):
+            pooled = pool_time(output.frames, output.frame_counts, pool)
+            if kind == "encoder":
+                return pooled.float()
+            if self.projector is None:
+                raise UserError(
+                    f"{self.name}: it has no projection head (only pre-training runs do); use pseudo.feature=encoder"
+                )
+            return torch.as_tensor(self.projector(pooled)).float()
+        block = int(kind[-1]) - 1
+        counts = frame_counts * output.blocks[block].shape[-1] // log_mel.shape[-1]
+        return block_features(output.blocks[block], counts, pool).float()
+
+
+def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor:
+    """(B, 1, F, T) -> (B, 2 F): mean and standard deviation of each mel bin over the clip's frames, the `logmel`
+    baseline.
+    """
+    valid = (torch.arange(log_mel.shape[-1], device=log_mel.device) < frame_counts[:, None])[:, None, :]
+    counts = frame_counts[:, None].float()
+    values = log_mel[:, 0].float()
+    mean = (values * valid).sum(dim=-1) / counts
+    variance = ((values - mean[..., None]).square() * valid).sum(dim=-1) / counts
+    return torch.cat([mean, variance.sqrt()], dim=1)
+
+
+def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
+    """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run."""
+    description = run / "config.json"
+    if not description.exists():
+        raise UserError(
+            f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain or distill "
+            "wrote"
+        )
+    recorded = json.loads(description.read_text())
+    if recorded["stage"] not in ("pretrain", "distill"):
+        raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain or train distill")
+    config = from_flat(recorded["config"])
+    tensors, _, damaged = load_checkpoint(run / "checkpoints")
+    for sentence in damaged:
+        console.print(f"[yellow]{sentence}; using the one before it[/]")
+    model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    projector = None
+    if recorded["stage"] == "pretrain":
+        whole = PretrainNetwork(config)
+        load_network(whole, model)
+        network, projector = whole.encoder, prepare_for(whole.projector, device).eval()
+    else:
+        network = build_encoder(config)
+        load_network(
+            network,
+            {name.removeprefix("encoder."): tensor for name, tensor in model.items() if name.startswith("encoder.")},
+        )
+    return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), projector)
+
+
+def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenEncoder:
+    """`random`: the config's encoder as initialised by its seed; `logmel`: no encoder."""
+    if name == "logmel":
+        return FrozenEncoder(name, config, None, None, None)
+    seed_everything(config.train.seed)
+    return FrozenEncoder(name, config, None, prepare_for(build_encoder(config), device).eval(), None)
+
+
+@torch.no_grad()
+def extract(
+    encoder: FrozenEncoder, shards: ShardSet, split: str, kind: Kind, pool: Pool, device: torch.device, note: str = ""
+) -> Tensor:
+    """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip whole, once.
+
+    Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision.
+    """
+    loader = Loader(
+        shards, split, encoder.config, device=device, batch_size=WHOLE_CLIP_BATCH, statistics=encoder.log_mel
+    )
+    first = int(shards.clips_in(split).column("clip_id")[0].as_py())
+    rows: Tensor | None = None
+    batches = -(-loader.clips // loader.batch_size)
+    for batch in track(
+        loader.whole_clips(),
+        note or f"features of {split}",
+        total=batches,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        assert batch.frame_counts is not None
+        features = encoder.features(batch.views[0], batch.frame_counts, kind, pool)
+        rows = torch.full((loader.clips, features.shape[1]), torch.nan, device=device) if rows is None else rows
+        rows[batch.clip_ids - first] = features
+    if rows is None:
+        raise UserError(f"{shards.directory}: split {split} holds no clips")
+    if not bool(torch.isfinite(rows).all()):
+        raise UserError(f"{encoder.name}: features of split {split} are not finite; the encoder's training diverged")
+    return rows

@@ -1,0 +1,247 @@
+"""Stage 3: linear evaluation on frozen features.   N clips, D features, C classes, G heads (one a learning rate), B
+clips a batch.
+
+Features are computed once; G linear heads train side by side in one pass over them; validation picks one; test is read
+once.
+Source: paper section 3, part 3, and section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from unfused_fast.config import Config
+from unfused_fast.errors import UserError
+from unfused_fast.features import Kind, baseline_encoder, extract, load_encoder
+from unfused_fast.plots import plot_confusion
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.training import Options, Run, console
+
+BASELINES = ("random", "logmel")
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features (N, D) and labels (N,) of one split, on the device."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How predictions (N,) compare with labels (N,)."""
+
+    accuracy: float
+    macro_f1: float
+    confusion: list[list[int]]
+    """Rows are classes, columns predictions; counts of clips."""
+
+
+def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Config) -> tuple[Tensor, Tensor]:
+    """Trains G = len(rates) softmax heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
+
+    Heads start at zero (the problem is convex), and each has its own rate: a head's result is the one it would have
+    alone.
+    Source: paper section 4 (batch 32, 50 epochs); authors (Adam).
+    """
+    device, (clips, dim) = train.features.device, train.features.shape
+    generator = torch.Generator().manual_seed(config.train.seed)
+    weights = [torch.zeros(dim, classes, device=device, requires_grad=True) for _ in rates]
+    biases = [torch.zeros(classes, device=device, requires_grad=True) for _ in rates]
+    groups = [{"params": [weight, bias], "lr": rate} for weight, bias, rate in zip(weights, biases, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups, weight_decay=config.eval.weight_decay, fused=True)
+    batch_size = min(config.eval.batch_size, clips)
+    for _ in range(config.eval.epochs):
+        order = torch.randperm(clips, generator=generator).to(device)
+        for rows in torch.split(order, batch_size):
+            logits = torch.baddbmm(
+                torch.stack(biases)[:, None], train.features[rows].expand(len(rates), -1, -1), torch.stack(weights)
+            )
+            targets = train.labels[rows].expand(len(rates), -1)
+            # mean over clips, sum over heads: each head's gradient is that of its own mean loss
+            cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").div(len(rows)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return torch.stack(weights).detach(), torch.stack(biases).detach()
+
+
+def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
+    """Accuracy, macro-F1 over the classes that occur in labels or predictions, and the confusion matrix (C, C)."""
+    confusion = (
+        torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes).double()
+    )
+    hits, support = confusion.diagonal(), confusion.sum(dim=1) + confusion.sum(dim=0)
+    f1 = 2 * hits / support.clamp(min=1)
+    return Scores(
+        round(float(hits.sum() / confusion.sum()), 6),
+        round(float(f1[support > 0].mean()), 6),
+        confusion.long().tolist(),
+    )
+
+
+def label_subset(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64]:
+    """Rows of a share of the clips of each class, at least one each, drawn by seed; sorted. Ours: low-label
+    evaluation.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, 10]))
+    chosen = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(rows[: max(1, math.ceil(fraction * len(rows) - 1e-9))])
+    return np.sort(np.concatenate(chosen))
+
+
+def hold_out_groups(groups: list[str], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """(N,) True for clips held out: whole groups in a seeded order, until the fraction is reached, never all of
+    them.
+    """
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise UserError(
+            "the set has no valid split, and its train clips are all of one group, so none can be held out; give "
+            "splits or groups in the CSV"
+        )
+    order = np.random.Generator(np.random.PCG64([seed, 11])).permutation(len(names))
+    sizes = Counter(groups)
+    held: set[str] = set()
+    for position in order[:-1]:
+        if sum(sizes[name] for name in held) >= fraction * len(groups):
+            break
+        held.add(names[position])
+    return np.array([group in held for group in groups])
+
+
+def _labels_of(shards: ShardSet, split: str) -> Labels:
+    labels: Labels = shards.clips_in(split).column("label").to_numpy().astype(np.int64)
+    if (labels < 0).any():
+        raise UserError(
+            f"{shards.directory}: {int((labels < 0).sum())} of {len(labels)} clips of split {split} have no label; "
+            "linear evaluation needs one each: "
+            "pack with a `label` column, or with --labels-from-folders"
+        )
+    return labels
+
+
+def _check_classes(shards: ShardSet, labels: dict[str, Labels]) -> None:
+    known = set(labels["train"].tolist())
+    if len(known) < 2:
+        raise UserError(
+            f"{shards.directory}: the train split has clips of one class only; linear evaluation needs at least two"
+        )
+    for split, found in labels.items():
+        unknown = sorted(shards.manifest.label_names[label] for label in set(found.tolist()) - known)
+        if unknown:
+            raise UserError(
+                f"{shards.directory}: split {split} has labels that train lacks: {', '.join(unknown[:5])}; add such "
+                "clips to train or drop them"
+            )
+
+
+def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device) -> tuple[dict[str, Split], int]:
+    """Features and labels of train, valid and (where the set has it) test; and how many train clips the head may
+    use.
+    """
+    if "train" not in shards.manifest.splits:
+        raise UserError(
+            f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
+        )
+    names = [name for name in ("train", "valid", "test") if name in shards.manifest.splits]
+    labels = {name: _labels_of(shards, name) for name in names}
+    _check_classes(shards, labels)
+    seed = config.train.seed
+    if config.eval.shuffle_labels:
+        generator = np.random.Generator(np.random.PCG64([seed, 12]))
+        labels = {name: generator.permutation(found) for name, found in labels.items()}
+    frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
+    kind: Kind = "logmel" if encoder == "logmel" else ("block3" if config.eval.encoder == "student3" else "encoder")
+    features = {name: extract(frozen, shards, name, kind, config.eval.pool, device) for name in names}
+    rows = {name: np.arange(len(found)) for name, found in labels.items()}
+    if "valid" not in names:
+        held = hold_out_groups(shards.clips_in("train").column("group").to_pylist(), config.eval.valid_fraction, seed)
+        labels["valid"], features["valid"] = labels["train"], features["train"]
+        rows["train"], rows["valid"] = np.flatnonzero(~held), np.flatnonzero(held)
+        console.print(
+            f"linear: no valid split; held out {len(rows['valid'])} train clips of {len(set(np.flatnonzero(held)))} "
+            "rows by group"
+        )
+    rows["train"] = rows["train"][label_subset(labels["train"][rows["train"]], config.eval.label_fraction, seed)]
+    if config.eval.standardize:
+        mean, std = (
+            features["train"][rows["train"]].mean(dim=0),
+            features["train"][rows["train"]].std(dim=0, correction=0),
+        )
+        features = {name: (found - mean) / torch.where(std > 1e-6, std, 1.0) for name, found in features.items()}
+    splits = {}
+    for name, index in rows.items():
+        picked = torch.from_numpy(index).to(device)
+        splits[name] = Split(features[name][picked], torch.from_numpy(labels[name]).to(device)[picked])
+    return splits, len(rows["train"])
+
+
+def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: Options) -> dict[str, Any]:
+    """Evaluates `encoder` (a run directory, `random` or `logmel`) on a labelled set; returns result.json's content.
+
+    Raises UserError for a set or run that cannot be evaluated.
+    """
+    run = Run(out, "linear", config, shards, options, encoder=encoder)
+    if (finished := run.result()) is not None:
+        return finished
+    splits, used = _splits(config, shards, encoder, options.device)
+    classes = len(shards.manifest.label_names)
+    rates = tuple(sorted({config.eval.lr, *config.eval.lr_grid}))
+    console.print(
+        f"linear: {used} train clips, {splits['train'].features.shape[1]} features, {classes} classes, {len(rates)} "
+        "learning rates"
+    )
+    weights, biases = train_heads(splits["train"], classes, rates, config)
+
+    def predict(split: str, head: int) -> Scores:
+        chosen = splits[split]
+        return score(chosen.labels, (chosen.features @ weights[head] + biases[head]).argmax(dim=1), classes)
+
+    valid = [predict("valid", head) for head in range(len(rates))]
+    best = max(range(len(rates)), key=lambda head: valid[head].accuracy)
+    paper = rates.index(config.eval.lr)
+    test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
+    shown = test.get(best, valid[best])
+    plot_confusion(
+        out / "confusion.png",
+        shown.confusion,
+        shards.manifest.label_names,
+        f"{encoder}, {'test' if test else 'valid'} accuracy {shown.accuracy:.3f}",
+    )
+    return run.finish(
+        {
+            "task": shards.directory.name,
+            "encoder": encoder,
+            "metric": "accuracy",
+            "valid": valid[best].accuracy,
+            "test": test[best].accuracy if test else None,
+            "macro_f1": {"valid": valid[best].macro_f1, "test": test[best].macro_f1 if test else None},
+            "lr": rates[best],
+            "paper_lr": {
+                "lr": config.eval.lr,
+                "valid": valid[paper].accuracy,
+                "test": test[paper].accuracy if test else None,
+            },
+            "valid_by_lr": {f"{rate:g}": scores.accuracy for rate, scores in zip(rates, valid, strict=True)},
+            "classes": classes,
+            "label_names": list(shards.manifest.label_names),
+            "clips": {name: len(split.labels) for name, split in splits.items()},
+            "label_fraction": config.eval.label_fraction,
+            "features": splits["train"].features.shape[1],
+            "confusion": shown.confusion,
+        }
+    )

@@ -1,0 +1,182 @@
+"""The epochs that stages 1 and 2 go through: batches, steps, the partial last batch, logs, saving, stopping,
+progress.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from unfused_fast.config import Config
+from unfused_fast.errors import UserError
+from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.training import Interrupted, Run, console
+
+
+class Stage(Protocol):
+    """What run_epochs asks of a stage's state."""
+
+    config: Config
+    loader: Loader
+    batch_size: int
+    timer: PartTimer
+    step: int
+
+    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+        """Prepares an epoch; returns numbers for the log."""
+
+    def train_batch(self, batch: Batch, epoch: int) -> Tensor:
+        """One step on a full batch; returns the detached loss."""
+
+    def tail(self, batch: Batch, epoch: int) -> None:
+        """The last, partial batch of an epoch, which takes no step."""
+
+    def end_epoch(self) -> None:
+        """Checks what must hold after an epoch."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+
+    def save(self, run: Run, epoch: int) -> None:
+        """Writes everything the next epoch needs."""
+
+
+def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
+    """Trains epochs done + 1 to `train.epochs`; returns the last loss and the median clips/s.
+
+    Raises UserError when the loss is not a number, Interrupted when a signal came: the last saved epoch then remains.
+    """
+    config, steps, epochs, saved = state.config, state.loader.full_batches, state.config.train.epochs, done
+    rates: list[float] = []
+    loss = math.nan
+    with EpochProgress(run.stage, epochs, steps, done) as progress:
+        for epoch in range(done + 1, epochs + 1):
+            start = time.perf_counter()
+            values = state.begin_epoch(epoch)
+            total, batches = torch.zeros((), device=state.loader.device), state.loader.epoch(epoch)
+            taken = 0
+            while (batch := state.timer.next("load", batches)) is not None:
+                taken += 1
+                if taken <= steps:
+                    total += state.train_batch(batch, epoch)
+                    progress.step()
+                else:
+                    state.tail(batch, epoch)
+                if run.stopping:
+                    raise Interrupted(
+                        f"{run.out}: stopped in epoch {epoch}; epoch {saved} is the last one saved, go on with --resume"
+                    )
+            state.end_epoch()
+            loss = float(total) / steps
+            check_loss(loss, epoch, config)
+            seconds = time.perf_counter() - start
+            if epoch % config.train.save_every == 0 or epoch == epochs:
+                with state.timer.part("save"):
+                    state.save(run, epoch)
+                saved = epoch
+            rates.append(state.loader.clips / seconds)
+            timing = {"clips_per_second": round(rates[-1], 1), "epoch_seconds": round(seconds, 3)}
+            run.log(
+                epoch,
+                {
+                    "loss": round(loss, 6),
+                    "lr": state.rate(state.step - 1),
+                    **values,
+                    **timing,
+                    "parts": state.timer.read(),
+                },
+            )
+            reference = f" (ln K {values['ln_k']:.2f})" if "ln_k" in values else ""
+            nmi = f"  NMI {values['nmi']:.2f}" if values.get("nmi") is not None else ""
+            progress.epoch(epoch, f"loss {loss:.3f}{reference}{nmi}  {rates[-1]:.0f} clips/s")
+    return {"loss": loss, "clips_per_second": round(sorted(rates)[len(rates) // 2], 1) if rates else None}
+
+
+class PartTimer:
+    """Seconds of each part of an epoch. On CUDA the parts are measured by events, read once at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds what the block takes to a part."""
+        if self.cuda:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+            return
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def next(self, name: str, items: Iterator[Batch]) -> Batch | None:
+        """The next item, its waiting time added to a part; None at the end."""
+        with self.part(name):
+            return next(items, None)
+
+    def read(self) -> dict[str, float]:
+        """Part -> seconds since the last read."""
+        if self._events:
+            torch.cuda.synchronize()
+        for name, begin, end in self._events:
+            self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
+        seconds, self.seconds, self._events = self.seconds, {}, []
+        return {name: round(value, 4) for name, value in seconds.items()}
+
+
+class EpochProgress:
+    """A bar over the steps of all epochs on a terminal; elsewhere a line for about every tenth of the epochs."""
+
+    def __init__(self, stage: str, epochs: int, steps: int, done: int) -> None:
+        self.stage, self.epochs = stage, epochs
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task(stage, total=epochs * steps, completed=done * steps, note="")
+
+    def __enter__(self) -> EpochProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def step(self) -> None:
+        """One step is done."""
+        self._progress.advance(self._task)
+
+    def epoch(self, epoch: int, note: str) -> None:
+        """One epoch is done; `note` holds its numbers."""
+        self._progress.update(self._task, note=note)
+        if not console.is_terminal and (epoch == self.epochs or epoch % max(1, math.ceil(self.epochs / 10)) == 0):
+            console.print(f"{self.stage} {epoch}/{self.epochs}  {note}")
+
+
+def check_loss(loss: float, epoch: int, config: Config) -> None:
+    """Raises UserError with a diagnosis when an epoch's loss is not a number."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"epoch {epoch}: the loss became {loss}; the last good checkpoint is kept. Most often the learning rate "
+            "is too high "
+            f"(optim.lr = {config.optim.lr}, optim.name = {config.optim.name}): try --set "
+            f"optim.lr={config.optim.lr / 10:g}, "
+            "or --set train.amp=fp32"
+        )

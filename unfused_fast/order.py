@@ -1,0 +1,135 @@
+"""Which clips a rank reads, in which order, and what each random crop and mask takes of them.
+
+B clips in a batch, N clips of the split, M masks of a view. Order and randomness are ours, not DALI's: each epoch
+permutes the shards, and the clips within each, and hands every rank its exact share, so an epoch covers each clip once
+on
+any number of ranks and repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unfused_fast.config import Config
+from unfused_fast.randomness import Stream, uniform
+from unfused_fast.shards.check import check_index
+
+Int32s = NDArray[np.int32]
+
+
+class Line(NamedTuple):
+    """One clip of a DALI index."""
+
+    clip_id: int
+    text: str
+
+
+class Crop(NamedTuple):
+    """Which samples of each clip a crop takes: reflected head, body, reflected tail, each possibly empty. All (B,)."""
+
+    head: Int32s
+    body_start: Int32s
+    body: Int32s
+    tail_start: Int32s
+    tail: Int32s
+
+
+Order = list[tuple[Path, list[Line]]]
+"""Shards, each with the clips to read from it, in reading order."""
+
+
+def index_lines(tar: Path) -> list[Line]:
+    """The clips of a shard with their lines of the index; the `.index` member's name carries the clip id."""
+    index = tar.with_suffix(".idx")
+    check_index(tar, index)
+    lines = index.read_text(encoding="ascii").splitlines()[1:]
+    return [Line(int(_last_name(line)), line) for line in lines]
+
+
+def key_width(order: Order) -> int:
+    """Digits of a key, and so of the `.index` members."""
+    return len(_last_name(order[0][1][0].text))
+
+
+def write_indexes(folder: Path, order: Order) -> list[str]:
+    """Writes an index file for each shard that lists just the clips to read, in order; returns their paths."""
+    paths = []
+    for number, (_, lines) in enumerate(order):
+        path = folder / f"{number:06d}.idx"
+        path.write_text("\n".join([f"v1.2 {len(lines)}", *(line.text for line in lines)]) + "\n", encoding="ascii")
+        paths.append(str(path))
+    return paths
+
+
+def epoch_order(shards: Order, share: tuple[int, int], generator: np.random.Generator | None) -> Order:
+    """Clips of positions [start, stop) of the epoch's order: permuted, or as packed without a generator."""
+    start, stop = share
+    mine, position = [], 0
+    for number in range(len(shards)) if generator is None else generator.permutation(len(shards)):
+        path, lines = shards[number]
+        permutation = range(len(lines)) if generator is None else generator.permutation(len(lines))
+        part = [lines[row] for row in permutation][max(0, start - position) : max(0, stop - position)]
+        position += len(lines)
+        if part:
+            mine.append((path, part))
+    return mine
+
+
+def crop_samples(config: Config) -> int:
+    """Samples between the centres of a crop's first and last frame: what a clip must have, or is padded to."""
+    return (config.crop_frames - 1) * config.frontend.hop_samples
+
+
+def random_crops(config: Config, clip_ids: Tensor, samples: NDArray[np.int64], epoch: int, view: int) -> Crop:
+    """(B,) ids and lengths in samples -> crops that begin on a frame, uniform over all places where they fit."""
+    hop, reach, width = config.frontend.hop_samples, config.frontend.n_fft // 2, crop_samples(config)
+    length = np.maximum(samples, width)
+    start = np.zeros_like(length)
+    if config.data.crop == "random":
+        draw = uniform(clip_ids, 1, seed=config.train.seed, epoch=epoch, stream=Stream.CROP, view=view)[:, 0]
+        places = 1 + length // hop - config.crop_frames + 1
+        start = (draw.numpy().astype(np.float64) * places).astype(np.int64) * hop
+    stop = start + width + reach
+    tail, body_start = np.maximum(0, stop - length), np.maximum(0, start - reach)
+    head = np.maximum(0, reach - start)
+    return Crop(*_int32(head, body_start, np.minimum(length, stop) - body_start, length - 1 - tail, tail))
+
+
+def whole_crops(config: Config, samples: NDArray[np.int64]) -> Crop:
+    """(B,) lengths in samples -> all of each clip, with both edges reflected."""
+    reach = config.frontend.n_fft // 2
+    length = np.maximum(samples, crop_samples(config))
+    head = np.full_like(length, reach)
+    return Crop(*_int32(head, np.zeros_like(length), length, length - 1 - reach, head))
+
+
+def random_masks(config: Config, clip_ids: Tensor, epoch: int, view: int) -> list[NDArray[np.float32]]:
+    """Anchors and shapes (B, 2 M) of SpecAugment masks: a width from 0 to the largest, anywhere it fits."""
+    settings, bins, frames = config.aug.specaug, config.frontend.n_mels, config.crop_frames
+    masks = settings.freq_masks + settings.time_masks
+    draws = uniform(
+        clip_ids, 2 * masks, seed=config.train.seed, epoch=epoch, stream=Stream.SPECAUGMENT, view=view
+    ).numpy()
+    anchors, shapes = [], []
+    for mask in range(masks):
+        along_frequency = mask < settings.freq_masks
+        size, widest = (bins, settings.freq_width) if along_frequency else (frames, settings.time_width)
+        width = np.floor(draws[:, 2 * mask] * (min(widest, size) + 1))
+        anchor = np.floor(draws[:, 2 * mask + 1] * (size - width + 1))
+        whole, zero = np.full_like(width, frames if along_frequency else bins), np.zeros_like(width)
+        anchors += [anchor, zero] if along_frequency else [zero, anchor]
+        shapes += [width, whole] if along_frequency else [whole, width]
+    return [np.stack(anchors, axis=1).astype(np.float32), np.stack(shapes, axis=1).astype(np.float32)]
+
+
+def _int32(*arrays: NDArray[Any]) -> list[Int32s]:
+    return [np.ascontiguousarray(array, dtype=np.int32) for array in arrays]
+
+
+def _last_name(line: str) -> str:
+    return line.rsplit(" ", 1)[1].split(".", 1)[0]

@@ -1,0 +1,170 @@
+"""Presets, `--set`, and the texts of `unfused-fast config`: a config as dotted names and values.
+
+`paper` is the text to the letter, its silences filled as `recommended`; `authors` is what the released code does, its
+deviations included, its faults not; `recommended`, the default, is what trained best where we could measure.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import types
+import typing
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+from unfused_fast.config import Config
+from unfused_fast.errors import UserError
+
+Stage = Literal["pretrain", "distill", "linear"]
+PresetName = Literal["recommended", "paper", "authors"]
+
+# Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors.
+STAGES: dict[Stage, dict[str, Any]] = {
+    "pretrain": {},
+    "distill": {
+        "train.epochs": 50,
+        "optim.name": "sgd",
+        "optim.lr": 0.007,
+        "optim.weight_decay": 1e-4,
+        "optim.schedule": "constant",
+        "optim.warmup_epochs": 0,
+    },
+    "linear": {},
+}
+PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
+    "recommended": {
+        "pretrain": {},
+        "distill": {},
+        "linear": {},
+    },
+    "paper": {"pretrain": {}, "distill": {}, "linear": {"eval.lr_grid": ()}},
+    "authors": {
+        "pretrain": {},
+        "distill": {},
+        "linear": {},
+    },
+}
+
+
+def preset(name: PresetName, stage: Stage) -> Config:
+    """The config of a stage: its defaults, then the preset's values."""
+    return with_values(Config(), {**STAGES[stage], **PRESETS[name][stage]})
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of every leaf field, in order of definition."""
+    leaves: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        name = f"{prefix}{item.name}"
+        leaves.update(flatten(value, f"{name}.") if is_dataclass(value) else {name: value})
+    return leaves
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The config with dotted fields replaced; text is parsed by the field's type. Raises UserError for an unknown
+    name.
+    """
+    for name, value in values.items():
+        config = _replaced(config, name.split("."), value, name)
+    return config
+
+
+def from_flat(values: dict[str, Any]) -> Config:
+    """Inverse of flatten, strict: a missing or unknown field is an error."""
+    known = flatten(Config())
+    missing, unknown = sorted(set(known) - set(values)), sorted(set(values) - set(known))
+    if missing or unknown:
+        raise UserError(f"config of another version: missing fields {missing}, unknown fields {unknown}")
+    return with_values(Config(), values)
+
+
+def _replaced(part: Any, path: list[str], value: Any, name: str) -> Any:
+    known = [item.name for item in fields(part)]
+    if path[0] not in known:
+        raise UserError(
+            f"--set {name}: there is no field '{path[0]}'; here are: {', '.join(known)} (see: unfused-fast config)"
+        )
+    current = getattr(part, path[0])
+    if is_dataclass(current):
+        if len(path) == 1:
+            inner = ", ".join(item.name for item in fields(current))
+            raise UserError(f"--set {name}: that is a section; name a field of it: {inner}")
+        return replace(part, **{path[0]: _replaced(current, path[1:], value, name)})
+    if len(path) > 1:
+        raise UserError(f"--set {name}: '{path[0]}' is a value, not a section (see: unfused-fast config)")
+    wanted = typing.get_type_hints(type(part))[path[0]]
+    return replace(part, **{path[0]: _parse(value, wanted, name)})
+
+
+def _parse(value: Any, wanted: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return _parse(value, option, name)
+            except UserError:
+                continue
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple:
+        items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+        items = [item for item in items if not (isinstance(item, str) and not item.strip())]
+        if arguments[-1] is Ellipsis:
+            return tuple(_parse(item, arguments[0], name) for item in items)
+        if len(items) == len(arguments):
+            return tuple(_parse(item, inner, name) for item, inner in zip(items, arguments, strict=True))
+    elif wanted is bool:
+        parsed = {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower())
+        if parsed is not None:
+            return parsed
+    else:
+        try:
+            number = wanted(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and not (wanted is int and isinstance(value, float) and number != value):
+            return number
+    raise UserError(f"--set {name}={value}: want {describe_type(wanted)}")
+
+
+def describe_type(wanted: Any) -> str:
+    """A field's type in words: `int or auto`, `one of larc, sgd, adamw`."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(describe_type(option) for option in arguments)
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"numbers between commas ({describe_type(arguments[0])})"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(wanted, str(wanted))
+
+
+@cache
+def field_texts() -> dict[str, tuple[str, str]]:
+    """Dotted name -> (type in words, the docstring under the field)."""
+
+    def of(kind: type, prefix: str) -> dict[str, tuple[str, str]]:
+        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
+        texts = {
+            node.target.id: following.value.value
+            for node, following in itertools.pairwise(body)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        }
+        hints, result = typing.get_type_hints(kind), dict[str, tuple[str, str]]()
+        for item in dataclasses.fields(kind):
+            inner = hints[item.name]
+            if is_dataclass(inner):
+                result.update(of(typing.cast(type, inner), f"{prefix}{item.name}."))
+            else:
+                result[prefix + item.name] = (describe_type(inner), " ".join(str(texts.get(item.name, "")).split()))
+        return result
+
+    return of(Config, "")

@@ -1,0 +1,183 @@
+"""What the commands of the command line share: settings from flags, output, errors and exit codes. Imports nothing
+heavy.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from unfused_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unfused_fast.config import Config
+    from unfused_fast.settings import PresetName, Stage
+    from unfused_fast.training import Options
+
+USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
+
+Shards = Annotated[Path, typer.Argument(help="A shard set, as `unfused-fast shard` writes it.", show_default=False)]
+Preset = Annotated[Literal["recommended", "paper", "authors"], typer.Option(help="Where the settings come from.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A config field, as section.field=value; repeatable (see: unfused-fast config)."),
+]
+Seed = Annotated[int, typer.Option(help="Seeds weights, order, views, clustering.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="torch.compile; on for CUDA unless said otherwise.", show_default=False
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at the same place.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+def pairs(settings: list[str] | None) -> dict[str, str]:
+    """`--set a.b=c` flags as a dictionary. Raises UserError for one without `=`."""
+    values = {}
+    for item in settings or []:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise UserError(
+                f"--set {item}: want section.field=value, for example --set cluster.k=256 (see: unfused-fast config)"
+            )
+        values[name.strip()] = value.strip()
+    return values
+
+
+def stage_config(
+    stage: Stage, preset_name: PresetName, settings: list[str] | None, epochs: int | None, seed: int
+) -> Config:
+    """Preset, then the flags of the stage, then `--set`, which wins."""
+    from unfused_fast.settings import preset, with_values
+
+    epochs_field = "eval.epochs" if stage == "linear" else "train.epochs"
+    flags: dict[str, Any] = {"train.seed": seed} | ({} if epochs is None else {epochs_field: epochs})
+    return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
+
+
+def run_options(device: str, compile_: bool | None, resume: bool, overwrite: bool) -> Options:
+    """How a stage runs, from the flags. Raises UserError for a device that is not there, or flags that exclude each
+    other.
+    """
+    from unfused_fast.training import Options, resolve_device
+
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    return Options(resolve_device(device), compile_, resume, overwrite)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def stdout_console() -> Console:
+    """For tables: as wide as the terminal, or 160 columns where there is none."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+
+
+def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
+    """A stage's result: JSON, or its main numbers and what comes next."""
+    if as_json:
+        print_json(result)
+        return
+    shown = ("valid", "test", "loss", "k", "clips_per_second", "seconds", "run")
+    print(
+        "  ".join(
+            f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
+            for name in shown
+            if result.get(name) is not None
+        )
+    )
+    print(closing)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress bar on standard error that is told (done, total, rejected)."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from unfused_fast.training import console
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, note="")
+
+        def advance(done: int, total: int, rejected: int) -> None:
+            progress.update(task, completed=done, total=total, note=f"{rejected} rejected" if rejected else "")
+
+        yield advance
+
+
+def run_app(app: Callable[[], Any]) -> None:
+    """Runs the command line; ends with one sentence and an exit code instead of a traceback, unless --debug is
+    given.
+    """
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("UNFUSED_DEBUG"))
+    sys.argv[1:] = [
+        *(["--debug"] if "--debug" in sys.argv[1:] else []),
+        *(item for item in sys.argv[1:] if item != "--debug"),
+    ]
+    try:
+        app()
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _end(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _end(error: Exception) -> None:
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    if type(error).__name__ == "Interrupted":
+        print(error, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(USER_ERROR)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        print(
+            f"error: the disk is full ({error.filename or error.strerror}); free space, then go on with --resume",
+            file=sys.stderr,
+        )
+        sys.exit(USER_ERROR)
+    print(
+        f"error: {type(error).__name__}: {error} (this is a fault of unfused-fast; --debug shows where)",
+        file=sys.stderr,
+    )
+    sys.exit(FAULT)

@@ -1,0 +1,160 @@
+"""`unfused-fast train ...`: the three stages, one by one or all; part of the command line in cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unfused_fast.terminal import (
+    Compile,
+    Device,
+    Json,
+    Overwrite,
+    Preset,
+    Resume,
+    Seed,
+    Sets,
+    Shards,
+    print_json,
+    print_result,
+    run_options,
+    stage_config,
+    stdout_console,
+)
+
+if TYPE_CHECKING:
+    from unfused_fast.config import Config
+    from unfused_fast.settings import Stage
+
+train_app = typer.Typer(no_args_is_help=True, help="Train or evaluate: the three stages of UnFuSeD, one by one or all.")
+
+Out = Annotated[Path, typer.Option("--out", help="Run directory to make.", show_default=False)]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the train split.", show_default="preset's")]
+
+
+@train_app.command("pretrain")
+def train_pretrain(
+    shards: Shards,
+    out: Out,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile_: Compile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: DECAR-v2. Clusters the memory bank each epoch and learns to predict the clusters; reads no labels."""
+    from unfused_fast.pretrain import pretrain
+    from unfused_fast.shards.table import open_shards
+
+    config = stage_config("pretrain", preset, settings, epochs, seed)
+    result = pretrain(config, open_shards(shards), out, run_options(device, compile_, resume, overwrite))
+    print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
+
+
+@train_app.command("distill")
+def train_distill(
+    shards: Shards,
+    teacher: Annotated[Path, typer.Option(help="Run directory of train pretrain.", show_default=False)],
+    out: Out,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile_: Compile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
+    from unfused_fast.distill import distill
+    from unfused_fast.shards.table import open_shards
+
+    config = stage_config("distill", preset, settings, epochs, seed)
+    result = distill(config, open_shards(shards), teacher, out, run_options(device, compile_, resume, overwrite))
+    print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
+
+
+@train_app.command("linear")
+def train_linear(
+    shards: Shards,
+    encoder: Annotated[
+        str,
+        typer.Option(help="Run directory of pretrain or distill, or a baseline: random, logmel.", show_default=False),
+    ],
+    out: Out,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the features.", show_default="preset's")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 3: linear heads on features of the frozen encoder; validation picks one, test is read once."""
+    from unfused_fast.linear import linear
+    from unfused_fast.shards.table import open_shards
+
+    config = stage_config("linear", preset, settings, epochs, seed)
+    result = linear(config, open_shards(shards), encoder, out, run_options(device, None, resume, overwrite))
+    print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
+
+
+@train_app.command("all")
+def train_everything(
+    shards: Shards,
+    out: Out,
+    target: Annotated[
+        Path | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
+    ] = None,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of pre-training; distillation takes half of it.", show_default="preset's")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile_: Compile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """All three stages; scores both encoders and a random one on validation and says which to keep."""
+    from unfused_fast.everything import train_all
+    from unfused_fast.report import terminal_table
+    from unfused_fast.shards.table import open_shards
+
+    half = None if epochs is None else max(1, epochs // 2)
+    stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
+    configs: dict[Stage, Config] = {
+        stage: stage_config(stage, preset, settings, count, seed) for stage, count in stages.items()
+    }
+    verdict = train_all(
+        configs,
+        open_shards(shards),
+        open_shards(target or shards),
+        out,
+        run_options(device, compile_, resume, overwrite),
+    )
+    if as_json:
+        print_json(verdict)
+        return
+    rows = [
+        [name, f"{valid:.3f}", "" if (test := verdict["test"][name]) is None else f"{test:.3f}"]
+        for name, valid in verdict["valid"].items()
+    ]
+    stdout_console().print(
+        terminal_table(f"linear evaluation on {verdict['task']}", ["encoder", "valid", "test"], rows)
+    )
+    typer.echo(f"keep {verdict['keep']}: {verdict['encoder']}")
+    if not verdict["beats_random"]:
+        typer.echo(
+            "but it does not beat a random encoder on validation: the set may be too small, or training too short"
+        )
