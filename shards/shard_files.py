@@ -114,12 +114,17 @@ def check_index(tar: Path, index: Path) -> list[list[Member]]:
     """Whether a tar is whole and the index is its own, from both ends of the tar: no full read -> the index's samples.
 
     Raises:
-        UserError: a file is missing, the index is malformed, the tar ends before or goes on after the last member of
-            the index, or the headers of the first and last member are not what the index says.
+        UserError: a file is missing, the index is malformed or its members overlap, the tar ends before or goes on
+            after the last member of the index, or the headers of the first and last member are not what the index says.
     """
     samples = read_index(index)
     if not samples:
         raise UserError(f"{index}: lists no samples; {REPACK}")
+    free = 0
+    for member in (member for members in samples for member in members):
+        if member.offset - _BLOCK != free:
+            raise UserError(f"{index}: {member.name} does not follow the member before it: it was changed; {REPACK}")
+        free = member.offset + _padded(member.size)
     first, last = samples[0][0], samples[-1][-1]
     end = last.offset + _padded(last.size)
     try:

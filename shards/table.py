@@ -125,8 +125,9 @@ def open_shards(directory: Path) -> ShardSet:
         for name in info.shards:
             for path in (directory / name, index_path(directory / name)):
                 if not path.is_file():
+                    state = "not a file" if path.exists() else "missing"
                     raise UserError(
-                        f"{path}: missing, but {MANIFEST} lists it; copy the whole set again or pack it again"
+                        f"{path}: {state}, but {MANIFEST} lists it; copy the whole set again or pack it again"
                     )
     clips = read_clips(directory)
     found, start = Counter(clips["split"].to_pylist()), 0

@@ -60,18 +60,22 @@ class MemoryBank:
         partial = directory / f"gen-{epoch:06d}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         rows, ids = self.rows.cpu().numpy(), assignments.cpu().numpy()
-        group = zarr.create_group(
-            store=partial,
-            attributes={
-                "epoch": epoch,
-                "first_clip_id": self.first_id,
-                "digest": _digest(rows.tobytes(), ids.tobytes()),
-            },
-        )
-        group.create_array(
-            "embeddings", data=rows, chunks=(min(ROWS_PER_CHUNK, len(rows)), rows.shape[1]), compressors=None
-        )
-        group.create_array("assignments", data=ids, chunks=(len(ids),))
+        try:
+            group = zarr.create_group(
+                store=partial,
+                attributes={
+                    "epoch": epoch,
+                    "first_clip_id": self.first_id,
+                    "digest": _digest(rows.tobytes(), ids.tobytes()),
+                },
+            )
+            group.create_array(
+                "embeddings", data=rows, chunks=(min(ROWS_PER_CHUNK, len(rows)), rows.shape[1]), compressors=None
+            )
+            group.create_array("assignments", data=ids, chunks=(len(ids),))
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in sorted(directory.glob("gen-??????"))[:-GENERATIONS_KEPT]:
@@ -86,12 +90,17 @@ class MemoryBank:
 
         path = directory / f"gen-{epoch:06d}"
         if not path.is_dir():
-            raise UserError(f"{path}: this generation of the memory bank is missing; start again without --resume")
-        group: Any = zarr.open_group(path, mode="r")
-        rows, ids = group["embeddings"][:], group["assignments"][:]
+            raise UserError(f"{path}: this generation of the memory bank is missing; start again with --overwrite")
+        try:
+            group: Any = zarr.open_group(path, mode="r")
+            rows, ids = group["embeddings"][:], group["assignments"][:]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{path}: the memory bank cannot be read ({error}); start again with --overwrite"
+            ) from error
         if group.attrs["digest"] != _digest(rows.tobytes(), ids.tobytes()):
             raise UserError(
-                f"{path}: the memory bank does not have the digest it was written with; start again without --resume"
+                f"{path}: the memory bank does not have the digest it was written with; start again with --overwrite"
             )
         if rows.shape != tuple(self.rows.shape) or group.attrs["first_clip_id"] != self.first_id:
             raise UserError(

@@ -25,11 +25,15 @@ KEPT = 2
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes under a temporary name, fsyncs, renames: a reader sees the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,11 +108,19 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
         for name, parameter in network.named_parameters():
             prefix = f"optim.{name}."
             for full, value in tensors.items():
-                if full.startswith(prefix) and "." not in full[len(prefix) :]:
-                    optimizer.state[parameter][full[len(prefix) :]] = value.to(parameter.device)
+                key = full.removeprefix(prefix)
+                if full.startswith(prefix) and "." not in key:
+                    optimizer.state[parameter][key] = _like(value, parameter)
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device and, if it has its shape, in its memory layout, which fused optimisers rely on."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value)
 
 
 def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:

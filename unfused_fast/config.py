@@ -20,7 +20,7 @@ class ModelConfig:
     """Encoder and projection head."""
 
     encoder: Literal["audiontt", "efficientnet_b0"] = "audiontt"
-    """AudioNTT2020Task6 (paper section 3 by reference 21) or EfficientNet-B0 (DECAR section 5)."""
+    """AudioNTT2020Task6 or EfficientNet-B0. Source: paper section 3 by its reference 21; DECAR section 5."""
     dim: int = 2048
     """Width of AudioNTT's fully connected block = size of an embedding. Source: paper section 4 (R^2048)."""
     channels: int = 64
@@ -58,7 +58,7 @@ class ClusterConfig:
     every_epochs: int = 1
     """Epochs from one clustering to the next. Source: paper section 3."""
     backend: Literal["auto", "torch", "triton"] = "auto"
-    """Who computes nearest centroids and sums; `auto` takes the fastest that is present and says which."""
+    """Who computes nearest centroids and sums. Ours: `auto` is triton on a GPU, torch elsewhere."""
 
     def __post_init__(self) -> None:
         check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
@@ -149,8 +149,10 @@ class PseudoConfig:
     """What of the teacher is clustered. Source: paper Algorithm 1 (f_pre(X)); authors: projector, or block1 in LAPE."""
     k: int | Auto = "auto"
     """Clusters; `auto` is the number of classes of the set. Source: paper Algorithm 1 (K = t)."""
-    pca_dim: int = 128
-    """PCA before clustering, 0 for none. Source: authors; DECAR section 3."""
+    pca_dim: int | Auto = 128
+    """PCA before clustering, 0 for none. Source: authors; DECAR section 3. `auto`: 128, or one for every 16 clips where
+    that is fewer (ours: whitening 128 directions of a few hundred clips makes noise as loud as sound).
+    """
     whiten: bool = True
     """Scale principal components to unit variance. Source: authors; DECAR section 3."""
     iterations: int = 20
@@ -160,7 +162,7 @@ class PseudoConfig:
 
     def __post_init__(self) -> None:
         check(self.k == "auto" or self.k >= 1, f"pseudo.k = {self.k}: want at least 1, or auto")
-        check(self.pca_dim >= 0, f"pseudo.pca_dim = {self.pca_dim}: want 0 or more")
+        check(self.pca_dim == "auto" or self.pca_dim >= 0, f"pseudo.pca_dim = {self.pca_dim}: want 0 or more")
         positive("pseudo", iterations=self.iterations, n_init=self.n_init)
 
 

@@ -25,7 +25,7 @@ from unfused_fast.settings import Stage, preset, with_values
 from unfused_fast.shards.demo import demo_rows, union_rows
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack
-from unfused_fast.training import Options, console
+from unfused_fast.training import Options, console, quietly
 
 Task = Literal["spoken-prompts", "instrument-notes"]
 TASKS: dict[Task, str] = {"spoken-prompts": "languages", "instrument-notes": "families"}
@@ -39,7 +39,7 @@ class DemoSize:
 
     seeds: int = 3
     epochs: int = 40
-    """Of pre-training; distillation takes its own 50 at the paper's proportion."""
+    """Of pre-training; distillation takes half of them, as in the paper (100 and 50)."""
     width: int = 16
     """Channels of the convolution blocks; the other widths follow in the paper's proportion (64 is the paper's
     encoder).
@@ -71,7 +71,7 @@ def run_demo(out: Path, size: DemoSize, options: Options) -> dict[str, Any]:
     targets = {task: _packed(task, out) for task in TASKS}
     results: list[dict[str, Any]] = []
     for seed in range(size.seeds):
-        console.print(f"[bold]demo: seed {seed + 1} of {size.seeds}[/]")
+        console.print(f"demo: seed {seed + 1} of {size.seeds}")
         results += _one_seed(out, union, targets, size, seed, options)
     table = [
         {
@@ -144,11 +144,14 @@ def _one_seed(
     for task, shards in targets.items():
         distilled = folder / f"distill-{task}"
         distill(stage_config("distill", size, seed), shards, folder / "pretrain", distilled, options)
-        for name, encoder in zip(ROWS, ("logmel", "random", str(folder / "pretrain"), str(distilled)), strict=True):
+        encoders = zip(ROWS, ("logmel", "random", str(folder / "pretrain"), str(distilled)), strict=True)
+        console.print(f"demo: linear evaluation of {len(ROWS)} encoders on {TASKS[task]}")
+        for row, (name, encoder) in enumerate(encoders):
             for share in LABEL_SHARES:
                 config = with_values(stage_config("linear", size, seed), {"eval.label_fraction": share})
-                run = folder / f"linear-{task}-{ROWS.index(name)}-{share:g}"
-                results.append({"row": name, **linear(config, shards, encoder, run, options)})
+                with quietly():
+                    result = linear(config, shards, encoder, folder / f"linear-{task}-{row}-{share:g}", options)
+                results.append({"row": name, **result})
     return results
 
 

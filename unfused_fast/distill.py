@@ -28,16 +28,17 @@ from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import (
     Options,
-    Run,
     autocast,
     compiled,
     console,
     prepare_for,
     resolve_batch_size,
     seed_everything,
+    train_clips,
 )
 
 
@@ -92,14 +93,19 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
             f"{shards.directory}: the set names {k} classes, so K is not known; give it with --set pseudo.k=N (at "
             "least 2)"
         )
+    if k > (clips := train_clips(shards)):
+        raise UserError(
+            f"pseudo.k = {k}, but the train split has {clips} clips; use --set pseudo.k=N with N up to {clips}"
+        )
     frozen, kind = load_encoder(teacher, device), config.pseudo.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
     features = extract(frozen, shards, "train", kind, pool, device, "teacher features")
     settings = config.pseudo
+    pca_dim = max(2, min(128, len(features) // 16)) if settings.pca_dim == "auto" else settings.pca_dim
     found = pseudo_label_kmeans(
         features,
         k,
-        pca_dim=settings.pca_dim,
+        pca_dim=pca_dim,
         whiten=settings.whiten,
         iterations=settings.iterations,
         n_init=settings.n_init,
@@ -184,10 +190,7 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
     """
-    if "train" not in shards.manifest.splits:
-        raise UserError(
-            f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
-        )
+    train_clips(shards)
     run = Run(out, "distill", config, shards, options, teacher=str(teacher))
     if (finished := run.result()) is not None:
         return finished
@@ -196,9 +199,11 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     else:
         targets, k = pseudo_labels(config, shards, teacher, options.device)
-        _write_pseudo_labels(out / "pseudo_labels.parquet", shards, targets)
     state = Distillation(config, shards, targets, k, options)
     done = state.load(tensors, saved) if run.resumed else 0
+    run.start()
+    if not run.resumed:
+        _write_pseudo_labels(out / "pseudo_labels.parquet", shards, targets)
     sizes = torch.bincount(targets, minlength=k)
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "

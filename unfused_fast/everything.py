@@ -8,7 +8,7 @@ from typing import Any
 from unfused_fast.checkpoint import write_json
 from unfused_fast.config import Config
 from unfused_fast.distill import distill
-from unfused_fast.linear import linear
+from unfused_fast.linear import labels_of_splits, linear
 from unfused_fast.pretrain import pretrain
 from unfused_fast.settings import Stage
 from unfused_fast.shards.table import ShardSet
@@ -24,6 +24,7 @@ def train_all(
     pay,
     and a user should see that before keeping its encoder.
     """
+    labels_of_splits(target)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
     encoders = {

@@ -4,7 +4,6 @@ features.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
 from unfused_fast.model import Pool, PretrainNetwork, block_features, build_encoder, pool_time
 from unfused_fast.pipeline import Loader
+from unfused_fast.run import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import console, prepare_for, seed_everything
@@ -74,31 +74,31 @@ def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor
 
 def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run."""
-    description = run / "config.json"
-    if not description.exists():
+    recorded = read_description(run)
+    if recorded is None:
         raise UserError(
             f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain or distill "
             "wrote"
         )
-    recorded = json.loads(description.read_text())
     if recorded["stage"] not in ("pretrain", "distill"):
         raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain or train distill")
-    config = from_flat(recorded["config"])
     tensors, _, damaged = load_checkpoint(run / "checkpoints")
     for sentence in damaged:
-        console.print(f"[yellow]{sentence}; using the one before it[/]")
+        console.print(f"{sentence}; using the one before it", style="yellow")
     model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     projector = None
-    if recorded["stage"] == "pretrain":
-        whole = PretrainNetwork(config)
-        load_network(whole, model)
-        network, projector = whole.encoder, prepare_for(whole.projector, device).eval()
-    else:
-        network = build_encoder(config)
-        load_network(
-            network,
-            {name.removeprefix("encoder."): tensor for name, tensor in model.items() if name.startswith("encoder.")},
-        )
+    try:
+        config = from_flat(recorded["config"])
+        if recorded["stage"] == "pretrain":
+            whole = PretrainNetwork(config)
+            load_network(whole, model)
+            network, projector = whole.encoder, prepare_for(whole.projector, device).eval()
+        else:
+            network = build_encoder(config)
+            encoder = {name: tensor for name, tensor in model.items() if name.startswith("encoder.")}
+            load_network(network, {name.removeprefix("encoder."): tensor for name, tensor in encoder.items()})
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from error
     return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), projector)
 
 

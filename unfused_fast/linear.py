@@ -24,8 +24,9 @@ from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import Kind, baseline_encoder, extract, load_encoder
 from unfused_fast.plots import plot_confusion
+from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
-from unfused_fast.training import Options, Run, console
+from unfused_fast.training import Options, console, train_clips
 
 BASELINES = ("random", "logmel")
 Labels = NDArray[np.int64]
@@ -149,18 +150,22 @@ def _check_classes(shards: ShardSet, labels: dict[str, Labels]) -> None:
             )
 
 
+def labels_of_splits(shards: ShardSet) -> dict[str, Labels]:
+    """Labels of train, valid and test, as far as the set has them. Raises UserError for a set that cannot be
+    evaluated.
+    """
+    train_clips(shards)
+    labels = {name: _labels_of(shards, name) for name in ("train", "valid", "test") if name in shards.manifest.splits}
+    _check_classes(shards, labels)
+    return labels
+
+
 def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device) -> tuple[dict[str, Split], int]:
     """Features and labels of train, valid and (where the set has it) test; and how many train clips the head may
     use.
     """
-    if "train" not in shards.manifest.splits:
-        raise UserError(
-            f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
-        )
-    names = [name for name in ("train", "valid", "test") if name in shards.manifest.splits]
-    labels = {name: _labels_of(shards, name) for name in names}
-    _check_classes(shards, labels)
-    seed = config.train.seed
+    labels = labels_of_splits(shards)
+    names, seed = list(labels), config.train.seed
     if config.eval.shuffle_labels:
         generator = np.random.Generator(np.random.PCG64([seed, 12]))
         labels = {name: generator.permutation(found) for name, found in labels.items()}
@@ -199,6 +204,7 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
     if (finished := run.result()) is not None:
         return finished
     splits, used = _splits(config, shards, encoder, options.device)
+    run.start()
     classes = len(shards.manifest.label_names)
     rates = tuple(sorted({config.eval.lr, *config.eval.lr_grid}))
     console.print(

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.pipeline import Batch, Loader
-from unfused_fast.training import Interrupted, Run, console
+from unfused_fast.run import Run
+from unfused_fast.training import Interrupted, console
 
 
 class Stage(Protocol):
@@ -28,6 +29,10 @@ class Stage(Protocol):
     batch_size: int
     timer: PartTimer
     step: int
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
 
     def begin_epoch(self, epoch: int) -> dict[str, Any]:
         """Prepares an epoch; returns numbers for the log."""
@@ -55,7 +60,8 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
     """
     config, steps, epochs, saved = state.config, state.loader.full_batches, state.config.train.epochs, done
     rates: list[float] = []
-    loss = math.nan
+    before = run.last_logged() if done else {}  # all there is to tell when the last epoch was saved, but no result
+    loss: float | None = before.get("loss")
     with EpochProgress(run.stage, epochs, steps, done) as progress:
         for epoch in range(done + 1, epochs + 1):
             start = time.perf_counter()
@@ -70,12 +76,13 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
                 else:
                     state.tail(batch, epoch)
                 if run.stopping:
-                    raise Interrupted(
-                        f"{run.out}: stopped in epoch {epoch}; epoch {saved} is the last one saved, go on with --resume"
+                    kept = (
+                        f"epoch {saved} is the last one saved, go on with --resume" if saved else "nothing is saved yet"
                     )
+                    raise Interrupted(f"{run.out}: stopped in epoch {epoch}; {kept}")
             state.end_epoch()
             loss = float(total) / steps
-            check_loss(loss, epoch, config)
+            check_finite(loss, state.network, epoch, saved, config)
             seconds = time.perf_counter() - start
             if epoch % config.train.save_every == 0 or epoch == epochs:
                 with state.timer.part("save"):
@@ -96,7 +103,8 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
             reference = f" (ln K {values['ln_k']:.2f})" if "ln_k" in values else ""
             nmi = f"  NMI {values['nmi']:.2f}" if values.get("nmi") is not None else ""
             progress.epoch(epoch, f"loss {loss:.3f}{reference}{nmi}  {rates[-1]:.0f} clips/s")
-    return {"loss": loss, "clips_per_second": round(sorted(rates)[len(rates) // 2], 1) if rates else None}
+    rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
+    return {"loss": loss, "clips_per_second": rate}
 
 
 class PartTimer:
@@ -170,13 +178,18 @@ class EpochProgress:
             console.print(f"{self.stage} {epoch}/{self.epochs}  {note}")
 
 
-def check_loss(loss: float, epoch: int, config: Config) -> None:
-    """Raises UserError with a diagnosis when an epoch's loss is not a number."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"epoch {epoch}: the loss became {loss}; the last good checkpoint is kept. Most often the learning rate "
-            "is too high "
-            f"(optim.lr = {config.optim.lr}, optim.name = {config.optim.name}): try --set "
-            f"optim.lr={config.optim.lr / 10:g}, "
-            "or --set train.amp=fp32"
-        )
+def check_finite(loss: float, network: nn.Module, epoch: int, saved: int, config: Config) -> None:
+    """Raises UserError with a diagnosis when an epoch's loss, or what it left in the network, is not a number.
+
+    Ours: the network too, because a last step that breaks it shows in no loss, and such a checkpoint is of no use.
+    """
+    values = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    if math.isfinite(loss) and bool(torch.stack([value.isfinite().all() for value in values]).all()):
+        return
+    what = "the network's weights are not finite" if math.isfinite(loss) else f"the loss became {loss}"
+    kept = f"epoch {saved} is the last one saved" if saved else "nothing was saved"
+    raise UserError(
+        f"epoch {epoch}: {what}; {kept}. Most often the learning rate is too high (optim.lr = {config.optim.lr:g}, "
+        f"optim.name = {config.optim.name}): start again with --overwrite --set optim.lr={config.optim.lr / 10:g}"
+        + ("" if config.train.amp == "fp32" else ", or with --set train.amp=fp32")
+    )

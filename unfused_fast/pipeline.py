@@ -81,6 +81,7 @@ class Loader:
 
         Raises UserError for a split, shard or index that does not fit.
         """
+        import_dali()  # where it is missing, that is said before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
         self.batch_size, self.world_size = batch_size, world_size
         self.threads = threads or max(1, min(os.cpu_count() or 1, 16) // world_size)

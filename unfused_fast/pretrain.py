@@ -31,16 +31,18 @@ from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.pipeline import Batch, Loader
 from unfused_fast.randomness import key
+from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import (
+    Interrupted,
     Options,
-    Run,
     autocast,
     compiled,
     console,
     prepare_for,
     resolve_batch_size,
     seed_everything,
+    train_clips,
 )
 
 INIT_EPOCH = 0
@@ -68,7 +70,7 @@ class Pretraining:
     def __init__(self, config: Config, shards: ShardSet, options: Options) -> None:
         self.config, self.options, device = config, options, options.device
         seed_everything(config.train.seed)
-        clips = shards.manifest.splits["train"].clips if "train" in shards.manifest.splits else 0
+        clips = train_clips(shards)
         self.k, self.batch_size = resolve_k(config, clips), resolve_batch_size(config, clips)
         self.loader = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
         self.network = prepare_for(PretrainNetwork(config), device)
@@ -90,12 +92,14 @@ class Pretraining:
         self.timer = PartTimer(device)
         self.step = 0
 
-    def fill_bank(self) -> None:
+    def fill_bank(self, run: Run) -> None:
         """The isolated assignment phase of the first epoch: one view of every clip through the network."""
         self.network.train(self.config.bank.init_mode == "train")
         self.bank.start_epoch()
         for batch in self.loader.epoch(INIT_EPOCH, views=1):
             self._write_bank(batch, INIT_EPOCH)
+            if run.stopping:
+                raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet")
         self.bank.check_cover()
 
     def begin_epoch(self, epoch: int) -> dict[str, Any]:
@@ -208,13 +212,14 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     if (finished := run.result()) is not None:
         return finished
     done = state.load(*run.load(), out / "bank.zarr") if run.resumed else 0
+    run.start()
     console.print(
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k}, {config.train.epochs} epochs, "
         f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device}"
     )
     with run.signals():
         if not run.resumed:
-            state.fill_bank()
+            state.fill_bank(run)
         trained = run_epochs(state, run, done)
     return run.finish(
         {

@@ -25,9 +25,12 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(f"{path}: it {state}; give directories that unfused-fast train wrote")
         for file in files:
             try:
-                results.append({**json.loads(file.read_text()), "run": str(file.parent)})
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}: not valid JSON ({error}); run the stage again") from error
+                result = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: cannot be read ({error}); run the stage again") from error
+            if not isinstance(result, dict) or "stage" not in result:
+                raise UserError(f"{file}: not the result of a run of unfused-fast; name the run directories one by one")
+            results.append({**result, "run": str(file.parent)})
     return results
 
 

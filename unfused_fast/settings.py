@@ -36,17 +36,33 @@ STAGES: dict[Stage, dict[str, Any]] = {
     },
     "linear": {},
 }
+_AUTHORS: dict[str, Any] = {
+    "data.crop_seconds": 0.98,
+    "aug.specaug.freq_masks": 0,
+    "aug.specaug.time_masks": 0,
+    "train.amp": "fp32",
+}
 PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "recommended": {
-        "pretrain": {},
-        "distill": {},
+        # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
+        "pretrain": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto"},
+        "distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"},
         "linear": {},
     },
     "paper": {"pretrain": {}, "distill": {}, "linear": {"eval.lr_grid": ()}},
     "authors": {
-        "pretrain": {},
-        "distill": {},
-        "linear": {},
+        "pretrain": {
+            **_AUTHORS,
+            "cluster.k": 1024,
+            "train.epochs": 200,
+            "optim.schedule": "constant",
+            "optim.warmup_epochs": 0,
+            "model.l2_normalize": False,
+            "loss.temperature": 1.0,
+            "bank.init_mode": "train",
+        },
+        "distill": {**_AUTHORS, "pseudo.feature": "projector", "pseudo.n_init": 1},
+        "linear": {"eval.epochs": 100, "eval.pool": "mean", "eval.standardize": False, "eval.lr_grid": ()},
     },
 }
 
@@ -80,7 +96,10 @@ def from_flat(values: dict[str, Any]) -> Config:
     known = flatten(Config())
     missing, unknown = sorted(set(known) - set(values)), sorted(set(values) - set(known))
     if missing or unknown:
-        raise UserError(f"config of another version: missing fields {missing}, unknown fields {unknown}")
+        raise UserError(
+            f"config of another version: missing fields {missing}, unknown fields {unknown}; "
+            "train again, or use the version that wrote it"
+        )
     return with_values(Config(), values)
 
 

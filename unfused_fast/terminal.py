@@ -90,7 +90,8 @@ def stdout_console() -> Console:
     """For tables: as wide as the terminal, or 160 columns where there is none."""
     from rich.console import Console
 
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    width = None if sys.stdout.isatty() else 160
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
@@ -155,9 +156,10 @@ def run_app(app: Callable[[], Any]) -> None:
         if debug:
             traceback.print_exc()
         _end(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
+            print("interrupted", file=sys.stderr)
+        raise
 
 
 def _end(error: Exception) -> None:

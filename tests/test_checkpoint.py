@@ -1,0 +1,94 @@
+"""Checkpoints: everything comes back, damage is found, what does not fit is listed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from unfused_fast.checkpoint import collect, load_checkpoint, restore, save_checkpoint
+from unfused_fast.errors import UserError
+from unfused_fast.optim import LARC
+
+
+def trained(optimizer_type: type, seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    optimizer = optimizer_type(network.parameters(), lr=0.1)
+    step(network, optimizer)
+    return network, optimizer
+
+
+def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    network(torch.randn(6, 4)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("optimizer_type", [LARC, torch.optim.SGD, torch.optim.AdamW])
+def test_training_goes_on_bit_for_bit(tmp_path: Path, optimizer_type: type) -> None:
+    network, optimizer = trained(optimizer_type, 0)
+    save_checkpoint(tmp_path, 1, collect(network, optimizer), {"step": 7})
+    other, other_optimizer = trained(optimizer_type, 1)
+    tensors, state, damaged = load_checkpoint(tmp_path)
+    restore(tensors, other, other_optimizer)
+    assert state["step"] == 7 and not damaged
+    after = torch.get_rng_state()
+    for _ in range(3):
+        step(other, other_optimizer)
+    torch.set_rng_state(after)
+    for _ in range(3):
+        step(network, optimizer)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_only_the_last_two_stay_and_no_pickle(tmp_path: Path) -> None:
+    network, _ = trained(LARC, 0)
+    for epoch in (1, 2, 3):
+        save_checkpoint(tmp_path, epoch, collect(network), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"epoch-{epoch:06d}.{kind}" for epoch in (2, 3) for kind in ("json", "safetensors")
+    ]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "garbage json"])
+def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
+    network, _ = trained(LARC, 0)
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path, epoch, collect(network), {})
+    path = tmp_path / "epoch-000002.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    _, state, damaged = load_checkpoint(tmp_path)
+    assert state["epoch"] == 1 and len(damaged) == 1 and "epoch-000002" in damaged[0]
+
+
+def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
+    network, _ = trained(LARC, 0)
+    save_checkpoint(tmp_path, 1, collect(network), {})
+    tensors, _, _ = load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"missing 3.bias, 3.weight; unexpected 2.bias, 2.weight;"):
+        other = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        )
+        restore(tensors, other)
+    with pytest.raises(UserError, match=r"shape 0.weight \(8, 4\) for \(8, 5\)"):
+        restore(tensors, torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)))
+
+
+def test_nothing_usable_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is none"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "epoch-000001.json").write_text(json.dumps({"epoch": 1, "sha256": "0"}))
+    with pytest.raises(UserError, match=r"epoch-000001\.safetensors is damaged"):
+        load_checkpoint(tmp_path)

@@ -1,0 +1,62 @@
+"""LARC by its formula, worked by hand; the schedule; the groups."""
+
+import math
+
+import pytest
+import torch
+
+from unfused_fast.config import OptimConfig
+from unfused_fast.optim import LARC, build_optimizer, learning_rate
+
+
+def test_larc_two_steps_by_hand() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))  # norm 5
+    optimizer = LARC([weight], lr=0.1, momentum=0.9, weight_decay=0.01, trust=0.02)
+    weight.grad = torch.tensor([0.6, 0.8])  # norm 1
+    optimizer.step()
+    # rate = 0.02 * 5 / (1 + 0.01 * 5) = 0.0952381; g + wd p = (0.63, 0.84); buffer = (0.06, 0.08); p -= 0.1 * buffer
+    torch.testing.assert_close(weight.data, torch.tensor([2.994, 3.992]))
+    weight.grad = torch.tensor([0.0, 2.0])
+    optimizer.step()
+    rate = 0.02 * 4.99 / (2 + 0.01 * 4.99)
+    buffer = [0.9 * 0.06 + rate * 0.02994, 0.9 * 0.08 + rate * 2.03992]
+    torch.testing.assert_close(weight.data, torch.tensor([2.994 - 0.1 * buffer[0], 3.992 - 0.1 * buffer[1]]))
+
+
+def test_larc_leaves_zero_weights_to_plain_sgd() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, -2.0])
+    LARC([weight], lr=0.1).step()
+    torch.testing.assert_close(weight.data, torch.tensor([-0.1, 0.2]))
+
+
+def test_larc_without_trust_scaling_is_torch_sgd() -> None:
+    torch.manual_seed(0)
+    one, two = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    two.load_state_dict(one.state_dict())
+    ours = LARC([{"params": list(one.parameters()), "adaptive": False}], lr=0.05, momentum=0.9, weight_decay=0.1)
+    theirs = torch.optim.SGD(two.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    for _ in range(4):
+        inputs = torch.randn(7, 5)
+        for network, optimizer in ((one, ours), (two, theirs)):
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(one.weight, two.weight)
+
+
+def test_exclude_1d_keeps_decay_and_adaptation_off_biases() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    groups = build_optimizer(network, OptimConfig(exclude_1d=True)).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 3]
+    assert groups[1]["weight_decay"] == 0 and groups[1]["adaptive"] is False and groups[0]["adaptive"] is True
+
+
+def test_cosine_schedule() -> None:
+    config = OptimConfig(lr=2.0, schedule="cosine", warmup_epochs=1)
+    rates = [learning_rate(config, step, 10, 20) for step in range(200)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and rates[10] == pytest.approx(2.0)
+    assert rates[105] == pytest.approx(1.0) and rates[199] == pytest.approx(1 - math.cos(math.pi / 190), rel=1e-6)
+    short = [learning_rate(OptimConfig(lr=1.0, warmup_epochs=10), step, 10, 5) for step in range(50)]
+    assert short[4] == pytest.approx(1.0), "the warm-up takes a tenth of a short run"
+    assert learning_rate(OptimConfig(lr=0.3, schedule="constant"), 0, 10, 5) == 0.3

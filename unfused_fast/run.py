@@ -1,0 +1,233 @@
+"""A run directory: what it records, what may be written over, what --resume accepts; the signals that stop a run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from unfused_fast import __version__
+from unfused_fast.checkpoint import load_checkpoint, write_atomically, write_json
+from unfused_fast.config import Config
+from unfused_fast.errors import UserError
+from unfused_fast.settings import flatten
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.training import Options, console
+
+VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
+
+
+class Run:
+    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it."""
+
+    def __init__(
+        self, out: Path, stage: str, config: Config, shards: ShardSet, options: Options, **inputs: Any
+    ) -> None:
+        """Looks at the directory, and touches nothing before start(). Raises UserError when it holds another run, one
+        that --resume does not fit, or anything else.
+        """
+        self.out, self.stage, self.stopping = out, stage, False
+        self.checkpoints = out / "checkpoints"
+        for name, given in inputs.items():
+            if Path(given).resolve() == out.resolve():
+                raise UserError(f"{out}: it is the {name} of this run, which would be lost; choose another --out")
+        description: dict[str, Any] = {
+            "stage": stage,
+            "config": flatten(config),
+            "shards": shards.manifest.digest,
+            "log_mel": shards.manifest.log_mel,
+            "inputs": inputs,
+            "versions": _versions(),
+            "device": _device_name(options.device),
+        }
+        _refuse_unwritable(out)
+        recorded = read_description(out)
+        # One that stopped before its first checkpoint has nothing to lose.
+        begun = recorded is not None and (self.saved or (out / "result.json").exists())
+        if recorded is None and out.exists() and any(out.iterdir()):
+            raise UserError(f"{out}: it exists and is not a run of unfused-fast; choose another --out")
+        if recorded is not None and begun and options.resume:
+            _refuse_differences(out, recorded, json.loads(json.dumps(description)))
+        elif begun and not options.overwrite:
+            raise UserError(
+                f"{out}: there is a run already; use --resume to go on, --overwrite to start again, or another --out"
+            )
+        self._going_on = begun and options.resume
+        self.resumed = self._going_on and self.saved
+        self._started, self._description = time.perf_counter(), description
+        self._board: Any = None
+
+    def start(self) -> None:
+        """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at."""
+        try:
+            if not self._going_on and self.out.exists() and any(self.out.iterdir()):
+                shutil.rmtree(self.out.resolve())
+            self.out.resolve().mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "config.json", self._description)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+    @property
+    def saved(self) -> bool:
+        """Whether the directory holds a checkpoint."""
+        return any(self.checkpoints.glob("epoch-*.json"))
+
+    def result(self) -> dict[str, Any] | None:
+        """What an earlier, finished run wrote, when --resume finds nothing left to do."""
+        path = self.out / "result.json"
+        if not self._going_on or not path.exists():
+            return None
+        console.print(f"{self.out}: finished already")
+        return dict(json.loads(path.read_text()))
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The newest sound checkpoint of this run; says which newer ones were damaged. Later log lines are dropped."""
+        tensors, state, damaged = load_checkpoint(self.checkpoints)
+        for sentence in damaged:
+            console.print(f"{sentence}; going on from epoch {state['epoch']}", style="yellow")
+        log = self.out / "log.jsonl"
+        if log.exists():
+            lines = log.read_bytes().splitlines()
+            write_atomically(log, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= state["epoch"]))
+        console.print(f"{self.out}: going on after epoch {state['epoch']}")
+        return tensors, state
+
+    def last_logged(self) -> dict[str, Any]:
+        """The numbers of the last epoch in log.jsonl; none where it is empty."""
+        log = self.out / "log.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def log(self, epoch: int, values: dict[str, Any]) -> None:
+        """One line of log.jsonl and the numbers to TensorBoard."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, epoch)
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Writes result.json and says where the run is."""
+        if self._board is not None:
+            self._board.close()
+        result = {
+            "stage": self.stage,
+            **result,
+            "seed": self._description["config"]["train.seed"],
+            "epochs": self._description["config"]["train.epochs"],
+            "config_digest": config_digest(self._description["config"]),
+            "data_digest": self._description["shards"],
+            "seconds": round(time.perf_counter() - self._started, 2),
+            "run": str(self.out),
+        }
+        write_json(self.out / "result.json", result)
+        console.print(f"{self.stage}: wrote {self.out} ({result['seconds']:.1f} s)")
+        return result
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM let the step finish and set `stopping`; a second one ends at once. What ends before its
+        first epoch leaves no directory.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+            console.print("stopping after this step; once more to stop at once", style="yellow")
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever owns it also owns the signals
+            before = {}
+        try:
+            yield
+        except BaseException:
+            if not self.saved and not (self.out / "log.jsonl").exists():
+                shutil.rmtree(self.out.resolve(), ignore_errors=True)
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def read_description(run: Path) -> dict[str, Any] | None:
+    """config.json of a run; None where there is none. Raises UserError for one that is damaged or somebody else's."""
+    path = run / "config.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name another directory, or train again") from error
+    if not isinstance(value, dict) or not {"stage", "config", "shards", "inputs", "log_mel"} <= set(value):
+        raise UserError(f"{path}: it is not that of a run of unfused-fast; name another directory")
+    return value
+
+
+def config_digest(flat: dict[str, Any]) -> str:
+    """sha256 of a flattened config: equal digests, equal settings."""
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"unfused-fast": __version__, "python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _epoch_of(line: bytes) -> float:
+    """Epoch of a line of log.jsonl; infinity for one that a full disk cut short."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _refuse_unwritable(out: Path) -> None:
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "may not be written to" if nearest.is_dir() else "is a file, but a run is a directory"
+        raise UserError(f"{nearest}: it {reason}; choose another --out")
+
+
+def _refuse_differences(out: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    before, after = (
+        {**recorded["config"], "shards": recorded["shards"], **recorded["inputs"]},
+        {**wanted["config"], "shards": wanted["shards"], **wanted["inputs"]},
+    )
+    names = [name for name in sorted(set(before) | set(after)) if before.get(name) != after.get(name)]
+    if recorded["stage"] != wanted["stage"]:
+        raise UserError(
+            f"{out}: it holds a run of stage {recorded['stage']}, not {wanted['stage']}; choose another --out"
+        )
+    if names:
+        differences = "; ".join(f"{name} was {before.get(name)}, now {after.get(name)}" for name in names[:6])
+        raise UserError(
+            f"{out}: --resume goes on with the same run only, but {differences}; use the same values, or another --out"
+        )
