@@ -32,16 +32,17 @@ def resize_weights(offset: Tensor, length: Tensor, size_in: int, size_out: int) 
     as F.interpolate clamps to its input; positions of the crop outside [0, size_in) are the zero canvas and carry no
     weight.
     """
-    scale = (length - 1).to(torch.float32) / max(size_out - 1, 1)  # scale first: rounded as F.interpolate rounds it
-    source = scale[:, None] * torch.arange(size_out, device=offset.device, dtype=torch.float32)
+    last = (length - 1).to(torch.float32)[:, None]
+    scale = last / max(size_out - 1, 1)  # scale first: rounded as F.interpolate rounds it
+    source = scale * torch.arange(size_out, device=offset.device, dtype=torch.float32)
     base = source.floor()
-    columns = torch.arange(size_in, device=offset.device, dtype=torch.float32)
     weights = torch.zeros(offset.shape[0], size_out, size_in, device=offset.device)
-    for tap in range(-1, 3):
-        index = (base + tap).clamp(min=0).minimum((length - 1).to(torch.float32)[:, None]) + offset.to(torch.float32)[
-            :, None
-        ]
-        weights = weights + (columns == index[..., None]) * cubic_kernel((source - base - tap).abs())[..., None]
+    for tap in range(
+        -1, 3
+    ):  # one element of a row a tap: no two additions meet, so the sum has one order on every device
+        index = (base + tap).clamp(min=0).minimum(last) + offset.to(torch.float32)[:, None]
+        weight = cubic_kernel((source - base - tap).abs()) * ((index >= 0) & (index < size_in))
+        weights.scatter_add_(2, index.clamp(0, size_in - 1).long()[..., None], weight[..., None])
     return weights
 
 
@@ -72,7 +73,7 @@ def log_mixup_exp(log_mel: Tensor, other: Tensor, share: Tensor) -> Tensor:
     authors.
     """
     share = share[:, None, None, None]
-    mixed = torch.logaddexp(log_mel + torch.log1p(-share), other + share.clamp(min=1e-12).log())
+    mixed = ((1 - share) * log_mel.exp() + share * other.exp()).log()
     return torch.where(share > 0, mixed, log_mel)
 
 
