@@ -216,8 +216,8 @@ def config(
         print_json(values)
         return
     table = Table(title=f"stage {stage}, preset {preset}", title_justify="left", show_lines=True)
-    for column in ("field", "value", "type", "meaning and source"):
-        table.add_column(column, overflow="fold")
+    for column, width in (("field", 24), ("value", 18), ("type", 26), ("meaning and source", None)):
+        table.add_column(column, overflow="fold", max_width=width)
     for name, value in values.items():
         table.add_row(name, str(value), *field_texts()[name])
     stdout_console().print(table)

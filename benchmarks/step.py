@@ -26,7 +26,7 @@ class Step:
         self.network = prepare_for(PretrainNetwork(config), device).train()
         self.forward = compiled(self.network, Options(device, compile=compile_))
         self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(config.aug, seed=0, clips=2048, bins=64, frames=96, device=device)
+        self.augment = Augmenter(config, 2048, device)
         self.crops, self.ids = torch.randn(size, 1, 64, 96, device=device), torch.arange(size, device=device)
         self.prototypes = normalize(torch.randn(512, config.model.proj_dim, device=device), dim=1)
         self.targets = torch.randint(512, (size,), device=device)

@@ -104,6 +104,10 @@ class ShardSet:
             start += info.clips
         raise AssertionError(split)
 
+    def first_id(self, split: str) -> int:
+        """Clip id of a split's first row; the ids of a split are contiguous."""
+        return int(self.clips_in(split).column("clip_id")[0].as_py())
+
     def _split(self, split: str) -> SplitInfo:
         if split not in self.manifest.splits:
             raise UserError(

@@ -7,8 +7,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from unfused_fast.augment import Augmenter, MixupMemory, log_mixup_exp, random_resize_crop, resize_weights
-from unfused_fast.config_audio import AugmentConfig, MixupConfig, RandomResizeCropConfig
+from unfused_fast.config import Config
+from unfused_fast.config_audio import RandomResizeCropConfig
 from unfused_fast.randomness import Stream, uniform
+from unfused_fast.settings import with_values
 
 
 def expected_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: RandomResizeCropConfig) -> torch.Tensor:
@@ -105,8 +107,8 @@ def test_mixup_share_is_uniform_up_to_the_ratio() -> None:
 
 
 def test_views_do_not_depend_on_batch_order_and_differ_between_views() -> None:
-    config = AugmentConfig(mixup=MixupConfig(ratio=0.0))
-    make = Augmenter(config, seed=3, clips=10, bins=64, frames=96, device=torch.device("cpu"))
+    config = with_values(Config(), {"aug.mixup.ratio": 0, "train.seed": 3})
+    make = Augmenter(config, 10, torch.device("cpu"))
     ids, crops = torch.tensor([4, 1, 9]), torch.randn(3, 1, 64, 96)
     first, second = make(ids, (crops, crops), epoch=2)
     order = torch.tensor([2, 0, 1])
@@ -119,7 +121,9 @@ def test_views_do_not_depend_on_batch_order_and_differ_between_views() -> None:
 
 def test_augmenter_state_round_trip() -> None:
     def fresh() -> Augmenter:
-        return Augmenter(AugmentConfig(), seed=3, clips=6, bins=8, frames=9, device=torch.device("cpu"))
+        return Augmenter(
+            with_values(Config(), {"frontend.n_mels": 8, "data.crop_seconds": 0.08}), 6, torch.device("cpu")
+        )
 
     one, two = fresh(), fresh()
     for start in (0, 4):

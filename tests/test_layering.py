@@ -62,6 +62,11 @@ def imported(path: Path) -> list[tuple[str, bool]]:
     return names
 
 
+def test_the_package_links_to_the_top_level() -> None:
+    for name in ("cli.py", "kernels", "shards"):
+        assert (PACKAGE / name).is_symlink() and (PACKAGE / name).readlink() == Path("..") / name
+
+
 def test_every_module_has_a_layer() -> None:
     known = set().union(*LAYERS)
     assert set(modules()) == known

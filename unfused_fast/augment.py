@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unfused_fast.config_audio import AugmentConfig, RandomResizeCropConfig
+from unfused_fast.config import Config
+from unfused_fast.config_audio import RandomResizeCropConfig
 from unfused_fast.randomness import Stream, uniform
 
 CUBIC_A = -0.75
@@ -109,13 +110,10 @@ class MixupMemory:
 class Augmenter:
     """Turns normalised crops into views. One per run; its only state is the mixup memory."""
 
-    def __init__(
-        self, config: AugmentConfig, *, seed: int, clips: int, bins: int, frames: int, device: torch.device
-    ) -> None:
-        self.config, self.seed = config, seed
-        self.memory = (
-            MixupMemory(min(config.mixup.memory, clips), bins, frames, device) if config.mixup.ratio > 0 else None
-        )
+    def __init__(self, config: Config, clips: int, device: torch.device) -> None:
+        self.config, self.seed = config.aug, config.train.seed
+        memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
+        self.memory = memory if config.aug.mixup.ratio > 0 else None
 
     def __call__(self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, ...]:
         """(B,) ids and V crops (B, 1, F, T) -> V views: mixup with the memory, then random resize crop."""

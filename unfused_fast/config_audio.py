@@ -94,7 +94,7 @@ class RandomResizeCropConfig:
     """Random resize crop on a virtual canvas, bicubic, align_corners."""
 
     enabled: bool = True
-    """Source: authors, BYOL-A."""
+    """Whether views are cropped and resized. Source: authors, BYOL-A."""
     canvas_time: float = 1.5
     """Canvas length as a multiple of the crop's frames. Source: authors, BYOL-A."""
     freq_scale: tuple[float, float] = (0.6, 1.5)

@@ -35,6 +35,7 @@ from unfused_fast.training import (
     autocast,
     compiled,
     console,
+    precision,
     prepare_for,
     resolve_batch_size,
     seed_everything,
@@ -121,20 +122,13 @@ class Distillation:
         self.config, self.options, device = config, options, options.device
         seed_everything(config.train.seed)
         self.targets, self.k, clips = targets, k, len(targets)
-        self.first_id = int(shards.clips_in("train").column("clip_id")[0].as_py())
+        self.first_id = shards.first_id("train")
         self.batch_size = resolve_batch_size(config, clips)
         self.loader = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
         self.network = prepare_for(DistillNetwork(config, k), device)
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(
-            config.aug,
-            seed=config.train.seed,
-            clips=clips,
-            bins=config.frontend.n_mels,
-            frames=config.crop_frames,
-            device=device,
-        )
+        self.augment = Augmenter(config, clips, device)
         self.timer = PartTimer(device)
         self.step = 0
 
@@ -208,7 +202,8 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
         f"{int(sizes.max())} clips, "
-        f"{config.train.epochs} epochs, on {options.device}"
+        f"{config.train.epochs} epochs, on {options.device} in "
+        f"{precision(config, options.device)}"
     )
     with run.signals():
         trained = run_epochs(state, run, done)

@@ -123,13 +123,13 @@ def _clashes() -> list[Finding]:
 def _resolved() -> list[Finding]:
     from unfused_fast.clustering import resolve_backend
     from unfused_fast.config import Config
-    from unfused_fast.training import resolve_amp, resolve_device
+    from unfused_fast.training import precision, resolve_device
 
     device = resolve_device("auto")
     values: dict[str, Any] = {
         "--device": device,
         "--compile": "on" if device.type == "cuda" else "off",
-        "train.amp": "bf16" if resolve_amp(Config(), device) else "fp32",
+        "train.amp": precision(Config(), device),
         "cluster.backend": resolve_backend("auto", device),
     }
     return [Finding(f"auto {name}", str(value), "", True) for name, value in values.items()]

@@ -121,7 +121,7 @@ def extract(
     loader = Loader(
         shards, split, encoder.config, device=device, batch_size=WHOLE_CLIP_BATCH, statistics=encoder.log_mel
     )
-    first = int(shards.clips_in(split).column("clip_id")[0].as_py())
+    first = shards.first_id(split)
     rows: Tensor | None = None
     batches = -(-loader.clips // loader.batch_size)
     for batch in track(

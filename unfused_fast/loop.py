@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.pipeline import Batch, Loader
 from unfused_fast.run import Run
-from unfused_fast.training import Interrupted, console
+from unfused_fast.training import Interrupted, console, progress_bar
 
 
 class Stage(Protocol):
@@ -149,15 +148,7 @@ class EpochProgress:
 
     def __init__(self, stage: str, epochs: int, steps: int, done: int) -> None:
         self.stage, self.epochs = stage, epochs
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = progress_bar()
         self._task = self._progress.add_task(stage, total=epochs * steps, completed=done * steps, note="")
 
     def __enter__(self) -> EpochProgress:

@@ -10,7 +10,6 @@ The reader follows index files that order.py writes for each epoch, and crops an
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -35,6 +34,7 @@ from unfused_fast.order import (
     write_indexes,
 )
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.workers import available_cores
 
 
 class Batch(NamedTuple):
@@ -84,7 +84,7 @@ class Loader:
         import_dali()  # where it is missing, that is said before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
         self.batch_size, self.world_size = batch_size, world_size
-        self.threads = threads or max(1, min(os.cpu_count() or 1, 16) // world_size)
+        self.threads = threads or max(1, min(available_cores(), 16) // world_size)
         self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
         self._samples = shards.clips.column("samples").to_numpy()
         self.clips = sum(len(lines) for _, lines in self._shards)

@@ -39,6 +39,7 @@ from unfused_fast.training import (
     autocast,
     compiled,
     console,
+    precision,
     prepare_for,
     resolve_batch_size,
     seed_everything,
@@ -76,17 +77,8 @@ class Pretraining:
         self.network = prepare_for(PretrainNetwork(config), device)
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(
-            config.aug,
-            seed=config.train.seed,
-            clips=clips,
-            bins=config.frontend.n_mels,
-            frames=config.crop_frames,
-            device=device,
-        )
-        self.bank = MemoryBank(
-            clips, config.model.proj_dim, int(shards.clips_in("train").column("clip_id")[0].as_py()), device
-        )
+        self.augment = Augmenter(config, clips, device)
+        self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device)
         self.prototypes = torch.zeros(self.k, config.model.proj_dim, device=device)
         self.assignments: Tensor | None = None
         self.timer = PartTimer(device)
@@ -149,8 +141,7 @@ class Pretraining:
         with self.timer.part("forward train view"):
             with autocast(self.config, self.options.device):
                 predicted = self.forward(train_view)
-            # p = softmax(z C / T), loss = -sum q log p with q the assignment (paper section 3, training phase); in
-            # float32
+            # p = softmax(z C / T), loss = -sum q log p with q the assignment (paper section 3); in float32
             scores = predicted @ self.prototypes.T / self.config.loss.temperature
             loss = cross_entropy(scores, self.assignments[batch.clip_ids - self.bank.first_id])
         with self.timer.part("backward"):
@@ -172,8 +163,8 @@ class Pretraining:
 
     @torch.no_grad()
     def _write_bank(self, batch: Batch, epoch: int) -> None:
+        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch)
         with autocast(self.config, self.options.device):
-            (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch)
             self.bank.write(batch.clip_ids, self.network(view))
 
     def end_epoch(self) -> None:
@@ -206,7 +197,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
     """
-    resolve_backend(config.cluster.backend, options.device)
+    backend = resolve_backend(config.cluster.backend, options.device)
     state = Pretraining(config, shards, options)
     run = Run(out, "pretrain", config, shards, options)
     if (finished := run.result()) is not None:
@@ -215,7 +206,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     run.start()
     console.print(
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k}, {config.train.epochs} epochs, "
-        f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device}"
+        f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
+        f"{precision(config, options.device)}, k-means by {backend}"
     )
     with run.signals():
         if not run.resumed:

@@ -113,26 +113,9 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int, int], None]]:
     """A progress bar on standard error that is told (done, total, rejected)."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from unfused_fast.training import progress_bar
 
-    from unfused_fast.training import console
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task(title, note="")
 
         def advance(done: int, total: int, rejected: int) -> None:

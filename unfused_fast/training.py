@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
@@ -20,6 +28,13 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, em
 
 class Interrupted(Exception):
     """The user pressed Ctrl-C (or sent SIGTERM); what was finished is saved."""
+
+
+def progress_bar() -> Progress:
+    """A bar with a free `note` field, on a terminal; nothing elsewhere."""
+    counts = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    columns = TextColumn("{task.description}"), BarColumn(), *counts
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager
@@ -94,6 +109,11 @@ def resolve_amp(config: Config, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def precision(config: Config, device: torch.device) -> Literal["bf16", "fp32"]:
+    """What resolve_amp means, in a word."""
+    return "bf16" if resolve_amp(config, device) else "fp32"
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
