@@ -1,0 +1,126 @@
+"""Full disks, losses that are no number, Ctrl-C: what was written stays, and --resume goes on."""
+
+from __future__ import annotations
+
+import errno
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from outcomes import Cli, contents, refused, same_checkpoint
+
+import unfused_fast.checkpoint
+import unfused_fast.linear
+import unfused_fast.pretrain
+import unfused_fast.shards.shard_files
+
+
+def test_the_disk_is_full_while_packing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tone_rows: list[Any]
+) -> None:
+    folder, out = tone_rows[0].path.parent, tmp_path / "out"
+    add = unfused_fast.shards.shard_files.ShardWriter.add
+
+    def full(writer: Any, key: str, members: Any) -> None:
+        if key.endswith("30"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(writer, key, members)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfused_fast.shards.shard_files.ShardWriter, "add", full)
+        done = cli("shard", folder, out, "--workers", 1)
+        refused(done, tmp_path, "No space left on device", f"nothing at {out} was touched", "make room")
+        assert list(tmp_path.iterdir()) == []
+    assert cli("shard", folder, out, "--workers", 1).code == 0
+    before = contents(out)
+    monkeypatch.setattr(unfused_fast.shards.shard_files.ShardWriter, "add", full)
+    refused(cli("shard", folder, out, "--workers", 1, "--overwrite"), "No space left on device")
+    assert contents(out) == before and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("where", ["tensors", "json", "bank"])
+def test_the_disk_is_full_while_training(
+    pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    import zarr
+
+    out = tmp_path / "out"
+    module, name = {
+        "tensors": (unfused_fast.checkpoint, "save_file"),
+        "json": (unfused_fast.checkpoint.os, "fsync"),
+        "bank": (zarr.Group, "create_array"),
+    }[where]
+    real = getattr(module, name)
+
+    def full(*arguments: Any, **named: Any) -> Any:
+        if not (out / "checkpoints/epoch-000001.json").exists():
+            return real(*arguments, **named)
+        if where == "tensors":
+            arguments[1].write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, full)
+        done = pretrain(tones, out)
+    refused(done, "disk is full" if where == "bank" else "No space left on device", "free space", "--resume")
+    assert not list(out.rglob("*.partial"))
+    before = contents(out / "checkpoints")
+    assert {"epoch-000001.json", "epoch-000001.safetensors"} <= set(before) and "epoch-000002.json" not in before
+    assert pretrain(tones, out, "--resume").code == 0
+    same_checkpoint(out, pretrained)
+    assert contents(out / "checkpoints")["epoch-000001.safetensors"] == before["epoch-000001.safetensors"]
+
+
+def test_a_loss_that_becomes_nan(pretrain: Cli, distill: Cli, tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    out, absurd = tmp_path / "out", ["--set", "optim.name=sgd", "--set", "optim.lr=1e30"]
+    for done in (pretrain(tones, out, *absurd), distill(tones, pretrained, out, *absurd)):
+        refused(
+            done, "epoch 1: the loss became nan; nothing was saved", "learning rate is too high", "optim.lr = 1e+30"
+        )
+        assert "--overwrite --set optim.lr=1e+29" in done.error
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_loss_that_becomes_nan_later(
+    pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Three steps an epoch: the weights break in the middle of the second epoch, or in its last step."""
+    real = unfused_fast.pretrain.learning_rate
+    monkeypatch.setattr(
+        unfused_fast.pretrain,
+        "learning_rate",
+        lambda config, now, *more: math.inf if now == step else real(config, now, *more),
+    )
+    out = tmp_path / "out"
+    done = pretrain(tones, out)
+    what = "the loss became nan" if step == 4 else "the network's weights are not finite"
+    refused(done, f"epoch 2: {what}; epoch 1 is the last one saved", "learning rate is too high", "start again")
+    same_checkpoint(out, pretrained, epoch=1)
+    assert not (out / "checkpoints/epoch-000002.json").exists()
+    monkeypatch.undo()
+    assert pretrain(tones, out, "--resume").code == 0
+    same_checkpoint(out, pretrained)
+
+
+def test_ctrl_c_outside_the_epochs(linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unfused_fast.linear, "train_heads", pressed)
+    done = linear(tones, "random", tmp_path / "out")
+    assert done.code == 130 and done.err.splitlines()[-1] == "interrupted" and "Traceback" not in done.err
+    monkeypatch.undo()
+    assert linear(tones, "random", tmp_path / "out").code == 0
+
+
+def test_a_rejected_file_does_not_stop_the_others(cli: Cli, tone_rows: list[Any], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    signal, rate = soundfile.read(tone_rows[0].path)
+    soundfile.write(folder / "good.wav", signal, rate)
+    (folder / "bad.wav").write_bytes(b"RIFF")
+    done = cli("shard", folder, tmp_path / "out", "--workers", 1)
+    assert done.code == 0 and "1 clips" in done.out and "rejected 1: not audio" in done.out

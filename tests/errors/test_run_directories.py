@@ -1,0 +1,180 @@
+"""Run directories that do not fit: one sentence, exit code 1, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from outcomes import Cli, contents, refused, same_checkpoint
+
+
+def test_out_holds_something_else(
+    cli: Cli, pretrain: Cli, linear: Cli, distill: Cli, tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    notes, model, file = tmp_path / "notes", tmp_path / "model", tmp_path / "file"
+    notes.mkdir()
+    (notes / "diary.txt").write_text("dear diary")
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "somebody else\'s"}')
+    file.write_text("text")
+    before = contents(tmp_path), contents(pretrained), contents(tones)
+    for more in ([], ["--resume"], ["--overwrite"]):
+        refused(pretrain(tones, notes, *more), notes, "it exists and is not a run", "choose another --out")
+        refused(linear(tones, "random", notes, *more), notes, "it exists and is not a run")
+        refused(pretrain(tones, model, *more), model / "config.json", "not that of a run", "name another directory")
+        refused(pretrain(tones, file, *more), file, "is a file, but a run is a directory", "another --out")
+        refused(pretrain(tones, file / "out", *more), file, "is a file, but a run is a directory", "another --out")
+        refused(distill(tones, pretrained, pretrained, *more), pretrained, "it is the teacher of this run", "--out")
+        refused(linear(tones, pretrained, pretrained, *more), pretrained, "it is the encoder of this run", "--out")
+        refused(pretrain(tones, tones, *more), tones, "it exists and is not a run")
+    refused(pretrain(tones, pretrained), pretrained, "there is a run already", "--resume", "--overwrite", "--out")
+    refused(linear(tones, "random", pretrained, "--resume"), pretrained, "holds a run of stage pretrain, not linear")
+    refused(cli("shard", notes, tones), tones, "a shard set is already there", "--overwrite")
+    assert (contents(tmp_path), contents(pretrained), contents(tones)) == before
+
+
+def test_overwrite_keeps_the_old_run_until_the_inputs_are_sound(
+    pretrain: Cli, linear: Cli, distill: Cli, tones: Path, unfinished: Path, tmp_path: Path
+) -> None:
+    before = contents(unfinished)
+    for done in (
+        pretrain(tmp_path / "gone", unfinished, "--overwrite"),
+        pretrain(tones, unfinished, "--overwrite", "--set", "cluster.k=1000"),
+        distill(tones, tmp_path / "gone", unfinished, "--overwrite"),
+        linear(tones, tmp_path / "gone", unfinished, "--overwrite"),
+    ):
+        refused(done)
+    assert contents(unfinished) == before
+    assert pretrain(tones, unfinished, "--overwrite").code == 0
+
+
+def test_resume_and_overwrite(pretrain: Cli, tones: Path, unfinished: Path) -> None:
+    before = contents(unfinished)
+    done = pretrain(tones, unfinished, "--resume", "--overwrite")
+    refused(done, "--resume goes on", "--overwrite replaces", "give one of them")
+    assert contents(unfinished) == before
+
+
+def test_resume_with_other_settings_or_another_set(
+    pretrain: Cli, tones: Path, unlabelled: Path, unfinished: Path
+) -> None:
+    before = contents(unfinished)
+    done = pretrain(tones, unfinished, "--resume", "--set", "loss.temperature=0.2", "--seed", 5)
+    refused(done, unfinished, "loss.temperature was 0.1, now 0.2", "train.seed was 0, now 5", "use the same values")
+    refused(pretrain(unlabelled, unfinished, "--resume"), unfinished, "shards was", "another --out")
+    assert contents(unfinished) == before
+
+
+def test_a_checkpoint_that_does_not_fit_the_config(
+    pretrain: Cli, linear: Cli, distill: Cli, tones: Path, unfinished: Path, tmp_path: Path
+) -> None:
+    recorded = unfinished / "config.json"
+    text = recorded.read_text()
+    recorded.write_text(text.replace('"model.dim": 32', '"model.dim": 48'))
+    before = contents(unfinished)
+    out, misfit = tmp_path / "out", ["the checkpoint does not fit this config", "shape ", "use the config of the run"]
+    refused(linear(tones, unfinished, out), unfinished, *misfit)
+    refused(distill(tones, unfinished, out), unfinished, *misfit)
+    refused(pretrain(tones, unfinished, "--resume"), unfinished, "model.dim was 48, now 32")
+    refused(pretrain(tones, unfinished, "--resume", "--set", "model.dim=48"), *misfit)
+    assert contents(unfinished) == before and not out.exists()
+    for broken, part in (
+        (text.replace('"model.dim"', '"model.width"'), "missing fields ['model.dim'], unknown fields ['model.width']"),
+        (text[:100], "cannot be read"),
+        ("[]", "not that of a run"),
+    ):
+        recorded.write_text(broken)
+        refused(linear(tones, unfinished, out), unfinished, part)
+
+
+def test_an_encoder_that_is_none(
+    linear: Cli, distill: Cli, tones: Path, tmp_path: Path, copy_of: Callable[[Path], Path], pretrained: Path
+) -> None:
+    evaluated, out = tmp_path / "evaluated", tmp_path / "out"
+    assert linear(tones, "logmel", evaluated).code == 0
+    for done in (linear(tones, evaluated, out), distill(tones, evaluated, out)):
+        refused(done, evaluated, "a run of stage linear", "give one of train pretrain or train distill")
+    refused(linear(tones, tones / "manifest.json", out), tones / "manifest.json", "no run of unfused-fast")
+    empty = copy_of(pretrained)
+    shutil.rmtree(empty / "checkpoints")
+    refused(linear(tones, empty, out), empty, "no usable checkpoint", "there is none", "train again")
+    assert not out.exists()
+
+
+def test_a_damaged_checkpoint(
+    pretrain: Cli, linear: Cli, tones: Path, unfinished: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    newest, older = (unfinished / f"checkpoints/epoch-{epoch:06d}.safetensors" for epoch in (2, 1))
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    flip(newest)
+    done = linear(tones, unfinished, tmp_path / "used")
+    assert done.code == 0 and f"{newest} is damaged" in done.err and "using the one before it" in done.err
+    done = pretrain(tones, unfinished, "--resume")
+    assert done.code == 0 and f"{newest} is damaged" in done.err and "going on from epoch 1" in done.err
+    same_checkpoint(unfinished, pretrained)
+    (unfinished / "result.json").unlink()
+    flip(newest)
+    flip(older)
+    before = contents(unfinished)
+    refused(pretrain(tones, unfinished, "--resume"), "no usable checkpoint", newest, older, "train again")
+    assert contents(unfinished) == before
+
+
+def test_a_damaged_memory_bank(pretrain: Cli, tones: Path, unfinished: Path) -> None:
+    generation = unfinished / "bank.zarr/gen-000002"
+    chunk = next(path for path in sorted(generation.glob("embeddings/c/**/*")) if path.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    refused(pretrain(tones, unfinished, "--resume"), generation, "does not have the digest", "--overwrite")
+    chunk.write_bytes(data[:50])
+    refused(pretrain(tones, unfinished, "--resume"), generation, "--overwrite")
+    shutil.rmtree(generation)
+    refused(pretrain(tones, unfinished, "--resume"), generation, "is missing", "--overwrite")
+
+
+def test_a_log_that_was_cut_short(pretrain: Cli, tones: Path, unfinished: Path, pretrained: Path) -> None:
+    shutil.rmtree(unfinished / "bank.zarr/gen-000002")
+    for kind in ("json", "safetensors"):
+        (unfinished / f"checkpoints/epoch-000002.{kind}").unlink()
+    log = unfinished / "log.jsonl"
+    log.write_text(log.read_text()[:-40])
+    assert pretrain(tones, unfinished, "--resume").code == 0
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
+    same_checkpoint(unfinished, pretrained)
+
+
+def test_a_run_that_was_stopped_between_its_last_epoch_and_its_result(
+    pretrain: Cli, tones: Path, unfinished: Path, pretrained: Path
+) -> None:
+    assert pretrain(tones, unfinished, "--resume").code == 0
+    results = [json.loads((run / "result.json").read_text()) for run in (unfinished, pretrained)]
+    assert round(results[1]["loss"], 6) == results[0]["loss"] and results[0]["clips_per_second"] > 0
+    done = pretrain(tones, unfinished, "--resume")
+    assert done.code == 0 and "finished already" in done.err
+
+
+def test_an_overwritten_run_may_lie_behind_a_link(
+    pretrain: Cli, tones: Path, unfinished: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    link, stale = tmp_path / "link", unfinished / "checkpoints/epoch-000009.json"
+    link.symlink_to(unfinished)
+    stale.write_text("{}")
+    assert pretrain(tones, link, "--overwrite").code == 0
+    assert not stale.exists()
+    same_checkpoint(link, pretrained)
+
+
+def test_report_of_what_is_no_result(cli: Cli, tmp_path: Path) -> None:
+    result = tmp_path / "run/result.json"
+    result.parent.mkdir()
+    for text, part in (("{", "cannot be read"), ('{"score": 3}', "not the result of a run"), ("[]", "not the result")):
+        result.write_text(text)
+        refused(cli("report", tmp_path), result, part)

@@ -1,0 +1,77 @@
+"""Settings, devices and back ends that cannot be: one sentence, exit code 1, nothing lost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from outcomes import Cli, refused
+
+
+def test_more_clusters_than_clips(pretrain: Cli, distill: Cli, tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = pretrain(tones, out, "--set", "cluster.k=1000")
+    refused(done, "cluster.k = 1000", "60 clips", "--set cluster.k=auto, or a number up to 60")
+    done = distill(tones, pretrained, out, "--set", "pseudo.k=1000")
+    refused(done, "pseudo.k = 1000", "60 clips", "--set pseudo.k=N with N up to 60")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_a_gpu_that_is_not_there(
+    pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    out = tmp_path / "out"
+    for done in (pretrain(tones, out, "--device", device), linear(tones, "random", out, "--device", device)):
+        refused(done, f"--device {device}:", "sees no CUDA device here", "use --device cpu", "unfused-fast doctor")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "xpu", "cuda:x", ""])
+def test_a_device_that_no_one_knows(pretrain: Cli, tones: Path, tmp_path: Path, device: str) -> None:
+    refused(pretrain(tones, tmp_path / "out", "--device", device), f"--device {device}:", "auto, cpu, cuda or cuda:N")
+
+
+def test_a_back_end_that_cannot_run_here(pretrain: Cli, tones: Path, tmp_path: Path) -> None:
+    done = pretrain(tones, tmp_path / "out", "--set", "cluster.backend=triton")
+    refused(done, "cluster.backend = triton", "the device is cpu", "use torch or auto")
+    done = pretrain(tones, tmp_path / "out", "--set", "cluster.backend=faiss")
+    refused(done, "cluster.backend=faiss", "one of auto, torch, triton")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    out = tmp_path / "out"
+    for done in (pretrain(tones, out), linear(tones, "random", out)):
+        refused(done, "DALI is not installed", "pip install 'unfused-fast[cpu]'", "unfused-fast doctor")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("cluster", ["--set cluster: want section.field=value", "unfused-fast config"]),
+        ("cluster=3", ["that is a section", "name a field of it: k, iterations"]),
+        ("clusters.k=3", ["there is no field 'clusters'", "cluster", "unfused-fast config"]),
+        ("cluster.size=3", ["there is no field 'size'", "here are: k, iterations"]),
+        ("cluster.k.x=3", ["'k' is a value, not a section"]),
+        ("cluster.k=many", ["--set cluster.k=many: want a whole number or auto"]),
+        ("cluster.k=2.5", ["want a whole number or auto"]),
+        ("cluster.k=0", ["cluster.k = 0", "want at least 1, or auto"]),
+        ("train.epochs=0", ["train.epochs = 0", "greater than 0"]),
+        ("optim.lr=fast", ["--set optim.lr=fast: want a number"]),
+        ("optim.lr=nan", ["optim.lr = nan", "greater than 0"]),
+        ("optim.name=adam", ["one of larc, sgd, adamw"]),
+        ("views.same_crop=perhaps", ["true or false"]),
+        ("aug.rrc.freq_scale=1", ["numbers between commas"]),
+        ("frontend.n_mels=60", ["frontend.n_mels = 60", "multiple of 8"]),
+    ],
+)
+def test_settings(pretrain: Cli, tones: Path, tmp_path: Path, setting: str, parts: list[str]) -> None:
+    refused(pretrain(tones, tmp_path / "out", "--set", setting), *parts)
+    assert not (tmp_path / "out").exists()
