@@ -75,11 +75,18 @@ def test_label_subset_takes_its_share_of_every_class() -> None:
 
 
 def test_held_out_groups_are_whole_and_near_the_fraction() -> None:
-    groups = [f"speaker{number % 20}" for number in range(400)]
-    held = hold_out_groups(groups, 0.15, seed=0)
+    groups, labels = [f"speaker{number % 20}" for number in range(400)], np.arange(400) % 3
+    held = hold_out_groups(groups, labels, 0.15, seed=0)
     inside = {group for group, out in zip(groups, held, strict=True) if out}
     assert held.mean() == pytest.approx(0.15, abs=0.05)
     assert all(out == (group in inside) for group, out in zip(groups, held, strict=True))
-    assert 0 < hold_out_groups(["a", "b"], 0.9, seed=0).sum() < 2
-    with pytest.raises(UserError, match="one group"):
-        hold_out_groups(["a"] * 5, 0.2, seed=0)
+    assert np.array_equal(held, hold_out_groups(groups, labels, 0.15, seed=0))
+
+
+def test_holding_out_never_takes_the_last_clips_of_a_class() -> None:
+    groups, labels = ["a", "b", "c", "c", "d"], np.array([0, 0, 1, 1, 0])
+    for seed in range(10):
+        held = hold_out_groups(groups, labels, 0.9, seed)
+        assert held.any() and set(labels[~held]) == {0, 1} and not held[2:4].any()
+    with pytest.raises(UserError, match="no group"):
+        hold_out_groups(["a", "b"], np.array([0, 1]), 0.2, seed=0)

@@ -9,7 +9,6 @@ Source: paper section 3, part 3, and section 4.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,24 +103,25 @@ def label_subset(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64
     return np.sort(np.concatenate(chosen))
 
 
-def hold_out_groups(groups: list[str], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """(N,) True for clips held out: whole groups in a seeded order, until the fraction is reached, never all of
-    them.
+def hold_out_groups(groups: list[str], labels: Labels, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """(N,) True for clips held out: whole groups in a seeded order until the fraction is reached.
+
+    A group that holds the last clips of a class stays. Raises UserError when no group can be held out.
     """
-    names = sorted(set(groups))
-    if len(names) < 2:
-        raise UserError(
-            "the set has no valid split, and its train clips are all of one group, so none can be held out; give "
-            "splits or groups in the CSV"
-        )
-    order = np.random.Generator(np.random.PCG64([seed, 11])).permutation(len(names))
-    sizes = Counter(groups)
-    held: set[str] = set()
-    for position in order[:-1]:
-        if sum(sizes[name] for name in held) >= fraction * len(groups):
+    names = np.asarray(groups)
+    held = np.zeros(len(names), dtype=bool)
+    for name in np.random.Generator(np.random.PCG64([seed, 11])).permutation(sorted(set(groups))):
+        if held.mean() >= fraction:
             break
-        held.add(names[position])
-    return np.array([group in held for group in groups])
+        larger = held | (names == name)
+        if set(labels[~larger].tolist()) == set(labels.tolist()):
+            held = larger
+    if not held.any():
+        raise UserError(
+            "the set has no valid split, and no group of its train clips can be held out without losing a class; "
+            "give splits or smaller groups in the CSV"
+        )
+    return held
 
 
 def _labels_of(shards: ShardSet, split: str) -> Labels:
@@ -174,13 +174,12 @@ def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device
     features = {name: extract(frozen, shards, name, kind, config.eval.pool, device) for name in names}
     rows = {name: np.arange(len(found)) for name, found in labels.items()}
     if "valid" not in names:
-        held = hold_out_groups(shards.clips_in("train").column("group").to_pylist(), config.eval.valid_fraction, seed)
+        groups = shards.clips_in("train").column("group").to_pylist()
+        held = hold_out_groups(groups, labels["train"], config.eval.valid_fraction, seed)
         labels["valid"], features["valid"] = labels["train"], features["train"]
         rows["train"], rows["valid"] = np.flatnonzero(~held), np.flatnonzero(held)
-        console.print(
-            f"linear: no valid split; held out {len(rows['valid'])} train clips of {len(set(np.flatnonzero(held)))} "
-            "rows by group"
-        )
+        count = len({groups[row] for row in rows["valid"]})
+        console.print(f"linear: no valid split; held out {len(rows['valid'])} train clips ({count} groups)")
     rows["train"] = rows["train"][label_subset(labels["train"][rows["train"]], config.eval.label_fraction, seed)]
     if config.eval.standardize:
         mean, std = (
