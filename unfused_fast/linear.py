@@ -108,14 +108,17 @@ def hold_out_groups(groups: list[str], labels: Labels, fraction: float, seed: in
 
     A group that holds the last clips of a class stays. Raises UserError when no group can be held out.
     """
-    names = np.asarray(groups)
-    held = np.zeros(len(names), dtype=bool)
-    for name in np.random.Generator(np.random.PCG64([seed, 11])).permutation(sorted(set(groups))):
-        if held.mean() >= fraction:
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    held, left, taken = np.zeros(len(codes), dtype=bool), np.bincount(labels), 0
+    for group in np.random.Generator(np.random.PCG64([seed, 11])).permutation(len(names)):
+        if taken >= fraction * len(held):
             break
-        larger = held | (names == name)
-        if set(labels[~larger].tolist()) == set(labels.tolist()):
-            held = larger
+        found, counts = np.unique(labels[rows_of[group]], return_counts=True)
+        if (left[found] > counts).all():
+            left[found] -= counts
+            held[rows_of[group]] = True
+            taken += len(rows_of[group])
     if not held.any():
         raise UserError(
             "the set has no valid split, and no group of its train clips can be held out without losing a class; "
