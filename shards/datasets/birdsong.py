@@ -133,7 +133,7 @@ DATASET = Dataset(
     task="is a bird heard",
     classes=2,
     clips=CLIPS,
-    licence="CC BY 4.0, as figshare says (not verified here)",
+    licence="CC BY 4.0 (not verified), see the figshare pages",
     source="https://figshare.com files 6035814 (freefield1010 table), 6035817 or 10853306 (warblr table); "
     "ff1010bird_wav.zip and warblrb10k_public_wav.zip from https://dcase.community/challenge2018/task-bird-audio-detection",
     layout=LAYOUT,

@@ -24,7 +24,7 @@ PARTS = (("wav",), ("dev/wav", "test/wav"))
 """Where the audio may lie: as the archives unpack, or kept apart as s3prl does."""
 SPLITS = {"1": "train", "2": "valid", "3": "test"}
 CLIPS = {"train": 138361, "valid": 6904, "test": 8251}
-"""Their sum is the published 153,516; each on its own is not verified."""
+"""Their sum is the published 153,516; each on its own is from memory, not verified."""
 _LINE = re.compile(r"([123])\s+((id\d{5})/([^/]+)/[^/]+\.wav)")
 
 
