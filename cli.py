@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,9 @@ from unfused_fast.terminal import (
     stdout_console,
 )
 from unfused_fast.train_commands import train_app
+
+if TYPE_CHECKING:
+    from unfused_fast.shards.sources import SourceRow
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 app.add_typer(train_app, name="train")
@@ -51,12 +54,19 @@ def root(
 @app.command()
 def shard(
     source: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="Folder of audio (any depth), or CSV with columns path[,label,split,group].", show_default=False
         ),
-    ],
-    out: Annotated[Path, typer.Argument(help="Shard set to make.", show_default=False)],
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="Shard set to make.", show_default=False)] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the data set, as key=value; repeatable.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
     labels_from_folders: Annotated[
         bool, typer.Option("--labels-from-folders", help="The first folder's name is the label.")
     ] = False,
@@ -73,11 +83,16 @@ def shard(
     as_json: Json = False,
 ) -> None:
     """Pack audio files into a shard set: 16 kHz mono WebDataset tars with DALI indexes, clips table and manifest."""
+    if list_:
+        _list_datasets(as_json)
+        return
+    if source is None or out is None:
+        lacking = "SOURCE and OUT" if source is None else "OUT"
+        raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list goes without them")
     from unfused_fast.audio import log_mel_statistics
-    from unfused_fast.shards.sources import source_rows
     from unfused_fast.shards.write import pack
 
-    rows = source_rows(source, labels_from_folders=labels_from_folders)
+    rows = _rows(source, dataset, options, labels_from_folders)
     with bar("packing") as advance:
         packed = pack(
             rows,
@@ -116,6 +131,41 @@ def shard(
         typer.echo(f"  rejected {count}: {reason}")
     if packed.rejected:
         typer.echo(f"  each one is named in {out / 'rejected.csv'}")
+
+
+def _rows(source: Path, dataset: str | None, options: list[str] | None, labels_from_folders: bool) -> list[SourceRow]:
+    """What is to be packed; what a data set's adapter has to say goes to the screen."""
+    if dataset is None:
+        from unfused_fast.shards.sources import source_rows
+
+        if options:
+            raise UserError(f"--option {options[0]}: options belong to a data set; name it with --dataset")
+        return source_rows(source, labels_from_folders=labels_from_folders)
+    if labels_from_folders:
+        raise UserError(
+            f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
+        )
+    from unfused_fast.shards.datasets import dataset_rows
+    from unfused_fast.training import console
+
+    found = dataset_rows(dataset, source, pairs(options, "--option", "key=value, see: unfused-fast shard --list"))
+    for note in found.notes:
+        console.print(f"{dataset}: {note}")
+    return found.rows
+
+
+def _list_datasets(as_json: bool) -> None:
+    from unfused_fast.shards.datasets import described
+
+    if as_json:
+        print_json(described())
+        return
+    for about in described():
+        clips = ", ".join(f"{count:,} {split}" for split, count in about["clips"].items()) or "no fixed number"
+        typer.echo(f"{about['name']}: {about['task']}; {about['classes']} classes; clips: {clips}")
+        typer.echo(f"  licence: {about['licence']}\n  from: {about['source']}\n  layout: {about['layout']}")
+        for option, values in about["options"].items():
+            typer.echo(f"  --option {option}={'|'.join(values)}")
 
 
 @app.command()

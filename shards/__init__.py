@@ -12,5 +12,6 @@ building    OUT.partial, and how it takes OUT's place
 write       all of it, in one call: pack()
 table       the clips table and the manifest of a finished set: open_shards()
 check       is a set what it was when it was written?
+datasets    the data sets of the papers, one adapter each
 demo        the embedded sets
 """

@@ -48,6 +48,7 @@ class SetWriter:
             "split": row.split,
             "label": NO_LABEL if row.label is None else self._labels[row.label],
             "group": row.source if row.group is None else row.group,
+            "fold": row.fold,
             "seconds": clip.samples / SAMPLE_RATE_HZ,
             "samples": clip.samples,
             "source": row.source,

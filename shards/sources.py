@@ -32,6 +32,8 @@ class SourceRow:
     split: str = DEFAULT_SPLIT
     group: str | None = None
     """What must not be on both sides of a split (speaker, recording); None: the file itself."""
+    fold: int | None = None
+    """Number of the published cross-validation fold, from 1; None where the set has none."""
 
 
 def source_rows(source: Path, *, labels_from_folders: bool = False) -> list[SourceRow]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from unfused_fast.errors import UserError
 from unfused_fast.shards.shard_files import index_path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, CLIPS, REJECTED = "manifest.json", "clips.parquet", "rejected.csv"
 KEY_DIGITS = 9
 """Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
@@ -33,14 +33,17 @@ _COLUMNS: dict[str, pa.DataType] = {
     "split": pa.string(),
     "label": pa.int32(),
     "group": pa.string(),
+    "fold": pa.int32(),
     "seconds": pa.float64(),
     "samples": pa.int64(),
     "source": pa.string(),
     "sha256": pa.string(),
 }
+_DIGESTED = ["clip_id", "split", "label", "group", "fold", "samples", "source", "sha256"]
 CLIPS_SCHEMA = pa.schema(_COLUMNS)
-"""label: index into Manifest.label_names, or NO_LABEL. group: what must not be on both sides of a split. seconds =
-samples / 16000. source: the file, relative to the source that was packed. sha256: hex, of the little-endian PCM16."""
+"""label: index into Manifest.label_names, or NO_LABEL. group: what must not be on both sides of a split. fold: the
+published cross-validation fold, or null. seconds = samples / 16000. source: the file, relative to the source that was
+packed. sha256: hex, of the little-endian PCM16."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +228,10 @@ def clips_digest(clips: pa.Table, label_names: Sequence[str]) -> str:
     """The sha256 (hex) that names a set's content, the same for both codecs and for any cut into shards.
 
     Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, group,
-    samples, source, sha256.
+    fold, samples, source, sha256.
     """
     digest = hashlib.sha256(json.dumps(list(label_names)).encode() + b"\n")
-    for batch in clips.select(["clip_id", "split", "label", "group", "samples", "source", "sha256"]).to_batches(4096):
+    for batch in clips.select(_DIGESTED).to_batches(4096):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()

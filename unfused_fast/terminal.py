@@ -46,15 +46,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an ea
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
-def pairs(settings: list[str] | None) -> dict[str, str]:
+def pairs(
+    settings: list[str] | None,
+    flag: str = "--set",
+    wanted: str = "section.field=value, for example --set cluster.k=256 (see: unfused-fast config)",
+) -> dict[str, str]:
     """`--set a.b=c` flags as a dictionary. Raises UserError for one without `=`."""
     values = {}
     for item in settings or []:
         name, sign, value = item.partition("=")
         if not sign:
-            raise UserError(
-                f"--set {item}: want section.field=value, for example --set cluster.k=256 (see: unfused-fast config)"
-            )
+            raise UserError(f"{flag} {item}: want {wanted}")
         values[name.strip()] = value.strip()
     return values
 

@@ -145,9 +145,9 @@ def test_a_manifest_of_another_version(
 ) -> None:
     shards, out = copy_of(tones), tmp_path / "out"
     manifest = shards / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 2}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 1}))
     for done in (pretrain(shards, out), linear(shards, "random", out)):
-        refused(done, manifest, "schema version 2", "reads version 1", "pack the set again with: unfused-fast shard")
+        refused(done, manifest, "schema version 1", "reads version 2", "pack the set again with: unfused-fast shard")
     manifest.write_text("{")
     refused(pretrain(shards, out), manifest, "cannot be read", "pack it again")
     assert not out.exists()

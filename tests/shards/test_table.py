@@ -34,7 +34,7 @@ def test_a_set_opens_as_it_was_packed(packed: ShardSet) -> None:
     assert list(opened.manifest.splits) == ["train", "valid", "test", "extra"]
     assert [info.clips for info in opened.manifest.splits.values()] == [24, 7, 7, 7]
     assert opened.manifest.label_names == ("bird", "cat", "dog")
-    assert opened.manifest.sample_rate == 16000 and opened.manifest.schema_version == 1
+    assert opened.manifest.sample_rate == 16000 and opened.manifest.schema_version == 2
     assert opened.manifest.written_by.startswith("unfused-fast ")
 
 
@@ -56,7 +56,7 @@ def test_splits_are_runs_of_ids(packed: ShardSet) -> None:
 def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
     lines = [json.dumps(["bird", "cat", "dog"])]
     for row in packed.clips.to_pylist():
-        names = ("clip_id", "split", "label", "group", "samples", "source", "sha256")
+        names = ("clip_id", "split", "label", "group", "fold", "samples", "source", "sha256")
         lines.append(json.dumps([row[name] for name in names]))
     assert packed.manifest.digest == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
@@ -67,8 +67,8 @@ def test_no_set(tmp_path: Path) -> None:
 
 
 def test_other_version(copy: Path) -> None:
-    _edit(copy, schema_version=2)
-    _refused(copy, "schema version 2", "version 1", "pack the set again")
+    _edit(copy, schema_version=1)
+    _refused(copy, "schema version 1", "version 2", "pack the set again")
     (copy / "manifest.json").write_text("[]")
     _refused(copy, "schema version None")
 
@@ -79,7 +79,7 @@ def test_malformed_manifest(copy: Path) -> None:
     _edit(copy, surprise=1)
     _refused(copy, "manifest.json", "surprise")
     _edit(copy, splits={"train": {}})
-    _refused(copy, "manifest.json", "not a manifest of version 1")
+    _refused(copy, "manifest.json", "not a manifest of version 2")
     (copy / "manifest.json").write_text("{")
     _refused(copy, "manifest.json", "cannot be read")
 

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import wave
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,13 @@ def test_packing_needs_neither_torch_nor_dali_to_be_imported() -> None:
     program = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert not {"torch", "nvidia", "nvidia.dali", "webdataset"} & set(loaded.stdout.split())
+
+
+def test_folds_are_in_the_table_and_in_the_digest(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
+    assert packed.clips["fold"].null_count == packed.clips.num_rows
+    folded = [replace(row, fold=1 + number % 10) for number, row in enumerate(rows)]
+    made = [_pack(folded, tmp_path / name).shard_set for name in ("one", "two")]
+    fold_of = {row.source: row.fold for row in folded}
+    assert all(row["fold"] == fold_of[row["source"]] for row in made[0].clips.to_pylist())
+    assert made[0].manifest.digest != packed.manifest.digest
+    assert (tmp_path / "one/clips.parquet").read_bytes() == (tmp_path / "two/clips.parquet").read_bytes()

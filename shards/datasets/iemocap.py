@@ -1,0 +1,105 @@
+"""IEMOCAP: four emotions in five sessions, each of two actors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.sources import SourceRow
+
+EMOTIONS = ("neu", "ang", "sad", "hap")
+SESSIONS = range(1, 6)
+CLIPS = {"drop": {"train": 3_548, "test": 942}, "hap": {"train": 4_290, "test": 1_241}}
+"""exc -> clips of sessions 1 to 4 and of session 5. Source: DECAR notebook cells 4-8 (drop); s3prl meta JSON (hap)."""
+OPTIONS = {"exc": ("drop", "hap"), "test": ("session5", "cv5")}
+LAYOUT = (
+    "ROOT/IEMOCAP_full_release/Session<1-5>/sentences/wav/<dialog>/<turn>.wav and "
+    "Session<1-5>/dialog/EmoEvaluation/<dialog>.txt"
+)
+
+_TURN = re.compile(r"Ses[0-9A-Za-z_]+_[0-9A-Za-z]+")
+
+
+def discover(root: Path, options: Mapping[str, str]) -> Discovery:
+    """Every turn with one of the four emotions; fold and group are the session, whose two actors are in no other."""
+    choice = chosen("iemocap", OPTIONS, options)
+    exc, test = choice["exc"], choice["test"]
+    bases = (root / "IEMOCAP_full_release", root / "IEMOCAP", root)
+    base = next((base for base in bases if any((base / f"Session{number}").is_dir() for number in SESSIONS)), None)
+    if base is None:
+        raise UserError(f"{root}: no folders Session1 to Session5 here; the layout must be: {LAYOUT}")
+
+    rows, notes, absent = [], list[str](), list[str]()
+    for session in SESSIONS:
+        evaluations = base / f"Session{session}" / "dialog" / "EmoEvaluation"
+        if not evaluations.is_dir():
+            notes.append(f"Session {session} is not here: no Session{session}/dialog/EmoEvaluation.")
+            continue
+        for turn, emotion in _turns(evaluations):
+            label = "hap" if emotion == "exc" and exc == "hap" else emotion
+            if label not in EMOTIONS:
+                continue
+            source = f"Session{session}/sentences/wav/{turn.rpartition('_')[0]}/{turn}.wav"
+            if not (base / source).is_file():
+                absent.append(turn)
+                continue
+            split = "test" if test == "session5" and session == 5 else "train"
+            rows.append(SourceRow(base / source, source, label, split, f"Session{session}", fold=session))
+    if not rows:
+        raise UserError(f"{base}: no turn with both an emotion and a WAV file; the layout must be: {LAYOUT}")
+    if test == "session5" and {row.fold for row in rows} <= {5}:
+        raise UserError(f"{base}: session 5 alone, which is the test; add sessions 1 to 4 or say test=cv5")
+    if test == "session5" and 5 not in {row.fold for row in rows}:
+        raise UserError(f"{base}: no clips of session 5, which is the test; add Session5 or say test=cv5")
+
+    if absent:
+        notes.append(f"{len(absent):,} turns left out: they have an emotion but no WAV file, such as {absent[0]}.")
+    for part, published in CLIPS[exc].items():
+        found = sum((row.fold == 5) == (part == "test") for row in rows)
+        if found != published:
+            sessions = "session 5" if part == "test" else "sessions 1 to 4"
+            notes.append(f"{found:,} clips in {sessions} here; published with exc={exc}: {published:,}.")
+    if test == "cv5":
+        notes.append("All clips are in split train; the fold is the session, each of which is the test once.")
+    return Discovery(sorted(rows, key=lambda row: row.source), notes)
+
+
+def _turns(evaluations: Path) -> Iterator[tuple[str, str]]:
+    """(turn, emotion) of a session. Only the files at the top: the folders below hold each rater's own view.
+
+    A turn is one line `[start - end]<TAB>turn<TAB>emotion<TAB>[v, a, d]`; the lines that follow it are single votes.
+    """
+    seen: set[str] = set()
+    for path in sorted(evaluations.glob("*.txt")):
+        if path.name.startswith("."):  # macOS leaves ._ files in this archive
+            continue
+        for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+            if not line.startswith("["):
+                continue
+            fields = [field.strip() for field in line.split("\t")]
+            if len(fields) < 3 or not _TURN.fullmatch(fields[1]):
+                raise UserError(
+                    f"{path}, line {number}: no turn and emotion after the times, separated by tabs; "
+                    "take the file from the IEMOCAP release again"
+                )
+            if fields[1] in seen:
+                raise UserError(f"{path}, line {number}: {fields[1]} a second time; delete the copy of its dialog")
+            seen.add(fields[1])
+            yield fields[1], fields[2]
+
+
+DATASET = Dataset(
+    name="iemocap",
+    task="emotion recognition, 4 emotions",
+    classes=len(EMOTIONS),
+    clips=CLIPS["drop"],
+    licence="by signed form, for research",
+    source="https://sail.usc.edu/iemocap (signed form; no open download)",
+    layout=LAYOUT,
+    discover=discover,
+    options=OPTIONS,
+)

@@ -1,0 +1,113 @@
+"""What the adapters share: is the folder what the publisher ships, what do its tables say, which files are there."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets.dataset import Discovery
+from unfused_fast.shards.sources import SourceRow
+
+
+def chosen(name: str, options: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:
+    """Every option's value: the given one, or the first, the default. Raises UserError for one that is not there."""
+    for key, value in given.items():
+        if key not in options:
+            there = ", ".join(options) or "none"
+            raise UserError(f"--option {key}={value}: {name} has no such option; it has: {there}")
+        if value not in options[key]:
+            raise UserError(f"--option {key}={value}: {name} wants one of {', '.join(options[key])}")
+    return {key: given.get(key, values[0]) for key, values in options.items()}
+
+
+def require(root: Path, needed: Iterable[str], name: str, layout: str) -> None:
+    """Raises UserError, with the layout, unless everything in `needed` lies below `root`."""
+    missing = [entry for entry in needed if not (root / entry).exists()]
+    if missing:
+        raise UserError(
+            f"{root}: no {', '.join(missing)} here, but {name} wants {layout}; name the folder that holds it"
+        )
+
+
+def inside(root: Path, folder: str) -> Path:
+    """`root` itself, or `root/folder` where the data set was unpacked one level deeper."""
+    return root / folder if (root / folder).is_dir() else root
+
+
+def lines_of(path: Path) -> list[str]:
+    """Lines of a text file without their ends, empty ones left out. Raises UserError: not readable as UTF-8."""
+    try:
+        return [line.rstrip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
+
+
+def records_of(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Lines of a CSV by the names in its header, wherever the columns stand. Raises UserError: a column is missing."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            names = [(name or "").strip() for name in reader.fieldnames or []]
+            if not set(columns) <= set(names):
+                raise UserError(
+                    f"{path}: its columns are {', '.join(names) or 'none'}, but {', '.join(columns)} are needed; "
+                    "fetch it again from its publisher"
+                )
+            reader.fieldnames = names
+            return [{name: (record[name] or "").strip() for name in columns} for record in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
+
+
+def files_below(folder: Path, ending: str) -> set[str]:
+    """Names relative to `folder`, with forward slashes, of all files below it that end so, but for hidden ones."""
+    return {
+        Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(ending) and not name.startswith(".")
+    }
+
+
+def against_published(found: Iterable[str], published: Mapping[str, int]) -> list[str]:
+    """A sentence for each split whose number of clips is not the published one.
+
+    Args:
+        found: the split of every clip.
+    """
+    counts = Counter(found)
+    return [
+        f"{counts[split]:,} clips of split {split} here; published: {number:,}."
+        for split, number in published.items()
+        if counts[split] != number
+    ]
+
+
+def listed_and_there(rows: Sequence[SourceRow], there: Collection[str], table: str, root: Path) -> Discovery:
+    """The rows whose file is there, and notes of listed files that are not there and of files that are not listed.
+
+    Args:
+        there: names of the files found, as in SourceRow.source.
+        table: what lists the rows, for the notes.
+
+    Raises:
+        UserError: none of the listed files is there.
+    """
+    kept = [row for row in rows if row.source in there]
+    if not kept:
+        example = f", such as {rows[0].source}" if rows else ""
+        raise UserError(f"{root}: none of the {len(rows)} files that {table} lists is there{example}; unpack the audio")
+    notes = []
+    if len(kept) < len(rows):
+        lost = next(row.source for row in rows if row.source not in there)
+        notes.append(
+            f"{len(rows) - len(kept)} of the {len(rows)} files that {table} lists are not there, such as {lost}."
+        )
+    strange = sorted(set(there) - {row.source for row in rows})
+    if strange:
+        notes.append(f"{len(strange)} audio files are not in {table} and left out, such as {strange[0]}.")
+    return Discovery(kept, notes)

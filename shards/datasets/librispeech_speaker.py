@@ -1,0 +1,189 @@
+"""LibriSpeech train-clean-100 as speaker identification: 585 speaker-chapters (LAPE) or 251 readers."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.layout import chosen, lines_of
+from unfused_fast.shards.sources import SourceRow
+
+SUBSET = "train-clean-100"
+UTTERANCES, READERS, CHAPTERS = 28_539, 251, 585
+"""In the whole subset. Source: the authors' utt2spk (utterances, chapters); s3prl's speaker lists (readers)."""
+CLIPS = {"train": 22_830, "test": 5_708}
+"""Lines of the lists. Source: s3prl speaker_linear_utter_libri/data/{train,test}_split.txt."""
+LISTS = {"train": "train_split.txt", "test": "test_split.txt"}
+OPTIONS = {"label": ("chapter", "reader"), "split": ("seeded", "files", "chapters")}
+SEED = 0
+"""Of split=seeded. Ours: the lists of the authors are not shipped here."""
+LAYOUT = (
+    f"ROOT/LibriSpeech/{SUBSET}/<reader>/<chapter>/<reader>-<chapter>-<utterance>.flac and "
+    "ROOT/LibriSpeech/SPEAKERS.TXT; with split=files also ROOT/train_split.txt and ROOT/test_split.txt"
+)
+
+_FILE = re.compile(r"([0-9]+)-([0-9]+)-[0-9]+\.flac")
+
+
+def discover(root: Path, options: Mapping[str, str]) -> Discovery:
+    """Every utterance of the subset; the group is the chapter, of which one recording session made all utterances."""
+    choice = chosen("librispeech-speaker", OPTIONS, options)
+    label, split = choice["label"], choice["split"]
+    if split == "chapters" and label != "reader":
+        raise UserError(
+            "split=chapters keeps each chapter on one side, so a chapter cannot be the label; add label=reader"
+        )
+    base = next((base for base in (root / "LibriSpeech", root) if (base / SUBSET).is_dir()), None)
+    if base is None:
+        raise UserError(f"{root}: no folder LibriSpeech/{SUBSET} here; the layout must be: {LAYOUT}")
+    notes: list[str] = []
+    rows = list(_utterances(base, label, notes))
+    if not rows:
+        raise UserError(f"{base / SUBSET}: no utterances in it; the layout must be: {LAYOUT}")
+    notes += _against_published(rows) + _against_speakers(base / "SPEAKERS.TXT", rows)
+    if split == "files":
+        rows = _by_lists(rows, root, base, notes)
+    elif split == "chapters":
+        rows = _by_chapters(rows, notes)
+    else:
+        rows = _by_seed(rows, notes)
+    return Discovery(rows, notes)
+
+
+def speaker_subsets(table: Path) -> dict[str, str]:
+    """SPEAKERS.TXT -> reader -> subset. A name may hold `|`, as in `60 | M | train-clean-100 | 20.18 | |CBW|Simon`."""
+    subsets: dict[str, str] = {}
+    for number, line in enumerate(table.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith(";"):
+            continue
+        fields = [field.strip() for field in line.split("|", maxsplit=4)]
+        if len(fields) < 5:
+            raise UserError(
+                f"{table}, line {number}: {len(fields)} fields, but ID | SEX | SUBSET | MINUTES | NAME are 5; "
+                "take the file from the LibriSpeech archive again"
+            )
+        subsets[fields[0]] = fields[2]
+    return subsets
+
+
+def _utterances(base: Path, label: str, notes: list[str]) -> Iterator[SourceRow]:
+    strays = 0
+    for path in sorted((base / SUBSET).glob("*/*/*.flac")):
+        name = _FILE.fullmatch(path.name)
+        if name is None or name.groups() != path.parts[-3:-1]:
+            strays += not path.name.startswith(".")
+            continue
+        reader, chapter = name.groups()
+        group = f"{reader}-{chapter}"
+        source = path.relative_to(base).as_posix()
+        yield SourceRow(path, source, group if label == "chapter" else reader, group=group)
+    if strays:
+        notes.append(f"{strays} FLAC files left out: their names do not say the reader and chapter of their folder.")
+
+
+def _against_published(rows: list[SourceRow]) -> list[str]:
+    found = (len(rows), len({_reader(row) for row in rows}), len({row.group for row in rows}))
+    if found == (UTTERANCES, READERS, CHAPTERS):
+        return []
+    return [
+        f"{found[0]:,} utterances of {found[1]} readers in {found[2]} chapters here; "
+        f"published: {UTTERANCES:,} of {READERS} in {CHAPTERS}."
+    ]
+
+
+def _against_speakers(table: Path, rows: list[SourceRow]) -> list[str]:
+    if not table.is_file():
+        return [f"No {table.name} beside {SUBSET}, so the readers were not checked against it."]
+    listed = {reader for reader, subset in speaker_subsets(table).items() if subset == SUBSET}
+    found = {_reader(row) for row in rows}
+    notes = []
+    if found - listed:
+        notes.append(f"Readers here that {table.name} does not list in {SUBSET}: {_some(found - listed)}.")
+    if listed - found:
+        notes.append(f"Readers that {table.name} lists in {SUBSET}, not here: {_some(listed - found)}.")
+    return notes
+
+
+def _by_seed(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
+    """Each chapter on both sides in the proportion of the authors' lists; a chapter's split depends on no other."""
+    share = CLIPS["test"] / sum(CLIPS.values())
+    chapters: dict[str | None, list[SourceRow]] = defaultdict(list)
+    for row in rows:
+        chapters[row.group].append(row)
+    test: set[str] = set()
+    for chapter, members in chapters.items():
+        names = [row.source for row in members]
+        random.Random(f"{SEED} {chapter}").shuffle(names)
+        test.update(names[: min(max(1, round(share * len(names))), len(names) - 1)])
+    notes.append(
+        f"The train/test split is ours (seed {SEED}, {share:.0%} of each chapter in test), not the authors' lists; "
+        "for those put train_split.txt and test_split.txt of s3prl into ROOT and say split=files. "
+        "As in theirs, every chapter is on both sides."
+    )
+    return [replace(row, split="test" if row.source in test else "train") for row in rows]
+
+
+def _by_lists(rows: list[SourceRow], root: Path, base: Path, notes: list[str]) -> list[SourceRow]:
+    splits: dict[str, str] = {}
+    for split, name in LISTS.items():
+        path = next((folder / name for folder in (root, base) if (folder / name).is_file()), None)
+        if path is None:
+            raise UserError(f"{root}: no {name}, which split=files needs; put it there or say split=seeded")
+        listed = {Path(line.split()[0]).stem for line in lines_of(path)}
+        if both := listed & splits.keys():
+            raise UserError(
+                f"{path}: {_some(both)} also in {LISTS['train']}; an utterance has one side, mend the lists"
+            )
+        if len(listed) != CLIPS[split]:
+            notes.append(f"{name} lists {len(listed):,} utterances; published: {CLIPS[split]:,}.")
+        splits |= dict.fromkeys(listed, split)
+    kept = [replace(row, split=splits[row.path.stem]) for row in rows if row.path.stem in splits]
+    if not kept:
+        raise UserError(f"{root}: the lists name none of the utterances here; a line must begin like 103-1240-0000")
+    if absent := splits.keys() - {row.path.stem for row in kept}:
+        notes.append(f"{len(absent):,} utterances of the lists are not here: {_some(absent)}.")
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept):,} utterances left out: in neither list.")
+    return kept
+
+
+def _by_chapters(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
+    """Ours: the shortest chapter of each reader is the test, so that most of the speech is left for training."""
+    sizes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        sizes[_reader(row)][row.group or ""] += 1
+    test = {min(chapters, key=lambda name: (chapters[name], name)) for chapters in sizes.values() if len(chapters) > 1}
+    if not test:
+        raise UserError("split=chapters: no reader here has two chapters; say split=seeded")
+    kept = [row for row in rows if len(sizes[_reader(row)]) > 1]
+    notes.append("The split by chapters is ours: the chapter with the fewest utterances of each reader is the test.")
+    if lone := len(sizes) - len(test):
+        notes.append(f"{lone} readers left out ({len(rows) - len(kept):,} utterances): they have one chapter only.")
+    return [replace(row, split="test" if row.group in test else "train") for row in kept]
+
+
+def _reader(row: SourceRow) -> str:
+    return row.path.parts[-3]
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+
+
+DATASET = Dataset(
+    name="librispeech-speaker",
+    task="speaker identification: 585 speaker-chapters (LAPE), or with label=reader 251 readers",
+    classes=CHAPTERS,
+    clips=CLIPS,
+    licence="CC BY 4.0",
+    source="https://www.openslr.org/12 (train-clean-100.tar.gz)",
+    layout=LAYOUT,
+    discover=discover,
+    options=OPTIONS,
+)
