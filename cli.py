@@ -71,7 +71,7 @@ def shard(
         bool, typer.Option("--labels-from-folders", help="The first folder's name is the label.")
     ] = False,
     codec: Annotated[
-        Literal["wav", "flac"], typer.Option(help="wav decodes ten times faster, flac takes half the bytes.")
+        Literal["wav", "flac"], typer.Option(help="wav is decoded faster, flac takes fewer bytes.")
     ] = "wav",
     max_seconds: Annotated[float, typer.Option(help="Longer files are cut into equal pieces.")] = 10.0,
     min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,

@@ -56,7 +56,8 @@ def import_dali() -> tuple[Any, Any, Any, Any]:
     except ImportError as error:
         raise UserError(
             "DALI is not installed, and it decodes the audio here; install one extra: "
-            "pip install 'unfused-fast[cpu]', or [cuda12] or [cuda13] for a GPU (see: unfused-fast doctor)"
+            "pip install 'unfused-fast[cpu]', or [cuda12] or [cuda13] for a GPU; "
+            "in a checkout '.[cpu]' (see: unfused-fast doctor)"
         ) from error
     return fn, math, types, Pipeline
 
@@ -109,16 +110,16 @@ class Loader:
         """Batches of exactly batch_size clips that every rank has in an epoch."""
         return self.clips // self.world_size // self.batch_size
 
-    def epoch(self, epoch: int, views: int = 2, augment: bool = True) -> Iterator[Batch]:
+    def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
         """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left.
 
-        With `augment`, SpecAugment masks each view apart. Crops are frames of the clip's log-mel: the same whether the
+        SpecAugment masks each view apart. Crops are frames of the clip's log-mel: the same whether the
         log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with silence.
         """
         generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
         order = epoch_order(self._shards, self._share, generator)
         crops = 1 if self.config.views.same_crop else views
-        masked = views if augment and self.config.aug.specaug.masks else 0
+        masked = views if self.config.aug.specaug.masks else 0
 
         def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
             ids, arrays = torch.from_numpy(clip_ids), list[NDArray[Any]]()
