@@ -12,7 +12,7 @@ from typing import Any
 from unfused_fast.errors import UserError
 from unfused_fast.shards.clip_codec import decode_clip
 from unfused_fast.shards.shard_files import Member, check_index, index_path, read_members
-from unfused_fast.shards.table import CLIPS, Manifest, clips_digest, read_clips, read_manifest
+from unfused_fast.shards.table import CLIPS, IN_JSON, Manifest, clips_digest, read_clips, read_manifest
 
 __all__ = ["check", "check_index"]
 
@@ -115,9 +115,8 @@ def _json_problems(name: str, text: bytes, row: dict[str, Any], manifest: Manife
     except ValueError:
         yield f"{name}: its .json is none"
         return
-    label = row["label"]
-    wanted = {key: row[key] for key in ("clip_id", "group", "label", "seconds", "source", "split")}
-    wanted["label_name"] = manifest.label_names[label] if 0 <= label < len(manifest.label_names) else None
+    names = [manifest.label_names[label] for label in row["labels"] if 0 <= label < len(manifest.label_names)]
+    wanted = {key: row[key] for key in ("clip_id", *IN_JSON)} | {"label_names": names}
     if described != wanted:
         yield f"{name}: its .json says {described}, but the clips table {wanted}"
 

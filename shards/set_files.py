@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,7 @@ from unfused_fast.shards.audio_files import Clip, Reason, Rejected
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, decode_clip
 from unfused_fast.shards.plan import Piece
 from unfused_fast.shards.shard_files import ShardWriter, index_path, read_index, read_members
-from unfused_fast.shards.table import CLIPS_SCHEMA, KEY_DIGITS, NO_LABEL, REJECTED, SplitInfo
-
-_IN_JSON = ("clip_id", "group", "label", "seconds", "source", "split")
+from unfused_fast.shards.table import CLIPS_SCHEMA, IN_JSON, KEY_DIGITS, NO_LABEL, REJECTED, SplitInfo
 
 
 class SetWriter:
@@ -31,6 +29,7 @@ class SetWriter:
         self.folder, self.codec = folder, codec
         self.columns: dict[str, list[Any]] = {name: [] for name in CLIPS_SCHEMA.names}
         self.shard_bytes = 0
+        self._label_names = label_names
         self._labels = {name: number for number, name in enumerate(label_names)}
         self._shards: dict[str, list[str]] = {}
         self._writer: ShardWriter | None = None
@@ -47,6 +46,7 @@ class SetWriter:
             "key": f"{clip_id:0{KEY_DIGITS}d}",
             "split": row.split,
             "label": NO_LABEL if row.label is None else self._labels[row.label],
+            "labels": sorted(self._labels[name] for name in row.labels or [row.label] if name is not None),
             "group": row.source if row.group is None else row.group,
             "fold": row.fold,
             "seconds": clip.samples / SAMPLE_RATE_HZ,
@@ -54,7 +54,7 @@ class SetWriter:
             "source": row.source,
             "sha256": clip.sha256,
         }
-        text = clip_json({name: values[name] for name in _IN_JSON}, row.label)
+        text = clip_json(values, self._label_names)
         self._writer.add(values["key"], {self.codec: clip.data, "json": text, "index": values["key"].encode()})
         for name, value in values.items():
             self.columns[name].append(value)
@@ -98,9 +98,14 @@ class SetWriter:
             self._writer.give_up()
 
 
-def clip_json(described: dict[str, Any], label_name: str | None) -> bytes:
-    """Content of the .json member: clip_id, group, label, label_name, seconds, source, split."""
-    return json.dumps({**described, "label_name": label_name}, sort_keys=True, ensure_ascii=False).encode()
+def clip_json(row: Mapping[str, Any], label_names: Sequence[str]) -> bytes:
+    """Content of the .json member: clip_id, the columns of `IN_JSON`, and label_names, the names of its labels.
+
+    Ours: clip_id comes first and is padded to `KEY_DIGITS`, so that a clip can be renumbered in its place.
+    """
+    rest = {name: row[name] for name in IN_JSON} | {"label_names": [label_names[label] for label in row["labels"]]}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False)
+    return f'{{"clip_id": {row["clip_id"]:{KEY_DIGITS}d}, {text[1:]}'.encode()
 
 
 @dataclass

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.places import Location
 
 DEFAULT_SPLIT = "train"
 COLUMNS = ("path", "label", "split", "group")
@@ -24,16 +25,21 @@ _SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+")
 class SourceRow:
     """One file to pack."""
 
-    path: Path
-    """Where the file lies on this machine; never written into a shard set."""
+    path: Location
+    """Where its bytes are; never written into a shard set."""
     source: str
-    """Its name in the clips table: relative, with forward slashes, the same on every machine."""
+    """Its name in the clips table: relative, with forward slashes, the same on every machine. No two rows share it."""
     label: str | None = None
+    """None: unlabelled, or of a multi-label set, see `labels`."""
     split: str = DEFAULT_SPLIT
     group: str | None = None
     """What must not be on both sides of a split (speaker, recording); None: the file itself."""
     fold: int | None = None
     """Number of the published cross-validation fold, from 1; None where the set has none."""
+    labels: tuple[str, ...] = ()
+    """All labels of a clip of a multi-label set, whose `label` is None."""
+    span: tuple[float, float] | None = None
+    """Start and end of the part that is packed, in seconds; None: the whole file."""
 
 
 def source_rows(source: Path, *, labels_from_folders: bool = False) -> list[SourceRow]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from unfused_fast.errors import UserError
 from unfused_fast.shards.shard_files import index_path
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST, CLIPS, REJECTED = "manifest.json", "clips.parquet", "rejected.csv"
 KEY_DIGITS = 9
 """Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
@@ -32,6 +32,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "split": pa.string(),
     "label": pa.int32(),
+    "labels": pa.list_(pa.int32()),
     "group": pa.string(),
     "fold": pa.int32(),
     "seconds": pa.float64(),
@@ -39,11 +40,14 @@ _COLUMNS: dict[str, pa.DataType] = {
     "source": pa.string(),
     "sha256": pa.string(),
 }
-_DIGESTED = ["clip_id", "split", "label", "group", "fold", "samples", "source", "sha256"]
+_DIGESTED = ["clip_id", "split", "label", "labels", "group", "fold", "samples", "source", "sha256"]
 CLIPS_SCHEMA = pa.schema(_COLUMNS)
-"""label: index into Manifest.label_names, or NO_LABEL. group: what must not be on both sides of a split. fold: the
-published cross-validation fold, or null. seconds = samples / 16000. source: the file, relative to the source that was
-packed. sha256: hex, of the little-endian PCM16."""
+"""label: index into Manifest.label_names, or NO_LABEL where a clip has none or the set is multi-label. labels: all of a
+clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a split.
+fold: the published cross-validation fold, or null. seconds = samples / 16000. source: the file, relative to the source
+that was packed. sha256: hex, of the little-endian PCM16."""
+IN_JSON = ("fold", "group", "label", "labels", "seconds", "source", "split")
+"""Columns that a clip's .json member repeats, after its clip_id and before the names of its labels."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +231,8 @@ def write_clips(directory: Path, columns: Mapping[str, Sequence[Any]]) -> pa.Tab
 def clips_digest(clips: pa.Table, label_names: Sequence[str]) -> str:
     """The sha256 (hex) that names a set's content, the same for both codecs and for any cut into shards.
 
-    Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, group,
-    fold, samples, source, sha256.
+    Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, labels,
+    group, fold, samples, source, sha256.
     """
     digest = hashlib.sha256(json.dumps(list(label_names)).encode() + b"\n")
     for batch in clips.select(_DIGESTED).to_batches(4096):

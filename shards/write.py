@@ -105,7 +105,7 @@ def pack(
     with building(out, overwrite) as build:
         with Workers(workers or available_cores()) as pool:
             probed = _probe(pool, rows, minimum_samples, rejections, report)
-            label_names = sorted({row.label for row, _ in probed if row.label is not None})
+            label_names = sorted({name for row, _ in probed for name in row.labels or [row.label] if name is not None})
             pieces = plan_pieces(probed, max_seconds, seed)
             build.needed_bytes = sum(map(piece_bytes, pieces))
             if codec == "wav":

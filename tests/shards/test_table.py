@@ -34,7 +34,7 @@ def test_a_set_opens_as_it_was_packed(packed: ShardSet) -> None:
     assert list(opened.manifest.splits) == ["train", "valid", "test", "extra"]
     assert [info.clips for info in opened.manifest.splits.values()] == [24, 7, 7, 7]
     assert opened.manifest.label_names == ("bird", "cat", "dog")
-    assert opened.manifest.sample_rate == 16000 and opened.manifest.schema_version == 2
+    assert opened.manifest.sample_rate == 16000 and opened.manifest.schema_version == 3
     assert opened.manifest.written_by.startswith("unfused-fast ")
 
 

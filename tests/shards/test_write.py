@@ -210,9 +210,9 @@ def test_stock_webdataset_reads_the_shards(packed: ShardSet) -> None:
             for plain, sample in zip(raw, decoded, strict=True):
                 row = table[sample["index"]]
                 assert type(sample["index"]) is int and sample["__key__"] == row["key"] == f"{sample['index']:09d}"
-                label_name = (*packed.manifest.label_names, None)[row["label"]]
-                described = {name: row[name] for name in ("clip_id", "label", "group", "seconds", "source", "split")}
-                assert sample["json"] == {**described, "label_name": label_name}
+                names = [packed.manifest.label_names[label] for label in row["labels"]]
+                kept = ("clip_id", "fold", "label", "labels", "group", "seconds", "source", "split")
+                assert sample["json"] == {**{name: row[name] for name in kept}, "label_names": names}
                 with wave.open(io.BytesIO(plain["wav"])) as file:
                     samples = file.readframes(file.getnframes())
                 assert hashlib.sha256(samples).hexdigest() == row["sha256"]
