@@ -56,7 +56,7 @@ def test_splits_are_runs_of_ids(packed: ShardSet) -> None:
 def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
     lines = [json.dumps(["bird", "cat", "dog"])]
     for row in packed.clips.to_pylist():
-        names = ("clip_id", "split", "label", "group", "fold", "samples", "source", "sha256")
+        names = ("clip_id", "split", "label", "labels", "group", "fold", "samples", "source", "sha256")
         lines.append(json.dumps([row[name] for name in names]))
     assert packed.manifest.digest == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
