@@ -11,8 +11,8 @@ from typing import Any
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.clip_codec import decode_clip
-from unfused_fast.shards.shard_files import Member, check_index, index_path, read_members
-from unfused_fast.shards.table import CLIPS, IN_JSON, Manifest, clips_digest, read_clips, read_manifest
+from unfused_fast.shards.shard_files import IN_JSON, Member, check_index, index_path, read_members
+from unfused_fast.shards.table import CLIPS, Manifest, clips_digest, read_clips, read_manifest
 
 __all__ = ["check", "check_index"]
 

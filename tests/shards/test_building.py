@@ -141,7 +141,7 @@ rows = [SourceRow(Path(path), *rest) for path, *rest in json.loads(sys.stdin.rea
 def progress(done, total, rejected):
     if done == 32 and (Path({str(tmp_path / "out.partial")!r}) / "train-000000.tar").exists():
         os.kill(os.getpid(), signal.SIGKILL)
-pack(rows, Path({str(tmp_path / "out")!r}), workers=1, clips_per_shard=10, progress=progress)
+pack(rows, Path({str(tmp_path / "out")!r}), workers=0, clips_per_shard=10, progress=progress)
 """
     killed = subprocess.run([sys.executable, "-c", program], input=json.dumps(listed), text=True, cwd=Path.cwd())
     assert killed.returncode == -signal.SIGKILL
