@@ -33,7 +33,7 @@ from unfused_fast.shards.table import (
 
 Statistics = Callable[[Iterator[NDArray[np.int16]]], Mapping[str, float]]
 
-STATISTICS_SPLIT, STATISTICS_CLIPS = "train", 2048
+STATISTICS_SPLIT, STATISTICS_CLIPS = "train", 512
 """Clips that `statistics` gets. Ours: the first ids are a random sample, and so many fix a log-mel's mean and std well
 beyond what training notices."""
 

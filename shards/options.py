@@ -83,7 +83,7 @@ class Request:
 
 
 def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping[str, Any] | None) -> Request:
-    """The rows by what is to be packed of them (names, labels, splits, groups, folds, spans), not by where they lie.
+    """What `rows`, sorted by source, and options ask for; rows by name, label, split, group, fold, span, not by place.
 
     Raises:
         UserError: no rows, or a split name that cannot be part of a file name.

@@ -167,17 +167,14 @@ def split_rank(split: str) -> tuple[int, str]:
 def read_manifest(directory: Path) -> Manifest:
     """Reads manifest.json. Raises UserError: none there, another schema version, or malformed."""
     path = directory / MANIFEST
-    if not directory.is_dir():
+    if not directory.is_dir() and not directory.with_name(f"{directory.name}.partial").is_dir():
         raise UserError(
             f"{directory}: no such folder; make a shard set there with: unfused-fast shard SOURCE {directory}"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{directory}: holds no {MANIFEST}, so it is unfinished or no shard set; "
-            f"make one with: unfused-fast shard SOURCE {directory}"
-        ) from None
+        raise UserError(_no_manifest(directory)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
@@ -204,6 +201,21 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again") from error
 
 
+def _no_manifest(directory: Path) -> str:
+    if (directory / PART).is_file():
+        number, count = json.loads((directory / PART).read_text(encoding="utf-8"))["part"]
+        return f"{directory}: part {number} of {count} of a set; join all parts with: unfused-fast merge PART... OUT"
+    unfinished = directory if directory.suffix == ".partial" else directory.with_name(f"{directory.name}.partial")
+    if (unfinished / "journal").is_dir():
+        return (
+            f"{directory}: unfinished; finish it with the same unfused-fast shard command that began it "
+            f"(OUT is {unfinished.with_suffix('')})"
+        )
+    return (
+        f"{directory}: holds no {MANIFEST}, so it is no shard set; make one with: unfused-fast shard SOURCE {directory}"
+    )
+
+
 def read_clips(directory: Path) -> pa.Table:
     """Reads clips.parquet. Raises UserError: missing, malformed, or ids that are not the row numbers."""
     path = directory / CLIPS
@@ -225,7 +237,7 @@ def read_clips(directory: Path) -> pa.Table:
 def numbered(clips: pa.Table) -> pa.Table:
     """DONE_SCHEMA of all shards in order -> CLIPS_SCHEMA."""
     ids = range(clips.num_rows)
-    columns = {"clip_id": pa.array(ids, pa.int64()), "key": pa.array(map(clip_key, ids), pa.string(), clips.num_rows)}
+    columns = {"clip_id": pa.array(ids, pa.int64()), "key": pa.array([clip_key(clip_id) for clip_id in ids])}
     return pa.table(
         [columns[name] if name in columns else clips[name] for name in CLIPS_SCHEMA.names], schema=CLIPS_SCHEMA
     )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def pack(
     """
     started = time.perf_counter()
     options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
+    rows = sorted(rows, key=attrgetter("source"))
     request = request_of(rows, options, dataset)
     if _is_finished(out, resume):
         if (out / PART).is_file() or read_manifest(out).request != request.digest:
@@ -114,6 +116,7 @@ def pack_part(
     started = time.perf_counter()
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"part {part[0]}/{part[1]}, but parts are 1/n to n/n")
+    rows = sorted(rows, key=attrgetter("source"))
     request = request_of(rows, options, dataset)
     if _is_finished(out, resume):
         about = read_part(out)
