@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +57,10 @@ def shard(
     part: Annotated[
         str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="ray: on the cluster at RAY_ADDRESS, whose nodes share the storage of SOURCE and OUT."),
+    ] = "local",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
     ] = None,
@@ -87,6 +92,10 @@ def shard(
         "seed": seed,
         "max_file_hours": max_file_hours,
     }
+    if engine == "ray" and (share is not None or workers is not None):
+        raise UserError(
+            f"--engine ray with {'--part' if share else '--workers'}: the cluster has its own; leave it out"
+        )
     if share is not None:
         with bar("packing") as advance:
             done = pack_part(rows, out, share, PackOptions(**asked), **given, progress=advance)
@@ -96,7 +105,13 @@ def shard(
             typer.echo(f"{out}: part {part}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
             typer.echo("when all parts are there: unfused-fast merge PART... OUT")
         return
-    with bar("packing") as advance:
+    with ExitStack() as stack:
+        if engine == "ray":
+            from unfused_fast.shards.ray_engine import RayWorkers
+
+            out.absolute().parent.mkdir(parents=True, exist_ok=True)
+            given["pool"] = stack.enter_context(RayWorkers([source, out.absolute().parent]))
+        advance = stack.enter_context(bar("packing"))
         packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
     _print_packed(packed, out, as_json)
 

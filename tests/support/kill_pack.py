@@ -1,6 +1,6 @@
 """Kills `unfused-fast shard` with SIGKILL at random moments, goes on each time, and compares with an undisturbed pack.
 
-    python tests/support/kill_pack.py --kills 20 --seed 0 [--parts 2] [--codec flac]
+python tests/support/kill_pack.py --kills 20 --seed 0 [--parts 2] [--codec flac]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROGRAM = [sys.executable, "-m", "unfused_fast"]
 
 
 def make_source(folder: Path, clips: int) -> None:
-    """Stereo noise of 1 to 3 seconds; every 40th file is silent and every 50th no audio, so that ids shift on the way."""
+    """Stereo noise of 1 to 3 s; every 40th file is silent, every 50th no audio, so that ids shift on the way."""
     generator = np.random.default_rng(0)
     for number in range(clips):
         path = folder / f"label{number % 5}" / f"{number:05d}.wav"

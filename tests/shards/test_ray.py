@@ -1,0 +1,85 @@
+"""Packing on a Ray cluster of two nodes on this machine, one of which is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.write import pack
+
+ray = pytest.importorskip("ray", reason="comes with the extra ray")
+
+CLIPS = 400
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of half a second to a second and a half, some files silent, one no audio."""
+    folder, generator = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    for number in range(CLIPS):
+        noise = generator.standard_normal(int(44100 * generator.uniform(0.5, 1.5))) * 0.1
+        soundfile.write(folder / f"{number:03d}.wav", noise * (number % 40 != 3), 44100)
+    (folder / "notes.wav").write_text("no audio")
+    return folder
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head and one more node, one core each."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=small)
+    made.extra = made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _start(source: Path, out: Path, address: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "unfused_fast", "shard", str(source), str(out), "--engine", "ray", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": address},
+    )
+
+
+@pytest.mark.slow
+def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Path) -> None:
+    from unfused_fast.audio import log_mel_statistics
+
+    pack(source_rows(source), tmp_path / "local", workers=1, statistics=log_mel_statistics)
+    running = _start(source, tmp_path / "out", cluster.address)
+    journal = tmp_path / "out.partial/journal"
+    patience = time.monotonic() + 120
+    while not any(journal.glob("train-*.parquet")) and running.poll() is None and time.monotonic() < patience:
+        time.sleep(0.02)
+    left = [path.name for path in journal.glob("making/*.tar")]
+    cluster.remove_node(cluster.extra, allow_graceful=False)
+    _, err = running.communicate(timeout=180)
+    assert running.returncode == 0, err
+    assert left, "the node was killed too late to matter"
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "local")
+
+
+def test_no_cluster(source: Path, tmp_path: Path) -> None:
+    running = _start(source, tmp_path / "out", "127.0.0.1:1")
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 1 and "error: no Ray cluster at 127.0.0.1:1" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
