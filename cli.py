@@ -155,17 +155,12 @@ def _rows(source: Path, dataset: str | None, options: list[str] | None, labels_f
 
 
 def _list_datasets(as_json: bool) -> None:
-    from unfused_fast.shards.datasets import described
+    from unfused_fast.shards.datasets import described, described_as_text
 
     if as_json:
         print_json(described())
-        return
-    for about in described():
-        clips = ", ".join(f"{count:,} {split}" for split, count in about["clips"].items()) or "no fixed number"
-        typer.echo(f"{about['name']}: {about['task']}; {about['classes']} classes; clips: {clips}")
-        typer.echo(f"  licence: {about['licence']}\n  from: {about['source']}\n  layout: {about['layout']}")
-        for option, values in about["options"].items():
-            typer.echo(f"  --option {option}={'|'.join(values)}")
+    else:
+        typer.echo(described_as_text())
 
 
 @app.command()

@@ -41,6 +41,7 @@ def test_rows(root: Path) -> None:
     ]
     assert all(row.path.is_file() for row in found.rows)
     assert found.notes == [
+        "iden_split.txt lists 5 clips of 2 speakers; published: 153,516 of 1,251.",
         "3 clips of split train here; published: 138,361.",
         "1 clips of split valid here; published: 6,904.",
         "1 clips of split test here; published: 8,251.",
