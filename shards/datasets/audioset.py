@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import AUDIO_ENDINGS, chosen, printable, records_of, walk
+from unfused_fast.shards.datasets.layout import chosen, is_audio, printable, records_of, walk
 from unfused_fast.shards.datasets.splits import class_balanced
 from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
@@ -107,8 +107,8 @@ def _table(root: Folder, name: str, part: str) -> Folder:
     found = next((root / place / name for place in PLACES if (root / place / name).is_file()), None)
     if found is None:
         without = {"eval": "eval=none", "balanced": "split=unbalanced", "unbalanced": "split=balanced"}
-        hint = f", or say --option {without[part]}" if part else ""
-        raise UserError(f"{root}: no {name} here; the layout must be: {LAYOUT}{hint}")
+        hint = f" (fetch it, or say --option {without[part]})" if part else ""
+        raise UserError(f"{root}: no {name} here{hint}; the layout must be: {LAYOUT}")
     return found
 
 
@@ -134,9 +134,9 @@ def _files(root: Folder) -> _Files:
         prefix = parent.relative_to(root).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
         for name in names:
-            stem, dot, ending = name.rpartition(".")
-            if f"{dot}{ending.lower()}" not in AUDIO_ENDINGS:
+            if not is_audio(name):
                 continue
+            stem = name.rpartition(".")[0]
             files.names.append(f"{prefix}{name}")
             prefixed = stem.startswith("Y") and len(stem) > _ID_LENGTH
             if not (prefixed and len(stem) == _ID_LENGTH + 1):

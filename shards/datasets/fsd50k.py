@@ -85,10 +85,11 @@ def _listed(root: Folder, part: str, vocabulary: set[str]) -> list[SourceRow]:
 
 def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[SourceRow]:
     """Leaves out clips of Freesound recordings that the data sets at `places` use too."""
-    for place in filter(None, (part.strip() for part in places.split(","))):
-        if not Path(place).exists():
+    for text in filter(None, (part.strip() for part in places.split(","))):
+        place = Path(text).expanduser()
+        if not place.exists():
             raise UserError(f"--option exclude={places}: no {place}; name folders or tables, separated by commas")
-        for name, ids in freesound_ids(Path(place)).items():
+        for name, ids in freesound_ids(place).items():
             shared = Counter(row.split for row in rows if row.group in ids)
             rows = [row for row in rows if row.group not in ids]
             counts = ", ".join(f"{count:,} of {split}" for split, count in shared.items()) or "none"

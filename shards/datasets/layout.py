@@ -11,7 +11,7 @@ from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
 from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import CLUTTER, SourceRow
 
-AUDIO_ENDINGS = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
+_AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 def chosen(name: str, options: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:
@@ -78,6 +78,11 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
         raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
 
 
+def is_audio(name: str) -> bool:
+    """Whether a file's name ends as audio does that data sets are kept in."""
+    return name.lower().endswith(_AUDIO_ENDINGS)
+
+
 def walk(folder: Folder) -> Iterator[tuple[Folder, list[str], list[str]]]:
     """(folder, names of folders in it, names of files in it) of `folder` and all below it, sorted by name.
 
@@ -95,10 +100,12 @@ def walk(folder: Folder) -> Iterator[tuple[Folder, list[str], list[str]]]:
             continue
         seen.add(identity)
         folders, names = list[str](), list[str]()
-        for entry in sorted(here.iterdir(), key=lambda entry: entry.name):
-            if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER:
-                is_folder = entry.suffix.lower() not in AUDIO_ENDINGS and entry.is_dir()
-                (folders if is_folder else names).append(entry.name)
+        for entry in here.iterdir():
+            name = entry.name
+            if not name.startswith(".") and name.lower() not in CLUTTER:
+                (folders if not is_audio(name) and entry.is_dir() else names).append(name)
+        folders.sort()
+        names.sort()
         yield here, folders, names
         waiting += [here / name for name in reversed(folders)]
 
@@ -115,7 +122,7 @@ def files_below(folder: Folder, ending: str) -> set[str]:
 
 def printable(name: str) -> str:
     """The name as text that every file format takes: bytes that are no UTF-8 are written as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def against_published(found: Iterable[str], published: Mapping[str, int]) -> list[str]:

@@ -45,7 +45,7 @@ def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
     notes: list[str] = []
     rows = _clips(root, notes)
     if protocol == "evar":
-        return Discovery(_by_list(rows, Path(table), notes), notes)
+        return Discovery(_by_list(rows, Path(table).expanduser(), notes), notes)
     if unknown := [row.source for row in rows if row.label is None]:
         notes.append(f"{len(unknown):,} files left out: no language in their path, such as {unknown[0]}.")
     rows = [row for row in rows if row.label is not None]
