@@ -92,6 +92,8 @@ def finish(
         names = tuple(f"{shard.name}.tar" for shard in of_split)
         splits[split] = SplitInfo(names, sum(shard.clips.num_rows for shard in of_split), samples / SAMPLE_RATE_HZ)
     write_rejected(build.folder, rejected)
+    for name, text in plan.files.items():
+        (build.folder / name).write_text(text, encoding="utf-8", newline="\n")
     write_clips(build.folder, clips)
     log_mel = None
     if statistics is not None and STATISTICS_SPLIT in splits:

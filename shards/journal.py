@@ -42,6 +42,8 @@ class JournalPlan:
     label_names: tuple[str, ...]
     rejected: tuple[Rejection, ...]
     """By their headers."""
+    files: Mapping[str, str]
+    """Name -> text of what is written beside the shards."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Journal:
         """What set_plan() wrote."""
         value = _read_json(self.folder / _PLAN)
         rejected = tuple((source, number, reason, text) for source, number, reason, text in value["rejected"])
-        return JournalPlan(tuple(value["shards"]), tuple(value["label_names"]), rejected)
+        return JournalPlan(tuple(value["shards"]), tuple(value["label_names"]), rejected, value["files"])
 
     def place(self, name: str) -> Path:
         """Where the tar of a shard is written; not twice the same, so that a process that is late harms nothing."""

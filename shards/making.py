@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -83,7 +83,12 @@ def _probe(pool: Pool, rows: Sequence[SourceRow], report: Callable[[int, int], N
 
 
 def plan_set(
-    journal: Journal, plan: Plan, rejected: Sequence[Rejection], options: PackOptions, part: tuple[int, int] | None
+    journal: Journal,
+    plan: Plan,
+    rejected: Sequence[Rejection],
+    options: PackOptions,
+    part: tuple[int, int] | None,
+    files: Mapping[str, str],
 ) -> tuple[list[PlannedShard], list[str]]:
     """The shards to make, of the whole set or of a part, and the label names; both go to the journal."""
     rows = (plan.rows[row] for row in np.unique(plan.row))
@@ -91,7 +96,9 @@ def plan_set(
     shards = plan_shards(plan, options.clips_per_shard)
     if part is not None:
         shards = share(shards, *part)
-    journal.set_plan(JournalPlan(tuple(shard.name for shard in shards), tuple(label_names), tuple(rejected)))
+    journal.set_plan(
+        JournalPlan(tuple(shard.name for shard in shards), tuple(label_names), tuple(rejected), dict(files))
+    )
     return shards, label_names
 
 

@@ -62,7 +62,7 @@ def merge(
             if progress is not None:
                 progress(number, len(shards), 0)
         plan = Journal(parts[0]).plan()
-        journal.set_plan(JournalPlan(tuple(name for _, name in shards), plan.label_names, plan.rejected))
+        journal.set_plan(JournalPlan(tuple(name for _, name in shards), plan.label_names, plan.rejected, plan.files))
         reasons = rejected_reasons(journal)
         asked = {name: request.values[name] for name in PackOptions.__dataclass_fields__}
         shard_set = finish(build, journal, PackOptions(**asked), request, statistics)

@@ -53,6 +53,7 @@ def pack(
     overwrite: bool = False,
     resume: bool = False,
     dataset: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
     statistics: Statistics | None = None,
     progress: Progress | None = None,
 ) -> PackResult:
@@ -68,6 +69,7 @@ def pack(
         overwrite: replace the shard set at `out`, and delete what an unfinished run left (unless `resume`).
         resume: a set at `out` that this call would make again is left as it is, and described.
         dataset: for the manifest.
+        files: name -> text of what is written beside the shards.
         statistics: given the samples of the first training clips, (samples,) int16 each; what it returns becomes
             manifest.log_mel.
         progress: called with steps done, steps in all, rejections: up to the number of files while they are probed,
@@ -90,7 +92,7 @@ def pack(
         journal, build = stack.enter_context(_journaled(out, request, None, overwrite, resume))
         pool = pool or stack.enter_context(Workers(_processes(workers)))
         plan, rejected = read_headers(pool, journal, rows, options, report)
-        shards, label_names = plan_set(journal, plan, rejected, options, None)
+        shards, label_names = plan_set(journal, plan, rejected, options, None, files or {})
         made = make_shards(pool, build, journal, plan, shards, label_names, options, report)
         reasons = rejected_reasons(journal)
         shard_set = finish(build, journal, options, request, statistics)
@@ -107,6 +109,7 @@ def pack_part(
     overwrite: bool = False,
     resume: bool = False,
     dataset: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PartResult:
     """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
@@ -128,7 +131,7 @@ def pack_part(
         pool = stack.enter_context(Workers(_processes(workers)))
         report = progress or _no_progress
         plan, rejected = read_headers(pool, journal, rows, options, report)
-        shards, label_names = plan_set(journal, plan, rejected, options, part)
+        shards, label_names = plan_set(journal, plan, rejected, options, part, files or {})
         made = make_shards(pool, build, journal, plan, shards, label_names, options, report)
         about = {"asked": dict(request.values), "request": request.digest, "part": list(part)}
         build.finish(PART, json.dumps(about, indent=2, sort_keys=True) + "\n")

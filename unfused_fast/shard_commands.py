@@ -12,13 +12,13 @@ from unfused_fast.errors import UserError
 from unfused_fast.terminal import Json, Overwrite, bar, pairs, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from unfused_fast.shards.datasets.dataset import Discovery
     from unfused_fast.shards.finish import PackResult
-    from unfused_fast.shards.sources import SourceRow
 
 PackResume = Annotated[
     bool,
@@ -82,9 +82,16 @@ def shard(
     from unfused_fast.shards.write import pack, pack_part
 
     share = None if part is None else _part(part)
-    rows = _rows(source, dataset, options, labels_from_folders)
-    about = None if dataset is None else {"name": dataset, "options": pairs(options, "--option")}
-    given: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "resume": resume, "dataset": about}
+    set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
+    found, about = _found(source, dataset, set_options, labels_from_folders)
+    rows = found.rows
+    given: dict[str, Any] = {
+        "workers": workers,
+        "overwrite": overwrite,
+        "resume": resume,
+        "dataset": about,
+        "files": found.files,
+    }
     asked: dict[str, Any] = {
         "codec": codec,
         "max_seconds": max_seconds,
@@ -93,9 +100,8 @@ def shard(
         "max_file_hours": max_file_hours,
     }
     if engine == "ray" and (share is not None or workers is not None):
-        raise UserError(
-            f"--engine ray with {'--part' if share else '--workers'}: the cluster has its own; leave it out"
-        )
+        flag = "--part" if share else "--workers"
+        raise UserError(f"{flag} with --engine ray: the cluster shares out the work itself; leave it out")
     if share is not None:
         with bar("packing") as advance:
             done = pack_part(rows, out, share, PackOptions(**asked), **given, progress=advance)
@@ -181,36 +187,37 @@ def _print_packed(packed: PackResult, out: Path, as_json: bool) -> None:
         typer.echo(f"  each one is named in {out / 'rejected.csv'}")
 
 
-def _rows(source: Path, dataset: str | None, options: list[str] | None, labels_from_folders: bool) -> list[SourceRow]:
-    """What is to be packed; what a data set's adapter has to say goes to the screen."""
+def _found(
+    source: Path, dataset: str | None, options: Mapping[str, str], labels_from_folders: bool
+) -> tuple[Discovery, dict[str, Any] | None]:
+    """What is to be packed, and what the manifest says of the data set; an adapter's notes go to the screen."""
+    from unfused_fast.shards.datasets import DATASETS, dataset_rows
+    from unfused_fast.shards.datasets.dataset import PATH, Discovery
+
     if dataset is None:
         from unfused_fast.shards.sources import source_rows
 
         if options:
-            raise UserError(f"--option {options[0]}: options belong to a data set; name it with --dataset")
-        return source_rows(source, labels_from_folders=labels_from_folders)
+            raise UserError(f"--option {next(iter(options))}: options belong to a data set; name it with --dataset")
+        return Discovery(source_rows(source, labels_from_folders=labels_from_folders)), None
     if labels_from_folders:
         raise UserError(
             f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
         )
-    from unfused_fast.shards.datasets import dataset_rows
     from unfused_fast.training import console
 
-    found = dataset_rows(dataset, source, pairs(options, "--option", "key=value, see: unfused-fast shard --list"))
+    found = dataset_rows(dataset, source, options)
     for note in found.notes:
         console.print(f"{dataset}: {note}")
-    return found.rows
+    known = DATASETS[dataset].options  # a set holds no path of the machine that packed it
+    told = {key: Path(value).name if PATH in known[key] else value for key, value in options.items()}
+    return found, {"name": dataset, "options": told}
 
 
 def _list_datasets(as_json: bool) -> None:
-    from unfused_fast.shards.datasets import described
+    from unfused_fast.shards.datasets import described, described_as_text
 
     if as_json:
         print_json(described())
-        return
-    for about in described():
-        clips = ", ".join(f"{count:,} {split}" for split, count in about["clips"].items()) or "no fixed number"
-        typer.echo(f"{about['name']}: {about['task']}; {about['classes']} classes; clips: {clips}")
-        typer.echo(f"  licence: {about['licence']}\n  from: {about['source']}\n  layout: {about['layout']}")
-        for option, values in about["options"].items():
-            typer.echo(f"  --option {option}={'|'.join(values)}")
+    else:
+        typer.echo(described_as_text())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, files_below, listed_and_there, records_of
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 NAME = "birdsong"
@@ -52,7 +52,7 @@ HALVES = (
 )
 
 
-def discover(root: Path, given: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
     """Labels absent and present. The split is made over all lines of both tables, whether their files are there or
     not, so that a copy with gaps splits as the whole does. Each recording is a group of its own.
     """
@@ -83,7 +83,7 @@ def discover(root: Path, given: Mapping[str, str]) -> Discovery:
     return Discovery(found.rows, [*notes, *found.notes, *against_published((row.split for row in found.rows), CLIPS)])
 
 
-def _find(root: Path, half: _Half) -> tuple[str, str]:
+def _find(root: Folder, half: _Half) -> tuple[str, str]:
     """Names of a half's folder and table, below root. Raises UserError: not there."""
     folder = next((name for name in half.folders if (root / name / "wav").is_dir()), None)
     places = ("", f"{folder}/")
@@ -131,11 +131,11 @@ def _shares(sizes: NDArray[np.int64], draws: int, generator: np.random.RandomSta
 DATASET = Dataset(
     name=NAME,
     task="is a bird heard",
-    classes=2,
-    clips=CLIPS,
+    variants=(Variant("bird or not", {}, 2, CLIPS),),
     licence="CC BY 4.0 (not verified), see the figshare pages",
-    source="https://figshare.com files 6035814 (freefield1010 table), 6035817 or 10853306 (warblr table); "
-    "ff1010bird_wav.zip and warblrb10k_public_wav.zip from https://dcase.community/challenge2018/task-bird-audio-detection",
+    source="https://dcase.community/challenge2018/task-bird-audio-detection: ff1010bird_wav.zip, "
+    "warblrb10k_public_wav.zip and their tables (figshare files 10853303 or 6035814, 10853306 or 6035817)",
     layout=LAYOUT,
     discover=discover,
+    not_verified=("licence", "8,000 clips of warblrb10k (15,690 less 7,690)"),
 )

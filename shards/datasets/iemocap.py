@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 EMOTIONS = ("neu", "ang", "sad", "hap")
@@ -24,7 +24,7 @@ LAYOUT = (
 _TURN = re.compile(r"Ses[0-9A-Za-z_]+_[0-9A-Za-z]+")
 
 
-def discover(root: Path, options: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
     """Every turn with one of the four emotions; fold and group are the session, whose two actors are in no other."""
     choice = chosen("iemocap", OPTIONS, options)
     exc, test = choice["exc"], choice["test"]
@@ -68,13 +68,13 @@ def discover(root: Path, options: Mapping[str, str]) -> Discovery:
     return Discovery(sorted(rows, key=lambda row: row.source), notes)
 
 
-def _turns(evaluations: Path) -> Iterator[tuple[str, str]]:
+def _turns(evaluations: Folder) -> Iterator[tuple[str, str]]:
     """(turn, emotion) of a session. Only the files at the top: the folders below hold each rater's own view.
 
     A turn is one line `[start - end]<TAB>turn<TAB>emotion<TAB>[v, a, d]`; the lines that follow it are single votes.
     """
     seen: set[str] = set()
-    for path in sorted(evaluations.glob("*.txt")):
+    for path in sorted(evaluations.glob("*.txt"), key=lambda path: path.name):
         if path.name.startswith("."):  # macOS leaves ._ files in this archive
             continue
         for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
@@ -95,8 +95,10 @@ def _turns(evaluations: Path) -> Iterator[tuple[str, str]]:
 DATASET = Dataset(
     name="iemocap",
     task="emotion recognition, 4 emotions",
-    classes=len(EMOTIONS),
-    clips=CLIPS["drop"],
+    variants=tuple(
+        Variant(f"4 emotions, {said}", {"exc": exc}, len(EMOTIONS), clips)
+        for (exc, clips), said in zip(CLIPS.items(), ("without excited", "excited counts as happy"), strict=True)
+    ),
     licence="by signed form, for research",
     source="https://sail.usc.edu/iemocap (signed form; no open download)",
     layout=LAYOUT,

@@ -7,11 +7,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen, lines_of
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 SUBSET = "train-clean-100"
@@ -31,7 +32,7 @@ LAYOUT = (
 _FILE = re.compile(r"([0-9]+)-([0-9]+)-[0-9]+\.flac")
 
 
-def discover(root: Path, options: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
     """Every utterance of the subset; the group is the chapter, of which one recording session made all utterances."""
     choice = chosen("librispeech-speaker", OPTIONS, options)
     label, split = choice["label"], choice["split"]
@@ -56,7 +57,7 @@ def discover(root: Path, options: Mapping[str, str]) -> Discovery:
     return Discovery(rows, notes)
 
 
-def speaker_subsets(table: Path) -> dict[str, str]:
+def speaker_subsets(table: Folder) -> dict[str, str]:
     """SPEAKERS.TXT -> reader -> subset. A name may hold `|`, as in `60 | M | train-clean-100 | 20.18 | |CBW|Simon`."""
     subsets: dict[str, str] = {}
     for number, line in enumerate(table.read_text("utf-8-sig", errors="replace").splitlines(), 1):
@@ -72,9 +73,9 @@ def speaker_subsets(table: Path) -> dict[str, str]:
     return subsets
 
 
-def _utterances(base: Path, label: str, notes: list[str]) -> Iterator[SourceRow]:
+def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRow]:
     strays = 0
-    for path in sorted((base / SUBSET).glob("*/*/*.flac")):
+    for path in sorted((base / SUBSET).glob("*/*/*.flac"), key=lambda path: path.parts[-3:]):
         name = _FILE.fullmatch(path.name)
         if name is None or name.groups() != path.parts[-3:-1]:
             strays += not path.name.startswith(".")
@@ -97,7 +98,7 @@ def _against_published(rows: list[SourceRow]) -> list[str]:
     ]
 
 
-def _against_speakers(table: Path, rows: list[SourceRow]) -> list[str]:
+def _against_speakers(table: Folder, rows: list[SourceRow]) -> list[str]:
     if not table.is_file():
         return [f"No {table.name} beside {SUBSET}, so the readers were not checked against it."]
     listed = {reader for reader, subset in speaker_subsets(table).items() if subset == SUBSET}
@@ -129,13 +130,13 @@ def _by_seed(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     return [replace(row, split="test" if row.source in test else "train") for row in rows]
 
 
-def _by_lists(rows: list[SourceRow], root: Path, base: Path, notes: list[str]) -> list[SourceRow]:
+def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str]) -> list[SourceRow]:
     splits: dict[str, str] = {}
     for split, name in LISTS.items():
         path = next((folder / name for folder in (root, base) if (folder / name).is_file()), None)
         if path is None:
             raise UserError(f"{root}: no {name}, which split=files needs; put it there or say split=seeded")
-        listed = {Path(line.split()[0]).stem for line in lines_of(path)}
+        listed = {PurePosixPath(line.split()[0]).stem for line in lines_of(path)}
         if both := listed & splits.keys():
             raise UserError(
                 f"{path}: {_some(both)} also in {LISTS['train']}; an utterance has one side, mend the lists"
@@ -143,10 +144,10 @@ def _by_lists(rows: list[SourceRow], root: Path, base: Path, notes: list[str]) -
         if len(listed) != CLIPS[split]:
             notes.append(f"{name} lists {len(listed):,} utterances; published: {CLIPS[split]:,}.")
         splits |= dict.fromkeys(listed, split)
-    kept = [replace(row, split=splits[row.path.stem]) for row in rows if row.path.stem in splits]
+    kept = [replace(row, split=splits[_utterance(row)]) for row in rows if _utterance(row) in splits]
     if not kept:
         raise UserError(f"{root}: the lists name none of the utterances here; a line must begin like 103-1240-0000")
-    if absent := splits.keys() - {row.path.stem for row in kept}:
+    if absent := splits.keys() - {_utterance(row) for row in kept}:
         notes.append(f"{len(absent):,} utterances of the lists are not here: {_some(absent)}.")
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept):,} utterances left out: in neither list.")
@@ -169,7 +170,11 @@ def _by_chapters(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
 
 
 def _reader(row: SourceRow) -> str:
-    return row.path.parts[-3]
+    return row.source.split("/")[-3]
+
+
+def _utterance(row: SourceRow) -> str:
+    return PurePosixPath(row.source).stem
 
 
 def _some(names: set[str]) -> str:
@@ -179,8 +184,10 @@ def _some(names: set[str]) -> str:
 DATASET = Dataset(
     name="librispeech-speaker",
     task="speaker identification: 585 speaker-chapters (LAPE), or with label=reader 251 readers",
-    classes=CHAPTERS,
-    clips=CLIPS,
+    variants=(
+        Variant("speaker-chapters", {"label": "chapter"}, CHAPTERS, CLIPS),
+        Variant("readers", {"label": "reader"}, READERS, CLIPS),
+    ),
     licence="CC BY 4.0",
     source="https://www.openslr.org/12 (train-clean-100.tar.gz)",
     layout=LAYOUT,

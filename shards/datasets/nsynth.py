@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, files_below, listed_and_there, require
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 NAME = "nsynth"
@@ -21,7 +21,7 @@ FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "
 """By integer id, as far as the specification remembers them; what the json files say is compared with it."""
 
 
-def discover(root: Path, given: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
     """Label: instrument_family_str. Group: the instrument, the note's name without pitch and velocity."""
     options = chosen(NAME, OPTIONS, given)
     splits = {"train": "train", "valid": "valid", "test": "test"}
@@ -55,7 +55,7 @@ def discover(root: Path, given: Mapping[str, str]) -> Discovery:
     return Discovery(rows, notes)
 
 
-def _notes(table: Path) -> list[tuple[str, dict[str, Any]]]:
+def _notes(table: Folder) -> list[tuple[str, dict[str, Any]]]:
     try:
         examples = json.loads(table.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -66,7 +66,7 @@ def _notes(table: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _row(
-    root: Path, folder: str, split: str, note: str, about: dict[str, Any], table: Path, ids: dict[int, str]
+    root: Folder, folder: str, split: str, note: str, about: dict[str, Any], table: Folder, ids: dict[int, str]
 ) -> SourceRow:
     """A note's row; notes its family in `ids`. Raises UserError: fields are missing, or contradict each other."""
     try:
@@ -91,11 +91,19 @@ def _row(
 DATASET = Dataset(
     name=NAME,
     task="instrument family of a note",
-    classes=len(FAMILIES),
-    clips=CLIPS,
+    variants=(
+        Variant("official split", {"test": "test"}, len(FAMILIES), CLIPS),
+        Variant(
+            "tested on valid",
+            {"test": "valid"},
+            len(FAMILIES),
+            {"train": CLIPS["train"], "test": CLIPS["valid"]},
+        ),
+    ),
     licence="CC BY 4.0",
     source="https://magenta.tensorflow.org/datasets/nsynth (nsynth-{train,valid,test}.jsonwav.tar.gz)",
     layout=LAYOUT,
     discover=discover,
     options=OPTIONS,
+    not_verified=("integer ids of the families", "which families are in test", "that LAPE tested on valid"),
 )

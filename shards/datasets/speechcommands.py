@@ -1,15 +1,18 @@
-"""Speech Commands v1 and v2: all words, or ten words and `unknown`. The class `silence` is not packed yet."""
+"""Speech Commands v1 and v2: all words, or ten words, `unknown` and `silence`."""
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, lines_of
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 TEN = frozenset({"down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"})
@@ -42,6 +45,15 @@ ONLY_V2 = frozenset({"backward", "follow", "forward", "learn", "visual"})
 NOISE = "_background_noise_"
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
+NOISE_FILES = 6
+"""In both versions. Source: EVAR evar/utils/make_metadata.py."""
+CHOPS, CHOP_SEED = 1000, 0
+"""Of each noise file, protocol=lape. Source: LAPE, which draws them without a seed; the seed is ours."""
+VALID_NOISE, HOP_SECONDS = "running_tap.wav", 0.5
+"""protocol=tf12: the recording of valid, and how far slices lie apart. Source: hear-preprocess speech_commands.py."""
+TEST_CLIPS = {1: 3_081, 2: 4_890}
+"""Version -> files of the separate test archive, from memory, not verified."""
+
 _FILE = re.compile(r"([0-9A-Za-z]+)_nohash_[0-9]+\.wav")
 
 
@@ -52,6 +64,7 @@ class _Version:
     number: int
     words: frozenset[str]
     clips: Mapping[str, int]
+    """Of words, without silence."""
     protocols: tuple[str, ...]
 
     @property
@@ -77,18 +90,18 @@ class _Version:
 
 V1 = _Version(1, WORDS_V1, {"train": 51_088, "valid": 6_798, "test": 6_835}, ("lape", "tf12", "words"))
 V2 = _Version(2, WORDS_V1 | ONLY_V2, {"train": 84_843, "valid": 9_981, "test": 11_005}, ("words", "lape", "tf12"))
-"""Ours: words is the default of v2, the one protocol that is packed whole; v1 is in the papers with 12 classes only."""
+"""Ours: words is the default of v2, as EVAR and BYOL-A use it; v1 is in the papers with 12 classes only."""
 
 
-def discover_v1(root: Path, options: Mapping[str, str]) -> Discovery:
+def discover_v1(root: Folder, options: Mapping[str, str]) -> Discovery:
     return _discover(root, options, V1)
 
 
-def discover_v2(root: Path, options: Mapping[str, str]) -> Discovery:
+def discover_v2(root: Folder, options: Mapping[str, str]) -> Discovery:
     return _discover(root, options, V2)
 
 
-def _discover(root: Path, options: Mapping[str, str], version: _Version) -> Discovery:
+def _discover(root: Folder, options: Mapping[str, str], version: _Version) -> Discovery:
     """Every clip of a word; the group is the speaker's hash before `_nohash_`."""
     protocol = chosen(version.name, {"protocol": version.protocols}, options)["protocol"]
     base = _base(root, version)
@@ -96,7 +109,7 @@ def _discover(root: Path, options: Mapping[str, str], version: _Version) -> Disc
     splits = _listed(base, version)
     rows, strays = [], 0
     for word in sorted(version.words):
-        for path in sorted((base / word).glob("*.wav")):
+        for path in sorted((base / word).glob("*.wav"), key=lambda path: path.name):
             source = f"{word}/{path.name}"
             name = _FILE.fullmatch(path.name)
             if name is None:
@@ -113,16 +126,16 @@ def _discover(root: Path, options: Mapping[str, str], version: _Version) -> Disc
     if other := _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}:
         notes.append(f"Folders left out, no words of v{version.number}: {', '.join(sorted(other)[:5])}.")
     if protocol == "tf12":
-        rows = [row for row in rows if row.split != "test"] + _test_archive(root, version)
+        tested = _test_archive(root, version)
+        if len(tested) != TEST_CLIPS[version.number]:
+            notes.append(f"{len(tested):,} test clips here; {TEST_CLIPS[version.number]:,} expected (not verified).")
+        rows = [row for row in rows if row.split != "test"] + tested
         notes.append(
             f"Test clips come from {version.test_archive}; the clips of testing_list.txt are in no split. "
             "Training keeps every unknown word, in its natural number."
         )
     if protocol != "words":
-        notes.append(
-            f"protocol={protocol} has 12 classes, of which 11 are packed: silence is not there yet, "
-            f"because it is cut from inside the files of {NOISE}. Numbers do not compare with published 12-class ones."
-        )
+        rows += _silence(base, protocol, version, notes)
     return Discovery(rows, notes)
 
 
@@ -130,7 +143,7 @@ def _label(word: str, protocol: str) -> str:
     return word if protocol == "words" or word in TEN else "unknown"
 
 
-def _base(root: Path, version: _Version) -> Path:
+def _base(root: Folder, version: _Version) -> Folder:
     """The folder of the word folders, known by the ten words; the other version is refused by its words."""
     for base in (root, root / version.archive, root / "train" / "audio"):
         found = _folders(base) if base.is_dir() else set()
@@ -145,11 +158,11 @@ def _base(root: Path, version: _Version) -> Path:
     raise UserError(f"{root}: no folders of words (yes, no, up, ...) here; the layout must be: {version.layout}")
 
 
-def _folders(base: Path) -> set[str]:
+def _folders(base: Folder) -> set[str]:
     return {path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-def _listed(base: Path, version: _Version) -> dict[str, str]:
+def _listed(base: Folder, version: _Version) -> dict[str, str]:
     """<word>/<file> -> split, for the clips in a list; the lists lie beside the words, on Kaggle one folder up."""
     splits: dict[str, str] = {}
     above = [base.parent] if base.parts[-2:] == ("train", "audio") else []
@@ -164,42 +177,109 @@ def _listed(base: Path, version: _Version) -> dict[str, str]:
     return splits
 
 
-def _test_archive(root: Path, version: _Version) -> list[SourceRow]:
-    """The balanced test set of its own. Not verified: how its `_unknown_` files are named; any WAV is taken."""
+def _test_archive(root: Folder, version: _Version) -> list[SourceRow]:
+    """The balanced test set of its own. Not verified: how its `_unknown_` and `_silence_` files are named; any WAV is
+    taken.
+    """
     base = root / version.test_archive
     if not base.is_dir():
         raise UserError(
             f"{root}: no {version.test_archive}, the test set of tf12; unpack {version.test_archive}.tar.gz"
         )
     rows = []
-    for word in sorted(TEN | {"_unknown_"}):
-        for path in sorted(base.glob(f"{word}/*.wav")):
+    for word in sorted(TEN | {"_unknown_", "_silence_"}):
+        for path in sorted((base / word).glob("*.wav"), key=lambda path: path.name):
             if not path.name.startswith("."):
                 speaker = path.stem.partition("_nohash_")[0].rpartition("_")[2] if "_nohash_" in path.stem else None
                 source = f"{version.test_archive}/{word}/{path.name}"
-                rows.append(SourceRow(path, source, "unknown" if word == "_unknown_" else word, "test", speaker))
+                rows.append(SourceRow(path, source, word.strip("_"), "test", speaker))
     if not rows:
         raise UserError(f"{base}: no test clips in it; the layout must be: {version.layout}")
     return rows
 
 
-def _dataset(version: _Version, task: str, classes: int) -> Dataset:
+def _silence(base: Folder, protocol: str, version: _Version, notes: list[str]) -> list[SourceRow]:
+    """One second each, cut from the noise recordings; the group is the recording."""
+    paths = sorted((base / NOISE).glob("*.wav"), key=lambda path: path.name)
+    paths = [path for path in paths if not path.name.startswith(".")]
+    if not paths:
+        raise UserError(
+            f"{base}: no {NOISE}/*.wav, from which protocol={protocol} cuts silence; the layout must be: "
+            f"{version.layout}"
+        )
+    if len(paths) != NOISE_FILES:
+        notes.append(f"{len(paths)} noise recordings in {NOISE}; {NOISE_FILES} are published.")
+    rows = []
+    for path in paths:
+        seconds = _seconds(path, notes)
+        source = f"{NOISE}/{path.name}"
+        split = "valid" if protocol == "tf12" and path.name == VALID_NOISE else "train"
+        starts = _random_starts(path.name, seconds) if protocol == "lape" else _even_starts(seconds)
+        rows += [
+            SourceRow(path, f"{source}@{start:.3f}-{start + 1:.3f}", "silence", split, source, span=(start, start + 1))
+            for start in starts
+        ]
+        if protocol == "lape" and len(starts) < CHOPS:
+            notes.append(f"{source}: {seconds:.1f} s long, so it gives {len(starts)} silences, not {CHOPS:,}.")
+    if protocol == "lape":
+        notes.append(
+            f"{len(rows):,} clips of silence, all in train, as in LAPE: valid and test have none. The draw is ours "
+            f"(seed {CHOP_SEED}); theirs has no seed."
+        )
+    else:
+        counted = ", ".join(f"{sum(row.split == split for row in rows):,} {split}" for split in ("train", "valid"))
+        notes.append(f"Clips of silence: {counted} (from {VALID_NOISE}); those of test come with the test archive.")
+    return rows
+
+
+def _seconds(path: Folder, notes: list[str]) -> float:
+    """Length of a recording; 0, with a note, for one that cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return float(soundfile.info(stream).duration)
+    except soundfile.LibsndfileError as error:
+        notes.append(f"{NOISE}/{path.name} cannot be read, so it gives no silence: {error.error_string}")
+        return 0.0
+
+
+def _random_starts(name: str, seconds: float) -> list[float]:
+    """`CHOPS` different starts in whole milliseconds, ascending; a recording's draw depends on no other."""
+    last = int((seconds - 1) * 1000)
+    starts = random.Random(f"{CHOP_SEED} {name}").sample(range(last + 1), min(CHOPS, last + 1)) if last >= 0 else []
+    return [start / 1000 for start in sorted(starts)]
+
+
+def _even_starts(seconds: float) -> list[float]:
+    """Every `HOP_SECONDS`, as long as a whole second is left."""
+    return [HOP_SECONDS * number for number in range(int((seconds - 1) / HOP_SECONDS) + 1)] if seconds >= 1 else []
+
+
+def _variants(version: _Version) -> Iterator[Variant]:
+    for protocol in version.protocols:
+        clips = dict(version.clips)
+        if protocol == "lape":
+            clips["train"] += NOISE_FILES * CHOPS
+        if protocol == "tf12":
+            clips = {"test": TEST_CLIPS[version.number]}
+        name = f"{len(version.words)} words" if protocol == "words" else "ten words, unknown, silence"
+        classes = len(version.words) if protocol == "words" else len(TEN) + 2
+        yield Variant(f"{name} ({protocol})", {"protocol": protocol}, classes, clips)
+
+
+def _dataset(version: _Version) -> Dataset:
     return Dataset(
         name=version.name,
-        task=task,
-        classes=classes,
-        clips=version.clips,
+        task="keyword spotting",
+        variants=tuple(_variants(version)),
         licence="CC BY 4.0",
-        source=f"http://download.tensorflow.org/data/{version.archive}.tar.gz",
+        source=f"http://download.tensorflow.org/data/{version.archive}.tar.gz; for protocol=tf12 also "
+        f"http://download.tensorflow.org/data/{version.test_archive}.tar.gz",
         layout=version.layout,
         discover=discover_v1 if version is V1 else discover_v2,
         options={"protocol": version.protocols},
+        not_verified=("clips and file names of the separate test archive", "LAPE's 6,000 chops of silence: unseeded"),
     )
 
 
-DATASET_V1 = _dataset(
-    V1, "keyword spotting, 12 classes of which silence is not packed yet, so 11; protocol=words: 30 words", 11
-)
-DATASET_V2 = _dataset(
-    V2, "keyword spotting, 35 words; protocol=lape|tf12: 12 classes of which silence is not packed yet, so 11", 35
-)
+DATASET_V1 = _dataset(V1)
+DATASET_V2 = _dataset(V2)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import (
     against_published,
     chosen,
@@ -18,12 +18,15 @@ from unfused_fast.shards.datasets.layout import (
     listed_and_there,
     require,
 )
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 NAME, FOLDER = "tut2018", "TUT-urban-acoustic-scenes-2018-development"
 LAYOUT = f"{FOLDER}/audio/*.wav and {FOLDER}/evaluation_setup/fold1_train.txt and fold1_evaluate.txt"
 LISTS = {"train": "evaluation_setup/fold1_train.txt", "test": "evaluation_setup/fold1_evaluate.txt"}
 CLIPS = {"train": 6122, "test": 2518}
+PUBLISHED_FORMAT = (48000, 2, "PCM_24")
+"""Hertz, channels, libsndfile's subtype."""
 SCENES = (
     "airport",
     "bus",
@@ -38,7 +41,7 @@ SCENES = (
 )
 
 
-def discover(root: Path, given: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
     """Label: the scene in the list. Group: the location, such as barcelona-0 of airport-barcelona-0-0-a.wav.
 
     Reads neither meta.csv nor fold1_test.txt, which is fold1_evaluate.txt without labels.
@@ -58,12 +61,12 @@ def discover(root: Path, given: Mapping[str, str]) -> Discovery:
     if shared:
         found.notes.append(f"{len(shared)} locations are in train and in test, such as {min(map(str, shared))}.")
     found.notes.extend(against_published((row.split for row in found.rows), CLIPS))
-    return Discovery(found.rows, [*found.notes, *_unexpected_format(found.rows[0].path)])
+    return Discovery(found.rows, [*found.notes, *_unexpected_formats(root, found.rows)])
 
 
-def _row(root: Path, line: str, split: str, table: Path) -> SourceRow:
+def _row(root: Folder, line: str, split: str, table: Folder) -> SourceRow:
     name, _, scene = (part.strip() for part in line.partition("\t"))
-    parts = Path(name).stem.split("-")
+    parts = PurePosixPath(name).stem.split("-")
     if scene not in SCENES or len(parts) < 4 or not name.startswith("audio/"):
         raise UserError(
             f"{table}: the line {line!r}, but a line must be like audio/airport-barcelona-0-0-a.wav<TAB>airport; "
@@ -74,25 +77,34 @@ def _row(root: Path, line: str, split: str, table: Path) -> SourceRow:
     return SourceRow(root / name, name, scene, split, "-".join(parts[1:-2]))
 
 
-def _unexpected_format(path: Path) -> list[str]:
-    """48 kHz, 24 bit, stereo is what DCASE's pages say; one file tells whether it is so."""
-    try:
-        info = soundfile.info(path)
-    except soundfile.LibsndfileError:
-        return []  # packing says what is wrong with it
-    found = (info.samplerate, info.channels, info.subtype)
-    if found == (48000, 2, "PCM_24"):
-        return []
-    return [f"{path.name} has {found[0]} Hz, {found[1]} channel(s), {found[2]}, but 48000 Hz, 2, PCM_24 are published."]
+def _unexpected_formats(root: Folder, rows: list[SourceRow]) -> list[str]:
+    """48 kHz, 24 bit, stereo is what DCASE's pages say; the first clip of each scene and split tells whether it is."""
+    first: dict[tuple[str, str | None], str] = {}
+    for row in rows:
+        first.setdefault((row.split, row.label), row.source)
+    others: dict[tuple[int, int, str], list[str]] = {}
+    for name in first.values():
+        try:
+            with (root / name).open("rb") as stream:
+                info = soundfile.info(stream)
+        except soundfile.LibsndfileError:
+            continue  # packing says what is wrong with it
+        if (info.samplerate, info.channels, info.subtype) != PUBLISHED_FORMAT:
+            others.setdefault((info.samplerate, info.channels, info.subtype), []).append(name)
+    return [
+        f"{len(names)} of {len(first)} files looked at have {rate} Hz, {channels} channel(s), {subtype}, such as "
+        f"{names[0]}, but {', '.join(map(str, PUBLISHED_FORMAT))} are published."
+        for (rate, channels, subtype), names in others.items()
+    ]
 
 
 DATASET = Dataset(
     name=NAME,
     task="acoustic scene",
-    classes=len(SCENES),
-    clips=CLIPS,
+    variants=(Variant("scenes", {}, len(SCENES), CLIPS),),
     licence="non-commercial, see the archive's licence file",
     source="https://zenodo.org/records/1228142 (13 audio zips and the meta zip)",
     layout=LAYOUT,
     discover=discover,
+    not_verified=("48000 Hz, 24 bit, stereo",),
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import (
     against_published,
     chosen,
@@ -16,6 +15,7 @@ from unfused_fast.shards.datasets.layout import (
     records_of,
     require,
 )
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 NAME, FOLDER = "urbansound8k", "UrbanSound8K"
@@ -38,7 +38,7 @@ CLASSES = (
 """By classID."""
 
 
-def discover(root: Path, given: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
     """Everything in split train with its published fold. Group: fsID, the Freesound recording it was cut from."""
     chosen(NAME, {}, given)
     root = inside(root, FOLDER)
@@ -73,8 +73,7 @@ def discover(root: Path, given: Mapping[str, str]) -> Discovery:
 DATASET = Dataset(
     name=NAME,
     task="street sounds, cross-validation on the ten published folds (column fold)",
-    classes=len(CLASSES),
-    clips=CLIPS,
+    variants=(Variant("ten classes", {}, len(CLASSES), CLIPS),),
     licence="CC BY-NC 3.0",
     source="https://urbansounddataset.weebly.com/urbansound8k.html (Zenodo 1203745)",
     layout=LAYOUT,

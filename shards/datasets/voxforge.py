@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
-from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
+from unfused_fast.shards.datasets.layout import chosen, printable, records_of, walk
+from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import SourceRow
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "ru")
@@ -24,60 +24,70 @@ TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
 """Of the speakers; the rest is the test. Source: tensorflow_datasets audio/voxforge.py."""
 RANDOM_TEST_SHARE, RANDOM_SEED = 0.2, 1
 """Of the clips of each language. Source: A-SSL's list, a stratified 80/20 split; the draw is ours."""
-OPTIONS = {"protocol": ("tfds", "random")}
+OPTIONS = {"protocol": ("tfds", "evar", "random"), "list": ("none", PATH)}
+EVAR_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+"""Not verified: how EVAR's list calls its three splits."""
 LAYOUT = (
     "ROOT/.../<de|en|es|fr|it|ru>/.../<user>-<date>-<xxx>/wav/*.wav (or flac/*.flac): "
     "each archive unpacked into a folder of its name"
 )
 
 
-def discover(root: Path, options: Mapping[str, str]) -> Discovery:
+def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
     """Every clip of every unpacked archive; the group is the user, the archive's name before its first `-`."""
-    protocol = chosen("voxforge", OPTIONS, options)["protocol"]
+    choice = chosen("voxforge", OPTIONS, options)
+    protocol, table = choice["protocol"], choice["list"]
+    if (protocol == "evar") != (table != "none"):
+        raise UserError(
+            "voxforge: protocol=evar and list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv, which "
+            "is not shipped here"
+        )
     notes: list[str] = []
     rows = _clips(root, notes)
+    if protocol == "evar":
+        return Discovery(_by_list(rows, Path(table).expanduser(), notes), notes)
+    if unknown := [row.source for row in rows if row.label is None]:
+        notes.append(f"{len(unknown):,} files left out: no language in their path, such as {unknown[0]}.")
+    rows = [row for row in rows if row.label is not None]
+    if not rows:
+        raise UserError(f"{root}: no folder named {', '.join(LANGUAGES)} in any path; the layout must be: {LAYOUT}")
     if len(rows) != FILES:
         notes.append(f"{len(rows):,} clips here; EVAR counted {FILES:,}. There is no fixed published set.")
     if absent := [language for language in LANGUAGES if all(row.label != language for row in rows)]:
         notes.append(f"No clips in {', '.join(absent)}.")
-    if protocol == "tfds":
-        return Discovery(_by_speaker(rows, notes), notes)
-    return Discovery(_by_clip(rows, notes), notes)
+    return Discovery(_by_speaker(rows, notes) if protocol == "tfds" else _by_clip(rows, notes), notes)
 
 
-def _clips(root: Path, notes: list[str]) -> list[SourceRow]:
+def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
+    """The label is the language in the path, or None."""
     rows: list[SourceRow] = []
     packed = strays = twice = 0
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for here, _, names in walk(root):
         packed += sum(name.endswith((".tgz", ".tar.gz")) for name in names)
-        here = Path(parent)
-        kind = here.name
+        kind, archive = here.name, here.parent
         if kind not in ("wav", "flac"):
             continue
-        audio = sorted(name for name in names if name.lower().endswith(f".{kind}") and not name.startswith("."))
-        parts = here.relative_to(root).parts[:-1]
-        language = _language(parts)
-        if language is None or "-" not in here.parent.name:
+        audio = [name for name in names if name.lower().endswith(f".{kind}")]
+        if "-" not in archive.name:
             strays += len(audio)
-        elif kind == "flac" and any(here.parent.glob("wav/*.wav")):
+        elif kind == "flac" and any((archive / "wav").glob("*.wav")):
             twice += len(audio)
         else:
-            user = _printable(here.parent.name.partition("-")[0])
+            parts = here.relative_to(root).parts
+            user, language = printable(archive.name.partition("-")[0]), _language(parts[:-1])
             for name in audio:
-                source = _printable("/".join((*parts, kind, name)))
-                rows.append(SourceRow(here / name, source, language, group=user))
+                rows.append(SourceRow(here / name, printable("/".join((*parts, name))), language, group=user))
     if not rows:
         todo = f"; {packed} archives are still to be unpacked, each into a folder of its name" if packed else ""
         raise UserError(f"{root}: no unpacked VoxForge archives here{todo}; the layout must be: {LAYOUT}")
     if packed:
         notes.append(f"{packed:,} archives (.tgz) beside them were not read; unpack them to have their clips.")
     if strays:
-        notes.append(
-            f"{strays:,} files left out: no language in their path, or a folder not named <user>-<date>-<xxx>."
-        )
+        notes.append(f"{strays:,} files left out: their folder is not named <user>-<date>-<xxx>.")
     if twice:
         notes.append(f"{twice:,} FLAC files left out: their archive has a wav folder as well.")
+    if flac := sum(row.source.lower().endswith(".flac") for row in rows):
+        notes.append(f"{flac:,} clips come as FLAC.")
     return sorted(rows, key=lambda row: row.source)
 
 
@@ -118,19 +128,64 @@ def _by_clip(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     return [replace(row, split="test" if row.source in test else "train") for row in rows]
 
 
-def _printable(name: str) -> str:
-    """The name as text that every file format takes: user names come in other encodings."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[SourceRow]:
+    """Labels and splits of EVAR's list, whose files are known by the names of archive and clip: archives have names of
+    their own, and EVAR unpacks them without their language.
+    """
+    here = {_archive_and_clip(row.source): row for row in rows}
+    found: dict[str, SourceRow] = {}
+    absent = list[str]()
+    other = 0
+    for record in records_of(table, ("file_name", "label", "split")):
+        name, label, split = record["file_name"], record["label"].lower(), record["split"].lower()
+        if label not in LANGUAGES or split not in EVAR_SPLITS:
+            raise UserError(
+                f"{table}: {name} has label {record['label']!r} and split {record['split']!r}, but labels are "
+                f"{', '.join(LANGUAGES)} and splits train, valid, test; take the list from EVAR's repository again"
+            )
+        row = here.get(_archive_and_clip(name))
+        if row is None:
+            absent.append(name)
+            continue
+        other += row.label not in (None, label)
+        found[row.source] = replace(row, label=label, split=EVAR_SPLITS[split])
+    if not found:
+        raise UserError(
+            f"{table}: none of its {len(absent):,} files is here, such as {absent[0] if absent else 'none'}; a "
+            "file_name must end like <archive>/wav/<clip>.wav"
+        )
+    if absent:
+        notes.append(f"{len(absent):,} files of {table.name} are not here, such as {absent[0]}.")
+    if len(found) < len(rows):
+        notes.append(f"{len(rows) - len(found):,} files left out: not in {table.name}.")
+    if other:
+        notes.append(f"{other:,} files have another language in their path than in {table.name}, which is followed.")
+    splits = Counter(row.split for row in found.values())
+    notes.append(
+        f"EVAR's list: {', '.join(f'{splits[split]:,} {split}' for split in ('train', 'valid', 'test'))}; it is split "
+        "by archive, so a speaker may be on both sides."
+    )
+    return list(found.values())
+
+
+def _archive_and_clip(name: str) -> tuple[str, str]:
+    """a/b/user-2010-x/wav/en-01.wav -> user-2010-x, en-01."""
+    parts = [part for part in PurePosixPath(name).parts if part not in ("wav", "flac")]
+    return (parts[-2] if len(parts) > 1 else "", PurePosixPath(parts[-1]).stem if parts else "")
 
 
 DATASET = Dataset(
     name="voxforge",
     task="language identification, 6 languages",
-    classes=len(LANGUAGES),
-    clips={},
-    licence="GPL 3",
+    variants=(
+        Variant("languages, split by speaker (tfds)", {"protocol": "tfds"}, len(LANGUAGES), {}),
+        Variant("languages, EVAR's list", {"protocol": "evar", "list": PATH}, len(LANGUAGES), {}),
+        Variant("languages, random split", {"protocol": "random"}, len(LANGUAGES), {}),
+    ),
+    licence="GPL 3 (not verified)",
     source="https://storage.googleapis.com/tfds-data/downloads/voxforge/voxforge_urls.txt (a list of archives)",
     layout=LAYOUT,
     discover=discover,
     options=OPTIONS,
+    not_verified=("licence", "that the server still answers", "which archives hold FLAC", "contents of EVAR's list"),
 )

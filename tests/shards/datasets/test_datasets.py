@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets import DATASETS, dataset_rows
-from unfused_fast.shards.datasets.splits import with_validation
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.datasets import DATASETS, dataset_rows, described
+from unfused_fast.shards.datasets.dataset import NUMBER, PATH
+from unfused_fast.shards.datasets.layout import chosen, files_below, walk
+from unfused_fast.shards.datasets.splits import class_balanced, with_validation
+from unfused_fast.shards.sources import SourceRow, source_rows
 from unfused_fast.shards.table import open_shards
 
 SCENES = ("airport", "bus", "tram")
@@ -61,11 +63,84 @@ def test_list(cli: Callable[..., Any]) -> None:
     listed = json.loads(done.out)
     assert done.code == 0 and [about["name"] for about in listed] == list(DATASETS)
     for about in listed:
-        assert set(about) == {"name", "task", "classes", "clips", "licence", "source", "layout", "options"}
-        assert about["classes"] > 1 and all(about[key] for key in ("task", "licence", "source", "layout"))
+        assert set(about) == {
+            "name", "task", "classes", "clips", "variants", "licence", "source", "layout", "options", "not_verified",
+        }  # fmt: skip
+        assert all(about[key] for key in ("task", "licence", "source", "layout", "variants"))
+        assert (about["classes"], about["clips"]) == (about["variants"][0]["classes"], about["variants"][0]["clips"])
+        for variant in about["variants"]:
+            assert set(variant["clips"]) <= {"train", "valid", "test"} and set(variant["options"]) <= set(
+                about["options"]
+            )
     text = cli("shard", "--list").out
-    assert "nsynth: instrument family of a note; 11 classes; clips: 289,205 train, 12,678 valid, 4,096 test" in text
-    assert "--option test=test|valid" in text and all(dataset.layout in text for dataset in DATASETS.values())
+    assert "official split: 11 classes; clips: 289,205 train, 12,678 valid, 4,096 test; --option test=test" in text
+    assert "--option test=test|valid" in text and "--option sample=all|N" in text
+    assert all(dataset.layout in text for dataset in DATASETS.values())
+
+
+def test_the_list_has_every_set_and_label_variant_of_the_papers() -> None:
+    listed = {about["name"]: about for about in described()}
+    assert list(listed) == [
+        "audioset", "fsd50k", "librispeech-speaker", "voxceleb1", "speechcommands-v1", "speechcommands-v2", "voxforge",
+        "iemocap", "nsynth", "tut2018", "urbansound8k", "birdsong", "folder", "csv",
+    ]  # fmt: skip
+    classes = {name: {variant["classes"] for variant in about["variants"]} for name, about in listed.items()}
+    assert classes == {
+        "audioset": {527}, "fsd50k": {200}, "librispeech-speaker": {585, 251}, "voxceleb1": {1251},
+        "speechcommands-v1": {12, 30}, "speechcommands-v2": {35, 12}, "voxforge": {6}, "iemocap": {4}, "nsynth": {11},
+        "tut2018": {10}, "urbansound8k": {10}, "birdsong": {2}, "folder": {None}, "csv": {None},
+    }  # fmt: skip
+
+
+def test_every_variant_can_be_asked_for() -> None:
+    for dataset in DATASETS.values():
+        for variant in dataset.variants:
+            given = {key: "some/where" if value == PATH else value for key, value in variant.options.items()}
+            assert chosen(dataset.name, dataset.options, given).items() >= given.items()
+
+
+def test_numbers_and_paths_as_options() -> None:
+    options = {"sample": ("all", NUMBER), "exclude": ("none", PATH), "label": ("a", "b")}
+    assert chosen("x", options, {}) == {"sample": "all", "exclude": "none", "label": "a"}
+    assert chosen("x", options, {"sample": "12", "exclude": "/a b", "label": "b"})["exclude"] == "/a b"
+    for key, value in (("sample", "-1"), ("sample", "1.5"), ("sample", "²"), ("exclude", ""), ("label", "N")):
+        with pytest.raises(UserError, match=f"--option {key}={value}: x wants one of"):
+            chosen("x", options, {key: value})
+
+
+def test_walk_ends_in_loops_and_passes_over_clutter(tmp_path: Path, wav: Callable[..., None]) -> None:
+    for name in ("b/one.wav", "b/deep/two.WAV", ".hidden/x.wav", "__MACOSX/._one.wav", "a/._one.wav", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b/deep/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "c").symlink_to(tmp_path / "b", target_is_directory=True)
+    assert [(here.relative_to(tmp_path).as_posix(), folders, names) for here, folders, names in walk(tmp_path)] == [
+        (".", ["a", "b", "c"], []),
+        ("a", [], ["notes.txt"]),
+        ("b", ["deep"], ["one.wav"]),
+        ("b/deep", ["loop"], ["two.WAV"]),
+    ]
+    assert files_below(tmp_path, ".wav") == {"b/one.wav", "b/deep/two.WAV"}
+
+
+def test_folder_and_csv_are_what_comes_without_a_name(tmp_path: Path, wav: Callable[..., None]) -> None:
+    for name in ("dog/1.wav", "cat/2.wav", "3.wav"):
+        wav(tmp_path / "audio" / name)
+    table = tmp_path / "list.csv"
+    table.write_text("path,label,split,group\naudio/3.wav,x,test,g\naudio/dog/1.wav,y,train,h\n")
+    assert dataset_rows("folder", tmp_path / "audio", {}).rows == source_rows(tmp_path / "audio")
+    labelled = dataset_rows("folder", tmp_path / "audio", {"labels": "folders"})
+    assert [(row.source, row.label) for row in labelled.rows] == [
+        ("3.wav", None),
+        ("cat/2.wav", "cat"),
+        ("dog/1.wav", "dog"),
+    ]
+    listed = dataset_rows("csv", table, {})  # a test and no valid: nothing is held out of train
+    assert listed.rows == source_rows(table) and listed.notes == []
+    with pytest.raises(UserError, match="say --dataset csv"):
+        DATASETS["folder"].discover(table, {})
+    with pytest.raises(UserError, match="say --dataset folder"):
+        dataset_rows("csv", tmp_path, {})
 
 
 def test_what_cannot_be_asked(cli: Callable[..., Any], tut: Path, tmp_path: Path) -> None:
@@ -82,7 +157,7 @@ def test_what_cannot_be_asked(cli: Callable[..., Any], tut: Path, tmp_path: Path
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", list(DATASETS))
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("folder", "csv")])
 def test_every_adapter_refuses_another_folder_with_its_layout(name: str, tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("no audio")
     with pytest.raises(UserError) as caught:
@@ -90,7 +165,6 @@ def test_every_adapter_refuses_another_folder_with_its_layout(name: str, tmp_pat
     assert str(tmp_path) in str(caught.value) and DATASETS[name].layout in str(caught.value)
     with pytest.raises(UserError, match="surprise"):
         dataset_rows(name, tmp_path, {"surprise": "1"})
-    assert set(DATASETS[name].clips) <= {"train", "valid", "test"}
 
 
 def _rows(groups: dict[str, tuple[str, int]], split: str = "train") -> list[SourceRow]:
@@ -121,3 +195,25 @@ def test_validation_at_its_limits() -> None:
     assert with_validation(official) == official
     single = [SourceRow(Path(str(number)), str(number)) for number in range(100)]
     assert Counter(row.split for row in with_validation(single)) == {"train": 90, "valid": 10}
+
+
+def test_class_balanced_by_hand() -> None:
+    labels = {**{f"s{number}": ["speech"] for number in range(50)}, "b": ["bird", "speech"], "c": ["cat"], "d": ["cat"]}
+    for seed in range(5):
+        # bird, then cat, then (bird is used up, cat and speech have one each) cat, then speech alone is left
+        assert class_balanced(labels, 1, seed) == {"b"}
+        assert class_balanced(labels, 3, seed) == {"b", "c", "d"}
+        assert len(class_balanced(labels, 10, seed)) == 10
+    assert class_balanced(labels, 10, 0) == class_balanced(dict(reversed(labels.items())), 10, 0)
+    assert class_balanced(labels, 10, 0) != class_balanced(labels, 10, 1)
+
+
+def test_class_balanced_is_flatter_than_chance_and_hardly_moves_with_a_gap() -> None:
+    frequent = {f"f{number}": ["common"] for number in range(900)}
+    rare = {f"r{number}": [f"rare{number % 10}"] for number in range(100)}
+    taken = class_balanced(frequent | rare, 110, 3)
+    counts = Counter((frequent | rare)[name][0] for name in taken)
+    assert counts == {"common": 10} | {f"rare{number}": 10 for number in range(10)}
+    lost = min(name for name in taken if name.startswith("f"))
+    del frequent[lost]
+    assert len(taken - class_balanced(frequent | rare, 110, 3)) == 1

@@ -50,7 +50,7 @@ def test_session_5_is_the_test(root: Path) -> None:
     for session in range(1, 6):
         rows = [row for row in found.rows if row.fold == session]
         dialog = f"Ses0{session}F_script01_1"
-        assert {row.path.stem: row.label for row in rows} == {
+        assert {Path(row.source).stem: row.label for row in rows} == {
             f"{dialog}_F000": "neu",
             f"{dialog}_F001": "ang",
             f"{dialog}_M000": "sad",

@@ -1,4 +1,4 @@
-"""Speech Commands: words, lists, speakers; the protocols without silence say so."""
+"""Speech Commands: words, lists, speakers; silence cut from the noise recordings."""
 
 from __future__ import annotations
 
@@ -57,18 +57,56 @@ def test_words(v1: Path, v2: Path) -> None:
         assert len(found.notes) == 3 and not any("silence" in note for note in found.notes)
     assert "70 clips of split train here; published: 84,843." in found.notes
     assert DATASET_V2.discover(v2, {}).rows == found.rows
-    assert sum(DATASET_V1.clips.values()) == 64_721 and sum(DATASET_V2.clips.values()) == 105_829
+    assert sum(V1.clips.values()) == 64_721 and sum(V2.clips.values()) == 105_829
+    assert sum(DATASET_V1.clips.values()) == 64_721 + 6_000
 
 
-def test_lape_has_the_natural_unknown_and_says_that_silence_is_missing(v1: Path) -> None:
+def _noise(base: Path, **seconds: float) -> None:
+    for name, length in seconds.items():
+        soundfile.write(base / "_background_noise_" / f"{name}.wav", np.zeros(round(length * 16000)), 16000)
+
+
+def test_lape_has_the_natural_unknown_and_silence_in_train_alone(v1: Path) -> None:
+    _noise(v1, pink_noise=60.0, running_tap=2.5)
     found = DATASET_V1.discover(v1, {})
-    assert {row.label for row in found.rows} == TEN | {"unknown"}
+    assert {row.label for row in found.rows} == TEN | {"unknown", "silence"} and DATASET_V1.classes == 12
     assert Counter(row.label for row in found.rows if row.split == "test")["unknown"] == 20
-    assert any("silence is not there yet" in note for note in found.notes)
-    assert "silence is not packed yet" in DATASET_V1.task and DATASET_V1.classes == 11
+    silence = [row for row in found.rows if row.label == "silence"]
+    assert {row.split for row in silence} == {"train"}
+    assert Counter(row.group for row in silence) == {
+        "_background_noise_/pink_noise.wav": 1000,
+        "_background_noise_/running_tap.wav": 1000,
+    }
+    for row in silence:
+        assert row.span is not None and row.source == f"{row.group}@{row.span[0]:.3f}-{row.span[1]:.3f}"
+        assert row.span[0] >= 0 and row.span[1] - row.span[0] == pytest.approx(1.0)
+        assert row.span[1] <= (60.0 if "pink" in row.source else 2.5)
+    assert len({row.source for row in found.rows}) == len(found.rows)
+    starts = [row.span[0] for row in silence if row.span and "pink" in row.source]
+    assert np.histogram(starts, 4, (0, 59))[0].min() > 200  # drawn evenly: 250 expected, sd 14
+    assert DATASET_V1.discover(v1, {}) == found
+    notes = " ".join(found.notes)
+    assert "2,000 clips of silence, all in train, as in LAPE: valid and test have none" in notes
+    assert "white_noise.wav: 0.0 s long, so it gives 0 silences, not 1,000." in notes
 
 
-def test_tf12_takes_its_own_test_archive(v2: Path) -> None:
+def test_noise_recordings_that_are_missing_or_broken_are_said(v1: Path) -> None:
+    _noise(v1, pink_noise=3.0)
+    (v1 / "_background_noise_" / "white_noise.wav").write_bytes(b"no audio")
+    (v1 / "_background_noise_" / "running_tap.wav").unlink()
+    found = DATASET_V1.discover(v1, {})
+    assert sum(row.label == "silence" for row in found.rows) == 1000
+    notes = " ".join(found.notes)
+    assert "5 noise recordings in _background_noise_; 6 are published." in notes
+    assert "white_noise.wav cannot be read, so it gives no silence" in notes
+    for path in (v1 / "_background_noise_").glob("*.wav"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"no _background_noise_/\*\.wav, from which protocol=lape cuts silence"):
+        DATASET_V1.discover(v1, {})
+    assert {row.label for row in DATASET_V1.discover(v1, {"protocol": "words"}).rows} == V1.words
+
+
+def test_tf12_takes_its_own_test_archive_and_the_tap_for_valid(v2: Path) -> None:
     with pytest.raises(UserError, match=r"no speech_commands_test_set_v0\.02"):
         DATASET_V2.discover(v2, {"protocol": "tf12"})
     for folder, name in (
@@ -77,13 +115,24 @@ def test_tf12_takes_its_own_test_archive(v2: Path) -> None:
         ("_silence_", "pink_noise_1"),
     ):
         _clip(v2 / "speech_commands_test_set_v0.02" / folder / f"{name}.wav")
+    _noise(v2 / "speech_commands_v0.02", exercise_bike=2.0, running_tap=2.7)
     found = DATASET_V2.discover(v2, {"protocol": "tf12"})
     assert [(row.source, row.label, row.group) for row in found.rows if row.split == "test"] == [
+        ("speech_commands_test_set_v0.02/_silence_/pink_noise_1.wav", "silence", None),
         ("speech_commands_test_set_v0.02/_unknown_/bed_d21fd169_nohash_0.wav", "unknown", "d21fd169"),
         ("speech_commands_test_set_v0.02/yes/c1d39ce8_nohash_0.wav", "yes", "c1d39ce8"),
     ]
-    assert Counter(row.split for row in found.rows) == {"train": 70, "valid": 35, "test": 2}
-    assert any("silence is not there yet" in note for note in found.notes)
+    assert [(row.source, row.split, row.span) for row in found.rows if row.span] == [
+        ("_background_noise_/exercise_bike.wav@0.000-1.000", "train", (0.0, 1.0)),
+        ("_background_noise_/exercise_bike.wav@0.500-1.500", "train", (0.5, 1.5)),
+        ("_background_noise_/exercise_bike.wav@1.000-2.000", "train", (1.0, 2.0)),
+        ("_background_noise_/running_tap.wav@0.000-1.000", "valid", (0.0, 1.0)),
+        ("_background_noise_/running_tap.wav@0.500-1.500", "valid", (0.5, 1.5)),
+        ("_background_noise_/running_tap.wav@1.000-2.000", "valid", (1.0, 2.0)),
+        ("_background_noise_/running_tap.wav@1.500-2.500", "valid", (1.5, 2.5)),
+    ]
+    assert Counter(row.split for row in found.rows) == {"train": 70 + 3, "valid": 35 + 4, "test": 3}
+    assert {row.label for row in found.rows} == TEN | {"unknown", "silence"}
 
 
 def test_kaggle_layout(tmp_path: Path) -> None:

@@ -54,7 +54,10 @@ def test_a_location_on_both_sides_another_format_and_gaps_are_said(root: Path, w
     (root / FOLDER / "audio" / TRAIN[2]).unlink()
     notes = DATASET.discover(root, {}).notes
     assert "1 locations are in train and in test, such as barcelona-0." in notes
-    assert f"{TRAIN[0]} has 44100 Hz, 1 channel(s), PCM_16, but 48000 Hz, 2, PCM_24 are published." in notes
+    assert (
+        f"1 of 3 files looked at have 44100 Hz, 1 channel(s), PCM_16, such as audio/{TRAIN[0]}, "
+        "but 48000, 2, PCM_24 are published." in notes
+    )
     assert any("1 of the 6 files that evaluation_setup lists are not there" in note for note in notes)
 
 

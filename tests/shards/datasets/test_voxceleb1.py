@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets import voxceleb1
 from unfused_fast.shards.datasets.voxceleb1 import DATASET
 
 LINES = [
@@ -41,6 +42,7 @@ def test_rows(root: Path) -> None:
     ]
     assert all(row.path.is_file() for row in found.rows)
     assert found.notes == [
+        "iden_split.txt lists 5 clips of 2 speakers; published: 153,516 of 1,251.",
         "3 clips of split train here; published: 138,361.",
         "1 clips of split valid here; published: 6,904.",
         "1 clips of split test here; published: 8,251.",
@@ -53,6 +55,18 @@ def test_gaps_and_shared_videos_are_said(root: Path) -> None:
     notes = DATASET.discover(root, {}).notes
     assert any("1 of the 5 files that iden_split.txt lists are not there" in note for note in notes)
     assert "1 of 3 videos are in more than one of the official splits." in notes
+
+
+def test_counts_from_memory_are_compared_with_the_table(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the five lines were the whole set: its size is right, so the clips of each split must be those listed."""
+    monkeypatch.setattr(voxceleb1, "UTTERANCES", 5)
+    monkeypatch.setattr(voxceleb1, "SPEAKERS", 2)
+    notes = DATASET.discover(root, {}).notes
+    assert notes[0] == (
+        "iden_split.txt lists 3 train, 1 valid, 1 test: the clips of each split in --list, not verified, are wrong."
+    )
+    monkeypatch.setattr(voxceleb1, "CLIPS", {"train": 3, "valid": 1, "test": 1})
+    assert DATASET.discover(root, {}).notes == []
 
 
 def test_another_layout(root: Path, tmp_path: Path) -> None:

@@ -80,9 +80,50 @@ def test_random_split_is_by_clip_and_by_language(root: Path) -> None:
     assert DATASET.discover(root, {"protocol": "random"}) == found
 
 
+def test_evar_list_gives_labels_and_splits_to_archives_without_a_language(tmp_path: Path) -> None:
+    _archive(tmp_path / "it-user-2010-x", clips=2)
+    _archive(tmp_path / "deuser-2011-y", "flac", clips=2)
+    _archive(tmp_path / "en" / "enuser-2012-z", clips=3)
+    table = tmp_path / "voxforge.csv"
+    table.write_text(
+        "file_name,label,split\n"
+        "it-user-2010-x/wav/it-000.wav,it,train\n"
+        "it-user-2010-x/wav/it-001.wav,it,train\n"
+        "deuser-2011-y/wav/de-001.wav,de,test\n"
+        "enuser-2012-z/wav/en-000.wav,en,valid\n"
+        "enuser-2012-z/wav/en-001.wav,fr,valid\n"
+        "gone-2013-w/wav/go-000.wav,ru,test\n"
+    )
+    found = DATASET.discover(tmp_path, {"protocol": "evar", "list": str(table)})
+    assert [(row.source, row.label, row.split, row.group) for row in found.rows] == [
+        ("it-user-2010-x/wav/it-000.wav", "it", "train", "it"),
+        ("it-user-2010-x/wav/it-001.wav", "it", "train", "it"),
+        ("deuser-2011-y/flac/de-001.flac", "de", "test", "deuser"),
+        ("en/enuser-2012-z/wav/en-000.wav", "en", "valid", "enuser"),
+        ("en/enuser-2012-z/wav/en-001.wav", "fr", "valid", "enuser"),
+    ]
+    notes = " ".join(found.notes)
+    assert "1 files of voxforge.csv are not here, such as gone-2013-w/wav/go-000.wav." in notes
+    assert "2 files left out: not in voxforge.csv." in notes and "1 files have another language in their path" in notes
+    assert "2 clips come as FLAC." in notes and "2 train, 2 valid, 1 test" in notes
+    for old, new, words in (
+        (",ru,", ",xx,", "has label 'xx' and split 'test'"),
+        (",it,train", ",it,fold1", "label 'it' and split 'fold1'"),
+        ("file_name", "file", "but file_name, label, split are needed"),
+        ("wav/", "clips/", "none of its 6 files is here"),
+    ):
+        other = tmp_path / "other.csv"
+        other.write_text(table.read_text().replace(old, new))
+        with pytest.raises(UserError, match=words):
+            DATASET.discover(tmp_path, {"protocol": "evar", "list": str(other)})
+    for given in ({"protocol": "evar"}, {"list": str(table)}):
+        with pytest.raises(UserError, match=r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"):
+            DATASET.discover(tmp_path, given)
+
+
 def test_errors(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="protocol=evar: voxforge wants one of tfds, random"):
-        DATASET.discover(root, {"protocol": "evar"})
+    with pytest.raises(UserError, match="protocol=lape: voxforge wants one of tfds, evar, random"):
+        DATASET.discover(root, {"protocol": "lape"})
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "user-20100101-abc.tgz").write_bytes(b"x")

@@ -1,0 +1,38 @@
+"""docs/datasets.md: a section for every data set, with commands that the packer takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from unfused_fast.shards.datasets import DATASETS
+from unfused_fast.shards.datasets.layout import chosen
+
+PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
+
+
+def test_every_data_set_has_commands_that_are_taken() -> None:
+    named = set()
+    for line in re.findall(r"^unfused-fast shard --dataset .*$", PAGE.read_text(), re.MULTILINE):
+        words = shlex.split(line, comments=True)
+        name = words[words.index("--dataset") + 1]
+        given = dict(words[place + 1].split("=", 1) for place, word in enumerate(words) if word == "--option")
+        assert chosen(name, DATASETS[name].options, given).items() >= given.items()
+        named.add(name)
+    # Of Speech Commands the page shows v2; v1 has the same commands with another number.
+    assert named == set(DATASETS) - {"speechcommands-v1"}
+    assert all(f"`{name}`" in PAGE.read_text() for name in DATASETS)
+
+
+def test_disk_is_hours_of_16_khz_pcm16() -> None:
+    rows = re.findall(r"^\| `.*$", PAGE.read_text(), re.MULTILINE)
+    checked = 0
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        hours, shards = (re.fullmatch(r"(?:at most )?([\d,.]+)(?: GB)?", cells[place]) for place in (2, 5))
+        if hours and shards:
+            gigabytes = float(hours[1].replace(",", "")) * 3600 * 16000 * 2 / 1e9
+            assert abs(float(shards[1]) - gigabytes) < max(0.06, 0.05 * gigabytes), row
+            checked += 1
+    assert checked == 12

@@ -1,0 +1,56 @@
+"""A pack that is killed again and again, or whose disk is full, ends with the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import kill_pack
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--parts", "3", "--codec", "flac"]], ids=["one machine", "three parts"])
+def test_twenty_kills(flags: list[str]) -> None:
+    command = [sys.executable, str(Path(kill_pack.__file__)), "--kills", "20", "--seed", "4", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 kills" in done.stdout and "bytes equal" in done.stdout
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=4m tmpfs "$1" || exit 42
+"$2" -m unfused_fast shard "$3" "$1/out" --codec flac; first=$?
+ls "$1"
+mount -o remount,size=400m "$1"
+"$2" -m unfused_fast shard "$3" "$1/out" --codec flac --resume --json > "$4" || exit 43
+cp -r "$1/out" "$5"
+exit $first
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A file system of 4 MB in a mount name space of its own; FLAC, whose size nobody knows before."""
+    source, disk, said, copied = (tmp_path / name for name in ("source", "disk", "said.json", "copied"))
+    kill_pack.make_source(source, 300)
+    disk.mkdir()
+    script = ["unshare", "-Urm", "sh", "-c", SMALL_DISK, "sh", disk, sys.executable, source, said, copied]
+    try:
+        done = subprocess.run([str(word) for word in script], capture_output=True, text=True, env=ENVIRONMENT)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if done.returncode == 42 or "unshare:" in done.stderr:
+        pytest.skip(f"no file system of its own can be had here: {done.stderr.strip()[-100:]}")
+    assert done.returncode == 1, done.stderr
+    assert "No space left on device" in done.stderr and "make room and give the same command again" in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout.split() == ["out.partial"]
+    summary = json.loads(said.read_text())
+    assert 0 < summary["shards_made"] < summary["shards"], "the second run went on with what the first had made"
+    kill_pack.run(["shard", str(source), str(tmp_path / "whole"), "--codec", "flac"])
+    assert kill_pack.contents(copied) == kill_pack.contents(tmp_path / "whole")

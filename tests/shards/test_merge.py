@@ -1,0 +1,103 @@
+"""Parts of a job array make the set that one machine makes, or say what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.check import check
+from unfused_fast.shards.merge import merge
+from unfused_fast.shards.options import PackOptions
+from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.write import pack, pack_part
+
+OPTIONS = PackOptions(clips_per_shard=10)
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _parts(rows: list[SourceRow], folder: Path, count: int, options: PackOptions = OPTIONS) -> list[Path]:
+    parts = [folder / f"part{number}" for number in range(1, count + 1)]
+    for number, part in enumerate(parts, 1):
+        pack_part(rows, part, (number, count), options, workers=0)
+    return parts
+
+
+def test_parts_make_the_same_bytes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
+    parts = _parts(rows, tmp_path, 3)
+    made = merge(list(reversed(parts)), tmp_path / "out")
+    assert _bytes(tmp_path / "out") == _bytes(packed.directory)
+    assert (made.packed, made.shards) == (45, 6)
+
+
+def test_more_parts_than_shards(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
+    merge(_parts(rows, tmp_path, 9), tmp_path / "out")
+    assert _bytes(tmp_path / "out") == _bytes(packed.directory)
+
+
+def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[SourceRow], tmp_path: Path) -> None:
+    """Silence is found only when it is decoded, so later parts number their clips too high."""
+    for number in range(0, 12, 3):
+        silent = tmp_path / f"silent{number}.wav"
+        soundfile.write(silent, np.zeros(8000), 16000)
+        rows = [*rows, SourceRow(silent, silent.name, "cat", "train")]
+    whole = pack(rows, tmp_path / "whole", workers=0, clips_per_shard=10)
+    assert whole.rejected == {"silent": 4}
+    parts = _parts(rows, tmp_path, 2)
+    before = {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
+    merge(parts, tmp_path / "out")
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+    assert check(tmp_path / "out") == []
+    assert before == {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
+
+
+def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> None:
+    first, second = _parts(rows, tmp_path, 2)
+    other = tmp_path / "other"
+    pack_part(rows, other, (2, 2), replace(OPTIONS, seed=1), workers=0)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    damaged = Path(shutil.copytree(second, tmp_path / "damaged"))
+    next(damaged.glob("*.tar")).unlink()
+    cases: list[tuple[list[Path], str]] = [
+        ([first], "1 of 2 parts; part 2 of 2 is missing: pack it with --part 2/2"),
+        ([first, first], "part 1 of 2, and so is"),
+        ([first, other], "part 2 of 2 of another set than"),
+        ([first, empty], "no finished part of a set"),
+        ([first, damaged], r"tar is missing or damaged"),
+        ([], "no parts"),
+    ]
+    for parts, message in cases:
+        with pytest.raises(UserError, match=message):
+            merge(parts, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    merge([first, second], tmp_path / "out")
+    with pytest.raises(UserError, match="a shard set is already there"):
+        merge([first, second], tmp_path / "out")
+    assert merge([first, second], tmp_path / "out", resume=True).shards_made == 0
+
+
+def test_the_command_line_does_all_of_it(cli: Callable[..., Any], rows: list[SourceRow], tmp_path: Path) -> None:
+    source = rows[0].path
+    assert isinstance(source, Path)
+    done = cli("shard", source.parent, tmp_path / "whole", "--json", "--workers", 1)
+    assert done.code == 0, done.err
+    for number in (1, 2):
+        done = cli("shard", source.parent, tmp_path / f"p{number}", "--part", f"{number}/2", "--workers", 1)
+        assert done.code == 0 and "unfused-fast merge" in done.out, done.err
+    done = cli("merge", tmp_path / "p1", tmp_path / "p2", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+    wrong = cli("shard", source.parent, tmp_path / "p3", "--part", "3/2")
+    assert wrong.code == 1 and wrong.error == "--part 3/2: want i/n, with i from 1 to n, for example --part 3/8"
