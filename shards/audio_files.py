@@ -36,10 +36,24 @@ HEADER_SLACK_FRAMES = 64
 """A header may promise this much more than the file holds: some writers count the header's bytes as audio."""
 MP3_SLACK_FRAMES = 4 * 1152
 """The same for MP3, whose encoders pad by up to two frames at each end."""
-COUNT_BLOCK_FRAMES = 1 << 16
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
+"""Sample rates that are resampled. Ours: a slower signal holds nothing to hear, no converter samples audio faster, and
+for a broken header's 2 GHz soxr prepares for seconds a file."""
+LONGEST_FILE_SECONDS = 24 * 3600.0
+"""Longest file. Ours: a day of a field recorder; a few kilobytes of FLAC can decode to years."""
+SPAN_FRAMES = 1 << 25
+"""Most samples per channel that are in memory at once: 128 MB, eleven minutes at 48 kHz. A longer piece is put together
+from spans of it."""
+BLOCK_VALUES = 1 << 18
+"""Samples of all channels that are decoded at once. Ours: 1 MB stays in the cache, whatever the number of channels."""
 
 _STREAMED_BYTES = 0x7F000000
-_DATA_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_PROMISED_BYTES = re.compile(
+    r"^ *(?:data|SSND|BODY|riff|Data Size|Data length) *:? (\d+) \(?should be (\d+)", re.MULTILINE
+)
+"""What libsndfile logs of a size (WAV, AIFF, SVX, W64, AU, WVE) that is not there: promised, there."""
+_PROMISED_FRAMES = re.compile(r"from 'ds64' chunk of (\d+)")
+"""The same of RF64's samples per channel."""
 
 
 class Reason(StrEnum):
@@ -50,6 +64,8 @@ class Reason(StrEnum):
     NOT_AUDIO = "not audio"
     NO_SAMPLES = "no samples"
     TOO_SHORT = "too short"
+    TOO_LONG = "too long"
+    RATE = "unusable sample rate"
     DAMAGED = "truncated or damaged"
     NON_FINITE = "non-finite samples"
     SILENT = "silent"
@@ -108,54 +124,68 @@ def samples_16k(frames: int, rate_hz: int) -> int:
     return (2 * frames * SAMPLE_RATE_HZ + rate_hz) // (2 * rate_hz)
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Path, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
     """Reads the header, or decodes once to count where it holds no length (FLAC from a stream).
 
     Raises:
-        Rejected: unreadable, empty, not audio, no samples, or a header that promises more than the file holds.
+        Rejected: unreadable, empty, not audio, no samples, longer than `longest_seconds`, a sample rate that audio does
+            not have, or a header that promises more than the file holds.
     """
     with _open(path) as file:
         frames, rate_hz = int(file.frames), int(file.samplerate)
-        if file.format in ("WAV", "WAVEX", "AIFF", "AU"):
+        if file.format == "RAW":  # libsndfile's guess by .au, .snd, .gsm or .vox in the name, whatever is in the file
+            raise Rejected(Reason.NOT_AUDIO, "no header, and samples without one have no known rate")
+        if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+            raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
+        longest = int(longest_seconds * rate_hz)
+        if frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
+            frames = _count(file, longest)
+        else:
             _check_promise(file.extra_info, frames)
-        elif frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
-            frames = _count(file)
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
+    if frames > longest:
+        raise Rejected(Reason.TOO_LONG, f"more than {longest_seconds / 3600:g} hours")
     return Probe(frames, rate_hz)
 
 
 def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
-    Only the piece and `MARGIN_SAMPLES` around it are read. It equals the same span of the whole file resampled at once,
-    because its first sample lies on both rates' grids.
+    Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`.
 
     Raises:
         Rejected: as `probe`; or fewer samples than the header promised, not finite, or constant.
     """
     with _open(path) as file:
-        rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.format == "MP3" else 0
-        if start == 0 and stop >= samples_16k(frames, rate_hz):
-            first, last = 0, frames
-        else:
-            grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
-            margin = MARGIN_SAMPLES * max(1, -(-rate_hz // SAMPLE_RATE_HZ))
-            first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
-            last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
-        try:
-            if first:
-                file.seek(first)
-            signal: NDArray[np.float32] = file.read(last - first, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise Rejected(Reason.DAMAGED, _message(error)) from error
-        except MemoryError as error:
-            raise Rejected(
-                Reason.UNREADABLE, f"{last - first} samples of {file.channels} channels do not fit into memory"
-            ) from error
-    if len(signal) < last - first - slack:
-        raise Rejected(Reason.DAMAGED, f"ends after {first + len(signal)} of {frames} samples")
-    mono = _mean_of_channels(signal)
+        step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate))
+        spans = [_decode_span(file, frames, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
+    if not any(map(len, spans)):
+        raise Rejected(Reason.NO_SAMPLES)
+    pcm = np.concatenate(spans)
+    if pcm.min() == pcm.max():
+        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
+    return pcm
+
+
+def _decode_span(file: _ForwardFile, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+    """Part of a piece -> (stop - start,). Raises Rejected.
+
+    It equals the same span of the whole file resampled at once, because its first sample lies on both rates' grids.
+    """
+    rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.format == "MP3" else 0
+    grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    margin = MARGIN_SAMPLES * max(1, -(-rate_hz // SAMPLE_RATE_HZ))
+    first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
+    last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
+    try:
+        if start:
+            file.seek(first)
+        mono = _read_mono(file, last - first)
+    except soundfile.SoundFileError as error:
+        raise Rejected(Reason.DAMAGED, _message(error)) from error
+    if len(mono) < last - first - slack:
+        raise Rejected(Reason.DAMAGED, f"ends after {first + len(mono)} of {frames} samples")
     if not np.isfinite(mono).all():
         raise Rejected(Reason.NON_FINITE, "NaN or infinite")
     if rate_hz != SAMPLE_RATE_HZ:
@@ -163,12 +193,9 @@ def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.i
         if not np.isfinite(mono).all():
             raise Rejected(Reason.NON_FINITE, "too large to resample")
     offset = first * SAMPLE_RATE_HZ // rate_hz
-    scaled = mono[start - offset : stop - offset] * np.float32(32768)
+    with np.errstate(over="ignore"):  # infinity is clipped as any large number
+        scaled = mono[start - offset : stop - offset] * np.float32(32768)
     pcm: NDArray[np.int16] = np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled).astype("<i2")
-    if not len(pcm):
-        raise Rejected(Reason.NO_SAMPLES)
-    if pcm.min() == pcm.max():
-        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
     return pcm
 
 
@@ -230,37 +257,55 @@ def _open(path: Path) -> _ForwardFile:
         raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
 
 
-def _count(file: _ForwardFile) -> int:
-    """Frames that decoding gives, for a header that does not say. Raises Rejected."""
-    frames = 0
+def _read_mono(file: _ForwardFile, frames: int) -> NDArray[np.float32]:
+    """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,)."""
+    mono = np.empty(frames, np.float32)
+    if file.channels == 1:
+        return np.asarray(file.read(out=mono))
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    done, wanted, got = 0, 0, 0
+    while done < frames and got == wanted:
+        wanted = min(len(block), frames - done)
+        got = len(file.read(wanted, out=block))
+        mono[done : done + got] = _mean_of_channels(block[:got])
+        done += got
+    return mono[:done]
+
+
+def _count(file: _ForwardFile, longest: int) -> int:
+    """Frames that decoding gives, for a header that does not say; counting ends beyond `longest`. Raises Rejected."""
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    frames, got = 0, len(block)
     try:
-        while True:
-            block = len(file.read(COUNT_BLOCK_FRAMES, dtype="float32", always_2d=True))
-            frames += block
-            if block < COUNT_BLOCK_FRAMES:
-                return frames
+        while got == len(block) and frames <= longest:
+            got = len(file.read(out=block))
+            frames += got
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.DAMAGED, _message(error)) from error
+    return frames
 
 
 def _check_promise(log: str, frames: int) -> None:
-    """Raises Rejected for a truncated WAV, AIFF or AU.
+    """Raises Rejected for a truncated file of a format whose header says its length.
 
     libsndfile takes what there is of one, but its log keeps what the header promised.
     """
-    for promised, there in _DATA_SIZE.findall(log):
-        # A streaming writer cannot know the size and leaves the largest number instead.
-        if int(promised) < _STREAMED_BYTES and int(there):
-            expected = frames * int(promised) // int(there)
-            if expected > frames + HEADER_SLACK_FRAMES:
-                raise Rejected(Reason.DAMAGED, f"ends after {frames} of {expected} samples")
+    expected = [int(promised) for promised in _PROMISED_FRAMES.findall(log)]
+    # A streaming writer cannot know the size and leaves the largest number instead.
+    expected += [
+        frames * int(promised) // int(there)
+        for promised, there in _PROMISED_BYTES.findall(log)
+        if int(promised) < _STREAMED_BYTES and int(there)
+    ]
+    most = max(expected, default=0)
+    if most > frames + HEADER_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {most} samples")
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:
     """(frames, C) -> (frames,). By columns: eighteen times as fast as numpy's mean over the short axis."""
-    mono = np.ascontiguousarray(signal[:, 0])
-    if signal.shape[1] > 1:
-        mono = mono.copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is rejected later
+        mono = signal[:, 0].copy()
         for channel in range(1, signal.shape[1]):
             mono += signal[:, channel]
         mono /= signal.shape[1]
