@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
+
 from hostile.case import EITHER, PACKED, REJECTED, Case, holding
 from hostile.wav_files import encoded, tone
 

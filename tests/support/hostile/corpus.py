@@ -1,4 +1,4 @@
-"""The corpus of hostile audio files: `PYTHONPATH=tests/support python -m hostile.corpus FOLDER` writes it to a folder."""
+"""The corpus of hostile audio files: `PYTHONPATH=tests/support python -m hostile.corpus FOLDER` writes it there."""
 
 from __future__ import annotations
 

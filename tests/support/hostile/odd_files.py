@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from hostile.case import EITHER, PACKED, REJECTED, UNLISTED, Case, holding
+from hostile.case import EITHER, PACKED, UNLISTED, Case, holding
 from hostile.wav_files import DATA, FMT, PLAIN, chunk, encoded, riff, tone
 
 

@@ -7,8 +7,9 @@ import struct
 
 import numpy as np
 import soundfile
-from hostile.case import EITHER, PACKED, REJECTED, Case, holding
 from numpy.typing import NDArray
+
+from hostile.case import EITHER, PACKED, REJECTED, Case, holding
 
 RATE = 16000
 
