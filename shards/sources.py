@@ -139,8 +139,8 @@ def _csv_rows(table: Path) -> list[SourceRow]:
         raise UserError(f"{table}: {_encoding(error)}; save it as CSV in UTF-8") from error
     except csv.Error as error:
         raise UserError(
-            f"{table}, line {reader.line_num + 1}: not readable as CSV: {error}; separate the columns by commas and put "
-            "quotes around both ends of a field or around none"
+            f"{table}, line {reader.line_num + 1}: not readable as CSV: {error}; separate the columns by commas "
+            "and put quotes around a whole field or around none"
         ) from error
     except OSError as error:
         raise UserError(
