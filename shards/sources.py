@@ -6,6 +6,7 @@ import codecs
 import csv
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,18 +91,26 @@ def _folder_rows(root: Path, labels_from_folders: bool) -> Iterator[SourceRow]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not _is_clutter(name))
-            links = [linked for name in folders if (linked := Path(parent, name)).is_symlink()]
+            links = [linked for name in folders if stat.S_ISLNK(_mode(linked := Path(parent, name)))]
             waiting += [linked for linked in links if not root.resolve().is_relative_to(linked.resolve())]
             for name in names:
                 path = Path(parent, name)
                 # A broken link is listed, so that it ends in rejected.csv; pipes, sockets and devices are not.
-                if not _is_clutter(name) and (path.is_file() or path.is_symlink()):
+                if not _is_clutter(name) and stat.S_IFMT(_mode(path)) in (stat.S_IFREG, stat.S_IFLNK, 0):
                     relative = path.relative_to(root)
                     label = _printable(relative.parts[0]) if labels_from_folders and len(relative.parts) > 1 else None
                     yield SourceRow(path, _printable(relative.as_posix()), label)
     for error in closed:  # a folder that may not be read ends in rejected.csv too
         path = Path(error.filename)
         yield SourceRow(path, _printable(path.relative_to(root).as_posix()) + "/")
+
+
+def _mode(path: Path) -> int:
+    """What kind of thing it is, a link not followed; 0 where the system does not say, as for too long a path."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
 
 
 def _csv_rows(table: Path) -> list[SourceRow]:
