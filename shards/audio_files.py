@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards import mp3
+from unfused_fast.shards import endings, mp3
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, encode_clip
 
 MINIMUM_SAMPLES = 514
@@ -46,14 +45,6 @@ SPAN_FRAMES = 1 << 25
 from spans of it."""
 BLOCK_VALUES = 1 << 18
 """Samples of all channels that are decoded at once. Ours: 1 MB stays in the cache, whatever the number of channels."""
-
-_STREAMED_BYTES = 0x7F000000
-_PROMISED_BYTES = re.compile(
-    r"^ *(?:data|SSND|BODY|riff|Data Size|Data length) *:? (\d+) \(?should be (\d+)", re.MULTILINE
-)
-"""What libsndfile logs of a size (WAV, AIFF, SVX, W64, AU, WVE) that is not there: promised, there."""
-_PROMISED_FRAMES = re.compile(r"from 'ds64' chunk of (\d+)")
-"""The same of RF64's samples per channel."""
 
 
 class Reason(StrEnum):
@@ -141,7 +132,7 @@ def probe(path: Path, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
         if frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
             frames = _count(file, longest)
         else:
-            _check_promise(file.extra_info, frames)
+            _check_end(path, file, frames)
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
     if frames > longest:
@@ -285,21 +276,17 @@ def _count(file: _ForwardFile, longest: int) -> int:
     return frames
 
 
-def _check_promise(log: str, frames: int) -> None:
-    """Raises Rejected for a truncated file of a format whose header says its length.
-
-    libsndfile takes what there is of one, but its log keeps what the header promised.
-    """
-    expected = [int(promised) for promised in _PROMISED_FRAMES.findall(log)]
-    # A streaming writer cannot know the size and leaves the largest number instead.
-    expected += [
-        frames * int(promised) // int(there)
-        for promised, there in _PROMISED_BYTES.findall(log)
-        if int(promised) < _STREAMED_BYTES and int(there)
-    ]
-    most = max(expected, default=0)
-    if most > frames + HEADER_SLACK_FRAMES:
-        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {most} samples")
+def _check_end(path: Path, file: _ForwardFile, frames: int) -> None:
+    """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
+    promised = endings.logged_frames(file.extra_info, frames)
+    if file.format in ("OGG", "NIST"):
+        with path.open("rb") as stream:
+            if file.format == "NIST":
+                promised = endings.nist_frames(stream)
+            elif endings.ogg_ends_within_a_page(stream):
+                raise Rejected(Reason.DAMAGED, "ends within a page")
+    if promised > frames + HEADER_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {promised} samples")
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tracemalloc
 import wave
 from collections.abc import Callable
@@ -165,7 +166,7 @@ def test_counting_ends_at_the_limit(tmp_path: Path, write_tone: Tone, monkeypatc
         probe(path, longest_seconds=4.0)
 
 
-@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "NIST"])
 def test_truncation_is_seen_in_every_format_that_says_its_length(tmp_path: Path, write_tone: Tone, form: str) -> None:
     path = tmp_path / "a"
     soundfile.write(path, write_tone(1.0, 16000, 500), 16000, "PCM_16", format=form)
@@ -174,6 +175,25 @@ def test_truncation_is_seen_in_every_format_that_says_its_length(tmp_path: Path,
     path.write_bytes(data[: len(data) * 3 // 4])
     with pytest.raises(Rejected, match=r"truncated or damaged: ends after 1\d{4} of (15|16)\d{3} samples"):
         probe(path)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_interrupted_download_of_ogg_is_truncated(tmp_path: Path, subtype: str) -> None:
+    """Whatever the byte: libsndfile takes the pages that are there for the whole."""
+    path = tmp_path / "a.ogg"
+    noise = np.random.default_rng(0).standard_normal(160_000) * 0.1
+    soundfile.write(path, noise, 16000, subtype, format="OGG")
+    data = path.read_bytes()
+    for tag in (b"", b"TAG" + bytes(125)):
+        path.write_bytes(data + tag)
+        assert probe(path) == Probe(160_000, 16000)
+    ends = [found.start() for found in re.finditer(b"OggS", data)]
+    assert len(ends) > 4
+    for cut in [len(data) - 1, *np.linspace(ends[3], len(data) - 2, 40).astype(int).tolist(), ends[-1] + 5]:
+        path.write_bytes(data[:cut])
+        if not any(end <= cut < end + 4 for end in ends):
+            with pytest.raises(Rejected, match="truncated or damaged: ends within a page"):
+                probe(path)
 
 
 @pytest.mark.parametrize(("rate", "words"), [(99, "99 Hz"), (1, "1 Hz"), (2_000_000, "2000000 Hz")])
