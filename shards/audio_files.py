@@ -143,13 +143,14 @@ def probe(path: Path, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
 def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
-    Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`.
+    Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`; of a file that cannot be sought,
+    all before it.
 
     Raises:
         Rejected: as `probe`; or fewer samples than the header promised, not finite, or constant.
     """
     with _open(path) as file:
-        step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate))
+        step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
         spans = [_decode_span(file, frames, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
     if not any(map(len, spans)):
         raise Rejected(Reason.NO_SAMPLES)
@@ -170,8 +171,10 @@ def _decode_span(file: _ForwardFile, frames: int, start: int, stop: int) -> NDAr
     first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
     last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
     try:
-        if start:
+        if start and file.can_seek():
             file.seek(first)
+        elif start:
+            _skip(file, first)
         mono = _read_mono(file, last - first)
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.DAMAGED, _message(error)) from error
@@ -224,6 +227,10 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     def seekable(self) -> bool:
         return False
 
+    def can_seek(self) -> bool:
+        """Whether `seek` works: not for GSM, G.72x, NMS, nor for DWVW, of which libsndfile says that it does."""
+        return bool(super().seekable()) and not self.subtype.startswith("DWVW")
+
 
 def _open(path: Path) -> _ForwardFile:
     """An open file, by its name's bytes, so that any name works. Raises Rejected."""
@@ -261,6 +268,13 @@ def _read_mono(file: _ForwardFile, frames: int) -> NDArray[np.float32]:
         mono[done : done + got] = _mean_of_channels(block[:got])
         done += got
     return mono[:done]
+
+
+def _skip(file: _ForwardFile, frames: int) -> None:
+    """Decodes and forgets."""
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    while frames > 0 and len(got := file.read(min(frames, len(block)), out=block)):
+        frames -= len(got)
 
 
 def _count(file: _ForwardFile, longest: int) -> int:

@@ -80,6 +80,8 @@ def test_length_is_soxr_s(rate: int) -> None:
         ("MP3", "MPEG_LAYER_III", 44100, 1),
         ("AIFF", "PCM_16", 8000, 3),
         ("WAV", "PCM_16", 16000, 1),
+        ("WAV", "GSM610", 8000, 1),
+        ("WAV", "G721_32", 8000, 1),
     ],
 )
 def test_pieces_put_together_are_the_whole(
@@ -96,6 +98,12 @@ def test_pieces_put_together_are_the_whole(
     joined = np.concatenate(pieces)
     assert len(joined) == len(whole) == found.samples
     assert np.abs(joined - np.clip(whole * 32768, -32768, 32767)).max() < 0.51 + 0.02
+
+
+def test_lossless_samples_that_cannot_be_sought_come_out_unchanged(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, 50_000, dtype=np.int16)
+    soundfile.write(tmp_path / "a.aiff", samples, 16000, "DWVW_16")
+    np.testing.assert_array_equal(decode_piece(tmp_path / "a.aiff", 50_000, 40_000, 45_000), samples[40_000:45_000])
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(100, 60.0), (767_999, 1.5), (768_000, 1.5), (1_536_000, 1.2)])

@@ -33,6 +33,16 @@ KINDS = {
     "k.ogg": ("OGG", "VORBIS"),
     "l.opus": ("OGG", "OPUS"),
     "m.mp3": ("MP3", "MPEG_LAYER_III"),
+    "n.wav": ("WAV", "GSM610"),
+    "o.aiff": ("AIFF", "DWVW_16"),
+    "p.au": ("AU", "G721_32"),
+    "q.voc": ("VOC", "PCM_16"),
+    "r.svx": ("SVX", "PCM_16"),
+    "s.sph": ("NIST", "PCM_16"),
+    "t.sds": ("SDS", "PCM_16"),
+    "u.mat": ("MAT5", "PCM_16"),
+    "v.paf": ("PAF", "PCM_24"),
+    "w.xi": ("XI", "DPCM_16"),
 }
 
 Edit = tuple[str, int, bytes]
