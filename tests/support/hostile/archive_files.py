@@ -130,7 +130,7 @@ def _squeezed(data: bytes) -> bytes:
 
 
 def _bomb_wav() -> bytes:
-    return riff(FMT, chunk(b"data", bytes(ZEROS)))
+    return riff(FMT, chunk(b"data", bytes(ZEROS // 8)))
 
 
 def cases() -> list[Archive]:
@@ -166,7 +166,7 @@ def cases() -> list[Archive]:
         Archive("truncated.zip", lambda: two[: len(two) // 2], none),
         Archive("no directory.zip", lambda: two[: two.index(b"PK\1\2")], none),
         Archive("entries promised.zip", lambda: two[:-12] + b"\xff\xff" + two[-10:], may=frozenset({"good.wav"}) | bad),
-        Archive("script before.zip", lambda: b"#!/bin/sh\nexit\n" + two, frozenset({"good.wav", "bad.wav"})),
+        Archive("script before.zip", lambda: b"#!/bin/sh\nexit\n" + two, may=frozenset({"good.wav", "bad.wav"})),
         Archive("name twice.zip", lambda: _zip(("good.wav", EVIL), ("./good.wav", GOOD))),
         Archive("empty members.zip", lambda: _zip(("good.wav", GOOD), *((f"{n}.wav", b"") for n in range(MANY)))),
         Archive("empty.zip", lambda: _zip(), none),
@@ -190,7 +190,7 @@ def cases() -> list[Archive]:
         Archive("pax size negative.tar", _tar_pax(size="-1"), may=bad),
         Archive("pax size huge.tar", _tar_pax(size="9" * 30), may=bad),
         Archive("pax path up.tar", _tar_pax(path="../../evil.wav")),
-        Archive("pax path of 1 MB.tar", _tar_pax(path="p/" * 500_000 + "evil.wav"), may=frozenset({"evil.wav"})),
+        Archive("pax path of 60 KB.tar", _tar_pax(path="p/" * 30_000 + "evil.wav"), may=frozenset({"evil.wav"})),
         Archive("pax sparse.tar", _tar_pax(GNU_sparse_realsize="9" * 18, GNU_sparse_name="evil.wav"), may=bad),
         Archive("wrong checksum.tar", _tar_checksum, may=bad),
         Archive("name twice.tar", lambda: _tar(("good.wav", EVIL), ("good.wav", GOOD))),
