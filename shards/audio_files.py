@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import stat
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +18,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards import mp3
+from unfused_fast.shards import endings, mp3
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 
 MINIMUM_SAMPLES = 514
@@ -33,10 +32,16 @@ HEADER_SLACK_FRAMES = 64
 """A header may promise this much more than the file holds: some writers count the header's bytes as audio."""
 MP3_SLACK_FRAMES = 4 * 1152
 """The same for MP3, whose encoders pad by up to two frames at each end."""
-COUNT_BLOCK_FRAMES = 1 << 16
-
-_STREAMED_BYTES = 0x7F000000
-_DATA_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
+"""Sample rates that are resampled. Ours: a slower signal holds nothing to hear, no converter samples audio faster, and
+for a broken header's 2 GHz soxr prepares for seconds a file."""
+LONGEST_FILE_SECONDS = 24 * 3600.0
+"""Longest file. Ours: a day of a field recorder; a few kilobytes of FLAC can decode to years."""
+SPAN_FRAMES = 1 << 25
+"""Most samples per channel that are in memory at once: 128 MB, eleven minutes at 48 kHz. A longer piece is put together
+from spans of it."""
+BLOCK_VALUES = 1 << 18
+"""Samples of all channels that are decoded at once. Ours: 1 MB stays in the cache, whatever the number of channels."""
 
 
 class Reason(StrEnum):
@@ -48,6 +53,7 @@ class Reason(StrEnum):
     NO_SAMPLES = "no samples"
     TOO_SHORT = "too short"
     TOO_LONG = "too long"
+    RATE = "unusable sample rate"
     DAMAGED = "truncated or damaged"
     NON_FINITE = "non-finite samples"
     SILENT = "silent"
@@ -84,54 +90,71 @@ def samples_16k(frames: int, rate_hz: int) -> int:
     return (2 * frames * SAMPLE_RATE_HZ + rate_hz) // (2 * rate_hz)
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Path, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
     """Reads the header, or decodes once to count where it holds no length (FLAC from a stream).
 
     Raises:
-        Rejected: unreadable, empty, not audio, no samples, or a header that promises more than the file holds.
+        Rejected: unreadable, empty, not audio, no samples, longer than `longest_seconds`, a sample rate that audio does
+            not have, or a header that promises more than the file holds.
     """
     with _open(path) as file:
         frames, rate_hz = int(file.frames), int(file.samplerate)
-        if file.format in ("WAV", "WAVEX", "AIFF", "AU"):
-            _check_promise(file.extra_info, frames)
-        elif frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
-            frames = _count(file)
+        if file.format == "RAW":  # libsndfile's guess by .au, .snd, .gsm or .vox in the name, whatever is in the file
+            raise Rejected(Reason.NOT_AUDIO, "no header, and samples without one have no known rate")
+        if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+            raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
+        longest = int(longest_seconds * rate_hz)
+        if frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
+            frames = _count(file, longest)
+        else:
+            _check_end(path, file, frames)
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
+    if frames > longest:
+        raise Rejected(Reason.TOO_LONG, f"more than {longest_seconds / 3600:g} hours")
     return Probe(frames, rate_hz)
 
 
 def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
-    Only the piece and `MARGIN_SAMPLES` around it are read. It equals the same span of the whole file resampled at once,
-    because its first sample lies on both rates' grids.
+    Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`; of a file that cannot be sought,
+    all before it.
 
     Raises:
         Rejected: as `probe`; or fewer samples than the header promised, not finite, or constant.
     """
     with _open(path) as file:
-        rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.format == "MP3" else 0
-        if start == 0 and stop >= samples_16k(frames, rate_hz):
-            first, last = 0, frames
-        else:
-            grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
-            margin = MARGIN_SAMPLES * max(1, -(-rate_hz // SAMPLE_RATE_HZ))
-            first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
-            last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
-        try:
-            if first:
-                file.seek(first)
-            signal: NDArray[np.float32] = file.read(last - first, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise Rejected(Reason.DAMAGED, _message(error)) from error
-        except MemoryError as error:
-            raise Rejected(
-                Reason.UNREADABLE, f"{last - first} samples of {file.channels} channels do not fit into memory"
-            ) from error
-    if len(signal) < last - first - slack:
-        raise Rejected(Reason.DAMAGED, f"ends after {first + len(signal)} of {frames} samples")
-    mono = _mean_of_channels(signal)
+        step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
+        spans = [_decode_span(file, frames, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
+    if not any(map(len, spans)):
+        raise Rejected(Reason.NO_SAMPLES)
+    pcm = np.concatenate(spans)
+    if pcm.min() == pcm.max():
+        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
+    return pcm
+
+
+def _decode_span(file: _ForwardFile, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+    """Part of a piece -> (stop - start,). Raises Rejected.
+
+    It equals the same span of the whole file resampled at once, because its first sample lies on both rates' grids.
+    """
+    rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.format == "MP3" else 0
+    grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    margin = MARGIN_SAMPLES * max(1, -(-rate_hz // SAMPLE_RATE_HZ))
+    first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
+    last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
+    try:
+        if start and file.can_seek():
+            file.seek(first)
+        elif start:
+            _skip(file, first)
+        mono = _read_mono(file, last - first)
+    except soundfile.SoundFileError as error:
+        raise Rejected(Reason.DAMAGED, _message(error)) from error
+    if len(mono) < last - first - slack:
+        raise Rejected(Reason.DAMAGED, f"ends after {first + len(mono)} of {frames} samples")
     if not np.isfinite(mono).all():
         raise Rejected(Reason.NON_FINITE, "NaN or infinite")
     if rate_hz != SAMPLE_RATE_HZ:
@@ -139,12 +162,9 @@ def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.i
         if not np.isfinite(mono).all():
             raise Rejected(Reason.NON_FINITE, "too large to resample")
     offset = first * SAMPLE_RATE_HZ // rate_hz
-    scaled = mono[start - offset : stop - offset] * np.float32(32768)
+    with np.errstate(over="ignore"):  # infinity is clipped as any large number
+        scaled = mono[start - offset : stop - offset] * np.float32(32768)
     pcm: NDArray[np.int16] = np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled).astype("<i2")
-    if not len(pcm):
-        raise Rejected(Reason.NO_SAMPLES)
-    if pcm.min() == pcm.max():
-        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
     return pcm
 
 
@@ -157,6 +177,10 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
 
     def seekable(self) -> bool:
         return False
+
+    def can_seek(self) -> bool:
+        """Whether `seek` works: not for GSM, G.72x, NMS, nor for DWVW, of which libsndfile says that it does."""
+        return bool(super().seekable()) and not self.subtype.startswith("DWVW")
 
 
 def _open(path: Path) -> _ForwardFile:
@@ -182,37 +206,58 @@ def _open(path: Path) -> _ForwardFile:
         raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
 
 
-def _count(file: _ForwardFile) -> int:
-    """Frames that decoding gives, for a header that does not say. Raises Rejected."""
-    frames = 0
+def _read_mono(file: _ForwardFile, frames: int) -> NDArray[np.float32]:
+    """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,)."""
+    mono = np.empty(frames, np.float32)
+    if file.channels == 1:
+        return np.asarray(file.read(out=mono))
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    done, wanted, got = 0, 0, 0
+    while done < frames and got == wanted:
+        wanted = min(len(block), frames - done)
+        got = len(file.read(wanted, out=block))
+        mono[done : done + got] = _mean_of_channels(block[:got])
+        done += got
+    return mono[:done]
+
+
+def _skip(file: _ForwardFile, frames: int) -> None:
+    """Decodes and forgets."""
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    while frames > 0 and len(got := file.read(min(frames, len(block)), out=block)):
+        frames -= len(got)
+
+
+def _count(file: _ForwardFile, longest: int) -> int:
+    """Frames that decoding gives, for a header that does not say; counting ends beyond `longest`. Raises Rejected."""
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    frames, got = 0, len(block)
     try:
-        while True:
-            block = len(file.read(COUNT_BLOCK_FRAMES, dtype="float32", always_2d=True))
-            frames += block
-            if block < COUNT_BLOCK_FRAMES:
-                return frames
+        while got == len(block) and frames <= longest:
+            got = len(file.read(out=block))
+            frames += got
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.DAMAGED, _message(error)) from error
+    return frames
 
 
-def _check_promise(log: str, frames: int) -> None:
-    """Raises Rejected for a truncated WAV, AIFF or AU.
-
-    libsndfile takes what there is of one, but its log keeps what the header promised.
-    """
-    for promised, there in _DATA_SIZE.findall(log):
-        # A streaming writer cannot know the size and leaves the largest number instead.
-        if int(promised) < _STREAMED_BYTES and int(there):
-            expected = frames * int(promised) // int(there)
-            if expected > frames + HEADER_SLACK_FRAMES:
-                raise Rejected(Reason.DAMAGED, f"ends after {frames} of {expected} samples")
+def _check_end(path: Path, file: _ForwardFile, frames: int) -> None:
+    """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
+    promised = endings.logged_frames(file.extra_info, frames)
+    if file.format in ("OGG", "NIST"):
+        with path.open("rb") as stream:
+            if file.format == "NIST":
+                promised = endings.nist_frames(stream)
+            elif endings.ogg_ends_within_a_page(stream):
+                raise Rejected(Reason.DAMAGED, "ends within a page")
+    if promised > frames + HEADER_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {promised} samples")
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:
     """(frames, C) -> (frames,). By columns: eighteen times as fast as numpy's mean over the short axis."""
-    mono = np.ascontiguousarray(signal[:, 0])
-    if signal.shape[1] > 1:
-        mono = mono.copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is rejected later
+        mono = signal[:, 0].copy()
         for channel in range(1, signal.shape[1]):
             mono += signal[:, channel]
         mono /= signal.shape[1]

@@ -37,7 +37,12 @@ def read_headers(
         in_block = rows[first : first + PROBE_BLOCK]
         probes = journal.probes(block)
         if probes is None:
-            probes = _probe(pool, in_block, partial(_report_block, report, first, len(rows), len(rejected)))
+            probes = _probe(
+                pool,
+                in_block,
+                3600 * options.max_file_hours,
+                partial(_report_block, report, first, len(rows), len(rejected)),
+            )
             journal.add_probes(block, probes)
         for number, (row, answer) in enumerate(zip(in_block, probes, strict=True), first):
             verdict = _packed_part(row, answer, options)
@@ -53,9 +58,6 @@ def _packed_part(row: SourceRow, answer: Probe | Rejected, options: PackOptions)
     """What is packed of a file, in samples at 16 kHz."""
     if isinstance(answer, Rejected):
         return answer
-    hours = answer.samples / SAMPLE_RATE_HZ / 3600
-    if hours > options.max_file_hours:
-        return Rejected(Reason.TOO_LONG, f"{hours:.1f} hours, the limit is {options.max_file_hours:g}")
     start, stop = 0, answer.samples
     if row.span is not None:
         start, stop = (min(stop, round(seconds * SAMPLE_RATE_HZ)) for seconds in row.span)
@@ -68,9 +70,11 @@ def _report_block(report: Progress, first: int, total: int, before: int, done: i
     report(first + done, total, before + rejected)
 
 
-def _probe(pool: Pool, rows: Sequence[SourceRow], report: Callable[[int, int], None]) -> list[Probe | Rejected]:
+def _probe(
+    pool: Pool, rows: Sequence[SourceRow], longest_seconds: float, report: Callable[[int, int], None]
+) -> list[Probe | Rejected]:
     starts = range(0, len(rows), PROBE_JOB_FILES)
-    jobs = (ProbeJob(at, [row.path for row in rows[at : at + PROBE_JOB_FILES]]) for at in starts)
+    jobs = (ProbeJob(at, [row.path for row in rows[at : at + PROBE_JOB_FILES]], longest_seconds) for at in starts)
     answers: dict[int, list[Probe | Rejected]] = {}
     done = rejected = 0
     for job, answer in pool.answers(jobs):

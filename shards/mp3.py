@@ -7,6 +7,7 @@ loses most of the audio without a word. Ours: such a file is read from memory be
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 _KBITS = {  # by MPEG version, layer III. Source: ISO/IEC 11172-3 and 13818-3, bitrate_index
@@ -14,6 +15,13 @@ _KBITS = {  # by MPEG version, layer III. Source: ISO/IEC 11172-3 and 13818-3, b
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
 }
 _RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_FRAME_START = re.compile(
+    b"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]["
+    + re.escape(bytes(byte for byte in range(0x10, 0xF0) if byte >> 2 & 3 != 3))
+    + b"]"
+)
+"""First three bytes of what `_frame_bytes` takes for a frame. Ours: found without a step of Python for each byte, which
+would take minutes for what is no MP3 but begins as one."""
 _ROOM = 64
 """Bytes of a frame up to the end of the count: header, side information of at most 32 bytes, tag, flags, count."""
 
@@ -38,7 +46,8 @@ def with_length(path: Path) -> io.BytesIO | None:
             count += 1
             place += size
         else:
-            place = data.find(b"\xff", place + 1)
+            found = _FRAME_START.search(data, place + 1)
+            place = found.start() if found else -1
     if not first:
         return None
     # The same header without protection, at a bit rate that leaves room for the count.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from unfused_fast import __version__
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import MINIMUM_SAMPLES
+from unfused_fast.shards.audio_files import LONGEST_FILE_SECONDS, MINIMUM_SAMPLES
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.sources import SourceRow, check_split_name
 
@@ -34,7 +34,7 @@ class PackOptions:
     """Of the shuffle."""
     clips_per_shard: int | None = None
     """Most clips of a tar; None: see plan.plan_shards."""
-    max_file_hours: float = 24.0
+    max_file_hours: float = LONGEST_FILE_SECONDS / 3600
     """Longer files are rejected. Ours: a bomb of a megabyte decodes to days of silence."""
 
     def __post_init__(self) -> None:

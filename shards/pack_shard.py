@@ -28,6 +28,8 @@ class ProbeJob:
     first: int
     """Number of the first file's row."""
     files: Sequence[Location]
+    longest_seconds: float
+    """Longer files are rejected."""
 
     def answer(self, bad: Bad, at: At) -> list[Probe | Rejected]:
         """A probe or a rejection for each file."""
@@ -35,7 +37,7 @@ class ProbeJob:
         for item, file in enumerate(self.files):
             at(item)
             try:
-                answers.append(bad[item] if item in bad else probe(file))
+                answers.append(bad[item] if item in bad else probe(file, self.longest_seconds))
             except Rejected as rejected:
                 answers.append(rejected)
         return answers

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.places import Location
@@ -17,6 +20,8 @@ COLUMNS = ("path", "label", "split", "group")
 CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
 would bury the files that a user has to know about."""
+LONGEST_LINE = 1 << 24
+"""Most characters of a line of a CSV. Ours: room for a million columns; what is longer is another kind of file."""
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -86,12 +91,12 @@ def _folder_rows(root: Path, labels_from_folders: bool) -> Iterator[SourceRow]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not _is_clutter(name))
-            links = [linked for name in folders if (linked := Path(parent, name)).is_symlink()]
+            links = [linked for name in folders if stat.S_ISLNK(_mode(linked := Path(parent, name)))]
             waiting += [linked for linked in links if not root.resolve().is_relative_to(linked.resolve())]
             for name in names:
                 path = Path(parent, name)
                 # A broken link is listed, so that it ends in rejected.csv; pipes, sockets and devices are not.
-                if not _is_clutter(name) and (path.is_file() or path.is_symlink()):
+                if not _is_clutter(name) and stat.S_IFMT(_mode(path)) in (stat.S_IFREG, stat.S_IFLNK, 0):
                     relative = path.relative_to(root)
                     label = _printable(relative.parts[0]) if labels_from_folders and len(relative.parts) > 1 else None
                     yield SourceRow(path, _printable(relative.as_posix()), label)
@@ -100,21 +105,23 @@ def _folder_rows(root: Path, labels_from_folders: bool) -> Iterator[SourceRow]:
         yield SourceRow(path, _printable(path.relative_to(root).as_posix()) + "/")
 
 
+def _mode(path: Path) -> int:
+    """What kind of thing it is, a link not followed; 0 where the system does not say, as for too long a path."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
+
+
 def _csv_rows(table: Path) -> list[SourceRow]:
     rows: list[SourceRow] = []
     seen: dict[str, int] = {}
     base = os.path.realpath(table.parent)
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            names = [(name or "").strip() for name in reader.fieldnames or []]
-            if "path" not in names:
-                found = ", ".join(names) or "none, the file is empty"
-                raise UserError(
-                    f"{table}: no column path (columns found: {found}); "
-                    "its first line must be like path,label,split,group"
-                )
-            reader.fieldnames = names
+            reader = csv.DictReader(_lines(stream, table), strict=True)
+            reader.fieldnames = names = [(name or "").strip() for name in reader.fieldnames or []]
+            _check_columns(names, table)
             for record in reader:
                 value = {name: (record.get(name) or "").strip() for name in COLUMNS}
                 given = record.get("path") or ""  # its spaces may be the file's
@@ -138,9 +145,12 @@ def _csv_rows(table: Path) -> list[SourceRow]:
                     SourceRow(Path(full), _printable(name), value["label"] or None, split, value["group"] or None)
                 )
     except UnicodeDecodeError as error:
-        raise UserError(f"{table}: not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from error
+        raise UserError(f"{table}: {_encoding(error)}; save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"{table}: not readable as CSV: {error}; separate its columns by commas") from error
+        raise UserError(
+            f"{table}, line {reader.line_num + 1}: not readable as CSV: {error}; separate the columns by commas "
+            "and put quotes around a whole field or around none"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{table}: cannot be read: {error.strerror}; mend its permissions or name another file"
@@ -148,6 +158,45 @@ def _csv_rows(table: Path) -> list[SourceRow]:
     if not rows:
         raise UserError(f"{table}: a header but no lines; list at least one file")
     return _named_from_outside(rows)
+
+
+def _lines(stream: TextIO, table: Path) -> Iterator[str]:
+    number = 0
+    while line := stream.readline(LONGEST_LINE):
+        number += 1
+        if "\0" in line:
+            raise UserError(
+                f"{table}, line {number}: a zero byte, so this is no text or in UTF-16; save it as CSV in UTF-8"
+            )
+        if len(line) == LONGEST_LINE:
+            raise UserError(
+                f"{table}, line {number}: longer than {LONGEST_LINE} characters; a CSV has one line for each audio file"
+            )
+        yield line
+
+
+def _check_columns(names: Sequence[str], table: Path) -> None:
+    if "path" not in names:
+        found = ", ".join(name[:40] for name in names[:10]) or "none, the file is empty"
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        raise UserError(
+            f"{table}: no column path (columns found: {found}{more}); "
+            "its first line must be like path,label,split,group, with commas"
+        )
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise UserError(f"{table}: {names.count(name)} columns are called {name}; rename all but one")
+
+
+def _encoding(error: UnicodeDecodeError) -> str:
+    """What a file that is no UTF-8 seems to be."""
+    data, place = error.object, error.start
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "in UTF-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "in UTF-16"
+    before = data[max(0, place - 20) : place].decode("utf-8", "replace")
+    return f"not UTF-8 (byte {data[place]:02x} after {before!r})"
 
 
 def _named_from_outside(rows: list[SourceRow]) -> list[SourceRow]:

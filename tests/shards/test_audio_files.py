@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import tracemalloc
 import wave
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +17,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards import mp3
+from unfused_fast.shards import audio_files, mp3
 from unfused_fast.shards.audio_files import Probe, Reason, Rejected, decode_piece, probe, samples_16k
 from unfused_fast.shards.clip_codec import decode_clip, encode_clip
 
@@ -78,6 +80,8 @@ def test_length_is_soxr_s(rate: int) -> None:
         ("MP3", "MPEG_LAYER_III", 44100, 1),
         ("AIFF", "PCM_16", 8000, 3),
         ("WAV", "PCM_16", 16000, 1),
+        ("WAV", "GSM610", 8000, 1),
+        ("WAV", "G721_32", 8000, 1),
     ],
 )
 def test_pieces_put_together_are_the_whole(
@@ -94,6 +98,124 @@ def test_pieces_put_together_are_the_whole(
     joined = np.concatenate(pieces)
     assert len(joined) == len(whole) == found.samples
     assert np.abs(joined - np.clip(whole * 32768, -32768, 32767)).max() < 0.51 + 0.02
+
+
+def test_lossless_samples_that_cannot_be_sought_come_out_unchanged(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, 50_000, dtype=np.int16)
+    soundfile.write(tmp_path / "a.aiff", samples, 16000, "DWVW_16")
+    np.testing.assert_array_equal(decode_piece(tmp_path / "a.aiff", 50_000, 40_000, 45_000), samples[40_000:45_000])
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(100, 60.0), (767_999, 1.5), (768_000, 1.5), (1_536_000, 1.2)])
+def test_pieces_put_together_are_the_whole_at_any_rate(
+    tmp_path: Path, write_tone: Tone, rate: int, seconds: float
+) -> None:
+    path = tmp_path / "a.wav"
+    signal = write_tone(seconds, rate, min(440, rate / 10))
+    soundfile.write(path, signal, rate, "FLOAT")
+    found = probe(path)
+    cuts = [found.samples * number // 4 for number in range(5)]
+    joined = np.concatenate([decode_piece(path, found.frames, start, stop) for start, stop in pairwise(cuts)])
+    whole = soxr.resample(signal[:, 0].astype(np.float32).astype(np.float64), rate, 16000)
+    assert len(joined) == len(whole)
+    assert np.abs(joined - np.clip(whole * 32768, -32768, 32767)).max() < 0.51 + 0.02
+
+
+@pytest.mark.parametrize(("form", "rate"), [("WAV", 48000), ("FLAC", 44100), ("MP3", 44100), ("WAV", 16000)])
+def test_spans_put_together_are_the_piece(
+    tmp_path: Path, write_tone: Tone, monkeypatch: pytest.MonkeyPatch, form: str, rate: int
+) -> None:
+    path = tmp_path / "long"
+    soundfile.write(path, write_tone(4.0, rate, 440), rate, format=form)
+    at_once = _whole(path)
+    monkeypatch.setattr(audio_files, "SPAN_FRAMES", 30_011)
+    in_spans = _whole(path)
+    assert len(in_spans) == len(at_once)
+    assert np.abs(in_spans.astype(int) - at_once).max() <= 1
+
+
+def test_many_channels_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    signal = np.random.default_rng(0).integers(-30000, 30000, (20_000, 1024), dtype=np.int16)
+    soundfile.write(path, signal, 44100, "PCM_16")
+    found = probe(path)
+    tracemalloc.start()
+    try:
+        pcm = decode_piece(path, found.frames, 0, found.samples)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 8 * 2**20 < 4 * signal.size
+    expected = soxr.resample(signal.mean(axis=1) / 32768, 44100, 16000) * 32768
+    assert np.abs(pcm - expected).max() < 0.51 + 0.02
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "OGG"])
+def test_a_file_beyond_the_limit_is_too_long(tmp_path: Path, write_tone: Tone, form: str) -> None:
+    soundfile.write(tmp_path / "a", write_tone(2.0, 16000, 440), 16000, format=form)
+    assert probe(tmp_path / "a", longest_seconds=2.0) == Probe(32000, 16000)
+    with pytest.raises(Rejected, match=r"^too long: more than 0\.0005 hours$"):
+        probe(tmp_path / "a", longest_seconds=1.8)
+
+
+def test_counting_ends_at_the_limit(tmp_path: Path, write_tone: Tone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FLAC without a length that is damaged beyond the limit: the damage is never reached."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, write_tone(8.0, 16000, 500), 16000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    data[len(data) * 7 // 8 :] = bytes(len(data) - len(data) * 7 // 8)
+    path.write_bytes(data)
+    monkeypatch.setattr(audio_files, "BLOCK_VALUES", 4096)
+    with pytest.raises(Rejected, match="damaged"):
+        probe(path, longest_seconds=8.0)
+    with pytest.raises(Rejected, match="too long"):
+        probe(path, longest_seconds=4.0)
+
+
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "NIST"])
+def test_truncation_is_seen_in_every_format_that_says_its_length(tmp_path: Path, write_tone: Tone, form: str) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, write_tone(1.0, 16000, 500), 16000, "PCM_16", format=form)
+    assert probe(path) == Probe(16000, 16000)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(Rejected, match=r"truncated or damaged: ends after 1\d{4} of (15|16)\d{3} samples"):
+        probe(path)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_interrupted_download_of_ogg_is_truncated(tmp_path: Path, subtype: str) -> None:
+    """Whatever the byte: libsndfile takes the pages that are there for the whole."""
+    path = tmp_path / "a.ogg"
+    noise = np.random.default_rng(0).standard_normal(160_000) * 0.1
+    soundfile.write(path, noise, 16000, subtype, format="OGG")
+    data = path.read_bytes()
+    for tag in (b"", b"TAG" + bytes(125)):
+        path.write_bytes(data + tag)
+        assert probe(path) == Probe(160_000, 16000)
+    ends = [found.start() for found in re.finditer(b"OggS", data)]
+    assert len(ends) > 4
+    for cut in [len(data) - 1, *np.linspace(ends[3], len(data) - 2, 40).astype(int).tolist(), ends[-1] + 5]:
+        path.write_bytes(data[:cut])
+        if not any(end <= cut < end + 4 for end in ends):
+            with pytest.raises(Rejected, match="truncated or damaged: ends within a page"):
+                probe(path)
+
+
+@pytest.mark.parametrize(("rate", "words"), [(99, "99 Hz"), (1, "1 Hz"), (2_000_000, "2000000 Hz")])
+def test_rates_that_audio_does_not_have(tmp_path: Path, write_tone: Tone, rate: int, words: str) -> None:
+    soundfile.write(tmp_path / "a.wav", write_tone(1.0, 16000, 500), rate)
+    with pytest.raises(Rejected, match=f"^unusable sample rate: {words}, not between 100 and 1536000 Hz"):
+        probe(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("ending", ["au", "snd", "gsm", "vox", "raw"])
+def test_text_is_not_taken_for_samples_by_its_ending(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"notes.{ending}").write_text("words, not samples\n" * 999)
+    with pytest.raises(Rejected, match="not audio"):
+        probe(tmp_path / f"notes.{ending}")
 
 
 def test_header_lengths(tmp_path: Path, write_tone: Tone) -> None:

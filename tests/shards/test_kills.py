@@ -25,7 +25,7 @@ def test_twenty_kills(flags: list[str]) -> None:
 
 
 SMALL_DISK = """
-mount -t tmpfs -o size=4m tmpfs "$1" || exit 42
+mount -t tmpfs -o size=12m tmpfs "$1" || exit 42
 "$2" -m unfused_fast shard "$3" "$1/out" --codec flac; first=$?
 ls "$1"
 mount -o remount,size=400m "$1"
@@ -36,7 +36,7 @@ exit $first
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A file system of 4 MB in a mount name space of its own; FLAC, whose size nobody knows before."""
+    """A file system of 12 MB in a mount name space of its own; FLAC, whose size nobody knows before."""
     source, disk, said, copied = (tmp_path / name for name in ("source", "disk", "said.json", "copied"))
     kill_pack.make_source(source, 300)
     disk.mkdir()

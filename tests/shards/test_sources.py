@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.audio_files import Rejected, probe
 from unfused_fast.shards.demo import DEMO_NAMES, demo_rows, union_rows
 from unfused_fast.shards.sources import SourceRow, source_rows
 
@@ -54,6 +57,28 @@ def test_links_are_followed_once_and_never_round(tmp_path: Path) -> None:
     (root / "self").symlink_to(root / "self")
     names = [row.source for row in source_rows(root)]
     assert names == ["a/one.wav", "b/two.wav", "broken.wav", "file.wav", "linked/three.wav", "self"]
+
+
+def test_paths_longer_than_the_system_takes_are_listed(tmp_path: Path) -> None:
+    """They are made step by step, as no name leads to them; packing rejects them."""
+    _touch(tmp_path, "a.wav")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(22):
+        os.mkdir("d" * 200, dir_fd=folder)
+        deeper = os.open("d" * 200, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+        os.close(os.open("x.wav", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    try:
+        rows = source_rows(tmp_path)
+    finally:
+        shutil.rmtree(tmp_path / ("d" * 200))
+    reached = [row for row in rows if row.source.endswith("x.wav")]
+    assert rows[0].source == "a.wav" and 15 <= len(reached) <= 21
+    (beyond,) = [row for row in rows if row.source.endswith("/")]
+    with pytest.raises(Rejected, match="unreadable: File name too long"):
+        probe(beyond.path)  # type: ignore[arg-type]
 
 
 def test_shard_set_inside_the_folder_is_no_source(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Real files with bytes changed, cut and put in: audio of the promised length or a reason, never anything else.
+
+FUZZ_EXAMPLES=100000 looks for longer.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+from hostile.decoder_process import DecoderProcess
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unfused_fast.shards.demo import DEMO_NAMES, demo_rows
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
+KINDS = {
+    "a.wav": ("WAV", "PCM_16"),
+    "b.wav": ("WAV", "FLOAT"),
+    "c.wav": ("WAV", "IMA_ADPCM"),
+    "d.wav": ("WAV", "MS_ADPCM"),
+    "e.w64": ("W64", "PCM_24"),
+    "f.rf64": ("RF64", "PCM_16"),
+    "g.aiff": ("AIFF", "PCM_16"),
+    "h.au": ("AU", "ULAW"),
+    "i.caf": ("CAF", "ALAC_16"),
+    "j.flac": ("FLAC", "PCM_16"),
+    "k.ogg": ("OGG", "VORBIS"),
+    "l.opus": ("OGG", "OPUS"),
+    "m.mp3": ("MP3", "MPEG_LAYER_III"),
+    "n.wav": ("WAV", "GSM610"),
+    "o.aiff": ("AIFF", "DWVW_16"),
+    "p.au": ("AU", "G721_32"),
+    "q.voc": ("VOC", "PCM_16"),
+    "r.svx": ("SVX", "PCM_16"),
+    "s.sph": ("NIST", "PCM_16"),
+    "t.sds": ("SDS", "PCM_16"),
+    "u.mat": ("MAT5", "PCM_16"),
+    "v.paf": ("PAF", "PCM_24"),
+    "w.xi": ("XI", "DPCM_16"),
+}
+
+Edit = tuple[str, int, bytes]
+_places = st.one_of(st.integers(0, 127), st.integers(0, 1 << 16))
+_edits = st.tuples(
+    st.sampled_from(["overwrite", "insert", "delete", "cut", "repeat"]), _places, st.binary(min_size=1, max_size=8)
+)
+
+
+@pytest.fixture(scope="module")
+def real_files() -> dict[str, bytes]:
+    """A second of a real clip in each kind."""
+    first = demo_rows(DEMO_NAMES[0])[0].path
+    signal, rate = soundfile.read(first, frames=16_000)
+    files = {}
+    for name, (form, subtype) in KINDS.items():
+        file = io.BytesIO()
+        soundfile.write(file, signal, rate, subtype, format=form)
+        files[name] = file.getvalue()
+    return files
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[DecoderProcess]:
+    process = DecoderProcess()
+    yield process
+    process.close()
+
+
+def mutated(data: bytes, edits: list[Edit]) -> bytes:
+    """The edits, one after the other."""
+    for kind, place, new in edits:
+        place %= len(data) + 1
+        rest = data[place:]
+        if kind == "overwrite":
+            rest = new + rest[len(new) :]
+        elif kind == "insert":
+            rest = new + rest
+        elif kind == "delete":
+            rest = rest[new[0] :]
+        elif kind == "cut":
+            rest = b""
+        else:
+            rest = rest[: 16 * new[0]] + rest
+        data = data[:place] + rest
+    return data
+
+
+def test_the_files_are_packed_as_they_are(
+    real_files: dict[str, bytes], decoder: DecoderProcess, tmp_path: Path
+) -> None:
+    for name, data in real_files.items():
+        (tmp_path / name).write_bytes(data)
+        assert decoder.decode(tmp_path / name) == "packed", name
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(name=st.sampled_from(sorted(KINDS)), edits=st.lists(_edits, min_size=1, max_size=6))
+def test_a_changed_file_is_packed_or_rejected(
+    real_files: dict[str, bytes], decoder: DecoderProcess, tmp_path: Path, name: str, edits: list[Edit]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(mutated(real_files[name], edits))
+    assert decoder.decode(path) in ("packed", "rejected")

@@ -1,0 +1,107 @@
+"""A folder of hostile files is packed: each ends in the set or in rejected.csv, and nothing else is touched."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hostile.case import EITHER, PACKED, UNLISTED, Case, build_all
+from hostile.corpus import audio_cases
+
+from unfused_fast.shards.check import check
+from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.write import pack
+
+CASES = audio_cases()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the corpus."""
+
+    folder: Path
+    out: Path
+    listed: Counter[str]
+    packed: Counter[str]
+    rejected: dict[str, list[str]]
+    """Name -> its reasons, one for each line of rejected.csv."""
+    touched: dict[str, tuple[int, int]]
+    """What lies outside the set and was not there before, or not the same."""
+
+
+def _name(case: Case) -> str:
+    """As the clips table and rejected.csv show it."""
+    return case.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Path -> size and time of change of everything below, links not followed."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        for name in folders + names:
+            status = Path(parent, name).lstat()
+            found[str(Path(parent, name))] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    top = tmp_path_factory.mktemp("hostile")
+    folder, out = top / "in/corpus", top / "sets/out"
+    folder.mkdir(parents=True)
+    out.parent.mkdir()
+    build_all(CASES, folder)
+    before = _snapshot(top)
+    rows = source_rows(folder)
+    result = pack(rows, out, workers=2, max_seconds=60.0)
+    with (out / "rejected.csv").open(encoding="utf-8", newline="") as stream:
+        header, *lines = csv.reader(stream)
+    assert header == ["path", "reason"]
+    rejected: dict[str, list[str]] = {}
+    for path, reason in lines:
+        rejected.setdefault(path, []).append(reason)
+    after = _snapshot(top)
+    touched = {path: what for path, what in after.items() if before.get(path) != what}
+    touched = {path: what for path, what in touched.items() if Path(path) not in (out, out.parent, *out.iterdir())}
+    assert before.keys() <= after.keys()
+    packed = Counter(result.shard_set.clips["source"].to_pylist())
+    return Outcome(folder, out, Counter(row.source for row in rows), packed, rejected, touched)
+
+
+def test_the_corpus_is_large_and_names_each_file_once() -> None:
+    assert len({_name(case) for case in CASES}) == len(CASES) >= 100
+    assert all(case.why for case in CASES if case.expected == EITHER)
+
+
+def test_every_file_is_in_the_set_or_rejected_and_never_both(outcome: Outcome) -> None:
+    listed = {_name(case) for case in CASES if case.expected != UNLISTED}
+    assert outcome.listed == Counter(listed)
+    assert outcome.packed.keys() | outcome.rejected.keys() == listed
+    assert not outcome.packed.keys() & outcome.rejected.keys()
+    assert set(outcome.packed.values()) == {1}
+    assert all(len(reasons) == 1 for reasons in outcome.rejected.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.name)[:80])
+def test_it_ends_where_it_belongs(outcome: Outcome, case: Case) -> None:
+    reasons = outcome.rejected.get(_name(case))
+    if case.expected == PACKED:
+        assert reasons is None and outcome.packed[_name(case)]
+    elif case.expected == UNLISTED:
+        assert reasons is None and not outcome.packed[_name(case)]
+    elif case.expected != EITHER:
+        assert reasons is not None and case.expected in reasons[0]
+
+
+def test_nothing_outside_the_set_is_written(outcome: Outcome) -> None:
+    assert outcome.touched == {}
+
+
+def test_the_set_is_sound_and_shows_no_path_of_the_machine(outcome: Outcome) -> None:
+    assert check(outcome.out) == []
+    for path in outcome.out.iterdir():
+        assert os.fsencode(outcome.folder) not in path.read_bytes()
