@@ -23,7 +23,7 @@ def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
     return stream.getvalue()
 
 
-def decode_clip(data: bytes) -> NDArray[np.int16]:
+def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
     """What encode_clip gave -> its samples. Raises ValueError for anything else."""
     if data[:4] == b"RIFF":
         if data[:44] != _wav_header(len(data) - 44):

@@ -82,6 +82,8 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     sample_rate: int = 16000
     """In hertz."""
+    dataset: Mapping[str, Any] | None = None
+    """Which adapter found the files: name (see datasets.DATASETS), options given; None for a folder or a CSV."""
 
     def to_json(self) -> str:
         """Text of manifest.json."""
