@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio_files import Rejected
-from unfused_fast.shards.check_shard import ShardReport, ShardTask, examine_shards
+from unfused_fast.shards.check_shard import DigestTask, ShardReport, ShardTask, examine_shards
 from unfused_fast.shards.check_table import table_damage, table_warnings
 from unfused_fast.shards.findings import Finding, Kind, Tally, finding
 from unfused_fast.shards.measures import CLIPPED_SHARE
 from unfused_fast.shards.shard_files import index_path
-from unfused_fast.shards.table import CLIPS, MANIFEST, Manifest, clips_digest, read_clips, read_manifest
+from unfused_fast.shards.table import CLIPS, MANIFEST, Manifest, read_clips, read_manifest
 from unfused_fast.shards.workers import Workers, available_cores
 
 SPECTRUM_CLIPS = 512
@@ -68,14 +68,16 @@ def check(directory: Path, *, workers: int | None = None, progress: Progress | N
     corrupt, seen = list(table_damage(directory, manifest, clips)), Tally()
     spans = list(_spans(directory, manifest, clips.num_rows))
     every = max(1, -(-clips.num_rows // SPECTRUM_CLIPS))
-    tasks = ([_task(span, manifest, clips, every)] for span in spans)
+    shard_tasks = (_task(span, manifest, clips, every) for span in spans)
+    tasks = ([task] for task in chain([DigestTask(directory, manifest.label_names)], shard_tasks))
     whole, done, spectra = [], 0, 0
-    with (
-        Workers(min(workers or available_cores(), max(1, len(spans)))) as pool,
-        ThreadPoolExecutor(1) as thread,
-    ):
-        digest = thread.submit(clips_digest, clips, manifest.label_names)
-        for span, (_, report) in zip(spans, pool.in_order(examine_shards, tasks), strict=True):
+    with Workers(min(workers or available_cores(), len(spans) + 1)) as pool:
+        answers = pool.in_order(examine_shards, tasks)
+        _, digest = next(answers)
+        if digest != manifest.digest:
+            corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest is not the manifest's"))
+        for span, (_, report) in zip(spans, answers, strict=True):
+            assert not isinstance(report, str)
             corrupt += _shard_findings(span, report)
             if isinstance(report, ShardReport):
                 seen.merge(report.warnings)
@@ -84,8 +86,6 @@ def check(directory: Path, *, workers: int | None = None, progress: Progress | N
             done += span.clips
             if progress is not None:
                 progress(done, max(done, clips.num_rows), len(corrupt))
-        if digest.result() != manifest.digest:
-            corrupt.insert(0, finding(Kind.DIGEST, directory / CLIPS, "its digest is not the manifest's"))
     corrupt += _order_findings(directory, manifest, spans, whole)
     warnings = [*table_warnings(directory, manifest, clips), *_audio_warnings(directory, seen, clips.num_rows, spectra)]
     return Checked(corrupt, warnings, clips.num_rows)

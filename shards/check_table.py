@@ -66,7 +66,9 @@ def _label_damage(table: Path, manifest: Manifest, clips: pa.Table) -> Iterator[
     outside = np.union1d(parents[(ids < 0) | (ids >= classes)], np.flatnonzero((label < NO_LABEL) | (label >= classes)))
     if len(outside):
         said = f"labels that are none of the manifest's {classes}"
-        yield _of_rows(Kind.LABEL_ID, table, said, clips, outside, [f"label {label[row]}" for row in outside[:EXAMPLES]])
+        yield _of_rows(
+            Kind.LABEL_ID, table, said, clips, outside, [f"label {label[row]}" for row in outside[:EXAMPLES]]
+        )
     per_clip = np.bincount(parents, minlength=clips.num_rows)
     first = np.full(clips.num_rows, NO_LABEL)
     first[parents[::-1]] = ids[::-1]
@@ -202,11 +204,15 @@ def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> I
     if "valid" not in published and "train" in published:
         found["train"] = found.get("train", 0) + found.pop("valid", 0)
     differing = [
-        f"{split} {found.get(split, 0):,} of {count:,}" for split, count in published.items() if found.get(split, 0) != count
+        f"{split} {found.get(split, 0):,} of {count:,}"
+        for split, count in published.items()
+        if found.get(split, 0) != count
     ]
     if differing:
         options = ", ".join(f"{key}={value}" for key, value in manifest.dataset.get("options", {}).items())
-        said = f"files packed, of those that {name} publishes: {'; '.join(differing)}; {manifest.rejected} were rejected"
+        said = (
+            f"files packed, of those that {name} publishes: {'; '.join(differing)}; {manifest.rejected} were rejected"
+        )
         yield finding(Kind.PUBLISHED_COUNT, directory, said + (f" (packed with {options})" if options else ""))
 
 

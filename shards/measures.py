@@ -33,7 +33,7 @@ rounding of 16 bit; natural sounds and microphones by less than 20 within so few
 
 _FFT_SAMPLES, _FFT_FRAMES = 1024, 16
 _WINDOW = np.hanning(_FFT_SAMPLES).astype(np.float32)
-_HERTZ = np.arange(_FFT_SAMPLES // 2 + 1) * (SAMPLE_RATE_HZ / _FFT_SAMPLES)
+_HERTZ_PER_BIN = SAMPLE_RATE_HZ / _FFT_SAMPLES
 _ROUNDING_POWER = 1 / 12
 """Power of rounding to whole numbers, which is white."""
 
@@ -67,11 +67,12 @@ def narrow_band_hz(pcm: Pcm) -> int | None:
     power = mean_power(pcm)
     if power is None:
         return None
+    decibels = 10 * np.log10(power)
     for rate_hz in NARROW_RATES_HZ:
-        edge = rate_hz / 2
-        below = np.median(power[(_HERTZ > 0.7 * edge) & (_HERTZ < 0.9 * edge)])
-        above = np.quantile(power[_HERTZ > 1.06 * edge], 0.9)
-        if 10 * np.log10(below / above) >= NARROW_DROP_DB:
+        edge = rate_hz / 2 / _HERTZ_PER_BIN
+        below = np.sort(decibels[round(0.7 * edge) : round(0.9 * edge)])
+        above = np.sort(decibels[round(1.06 * edge) :])
+        if below[len(below) // 2] - above[9 * len(above) // 10] >= NARROW_DROP_DB:
             return rate_hz
     return None
 
