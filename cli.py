@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from unfused_fast import __version__
 from unfused_fast.errors import UserError
+from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
     Compile,
     Device,
@@ -18,7 +19,6 @@ from unfused_fast.terminal import (
     Resume,
     Sets,
     Shards,
-    bar,
     pairs,
     print_json,
     run_app,
@@ -27,10 +27,9 @@ from unfused_fast.terminal import (
 )
 from unfused_fast.train_commands import train_app
 
-if TYPE_CHECKING:
-    from unfused_fast.shards.sources import SourceRow
-
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+app.command()(shard)
+app.command()(merge)
 app.add_typer(train_app, name="train")
 
 
@@ -49,123 +48,6 @@ def root(
     if version:
         typer.echo(f"unfused-fast {__version__}")
         raise typer.Exit
-
-
-@app.command()
-def shard(
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of audio (any depth), or CSV with columns path[,label,split,group].", show_default=False
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Argument(help="Shard set to make.", show_default=False)] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
-    ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--option", help="An option of the data set, as key=value; repeatable.")
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
-    labels_from_folders: Annotated[
-        bool, typer.Option("--labels-from-folders", help="The first folder's name is the label.")
-    ] = False,
-    codec: Annotated[
-        Literal["wav", "flac"], typer.Option(help="wav is decoded faster, flac takes fewer bytes.")
-    ] = "wav",
-    max_seconds: Annotated[float, typer.Option(help="Longer files are cut into equal pieces.")] = 10.0,
-    min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seeds the global shuffle.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; the result does not depend on it.", show_default="one a core")
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Pack audio files into a shard set: 16 kHz mono WebDataset tars with DALI indexes, clips table and manifest."""
-    if list_:
-        _list_datasets(as_json)
-        return
-    if source is None or out is None:
-        lacking = "SOURCE and OUT" if source is None else "OUT"
-        raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list goes without them")
-    from unfused_fast.audio import log_mel_statistics
-    from unfused_fast.shards.write import pack
-
-    rows = _rows(source, dataset, options, labels_from_folders)
-    with bar("packing") as advance:
-        packed = pack(
-            rows,
-            out,
-            codec=codec,
-            max_seconds=max_seconds,
-            min_seconds=min_seconds,
-            seed=seed,
-            workers=workers,
-            overwrite=overwrite,
-            statistics=log_mel_statistics,
-            progress=advance,
-        )
-    splits = {name: split.clips for name, split in packed.shard_set.manifest.splits.items()}
-    summary = {
-        "out": str(out),
-        "clips": packed.packed,
-        "splits": splits,
-        "labels": len(packed.shard_set.manifest.label_names),
-        "rejected": packed.rejected,
-        "audio_seconds": round(packed.audio_seconds, 1),
-        "bytes": packed.shard_bytes,
-        "seconds": round(packed.wall_seconds, 2),
-        "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
-        "digest": packed.shard_set.manifest.digest,
-    }
-    if as_json:
-        print_json(summary)
-        return
-    typer.echo(
-        f"{out}: {packed.packed} clips ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
-        f"{summary['labels']} labels, "
-        f"{packed.audio_seconds / 60:.1f} minutes, {packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
-    )
-    for reason, count in packed.rejected.items():
-        typer.echo(f"  rejected {count}: {reason}")
-    if packed.rejected:
-        typer.echo(f"  each one is named in {out / 'rejected.csv'}")
-
-
-def _rows(source: Path, dataset: str | None, options: list[str] | None, labels_from_folders: bool) -> list[SourceRow]:
-    """What is to be packed; what a data set's adapter has to say goes to the screen."""
-    if dataset is None:
-        from unfused_fast.shards.sources import source_rows
-
-        if options:
-            raise UserError(f"--option {options[0]}: options belong to a data set; name it with --dataset")
-        return source_rows(source, labels_from_folders=labels_from_folders)
-    if labels_from_folders:
-        raise UserError(
-            f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
-        )
-    from unfused_fast.shards.datasets import dataset_rows
-    from unfused_fast.training import console
-
-    found = dataset_rows(dataset, source, pairs(options, "--option", "key=value, see: unfused-fast shard --list"))
-    for note in found.notes:
-        console.print(f"{dataset}: {note}")
-    return found.rows
-
-
-def _list_datasets(as_json: bool) -> None:
-    from unfused_fast.shards.datasets import described
-
-    if as_json:
-        print_json(described())
-        return
-    for about in described():
-        clips = ", ".join(f"{count:,} {split}" for split, count in about["clips"].items()) or "no fixed number"
-        typer.echo(f"{about['name']}: {about['task']}; {about['classes']} classes; clips: {clips}")
-        typer.echo(f"  licence: {about['licence']}\n  from: {about['source']}\n  layout: {about['layout']}")
-        for option, values in about["options"].items():
-            typer.echo(f"  --option {option}={'|'.join(values)}")
 
 
 @app.command()

@@ -1,21 +1,18 @@
 """Any audio file -> 16 kHz mono PCM16, or the reason why not.
 
 A file's signal at 16 kHz has `samples_16k(frames, rate)` samples; a piece of it is [start, stop) in these samples.
-`frames` are samples per channel at the file's own rate. Everything a worker process does is in this file.
+`frames` are samples per channel at the file's own rate.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -23,7 +20,7 @@ import soxr
 from numpy.typing import NDArray
 
 from unfused_fast.shards import mp3
-from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, encode_clip
+from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 
 MINIMUM_SAMPLES = 514
 """Shortest clip that a set may hold. Ours: half a window of 1024 reflected at the edge needs more than 513 samples."""
@@ -50,10 +47,12 @@ class Reason(StrEnum):
     NOT_AUDIO = "not audio"
     NO_SAMPLES = "no samples"
     TOO_SHORT = "too short"
+    TOO_LONG = "too long"
     DAMAGED = "truncated or damaged"
     NON_FINITE = "non-finite samples"
     SILENT = "silent"
     CRASHED = "crashed the decoder"
+    HUNG = "hung the decoder"
 
 
 class Rejected(Exception):
@@ -78,29 +77,6 @@ class Probe:
     def samples(self) -> int:
         """Length at 16 kHz."""
         return samples_16k(self.frames, self.rate_hz)
-
-
-@dataclass(frozen=True, slots=True)
-class PieceTask:
-    """One clip to decode and encode."""
-
-    path: Path
-    frames: int
-    """Of the whole file, from its probe."""
-    start: int
-    stop: int
-    codec: str
-    minimum_samples: int
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """An encoded clip."""
-
-    data: bytes
-    samples: int
-    sha256: str
-    """Hex, of the little-endian PCM16 samples."""
 
 
 def samples_16k(frames: int, rate_hz: int) -> int:
@@ -170,30 +146,6 @@ def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.i
     if pcm.min() == pcm.max():
         raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
     return pcm
-
-
-def probe_many(paths: Sequence[Path]) -> list[Probe | Rejected]:
-    """A worker's task: `probe`, with a rejection in the place of an answer."""
-    return [_answer(probe, path) for path in paths]
-
-
-def encode_many(tasks: Sequence[PieceTask]) -> list[Clip | Rejected]:
-    """A worker's task: each piece decoded, hashed and encoded, with a rejection in the place of an answer."""
-    return [_answer(_encode, task) for task in tasks]
-
-
-def _answer(function: Any, argument: Any) -> Any:
-    try:
-        return function(argument)
-    except Rejected as rejected:
-        return rejected
-
-
-def _encode(task: PieceTask) -> Clip:
-    pcm = decode_piece(task.path, task.frames, task.start, task.stop)
-    if len(pcm) < task.minimum_samples:
-        raise Rejected(Reason.TOO_SHORT, f"{len(pcm) / SAMPLE_RATE_HZ:.3f} s")
-    return Clip(encode_clip(pcm, task.codec), len(pcm), hashlib.sha256(pcm.tobytes()).hexdigest())
 
 
 class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]

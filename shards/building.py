@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.table import MANIFEST
+from unfused_fast.shards.table import MANIFEST, PART
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 """Endings of OUT's siblings: the set being made; the set that was there, between two renames."""
@@ -29,89 +29,111 @@ class Building:
     folder: Path
     """OUT.partial."""
     needed_bytes: int = 0
-    """What it will take up at most; 0 while that is not known."""
+    """What is still to be written, at most; 0 while that is not known."""
 
     def check_space(self) -> None:
         """Raises UserError when the disk has less room than the set needs."""
         free = shutil.disk_usage(self.folder).free
         if self.needed_bytes > free:
             raise UserError(
-                f"{self.folder.parent}: the set needs up to {_gigabytes(self.needed_bytes)}, but the disk has "
-                f"{_gigabytes(free)} free; nothing at {self.out} was touched: make room, pack to another disk, "
-                "or halve the set with --codec flac"
+                f"{self.folder.parent}: the set needs up to {_gigabytes(self.needed_bytes)} more, but the disk has "
+                f"{_gigabytes(free)} free; nothing at {self.out} was touched: make room and give the same command "
+                "again, pack to another disk, or halve the set with --codec flac"
             )
 
-    def finish(self, manifest: str) -> None:
-        """Brings every file to the disk, then the manifest, whose presence says that the others are complete."""
+    def finish(self, name: str, text: str) -> None:
+        """Brings every file to the disk, then the one whose presence says that the others are complete."""
         for path in sorted(self.folder.iterdir()):
-            _to_disk(path)
-        (self.folder / MANIFEST).write_text(manifest, encoding="utf-8", newline="\n")
-        _to_disk(self.folder / MANIFEST)
-        _to_disk(self.folder)
+            to_disk(path)
+        (self.folder / name).write_text(text, encoding="utf-8", newline="\n")
+        to_disk(self.folder / name)
+        to_disk(self.folder)
+
+    def discard(self) -> None:
+        """Deletes everything made so far."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager
-def building(out: Path, overwrite: bool) -> Iterator[Building]:
-    """A fresh OUT.partial that becomes OUT when the block ends, and is deleted when it raises; OUT is always whole.
+def building(out: Path, replace: bool, fresh: bool) -> Iterator[Building]:
+    """OUT.partial, which becomes OUT when the block ends, and stays to be gone on with when it raises; OUT is always
+    whole.
 
-    An OUT.partial of a run that was killed is deleted first.
+    Args:
+        replace: a finished set at `out` may be replaced.
+        fresh: what an unfinished run left is deleted first.
 
     Raises:
-        UserError: `out` is a file, a set without `overwrite`, or a folder with other things in it; another process
-            packs to it; or the disk refuses to be written.
+        UserError: `out` is a file, a set without `replace`, or a folder with other things in it; another process packs
+            to it; or the disk refuses to be written.
     """
     given, out = out, Path(os.path.realpath(out))
-    partial, replaced = (out.with_name(out.name + ending) for ending in (PARTIAL, REPLACED))
+    partial, replaced = partial_of(out), out.with_name(out.name + REPLACED)
     build = Building(out, partial)
     try:
-        if not out.exists() and (replaced / MANIFEST).is_file():  # killed between the two renames
+        if not out.exists() and is_complete(replaced):  # killed between the two renames
             replaced.rename(out)
-        _check_replaceable(given, overwrite)
+        _check_replaceable(given, replace)
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
         try:
-            _lock(lock, given)
+            _lock(lock, partial, given)
+            if fresh:
+                build.discard()
             try:
-                _empty(partial)
                 yield build
-                if out.exists() and any(out.iterdir()):
-                    shutil.rmtree(replaced, ignore_errors=True)
-                    out.rename(replaced)
-                partial.replace(out)
             except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                if not out.exists() and replaced.exists():
-                    replaced.rename(out)
+                if not any(partial.iterdir()):
+                    partial.rmdir()
                 raise
+            if out.exists() and any(out.iterdir()):
+                shutil.rmtree(replaced, ignore_errors=True)
+                out.rename(replaced)
+            partial.replace(out)
         finally:
             os.close(lock)
-        _to_disk(out.parent)
+        to_disk(out.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        needed = f" the set needs up to {_gigabytes(build.needed_bytes)};" if build.needed_bytes else ""
+        needed = f" up to {_gigabytes(build.needed_bytes)} are still needed;" if build.needed_bytes else ""
         raise UserError(
-            f"{partial.parent}: cannot be written, {error.strerror or os.strerror(error.errno)};{needed} "
-            f"nothing at {given} was touched: make room or pack to another disk"
+            f"{partial.parent}: cannot be written, {error.strerror or os.strerror(error.errno)};{needed} what is "
+            f"packed so far is in {partial.name}: make room and give the same command again, or pack to another disk"
         ) from error
 
 
-def _check_replaceable(out: Path, overwrite: bool) -> None:
+def partial_of(out: Path) -> Path:
+    """Where the set `out` is made."""
+    real = Path(os.path.realpath(out))
+    return real.with_name(real.name + PARTIAL)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a finished set, or a finished part of one."""
+    return (folder / MANIFEST).is_file() or (folder / PART).is_file()
+
+
+def _check_replaceable(out: Path, replace: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
         raise UserError(f"{out}: a file, but a shard set is a folder; name another place")
-    if not (out / MANIFEST).is_file():
+    if not is_complete(out):
         raise UserError(
             f"{out}: a folder with other things in it, not a shard set, so it is not overwritten; "
             "name another place or empty it"
         )
-    if not overwrite:
+    if not replace:
         raise UserError(f"{out}: a shard set is already there; name another place, or replace it with --overwrite")
 
 
-def _lock(folder: int, out: Path) -> None:
+def _lock(folder: int, partial: Path, out: Path) -> None:
     """Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,17 +141,12 @@ def _lock(folder: int, out: Path) -> None:
         raise UserError(f"{out}: another process is packing to it; wait for it, or name another place") from None
     except OSError:  # a file system without locks
         return
+    if not partial.exists() or partial.stat().st_ino != os.fstat(folder).st_ino:
+        raise UserError(f"{out}: another process has just finished packing to it; look at what it made")
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(PermissionError):

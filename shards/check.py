@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import Rejected
-from unfused_fast.shards.check_shard import DigestTask, ShardReport, ShardTask, examine_shards
+from unfused_fast.shards.check_shard import DigestTask, ShardReport, ShardTask
 from unfused_fast.shards.check_table import table_damage, table_warnings
 from unfused_fast.shards.findings import Finding, Kind, Tally, finding
 from unfused_fast.shards.measures import CLIPPED_SHARE
@@ -24,6 +23,8 @@ SPECTRUM_CLIPS = 512
 that one clip in a hundred has is seen with a chance of 99 %; all of them would take longer than reading the set."""
 NARROW_SHARE = 0.02
 """Of the clips looked at: fewer with a narrow band are no finding. Ours: of clean instrument notes 1 % look so."""
+SECONDS_PER_CLIP = 120.0
+"""Longest that one clip may take. Ours: a clip is an hour long at most, and decoded in seconds."""
 
 Progress = Callable[[int, int, int], None]
 
@@ -54,7 +55,7 @@ def check(directory: Path, *, workers: int | None = None, progress: Progress | N
     """Reads all of a set and compares: tars with indexes, members with the table, the table with the manifest.
 
     Args:
-        workers: processes; None: one a core. With 1 there are none, and a crash of a decoder ends the program.
+        workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
         progress: called with clips done, clips in all, findings so far.
     """
     try:
@@ -68,24 +69,23 @@ def check(directory: Path, *, workers: int | None = None, progress: Progress | N
     corrupt, seen = list(table_damage(directory, manifest, clips)), Tally()
     spans = list(_spans(directory, manifest, clips.num_rows))
     every = max(1, -(-clips.num_rows // SPECTRUM_CLIPS))
-    shard_tasks = (_task(span, manifest, clips, every) for span in spans)
-    tasks = ([task] for task in chain([DigestTask(directory, manifest.label_names)], shard_tasks))
-    whole, done, spectra = [], 0, 0
-    with Workers(min(workers or available_cores(), len(spans) + 1)) as pool:
-        answers = pool.in_order(examine_shards, tasks)
-        _, digest = next(answers)
-        if digest != manifest.digest:
-            corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest is not the manifest's"))
-        for span, (_, report) in zip(spans, answers, strict=True):
-            assert not isinstance(report, str)
-            corrupt += _shard_findings(span, report)
-            if isinstance(report, ShardReport):
-                seen.merge(report.warnings)
-                spectra += report.spectra
-                whole += [span] if report.broken is None else []
-            done += span.clips
+    tasks = (_task(span, manifest, clips, every) for span in spans)
+    reports: dict[Path, ShardReport] = {}
+    count = min(available_cores() if workers is None else workers, len(spans) + 1)
+    with Workers(count, SECONDS_PER_CLIP) as pool:
+        for task, answer in pool.answers(chain([DigestTask(directory, manifest.label_names)], tasks)):
+            if isinstance(task, ShardTask) and isinstance(answer, ShardReport):
+                reports[task.tar] = answer
+            elif answer != manifest.digest:
+                corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest is not the manifest's"))
             if progress is not None:
-                progress(done, max(done, clips.num_rows), len(corrupt))
+                faults = sum(bool(report.broken or report.problems.counts) for report in reports.values())
+                progress(sum(report.clips for report in reports.values()), clips.num_rows, len(corrupt) + faults)
+    for span in spans:
+        corrupt += _shard_findings(span, reports[span.tar])
+        seen.merge(reports[span.tar].warnings)
+    whole = [span for span in spans if reports[span.tar].broken is None]
+    spectra = sum(report.spectra for report in reports.values())
     corrupt += _order_findings(directory, manifest, spans, whole)
     warnings = [*table_warnings(directory, manifest, clips), *_audio_warnings(directory, seen, clips.num_rows, spectra)]
     return Checked(corrupt, warnings, clips.num_rows)
@@ -126,11 +126,7 @@ def _task(span: _Span, manifest: Manifest, clips: pa.Table, spectrum_every: int)
     return ShardTask(span.tar, span.split, manifest.codec, manifest.label_names, stored, spectrum_every)
 
 
-def _shard_findings(span: _Span, report: ShardReport | Rejected) -> Iterator[Finding]:
-    if isinstance(report, Rejected):
-        said = "reading it ends the process: its audio crashes the decoder, or memory ran out; copy it again"
-        yield finding(Kind.CRASHED, span.tar, said)
-        return
+def _shard_findings(span: _Span, report: ShardReport) -> Iterator[Finding]:
     for kind, count in report.problems.counts.items():
         said = f"{count} of {report.clips} clips" if count > 1 else ""
         yield finding(kind, span.tar, said, report.problems.examples[kind], count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +18,9 @@ from unfused_fast.shards import measures
 from unfused_fast.shards.audio_files import Rejected
 from unfused_fast.shards.clip_codec import decode_clip
 from unfused_fast.shards.findings import Example, Finding, Kind, Tally, finding
-from unfused_fast.shards.shard_files import Member, check_index, index_path
-from unfused_fast.shards.table import IN_JSON, clips_digest, read_clips
+from unfused_fast.shards.shard_files import IN_JSON, Member, check_index, index_path
+from unfused_fast.shards.table import clips_digest, read_clips
+from unfused_fast.shards.workers import At, Bad
 
 BLOCK_BYTES = 1 << 20
 """Bytes of a read. Ours: it is hashed while it is still in the processor's cache."""
@@ -58,7 +59,7 @@ class ShardTask:
     spectrum_every: int
     """Clips whose id it divides are looked at for DC offset and band as well."""
 
-    def answer(self, bad: Mapping[int, Rejected], at: Callable[[int], None]) -> ShardReport:
+    def answer(self, bad: Bad, at: At) -> ShardReport:
         """Compares every byte of the shard with its index and its part of the table, and measures its audio.
 
         Of a clip that is damaged in several ways the first is named.
@@ -151,14 +152,9 @@ class DigestTask:
     directory: Path
     label_names: tuple[str, ...]
 
-    def answer(self, bad: Mapping[int, Rejected], at: Callable[[int], None]) -> str:
+    def answer(self, bad: Bad, at: At) -> str:
         """As table.clips_digest."""
         return clips_digest(read_clips(self.directory), self.label_names)
-
-
-def examine_shards(tasks: Sequence[ShardTask | DigestTask]) -> list[ShardReport | str]:
-    """What a worker does."""
-    return [task.answer({}, lambda number: None) for task in tasks]
 
 
 def _rows(stream: bytes) -> list[dict[str, Any]]:

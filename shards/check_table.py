@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.findings import EXAMPLES, Example, Finding, Kind, finding
-from unfused_fast.shards.shard_files import index_path
-from unfused_fast.shards.table import CLIPS, KEY_DIGITS, NO_LABEL, REJECTED, Manifest
+from unfused_fast.shards.shard_files import KEY_DIGITS, index_path
+from unfused_fast.shards.table import CLIPS, NO_LABEL, REJECTED, Manifest
 
 OUTLIER_FACTOR = 4.0
 """A clip this much longer or shorter than the median may be an outlier. Ours: speech and sounds vary by less."""

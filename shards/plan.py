@@ -1,16 +1,17 @@
-"""Probed rows -> pieces in their final order, laid out in shards, before anything is decoded.
+"""Headers of all files -> every piece in its final order, laid out in shards, before anything is decoded.
 
-Ours: shards are cut from the plan, not from what turns out to be usable, so that each can be made without the others.
+N rows, P pieces. Ours: shards are cut from the plan, not from what turns out to be usable, so that each can be made
+without the others, by any process of any machine, in any order, at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from unfused_fast.shards.audio_files import Probe
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.sources import SourceRow
 from unfused_fast.shards.table import split_rank
@@ -37,7 +38,7 @@ class Piece:
     number: int
     """From 0."""
     pieces: int
-    """Of this file; 1: it is not cut."""
+    """Of this row; 1: it is not cut."""
     start: int
     stop: int
 
@@ -46,54 +47,127 @@ class Piece:
 class PlannedShard:
     """Consecutive pieces of one split that share a tar."""
 
+    name: str
+    """Of its files, without their endings."""
     split: str
-    pieces: Sequence[Piece]
+    first: int
+    """Place of its first piece in the plan: the id of its first clip, were no piece before it rejected."""
+    last: int
+    """Place after its last piece."""
 
 
-def plan_pieces(probed: Iterable[tuple[SourceRow, Probe]], max_seconds: float, seed: int) -> list[Piece]:
-    """Cuts long files into equal pieces and shuffles all of them, split by split.
+@dataclass(frozen=True)
+class Plan:
+    """All pieces in their final order, as columns: (P,) each but `frames`."""
 
-    A file of d > max_seconds becomes ceil(d / max_seconds) pieces whose lengths differ by one sample at most.
+    rows: Sequence[SourceRow]
+    frames: NDArray[np.int64]
+    """(N,) of each row's file."""
+    row: NDArray[np.int64]
+    number: NDArray[np.int32]
+    pieces: NDArray[np.int32]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def pieces_of(self, shard: PlannedShard) -> list[Piece]:
+        """The pieces of a shard, in order."""
+        return [
+            Piece(
+                self.rows[self.row[place]],
+                int(self.frames[self.row[place]]),
+                int(self.number[place]),
+                int(self.pieces[place]),
+                int(self.start[place]),
+                int(self.stop[place]),
+            )
+            for place in range(shard.first, shard.last)
+        ]
+
+    def bytes(self) -> NDArray[np.int64]:
+        """(P,) what each piece takes up in a tar as WAV; FLAC takes up to twice less."""
+        audio = 44 + 2 * (self.stop - self.start)
+        sizes: NDArray[np.int64] = _SIDE_MEMBERS_BYTES + -(-audio // _TAR_BLOCK) * _TAR_BLOCK
+        return sizes
+
+
+def plan_pieces(
+    rows: Sequence[SourceRow],
+    frames: NDArray[np.int64],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    max_seconds: float,
+    seed: int,
+) -> Plan:
+    """Cuts long rows into equal pieces and shuffles all of them, split by split.
+
+    A row of d > max_seconds becomes ceil(d / max_seconds) pieces whose lengths differ by one sample at most.
     Ours: sorted before they are shuffled, so that the order depends on names and seed alone.
+
+    Args:
+        start, stop: (N,) what is packed of each row, in samples at 16 kHz; nothing where they are equal.
     """
     longest = int(max_seconds * SAMPLE_RATE_HZ)
-    pieces = []
-    for row, probe in probed:
-        count = -(-probe.samples // longest)
-        cuts = [probe.samples * number // count for number in range(count + 1)]
-        pieces += [Piece(row, probe.frames, number, count, cuts[number], cuts[number + 1]) for number in range(count)]
-    pieces.sort(key=lambda piece: (piece.row.split, piece.row.source, piece.number))
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(pieces))
-    shuffled = [pieces[place] for place in order]
-    return sorted(shuffled, key=lambda piece: split_rank(piece.row.split))
+    usable = np.flatnonzero(stop > start)
+    named = sorted(usable.tolist(), key=lambda row: (rows[row].split, rows[row].source))
+    row = np.asarray(named, np.int64)
+    count = -(-(stop[row] - start[row]) // longest)
+    first = np.repeat(np.cumsum(count) - count, count)
+    row, pieces = np.repeat(row, count), np.repeat(count, count)
+    number = np.arange(len(row)) - first
+    length = (stop - start)[row]
+    begin, end = (start[row] + length * place // pieces for place in (number, number + 1))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(row))
+    splits = sorted({rows[place].split for place in named}, key=split_rank)
+    rank_of_row = np.zeros(len(rows), np.int64)
+    rank_of_row[named] = [splits.index(rows[place].split) for place in named]
+    order = order[np.argsort(rank_of_row[row[order]], kind="stable")]
+    return Plan(
+        rows,
+        frames,
+        row[order],
+        number[order].astype(np.int32),
+        pieces[order].astype(np.int32),
+        begin[order],
+        end[order],
+    )
 
 
-def plan_shards(pieces: Sequence[Piece], clips_per_shard: int | None) -> list[PlannedShard]:
-    """Cuts the ordered pieces into shards: at a new split, at `clips_per_shard`, and before `SHARD_BYTES`.
+def plan_shards(plan: Plan, clips_per_shard: int | None) -> list[PlannedShard]:
+    """Cuts the pieces into shards: at a new split, at `clips_per_shard`, and before `SHARD_BYTES`.
 
     Args:
         clips_per_shard: None: a sixteenth of the split (`SHARDS_PER_SPLIT`), but at least `SHARD_CLIPS`.
     """
-    sizes: dict[str, int] = {}
-    for piece in pieces:
-        sizes[piece.row.split] = sizes.get(piece.row.split, 0) + 1
-    shards: list[PlannedShard] = []
-    current: list[Piece] = []
-    current_bytes = 0
-    for piece in pieces:
-        split, size = piece.row.split, piece_bytes(piece)
-        limit = clips_per_shard or max(SHARD_CLIPS, -(-sizes[split] // SHARDS_PER_SPLIT))
-        if current and (current[0].row.split != split or len(current) == limit or current_bytes + size > SHARD_BYTES):
-            shards.append(PlannedShard(current[0].row.split, current))
-            current, current_bytes = [], 0
-        current.append(piece)
-        current_bytes += size
-    if current:
-        shards.append(PlannedShard(current[0].row.split, current))
+    sizes = plan.bytes()
+    shards = []
+    for split, first, last in _splits(plan):
+        limit = clips_per_shard or max(SHARD_CLIPS, -(-(last - first) // SHARDS_PER_SPLIT))
+        ends = np.cumsum(sizes[first:last])
+        number, start = 0, first
+        while start < last:
+            used = int(ends[start - first - 1]) if start > first else 0
+            fitting = first + int(np.searchsorted(ends, used + SHARD_BYTES, side="right"))
+            stop = min(start + limit, max(fitting, start + 1), last)
+            shards.append(PlannedShard(f"{split}-{number:06d}", split, start, stop))
+            number, start = number + 1, stop
     return shards
 
 
-def piece_bytes(piece: Piece) -> int:
-    """What a piece takes up in a tar as WAV; FLAC takes up to twice less."""
-    audio = 44 + 2 * (piece.stop - piece.start)
-    return _SIDE_MEMBERS_BYTES + -(-audio // _TAR_BLOCK) * _TAR_BLOCK
+def share(shards: Sequence[PlannedShard], part: int, parts: int) -> list[PlannedShard]:
+    """Those of `shards` that part `part` of `parts`, counted from 1, makes: consecutive ones, about as many pieces."""
+    pieces = shards[-1].last if shards else 0
+    low, high = pieces * (part - 1) / parts, pieces * part / parts
+    return [shard for shard in shards if low <= (shard.first + shard.last) / 2 < high]
+
+
+def _splits(plan: Plan) -> Iterator[tuple[str, int, int]]:
+    """Each split with the place of its first piece and the place after its last."""
+    first = 0
+    for place in range(1, len(plan) + 1):
+        split = plan.rows[plan.row[first]].split
+        if place == len(plan) or plan.rows[plan.row[place]].split != split:
+            yield split, first, place
+            first = place

@@ -7,9 +7,11 @@ member), made from the offsets at which the members are written.
 from __future__ import annotations
 
 import contextlib
+import json
+import mmap
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,10 +22,15 @@ INDEX_VERSION = "v1.2"
 OWNER = "unfused"
 """User and group of the members, which have no time either. Ours: the same input gives the same bytes."""
 WRITE_BUFFER_BYTES = 1 << 20
+KEY_DIGITS = 9
+"""Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
+IN_JSON = ("fold", "group", "label", "labels", "seconds", "source", "split")
+"""Columns of the clips table that a clip's .json member repeats."""
 COPY_AGAIN = "copy it again, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
 REPACK = "make it again with: wds2idx TAR IDX, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
 
 _BLOCK = tarfile.BLOCKSIZE
+_ID_FIELD = '{"clip_id": '
 
 
 class Member(NamedTuple):
@@ -41,41 +48,94 @@ class ShardWriter:
 
     def __init__(self, tar: Path) -> None:
         """Opens `tar`; the index lies beside it, with the ending .idx."""
-        # Here, because importing webdataset imports torch where that is installed, and reading a set needs neither.
-        from webdataset.writer import TarWriter
-
         self.tar, self.clips = tar, 0
+        self._offset = 0
         self._lines: list[str] = []
         self._file: IO[bytes] = tar.open("wb", buffering=WRITE_BUFFER_BYTES)
-        self._writer: Any = TarWriter(
-            self._file, user=OWNER, group=OWNER, mode=0o444, mtime=0, compress=False, encoder=False
-        )
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Writes one sample, its members in order of extension."""
-        offset, line = self._writer.tarstream.offset, []
+        line = []
         for extension in sorted(members):
-            size = len(members[extension])
-            line.append(f"{extension} {offset + _BLOCK} {size} {key}.{extension}")
-            offset += _BLOCK + _padded(size)
-        self._writer.write({"__key__": key, **members})
-        assert self._writer.tarstream.offset == offset, "a member took more than one header"
+            name, data = f"{key}.{extension}", members[extension]
+            self._file.write(_header(name, len(data)))
+            self._file.write(data)
+            self._file.write(bytes(-len(data) % _BLOCK))
+            line.append(f"{extension} {self._offset + _BLOCK} {len(data)} {name}")
+            self._offset += _BLOCK + _padded(len(data))
         self._lines.append(" ".join(line))
         self.clips += 1
 
     def close(self) -> int:
-        """Writes the index and gives the size of both files in bytes."""
-        self._writer.close()
+        """Writes the end of the tar and the index, and gives the size of both files in bytes."""
+        end = self._offset + 2 * _BLOCK
+        size = -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        self._file.write(bytes(size - self._offset))
         self._file.close()
-        text = "\n".join([f"{INDEX_VERSION} {self.clips}", *self._lines]) + "\n"
+        text = _index_text(self._lines)
         index_path(self.tar).write_text(text, encoding="ascii", newline="\n")
-        return self.tar.stat().st_size + len(text)
+        return size + len(text)
 
     def give_up(self) -> None:
-        """Closes the files as they are, to be deleted."""
-        for opened in (self._writer, self._file):
-            with contextlib.suppress(OSError, ValueError):  # a full disk refuses the last bytes again
-                opened.close()
+        """Closes the tar as it is, to be deleted."""
+        with contextlib.suppress(OSError):  # a full disk refuses the last bytes again
+            self._file.close()
+
+    def delete(self) -> None:
+        """Removes both files."""
+        self.tar.unlink(missing_ok=True)
+        index_path(self.tar).unlink(missing_ok=True)
+
+
+def clip_key(clip_id: int) -> str:
+    """The key of a clip: its id, `KEY_DIGITS` long, so that names sort as ids do."""
+    return f"{clip_id:0{KEY_DIGITS}d}"
+
+
+def clip_json(row: Mapping[str, Any], label_names: Sequence[str]) -> bytes:
+    """Content of the .json member: clip_id, the columns of `IN_JSON`, and label_names, the names of its labels.
+
+    Ours: clip_id comes first and is padded to `KEY_DIGITS`, so that a clip can be renumbered in its place.
+    """
+    rest = {name: row[name] for name in IN_JSON} | {"label_names": [label_names[label] for label in row["labels"]]}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False)
+    return f"{_ID_FIELD}{row['clip_id']:{KEY_DIGITS}d}, {text[1:]}".encode()
+
+
+def renumber(tar: Path, first_id: int) -> None:
+    """Gives the clips of a shard the ids from `first_id` on, in the place where they are, and brings it to the disk.
+
+    Only names, .index and the clip_id of .json change, none of them in length; so this may be stopped at any moment and
+    done again. Ours: how many clips come before a shard is known only when all shards before it are made.
+    """
+    index = index_path(tar)
+    samples, lines = read_index(index), []
+    with tar.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        for clip_id, members in enumerate(samples, first_id):
+            key, line = clip_key(clip_id), []
+            for member in members:
+                name = f"{key}.{member.extension}"
+                content[member.offset - _BLOCK : member.offset] = _header(name, member.size)
+                if member.extension == "index":
+                    content[member.offset : member.offset + member.size] = key.encode()
+                elif member.extension == "json":
+                    start = member.offset + len(_ID_FIELD)
+                    content[start : start + KEY_DIGITS] = f"{clip_id:{KEY_DIGITS}d}".encode()
+                line.append(f"{member.extension} {member.offset} {member.size} {name}")
+            lines.append(" ".join(line))
+        content.flush()
+        os.fsync(file.fileno())
+    replace_file(index, _index_text(lines).encode("ascii"))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file so that there is always the old one or the new one, whole."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def index_path(tar: Path) -> Path:
@@ -169,6 +229,16 @@ def _check_header(tar: Path, index: Path, member: Member, header: bytes) -> None
             f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {info.name} of {info.size} bytes "
             f"there: the index of another tar; {REPACK}"
         )
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _index_text(lines: Sequence[str]) -> str:
+    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines]) + "\n"
 
 
 def _padded(size: int) -> int:

@@ -18,12 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.shard_files import index_path
+from unfused_fast.shards.shard_files import clip_key, index_path
 
 SCHEMA_VERSION = 3
-MANIFEST, CLIPS, REJECTED = "manifest.json", "clips.parquet", "rejected.csv"
-KEY_DIGITS = 9
-"""Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
+MANIFEST, CLIPS, REJECTED, PART = "manifest.json", "clips.parquet", "rejected.csv", "part.json"
 NO_LABEL = -1
 FIRST_SPLITS = ("train", "valid", "test")
 
@@ -46,8 +44,8 @@ CLIPS_SCHEMA = pa.schema(_COLUMNS)
 clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a split.
 fold: the published cross-validation fold, or null. seconds = samples / 16000. source: the file, relative to the source
 that was packed. sha256: hex, of the little-endian PCM16."""
-IN_JSON = ("fold", "group", "label", "labels", "seconds", "source", "split")
-"""Columns that a clip's .json member repeats, after its clip_id and before the names of its labels."""
+DONE_SCHEMA = pa.schema({name: _COLUMNS[name] for name in _COLUMNS if name not in ("clip_id", "key")})
+"""What is known of the clips of a shard before they are numbered."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,13 @@ class Manifest:
     log_mel: Mapping[str, float] | None
     """What the `statistics` of pack() gave: mean, std, clips measured; None without any."""
     written_by: str
+    request: str = ""
+    """The sha256 (hex) of what was asked for, sources and options: the same request gives the same set."""
+    dataset: Mapping[str, Any] | None = None
+    """Name and options of the adapter that found the clips; None for a folder or CSV."""
     schema_version: int = SCHEMA_VERSION
     sample_rate: int = 16000
     """In hertz."""
-    dataset: Mapping[str, Any] | None = None
-    """Which adapter found the files: name (see datasets.DATASETS), options given; None for a folder or a CSV."""
 
     def to_json(self) -> str:
         """Text of manifest.json."""
@@ -167,17 +167,14 @@ def split_rank(split: str) -> tuple[int, str]:
 def read_manifest(directory: Path) -> Manifest:
     """Reads manifest.json. Raises UserError: none there, another schema version, or malformed."""
     path = directory / MANIFEST
-    if not directory.is_dir():
+    if not directory.is_dir() and not directory.with_name(f"{directory.name}.partial").is_dir():
         raise UserError(
             f"{directory}: no such folder; make a shard set there with: unfused-fast shard SOURCE {directory}"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{directory}: holds no {MANIFEST}, so it is unfinished or no shard set; "
-            f"make one with: unfused-fast shard SOURCE {directory}"
-        ) from None
+        raise UserError(_no_manifest(directory)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
@@ -204,6 +201,21 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again") from error
 
 
+def _no_manifest(directory: Path) -> str:
+    if (directory / PART).is_file():
+        number, count = json.loads((directory / PART).read_text(encoding="utf-8"))["part"]
+        return f"{directory}: part {number} of {count} of a set; join all parts with: unfused-fast merge PART... OUT"
+    unfinished = directory if directory.suffix == ".partial" else directory.with_name(f"{directory.name}.partial")
+    if (unfinished / "journal").is_dir():
+        return (
+            f"{directory}: unfinished; finish it with the same unfused-fast shard command that began it "
+            f"(OUT is {unfinished.with_suffix('')})"
+        )
+    return (
+        f"{directory}: holds no {MANIFEST}, so it is no shard set; make one with: unfused-fast shard SOURCE {directory}"
+    )
+
+
 def read_clips(directory: Path) -> pa.Table:
     """Reads clips.parquet. Raises UserError: missing, malformed, or ids that are not the row numbers."""
     path = directory / CLIPS
@@ -222,12 +234,19 @@ def read_clips(directory: Path) -> pa.Table:
     return clips
 
 
-def write_clips(directory: Path, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Writes clips.parquet and gives the table."""
-    clips = pa.table({name: list(columns[name]) for name in CLIPS_SCHEMA.names}, schema=CLIPS_SCHEMA)
+def numbered(clips: pa.Table) -> pa.Table:
+    """DONE_SCHEMA of all shards in order -> CLIPS_SCHEMA."""
+    ids = range(clips.num_rows)
+    columns = {"clip_id": pa.array(ids, pa.int64()), "key": pa.array([clip_key(clip_id) for clip_id in ids])}
+    return pa.table(
+        [columns[name] if name in columns else clips[name] for name in CLIPS_SCHEMA.names], schema=CLIPS_SCHEMA
+    )
+
+
+def write_clips(directory: Path, clips: pa.Table) -> None:
+    """Writes clips.parquet."""
     with (directory / CLIPS).open("wb") as file:  # Python's own file, whose errors carry the number of a full disk
         pq.write_table(clips, file, compression="zstd")
-    return clips
 
 
 def clips_digest(clips: pa.Table, label_names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Worker processes: tasks go out in order, answers come back in order, and a dead process costs one item."""
+"""Worker processes: each answers one task at a time, item by item; a process that dies or hangs costs one item."""
 
 from __future__ import annotations
 
@@ -8,21 +8,54 @@ import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio_files import Reason, Rejected
 
-Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+AnswerOut = TypeVar("AnswerOut", covariant=True)
+Bad = Mapping[int, Rejected]
+At = Callable[[int], None]
 
-CHUNKS_IN_FLIGHT = 3
-"""Chunks per worker, out or decoded and not yet written. Ours: one at work, one waiting, one to even out lengths."""
+SECONDS_PER_ITEM = 120.0
+"""Longest that one item may take. Ours: an hour of audio is decoded and resampled in seconds."""
+LOOK_EVERY_SECONDS = 0.25
+
+
+class Job(Protocol[AnswerOut]):
+    """A task: pickled, sent to a process, answered there."""
+
+    def answer(self, bad: Bad, at: At) -> AnswerOut:
+        """Does the task, calling `at(item)` before each item; items in `bad` are rejected without being touched."""
+
+
+class Pool(Protocol):
+    """Where tasks are answered."""
+
+    def answers(
+        self, jobs: Iterable[Job[Answer]], progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[Job[Answer], Answer]]:
+        """Every job with its answer, as they come."""
+
+
+@dataclass
+class _Process:
+    process: Any
+    pipe: Connection
+    place: Any
+    """Shared with the process: the item it is at, and since when (time.monotonic)."""
+    job: Any = None
+    bad: dict[int, Rejected] = field(default_factory=dict)
+    suspected: set[int] = field(default_factory=set)
+    """Items at which a process died once."""
 
 
 def available_cores() -> int:
@@ -31,12 +64,17 @@ def available_cores() -> int:
 
 
 class Workers:
-    """A pool that outlives its processes. With `count` 1 everything runs in this process, and a crash ends it."""
+    """`count` processes; with 0 everything runs in this process, and a crash ends it."""
 
-    def __init__(self, count: int) -> None:
-        """Starts the first process. Raises UserError when it cannot start."""
-        self.count = count
-        self._pool = self._start() if count > 1 else None
+    def __init__(self, count: int, seconds_per_item: float = SECONDS_PER_ITEM) -> None:
+        """Starts no process yet."""
+        self.count, self.seconds_per_item = count, seconds_per_item
+        # Not fork: the caller may hold threads and locks of torch, and a fork would copy them half way.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload(["unfused_fast.shards.pack_shard"])
+        self._processes: list[_Process] = []
 
     def __enter__(self) -> Self:
         return self
@@ -44,77 +82,127 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._processes:
+            worker.process.kill()
+        for worker in self._processes:
+            worker.process.join()
+            worker.pipe.close()
+        self._processes = []
 
-    def in_order(
-        self, task: Callable[[Sequence[Item]], list[Answer | Rejected]], chunks: Iterable[Sequence[Item]]
-    ) -> Iterator[tuple[Item, Answer | Rejected]]:
-        """Every item with its answer, in the order given, whatever the number of workers.
+    def answers(
+        self, jobs: Iterable[Job[Answer]], progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[Job[Answer], Answer]]:
+        """Every job with its answer, as they come; jobs are drawn from the iterable as processes become free.
 
-        An item that kills its process, twice, the second time alone, gets `Rejected(Reason.CRASHED)` for an answer.
+        An item at which a process dies is tried once more; when it dies there again, or takes longer than
+        `seconds_per_item`, the job is done anew with that item rejected, `Reason.CRASHED` or `Reason.HUNG`.
+
+        Args:
+            progress: told now and then how many items of unfinished jobs are done.
+
+        Raises:
+            UserError: processes die before they begin. Whatever else a job raises.
         """
-        if self._pool is None:
-            for chunk in chunks:
-                yield from zip(chunk, task(chunk), strict=True)
+        if not self.count:
+            yield from ((job, job.answer({}, _ignore)) for job in jobs)
             return
-        waiting: deque[tuple[Sequence[Item], Future[list[Answer | Rejected]]]] = deque()
-        for chunk in chunks:
-            waiting.append((chunk, self._submit(task, chunk)))
-            if len(waiting) >= CHUNKS_IN_FLIGHT * self.count:
-                yield from self._first(task, waiting)
-        while waiting:
-            yield from self._first(task, waiting)
+        waiting, again = iter(jobs), deque[tuple[Any, dict[int, Rejected], set[int]]]()
+        busy: list[_Process] = []
+        while True:
+            while len(busy) < self.count:
+                job: Any
+                job, bad, suspected = again.popleft() if again else (next(waiting, None), {}, set())
+                if job is None:
+                    break
+                worker = next((known for known in self._processes if known not in busy), None) or self._start()
+                worker.job, worker.bad, worker.suspected = job, bad, suspected
+                worker.place[:] = (-1, time.monotonic())
+                with contextlib.suppress(OSError):  # dead: found below
+                    worker.pipe.send((job, bad))
+                busy.append(worker)
+            if not busy:
+                return
+            ready = wait(
+                [worker.pipe for worker in busy] + [worker.process.sentinel for worker in busy], LOOK_EVERY_SECONDS
+            )
+            if progress is not None:
+                progress(sum(max(0, int(worker.place[0])) for worker in busy))
+            for worker in list(busy):
+                stuck = time.monotonic() - worker.place[1] > self.seconds_per_item
+                if not (stuck or worker.pipe in ready or worker.process.sentinel in ready):
+                    continue
+                try:
+                    answer, error = worker.pipe.recv() if worker.pipe.poll() else self._end(worker, stuck)
+                except (EOFError, OSError):
+                    answer, error = self._end(worker, stuck)
+                busy.remove(worker)
+                if error is not None:
+                    raise error
+                if answer is _LOST:
+                    again.append((worker.job, worker.bad, worker.suspected))
+                else:
+                    yield worker.job, answer
 
-    def _first(self, task: Callable[..., Any], waiting: deque[tuple[Any, Future[Any]]]) -> Iterator[Any]:
-        chunk, future = waiting.popleft()
+    def _end(self, worker: _Process, stuck: bool) -> tuple[Any, Exception | None]:
+        """Takes a dead or stuck process out, and notes the item that it was at."""
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+        self._processes.remove(worker)
+        item = int(worker.place[0])
+        if item < 0:
+            if item in worker.suspected:
+                return None, UserError(
+                    "the worker processes end as soon as they start; call pack() below `if __name__ == '__main__':`, "
+                    "or look for the reason (memory?) in the system's log"
+                )
+            worker.suspected.add(item)
+        elif stuck:
+            worker.bad[item] = Rejected(Reason.HUNG, f"took longer than {self.seconds_per_item:g} s")
+        elif item in worker.suspected:
+            worker.bad[item] = Rejected(Reason.CRASHED)
+        else:
+            worker.suspected.add(item)
+        return _LOST, None
+
+    def _start(self) -> _Process:
+        ours, theirs = self._context.Pipe()
+        place = self._context.RawArray("d", 2)
+        process = self._context.Process(target=_work, args=(theirs, place), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(_Process(process, ours, place))
+        return self._processes[-1]
+
+
+_LOST = object()
+
+
+def _ignore(item: int) -> None:
+    """Nobody watches."""
+
+
+def _work(pipe: Connection, place: Any) -> None:
+    """A process: jobs come in, answers or exceptions go out, until the pipe is closed."""
+    _prepare_process()
+
+    def at(item: int) -> None:
+        place[:] = (item, time.monotonic())
+
+    while True:
         try:
-            answers = future.result()
-        except BrokenProcessPool:
-            self._restart()
-            answers = [self._alone(task, item) for item in chunk]
-            for place, (later, known) in enumerate(waiting):
-                if known.cancelled() or not known.done() or known.exception() is not None:
-                    waiting[place] = (later, self._submit(task, later))
-        return zip(chunk, answers, strict=True)
-
-    def _alone(self, task: Callable[..., Any], item: Any) -> Any:
+            job, bad = pipe.recv()
+        except EOFError:
+            return
+        answer: Any = None
+        error: Exception | None = None
         try:
-            return self._submit(task, [item]).result()[0]
-        except BrokenProcessPool:
-            self._restart()
-            return Rejected(Reason.CRASHED)
-
-    def _submit(self, task: Callable[..., Any], chunk: Any) -> Future[Any]:
-        assert self._pool is not None
-        try:
-            return self._pool.submit(task, chunk)
-        except BrokenProcessPool as error:  # answered by _first, in its turn
-            broken: Future[Any] = Future()
-            broken.set_exception(error)
-            return broken
-
-    def _restart(self) -> None:
-        assert self._pool is not None
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        # Not fork: the caller may hold threads and locks of torch, and a fork would copy them half way.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(["unfused_fast.shards.audio_files"])
-        pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_prepare_process)
-        try:
-            pool.submit(os.getpid).result()
-        except BrokenProcessPool as error:
-            pool.shutdown()
-            raise UserError(
-                "the worker processes end as soon as they start; call pack() below `if __name__ == '__main__':`, "
-                "or with one worker (--workers 1)"
-            ) from error
-        return pool
+            answer = job.answer(bad, at)
+        except Exception as raised:  # the parent raises it
+            raised.add_note(traceback.format_exc())
+            error = raised
+        at(-1)
+        pipe.send((answer, error))
 
 
 def _prepare_process() -> None:

@@ -1,65 +1,40 @@
-"""Rows -> a shard set: probe every file, plan, decode and pack in the order of the plan."""
+"""Rows -> a shard set, or a part of one: read all headers, plan, make the shards in any order, number and finish."""
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unfused_fast import __version__
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import (
-    MINIMUM_SAMPLES,
-    PieceTask,
-    Probe,
-    Reason,
-    Rejected,
-    encode_many,
-    probe_many,
-)
-from unfused_fast.shards.building import building
-from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.plan import PlannedShard, piece_bytes, plan_pieces, plan_shards
-from unfused_fast.shards.set_files import Rejections, SetWriter
-from unfused_fast.shards.sources import SourceRow, check_split_name
-from unfused_fast.shards.table import Manifest, ShardSet, clips_digest, write_clips
-from unfused_fast.shards.workers import Workers, available_cores
-
-Codec = Literal["wav", "flac"]
-Statistics = Callable[[Iterator[NDArray[np.int16]]], Mapping[str, float]]
-Progress = Callable[[int, int, int], None]
-
-STATISTICS_SPLIT, STATISTICS_CLIPS = "train", 2048
-"""Clips that `statistics` gets. Ours: the first ids are a random sample, and so many fix a log-mel's mean and std well
-beyond what training notices."""
-PROBE_CHUNK = 64
-"""Files a task."""
-DECODE_CHUNK_CLIPS, DECODE_CHUNK_SECONDS = 16, 40.0
-"""Most clips and seconds of audio of a task. Ours: handing a task over costs about as much as a short clip."""
-PROGRESS_EVERY = 16
-LONGEST_SECONDS = 3600.0
-"""Largest max_seconds. Ours: a clip is held in memory whole."""
+from unfused_fast.shards.building import Building, building, is_complete, partial_of
+from unfused_fast.shards.finish import PackResult, Statistics, finish, rejected_reasons, result_of
+from unfused_fast.shards.journal import Journal
+from unfused_fast.shards.making import Progress, make_shards, plan_set, read_headers
+from unfused_fast.shards.options import Codec, PackOptions, Request, request_of
+from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.table import PART, open_shards, read_manifest
+from unfused_fast.shards.workers import Pool, Workers, available_cores
 
 
 @dataclass(frozen=True)
-class PackResult:
-    """What pack() did."""
+class PartResult:
+    """What pack_part() did."""
 
-    shard_set: ShardSet
+    directory: Path
+    part: tuple[int, int]
+    shards: int
     packed: int
-    """Clips in the set."""
+    """Clips."""
     rejected: dict[str, int]
-    """Rows of rejected.csv by reason, most frequent first."""
-    audio_seconds: float
-    """Of the clips."""
-    shard_bytes: int
-    """Size of tars and indexes."""
+    """By reason; files that were rejected by their headers are counted in every part."""
+    shards_made: int
+    """In this run; the others were there."""
     wall_seconds: float
 
 
@@ -71,173 +46,150 @@ def pack(
     max_seconds: float = 10.0,
     min_seconds: float = 0.1,
     seed: int = 0,
-    workers: int | None = None,
     clips_per_shard: int | None = None,
+    max_file_hours: float = 24.0,
+    workers: int | None = None,
+    pool: Pool | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    dataset: Mapping[str, Any] | None = None,
     statistics: Statistics | None = None,
     progress: Progress | None = None,
 ) -> PackResult:
     """Packs audio files into a shard set at `out`. The same rows and options give the same bytes for any `workers`.
 
-    The set is made in the sibling folder OUT.partial (what an earlier run left there is deleted) and takes OUT's place
-    when it is complete. Files that cannot be used end in rejected.csv; the pieces of a long file are judged one by one.
+    The set is made in the sibling folder OUT.partial and takes OUT's place when it is complete. Whatever ends this
+    function, it goes on with OUT.partial when it is called again. Files that cannot be used end in rejected.csv; the
+    pieces of a long file are judged one by one. For the options that decide the bytes see PackOptions.
 
     Args:
-        max_seconds: longer files are cut into equal pieces, each a clip whose group is the file's.
-        min_seconds: shorter clips are rejected.
-        seed: of the shuffle.
-        workers: processes; None: one a core. With 1 there are none, and a crash of a decoder ends the program.
-        clips_per_shard: most clips of a tar; None: see plan.plan_shards.
-        overwrite: replace the shard set at `out`.
+        workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
+        pool: where the work is done instead.
+        overwrite: replace the shard set at `out`, and delete what an unfinished run left (unless `resume`).
+        resume: a set at `out` that this call would make again is left as it is, and described.
+        dataset: for the manifest.
         statistics: given the samples of the first training clips, (samples,) int16 each; what it returns becomes
             manifest.log_mel.
         progress: called with steps done, steps in all, rejections: up to the number of files while they are probed,
             then from 0 up to the number of clips.
 
     Raises:
-        UserError: an option out of range, nothing usable, a full disk, or something at `out` that must stay.
+        UserError: an option out of range, nothing usable, a full disk, something at `out` that must stay, or an
+            unfinished set that was begun with other options.
     """
     started = time.perf_counter()
-    _check_options(rows, codec, max_seconds, min_seconds, seed, workers, clips_per_shard)
-    minimum_samples = round(min_seconds * SAMPLE_RATE_HZ)
-    rejections = Rejections()
+    options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
+    rows = sorted(rows, key=attrgetter("source"))
+    request = request_of(rows, options, dataset)
+    if _is_finished(out, resume):
+        if (out / PART).is_file() or read_manifest(out).request != request.digest:
+            raise _other(out)
+        return result_of(open_shards(out), out, {}, 0, time.perf_counter() - started)
     report = progress or _no_progress
-    with building(out, overwrite) as build:
-        with Workers(workers or available_cores()) as pool:
-            probed = _probe(pool, rows, minimum_samples, rejections, report)
-            label_names = sorted({name for row, _ in probed for name in row.labels or [row.label] if name is not None})
-            pieces = plan_pieces(probed, max_seconds, seed)
-            build.needed_bytes = sum(map(piece_bytes, pieces))
-            if codec == "wav":
-                build.check_space()
-            with SetWriter(build.folder, codec, label_names) as writer:
-                _decode(pool, plan_shards(pieces, clips_per_shard), codec, minimum_samples, writer, rejections, report)
-        splits = writer.splits()
-        if not splits:
-            raise UserError(f"{rejections.summary(len(rows))}; nothing was written: name audio that libsndfile reads")
-        rejections.write(build.folder)
-        clips = write_clips(build.folder, writer.columns)
-        log_mel = None
-        if statistics is not None and STATISTICS_SPLIT in splits:
-            log_mel = dict(statistics(writer.first_clips(STATISTICS_SPLIT, STATISTICS_CLIPS)))
-        manifest = Manifest(
-            codec=codec,
-            max_seconds=float(max_seconds),
-            seed=seed,
-            splits=splits,
-            label_names=tuple(label_names),
-            digest=clips_digest(clips, label_names),
-            rejected=len(rejections.rows),
-            log_mel=log_mel,
-            written_by=f"unfused-fast {__version__}",
-        )
-        build.finish(manifest.to_json())
-    return PackResult(
-        shard_set=ShardSet(Path(out), manifest, clips),
-        packed=clips.num_rows,
-        rejected=rejections.by_reason(),
-        audio_seconds=sum(info.seconds for info in splits.values()),
-        shard_bytes=writer.shard_bytes,
-        wall_seconds=time.perf_counter() - started,
-    )
+    with ExitStack() as stack:
+        journal, build = stack.enter_context(_journaled(out, request, None, overwrite, resume))
+        pool = pool or stack.enter_context(Workers(_processes(workers)))
+        plan, rejected = read_headers(pool, journal, rows, options, report)
+        shards, label_names = plan_set(journal, plan, rejected, options, None)
+        made = make_shards(pool, build, journal, plan, shards, label_names, options, report)
+        reasons = rejected_reasons(journal)
+        shard_set = finish(build, journal, options, request, statistics)
+    return result_of(shard_set, out, reasons, made, time.perf_counter() - started)
 
 
-def _probe(
-    pool: Workers, rows: Sequence[SourceRow], minimum_samples: int, rejections: Rejections, report: Progress
-) -> list[tuple[SourceRow, Probe]]:
-    """Headers of all files; the rows whose files can be decoded, as far as headers tell."""
-    paths = [row.path for row in rows]
-    chunks = (paths[start : start + PROBE_CHUNK] for start in range(0, len(paths), PROBE_CHUNK))
-    probed = []
-    answers = pool.in_order(probe_many, chunks)
-    for done, (row, (_, answer)) in enumerate(zip(rows, answers, strict=True), 1):
-        if isinstance(answer, Probe) and answer.samples < minimum_samples:
-            answer = Rejected(Reason.TOO_SHORT, f"{answer.samples / SAMPLE_RATE_HZ:.3f} s")
-        if isinstance(answer, Rejected):
-            rejections.add(row.source, answer)
-        else:
-            probed.append((row, answer))
-        if done % PROGRESS_EVERY == 0 or done == len(rows):
-            report(done, len(rows), len(rejections.rows))
-    return probed
-
-
-def _decode(
-    pool: Workers,
-    shards: Sequence[PlannedShard],
-    codec: Codec,
-    minimum_samples: int,
-    writer: SetWriter,
-    rejections: Rejections,
-    report: Progress,
-) -> None:
-    """Decodes the pieces and writes them, shard by shard."""
-    placed = [(shard, piece) for shard in shards for piece in shard.pieces]
-    tasks = (
-        PieceTask(piece.row.path, piece.frames, piece.start, piece.stop, codec, minimum_samples) for _, piece in placed
-    )
-    answers = pool.in_order(encode_many, _chunks(tasks))
-    current = None
-    for done, ((shard, piece), (_, answer)) in enumerate(zip(placed, answers, strict=True), 1):
-        if shard is not current:
-            writer.end_shard()
-            current = shard
-        if isinstance(answer, Rejected):
-            rejections.add(piece.row.source, answer, piece.number, piece.pieces)
-        else:
-            writer.add(piece, answer)
-        if done % PROGRESS_EVERY == 0 or done == len(placed):
-            report(done, len(placed), len(rejections.rows))
-
-
-def _chunks(tasks: Iterator[PieceTask]) -> Iterator[list[PieceTask]]:
-    chunk: list[PieceTask] = []
-    samples = 0
-    for task in tasks:
-        chunk.append(task)
-        samples += task.stop - task.start
-        if len(chunk) == DECODE_CHUNK_CLIPS or samples >= DECODE_CHUNK_SECONDS * SAMPLE_RATE_HZ:
-            yield chunk
-            chunk, samples = [], 0
-    if chunk:
-        yield chunk
-
-
-def _check_options(
+def pack_part(
     rows: Sequence[SourceRow],
-    codec: str,
-    max_seconds: float,
-    min_seconds: float,
-    seed: int,
-    workers: int | None,
-    clips_per_shard: int | None,
-) -> None:
-    if not rows:
-        raise UserError("no files to pack; name a folder or a CSV with at least one audio file")
-    for split in {row.split for row in rows}:
-        check_split_name(split, "the rows to pack")
-    shortest = MINIMUM_SAMPLES / SAMPLE_RATE_HZ
-    checks = (
-        (codec in ("wav", "flac"), f"codec {codec}, but a shard set holds wav or flac; choose one of them"),
-        (
-            math.isfinite(min_seconds) and min_seconds >= shortest,
-            f"min_seconds {min_seconds:g}, but a log-mel needs {shortest:.4f} s or more; take the default 0.1",
-        ),
-        (
-            2 * min_seconds <= max_seconds <= LONGEST_SECONDS,
-            f"max_seconds {max_seconds:g}, but it must lie between {2 * min_seconds:g}, twice min_seconds, and "
-            f"{LONGEST_SECONDS:g}",
-        ),
-        (seed >= 0, f"seed {seed}, but a seed is 0 or more"),
-        (workers is None or workers >= 1, f"{workers} workers, but at least 1 is needed; leave it out for one a core"),
-        (
-            clips_per_shard is None or clips_per_shard >= 1,
-            f"{clips_per_shard} clips per shard, but at least 1 is needed",
-        ),
+    out: Path,
+    part: tuple[int, int],
+    options: PackOptions,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    dataset: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> PartResult:
+    """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
+
+    Each part reads the headers of all files and decodes its share. All else is as pack() does it.
+    """
+    started = time.perf_counter()
+    if not 1 <= part[0] <= part[1]:
+        raise UserError(f"part {part[0]}/{part[1]}, but parts are 1/n to n/n")
+    rows = sorted(rows, key=attrgetter("source"))
+    request = request_of(rows, options, dataset)
+    if _is_finished(out, resume):
+        about = read_part(out)
+        if (about["request"], tuple(about["part"])) != (request.digest, part):
+            raise _other(out)
+        return _part_result(out, part, 0, time.perf_counter() - started)
+    with ExitStack() as stack:
+        journal, build = stack.enter_context(_journaled(out, request, part, overwrite, resume))
+        pool = stack.enter_context(Workers(_processes(workers)))
+        report = progress or _no_progress
+        plan, rejected = read_headers(pool, journal, rows, options, report)
+        shards, label_names = plan_set(journal, plan, rejected, options, part)
+        made = make_shards(pool, build, journal, plan, shards, label_names, options, report)
+        about = {"asked": dict(request.values), "request": request.digest, "part": list(part)}
+        build.finish(PART, json.dumps(about, indent=2, sort_keys=True) + "\n")
+    return _part_result(out, part, made, time.perf_counter() - started)
+
+
+def read_part(directory: Path) -> dict[str, Any]:
+    """What part.json says: asked (see Request), request (its digest), part ([i, n]).
+
+    Raises:
+        UserError: there is none, or it is malformed.
+    """
+    path = directory / PART
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if {"asked", "request", "part"} <= set(about) and len(about["part"]) == 2:
+            return about
+        problem: object = f"its keys are {', '.join(about)}"
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory}: no finished part of a set; make one with: unfused-fast shard SOURCE {directory} --part i/n"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        problem = error
+    raise UserError(f"{path}: not what a part holds ({problem}); copy the part again or pack it again")
+
+
+@contextmanager
+def _journaled(
+    out: Path, request: Request, part: tuple[int, int] | None, overwrite: bool, resume: bool
+) -> Iterator[tuple[Journal, Building]]:
+    before = Journal(partial_of(out))
+    replace = overwrite or (resume and before.replaces)
+    with building(out, replace, fresh=overwrite and not resume) as build:
+        journal = Journal(build.folder)
+        journal.begin({**request.values, "part": part and f"{part[0]}/{part[1]}"}, replace, out)
+        yield journal, build
+
+
+def _is_finished(out: Path, resume: bool) -> bool:
+    return resume and is_complete(out) and not Journal(partial_of(out)).begun
+
+
+def _other(out: Path) -> UserError:
+    return UserError(
+        f"{out}: finished, but packed from other sources or with other options than these; name another place, or "
+        "replace it with --overwrite"
     )
-    for fine, message in checks:
-        if not fine:
-            raise UserError(message)
+
+
+def _part_result(out: Path, part: tuple[int, int], made: int, wall_seconds: float) -> PartResult:
+    journal = Journal(out)
+    shards = [done for name in journal.plan().shards if (done := journal.done(name)) is not None]
+    packed = sum(shard.clips.num_rows for shard in shards)
+    return PartResult(out, part, len(shards), packed, rejected_reasons(journal), made, wall_seconds)
+
+
+def _processes(workers: int | None) -> int:
+    if workers is not None and workers < 0:
+        raise UserError(f"{workers} workers, but at least 1 is needed; leave it out for one a core")
+    return available_cores() if workers is None else workers
 
 
 def _no_progress(done: int, total: int, rejected: int) -> None:

@@ -141,7 +141,7 @@ def pack_rows() -> PackRows:
     """`pack_rows(rows, out)` packs rows, 25 clips a shard, with log-mel statistics; gives `out`."""
 
     def packed(rows: list[SourceRow], out: Path) -> Path:
-        pack(rows, out, workers=1, clips_per_shard=25, statistics=log_mel_statistics)
+        pack(rows, out, workers=0, clips_per_shard=25, statistics=log_mel_statistics)
         return out
 
     return packed

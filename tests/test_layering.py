@@ -26,7 +26,7 @@ LAYERS = [
     {"report", "doctor", "everything"},
     {"demo"},
     {"terminal"},
-    {"train_commands"},
+    {"train_commands", "shard_commands"},
     {"cli"},
     {"__main__"},
 ]

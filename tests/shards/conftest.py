@@ -123,7 +123,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[SourceRow]:
 def packed(rows: list[SourceRow], tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The rows packed, 10 clips a shard; not to be written to."""
     out = tmp_path_factory.mktemp("sets") / "packed"
-    return pack(rows, out, workers=1, clips_per_shard=10).shard_set
+    return pack(rows, out, workers=0, clips_per_shard=10).shard_set
 
 
 @pytest.fixture

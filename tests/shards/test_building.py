@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,12 @@ import pytest
 from unfused_fast.errors import UserError
 from unfused_fast.shards.building import building
 from unfused_fast.shards.check import check
+from unfused_fast.shards.finish import PackResult
+from unfused_fast.shards.options import PackOptions
 from unfused_fast.shards.shard_files import ShardWriter
 from unfused_fast.shards.sources import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
-from unfused_fast.shards.write import PackResult, pack
+from unfused_fast.shards.write import pack, pack_part
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -29,7 +27,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def _pack(rows: list[SourceRow], out: Path, **options: Any) -> PackResult:
-    return pack(rows, out, **{"workers": 1, **options})
+    return pack(rows, out, **{"workers": 0, **options})
 
 
 def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path, tmp_path: Path) -> None:
@@ -38,7 +36,7 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
         _pack(rows[:9], copy)
     assert _bytes(copy) == before
     _pack(rows[:9], copy, overwrite=True)
-    assert open_shards(copy).clips.num_rows == 9 and check(copy) == []
+    assert open_shards(copy).clips.num_rows == 9 and check(copy, workers=0).corrupt == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
     (tmp_path / "mine").mkdir()
@@ -55,15 +53,16 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
 
 
 def test_two_packs_to_one_place(rows: list[SourceRow], tmp_path: Path) -> None:
-    with building(tmp_path / "out", overwrite=False) as build:
+    with building(tmp_path / "out", replace=False, fresh=False) as build:
         (build.folder / "kept").write_text("x")
-        with pytest.raises(UserError, match="another process is packing to it"):
-            _pack(rows[:9], tmp_path / "out")
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another process is packing to it"):
+                _pack(rows[:9], tmp_path / "out", overwrite=overwrite)
         assert (build.folder / "kept").exists()
-        build.finish("{}")
+        build.finish("manifest.json", "{}")
 
 
-# What is left when it is stopped
+# What is left when it is stopped, and how it goes on
 
 
 def _failing_add(after: int, error: BaseException) -> Callable[..., None]:
@@ -77,34 +76,66 @@ def _failing_add(after: int, error: BaseException) -> Callable[..., None]:
     return failing
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault")])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_stopped_run_leaves_out_as_it_was(
-    rows: list[SourceRow],
-    copy: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    workers: int,
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault"), FULL])
+def test_a_stopped_run_leaves_out_as_it_was_and_is_gone_on_with(
+    rows: list[SourceRow], copy: Path, packed: ShardSet, tmp_path: Path, error: BaseException
 ) -> None:
     before = _bytes(copy)
-    monkeypatch.setattr(ShardWriter, "add", _failing_add(20, error))
-    with pytest.raises(type(error)):
-        _pack(rows, copy, overwrite=True, workers=workers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardWriter, "add", _failing_add(25, error))
+        wanted = UserError if error is FULL else type(error)
+        said = r"No space left.*so far is in copy.partial: make room and give the same command again"
+        with pytest.raises(wanted, match=said if error is FULL else None):
+            _pack(rows, copy, overwrite=True, clips_per_shard=10)
     assert _bytes(copy) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "copy.partial"]
+    resumed = _pack(rows, copy, resume=True, clips_per_shard=10)
+    assert (resumed.shards, resumed.shards_made) == (6, 3)
+    assert _bytes(copy) == _bytes(packed.directory)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_full_disk(rows: list[SourceRow], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(ShardWriter, "add", _failing_add(25, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        _pack(rows, out, clips_per_shard=10)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"begun with other options \(seed 0 there, 3 now\)"):
+        _pack(rows, out, clips_per_shard=10, seed=3)
+    with pytest.raises(UserError, match=r"files 45 there, 44 now; sources"):
+        _pack(rows[:-1], out, clips_per_shard=10, resume=True)
+    again = _pack(rows, out, clips_per_shard=10, overwrite=True)
+    assert again.shards_made == again.shards == 6
+    assert _bytes(out) == _bytes(packed.directory)
+
+
+def test_a_finished_set_is_left_as_it_is_by_resume(rows: list[SourceRow], copy: Path) -> None:
     before = _bytes(copy)
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(ShardWriter, "add", _failing_add(20, full))
-    with pytest.raises(
-        UserError, match=rf"{tmp_path}: .*No space left.* needs up to 0\.00 GB; nothing at .*copy was touched"
-    ):
-        _pack(rows, copy, overwrite=True)
+    same = _pack(rows, copy, clips_per_shard=10, resume=True)
+    assert (same.packed, same.shards_made) == (45, 0) and _bytes(copy) == before
+    with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
+        _pack(rows[:9], copy, clips_per_shard=10, resume=True)
     assert _bytes(copy) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_damaged_shard_of_an_unfinished_set_is_made_again(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, unfinished = tmp_path / "out", tmp_path / "out.partial"
+    monkeypatch.setattr(ShardWriter, "add", _failing_add(25, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        _pack(rows, out, clips_per_shard=10)
+    monkeypatch.undo()
+    with (unfinished / "train-000001.tar").open("r+b") as tar:
+        tar.truncate(1000)
+    assert _pack(rows, out, clips_per_shard=10).shards_made == 4
+    assert _bytes(out) == _bytes(packed.directory)
 
 
 def test_write_that_the_system_refuses(rows: list[SourceRow], tmp_path: Path) -> None:
@@ -116,7 +147,8 @@ def test_write_that_the_system_refuses(rows: list[SourceRow], tmp_path: Path) ->
             _pack(rows, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.rglob("*.tar"))
+    assert _pack(rows, tmp_path / "out").packed == 45
 
 
 def test_disk_that_is_too_small_is_noticed_first(
@@ -124,30 +156,23 @@ def test_disk_that_is_too_small_is_noticed_first(
 ) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("unfused_fast.shards.building.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"needs up to 0\.00 GB, but the disk has 0\.00 GB free"):
+    with pytest.raises(UserError, match=r"needs up to 0\.00 GB more, but the disk has 0\.00 GB free"):
         _pack(rows, tmp_path / "out")
 
 
-def test_killed_run_is_no_set_and_does_not_hinder_the_next(
-    rows: list[SourceRow], packed: ShardSet, tmp_path: Path
+@pytest.mark.parametrize("kind", ["set", "part"])
+def test_an_unfinished_set_is_refused_by_readers(
+    rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    listed = [[str(row.path), row.source, row.label, row.split, row.group] for row in rows]
-    program = f"""
-import json, os, signal, sys
-from pathlib import Path
-from unfused_fast.shards.sources import SourceRow
-from unfused_fast.shards.write import pack
-rows = [SourceRow(Path(path), *rest) for path, *rest in json.loads(sys.stdin.read())]
-def progress(done, total, rejected):
-    if done == 32 and (Path({str(tmp_path / "out.partial")!r}) / "train-000000.tar").exists():
-        os.kill(os.getpid(), signal.SIGKILL)
-pack(rows, Path({str(tmp_path / "out")!r}), workers=1, clips_per_shard=10, progress=progress)
-"""
-    killed = subprocess.run([sys.executable, "-c", program], input=json.dumps(listed), text=True, cwd=Path.cwd())
-    assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    with pytest.raises(UserError, match="unfinished"):
-        open_shards(tmp_path / "out.partial")
-    _pack(rows, tmp_path / "out", clips_per_shard=10)
-    assert _bytes(tmp_path / "out") == _bytes(packed.directory)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    out = tmp_path / "out"
+    if kind == "part":
+        pack_part(rows, out, (1, 2), PackOptions(), workers=0)
+        with pytest.raises(UserError, match=r"part 1 of 2 of a set.*unfused-fast merge"):
+            open_shards(out)
+        return
+    monkeypatch.setattr(ShardWriter, "add", _failing_add(25, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        _pack(rows, out, clips_per_shard=10)
+    for folder in (out, tmp_path / "out.partial"):
+        with pytest.raises(UserError, match=r"unfinished.*the same unfused-fast shard command"):
+            open_shards(folder)

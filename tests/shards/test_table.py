@@ -63,12 +63,12 @@ def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
 
 def test_no_set(tmp_path: Path) -> None:
     _refused(tmp_path / "gone", "no such folder", "unfused-fast shard")
-    _refused(tmp_path, "holds no manifest.json", "unfinished", "unfused-fast shard")
+    _refused(tmp_path, "holds no manifest.json", "no shard set", "unfused-fast shard")
 
 
 def test_other_version(copy: Path) -> None:
     _edit(copy, schema_version=1)
-    _refused(copy, "schema version 1", "version 2", "pack the set again")
+    _refused(copy, "schema version 1", "version 3", "pack the set again")
     (copy / "manifest.json").write_text("[]")
     _refused(copy, "schema version None")
 
@@ -79,7 +79,7 @@ def test_malformed_manifest(copy: Path) -> None:
     _edit(copy, surprise=1)
     _refused(copy, "manifest.json", "surprise")
     _edit(copy, splits={"train": {}})
-    _refused(copy, "manifest.json", "not a manifest of version 2")
+    _refused(copy, "manifest.json", "not a manifest of version 3")
     (copy / "manifest.json").write_text("{")
     _refused(copy, "manifest.json", "cannot be read")
 

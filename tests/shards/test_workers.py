@@ -1,62 +1,90 @@
-"""Order, and what a dying process costs."""
+"""What a process that dies, hangs or fails costs."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unfused_fast.shards.audio_files import Reason, Rejected
+from unfused_fast.shards.audio_files import Reason
 from unfused_fast.shards.workers import Workers
 
-TASKS = """
+JOBS = """
 import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
 
-def double(items):
-    time.sleep(0.02 if items[0] % 3 == 0 else 0)
-    return [2 * item for item in items]
+@dataclass
+class Double:
+    items: list
+    kind: str = ""
+    mark: str = ""
 
-def die_at_seven(items):
-    if 7 in items:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [2 * item for item in items]
-
-def fail(items):
-    raise RuntimeError("a fault of the program")
+    def answer(self, bad, at):
+        answers = []
+        for place, item in enumerate(self.items):
+            at(place)
+            if place in bad:
+                answers.append(str(bad[place].reason))
+                continue
+            if item == 7 and self.kind == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == 7 and self.kind == "dies once" and not Path(self.mark).exists():
+                Path(self.mark).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == 7 and self.kind == "hangs":
+                time.sleep(1000)
+            if item == 7 and self.kind == "fails":
+                raise RuntimeError("a fault of the program")
+            answers.append(2 * item)
+        return answers
 """
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Functions that worker processes can import, which those of a test module are not."""
-    (tmp_path / "shard_worker_tasks.py").write_text(TASKS)
+def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A job that worker processes can import, which one of a test module is not."""
+    (tmp_path / "shard_worker_jobs.py").write_text(JOBS)
     monkeypatch.syspath_prepend(tmp_path)
-    yield importlib.import_module("shard_worker_tasks")
-    del sys.modules["shard_worker_tasks"]
+    yield importlib.import_module("shard_worker_jobs").Double
+    del sys.modules["shard_worker_jobs"]
 
 
-def _answers(task: Callable[..., Any], workers: int, size: int = 3) -> list[tuple[int, Any]]:
-    chunks = ([*range(start, min(start + size, 20))] for start in range(0, 20, size))
-    with Workers(workers) as pool:
-        return list(pool.in_order(task, chunks))
+def _answers(double: Any, workers: int, *kind: str, seconds: float = 100.0) -> dict[int, Any]:
+    jobs = [double([*range(start, min(start + 3, 20))], *kind) for start in range(0, 20, 3)]
+    with Workers(workers, seconds_per_item=seconds) as pool:
+        found = {
+            item: answer
+            for job, answers in pool.answers(jobs)
+            for item, answer in zip(job.items, answers, strict=True)  # type: ignore[attr-defined]
+        }
+    return dict(sorted(found.items()))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_answers_come_in_order(tasks: Any, workers: int) -> None:
-    assert _answers(tasks.double, workers) == [(item, 2 * item) for item in range(20)]
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_job_is_answered(double: Any, workers: int) -> None:
+    assert _answers(double, workers) == {item: 2 * item for item in range(20)}
 
 
-def test_a_process_that_dies_costs_one_item(tasks: Any) -> None:
-    answers = dict(_answers(tasks.die_at_seven, 2))
-    rejected = answers.pop(7)
-    assert isinstance(rejected, Rejected) and rejected.reason is Reason.CRASHED
-    assert answers == {item: 2 * item for item in range(20) if item != 7}
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_dies_costs_one_item(double: Any, workers: int) -> None:
+    assert _answers(double, workers, "dies") == {item: 2 * item for item in range(20)} | {7: str(Reason.CRASHED)}
 
 
-def test_a_fault_of_the_program_is_not_hidden(tasks: Any) -> None:
+def test_a_process_that_dies_by_accident_costs_nothing(double: Any, tmp_path: Path) -> None:
+    assert _answers(double, 2, "dies once", str(tmp_path / "mark")) == {item: 2 * item for item in range(20)}
+
+
+def test_an_item_that_hangs_costs_itself(double: Any) -> None:
+    found = _answers(double, 2, "hangs", seconds=1.0)
+    assert found == {item: 2 * item for item in range(20)} | {7: str(Reason.HUNG)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fault_of_the_program_is_not_hidden(double: Any, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        _answers(tasks.fail, 2)
+        _answers(double, workers, "fails")

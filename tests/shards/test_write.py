@@ -21,7 +21,7 @@ import soxr
 from numpy.typing import NDArray
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards import write
+from unfused_fast.shards import finish
 from unfused_fast.shards.check import check
 from unfused_fast.shards.shard_files import index_path
 from unfused_fast.shards.sources import SourceRow, source_rows
@@ -43,7 +43,7 @@ def _rejected(folder: Path) -> list[tuple[str, str]]:
 
 
 def _pack(rows: list[SourceRow], out: Path, **options: Any) -> PackResult:
-    return pack(rows, out, **{"workers": 1, **options})
+    return pack(rows, out, **{"workers": 0, **options})
 
 
 # What is in a set
@@ -55,7 +55,7 @@ def test_mixed_folder_is_packed_whatever_the_workers(mixed: Any, tmp_path: Path,
     calls: list[tuple[int, int, int]] = []
     result = _pack(rows, tmp_path / "one", codec=codec, progress=lambda *call: calls.append(call))
     packed = result.shard_set
-    assert check(tmp_path / "one") == []
+    assert check(tmp_path / "one", workers=0).corrupt == []
     assert sorted(packed.clips["source"].to_pylist()) == sorted(mixed.good)
     assert result.packed == len(mixed.good)
     for row in packed.clips.to_pylist():
@@ -152,7 +152,7 @@ def test_shards_are_cut_by_clips_and_by_split(packed: ShardSet) -> None:
 def test_statistics_get_the_first_training_clips(
     rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "STATISTICS_CLIPS", 5)
+    monkeypatch.setattr(finish, "STATISTICS_CLIPS", 5)
     seen: list[NDArray[np.int16]] = []
 
     def statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float]:
@@ -276,7 +276,7 @@ def test_nothing_usable(mixed: Any, tmp_path: Path) -> None:
         ({"min_seconds": 0.03}, "min_seconds 0.03"),
         ({"max_seconds": 0.15}, "max_seconds 0.15"),
         ({"max_seconds": float("nan")}, "max_seconds nan"),
-        ({"workers": 0}, "0 workers"),
+        ({"workers": -1}, "-1 workers"),
         ({"clips_per_shard": 0}, "0 clips per shard"),
         ({"seed": -1}, "seed -1"),
     ],

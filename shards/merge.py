@@ -1,0 +1,119 @@
+"""Parts, each packed by one machine of a job array -> one set, byte for byte what one machine would have made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.building import building, is_complete, partial_of, to_disk
+from unfused_fast.shards.finish import PackResult, Statistics, finish, rejected_reasons, result_of
+from unfused_fast.shards.journal import DoneShard, Journal, JournalPlan
+from unfused_fast.shards.making import Progress
+from unfused_fast.shards.options import PackOptions, Request
+from unfused_fast.shards.shard_files import index_path
+from unfused_fast.shards.table import open_shards, read_manifest
+from unfused_fast.shards.write import read_part
+
+
+def merge(
+    parts: Sequence[Path],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    statistics: Statistics | None = None,
+    progress: Progress | None = None,
+) -> PackResult:
+    """Makes a set at `out` of all parts that pack_part() made of it. The parts stay as they are.
+
+    Shards are linked where the file system allows, and copied otherwise. For the arguments see pack().
+
+    Raises:
+        UserError: a part is missing, unfinished, twice there, damaged, or of another set; or as pack().
+    """
+    started = time.perf_counter()
+    request, parts = _checked(parts)
+    if resume and is_complete(out) and not Journal(partial_of(out)).begun:
+        if read_manifest(out).request != request.digest:
+            raise UserError(f"{out}: finished, but not from these parts; name another place, or use --overwrite")
+        return result_of(open_shards(out), out, {}, 0, time.perf_counter() - started)
+    replace = overwrite or (resume and Journal(partial_of(out)).replaces)
+    made = 0
+    with building(out, replace, fresh=overwrite and not resume) as build:
+        journal = Journal(build.folder)
+        journal.begin({**request.values, "part": "merged"}, replace, out)
+        shards = [(Journal(part), name) for part in parts for name in Journal(part).plan().shards]
+        first_id = 0
+        for number, (source, name) in enumerate(shards, 1):
+            done = source.done(name)
+            if done is None:
+                raise UserError(
+                    f"{source.set_folder}: {name}.tar is missing or damaged; copy the part again or pack it again"
+                )
+            if journal.done(name) is None:
+                _bring(source, journal, done, linked=done.first_id == first_id)
+                made += 1
+            first_id += done.clips.num_rows
+            if progress is not None:
+                progress(number, len(shards), 0)
+        plan = Journal(parts[0]).plan()
+        journal.set_plan(JournalPlan(tuple(name for _, name in shards), plan.label_names, plan.rejected))
+        reasons = rejected_reasons(journal)
+        asked = {name: request.values[name] for name in PackOptions.__dataclass_fields__}
+        shard_set = finish(build, journal, PackOptions(**asked), request, statistics)
+    return result_of(shard_set, out, reasons, made, time.perf_counter() - started)
+
+
+def _checked(parts: Sequence[Path]) -> tuple[Request, list[Path]]:
+    """What all parts are parts of, and the parts in order. Raises UserError: they do not make one set."""
+    if not parts:
+        raise UserError("no parts; name the folders that unfused-fast shard --part made")
+    abouts = [read_part(part) for part in parts]
+    first = abouts[0]
+    there: dict[int, Path] = {}
+    for part, about in zip(parts, abouts, strict=True):
+        number, count = about["part"]
+        if about["request"] != first["request"] or count != first["part"][1]:
+            raise UserError(
+                f"{part}: part {number} of {count} of another set than {parts[0]}: other sources or options; "
+                "pack it again with the same ones"
+            )
+        if number in there:
+            raise UserError(f"{part}: part {number} of {count}, and so is {there[number]}; name each part once")
+        there[number] = part
+    count = first["part"][1]
+    if missing := sorted(set(range(1, count + 1)) - set(there)):
+        raise UserError(
+            f"{len(parts)} of {count} parts; part {', '.join(map(str, missing))} of {count} is missing: pack it with "
+            f"--part {missing[0]}/{count}, and name all parts"
+        )
+    return Request(first["asked"]), [there[number] for number in sorted(there)]
+
+
+def _bring(source: Journal, journal: Journal, done: DoneShard, linked: bool) -> None:
+    """Puts a shard of a part into the set; one that has to be renumbered is copied, because a link has one content."""
+    if done.clips.num_rows:
+        tar = Path(f"{done.name}.tar")
+        place = journal.place(done.name)
+        for name, new in ((tar, place), (index_path(tar), index_path(place))):
+            _copy(source.set_folder / name, new, linked)
+            to_disk(new)
+            new.replace(journal.set_folder / name)
+        to_disk(journal.set_folder)
+    journal.note(done)
+
+
+def _copy(old: Path, new: Path, linked: bool) -> None:
+    if linked:
+        try:
+            os.link(old, new)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+    shutil.copyfile(old, new)

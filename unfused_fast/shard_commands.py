@@ -1,0 +1,201 @@
+"""`shard` and `merge`: audio -> shard sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from unfused_fast.errors import UserError
+from unfused_fast.terminal import Json, Overwrite, bar, pairs, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from unfused_fast.shards.finish import PackResult
+    from unfused_fast.shards.sources import SourceRow
+
+PackResume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with an unfinished OUT, as is done anyway, and leave a finished one as it is.",
+    ),
+]
+
+
+def shard(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of audio (any depth), or CSV with columns path[,label,split,group].", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="Shard set to make.", show_default=False)] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the data set, as key=value; repeatable.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
+    labels_from_folders: Annotated[
+        bool, typer.Option("--labels-from-folders", help="The first folder's name is the label.")
+    ] = False,
+    codec: Annotated[
+        Literal["wav", "flac"], typer.Option(help="wav is decoded faster, flac takes fewer bytes.")
+    ] = "wav",
+    max_seconds: Annotated[float, typer.Option(help="Longer files are cut into equal pieces.")] = 10.0,
+    min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
+    max_file_hours: Annotated[float, typer.Option(help="Longer files are rejected.")] = 24.0,
+    seed: Annotated[int, typer.Option(help="Seeds the global shuffle.")] = 0,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
+    ] = None,
+    resume: PackResume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Pack audio files into a shard set: 16 kHz mono WebDataset tars with DALI indexes, clips table and manifest.
+
+    Stopped at any moment, the same command goes on where it was.
+    """
+    if list_:
+        _list_datasets(as_json)
+        return
+    if source is None or out is None:
+        lacking = "SOURCE and OUT" if source is None else "OUT"
+        raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list goes without them")
+    from unfused_fast.shards.options import PackOptions
+    from unfused_fast.shards.write import pack, pack_part
+
+    share = None if part is None else _part(part)
+    rows = _rows(source, dataset, options, labels_from_folders)
+    about = None if dataset is None else {"name": dataset, "options": pairs(options, "--option")}
+    given: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "resume": resume, "dataset": about}
+    asked: dict[str, Any] = {
+        "codec": codec,
+        "max_seconds": max_seconds,
+        "min_seconds": min_seconds,
+        "seed": seed,
+        "max_file_hours": max_file_hours,
+    }
+    if share is not None:
+        with bar("packing") as advance:
+            done = pack_part(rows, out, share, PackOptions(**asked), **given, progress=advance)
+        if as_json:
+            print_json({**vars(done), "directory": str(out), "wall_seconds": round(done.wall_seconds, 2)})
+        else:
+            typer.echo(f"{out}: part {part}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
+            typer.echo("when all parts are there: unfused-fast merge PART... OUT")
+        return
+    with bar("packing") as advance:
+        packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
+    _print_packed(packed, out, as_json)
+
+
+def merge(
+    places: Annotated[
+        list[Path], typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make.")
+    ],
+    resume: PackResume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make one set of the parts that `unfused-fast shard --part i/n` packed: the same bytes as from one machine."""
+    if len(places) < 2:
+        raise typer.BadParameter("missing OUT: unfused-fast merge PART... OUT")
+    from unfused_fast.shards.merge import merge as merge_parts
+
+    *parts, out = places
+    with bar("merging") as advance:
+        merged = merge_parts(parts, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
+    _print_packed(merged, out, as_json)
+
+
+def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
+    from unfused_fast.audio import log_mel_statistics  # here, because it takes seconds to import torch
+
+    return log_mel_statistics(clips)
+
+
+def _part(given: str) -> tuple[int, int]:
+    number, slash, count = given.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part {given}: want i/n, with i from 1 to n, for example --part 3/8")
+    return int(number), int(count)
+
+
+def _print_packed(packed: PackResult, out: Path, as_json: bool) -> None:
+    manifest = packed.shard_set.manifest
+    splits = {name: split.clips for name, split in manifest.splits.items()}
+    summary = {
+        "out": str(out),
+        "clips": packed.packed,
+        "splits": splits,
+        "labels": len(manifest.label_names),
+        "rejected": packed.rejected,
+        "audio_seconds": round(packed.audio_seconds, 1),
+        "bytes": packed.shard_bytes,
+        "shards": packed.shards,
+        "shards_made": packed.shards_made,
+        "seconds": round(packed.wall_seconds, 2),
+        "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
+        "digest": manifest.digest,
+    }
+    if as_json:
+        print_json(summary)
+        return
+    typer.echo(
+        f"{out}: {packed.packed} clips ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
+        f"{len(manifest.label_names)} labels, {packed.audio_seconds / 60:.1f} minutes, "
+        f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
+    )
+    if packed.shards_made < packed.shards:
+        typer.echo(f"  {packed.shards - packed.shards_made} of {packed.shards} shards were there already")
+    for reason, count in packed.rejected.items():
+        typer.echo(f"  rejected {count}: {reason}")
+    if packed.rejected:
+        typer.echo(f"  each one is named in {out / 'rejected.csv'}")
+
+
+def _rows(source: Path, dataset: str | None, options: list[str] | None, labels_from_folders: bool) -> list[SourceRow]:
+    """What is to be packed; what a data set's adapter has to say goes to the screen."""
+    if dataset is None:
+        from unfused_fast.shards.sources import source_rows
+
+        if options:
+            raise UserError(f"--option {options[0]}: options belong to a data set; name it with --dataset")
+        return source_rows(source, labels_from_folders=labels_from_folders)
+    if labels_from_folders:
+        raise UserError(
+            f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
+        )
+    from unfused_fast.shards.datasets import dataset_rows
+    from unfused_fast.training import console
+
+    found = dataset_rows(dataset, source, pairs(options, "--option", "key=value, see: unfused-fast shard --list"))
+    for note in found.notes:
+        console.print(f"{dataset}: {note}")
+    return found.rows
+
+
+def _list_datasets(as_json: bool) -> None:
+    from unfused_fast.shards.datasets import described
+
+    if as_json:
+        print_json(described())
+        return
+    for about in described():
+        clips = ", ".join(f"{count:,} {split}" for split, count in about["clips"].items()) or "no fixed number"
+        typer.echo(f"{about['name']}: {about['task']}; {about['classes']} classes; clips: {clips}")
+        typer.echo(f"  licence: {about['licence']}\n  from: {about['source']}\n  layout: {about['layout']}")
+        for option, values in about["options"].items():
+            typer.echo(f"  --option {option}={'|'.join(values)}")
