@@ -16,7 +16,7 @@ from unfused_fast.shards.findings import Finding, Kind, Tally, finding
 from unfused_fast.shards.measures import CLIPPED_SHARE
 from unfused_fast.shards.shard_files import index_path
 from unfused_fast.shards.table import CLIPS, MANIFEST, Manifest, read_clips, read_manifest
-from unfused_fast.shards.workers import Workers, available_cores
+from unfused_fast.shards.workers import Job, Workers, available_cores
 
 SPECTRUM_CLIPS = 512
 """Clips whose DC offset and band are looked at. Ours: ids are shuffled, so these are a random sample, in which a fault
@@ -69,11 +69,12 @@ def check(directory: Path, *, workers: int | None = None, progress: Progress | N
     corrupt, seen = list(table_damage(directory, manifest, clips)), Tally()
     spans = list(_spans(directory, manifest, clips.num_rows))
     every = max(1, -(-clips.num_rows // SPECTRUM_CLIPS))
-    tasks = (_task(span, manifest, clips, every) for span in spans)
+    digest: Job[ShardReport | str] = DigestTask(directory, manifest.label_names)
+    shards: Iterator[Job[ShardReport | str]] = (_task(span, manifest, clips, every) for span in spans)
     reports: dict[Path, ShardReport] = {}
     count = min(available_cores() if workers is None else workers, len(spans) + 1)
     with Workers(count, SECONDS_PER_CLIP) as pool:
-        for task, answer in pool.answers(chain([DigestTask(directory, manifest.label_names)], tasks)):
+        for task, answer in pool.answers(chain([digest], shards)):
             if isinstance(task, ShardTask) and isinstance(answer, ShardReport):
                 reports[task.tar] = answer
             elif answer != manifest.digest:

@@ -118,7 +118,7 @@ class ShardTask:
             else:
                 if (
                     len(pcm) == row["samples"]
-                    and hashlib.sha256(pcm.astype("<i2", copy=False)).hexdigest() == row["sha256"]
+                    and hashlib.sha256(pcm.astype("<i2", copy=False).data).hexdigest() == row["sha256"]
                 ):
                     self._listen(pcm, row, audio, report)
                     return
