@@ -1,4 +1,4 @@
-"""`unfused-fast check` and `peek`: what is in a shard set, what is wrong with it; part of the command line in cli.py."""
+"""`unfused-fast check` and `peek`: what is in a shard set, what is wrong with it; part of the command line, cli.py."""
 
 from __future__ import annotations
 
