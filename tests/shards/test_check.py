@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.audio_files import Reason, Rejected
 from unfused_fast.shards.check import check
+from unfused_fast.shards.check_shard import ShardTask
 from unfused_fast.shards.findings import Finding, Kind
 from unfused_fast.shards.shard_files import check_index, index_path
 from unfused_fast.shards.table import ShardSet
@@ -225,3 +227,18 @@ def test_json_and_exit_codes(cli: Any, copy: Path) -> None:
     assert done.code == 1
     assert (finding["shard"], finding["offset"], finding["kind"]) == ("extra-000000.tar", middle.offset, "key")
     assert set(finding) == {"kind", "message", "file", "shard", "offset", "count", "clips", "sources"}
+
+
+def test_a_clip_that_kills_its_process_is_named_and_the_rest_is_examined(copy: Path, packed: ShardSet) -> None:
+    """What workers.Workers hands over after a process died at clip 4 of a shard, twice."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, packed.clips.schema) as writer:
+        writer.write_table(packed.clips.slice(10, 10))
+    tar = copy / "train-000001.tar"
+    task = ShardTask(tar, "train", "wav", packed.manifest.label_names, stream.getvalue().to_pybytes(), 1)
+    touched: list[int] = []
+    report = task.answer({4: Rejected(Reason.CRASHED)}, touched.append)
+    (example,) = report.problems.examples[Kind.CRASHED]
+    audio = next(member for member in check_index(tar, index_path(tar))[4] if member.extension == "wav")
+    assert (example.clip, example.offset, report.problems.counts) == (14, audio.offset, {Kind.CRASHED: 1})
+    assert touched == list(range(10)) and report.spectra == 9

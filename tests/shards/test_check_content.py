@@ -63,18 +63,15 @@ def test_leaks_and_duplicates(tmp_path: Path) -> None:
         replace(_row(tmp_path, "ann2.wav", _noise(3), "valid"), group="ann"),
     ]
     found = _checked(rows, tmp_path / "out")
-    sources = {
-        kind: _of(found, kind) for kind in (Kind.AUDIO_LEAK, Kind.DUPLICATE, Kind.LABEL_CONFLICT, Kind.GROUP_LEAK)
-    }
     for kind, names in {
         Kind.AUDIO_LEAK: {"train.wav", "test.wav"},
         Kind.DUPLICATE: {"one.wav", "two.wav"},
         Kind.LABEL_CONFLICT: {"one.wav", "two.wav"},
     }.items():
-        finding = sources[kind]
+        finding = _of(found, kind)
         assert finding is not None and finding.count == 1
         assert all(name in finding.message for name in names)
-    leak = sources[Kind.GROUP_LEAK]
+    leak = _of(found, Kind.GROUP_LEAK)
     assert leak is not None and leak.count == 1 and "ann in train and valid" in leak.message
 
 
