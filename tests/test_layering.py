@@ -26,7 +26,7 @@ LAYERS = [
     {"report", "doctor", "everything", "peek"},
     {"demo"},
     {"terminal"},
-    {"train_commands", "shard_commands"},
+    {"train_commands", "shard_commands", "set_commands"},
     {"cli"},
     {"__main__"},
 ]
