@@ -9,6 +9,7 @@ import typer
 
 from unfused_fast import __version__
 from unfused_fast.errors import UserError
+from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
     Compile,
@@ -18,7 +19,6 @@ from unfused_fast.terminal import (
     Preset,
     Resume,
     Sets,
-    Shards,
     pairs,
     print_json,
     run_app,
@@ -31,6 +31,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command()(shard)
 app.command()(merge)
 app.add_typer(train_app, name="train")
+app.command()(check)
+app.command()(peek)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,20 +50,6 @@ def root(
     if version:
         typer.echo(f"unfused-fast {__version__}")
         raise typer.Exit
-
-
-@app.command()
-def check(shards: Shards, as_json: Json = False) -> None:
-    """Read a shard set from end to end and name every file that is not as it was written."""
-    from unfused_fast.shards.check import check as problems_of
-
-    problems = problems_of(shards)
-    if as_json:
-        print_json({"shards": str(shards), "problems": problems})
-    else:
-        typer.echo("\n".join(problems) if problems else f"{shards}: all shards are as they were written")
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command()

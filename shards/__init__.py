@@ -11,7 +11,9 @@ set_files   all tars of a set, the columns of its table, rejected.csv
 building    OUT.partial, and how it takes OUT's place
 write       all of it, in one call: pack()
 table       the clips table and the manifest of a finished set: open_shards()
-check       is a set what it was when it was written?
+check       is a set what it was when it was written, and fit to train on? check_shard: one tar; check_table: the table
+findings    what is wrong with a set, alike ones as one
+measures    clipping, silence, DC offset and narrow bands in PCM16
 datasets    the data sets of the papers, one adapter each
 demo        the embedded sets
 """

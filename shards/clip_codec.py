@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 SAMPLE_RATE_HZ = 16000
 """Rate of every shard set, in hertz. Source: DECAR and the authors' code, see FrontendConfig.sample_rate_hz."""
 
+_HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
+
 
 def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
     """PCM16 at 16 kHz -> the bytes of a file: WAV with the plain 44-byte header, or FLAC."""
@@ -23,7 +25,7 @@ def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
     return stream.getvalue()
 
 
-def decode_clip(data: bytes) -> NDArray[np.int16]:
+def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
     """What encode_clip gave -> its samples. Raises ValueError for anything else."""
     if data[:4] == b"RIFF":
         if data[:44] != _wav_header(len(data) - 44):
@@ -39,7 +41,6 @@ def decode_clip(data: bytes) -> NDArray[np.int16]:
 
 
 def _wav_header(data_bytes: int) -> bytes:
-    form = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16)
-    sizes = (36 + max(0, data_bytes), 16, max(0, data_bytes))
-    riff, fmt, tail = (struct.pack("<I", size) for size in sizes)
-    return b"RIFF" + riff + b"WAVEfmt " + fmt + form + b"data" + tail
+    size = max(0, data_bytes)
+    rates = SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ
+    return _HEADER.pack(b"RIFF", 36 + size, b"WAVEfmt ", 16, 1, 1, *rates, 2, 16, b"data", size)

@@ -12,9 +12,8 @@ import mmap
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from unfused_fast.errors import UserError
 
@@ -34,9 +33,8 @@ _BLOCK = tarfile.BLOCKSIZE
 _ID_FIELD = '{"clip_id": '
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file in a tar."""
+class Member(NamedTuple):
+    """A file in a tar. Ours: no dataclass, because an index of 100,000 clips makes 300,000 of them."""
 
     extension: str
     offset: int
@@ -161,7 +159,7 @@ def read_index(index: Path) -> list[list[Member]]:
     for number, line in enumerate(lines[1:], 2):
         words = line.split(" ")
         sizes = words[1::4] + words[2::4]
-        if len(words) % 4 or not all(size.isdigit() for size in sizes):
+        if len(words) % 4 or not "".join(sizes).isdigit() or "" in sizes:
             raise UserError(f"{index}, line {number}: not extension, offset, size and name of members; {REPACK}")
         places = range(0, len(words), 4)
         samples.append([Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places])

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder"},
+    {"errors", "kernels", "encoder", "console"},
     {"config_audio"},
     {"config", "shards"},
     {"settings", "randomness", "audio", "efficientnet", "plots"},
@@ -23,10 +23,10 @@ LAYERS = [
     {"pretrain"},
     {"distill"},
     {"linear"},
-    {"report", "doctor", "everything"},
+    {"report", "doctor", "everything", "peek"},
     {"demo"},
     {"terminal"},
-    {"train_commands", "shard_commands"},
+    {"train_commands", "shard_commands", "set_commands"},
     {"cli"},
     {"__main__"},
 ]

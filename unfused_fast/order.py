@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.randomness import Stream, uniform
-from unfused_fast.shards.check import check_index
+from unfused_fast.shards.shard_files import check_index
 
 Int32s = NDArray[np.int32]
 

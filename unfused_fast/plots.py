@@ -70,3 +70,37 @@ def plot_curves(
         if len(runs) > 1:
             cell.legend(fontsize=7)
     figure.savefig(path, dpi=130)
+
+
+def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, float, Any]]]], title: str) -> None:
+    """A sheet: a row a class (label, clips), a clip being (name, seconds, log-mel (F, T)); low frequencies below."""
+    columns = max(len(clips) for _, clips in classes)
+    figure, axes = _figure(columns, len(classes), 3.2, 1.6)
+    for row, (label, clips) in enumerate(classes):
+        axes[row][0].set_ylabel(_shortened(label, 22), fontsize=9)
+        for column, cell in enumerate(axes[row]):
+            if column >= len(clips):
+                cell.set_visible(False)
+                continue
+            name, seconds, picture = clips[column]
+            top = float(picture.max())
+            # 80 dB below the loudest bin: ln(10^8)
+            cell.imshow(
+                picture,
+                origin="lower",
+                aspect="auto",
+                cmap="magma",
+                vmin=top - 18.4,
+                vmax=top,
+                extent=(0, seconds, 0, 1),
+            )
+            cell.set_title(_shortened(name, 40), fontsize=7, loc="left", parse_math=False)
+            cell.set_yticks([])
+            cell.tick_params(labelsize=6)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.supxlabel("seconds; upwards: mel bins", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"

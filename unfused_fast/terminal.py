@@ -113,15 +113,15 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar on standard error that is told (done, total, rejected)."""
-    from unfused_fast.training import progress_bar
+def bar(title: str, noted: str = "rejected") -> Iterator[Callable[[int, int, int], None]]:
+    """A progress bar on standard error that is told (done, total, how many are `noted`)."""
+    from unfused_fast.console import progress_bar
 
     with progress_bar() as progress:
         task = progress.add_task(title, note="")
 
-        def advance(done: int, total: int, rejected: int) -> None:
-            progress.update(task, completed=done, total=total, note=f"{rejected} rejected" if rejected else "")
+        def advance(done: int, total: int, count: int) -> None:
+            progress.update(task, completed=done, total=total, note=f"{count} {noted}" if count else "")
 
         yield advance
 

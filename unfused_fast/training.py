@@ -8,33 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from unfused_fast.config import Config
+from unfused_fast.console import console as console
+from unfused_fast.console import progress_bar as progress_bar
 from unfused_fast.errors import UserError
 from unfused_fast.shards.table import ShardSet
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Interrupted(Exception):
     """The user pressed Ctrl-C (or sent SIGTERM); what was finished is saved."""
-
-
-def progress_bar() -> Progress:
-    """A bar with a free `note` field, on a terminal; nothing elsewhere."""
-    counts = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-    columns = TextColumn("{task.description}"), BarColumn(), *counts
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""How many bytes a second `unfused-fast check` reads, beside reading and hashing the same tars in the same run.
+
+For FLAC the floor is another: decoding, which no check of the samples can do without, so that is measured too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from measure import record, repeat
+
+from unfused_fast.shards.shard_files import index_path, read_index, read_members
+from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.write import pack
+
+RATE_HZ = 16000
+BLOCK_BYTES = 1 << 20
+
+
+def make_files(folder: Path, clips: int, seconds: float) -> None:
+    """Noise that is not white, so that FLAC has something to predict."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(clips):
+        noise = np.cumsum(generator.standard_normal(int(seconds * RATE_HZ)).astype(np.float32))
+        noise[1:] -= 0.95 * noise[:-1]
+        soundfile.write(folder / f"{number:06d}.wav", 0.2 * noise / np.abs(noise).max(), RATE_HZ)
+
+
+def checked(out: Path, workers: int) -> float:
+    """Wall seconds of the command line, start of the worker processes included, without the interpreter's own."""
+    command = [sys.executable, "-m", "unfused_fast", "check", out, "--workers", workers, "--json"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["seconds"])
+
+
+def hash_bytes(tars: list[Path]) -> None:
+    """Reads tars from end to end, in blocks that stay in the cache, and hashes every byte."""
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    for tar in tars:
+        digest = hashlib.sha256()
+        with tar.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+                digest.update(buffer[:count])
+
+
+def hash_decoded(tars: list[Path]) -> None:
+    """Reads the FLAC members, decodes them and hashes their samples."""
+    for tar in tars:
+        for contents in read_members(tar, read_index(index_path(tar))):
+            samples, _ = soundfile.read(io.BytesIO(contents["flac"]), dtype="int16")
+            hashlib.sha256(samples).digest()
+
+
+def shared(work: Callable[[list[Path]], None], out: Path, workers: int) -> float:
+    """Wall seconds of `work` with the tars shared out between processes that exist already."""
+    tars = sorted(out.glob("*.tar"))
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        start = time.perf_counter()
+        pool.map(work, [tars[number::workers] for number in range(workers)], chunksize=1)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=1000, help="of WAV in a set")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 1.0])
+    parser.add_argument("--codec", nargs="+", default=["wav", "flac"], choices=["wav", "flac"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the sets are made, and deleted; default: a temporary folder")
+    given = parser.parse_args()
+    workers = os.cpu_count() or 1
+    for seconds in given.seconds:
+        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+            source, out = Path(name) / "source", Path(name) / "out"
+            clips = int(given.megabytes * 1e6 / (2 * seconds * RATE_HZ))
+            make_files(source, clips, seconds)
+            for codec in given.codec:
+                pack(source_rows(source), out, codec=codec, overwrite=True)
+                megabytes = sum(tar.stat().st_size for tar in out.glob("*.tar")) / 1e6
+                runs = {"read + sha256 of all bytes alone": partial(shared, hash_bytes, out, workers)}
+                if codec == "flac":
+                    runs["read + decode + sha256 alone"] = partial(shared, hash_decoded, out, workers)
+                runs["unfused-fast check"] = partial(checked, out, workers)
+                for what, run in runs.items():
+                    rates = [megabytes / taken for taken in repeat(run, given.repeats)]
+                    shape = {"codec": codec, "clips": clips, "seconds": seconds, "megabytes": round(megabytes)}
+                    record("check", what, "MB/s", rates, torch.device("cpu"), workers=workers, **shape)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What is wrong with a set: findings, of which those that are alike become one.
+
+Ours: a finding names three examples and counts the rest, because a set with one fault often has it ten thousand times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = 3
+"""Clips that a finding names."""
+
+
+class Kind(StrEnum):
+    """What a finding is about, for programs that read it."""
+
+    MANIFEST = "manifest"
+    TABLE = "table"
+    DIGEST = "digest"
+    LABEL_ID = "label-id"
+    COUNT = "count"
+    REJECTED = "rejected"
+    INDEX = "index"
+    TAR = "tar"
+    ORDER = "order"
+    KEY = "key"
+    SPLIT = "split"
+    JSON = "json"
+    AUDIO = "audio"
+    SAMPLES = "samples"
+    CRASHED = "crashed"
+    STRAY_FILE = "stray-file"
+    UNLABELLED = "unlabelled"
+    UNSEEN_CLASS = "unseen-class"
+    RARE_CLASS = "rare-class"
+    EMPTY_CLASS = "empty-class"
+    GROUP_LEAK = "group-leak"
+    AUDIO_LEAK = "audio-leak"
+    DUPLICATE = "duplicate"
+    LABEL_CONFLICT = "label-conflict"
+    DURATION = "duration"
+    PUBLISHED_COUNT = "published-count"
+    CLIPPED = "clipped"
+    QUIET = "quiet"
+    DC_OFFSET = "dc-offset"
+    NARROW_BAND = "narrow-band"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A clip that a finding is about, or a place in a tar."""
+
+    text: str
+    """What is wrong with this one; may be empty where all are alike."""
+    clip: int | None = None
+    source: str | None = None
+    tar: Path | None = None
+    offset: int | None = None
+    """In bytes from the start of the tar."""
+
+    def __str__(self) -> str:
+        place = [f"clip {self.clip}"] if self.clip is not None else []
+        place += [self.source] if self.source is not None else []
+        return f"{self.text} ({', '.join(place)})" if self.text and place else self.text or ", ".join(place)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault, however many clips have it."""
+
+    kind: Kind
+    message: str
+    """A sentence that stands alone."""
+    file: str
+    """Of the set: the one that is damaged, or that says so."""
+    shard: str | None = None
+    """Name of the tar of the first example."""
+    offset: int | None = None
+    """Of the first example, in bytes from the start of the tar."""
+    count: int = 1
+    clips: tuple[int, ...] = ()
+    """Ids of the first examples."""
+    sources: tuple[str, ...] = ()
+    """Their source files."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For `check --json`."""
+        return asdict(self)
+
+
+@dataclass
+class Tally:
+    """How often each kind was seen, and the first examples; small enough to cross between processes."""
+
+    counts: dict[Kind, int] = field(default_factory=dict)
+    examples: dict[Kind, list[Example]] = field(default_factory=dict)
+
+    def add(self, kind: Kind, example: Example) -> None:
+        """Counts one, and keeps it if it is among the first."""
+        self._count(kind, 1, [example])
+
+    def merge(self, other: Tally) -> None:
+        """Adds what another tally has."""
+        for kind, count in other.counts.items():
+            self._count(kind, count, other.examples[kind])
+
+    def _count(self, kind: Kind, count: int, examples: Iterable[Example]) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        kept = self.examples.setdefault(kind, [])
+        kept += list(examples)[: EXAMPLES - len(kept)]
+
+
+def finding(kind: Kind, file: Path, said: str, examples: Iterable[Example] = (), count: int = 1) -> Finding:
+    """A finding whose message is `said`, with `file` before and the first examples behind it."""
+    shown = list(examples)[:EXAMPLES]
+    texts = [text for example in shown if (text := str(example))]
+    more = f" and {count - len(shown)} more" if shown and count > len(shown) else ""
+    message = ": ".join(part for part in (str(file), said, "; ".join(texts) + more) if part)
+    first = next((example for example in shown if example.tar is not None), None)
+    return Finding(
+        kind,
+        message,
+        str(file),
+        first.tar.name if first is not None and first.tar is not None else None,
+        first.offset if first is not None else None,
+        count,
+        tuple(example.clip for example in shown if example.clip is not None),
+        tuple(example.source for example in shown if example.source is not None),
+    )

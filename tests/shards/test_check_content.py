@@ -1,0 +1,154 @@
+"""What a user would want to know before training: leaks, duplicates, labels, lengths, faults of the recordings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from unfused_fast.shards.check import Checked, check
+from unfused_fast.shards.demo import demo_rows
+from unfused_fast.shards.findings import Finding, Kind
+from unfused_fast.shards.measures import dc_offset, is_clipped, is_quiet, narrow_band_hz
+from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.write import pack
+
+RATE = 16000
+AUDIO_KINDS = {Kind.CLIPPED, Kind.QUIET, Kind.DC_OFFSET, Kind.NARROW_BAND}
+
+
+def _noise(seed: int, seconds: float = 0.5, level: float = 0.1) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).standard_normal(round(seconds * RATE)) * level
+
+
+def _row(
+    folder: Path, name: str, signal: NDArray[np.float64], split: str = "train", label: str | None = "a"
+) -> SourceRow:
+    soundfile.write(folder / name, signal, RATE)
+    return SourceRow(folder / name, name, label, split)
+
+
+def _checked(rows: list[SourceRow], out: Path) -> Checked:
+    pack(rows, out, workers=0)
+    found = check(out, workers=0)
+    assert found.corrupt == []
+    return found
+
+
+def _of(found: Checked, kind: Kind) -> Finding | None:
+    return next((finding for finding in found.warnings if finding.kind == kind), None)
+
+
+def test_clean_noise_has_no_warnings(tmp_path: Path) -> None:
+    rows = [
+        _row(tmp_path, f"{n}.wav", _noise(n), ("train", "train", "valid", "test")[n % 4], "ab"[n // 4 % 2])
+        for n in range(16)
+    ]
+    assert _checked(rows, tmp_path / "out").warnings == []
+
+
+def test_leaks_and_duplicates(tmp_path: Path) -> None:
+    same, twin = _noise(0), _noise(1)
+    rows = [
+        _row(tmp_path, "train.wav", same),
+        _row(tmp_path, "test.wav", same, "test"),
+        _row(tmp_path, "one.wav", twin),
+        _row(tmp_path, "two.wav", twin, label="b"),
+        replace(_row(tmp_path, "ann1.wav", _noise(2)), group="ann"),
+        replace(_row(tmp_path, "ann2.wav", _noise(3), "valid"), group="ann"),
+    ]
+    found = _checked(rows, tmp_path / "out")
+    for kind, names in {
+        Kind.AUDIO_LEAK: {"train.wav", "test.wav"},
+        Kind.DUPLICATE: {"one.wav", "two.wav"},
+        Kind.LABEL_CONFLICT: {"one.wav", "two.wav"},
+    }.items():
+        finding = _of(found, kind)
+        assert finding is not None and finding.count == 1
+        assert all(name in finding.message for name in names)
+    leak = _of(found, Kind.GROUP_LEAK)
+    assert leak is not None and leak.count == 1 and "ann in train and valid" in leak.message
+
+
+def test_a_group_in_two_folds_is_a_leak(tmp_path: Path) -> None:
+    rows = [replace(_row(tmp_path, f"{n}.wav", _noise(n)), fold=1 + n, group=f"g{n // 2}") for n in range(3)]
+    leak = _of(_checked(rows, tmp_path / "out"), Kind.GROUP_LEAK)
+    assert leak is not None and leak.count == 1 and "g0 in 1 and 2" in leak.message
+
+
+def test_labels(tmp_path: Path) -> None:
+    rows = [_row(tmp_path, f"{n}.wav", _noise(n)) for n in range(3)]
+    rows += [_row(tmp_path, "u.wav", _noise(8), label=None), _row(tmp_path, "t.wav", _noise(9), "test", "unseen")]
+    found = _checked(rows, tmp_path / "out")
+    unlabelled, unseen, rare = (_of(found, kind) for kind in (Kind.UNLABELLED, Kind.UNSEEN_CLASS, Kind.RARE_CLASS))
+    assert unlabelled is not None and "1 of 4 clips of split train" in unlabelled.message
+    assert unlabelled.sources == ("u.wav",)
+    assert unseen is not None and "1 classes of split test" in unseen.message and "unseen" in unseen.message
+    assert rare is not None and rare.count == 1
+
+
+def test_length_outliers_are_named(tmp_path: Path) -> None:
+    rows = [_row(tmp_path, f"{n}.wav", _noise(n, 1 + 0.02 * n)) for n in range(12)]
+    rows.append(_row(tmp_path, "long.wav", _noise(99, 9)))
+    finding = _of(_checked(rows, tmp_path / "out"), Kind.DURATION)
+    assert finding is not None and finding.sources == ("long.wav",) and "9.00 s" in finding.message
+
+
+def test_published_counts(tmp_path: Path) -> None:
+    rows = [_row(tmp_path, "a.wav", _noise(0)), _row(tmp_path, "b.wav", _noise(1), "valid")]
+    pack(rows, tmp_path / "out", workers=0, dataset={"name": "nsynth", "options": {}})
+    finding = _of(check(tmp_path / "out", workers=0), Kind.PUBLISHED_COUNT)
+    assert finding is not None and "train 1 of 289,205" in finding.message
+
+
+@pytest.mark.parametrize("kind", sorted(AUDIO_KINDS))
+def test_faults_of_recordings_are_found_with_their_place(tmp_path: Path, kind: Kind) -> None:
+    clean = _noise(50, 1.0)
+    narrow = soxr.resample(soxr.resample(_noise(51, 1.0), RATE, 8000), 8000, RATE)
+    faulty = {
+        Kind.CLIPPED: np.clip(6 * clean, -1, 1),
+        Kind.QUIET: clean * 2e-3,
+        Kind.DC_OFFSET: clean + 0.05,
+        Kind.NARROW_BAND: narrow,
+    }[kind]
+    rows = [*(_row(tmp_path, f"{n}.wav", _noise(n)) for n in range(7)), _row(tmp_path, "bad.wav", faulty)]
+    found = _checked(rows, tmp_path / "out")
+    assert {finding.kind for finding in found.warnings} & AUDIO_KINDS == {kind}
+    finding = _of(found, kind)
+    assert finding is not None and finding.sources == ("bad.wav",) and finding.shard == "train-000000.tar"
+    assert finding.offset is not None
+    start = (tmp_path / "out" / finding.shard).read_bytes()[finding.offset :][:4]
+    assert start == b"RIFF"
+
+
+def test_the_embedded_recordings_raise_no_false_alarm() -> None:
+    """Speech has no fault at all. Of the notes, six brass and synthesiser notes of the font do have a DC offset."""
+    offsets = 0
+    for name in ("spoken-prompts", "instrument-notes"):
+        narrow = looked = 0
+        for row in demo_rows(name)[::4]:  # type: ignore[arg-type]
+            signal, _ = soundfile.read(row.path, dtype="int16")
+            lowest, highest = int(signal.min()), int(signal.max())
+            assert not is_clipped(signal, lowest, highest) and not is_quiet(lowest, highest)
+            looked += 1
+            narrow += narrow_band_hz(signal) is not None
+            offsets += dc_offset(signal) is not None
+            assert name == "instrument-notes" or offsets == 0
+        assert narrow < 0.02 * looked
+    assert offsets <= 6
+
+
+def test_speech_that_was_recorded_at_8_khz_is_told_from_the_same_speech_at_16() -> None:
+    found = 0
+    rows = demo_rows("spoken-prompts")[::40]
+    for row in rows:
+        signal, rate = soundfile.read(row.path)
+        assert rate == RATE and narrow_band_hz((signal * 32767).astype(np.int16)) is None
+        upsampled = soxr.resample(soxr.resample(signal, RATE, 8000), 8000, RATE)
+        found += narrow_band_hz(np.rint(np.clip(upsampled, -1, 1) * 32767).astype(np.int16)) == 8000
+    assert found >= 0.9 * len(rows)

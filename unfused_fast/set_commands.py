@@ -1,0 +1,78 @@
+"""`unfused-fast check` and `peek`: what is in a shard set, what is wrong with it; part of the command line, cli.py."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unfused_fast.terminal import Json, Shards, bar, print_json, stdout_console
+
+
+def check(
+    shards: Shards,
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a shard set from end to end and name every file that is not as it was written; exit code 1 if there is one.
+
+    Warnings name what may spoil training: leaks, duplicates, labels, clipping, silence, DC offset, a narrow band.
+    """
+    from unfused_fast.shards.check import check as checked
+
+    started = time.perf_counter()
+    with bar("checking", "damaged") as advance:
+        found = checked(shards, workers=workers, progress=advance)
+    if as_json:
+        print_json(
+            {
+                "shards": str(shards),
+                "clips": found.clips,
+                "corrupt": [finding.as_json() for finding in found.corrupt],
+                "warnings": [finding.as_json() for finding in found.warnings],
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+        )
+    else:
+        for finding in found.corrupt:
+            typer.echo(finding.message)
+        for finding in found.warnings:
+            typer.echo(f"warning: {finding.message}")
+        if not found.corrupt:
+            typer.echo(f"{shards}: all shards are as they were written, {found.clips} clips")
+    if found.corrupt:
+        raise typer.Exit(1)
+
+
+def peek(
+    shards: Shards,
+    out: Annotated[Path, typer.Option(help="PNG sheet of log-mels to write.")] = Path("peek.png"),
+    play_to: Annotated[
+        Path | None, typer.Option(help="Folder for the same clips as WAV.", show_default="none are written")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Clips of a class.", min=1, max=10)] = 3,
+    as_json: Json = False,
+) -> None:
+    """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
+    from unfused_fast.peek import contents, examples_of, write_clips, write_sheet
+    from unfused_fast.report import terminal_table
+    from unfused_fast.shards.table import open_shards
+
+    shard_set = open_shards(shards)
+    table = contents(shard_set)
+    chosen = examples_of(shard_set, examples)
+    write_sheet(out, chosen, f"{shards}: log-mel of {len(chosen)} clips")
+    written = [] if play_to is None else write_clips(play_to, chosen)
+    if as_json:
+        print_json(
+            {"shards": str(shards), "contents": table, "sheet": str(out), "clips": [str(path) for path in written]}
+        )
+        return
+    columns = ("split", "label", "clips", "seconds", "shortest", "median", "longest")
+    rows = [[cell if isinstance(cell := row[name], str) else f"{cell:,.6g}" for name in columns] for row in table]
+    stdout_console().print(terminal_table(str(shards), columns, rows))
+    typer.echo(f"log-mels of {len(chosen)} clips: {out}")
+    if play_to is not None:
+        typer.echo(f"{len(written)} clips to listen to: {play_to}")
