@@ -37,12 +37,8 @@ def read_headers(
         in_block = rows[first : first + PROBE_BLOCK]
         probes = journal.probes(block)
         if probes is None:
-            probes = _probe(
-                pool,
-                in_block,
-                3600 * options.max_file_hours,
-                partial(_report_block, report, first, len(rows), len(rejected)),
-            )
+            told = partial(_report_block, report, first, len(rows), len(rejected))
+            probes = _probe(pool, in_block, 3600 * options.max_file_hours, told)
             journal.add_probes(block, probes)
         for number, (row, answer) in enumerate(zip(in_block, probes, strict=True), first):
             verdict = _packed_part(row, answer, options)
