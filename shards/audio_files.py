@@ -7,6 +7,7 @@ A file's signal at 16 kHz has `samples_16k(frames, rate)` samples; a piece of it
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import re
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from unfused_fast.shards import mp3
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, encode_clip
+from unfused_fast.shards.places import Location, Place
+from unfused_fast.shards.stores import Window, open_place
 
 MINIMUM_SAMPLES = 514
 """Shortest clip that a set may hold. Ours: half a window of 1024 reflected at the edge needs more than 513 samples."""
@@ -84,7 +87,7 @@ class Probe:
 class PieceTask:
     """One clip to decode and encode."""
 
-    path: Path
+    path: Location
     frames: int
     """Of the whole file, from its probe."""
     start: int
@@ -108,7 +111,7 @@ def samples_16k(frames: int, rate_hz: int) -> int:
     return (2 * frames * SAMPLE_RATE_HZ + rate_hz) // (2 * rate_hz)
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Location) -> Probe:
     """Reads the header, or decodes once to count where it holds no length (FLAC from a stream).
 
     Raises:
@@ -125,7 +128,7 @@ def probe(path: Path) -> Probe:
     return Probe(frames, rate_hz)
 
 
-def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+def decode_piece(path: Location, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
     Only the piece and `MARGIN_SAMPLES` around it are read. It equals the same span of the whole file resampled at once,
@@ -172,7 +175,7 @@ def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.i
     return pcm
 
 
-def probe_many(paths: Sequence[Path]) -> list[Probe | Rejected]:
+def probe_many(paths: Sequence[Location]) -> list[Probe | Rejected]:
     """A worker's task: `probe`, with a rejection in the place of an answer."""
     return [_answer(probe, path) for path in paths]
 
@@ -203,31 +206,73 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     of a FLAC without a length; `seek` itself goes on working.
     """
 
+    def __init__(self, file: bytes | io.BufferedIOBase, window: Window | None = None) -> None:
+        """Args: window: what the bytes come from, whose failures libsndfile takes for the end of the file.
+
+        Raises:
+            Rejected: the bytes cannot be had.
+        """
+        self._window = window
+        try:
+            super().__init__(file)
+        finally:
+            self.check_window()
+
     def seekable(self) -> bool:
         return False
 
+    def read(self, *args: Any, **options: Any) -> NDArray[Any]:
+        """As soundfile's. Raises Rejected as well: the bytes cannot be had."""
+        try:
+            samples: NDArray[Any] = super().read(*args, **options)
+        finally:
+            self.check_window()
+        return samples
 
-def _open(path: Path) -> _ForwardFile:
-    """An open file, by its name's bytes, so that any name works. Raises Rejected."""
+    def check_window(self) -> None:
+        if self._window is not None and self._window.failure:
+            raise Rejected(Reason.UNREADABLE, self._window.failure)
+
+
+def _open(location: Location) -> _ForwardFile:
+    """An open file. Raises Rejected."""
+    window = None
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise Rejected(Reason.UNREADABLE, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device")
-        path.open("rb").close()
+        if isinstance(location, Place):
+            source = open_place(location)
+            window = source.raw if isinstance(source.raw, Window) else None
+        else:
+            status = location.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise Rejected(Reason.UNREADABLE, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device")
+            source = location.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
         raise Rejected(Reason.UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
-    if not status.st_size:
-        raise Rejected(Reason.EMPTY)
+    if window is not None:
+        window.raises = False
     try:
-        file = _ForwardFile(os.fsencode(path))
-        if file.format == "MP3" and not mp3.has_length(path) and (counted := mp3.with_length(path)) is not None:
-            file.close()
-            file = _ForwardFile(counted)
+        if not source.seek(0, io.SEEK_END):
+            raise Rejected(Reason.EMPTY)
+        source.seek(0)
+        # By its name's bytes, so that any name works.
+        file = _ForwardFile(os.fsencode(location) if isinstance(location, Path) else source, window)
+        if file.format == "MP3":
+            place = source.tell()
+            if not mp3.has_length(source) and (counted := mp3.with_length(source)) is not None:
+                file.check_window()
+                file.close()
+                return _ForwardFile(counted)
+            source.seek(place)
         return file
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.NOT_AUDIO, _message(error)) from error
+    except OverflowError as error:
+        raise Rejected(Reason.UNREADABLE, str(error)) from error
     except TypeError as error:  # by its ending python-soundfile takes it for headerless samples
         raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
+    finally:
+        if isinstance(location, Path):
+            source.close()
 
 
 def _count(file: _ForwardFile) -> int:
