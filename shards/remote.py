@@ -107,8 +107,7 @@ def files_below(url: str) -> list[tuple[str, str, int]]:
     Raises:
         UserError: nothing there, not to be listed, or a package is missing.
     """
-    base = url if url.endswith("/") else url + "/"
-    system, path = file_system(base)
+    system, path = file_system(url)
     path = path.rstrip("/") + "/"
     try:
         found = patiently(lambda: system.find(path, detail=True))

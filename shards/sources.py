@@ -264,7 +264,7 @@ def check_split_name(split: str, where: str) -> None:
 
 
 def _has_clutter(name: str) -> bool:
-    return any(map(is_clutter, name.split("/")))
+    return any(is_clutter(part) for part in name.split("/") if part != "..")
 
 
 def _title(source: Path | str) -> str:

@@ -23,14 +23,15 @@ LARGE_BYTES = 1 << 30
 """An archive of this size takes so long to list that it is said."""
 
 Say = Callable[[str], None]
+_Listed = list[tuple[tuple[str, ...], Entry]]
 
 
 class Tree:
     """What archives, and a server's listing, add to a folder of this machine.
 
     Files of this machine come first: a member that lies there unpacked too is the file. Of members of one name the
-    last of an archive counts, as when it is unpacked; one in two archives is refused, unless zips say that both are
-    the same.
+    last of an archive counts, as when it is unpacked. What is in two archives comes once where zips say that both are
+    the same; else see `settle`.
     """
 
     def __init__(self, name: str, real: Path | None, work: Path | None, largest: int, say: Say) -> None:
@@ -43,6 +44,7 @@ class Tree:
         self.refused: list[tuple[str, str]] = []
         """(name, why) of what is in an archive and not read."""
         self._stores: list[tuple[tuple[str, ...], str]] = []
+        self._waiting: list[tuple[int, str, Archive, _Listed]] = []
         self._names: dict[str, set[str]] = {}
         self._titles: list[str] = []
         self._work, self._largest, self._say = work, largest, say
@@ -54,15 +56,15 @@ class Tree:
             Unreadable: none of its members can be listed.
         """
         opened = open_store(store)
-        if isinstance(opened, remote.RemoteStore) and opened.is_whole:
-            self._say(f"{shown(store[0])}: its server gives no parts of files; each process reads it whole into memory")
         if opened.size >= LARGE_BYTES:
             self._say(f"{archive.name}: listing what it holds ({opened.size / 1e9:.1f} GB)")
         listed, inflated = members(opened, self._largest)
         number, title = len(self._stores), posixpath.join(below, archive.name)
         self._stores.append((store, ""))
         self._titles.append(title)
-        mount, added, last = None, 0, 0
+        kept: _Listed = []
+        added = last = 0
+        self._waiting.append((number, below, archive, kept))
         try:
             for name, found in listed:
                 parts = safe_parts(name)
@@ -70,21 +72,41 @@ class Tree:
                     why = parts if isinstance(parts, str) else str(found)
                     self.refused.append((f"{title}/{escaped(name)}", why))
                 else:
-                    if mount is None:
-                        mount = self._mount(below, archive, parts)
-                    self._add(number, mount, parts, found)
+                    kept.append((parts, found))
                     last = max(last, found.start + found.size)
                 added += 1
         except Unreadable as error:
             if not added:
+                self._waiting.pop()
                 raise
             self.refused.append((title, str(error)))
+        if isinstance(opened, remote.RemoteStore) and opened.is_whole:
+            self._say(f"{shown(store[0])}: its server gives no parts of files; each process reads it whole into memory")
         self.hidden.update(posixpath.join(below, part) for part in archive.parts)
         if inflated is not None and last > UNINDEXED_BYTES:
             name = hashlib.sha256(repr(store).encode("utf-8", "surrogateescape")).hexdigest()[:16]
             index = self._index_folder() / f"{name}.index"
             inflated.write_index(index)
             self._stores[number] = (store, str(index))
+
+    def settle(self) -> None:
+        """Shows the archives added: in place, or in folders of their names where they hold different files of one name.
+
+        Ours: in place, as unzip does it, the last archive would take the others' files away.
+        """
+        first: dict[str, tuple[int, Entry]] = {}
+        apart: set[int] = set()
+        for number, below, _, listed in self._waiting:
+            for parts, entry in listed:
+                other, there = first.setdefault(posixpath.join(below, *parts), (number, entry))
+                if other != number and not _are_same(entry, there):
+                    apart |= {number, other}
+        first.clear()
+        for number, below, archive, listed in self._waiting:
+            mount = self._mount(below, archive, listed[0][0], number in apart) if listed else below
+            for parts, entry in listed:
+                self._add(number, mount, parts, entry)
+        self._waiting.clear()
 
     def add_file(self, parts: tuple[str, ...], url: str, size: int) -> None:
         """Shows a file behind a URL."""
@@ -115,12 +137,13 @@ class Tree:
         folder, _, name = path.rpartition("/")
         return self.folders.get(folder, {}).get(name)
 
-    def _mount(self, below: str, archive: Archive, first: tuple[str, ...]) -> str:
-        """Where members go: beside the archive, or into the folder of its name if it was unpacked there."""
+    def _mount(self, below: str, archive: Archive, first: tuple[str, ...], apart: bool) -> str:
+        """Where members go: where they have been unpacked already, else beside the archive unless `apart`."""
         folder = posixpath.join(below, stem(archive.name))
-        if self.real is not None and (self.real / folder).joinpath(*first).is_file():
-            return folder
-        return below
+        for mount in (below, folder):
+            if self.real is not None and (self.real / mount).joinpath(*first).is_file():
+                return mount
+        return folder if apart else below
 
     def _add(self, number: int, mount: str, parts: tuple[str, ...], entry: Entry) -> None:
         path = posixpath.join(mount, *parts)
@@ -133,7 +156,7 @@ class Tree:
             self._refuse(number, path, "a file and a folder have this name")
         elif there is None or there[0] == number:
             names[name] = (number, entry)
-        elif (entry.size, entry.crc) != (there[1].size, there[1].crc) or not entry.crc:
+        elif not _are_same(entry, there[1]):
             self._refuse(number, path, f"{self._titles[there[0]]} holds a file of this name too; unpack one elsewhere")
 
     def _refuse(self, number: int, path: str, why: str) -> None:
@@ -165,6 +188,11 @@ class Tree:
             atexit.register(shutil.rmtree, self._work, ignore_errors=True)
         self._work.mkdir(parents=True, exist_ok=True)
         return self._work
+
+
+def _are_same(entry: Entry, other: Entry) -> bool:
+    """Whether two zips say that a member is the same; tars do not say."""
+    return entry.crc != 0 and (entry.size, entry.crc) == (other.size, other.crc)
 
 
 def escaped(name: str) -> str:

@@ -83,6 +83,7 @@ def _local_tree(root: Path, work: Path | None, largest: int, say: Say) -> Tree |
         except OSError as error:
             tree.hidden.update(posixpath.join(below, part) for part in archive.parts)
             tree.refused.append((posixpath.join(below, archive.name), remote.reason(error)))
+    tree.settle()
     return tree
 
 
@@ -107,6 +108,7 @@ def _remote_tree(url: str, work: Path | None, largest: int, say: Say) -> Tree:
                 tree.add_archive(archive, below, tuple(files[part] for part in archive.parts))
             except OSError as error:
                 tree.refused.append((posixpath.join(below, archive.name), remote.reason(error)))
+    tree.settle()
     return tree
 
 
@@ -118,6 +120,7 @@ def _single(archive: Archive, store: tuple[str, ...], name: str, work: Path | No
         raise UserError(
             f"{name}: not readable as an archive: {remote.reason(error)}; fetch it again from where it came"
         ) from error
+    tree.settle()
     return tree
 
 

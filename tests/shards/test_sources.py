@@ -124,7 +124,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone: no such file or folder"):
         source_rows(tmp_path / "gone")
     _touch(tmp_path, ".DS_Store", "song.wav")
-    with pytest.raises(UserError, match=r"song\.wav: neither a folder nor a CSV"):
+    with pytest.raises(UserError, match=r"song\.wav: neither a folder, an archive nor a CSV"):
         source_rows(tmp_path / "song.wav")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no files"):
