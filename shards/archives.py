@@ -85,6 +85,11 @@ def _numbered(lower: Mapping[str, str], pattern: str) -> tuple[str, ...]:
     return tuple(takewhile(bool, names))  # type: ignore[arg-type]
 
 
+def is_archive(name: str) -> bool:
+    """Whether this is an archive in one file, by its ending."""
+    return name.lower().endswith((*_TAR, *_GZIP, *_ZIP))
+
+
 def is_unread_archive(name: str) -> bool:
     """Whether this is an archive of a kind that is not read."""
     return name.lower().endswith(_UNREAD)

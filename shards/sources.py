@@ -14,7 +14,7 @@ from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.archives import LARGEST_INFLATED, archives_among, is_unread_archive
+from unfused_fast.shards.archives import LARGEST_INFLATED, is_archive, is_unread_archive
 from unfused_fast.shards.branch import Branch
 from unfused_fast.shards.places import Location, Place, is_url, refused, shown
 from unfused_fast.shards.stores import open_place
@@ -120,7 +120,7 @@ def _tree_rows(tree: Tree, labels_from_folders: bool) -> list[SourceRow]:
     for relative in tree.files():
         if not _has_clutter(relative):
             location = tree.location(relative)
-            if archives_among([posixpath.basename(relative)]):
+            if is_archive(relative):
                 location = refused("an archive inside an archive; unpack the outer one")
             rows.append(_row(location, relative, labels_from_folders))
     return rows

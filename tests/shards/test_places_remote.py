@@ -89,8 +89,8 @@ def _copies(rows: list[SourceRow], folder: Path, number: int = 5) -> Path:
     return folder
 
 
-def _digest(rows: list[SourceRow], out: Path) -> str:
-    result = pack(rows, out, workers=1)
+def _digest(rows: list[SourceRow], out: Path, workers: int = 1) -> str:
+    result = pack(rows, out, workers=workers)
     assert (result.packed, result.rejected) == (5, {})
     return result.shard_set.manifest.digest
 
@@ -113,7 +113,7 @@ def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
     plain = _digest([row for row in source_rows(folder) if row.source != "list.csv"], tmp_path / "plain")
     listed = source_rows(f"{server.url}/audio/list.csv")
     assert _digest(listed, tmp_path / "a") == plain
-    assert _digest(source_rows(f"{server.url}/audio.zip"), tmp_path / "b") == plain
+    assert _digest(source_rows(f"{server.url}/audio.zip"), tmp_path / "b", workers=2) == plain
     found = source_rows(f"{server.url}/audio")
     assert _digest([row for row in found if row.source != "list.csv"], tmp_path / "c") == plain
     elsewhere = source_rows(tmp_path / "here.csv")
@@ -189,6 +189,15 @@ def test_what_is_not_on_the_server(server: _Server) -> None:
         source_rows(f"{server.url}/gone.zip")
     with pytest.raises(UserError, match="gone"):
         source_rows(f"{server.url}/gone/")
+
+
+def test_server_that_is_not_there_is_said_to_be_so(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    server.server_close()
+    with pytest.raises(UserError, match=r"a\.zip: not readable as an archive: .*[Cc]onnect"):
+        source_rows(f"{server.url}/a.zip")
+    assert len(waits) == remote.ATTEMPTS - 1
 
 
 def test_secrets_of_a_url_are_not_shown(server: _Server) -> None:
