@@ -7,19 +7,19 @@ A file's signal at 16 kHz has `samples_16k(frames, rate)` samples; a piece of it
 from __future__ import annotations
 
 import math
-import os
-import stat
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards import endings, mp3
+from unfused_fast.shards import endings
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
+from unfused_fast.shards.opening import ForwardFile, message, open_audio
+from unfused_fast.shards.places import Location, Place
+from unfused_fast.shards.reasons import Reason, Rejected
+from unfused_fast.shards.stores import open_place
 
 MINIMUM_SAMPLES = 514
 """Shortest clip that a set may hold. Ours: half a window of 1024 reflected at the edge needs more than 513 samples."""
@@ -44,34 +44,6 @@ BLOCK_VALUES = 1 << 18
 """Samples of all channels that are decoded at once. Ours: 1 MB stays in the cache, whatever the number of channels."""
 
 
-class Reason(StrEnum):
-    """Why a file is not packed, in the user's words."""
-
-    UNREADABLE = "unreadable"
-    EMPTY = "empty file"
-    NOT_AUDIO = "not audio"
-    NO_SAMPLES = "no samples"
-    TOO_SHORT = "too short"
-    TOO_LONG = "too long"
-    RATE = "unusable sample rate"
-    DAMAGED = "truncated or damaged"
-    NON_FINITE = "non-finite samples"
-    SILENT = "silent"
-    CRASHED = "crashed the decoder"
-    HUNG = "hung the decoder"
-
-
-class Rejected(Exception):
-    """A file, or a piece of one, that is not packed; `str()` is the reason for rejected.csv. Holds no path."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
-
-
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What a header says: samples per channel, and their rate in hertz."""
@@ -90,14 +62,14 @@ def samples_16k(frames: int, rate_hz: int) -> int:
     return (2 * frames * SAMPLE_RATE_HZ + rate_hz) // (2 * rate_hz)
 
 
-def probe(path: Path, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
+def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
     """Reads the header, or decodes once to count where it holds no length (FLAC from a stream).
 
     Raises:
         Rejected: unreadable, empty, not audio, no samples, longer than `longest_seconds`, a sample rate that audio does
             not have, or a header that promises more than the file holds.
     """
-    with _open(path) as file:
+    with open_audio(path) as file:
         frames, rate_hz = int(file.frames), int(file.samplerate)
         if file.format == "RAW":  # libsndfile's guess by .au, .snd, .gsm or .vox in the name, whatever is in the file
             raise Rejected(Reason.NOT_AUDIO, "no header, and samples without one have no known rate")
@@ -115,7 +87,7 @@ def probe(path: Path, longest_seconds: float = LONGEST_FILE_SECONDS) -> Probe:
     return Probe(frames, rate_hz)
 
 
-def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+def decode_piece(path: Location, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
     Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`; of a file that cannot be sought,
@@ -124,7 +96,7 @@ def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.i
     Raises:
         Rejected: as `probe`; or fewer samples than the header promised, not finite, or constant.
     """
-    with _open(path) as file:
+    with open_audio(path) as file:
         step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
         spans = [_decode_span(file, frames, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
     if not any(map(len, spans)):
@@ -135,7 +107,7 @@ def decode_piece(path: Path, frames: int, start: int, stop: int) -> NDArray[np.i
     return pcm
 
 
-def _decode_span(file: _ForwardFile, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+def _decode_span(file: ForwardFile, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """Part of a piece -> (stop - start,). Raises Rejected.
 
     It equals the same span of the whole file resampled at once, because its first sample lies on both rates' grids.
@@ -152,7 +124,7 @@ def _decode_span(file: _ForwardFile, frames: int, start: int, stop: int) -> NDAr
             _skip(file, first)
         mono = _read_mono(file, last - first)
     except soundfile.SoundFileError as error:
-        raise Rejected(Reason.DAMAGED, _message(error)) from error
+        raise Rejected(Reason.DAMAGED, message(error)) from error
     if len(mono) < last - first - slack:
         raise Rejected(Reason.DAMAGED, f"ends after {first + len(mono)} of {frames} samples")
     if not np.isfinite(mono).all():
@@ -168,45 +140,7 @@ def _decode_span(file: _ForwardFile, frames: int, start: int, stop: int) -> NDAr
     return pcm
 
 
-class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read in one go.
-
-    Ours: python-soundfile tells and seeks around every read of a seekable file, which costs time and fails at the end
-    of a FLAC without a length; `seek` itself goes on working.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-    def can_seek(self) -> bool:
-        """Whether `seek` works: not for GSM, G.72x, NMS, nor for DWVW, of which libsndfile says that it does."""
-        return bool(super().seekable()) and not self.subtype.startswith("DWVW")
-
-
-def _open(path: Path) -> _ForwardFile:
-    """An open file, by its name's bytes, so that any name works. Raises Rejected."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise Rejected(Reason.UNREADABLE, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device")
-        path.open("rb").close()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        raise Rejected(Reason.UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
-    if not status.st_size:
-        raise Rejected(Reason.EMPTY)
-    try:
-        file = _ForwardFile(os.fsencode(path))
-        if file.format == "MP3" and not mp3.has_length(path) and (counted := mp3.with_length(path)) is not None:
-            file.close()
-            file = _ForwardFile(counted)
-        return file
-    except soundfile.SoundFileError as error:
-        raise Rejected(Reason.NOT_AUDIO, _message(error)) from error
-    except TypeError as error:  # by its ending python-soundfile takes it for headerless samples
-        raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
-
-
-def _read_mono(file: _ForwardFile, frames: int) -> NDArray[np.float32]:
+def _read_mono(file: ForwardFile, frames: int) -> NDArray[np.float32]:
     """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,)."""
     mono = np.empty(frames, np.float32)
     if file.channels == 1:
@@ -221,14 +155,14 @@ def _read_mono(file: _ForwardFile, frames: int) -> NDArray[np.float32]:
     return mono[:done]
 
 
-def _skip(file: _ForwardFile, frames: int) -> None:
+def _skip(file: ForwardFile, frames: int) -> None:
     """Decodes and forgets."""
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
     while frames > 0 and len(got := file.read(min(frames, len(block)), out=block)):
         frames -= len(got)
 
 
-def _count(file: _ForwardFile, longest: int) -> int:
+def _count(file: ForwardFile, longest: int) -> int:
     """Frames that decoding gives, for a header that does not say; counting ends beyond `longest`. Raises Rejected."""
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
     frames, got = 0, len(block)
@@ -237,15 +171,15 @@ def _count(file: _ForwardFile, longest: int) -> int:
             got = len(file.read(out=block))
             frames += got
     except soundfile.SoundFileError as error:
-        raise Rejected(Reason.DAMAGED, _message(error)) from error
+        raise Rejected(Reason.DAMAGED, message(error)) from error
     return frames
 
 
-def _check_end(path: Path, file: _ForwardFile, frames: int) -> None:
+def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
     """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
     promised = endings.logged_frames(file.extra_info, frames)
     if file.format in ("OGG", "NIST"):
-        with path.open("rb") as stream:
+        with open_place(path) if isinstance(path, Place) else path.open("rb") as stream:
             if file.format == "NIST":
                 promised = endings.nist_frames(stream)
             elif endings.ogg_ends_within_a_page(stream):
@@ -262,9 +196,3 @@ def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:
             mono += signal[:, channel]
         mono /= signal.shape[1]
     return mono
-
-
-def _message(error: Exception) -> str:
-    """libsndfile's own sentence, without the path that python-soundfile puts before it."""
-    text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
-    return text.rstrip(".")[:120]

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards import measures
-from unfused_fast.shards.audio_files import Rejected
 from unfused_fast.shards.clip_codec import decode_clip
 from unfused_fast.shards.findings import Example, Finding, Kind, Tally, finding
+from unfused_fast.shards.reasons import Rejected
 from unfused_fast.shards.shard_files import IN_JSON, Member, check_index, index_path
 from unfused_fast.shards.table import clips_digest, read_clips
 from unfused_fast.shards.workers import At, Bad

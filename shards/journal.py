@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import Probe, Reason, Rejected
+from unfused_fast.shards.audio_files import Probe
 from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.pack_shard import Rejection, WrittenShard
+from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.shard_files import index_path, replace_file
 from unfused_fast.shards.table import DONE_SCHEMA
 

@@ -8,14 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from unfused_fast.shards.audio_files import Probe, Reason, Rejected
+from unfused_fast.shards.audio_files import Probe
 from unfused_fast.shards.building import Building
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.journal import Journal, JournalPlan
 from unfused_fast.shards.options import PackOptions
 from unfused_fast.shards.pack_shard import ProbeJob, Rejection, ShardJob
 from unfused_fast.shards.plan import Plan, PlannedShard, plan_pieces, plan_shards, share
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.reasons import Reason, Rejected
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.workers import Pool
 
 Progress = Callable[[int, int, int], None]

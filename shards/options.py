@@ -13,7 +13,7 @@ from unfused_fast import __version__
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio_files import LONGEST_FILE_SECONDS, MINIMUM_SAMPLES
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.sources import SourceRow, check_split_name
+from unfused_fast.shards.rows import SourceRow, check_split_name
 
 Codec = Literal["wav", "flac"]
 

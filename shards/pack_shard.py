@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.shards.audio_files import Probe, Reason, Rejected, decode_piece, probe
+from unfused_fast.shards.audio_files import Probe, decode_piece, probe
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, encode_clip
 from unfused_fast.shards.places import Location
 from unfused_fast.shards.plan import Piece
+from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.shard_files import ShardWriter, clip_json, clip_key
 from unfused_fast.shards.table import DONE_SCHEMA, NO_LABEL
 from unfused_fast.shards.workers import At, Bad

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import split_rank
 
 SHARD_BYTES = 256 * 2**20

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import Reason, Rejected
+from unfused_fast.shards.reasons import Reason, Rejected
 
 Answer = TypeVar("Answer")
 AnswerOut = TypeVar("AnswerOut", covariant=True)

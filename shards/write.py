@@ -17,7 +17,7 @@ from unfused_fast.shards.finish import PackResult, Statistics, finish, rejected_
 from unfused_fast.shards.journal import Journal
 from unfused_fast.shards.making import Progress, make_shards, plan_set, read_headers
 from unfused_fast.shards.options import Codec, PackOptions, Request, request_of
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import PART, open_shards, read_manifest
 from unfused_fast.shards.workers import Pool, Workers, available_cores
 

@@ -12,7 +12,7 @@ from unfused_fast.audio import log_mel
 from unfused_fast.config import Config
 from unfused_fast.pipeline import Loader
 from unfused_fast.settings import with_values
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.write import pack
 

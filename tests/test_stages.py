@@ -13,7 +13,7 @@ import zarr
 from safetensors.numpy import load_file
 
 from unfused_fast.loop import EpochProgress
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.training import Interrupted
 
 PLAIN = ["--set", "aug.mixup.ratio=0", "--set", "aug.rrc.enabled=false", "--set", "model.dropout=0"]

@@ -14,7 +14,7 @@ from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Var
 from unfused_fast.shards.datasets.layout import chosen, is_audio, printable, records_of, walk
 from unfused_fast.shards.datasets.splits import class_balanced
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 NAME, CLASSES = "audioset", 527
 LABELS = "class_labels_indices.csv"

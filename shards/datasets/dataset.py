@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 NUMBER, PATH = "N", "PATH"
 """Among an option's values: any whole number, any path."""

@@ -18,7 +18,7 @@ from unfused_fast.shards.datasets.layout import (
     require,
 )
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 NAME, CLASSES = "fsd50k", 200
 TRUTH = "FSD50K.ground_truth"

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import CLUTTER, SourceRow
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.walking import CLUTTER
 
 _AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 

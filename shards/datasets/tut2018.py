@@ -19,7 +19,7 @@ from unfused_fast.shards.datasets.layout import (
     require,
 )
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 NAME, FOLDER = "tut2018", "TUT-urban-acoustic-scenes-2018-development"
 LAYOUT = f"{FOLDER}/audio/*.wav and {FOLDER}/evaluation_setup/fold1_train.txt and fold1_evaluate.txt"

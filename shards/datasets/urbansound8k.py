@@ -16,7 +16,7 @@ from unfused_fast.shards.datasets.layout import (
     require,
 )
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 NAME, FOLDER = "urbansound8k", "UrbanSound8K"
 LAYOUT = "UrbanSound8K/metadata/UrbanSound8K.csv and UrbanSound8K/audio/fold1/ to fold10/"

@@ -17,7 +17,7 @@ from unfused_fast.shards.datasets.layout import (
     require,
 )
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 NAME, TABLE = "voxceleb1", "iden_split.txt"
 LAYOUT = "iden_split.txt and wav/idXXXXX/<youtube id>/<number>.wav, or dev/wav/ and test/wav/ in place of wav/"

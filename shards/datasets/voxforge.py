@@ -15,7 +15,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen, printable, records_of, walk
 from unfused_fast.shards.places import Folder
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "ru")
 FILES = 176_428

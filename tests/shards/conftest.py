@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.write import pack
 

@@ -16,8 +16,8 @@ from unfused_fast.shards.building import building
 from unfused_fast.shards.check import check
 from unfused_fast.shards.finish import PackResult
 from unfused_fast.shards.options import PackOptions
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.shard_files import ShardWriter
-from unfused_fast.shards.sources import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack, pack_part
 

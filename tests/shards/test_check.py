@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import Reason, Rejected
 from unfused_fast.shards.check import check
 from unfused_fast.shards.check_shard import ShardTask
 from unfused_fast.shards.findings import Finding, Kind
+from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.shard_files import check_index, index_path
 from unfused_fast.shards.table import ShardSet
 

@@ -15,7 +15,7 @@ from unfused_fast.shards.check import Checked, check
 from unfused_fast.shards.demo import demo_rows
 from unfused_fast.shards.findings import Finding, Kind
 from unfused_fast.shards.measures import dc_offset, is_clipped, is_quiet, narrow_band_hz
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
 
 RATE = 16000

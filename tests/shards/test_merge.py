@@ -16,7 +16,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.check import check
 from unfused_fast.shards.merge import merge
 from unfused_fast.shards.options import PackOptions
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.write import pack, pack_part
 

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from unfused_fast.peek import contents, examples_of
-from unfused_fast.shards.sources import SourceRow
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.write import pack
 

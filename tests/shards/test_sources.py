@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import Rejected, probe
+from unfused_fast.shards.audio_files import probe
 from unfused_fast.shards.demo import DEMO_NAMES, demo_rows, union_rows
-from unfused_fast.shards.sources import SourceRow, source_rows
+from unfused_fast.shards.reasons import Rejected
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources import source_rows
 
 
 def _touch(folder: Path, *names: str) -> Path:
@@ -149,7 +151,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone: no such file or folder"):
         source_rows(tmp_path / "gone")
     _touch(tmp_path, ".DS_Store", "song.wav")
-    with pytest.raises(UserError, match=r"song\.wav: neither a folder nor a CSV"):
+    with pytest.raises(UserError, match=r"song\.wav: neither a folder, an archive nor a CSV"):
         source_rows(tmp_path / "song.wav")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no files"):

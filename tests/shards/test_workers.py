@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unfused_fast.shards.audio_files import Reason
+from unfused_fast.shards.reasons import Reason
 from unfused_fast.shards.workers import Workers
 
 JOBS = """

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from unfused_fast.errors import UserError
 from unfused_fast.shards import finish
 from unfused_fast.shards.check import check
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.shard_files import index_path
-from unfused_fast.shards.sources import SourceRow, source_rows
+from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import PackResult, pack
 

@@ -15,7 +15,8 @@ from unfused_fast.shards.datasets import DATASETS, dataset_rows, described
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH
 from unfused_fast.shards.datasets.layout import chosen, files_below, walk
 from unfused_fast.shards.datasets.splits import class_balanced, with_validation
-from unfused_fast.shards.sources import SourceRow, source_rows
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.table import open_shards
 
 SCENES = ("airport", "bus", "tram")

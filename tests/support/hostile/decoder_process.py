@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unfused_fast.shards.audio_files import MP3_SLACK_FRAMES, Rejected, decode_piece, probe
+from unfused_fast.shards.audio_files import MP3_SLACK_FRAMES, decode_piece, probe
+from unfused_fast.shards.reasons import Rejected
 
 PIECE_SAMPLES = 16_000
 SECONDS = 30.0

@@ -1,0 +1,272 @@
+"""Sources behind URLs: servers with and without ranges, that fail now and then, and an S3 of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards import remote
+from unfused_fast.shards.audio_files import probe
+from unfused_fast.shards.places import Place, shown
+from unfused_fast.shards.reasons import Rejected
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.stores import open_place
+from unfused_fast.shards.trees import folder_of
+from unfused_fast.shards.write import pack
+
+pytest.importorskip("aiohttp", reason="needs the extra `remote`")
+
+
+class _Server(ThreadingHTTPServer):
+    ranges = True
+    failures = 0
+    """Requests still to be answered by 503."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+        self.sent = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if self.server.failures > 0 and path.is_file():
+            self.server.failures -= 1
+            self.send_error(503)
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not path.is_file():
+            super().do_GET()
+            return
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        if wanted and self.server.ranges:
+            first, last = int(wanted[1]), min(int(wanted[2] or last), last)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(last + 1 - first))
+        if self.server.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+        self.server.sent += last + 1 - first
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps off the screen."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[_Server]:
+    (tmp_path / "www").mkdir()
+    with _Server(tmp_path / "www") as served:
+        thread = threading.Thread(target=served.serve_forever, args=(0.01,))
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+def _copies(rows: list[SourceRow], folder: Path, number: int = 5) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows[:number]:
+        assert isinstance(row.path, Path)
+        (folder / f"ü {row.source}").write_bytes(row.path.read_bytes())
+    return folder
+
+
+def _digest(rows: list[SourceRow], out: Path, workers: int = 1) -> str:
+    result = pack(rows, out, workers=workers)
+    assert (result.packed, result.rejected) == (5, {})
+    return result.shard_set.manifest.digest
+
+
+def _zipped(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    return path
+
+
+def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
+    server: _Server, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    folder = _copies(rows, tmp_path / "www/audio")
+    _zipped(folder, tmp_path / "www/audio.zip")
+    names = [path.name for path in folder.iterdir()]
+    (tmp_path / "www/audio/list.csv").write_text("\n".join(["path", *names]))
+    (tmp_path / "here.csv").write_text("\n".join(["path", *(f"{server.url}/audio/{name}" for name in names)]))
+    plain = _digest([row for row in source_rows(folder) if row.source != "list.csv"], tmp_path / "plain")
+    listed = source_rows(f"{server.url}/audio/list.csv")
+    assert _digest(listed, tmp_path / "a") == plain
+    assert _digest(source_rows(f"{server.url}/audio.zip"), tmp_path / "b", workers=2) == plain
+    found = source_rows(f"{server.url}/audio")
+    assert _digest([row for row in found if row.source != "list.csv"], tmp_path / "c") == plain
+    elsewhere = source_rows(tmp_path / "here.csv")
+    assert {row.source for row in elsewhere} == {f"127.0.0.1:{server.server_port}/audio/{name}" for name in names}
+    assert sorted(map(_bytes, elsewhere)) == sorted(map(_bytes, listed))
+
+
+def _bytes(row: SourceRow) -> bytes:
+    assert isinstance(row.path, Place)
+    with open_place(row.path) as file:
+        return file.read()
+
+
+def test_folder_of_archives_on_a_server_is_shown_unpacked(
+    server: _Server, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    folder = _copies(rows, tmp_path / "audio")
+    (tmp_path / "www/deep").mkdir()
+    _zipped(folder, tmp_path / "www/deep/a.zip")
+    assert [row.source for row in source_rows(server.url)] == sorted(f"deep/{path.name}" for path in folder.iterdir())
+    assert len(list(folder_of(server.url).glob("deep/*.wav"))) == 5
+
+
+def test_of_a_large_archive_only_parts_are_fetched(server: _Server, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
+        archive.writestr("large.bin", os.urandom(8 << 20))
+        archive.writestr("small.wav", b"small")
+    (row,) = (row for row in source_rows(f"{server.url}/a.zip") if row.source == "small.wav")
+    assert _bytes(row) == b"small"
+    assert server.sent < 2 << 20
+
+
+def test_server_without_ranges_is_read_whole_and_that_is_said(
+    server: _Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.ranges = False
+    folder = _copies(rows, tmp_path / "audio")
+    (folder / "large.bin").write_bytes(os.urandom(2 * remote.BLOCK_BYTES))
+    path = _zipped(folder, tmp_path / "www/a.zip")
+    said: list[str] = []
+    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", say=said.append))) == sorted(
+        file.read_bytes() for file in folder.iterdir()
+    )
+    assert any("no parts of files" in text for text in said)
+    monkeypatch.setattr(remote, "WHOLE_BYTES", path.stat().st_size - 1)
+    path.rename(tmp_path / "www/b.zip")
+    with pytest.raises(UserError, match=r"no part of a file .* download it first"):
+        source_rows(f"{server.url}/b.zip")
+
+
+def test_passing_failures_are_tried_again(
+    server: _Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    folder = _copies(rows, tmp_path / "www/audio", 1)
+    place = Place((f"{server.url}/audio/" + next(folder.iterdir()).name,))
+    server.failures = 2
+    assert probe(place) == probe(next(folder.iterdir()))
+    assert waits[:2] == [0.25, 0.5]
+    server.failures = 1000
+    with pytest.raises(Rejected, match="unreadable: the server answers 503"):
+        probe(Place((f"{server.url}/audio/{next(folder.iterdir()).name}?again",)))
+    assert len(waits) <= 2 + 2 * remote.ATTEMPTS
+
+
+def test_what_is_not_on_the_server(server: _Server) -> None:
+    with pytest.raises(Rejected, match=r"^unreadable: no such file$"):
+        probe(Place((f"{server.url}/gone.wav",)))
+    with pytest.raises(UserError, match=r"gone\.csv: cannot be read: no such file"):
+        source_rows(f"{server.url}/gone.csv")
+    with pytest.raises(UserError, match=r"gone\.zip: not readable as an archive: no such file"):
+        source_rows(f"{server.url}/gone.zip")
+    with pytest.raises(UserError, match="gone"):
+        source_rows(f"{server.url}/gone/")
+
+
+def test_server_that_is_not_there_is_said_to_be_so(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    server.server_close()
+    with pytest.raises(UserError, match=r"a\.zip: not readable as an archive: .*[Cc]onnect"):
+        source_rows(f"{server.url}/a.zip")
+    assert len(waits) == remote.ATTEMPTS - 1
+
+
+def test_secrets_of_a_url_are_not_shown(server: _Server) -> None:
+    url = server.url.replace("http://", "http://user:hunter2@") + "/gone.zip?X-Signature=hunter2"
+    assert shown(url) == f"{server.url}/gone.zip"
+    with pytest.raises(UserError) as raised:
+        source_rows(url)
+    assert "hunter2" not in str(raised.value) and "gone.zip" in str(raised.value)
+    with pytest.raises(Rejected) as rejected:
+        probe(Place((url,)))
+    assert "hunter2" not in str(rejected.value)
+
+
+def test_file_url_is_a_path(tmp_path: Path, rows: list[SourceRow]) -> None:
+    folder = _copies(rows, tmp_path / "with space")
+    assert source_rows(folder.as_uri()) == source_rows(folder)
+
+
+@pytest.mark.parametrize("module", ["fsspec", "s3fs"])
+def test_missing_package_names_the_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == "s3fs":
+        monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    with pytest.raises(UserError, match=r"s3://bucket/x: .* pip install 'unfused-fast\[remote\]'"):
+        source_rows("s3://bucket/x")
+
+
+def test_unknown_protocol_is_named() -> None:
+    with pytest.raises(UserError, match="zzz://bucket/x: Protocol not known"):
+        source_rows("zzz://bucket/x")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    moto = pytest.importorskip("moto.server", reason="needs moto, the S3 of this machine (extra `dev`)")
+    s3fs = pytest.importorskip("s3fs", reason="needs the extra `remote`")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+        ("AWS_ACCESS_KEY_ID", "testing"),
+        ("AWS_SECRET_ACCESS_KEY", "testing"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    system.mkdir("bucket")
+    yield system
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_s3_folder_archive_and_csv_pack_to_the_digest_of_the_files(
+    bucket: Any, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    folder = _copies(rows, tmp_path / "audio")
+    path = _zipped(folder, tmp_path / "a.zip", zipfile.ZIP_STORED)
+    bucket.put(str(path), "bucket/a.zip")
+    bucket.put(f"{folder}/", "bucket/set/", recursive=True)
+    names = [path.name for path in folder.iterdir()]
+    bucket.pipe_file("bucket/set/list.csv", "\n".join(["path", *names]).encode())
+    plain = _digest(source_rows(folder), tmp_path / "plain")
+    assert _digest(source_rows("s3://bucket/a.zip"), tmp_path / "a") == plain
+    assert _digest(source_rows("s3://bucket/set/list.csv"), tmp_path / "b") == plain
+    bucket.rm("bucket/set/list.csv")
+    assert _digest(source_rows("s3://bucket/set"), tmp_path / "c") == plain
+    with pytest.raises(UserError, match="s3://bucket/nothing: "):
+        source_rows("s3://bucket/nothing")
