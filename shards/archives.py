@@ -202,7 +202,7 @@ def _zip_members(store: Store, largest: int) -> Iterator[tuple[str, Entry | str]
     except (struct.error, ValueError, IndexError) as error:
         damage = f"the list of the zip is damaged behind {len(listed)} members ({error})"
     starts = sorted({entry.start for _, _, entry in listed})
-    following = dict(zip(starts, [*starts[1:], store.size], strict=True))
+    following = dict(zip(starts, [*starts, store.size][1:], strict=True))
     taken: set[int] = set()
     for name, why, entry in listed:
         end = entry.start + _LOCAL_BYTES + entry.packed

@@ -168,7 +168,7 @@ class Workers:
     def _start(self) -> _Process:
         ours, theirs = self._context.Pipe()
         place = self._context.RawArray("d", 2)
-        process = self._context.Process(target=_work, args=(theirs, place), daemon=True)
+        process = self._context.Process(target=_work, args=(theirs, place, dict(os.environ)), daemon=True)
         process.start()
         theirs.close()
         self._processes.append(_Process(process, ours, place))
@@ -182,8 +182,9 @@ def _ignore(item: int) -> None:
     """Nobody watches."""
 
 
-def _work(pipe: Connection, place: Any) -> None:
+def _work(pipe: Connection, place: Any, environment: dict[str, str]) -> None:
     """A process: jobs come in, answers or exceptions go out, until the pipe is closed."""
+    os.environ.update(environment)  # a fork server has that of its own start
     _prepare_process()
 
     def at(item: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,34 @@ from outcomes import Cli, contents, refused, same_checkpoint
 import unfused_fast.checkpoint
 import unfused_fast.linear
 import unfused_fast.pretrain
-import unfused_fast.shards.shard_files
+import unfused_fast.shards.journal
 
 
 def test_the_disk_is_full_while_packing(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tone_rows: list[Any]
 ) -> None:
     folder, out = tone_rows[0].path.parent, tmp_path / "out"
-    add = unfused_fast.shards.shard_files.ShardWriter.add
+    publish = unfused_fast.shards.journal.Journal.publish
 
-    def full(writer: Any, key: str, members: Any) -> None:
-        if key.endswith("30"):
+    def full(journal: Any, name: str, first_id: int, written: Any) -> None:
+        if name == "train-000001":
             raise OSError(errno.ENOSPC, "No space left on device")
-        add(writer, key, members)
+        publish(journal, name, first_id, written)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(unfused_fast.shards.shard_files.ShardWriter, "add", full)
-        done = cli("shard", folder, out, "--workers", 1)
-        refused(done, tmp_path, "No space left on device", f"nothing at {out} was touched", "make room")
-        assert list(tmp_path.iterdir()) == []
-    assert cli("shard", folder, out, "--workers", 1).code == 0
+    def stopped(*flags: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(unfused_fast.shards.journal.Journal, "publish", full)
+            done = cli("shard", folder, out, "--workers", 1, *flags)
+        refused(done, tmp_path, "No space left on device", "is in out.partial", "make room and give the same command")
+
+    stopped()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    done = cli("shard", folder, out, "--workers", 1, "--json")
+    assert done.code == 0 and json.loads(done.out)["shards_made"] == 1, done.err
     before = contents(out)
-    monkeypatch.setattr(unfused_fast.shards.shard_files.ShardWriter, "add", full)
-    refused(cli("shard", folder, out, "--workers", 1, "--overwrite"), "No space left on device")
+    stopped("--overwrite")
+    assert contents(out) == before
+    assert cli("shard", folder, out, "--workers", 1, "--resume").code == 0
     assert contents(out) == before and list(tmp_path.iterdir()) == [out]
 
 

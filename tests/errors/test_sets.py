@@ -15,7 +15,7 @@ from outcomes import Cli, refused
 
 def test_missing_paths(cli: Cli, pretrain: Cli, distill: Cli, linear: Cli, tones: Path, tmp_path: Path) -> None:
     gone, out = tmp_path / "gone", tmp_path / "out"
-    refused(cli("shard", gone, out), gone, "no such file or folder", "name a folder of audio or a CSV")
+    refused(cli("shard", gone, out), gone, "no such file or folder", "name a folder of audio, an archive or a CSV")
     refused(cli("report", gone), gone, "does not exist", "give directories that unfused-fast train wrote")
     refused(cli("train", "all", gone, "--out", out), gone, "no such folder", "unfused-fast shard")
     for done in (pretrain(gone, out), linear(gone, "random", out), distill(gone, gone, out)):
@@ -147,7 +147,7 @@ def test_a_manifest_of_another_version(
     manifest = shards / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 1}))
     for done in (pretrain(shards, out), linear(shards, "random", out)):
-        refused(done, manifest, "schema version 1", "reads version 2", "pack the set again with: unfused-fast shard")
+        refused(done, manifest, "schema version 1", "reads version 3", "pack the set again with: unfused-fast shard")
     manifest.write_text("{")
     refused(pretrain(shards, out), manifest, "cannot be read", "pack it again")
     assert not out.exists()
