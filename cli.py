@@ -19,6 +19,7 @@ from unfused_fast.terminal import (
     Resume,
     Sets,
     Shards,
+    local_shards,
     pairs,
     print_json,
     run_app,
@@ -55,9 +56,9 @@ def check(shards: Shards, as_json: Json = False) -> None:
     """Read a shard set from end to end and name every file that is not as it was written."""
     from unfused_fast.shards.check import check as problems_of
 
-    problems = problems_of(shards)
+    problems = problems_of(local_shards(shards))
     if as_json:
-        print_json({"shards": str(shards), "problems": problems})
+        print_json({"shards": shards, "problems": problems})
     else:
         typer.echo("\n".join(problems) if problems else f"{shards}: all shards are as they were written")
     if problems:

@@ -35,7 +35,14 @@ def shard(
             help="Folder of audio (any depth), or CSV with columns path[,label,split,group].", show_default=False
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Argument(help="Shard set to make.", show_default=False)] = None,
+    out: Annotated[
+        str | None,
+        typer.Argument(
+            help="Shard set to make: a folder, or a URL (s3://, gs://), whose shards are sent one by one while they "
+            "are made in UNFUSED_CACHE or ~/.cache/unfused-fast.",
+            show_default=False,
+        ),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
     ] = None,
@@ -89,9 +96,9 @@ def shard(
     }
     if share is not None:
         with bar("packing") as advance:
-            done = pack_part(rows, out, share, PackOptions(**asked), **given, progress=advance)
+            done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
         if as_json:
-            print_json({**vars(done), "directory": str(out), "wall_seconds": round(done.wall_seconds, 2)})
+            print_json({**vars(done), "directory": out, "wall_seconds": round(done.wall_seconds, 2)})
         else:
             typer.echo(f"{out}: part {part}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
             typer.echo("when all parts are there: unfused-fast merge PART... OUT")
@@ -103,7 +110,8 @@ def shard(
 
 def merge(
     places: Annotated[
-        list[Path], typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make.")
+        list[str],
+        typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make, a folder or a URL."),
     ],
     resume: PackResume = False,
     overwrite: Overwrite = False,
@@ -116,7 +124,8 @@ def merge(
 
     *parts, out = places
     with bar("merging") as advance:
-        merged = merge_parts(parts, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
+        folders = [_folder(part) for part in parts]
+        merged = merge_parts(folders, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
     _print_packed(merged, out, as_json)
 
 
@@ -126,6 +135,16 @@ def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
     return log_mel_statistics(clips)
 
 
+def _folder(given: str) -> Path:
+    from unfused_fast.shards.places import shown
+    from unfused_fast.shards.remote_sets import local_path
+
+    folder = local_path(given)
+    if folder is None:
+        raise UserError(f"{shown(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge")
+    return folder
+
+
 def _part(given: str) -> tuple[int, int]:
     number, slash, count = given.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
@@ -133,11 +152,11 @@ def _part(given: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _print_packed(packed: PackResult, out: Path, as_json: bool) -> None:
+def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
     manifest = packed.shard_set.manifest
     splits = {name: split.clips for name, split in manifest.splits.items()}
     summary = {
-        "out": str(out),
+        "out": out,
         "clips": packed.packed,
         "splits": splits,
         "labels": len(manifest.label_names),
@@ -163,7 +182,7 @@ def _print_packed(packed: PackResult, out: Path, as_json: bool) -> None:
     for reason, count in packed.rejected.items():
         typer.echo(f"  rejected {count}: {reason}")
     if packed.rejected:
-        typer.echo(f"  each one is named in {out / 'rejected.csv'}")
+        typer.echo(f"  each one is named in {out.rstrip('/')}/rejected.csv")
 
 
 def _rows(source: Path, dataset: str | None, options: list[str] | None, labels_from_folders: bool) -> list[SourceRow]:
