@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from threading import Event
 
 import numpy as np
 
+from unfused_fast.errors import UserError
 from unfused_fast.shards.audio_files import Probe, Reason, Rejected
 from unfused_fast.shards.building import Building
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
@@ -132,15 +134,19 @@ def make_shards(
         )
         for shard in missing.values()
     )
-    publishing: list[Future[None]] = []
+    publishing, stopped = list[Future[None]](), Event()
 
     def progress(items: int) -> None:
         report(min(done + items, total), total, rejected)
 
     def publish(job: ShardJob, written: WrittenShard) -> None:
         journal.publish(job.name, job.first_id, written)
-        if published is not None:
-            published()
+        if published is not None and not stopped.is_set():
+            try:
+                published()
+            except UserError:
+                stopped.set()
+                raise
 
     with ThreadPoolExecutor(1) as publisher:
         try:
@@ -154,7 +160,7 @@ def make_shards(
                 progress(0)
             for future in publishing:
                 future.result()
-        except BaseException:
-            publisher.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # what is made is still brought to the disk, and not sent
+            stopped.set()
             raise
     return len(missing)

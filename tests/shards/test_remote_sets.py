@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,6 @@ from unfused_fast.shards.local_sets import local_set
 from unfused_fast.shards.merge import merge
 from unfused_fast.shards.options import PackOptions
 from unfused_fast.shards.remote_sets import RemoteSet
-from unfused_fast.shards.shard_files import ShardWriter
 from unfused_fast.shards.sources import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack, pack_part
@@ -259,22 +261,39 @@ def test_what_is_there_stays_unless_it_may_go(memory: Any, rows: list[SourceRow]
     assert (again.packed, again.shards_made) == (45, 0)
 
 
-def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_no_set_after(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, monkeypatch: pytest.MonkeyPatch
+def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_is_gone_on_with(
+    memory: Any, rows: list[SourceRow], packed: ShardSet
 ) -> None:
     _pack(rows[:9])
     before = _remote(memory)
-    monkeypatch.setattr(ShardWriter, "add", _raising)
-    with pytest.raises(KeyboardInterrupt):
-        _pack(rows, overwrite=True)
-    monkeypatch.undo()
-    os.environ["UNFUSED_CACHE"] = os.environ.get("UNFUSED_CACHE", "")
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at(memory, patch, "rm_file", "manifest.json", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            _pack(rows, overwrite=True)
     after = _remote(memory)
     assert {name: after[name] for name in before} == before and set(after) - set(before) == {"writing.json"}
+    assert open_shards(local_set(URL)).clips.num_rows == 9
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            _pack(rows)
+    assert "manifest.json" not in _remote(memory)
+    _pack(rows)
+    assert _remote(memory) == _bytes(packed.directory)
 
 
-def _raising(self: ShardWriter, key: str, members: dict[str, bytes]) -> None:
-    raise KeyboardInterrupt
+def test_set_stopped_between_its_manifest_and_the_end_is_ended_by_the_same_command(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
+) -> None:
+    for left in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            _stop_at(memory, patch, "rm_file", "writing.json", KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                _pack(rows, overwrite=True)
+        if not left:
+            memory.rm_file("/bucket/set/writing.json")
+        assert _pack(rows).shards_made == 0
+        assert _remote(memory) == _bytes(packed.directory) and not list((cache / "packing").iterdir())
 
 
 def test_second_writer_is_refused_until_it_overwrites_and_then_the_first_stops(
@@ -352,6 +371,50 @@ def test_copy_is_fetched_once_and_asked_for_with_one_request(
     assert asked == [("get_object", "read/manifest.json")]
 
 
+def test_set_on_a_web_server_is_read(packed: ShardSet, tmp_path: Path) -> None:
+    handler = partial(_Quiet, directory=str(packed.directory.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://me:hunter2@127.0.0.1:{server.server_port}"
+        try:
+            folder = local_set(f"{url}/packed")
+            with pytest.raises(UserError, match=r"^http://127.0.0.1:\d+/nothing: holds no manifest.json"):
+                local_set(f"{url}/nothing")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert _bytes(folder) == _bytes(packed.directory)
+    assert "hunter2" not in str(folder)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps off the screen."""
+
+
+def test_two_at_once_download_once(memory: Any, rows: list[SourceRow], monkeypatch: pytest.MonkeyPatch) -> None:
+    _pack(rows)
+    fetch, fetched, started, second_waits = RemoteSet.fetch, list[str](), threading.Event(), threading.Event()
+
+    def slow(self: RemoteSet, name: str, path: Path) -> None:
+        fetched.append(name)
+        started.set()
+        assert second_waits.wait(10)
+        fetch(self, name, path)
+
+    def heard(text: str) -> None:
+        assert "waiting for another process" in text
+        second_waits.set()
+
+    monkeypatch.setattr(RemoteSet, "fetch", slow)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(local_set, URL)
+        assert started.wait(10)
+        assert local_set(URL, say=heard) == first.result()
+    assert len(fetched) == 14
+
+
 def test_changed_set_is_fetched_anew_and_the_old_copy_stays(
     memory: Any, rows: list[SourceRow], packed: ShardSet
 ) -> None:
@@ -372,7 +435,8 @@ def test_stopped_download_goes_on_with_what_is_missing(memory: Any, rows: list[S
     with pytest.MonkeyPatch.context() as patch:
         after = _stop_at(memory, patch, "get_file", "nothing", KeyboardInterrupt())
         folder = local_set(URL)
-    assert before and set(before[:-1]) & set(after) <= {before[-1]} and len(set(after)) < 14
+    come = {name for name in before if "train-000002" not in name}
+    assert come and len(after) == len(set(after)) == 14 - len(come) and not come & set(after)
     assert _bytes(folder) == _bytes(packed.directory)
     (folder / "train-000000.tar").unlink()
     with pytest.MonkeyPatch.context() as patch:
