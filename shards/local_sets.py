@@ -64,12 +64,17 @@ def local_set(place: str | Path, *, say: Say | None = None, progress: Progress |
         return kept
     key = hashlib.sha256(manifest).hexdigest()[:16]
     folder = home / key / remote.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(home / "lock", say, remote) as alone:
-        if not _is_whole(folder):
-            _download(remote, manifest, folder, alone, progress)
-        if not (home / "current").is_file() or (home / "current").read_text(encoding="ascii") != key:
-            replace_file(home / "current", key.encode())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(home / "lock", say, remote) as alone:
+            if not _is_whole(folder):
+                _download(remote, manifest, folder, alone, progress)
+            if not (home / "current").is_file() or (home / "current").read_text(encoding="ascii") != key:
+                replace_file(home / "current", key.encode())
+    except OSError as error:
+        raise UserError(
+            f"{home}: cannot be written ({error.strerror or error}); mend that, or set UNFUSED_CACHE to another folder"
+        ) from error
     return folder
 
 

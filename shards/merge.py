@@ -64,7 +64,7 @@ def merge(
         options = PackOptions(**{name: request.values[name] for name in PackOptions.__dataclass_fields__})
         shard_set = finish(build, journal, options, request, statistics, remote)
     if remote is not None:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return result_of(shard_set, folder, reasons, made, time.perf_counter() - started, remote)
 
 

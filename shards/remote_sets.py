@@ -263,14 +263,15 @@ class RemoteSet:
             return patiently(action)
         except FileNotFoundError:
             raise
+        except NotImplementedError as error:
+            raise UserError(f"{self.shown}: files of this kind of URL cannot be {what}; {_HOLDS_SETS}") from error
         except (OSError, ValueError) as error:
-            kept = (
-                "; what is made so far is kept: mend that and give the same command again" if what == "written" else ""
+            mend = (
+                "look at the credentials and the room there; what is made so far is kept, and the same command goes on"
+                if what == "written"
+                else "look at the name, the credentials and the network"
             )
-            raise UserError(
-                f"{self.shown}: cannot be {what} ({shown(str(error))}); look at the name, the credentials and the room "
-                f"there{kept}"
-            ) from error
+            raise UserError(f"{self.shown}: cannot be {what} ({shown(str(error))}); {mend}") from error
 
     def _cat(self, name: str) -> bytes:
         return bytes(self._system.cat_file(self._of(name)))

@@ -100,7 +100,7 @@ def pack(
         reasons = rejected_reasons(journal)
         shard_set = finish(build, journal, options, request, statistics, remote)
     if remote is not None:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return result_of(shard_set, folder, reasons, made, time.perf_counter() - started, remote)
 
 
@@ -174,6 +174,8 @@ def journaled(
     remote: RemoteSet | None = None,
 ) -> Iterator[tuple[Journal, Building]]:
     """The journal of the set that is made in `folder`, and what building() gives; see there."""
+    if remote is not None:  # it is there, and complete, when a run was killed at its very end
+        shutil.rmtree(folder, ignore_errors=True)
     before = Journal(partial_of(folder))
     begun, replace = before.begun, overwrite or (resume and before.replaces)
     shown = str(folder) if remote is None else remote.shown

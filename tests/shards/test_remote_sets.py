@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from unfused_fast.shards.finish import PackResult
 from unfused_fast.shards.local_sets import local_set
 from unfused_fast.shards.merge import merge
 from unfused_fast.shards.options import PackOptions
-from unfused_fast.shards.remote_sets import RemoteSet
+from unfused_fast.shards.remote_sets import RemoteSet, destination
 from unfused_fast.shards.sources import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack, pack_part
@@ -230,6 +231,23 @@ def test_missing_bucket_and_secrets(s3: Any, rows: list[SourceRow], cache: Path)
         _pack(rows, "https://me:hunter2@example.org/set")
     assert "hunter2" not in str(raised.value)
     assert not list((cache / "packing").iterdir())
+
+
+def test_url_that_is_only_read(memory: Any, rows: list[SourceRow]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at(memory, patch, "pipe_file", "writing.json", NotImplementedError())
+        with pytest.raises(UserError, match="bucket/set: files of this kind of URL cannot be written; name a URL"):
+            _pack(rows)
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_no_hindrance(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
+) -> None:
+    _pack(rows[:9])
+    folder, _ = destination(URL)
+    shutil.copytree(packed.directory, folder)
+    _pack(rows, overwrite=True)
+    assert _remote(memory) == _bytes(packed.directory) and not list((cache / "packing").iterdir())
 
 
 def test_file_url_is_a_folder(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
@@ -516,4 +534,14 @@ def test_too_small_a_disk_is_noticed_before_the_download(
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("unfused_fast.shards.local_sets.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"0\.00 GB are to be downloaded, .* set UNFUSED_CACHE"):
+        local_set(URL)
+
+
+def test_cache_that_cannot_be_written_is_named(
+    memory: Any, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pack(rows[:9])
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file/sets/.*: cannot be written \(Not a directory\); .* UNFUSED_CACHE"):
         local_set(URL)
