@@ -82,7 +82,7 @@ def _no_set(remote: RemoteSet) -> UserError:
     claim = remote.claim()
     if claim is not None:
         return UserError(
-            f"{remote.shown}: unfinished, {claim.get('by')} has been packing to it since {claim.get('since')}; wait "
+            f"{remote.shown}: unfinished, {claim['by']} has been packing to it since {claim['since']}; wait "
             "for it, or finish it with the same unfused-fast shard command that began it, on that machine"
         )
     return UserError(

@@ -133,13 +133,17 @@ def patiently(action: Callable[[], Result]) -> Result:
     for attempt in range(ATTEMPTS):
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise type(error)(reason(error)) from error
         except _passing_errors() as error:
-            status = getattr(error, "status", None)
+            # fsspec calls a web page that cannot be reached one that is not there; S3's word for it is an answer.
+            hidden = error.__cause__ if isinstance(error, FileNotFoundError) else None
+            hidden = None if hasattr(hidden, "response") else hidden
+            cause = hidden if isinstance(hidden, _passing_errors()) else error
+            status = getattr(cause, "status", None)
+            if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError)):
+                raise type(cause)(reason(cause)) from error
             lasting = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
             if lasting or attempt == ATTEMPTS - 1:
-                raise OSError(reason(error)) from error
+                raise OSError(reason(cause)) from error
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
     raise AssertionError("unreachable")
 
@@ -147,10 +151,10 @@ def patiently(action: Callable[[], Result]) -> Result:
 def reason(error: Exception) -> str:
     """What an error says, in a line and without secrets."""
     status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return "no such file"
     if isinstance(status, int):
         return f"the server answers {status} {getattr(error, 'message', '')}".strip()
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
     text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
     return shown(text)[:160] or type(error).__name__
 

@@ -289,7 +289,7 @@ def _shard_bytes(there: dict[str, tuple[int, str]]) -> int:
 
 
 def _said(claim: dict[str, str]) -> str:
-    return f"{claim.get('by', 'somebody')} has been packing to it since {claim.get('since', 'some time')}"
+    return f"{claim['by']} has been packing to it since {claim['since']}"
 
 
 def _user() -> str:

@@ -403,7 +403,9 @@ def test_set_on_a_web_server_is_read(packed: ShardSet, tmp_path: Path) -> None:
             server.shutdown()
             thread.join()
     assert _bytes(folder) == _bytes(packed.directory)
-    assert "hunter2" not in str(folder)
+    said: list[str] = []
+    assert local_set(f"{url}/packed", say=said.append) == folder
+    assert "cannot be asked" in said[0] and "hunter2" not in said[0] + str(folder)
 
 
 class _Quiet(SimpleHTTPRequestHandler):
