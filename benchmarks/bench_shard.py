@@ -1,8 +1,8 @@
 """How many clips a second `unfused-fast shard` packs, beside the floor in the same run, and how much memory it takes.
 
-The floor decodes with libsndfile, resamples with soxr (HQ, as the packer) and writes WAV, in as many processes, and does
-nothing else. Both are whole programs, from their start to their end: interpreter, imports, processes, opening files,
-index and statistics count. Files come from the page cache, because they have just been read by the warm-up.
+The floor decodes with libsndfile, resamples with soxr (HQ, as the packer) and writes WAV, in as many processes, and
+does nothing else. Both are whole programs, from their start to their end: interpreter, imports, processes, opening
+files, index and statistics count. Files come from the page cache, because they have just been read by the warm-up.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def peak_megabytes(source: Path, out: Path, workers: int) -> float:
     peak = 0.0
     while process.poll() is None:
         family = {process.pid}
-        stats = [path for path in Path("/proc").glob("[0-9]*/stat")]
+        stats = list(Path("/proc").glob("[0-9]*/stat"))
         for _ in range(3):  # children, their children, theirs
             for path in stats:
                 try:

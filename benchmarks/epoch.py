@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from measure import record
 
-from unfused_fast.audio import log_mel_statistics
+from unfused_fast.mel import log_mel_statistics
 from unfused_fast.pretrain import pretrain
 from unfused_fast.settings import preset, with_values
 from unfused_fast.shards.demo import union_rows

@@ -18,8 +18,8 @@ import torch
 from measure import record, repeat
 from torch.utils.data import DataLoader, Dataset
 
-from unfused_fast.audio import log_mel_statistics
 from unfused_fast.config import Config
+from unfused_fast.mel import log_mel_statistics
 from unfused_fast.pipeline import Loader
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack

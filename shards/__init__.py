@@ -10,6 +10,8 @@ shard_files one tar and its DALI index, written and read
 set_files   all tars of a set, the columns of its table, rejected.csv
 building    OUT.partial, and how it takes OUT's place
 write       all of it, in one call: pack()
+remote_sets a set being made behind a URL
+local_sets  a set behind a URL, brought to this machine: local_set()
 table       the clips table and the manifest of a finished set: open_shards()
 check       is a set what it was when it was written, and fit to train on? check_shard: one tar; check_table: the table
 findings    what is wrong with a set, alike ones as one

@@ -59,13 +59,14 @@ class Building:
 
 
 @contextmanager
-def building(out: Path, replace: bool, fresh: bool) -> Iterator[Building]:
+def building(out: Path, replace: bool, fresh: bool, shown: str | None = None) -> Iterator[Building]:
     """OUT.partial, which becomes OUT when the block ends, and stays to be gone on with when it raises; OUT is always
     whole.
 
     Args:
         replace: a finished set at `out` may be replaced.
         fresh: what an unfinished run left is deleted first.
+        shown: what `out` is called in errors.
 
     Raises:
         UserError: `out` is a file, a set without `replace`, or a folder with other things in it; another process packs
@@ -81,7 +82,7 @@ def building(out: Path, replace: bool, fresh: bool) -> Iterator[Building]:
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
         try:
-            _lock(lock, partial, given)
+            _lock(lock, partial, shown or str(given))
             if fresh:
                 build.discard()
             try:
@@ -133,7 +134,7 @@ def _check_replaceable(out: Path, replace: bool) -> None:
         raise UserError(f"{out}: a shard set is already there; name another place, or replace it with --overwrite")
 
 
-def _lock(folder: int, partial: Path, out: Path) -> None:
+def _lock(folder: int, partial: Path, out: str) -> None:
     """Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

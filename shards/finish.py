@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, decode_clip
 from unfused_fast.shards.journal import DoneShard, Journal
 from unfused_fast.shards.options import PackOptions, Request
 from unfused_fast.shards.rejections import by_reason, summary, write_rejected
+from unfused_fast.shards.remote_sets import RemoteSet
 from unfused_fast.shards.shard_files import index_path, read_index, read_members, renumber
 from unfused_fast.shards.table import (
     DONE_SCHEMA,
@@ -43,6 +45,7 @@ class PackResult:
     """What pack() or merge() did."""
 
     shard_set: ShardSet
+    """Of a set behind a URL there are only the manifest and the table; local_sets.local_set() fetches the rest."""
     packed: int
     """Clips in the set."""
     rejected: dict[str, int]
@@ -57,14 +60,46 @@ class PackResult:
     shards: int
 
 
+class Sender:
+    """Sends shards to where the set is made, in order, and takes them from the disk."""
+
+    def __init__(self, journal: Journal, remote: RemoteSet) -> None:
+        """Of the set whose plan is in the journal."""
+        self._journal, self._remote, self._waiting = journal, remote, deque(journal.plan().shards)
+        self._first_id = self._measured = 0
+
+    def advance(self) -> None:
+        """Sends all whose numbers are final, because every shard before them is there.
+
+        The first ones stay on the disk too, for `statistics`.
+        """
+        while self._waiting and (done := self._journal.done(self._waiting[0])) is not None:
+            if done.clips.num_rows:
+                _number(self._journal, done, self._first_id)
+                self._remote.send(self._journal, done)
+                if _split(done) != STATISTICS_SPLIT or self._measured >= STATISTICS_CLIPS:
+                    self._journal.drop(done.name)
+                else:
+                    self._measured += done.clips.num_rows
+            self._first_id += done.clips.num_rows
+            self._waiting.popleft()
+
+
 def finish(
-    build: Building, journal: Journal, options: PackOptions, request: Request, statistics: Statistics | None
+    build: Building,
+    journal: Journal,
+    options: PackOptions,
+    request: Request,
+    statistics: Statistics | None,
+    remote: RemoteSet | None = None,
 ) -> ShardSet:
-    """Numbers the clips of all shards in order, and writes what makes a set of them.
+    """Numbers the clips of all shards in order, and writes what makes a set of them, here or at `remote`.
 
     Raises:
         UserError: there is not one clip.
     """
+    if remote is not None:
+        Sender(journal, remote).advance()
     plan = journal.plan()
     shards: list[DoneShard] = []
     rejected = list(plan.rejected)
@@ -73,13 +108,13 @@ def finish(
         done = journal.done(name)
         assert done is not None, f"{name} is not there"
         rejected += done.rejected
-        if done.clips.num_rows and done.first_id != first_id:
-            renumber(build.folder / f"{name}.tar", first_id)
-            journal.note(DoneShard(name, first_id, done.clips, done.rejected, done.bytes))
         if done.clips.num_rows:
+            _number(journal, done, first_id)
             shards.append(done)
         first_id += done.clips.num_rows
     if not first_id:
+        if remote is not None:
+            remote.release()
         build.discard()
         raise UserError(
             f"{summary(rejected, request.values['files'])}; nothing was written: name audio that libsndfile reads"
@@ -113,14 +148,21 @@ def finish(
         dataset=request.values["dataset"],
     )
     build.finish(MANIFEST, manifest.to_json())
+    if remote is not None:
+        remote.complete(journal, [shard.name for shard in shards])
     journal.end()
     return ShardSet(build.out, manifest, clips)
 
 
 def result_of(
-    shard_set: ShardSet, directory: Path, rejected: dict[str, int], shards_made: int, wall_seconds: float
+    shard_set: ShardSet,
+    directory: Path,
+    rejected: dict[str, int],
+    shards_made: int,
+    wall_seconds: float,
+    remote: RemoteSet | None = None,
 ) -> PackResult:
-    """The numbers of a set that lies in `directory`."""
+    """The numbers of a set that lies in `directory`, or at `remote`."""
     splits = shard_set.manifest.splits.values()
     tars = [directory / name for info in splits for name in info.shards]
     return PackResult(
@@ -128,7 +170,9 @@ def result_of(
         packed=shard_set.clips.num_rows,
         rejected=rejected,
         audio_seconds=sum(info.seconds for info in splits),
-        shard_bytes=sum(path.stat().st_size for tar in tars for path in (tar, index_path(tar))),
+        shard_bytes=sum(path.stat().st_size for tar in tars for path in (tar, index_path(tar)))
+        if remote is None
+        else remote.shard_bytes,
         wall_seconds=wall_seconds,
         shards_made=shards_made,
         shards=len(tars),
@@ -140,6 +184,13 @@ def rejected_reasons(journal: Journal) -> dict[str, int]:
     plan = journal.plan()
     done = (journal.done(name) for name in plan.shards)
     return by_reason([*plan.rejected, *(row for shard in done if shard is not None for row in shard.rejected)])
+
+
+def _number(journal: Journal, shard: DoneShard, first_id: int) -> None:
+    """Gives a shard's clips the ids from `first_id` on, unless they have them."""
+    if shard.first_id != first_id:
+        renumber(journal.set_folder / f"{shard.name}.tar", first_id)
+        journal.note(DoneShard(shard.name, first_id, shard.clips, shard.rejected, shard.bytes))
 
 
 def _split(shard: DoneShard) -> str:

@@ -4,6 +4,8 @@ OUT.partial/journal/options.json      what was asked for; another wish does not 
 OUT.partial/journal/probes-*.parquet  headers of the files, block by block
 OUT.partial/journal/plan.json         shards to make, label names, rejected files: written when all headers are read
 OUT.partial/journal/NAME.parquet      written when NAME.tar and NAME.idx are on the disk: their clips and rejections
+OUT.partial/journal/NAME.sent         of a set behind a URL: written when tar and index are there; they may be gone here
+OUT.partial/journal/owner             of a set behind a URL: what says there that this journal is its maker's
 OUT.partial/journal/making/           shards being made
 """
 
@@ -49,7 +51,7 @@ class JournalPlan:
 
 @dataclass(frozen=True)
 class DoneShard:
-    """A shard that is on the disk."""
+    """A shard that is on the disk, or behind the URL where the set is made."""
 
     name: str
     first_id: int
@@ -73,11 +75,12 @@ class Journal:
         """Whether there is something to go on with."""
         return (self.folder / _OPTIONS).is_file()
 
-    def begin(self, options: Mapping[str, Any], replaces: bool, out: Path) -> None:
+    def begin(self, options: Mapping[str, Any], replaces: bool, shown: str) -> None:
         """Goes on with what is there, or starts the journal.
 
         Args:
             replaces: the set, once it is complete, may replace another.
+            shown: what the set is called in errors.
 
         Raises:
             UserError: what is there was begun with other options.
@@ -91,7 +94,7 @@ class Journal:
                 if before.get(name) != options.get(name)
             ]:
                 raise UserError(
-                    f"{out}: unfinished, and begun with other options ({'; '.join(different)}); go on with those, "
+                    f"{shown}: unfinished, and begun with other options ({'; '.join(different)}); go on with those, "
                     "or begin again with --overwrite"
                 )
         shutil.rmtree(self.folder / _MAKING, ignore_errors=True)
@@ -168,12 +171,48 @@ class Journal:
             return None
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[_ABOUT])
-        tar = self.set_folder / f"{name}.tar"
-        files = [tar, index_path(tar)] if table.num_rows else []
-        if sum(file.stat().st_size if file.is_file() else -1 for file in files) != about["bytes"]:
+        sizes = [file.stat().st_size if file.is_file() else -1 for file in self._files(name)]
+        if table.num_rows and sum(sizes) != about["bytes"] and self.sent(name) is None:
             return None
         rejected = [(source, number, reason, text) for source, number, reason, text in about["rejected"]]
         return DoneShard(name, about["first_id"], table, rejected, about["bytes"])
+
+    @property
+    def owner(self) -> str:
+        """What tells this journal from every other; made when first asked for."""
+        path = self.folder / "owner"
+        if not path.is_file():
+            replace_file(path, os.urandom(8).hex().encode())
+        return path.read_text(encoding="ascii")
+
+    def note_sent(self, name: str, files: Mapping[str, Sequence[Any]]) -> None:
+        """Notes that the files of a shard are behind the URL: name -> size, and what the server says of the content."""
+        replace_file(self._sent(name), json.dumps(files).encode())
+
+    def sent(self, name: str) -> dict[str, list[Any]] | None:
+        """What note_sent() kept; None: nothing."""
+        known: dict[str, list[Any]] | None = _read_json(self._sent(name)) if self._sent(name).is_file() else None
+        return known
+
+    def all_sent(self) -> list[str]:
+        """Names of the shards that note_sent() knows."""
+        return [path.stem for path in self.folder.glob("*.sent")]
+
+    def forget_sent(self, name: str) -> None:
+        """Undoes note_sent(): the shard is sent again, and made again if its files are gone here."""
+        self._sent(name).unlink()
+
+    def drop(self, name: str) -> None:
+        """Deletes the files of a shard that was sent."""
+        for path in self._files(name):
+            path.unlink(missing_ok=True)
+
+    def _sent(self, name: str) -> Path:
+        return self.folder / f"{name}.sent"
+
+    def _files(self, name: str) -> tuple[Path, Path]:
+        tar = self.set_folder / f"{name}.tar"
+        return tar, index_path(tar)
 
     def end(self) -> None:
         """Deletes the journal: the set is complete."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from threading import Event
 
 import numpy as np
 
+from unfused_fast.errors import UserError
 from unfused_fast.shards.audio_files import Probe
 from unfused_fast.shards.building import Building
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.journal import Journal, JournalPlan
 from unfused_fast.shards.options import PackOptions
-from unfused_fast.shards.pack_shard import ProbeJob, Rejection, ShardJob
+from unfused_fast.shards.pack_shard import ProbeJob, Rejection, ShardJob, WrittenShard
 from unfused_fast.shards.plan import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.rows import SourceRow
@@ -25,7 +27,7 @@ PROBE_BLOCK = 1 << 16
 """Files whose headers are kept together."""
 PROBE_JOB_FILES = 64
 PUBLISHING = 4
-"""Shards that may be on their way to the disk while others are made."""
+"""Shards that may be on their way to the disk, or to a URL, while others are made."""
 
 
 def read_headers(
@@ -112,13 +114,19 @@ def make_shards(
     label_names: Sequence[str],
     options: PackOptions,
     report: Progress,
+    published: Callable[[], None] | None = None,
 ) -> int:
-    """Makes those of the shards that are not there, and gives their number."""
+    """Makes those of the shards that are not there, and gives their number.
+
+    Args:
+        published: called after each shard is on the disk; it takes shards away, so that not all need room at once.
+    """
     sizes = plan.bytes()
     missing = {shard.name: shard for shard in shards if journal.done(shard.name) is None}
-    build.needed_bytes = sum(int(sizes[shard.first : shard.last].sum()) for shard in missing.values())
-    if options.codec == "wav":
-        build.check_space()
+    if published is None:
+        build.needed_bytes = sum(int(sizes[shard.first : shard.last].sum()) for shard in missing.values())
+        if options.codec == "wav":
+            build.check_space()
     total = sum(shard.last - shard.first for shard in shards)
     done = total - sum(shard.last - shard.first for shard in missing.values())
     rejected = len(journal.plan().rejected)
@@ -134,20 +142,33 @@ def make_shards(
         )
         for shard in missing.values()
     )
-    publishing: list[Future[None]] = []
+    publishing, stopped = list[Future[None]](), Event()
 
     def progress(items: int) -> None:
         report(min(done + items, total), total, rejected)
 
+    def publish(job: ShardJob, written: WrittenShard) -> None:
+        journal.publish(job.name, job.first_id, written)
+        if published is not None and not stopped.is_set():
+            try:
+                published()
+            except UserError:
+                stopped.set()
+                raise
+
     with ThreadPoolExecutor(1) as publisher:
-        progress(0)
-        for job, written in pool.answers(jobs, progress):
-            assert isinstance(job, ShardJob)
-            publishing.append(publisher.submit(journal.publish, job.name, job.first_id, written))
-            while len(publishing) > PUBLISHING:
-                publishing.pop(0).result()
-            done, rejected = done + len(job.pieces), rejected + len(written.rejected)
+        try:
             progress(0)
-        for future in publishing:
-            future.result()
+            for job, written in pool.answers(jobs, progress):
+                assert isinstance(job, ShardJob)
+                publishing.append(publisher.submit(publish, job, written))
+                while len(publishing) > PUBLISHING:
+                    publishing.pop(0).result()
+                done, rejected = done + len(job.pieces), rejected + len(written.rejected)
+                progress(0)
+            for future in publishing:
+                future.result()
+        except BaseException:  # what is made is still brought to the disk, and not sent
+            stopped.set()
+            raise
     return len(missing)

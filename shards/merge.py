@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.building import building, is_complete, partial_of, to_disk
+from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.finish import PackResult, Statistics, finish, rejected_reasons, result_of
 from unfused_fast.shards.journal import DoneShard, Journal, JournalPlan
 from unfused_fast.shards.making import Progress
 from unfused_fast.shards.options import PackOptions, Request
+from unfused_fast.shards.remote_sets import destination
 from unfused_fast.shards.shard_files import index_path
-from unfused_fast.shards.table import open_shards, read_manifest
-from unfused_fast.shards.write import read_part
+from unfused_fast.shards.write import finished, journaled, read_part
 
 
 def merge(
     parts: Sequence[Path],
-    out: Path,
+    out: Path | str,
     *,
     overwrite: bool = False,
     resume: bool = False,
@@ -38,15 +38,12 @@ def merge(
     """
     started = time.perf_counter()
     request, parts = _checked(parts)
-    if resume and is_complete(out) and not Journal(partial_of(out)).begun:
-        if read_manifest(out).request != request.digest:
-            raise UserError(f"{out}: finished, but not from these parts; name another place, or use --overwrite")
-        return result_of(open_shards(out), out, {}, 0, time.perf_counter() - started)
-    replace = overwrite or (resume and Journal(partial_of(out)).replaces)
+    folder, remote = destination(out)
+    if resume and (there := finished(folder, remote, request)) is not None:
+        return result_of(there, folder, {}, 0, time.perf_counter() - started, remote)
     made = 0
-    with building(out, replace, fresh=overwrite and not resume) as build:
-        journal = Journal(build.folder)
-        journal.begin({**request.values, "part": "merged"}, replace, out)
+    asked = {**request.values, "part": "merged"}
+    with journaled(folder, asked, request, overwrite, resume, remote) as (journal, build):
         shards = [(Journal(part), name) for part in parts for name in Journal(part).plan().shards]
         first_id = 0
         for number, (source, name) in enumerate(shards, 1):
@@ -64,9 +61,11 @@ def merge(
         plan = Journal(parts[0]).plan()
         journal.set_plan(JournalPlan(tuple(name for _, name in shards), plan.label_names, plan.rejected, plan.files))
         reasons = rejected_reasons(journal)
-        asked = {name: request.values[name] for name in PackOptions.__dataclass_fields__}
-        shard_set = finish(build, journal, PackOptions(**asked), request, statistics)
-    return result_of(shard_set, out, reasons, made, time.perf_counter() - started)
+        options = PackOptions(**{name: request.values[name] for name in PackOptions.__dataclass_fields__})
+        shard_set = finish(build, journal, options, request, statistics, remote)
+    if remote is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result_of(shard_set, folder, reasons, made, time.perf_counter() - started, remote)
 
 
 def _checked(parts: Sequence[Path]) -> tuple[Request, list[Path]]:

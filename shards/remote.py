@@ -134,8 +134,9 @@ def patiently(action: Callable[[], Result]) -> Result:
         try:
             return action()
         except _passing_errors() as error:
-            # fsspec calls a web page that cannot be reached one that is not there.
+            # fsspec calls a web page that cannot be reached one that is not there; S3's word for it is an answer.
             hidden = error.__cause__ if isinstance(error, FileNotFoundError) else None
+            hidden = None if hasattr(hidden, "response") else hidden
             cause = hidden if isinstance(hidden, _passing_errors()) else error
             status = getattr(cause, "status", None)
             if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError)):

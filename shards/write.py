@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,12 +14,13 @@ from typing import Any
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.building import Building, building, is_complete, partial_of
-from unfused_fast.shards.finish import PackResult, Statistics, finish, rejected_reasons, result_of
+from unfused_fast.shards.finish import PackResult, Sender, Statistics, finish, rejected_reasons, result_of
 from unfused_fast.shards.journal import Journal
 from unfused_fast.shards.making import Progress, make_shards, plan_set, read_headers
 from unfused_fast.shards.options import Codec, PackOptions, Request, request_of
+from unfused_fast.shards.remote_sets import RemoteSet, destination
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import PART, open_shards, read_manifest
+from unfused_fast.shards.table import PART, ShardSet, open_shards
 from unfused_fast.shards.workers import Pool, Workers, available_cores
 
 
@@ -40,7 +42,7 @@ class PartResult:
 
 def pack(
     rows: Sequence[SourceRow],
-    out: Path,
+    out: Path | str,
     *,
     codec: Codec = "wav",
     max_seconds: float = 10.0,
@@ -64,6 +66,8 @@ def pack(
     pieces of a long file are judged one by one. For the options that decide the bytes see PackOptions.
 
     Args:
+        out: a folder, or an fsspec URL (s3://, gs://): the set is made in the cache folder, each shard is sent as soon
+            as all before it are made, and takes no room from then on; see remote_sets.
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
         pool: where the work is done instead.
         overwrite: replace the shard set at `out`, and delete what an unfinished run left (unless `resume`).
@@ -83,20 +87,23 @@ def pack(
     options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
     rows = sorted(rows, key=attrgetter("source"))
     request = request_of(rows, options, dataset)
-    if _is_finished(out, resume):
-        if (out / PART).is_file() or read_manifest(out).request != request.digest:
-            raise _other(out)
-        return result_of(open_shards(out), out, {}, 0, time.perf_counter() - started)
+    folder, remote = destination(out)
+    if resume and (there := finished(folder, remote, request)) is not None:
+        return result_of(there, folder, {}, 0, time.perf_counter() - started, remote)
     report = progress or _no_progress
     with ExitStack() as stack:
-        journal, build = stack.enter_context(_journaled(out, request, None, overwrite, resume))
+        asked = {**request.values, "part": None}
+        journal, build = stack.enter_context(journaled(folder, asked, request, overwrite, resume, remote))
         pool = pool or stack.enter_context(Workers(_processes(workers)))
         plan, rejected = read_headers(pool, journal, rows, options, report)
         shards, label_names = plan_set(journal, plan, rejected, options, None, files or {})
-        made = make_shards(pool, build, journal, plan, shards, label_names, options, report)
+        send = None if remote is None else Sender(journal, remote).advance
+        made = make_shards(pool, build, journal, plan, shards, label_names, options, report, send)
         reasons = rejected_reasons(journal)
-        shard_set = finish(build, journal, options, request, statistics)
-    return result_of(shard_set, out, reasons, made, time.perf_counter() - started)
+        shard_set = finish(build, journal, options, request, statistics, remote)
+    if remote is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result_of(shard_set, folder, reasons, made, time.perf_counter() - started, remote)
 
 
 def pack_part(
@@ -121,13 +128,14 @@ def pack_part(
         raise UserError(f"part {part[0]}/{part[1]}, but parts are 1/n to n/n")
     rows = sorted(rows, key=attrgetter("source"))
     request = request_of(rows, options, dataset)
-    if _is_finished(out, resume):
+    if resume and is_complete(out) and not Journal(partial_of(out)).begun:
         about = read_part(out)
         if (about["request"], tuple(about["part"])) != (request.digest, part):
-            raise _other(out)
+            raise _other(str(out))
         return _part_result(out, part, 0, time.perf_counter() - started)
     with ExitStack() as stack:
-        journal, build = stack.enter_context(_journaled(out, request, part, overwrite, resume))
+        asked = {**request.values, "part": f"{part[0]}/{part[1]}"}
+        journal, build = stack.enter_context(journaled(out, asked, request, overwrite, resume))
         pool = stack.enter_context(Workers(_processes(workers)))
         report = progress or _no_progress
         plan, rejected = read_headers(pool, journal, rows, options, report)
@@ -160,22 +168,49 @@ def read_part(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _journaled(
-    out: Path, request: Request, part: tuple[int, int] | None, overwrite: bool, resume: bool
+def journaled(
+    folder: Path,
+    options: Mapping[str, Any],
+    request: Request,
+    overwrite: bool,
+    resume: bool,
+    remote: RemoteSet | None = None,
 ) -> Iterator[tuple[Journal, Building]]:
-    before = Journal(partial_of(out))
-    replace = overwrite or (resume and before.replaces)
-    with building(out, replace, fresh=overwrite and not resume) as build:
+    """The journal of the set that is made in `folder`, and what building() gives; see there."""
+    if remote is not None:  # it is there, and complete, when a run was killed at its very end
+        shutil.rmtree(folder, ignore_errors=True)
+    before = Journal(partial_of(folder))
+    begun, replace = before.begun, overwrite or (resume and before.replaces)
+    shown = str(folder) if remote is None else remote.shown
+    with building(folder, replace, fresh=overwrite and not resume, shown=shown) as build:
         journal = Journal(build.folder)
-        journal.begin({**request.values, "part": part and f"{part[0]}/{part[1]}"}, replace, out)
+        journal.begin(options, replace, shown)
+        if remote is not None:
+            try:
+                remote.begin(journal, request.digest, overwrite)
+            except UserError:
+                if not begun:
+                    build.discard()
+                raise
         yield journal, build
 
 
-def _is_finished(out: Path, resume: bool) -> bool:
-    return resume and is_complete(out) and not Journal(partial_of(out)).begun
+def finished(folder: Path, remote: RemoteSet | None, request: Request) -> ShardSet | None:
+    """The set of this request that is there, if there is a set. Raises UserError: it is of another request."""
+    if Journal(partial_of(folder)).begun:
+        return None
+    if remote is not None:
+        there = remote.finished()
+    elif (folder / PART).is_file():
+        raise _other(str(folder))
+    else:
+        there = open_shards(folder) if is_complete(folder) else None
+    if there is not None and there.manifest.request != request.digest:
+        raise _other(str(folder) if remote is None else remote.shown)
+    return there
 
 
-def _other(out: Path) -> UserError:
+def _other(out: str) -> UserError:
     return UserError(
         f"{out}: finished, but packed from other sources or with other options than these; name another place, or "
         "replace it with --overwrite"

@@ -16,8 +16,8 @@ import pytest
 import soundfile
 import torch
 
-from unfused_fast.audio import log_mel_statistics
 from unfused_fast.cli import app
+from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
 from unfused_fast.terminal import run_app

@@ -13,6 +13,7 @@ LAYERS = [
     {"errors", "kernels", "encoder", "console"},
     {"config_audio"},
     {"config", "shards"},
+    {"mel"},
     {"settings", "randomness", "audio", "efficientnet", "plots"},
     {"order", "augment"},
     {"pipeline", "model"},

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unfused_fast.audio import log_mel_statistics
 from unfused_fast.checkpoint import write_json
 from unfused_fast.config import Config
 from unfused_fast.distill import distill
 from unfused_fast.linear import linear
+from unfused_fast.mel import log_mel_statistics
 from unfused_fast.plots import plot_confusions, plot_curves
 from unfused_fast.pretrain import pretrain
 from unfused_fast.report import markdown, mean_and_error

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unfused_fast.terminal import Json, Shards, bar, print_json, stdout_console
+from unfused_fast.terminal import Json, Shards, bar, local_shards, print_json, stdout_console
 
 
 def check(
@@ -24,11 +24,11 @@ def check(
 
     started = time.perf_counter()
     with bar("checking", "damaged") as advance:
-        found = checked(shards, workers=workers, progress=advance)
+        found = checked(local_shards(shards), workers=workers, progress=advance)
     if as_json:
         print_json(
             {
-                "shards": str(shards),
+                "shards": shards,
                 "clips": found.clips,
                 "corrupt": [finding.as_json() for finding in found.corrupt],
                 "warnings": [finding.as_json() for finding in found.warnings],
@@ -60,19 +60,17 @@ def peek(
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards
 
-    shard_set = open_shards(shards)
+    shard_set = open_shards(local_shards(shards))
     table = contents(shard_set)
     chosen = examples_of(shard_set, examples)
     write_sheet(out, chosen, f"{shards}: log-mel of {len(chosen)} clips")
     written = [] if play_to is None else write_clips(play_to, chosen)
     if as_json:
-        print_json(
-            {"shards": str(shards), "contents": table, "sheet": str(out), "clips": [str(path) for path in written]}
-        )
+        print_json({"shards": shards, "contents": table, "sheet": str(out), "clips": [str(path) for path in written]})
         return
     columns = ("split", "label", "clips", "seconds", "shortest", "median", "longest")
     rows = [[cell if isinstance(cell := row[name], str) else f"{cell:,.6g}" for name in columns] for row in table]
-    stdout_console().print(terminal_table(str(shards), columns, rows))
+    stdout_console().print(terminal_table(shards, columns, rows))
     typer.echo(f"log-mels of {len(chosen)} clips: {out}")
     if play_to is not None:
         typer.echo(f"{len(written)} clips to listen to: {play_to}")

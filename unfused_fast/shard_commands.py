@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from unfused_fast.shards.datasets.dataset import Discovery
     from unfused_fast.shards.finish import PackResult
+    from unfused_fast.shards.write import PartResult
 
 PackResume = Annotated[
     bool,
@@ -31,12 +33,21 @@ PackResume = Annotated[
 
 def shard(
     source: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            help="Folder of audio (any depth), or CSV with columns path[,label,split,group].", show_default=False
+            help="Folder of audio (any depth; its tar, tar.gz and zip archives are read without unpacking), an "
+            "archive, a CSV with columns path[,label,split,group], or a URL of one of these.",
+            show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Argument(help="Shard set to make.", show_default=False)] = None,
+    out: Annotated[
+        str | None,
+        typer.Argument(
+            help="Shard set to make: a folder, or a URL (s3://, gs://), whose shards are sent one by one while they "
+            "are made in UNFUSED_CACHE or ~/.cache/unfused-fast.",
+            show_default=False,
+        ),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
     ] = None,
@@ -53,6 +64,9 @@ def shard(
     max_seconds: Annotated[float, typer.Option(help="Longer files are cut into equal pieces.")] = 10.0,
     min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
     max_file_hours: Annotated[float, typer.Option(help="Longer files are rejected.")] = 24.0,
+    max_member_gb: Annotated[
+        float, typer.Option("--max-member-gb", help="Larger files inside archives are rejected.")
+    ] = 4.0,
     seed: Annotated[int, typer.Option(help="Seeds the global shuffle.")] = 0,
     part: Annotated[
         str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
@@ -82,49 +96,52 @@ def shard(
     from unfused_fast.shards.write import pack, pack_part
 
     share = None if part is None else _part(part)
-    set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
-    found, about = _found(source, dataset, set_options, labels_from_folders)
-    rows = found.rows
-    given: dict[str, Any] = {
-        "workers": workers,
-        "overwrite": overwrite,
-        "resume": resume,
-        "dataset": about,
-        "files": found.files,
-    }
-    asked: dict[str, Any] = {
-        "codec": codec,
-        "max_seconds": max_seconds,
-        "min_seconds": min_seconds,
-        "seed": seed,
-        "max_file_hours": max_file_hours,
-    }
     if engine == "ray" and (share is not None or workers is not None):
         flag = "--part" if share else "--workers"
         raise UserError(f"{flag} with --engine ray: the cluster shares out the work itself; leave it out")
-    if share is not None:
-        with bar("packing") as advance:
-            done = pack_part(rows, out, share, PackOptions(**asked), **given, progress=advance)
-        if as_json:
-            print_json({**vars(done), "directory": str(out), "wall_seconds": round(done.wall_seconds, 2)})
-        else:
-            typer.echo(f"{out}: part {part}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
-            typer.echo("when all parts are there: unfused-fast merge PART... OUT")
-        return
     with ExitStack() as stack:
-        if engine == "ray":
+        work = None
+        if engine == "ray":  # what the nodes need to read archives has to be where they see it
+            shared = _folder(out).absolute().parent
+            shared.mkdir(parents=True, exist_ok=True)
+            work = Path(stack.enter_context(TemporaryDirectory(prefix=".unfused-fast-", dir=shared)))
+        set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
+        found, about = _found(source, dataset, set_options, labels_from_folders, max_member_gb, work)
+        given: dict[str, Any] = {
+            "workers": workers,
+            "overwrite": overwrite,
+            "resume": resume,
+            "dataset": about,
+            "files": found.files,
+        }
+        asked: dict[str, Any] = {
+            "codec": codec,
+            "max_seconds": max_seconds,
+            "min_seconds": min_seconds,
+            "seed": seed,
+            "max_file_hours": max_file_hours,
+        }
+        if share is not None:
+            advance = stack.enter_context(bar("packing"))
+            done = pack_part(found.rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
+            stack.close()
+            _print_part(done, out, as_json)
+            return
+        if work is not None:
+            from unfused_fast.shards.places import is_url
             from unfused_fast.shards.ray_engine import RayWorkers
 
-            out.absolute().parent.mkdir(parents=True, exist_ok=True)
-            given["pool"] = stack.enter_context(RayWorkers([source, out.absolute().parent]))
+            seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
+            given["pool"] = stack.enter_context(RayWorkers(seen))
         advance = stack.enter_context(bar("packing"))
-        packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
+        packed = pack(found.rows, out, **asked, **given, statistics=_statistics, progress=advance)
     _print_packed(packed, out, as_json)
 
 
 def merge(
     places: Annotated[
-        list[Path], typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make.")
+        list[str],
+        typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make, a folder or a URL."),
     ],
     resume: PackResume = False,
     overwrite: Overwrite = False,
@@ -137,14 +154,25 @@ def merge(
 
     *parts, out = places
     with bar("merging") as advance:
-        merged = merge_parts(parts, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
+        folders = [_folder(part) for part in parts]
+        merged = merge_parts(folders, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
     _print_packed(merged, out, as_json)
 
 
 def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
-    from unfused_fast.audio import log_mel_statistics  # here, because it takes seconds to import torch
+    from unfused_fast.mel import log_mel_statistics
 
     return log_mel_statistics(clips)
+
+
+def _folder(given: str) -> Path:
+    from unfused_fast.shards.places import shown
+    from unfused_fast.shards.remote_sets import local_path
+
+    folder = local_path(given)
+    if folder is None:
+        raise UserError(f"{shown(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge")
+    return folder
 
 
 def _part(given: str) -> tuple[int, int]:
@@ -154,11 +182,20 @@ def _part(given: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _print_packed(packed: PackResult, out: Path, as_json: bool) -> None:
+def _print_part(done: PartResult, out: str, as_json: bool) -> None:
+    if as_json:
+        print_json({**vars(done), "directory": out, "wall_seconds": round(done.wall_seconds, 2)})
+        return
+    number, count = done.part
+    typer.echo(f"{out}: part {number}/{count}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
+    typer.echo("when all parts are there: unfused-fast merge PART... OUT")
+
+
+def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
     manifest = packed.shard_set.manifest
     splits = {name: split.clips for name, split in manifest.splits.items()}
     summary = {
-        "out": str(out),
+        "out": out,
         "clips": packed.packed,
         "splits": splits,
         "labels": len(manifest.label_names),
@@ -184,29 +221,43 @@ def _print_packed(packed: PackResult, out: Path, as_json: bool) -> None:
     for reason, count in packed.rejected.items():
         typer.echo(f"  rejected {count}: {reason}")
     if packed.rejected:
-        typer.echo(f"  each one is named in {out / 'rejected.csv'}")
+        typer.echo(f"  each one is named in {out.rstrip('/')}/rejected.csv")
 
 
 def _found(
-    source: Path, dataset: str | None, options: Mapping[str, str], labels_from_folders: bool
+    source: str,
+    dataset: str | None,
+    options: Mapping[str, str],
+    labels_from_folders: bool,
+    max_member_gb: float,
+    work: Path | None,
 ) -> tuple[Discovery, dict[str, Any] | None]:
-    """What is to be packed, and what the manifest says of the data set; an adapter's notes go to the screen."""
+    """What is to be packed, and what the manifest says of the data set; notes go to the screen."""
+    from unfused_fast.console import console
     from unfused_fast.shards.datasets import DATASETS, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
+    from unfused_fast.shards.datasets.local_files import CSV
+    from unfused_fast.shards.places import is_url
+    from unfused_fast.shards.sources import source_rows
+    from unfused_fast.shards.trees import folder_of
 
-    if dataset is None:
-        from unfused_fast.shards.sources import source_rows
-
-        if options:
-            raise UserError(f"--option {next(iter(options))}: options belong to a data set; name it with --dataset")
-        return Discovery(source_rows(source, labels_from_folders=labels_from_folders)), None
-    if labels_from_folders:
-        raise UserError(
-            f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
-        )
-    from unfused_fast.training import console
-
-    found = dataset_rows(dataset, source, options)
+    largest = round(max_member_gb * 1e9)
+    with console.status("looking at what there is to pack"):
+        if dataset is None:
+            if options:
+                raise UserError(f"--option {next(iter(options))}: options belong to a data set; name it with --dataset")
+            return Discovery(
+                source_rows(
+                    source, labels_from_folders=labels_from_folders, work=work, largest=largest, say=console.print
+                )
+            ), None
+        if labels_from_folders:
+            raise UserError(
+                f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
+            )
+        plain = DATASETS.get(dataset) in (None, CSV) or not (is_url(source) or Path(source).exists())
+        root = Path(source) if plain else folder_of(source, work=work, largest=largest, say=console.print)
+        found = dataset_rows(dataset, root, options)
     for note in found.notes:
         console.print(f"{dataset}: {note}")
     known = DATASETS[dataset].options  # a set holds no path of the machine that packed it

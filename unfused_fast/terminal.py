@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
 
-Shards = Annotated[Path, typer.Argument(help="A shard set, as `unfused-fast shard` writes it.", show_default=False)]
+Shards = Annotated[
+    str,
+    typer.Argument(
+        help="A shard set, as `unfused-fast shard` writes it; from a URL (s3://, gs://, https://) it is copied to "
+        "UNFUSED_CACHE or ~/.cache/unfused-fast first, and used from there while it stays the same.",
+        show_default=False,
+    ),
+]
 Preset = Annotated[Literal["recommended", "paper", "authors"], typer.Option(help="Where the settings come from.")]
 Sets = Annotated[
     list[str] | None,
@@ -124,6 +131,19 @@ def bar(title: str, noted: str = "rejected") -> Iterator[Callable[[int, int, int
             progress.update(task, completed=done, total=total, note=f"{count} {noted}" if count else "")
 
         yield advance
+
+
+def local_shards(shards: str) -> Path:
+    """The folder of a set; what is behind a URL is copied to this machine first."""
+    from unfused_fast.shards.places import is_url
+
+    if not is_url(shards):
+        return Path(shards)
+    from unfused_fast.shards.local_sets import local_set
+    from unfused_fast.training import console
+
+    with bar("downloading") as advance:
+        return local_set(shards, say=console.print, progress=advance)
 
 
 def run_app(app: Callable[[], Any]) -> None:

@@ -17,6 +17,7 @@ from unfused_fast.terminal import (
     Seed,
     Sets,
     Shards,
+    local_shards,
     print_json,
     print_result,
     run_options,
@@ -53,7 +54,7 @@ def train_pretrain(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("pretrain", preset, settings, epochs, seed)
-    result = pretrain(config, open_shards(shards), out, run_options(device, compile_, resume, overwrite))
+    result = pretrain(config, open_shards(local_shards(shards)), out, run_options(device, compile_, resume, overwrite))
     print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
 
@@ -77,7 +78,9 @@ def train_distill(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("distill", preset, settings, epochs, seed)
-    result = distill(config, open_shards(shards), teacher, out, run_options(device, compile_, resume, overwrite))
+    result = distill(
+        config, open_shards(local_shards(shards)), teacher, out, run_options(device, compile_, resume, overwrite)
+    )
     print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
 
 
@@ -103,7 +106,9 @@ def train_linear(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("linear", preset, settings, epochs, seed)
-    result = linear(config, open_shards(shards), encoder, out, run_options(device, None, resume, overwrite))
+    result = linear(
+        config, open_shards(local_shards(shards)), encoder, out, run_options(device, None, resume, overwrite)
+    )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
 
 
@@ -112,7 +117,7 @@ def train_everything(
     shards: Shards,
     out: Out,
     target: Annotated[
-        Path | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
+        str | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
     ] = None,
     preset: Preset = "recommended",
     settings: Sets = None,
@@ -138,8 +143,8 @@ def train_everything(
     }
     verdict = train_all(
         configs,
-        open_shards(shards),
-        open_shards(target or shards),
+        open_shards(local_shards(shards)),
+        open_shards(local_shards(target or shards)),
         out,
         run_options(device, compile_, resume, overwrite),
     )

@@ -62,7 +62,7 @@ def _start(source: Path, out: Path, address: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Path) -> None:
-    from unfused_fast.audio import log_mel_statistics
+    from unfused_fast.mel import log_mel_statistics
 
     pack(source_rows(source), tmp_path / "local", workers=1, statistics=log_mel_statistics)
     running = _start(source, tmp_path / "out", cluster.address)
