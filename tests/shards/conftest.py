@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +137,34 @@ def copy(packed: ShardSet, tmp_path: Path) -> Path:
 def write_tone() -> Callable[..., NDArray[np.float64]]:
     """`tone`, for tests that make their own files."""
     return tone
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """An S3 on this machine."""
+    moto = pytest.importorskip("moto.server", reason="needs moto, the S3 of this machine (extra `dev`)")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Its file system, with an empty bucket called bucket."""
+    s3fs = pytest.importorskip("s3fs", reason="needs the extra `remote`")
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_address),
+        ("AWS_ACCESS_KEY_ID", "testing"),
+        ("AWS_SECRET_ACCESS_KEY", "testing"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    system.mkdir("bucket")
+    yield system
+    system.invalidate_cache()
+    system.rm("bucket", recursive=True)
+    s3fs.S3FileSystem.clear_instance_cache()

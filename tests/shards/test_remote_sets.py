@@ -46,27 +46,6 @@ def memory() -> Iterator[Any]:
     system.store.clear()
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    """A bucket of a server on this machine."""
-    moto = pytest.importorskip("moto.server", reason="needs moto, the S3 of this machine (extra `dev`)")
-    s3fs = pytest.importorskip("s3fs", reason="needs the extra `remote`")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem()
-        system.mkdir("bucket")
-        yield system
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 def _pack(rows: list[SourceRow], out: str = URL, **options: Any) -> PackResult:
     return pack(rows, out, **{"workers": 0, "clips_per_shard": 10, **options})
 
@@ -123,7 +102,7 @@ def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
         assert done.code == 0, done.err
         results.append(json.loads(done.out)["loss"])
     assert results[0] == results[1]
-    assert cli("check", url).out.strip() == f"{url}: all shards are as they were written"
+    assert cli("check", url).out.strip() == f"{url}: all shards are as they were written, 96 clips"
     assert cli("shard", folder / "list.csv", url).error.startswith(f"{url}: a shard set is already there")
     assert "shards were there already" in cli("shard", folder / "list.csv", url, "--resume").out
 
@@ -379,7 +358,7 @@ def test_copy_is_fetched_once_and_asked_for_with_one_request(
     monkeypatch.setattr(type(s3), "_call_s3", counted)
     steps: list[tuple[int, int, int]] = []
     folder = local_set(url, progress=lambda *step: steps.append(step))
-    assert _bytes(folder) == _bytes(packed.directory) and check(folder) == []
+    assert _bytes(folder) == _bytes(packed.directory) and check(folder, workers=0).corrupt == []
     assert folder.name == "read" and open_shards(folder).manifest == packed.manifest
     assert steps[0] == (0, 14, 0) and steps[-1] == (14, 14, 0)
     fetched = [key for method, key in asked if method == "get_object" and "manifest" not in key]
@@ -442,7 +421,7 @@ def test_changed_set_is_fetched_anew_and_the_old_copy_stays(
     old = local_set(URL)
     _pack(rows, overwrite=True)
     new = local_set(URL)
-    assert new != old and _bytes(new) == _bytes(packed.directory) and check(old) == []
+    assert new != old and _bytes(new) == _bytes(packed.directory) and check(old, workers=0).corrupt == []
 
 
 def test_stopped_download_goes_on_with_what_is_missing(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
@@ -510,7 +489,7 @@ def test_what_is_no_set_or_a_damaged_one_is_refused(memory: Any, rows: list[Sour
     other = json.dumps({**manifest, "digest": "0" * 64}).encode()
     refused("manifest.json", other, "clips.parquet: its digest is not the manifest's")
     assert not list(tmp_path.rglob("evil*"))
-    assert check(local_set(URL)) == []
+    assert check(local_set(URL), workers=0).corrupt == []
 
 
 def test_set_that_changes_while_it_is_downloaded_is_refused(memory: Any, rows: list[SourceRow]) -> None:
