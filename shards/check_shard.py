@@ -82,22 +82,24 @@ class ShardTask:
         headers = Headers()
         clips = zip(_clips(self.tar, layout.ends), layout.audio, layout.around_audio, count(), strict=False)
         try:
-            for (buffer, base), audio, around, number in clips:
+            for (buffer, base), (offset, size), around, number in clips:
                 if number >= table.num_rows:
                     continue
                 at(number)
-                damage = None
-                if around is None or not _surrounds(around, buffer, audio.offset - base, audio.size):
+                damage, start = None, offset - base
+                if around is None or not (
+                    buffer.startswith(around[0], start - len(around[0])) and buffer.startswith(around[1], start + size)
+                ):
                     damage = self._member_damage(buffer, base, layout, rows, number, headers)
                 if damage is None and number in bad:
-                    damage = Kind.CRASHED, audio.offset, f"{audio.name}: {bad[number]}"
+                    damage = Kind.CRASHED, offset, f"{rows['key'][number]}.{self.codec}: {bad[number]}"
                 if damage is None:
-                    content = memoryview(buffer)[audio.offset - base : audio.offset - base + audio.size]
-                    damage = self._audio_damage(content, audio, rows, number, report)
+                    content = memoryview(buffer)[start : start + size]
+                    damage = self._audio_damage(content, offset, rows, number, report)
                 if damage is not None:
-                    kind, offset, text = damage
+                    kind, place, text = damage
                     clip = rows["clip_id"][number], rows["source"][number]
-                    report.problems.add(kind, Example(f"byte {offset}: {text}", *clip, self.tar, offset))
+                    report.problems.add(kind, Example(f"byte {place}: {text}", *clip, self.tar, place))
         except (OSError, EOFError) as error:
             said = f"cannot be read to its end ({getattr(error, 'strerror', None) or error})"
             report.broken = finding(Kind.TAR, self.tar, said)
@@ -112,7 +114,8 @@ class ShardTask:
             return _Layout(expected.audio, expected.ends, expected.around_audio())
         samples = check_index(self.tar, index)
         audio = [
-            next((member for member in members if member.extension == self.codec), members[0]) for members in samples
+            next(((member.offset, member.size) for member in members if member.extension == self.codec), (BLOCKSIZE, 0))
+            for members in samples
         ]
         ends = [members[-1].offset + -(-members[-1].size // BLOCKSIZE) * BLOCKSIZE for members in samples]
         return _Layout(audio, ends, repeat(None), samples)
@@ -129,36 +132,23 @@ class ShardTask:
         )
 
     def _audio_damage(
-        self, content: memoryview, audio: Member, rows: Columns, number: int, report: ShardReport
+        self, content: memoryview, offset: int, rows: Columns, number: int, report: ShardReport
     ) -> Damage | None:
         """What is wrong with a clip's audio; where nothing is, it is listened to."""
         try:
             pcm = decode_clip(content)
         except ValueError as error:
-            return Kind.AUDIO, audio.offset, f"{audio.name} cannot be decoded: {error}"
+            return Kind.AUDIO, offset, f"{rows['key'][number]}.{self.codec} cannot be decoded: {error}"
         digest = hashlib.sha256(pcm.astype(_LITTLE_ENDIAN, copy=False)).hexdigest()
         if digest != rows["sha256"][number] or len(pcm) != rows["samples"][number]:
-            return Kind.SAMPLES, audio.offset, f"the samples of {audio.name} are not those packed (sha256)"
-        self._listen(pcm, rows["clip_id"][number], rows["source"][number], audio, report)
+            name = f"{rows['key'][number]}.{self.codec}"
+            return Kind.SAMPLES, offset, f"the samples of {name} are not those packed (sha256)"
+        spectrum = rows["clip_id"][number] % self.spectrum_every == 0
+        report.spectra += spectrum
+        for kind, text in _faults(pcm, spectrum):
+            example = Example(text, rows["clip_id"][number], rows["source"][number], self.tar, offset)
+            report.warnings.add(kind, example)
         return None
-
-    def _listen(self, pcm: measures.Pcm, clip_id: int, source: str, audio: Member, report: ShardReport) -> None:
-        """Notes what the recording suffers from."""
-
-        def note(kind: Kind, text: str) -> None:
-            report.warnings.add(kind, Example(text, clip_id, source, self.tar, audio.offset))
-
-        lowest, highest = int(np.minimum.reduce(pcm)), int(np.maximum.reduce(pcm))
-        if measures.is_quiet(lowest, highest):
-            note(Kind.QUIET, f"peak {max(highest, -lowest)} of 32768")
-        elif measures.is_clipped(pcm, lowest, highest):
-            note(Kind.CLIPPED, "")
-        if clip_id % self.spectrum_every == 0:
-            report.spectra += 1
-            if (offset := measures.dc_offset(pcm)) is not None:
-                note(Kind.DC_OFFSET, f"{100 * offset:+.1f} %")
-            if (rate_hz := measures.narrow_band_hz(pcm)) is not None:
-                note(Kind.NARROW_BAND, f"nothing above {rate_hz // 2} Hz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +167,8 @@ class DigestTask:
 class _Layout:
     """Where the clips of a shard lie, and what should lie around their audio."""
 
-    audio: list[Member]
+    audio: list[tuple[int, int]]
+    """Offset and size of each audio member."""
     ends: list[int]
     """Of each clip, padding included."""
     around_audio: Iterable[tuple[bytes, bytes] | None]
@@ -214,7 +205,15 @@ def _fill(file: IO[bytes], block: memoryview, base: int) -> None:
         filled += got
 
 
-def _surrounds(around: tuple[bytes, bytes], buffer: bytearray, start: int, size: int) -> bool:
-    """Whether the audio at `start` has these bytes before and behind it."""
-    before, behind = around
-    return buffer.startswith(before, start - len(before)) and buffer.startswith(behind, start + size)
+def _faults(pcm: measures.Pcm, spectrum: bool) -> Iterator[tuple[Kind, str]]:
+    """What a recording suffers from. spectrum: DC offset and band are looked at as well."""
+    lowest, highest = int(np.minimum.reduce(pcm)), int(np.maximum.reduce(pcm))
+    if measures.is_quiet(lowest, highest):
+        yield Kind.QUIET, f"peak {max(highest, -lowest)} of 32768"
+    elif measures.is_clipped(pcm, lowest, highest):
+        yield Kind.CLIPPED, ""
+    if spectrum:
+        if (offset := measures.dc_offset(pcm)) is not None:
+            yield Kind.DC_OFFSET, f"{100 * offset:+.1f} %"
+        if (rate_hz := measures.narrow_band_hz(pcm)) is not None:
+            yield Kind.NARROW_BAND, f"nothing above {rate_hz // 2} Hz"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import lru_cache
 
 import numpy as np
 import soundfile
@@ -41,6 +42,7 @@ def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
     return np.asarray(pcm, np.int16)
 
 
+@lru_cache(maxsize=1024)
 def _wav_header(data_bytes: int) -> bytes:
     size = max(0, data_bytes)
     rates = SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ
