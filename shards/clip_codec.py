@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import lru_cache
 
 import numpy as np
 import soundfile
@@ -27,8 +28,9 @@ def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
 
 def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
     """What encode_clip gave -> its samples. Raises ValueError for anything else."""
-    if data[:4] == b"RIFF":
-        if data[:44] != _wav_header(len(data) - 44):
+    header = bytes(data[:44])
+    if header.startswith(b"RIFF"):
+        if header != _wav_header(len(data) - 44):
             raise ValueError("its header is not that of a 16 kHz mono PCM16 WAV of this size")
         return np.frombuffer(data, "<i2", offset=44)
     try:
@@ -40,6 +42,7 @@ def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
     return np.asarray(pcm, np.int16)
 
 
+@lru_cache(maxsize=1024)
 def _wav_header(data_bytes: int) -> bytes:
     size = max(0, data_bytes)
     rates = SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ

@@ -58,7 +58,7 @@ class ShardWriter:
         line = []
         for extension in sorted(members):
             name, data = f"{key}.{extension}", members[extension]
-            self._file.write(_header(name, len(data)))
+            self._file.write(member_header(name, len(data)))
             self._file.write(data)
             self._file.write(bytes(-len(data) % _BLOCK))
             line.append(f"{extension} {self._offset + _BLOCK} {len(data)} {name}")
@@ -115,7 +115,7 @@ def renumber(tar: Path, first_id: int) -> None:
             key, line = clip_key(clip_id), []
             for member in members:
                 name = f"{key}.{member.extension}"
-                content[member.offset - _BLOCK : member.offset] = _header(name, member.size)
+                content[member.offset - _BLOCK : member.offset] = member_header(name, member.size)
                 if member.extension == "index":
                     content[member.offset : member.offset + member.size] = key.encode()
                 elif member.extension == "json":
@@ -183,7 +183,12 @@ def check_index(tar: Path, index: Path) -> list[list[Member]]:
         if member.offset - _BLOCK != free:
             raise UserError(f"{index}: {member.name} does not follow the member before it: it was changed; {REPACK}")
         free = member.offset + _padded(member.size)
-    first, last = samples[0][0], samples[-1][-1]
+    check_ends(tar, index, samples[0][0], samples[-1][-1])
+    return samples
+
+
+def check_ends(tar: Path, index: Path, first: Member, last: Member) -> None:
+    """Whether a tar begins with the header of `first` and ends with `last`. Raises UserError as check_index."""
     end = last.offset + _padded(last.size)
     try:
         with tar.open("rb") as file:
@@ -199,7 +204,6 @@ def check_index(tar: Path, index: Path) -> list[list[Member]]:
                 raise UserError(f"{index}: ends before {tar.name} does: the index of another tar; {REPACK}")
     except OSError as error:
         raise UserError(f"{tar}: cannot be read ({error.strerror}); {COPY_AGAIN}") from error
-    return samples
 
 
 def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, bytes]]:
@@ -231,7 +235,8 @@ def _check_header(tar: Path, index: Path, member: Member, header: bytes) -> None
         )
 
 
-def _header(name: str, size: int) -> bytes:
+def member_header(name: str, size: int) -> bytes:
+    """The tar header of a member: the same name and size give the same bytes."""
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
     return info.tobuf(tarfile.USTAR_FORMAT)
