@@ -1,6 +1,7 @@
 """How many bytes a second `unfused-fast check` reads, beside reading and hashing the same tars in the same run.
 
 For FLAC the floor is another: decoding, which no check of the samples can do without, so that is measured too.
+Once from the disk (the system is told to forget the files before each run) and once from memory.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-from measure import record, repeat
+from measure import record
 
 from unfused_fast.shards.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.sources import source_rows
@@ -67,6 +69,13 @@ def hash_decoded(tars: list[Path]) -> None:
             hashlib.sha256(samples).digest()
 
 
+def forget(out: Path) -> None:
+    """Takes the tars out of the system's memory, so that the next read is one of the disk."""
+    for tar in out.glob("*.tar"):
+        with tar.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def shared(work: Callable[[list[Path]], None], out: Path, workers: int) -> float:
     """Wall seconds of `work` with the tars shared out between processes that exist already."""
     tars = sorted(out.glob("*.tar"))
@@ -97,10 +106,14 @@ def main() -> None:
                 if codec == "flac":
                     runs["read + decode + sha256 alone"] = partial(shared, hash_decoded, out, workers)
                 runs["unfused-fast check"] = partial(checked, out, workers)
-                for what, run in runs.items():
-                    rates = [megabytes / taken for taken in repeat(run, given.repeats)]
-                    shape = {"codec": codec, "clips": clips, "seconds": seconds, "megabytes": round(megabytes)}
-                    record("check", what, "MB/s", rates, torch.device("cpu"), workers=workers, **shape)
+                shape = {"codec": codec, "clips": clips, "seconds": seconds, "megabytes": round(megabytes)}
+                for (what, run), place in product(runs.items(), ("disk", "memory")):
+                    rates = []
+                    for _ in range(given.repeats):
+                        if place == "disk":
+                            forget(out)
+                        rates.append(megabytes / run())
+                    record("check", what, "MB/s", rates, torch.device("cpu"), workers=workers, read_from=place, **shape)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ F mel bins, T frames.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -15,9 +18,12 @@ from numpy.typing import NDArray
 
 from unfused_fast.config_audio import FrontendConfig
 
-STATISTICS_SECONDS = 2.0
+STATISTICS_SECONDS = 1.0
 """Middle part of a clip that is measured. Ours: clips differ more than the parts of one do, so that many clips say more
 than long ones."""
+
+BATCH = 128
+"""Clips in one product with the filters."""
 
 
 def hz_to_slaney_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -55,18 +61,20 @@ def log_mel_statistics(
     config = config or FrontendConfig()
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.n_fft) / config.n_fft)).astype(np.float32)
     filters, length = mel_filters(config).T, round(STATISTICS_SECONDS * config.sample_rate_hz)
+
+    def power(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
+        waveform = np.pad(pcm.astype(np.float32) / 32768.0, config.n_fft // 2, mode="reflect")
+        spectrum = np.fft.rfft(sliding_window_view(waveform, config.n_fft)[:: config.hop_samples] * window)
+        return np.square(spectrum.real) + np.square(spectrum.imag)
+
+    starts = ((pcm, max(0, (len(pcm) - length) // 2)) for pcm in clips)
     count, total, squares, measured = 0, 0.0, 0.0, 0
-    for pcm in clips:
-        start = max(0, (len(pcm) - length) // 2)
-        waveform = np.pad(pcm[start : start + length].astype(np.float32) / 32768.0, config.n_fft // 2, mode="reflect")
-        frames = sliding_window_view(waveform, config.n_fft)[:: config.hop_samples]
-        spectrum = np.fft.rfft(frames * window)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)
-        values = np.log(power @ filters + np.float32(config.log_floor)).astype(np.float64)
-        count += values.size
-        total += float(values.sum())
-        squares += float(np.square(values).sum())
-        measured += 1
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        powers = pool.map(power, (pcm[start : start + length].copy() for pcm, start in starts))
+        while some := list(islice(powers, BATCH)):  # products one by one would have BLAS's threads wait for each other
+            values = np.log(np.concatenate(some) @ filters + np.float32(config.log_floor)).astype(np.float64)
+            count, measured = count + values.size, measured + len(some)
+            total, squares = total + float(values.sum()), squares + float(np.square(values).sum())
     if not count:
         return {"mean": 0.0, "std": 1.0, "clips": 0}
     mean = total / count
