@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 RATE_HZ = 16000
 
 
-def make_files(folder: Path, clips: int, seconds: float, rate_hz: int, channels: int) -> None:
-    """Noise as 16-bit WAV, what most data sets ship; 1,000 files a folder."""
+def make_files(folder: Path, clips: int, seconds: float, rate_hz: int, channels: int, kind: str) -> None:
+    """Noise that is not white, so that FLAC has something to predict; 1,000 files a folder."""
     generator = np.random.default_rng(0)
-    noise = (generator.standard_normal((int((seconds + 1) * rate_hz), channels)) * 3000).astype(np.int16)
+    noise = np.cumsum(generator.standard_normal((int((seconds + 1) * rate_hz), channels)), axis=0)
+    noise[1:] -= 0.95 * noise[:-1]
+    noise *= 0.2 / np.abs(noise).max()
     for number in range(clips):
-        path = folder / f"{number // 1000:03d}" / f"{number:06d}.wav"
+        path = folder / f"{number // 1000:03d}" / f"{number:06d}.{kind}"
         path.parent.mkdir(parents=True, exist_ok=True)
         start = int(generator.integers(rate_hz))
         soundfile.write(path, noise[start : start + int(seconds * rate_hz)], rate_hz)
@@ -38,7 +40,7 @@ def make_files(folder: Path, clips: int, seconds: float, rate_hz: int, channels:
 
 def floor_share(folder: Path, out: Path, number: int, workers: int) -> None:
     """Every `workers`-th file: decoded, mixed down, resampled, written."""
-    paths = sorted(folder.rglob("*.wav"))[number::workers]
+    paths = sorted(folder.rglob("*.*"))[number::workers]
     with out.open("wb") as file:
         for path in paths:
             samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate", type=int, default=44100)
     parser.add_argument("--channels", type=int, default=2)
+    parser.add_argument("--kind", choices=["wav", "flac"], default="wav", help="16-bit files of this format")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--floor", nargs=3, metavar=("SOURCE", "OUT", "WORKERS"), help=argparse.SUPPRESS)
@@ -133,12 +136,13 @@ def main() -> None:
         "seconds": given.seconds,
         "rate_hz": given.rate,
         "channels": given.channels,
+        "kind": given.kind,
         "workers": (workers := os.cpu_count() or 1),
     }
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as name:
         source, out = Path(name) / "source", Path(name) / "out"
-        make_files(source, given.clips, given.seconds, given.rate, given.channels)
+        make_files(source, given.clips, given.seconds, given.rate, given.channels, given.kind)
         if given.memory:
             record(
                 "bench_shard",

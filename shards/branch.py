@@ -111,12 +111,15 @@ class Branch:
             elif branch.is_dir():
                 yield from branch.glob(rest)
 
-    def stat(self) -> Size:
+    def stat(self) -> os.stat_result | Size:
+        """As Path.stat for what is a file or folder of this machine; else the size alone, 0 for a folder."""
         size = self.tree.size(self.path)
         if size is not None:
             return Size(size)
-        if self._real is not None:
-            return Size(self._real.stat().st_size)
+        if self._real is not None and (self._real.exists() or self.path not in self.tree.folders):
+            return self._real.stat()
+        if self.path in self.tree.folders:
+            return Size(0)
         raise FileNotFoundError(2, "No such file or directory", str(self))
 
     def open(

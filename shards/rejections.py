@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from unfused_fast.errors import escaped
 from unfused_fast.shards.pack_shard import Rejection
 from unfused_fast.shards.table import REJECTED
 
@@ -28,5 +29,5 @@ def write_rejected(folder: Path, rejected: Sequence[Rejection]) -> None:
 def summary(rejected: Sequence[Rejection], files: int) -> str:
     """One sentence for the case that nothing was usable."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason(rejected).items())
-    examples = "; ".join(f"{source} ({text})" for source, _, _, text in sorted(rejected)[:3])
+    examples = "; ".join(f"{escaped(source)} ({text})" for source, _, _, text in sorted(rejected)[:3])
     return f"{files} files, none of them usable: {reasons}; for example {examples}"

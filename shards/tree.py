@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from unfused_fast.errors import escaped
 from unfused_fast.shards import remote
 from unfused_fast.shards.archives import Archive, Entry, members, safe_parts, stem
 from unfused_fast.shards.places import Kind, Location, Place, refused, shown
 from unfused_fast.shards.stores import Unreadable, open_store
-from unfused_fast.shards.walking import printable
 
 UNINDEXED_BYTES = 1 << 23
 """A tar.gz that inflates to no more needs no file of seek points. Ours: 20 ms to inflate, once a process."""
@@ -193,8 +193,3 @@ class Tree:
 def _are_same(entry: Entry, other: Entry) -> bool:
     """Whether two zips say that a member is the same; tars do not say."""
     return entry.crc != 0 and (entry.size, entry.crc) == (other.size, other.crc)
-
-
-def escaped(name: str) -> str:
-    """A hostile name as one line of plain text."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in printable(name))

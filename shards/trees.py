@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, escaped
 from unfused_fast.shards import remote
 from unfused_fast.shards.archives import LARGEST_INFLATED, Archive, archives_among, safe_parts
 from unfused_fast.shards.branch import Branch
 from unfused_fast.shards.places import Folder, is_url, shown
-from unfused_fast.shards.tree import Say, Tree, escaped
+from unfused_fast.shards.tree import Say, Tree
 from unfused_fast.shards.walking import files_below
 
 

@@ -43,7 +43,7 @@ def test_log_mel_is_librosas() -> None:
 def test_statistics_are_those_of_all_bins_and_frames_of_the_middle() -> None:
     generator = np.random.default_rng(1)
     clips = [(generator.standard_normal(samples) * 3000).astype(np.int16) for samples in (4000, 16000, 9000, 50001)]
-    middles = [*clips[:3], clips[3][9000:41000]]
+    middles = [*clips[:3], clips[3][17000:33000]]
     values = np.concatenate([librosa_log_mel(clip.astype(np.float32) / 32768).ravel() for clip in middles])
     found = log_mel_statistics(iter(clips))
     assert found["clips"] == 4

@@ -8,3 +8,9 @@ class UserError(Exception):
 
     Ours: one class for the whole project, because what a caller does with it never depends on where it arose.
     """
+
+
+def escaped(text: str) -> str:
+    """The text as one plain line: names of files may hold what commands a terminal, or bytes that are no UTF-8."""
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in known)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from unfused_fast.errors import escaped
 from unfused_fast.terminal import Json, Shards, bar, local_shards, print_json, stdout_console
 
 
@@ -37,9 +38,9 @@ def check(
         )
     else:
         for finding in found.corrupt:
-            typer.echo(finding.message)
+            typer.echo(escaped(finding.message))
         for finding in found.warnings:
-            typer.echo(f"warning: {finding.message}")
+            typer.echo(escaped(f"warning: {finding.message}"))
         if not found.corrupt:
             typer.echo(f"{shards}: all shards are as they were written, {found.clips} clips")
     if found.corrupt:

@@ -234,6 +234,7 @@ def _found(
 ) -> tuple[Discovery, dict[str, Any] | None]:
     """What is to be packed, and what the manifest says of the data set; notes go to the screen."""
     from unfused_fast.console import console
+    from unfused_fast.shards.branch import Branch
     from unfused_fast.shards.datasets import DATASETS, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
     from unfused_fast.shards.datasets.local_files import CSV
@@ -258,6 +259,11 @@ def _found(
         plain = DATASETS.get(dataset) in (None, CSV) or not (is_url(source) or Path(source).exists())
         root = Path(source) if plain else folder_of(source, work=work, largest=largest, say=console.print)
         found = dataset_rows(dataset, root, options)
+    if isinstance(root, Branch) and (refused := root.tree.refused):
+        named = "; ".join(f"{name} ({why})" for name, why in refused[:5])
+        console.print(
+            f"{dataset}: {len(refused)} files in archives are not read: {named}{'' if len(refused) < 6 else '; ...'}"
+        )
     for note in found.notes:
         console.print(f"{dataset}: {note}")
     known = DATASETS[dataset].options  # a set holds no path of the machine that packed it

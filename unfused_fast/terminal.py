@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,7 +169,8 @@ def run_app(app: Callable[[], Any]) -> None:
 
 def _end(error: Exception) -> None:
     if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+        lines = "\n".join(map(escaped, str(error).split("\n")))
+        print(f"error: {lines}", file=sys.stderr)
         sys.exit(USER_ERROR)
     if type(error).__name__ == "Interrupted":
         print(error, file=sys.stderr)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +59,40 @@ def test_a_data_set_is_packed(cli: Callable[..., Any], tut: Path, tmp_path: Path
         row["group"] for row in clips if row["split"] != "valid"
     }
     assert cli("check", tmp_path / "out").code == 0
+
+
+def test_archives_pack_as_the_folder_they_unpack_to(cli: Callable[..., Any], tut: Path, tmp_path: Path) -> None:
+    """One zip for audio, one tar.gz for the lists, with what no archive may hold."""
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    with zipfile.ZipFile(downloads / "audio.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((tut / "audio").iterdir()):
+            archive.write(path, f"audio/{path.name}")
+        archive.writestr("../evil\x1b[2J.wav", b"x")
+    with tarfile.open(downloads / "meta.tar.gz", "w:gz") as lists:
+        lists.add(tut / "evaluation_setup", "evaluation_setup")
+    digests = []
+    for source, out in ((tut, tmp_path / "a"), (downloads, tmp_path / "b")):
+        done = cli("shard", "--dataset", "tut2018", source, out, "--workers", 1, "--json")
+        assert done.code == 0, done.err
+        digests.append(json.loads(done.out)["digest"])
+    assert digests[0] == digests[1]
+    said = " ".join(done.err.split())
+    assert "tut2018: 1 files in archives are not read: audio.zip/../evil\\x1b[2J.wav (" in said and "\x1b" not in said
+
+
+def test_folder_and_csv_are_data_sets_too(cli: Callable[..., Any], wav: Callable[..., None], tmp_path: Path) -> None:
+    for label in ("low", "high"):
+        wav(tmp_path / "audio" / label / "a.wav")
+    (tmp_path / "list.csv").write_text("path,label\naudio/low/a.wav,low\naudio/high/a.wav,high\n")
+    for name, source, *more in (
+        ("folder", tmp_path / "audio", "--option", "labels=folders"),
+        ("csv", tmp_path / "list.csv"),
+    ):
+        done = cli("shard", "--dataset", name, source, tmp_path / name, *more, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["clips"] == json.loads(done.out)["labels"] == 2
+        assert open_shards(tmp_path / name).manifest.dataset["name"] == name
 
 
 def test_list(cli: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.speechcommands import DATASET_V1, DATASET_V2, TEN, V1, V2
+from unfused_fast.shards.write import pack
 
 
 def _clip(path: Path) -> None:
@@ -167,3 +169,19 @@ def test_errors(v1: Path, v2: Path, tmp_path: Path) -> None:
         DATASET_V1.discover(v1, {})
     with pytest.raises(UserError, match=r"the layout must be: ROOT/<word>/"):
         DATASET_V1.discover(tmp_path, {})
+
+
+def test_silence_is_packed_as_the_second_it_was_cut_from(v1: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-9000, 9000, 5 * 16000).astype(np.int16)
+    for path in v1.rglob("*.wav"):
+        soundfile.write(path, noise if path.parent.name.startswith("_") else rng.uniform(-0.5, 0.5, 8000), 16000)
+    found = DATASET_V1.discover(v1, {"protocol": "lape"})
+    rows = [row for row in found.rows if row.label != "silence" or row.source.startswith("_background_noise_/pink")]
+    out = pack(rows, tmp_path / "out", workers=0).shard_set
+    silence = [clip for clip in out.clips.to_pylist() if out.manifest.label_names[clip["label"]] == "silence"]
+    spans = {row.source: row.span for row in rows if row.span}
+    assert len(silence) == len(spans) and {clip["samples"] for clip in silence} == {16000}
+    for clip in silence:
+        start = round(spans[clip["source"]][0] * 16000)
+        assert clip["sha256"] == hashlib.sha256(noise[start : start + 16000].astype("<i2").tobytes()).hexdigest()
