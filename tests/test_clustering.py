@@ -9,16 +9,9 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering import (
-    cluster_statistics,
-    euclidean_kmeans,
-    normalised_mutual_information,
-    pca_whiten,
-    pseudo_label_kmeans,
-    resolve_backend,
-    spherical_kmeans,
-)
+from unfused_fast.clustering import euclidean_kmeans, resolve_backend, spherical_kmeans
 from unfused_fast.errors import UserError
+from unfused_fast.partitions import cluster_statistics, normalised_mutual_information, pca_whiten, pseudo_label_kmeans
 
 
 def blobs(count: int, dim: int, centres: int, noise: float = 0.4, seed: int = 0) -> Tensor:

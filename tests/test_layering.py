@@ -18,7 +18,7 @@ LAYERS = [
     {"order", "augment"},
     {"pipeline", "model"},
     {"bank", "clustering", "optim", "checkpoint"},
-    {"training"},
+    {"training", "partitions"},
     {"run"},
     {"loop", "features"},
     {"pretrain"},

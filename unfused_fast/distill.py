@@ -20,13 +20,13 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, s
 
 from unfused_fast.augment import Augmenter
 from unfused_fast.checkpoint import collect, restore, save_checkpoint
-from unfused_fast.clustering import pseudo_label_kmeans
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.errors import UserError
 from unfused_fast.features import extract, load_encoder
 from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.partitions import pseudo_label_kmeans
 from unfused_fast.pipeline import Batch, Loader
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet

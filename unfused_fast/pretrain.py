@@ -18,17 +18,13 @@ from torch.nn.functional import cross_entropy
 from unfused_fast.augment import Augmenter
 from unfused_fast.bank import MemoryBank
 from unfused_fast.checkpoint import collect, restore, save_checkpoint
-from unfused_fast.clustering import (
-    cluster_statistics,
-    normalised_mutual_information,
-    resolve_backend,
-    spherical_kmeans,
-)
+from unfused_fast.clustering import resolve_backend, spherical_kmeans
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.partitions import cluster_statistics, normalised_mutual_information
 from unfused_fast.pipeline import Batch, Loader
 from unfused_fast.randomness import key
 from unfused_fast.run import Run
