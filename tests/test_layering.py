@@ -17,6 +17,8 @@ LAYERS = [
     {"settings", "randomness", "audio", "efficientnet", "plots"},
     {"order", "augment"},
     {"pipeline", "model"},
+    {"log_mel_cache", "resident"},
+    {"placement"},
     {"bank", "clustering", "optim", "checkpoint"},
     {"training", "partitions"},
     {"run"},

@@ -7,6 +7,8 @@ from typing import Literal
 
 from unfused_fast.errors import UserError
 
+Store = Literal["auto", "stream", "resident", "pinned", "mmap"]
+
 
 def check(condition: bool, message: str) -> None:
     if not condition:
@@ -61,6 +63,11 @@ class DataConfig:
     norm: Literal["dataset", "none"] = "dataset"
     """Log-mel normalisation: two scalars of the set's train split. Ours: the authors' running norm, without its
     drift.
+    """
+
+    store: Store = "auto"
+    """Where log-mels lie: computed anew each epoch (stream), or once and held on the device (resident), in pinned
+    memory, or on disk (mmap). Ours: `auto` is the fastest of them in whose memory the split fits.
     """
 
     def __post_init__(self) -> None:

@@ -27,7 +27,8 @@ from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.partitions import pseudo_label_kmeans
-from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.pipeline import Batch, Batches, Loader
+from unfused_fast.placement import placed
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import (
@@ -100,7 +101,7 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
         )
     frozen, kind = load_encoder(teacher, device), config.pseudo.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
-    features = extract(frozen, shards, "train", kind, pool, device, "teacher features")
+    features = extract(frozen, shards, "train", kind, pool, device, "teacher features", config.data.store)
     settings = config.pseudo
     pca_dim = max(2, min(128, len(features) // 16)) if settings.pca_dim == "auto" else settings.pca_dim
     found = pseudo_label_kmeans(
@@ -124,7 +125,8 @@ class Distillation:
         self.targets, self.k, clips = targets, k, len(targets)
         self.first_id = shards.first_id("train")
         self.batch_size = resolve_batch_size(config, clips)
-        self.loader = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
+        stream = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
+        self.loader: Batches = placed(stream)
         self.network = prepare_for(DistillNetwork(config, k), device)
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from unfused_fast.checkpoint import load_checkpoint, load_network
 from unfused_fast.config import Config
+from unfused_fast.config_audio import Store
 from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
 from unfused_fast.model import Pool, PretrainNetwork, block_features, build_encoder, pool_time
 from unfused_fast.pipeline import Loader
+from unfused_fast.placement import placed
 from unfused_fast.run import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import ShardSet
@@ -112,15 +114,23 @@ def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenE
 
 @torch.no_grad()
 def extract(
-    encoder: FrozenEncoder, shards: ShardSet, split: str, kind: Kind, pool: Pool, device: torch.device, note: str = ""
+    encoder: FrozenEncoder,
+    shards: ShardSet,
+    split: str,
+    kind: Kind,
+    pool: Pool,
+    device: torch.device,
+    note: str = "",
+    store: Store = "stream",
 ) -> Tensor:
     """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip whole, once.
 
     Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision.
     """
-    loader = Loader(
+    stream = Loader(
         shards, split, encoder.config, device=device, batch_size=WHOLE_CLIP_BATCH, statistics=encoder.log_mel
     )
+    loader = placed(stream, store)
     first = shards.first_id(split)
     rows: Tensor | None = None
     batches = -(-loader.clips // loader.batch_size)

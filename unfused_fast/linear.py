@@ -174,7 +174,9 @@ def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device
         labels = {name: generator.permutation(found) for name, found in labels.items()}
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
     kind: Kind = "logmel" if encoder == "logmel" else ("block3" if config.eval.encoder == "student3" else "encoder")
-    features = {name: extract(frozen, shards, name, kind, config.eval.pool, device) for name in names}
+    features = {
+        name: extract(frozen, shards, name, kind, config.eval.pool, device, store=config.data.store) for name in names
+    }
     rows = {name: np.arange(len(found)) for name, found in labels.items()}
     if "valid" not in names:
         groups = shards.clips_in("train").column("group").to_pylist()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.run import Run
 from unfused_fast.training import Interrupted, console, progress_bar
 
@@ -24,7 +24,7 @@ class Stage(Protocol):
     """What run_epochs asks of a stage's state."""
 
     config: Config
-    loader: Loader
+    loader: Batches
     batch_size: int
     timer: PartTimer
     step: int
@@ -53,12 +53,13 @@ class Stage(Protocol):
 
 
 def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
-    """Trains epochs done + 1 to `train.epochs`; returns the last loss and the median clips/s.
+    """Trains epochs done + 1 to `train.epochs`; returns the last loss, the median clips/s, and the
+    seconds of the start (log-mels to memory) and of the first epoch.
 
     Raises UserError when the loss is not a number, Interrupted when a signal came: the last saved epoch then remains.
     """
     config, steps, epochs, saved = state.config, state.loader.full_batches, state.config.train.epochs, done
-    rates: list[float] = []
+    rates, first = list[float](), dict[str, float]()
     before = run.last_logged() if done else {}  # all there is to tell when the last epoch was saved, but no result
     loss: float | None = before.get("loss")
     with EpochProgress(run.stage, epochs, steps, done) as progress:
@@ -89,6 +90,9 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
                 saved = epoch
             rates.append(state.loader.clips / seconds)
             timing = {"clips_per_second": round(rates[-1], 1), "epoch_seconds": round(seconds, 3)}
+            if len(rates) == 1:  # what a start costs stands apart from what an epoch costs
+                timing["start_seconds"] = first["start_seconds"] = round(state.loader.start_seconds, 3)
+                first["first_epoch_seconds"] = timing["epoch_seconds"]
             run.log(
                 epoch,
                 {
@@ -103,7 +107,7 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
             nmi = f"  NMI {values['nmi']:.2f}" if values.get("nmi") is not None else ""
             progress.epoch(epoch, f"loss {loss:.3f}{reference}{nmi}  {rates[-1]:.0f} clips/s")
     rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
-    return {"loss": loss, "clips_per_second": rate}
+    return {"loss": loss, "clips_per_second": rate, **first}
 
 
 class PartTimer:

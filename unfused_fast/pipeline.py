@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,36 @@ class Batch(NamedTuple):
     """(B,) int64 valid frames of whole clips; None for training crops, which all have T."""
 
 
+class Batches(Protocol):
+    """One split of a shard set in batches, on one rank: read from the shards (Loader), or held ready (resident.py)."""
+
+    @property
+    def clips(self) -> int:
+        """Clips of the split, on all ranks."""
+
+    @property
+    def batch_size(self) -> int:
+        """Clips of a full batch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+
+    @property
+    def full_batches(self) -> int:
+        """As Loader.full_batches."""
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds spent before the first batch can be asked for: reading and computing what is held ready."""
+
+    def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
+        """As Loader.epoch: the same ids in the same order, the same crops and masks."""
+
+    def whole_clips(self) -> Iterator[Batch]:
+        """As Loader.whole_clips."""
+
+
 def import_dali() -> tuple[Any, Any, Any, Any]:
     """DALI's fn, math, types and Pipeline. Raises UserError that says which extra brings it."""
     try:
@@ -63,7 +93,9 @@ def import_dali() -> tuple[Any, Any, Any, Any]:
 
 
 class Loader:
-    """Batches of one split of a shard set, on one rank."""
+    """Batches of one split of a shard set, on one rank, decoded and computed anew each epoch."""
+
+    start_seconds = 0.0
 
     def __init__(
         self,
@@ -87,7 +119,7 @@ class Loader:
         self.batch_size, self.world_size = batch_size, world_size
         self.threads = threads or max(1, min(available_cores(), 16) // world_size)
         self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
-        self._samples = shards.clips.column("samples").to_numpy()
+        self.samples = shards.clips.column("samples").to_numpy()
         self.clips = sum(len(lines) for _, lines in self._shards)
         wanted = shards.manifest.splits[split].clips
         if self.clips != wanted:
@@ -98,7 +130,7 @@ class Loader:
         self._share = rank * self.clips // world_size, (rank + 1) * self.clips // world_size
         known = statistics or shards.manifest.log_mel
         scaled = known is not None and config.data.norm == "dataset"
-        self._mean, self._std = (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
+        self.mean, self.std = (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
 
     @property
     def rank_clips(self) -> int:
@@ -110,21 +142,30 @@ class Loader:
         """Batches of exactly batch_size clips that every rank has in an epoch."""
         return self.clips // self.world_size // self.batch_size
 
+    def order(self, epoch: int | None) -> Order:
+        """What this rank reads in an epoch, in order; None: for whole clips, each shard from short to long."""
+        if epoch is not None:
+            generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
+            return epoch_order(self._shards, self._share, generator)
+        return [
+            (path, sorted(lines, key=lambda line: int(self.samples[line.clip_id])))
+            for path, lines in epoch_order(self._shards, self._share, None)
+        ]
+
     def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
         """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left.
 
         SpecAugment masks each view apart. Crops are frames of the clip's log-mel: the same whether the
         log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with silence.
         """
-        generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
-        order = epoch_order(self._shards, self._share, generator)
+        order = self.order(epoch)
         crops = 1 if self.config.views.same_crop else views
         masked = views if self.config.aug.specaug.masks else 0
 
         def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
             ids, arrays = torch.from_numpy(clip_ids), list[NDArray[Any]]()
             for view in range(crops):
-                arrays += random_crops(self.config, ids, self._samples[clip_ids], epoch, view)
+                arrays += random_crops(self.config, ids, self.samples[clip_ids], epoch, view)
             for view in range(masked):
                 arrays += random_masks(self.config, ids, epoch, view)
             return arrays
@@ -146,20 +187,18 @@ class Loader:
 
     def whole_clips(self) -> Iterator[Batch]:
         """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
-        order = [
-            (path, sorted(lines, key=lambda line: int(self._samples[line.clip_id])))
-            for path, lines in epoch_order(self._shards, self._share, None)
-        ]
 
         def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
-            return list(whole_crops(self.config, self._samples[clip_ids]))
+            return list(whole_crops(self.config, self.samples[clip_ids]))
 
         def graph(waveform: Any, given: list[Any]) -> list[Any]:
             made = self._log_mel(_cut(waveform, given))
             return [import_dali()[0].pad(made, axes=(1,)), made.shape()]
 
-        for clip_ids, (log_mel, shapes) in self._run(order, parameters, 5, graph):
-            yield Batch(clip_ids, (log_mel.unsqueeze(1),), shapes[:, 1].to(torch.int64))
+        for clip_ids, (log_mel, shapes) in self._run(self.order(None), parameters, 5, graph):
+            counts = shapes[:, 1].to(torch.int64)
+            longest = int(counts.max())  # the graph pads for the clips too with which it fills its last batch
+            yield Batch(clip_ids, (log_mel[..., :longest].unsqueeze(1),), counts)
 
     def _log_mel(self, waveform: Any) -> Any:
         """Samples with their context -> (F, T) normalised log-mel, on the GPU where there is one."""
@@ -183,7 +222,7 @@ class Loader:
             mel_formula="slaney",
             normalize=True,
         )
-        return (math.log(mel + config.log_floor) - self._mean) * (1.0 / self._std)
+        return (math.log(mel + config.log_floor) - self.mean) * (1.0 / self.std)
 
     def _run(
         self,

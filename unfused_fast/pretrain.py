@@ -25,7 +25,8 @@ from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.partitions import cluster_statistics, normalised_mutual_information
-from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.pipeline import Batch, Batches, Loader
+from unfused_fast.placement import placed
 from unfused_fast.randomness import key
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
@@ -69,7 +70,8 @@ class Pretraining:
         seed_everything(config.train.seed)
         clips = train_clips(shards)
         self.k, self.batch_size = resolve_k(config, clips), resolve_batch_size(config, clips)
-        self.loader = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
+        self.stream = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
+        self.loader: Batches = self.stream
         self.network = prepare_for(PretrainNetwork(config), device)
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)
@@ -198,6 +200,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     run = Run(out, "pretrain", config, shards, options)
     if (finished := run.result()) is not None:
         return finished
+    state.loader = placed(state.stream)
     done = state.load(*run.load(), out / "bank.zarr") if run.resumed else 0
     run.start()
     console.print(

@@ -48,6 +48,14 @@ Compile = Annotated[
         "--compile/--no-compile", help="torch.compile; on for CUDA unless said otherwise.", show_default=False
     ),
 ]
+Data = Annotated[
+    Literal["auto", "stream", "resident", "pinned", "mmap"] | None,
+    typer.Option(
+        help="Where log-mels lie: computed anew each epoch (stream); or once, then on the device (resident), in pinned "
+        "memory or on disk (mmap); auto: the fastest that fits. As --set data.store.",
+        show_default="auto",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at the same place.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -69,13 +77,19 @@ def pairs(
 
 
 def stage_config(
-    stage: Stage, preset_name: PresetName, settings: list[str] | None, epochs: int | None, seed: int
+    stage: Stage,
+    preset_name: PresetName,
+    settings: list[str] | None,
+    epochs: int | None,
+    seed: int,
+    data: str | None = None,
 ) -> Config:
     """Preset, then the flags of the stage, then `--set`, which wins."""
     from unfused_fast.settings import preset, with_values
 
     epochs_field = "eval.epochs" if stage == "linear" else "train.epochs"
-    flags: dict[str, Any] = {"train.seed": seed} | ({} if epochs is None else {epochs_field: epochs})
+    flags: dict[str, Any] = {"train.seed": seed, epochs_field: epochs, "data.store": data}
+    flags = {name: value for name, value in flags.items() if value is not None}
     return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
 
 

@@ -9,6 +9,7 @@ import typer
 
 from unfused_fast.terminal import (
     Compile,
+    Data,
     Device,
     Json,
     Overwrite,
@@ -44,6 +45,7 @@ def train_pretrain(
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "auto",
+    data: Data = None,
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -53,7 +55,7 @@ def train_pretrain(
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("pretrain", preset, settings, epochs, seed)
+    config = stage_config("pretrain", preset, settings, epochs, seed, data)
     result = pretrain(config, open_shards(local_shards(shards)), out, run_options(device, compile_, resume, overwrite))
     print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
@@ -68,6 +70,7 @@ def train_distill(
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "auto",
+    data: Data = None,
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -77,7 +80,7 @@ def train_distill(
     from unfused_fast.distill import distill
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("distill", preset, settings, epochs, seed)
+    config = stage_config("distill", preset, settings, epochs, seed, data)
     result = distill(
         config, open_shards(local_shards(shards)), teacher, out, run_options(device, compile_, resume, overwrite)
     )
@@ -97,6 +100,7 @@ def train_linear(
     epochs: Annotated[int | None, typer.Option(help="Passes over the features.", show_default="preset's")] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    data: Data = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -105,7 +109,7 @@ def train_linear(
     from unfused_fast.linear import linear
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("linear", preset, settings, epochs, seed)
+    config = stage_config("linear", preset, settings, epochs, seed, data)
     result = linear(
         config, open_shards(local_shards(shards)), encoder, out, run_options(device, None, resume, overwrite)
     )
@@ -126,6 +130,7 @@ def train_everything(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    data: Data = None,
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -139,7 +144,7 @@ def train_everything(
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {
-        stage: stage_config(stage, preset, settings, count, seed) for stage, count in stages.items()
+        stage: stage_config(stage, preset, settings, count, seed, data) for stage, count in stages.items()
     }
     verdict = train_all(
         configs,
