@@ -18,6 +18,7 @@ LAYERS = [
     {"order", "augment"},
     {"pipeline", "model"},
     {"log_mel_cache", "resident"},
+    {"log_mel_pass"},
     {"placement"},
     {"bank", "clustering", "optim", "checkpoint"},
     {"training", "partitions"},

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from unfused_fast import log_mel_cache
+from unfused_fast import log_mel_cache, log_mel_pass
 from unfused_fast.config_audio import Store
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
@@ -70,7 +70,7 @@ def placed(loader: Loader, wanted: Store | None = None) -> Batches:
         )
     layout, free = log_mel_cache.layout(loader), free_memory(device)
     found = log_mel_cache.find(loader, layout)
-    place = None if found else log_mel_cache.writable_place(loader, layout.bytes)
+    place = None if found else log_mel_pass.writable_place(loader, layout.bytes)
     if store == "auto":
         store, why = choose(layout.bytes, device, free, found is not None or place is not None)
         console.print(f"data.store: auto is {store} for {loader.split}: {why}")
@@ -103,7 +103,7 @@ def _held(
             return _hold(layout, _computed(loader, layout, store), layout.spans), "from the audio, not kept"
         if found is None:
             assert place is not None
-            found = log_mel_cache.make(loader, layout, place)
+            found = log_mel_pass.make(loader, layout, place)
             source = "from the audio"
         target = None if store == "mmap" else _empty(layout, store, loader.device)
         try:
@@ -115,7 +115,7 @@ def _held(
                 ) from error
             console.print(f"{found}: {error}; it is made again", style="yellow")
             shutil.rmtree(found, ignore_errors=True)
-            found, place = None, place or log_mel_cache.writable_place(loader, layout.bytes)
+            found, place = None, place or log_mel_pass.writable_place(loader, layout.bytes)
             continue
         return _hold(layout, log_mel_cache.mapped(found) if target is None else target, index), f"{source} ({found})"
 
@@ -134,7 +134,7 @@ def _computed(loader: Loader, layout: Layout, store: Store) -> torch.Tensor:
     """The log-mels without a cache: straight to where they will lie."""
     console.print("data: no folder can keep the log-mels, so every run computes them again", style="yellow")
     frames, done = _empty(layout, store, loader.device), 0
-    for rows in log_mel_cache.computed(loader, layout):
+    for rows in log_mel_pass.computed(loader, layout):
         frames[done : done + len(rows)] = rows.to(frames.device)
         done += len(rows)
     return frames

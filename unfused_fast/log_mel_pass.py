@@ -1,0 +1,145 @@
+"""The first pass over a split: its log-mels, computed once, written as a cache that is whole or not there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfused_fast.console import console, progress_bar
+from unfused_fast.errors import UserError
+from unfused_fast.log_mel_cache import CHUNK_BYTES, Layout, is_whole, places, whole_split
+from unfused_fast.pipeline import Loader
+
+
+def writable_place(loader: Loader, size: int) -> Path | None:
+    """The first place with room for `size` bytes; says why it is not the shard set's own folder."""
+    for number, place in enumerate(places(loader)):
+        try:
+            if number:
+                place.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            console.print(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
+            continue
+        if not os.access(place, os.W_OK | os.X_OK):
+            console.print(f"{place}: may not be written to, so the log-mels are kept elsewhere", style="yellow")
+        elif free < size + CHUNK_BYTES:
+            console.print(f"{place}: {free / 1e9:.2f} GB free, the log-mels take {size / 1e9:.2f} GB", style="yellow")
+        else:
+            return place
+    return None
+
+
+def make(loader: Loader, wanted: Layout, place: Path) -> Path:
+    """Computes the log-mels in one pass and publishes them as a whole; waits where another process is at it.
+
+    Raises UserError when it cannot be written. Whatever stops it, nothing is left that is taken for a cache.
+    """
+    folder = place / wanted.name
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        while True:
+            with _locked(partial) as mine:
+                if folder.is_dir() and is_whole(folder, wanted):
+                    if mine:
+                        partial.rmdir()
+                    return folder
+                if mine:
+                    _write(loader, wanted, partial)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    partial.rename(folder)
+                    _sync(place)
+                    return folder
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room, set UNFUSED_CACHE to a folder on "
+            "another disk, or use --data stream"
+        ) from error
+
+
+def computed(loader: Loader, wanted: Layout) -> Iterator[Tensor]:
+    """(frames of a batch, F) float16 on the CPU, batch after batch in the order of the layout; shows a bar."""
+    whole, frames = whole_split(loader), 0
+    with progress_bar() as progress:
+        task = progress.add_task(f"log-mels of {loader.split}", total=whole.clips, note="")
+        for batch in whole.whole_clips():
+            assert batch.frame_counts is not None
+            values = batch.views[0][:, 0].transpose(1, 2)
+            valid = torch.arange(values.shape[1], device=values.device) < batch.frame_counts[:, None]
+            rows = values[valid].to(torch.float16).cpu()
+            frames += len(rows)
+            yield rows
+            progress.advance(task, len(batch.clip_ids))
+    if frames != wanted.shape[0]:
+        raise RuntimeError(f"{loader.shards.directory}: {frames} frames, but the clips table makes {wanted.shape[0]}")
+
+
+def _write(loader: Loader, wanted: Layout, partial: Path) -> None:
+    for left in partial.iterdir():
+        left.unlink()
+    try:
+        np.save(partial / "index.npy", wanted.spans)
+        with (partial / "frames.npy").open("wb") as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": wanted.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            digests, digest, room = list[str](), hashlib.sha256(), CHUNK_BYTES
+            for rows in computed(loader, wanted):
+                data = memoryview(rows.numpy().data).cast("B")
+                file.write(data)
+                while data:
+                    digest.update(data[:room])
+                    data, room = data[room:], max(0, room - len(data))
+                    if not room:
+                        digests.append(digest.hexdigest())
+                        digest, room = hashlib.sha256(), CHUNK_BYTES
+            if room < CHUNK_BYTES:
+                digests.append(digest.hexdigest())
+        manifest = {"identity": wanted.identity, "bytes": wanted.bytes, "sha256_of_chunks": digests}
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for name in ("index.npy", "frames.npy", "manifest.json", "."):
+            _sync(partial / name)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[bool]:
+    """Makes the folder and locks it; False where whoever held the lock has meanwhile renamed or removed it."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:  # removed between the two
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"{partial.parent}: waiting for another process that computes the same log-mels")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            mine = os.path.samestat(os.fstat(handle), partial.stat())
+        except FileNotFoundError:
+            mine = False
+        yield mine
+    finally:
+        os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
