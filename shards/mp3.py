@@ -36,7 +36,11 @@ def has_length(file: BinaryIO) -> bool:
     return any(name in start for name in (b"Xing", b"Info", b"VBRI"))
 
 
-def with_length(file: BinaryIO) -> io.BytesIO | None:
+_last: tuple[object, int, tuple[bytes, int] | None] = None, 0, None
+"""Name and size of the file counted last, and what was found: a long file is opened for each of its pieces."""
+
+
+def with_length(file: BinaryIO, name: object) -> io.BytesIO | None:
     """The file behind a Xing frame that counts its frames; None where no layer III frame is found.
 
     Raises:
@@ -46,6 +50,15 @@ def with_length(file: BinaryIO) -> io.BytesIO | None:
     data = file.read(LARGEST_BYTES + 1)
     if len(data) > LARGEST_BYTES:
         raise OverflowError(f"an MP3 that does not count its frames and is larger than {LARGEST_BYTES >> 20} MiB")
+    global _last
+    if _last[:2] != (name, len(data)):
+        _last = name, len(data), _count(data)
+    found = _last[2]
+    return None if found is None else io.BytesIO(found[0] + data[found[1] :])
+
+
+def _count(data: bytes) -> tuple[bytes, int] | None:
+    """A Xing frame that counts the frames, and where the first of them begins."""
     place = start = _tag_bytes(data[:10])
     first, count = b"", 0
     while 0 <= place <= len(data) - 4:
@@ -69,7 +82,7 @@ def with_length(file: BinaryIO) -> io.BytesIO | None:
     mono, mpeg1 = first[3] >> 6 == 3, first[1] >> 3 & 3 == 3
     side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
     frame = header + bytes(side) + b"Xing" + (1).to_bytes(4, "big") + count.to_bytes(4, "big")
-    return io.BytesIO(frame.ljust(size, b"\0") + data[start:])
+    return frame.ljust(size, b"\0"), start
 
 
 def _frame_bytes(header: bytes) -> int:

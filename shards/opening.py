@@ -16,6 +16,9 @@ from unfused_fast.shards.places import Location, Place
 from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.stores import Window, open_place
 
+LONGEST_NAME = 1000
+"""Bytes. libsndfile refuses names of 1024 and more."""
+
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     """A file that is read in one go.
@@ -76,11 +79,10 @@ def open_audio(location: Location) -> ForwardFile:
         if not source.seek(0, io.SEEK_END):
             raise Rejected(Reason.EMPTY)
         source.seek(0)
-        # By its name's bytes, so that any name works.
-        file = ForwardFile(os.fsencode(location) if isinstance(location, Path) else source, window)
+        file = ForwardFile(_name(location, source.fileno()) if isinstance(location, Path) else source, window)
         if file.format == "MP3":
             place = source.tell()
-            if not mp3.has_length(source) and (counted := mp3.with_length(source)) is not None:
+            if not mp3.has_length(source) and (counted := mp3.with_length(source, location)) is not None:
                 file.check_window()
                 file.close()
                 return ForwardFile(counted)
@@ -95,6 +97,12 @@ def open_audio(location: Location) -> ForwardFile:
     finally:
         if isinstance(location, Path):
             source.close()
+
+
+def _name(path: Path, descriptor: int) -> bytes:
+    """What libsndfile opens: the name's bytes, so that any name works, or the open file where it is too long."""
+    name = os.fsencode(path)
+    return name if len(name) < LONGEST_NAME else f"/proc/self/fd/{descriptor}".encode()
 
 
 def message(error: Exception) -> str:

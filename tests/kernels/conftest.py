@@ -22,7 +22,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A process of its own with TRITON_INTERPRET=1, which Triton reads when it is imported, by other tests here too."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed; the dev extra brings it: pip install -e '.[dev]'")
-    with ProcessPoolExecutor(max_workers=0, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as executor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             executor.submit(os.getpid).result()  # starts the process, which inherits the variable

@@ -274,6 +274,26 @@ def test_mp3_without_a_length_is_whole(tmp_path: Path, rate: int, channels: int,
     assert (quarters[0] > 20 * quarters[2]) if loud_first else (quarters[2] > 20 * quarters[0])
 
 
+def test_frames_are_counted_once_for_all_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_length(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, 3 * 16000), 16000)
+    (tmp_path / "b.mp3").write_bytes((tmp_path / "a.mp3").read_bytes())
+    count, calls = mp3._count, list[int]()
+    monkeypatch.setattr(mp3, "_count", lambda data: calls.append(len(data)) or count(data))
+    found = probe(tmp_path / "a.mp3")
+    for start in range(0, 32000, 8000):
+        assert len(decode_piece(tmp_path / "a.mp3", found.frames, start, start + 8000)) == 8000
+    assert len(calls) == 1
+    assert probe(tmp_path / "b.mp3") == found and len(calls) == 2
+
+
+def test_a_name_too_long_for_libsndfile(tmp_path: Path, write_tone: Tone) -> None:
+    folder = tmp_path.joinpath(*(letter * 250 for letter in "abcde"))
+    folder.mkdir(parents=True)
+    soundfile.write(tmp_path / "a.wav", write_tone(1.0, 16000, 440), 16000)
+    (tmp_path / "a.wav").rename(folder / "a.wav")
+    assert len(str(folder)) > 1024 and probe(folder / "a.wav") == Probe(16000, 16000)
+
+
 def test_mp3_padding_is_not_truncation_but_half_a_file_is(tmp_path: Path, write_tone: Tone) -> None:
     path = tmp_path / "a.mp3"
     soundfile.write(path, write_tone(3.0, 44100, 500), 44100, format="MP3")

@@ -24,7 +24,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards import finish
 from unfused_fast.shards.check import check
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.shard_files import index_path
+from unfused_fast.shards.shard_files import OWNER, index_path, member_header
 from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import PackResult, pack
@@ -302,3 +302,12 @@ def test_folds_are_in_the_table_and_in_the_digest(rows: list[SourceRow], packed:
     assert all(row["fold"] == fold_of[row["source"]] for row in made[0].clips.to_pylist())
     assert made[0].manifest.digest != packed.manifest.digest
     assert (tmp_path / "one/clips.parquet").read_bytes() == (tmp_path / "two/clips.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["000000000001.wav", "9" * 12 + ".index", "x" * 96 + ".wav", "y" * 120 + "/a.json"])
+def test_headers_are_tarfiles(name: str) -> None:
+    for size in (0, 7, 512, 35_000, 8**11 - 1):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
+        assert member_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+        assert tarfile.TarInfo.frombuf(member_header(name, size), "ascii", "strict").size == size
