@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console"},
+    {"errors", "kernels", "encoder", "console", "measuring"},
     {"config_audio"},
     {"config", "shards"},
     {"mel"},
@@ -27,10 +27,10 @@ LAYERS = [
     {"pretrain"},
     {"distill"},
     {"linear"},
-    {"report", "doctor", "everything", "peek"},
+    {"report", "doctor", "everything", "peek", "bench"},
     {"demo"},
     {"terminal"},
-    {"train_commands", "shard_commands", "set_commands"},
+    {"train_commands", "shard_commands", "set_commands", "bench_commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,297 @@
+"""`unfused-fast bench`: how fast each part runs here, and how far that is from what this machine could do.
+
+B clips in a batch, N clips, D features, K clusters. A floor is what the part would take if nothing but the work that
+cannot be left out were done at the rates measured here: bytes at the copy rate, products at the matmul rate.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.flop_counter import FlopCounterMode
+
+from unfused_fast import measuring
+from unfused_fast.augment import Augmenter
+from unfused_fast.bank import MemoryBank
+from unfused_fast.clustering import resolve_backend, spherical_kmeans
+from unfused_fast.config import Config
+from unfused_fast.model import PretrainNetwork
+from unfused_fast.optim import build_optimizer
+from unfused_fast.pipeline import Batches, Loader
+from unfused_fast.placement import placed
+from unfused_fast.shards.clip_codec import decode_clip
+from unfused_fast.shards.shard_files import index_path, read_index, read_members
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.workers import available_cores
+from unfused_fast.training import Options, autocast, compiled, prepare_for, quietly, resolve_amp
+
+VIEWS = 2
+
+
+class Measured(NamedTuple):
+    """One line of the table."""
+
+    part: str
+    what: str
+    unit: str
+    """`clips/s` and the like, of which more is better, or `ms`, of which less is."""
+    values: list[float]
+    floor: float | None = None
+    """What this machine could do, in the same unit."""
+    floor_is: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """How much of the floor's speed is reached, by the median; 1 is all of it."""
+        if self.floor is None:
+            return None
+        median = measuring.spread(self.values).p50
+        return self.floor / median if self.unit == "ms" else median / self.floor
+
+    def as_json(self, **circumstances: object) -> dict[str, object]:
+        """A row: the figures and what they mean nothing without."""
+        quantiles = {name: float(f"{value:.5g}") for name, value in measuring.spread(self.values)._asdict().items()}
+        return {
+            "part": self.part,
+            "what": self.what,
+            "unit": self.unit,
+            **quantiles,
+            "repeats": len(self.values),
+            "floor": None if self.floor is None else float(f"{self.floor:.5g}"),
+            "floor_is": self.floor_is,
+            "share": None if self.share is None else round(self.share, 4),
+            **circumstances,
+        }
+
+
+@dataclass
+class Bench:
+    """What all parts measure on: a set, a config, a device."""
+
+    shards: ShardSet
+    config: Config
+    options: Options
+    quick: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.device = self.options.device
+        self.clips = self.shards.manifest.splits["train"].clips
+        wanted = self.config.train.batch_size
+        self.batch_size = min(self.clips, 64 if self.device.type == "cpu" else 512) if wanted == "auto" else wanted
+        self.repeats = 3 if self.quick else 7
+        self.amp = resolve_amp(self.config, self.device)
+
+    @cached_property
+    def copy_rate(self) -> float:
+        """Bytes a second."""
+        return measuring.copy_rate(self.device)
+
+    @cached_property
+    def matmul_rate(self) -> float:
+        """Operations a second in the precision of training."""
+        return measuring.matmul_rate(self.device, torch.bfloat16 if self.amp else torch.float32)
+
+    def seconds(self, run: Callable[[], object]) -> list[float]:
+        """Of each of `repeats` calls, after one that does not count."""
+        run()
+        return [measuring.seconds_of(run, self.device) for _ in range(self.repeats)]
+
+    def crop(self) -> torch.Tensor:
+        """(B, 1, F, T) of noise."""
+        shape = self.batch_size, 1, self.config.frontend.n_mels, self.config.crop_frames
+        return torch.randn(shape, device=self.device)
+
+
+def loader(bench: Bench) -> Iterator[Measured]:
+    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from memory."""
+    stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
+
+    def rates(batches: Batches, seconds: float) -> list[float]:
+        found, epoch = list[float](), 0
+        while len(found) < bench.repeats:
+            done, start = 0, time.perf_counter()
+            for batch in batches.epoch(epoch, views=VIEWS):
+                done += len(batch.clip_ids)
+                if time.perf_counter() - start > seconds:
+                    break
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize(bench.device)
+            found.append(done / (time.perf_counter() - start))
+            epoch += 1
+        return found
+
+    limit = 2.0 if bench.quick else 8.0
+    decode = _decode_rate(bench)
+    streamed = rates(stream, limit)
+    yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
+    with quietly():
+        held = placed(stream, "resident")
+    values = bench.config.frontend.n_mels * bench.config.crop_frames
+    moved = VIEWS * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
+    floor = bench.copy_rate / moved
+    yield Measured("loader", "resident, two views", "clips/s", rates(held, limit), floor, "copies at the copy rate")
+
+
+def _decode_rate(bench: Bench) -> float:
+    """Clips a second that libsndfile decodes whole with all cores, files in the page cache."""
+    contents = list[bytes]()
+    for tar in bench.shards.shard_paths("train"):
+        for members in read_members(tar, read_index(index_path(tar))):
+            contents.append(bytes(members[bench.shards.manifest.codec]))
+            if len(contents) == (256 if bench.quick else 1024):
+                break
+        else:
+            continue
+        break
+    with ThreadPoolExecutor(available_cores()) as pool:
+        start = time.perf_counter()
+        for _ in pool.map(lambda content: decode_clip(memoryview(content)).astype("float32"), contents):
+            pass
+        return len(contents) / (time.perf_counter() - start)
+
+
+def views(bench: Bench) -> Iterator[Measured]:
+    """Mixup and random resize crop of a batch."""
+    augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
+    crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
+    taken = bench.seconds(lambda: augment(ids, (crop, crop), 1))
+    moved = VIEWS * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
+    floor = bench.copy_rate / moved
+    rates = [bench.batch_size / seconds for seconds in taken]
+    yield Measured("views", "mixup + random resize crop, two views", "clips/s", rates, floor, "one read, one write")
+
+
+def step(bench: Bench) -> Iterator[Measured]:
+    """A pre-training step on views that are there: two forwards, loss, backward, update, bank."""
+    torch.manual_seed(0)
+    config, device, size = bench.config, bench.device, bench.batch_size
+    network = prepare_for(PretrainNetwork(config), device).train()
+    forward, optimizer = compiled(network, bench.options), build_optimizer(network, config.optim)
+    first, second, ids = bench.crop(), bench.crop(), torch.arange(size, device=device)
+    prototypes = normalize(torch.randn(512, config.model.proj_dim, device=device), dim=1)
+    targets = torch.randint(512, (size,), device=device)
+    bank = MemoryBank(size, config.model.proj_dim, 0, device)
+
+    def products(train: Callable[..., Any]) -> None:
+        with torch.no_grad(), autocast(config, device):
+            projections = train(first)
+        with autocast(config, device):
+            predicted = train(second)
+        cross_entropy(predicted @ prototypes.T / config.loss.temperature, targets).backward()  # type: ignore[no-untyped-call]
+        bank.write(ids, projections)
+
+    def whole() -> None:
+        products(forward)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def bare() -> None:
+        products(network)
+        network.zero_grad(set_to_none=True)
+
+    with FlopCounterMode(display=False) as counter:
+        bare()
+    floor = size * bench.matmul_rate / counter.get_total_flops()
+    said = f"{counter.get_total_flops() / size / 1e9:.2f} GFLOP a clip at the matmul rate"
+    rates = [size / seconds for seconds in bench.seconds(whole)]
+    name = f"{config.model.encoder}, {'bf16' if bench.amp else 'fp32'}, batch {size}"
+    yield Measured("step", name, "clips/s", rates, floor, said)
+    alone = [size / seconds for seconds in bench.seconds(bare)]
+    yield Measured("step", "the same without update", "clips/s", alone, floor, said)
+
+
+def kmeans(bench: Bench) -> Iterator[Measured]:
+    """One iteration of spherical k-means at the paper's K and D, by two runs that differ in iterations."""
+    n = {True: 20_000, False: 100_000}[bench.quick] if bench.device.type == "cpu" else 250_000
+    d, k = 512, 512
+    generator = torch.Generator(bench.device).manual_seed(0)
+    points = normalize(torch.randn(n, d, device=bench.device, generator=generator), dim=1)
+    start = points[:k].clone()
+    backend = resolve_backend(bench.config.cluster.backend, bench.device)
+
+    def run(iterations: int) -> Callable[[], object]:
+        return lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend)
+
+    few, many = (bench.seconds(run(iterations)) for iterations in (1, 4))
+    taken = [1e3 * (long - short) / 3 for short, long in zip(sorted(few), sorted(many), strict=True)]
+    floor = 1e3 * 2 * n * d * k / measuring.matmul_rate(bench.device, torch.float32)
+    what = f"iteration, {n:,} x {d}, K {k}, {backend}"
+    yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
+
+
+def bank(bench: Bench) -> Iterator[Measured]:
+    """A generation of the bank: until training goes on, and until it is on the disk."""
+    n, d = (20_000 if bench.quick else 250_000), 512
+    held = MemoryBank(n, d, 0, bench.device)
+    assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rate = measuring.write_rate(folder, 1 << 26 if bench.quick else 1 << 28)
+        blocked, total = list[float](), list[float]()
+        for epoch in range(bench.repeats + 1):
+            start = time.perf_counter()
+            held.save(folder / "bank.zarr", epoch, assignments)
+            blocked.append(time.perf_counter() - start)
+            held.wait()
+            total.append(time.perf_counter() - start)
+    size = n * (4 * d + 8)
+    disk = [n / seconds for seconds in total[1:]]
+    yield Measured("bank", f"generation of {n:,} x {d} on disk", "rows/s", disk, n * rate / size, "raw write + fsync")
+    waits = [1e3 * seconds for seconds in blocked[1:]]
+    yield Measured("bank", "training waits for it", "ms", waits, 1e3 * 2 * size / bench.copy_rate, "one copy")
+
+
+def epoch(bench: Bench) -> Iterator[Measured]:
+    """Epochs of the real `train pretrain`, the first left out, and the share of each part."""
+    import json
+
+    from unfused_fast.pretrain import pretrain
+    from unfused_fast.settings import with_values
+
+    epochs = 3 if bench.quick else 6
+    values = {"train.epochs": epochs, "train.batch_size": bench.batch_size, "train.save_every": epochs}
+    with tempfile.TemporaryDirectory() as name, quietly():
+        out = Path(name) / "run"
+        pretrain(with_values(bench.config, values), bench.shards, out, bench.options)
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    warm = rows[1:]
+    yield Measured(
+        "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]
+    )
+    yield Measured("epoch", "the same", "clips/s", [row["clips_per_second"] for row in warm])
+    for part in warm[0]["parts"]:
+        shares = [100 * row["parts"][part] / row["epoch_seconds"] for row in warm]
+        yield Measured("epoch", f"share of {part}", "%", shares)
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
+    "loader": loader,
+    "views": views,
+    "step": step,
+    "kmeans": kmeans,
+    "bank": bank,
+    "epoch": epoch,
+}
+
+
+def limit(rows: list[Measured]) -> str | None:
+    """What bounds an epoch here, in a sentence; None where no epoch was measured."""
+    shares = {row.what.removeprefix("share of "): measuring.spread(row.values).p50 for row in rows if row.unit == "%"}
+    if not shares:
+        return None
+    part, share = max(shares.items(), key=lambda entry: entry[1])
+    said = f"what limits you here: {part}, {share:.0f} % of an epoch"
+    steps = [row for row in rows if row.part == "step" and row.share is not None]
+    if part.startswith(("forward", "backward")) and steps:
+        return f"{said}; the step runs at {100 * (steps[0].share or 0):.0f} % of what the matmul rate allows"
+    return said

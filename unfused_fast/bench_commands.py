@@ -1,0 +1,163 @@
+"""`unfused-fast bench`: figures of this machine beside what it could do; part of the command line, cli.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from unfused_fast.errors import UserError
+from unfused_fast.terminal import Compile, Device, Json, Preset, Sets, local_shards, print_json, stdout_console
+
+if TYPE_CHECKING:
+    from unfused_fast.bench import Measured
+    from unfused_fast.shards.table import ShardSet
+
+Part = Literal["all", "loader", "views", "step", "kmeans", "bank", "epoch"]
+
+
+def bench(
+    part: Annotated[Part, typer.Argument(help="What to measure.")] = "all",
+    shards: Annotated[
+        str | None, typer.Argument(help="Shard set to measure on.", show_default="a synthetic one")
+    ] = None,
+    synthetic: Annotated[int, typer.Option(help="Clips of the synthetic set.", min=16)] = 512,
+    seconds: Annotated[float, typer.Option(help="Their length.", min=0.1)] = 10.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats on smaller data: minutes on a laptop.")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two files that --json made: measure nothing, put them side by side.", show_default=False),
+    ] = None,
+    rows_file: Annotated[
+        Path | None, typer.Option("--rows", help="CSV that the rows are appended to.", show_default="none")
+    ] = None,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    device: Device = "auto",
+    compile_: Compile = None,
+    as_json: Json = False,
+) -> None:
+    """How fast each part of training runs here, beside what this machine could do, measured in the same run."""
+    if compare is not None:
+        _compare(*compare, as_json)
+        return
+    from unfused_fast.bench import PARTS, Bench, Measured, limit
+    from unfused_fast.console import console
+    from unfused_fast.measuring import circumstances
+    from unfused_fast.shards.table import open_shards
+    from unfused_fast.terminal import run_options, stage_config
+
+    with ExitStack() as stack:
+        config = stage_config("pretrain", preset, settings, None, 0)
+        options = run_options(device, compile_, False, False)
+        if shards is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unfused-bench-")))
+            shard_set = synthetic_set(folder, synthetic, seconds)
+        else:
+            shard_set = open_shards(local_shards(shards))
+        measured = Bench(shard_set, config, options, quick)
+        found = list[Measured]()
+        for name in PARTS if part == "all" else [part]:
+            with console.status(f"measuring {name}"):
+                found += PARTS[name](measured)
+        about = {"clips": measured.clips, "batch": measured.batch_size, **circumstances(options.device)}
+    rows = [row.as_json(**about) for row in found]
+    if rows_file is not None:
+        _append(rows_file, rows)
+    sentence = limit(found)
+    if as_json:
+        print_json({"rows": rows, "limit": sentence})
+        return
+    _print(found, f"{about['device']}, {about['cores']} cores; {about['versions']}")
+    if sentence is not None:
+        typer.echo(sentence)
+    if rows_file is not None:
+        typer.echo(f"{len(rows)} rows appended to {rows_file}")
+
+
+def synthetic_set(folder: Path, clips: int, seconds: float) -> ShardSet:
+    """A shard set of noise in `folder`, which has to hold it twice while it is made. Raises UserError: no room."""
+    import shutil
+
+    import numpy as np
+    import soundfile
+
+    from unfused_fast.console import console
+    from unfused_fast.mel import log_mel_statistics
+    from unfused_fast.shards.sources import source_rows
+    from unfused_fast.shards.write import pack
+
+    needed, free = round(2 * clips * (seconds * 32000 + 4096)), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"--synthetic {clips}: {needed / 1e9:.1f} GB on disk are needed, {free / 1e9:.1f} GB are free in "
+            f"{folder.parent}; take fewer clips, or set TMPDIR to a larger disk"
+        )
+    generator, source = np.random.default_rng(0), folder / "source"
+    with console.status(f"making {clips} clips of {seconds:g} s"):
+        for number in range(clips):
+            path = source / f"{number // 1000:03d}" / f"{number:07d}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, generator.uniform(-0.5, 0.5, round(seconds * 16000)).astype("float32"), 16000)
+        packed = pack(source_rows(source), folder / "shards", max_seconds=seconds, statistics=log_mel_statistics)
+        shutil.rmtree(source)
+    return packed.shard_set
+
+
+def _print(found: list[Measured], title: str) -> None:
+    from unfused_fast.measuring import spread
+    from unfused_fast.report import terminal_table
+
+    lines = []
+    for row in found:
+        low, median, high = spread(row.values)
+        reached = "" if row.share is None else f"{100 * row.share:.0f} %"
+        floor = "" if row.floor is None else f"{row.floor:,.4g}"
+        lines.append(
+            [row.part, row.what, f"{median:,.4g}", f"{low:,.4g} - {high:,.4g}", row.unit, floor, reached, row.floor_is]
+        )
+    columns = ["part", "what", "median", "p20 - p80", "unit", "floor", "reached", "the floor is"]
+    stdout_console().print(terminal_table(title, columns, lines))
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {(row["part"], row["what"]): row for row in rows if row["p50"] is not None}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no rows of a bench in it ({error}); make it with: bench --json > FILE") from error
+
+
+def _compare(first: Path, second: Path, as_json: bool) -> None:
+    from unfused_fast.report import terminal_table
+
+    one, other = _read(first), _read(second)
+    both = [name for name in one if name in other]
+    if not both:
+        raise UserError(f"{first} and {second}: no part was measured in both; name two files of the same parts")
+    rows = []
+    for name in both:
+        before, after = one[name]["p50"], other[name]["p50"]
+        rows.append({"part": name[0], "what": name[1], "unit": one[name]["unit"], "first": before, "second": after})
+        rows[-1]["ratio"] = round(after / before, 4) if before else None
+    if as_json:
+        print_json({"first": str(first), "second": str(second), "rows": rows})
+        return
+    columns = ["part", "what", "unit", "first", "second", "ratio"]
+    stdout_console().print(
+        terminal_table(f"{first} -> {second}", columns, [[str(row[key]) for key in columns] for row in rows])
+    )
