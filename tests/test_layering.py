@@ -17,6 +17,8 @@ LAYERS = [
     {"settings", "randomness", "audio", "efficientnet", "plots"},
     {"order", "augment"},
     {"pipeline", "model"},
+    {"bank_manifest"},
+    {"bank_read", "bank_write"},
     {"bank", "clustering", "optim", "checkpoint"},
     {"training", "partitions"},
     {"run"},
