@@ -26,10 +26,10 @@ LAYERS = [
     {"pretrain"},
     {"distill"},
     {"linear"},
-    {"report", "doctor", "everything", "peek"},
+    {"report", "doctor", "everything", "peek", "bank_export"},
     {"demo"},
     {"terminal"},
-    {"train_commands", "shard_commands", "set_commands"},
+    {"train_commands", "shard_commands", "set_commands", "bank_commands"},
     {"cli"},
     {"__main__"},
 ]

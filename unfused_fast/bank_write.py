@@ -101,12 +101,12 @@ def write_part(partial: Path, cut: Layout, first_row: int, rows: NDArray[Any], a
         raise ValueError(
             f"rows {rows.shape} {rows.dtype} and assignments {assignments.shape}: want (n, {cut.dim}) {wanted} and (n,)"
         )
-    if first_row % cut.shard_rows or last > cut.rows or (last % cut.shard_rows and last != cut.rows):
-        raise ValueError(f"rows {first_row} to {last} of {cut.rows}: want whole shards of {cut.shard_rows} rows")
     if not len(rows):  # a rank more than there are shards
         return
+    if first_row % cut.shard_rows or last > cut.rows or (last % cut.shard_rows and last != cut.rows):
+        raise ValueError(f"rows {first_row} to {last} of {cut.rows}: want whole shards of {cut.shard_rows} rows")
     chunks: list[Chunk] = []
-    norms: list[NDArray[np.float32]] = []
+    norms: list[NDArray[np.float64]] = []
     # The disk is busy with one shard while the next is digested and written.
     with _writing(partial), ThreadPoolExecutor(1, "bank fsync") as disk:
         syncing: list[Future[None]] = []
@@ -211,17 +211,20 @@ def _bytes(values: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
 
 
-def _norms(rows: NDArray[Any]) -> NDArray[np.float32]:
+def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
     """(n, D) -> (n,) norms."""
     wide = rows if rows.dtype == np.float32 else (rows.astype(np.uint32) << 16).view(np.float32)
-    squares: NDArray[np.float32] = np.einsum("nd,nd->n", wide, wide)
-    return np.sqrt(squares)
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", wide, wide).astype(np.float64))
+    # squares that leave float32's range, far from the unit norms that are the rule, are taken again in float64
+    if (odd := ~((norms > 1e-15) & (norms < 1e15))).any():
+        norms[odd] = np.sqrt(np.square(wide[odd], dtype=np.float64).sum(axis=1))
+    return norms
 
 
-def _summary(norms: list[NDArray[np.float32]]) -> dict[str, Any]:
+def _summary(norms: list[NDArray[np.float64]]) -> dict[str, Any]:
     """Of one part: what _joined needs of it."""
-    values = np.concatenate(norms) if norms else np.zeros(0, np.float32)
-    finite = values[np.isfinite(values)].astype(np.float64)
+    values = np.concatenate(norms) if norms else np.zeros(0)
+    finite = values[np.isfinite(values)]
     return {
         "min": float(finite.min()) if len(finite) else None,
         "max": float(finite.max()) if len(finite) else None,

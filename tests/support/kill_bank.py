@@ -90,7 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=0.6, help="seconds from a start to its kill, at most")
+    parser.add_argument("--longest", type=float, default=0.4, help="seconds from a start to its kill, at most")
     given = parser.parse_args()
     import zarr  # once for all children
 
