@@ -3,7 +3,7 @@
 python benchmarks/bench_bank.py --rows 200000 --dim 512
 
 In one run and by turns: the asynchronous save, zarr's own writer (what the bank would be without bank_write.py), and
-the floor: the same bytes into one file, then fsync. Also reading: all rows verified, and raw.
+the floor: the same bytes into one file, then fsync. Also reading from the disk: all rows verified, and raw.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from unfused_fast.bank import MemoryBank
 from unfused_fast.bank_manifest import layout
 from unfused_fast.bank_read import open_bank
 
-CPU = torch.device("cpu")
+WARM_UP = 3
+"""Turns that do not count: they make the buffers, and in a virtual machine touch memory that was never used before."""
 
 
 def main() -> None:
@@ -43,20 +44,24 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        for turn in range(given.repeats + 1):  # the first does not count: it makes buffers and fills what was free
+        for turn in range(-WARM_UP, given.repeats):
             measured = {
-                "rows to the disk: MemoryBank.save": lambda turn=turn: saved(bank, folder / "bank", turn, assignments),
+                "rows to the disk: MemoryBank.save": lambda turn=turn: saved(
+                    bank, folder / "bank", 2 * (turn + WARM_UP), assignments
+                ),
                 "rows to the disk: write + fsync of one file": lambda: written(folder / "raw", bits),
                 "rows to the disk: zarr's own writer, fsync": lambda: by_zarr(folder / "zarr", bits),
-                "rows from the disk's cache: verified": lambda: read_verified(folder / "bank", given.rows),
-                "rows from the disk's cache: read()": lambda: read_raw(folder / "raw"),
+                "rows from the disk: every chunk verified": lambda: read_verified(folder / "bank", given.rows),
+                "rows from the disk: read()": lambda: read_raw(folder / "raw"),
             }
             for what, work in measured.items():
                 took = seconds_of(work, device)
-                if turn:
+                if turn >= 0:
                     seconds.setdefault(what, []).append(took)
-            blocked = seconds_of(lambda turn=turn: bank.save(folder / "bank", 100 + turn, assignments), device)
-            if turn:
+            blocked = seconds_of(
+                lambda turn=turn: bank.save(folder / "bank", 2 * (turn + WARM_UP) + 1, assignments), device
+            )
+            if turn >= 0:
                 seconds.setdefault("rows of which training waits: MemoryBank.save", []).append(blocked)
             bank.wait()
         size = bits.nbytes + 8 * given.rows
@@ -92,10 +97,12 @@ def written(path: Path, bits: object) -> None:
 
 
 def by_zarr(path: Path, bits: object) -> None:
-    """The same shards by zarr's writer, each given to it whole, then fsync of each file."""
+    """The same shards by zarr's writer, each given to it whole, then fsync of each file; an older array deleted."""
     rows, dim = bits.shape  # type: ignore[attr-defined]
     cut = layout(rows, dim, "float32" if bits.itemsize == 4 else "bfloat16")  # type: ignore[attr-defined]
-    shutil.rmtree(path, ignore_errors=True)
+    before = path.with_suffix(".before")
+    if path.exists():
+        path.replace(before)
     array = zarr.create_array(
         path,
         shape=(rows, dim),
@@ -111,19 +118,31 @@ def by_zarr(path: Path, bits: object) -> None:
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def read_verified(folder: Path, rows: int) -> None:
     """Every chunk of the newest generation through zarr, compared with its digest."""
-    if sum(len(block.rows) for block in open_bank(folder).chunks()) != rows:
+    generation = open_bank(folder)
+    for path in generation.path.rglob("0"):
+        if path.is_file():
+            forget(path)
+    if sum(len(block.rows) for block in generation.chunks()) != rows:
         raise SystemExit("rows are missing")
 
 
 def read_raw(path: Path) -> None:
     """The same bytes, a chunk's worth at a time."""
+    forget(path)
     with path.open("rb", buffering=0) as file:
         while file.read(16 * 2**20):
             pass
+
+
+def forget(path: Path) -> None:
+    """Takes a file out of the page cache, so that it is read from the disk."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ create_generation (rank 0) -> write_part (every rank, its own rows) -> publish (
 Whoever has several ranks puts a barrier between the steps.
 
 Shards are written here, not by zarr, in the form of its sharding codec (a chunk's bytes as they are, then the index):
-zarr's own writer copies a shard several times on its way to the file, and reached half the rate of the disk. The
-headers are zarr's, and reading goes through zarr.
+zarr's own writer copies a shard several times on its way to the file, and took twice as long without any digests
+(benchmarks/bench_bank.py). The headers are zarr's, and reading goes through zarr.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -105,24 +106,22 @@ def write_part(partial: Path, cut: Layout, first_row: int, rows: NDArray[Any], a
         return
     if first_row % cut.shard_rows or last > cut.rows or (last % cut.shard_rows and last != cut.rows):
         raise ValueError(f"rows {first_row} to {last} of {cut.rows}: want whole shards of {cut.shard_rows} rows")
-    chunks: list[Chunk] = []
-    norms: list[NDArray[np.float64]] = []
-    # The disk is busy with one shard while the next is digested and written.
-    with _writing(partial), ThreadPoolExecutor(1, "bank fsync") as disk:
+    # While the disk takes one shard and another is digested, the next is written.
+    with _writing(partial), ThreadPoolExecutor(2, "memory bank") as pool:
         syncing: list[Future[None]] = []
+        digested: list[Future[tuple[Chunk, NDArray[np.float64]]]] = []
         for start in range(0, len(rows), cut.shard_rows):
             block, ids = rows[start : start + cut.shard_rows], assignments[start : start + cut.shard_rows]
             for name, values in ((EMBEDDINGS, block), (ASSIGNMENTS, ids)):
                 path = partial / shard_name(name, (first_row + start) // cut.shard_rows)
                 _write_shard(path, values, cut)
-                syncing += [disk.submit(to_disk, path), disk.submit(to_disk, path.parent)]
+                syncing.append(pool.submit(_settle, path))
             for at in range(0, len(block), cut.chunk_rows):
-                own, own_ids = block[at : at + cut.chunk_rows], ids[at : at + cut.chunk_rows]
-                digests = hashlib.sha256(_bytes(own)).hexdigest(), hashlib.sha256(_bytes(own_ids)).hexdigest()
-                chunks.append(Chunk(first_row + start + at, len(own), *digests))
-                norms.append(_norms(own))
+                end = at + cut.chunk_rows
+                digested.append(pool.submit(_digest, first_row + start + at, block[at:end], ids[at:end]))
         for future in syncing:
             future.result()
+        chunks, norms = zip(*(future.result() for future in digested), strict=True)
         part = {"chunks": [asdict(chunk) for chunk in chunks], "norms": _summary(norms)}
         replace_file(_part_path(partial, first_row), json.dumps(part).encode())
 
@@ -207,6 +206,23 @@ def _write_shard(path: Path, values: NDArray[Any], cut: Layout) -> None:
         file.write(int(crc32c(index.tobytes())).to_bytes(4, "little"))
 
 
+def _settle(path: Path) -> None:
+    """Waits until a shard is on the disk, then lets its pages go: nobody reads them while training goes on, and the
+    memory serves the audio better.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    to_disk(path.parent)
+
+
+def _digest(first_row: int, rows: NDArray[Any], assignments: NDArray[np.int64]) -> tuple[Chunk, NDArray[np.float64]]:
+    """The digests of a chunk, and the norms of its rows."""
+    digests = hashlib.sha256(_bytes(rows)).hexdigest(), hashlib.sha256(_bytes(assignments)).hexdigest()
+    return Chunk(first_row, len(rows), *digests), _norms(rows)
+
+
 def _bytes(values: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
 
@@ -221,9 +237,9 @@ def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
     return norms
 
 
-def _summary(norms: list[NDArray[np.float64]]) -> dict[str, Any]:
+def _summary(norms: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     """Of one part: what _joined needs of it."""
-    values = np.concatenate(norms) if norms else np.zeros(0)
+    values = np.concatenate(norms)
     finite = values[np.isfinite(values)]
     return {
         "min": float(finite.min()) if len(finite) else None,
