@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from unfused_fast import __version__
+from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.errors import UserError
 from unfused_fast.set_commands import check, peek
@@ -35,6 +36,7 @@ app.add_typer(train_app, name="train")
 app.command()(check)
 app.command()(peek)
 app.command()(bench)
+app.add_typer(bank_app, name="bank")
 
 
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unfused_fast.checkpoint import collect, load_checkpoint, restore, save_checkpoint
+from unfused_fast.checkpoint import collect, load_checkpoint, prepare_checkpoint, restore, save_checkpoint
 from unfused_fast.errors import UserError
 from unfused_fast.optim import LARC
 
@@ -71,6 +71,26 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, damag
         path.with_suffix(".json").write_text("{")
     _, state, damaged = load_checkpoint(tmp_path)
     assert state["epoch"] == 1 and len(damaged) == 1 and "epoch-000002" in damaged[0]
+
+
+def test_what_a_checkpoint_refers_to_has_to_be_sound_too(tmp_path: Path) -> None:
+    network, _ = trained(LARC, 0)
+    for epoch in (1, 2, 3):
+        save_checkpoint(tmp_path, epoch, collect(network), {})
+    faults = {3: "bank 3 is damaged"}
+    _, state, damaged = load_checkpoint(tmp_path, lambda state: faults.get(state["epoch"]))
+    assert state["epoch"] == 2 and damaged == ["bank 3 is damaged"]
+    with pytest.raises(UserError, match="no usable checkpoint: gone; gone; train again"):
+        load_checkpoint(tmp_path, lambda state: "gone")
+
+
+def test_a_checkpoint_is_there_when_it_is_published_and_not_before(tmp_path: Path) -> None:
+    network, _ = trained(LARC, 0)
+    save_checkpoint(tmp_path, 1, collect(network), {})
+    publish = prepare_checkpoint(tmp_path, 2, collect(network), {"step": 9})
+    assert load_checkpoint(tmp_path)[1]["epoch"] == 1
+    publish()
+    assert load_checkpoint(tmp_path)[1]["step"] == 9
 
 
 def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:

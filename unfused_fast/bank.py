@@ -1,34 +1,54 @@
-"""The memory bank: a device tensor of record, persisted to zarr generations.
+"""The memory bank: a device tensor of record, persisted to zarr generations while training goes on.
 
 N clips of the split, D size of a projection, B clips in a batch. Row i belongs to clip first_id + i, where the ids of a
-split
-are contiguous in the clips table.
+split are contiguous in the clips table. Files: bank_manifest.py; writing them: bank_write.py; reading: bank_read.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from types import TracebackType
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from unfused_fast.errors import UserError
+from unfused_fast.bank_manifest import BankType, DamagedBank, generation_name, layout
+from unfused_fast.bank_read import DTYPES, Generation
+from unfused_fast.bank_write import create_generation, prune, publish, write_part
 
-ROWS_PER_CHUNK = 8192
-"""Rows of a zarr chunk. Ours: 16 MiB at D = 512, so that a row range reads few bytes beside its own."""
 GENERATIONS_KEPT = 2
+"""As many as checkpoints, so that each checkpoint has its generation."""
 
 
 class MemoryBank:
-    """Projections of the last view seen of every clip, and how often each row was written this epoch."""
+    """Projections of the last view seen of every clip, and how often each row was written this epoch.
 
-    def __init__(self, clips: int, dim: int, first_id: int, device: torch.device) -> None:
-        self.rows = torch.zeros(clips, dim, device=device)
+    As a context manager it waits for what is being written when the block ends.
+    """
+
+    def __init__(
+        self, clips: int, dim: int, first_id: int, device: torch.device, dtype: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
+        self.dtype: BankType = "float32" if dtype == "fp32" else "bfloat16"
+        self.rows = torch.zeros(clips, dim, device=device, dtype=DTYPES[self.dtype])
         self.writes = torch.zeros(clips, dtype=torch.int32, device=device)
         self.first_id = first_id
+        self._host: tuple[Tensor, Tensor] | None = None
+        self._saving: Future[Path] | None = None
+
+    def __enter__(self) -> MemoryBank:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):  # who presses Ctrl-C twice does not want to wait
+            self.wait()
 
     def start_epoch(self) -> None:
         """Forgets the write counts."""
@@ -52,67 +72,104 @@ class MemoryBank:
                 f"{named}"
             )
 
-    def save(self, directory: Path, epoch: int, assignments: Tensor) -> Path:
-        """Writes generation `gen-<epoch>` under a temporary name, renames it, drops all but the last two."""
-        import zarr
+    def save(
+        self,
+        directory: Path,
+        epoch: int,
+        assignments: Tensor,
+        *,
+        step: int = 0,
+        then: Callable[[], object] | None = None,
+    ) -> None:
+        """Copies the rows once, and writes generation `gen-<epoch>` of them in a thread while the caller goes on.
 
-        final = directory / f"gen-{epoch:06d}"
-        partial = directory / f"gen-{epoch:06d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        rows, ids = self.rows.cpu().numpy(), assignments.cpu().numpy()
-        try:
-            group = zarr.create_group(
-                store=partial,
-                attributes={
-                    "epoch": epoch,
-                    "first_clip_id": self.first_id,
-                    "digest": _digest(rows.tobytes(), ids.tobytes()),
-                },
-            )
-            group.create_array(
-                "embeddings", data=rows, chunks=(min(ROWS_PER_CHUNK, len(rows)), rows.shape[1]), compressors=None
-            )
-            group.create_array("assignments", data=ids, chunks=(len(ids),))
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in sorted(directory.glob("gen-??????"))[:-GENERATIONS_KEPT]:
-            shutil.rmtree(old)
-        return final
+        Ours: on a GPU the copy goes to pinned memory without waiting for it, and the thread waits for its event. Zarr's
+        own GPU buffers would need CuPy, and copy through pageable memory on the thread that trains.
+
+        Args:
+            directory: of the generations.
+            assignments: (N,) int64, on any device.
+            step: optimiser steps done, for the manifest.
+            then: called in the thread when the generation is published and proved, before older ones are deleted: what
+                refers to it (a checkpoint) is published here, so that nothing ever refers to rows that are not there.
+
+        Raises:
+            UserError: the save before this one failed; see wait.
+        """
+        self.wait()
+        rows, ids = self._host_buffers()
+        rows.copy_(self.rows, non_blocking=True)
+        ids.copy_(assignments, non_blocking=True)
+        copied: Any = None
+        if self.rows.is_cuda:
+            copied = torch.cuda.current_stream(self.rows.device).record_event()
+        saving: Future[Path] = Future()
+
+        def write() -> None:
+            try:
+                if copied is not None:
+                    copied.synchronize()
+                saving.set_result(self._write(directory, epoch, step, then))
+            except BaseException as error:
+                saving.set_exception(error)
+
+        self._saving = saving
+        # a daemon: a second Ctrl-C ends at once, and a write that is cut off leaves the generation before it
+        Thread(target=write, name="memory bank", daemon=True).start()
+
+    def wait(self) -> Path | None:
+        """Waits for the last save; its generation, or None before the first.
+
+        Raises:
+            UserError: it could not be written; the generation before it is intact. Raised once.
+        """
+        saving, self._saving = self._saving, None
+        return None if saving is None else saving.result()
 
     def load(self, directory: Path, epoch: int) -> Tensor:
-        """Reads generation `gen-<epoch>` into the rows; returns its assignments (N,) int64. Raises UserError if it does
-        not fit.
+        """Reads generation `gen-<epoch>` into the rows, every chunk verified; returns its assignments (N,) int64.
+
+        Raises:
+            DamagedBank: it is missing, damaged, or of other clips, another width or another type.
         """
-        import zarr
-
-        path = directory / f"gen-{epoch:06d}"
-        if not path.is_dir():
-            raise UserError(f"{path}: this generation of the memory bank is missing; start again with --overwrite")
-        try:
-            group: Any = zarr.open_group(path, mode="r")
-            rows, ids = group["embeddings"][:], group["assignments"][:]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{path}: the memory bank cannot be read ({error}); start again with --overwrite"
-            ) from error
-        if group.attrs["digest"] != _digest(rows.tobytes(), ids.tobytes()):
-            raise UserError(
-                f"{path}: the memory bank does not have the digest it was written with; start again with --overwrite"
+        generation = Generation(directory / generation_name(epoch))
+        manifest, wanted = generation.manifest, tuple(self.rows.shape)
+        if (manifest.rows, manifest.dim) != wanted or manifest.first_clip_id != self.first_id:
+            raise DamagedBank(
+                f"{generation.path}: a memory bank of {(manifest.rows, manifest.dim)} from clip "
+                f"{manifest.first_clip_id} on, but this run needs {wanted} from clip {self.first_id} on; is it of "
+                "another shard set?"
             )
-        if rows.shape != tuple(self.rows.shape) or group.attrs["first_clip_id"] != self.first_id:
-            raise UserError(
-                f"{path}: a memory bank of {rows.shape}, but this run needs {tuple(self.rows.shape)}; "
-                "is it another shard set?"
+        if manifest.dtype != self.dtype or manifest.epoch != epoch:
+            raise DamagedBank(
+                f"{generation.path}: a memory bank of epoch {manifest.epoch} in {manifest.dtype}, but this run needs "
+                f"epoch {epoch} in {self.dtype}"
             )
-        self.rows.copy_(torch.from_numpy(rows))
-        return torch.from_numpy(ids).to(self.rows.device)
+        assignments = torch.empty(manifest.rows, dtype=torch.int64)
+        for block in generation.chunks():
+            rows = slice(block.first_row, block.first_row + len(block.rows))
+            self.rows[rows].copy_(block.rows)
+            assignments[rows] = block.assignments
+        return assignments.to(self.rows.device)
 
+    def _host_buffers(self) -> tuple[Tensor, Tensor]:
+        if self._host is None:
+            pinned = self.rows.is_cuda
+            self._host = (
+                torch.empty(self.rows.shape, dtype=self.rows.dtype, pin_memory=pinned),
+                torch.empty(len(self.rows), dtype=torch.int64, pin_memory=pinned),
+            )
+        return self._host
 
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    def _write(self, directory: Path, epoch: int, step: int, then: Callable[[], object] | None) -> Path:
+        rows, ids = self._host_buffers()
+        cut = layout(len(rows), rows.shape[1], self.dtype)
+        # numpy knows no bfloat16: its bits are stored, so that nothing is rounded
+        bits = rows.view(torch.int16).numpy().view(np.uint16) if self.dtype == "bfloat16" else rows.numpy()
+        partial = create_generation(directory, epoch, cut)
+        write_part(partial, cut, 0, bits, ids.numpy())
+        final = publish(partial, cut, epoch=epoch, step=step, first_clip_id=self.first_id)
+        if then is not None:
+            then()
+        prune(directory, GENERATIONS_KEPT)
+        return final

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_checkpoint(directory: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Writes `epoch-<n>.safetensors` and, last, the JSON with its digest; drops all but the last two."""
+    return prepare_checkpoint(directory, epoch, tensors, state)()
+
+
+def prepare_checkpoint(
+    directory: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> Callable[[], Path]:
+    """Writes `epoch-<n>.safetensors`; what it returns publishes it: writes the JSON and drops all but the last two.
+
+    Ours: two steps, so that what the checkpoint refers to can be finished between them, in another thread. Both raise
+    UserError when the disk refuses.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"epoch-{epoch:06d}.safetensors"
     partial = path.with_name(path.name + ".partial")
@@ -52,23 +64,36 @@ def save_checkpoint(directory: Path, epoch: int, tensors: dict[str, Tensor], sta
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         partial.replace(path)
-        write_json(path.with_suffix(".json"), {"epoch": epoch, "sha256": digest, **state})
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: could not be written ({error}); earlier checkpoints are intact, so free space and go on with "
-            "--resume"
-        ) from error
-    for old in sorted(directory.glob("epoch-??????.json"))[:-KEPT]:
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
-        old.unlink()
-    return path
+        raise _not_written(path, error) from error
+
+    def publish() -> Path:
+        try:
+            write_json(path.with_suffix(".json"), {"epoch": epoch, "sha256": digest, **state})
+        except OSError as error:
+            raise _not_written(path, error) from error
+        for old in sorted(directory.glob("epoch-??????.json"))[:-KEPT]:
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+            old.unlink()
+        return path
+
+    return publish
 
 
-def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+def _not_written(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: could not be written ({error}); earlier checkpoints are intact, so free space and go on with --resume"
+    )
+
+
+def load_checkpoint(
+    directory: Path, fault: Callable[[dict[str, Any]], str | None] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """The newest sound checkpoint: tensors on the CPU, its JSON, and a sentence for each newer one that is damaged.
 
-    Raises UserError when there is none.
+    `fault` is given the JSON of a sound one, and returns why what it refers to cannot be used, or None. Raises
+    UserError when there is none left.
     """
     damaged: list[str] = []
     for path in sorted(directory.glob("epoch-??????.json"), reverse=True):
@@ -79,11 +104,13 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any],
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != state["sha256"]:
                 raise ValueError("its digest does not match")
-            return load_file(tensors_path), state, damaged
+            if fault is None or (found := fault(state)) is None:
+                return load_file(tensors_path), state, damaged
+            damaged.append(found)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged.append(f"{tensors_path} is damaged ({error})")
-    found = "; ".join(damaged) if damaged else "there is none"
-    raise UserError(f"{directory}: no usable checkpoint: {found}; train again, or point to another run")
+    reasons = "; ".join(damaged) if damaged else "there is none"
+    raise UserError(f"{directory}: no usable checkpoint: {reasons}; train again, or point to another run")
 
 
 def collect(network: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:

@@ -64,12 +64,12 @@ def spherical_kmeans(
     nearest, sums_of = (assign, centroid_sums) if triton else (assign_reference, centroid_sums_reference)
     centroids = _initial(points, k, init, generator)
     for _ in range(iterations):
-        assignments, _ = nearest(points, centroids)
+        assignments, _ = nearest(points, centroids.to(points.dtype))
         sums, counts = sums_of(points, assignments, k)
         centroids = normalise_centroids(sums, counts, centroids)
         if empty == "split":
             centroids = torch.nn.functional.normalize(_split_largest(centroids, counts), dim=1)
-    assignments, similarities = nearest(points, centroids)
+    assignments, similarities = nearest(points, centroids.to(points.dtype))
     return KMeans(centroids, assignments, torch.bincount(assignments, minlength=k), similarities.mean())
 
 

@@ -84,6 +84,10 @@ class BankConfig:
 
     init_mode: Literal["eval", "train"] = "eval"
     """Mode of the network while the bank is first filled. Ours: eval leaves BatchNorm alone; the authors use train."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the rows, on the device and on disk. Source: authors (fp32); bf16 halves both, and keeps 8 bits of each
+    number.
+    """
 
 
 @dataclass(frozen=True)

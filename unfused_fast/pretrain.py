@@ -17,7 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from unfused_fast.augment import Augmenter
 from unfused_fast.bank import MemoryBank
-from unfused_fast.checkpoint import collect, restore, save_checkpoint
+from unfused_fast.bank_manifest import DamagedBank
+from unfused_fast.bank_read import BANK
+from unfused_fast.checkpoint import collect, prepare_checkpoint, restore
 from unfused_fast.clustering import resolve_backend, spherical_kmeans
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
@@ -76,7 +78,7 @@ class Pretraining:
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)
         self.augment = Augmenter(config, clips, device)
-        self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device)
+        self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device, config.bank.dtype)
         self.prototypes = torch.zeros(self.k, config.model.proj_dim, device=device)
         self.assignments: Tensor | None = None
         self.timer = PartTimer(device)
@@ -174,20 +176,29 @@ class Pretraining:
         return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
 
     def save(self, run: Run, epoch: int) -> None:
-        """The bank's generation, then the checkpoint that refers to it."""
+        """The bank's generation and then the checkpoint that refers to it, published while training goes on."""
         assert self.assignments is not None
-        self.bank.save(run.out / "bank.zarr", epoch, self.assignments)
+        self.bank.wait()
         tensors = {**collect(self.network, self.optimizer), **self.augment.state(), "prototypes": self.prototypes}
-        save_checkpoint(run.checkpoints, epoch, tensors, {"step": self.step})
+        publish = prepare_checkpoint(run.checkpoints, epoch, tensors, {"step": self.step})
+        self.bank.save(run.out / BANK, epoch, self.assignments, step=self.step, then=publish)
 
-    def load(self, tensors: dict[str, Tensor], state: dict[str, Any], bank: Path) -> int:
-        """Restores all state; returns the epoch that was finished."""
+    def load(self, run: Run) -> int:
+        """Restores all state from the newest epoch whose checkpoint and bank are sound; returns that epoch."""
+        tensors, state = run.load(lambda state: self._load_bank(run.out / BANK, state["epoch"]))
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
         self.prototypes = tensors["prototypes"].to(self.options.device)
-        self.assignments = self.bank.load(bank, state["epoch"])
         self.step = state["step"]
         return int(state["epoch"])
+
+    def _load_bank(self, directory: Path, epoch: int) -> str | None:
+        """None, or why the epoch's generation cannot be used."""
+        try:
+            self.assignments = self.bank.load(directory, epoch)
+        except DamagedBank as error:
+            return error.fact
+        return None
 
 
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
@@ -201,14 +212,14 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     if (finished := run.result()) is not None:
         return finished
     state.loader = placed(state.stream)
-    done = state.load(*run.load(), out / "bank.zarr") if run.resumed else 0
+    done = state.load(run) if run.resumed else 0
     run.start()
     console.print(
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k}, {config.train.epochs} epochs, "
         f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
         f"{precision(config, options.device)}, k-means by {backend}"
     )
-    with run.signals():
+    with run.signals(), state.bank:
         if not run.resumed:
             state.fill_bank(run)
         trained = run_epochs(state, run, done)

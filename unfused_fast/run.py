@@ -11,7 +11,7 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -93,9 +93,14 @@ class Run:
         console.print(f"{self.out}: finished already")
         return dict(json.loads(path.read_text()))
 
-    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The newest sound checkpoint of this run; says which newer ones were damaged. Later log lines are dropped."""
-        tensors, state, damaged = load_checkpoint(self.checkpoints)
+    def load(
+        self, fault: Callable[[dict[str, Any]], str | None] | None = None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The newest sound checkpoint of this run; says which newer ones were damaged. Later log lines are dropped.
+
+        `fault`: see load_checkpoint.
+        """
+        tensors, state, damaged = load_checkpoint(self.checkpoints, fault)
         for sentence in damaged:
             console.print(f"{sentence}; going on from epoch {state['epoch']}", style="yellow")
         log = self.out / "log.jsonl"

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from outcomes import Cli, contents, refused, same_checkpoint
 
 
@@ -127,17 +128,38 @@ def test_a_damaged_checkpoint(
     assert contents(unfinished) == before
 
 
-def test_a_damaged_memory_bank(pretrain: Cli, tones: Path, unfinished: Path) -> None:
-    generation = unfinished / "bank.zarr/gen-000002"
-    chunk = next(path for path in sorted(generation.glob("embeddings/c/**/*")) if path.is_file())
-    data = bytearray(chunk.read_bytes())
-    data[100] ^= 1
-    chunk.write_bytes(data)
-    refused(pretrain(tones, unfinished, "--resume"), generation, "does not have the digest", "--overwrite")
-    chunk.write_bytes(data[:50])
-    refused(pretrain(tones, unfinished, "--resume"), generation, "--overwrite")
-    shutil.rmtree(generation)
-    refused(pretrain(tones, unfinished, "--resume"), generation, "is missing", "--overwrite")
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_memory_bank(pretrain: Cli, tones: Path, unfinished: Path, pretrained: Path, damage: str) -> None:
+    newest, older = (unfinished / f"bank.zarr/gen-{epoch:06d}" for epoch in (2, 1))
+
+    def spoil(generation: Path) -> str:
+        shard, manifest = generation / "embeddings/c/0/0", generation / "manifest.json"
+        data = bytearray(shard.read_bytes())
+        if damage == "flip":
+            data[100] ^= 1
+            shard.write_bytes(data)
+            return f"{shard}: rows 0 to 59 (clips 0 to 59) do not have the digest they were written with"
+        if damage == "truncate":
+            shard.write_bytes(data[:50])
+            return f"{shard}: 50 bytes, but it was written with"
+        if damage == "remove":
+            shutil.rmtree(generation)
+            return f"{generation}: it is missing"
+        manifest.write_text(manifest.read_text().replace('"step": 3', '"step": 4').replace('"step": 6', '"step": 7'))
+        return f"{manifest}: it does not have the digest it was written with"
+
+    said = spoil(newest)
+    done = pretrain(tones, unfinished, "--resume")
+    assert done.code == 0 and said in done.err and "going on from epoch 1" in done.err
+    same_checkpoint(unfinished, pretrained)
+    (unfinished / "result.json").unlink()
+    spoil(newest)
+    spoil(older)
+    before = contents(unfinished)
+    done = pretrain(tones, unfinished, "--resume")
+    assert done.code == 1 and "no usable checkpoint" in done.error and "train again" in done.error
+    assert str(newest) in done.error and str(older) in done.error
+    assert contents(unfinished) == before
 
 
 def test_a_log_that_was_cut_short(pretrain: Cli, tones: Path, unfinished: Path, pretrained: Path) -> None:

@@ -1,0 +1,151 @@
+"""How long saving the memory bank blocks training and takes in all, beside the disk alone writing the same bytes.
+
+python benchmarks/bench_bank.py --rows 200000 --dim 512
+
+In one run and by turns: the asynchronous save, zarr's own writer (what the bank would be without bank_write.py), and
+the floor: the same bytes into one file, then fsync. Also reading from the disk: all rows verified, and raw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import zarr
+from measure import record, seconds_of
+
+from unfused_fast.bank import MemoryBank
+from unfused_fast.bank_manifest import layout
+from unfused_fast.bank_read import open_bank
+
+WARM_UP = 3
+"""Turns that do not count: they make the buffers, and in a virtual machine touch memory that was never used before."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    bank = MemoryBank(given.rows, given.dim, 0, device, given.dtype)
+    bank.rows.normal_()
+    assignments = torch.randint(512, (given.rows,), device=device)
+    bits = bank.rows.cpu().view(torch.int32 if given.dtype == "fp32" else torch.int16).numpy()
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        for turn in range(-WARM_UP, given.repeats):
+            measured = {
+                "rows to the disk: MemoryBank.save": lambda turn=turn: saved(
+                    bank, folder / "bank", 2 * (turn + WARM_UP), assignments
+                ),
+                "rows to the disk: write + fsync of one file": lambda: written(folder / "raw", bits),
+                "rows to the disk: zarr's own writer, fsync": lambda: by_zarr(folder / "zarr", bits),
+                "rows from the disk: every chunk verified": lambda: read_verified(folder / "bank", given.rows),
+                "rows from the disk: read()": lambda: read_raw(folder / "raw"),
+            }
+            for what, work in measured.items():
+                took = seconds_of(work, device)
+                if turn >= 0:
+                    seconds.setdefault(what, []).append(took)
+            blocked = seconds_of(
+                lambda turn=turn: bank.save(folder / "bank", 2 * (turn + WARM_UP) + 1, assignments), device
+            )
+            if turn >= 0:
+                seconds.setdefault("rows of which training waits: MemoryBank.save", []).append(blocked)
+            bank.wait()
+        size = bits.nbytes + 8 * given.rows
+    settings = {
+        "rows": given.rows,
+        "dim": given.dim,
+        "dtype": given.dtype,
+        "threads": torch.get_num_threads(),
+        "GB": round(size / 1e9, 3),
+    }
+    for what, values in seconds.items():
+        record("bench_bank", what, "rows/s", [given.rows / value for value in values], device, **settings)
+    waits = seconds["rows of which training waits: MemoryBank.save"]
+    record("bench_bank", "training waits: MemoryBank.save", "ms", [1000 * value for value in waits], device, **settings)
+
+
+def saved(bank: MemoryBank, folder: Path, epoch: int, assignments: torch.Tensor) -> None:
+    """The save from its start until the generation is published and the oldest deleted."""
+    bank.save(folder, epoch, assignments)
+    bank.wait()
+
+
+def written(path: Path, bits: object) -> None:
+    """The floor: the same bytes into a new file, then fsync, then an older file of the same size deleted."""
+    before = path.with_suffix(".before")
+    if path.exists():
+        path.replace(before)
+    with path.open("wb") as file:
+        file.write(bits.data)  # type: ignore[attr-defined]
+        file.flush()
+        os.fsync(file.fileno())
+    before.unlink(missing_ok=True)
+
+
+def by_zarr(path: Path, bits: object) -> None:
+    """The same shards by zarr's writer, each given to it whole, then fsync of each file; an older array deleted."""
+    rows, dim = bits.shape  # type: ignore[attr-defined]
+    cut = layout(rows, dim, "float32" if bits.itemsize == 4 else "bfloat16")  # type: ignore[attr-defined]
+    before = path.with_suffix(".before")
+    if path.exists():
+        path.replace(before)
+    array = zarr.create_array(
+        path,
+        shape=(rows, dim),
+        dtype=bits.dtype,  # type: ignore[attr-defined]
+        chunks=(cut.chunk_rows, dim),
+        shards=(cut.shard_rows, dim),
+        compressors=None,
+        config={"write_empty_chunks": True},
+    )
+    for start in range(0, rows, cut.shard_rows):
+        array[start : start + cut.shard_rows] = bits[start : start + cut.shard_rows]  # type: ignore[index]
+    for file in path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def read_verified(folder: Path, rows: int) -> None:
+    """Every chunk of the newest generation through zarr, compared with its digest."""
+    generation = open_bank(folder)
+    for path in generation.path.rglob("0"):
+        if path.is_file():
+            forget(path)
+    if sum(len(block.rows) for block in generation.chunks()) != rows:
+        raise SystemExit("rows are missing")
+
+
+def read_raw(path: Path) -> None:
+    """The same bytes, a chunk's worth at a time."""
+    forget(path)
+    with path.open("rb", buffering=0) as file:
+        while file.read(16 * 2**20):
+            pass
+
+
+def forget(path: Path) -> None:
+    """Takes a file out of the page cache, so that it is read from the disk."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()
+    print(f"{time.perf_counter() - started:.0f} s")

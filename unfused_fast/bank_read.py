@@ -1,0 +1,230 @@
+"""Reading the memory bank: generations on disk, verified chunk by chunk or lazily, and rows in blocks.   N rows, D
+features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfused_fast.bank_manifest import (
+    ASSIGNMENTS,
+    EMBEDDINGS,
+    Chunk,
+    DamagedBank,
+    read_manifest,
+    shard_name,
+)
+from unfused_fast.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BANK = "bank.zarr"
+"""Name of the bank in a run directory."""
+
+
+class Block(NamedTuple):
+    """A chunk's rows, verified."""
+
+    first_row: int
+    rows: Tensor
+    """(n, D) on the CPU."""
+    assignments: Tensor
+    """(n,) int64 on the CPU."""
+
+
+class Generation:
+    """One generation on disk. Opening reads the manifest and the headers; rows are read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DamagedBank when the manifest, a header or the size of a file is not as it was written."""
+        import zarr
+
+        self.path, self.manifest = path, read_manifest(path)
+        self.dtype = DTYPES[self.manifest.dtype]
+        try:
+            group: Any = zarr.open_group(path, mode="r")
+            self.rows: Any = group[EMBEDDINGS]
+            """The zarr array (N, D), float32 or the bits of bfloat16 as uint16; a slice reads only its chunks."""
+            self._assignments: Any = group[ASSIGNMENTS]
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedBank(f"{path}: zarr cannot open it ({error})") from error
+        shape = self.manifest.rows, self.manifest.dim
+        wanted = "float32" if self.manifest.dtype == "float32" else "uint16"
+        if (
+            self.rows.shape != shape
+            or self.rows.dtype != wanted
+            or self._assignments.shape != shape[:1]
+            or self._assignments.dtype != "int64"
+        ):
+            raise DamagedBank(
+                f"{path}: arrays {self.rows.shape} {self.rows.dtype} and {self._assignments.shape} "
+                f"{self._assignments.dtype}, but its manifest says {shape} {wanted} and {shape[:1]} int64"
+            )
+
+    @property
+    def clip_ids(self) -> range:
+        """The clip of each row."""
+        return range(self.manifest.first_clip_id, self.manifest.first_clip_id + self.manifest.rows)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, (stop - start, D) on the CPU, not verified against their digests."""
+        return self._read(self.rows, start, stop).view(self.dtype)
+
+    def assignments(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """(n,) int64 on the CPU: the cluster of each row, not verified against its digest."""
+        return self._read(self._assignments, start, self.manifest.rows if stop is None else stop)
+
+    def chunks(self) -> Iterator[Block]:
+        """All rows in order, each chunk verified before it is given. Raises DamagedBank that names file and clips."""
+        for chunk in self.manifest.chunks:
+            yield self._verified(chunk)
+
+    def verify(self) -> Iterator[str | None]:
+        """For each chunk in order: None, or what is damaged: the file, and the clips of its rows."""
+        for chunk in self.manifest.chunks:
+            try:
+                self._verified(chunk)
+                yield None
+            except DamagedBank as error:
+                yield error.fact
+
+    def _verified(self, chunk: Chunk) -> Block:
+        read = []
+        for name, array, wanted in (
+            (EMBEDDINGS, self.rows, chunk.embeddings),
+            (ASSIGNMENTS, self._assignments, chunk.assignments),
+        ):
+            values, what = None, "do not have the digest they were written with"
+            try:
+                values = self._read(array, chunk.first_row, chunk.first_row + chunk.rows)
+            except DamagedBank as error:
+                what = f"cannot be read ({error.fact})"
+            if values is None or hashlib.sha256(values.numpy().data).hexdigest() != wanted:
+                first = self.manifest.first_clip_id + chunk.first_row
+                file = self.path / shard_name(name, chunk.first_row // self.manifest.shard_rows)
+                raise DamagedBank(
+                    f"{file}: rows {chunk.first_row} to {chunk.first_row + chunk.rows - 1} (clips {first} to "
+                    f"{first + chunk.rows - 1}) {what}"
+                )
+            read.append(values)
+        return Block(chunk.first_row, read[0].view(self.dtype), read[1])
+
+    def _read(self, array: Any, start: int, stop: int) -> Tensor:
+        if not 0 <= start <= stop <= self.manifest.rows:
+            raise IndexError(f"rows {start} to {stop} of {self.manifest.rows}")
+        try:
+            values: Any = np.ascontiguousarray(array[start:stop])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DamagedBank(f"{type(error).__name__}: {error}") from error
+        return torch.from_numpy(values)
+
+
+def bank_folder(path: Path) -> Path:
+    """The folder of generations that a run directory, a bank or a generation means. Raises UserError: none of these."""
+    for folder in (path / BANK, path, path.parent):
+        if (folder == path.parent and path.name.startswith("gen-")) or any(folder.glob("gen-??????")):
+            return folder
+    raise UserError(
+        f"{path}: it holds no memory bank; name a run of train pretrain, its {BANK}, or one generation in there"
+    )
+
+
+def generation_paths(path: Path) -> list[Path]:
+    """Folders of the generations of a run or bank, oldest first; of a generation, that one. Raises UserError: none."""
+    if path.name.startswith("gen-") and path.is_dir():
+        return [path]
+    return sorted(bank_folder(path).glob("gen-??????"))
+
+
+def open_bank(path: Path, epoch: int | None = None) -> Generation:
+    """Opens a generation of a run or bank, lazily: the newest, or that of an epoch.
+
+    Raises:
+        UserError: there is none, or none of that epoch; DamagedBank where what it says of itself does not hold.
+    """
+    found = generation_paths(path)
+    if epoch is not None:
+        by_epoch = {int(item.name[4:]): item for item in found}
+        if epoch not in by_epoch:
+            raise UserError(f"{path}: no generation of epoch {epoch}; it has {', '.join(map(str, by_epoch))}")
+        return Generation(by_epoch[epoch])
+    return Generation(found[-1])
+
+
+class BankRows:
+    """Rows that may be larger than the device: a tensor anywhere, or a generation on disk, read in blocks."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    def __init__(self, source: Tensor | Generation | Path, device: torch.device | None = None) -> None:
+        """Blocks come on `device`; None: where the tensor is, or the CPU. A tensor is never copied as a whole; in
+        pinned memory its rows are copied to a GPU while the block before them is in use.
+        """
+        self.source = open_bank(source) if isinstance(source, Path) else source
+        if isinstance(self.source, Tensor):
+            if self.source.ndim != 2:
+                raise ValueError(f"a tensor of shape {tuple(self.source.shape)}: want (N, D)")
+            self.shape = (self.source.shape[0], self.source.shape[1])
+            self.device = device or self.source.device
+        else:
+            self.shape = self.source.manifest.rows, self.source.manifest.dim
+            self.device = device or torch.device("cpu")
+        self.dtype = self.source.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, (stop - start, D); a view where the source is a tensor on the device. IndexError: not
+        within the rows.
+        """
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise IndexError(f"rows {start} to {stop} of {self.shape[0]}")
+        if isinstance(self.source, Tensor):
+            rows = self.source[start:stop]
+        else:
+            rows = self.source.block(start, stop)
+            if self.device.type == "cuda":
+                rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=self.device.type == "cuda")
+
+    def blocks(self, block_rows: int) -> Iterator[Tensor]:
+        """All rows in order, `block_rows` at a time (the last block may be shorter), the next one read ahead in a
+        thread. At most two blocks are held beside what the consumer keeps.
+        """
+        if block_rows < 1:
+            raise ValueError(f"blocks of {block_rows} rows: want at least 1")
+        starts = range(0, self.shape[0], block_rows)
+        if isinstance(self.source, Tensor) and self.source.device == self.device:
+            for start in starts:
+                yield self.source[start : start + block_rows]
+            return
+        cuda = self.device.type == "cuda"
+        stream: Any = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
+
+        def fetch(start: int) -> tuple[Tensor, Any]:
+            # on a stream of its own, so that the copy does not wait for what the consumer has queued
+            with torch.cuda.stream(stream) if cuda else nullcontext():
+                rows = self.block(start, min(start + block_rows, self.shape[0]))
+            return rows, stream.record_event() if cuda else None
+
+        with ThreadPoolExecutor(1, "bank blocks") as reader:
+            ahead: Future[tuple[Tensor, Any]] | None = reader.submit(fetch, 0) if starts else None
+            for start in starts:
+                assert ahead is not None
+                rows, copied = ahead.result()
+                ahead = reader.submit(fetch, following) if (following := start + block_rows) < self.shape[0] else None
+                if cuda:
+                    current = torch.cuda.current_stream(self.device)
+                    current.wait_event(copied)
+                    rows.record_stream(current)
+                yield rows
