@@ -94,7 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=0.3, help="seconds from the first save to the kill, at most")
+    parser.add_argument("--longest", type=float, default=0.2, help="seconds from the first save to the kill, at most")
     given = parser.parse_args()
     import zarr  # once for all children
 
