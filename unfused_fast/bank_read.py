@@ -5,6 +5,7 @@ features.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -84,17 +85,27 @@ class Generation:
 
     def chunks(self) -> Iterator[Block]:
         """All rows in order, each chunk verified before it is given. Raises DamagedBank that names file and clips."""
-        for chunk in self.manifest.chunks:
-            yield self._verified(chunk)
+        for future in self._ahead():
+            yield future.result()
 
     def verify(self) -> Iterator[str | None]:
         """For each chunk in order: None, or what is damaged: the file, and the clips of its rows."""
-        for chunk in self.manifest.chunks:
+        for future in self._ahead():
             try:
-                self._verified(chunk)
+                future.result()
                 yield None
             except DamagedBank as error:
                 yield error.fact
+
+    def _ahead(self) -> Iterator[Future[Block]]:
+        """The chunks in order, the two after the one in use being read and digested in threads."""
+        with ThreadPoolExecutor(2, "memory bank") as pool:
+            futures: deque[Future[Block]] = deque()
+            for chunk in self.manifest.chunks:
+                futures.append(pool.submit(self._verified, chunk))
+                if len(futures) > 2:
+                    yield futures.popleft()
+            yield from futures
 
     def _verified(self, chunk: Chunk) -> Block:
         read = []

@@ -4,8 +4,8 @@ create_generation (rank 0) -> write_part (every rank, its own rows) -> publish (
 Whoever has several ranks puts a barrier between the steps.
 
 Shards are written here, not by zarr, in the form of its sharding codec (a chunk's bytes as they are, then the index):
-zarr's own writer copies a shard several times on its way to the file, and took twice as long without any digests
-(benchmarks/bench_bank.py). The headers are zarr's, and reading goes through zarr.
+zarr's own writer copies a shard several times on its way to the file, and without any digests was no faster than this
+is with them (benchmarks/results/bench_bank.csv). The headers are zarr's, and reading goes through zarr.
 """
 
 from __future__ import annotations

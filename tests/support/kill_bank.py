@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,14 +43,17 @@ def epochs_in(folder: Path, pattern: str) -> list[int]:
     return sorted(int(path.name[-6:]) for path in folder.glob(pattern))
 
 
-def keep_saving(folder: Path) -> None:
-    """Saves one epoch after the other until it is killed; where odd, the last epoch again, as after damage."""
+def keep_saving(folder: Path, ready: int) -> None:
+    """Saves one epoch after the other until it is killed; where odd, the last epoch again, as after damage. Writes to
+    the pipe `ready` when it is about to begin.
+    """
     done = epochs_in(folder, "checkpoint-??????")
     epoch = done[-1] if done else 0
     bank = MemoryBank(ROWS, DIM, FIRST_ID, torch.device("cpu"))
     if epoch:
         bank.load(folder, epoch)
     epoch -= epoch % 2
+    os.write(ready, b"!")
     while True:
         epoch += 1
         rows, assignments = content(epoch)
@@ -72,14 +76,14 @@ def check(folder: Path) -> None:
         assert generations[-1] - checkpoints[-1] <= 1
 
 
-def child(work: Callable[[Path], None], folder: Path) -> int:
+def child(work: Callable[[], None]) -> int:
     """Starts a process of its own for the work; exit code 1 when it fails."""
     sys.stdout.flush()
     started = os.fork()
     if started:
         return started
     try:
-        work(folder)
+        work()
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -90,7 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=0.4, help="seconds from a start to its kill, at most")
+    parser.add_argument("--longest", type=float, default=0.2, help="seconds from the first save to the kill, at most")
     given = parser.parse_args()
     import zarr  # once for all children
 
@@ -100,14 +104,19 @@ def main() -> int:
         folder = Path(name) / "bank.zarr"
         folder.mkdir()
         while kills < given.kills:
-            writer = child(keep_saving, folder)
-            time.sleep(chance.uniform(0.01, given.longest))
+            reading, ready = os.pipe()
+            writer = child(partial(keep_saving, folder, ready))
+            os.close(ready)
+            if not os.read(reading, 1):
+                raise SystemExit(f"seed {given.seed}, kill {kills}: the writer could not go on with what is left")
+            os.close(reading)
+            time.sleep(chance.uniform(0, given.longest))
             os.kill(writer, signal.SIGKILL)
             if os.WTERMSIG(os.waitpid(writer, 0)[1]) != signal.SIGKILL:
                 raise SystemExit("the writer ended by itself")
             kills += 1
             left.update({path.suffix for path in folder.glob("gen-*")} - {""} or {"none"})
-            if os.waitpid(child(check, folder), 0)[1]:
+            if os.waitpid(child(partial(check, folder)), 0)[1]:
                 raise SystemExit(f"seed {given.seed}, kill {kills}: what is left is not whole")
         last = epochs_in(folder, "gen-??????")
     print(
