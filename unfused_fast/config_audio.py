@@ -63,6 +63,11 @@ class DataConfig:
     drift.
     """
 
+    sampler: Literal["every_clip", "uniform_clusters"] = "every_clip"
+    """Clips of an epoch of pre-training: each once, or as many draws, equally many from each cluster. Source: paper;
+    DECAR section 3 (uniform over pseudo-labels).
+    """
+
     def __post_init__(self) -> None:
         positive("data", crop_seconds=self.crop_seconds)
 

@@ -9,6 +9,7 @@ The target's labels are never read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,10 +133,19 @@ class Distillation:
         self.timer = PartTimer(device)
         self.step = 0
 
-    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+    @property
+    def finished(self) -> bool:
+        """Distillation has no early stop."""
+        return False
+
+    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
         """Nothing changes between epochs: the pseudo-labels stay. Source: authors (clustered once)."""
         self.network.train()
         return {}
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Every clip once."""
+        return self.loader.epoch(epoch)
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
         """One step on one view of each clip: returns the detached loss."""

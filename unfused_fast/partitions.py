@@ -6,13 +6,25 @@ N points, D features, K clusters.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from unfused_fast.clustering import KMeans, euclidean_kmeans
 from unfused_fast.errors import UserError
+
+
+class Partition(Protocol):
+    """What cluster_statistics reads of a clustering; tensors on one device."""
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) int64 points in each cluster."""
+
+    @property
+    def objective(self) -> Tensor:
+        """() what the algorithm made large or small."""
 
 
 class ClusterStatistics(NamedTuple):
@@ -24,26 +36,43 @@ class ClusterStatistics(NamedTuple):
     objective: float
 
 
-def pca_whiten(points: Tensor, dim: int, whiten: bool = True) -> Tensor:
+def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 16) -> Tensor:
     """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
 
-    Components with less than 1e-6 of the largest variance are dropped. Source: DECAR section 3; authors (PCA to 128).
+    Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
+    by block, so that beside points and result only (D, D) and one block are held; where N <= D, from one SVD. Source:
+    DECAR section 3; authors (PCA to 128).
+
+    Raises:
+        UserError: all rows are equal.
     """
-    centred = (points - points.mean(dim=0)).double()
     count = len(points)
+    mean = (
+        torch.stack([block.sum(dim=0, dtype=torch.float64) for block in torch.split(points, block_rows)]).sum(dim=0)
+        / count
+    )
     if count <= points.shape[1]:
-        _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+        _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
         variances, directions = singular.square() / count, directions.T
     else:
-        variances, directions = torch.linalg.eigh(centred.T @ centred / count)
+        covariance = torch.zeros(points.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
+        for block in torch.split(points, block_rows):
+            centred = block.double() - mean
+            covariance.addmm_(centred.T, centred, alpha=1 / count)
+        variances, directions = torch.linalg.eigh(covariance)
         variances, directions = variances.flip(0), directions.flip(1)
-    kept = min(dim, int((variances > variances[0] * 1e-6).sum()))
+    # a spread below 1e-6 of the mean's size is what float32 leaves of equal rows
+    kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
     if not kept:
-        raise UserError("all clips have the same features, so they cannot be clustered; was the teacher trained?")
-    components = centred @ directions[:, :kept]
-    if whiten:
-        components = components / variances[:kept].sqrt()
-    return torch.nn.functional.normalize(components, dim=1).float()
+        raise UserError(
+            "all clips have the same features, so they cannot be clustered; was what gives them trained, and did its "
+            "training not diverge?"
+        )
+    scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
+    found = torch.empty(count, kept, device=points.device)
+    for block, out in zip(torch.split(points, block_rows), torch.split(found, block_rows), strict=True):
+        out.copy_(torch.nn.functional.normalize((block.double() - mean) @ scaled, dim=1))
+    return found
 
 
 def pseudo_label_kmeans(
@@ -72,7 +101,15 @@ def normalised_mutual_information(first: Tensor, second: Tensor) -> float:
     return float(information) / denominator if denominator > 0 else 1.0
 
 
-def cluster_statistics(found: KMeans) -> ClusterStatistics:
+def stalled(history: list[float], patience: int) -> bool:
+    """Whether the last `patience` values brought no new largest one; never with a patience of 0.
+
+    Source: DECAR section 5 (no improvement of the NMI of consecutive clusterings for 10 epochs).
+    """
+    return bool(patience) and bool(history) and len(history) - 1 - history.index(max(history)) >= patience
+
+
+def cluster_statistics(found: Partition) -> ClusterStatistics:
     """Empty clusters, perplexity exp(H) of their sizes (K when even), share of the largest, objective; one host
     read.
     """

@@ -25,11 +25,13 @@ from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.order import (
     Order,
+    drawn_order,
     epoch_order,
     index_lines,
     key_width,
     random_crops,
     random_masks,
+    uniform_draws,
     whole_crops,
     write_indexes,
 )
@@ -46,6 +48,10 @@ class Batch(NamedTuple):
     """V normalised log-mels (B, 1, F, T)."""
     frame_counts: Tensor | None
     """(B,) int64 valid frames of whole clips; None for training crops, which all have T."""
+    counters: Tensor
+    """(B,) int64 what random numbers of views are counted by: the clip id, raised by the number of clips of the set for
+    each time that the clip was drawn before in the epoch.
+    """
 
 
 def import_dali() -> tuple[Any, Any, Any, Any]:
@@ -110,19 +116,28 @@ class Loader:
         """Batches of exactly batch_size clips that every rank has in an epoch."""
         return self.clips // self.world_size // self.batch_size
 
-    def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
+    ) -> Iterator[Batch]:
         """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left.
 
-        SpecAugment masks each view apart. Crops are frames of the clip's log-mel: the same whether the
-        log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with silence.
+        With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
+        cluster. SpecAugment masks each view apart, with `masks`. Crops are frames of the clip's log-mel: the same
+        whether the log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with
+        silence.
         """
         generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
-        order = epoch_order(self._shards, self._share, generator)
+        if clusters is None:
+            order, again = epoch_order(self._shards, self._share, generator), None
+        else:
+            rows, times = uniform_draws(clusters, generator)
+            order, positions = drawn_order(self._shards, rows, self._share, self.batch_size)
+            again = times[positions]
         crops = 1 if self.config.views.same_crop else views
-        masked = views if self.config.aug.specaug.masks else 0
+        masked = views if masks and self.config.aug.specaug.masks else 0
 
-        def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
-            ids, arrays = torch.from_numpy(clip_ids), list[NDArray[Any]]()
+        def parameters(clip_ids: NDArray[np.int64], counters: NDArray[np.int64]) -> list[NDArray[Any]]:
+            ids, arrays = torch.from_numpy(counters), list[NDArray[Any]]()
             for view in range(crops):
                 arrays += random_crops(self.config, ids, self._samples[clip_ids], epoch, view)
             for view in range(masked):
@@ -132,17 +147,22 @@ class Loader:
         def graph(waveform: Any, given: list[Any]) -> list[Any]:
             fn = import_dali()[0]
             made = [self._log_mel(_cut(waveform, given[5 * crop : 5 * crop + 5])) for crop in range(crops)]
-            masks = given[5 * crops :]
+            erasures = given[5 * crops :]
             erased = [
                 fn.erase(
-                    made[view % crops], anchor=masks[2 * view], shape=masks[2 * view + 1], axes=(0, 1), fill_value=0.0
+                    made[view % crops],
+                    anchor=erasures[2 * view],
+                    shape=erasures[2 * view + 1],
+                    axes=(0, 1),
+                    fill_value=0.0,
                 )
                 for view in range(masked)
             ]
             return erased or made
 
-        for clip_ids, tensors in self._run(order, parameters, 5 * crops + 2 * masked, graph):
-            yield Batch(clip_ids, tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views)), None)
+        for clip_ids, counters, tensors in self._run(order, again, parameters, 5 * crops + 2 * masked, graph):
+            made = tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views))
+            yield Batch(clip_ids, made, None, counters)
 
     def whole_clips(self) -> Iterator[Batch]:
         """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
@@ -151,15 +171,15 @@ class Loader:
             for path, lines in epoch_order(self._shards, self._share, None)
         ]
 
-        def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+        def parameters(clip_ids: NDArray[np.int64], _: NDArray[np.int64]) -> list[NDArray[Any]]:
             return list(whole_crops(self.config, self._samples[clip_ids]))
 
         def graph(waveform: Any, given: list[Any]) -> list[Any]:
             made = self._log_mel(_cut(waveform, given))
             return [import_dali()[0].pad(made, axes=(1,)), made.shape()]
 
-        for clip_ids, (log_mel, shapes) in self._run(order, parameters, 5, graph):
-            yield Batch(clip_ids, (log_mel.unsqueeze(1),), shapes[:, 1].to(torch.int64))
+        for clip_ids, counters, (log_mel, shapes) in self._run(order, None, parameters, 5, graph):
+            yield Batch(clip_ids, (log_mel.unsqueeze(1),), shapes[:, 1].to(torch.int64), counters)
 
     def _log_mel(self, waveform: Any) -> Any:
         """Samples with their context -> (F, T) normalised log-mel, on the GPU where there is one."""
@@ -188,17 +208,22 @@ class Loader:
     def _run(
         self,
         order: Order,
-        parameters: Callable[[NDArray[np.int64]], list[NDArray[Any]]],
+        again: NDArray[np.int64] | None,
+        parameters: Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[Any]]],
         count: int,
         graph: Callable[[Any, list[Any]], list[Any]],
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Clip ids and the graph's outputs, batch by batch; `parameters` gives `count` arrays (B, ...) for its ids."""
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """Clip ids, counters and the graph's outputs, batch by batch; `again` says how often each clip of the order
+        came before, and `parameters` gives `count` arrays (B, ...) for ids and counters.
+        """
         fn, _, types, pipeline_class = import_dali()
         ids = np.array([line.clip_id for _, lines in order for line in lines], dtype=np.int64)
+        counters = ids if again is None else ids + again * len(self._samples)
 
         def given(step: int) -> list[NDArray[Any]]:
             # the reader goes round after the last clip; what it repeats is cut off below
-            return parameters(ids[(step * self.batch_size + np.arange(self.batch_size)) % len(ids)])
+            taken = (step * self.batch_size + np.arange(self.batch_size)) % len(ids)
+            return parameters(ids[taken], counters[taken])
 
         with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
             pipeline = pipeline_class(
@@ -230,7 +255,8 @@ class Loader:
                     ) from error
                 valid = min(self.batch_size, len(ids) - done)
                 found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
-                yield found.reshape(-1), rest
+                counted = torch.from_numpy(counters[done : done + valid]).to(self.device)
+                yield found.reshape(-1), counted, rest
 
 
 def _cut(waveform: Any, crop: list[Any]) -> Any:
