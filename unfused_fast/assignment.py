@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unfused_fast.clustering import euclidean_kmeans, spherical_kmeans
 from unfused_fast.config import Config
-from unfused_fast.partitions import pca_whiten
+from unfused_fast.partitions import pca_whiten, resolve_pca_dim
 from unfused_fast.pic import power_iteration_clustering
 
 
@@ -52,7 +52,7 @@ def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor 
             backend=settings.backend,
         )
         return Clustering(found.assignments, found.counts, found.objective, "mean_cosine", found.centroids)
-    points = pca_whiten(rows, settings.pca_dim, settings.whiten)
+    points = pca_whiten(rows, resolve_pca_dim(settings.pca_dim, len(rows)), settings.whiten)
     if settings.algo == "pca_kmeans":
         found = euclidean_kmeans(points, k, iterations=settings.iterations, generator=generator)
         return Clustering(found.assignments, found.counts, found.objective, "inertia", None)

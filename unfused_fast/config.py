@@ -66,8 +66,10 @@ class ClusterConfig:
     """
     iterations: int = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
-    pca_dim: int = 128
-    """Principal components that `pca_kmeans` and `pic` cluster. Source: DECAR section 3."""
+    pca_dim: int | Auto = "auto"
+    """Principal components that `pca_kmeans` and `pic` cluster. Source: DECAR section 3 (128). `auto`: 128, or one for
+    every 16 clips where that is fewer (ours: as many whitened components as clips make all of them equally far apart).
+    """
     whiten: bool = True
     """Scale principal components to unit variance. Source: DECAR section 3."""
     pic_neighbours: int = 5
@@ -91,7 +93,8 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
-        positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs, pca_dim=self.pca_dim)
+        positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs)
+        check(self.pca_dim == "auto" or self.pca_dim >= 1, f"cluster.pca_dim = {self.pca_dim}: want 1 or more, or auto")
         positive("cluster", pic_neighbours=self.pic_neighbours, pic_sigma=self.pic_sigma)
         positive("cluster", pic_iterations=self.pic_iterations)
         check(0 < self.pic_alpha < 1, f"cluster.pic_alpha = {self.pic_alpha}: want 0 < alpha < 1")

@@ -27,7 +27,7 @@ from unfused_fast.features import extract, load_encoder
 from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.partitions import pseudo_label_kmeans
+from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.pipeline import Batch, Loader
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
@@ -103,11 +103,10 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
     features = extract(frozen, shards, "train", kind, pool, device, "teacher features")
     settings = config.pseudo
-    pca_dim = max(2, min(128, len(features) // 16)) if settings.pca_dim == "auto" else settings.pca_dim
     found = pseudo_label_kmeans(
         features,
         k,
-        pca_dim=pca_dim,
+        pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
         whiten=settings.whiten,
         iterations=settings.iterations,
         n_init=settings.n_init,

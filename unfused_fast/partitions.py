@@ -6,7 +6,7 @@ N points, D features, K clusters.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class ClusterStatistics(NamedTuple):
     objective: float
 
 
+def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
+    """Principal components for a set of `clips` clips: `auto` is 128, or one for every 16 clips where that is fewer."""
+    return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
+
+
 def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 16) -> Tensor:
     """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
 
@@ -47,10 +52,9 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
         UserError: all rows are equal.
     """
     count = len(points)
-    mean = (
-        torch.stack([block.sum(dim=0, dtype=torch.float64) for block in torch.split(points, block_rows)]).sum(dim=0)
-        / count
-    )
+    mean = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+    for block in torch.split(points, block_rows):
+        mean += block.sum(dim=0, dtype=torch.float64) / count
     if count <= points.shape[1]:
         _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
         variances, directions = singular.square() / count, directions.T

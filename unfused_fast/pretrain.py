@@ -115,10 +115,11 @@ class Pretraining:
         self.bank.start_epoch()
         with self.timer.part("bank pass"):
             for batch in self.loader.epoch(INIT_EPOCH, views=1, masks=not clean):
-                self._write_bank(batch, INIT_EPOCH, augmented=not clean)
+                self._write_bank(batch, INIT_EPOCH, not clean)
                 if run.stopping:
-                    kept = "its last saved epoch remains, go on with --resume" if run.saved else "nothing is saved yet"
-                    raise Interrupted(f"{run.out}: stopped while filling the memory bank; {kept}")
+                    if run.saved:
+                        raise Interrupted(f"{run.out}: stopped between epochs; go on with --resume")
+                    raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet")
         self.bank.check_cover()
 
     def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
