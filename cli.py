@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from unfused_fast import __version__
+from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
@@ -33,6 +34,7 @@ app.command()(merge)
 app.add_typer(train_app, name="train")
 app.command()(check)
 app.command()(peek)
+app.command()(clusters)
 
 
 @app.callback(invoke_without_command=True)

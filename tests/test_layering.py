@@ -24,10 +24,10 @@ LAYERS = [
     {"pretrain"},
     {"distill"},
     {"linear"},
-    {"report", "doctor", "everything", "peek"},
+    {"report", "doctor", "everything", "peek", "clusters"},
     {"demo"},
     {"terminal"},
-    {"train_commands", "shard_commands", "set_commands"},
+    {"train_commands", "shard_commands", "set_commands", "clusters_commands"},
     {"cli"},
     {"__main__"},
 ]

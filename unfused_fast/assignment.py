@@ -31,6 +31,16 @@ class Clustering(NamedTuple):
     """(K, D) unit centroids in the space of the bank; None where the clusters were found among principal components."""
 
 
+def clustered_points(rows: Tensor, config: Config) -> Tensor:
+    """(N, D) rows of the bank -> (N, D') unit rows in the space that `cluster.algo` clusters; `rows` themselves where
+    they are that already.
+    """
+    settings = config.cluster
+    if settings.algo != "spherical":
+        return pca_whiten(rows, resolve_pca_dim(settings.pca_dim, len(rows)), settings.whiten)
+    return rows if config.model.l2_normalize else torch.nn.functional.normalize(rows, dim=1)
+
+
 def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor | None = None) -> Clustering:
     """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
 
@@ -39,8 +49,8 @@ def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor 
     """
     settings = config.cluster
     generator = torch.Generator(device=rows.device).manual_seed(seed)
+    points = clustered_points(rows, config)
     if settings.algo == "spherical":
-        points = rows if config.model.l2_normalize else torch.nn.functional.normalize(rows, dim=1)
         warm = settings.init == "warm" and start is not None
         found = spherical_kmeans(
             points,
@@ -52,7 +62,6 @@ def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor 
             backend=settings.backend,
         )
         return Clustering(found.assignments, found.counts, found.objective, "mean_cosine", found.centroids)
-    points = pca_whiten(rows, resolve_pca_dim(settings.pca_dim, len(rows)), settings.whiten)
     if settings.algo == "pca_kmeans":
         found = euclidean_kmeans(points, k, iterations=settings.iterations, generator=generator)
         return Clustering(found.assignments, found.counts, found.objective, "inertia", None)

@@ -27,6 +27,15 @@ class Partition(Protocol):
         """() what the algorithm made large or small."""
 
 
+class ClusterSizes(NamedTuple):
+    """How even clusters are; host numbers."""
+
+    empty: int
+    perplexity: float
+    """exp(H) of the shares of the clusters: K when all are equal, 1 when all clips are in one."""
+    largest_share: float
+
+
 class ClusterStatistics(NamedTuple):
     """What a log line says of a clustering; host numbers."""
 
@@ -113,17 +122,14 @@ def stalled(history: list[float], patience: int) -> bool:
     return bool(patience) and bool(history) and len(history) - 1 - history.index(max(history)) >= patience
 
 
+def cluster_sizes(counts: Tensor) -> ClusterSizes:
+    """(K,) clips of each cluster -> empty ones, perplexity, largest share; one host read."""
+    shares = counts.double() / counts.sum()
+    values = [(counts == 0).sum().double(), torch.exp(-torch.special.xlogy(shares, shares).sum()), shares.max()]
+    empty, perplexity, largest = torch.stack(values).tolist()
+    return ClusterSizes(int(empty), perplexity, largest)
+
+
 def cluster_statistics(found: Partition) -> ClusterStatistics:
-    """Empty clusters, perplexity exp(H) of their sizes (K when even), share of the largest, objective; one host
-    read.
-    """
-    shares = found.counts.double() / found.counts.sum()
-    values = torch.stack(
-        [
-            (found.counts == 0).sum().double(),
-            torch.exp(-torch.special.xlogy(shares, shares).sum()),
-            shares.max(),
-            found.objective.double(),
-        ]
-    ).tolist()
-    return ClusterStatistics(int(values[0]), values[1], values[2], values[3])
+    """Sizes and objective of a clustering as host numbers."""
+    return ClusterStatistics(*cluster_sizes(found.counts), float(found.objective))
