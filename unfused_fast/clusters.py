@@ -73,8 +73,9 @@ def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str,
     """Totals and, largest first, each non-empty cluster: size, share, its `top` most central clips, and with labels
     its commonest one and purity, the share of its labelled clips that have it.
 
-    Central are clips of largest cosine to the mean direction of the cluster, in the space that was clustered. Clips are named by source where a
-    set is given, else by clip id. Labels of a multi-label set are not read: purity is of one label a clip.
+    Central are clips of largest cosine to the mean direction of the cluster, in the space that was clustered. Clips are
+    named by source where a set is given, else by clip id. Labels of a multi-label set are not read: purity is of one
+    label a clip.
     """
     ids, k = clusters.assignments, clusters.k
     counts = torch.bincount(ids, minlength=k)
