@@ -50,7 +50,7 @@ def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
     return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
 
 
-def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 16) -> Tensor:
+def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 13) -> Tensor:
     """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
 
     Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from unfused_fast.errors import UserError
 
+GROUP = 64
+"""Columns whose largest similarity stands for them. Ours: 5 groups of 64 are sorted, of 250,000 columns."""
 BLOCK_VALUES = 1 << 24
 """Similarities held at once while neighbours are sought. Ours: 64 MiB, of which one block is alive at a time."""
 
@@ -45,16 +47,24 @@ class Graph(NamedTuple):
 def nearest_neighbours(points: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """(N, D) unit rows -> ids and squared distances (N, M), nearest first, without the point itself; exact.
 
-    Similarities are made block by block of points. M is at most N - 1.
+    Similarities are made block by block of points. The M largest of a row lie in the M groups of columns whose largest
+    are largest, so only those groups are sorted: the rest is one pass of maxima. M is at most N - 1.
     """
     count = min(neighbours, len(points) - 1)
     ids = torch.empty(len(points), count, dtype=torch.int64, device=points.device)
     distances = torch.empty(len(points), count, dtype=torch.float64, device=points.device)
     rows = max(1, BLOCK_VALUES // len(points))
+    columns = torch.nn.functional.pad(points, (0, 0, 0, -len(points) % GROUP)).T
+    groups = columns.shape[1] // GROUP
+    within = torch.arange(GROUP, device=points.device)
     for start in range(0, len(points), rows):
-        similarities = points[start : start + rows] @ points.T
+        similarities = points[start : start + rows] @ columns
+        similarities[:, len(points) :] = -torch.inf
         similarities.diagonal(start).fill_(-torch.inf)
-        ids[start : start + rows] = similarities.topk(count, dim=1).indices
+        best = similarities.view(-1, groups, GROUP).amax(dim=2).topk(min(count, groups), dim=1).indices
+        candidates = (best[..., None] * GROUP + within).flatten(1)
+        chosen = similarities.gather(1, candidates).topk(count, dim=1).indices
+        ids[start : start + rows] = candidates.gather(1, chosen)
     # of the neighbours alone, from differences in float64: 2 - 2 cos of close points in float32 is noise
     for start in range(0, len(points), rows):
         near = points[ids[start : start + rows]].double() - points[start : start + rows, None].double()
