@@ -10,6 +10,7 @@ import typer
 from unfused_fast import __version__
 from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
+from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
@@ -37,6 +38,7 @@ app.command()(check)
 app.command()(peek)
 app.command()(bench)
 app.add_typer(bank_app, name="bank")
+app.command()(clusters)
 
 
 @app.callback(invoke_without_command=True)

@@ -115,15 +115,21 @@ class Augmenter:
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
 
-    def __call__(self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, ...]:
-        """(B,) ids and V crops (B, 1, F, T) -> V views: mixup with the memory, then random resize crop."""
+    def __call__(
+        self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """(B,) ids and V crops (B, 1, F, T) -> V views: mixup with the memory, then random resize crop.
+
+        `counters` (B,) take the place of the ids in random numbers where a clip may come twice in an epoch.
+        """
+        counters = clip_ids if counters is None else counters
         views = []
         for view, crop in enumerate(crops):
             if self.memory is not None:
-                draws = uniform(clip_ids, 2, seed=self.seed, epoch=epoch, stream=Stream.MIXUP, view=view)
+                draws = uniform(counters, 2, seed=self.seed, epoch=epoch, stream=Stream.MIXUP, view=view)
                 crop = log_mixup_exp(crop, *self.memory.draw(clip_ids, draws, self.config.mixup.ratio))
             if self.config.rrc.enabled:
-                draws = uniform(clip_ids, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
+                draws = uniform(counters, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
                 crop = random_resize_crop(crop, draws, self.config.rrc)
             views.append(crop)
         if self.memory is not None:

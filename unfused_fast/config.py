@@ -29,26 +29,57 @@ class ModelConfig:
     """Dropout between the two fully connected layers. Source: authors."""
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
     """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A."""
+    projector: Literal["batchnorm", "dropout"] = "batchnorm"
+    """Projection head: Linear-BatchNorm-ReLU-Linear, or DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last
+    ReLU comes before the prediction head only. Source: authors of UnFuSeD; authors of DECAR.
+    """
+    proj_dropout: float = 0.5
+    """Dropout before both layers of the `dropout` projector. Source: authors of DECAR."""
     proj_hidden: int = 2048
     """Hidden width of the projection head. Source: authors (the paper says only: multiple linear layers)."""
     proj_dim: int = 512
     """Output size of the projection head, D of the memory bank. Source: paper section 4."""
     l2_normalize: bool = True
     """Projections get unit norm. Source: paper section 3; the authors' code does not."""
+    prediction: Literal["prototypes", "linear"] = "prototypes"
+    """What predicts a clip's cluster: the frozen centroids, or a linear layer p re-made at each clustering with weights
+    from N(0, 0.01). Source: paper section 3; DECAR section 3 and its authors.
+    """
 
     def __post_init__(self) -> None:
         positive("model", dim=self.dim, channels=self.channels, proj_hidden=self.proj_hidden, proj_dim=self.proj_dim)
-        check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: want 0 <= dropout < 1")
+        for name in ("dropout", "proj_dropout"):
+            check(0 <= getattr(self, name) < 1, f"model.{name} = {getattr(self, name)}: want 0 <= dropout < 1")
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Spherical k-means over the memory bank."""
+    """Clustering of the memory bank."""
 
+    algo: Literal["spherical", "pca_kmeans", "pic"] = "spherical"
+    """Spherical k-means; PCA, whitening, L2, then k-means; or the same, then Power Iteration Clustering, which finds
+    the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
+    """
     k: int | Auto = 512
-    """Clusters. Source: paper section 4 (512). `auto`: 512, or one for every 8 clips where that is fewer."""
+    """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024. `auto`:
+    512, or one for every 8 clips where that is fewer.
+    """
     iterations: int = 10
-    """k-means iterations. Source: authors."""
+    """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
+    pca_dim: int | Auto = "auto"
+    """Principal components that `pca_kmeans` and `pic` cluster. Source: DECAR section 3 (128). `auto`: 128, or one for
+    every 16 clips where that is fewer (ours: as many whitened components as clips make all of them equally far apart).
+    """
+    whiten: bool = True
+    """Scale principal components to unit variance. Source: DECAR section 3."""
+    pic_neighbours: int = 5
+    """Nearest neighbours of a clip in the graph of `pic`. Source: authors of DECAR, from DeepCluster."""
+    pic_sigma: float = 0.2
+    """Width of the graph's kernel exp(-distance^2 / sigma^2), as a distance of unit rows. Source: as pic_neighbours."""
+    pic_alpha: float = 0.001
+    """Share of the uniform start vector that each power iteration adds. Source: as pic_neighbours."""
+    pic_iterations: int = 200
+    """Power iterations. Source: as pic_neighbours."""
     init: Literal["random", "kmeans++", "warm"] = "random"
     """Initial centroids: random rows, cosine k-means++, or the last epoch's. Source: authors (random rows, each
     epoch).
@@ -63,6 +94,10 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
         positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs)
+        check(self.pca_dim == "auto" or self.pca_dim >= 1, f"cluster.pca_dim = {self.pca_dim}: want 1 or more, or auto")
+        positive("cluster", pic_neighbours=self.pic_neighbours, pic_sigma=self.pic_sigma)
+        positive("cluster", pic_iterations=self.pic_iterations)
+        check(0 < self.pic_alpha < 1, f"cluster.pic_alpha = {self.pic_alpha}: want 0 < alpha < 1")
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,10 @@ class LossConfig:
 class BankConfig:
     """The memory bank."""
 
+    fill: Literal["training", "pass"] = "training"
+    """Where rows come from: the last epoch's training steps, or a pass in eval mode over clips as they are, without
+    augmentation, before each clustering. Source: paper section 3; DECAR section 3 (two passes an epoch).
+    """
     init_mode: Literal["eval", "train"] = "eval"
     """Mode of the network while the bank is first filled. Ours: eval leaves BatchNorm alone; the authors use train."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -112,11 +151,16 @@ class OptimConfig:
     """Length of the warm-up, in epochs (at most a tenth of a shorter run). Source: authors."""
     exclude_1d: bool = False
     """Keep weight decay and LARC off biases and BatchNorm. Source: authors (false)."""
+    head_lr: float = 0.05
+    """Rate of the `linear` prediction head's own SGD, which has no momentum. Source: authors of DECAR."""
+    head_weight_decay: float = 1e-5
+    """Its L2 weight decay. Source: authors of DECAR."""
 
     def __post_init__(self) -> None:
-        positive("optim", lr=self.lr, trust=self.trust)
+        positive("optim", lr=self.lr, trust=self.trust, head_lr=self.head_lr)
         check(0 <= self.momentum < 1, f"optim.momentum = {self.momentum}: want 0 <= momentum < 1")
-        check(self.weight_decay >= 0, f"optim.weight_decay = {self.weight_decay}: want 0 or more")
+        for name in ("weight_decay", "head_weight_decay"):
+            check(getattr(self, name) >= 0, f"optim.{name} = {getattr(self, name)}: want 0 or more")
         check(self.warmup_epochs >= 0, f"optim.warmup_epochs = {self.warmup_epochs}: want 0 or more")
 
 
@@ -134,11 +178,16 @@ class TrainConfig:
     """Autocast of forward passes; `auto` is bf16 where the device has it in hardware. Ours: the authors use fp32."""
     seed: int = 0
     """Seeds weights, order, views, clustering."""
+    patience: int = 0
+    """Epochs without a new best NMI of consecutive clusterings after which pre-training stops; 0: never. Source: DECAR
+    section 5 (10); UnFuSeD has none.
+    """
     save_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch is always saved."""
 
     def __post_init__(self) -> None:
         positive("train", epochs=self.epochs, save_every=self.save_every)
+        check(self.patience >= 0, f"train.patience = {self.patience}: want 0 (never stop early) or more")
         check(
             self.batch_size == "auto" or self.batch_size >= 2, f"train.batch_size = {self.batch_size}: want at least 2"
         )
@@ -250,6 +299,19 @@ class Config:
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def check_together(self) -> None:
+        """Raises UserError for values that do not go together; settings.with_values calls it when all are set."""
+        check(
+            self.cluster.algo == "spherical" or self.model.prediction == "linear",
+            f"cluster.algo = {self.cluster.algo} has no centroids that could be prototypes; "
+            "use it with --set model.prediction=linear",
+        )
+        check(
+            self.data.sampler == "every_clip" or self.bank.fill == "pass",
+            f"data.sampler = {self.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
+            "use it with --set bank.fill=pass",
+        )
 
     @property
     def crop_frames(self) -> int:

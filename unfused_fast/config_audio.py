@@ -69,6 +69,10 @@ class DataConfig:
     """Where log-mels lie: computed anew each epoch (stream), or once and held on the device (resident), in pinned
     memory, or on disk (mmap). Ours: `auto` is the fastest of them in whose memory the split fits.
     """
+    sampler: Literal["every_clip", "uniform_clusters"] = "every_clip"
+    """Clips of an epoch of pre-training: each once, or as many draws, equally many from each cluster. Source: paper;
+    DECAR section 3 (uniform over pseudo-labels).
+    """
 
     def __post_init__(self) -> None:
         positive("data", crop_seconds=self.crop_seconds)

@@ -9,6 +9,7 @@ The target's labels are never read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from unfused_fast.features import extract, load_encoder
 from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.partitions import pseudo_label_kmeans
+from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.run import Run
@@ -103,11 +104,10 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
     features = extract(frozen, shards, "train", kind, pool, device, "teacher features", config.data.store)
     settings = config.pseudo
-    pca_dim = max(2, min(128, len(features) // 16)) if settings.pca_dim == "auto" else settings.pca_dim
     found = pseudo_label_kmeans(
         features,
         k,
-        pca_dim=pca_dim,
+        pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
         whiten=settings.whiten,
         iterations=settings.iterations,
         n_init=settings.n_init,
@@ -134,10 +134,19 @@ class Distillation:
         self.timer = PartTimer(device)
         self.step = 0
 
-    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+    @property
+    def finished(self) -> bool:
+        """Distillation has no early stop."""
+        return False
+
+    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
         """Nothing changes between epochs: the pseudo-labels stay. Source: authors (clustered once)."""
         self.network.train()
         return {}
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Every clip once."""
+        return self.loader.epoch(epoch)
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
         """One step on one view of each clip: returns the detached loss."""

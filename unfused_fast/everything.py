@@ -27,9 +27,10 @@ def train_all(
     labels_of_splits(target)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
+    first = "DECAR-v2" if configs["pretrain"].model.prediction == "prototypes" else "DECAR-v1"
     encoders = {
         "random": "random",
-        "stage 1 (DECAR-v2)": str(out / "pretrain"),
+        f"stage 1 ({first})": str(out / "pretrain"),
         "stage 2 (UnFuSeD)": str(out / "distill"),
     }
     results = {

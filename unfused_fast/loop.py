@@ -19,6 +19,9 @@ from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.run import Run
 from unfused_fast.training import Interrupted, console, progress_bar
 
+MEASURES = "mean_cosine", "inertia"
+"""Names that the objective of a clustering has in the log."""
+
 
 class Stage(Protocol):
     """What run_epochs asks of a stage's state."""
@@ -33,8 +36,15 @@ class Stage(Protocol):
     def network(self) -> nn.Module:
         """What is trained."""
 
-    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+    @property
+    def finished(self) -> bool:
+        """Whether to stop before `train.epochs`."""
+
+    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
         """Prepares an epoch; returns numbers for the log."""
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """What the epoch trains on."""
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
         """One step on a full batch; returns the detached loss."""
@@ -53,8 +63,8 @@ class Stage(Protocol):
 
 
 def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
-    """Trains epochs done + 1 to `train.epochs`; returns the last loss, the median clips/s, and the
-    seconds of the start (log-mels to memory) and of the first epoch.
+    """Trains epochs done + 1 to `train.epochs`, or until the stage is finished; returns the last loss, the last epoch,
+    the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
 
     Raises UserError when the loss is not a number, Interrupted when a signal came: the last saved epoch then remains.
     """
@@ -64,9 +74,11 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
     loss: float | None = before.get("loss")
     with EpochProgress(run.stage, epochs, steps, done) as progress:
         for epoch in range(done + 1, epochs + 1):
-            start = time.perf_counter()
-            values = state.begin_epoch(epoch)
-            total, batches = torch.zeros((), device=state.loader.device), state.loader.epoch(epoch)
+            if state.finished:
+                break
+            done, start = epoch, time.perf_counter()
+            values = state.begin_epoch(epoch, run)
+            total, batches = torch.zeros((), device=state.loader.device), state.batches(epoch)
             taken = 0
             while (batch := state.timer.next("load", batches)) is not None:
                 taken += 1
@@ -84,7 +96,7 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
             loss = float(total) / steps
             check_finite(loss, state.network, epoch, saved, config)
             seconds = time.perf_counter() - start
-            if epoch % config.train.save_every == 0 or epoch == epochs:
+            if epoch % config.train.save_every == 0 or epoch == epochs or state.finished:
                 with state.timer.part("save"):
                     state.save(run, epoch)
                 saved = epoch
@@ -103,11 +115,25 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
                     "parts": state.timer.read(),
                 },
             )
-            reference = f" (ln K {values['ln_k']:.2f})" if "ln_k" in values else ""
-            nmi = f"  NMI {values['nmi']:.2f}" if values.get("nmi") is not None else ""
-            progress.epoch(epoch, f"loss {loss:.3f}{reference}{nmi}  {rates[-1]:.0f} clips/s")
+            progress.epoch(epoch, f"loss {loss:.3f}{_clusters_note(values)}  {rates[-1]:.0f} clips/s")
+    if state.finished:
+        console.print(f"{run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
     rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
-    return {"loss": loss, "clips_per_second": rate, **first}
+    return {"loss": loss, "last_epoch": done, "clips_per_second": rate, **first}
+
+
+def _clusters_note(values: dict[str, Any]) -> str:
+    """What the screen says of an epoch's clustering: nothing where there was none."""
+    words = [f" (ln K {values['ln_k']:.2f})"] if "ln_k" in values else []
+    if values.get("nmi") is not None:
+        words.append(f"NMI {values['nmi']:.2f}")
+    if "perplexity" in values:
+        objective = next(f"{name.replace('_', ' ')} {values[name]:.3f}" for name in MEASURES if name in values)
+        words += [
+            f"K {values['k']}, perplexity {values['perplexity']:.0f}, {values['empty_clusters']} empty, "
+            f"largest {values['largest_cluster']:.1%}, {objective}, {values['cluster_seconds']:.2f} s"
+        ]
+    return "  ".join(words)
 
 
 class PartTimer:

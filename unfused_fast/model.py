@@ -65,7 +65,8 @@ def build_encoder(config: Config) -> AudioNTT | EfficientNetB0:
     model = config.model
     if model.encoder == "audiontt":
         return AudioNTT(config.frontend.n_mels, model.dim, model.channels, model.dropout)
-    return EfficientNetB0()
+    # DECAR's global max-pooling takes the largest over frequency and time, so with it frequency is pooled by max too.
+    return EfficientNetB0("max" if model.pool == "max" else "mean")
 
 
 def pool_time(steps: Tensor, counts: Tensor | None, how: Pool) -> Tensor:
@@ -93,14 +94,32 @@ class Projector(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
+class DropoutProjector(nn.Sequential):
+    """g of DECAR-v1: Dropout, Linear, ReLU, Dropout, Linear. Without the last ReLU, which prediction.py applies: what
+    is clustered has both signs. Source: authors of DECAR; its paper says one layer of 512 units.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int, dropout: float) -> None:
+        super().__init__(
+            nn.Dropout(dropout), nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out)
+        )
+
+
+def build_projector(model: ModelConfig, dim: int) -> Projector | DropoutProjector:
+    """A projection head by `model.projector`, (B, dim) -> (B, P)."""
+    if model.projector == "batchnorm":
+        return Projector(dim, model.proj_hidden, model.proj_dim)
+    return DropoutProjector(dim, model.proj_hidden, model.proj_dim, model.proj_dropout)
+
+
 class PretrainNetwork(nn.Module):
-    """f_pre and h_proj of DECAR-v2."""
+    """f_pre and h_proj of DECAR-v2, or f and g of DECAR-v1."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         model: ModelConfig = config.model
         self.encoder = build_encoder(config)
-        self.projector = Projector(self.encoder.dim, model.proj_hidden, model.proj_dim)
+        self.projector = build_projector(model, self.encoder.dim)
         self.pool: Pool = model.pool
         self.l2_normalize = model.l2_normalize
 

@@ -6,13 +6,34 @@ N points, D features, K clusters.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from unfused_fast.clustering import KMeans, euclidean_kmeans
 from unfused_fast.errors import UserError
+
+
+class Partition(Protocol):
+    """What cluster_statistics reads of a clustering; tensors on one device."""
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) int64 points in each cluster."""
+
+    @property
+    def objective(self) -> Tensor:
+        """() what the algorithm made large or small."""
+
+
+class ClusterSizes(NamedTuple):
+    """How even clusters are; host numbers."""
+
+    empty: int
+    perplexity: float
+    """exp(H) of the shares of the clusters: K when all are equal, 1 when all clips are in one."""
+    largest_share: float
 
 
 class ClusterStatistics(NamedTuple):
@@ -24,26 +45,47 @@ class ClusterStatistics(NamedTuple):
     objective: float
 
 
-def pca_whiten(points: Tensor, dim: int, whiten: bool = True) -> Tensor:
+def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
+    """Principal components for a set of `clips` clips: `auto` is 128, or one for every 16 clips where that is fewer."""
+    return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
+
+
+def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 13) -> Tensor:
     """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
 
-    Components with less than 1e-6 of the largest variance are dropped. Source: DECAR section 3; authors (PCA to 128).
+    Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
+    by block, so that beside points and result only (D, D) and one block are held; where N <= D, from one SVD. Source:
+    DECAR section 3; authors (PCA to 128).
+
+    Raises:
+        UserError: all rows are equal.
     """
-    centred = (points - points.mean(dim=0)).double()
     count = len(points)
+    mean = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+    for block in torch.split(points, block_rows):
+        mean += block.sum(dim=0, dtype=torch.float64) / count
     if count <= points.shape[1]:
-        _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+        _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
         variances, directions = singular.square() / count, directions.T
     else:
-        variances, directions = torch.linalg.eigh(centred.T @ centred / count)
+        covariance = torch.zeros(points.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
+        for block in torch.split(points, block_rows):
+            centred = block.double() - mean
+            covariance.addmm_(centred.T, centred, alpha=1 / count)
+        variances, directions = torch.linalg.eigh(covariance)
         variances, directions = variances.flip(0), directions.flip(1)
-    kept = min(dim, int((variances > variances[0] * 1e-6).sum()))
+    # a spread below 1e-6 of the mean's size is what float32 leaves of equal rows
+    kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
     if not kept:
-        raise UserError("all clips have the same features, so they cannot be clustered; was the teacher trained?")
-    components = centred @ directions[:, :kept]
-    if whiten:
-        components = components / variances[:kept].sqrt()
-    return torch.nn.functional.normalize(components, dim=1).float()
+        raise UserError(
+            "all clips have the same features, so they cannot be clustered; was what gives them trained, and did its "
+            "training not diverge?"
+        )
+    scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
+    found = torch.empty(count, kept, device=points.device)
+    for block, out in zip(torch.split(points, block_rows), torch.split(found, block_rows), strict=True):
+        out.copy_(torch.nn.functional.normalize((block.double() - mean) @ scaled, dim=1))
+    return found
 
 
 def pseudo_label_kmeans(
@@ -72,17 +114,22 @@ def normalised_mutual_information(first: Tensor, second: Tensor) -> float:
     return float(information) / denominator if denominator > 0 else 1.0
 
 
-def cluster_statistics(found: KMeans) -> ClusterStatistics:
-    """Empty clusters, perplexity exp(H) of their sizes (K when even), share of the largest, objective; one host
-    read.
+def stalled(history: list[float], patience: int) -> bool:
+    """Whether the last `patience` values brought no new largest one; never with a patience of 0.
+
+    Source: DECAR section 5 (no improvement of the NMI of consecutive clusterings for 10 epochs).
     """
-    shares = found.counts.double() / found.counts.sum()
-    values = torch.stack(
-        [
-            (found.counts == 0).sum().double(),
-            torch.exp(-torch.special.xlogy(shares, shares).sum()),
-            shares.max(),
-            found.objective.double(),
-        ]
-    ).tolist()
-    return ClusterStatistics(int(values[0]), values[1], values[2], values[3])
+    return bool(patience) and bool(history) and len(history) - 1 - history.index(max(history)) >= patience
+
+
+def cluster_sizes(counts: Tensor) -> ClusterSizes:
+    """(K,) clips of each cluster -> empty ones, perplexity, largest share; one host read."""
+    shares = counts.double() / counts.sum()
+    values = [(counts == 0).sum().double(), torch.exp(-torch.special.xlogy(shares, shares).sum()), shares.max()]
+    empty, perplexity, largest = torch.stack(values).tolist()
+    return ClusterSizes(int(empty), perplexity, largest)
+
+
+def cluster_statistics(found: Partition) -> ClusterStatistics:
+    """Sizes and objective of a clustering as host numbers."""
+    return ClusterStatistics(*cluster_sizes(found.counts), float(found.objective))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from unfused_fast.batches import Batch as Batch
+from unfused_fast.batches import Batches as Batches
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.order import (
     Order,
+    drawn_order,
     epoch_order,
     index_lines,
     key_width,
     random_crops,
     random_masks,
+    uniform_draws,
     whole_crops,
     write_indexes,
 )
@@ -37,45 +41,15 @@ from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
 
 
-class Batch(NamedTuple):
-    """What one step gets; every tensor on the device."""
+class Reading(NamedTuple):
+    """What is read, one clip after the other."""
 
-    clip_ids: Tensor
-    """(B,) int64: rows of the clips table, and of the memory bank."""
-    views: tuple[Tensor, ...]
-    """V normalised log-mels (B, 1, F, T)."""
-    frame_counts: Tensor | None
-    """(B,) int64 valid frames of whole clips; None for training crops, which all have T."""
-
-
-class Batches(Protocol):
-    """One split of a shard set in batches, on one rank: read from the shards (Loader), or held ready (resident.py)."""
-
-    @property
-    def clips(self) -> int:
-        """Clips of the split, on all ranks."""
-
-    @property
-    def batch_size(self) -> int:
-        """Clips of a full batch."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches lie."""
-
-    @property
-    def full_batches(self) -> int:
-        """As Loader.full_batches."""
-
-    @property
-    def start_seconds(self) -> float:
-        """Seconds spent before the first batch can be asked for: reading and computing what is held ready."""
-
-    def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
-        """As Loader.epoch: the same ids in the same order, the same crops and masks."""
-
-    def whole_clips(self) -> Iterator[Batch]:
-        """As Loader.whole_clips."""
+    order: Order
+    """Of each shard its lines."""
+    clip_ids: NDArray[np.int64]
+    """(N,)"""
+    counters: NDArray[np.int64]
+    """(N,) as in Batch."""
 
 
 def import_dali() -> tuple[Any, Any, Any, Any]:
@@ -142,28 +116,44 @@ class Loader:
         """Batches of exactly batch_size clips that every rank has in an epoch."""
         return self.clips // self.world_size // self.batch_size
 
-    def order(self, epoch: int | None) -> Order:
-        """What this rank reads in an epoch, in order; None: for whole clips, each shard from short to long."""
-        if epoch is not None:
-            generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
-            return epoch_order(self._shards, self._share, generator)
-        return [
-            (path, sorted(lines, key=lambda line: int(self.samples[line.clip_id])))
-            for path, lines in epoch_order(self._shards, self._share, None)
-        ]
+    def order(self, epoch: int | None, clusters: NDArray[np.int64] | None = None) -> Reading:
+        """What this rank reads in an epoch. Epoch None: for whole clips, each shard from short to long.
 
-    def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
+        Args:
+            clusters: as of `epoch`.
+        """
+        again: NDArray[np.int64] | int = 0
+        if epoch is None:
+            order = [
+                (path, sorted(lines, key=lambda line: int(self.samples[line.clip_id])))
+                for path, lines in epoch_order(self._shards, self._share, None)
+            ]
+        else:
+            generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
+            if clusters is None:
+                order = epoch_order(self._shards, self._share, generator)
+            else:
+                rows, times = uniform_draws(clusters, generator)
+                order, positions = drawn_order(self._shards, rows, self._share, self.batch_size)
+                again = times[positions]
+        ids = np.array([line.clip_id for _, lines in order for line in lines], dtype=np.int64)
+        return Reading(order, ids, ids + again * len(self.samples))
+
+    def epoch(
+        self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
+    ) -> Iterator[Batch]:
         """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left.
 
-        SpecAugment masks each view apart. Crops are frames of the clip's log-mel: the same whether the
-        log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with silence.
+        With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
+        cluster. SpecAugment masks each view apart, with `masks`. Crops are frames of the clip's log-mel: the same
+        whether the log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with
+        silence.
         """
-        order = self.order(epoch)
         crops = 1 if self.config.views.same_crop else views
-        masked = views if self.config.aug.specaug.masks else 0
+        masked = views if masks and self.config.aug.specaug.masks else 0
 
-        def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
-            ids, arrays = torch.from_numpy(clip_ids), list[NDArray[Any]]()
+        def parameters(clip_ids: NDArray[np.int64], counters: NDArray[np.int64]) -> list[NDArray[Any]]:
+            ids, arrays = torch.from_numpy(counters), list[NDArray[Any]]()
             for view in range(crops):
                 arrays += random_crops(self.config, ids, self.samples[clip_ids], epoch, view)
             for view in range(masked):
@@ -173,32 +163,39 @@ class Loader:
         def graph(waveform: Any, given: list[Any]) -> list[Any]:
             fn = import_dali()[0]
             made = [self._log_mel(_cut(waveform, given[5 * crop : 5 * crop + 5])) for crop in range(crops)]
-            masks = given[5 * crops :]
+            erasures = given[5 * crops :]
             erased = [
                 fn.erase(
-                    made[view % crops], anchor=masks[2 * view], shape=masks[2 * view + 1], axes=(0, 1), fill_value=0.0
+                    made[view % crops],
+                    anchor=erasures[2 * view],
+                    shape=erasures[2 * view + 1],
+                    axes=(0, 1),
+                    fill_value=0.0,
                 )
                 for view in range(masked)
             ]
             return erased or made
 
-        for clip_ids, tensors in self._run(order, parameters, 5 * crops + 2 * masked, graph):
-            yield Batch(clip_ids, tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views)), None)
+        for clip_ids, counters, tensors in self._run(
+            self.order(epoch, clusters), parameters, 5 * crops + 2 * masked, graph
+        ):
+            made = tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views))
+            yield Batch(clip_ids, made, None, counters)
 
     def whole_clips(self) -> Iterator[Batch]:
         """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
 
-        def parameters(clip_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+        def parameters(clip_ids: NDArray[np.int64], _: NDArray[np.int64]) -> list[NDArray[Any]]:
             return list(whole_crops(self.config, self.samples[clip_ids]))
 
         def graph(waveform: Any, given: list[Any]) -> list[Any]:
             made = self._log_mel(_cut(waveform, given))
             return [import_dali()[0].pad(made, axes=(1,)), made.shape()]
 
-        for clip_ids, (log_mel, shapes) in self._run(self.order(None), parameters, 5, graph):
+        for clip_ids, counters, (log_mel, shapes) in self._run(self.order(None), parameters, 5, graph):
             counts = shapes[:, 1].to(torch.int64)
             longest = int(counts.max())  # the graph pads for the clips too with which it fills its last batch
-            yield Batch(clip_ids, (log_mel[..., :longest].unsqueeze(1),), counts)
+            yield Batch(clip_ids, (log_mel[..., :longest].unsqueeze(1),), counts, counters)
 
     def _log_mel(self, waveform: Any) -> Any:
         """Samples with their context -> (F, T) normalised log-mel, on the GPU where there is one."""
@@ -226,18 +223,21 @@ class Loader:
 
     def _run(
         self,
-        order: Order,
-        parameters: Callable[[NDArray[np.int64]], list[NDArray[Any]]],
+        reading: Reading,
+        parameters: Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[Any]]],
         count: int,
         graph: Callable[[Any, list[Any]], list[Any]],
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Clip ids and the graph's outputs, batch by batch; `parameters` gives `count` arrays (B, ...) for its ids."""
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """Clip ids, counters and the graph's outputs, batch by batch; `parameters` gives `count` arrays (B, ...) for
+        ids and counters.
+        """
         fn, _, types, pipeline_class = import_dali()
-        ids = np.array([line.clip_id for _, lines in order for line in lines], dtype=np.int64)
+        order, ids, counters = reading
 
         def given(step: int) -> list[NDArray[Any]]:
             # the reader goes round after the last clip; what it repeats is cut off below
-            return parameters(ids[(step * self.batch_size + np.arange(self.batch_size)) % len(ids)])
+            taken = (step * self.batch_size + np.arange(self.batch_size)) % len(ids)
+            return parameters(ids[taken], counters[taken])
 
         with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
             pipeline = pipeline_class(
@@ -269,7 +269,8 @@ class Loader:
                     ) from error
                 valid = min(self.batch_size, len(ids) - done)
                 found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
-                yield found.reshape(-1), rest
+                counted = torch.from_numpy(counters[done : done + valid]).to(self.device)
+                yield found.reshape(-1), counted, rest
 
 
 def _cut(waveform: Any, crop: list[Any]) -> Any:

@@ -72,6 +72,28 @@ def plot_curves(
     figure.savefig(path, dpi=130)
 
 
+def plot_cluster_sizes(path: Path, counts: Sequence[int], title: str) -> None:
+    """Sizes of clusters (K), largest first, empty ones last, with a line where all would be equal."""
+    sizes, even = sorted(counts, reverse=True), sum(counts) / len(counts)
+    figure, ((axes,),) = _figure(1, 1, 6.4, 3.6)
+    axes.fill_between(
+        range(len(sizes) + 1), [*sizes, sizes[-1]], step="post", color="tab:blue", alpha=0.75, linewidth=0
+    )
+    axes.axhline(even, color="black", linewidth=1, linestyle="--", label=f"uniform: {even:.4g}")
+    axes.set_xlim(0, len(sizes))
+    axes.set_ylim(0, 1.08 * max(sizes[0], even))
+    axes.set_xlabel("cluster, by size")
+    axes.set_ylabel("clips")
+    empty = sizes.count(0)
+    axes.set_title(
+        f"{title}: {sum(sizes):,} clips in {len(sizes) - empty:,} clusters" + (f", {empty:,} empty" if empty else ""),
+        fontsize=10,
+        parse_math=False,
+    )
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, float, Any]]]], title: str) -> None:
     """A sheet: a row a class (label, clips), a clip being (name, seconds, log-mel (F, T)); low frequencies below."""
     columns = max(len(clips) for _, clips in classes)

@@ -1,13 +1,17 @@
-"""Stage 1: DECAR-v2 pre-training.   N clips of the train split, B clips in a batch, K clusters, P size of a projection.
+"""Stage 1: pre-training by deep clustering.   N clips of the train split, B clips in a batch, K clusters, P size of a
+projection.
 
-Each epoch: cluster the memory bank (assignment phase), make the centroids the frozen prototypes, predict each clip's
-cluster
-from one view while another view's projection goes to the bank (training phase). Source: paper section 3, part 1.
+DECAR-v2, each epoch: cluster the memory bank (assignment phase), make the centroids the frozen prototypes, predict each
+clip's cluster from one view while another view's projection goes to the bank (training phase). Source: paper section 3,
+part 1. DECAR-v1 is the same loop by other settings (preset decar-v1): the bank is filled by a pass of its own, and a
+linear layer re-made each epoch predicts clusters of PCA-whitened rows. Source: DECAR section 3.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +19,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from unfused_fast.assignment import cluster_rows
 from unfused_fast.augment import Augmenter
 from unfused_fast.bank import MemoryBank
 from unfused_fast.bank_manifest import DamagedBank
 from unfused_fast.bank_read import BANK
 from unfused_fast.checkpoint import collect, prepare_checkpoint, restore
-from unfused_fast.clustering import resolve_backend, spherical_kmeans
+from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.partitions import cluster_statistics, normalised_mutual_information
+from unfused_fast.partitions import cluster_statistics, normalised_mutual_information, stalled
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
+from unfused_fast.plots import plot_cluster_sizes
+from unfused_fast.prediction import build_predictor
 from unfused_fast.randomness import key
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
@@ -46,12 +53,18 @@ from unfused_fast.training import (
 )
 
 INIT_EPOCH = 0
-"""Views of the pass that first fills the bank are those of epoch 0; training epochs count from 1."""
+"""Views of the passes that fill the bank are those of epoch 0; training epochs count from 1."""
+HEAD_STREAM = 1
+"""Tells the seed of a linear prediction head from that of the clustering before it."""
+PLOT_SECONDS = 60
+"""Least time from one picture of the clusters to the next. Ours: drawing takes as long as a small epoch."""
 
 
 def resolve_k(config: Config, clips: int) -> int:
-    """Clusters of a run. Raises UserError for more clusters than clips."""
+    """Clusters of a run; 0 where the algorithm finds their number. Raises UserError for more clusters than clips."""
     wanted = config.cluster.k
+    if config.cluster.algo == "pic":
+        return 0
     if wanted == "auto":
         found = max(2, min(512, clips // 8))
         console.print(f"cluster.k: auto is {found} for {clips} clips")
@@ -79,70 +92,83 @@ class Pretraining:
         self.optimizer = build_optimizer(self.network, config.optim)
         self.augment = Augmenter(config, clips, device)
         self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device, config.bank.dtype)
-        self.prototypes = torch.zeros(self.k, config.model.proj_dim, device=device)
+        self.predictor = build_predictor(config, device)
         self.assignments: Tensor | None = None
+        self.nmis: list[float] = []
         self.timer = PartTimer(device)
         self.step = 0
+        self._drawn = -math.inf
 
-    def fill_bank(self, run: Run) -> None:
-        """The isolated assignment phase of the first epoch: one view of every clip through the network."""
-        self.network.train(self.config.bank.init_mode == "train")
+    @property
+    def finished(self) -> bool:
+        """Whether the clusterings have stopped to agree better: then training stops before `train.epochs`."""
+        return stalled(self.nmis, self.config.train.patience)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Clips of an epoch: each once, or drawn uniformly over the clusters; two views where one feeds the bank."""
+        assert self.assignments is not None
+        clusters = self.assignments.cpu().numpy() if self.config.data.sampler == "uniform_clusters" else None
+        return self.loader.epoch(epoch, views=2 if self.config.bank.fill == "training" else 1, clusters=clusters)
+
+    def _fill_bank(self, run: Run) -> None:
+        """A pass of one view of every clip through the network: the isolated assignment phase of DECAR-v2's first
+        epoch, or (`bank.fill` = pass) the first of DECAR-v1's two passes, over the same crops each epoch.
+        """
+        clean = self.config.bank.fill == "pass"
+        self.network.train(not clean and self.config.bank.init_mode == "train")
         self.bank.start_epoch()
-        for batch in self.loader.epoch(INIT_EPOCH, views=1):
-            self._write_bank(batch, INIT_EPOCH)
-            if run.stopping:
-                raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet")
+        with self.timer.part("bank pass"):
+            for batch in self.loader.epoch(INIT_EPOCH, views=1, masks=not clean):
+                self._write_bank(batch, INIT_EPOCH, not clean)
+                if run.stopping:
+                    if run.saved:
+                        raise Interrupted(f"{run.out}: stopped between epochs; go on with --resume")
+                    raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet")
         self.bank.check_cover()
 
-    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
         """Assignment phase, then the bank is ready to be written again."""
         clustered: dict[str, Any] = {}
         if self.assignments is None or (epoch - 1) % self.config.cluster.every_epochs == 0:
-            with self.timer.part("k-means"):
+            if self.assignments is None or self.config.bank.fill == "pass":
+                self._fill_bank(run)
+            with self.timer.part("clustering"):
                 clustered = self._cluster(epoch)
         self.network.train()
         self.bank.start_epoch()
-        return {"ln_k": round(math.log(self.k), 4), **clustered}
+        return {"k": self.k, "ln_k": round(math.log(self.k), 4), **clustered}
 
     def _cluster(self, epoch: int) -> dict[str, Any]:
-        """Spherical k-means over the bank in place; the centroids become the prototypes."""
-        settings, device = self.config.cluster, self.options.device
-        generator = torch.Generator(device=device).manual_seed(key(self.config.train.seed, epoch) >> 1)
-        points = (
-            self.bank.rows if self.config.model.l2_normalize else torch.nn.functional.normalize(self.bank.rows, dim=1)
-        )
-        warm = settings.init == "warm" and self.assignments is not None
-        found = spherical_kmeans(
-            points,
-            self.k,
-            iterations=settings.iterations,
-            init=self.prototypes if warm else ("kmeans++" if settings.init == "kmeans++" else "random"),
-            empty=settings.empty,
-            generator=generator,
-            backend=settings.backend,
-        )
-        previous, self.assignments, self.prototypes = self.assignments, found.assignments, found.centroids
+        """Clusters the bank in place and re-makes what predicts the clusters."""
+        began, seed = time.perf_counter(), self.config.train.seed
+        start = self.predictor.tensors().get("prototypes") if self.assignments is not None else None
+        found = cluster_rows(self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start)
+        self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
+        previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
+        if previous is not None:
+            self.nmis.append(normalised_mutual_information(previous, found.assignments))
         statistics = cluster_statistics(found)
         return {
-            "nmi": None if previous is None else round(normalised_mutual_information(previous, found.assignments), 4),
+            "nmi": None if previous is None else round(self.nmis[-1], 4),
             "empty_clusters": statistics.empty,
             "perplexity": round(statistics.perplexity, 2),
             "largest_cluster": round(statistics.largest_share, 4),
-            "mean_cosine": round(statistics.objective, 4),
+            found.measure: round(statistics.objective, 4),
+            "cluster_seconds": round(time.perf_counter() - began, 4),  # the statistics were read, so all is done
         }
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
-        """Training phase, one step: returns the detached loss. View 0 feeds the bank, view 1 the loss."""
+        """Training phase, one step: returns the detached loss. The last view feeds the loss, one before it the bank."""
         assert self.assignments is not None
         with self.timer.part("augment"):
-            bank_view, train_view = self.augment(batch.clip_ids, batch.views, epoch)
+            *bank_views, train_view = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
         with self.timer.part("forward bank view"), torch.no_grad(), autocast(self.config, self.options.device):
-            projections = self.forward(bank_view)
+            projections = [self.forward(view) for view in bank_views]
         with self.timer.part("forward train view"):
             with autocast(self.config, self.options.device):
                 predicted = self.forward(train_view)
-            # p = softmax(z C / T), loss = -sum q log p with q the assignment (paper section 3); in float32
-            scores = predicted @ self.prototypes.T / self.config.loss.temperature
+            # p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32
+            scores = self.predictor.scores(predicted)
             loss = cross_entropy(scores, self.assignments[batch.clip_ids - self.bank.first_id])
         with self.timer.part("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -150,26 +176,30 @@ class Pretraining:
             set_rate(self.optimizer, self.rate(self.step))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            self.predictor.step()
         with self.timer.part("bank"):
-            self.bank.write(batch.clip_ids, projections)
+            for projection in projections:
+                self.bank.write(batch.clip_ids, projection)
         self.step += 1
         return loss.detach()
 
     def tail(self, batch: Batch, epoch: int) -> None:
-        """The partial batch feeds the bank in eval mode, whatever its size."""
-        self.network.eval()
-        self._write_bank(batch, epoch)
-        self.network.train()
+        """The partial batch takes no step; where training fills the bank it does so too, in eval mode."""
+        if self.config.bank.fill == "training":
+            self.network.eval()
+            self._write_bank(batch, epoch)
+            self.network.train()
 
     @torch.no_grad()
-    def _write_bank(self, batch: Batch, epoch: int) -> None:
-        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch)
+    def _write_bank(self, batch: Batch, epoch: int, augmented: bool = True) -> None:
+        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch) if augmented else batch.views
         with autocast(self.config, self.options.device):
             self.bank.write(batch.clip_ids, self.network(view))
 
     def end_epoch(self) -> None:
-        """Every row of the bank was written exactly once."""
-        self.bank.check_cover()
+        """Every row of the bank was written exactly once by the epoch, where training fills it."""
+        if self.config.bank.fill == "training":
+            self.bank.check_cover()
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -179,17 +209,28 @@ class Pretraining:
         """The bank's generation and then the checkpoint that refers to it, published while training goes on."""
         assert self.assignments is not None
         self.bank.wait()
-        tensors = {**collect(self.network, self.optimizer), **self.augment.state(), "prototypes": self.prototypes}
-        publish = prepare_checkpoint(run.checkpoints, epoch, tensors, {"step": self.step})
+        tensors = {**collect(self.network, self.optimizer), **self.augment.state(), **self.predictor.tensors()}
+        publish = prepare_checkpoint(
+            run.checkpoints, epoch, tensors, {"step": self.step, "k": self.k, "nmis": self.nmis}
+        )
         self.bank.save(run.out / BANK, epoch, self.assignments, step=self.step, then=publish)
+        if time.monotonic() - self._drawn >= PLOT_SECONDS:
+            self.draw(run, epoch)
+
+    def draw(self, run: Run, epoch: int) -> None:
+        """The sizes of the clusters as clusters.png of the run."""
+        assert self.assignments is not None
+        counts = torch.bincount(self.assignments, minlength=self.k).tolist()
+        plot_cluster_sizes(run.out / "clusters.png", counts, f"{run.out.name}, epoch {epoch}")
+        self._drawn = time.monotonic()
 
     def load(self, run: Run) -> int:
         """Restores all state from the newest epoch whose checkpoint and bank are sound; returns that epoch."""
         tensors, state = run.load(lambda state: self._load_bank(run.out / BANK, state["epoch"]))
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
-        self.prototypes = tensors["prototypes"].to(self.options.device)
-        self.step = state["step"]
+        self.predictor.load(tensors)
+        self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
         return int(state["epoch"])
 
     def _load_bank(self, directory: Path, epoch: int) -> str | None:
@@ -215,14 +256,15 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     done = state.load(run) if run.resumed else 0
     run.start()
     console.print(
-        f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k}, {config.train.epochs} epochs, "
+        f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k or 'found'}, "
+        f"{config.train.epochs} epochs, "
         f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
-        f"{precision(config, options.device)}, k-means by {backend}"
+        f"{precision(config, options.device)}, clusters by {config.cluster.algo}"
+        + (f" ({backend})" if config.cluster.algo == "spherical" else "")
     )
     with run.signals(), state.bank:
-        if not run.resumed:
-            state.fill_bank(run)
         trained = run_epochs(state, run, done)
+    state.draw(run, trained["last_epoch"])
     return run.finish(
         {
             "encoder": config.model.encoder,

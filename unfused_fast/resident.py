@@ -56,31 +56,34 @@ class ResidentLoader:
         self._shift = (held.mean - stream.mean) / stream.std
         self._direct = held.frames.device == stream.device or stream.device.type == "cpu"
 
-    def epoch(self, epoch: int, views: int = 2) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
+    ) -> Iterator[Batch]:
         """As Loader.epoch."""
         config, stream = self.stream.config, self.stream
-        ids = np.array([line.clip_id for _, lines in stream.order(epoch) for line in lines], dtype=np.int64)
-        clip_ids, hop, reach = torch.from_numpy(ids), config.frontend.hop_samples, config.frontend.n_fft // 2
+        _, ids, counters = stream.order(epoch, clusters)
+        clip_ids, hop, reach = torch.from_numpy(counters), config.frontend.hop_samples, config.frontend.n_fft // 2
         starts = []
         for view in range(1 if config.views.same_crop else views):
             crop = random_crops(config, clip_ids, stream.samples[ids], epoch, view)
             first_sample = crop.body_start.astype(np.int64) + reach - crop.head
             starts.append(torch.from_numpy(self.held.starts[ids - self._first] + first_sample // hop))
-        masks = range(views) if config.aug.specaug.masks else range(0)
-        drawn = [[self._put(part) for part in random_masks(config, clip_ids, epoch, view)] for view in masks]
-        on_device = clip_ids.to(self.device)
+        masked = range(views) if masks and config.aug.specaug.masks else range(0)
+        drawn = [[self._put(part) for part in random_masks(config, clip_ids, epoch, view)] for view in masked]
+        on_device, counted = self._put(ids), clip_ids.to(self.device)
         parts = self._parts(len(ids))
         for part, crops in zip(parts, self._crops(starts, parts), strict=True):
             plain = [self._normalised(crop) for crop in crops]
-            masked = [
+            erased = [
                 mask(plain[view % len(plain)], *(array[part] for array in arrays)) for view, arrays in enumerate(drawn)
             ]
-            made = masked or plain
-            yield Batch(on_device[part], tuple(made[view % len(made)].unsqueeze(1) for view in range(views)), None)
+            made = erased or plain
+            given = tuple(made[view % len(made)].unsqueeze(1) for view in range(views))
+            yield Batch(on_device[part], given, None, counted[part])
 
     def whole_clips(self) -> Iterator[Batch]:
         """As Loader.whole_clips."""
-        ids = np.array([line.clip_id for _, lines in self.stream.order(None) for line in lines], dtype=np.int64)
+        ids = self.stream.order(None).clip_ids
         starts, counts = self.held.starts[ids - self._first], self.held.counts[ids - self._first]
         for part in self._parts(len(ids)):
             frames = np.arange(counts[part].max())
@@ -90,7 +93,8 @@ class ResidentLoader:
             there = self._put(counts[part])
             valid = torch.arange(len(frames), device=self.device) < there[:, None]
             log_mel = self._normalised(values) * valid[:, None, :]
-            yield Batch(self._put(ids[part]), (log_mel.unsqueeze(1),), there)
+            clip_ids = self._put(ids[part])
+            yield Batch(clip_ids, (log_mel.unsqueeze(1),), there, clip_ids)
 
     def _parts(self, clips: int) -> list[slice]:
         return [slice(begin, begin + self.batch_size) for begin in range(0, clips, self.batch_size)]

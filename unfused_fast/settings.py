@@ -1,7 +1,8 @@
 """Presets, `--set`, and the texts of `unfused-fast config`: a config as dotted names and values.
 
 `paper` is the text to the letter, its silences filled as `recommended`; `authors` is what the released code does, its
-deviations included, its faults not; `recommended`, the default, is what trained best where we could measure.
+deviations included, its faults not; `recommended`, the default, is what trained best where we could measure;
+`decar-v1` is the predecessor (arXiv 2110.08895), by its paper, and by its authors' code where the paper is silent.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 
 Stage = Literal["pretrain", "distill", "linear"]
-PresetName = Literal["recommended", "paper", "authors"]
+PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors.
 STAGES: dict[Stage, dict[str, Any]] = {
@@ -42,6 +43,7 @@ _AUTHORS: dict[str, Any] = {
     "aug.specaug.time_masks": 0,
     "train.amp": "fp32",
 }
+_DECAR_ENCODER: dict[str, Any] = {"model.encoder": "efficientnet_b0", "model.pool": "max"}  # DECAR section 5
 PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "recommended": {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
@@ -64,6 +66,41 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         "distill": {**_AUTHORS, "pseudo.feature": "projector", "pseudo.n_init": 1},
         "linear": {"eval.epochs": 100, "eval.pool": "mean", "eval.standardize": False, "eval.lr_grid": ()},
     },
+    "decar-v1": {
+        # Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC.
+        # Authors: g's two layers and dropout, momentum, weight decay, 20 k-means iterations, whole clips (of 10 s,
+        # section 4), masks of SpecAugment; its time warp of 5 frames is not made.
+        "pretrain": {
+            **_DECAR_ENCODER,
+            "model.projector": "dropout",
+            "model.proj_hidden": 512,
+            "model.proj_dim": 512,
+            "model.l2_normalize": False,
+            "model.prediction": "linear",
+            "cluster.algo": "pic",
+            "cluster.iterations": 20,
+            "bank.fill": "pass",
+            "data.sampler": "uniform_clusters",
+            "data.crop_seconds": 10.0,
+            "aug.mixup.ratio": 0.0,
+            "aug.rrc.enabled": False,
+            "aug.specaug.freq_masks": 2,
+            "aug.specaug.freq_width": 30,
+            "aug.specaug.time_masks": 2,
+            "aug.specaug.time_width": 40,
+            "optim.name": "sgd",
+            "optim.lr": 0.05,
+            "optim.weight_decay": 1e-5,
+            "optim.schedule": "constant",
+            "optim.warmup_epochs": 0,
+            "train.batch_size": 64,
+            "train.patience": 10,
+        },
+        # Ours: DECAR has no second stage; UnFuSeD's, with DECAR's encoder, so that `train all` is a fair comparison.
+        "distill": {**_DECAR_ENCODER},
+        # Section 5: Adam 0.001, batch 64, 50 epochs.
+        "linear": {**_DECAR_ENCODER, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
+    },
 }
 
 
@@ -84,10 +121,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with dotted fields replaced; text is parsed by the field's type. Raises UserError for an unknown
-    name.
+    name, a wrong value, or values that do not go with each other.
     """
     for name, value in values.items():
         config = _replaced(config, name.split("."), value, name)
+    config.check_together()
     return config
 
 

@@ -35,7 +35,9 @@ Shards = Annotated[
         show_default=False,
     ),
 ]
-Preset = Annotated[Literal["recommended", "paper", "authors"], typer.Option(help="Where the settings come from.")]
+Preset = Annotated[
+    Literal["recommended", "paper", "authors", "decar-v1"], typer.Option(help="Where the settings come from.")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A config field, as section.field=value; repeatable (see: unfused-fast config)."),

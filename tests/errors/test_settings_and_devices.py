@@ -56,9 +56,9 @@ def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkey
     ("setting", "parts"),
     [
         ("cluster", ["--set cluster: want section.field=value", "unfused-fast config"]),
-        ("cluster=3", ["that is a section", "name a field of it: k, iterations"]),
+        ("cluster=3", ["that is a section", "name a field of it: algo, k, iterations"]),
         ("clusters.k=3", ["there is no field 'clusters'", "cluster", "unfused-fast config"]),
-        ("cluster.size=3", ["there is no field 'size'", "here are: k, iterations"]),
+        ("cluster.size=3", ["there is no field 'size'", "here are: algo, k, iterations"]),
         ("cluster.k.x=3", ["'k' is a value, not a section"]),
         ("cluster.k=many", ["--set cluster.k=many: want a whole number or auto"]),
         ("cluster.k=2.5", ["want a whole number or auto"]),

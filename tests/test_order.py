@@ -1,0 +1,111 @@
+"""The uniform-over-clusters sampler: its counts, its spread over an epoch, its clips as DALI reads them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from unfused_fast import order as orders
+from unfused_fast.config import Config
+from unfused_fast.order import Line, drawn_order, uniform_draws
+from unfused_fast.pipeline import Loader
+from unfused_fast.settings import with_values
+from unfused_fast.shards.table import open_shards
+
+SIZES = {0: 1, 2: 5, 3: 300, 7: 44, 9: 160}
+"""Cluster -> clips; others are empty. 510 clips, 102 draws a cluster."""
+
+
+@pytest.fixture
+def clusters() -> np.ndarray:
+    return np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
+
+
+def test_every_non_empty_cluster_is_drawn_equally_often(clusters: np.ndarray) -> None:
+    rows, times = uniform_draws(clusters, np.random.default_rng(1))
+    assert len(rows) == 510
+    assert dict(zip(*np.unique(clusters[rows], return_counts=True), strict=True)) == dict.fromkeys(SIZES, 102)
+    drawn = np.bincount(rows, minlength=510)
+    for cluster in SIZES:  # within a cluster: all of it before any of it again
+        of = drawn[clusters == cluster]
+        assert of.max() - of.min() <= 1
+    for row in np.unique(rows):
+        assert sorted(times[rows == row]) == list(range(drawn[row]))
+
+
+def test_what_does_not_divide_goes_to_clusters_by_chance(clusters: np.ndarray) -> None:
+    short = clusters[:503]
+    extra = np.zeros(10)
+    for seed in range(400):
+        rows, _ = uniform_draws(short, np.random.default_rng(seed))
+        counts = np.bincount(short[rows], minlength=10)
+        assert counts[list(SIZES)].min() == 100 and counts.sum() == 503
+        extra += np.maximum(counts - 100, 0)
+    assert chisquare(extra[list(SIZES)]).pvalue > 1e-3
+
+
+def test_within_a_cluster_every_clip_has_the_same_chance(clusters: np.ndarray) -> None:
+    drawn = sum(
+        np.bincount(uniform_draws(clusters, np.random.default_rng(seed))[0], minlength=510) for seed in range(300)
+    )
+    # 102 of 300 without replacement: the spread is smaller than a multinomial's, so its p-value is on the safe side
+    assert chisquare(drawn[clusters == 3]).pvalue > 1e-3
+
+
+def lines(shards: int, clips: int) -> orders.Order:
+    return [
+        (f"shard-{shard}", [Line(shard * clips + clip, f"{shard}/{clip}") for clip in range(clips)])
+        for shard in range(shards)
+    ]
+
+
+def test_batches_of_a_set_of_few_shards_are_fair_samples(clusters: np.ndarray) -> None:
+    shards, (rows, _) = lines(3, 170), uniform_draws(clusters, np.random.default_rng(1))
+    order, positions = drawn_order(shards, rows, (0, 510), 32)
+    assert sorted(positions) == list(range(510))
+    read = [line.clip_id for _, part in order for line in part]
+    assert read == rows[positions].tolist()
+    assert all(path == f"shard-{line.clip_id // 170}" for path, part in order for line in part)
+    for start in range(0, 480, 32):  # the one clip of cluster 0 is a fifth of all draws, and about that of each batch
+        assert 0 <= np.sum(clusters[read[start : start + 32]] == 0) <= 17
+    assert len(order) <= 3 * 16
+
+
+def test_ranks_share_the_draws_and_index_files_are_bounded(
+    clusters: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, (rows, _) = lines(17, 30), uniform_draws(clusters, np.random.default_rng(1))
+    parts = [drawn_order(shards, rows, share, 8)[1] for share in ((0, 170), (170, 340), (340, 510))]
+    assert sorted(np.concatenate(parts)) == list(range(510))
+    monkeypatch.setattr(orders, "SEGMENTS", 40)
+    assert len(drawn_order(shards, rows, (0, 510), 8)[0]) <= 40 + 17
+
+
+def test_dali_reads_the_draws_and_repeats_differ(tones) -> None:
+    config = with_values(Config(), {"aug.specaug.freq_masks": 2, "data.crop_seconds": 0.5})
+    loader = Loader(open_shards(tones), "train", config, device=torch.device("cpu"), batch_size=16)
+    clusters = np.r_[np.zeros(50, dtype=np.int64), np.ones(10, dtype=np.int64)]
+
+    def epoch(number: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        batches = list(loader.epoch(number, views=1, clusters=clusters))
+        ids, counters = (
+            torch.cat([getattr(batch, name) for batch in batches]).numpy() for name in ("clip_ids", "counters")
+        )
+        return ids, counters, torch.cat([batch.views[0] for batch in batches])
+
+    ids, counters, crops = epoch(3)
+    assert np.bincount(clusters[ids]).tolist() == [30, 30]
+    assert len(np.unique(counters)) == 60 and ((counters - ids) % len(loader._samples) == 0).all()
+    twice = np.flatnonzero(ids == np.bincount(ids).argmax())
+    assert len(twice) == 3 and not torch.equal(crops[twice[0]], crops[twice[1]]), "another crop, other masks"
+    again = epoch(3)
+    assert (again[0] == ids).all() and torch.equal(again[2], crops)
+    assert (epoch(4)[0] != ids).any()
+
+
+def test_a_pass_without_masks_has_none(tones) -> None:
+    config = with_values(Config(), {"aug.specaug.freq_masks": 2, "aug.specaug.freq_width": 60})
+    loader = Loader(open_shards(tones), "train", config, device=torch.device("cpu"), batch_size=20)
+    for masks in (True, False):
+        crops = torch.cat([batch.views[0] for batch in loader.epoch(1, views=1, masks=masks)])
+        assert bool((crops == 0).all(dim=3).any()) is masks

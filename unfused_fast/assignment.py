@@ -1,0 +1,98 @@
+"""The assignment phase: rows of the memory bank become clusters, by `cluster.algo`.
+
+N clips, D features, K clusters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfused_fast.clustering import euclidean_kmeans, spherical_kmeans
+from unfused_fast.config import Config
+from unfused_fast.partitions import pca_whiten, resolve_pca_dim
+from unfused_fast.pic import power_iteration_clustering
+
+
+class Clustering(NamedTuple):
+    """Clusters of the bank's rows; tensors on their device."""
+
+    assignments: Tensor
+    """(N,) int64."""
+    counts: Tensor
+    """(K,) int64 clips in each cluster."""
+    objective: Tensor
+    """() float32, see `measure`."""
+    measure: Literal["mean_cosine", "inertia"]
+    """What the objective is: mean cosine to the own cluster's mean direction, or mean squared distance to its mean."""
+    prototypes: Tensor | None
+    """(K, D) unit centroids in the space of the bank; None where the clusters were found among principal components."""
+
+
+def clustered_points(rows: Tensor, config: Config) -> Tensor:
+    """(N, D) rows of the bank -> (N, D') unit rows in the space that `cluster.algo` clusters; `rows` themselves where
+    they are that already.
+    """
+    settings = config.cluster
+    if settings.algo != "spherical":
+        return pca_whiten(rows, resolve_pca_dim(settings.pca_dim, len(rows)), settings.whiten)
+    return rows if config.model.l2_normalize else torch.nn.functional.normalize(rows, dim=1)
+
+
+def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor | None = None) -> Clustering:
+    """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
+
+    `start`: centroids (K, D) of the last clustering, for `cluster.init = warm`. Source: paper section 3 (spherical);
+    DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
+    """
+    settings = config.cluster
+    generator = torch.Generator(device=rows.device).manual_seed(seed)
+    points = clustered_points(rows, config)
+    if settings.algo == "spherical":
+        warm = settings.init == "warm" and start is not None
+        found = spherical_kmeans(
+            points,
+            k,
+            iterations=settings.iterations,
+            init=start if warm and start is not None else ("kmeans++" if settings.init == "kmeans++" else "random"),
+            empty=settings.empty,
+            generator=generator,
+            backend=settings.backend,
+        )
+        return Clustering(found.assignments, found.counts, found.objective, "mean_cosine", found.centroids)
+    if settings.algo == "pca_kmeans":
+        found = euclidean_kmeans(points, k, iterations=settings.iterations, generator=generator)
+        return Clustering(found.assignments, found.counts, found.objective, "inertia", None)
+    assignments = power_iteration_clustering(
+        points,
+        neighbours=settings.pic_neighbours,
+        sigma=settings.pic_sigma,
+        alpha=settings.pic_alpha,
+        iterations=settings.pic_iterations,
+    )
+    counts = torch.bincount(assignments)
+    return Clustering(assignments, counts, mean_cosine(points, assignments, len(counts)), "mean_cosine", None)
+
+
+def mean_directions(points: Tensor, assignments: Tensor, k: int) -> Tensor:
+    """(N, D), (N,) -> (K, D) float32 unit means of each cluster's unit rows, 0 for an empty one; added up in the order
+    of the rows, by cluster.
+    """
+    order = torch.argsort(assignments, stable=True)
+    counts = torch.bincount(assignments, minlength=k)
+    ordered = torch.nn.functional.normalize(points[order].float(), dim=1)
+    sums = torch.segment_reduce(ordered, "sum", lengths=counts, axis=0, initial=0.0)
+    return torch.nn.functional.normalize(sums, dim=1)
+
+
+def own_similarities(points: Tensor, assignments: Tensor, k: int) -> Tensor:
+    """(N, D), (N,) -> (N,) cosine of each row to the mean direction of its cluster."""
+    unit = torch.nn.functional.normalize(points.float(), dim=1)
+    return (unit * mean_directions(points, assignments, k)[assignments]).sum(dim=1)
+
+
+def mean_cosine(points: Tensor, assignments: Tensor, k: int) -> Tensor:
+    """() mean of own_similarities."""
+    return own_similarities(points, assignments, k).mean()

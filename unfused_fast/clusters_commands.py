@@ -1,0 +1,72 @@
+"""`unfused-fast clusters`: what a pre-training run has clustered; part of the command line in cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unfused_fast.errors import UserError, escaped
+from unfused_fast.terminal import Json, local_shards, print_json, stdout_console
+
+
+def clusters(
+    run: Annotated[Path, typer.Argument(help="Run directory of train pretrain.", show_default=False)],
+    shards: Annotated[
+        str | None,
+        typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only"),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Most central clips shown of each cluster.", min=0)] = 5,
+    png: Annotated[
+        Path | None, typer.Option(help="Picture of the clusters' sizes to write.", show_default="none is written")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The last clusters of a run, largest first: sizes, most central clips and, where the set has labels, the commonest
+    label and its share. Labels are read here only, never in training.
+    """
+    from unfused_fast.clusters import check_set, describe, last_clusters
+    from unfused_fast.report import terminal_table
+    from unfused_fast.shards.table import open_shards
+
+    last = last_clusters(run)
+    shard_set = None if shards is None else open_shards(local_shards(shards))
+    if shard_set is not None:
+        check_set(run, last, shard_set)
+    described = describe(last, shard_set, top)
+    sizes = described.pop("sizes")
+    if png is not None:
+        _draw(png, sizes, f"{run.name}, epoch {last.epoch}")
+    if as_json:
+        print_json({"run": str(run), **({} if png is None else {"png": str(png)}), **described})
+        return
+    found: list[dict[str, Any]] = described.pop("found")
+    labelled = "label_nmi" in described
+    columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
+    stdout_console().print(
+        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in found])
+    )
+    typer.echo("  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in described.items()))
+    if png is not None:
+        typer.echo(f"sizes: {png}")
+
+
+def _row(entry: dict[str, Any], labelled: bool) -> list[str]:
+    """One cluster as text, in the order of the table's columns."""
+    judged = []
+    if labelled:
+        purity = entry["purity"]
+        judged = [escaped(entry["label"] or ""), "" if purity is None else f"{purity:.2f}"]
+    central = [escaped(str(clip.get("source", clip["clip_id"]))) for clip in entry["central"]]
+    shown = [str(entry["cluster"]), f"{entry['clips']:,}", f"{entry['share']:.2%}", f"{entry['mean_cosine']:.3f}"]
+    return [*shown, *judged, *(["\n".join(central)] if central else [])]
+
+
+def _draw(png: Path, sizes: list[int], title: str) -> None:
+    from unfused_fast.plots import plot_cluster_sizes
+
+    try:
+        plot_cluster_sizes(png, sizes, title)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no picture
+        raise UserError(f"{png}: cannot be written ({error}); name a .png in a folder that exists") from error

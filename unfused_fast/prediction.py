@@ -1,0 +1,91 @@
+"""What predicts a clip's cluster from its projection, re-made at each clustering: prototypes, or DECAR-v1's linear p.
+
+B clips in a batch, P size of a projection, K clusters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, relu
+
+from unfused_fast.assignment import Clustering
+from unfused_fast.config import Config
+
+INITIAL_STD = 0.01
+"""Standard deviation of p's first weights; its biases start at 0. Source: authors of DECAR."""
+
+
+class Prototypes:
+    """Frozen prototypes: the centroids themselves. Source: paper section 3."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.temperature = config.loss.temperature
+        self.vectors = torch.zeros(0, config.model.proj_dim, device=device)
+
+    def remake(self, clustering: Clustering, seed: int) -> None:
+        """The centroids become the prototypes."""
+        assert clustering.prototypes is not None
+        self.vectors = clustering.prototypes
+
+    def scores(self, projections: Tensor) -> Tensor:
+        """(B, P) float32 -> (B, K) logits z C / T."""
+        return projections @ self.vectors.T / self.temperature
+
+    def step(self) -> None:
+        """Prototypes stay as they are between clusterings."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        return {"prototypes": self.vectors}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of tensors."""
+        self.vectors = tensors["prototypes"].to(self.vectors.device)
+
+
+class PredictionHead:
+    """A linear layer p on ReLU(z), trained by its own SGD without momentum. Source: DECAR section 3; its authors."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config.optim, device
+        self.weight = nn.Parameter(torch.zeros(0, config.model.proj_dim, device=device))
+        self.bias = nn.Parameter(torch.zeros(0, device=device))
+        self._optimize()
+
+    def remake(self, clustering: Clustering, seed: int) -> None:
+        """K new outputs: clusters have no order, so the last epoch's weights would mean nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = len(clustering.counts), self.weight.shape[1]
+        self.weight = nn.Parameter((torch.randn(shape, generator=generator) * INITIAL_STD).to(self.device))
+        self.bias = nn.Parameter(torch.zeros(shape[0], device=self.device))
+        self._optimize()
+
+    def scores(self, projections: Tensor) -> Tensor:
+        """(B, P) float32 -> (B, K) logits."""
+        return linear(relu(projections), self.weight, self.bias)
+
+    def step(self) -> None:
+        """One update from the gradients of the last backward pass."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs; SGD without momentum has no state."""
+        return {"head.weight": self.weight.detach(), "head.bias": self.bias.detach()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of tensors."""
+        self.weight = nn.Parameter(tensors["head.weight"].to(self.device))
+        self.bias = nn.Parameter(tensors["head.bias"].to(self.device))
+        self._optimize()
+
+    def _optimize(self) -> None:
+        self._optimizer = torch.optim.SGD(
+            [self.weight, self.bias], self.config.head_lr, weight_decay=self.config.head_weight_decay
+        )
+
+
+def build_predictor(config: Config, device: torch.device) -> Prototypes | PredictionHead:
+    """By `model.prediction`."""
+    return Prototypes(config, device) if config.model.prediction == "prototypes" else PredictionHead(config, device)
