@@ -264,5 +264,5 @@ def test_without_any_room_the_log_mels_are_not_kept(
     said = capsys.readouterr().err
     assert "0.00 GB free, the log-mels take" in said and "every run computes them again" in said
     assert not caches(shards.directory)
-    with pytest.raises(UserError, match="no folder has room for .* use --data stream"):
+    with pytest.raises(UserError, match=r"no folder has room for .* use --data stream"):
         placed(stream(shards), "mmap")
