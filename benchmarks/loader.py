@@ -1,46 +1,32 @@
-"""How many training crops a second the DALI graph yields, beside the usual loader (librosa per clip in DataLoader
-workers).
+"""Clips a second of two augmented views: the stream, the resident store and the usual loader (peer.py), on the same
+clips, with the same crop, augmentation and cores, in turn within each repeat, so that a ratio compares neighbours in
+time. And what a start costs: the first pass over the audio, and a start from the cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import librosa
 import numpy as np
 import soundfile
 import torch
-from measure import record, repeat
-from torch.utils.data import DataLoader, Dataset
+from measure import record, seconds_of
+from peer import usual_loader
 
+from unfused_fast.augment import Augmenter
 from unfused_fast.config import Config
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.pipeline import Loader
+from unfused_fast.pipeline import Batches, Loader
+from unfused_fast.placement import placed
 from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.workers import available_cores
 from unfused_fast.shards.write import pack
-
-
-class UsualDataset(Dataset[tuple[torch.Tensor, int]]):
-    """What most audio code does for each clip: read the file, crop, librosa log-mel."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        waveform, _ = soundfile.read(self.paths[index], dtype="float32")
-        start = np.random.randint(0, len(waveform) - 15200)
-        power = librosa.feature.melspectrogram(
-            y=waveform[start : start + 15200], sr=16000, n_fft=1024, hop_length=160, n_mels=64, fmin=60, fmax=7800
-        )
-        return torch.from_numpy(np.log(power + np.finfo(np.float32).eps))[None], index
 
 
 def main() -> None:
@@ -49,51 +35,97 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--codec", choices=["wav", "flac"], default="wav")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    device, workers = torch.device(given.device), os.cpu_count() or 1
+    device, cores = torch.device(given.device), available_cores()
+    torch.set_num_threads(cores)
+    settings = {"clips": given.clips, "seconds": given.seconds, "batch": given.batch_size, "codec": given.codec}
     with tempfile.TemporaryDirectory() as name:
-        folder, generator = Path(name), np.random.default_rng(0)
-        rows = []
-        for number in range(given.clips):
-            path = folder / f"{number:06d}.wav"
-            pcm = (generator.standard_normal(int(given.seconds * 16000)) * 3000).clip(-32768, 32767).astype(np.int16)
-            soundfile.write(path, pcm, 16000)
-            rows.append(SourceRow(path, path.name))
-        for codec in ("wav", "flac"):
-            shards = pack(rows, folder / codec, codec=codec, statistics=log_mel_statistics).shard_set
-            loader = Loader(shards, "train", Config(), device=device, batch_size=given.batch_size)
-            settings = {"clips": given.clips, "seconds": given.seconds, "batch": given.batch_size, "codec": codec}
-            for views in (2, 1):
-                rates = repeat(partial(epoch_rate, loader, views), given.repeats)
-                what = f"DALI graph: crop, log-mel, SpecAugment; {views} view(s)"
-                record("loader", what, "clips/s", rates, device, **settings)
-        usual = DataLoader(
-            UsualDataset([row.path for row in rows]),
-            given.batch_size,
-            shuffle=True,
-            num_workers=workers,
-            persistent_workers=True,
+        folder = Path(name)
+        paths = write_noise(folder, given.clips, given.seconds)
+        rows = [SourceRow(path, path.name) for path in paths]
+        shards = pack(rows, folder / "set", codec=given.codec, statistics=log_mel_statistics).shard_set
+        config = Config()
+        stream = Loader(shards, "train", config, device=device, batch_size=given.batch_size)
+        starts = []
+        for _ in range(2):
+            starts.append(seconds_of(partial(placed, stream, "resident"), device))
+            if len(starts) == 1:
+                for cache in (folder / "set").glob("*.cache"):
+                    shutil.rmtree(cache)
+        cached = [seconds_of(partial(placed, stream, "resident"), device) for _ in range(5)]
+        record("loader", "start: first pass over the audio", "clips/s", [given.clips / starts[1]], device, **settings)
+        record(
+            "loader", "start: from the cache", "clips/s", [given.clips / each for each in cached], device, **settings
         )
-        settings = {"clips": given.clips, "seconds": given.seconds, "batch": given.batch_size, "workers": workers}
-        what = "usual loader: soundfile, librosa, DataLoader workers; 1 view"
-        record("loader", what, "clips/s", repeat(partial(usual_rate, usual), 3), device, **settings)
+        usual = usual_loader(
+            paths,
+            config,
+            mean=stream.mean,
+            std=stream.std,
+            batch_size=given.batch_size,
+            workers=cores,
+        )
+        sources = {"stream": stream, "resident": placed(stream, "resident")}
+        ours = {what: partial(augmented_rate, loader, config) for what, loader in sources.items()}
+        plain = {what: partial(plain_rate, loader) for what, loader in sources.items()}
+        for run in (*ours.values(), *plain.values(), partial(usual_rate, usual, device)):
+            run()  # page cache, worker processes, first calls
+        rates: dict[str, list[float]] = {what: [] for what in ("usual", *ours)}
+        for _ in range(given.repeats):
+            for what, run in ours.items():
+                rates[what].append(run())
+            rates["usual"].append(usual_rate(usual, device))
+        two = "crop, log-mel, mixup, random resize crop; 2 views"
+        said = {"usual": f"peer.py: {two}", "stream": f"stream: {two}", "resident": f"resident: {two}"}
+        for what, values in rates.items():
+            record("loader", said[what], "clips/s", values, device, **settings, workers=cores)
+        for what in ours:
+            ratios = [one / other for one, other in zip(rates[what], rates["usual"], strict=True)]
+            record("loader", f"{what} / peer.py, in the same repeat", "ratio", ratios, device, **settings)
+        for what, run in plain.items():
+            values = [run() for _ in range(given.repeats)]
+            record("loader", f"{what}: crop, log-mel, SpecAugment; 2 views", "clips/s", values, device, **settings)
 
 
-def epoch_rate(loader: Loader, views: int) -> float:
-    """Clips a second of one epoch."""
+def write_noise(folder: Path, clips: int, seconds: float) -> list[Path]:
+    """WAV files of white noise at 16 kHz."""
+    generator, paths = np.random.default_rng(0), []
+    for number in range(clips):
+        pcm = (generator.standard_normal(int(seconds * 16000)) * 3000).clip(-32768, 32767).astype(np.int16)
+        paths.append(folder / f"{number:06d}.wav")
+        soundfile.write(paths[-1], pcm, 16000)
+    return paths
+
+
+def rate(batches: Iterator[int], device: torch.device) -> float:
+    """Clips a second of one pass; `batches` gives the size of each."""
     start = time.perf_counter()
-    seen = sum(len(batch.clip_ids) for batch in loader.epoch(1, views=views))
-    if loader.device.type == "cuda":
+    seen = sum(batches)
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return seen / (time.perf_counter() - start)
 
 
-def usual_rate(usual: DataLoader[tuple[torch.Tensor, int]]) -> float:
-    """Clips a second of one pass of the usual loader."""
-    start = time.perf_counter()
-    seen = sum(len(indices) for _, indices in usual)
-    return seen / (time.perf_counter() - start)
+def plain_rate(loader: Batches) -> float:
+    """Clips a second of an epoch of crops."""
+    return rate((len(batch.clip_ids) for batch in loader.epoch(1)), loader.device)
+
+
+def augmented_rate(loader: Batches, config: Config) -> float:
+    """Clips a second of an epoch of augmented views."""
+    augment = Augmenter(config, loader.clips, loader.device)
+    sizes = (len(augment(batch.clip_ids, batch.views, 1)[0]) for batch in loader.epoch(1))
+    return rate(sizes, loader.device)
+
+
+def usual_rate(
+    usual: torch.utils.data.DataLoader[tuple[torch.Tensor, torch.Tensor, int]], device: torch.device
+) -> float:
+    """Clips a second of one pass of the usual loader, copied to the device."""
+    sizes = (len(first.to(device)) + 0 * len(second.to(device)) for first, second, _ in usual)
+    return rate(sizes, device)
 
 
 if __name__ == "__main__":

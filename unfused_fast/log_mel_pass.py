@@ -70,6 +70,7 @@ def make(loader: Loader, wanted: Layout, place: Path) -> Path:
 def computed(loader: Loader, wanted: Layout) -> Iterator[Tensor]:
     """(frames of a batch, F) float16 on the CPU, batch after batch in the order of the layout; shows a bar."""
     whole, frames = whole_split(loader), 0
+    console.print(f"data: first pass over {loader.split}: log-mels of {whole.clips} clips, computed once")
     with progress_bar() as progress:
         task = progress.add_task(f"log-mels of {loader.split}", total=whole.clips, note="")
         for batch in whole.whole_clips():

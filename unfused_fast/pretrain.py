@@ -121,6 +121,7 @@ class Pretraining:
             for batch in self.loader.epoch(INIT_EPOCH, views=1, masks=not clean):
                 self._write_bank(batch, INIT_EPOCH, not clean)
                 if run.stopping:
+                    self.bank.wait()
                     if run.saved:
                         raise Interrupted(f"{run.out}: stopped between epochs; go on with --resume")
                     raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet")

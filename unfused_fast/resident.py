@@ -21,8 +21,8 @@ from unfused_fast.pipeline import Batch, Loader
 
 Starts = NDArray[np.int64]
 
-BUFFERS = 3
-"""Staging buffers in pinned memory: one in use, one being copied, one being filled."""
+BUFFERS = 2
+"""Staging buffers in pinned memory: one is filled while the other is copied to the device."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ResidentLoader:
         self._first = stream.shards.first_id(stream.split)
         self._scale = held.std / stream.std
         self._shift = (held.mean - stream.mean) / stream.std
-        self._direct = held.frames.device == stream.device or stream.device.type == "cpu"
+        self._direct = held.frames.device.type == stream.device.type
 
     def epoch(
         self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
@@ -157,14 +157,14 @@ def _copied_ahead(
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied = [torch.cuda.Event() for _ in range(BUFFERS)]  # type: ignore[no-untyped-call]
 
-    def begin(number: int) -> Tensor:
+    def begin(number: int) -> list[Tensor]:
         slot = number % BUFFERS
         copied[slot].synchronize()  # what was in this buffer has left it; the wait is over before it is asked for
         count = len(starts[0][parts[number]])
         for crop, start in enumerate(starts):
             torch.index_select(windows, 0, start[parts[number]], out=staging[slot, crop, :count])
         with torch.cuda.stream(copies):
-            made = staging[slot, :, :count].to(device, non_blocking=True)
+            made = [staging[slot, crop, :count].to(device, non_blocking=True) for crop in range(len(starts))]
             copied[slot].record(copies)
         return made
 
@@ -175,5 +175,6 @@ def _copied_ahead(
         stream = torch.cuda.current_stream(device)
         stream.wait_event(event)
         ahead = begin(number + 1) if number + 1 < len(parts) else None
-        made.record_stream(stream)
-        yield list(made)
+        for crop in made:
+            crop.record_stream(stream)
+        yield made

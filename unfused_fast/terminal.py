@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError, escaped
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ Compile = Annotated[
     ),
 ]
 Data = Annotated[
-    Literal["auto", "stream", "resident", "pinned", "mmap"] | None,
+    Store | None,
     typer.Option(
         help="Where log-mels lie: computed anew each epoch (stream); or once, then on the device (resident), in pinned "
         "memory or on disk (mmap); auto: the fastest that fits. As --set data.store.",
