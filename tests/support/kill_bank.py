@@ -43,9 +43,9 @@ def epochs_in(folder: Path, pattern: str) -> list[int]:
     return sorted(int(path.name[-6:]) for path in folder.glob(pattern))
 
 
-def keep_saving(folder: Path, ready: int) -> None:
-    """Saves one epoch after the other until it is killed; where odd, the last epoch again, as after damage. Writes to
-    the pipe `ready` when it is about to begin.
+def keep_saving(folder: Path, told: int) -> None:
+    """Saves one epoch after the other until it is killed; where odd, the last epoch again, as after damage. Writes a
+    byte to the pipe `told` when it begins, and with each checkpoint.
     """
     done = epochs_in(folder, "checkpoint-??????")
     epoch = done[-1] if done else 0
@@ -53,12 +53,17 @@ def keep_saving(folder: Path, ready: int) -> None:
     if epoch:
         bank.load(folder, epoch)
     epoch -= epoch % 2
-    os.write(ready, b"!")
+
+    def publish(epoch: int) -> None:
+        (folder / f"checkpoint-{epoch:06d}").touch()
+        os.write(told, b"!")
+
+    os.write(told, b"!")
     while True:
         epoch += 1
         rows, assignments = content(epoch)
         bank.write(torch.arange(ROWS) + FIRST_ID, rows)
-        bank.save(folder, epoch, assignments, then=(folder / f"checkpoint-{epoch:06d}").touch)
+        bank.save(folder, epoch, assignments, then=partial(publish, epoch))
 
 
 def check(folder: Path) -> None:
@@ -94,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=0.2, help="seconds from the first save to the kill, at most")
+    parser.add_argument("--longest", type=float, default=0.15, help="seconds from a save to the kill, at most")
     given = parser.parse_args()
     import zarr  # once for all children
 
@@ -104,14 +109,15 @@ def main() -> int:
         folder = Path(name) / "bank.zarr"
         folder.mkdir()
         while kills < given.kills:
-            reading, ready = os.pipe()
-            writer = child(partial(keep_saving, folder, ready))
-            os.close(ready)
-            if not os.read(reading, 1):
-                raise SystemExit(f"seed {given.seed}, kill {kills}: the writer could not go on with what is left")
-            os.close(reading)
+            reading, told = os.pipe()
+            writer = child(partial(keep_saving, folder, told))
+            os.close(told)
+            for _ in range(1 + chance.randrange(4)):  # so that there are new epochs however slow the disk is
+                if not os.read(reading, 1):
+                    raise SystemExit(f"seed {given.seed}, kill {kills}: the writer ended by itself")
             time.sleep(chance.uniform(0, given.longest))
             os.kill(writer, signal.SIGKILL)
+            os.close(reading)
             if os.WTERMSIG(os.waitpid(writer, 0)[1]) != signal.SIGKILL:
                 raise SystemExit("the writer ended by itself")
             kills += 1
