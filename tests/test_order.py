@@ -95,7 +95,7 @@ def test_dali_reads_the_draws_and_repeats_differ(tones) -> None:
 
     ids, counters, crops = epoch(3)
     assert np.bincount(clusters[ids]).tolist() == [30, 30]
-    assert len(np.unique(counters)) == 60 and ((counters - ids) % len(loader._samples) == 0).all()
+    assert len(np.unique(counters)) == 60 and ((counters - ids) % len(loader.samples) == 0).all()
     twice = np.flatnonzero(ids == np.bincount(ids).argmax())
     assert len(twice) == 3 and not torch.equal(crops[twice[0]], crops[twice[1]]), "another crop, other masks"
     again = epoch(3)

@@ -86,6 +86,19 @@ def test_crops_masks_and_order_are_the_streams(
                     assert torch.equal(one == 0, other == 0), "the same rectangles are masked"
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_draws_over_clusters_are_the_streams(noise: tuple[ShardSet, list[np.ndarray]], masks: bool) -> None:
+    clusters = np.r_[np.zeros(45, dtype=np.int64), np.full(CLIPS - 45, 2)]
+    read = stream(noise[0], {"views.same_crop": False})
+    held = placed(read, "resident")
+    for wanted, found in zip(
+        read.epoch(3, masks=masks, clusters=clusters), held.epoch(3, masks=masks, clusters=clusters), strict=True
+    ):
+        assert torch.equal(found.clip_ids, wanted.clip_ids) and torch.equal(found.counters, wanted.counters)
+        for one, other in zip(found.views, wanted.views, strict=True):
+            assert_rounded(one, other, held)
+
+
 @pytest.mark.parametrize("store", ["resident", "mmap"])
 @pytest.mark.parametrize("values", [{}, {"data.norm": "none"}])
 def test_whole_clips_are_the_streams(
