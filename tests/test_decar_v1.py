@@ -127,7 +127,7 @@ def test_the_bank_holds_clean_features_of_the_network_and_the_epoch_is_drawn_fro
         return original(self, epoch, views, **given)
 
     monkeypatch.setattr(Loader, "epoch", noted)
-    flags = ["--preset", "decar-v1", "--epochs", 1, *tiny, *CHEAP]
+    flags = ["--preset", "decar-v1", "--epochs", 1, "--data", "stream", *tiny, *CHEAP]
     assert cli("train", "pretrain", unlabelled, "--out", tmp_path / "run", *flags).code == 0
     monkeypatch.undo()
     bank = zarr.open_group(tmp_path / "run" / "bank.zarr" / "gen-000001", mode="r")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.assignment import clustered_points, own_similarities
-from unfused_fast.bank import MemoryBank
+from unfused_fast.bank_read import BANK, Generation
 from unfused_fast.checkpoint import load_checkpoint
 from unfused_fast.errors import UserError
 from unfused_fast.partitions import cluster_sizes, normalised_mutual_information
@@ -38,23 +38,17 @@ class Clusters(NamedTuple):
 
 def last_clusters(run: Path) -> Clusters:
     """Reads the bank generation of the run's newest sound checkpoint. Raises UserError for what is not such a run."""
-    import zarr
-
     recorded = read_description(run)
     if recorded is None or recorded["stage"] != "pretrain":
         found = "no config.json" if recorded is None else f"a run of stage {recorded['stage']}"
         raise UserError(f"{run}: {found}, but clusters are those of a run of train pretrain; give its directory")
     _, state, _ = load_checkpoint(run / "checkpoints")
-    generation, epoch = run / "bank.zarr" / f"gen-{state['epoch']:06d}", int(state["epoch"])
-    try:
-        group: Any = zarr.open_group(generation, mode="r")
-        (clips, dim), first_id = group["embeddings"].shape, int(group.attrs["first_clip_id"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{generation}: the memory bank cannot be read ({error}); train again") from error
-    bank = MemoryBank(clips, dim, first_id, torch.device("cpu"))
-    assignments = bank.load(run / "bank.zarr", epoch)
-    points = clustered_points(bank.rows, from_flat(recorded["config"]))
-    return Clusters(epoch, points, assignments, int(state["k"]), first_id)
+    blocks = list((bank := Generation(run / BANK / f"gen-{state['epoch']:06d}")).chunks())
+    rows, assignments = (
+        torch.cat(parts) for parts in zip(*((block.rows, block.assignments) for block in blocks), strict=True)
+    )
+    points = clustered_points(rows, from_flat(recorded["config"]))
+    return Clusters(int(state["epoch"]), points, assignments, int(state["k"]), bank.manifest.first_clip_id)
 
 
 def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:
