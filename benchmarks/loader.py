@@ -6,7 +6,7 @@ time. And what a start costs: the first pass over the audio, and a start from th
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,12 +35,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, available_cores()}), help="of torch, ours")
     parser.add_argument("--codec", choices=["wav", "flac"], default="wav")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     device, cores = torch.device(given.device), available_cores()
-    torch.set_num_threads(cores)
-    settings = {"clips": given.clips, "seconds": given.seconds, "batch": given.batch_size, "codec": given.codec}
+    settings: dict[str, object] = {"clips": given.clips, "seconds": given.seconds, "batch": given.batch_size}
+    settings |= {"codec": given.codec, "load": round(os.getloadavg()[0], 1)}  # more than the cores: others compute too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_noise(folder, given.clips, given.seconds)
@@ -48,14 +49,9 @@ def main() -> None:
         shards = pack(rows, folder / "set", codec=given.codec, statistics=log_mel_statistics).shard_set
         config = Config()
         stream = Loader(shards, "train", config, device=device, batch_size=given.batch_size)
-        starts = []
-        for _ in range(2):
-            starts.append(seconds_of(partial(placed, stream, "resident"), device))
-            if len(starts) == 1:
-                for cache in (folder / "set").glob("*.cache"):
-                    shutil.rmtree(cache)
+        first = seconds_of(partial(placed, stream, "resident"), device)
         cached = [seconds_of(partial(placed, stream, "resident"), device) for _ in range(5)]
-        record("loader", "start: first pass over the audio", "clips/s", [given.clips / starts[1]], device, **settings)
+        record("loader", "start: first pass over the audio", "clips/s", [given.clips / first], device, **settings)
         record(
             "loader", "start: from the cache", "clips/s", [given.clips / each for each in cached], device, **settings
         )
@@ -68,24 +64,26 @@ def main() -> None:
             workers=cores,
         )
         sources = {"stream": stream, "resident": placed(stream, "resident")}
-        ours = {what: partial(augmented_rate, loader, config) for what, loader in sources.items()}
-        plain = {what: partial(plain_rate, loader) for what, loader in sources.items()}
-        for run in (*ours.values(), *plain.values(), partial(usual_rate, usual, device)):
+        runs = {
+            (what, threads): partial(augmented_rate, loader, config, threads)
+            for what, loader in sources.items()
+            for threads in given.threads
+        }
+        for run in (*runs.values(), partial(usual_rate, usual, device)):
             run()  # page cache, worker processes, first calls
-        rates: dict[str, list[float]] = {what: [] for what in ("usual", *ours)}
+        peer, ours = list[float](), {key: list[float]() for key in runs}
         for _ in range(given.repeats):
-            for what, run in ours.items():
-                rates[what].append(run())
-            rates["usual"].append(usual_rate(usual, device))
+            for key, run in runs.items():
+                ours[key].append(run())
+            peer.append(usual_rate(usual, device))
         two = "crop, log-mel, mixup, random resize crop; 2 views"
-        said = {"usual": f"peer.py: {two}", "stream": f"stream: {two}", "resident": f"resident: {two}"}
-        for what, values in rates.items():
-            record("loader", said[what], "clips/s", values, device, **settings, workers=cores)
-        for what in ours:
-            ratios = [one / other for one, other in zip(rates[what], rates["usual"], strict=True)]
-            record("loader", f"{what} / peer.py, in the same repeat", "ratio", ratios, device, **settings)
-        for what, run in plain.items():
-            values = [run() for _ in range(given.repeats)]
+        record("loader", f"peer.py: {two}", "clips/s", peer, device, **settings, workers=cores)
+        for (what, threads), values in ours.items():
+            ratios = [one / other for one, other in zip(values, peer, strict=True)]
+            record("loader", f"{what}: {two}", "clips/s", values, device, **settings, threads=threads)
+            record("loader", f"{what} / peer.py, same repeat", "ratio", ratios, device, **settings, threads=threads)
+        for what, loader in sources.items():
+            values = [plain_rate(loader) for _ in range(given.repeats)]
             record("loader", f"{what}: crop, log-mel, SpecAugment; 2 views", "clips/s", values, device, **settings)
 
 
@@ -113,8 +111,9 @@ def plain_rate(loader: Batches) -> float:
     return rate((len(batch.clip_ids) for batch in loader.epoch(1)), loader.device)
 
 
-def augmented_rate(loader: Batches, config: Config) -> float:
-    """Clips a second of an epoch of augmented views."""
+def augmented_rate(loader: Batches, config: Config, threads: int) -> float:
+    """Clips a second of an epoch of augmented views, with so many threads of torch."""
+    torch.set_num_threads(threads)
     augment = Augmenter(config, loader.clips, loader.device)
     sizes = (len(augment(batch.clip_ids, batch.views, 1)[0]) for batch in loader.epoch(1))
     return rate(sizes, loader.device)
