@@ -22,7 +22,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A process of its own with TRITON_INTERPRET=1, which Triton reads when it is imported, by other tests here too."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed; the dev extra brings it: pip install -e '.[dev]'")
-    with ProcessPoolExecutor(max_workers=0, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as executor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             executor.submit(os.getpid).result()  # starts the process, which inherits the variable
@@ -57,6 +57,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             return tuple(result.cpu() for result in function(*map(_to_cuda, arguments)))
         return function(*arguments)
 
+    call.where = where  # type: ignore[attr-defined]
     return call
 
 
@@ -68,7 +69,7 @@ def compile_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    def compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, int], **options: int) -> Any:
+    def compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], **options: int) -> Any:
         friendly = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types}
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=friendly)
