@@ -71,7 +71,7 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     scores = torch.empty(block, k, dtype=torch.float32, device=device)
     wide = torch.empty(block if widen else 0, d, dtype=torch.float32, device=device)
     centroids_DK = centroids.detach().float().T
-    with _float32_matmul():
+    with float32_matmul():
         for start in range(0, n, block):
             stop = min(start + block, n)
             rows = wide[: stop - start].copy_(points[start:stop]) if widen else points[start:stop]
@@ -109,7 +109,7 @@ def resolve_near_ties(
         return assignments
     exact_DK = centroids.double().T
     rows = max(1, BLOCK_BYTES // (8 * sum(centroids.shape)))
-    for ids in close.split(rows):
+    for ids in torch.split(close, rows):
         wide = points[ids].double()
         scores = wide @ exact_DK
         bar = scores.amax(dim=1) - TIE * torch.linalg.vector_norm(wide, dim=1)
@@ -201,9 +201,7 @@ def assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return assign_reference(points, centroids)
 
 
-def assign_triton(
-    points: Tensor, centroids: Tensor, precision: Precision = "tf32x3"
-) -> tuple[Tensor, Tensor, Tensor]:
+def assign_triton(points: Tensor, centroids: Tensor, precision: Precision = "tf32x3") -> tuple[Tensor, Tensor, Tensor]:
     """As `assign_reference`, in one kernel; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
 
     Products are within `rounding_bound` of the exact ones. bfloat16 runs on tensor cores; float32 does too with
@@ -269,7 +267,7 @@ def _check(points: Tensor, centroids: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _float32_matmul() -> Iterator[None]:
+def float32_matmul() -> Iterator[None]:
     """Full float32 products inside: training may have asked for TF32 (CUDA) or bfloat16 (CPU) in all matmuls."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
