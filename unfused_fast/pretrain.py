@@ -114,8 +114,10 @@ class Pretraining:
             iterations=settings.iterations,
             init=self.prototypes if warm else ("kmeans++" if settings.init == "kmeans++" else "random"),
             empty=settings.empty,
+            n_init=settings.n_init,
             generator=generator,
             backend=settings.backend,
+            previous=self.assignments if warm else None,
         )
         previous, self.assignments, self.prototypes = self.assignments, found.assignments, found.centroids
         statistics = cluster_statistics(found)
