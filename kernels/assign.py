@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 4 * 2**20
-"""Scratch memory of `assign_reference`. Ours: on two cores every size from 1 to 64 MiB ran at one speed, and a small
-one keeps what clustering adds to a 200 MB bank under 10 %."""
+BLOCK_BYTES = 2 * 2**20
+"""Scratch memory of `assign_reference`. Ours: on one core 0.5 to 2 MiB were 5 to 10 % faster than 4 to 16 MiB (D = K =
+512), and a small one keeps what clustering adds to a 200 MB bank under 10 %."""
 
 TIE = 2.0**-40
 """Products this much of the row's norm apart are equal. Ours: far above float64's rounding, far below float32's."""
@@ -70,7 +70,7 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     best, second = torch.empty(2, n, dtype=torch.float32, device=device)
     scores = torch.empty(block, k, dtype=torch.float32, device=device)
     wide = torch.empty(block if widen else 0, d, dtype=torch.float32, device=device)
-    centroids_DK = centroids.detach().float().T
+    centroids_DK = centroids.detach().float().T.contiguous()  # 5 % faster than the transposed view
     with float32_matmul():
         for start in range(0, n, block):
             stop = min(start + block, n)
