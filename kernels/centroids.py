@@ -2,8 +2,8 @@
 
 Sums are exact: every number is rounded towards zero to a multiple of 1 / scale, and those multiples are added as
 integers. So the order does not matter, and one answer comes out of any device, number of ranks or threads, and size of
-blocks; and what moves from cluster to cluster can be added and subtracted without drift. At scale 2**30 the rounding of
-a row of unit norm is finer than float32's own for numbers above 2**-7 (zero) and at most 2**-30 below.
+blocks; and what moves from cluster to cluster can be added and subtracted without drift. At scale 2**30 float32 numbers
+of 2**-7 and more lose nothing, smaller ones less than 2**-30.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor]
     for start in range(0, count, block):
         stop = min(start + block, count)
         picked = slice(start, stop) if moves is None else moves[0][start:stop]
-        rows = torch.mul(points[picked], scale, out=wide[: stop - start]).trunc_()
+        # a power of two, then whole numbers: exact in the points' own dtype, and half the bytes of float64
+        rows = wide[: stop - start].copy_(torch.mul(points[picked], scale).trunc_())
         signs, clusters = None, ids[picked]
         if moves is not None:
             signs = torch.ones(2 * len(rows), dtype=torch.float64, device=points.device)

@@ -128,14 +128,14 @@ def test_block_size_does_not_matter(block: int, dtype: torch.dtype) -> None:
 
 def test_full_precision_whatever_training_asked_for() -> None:
     points, centroids = unit_rows(64, 256, torch.float32, 8), unit_rows(32, 256, torch.float32, 9).requires_grad_()
-    torch.setfloat32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
             check(points, centroids.detach(), *assign.assign(points, centroids))
-        assert torch.getfloat32_matmul_precision() == "medium"
+        assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
-        torch.setfloat32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_scratch_is_small() -> None:
