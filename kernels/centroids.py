@@ -1,13 +1,15 @@
 """Sums and counts of the points of each cluster, then centroids of unit norm.   N points, K clusters, D features.
 
-The same input gives the same bits on every run of one device: points are sorted by cluster (stably) and added in that
-order. `index_add_` is shorter, but on CUDA its atomics add in whatever order they arrive; a product with a one-hot
-matrix keeps an order, but costs 2 N K D operations, as much as the assignment, where sorting and adding costs N D.
+Sums are exact: every number is rounded towards zero to a multiple of 1 / scale, and those multiples are added as
+integers. So the order does not matter, and one answer comes out of any device, number of ranks or threads, and size of
+blocks; and what moves from cluster to cluster can be added and subtracted without drift. At scale 2**30 float32 numbers
+of 2**-7 and more lose nothing, smaller ones less than 2**-30.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,42 +21,92 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 BLOCK_BYTES = 8 * 2**20
-"""Points that `centroid_sums_reference` widens to float32 at a time. Ours: as in `assign.py`, small beside the bank."""
+"""Points that the reference widens to float64 at a time. Ours: as in `assign.py`, small beside the bank."""
+
+SCALE_BITS = 30
+"""log2 of the scale for rows of norm 1. Ours: the sums of 2**33 such rows fit an int64, those of a block a float64."""
 
 CHUNK = 256
 """Most points of one cluster that one Triton program adds up. Ours: 250,000 points make about 1,000 chunks for the 132
 multiprocessors of an H100 whatever the sizes of the clusters, and partial sums of 1/256 of the points' size."""
 
 
+def fixed_point_scale(largest_norm: float) -> float:
+    """Largest norm of a row -> the power of two that takes every number of the rows to at most about 2**SCALE_BITS.
+
+    A thousandth more than a power of two counts as that power, so that rows normalised in float32 all have 2**30.
+
+    Raises:
+        ValueError: a norm that is not finite, or so large or small that the scale is no normal float32.
+    """
+    if not math.isfinite(largest_norm):
+        raise ValueError(f"the largest norm of a row is {largest_norm}; want finite rows")
+    exponent = SCALE_BITS - math.ceil(math.log2(largest_norm * 0.999)) if largest_norm > 0 else SCALE_BITS
+    if not -90 <= exponent <= 126:
+        raise ValueError(f"the largest norm of a row is {largest_norm:g}; scale the rows to between 1e-28 and 1e36")
+    return 2.0**exponent
+
+
 @torch.no_grad()
-def centroid_sums_reference(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(N, D), (N,), K -> (K, D) float32 sum and (K,) int64 count of the points of each cluster.
+def centroid_sums_reference(points: Tensor, assignments: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
+    """(N, D), (N,), K -> (K, D) int64 sum, in units of 1 / scale, and (K,) int64 count of the points of each cluster.
 
     A point whose assignment is outside 0..K-1 belongs to no cluster and is left out (then the counts add up to less
     than N); nothing is read back to the host to look for such points. Source: the centroid step of k-means in DECAR-v2
     (UnFuSeD, arXiv 2303.05668).
 
     Args:
-        points: float32 or bfloat16, any strides.
+        points: float32 or bfloat16, any strides, at most 2**23 / scale in size.
         assignments: int64 on the device of `points`.
         k: clusters, at least 1.
+        scale: a power of two, from `fixed_point_scale`.
 
     Raises:
         ValueError: wrong shape, dtype or device, or k < 1.
     """
     _check(points, assignments, k)
-    n, d = points.shape
-    sums = torch.zeros(k, d, dtype=torch.float32, device=points.device)
+    sums = torch.zeros(k, points.shape[1], dtype=torch.int64, device=points.device)
+    _add(sums, points, assignments, None, scale)
+    inside = (assignments >= 0) & (assignments < k)
     counts = torch.zeros(k, dtype=torch.int64, device=points.device)
-    block = max(k, BLOCK_BYTES // (4 * d))
-    for start in range(0, n, block):
-        order, starts = _by_cluster(assignments[start : start + block], k)
+    return sums, counts.index_add_(0, assignments.clamp(0, k - 1), inside.long())
+
+
+@torch.no_grad()
+def move_points(sums: Tensor, points: Tensor, old: Tensor, new: Tensor, scale: float) -> None:
+    """Changes the sums of assignments `old` (N,) into those of `new` (N,), in place, by the points that moved.
+
+    Costs two additions for a point that moved and none for the others. Ours: exact sums allow it, and from one
+    iteration of k-means to the next ever fewer points move.
+    """
+    moved = torch.nonzero(old != new)[:, 0]
+    _add(sums, points, new, (moved, old), scale)
+
+
+def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor] | None, scale: float) -> None:
+    """Adds points to the sums of clusters `ids`; of `moves` (rows, their old clusters) only the rows, which leave the
+    old.
+    """
+    k, d = sums.shape
+    count = len(points) if moves is None else len(moves[0])
+    block = max(1, min(count, BLOCK_BYTES // (8 * d)))
+    wide = torch.empty(block, d, dtype=torch.float64, device=points.device)
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        picked = slice(start, stop) if moves is None else moves[0][start:stop]
+        # a power of two, then whole numbers: exact in the points' own dtype, and half the bytes of float64
+        rows = wide[: stop - start].copy_(torch.mul(points[picked], scale).trunc_())
+        signs, clusters = None, ids[picked]
+        if moves is not None:
+            signs = torch.ones(2 * len(rows), dtype=torch.float64, device=points.device)
+            signs[len(rows) :] = -1
+            clusters = torch.cat([clusters, moves[1][picked]])
+        order, starts = _by_cluster(clusters, k)
         # K + 2 bags, of which the first and the last hold the points left out.
         offsets = functional.pad(starts, (1, 0))
-        rows = points[start : start + block].float()
-        sums += functional.embedding_bag(order, rows, offsets, mode="sum")[1:-1]
-        counts += starts.diff()
-    return sums, counts
+        signs = None if signs is None else signs[order]
+        bags = functional.embedding_bag(order % len(rows), rows, offsets, mode="sum", per_sample_weights=signs)
+        sums += bags[1:-1].long()
 
 
 @functools.cache
@@ -76,6 +128,7 @@ def _build_kernels() -> tuple[Any, Any]:
         D: int,
         points_stride_n: int,
         points_stride_d: int,
+        scale: float,
         CHUNK_POINTS: tl.constexpr,
         BLOCK_N: tl.constexpr,
         BLOCK_D: tl.constexpr,
@@ -90,7 +143,7 @@ def _build_kernels() -> tuple[Any, Any]:
             chunks_left = tl.load(chunk_ends_ptr + cluster) - chunk
             stop = tl.load(starts_ptr + cluster + 1) - (chunks_left - 1) * CHUNK_POINTS
             start = tl.maximum(tl.load(starts_ptr + cluster), stop - CHUNK_POINTS)
-            total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            total = tl.zeros((BLOCK_N, BLOCK_D), tl.int64)
             for first in range(start, stop, BLOCK_N):
                 positions = first + tl.arange(0, BLOCK_N)
                 position_exists = positions < stop
@@ -100,7 +153,7 @@ def _build_kernels() -> tuple[Any, Any]:
                     mask=position_exists[:, None] & feature_exists[None, :],
                     other=0.0,
                 )
-                total += tile.to(tl.float32)
+                total += (tile.to(tl.float32) * scale).to(tl.int64)  # towards zero
             tl.store(partial_ptr + chunk * D + features, tl.sum(total, axis=0), mask=feature_exists)
 
     @triton.jit  # type: ignore[untyped-decorator]
@@ -119,20 +172,20 @@ def _build_kernels() -> tuple[Any, Any]:
         feature_exists = features < D
         stop = tl.load(chunk_ends_ptr + cluster)
         start = stop - tl.load(chunks_ptr + cluster)
-        total = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
+        total = tl.zeros((BLOCK_C, BLOCK_D), tl.int64)
         for first in range(start, stop, BLOCK_C):
             chunks = first + tl.arange(0, BLOCK_C)
             total += tl.load(
                 partial_ptr + chunks[:, None] * D + features[None, :],
                 mask=(chunks < stop)[:, None] & feature_exists[None, :],
-                other=0.0,
+                other=0,
             )
         tl.store(sums_ptr + cluster * D + features, tl.sum(total, axis=0), mask=feature_exists)
 
     return _chunk_sums_kernel, _cluster_sums_kernel
 
 
-def centroid_sums(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def centroid_sums(points: Tensor, assignments: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
     """As `centroid_sums_reference`: the Triton kernels on CUDA tensors, the reference itself on others.
 
     Raises:
@@ -140,12 +193,12 @@ def centroid_sums(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, 
         ImportError: CUDA tensors where Triton is not installed.
     """
     if points.is_cuda:
-        return centroid_sums_triton(points, assignments, k)
-    return centroid_sums_reference(points, assignments, k)
+        return centroid_sums_triton(points, assignments, k, scale)
+    return centroid_sums_reference(points, assignments, k, scale)
 
 
-def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `centroid_sums_reference`; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
+def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
+    """As `centroid_sums_reference`, bit for bit; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
 
     Each cluster is cut into chunks of at most `CHUNK` points, summed side by side, and then the chunks of a cluster in
     their order: a cluster that holds most points is spread over the device like any other.
@@ -165,8 +218,8 @@ def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int) -> tuple[T
     chunk_ends = chunks.cumsum(0)
     # How many chunks there are is known on the device alone; this many are enough for any cluster sizes.
     most_chunks = n // CHUNK + min(n, k)
-    sums = torch.empty(k, d, dtype=torch.float32, device=points.device)
-    partial = torch.empty(most_chunks, d, dtype=torch.float32, device=points.device)
+    sums = torch.empty(k, d, dtype=torch.int64, device=points.device)
+    partial = torch.empty(most_chunks, d, dtype=torch.int64, device=points.device)
     chunk_cluster = torch.searchsorted(chunk_ends, torch.arange(most_chunks, device=points.device), right=True)
     block_d = min(128, max(16, triton.next_power_of_2(d)))
     feature_blocks = triton.cdiv(d, block_d)
@@ -183,6 +236,7 @@ def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int) -> tuple[T
                 d,
                 points.stride(0),
                 points.stride(1),
+                scale,
                 CHUNK_POINTS=CHUNK,
                 BLOCK_N=32,
                 BLOCK_D=block_d,
@@ -195,7 +249,13 @@ def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int) -> tuple[T
 def normalise_centroids(sums: Tensor, counts: Tensor, previous: Tensor) -> Tensor:
     """(K, D), (K,), (K, D) -> (K, D) float32 centroids: each sum at unit norm, or `previous` where none can be had.
 
-    That is where a cluster is empty, and where its points cancel to a sum of norm zero. Source: spherical k-means.
+    That is where a cluster is empty, and where its points cancel to a sum of norm zero. The unit of the sums does not
+    matter; norms are taken in float64. Source: spherical k-means.
+
+    Args:
+        sums: int64, as `centroid_sums_reference` gives them.
+        counts: int64.
+        previous: float32.
 
     Raises:
         ValueError: wrong shape, dtype or device.
@@ -205,17 +265,17 @@ def normalise_centroids(sums: Tensor, counts: Tensor, previous: Tensor) -> Tenso
             f"sums {tuple(sums.shape)}, counts {tuple(counts.shape)}, previous {tuple(previous.shape)}, "
             "but this takes (K, D), (K,), (K, D)"
         )
-    if sums.dtype != torch.float32 or previous.dtype != torch.float32 or counts.dtype != torch.int64:
+    if sums.dtype != torch.int64 or previous.dtype != torch.float32 or counts.dtype != torch.int64:
         raise ValueError(
-            f"sums {sums.dtype}, counts {counts.dtype}, previous {previous.dtype}, "
-            "but this takes float32, int64, float32"
+            f"sums {sums.dtype}, counts {counts.dtype}, previous {previous.dtype}, but this takes int64, int64, float32"
         )
     if not sums.device == counts.device == previous.device:
         devices = f"sums on {sums.device}, counts on {counts.device}, previous on {previous.device}"
         raise ValueError(f"{devices}; move them to one device")
-    norms = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
+    wide = sums.double()
+    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     usable = (counts > 0)[:, None] & (norms > 0)
-    return torch.where(usable, sums / norms, previous)
+    return torch.where(usable, wide.div_(norms).float(), previous)
 
 
 def _by_cluster(assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:

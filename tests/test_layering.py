@@ -14,8 +14,8 @@ LAYERS = [
     {"config_audio"},
     {"config", "shards"},
     {"mel"},
-    {"settings", "randomness", "audio", "efficientnet", "plots"},
-    {"order", "augment", "batches"},
+    {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
+    {"order", "augment", "kmeans_start", "batches"},
     {"pipeline", "model"},
     {"log_mel_cache", "resident"},
     {"log_mel_pass"},
@@ -37,7 +37,13 @@ LAYERS = [
     {"__main__"},
 ]
 GPU_LIBRARIES = {"nvidia", "cupy", "cuml", "faiss", "triton"}
-ONE_FILE_EACH = {"nvidia": {"pipeline"}, "triton": {"kernels"}, "cupy": set(), "cuml": set(), "faiss": set()}
+ONE_FILE_EACH = {
+    "nvidia": {"pipeline"},
+    "triton": {"kernels"},
+    "cupy": set(),
+    "cuml": {"kmeans_backends"},
+    "faiss": {"kmeans_backends"},
+}
 
 
 def modules() -> dict[str, list[Path]]:

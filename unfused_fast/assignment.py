@@ -41,11 +41,18 @@ def clustered_points(rows: Tensor, config: Config) -> Tensor:
     return rows if config.model.l2_normalize else torch.nn.functional.normalize(rows, dim=1)
 
 
-def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor | None = None) -> Clustering:
+def cluster_rows(
+    rows: Tensor,
+    k: int,
+    config: Config,
+    seed: int,
+    start: Tensor | None = None,
+    previous: Tensor | None = None,
+) -> Clustering:
     """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
 
-    `start`: centroids (K, D) of the last clustering, for `cluster.init = warm`. Source: paper section 3 (spherical);
-    DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
+    `start`, `previous`: centroids (K, D) and assignments (N,) of the last clustering, for `cluster.init = warm`.
+    Source: paper section 3 (spherical); DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
     """
     settings = config.cluster
     generator = torch.Generator(device=rows.device).manual_seed(seed)
@@ -58,12 +65,14 @@ def cluster_rows(rows: Tensor, k: int, config: Config, seed: int, start: Tensor 
             iterations=settings.iterations,
             init=start if warm and start is not None else ("kmeans++" if settings.init == "kmeans++" else "random"),
             empty=settings.empty,
+            n_init=settings.n_init,
             generator=generator,
             backend=settings.backend,
+            previous=previous if warm else None,
         )
         return Clustering(found.assignments, found.counts, found.objective, "mean_cosine", found.centroids)
     if settings.algo == "pca_kmeans":
-        found = euclidean_kmeans(points, k, iterations=settings.iterations, generator=generator)
+        found = euclidean_kmeans(points, k, iterations=settings.iterations, n_init=settings.n_init, generator=generator)
         return Clustering(found.assignments, found.counts, found.objective, "inertia", None)
     assignments = power_iteration_clustering(
         points,

@@ -1,6 +1,6 @@
 """k-means over embeddings, in place: spherical, and by squared distance.
 
-N points, D features, K clusters. The N x K similarities never exist: kernels.assign goes through the points in blocks.
+N points, D features, K clusters. The N x K similarities never exist, and neither does a copy of the points.
 """
 
 from __future__ import annotations
@@ -8,15 +8,21 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from unfused_fast.errors import UserError
-from unfused_fast.kernels.assign import assign, assign_reference
-from unfused_fast.kernels.centroids import centroid_sums, centroid_sums_reference, normalise_centroids
+from unfused_fast.kernels.assign import assign_reference
+from unfused_fast.kernels.centroids import centroid_sums_reference, fixed_point_scale, normalise_centroids
+from unfused_fast.kmeans_backends import Backend as Backend
+from unfused_fast.kmeans_backends import Chosen, nearest, update_sums
+from unfused_fast.kmeans_backends import resolve_backend as resolve_backend
+from unfused_fast.kmeans_start import kmeans_plus_plus, match_clusters, random_rows, reseed_farthest, split_largest
+from unfused_fast.randomness import key
+from unfused_fast.rows import Points, Rows
 
-Backend = Literal["auto", "torch", "triton"]
-SPLIT_STEP = 1.0 / 1024
-"""How far apart the two halves of a split cluster start, relative. Source: faiss Clustering.cpp (EPS)."""
+Init = Literal["random", "kmeans++"]
+Empty = Literal["keep", "split", "reseed"]
 
 
 class KMeans(NamedTuple):
@@ -25,52 +31,113 @@ class KMeans(NamedTuple):
     centroids: Tensor
     """(K, D) float32; unit norm when spherical."""
     assignments: Tensor
-    """(N,) int64: id of each point's cluster."""
+    """(N,) int64: id of each point's cluster; of this rank's points."""
     counts: Tensor
-    """(K,) int64 points in each cluster."""
+    """(K,) int64 points in each cluster, on all ranks."""
     objective: Tensor
     """() float32: mean cosine to the own centroid (spherical, larger is better) or inertia per point (smaller is
-    better).
+    better), on all ranks.
     """
 
 
-def resolve_backend(backend: Backend, device: torch.device) -> Literal["torch", "triton"]:
-    """The back end that `auto` means on a device; raises UserError for a named one that cannot run there."""
-    if backend == "triton" and device.type != "cuda":
-        raise UserError(
-            f"cluster.backend = triton, but the device is {device}: Triton kernels need a GPU; use torch or auto"
-        )
-    return ("triton" if device.type == "cuda" else "torch") if backend == "auto" else backend
-
-
+@torch.no_grad()
 def spherical_kmeans(
-    points: Tensor,
+    points: Tensor | Rows,
     k: int,
     *,
     iterations: int = 10,
-    init: Literal["random", "kmeans++"] | Tensor = "random",
-    empty: Literal["keep", "split"] = "keep",
+    init: Init | Tensor = "random",
+    empty: Empty = "keep",
+    n_init: int = 1,
     generator: torch.Generator | None = None,
     backend: Backend = "auto",
+    group: dist.ProcessGroup | None = None,
+    previous: Tensor | None = None,
 ) -> KMeans:
     """(N, D) unit rows, read in place -> K clusters by cosine similarity.
 
-    `iterations` times assignment and centroids of unit norm, then a last assignment. `init`: random rows, k-means++ on
-    1 - cosine, or given centroids (K, D). An empty cluster keeps its centroid, or (`split`) takes half of one of the
-    largest. Same seed, same result. Source: paper section 3 (assignment phase); authors (10 iterations, keep).
+    `iterations` times assignment and centroids of unit norm, then a last assignment. Source: paper section 3
+    (assignment phase); authors (10 iterations, keep).
+
+    One answer on every back end, number of ranks and size of blocks: assignments are exact (near ties are settled in
+    float64, ties go to the lowest id), cluster sums are integers, and the objective is computed from them. Only the
+    norms of centroids depend on the device, in their last bit. What each library computes is in kmeans_backends.py.
+
+    Args:
+        points: float32 or bfloat16, a tensor or `Rows` that are read in blocks; with a `group` those of this rank.
+        k: clusters over all ranks.
+        iterations: 0 assigns to the initial centroids.
+        init: `random` rows, `kmeans++` on 1 - cosine, or centroids (K, D), which are used for the first start.
+        empty: an empty cluster keeps its centroid, takes half of one of the largest (`split`), or starts again from
+            one of the points farthest from their centroid (`reseed`).
+        n_init: starts; the one of largest objective wins, the earliest at a tie.
+        generator: draws the seed; with a group rank 0's counts.
+        backend: torch, triton, faiss, cuml, or `auto` (see `resolve_backend`).
+        group: ranks that hold parts of the points.
+        previous: (N,) earlier assignments; clusters are renamed so that most points keep their id.
+
+    With bfloat16 points centroids are rounded to bfloat16 before each assignment, so that tensor cores can multiply;
+    their norm is then 1 to 2**-8.
+
+    Raises:
+        UserError: more clusters than points, points that are not finite, or a back end that cannot run here.
+        ValueError: a wrong shape or dtype.
     """
-    _check_k(points, k)
-    triton = resolve_backend(backend, points.device) == "triton"
-    nearest, sums_of = (assign, centroid_sums) if triton else (assign_reference, centroid_sums_reference)
-    centroids = _initial(points, k, init, generator)
-    for _ in range(iterations):
-        assignments, _ = nearest(points, centroids.to(points.dtype))
-        sums, counts = sums_of(points, assignments, k)
-        centroids = normalise_centroids(sums, counts, centroids)
+    held = Points(points, group)
+    _check_k(held.total, k)
+    if n_init < 1 or iterations < 0:
+        raise ValueError(f"n_init = {n_init}, iterations = {iterations}; want at least 1 and 0")
+    chosen = resolve_backend(backend, held.device)
+    seed = _draw_seed(held, generator)
+    largest_norm = _largest_norm(held)
+    best: KMeans | None = None
+    for number in range(n_init):
+        start = _initial(
+            held, k, init if number == 0 or isinstance(init, str) else "random", key(seed, number), largest_norm
+        )
+        found = _lloyd(held, start, iterations, empty, chosen, largest_norm)
+        best = found if best is None or bool(found.objective > best.objective) else best
+    assert best is not None
+    if previous is None:
+        return best
+    renamed = match_clusters(best.assignments, previous, k, held)
+    order = torch.argsort(renamed)
+    return KMeans(best.centroids[order], renamed[best.assignments], best.counts[order], best.objective)
+
+
+def _lloyd(
+    points: Points, centroids: Tensor, iterations: int, empty: Empty, backend: Chosen, largest_norm: float
+) -> KMeans:
+    """One start of spherical k-means."""
+    scale = fixed_point_scale(largest_norm)
+    k, device = len(centroids), points.device
+    assignments = torch.empty(points.count, dtype=torch.int64, device=device)
+    similarities = torch.empty(points.count if empty == "reseed" else 0, device=device)
+    own_sums = torch.zeros(k, points.features, dtype=torch.int64, device=device)
+    for iteration in range(iterations + 1):
+        centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
+        table = centroids.to(points.dtype)
+        for part, rows in points.blocks():
+            found, products = nearest(backend, rows, table, largest_norm)
+            old = assignments[part] if iteration else None
+            update_sums(backend, own_sums, rows, old, found, scale, whole=len(rows) == points.count)
+            assignments[part] = found
+            if empty == "reseed":
+                similarities[part] = products
+        counts = points.sum(torch.bincount(assignments, minlength=k))
+        sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
+        if iteration == iterations:
+            break
+        updated = normalise_centroids(sums, counts, centroids)
         if empty == "split":
-            centroids = torch.nn.functional.normalize(_split_largest(centroids, counts), dim=1)
-    assignments, similarities = nearest(points, centroids.to(points.dtype))
-    return KMeans(centroids, assignments, torch.bincount(assignments, minlength=k), similarities.mean())
+            updated = torch.nn.functional.normalize(split_largest(updated, counts), dim=1)
+        elif empty == "reseed":
+            farthest = reseed_farthest(centroids, counts, points, assignments, similarities, largest_norm)
+            updated = torch.where((counts == 0)[:, None], farthest, updated)
+        centroids = updated
+    # the sum of products with the own centroid, taken cluster by cluster: exact sums make it independent of ranks
+    objective = points.from_first((sums.double() * centroids.double()).sum() / (scale * points.total))
+    return KMeans(centroids, assignments, counts, objective.float())
 
 
 def euclidean_kmeans(
@@ -82,21 +149,22 @@ def euclidean_kmeans(
     Nearest by distance is nearest by dot product after appending 1 to points and -|c|^2 / 2 to centroids, so the same
     blocks serve. Source: authors (faiss k-means, 20 iterations).
     """
-    _check_k(points, k)
+    _check_k(len(points), k)
     points = points.float()
     lifted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
     norms = points.square().sum(dim=1)
+    scale = fixed_point_scale(float(norms.max().sqrt()))
     best: KMeans | None = None
     for _ in range(n_init):
-        centroids = _random_rows(points, k, generator)
+        centroids = points[torch.randperm(len(points), device=points.device, generator=generator)[:k]]
         for iteration in range(iterations + 1):
             half = centroids.square().sum(dim=1, keepdim=True) / 2
-            assignments, scores = assign_reference(lifted, torch.cat([centroids, -half], dim=1))
+            assignments, scores, _ = assign_reference(lifted, torch.cat([centroids, -half], dim=1))
             if iteration == iterations:
                 break
-            sums, counts = centroid_sums_reference(points, assignments, k)
-            means = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], centroids)
-            centroids = _split_largest(means, counts)
+            sums, counts = centroid_sums_reference(points, assignments, k, scale)
+            means = (sums.double() / (scale * counts.clamp(min=1)[:, None])).float()
+            centroids = split_largest(torch.where((counts > 0)[:, None], means, centroids), counts)
         inertia = (norms - 2 * scores).clamp(min=0).mean()
         found = KMeans(centroids, assignments, torch.bincount(assignments, minlength=k), inertia)
         best = found if best is None or bool(inertia < best.objective) else best
@@ -104,43 +172,35 @@ def euclidean_kmeans(
     return best
 
 
-def _check_k(points: Tensor, k: int) -> None:
-    if k < 1 or k > len(points):
-        raise UserError(
-            f"{k} clusters were asked for, but there are {len(points)} clips; want 1 to {len(points)} clusters"
-        )
+def _check_k(points: int, k: int) -> None:
+    if k < 1 or k > points:
+        raise UserError(f"{k} clusters were asked for, but there are {points} clips; want 1 to {points} clusters")
 
 
-def _random_rows(points: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
-    return points[torch.randperm(len(points), device=points.device, generator=generator)[:k]].float()
+def _draw_seed(points: Points, generator: torch.Generator | None) -> int:
+    device = points.device if generator is None else generator.device
+    drawn = torch.randint(2**62, (1,), generator=generator, device=device).to(points.device)
+    return int(points.from_first(drawn))
 
 
-def _initial(points: Tensor, k: int, init: str | Tensor, generator: torch.Generator | None) -> Tensor:
+def _largest_norm(points: Points) -> float:
+    """Largest norm of a row on any rank. Raises UserError for rows that are not finite."""
+    largest = torch.zeros((), device=points.device)
+    for _, rows in points.blocks():
+        if len(rows):
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+            largest = torch.maximum(largest, torch.where(norms.isfinite(), norms, torch.inf).max())
+    norm = float(points.largest(largest))
+    if norm == float("inf"):
+        raise UserError("the rows to be clustered are not all finite; did training diverge? lower optim.lr")
+    return norm
+
+
+def _initial(points: Points, k: int, init: Init | Tensor, seed: int, largest_norm: float) -> Tensor:
     if isinstance(init, Tensor):
-        if init.shape != (k, points.shape[1]):
-            raise ValueError(f"init is {tuple(init.shape)}, want {(k, points.shape[1])}")
+        if init.shape != (k, points.features):
+            raise ValueError(f"init is {tuple(init.shape)}, want {(k, points.features)}")
         return torch.nn.functional.normalize(init.to(points.device, torch.float32), dim=1)
-    if init == "random":
-        return torch.nn.functional.normalize(_random_rows(points, k, generator), dim=1)
-    chosen = torch.empty(k, points.shape[1], device=points.device)
-    chosen[0] = points[torch.randint(len(points), (1,), device=points.device, generator=generator)][0]
-    distance = torch.full((len(points),), torch.inf, device=points.device)
-    for number in range(1, k):  # each choice depends on the last: k-means++ is sequential in K
-        distance = torch.minimum(distance, (1 - points.float() @ chosen[number - 1]).clamp(min=0))
-        weights = distance if bool(distance.sum() > 0) else torch.ones_like(distance)
-        chosen[number] = points[torch.multinomial(weights, 1, generator=generator)][0]
-    return torch.nn.functional.normalize(chosen, dim=1)
-
-
-def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
-    """Puts the i-th empty centroid beside that of the i-th largest cluster, each a small step apart. Source: faiss."""
-    order = torch.argsort(counts, stable=True)
-    donors = order.flip(0)
-    replaced = ((counts[order] == 0) & (counts[donors] > 1))[:, None]
-    step = torch.full((centroids.shape[1],), SPLIT_STEP, device=centroids.device)
-    step[1::2] *= -1
-    away, back = centroids[donors] * (1 + step), centroids[donors] * (1 - step)
-    split = centroids.clone()
-    split[donors] = torch.where(replaced, back, centroids[donors])
-    split[order] = torch.where(replaced, away, split[order])
-    return split
+    if init == "kmeans++":
+        return kmeans_plus_plus(points, k, seed, largest_norm)
+    return torch.nn.functional.normalize(points.fetch(random_rows(points, k, seed)), dim=1)

@@ -81,19 +81,27 @@ class ClusterConfig:
     pic_iterations: int = 200
     """Power iterations. Source: as pic_neighbours."""
     init: Literal["random", "kmeans++", "warm"] = "random"
-    """Initial centroids: random rows, cosine k-means++, or the last epoch's. Source: authors (random rows, each
-    epoch).
+    """Initial centroids: random rows, cosine k-means++, or the last epoch's, whose clusters then keep their ids.
+    Source: authors (random rows, each epoch).
     """
-    empty: Literal["keep", "split"] = "keep"
-    """An empty cluster keeps its centroid, or takes half of the largest. Source: authors (keep)."""
+    n_init: int = 1
+    """Starts, of which the largest mean cosine wins; after `warm` all but the first are random rows. Source: authors
+    (1).
+    """
+    empty: Literal["keep", "split", "reseed"] = "keep"
+    """An empty cluster keeps its centroid, takes half of the largest, or starts again from the row farthest from its
+    centroid. Source: authors (keep).
+    """
     every_epochs: int = 1
     """Epochs from one clustering to the next. Source: paper section 3."""
-    backend: Literal["auto", "torch", "triton"] = "auto"
-    """Who computes nearest centroids and sums. Ours: `auto` is triton on a GPU, torch elsewhere."""
+    backend: Literal["auto", "torch", "triton", "faiss", "cuml"] = "auto"
+    """Who computes nearest centroids; all give the same assignments. Ours: `auto` is triton on a GPU that has it,
+    torch elsewhere.
+    """
 
     def __post_init__(self) -> None:
         check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
-        positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs)
+        positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs, n_init=self.n_init)
         check(self.pca_dim == "auto" or self.pca_dim >= 1, f"cluster.pca_dim = {self.pca_dim}: want 1 or more, or auto")
         positive("cluster", pic_neighbours=self.pic_neighbours, pic_sigma=self.pic_sigma)
         positive("cluster", pic_iterations=self.pic_iterations)

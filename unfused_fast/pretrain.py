@@ -143,7 +143,7 @@ class Pretraining:
         """Clusters the bank in place and re-makes what predicts the clusters."""
         began, seed = time.perf_counter(), self.config.train.seed
         start = self.predictor.tensors().get("prototypes") if self.assignments is not None else None
-        found = cluster_rows(self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start)
+        found = cluster_rows(self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start, self.assignments)
         self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
         if previous is not None:

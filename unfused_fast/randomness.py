@@ -63,3 +63,13 @@ def uniform(clip_ids: Tensor, draws: int, *, seed: int, epoch: int, stream: Stre
     rows = _mix(clip_ids.to(torch.int64) * _signed(_GOLDEN) + base)
     steps = torch.arange(1, draws + 1, device=clip_ids.device) * _signed(_GOLDEN)
     return _logical_shift(_mix(rows[:, None] + steps), 40).to(torch.float32) / float(1 << 24)
+
+
+def bits(ids: Tensor, *counters: int) -> Tensor:
+    """(B,) int64 ids -> (B,) int64 of 64 random bits, different for different ids; on the ids' device."""
+    return _mix(ids.to(torch.int64) * _signed(_GOLDEN) + _signed(key(*counters)))
+
+
+def exponential(ids: Tensor, *counters: int) -> Tensor:
+    """(B,) int64 ids -> (B,) float64 of the exponential distribution of rate 1, on the ids' device."""
+    return -((_logical_shift(bits(ids, *counters), 11).to(torch.float64) + 0.5) * 2.0**-53).log()

@@ -57,6 +57,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             return tuple(result.cpu() for result in function(*map(_to_cuda, arguments)))
         return function(*arguments)
 
+    call.where = where  # type: ignore[attr-defined]
     return call
 
 
@@ -68,7 +69,7 @@ def compile_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    def compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, int], **options: int) -> Any:
+    def compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], **options: int) -> Any:
         friendly = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types}
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=friendly)

@@ -23,10 +23,10 @@ def unit_rows(rows: int, features: int, dtype: torch.dtype, seed: int) -> Tensor
     return torch.nn.functional.normalize(values, dim=1).to(dtype)
 
 
-def check(points: Tensor, centroids: Tensor, assignments: Tensor, similarities: Tensor) -> None:
+def check(points: Tensor, centroids: Tensor, assignments: Tensor, similarities: Tensor, second: Tensor) -> None:
     """Equal to float64; an assignment may differ only where the two similarities are equal within the tolerance."""
-    assert assignments.dtype == torch.int64 and similarities.dtype == torch.float32
-    assert assignments.shape == similarities.shape == points.shape[:1]
+    assert assignments.dtype == torch.int64 and similarities.dtype == second.dtype == torch.float32
+    assert assignments.shape == similarities.shape == second.shape == points.shape[:1]
     scores = points.double().numpy() @ centroids.double().numpy().T
     ours = assignments.numpy()
     assert np.all((ours >= 0) & (ours < len(centroids)))
@@ -35,6 +35,13 @@ def check(points: Tensor, centroids: Tensor, assignments: Tensor, similarities: 
     assert np.all(shortfall <= TOLERANCE), f"not a tie: a closer centroid by {shortfall.max()}"
     assert np.all(ours[shortfall == 0] <= scores.argmax(axis=1)[shortfall == 0])
     np.testing.assert_allclose(similarities.numpy(), reached, atol=TOLERANCE, rtol=0)
+    if len(centroids) == 1:
+        assert np.all(np.isneginf(second.numpy()))
+    else:
+        np.testing.assert_allclose(second.numpy(), np.sort(scores, axis=1)[:, -2], atol=TOLERANCE, rtol=0)
+    settled = assign.resolve_near_ties(points, centroids, assignments.clone(), similarities, second, 2 * TOLERANCE)
+    tied = scores >= scores.max(axis=1, keepdims=True) - assign.TIE * np.linalg.norm(points.double(), axis=1)[:, None]
+    np.testing.assert_array_equal(settled.numpy(), tied.argmax(axis=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -45,7 +52,7 @@ def check(points: Tensor, centroids: Tensor, assignments: Tensor, similarities: 
         *((17, k, 1023) for k in (1, 5, 130)),
         *((1023, k, 17) for k in (1, 5, 130)),
         (1023, 130, 1),
-        (1023, 130, 1023),
+        (300, 130, 1023),
     ],
 )
 def test_nearest_on_odd_shapes(run: Callable[..., Any], n: int, k: int, d: int, dtype: torch.dtype) -> None:
@@ -60,16 +67,18 @@ def test_exact_ties_go_to_the_lowest_index(run: Callable[..., Any], dtype: torch
     centroids = torch.randint(-2, 3, (300, 20), generator=generator).to(dtype)
     centroids[[70, 140, 299]] = centroids[3] = torch.full((20,), 3).to(dtype)
     points = torch.full((5, 20), 2).to(dtype)
-    assignments, similarities = run(assign, "assign", points, centroids)
+    assignments, similarities, second = run(assign, "assign", points, centroids)
     assert assignments.tolist() == [3] * 5
-    assert similarities.tolist() == [120.0] * 5
+    assert similarities.tolist() == second.tolist() == [120.0] * 5
     assert run(assign, "assign", torch.zeros_like(points), centroids)[0].tolist() == [0] * 5
 
 
 def test_negative_similarities_beat_the_padding(run: Callable[..., Any]) -> None:
-    assignments, similarities = run(assign, "assign", torch.ones(3, 2), -torch.arange(1.0, 4.0)[:, None].expand(3, 2))
+    centroids = -torch.arange(1.0, 4.0)[:, None].expand(3, 2)
+    assignments, similarities, second = run(assign, "assign", torch.ones(3, 2), centroids)
     assert assignments.tolist() == [0] * 3
     assert similarities.tolist() == [-2.0] * 3
+    assert second.tolist() == [-4.0] * 3
 
 
 def test_any_strides(run: Callable[..., Any]) -> None:
@@ -80,8 +89,34 @@ def test_any_strides(run: Callable[..., Any]) -> None:
 
 
 def test_no_points(run: Callable[..., Any]) -> None:
-    assignments, similarities = run(assign, "assign", torch.ones(0, 4), torch.ones(3, 4))
-    assert assignments.shape == similarities.shape == (0,)
+    assert all(found.shape == (0,) for found in run(assign, "assign", torch.ones(0, 4), torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_both_precisions_are_within_the_bound(run: Callable[..., Any], precision: str) -> None:
+    """On a GPU this is what shows that three TF32 products are float32; the interpreter knows one precision only."""
+    if "reference" in run.where:  # type: ignore[attr-defined]
+        pytest.skip("the reference has one precision")
+    points, centroids = unit_rows(513, 300, torch.float32, 10), unit_rows(70, 300, torch.float32, 11)
+    _, best, _ = run(assign, "assign", points, centroids, precision)
+    exact = (points.double() @ centroids.double().T).amax(dim=1)
+    assert (best - exact).abs().max() <= assign.rounding_bound(300, tensor_cores=precision == "tf32x3")
+
+
+def test_near_ties_are_settled_by_float64() -> None:
+    """Centroids that differ by less than float32 can tell: a wrong start is put right, equal ones go to the lowest."""
+    points = unit_rows(200, 64, torch.float32, 12)
+    centroids = unit_rows(6, 64, torch.float32, 13)
+    centroids[3] = torch.nextafter(centroids[1], torch.ones(64))
+    centroids[5] = centroids[2]
+    expected = (points.double() @ centroids[:5].double().T).argmax(dim=1)
+    scores = points @ centroids.T
+    wrong = torch.tensor([0, 3, 5, 1, 4, 2])[expected]  # 1 and 3, 2 and 5 exchanged
+    best, second = torch.topk(scores, 2, dim=1).values.T
+    gap = 2 * assign.rounding_bound(64, tensor_cores=False)
+    near = best - second <= gap
+    assert 0 < near.sum() < 200
+    assert torch.equal(assign.resolve_near_ties(points, centroids, wrong, best, second, gap), expected)
 
 
 @pytest.mark.parametrize("block", [1, 7, 100, 1000])
@@ -153,21 +188,22 @@ def test_importing_the_kernels_imports_no_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_compiles_for_tensor_cores(compile_for: Callable[..., Any], dtype: str) -> None:
-    bf16 = dtype == "bf16"
+@pytest.mark.parametrize("tile", list(assign.TILES))
+def test_compiles_for_tensor_cores(compile_for: Callable[..., Any], tile: str) -> None:
+    dtype = "bf16" if tile == "bf16" else "fp32"
     sizes = dict.fromkeys(["N", "K", "D", "points_stride_n", "centroids_stride_k"], "i32")
     types = {
         "points_ptr": f"*{dtype}",
         "centroids_ptr": f"*{dtype}",
         "assignments_ptr": "*i64",
-        "similarities_ptr": "*fp32",
+        "best_ptr": "*fp32",
+        "second_ptr": "*fp32",
     }
-    tiles = {"BLOCK_N": 128, "BLOCK_K": 128, "BLOCK_D": 64} if bf16 else {"BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_D": 16}
+    block_n, block_k, block_d, warps = assign.TILES[tile]
+    tiles: dict[str, Any] = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    tiles |= {"PRECISION": "ieee" if tile == "bf16" else tile}
     constants = {"points_stride_d": 1, "centroids_stride_d": 1, "INTERPRETED": False} | tiles
-    compiled = compile_for(
-        assign._build_assign_kernel(), types | sizes, constants, num_warps=8 if bf16 else 4, num_stages=3
-    )
+    compiled = compile_for(assign._build_assign_kernel(), types | sizes, constants, num_warps=warps, num_stages=3)
     tensor_core_products = compiled.asm["ptx"].count("mma.sync") + compiled.asm["ptx"].count("wgmma.mma_async")
-    assert (tensor_core_products > 0) == bf16  # float32 stays float32, not TF32
+    assert (tensor_core_products > 0) == (tile != "ieee")
     assert compiled.metadata.shared <= 96 * 1024

@@ -20,16 +20,20 @@ def random_case(n: int, k: int, d: int, dtype: torch.dtype, seed: int = 0) -> tu
     return points, torch.randint(0, k, (n,), generator=generator)
 
 
+SCALE = 2.0**27  # the normal points here are smaller than 8
+
+
 def check(points: Tensor, assignments: Tensor, k: int, sums: Tensor, counts: Tensor) -> None:
-    assert sums.dtype == torch.float32 and counts.dtype == torch.int64
+    """Integer sums to the last bit, and beside the float64 sums the truncation of each number alone."""
+    assert sums.dtype == counts.dtype == torch.int64
     ids, values = assignments.numpy(), points.double().numpy()
     inside = (ids >= 0) & (ids < k)
-    expected, magnitude = np.zeros((k, points.shape[1])), np.zeros((k, points.shape[1]))
+    expected, exact = np.zeros((k, points.shape[1])), np.zeros((k, points.shape[1]), np.int64)
     np.add.at(expected, ids[inside], values[inside])
-    np.add.at(magnitude, ids[inside], np.abs(values[inside]))
+    np.add.at(exact, ids[inside], np.trunc(values[inside] * SCALE).astype(np.int64))
+    np.testing.assert_array_equal(sums.numpy(), exact)
     np.testing.assert_array_equal(counts.numpy(), np.bincount(ids[inside], minlength=k))
-    error = np.abs(sums.double().numpy() - expected)
-    assert np.all(error <= 1e-6 * magnitude + 1e-30), error.max()  # 1e-6 of what was added: float32 sums
+    assert np.all(np.abs(sums.double().numpy() / SCALE - expected) <= counts.numpy()[:, None] / SCALE + 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -44,7 +48,7 @@ def check(points: Tensor, assignments: Tensor, k: int, sums: Tensor, counts: Ten
 )
 def test_sums_on_odd_shapes(run: Callable[..., Any], n: int, k: int, d: int, dtype: torch.dtype) -> None:
     points, assignments = random_case(n, k, d, dtype)
-    check(points, assignments, k, *run(centroids, "centroid_sums", points, assignments, k))
+    check(points, assignments, k, *run(centroids, "centroid_sums", points, assignments, k, SCALE))
 
 
 @pytest.mark.parametrize("size", [255, 256, 257, 512, 513, 1000])
@@ -53,7 +57,7 @@ def test_skewed_and_empty_clusters(run: Callable[..., Any], size: int) -> None:
     points, _ = random_case(size + 3, 1, 5, torch.float32)
     assignments = torch.full((size + 3,), 4)
     assignments[[0, size // 2, size]] = torch.tensor([8, 1, 8])
-    sums, counts = run(centroids, "centroid_sums", points, assignments, 9)
+    sums, counts = run(centroids, "centroid_sums", points, assignments, 9, SCALE)
     check(points, assignments, 9, sums, counts)
     assert counts.tolist() == [0, 1, 0, 0, size, 0, 0, 0, 2]
     assert not sums[[0, 2, 3, 5, 6, 7]].any()
@@ -62,29 +66,29 @@ def test_skewed_and_empty_clusters(run: Callable[..., Any], size: int) -> None:
 def test_points_outside_every_cluster_are_left_out(run: Callable[..., Any]) -> None:
     points, assignments = random_case(600, 7, 3, torch.float32)
     assignments[::3], assignments[1::7] = -1, 7
-    sums, counts = run(centroids, "centroid_sums", points, assignments, 7)
+    sums, counts = run(centroids, "centroid_sums", points, assignments, 7, SCALE)
     check(points, assignments, 7, sums, counts)
     none = torch.full((600,), -1)
-    assert not any(result.any() for result in run(centroids, "centroid_sums", points, none, 7))
+    assert not any(result.any() for result in run(centroids, "centroid_sums", points, none, 7, SCALE))
 
 
 def test_no_points(run: Callable[..., Any]) -> None:
-    sums, counts = run(centroids, "centroid_sums", torch.ones(0, 3), torch.zeros(0, dtype=torch.int64), 4)
-    assert torch.equal(sums, torch.zeros(4, 3)) and torch.equal(counts, torch.zeros(4, dtype=torch.int64))
+    sums, counts = run(centroids, "centroid_sums", torch.ones(0, 3), torch.zeros(0).long(), 4, SCALE)
+    assert torch.equal(sums, torch.zeros(4, 3).long()) and torch.equal(counts, torch.zeros(4, dtype=torch.int64))
 
 
 def test_any_strides(run: Callable[..., Any]) -> None:
     points, assignments = random_case(80, 6, 34, torch.float32)
     points, assignments = points.T[1:, ::2].T[:, ::2], assignments[::2]
     assert not points.is_contiguous() and not assignments.is_contiguous()
-    check(points, assignments, 6, *run(centroids, "centroid_sums", points, assignments, 6))
+    check(points, assignments, 6, *run(centroids, "centroid_sums", points, assignments, 6, SCALE))
 
 
 def test_same_bits_every_time(run: Callable[..., Any]) -> None:
     points, assignments = random_case(2000, 3, 9, torch.float32)
-    first, _ = run(centroids, "centroid_sums", points, assignments, 3)
+    first, _ = run(centroids, "centroid_sums", points, assignments, 3, SCALE)
     for _ in range(3):
-        assert torch.equal(first, run(centroids, "centroid_sums", points, assignments, 3)[0])
+        assert torch.equal(first, run(centroids, "centroid_sums", points, assignments, 3, SCALE)[0])
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
@@ -93,7 +97,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            sums.append(centroids.centroid_sums(points, assignments, 50)[0])
+            sums.append(centroids.centroid_sums(points, assignments, 50, SCALE)[0])
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*sums)
@@ -103,11 +107,41 @@ def test_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(centroids, "BLOCK_BYTES", 1000)
     points, assignments = random_case(999, 7, 10, torch.bfloat16)
     assignments[5] = -1
-    check(points, assignments, 7, *centroids.centroid_sums_reference(points, assignments, 7))
+    check(points, assignments, 7, *centroids.centroid_sums_reference(points, assignments, 7, SCALE))
+
+
+def test_the_order_of_the_points_does_not_matter(run: Callable[..., Any]) -> None:
+    points, assignments = random_case(3000, 4, 9, torch.float32)
+    shuffled = torch.randperm(3000, generator=torch.Generator().manual_seed(1))
+    one, _ = run(centroids, "centroid_sums", points, assignments, 4, SCALE)
+    assert torch.equal(one, run(centroids, "centroid_sums", points[shuffled], assignments[shuffled], 4, SCALE)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_moving_points_is_adding_them_up_again(share: float, dtype: torch.dtype) -> None:
+    points, old = random_case(1023, 13, 37, dtype)
+    new = torch.where(torch.rand(1023, generator=torch.Generator().manual_seed(2)) < share, (old + 5) % 13, old)
+    sums, _ = centroids.centroid_sums(points, old, 13, SCALE)
+    centroids.move_points(sums, points, old, new, SCALE)
+    assert torch.equal(sums, centroids.centroid_sums(points, new, 13, SCALE)[0])
+
+
+@pytest.mark.parametrize(
+    ("norm", "scale"), [(1.0, 2.0**30), (1.0000002, 2.0**30), (0.3, 2.0**31), (5.0, 2.0**27), (0.0, 2.0**30)]
+)
+def test_scale_by_hand(norm: float, scale: float) -> None:
+    assert centroids.fixed_point_scale(norm) == scale
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf"), 1e-40, 1e39])
+def test_no_scale_for_such_rows(norm: float) -> None:
+    with pytest.raises(ValueError, match="largest norm"):
+        centroids.fixed_point_scale(norm)
 
 
 def test_unit_norm_or_previous() -> None:
-    sums = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [0.0, -2.0]])
+    sums = torch.tensor([[3, 4], [0, 0], [0, 0], [0, -2]])
     previous = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
     updated = centroids.normalise_centroids(sums, torch.tensor([5, 0, 2, 1]), previous)
     torch.testing.assert_close(updated, torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0]]))
@@ -128,16 +162,16 @@ def test_unit_norm_or_previous() -> None:
 def test_wrong_input_is_named(points: Tensor, assignments: Tensor, k: int, message: str) -> None:
     for function in (centroids.centroid_sums, centroids.centroid_sums_reference, centroids.centroid_sums_triton):
         with pytest.raises(ValueError, match=message):
-            function(points, assignments, k)
+            function(points, assignments, k, SCALE)
 
 
 @pytest.mark.parametrize(
     ("sums", "counts", "previous", "message"),
     [
-        (torch.ones(3, 2), torch.ones(2).long(), torch.ones(3, 2), r"\(2,\)"),
-        (torch.ones(3, 2), torch.ones(3).long(), torch.ones(2, 2), r"\(2, 2\)"),
-        (torch.ones(3, 2).bfloat16(), torch.ones(3).long(), torch.ones(3, 2), "bfloat16"),
-        (torch.ones(3, 2), torch.ones(3).long(), torch.ones(3, 2, device="meta"), "meta"),
+        (torch.ones(3, 2).long(), torch.ones(2).long(), torch.ones(3, 2), r"\(2,\)"),
+        (torch.ones(3, 2).long(), torch.ones(3).long(), torch.ones(2, 2), r"\(2, 2\)"),
+        (torch.ones(3, 2), torch.ones(3).long(), torch.ones(3, 2), "float32, counts"),
+        (torch.ones(3, 2).long(), torch.ones(3).long(), torch.ones(3, 2, device="meta"), "meta"),
     ],
 )
 def test_wrong_sums_are_named(sums: Tensor, counts: Tensor, previous: Tensor, message: str) -> None:
@@ -148,18 +182,19 @@ def test_wrong_sums_are_named(sums: Tensor, counts: Tensor, previous: Tensor, me
 def test_triton_needs_a_gpu_or_the_interpreter() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     with pytest.raises(ValueError, match="call centroid_sums_reference"):
-        centroids.centroid_sums_triton(torch.ones(3, 4), torch.zeros(3).long(), 2)
+        centroids.centroid_sums_triton(torch.ones(3, 4), torch.zeros(3).long(), 2, 1.0)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_compiles_without_atomics(compile_for: Callable[..., Any], dtype: str) -> None:
     chunk_sums, cluster_sums = centroids._build_kernels()
     rows = dict.fromkeys(["order_ptr", "chunk_cluster_ptr", "chunk_ends_ptr", "starts_ptr"], "*i64")
-    types = {"points_ptr": f"*{dtype}", "partial_ptr": "*fp32", "K": "i32", "D": "i32", "points_stride_n": "i32"}
+    types = {"points_ptr": f"*{dtype}", "partial_ptr": "*i64", "K": "i32", "D": "i32", "points_stride_n": "i32"}
+    types |= {"scale": "fp32"}
     first = compile_for(
         chunk_sums, rows | types, {"points_stride_d": 1, "CHUNK_POINTS": centroids.CHUNK, "BLOCK_N": 32, "BLOCK_D": 128}
     )
-    types = {"partial_ptr": "*fp32", "chunk_ends_ptr": "*i64", "chunks_ptr": "*i64", "sums_ptr": "*fp32", "D": "i32"}
+    types = {"partial_ptr": "*i64", "chunk_ends_ptr": "*i64", "chunks_ptr": "*i64", "sums_ptr": "*i64", "D": "i32"}
     second = compile_for(cluster_sums, types, {"BLOCK_C": 16, "BLOCK_D": 128})
     for compiled in (first, second):
         assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])

@@ -1,0 +1,352 @@
+"""Spherical k-means gives one answer: on every back end, number of ranks and size of blocks. Its starts and its empty
+clusters against scikit-learn, scipy and float64.   N points, D features, K clusters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unfused_fast import kmeans_backends, rows
+from unfused_fast.clustering import KMeans, resolve_backend, spherical_kmeans
+from unfused_fast.errors import UserError
+from unfused_fast.kmeans_start import kmeans_plus_plus, match_clusters, random_rows
+from unfused_fast.rows import Points
+
+CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch", "triton", "faiss", "cuml")]
+
+
+def blobs(count: int, dim: int, centres: int, noise: float = 0.6, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    middle = normalize(torch.randn(centres, dim, generator=generator), dim=1)
+    scattered = middle[torch.arange(count) % centres] + noise * torch.randn(count, dim, generator=generator) / dim**0.5
+    return normalize(scattered, dim=1)
+
+
+def equal(one: KMeans, other: KMeans) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def lloyd_in_float64(points: Tensor, start: Tensor, iterations: int) -> np.ndarray:
+    """Spherical k-means as in a textbook, in float64 numpy but for centroids, which are float32 numbers."""
+    data, centroids = points.double().numpy(), normalize(start.float(), dim=1).to(points.dtype).double().numpy()
+    for iteration in range(iterations + 1):
+        ids: np.ndarray = (data @ centroids.T).argmax(axis=1)
+        if iteration == iterations:
+            break
+        for number in np.unique(ids):
+            total = data[ids == number].sum(axis=0)
+            rounded = torch.from_numpy(total / np.linalg.norm(total)).float().to(points.dtype)
+            centroids[number] = rounded.double().numpy()
+    return ids
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("n", "d", "k"), [(1023, 17, 5), (517, 130, 33), (300, 8, 1), (40, 3, 40), (1, 4, 1)])
+def test_every_back_end_gives_the_same_bits(n: int, d: int, k: int, dtype: torch.dtype) -> None:
+    points = blobs(n, d, max(3, k // 2)).to(dtype)
+    start = points[torch.randperm(n, generator=torch.Generator().manual_seed(1))[:k]].float()
+    found = spherical_kmeans(points, k, iterations=6, init=start, backend="torch")
+    np.testing.assert_array_equal(found.assignments.numpy(), lloyd_in_float64(points, start, 6))
+    equal(found, spherical_kmeans(points, k, iterations=6, init=start, backend="faiss"))
+
+
+def test_triton_gives_the_same_bits_in_its_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    code = """
+        import torch
+        from unfused_fast.clustering import spherical_kmeans
+        for n, d, k, dtype in [(301, 17, 5, torch.float32), (130, 33, 19, torch.bfloat16), (40, 5, 1, torch.float32)]:
+            points = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+            points = torch.nn.functional.normalize(points, dim=1).to(dtype)
+            one, other = (
+                spherical_kmeans(points, k, iterations=4, init=points[:k], empty="reseed", backend=name)
+                for name in ("torch", "triton")
+            )
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other)), (n, d, k)
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("backend", CUDA)
+def test_back_ends_on_cuda(backend: Any, dtype: torch.dtype) -> None:
+    points = blobs(5001, 130, 60).to(dtype)
+    cpu = spherical_kmeans(points, 77, init=points[:77].float(), backend="torch")
+    found = spherical_kmeans(points.cuda(), 77, init=points[:77].float().cuda(), backend=backend)
+    torch.testing.assert_close(found.centroids.cpu(), cpu.centroids, atol=1e-6, rtol=0)
+    assert torch.equal(found.assignments.cpu(), cpu.assignments) and torch.equal(found.counts.cpu(), cpu.counts)
+
+
+def test_equal_centroids_and_equal_points() -> None:
+    """Every product is a tie or nearly one: the lowest id takes all, on both back ends."""
+    points, start = torch.eye(7)[:1].repeat(50, 1), torch.eye(7)[:1].repeat(6, 1)
+    for backend in ("torch", "faiss"):
+        found = spherical_kmeans(points, 6, init=start, iterations=3, backend=backend)  # type: ignore[arg-type]
+        assert found.counts.tolist() == [50, 0, 0, 0, 0, 0]
+        assert found.objective.item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_objective_is_the_mean_cosine() -> None:
+    points = blobs(777, 31, 9)
+    found = spherical_kmeans(points, 9, generator=torch.Generator().manual_seed(0))
+    own = (points.double() * found.centroids[found.assignments].double()).sum(dim=1).mean()
+    assert found.objective.item() == pytest.approx(own.item(), abs=1e-7)
+
+
+class InBlocks:
+    """`Rows` that count what they hand out."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.most = tensor, 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def block(self, start: int, stop: int) -> Tensor:
+        self.most = max(self.most, stop - start)
+        return self.tensor[start:stop].clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("init", ["random", "kmeans++"])
+def test_blocks_give_the_bits_of_memory(init: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(1013, 29, 15).to(dtype)
+    expected = spherical_kmeans(points, 40, init=init, empty="reseed", generator=torch.Generator().manual_seed(3))
+    for size in (1, 100, 1013):
+        monkeypatch.setattr(rows, "STREAM_BYTES", size * 29 * dtype.itemsize)
+        streamed = InBlocks(points)
+        if size > 1:  # one by one is slow; once is enough
+            streamed_generator = torch.Generator().manual_seed(3)
+            equal(expected, spherical_kmeans(streamed, 40, init=init, empty="reseed", generator=streamed_generator))
+            assert streamed.most <= size
+
+
+RANKS = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+    from unfused_fast.clustering import spherical_kmeans
+
+    CASES = [(init, empty, dtype) for dtype in (torch.float32, torch.bfloat16)
+             for init, empty in (("random", "keep"), ("kmeans++", "split"), ("given", "reseed"))]
+
+    def points_of(dtype):
+        points = torch.randn(1003, 37, generator=torch.Generator().manual_seed(0)) + 0.3
+        return torch.nn.functional.normalize(points, dim=1).to(dtype)
+
+    def run(rank, cuts, port, out):
+        torch.set_num_threads(1)
+        world = len(cuts) - 1
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        found = {}
+        for init, empty, dtype in CASES:
+            points = points_of(dtype)
+            # twenty starts in one place and a copy of a row: empty clusters and exact ties
+            given = torch.cat([points[:20].float(), points[:1].float().expand(20, -1)])
+            mine = points[cuts[rank] : cuts[rank + 1]].clone()
+            generator = torch.Generator().manual_seed(5 + rank * 7)  # rank 0's counts
+            result = spherical_kmeans(
+                mine, 40, iterations=6, init=given if init == "given" else init, empty=empty, n_init=2,
+                generator=generator, group=dist.group.WORLD, previous=torch.arange(cuts[rank], cuts[rank + 1]) % 40,
+            )
+            found[init, empty, dtype] = tuple(result)
+        torch.save(found, f"{out}/{world}-{rank}.pt")
+        dist.destroy_process_group()
+
+    if __name__ == "__main__":
+        out, port = sys.argv[1], int(sys.argv[2])
+        for number, cuts in enumerate(([0, 1003], [0, 502, 1003], [0, 17, 17, 640, 1003])):
+            # forked: torch is imported once, and has started no thread yet
+            mp.start_processes(run, (cuts, port + number, out), nprocs=len(cuts) - 1, start_method="fork")
+"""
+
+
+def test_ranks_give_the_bits_of_one(tmp_path: Any) -> None:
+    """1, 2 and 4 ranks (one of them without rows), in processes of their own, beside this process without a group."""
+    script = tmp_path / "ranks.py"
+    script.write_text(textwrap.dedent(RANKS))
+    port = 20000 + np.random.default_rng().integers(20000)
+    subprocess.run([sys.executable, script, tmp_path, str(port)], check=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        generator = torch.Generator().manual_seed(0)
+        points = normalize(torch.randn(1003, 37, generator=generator) + 0.3, dim=1).to(dtype)
+        given = torch.cat([points[:20].float(), points[:1].float().expand(20, -1)])
+        for init, empty in (("random", "keep"), ("kmeans++", "split"), ("given", "reseed")):
+            alone = spherical_kmeans(
+                points,
+                40,
+                iterations=6,
+                init=given if init == "given" else init,  # type: ignore[arg-type]
+                empty=empty,  # type: ignore[arg-type]
+                n_init=2,
+                generator=torch.Generator().manual_seed(5),
+                previous=torch.arange(1003) % 40,
+            )
+            for world in (1, 2, 4):
+                every = [torch.load(tmp_path / f"{world}-{rank}.pt")[init, empty, dtype] for rank in range(world)]
+                assert torch.equal(alone.assignments, torch.cat([one[1] for one in every])), (world, init)
+                for one in every:
+                    for index in (0, 2, 3):
+                        assert torch.equal(alone[index], one[index]), (world, init, index)
+
+
+def test_random_rows_are_uniform_and_all_different() -> None:
+    points = Points(blobs(40, 4, 3), None)
+    drawn = torch.stack([random_rows(points, 10, seed) for seed in range(1000)])
+    assert all(len(set(row)) == 10 for row in drawn.tolist())
+    counts = torch.bincount(drawn.flatten(), minlength=40).double()
+    assert ((counts - 250).square() / 250).sum() < 80  # chi-square of 39 degrees: 80 is passed once in 10,000
+
+
+def test_kmeans_plus_plus_has_the_probabilities_of_its_paper() -> None:
+    """Second row given the first, over many seeds, beside (1 - cosine) / sum."""
+    angles = torch.tensor([0.0, 0.4, 1.0, 2.0, 3.0])
+    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    held, counts = Points(points, None), torch.zeros(5, 5)
+    for seed in range(1500):
+        first, second = (points @ row > 1 - 1e-6 for row in kmeans_plus_plus(held, 2, seed, 1.0))
+        counts[first.long().argmax(), second.long().argmax()] += 1
+    weights = (1 - points @ points.T).clamp(min=0)
+    expected = counts.sum(dim=1, keepdim=True) * weights / weights.sum(dim=1, keepdim=True)
+    possible = expected > 1
+    assert counts[~possible].sum() <= 2
+    assert ((counts - expected).square() / expected)[possible].sum() < 45  # 15 degrees of freedom
+
+
+def test_kmeans_plus_plus_on_fewer_directions_than_clusters() -> None:
+    points = torch.eye(3).repeat(5, 1)
+    found = spherical_kmeans(points, 6, init="kmeans++", generator=torch.Generator().manual_seed(0))
+    assert sorted(found.counts.tolist()) == [0, 0, 0, 5, 5, 5]
+
+
+def test_reseed_takes_the_farthest_rows() -> None:
+    points = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.6, 0.8], [0.0, 1.0]]), dim=1)
+    start = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, -0.01]])
+    found = spherical_kmeans(points, 3, init=start, iterations=1, empty="reseed")
+    assert found.centroids[1].tolist() == points[4].tolist()  # the farthest of all
+    torch.testing.assert_close(found.centroids[2], points[3])
+    assert found.counts.min() > 0
+
+
+def test_the_best_start_wins() -> None:
+    points = blobs(400, 16, 12, noise=0.3)
+    one, best = (
+        [
+            spherical_kmeans(points, 12, iterations=4, n_init=count, generator=torch.Generator().manual_seed(seed))
+            for seed in range(4)
+        ]
+        for count in (1, 6)
+    )
+    better = [many.objective.item() - first.objective.item() for first, many in zip(one, best, strict=True)]
+    assert min(better) >= 0 and max(better) > 0.001
+    with pytest.raises(ValueError, match="n_init = 0"):
+        spherical_kmeans(points, 12, n_init=0)
+
+
+def test_matched_clusters_keep_their_ids() -> None:
+    points = blobs(900, 24, 10, noise=0.3)
+    first = spherical_kmeans(points, 10, init="kmeans++", generator=torch.Generator().manual_seed(0))
+    again = spherical_kmeans(
+        points, 10, init="kmeans++", generator=torch.Generator().manual_seed(1), previous=first.assignments
+    )
+    assert normalized_mutual_info_score(first.assignments, again.assignments) > 0.9
+    overlap = np.zeros((10, 10))
+    np.add.at(overlap, (first.assignments.numpy(), again.assignments.numpy()), 1)
+    assert (first.assignments == again.assignments).sum() == overlap[linear_sum_assignment(-overlap)].sum()
+    own = (points @ again.centroids.T).argmax(dim=1)
+    assert torch.equal(own, again.assignments)
+    assert again.counts.tolist() == torch.bincount(again.assignments, minlength=10).tolist()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.8])
+def test_matching_beside_the_best_one(noise: float) -> None:
+    generator = np.random.default_rng(0)
+    previous = generator.integers(0, 12, 3000)
+    renaming = generator.permutation(12)
+    ids = np.where(generator.random(3000) < noise, generator.integers(0, 12, 3000), renaming[previous])
+    points = Points(torch.zeros(3000, 1), None)
+    mapping = match_clusters(torch.from_numpy(ids), torch.from_numpy(previous), 12, points).numpy()
+    assert sorted(mapping) == list(range(12))
+    overlap = np.zeros((12, 12))
+    np.add.at(overlap, (ids, previous), 1)
+    best = overlap[linear_sum_assignment(-overlap)].sum()
+    kept = overlap[np.arange(12), mapping].sum()
+    assert kept == best if noise < 0.5 else kept >= best / 2
+    with pytest.raises(ValueError, match="ids below 12"):
+        match_clusters(torch.from_numpy(ids), torch.from_numpy(previous) + 12, 12, points)
+
+
+def test_points_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """faiss is handed the very memory of the bank, and so is torch."""
+    points, seen = blobs(600, 16, 5), set()
+    for name in ("torch", "faiss"):
+        original = kmeans_backends._TOP_TWO[name]
+
+        def watched(rows: Tensor, centroids: Tensor, original: Any = original) -> Any:
+            seen.add(rows.data_ptr())
+            return original(rows, centroids)
+
+        monkeypatch.setitem(kmeans_backends._TOP_TWO, name, watched)
+        before = points.clone()
+        spherical_kmeans(points, 5, backend=name)  # type: ignore[arg-type]
+        assert torch.equal(points, before)
+    assert seen == {points.data_ptr()}
+
+
+def test_extra_memory_is_a_tenth_of_the_bank() -> None:
+    """Peak resident memory of a process that clusters a 102 MB bank, above what it had before."""
+    code = """
+        import resource, torch
+        from unfused_fast.clustering import spherical_kmeans
+        torch.set_num_threads(1)
+        points = torch.randn(50_000, 512)
+        for rows in points.split(1000):
+            rows.copy_(torch.nn.functional.normalize(rows, dim=1))
+        spherical_kmeans(points[:3000], 128, iterations=1)  # libraries load, thread pools start
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        spherical_kmeans(points, 128, iterations=2)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print((after - before) * 1024 / (points.numel() * 4))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 0.1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
+    points = blobs(50, 4, 2)
+    points[7, 1] = bad
+    with pytest.raises(UserError, match="not all finite"):
+        spherical_kmeans(points, 3)
+
+
+def test_absent_back_ends_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans_backends, "_present", lambda module: False)
+    for name in ("triton", "faiss", "cuml"):
+        with pytest.raises(UserError, match=f"{name} is not installed; install unfused-fast with extra"):
+            resolve_backend(name, torch.device("cpu"))  # type: ignore[arg-type]
+    assert resolve_backend("auto", torch.device("cuda")) == "torch"
+    monkeypatch.setattr(kmeans_backends, "_present", lambda module: True)
+    assert resolve_backend("auto", torch.device("cuda")) == "triton"
+    with pytest.raises(UserError, match="cuml, but the device is cpu"):
+        resolve_backend("cuml", torch.device("cpu"))
+    assert resolve_backend("faiss", torch.device("cpu")) == "faiss"

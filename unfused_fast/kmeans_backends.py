@@ -1,0 +1,168 @@
+"""Who computes nearest centroids and cluster sums: torch, our Triton kernels, faiss or cuML.
+
+N points, D features, K clusters. A back end gives the two largest products of each row in float32; rows in which they
+are closer than rounding can tell are settled in float64 (kernels/assign.py), and cluster sums are exact integers
+(kernels/centroids.py). So every back end gives the same assignments, whatever its order of summation.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from unfused_fast.errors import UserError
+from unfused_fast.kernels.assign import assign_reference, assign_triton, resolve_near_ties, rounding_bound
+from unfused_fast.kernels.centroids import centroid_sums_reference, centroid_sums_triton, move_points
+
+Backend = Literal["auto", "torch", "triton", "faiss", "cuml"]
+Chosen = Literal["torch", "triton", "faiss", "cuml"]
+LIBRARY_ROWS = 16384
+"""Rows handed to faiss or cuML at a time. Ours: their answers (24 bytes a row) and what they widen stay small."""
+FAISS_TEMPORARY_BYTES = 64 * 2**20
+"""Scratch memory of faiss on a GPU. Ours: by default it reserves 1.5 GB for good."""
+
+
+def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
+    """The back end that `auto` means on a device: triton on a GPU that has it, torch elsewhere.
+
+    Raises:
+        UserError: a named one that is not installed or cannot run on the device.
+    """
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and _present("triton") else "torch"
+    if backend != "torch" and not _present(backend):
+        extra = "cuda13 or cuda12" if device.type == "cuda" or backend != "faiss" else "cpu"
+        raise UserError(
+            f"cluster.backend = {backend}, but {backend} is not installed; install unfused-fast with extra {extra}, or "
+            "use torch or auto"
+        )
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend in ("triton", "cuml") and device.type != "cuda" and not interpreted:
+        raise UserError(f"cluster.backend = {backend}, but the device is {device}: it needs a GPU; use torch or auto")
+    if backend == "faiss" and device.type == "cuda" and not hasattr(_faiss(), "StandardGpuResources"):
+        raise UserError("cluster.backend = faiss, but this faiss has no GPU support; install faiss-gpu, or use auto")
+    return backend
+
+
+def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float) -> tuple[Tensor, Tensor]:
+    """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
+
+    The first is exact: the lowest index among the products that float64 finds equal. The second has the rounding of
+    the back end.
+
+    Args:
+        backend: from `resolve_backend`.
+        points: float32 or bfloat16.
+        centroids: norms about 1.
+        largest_norm: of a row of `points`, at least.
+    """
+    found, best, second = _TOP_TWO[backend](points, centroids)
+    tensor_cores = points.is_cuda or backend == "triton"
+    gap = 2 * rounding_bound(points.shape[1], tensor_cores) * largest_norm * 1.01  # bfloat16 centroids exceed norm 1
+    return resolve_near_ties(points, centroids, found, best, second, gap), best
+
+
+def update_sums(
+    backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float, whole: bool
+) -> None:
+    """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place.
+
+    The Triton kernels add everything up anew where `points` are the `whole` set: on a GPU that is cheaper than finding
+    out what moved.
+    """
+    if backend == "triton" and (whole or old is None):
+        added = centroid_sums_triton(points, new, len(sums), scale)[0]
+        sums.copy_(added) if whole else sums.add_(added)
+    elif old is None:
+        sums += centroid_sums_reference(points, new, len(sums), scale)[0]
+    else:
+        move_points(sums, points, old, new, scale)
+
+
+def _present(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
+
+
+@functools.cache
+def _faiss_gpu() -> tuple[Any, Any]:
+    """faiss that takes torch tensors by pointer, and its resources."""
+    import faiss
+    import faiss.contrib.torch_utils
+
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(FAISS_TEMPORARY_BYTES)
+    return faiss, resources
+
+
+def _torch_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return assign_reference(points, centroids)
+
+
+def _triton_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return assign_triton(points, centroids)
+
+
+def _faiss_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """faiss's exhaustive search for the two largest inner products: IndexFlatIP.search on a CPU, knn_gpu on a GPU."""
+    k = min(2, len(centroids))
+    found = _empty(points)
+    table = centroids.float().contiguous()
+    if points.is_cuda:
+        faiss, resources = _faiss_gpu()
+    else:
+        index = _faiss().IndexFlatIP(points.shape[1])
+        index.add(table.numpy())
+    for start in range(0, len(points), LIBRARY_ROWS):
+        part = slice(start, start + LIBRARY_ROWS)
+        rows = points[part].float().contiguous()  # float32 rows are handed over where they lie
+        if points.is_cuda:
+            scores, ids = faiss.knn_gpu(resources, rows, table, k, metric=faiss.METRIC_INNER_PRODUCT)
+        else:
+            scores, ids = map(torch.from_numpy, index.search(rows.numpy(), k))
+        found[0][part], found[1][part] = ids[:, 0], scores[:, 0]
+        if k == 2:
+            found[2][part] = scores[:, 1]
+    return found
+
+
+def _cuml_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """cuML's brute-force NearestNeighbors by inner product, fitted to the centroids; CUDA arrays both ways.
+
+    The two products are computed again here, so that how cuML rounds and signs its distances does not matter.
+    """
+    from cuml.neighbors import NearestNeighbors
+
+    k = min(2, len(centroids))
+    found = _empty(points)
+    table = centroids.float().contiguous()
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="inner_product", output_type="cupy").fit(table)
+    for start in range(0, len(points), LIBRARY_ROWS):
+        part = slice(start, start + LIBRARY_ROWS)
+        rows = points[part].float().contiguous()
+        ids = from_dlpack(search.kneighbors(rows, n_neighbors=k, return_distance=False)).long().reshape(-1, k)
+        scores, order = torch.sort((rows[:, None] * table[ids]).sum(dim=2), dim=1, descending=True, stable=True)
+        found[0][part], found[1][part] = ids.gather(1, order)[:, 0], scores[:, 0]
+        if k == 2:
+            found[2][part] = scores[:, 1]
+    return found
+
+
+def _empty(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, device = len(points), points.device
+    best, second = torch.full((2, n), -torch.inf, device=device)
+    return torch.empty(n, dtype=torch.int64, device=device), best, second
+
+
+_TOP_TWO = {"torch": _torch_two, "triton": _triton_two, "faiss": _faiss_two, "cuml": _cuml_two}
