@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Points that the reference widens to float64 at a time. Ours: as in `assign.py`, small beside the bank."""
+
+_ADDING = threading.Lock()
+"""Held while sums change: threads may add to the same sums, in any order."""
 
 SCALE_BITS = 30
 """log2 of the scale for rows of norm 1. Ours: the sums of 2**33 such rows fit an int64, those of a block a float64."""
@@ -66,10 +70,16 @@ def centroid_sums_reference(points: Tensor, assignments: Tensor, k: int, scale: 
     """
     _check(points, assignments, k)
     sums = torch.zeros(k, points.shape[1], dtype=torch.int64, device=points.device)
-    _add(sums, points, assignments, None, scale)
+    add_points(sums, points, assignments, scale)
     inside = (assignments >= 0) & (assignments < k)
     counts = torch.zeros(k, dtype=torch.int64, device=points.device)
     return sums, counts.index_add_(0, assignments.clamp(0, k - 1), inside.long())
+
+
+@torch.no_grad()
+def add_points(sums: Tensor, points: Tensor, assignments: Tensor, scale: float) -> None:
+    """Adds points (N, D) to the sums (K, D) of their clusters (N,), in place; threads may share the sums."""
+    _add(sums, points, assignments, None, scale)
 
 
 @torch.no_grad()
@@ -106,7 +116,8 @@ def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor]
         offsets = functional.pad(starts, (1, 0))
         signs = None if signs is None else signs[order]
         bags = functional.embedding_bag(order % len(rows), rows, offsets, mode="sum", per_sample_weights=signs)
-        sums += bags[1:-1].long()
+        with _ADDING:
+            sums += bags[1:-1].long()
 
 
 @functools.cache

@@ -99,6 +99,23 @@ def test_equal_centroids_and_equal_points() -> None:
         assert found.objective.item() == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("empty", ["split", "reseed"])
+def test_any_number_of_threads_gives_the_same_bits(empty: Any) -> None:
+    points = blobs(20_011, 17, 25)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(
+                spherical_kmeans(points, 50, iterations=4, empty=empty, generator=torch.Generator().manual_seed(0))
+            )
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    equal(found[0], found[1])
+    equal(found[0], found[2])
+
+
 def test_objective_is_the_mean_cosine() -> None:
     points = blobs(777, 31, 9)
     found = spherical_kmeans(points, 9, generator=torch.Generator().manual_seed(0))

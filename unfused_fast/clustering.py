@@ -5,6 +5,7 @@ N points, D features, K clusters. The N x K similarities never exist, and neithe
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.kernels.assign import assign_reference
 from unfused_fast.kernels.centroids import centroid_sums_reference, fixed_point_scale, normalise_centroids
 from unfused_fast.kmeans_backends import Backend as Backend
-from unfused_fast.kmeans_backends import Chosen, nearest, update_sums
+from unfused_fast.kmeans_backends import Chosen, Ranges, moves_points, nearest, row_threads, update_sums
 from unfused_fast.kmeans_backends import resolve_backend as resolve_backend
 from unfused_fast.kmeans_start import kmeans_plus_plus, match_clusters, random_rows, reseed_farthest, split_largest
 from unfused_fast.randomness import key
@@ -91,12 +92,12 @@ def spherical_kmeans(
     seed = _draw_seed(held, generator)
     largest_norm = _largest_norm(held)
     best: KMeans | None = None
-    for number in range(n_init):
-        start = _initial(
-            held, k, init if number == 0 or isinstance(init, str) else "random", key(seed, number), largest_norm
-        )
-        found = _lloyd(held, start, iterations, empty, chosen, largest_norm)
-        best = found if best is None or bool(found.objective > best.objective) else best
+    with row_threads(chosen, held.device) as ranges:
+        for number in range(n_init):
+            begin = init if number == 0 or isinstance(init, str) else "random"
+            start = _initial(held, k, begin, key(seed, number), largest_norm)
+            found = _lloyd(held, start, iterations, empty, chosen, largest_norm, ranges)
+            best = found if best is None or bool(found.objective > best.objective) else best
     assert best is not None
     if previous is None:
         return best
@@ -106,7 +107,13 @@ def spherical_kmeans(
 
 
 def _lloyd(
-    points: Points, centroids: Tensor, iterations: int, empty: Empty, backend: Chosen, largest_norm: float
+    points: Points,
+    centroids: Tensor,
+    iterations: int,
+    empty: Empty,
+    backend: Chosen,
+    largest_norm: float,
+    ranges: Ranges,
 ) -> KMeans:
     """One start of spherical k-means."""
     scale = fixed_point_scale(largest_norm)
@@ -117,13 +124,13 @@ def _lloyd(
     for iteration in range(iterations + 1):
         centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
         table = centroids.to(points.dtype)
+        anew = iteration == 0 or not moves_points(backend)
+        if anew:
+            own_sums.zero_()
         for part, rows in points.blocks():
-            found, products = nearest(backend, rows, table, largest_norm)
-            old = assignments[part] if iteration else None
-            update_sums(backend, own_sums, rows, old, found, scale, whole=len(rows) == points.count)
-            assignments[part] = found
-            if empty == "reseed":
-                similarities[part] = products
+            kept = assignments[part], similarities[part]
+            work = functools.partial(_assign, backend, rows, table, largest_norm, *kept, anew, own_sums, scale)
+            ranges(len(rows), work)
         counts = points.sum(torch.bincount(assignments, minlength=k))
         sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
         if iteration == iterations:
@@ -138,6 +145,30 @@ def _lloyd(
     # the sum of products with the own centroid, taken cluster by cluster: exact sums make it independent of ranks
     objective = points.from_first((sums.double() * centroids.double()).sum() / (scale * points.total))
     return KMeans(centroids, assignments, counts, objective.float())
+
+
+def _assign(
+    backend: Chosen,
+    points: Tensor,
+    centroids: Tensor,
+    largest_norm: float,
+    assignments: Tensor,
+    similarities: Tensor,
+    anew: bool,
+    sums: Tensor,
+    scale: float,
+    part: slice,
+) -> None:
+    """Brings assignments (n,), similarities (n,) if they have room, and sums (K, D) up to date for a part of the rows.
+
+    `anew` adds points to the sums, otherwise those that moved change place in them.
+    """
+    rows = points[part]
+    found, products = nearest(backend, rows, centroids, largest_norm)
+    update_sums(backend, sums, rows, None if anew else assignments[part], found, scale)
+    assignments[part] = found
+    if len(similarities):
+        similarities[part] = products
 
 
 def euclidean_kmeans(
