@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +20,8 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2 * 2**20
 """Points that the reference widens to float64 at a time. Ours: as in `assign.py`, small beside the bank."""
-
-_ADDING = threading.Lock()
-"""Held while sums change: threads may add to the same sums, in any order."""
 
 SCALE_BITS = 30
 """log2 of the scale for rows of norm 1. Ours: the sums of 2**33 such rows fit an int64, those of a block a float64."""
@@ -78,7 +74,7 @@ def centroid_sums_reference(points: Tensor, assignments: Tensor, k: int, scale: 
 
 @torch.no_grad()
 def add_points(sums: Tensor, points: Tensor, assignments: Tensor, scale: float) -> None:
-    """Adds points (N, D) to the sums (K, D) of their clusters (N,), in place; threads may share the sums."""
+    """Adds points (N, D) to the sums (K, D) of their clusters (N,), in place."""
     _add(sums, points, assignments, None, scale)
 
 
@@ -116,8 +112,8 @@ def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor]
         offsets = functional.pad(starts, (1, 0))
         signs = None if signs is None else signs[order]
         bags = functional.embedding_bag(order % len(rows), rows, offsets, mode="sum", per_sample_weights=signs)
-        with _ADDING:
-            sums += bags[1:-1].long()
+        for total, added in zip(torch.split(sums, 64), torch.split(bags[1:-1], 64), strict=True):
+            total += added.long()  # in pieces, so that no third K x D array is made
 
 
 @functools.cache

@@ -123,14 +123,19 @@ def _lloyd(
     own_sums = torch.zeros(k, points.features, dtype=torch.int64, device=device)
     for iteration in range(iterations + 1):
         centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
-        table = centroids.to(points.dtype)
+        tables = centroids.to(points.dtype), centroids.double()
         anew = iteration == 0 or not moves_points(backend)
         if anew:
             own_sums.zero_()
-        for part, rows in points.blocks():
-            kept = assignments[part], similarities[part]
-            work = functools.partial(_assign, backend, rows, table, largest_norm, *kept, anew, own_sums, scale)
-            ranges(len(rows), work)
+        for block, rows in points.blocks():
+            own, products = assignments[block], similarities[block]
+            work = functools.partial(_nearest, backend, rows, *tables, largest_norm)
+            for part, (found, best) in ranges(len(rows), work):
+                update_sums(backend, own_sums, rows[part], None if anew else own[part], found, scale)
+                own[part] = found
+                if empty == "reseed":
+                    products[part] = best
+        del tables
         counts = points.sum(torch.bincount(assignments, minlength=k))
         sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
         if iteration == iterations:
@@ -143,32 +148,14 @@ def _lloyd(
             updated = torch.where((counts == 0)[:, None], farthest, updated)
         centroids = updated
     # the sum of products with the own centroid, taken cluster by cluster: exact sums make it independent of ranks
-    objective = points.from_first((sums.double() * centroids.double()).sum() / (scale * points.total))
+    objective = points.from_first(sums.double().mul_(centroids).sum() / (scale * points.total))
     return KMeans(centroids, assignments, counts, objective.float())
 
 
-def _assign(
-    backend: Chosen,
-    points: Tensor,
-    centroids: Tensor,
-    largest_norm: float,
-    assignments: Tensor,
-    similarities: Tensor,
-    anew: bool,
-    sums: Tensor,
-    scale: float,
-    part: slice,
-) -> None:
-    """Brings assignments (n,), similarities (n,) if they have room, and sums (K, D) up to date for a part of the rows.
-
-    `anew` adds points to the sums, otherwise those that moved change place in them.
-    """
-    rows = points[part]
-    found, products = nearest(backend, rows, centroids, largest_norm)
-    update_sums(backend, sums, rows, None if anew else assignments[part], found, scale)
-    assignments[part] = found
-    if len(similarities):
-        similarities[part] = products
+def _nearest(
+    backend: Chosen, points: Tensor, centroids: Tensor, exact: Tensor, largest_norm: float, part: slice
+) -> tuple[Tensor, Tensor]:
+    return nearest(backend, points[part], centroids, exact, largest_norm)
 
 
 def euclidean_kmeans(

@@ -56,7 +56,9 @@ def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
     return backend
 
 
-def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float) -> tuple[Tensor, Tensor]:
+def nearest(
+    backend: Chosen, points: Tensor, centroids: Tensor, exact: Tensor, largest_norm: float
+) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
 
     The first is exact: the lowest index among the products that float64 finds equal. The second has the rounding of
@@ -66,16 +68,17 @@ def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: fl
         backend: from `resolve_backend`.
         points: float32 or bfloat16.
         centroids: norms about 1.
+        exact: the centroids in float64.
         largest_norm: of a row of `points`, at least.
     """
     found, best, second = _TOP_TWO[backend](points, centroids)
     tensor_cores = points.is_cuda or backend == "triton"
     gap = 2 * rounding_bound(points.shape[1], tensor_cores) * largest_norm * 1.01  # bfloat16 centroids exceed norm 1
-    return resolve_near_ties(points, centroids, found, best, second, gap), best
+    return resolve_near_ties(points, exact, found, best, second, gap), best
 
 
 def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float) -> None:
-    """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place; threads may share them.
+    """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place.
 
     Raises:
         ValueError: `old` for triton, which always adds up all points: `moves_points` says so.
@@ -95,21 +98,22 @@ def moves_points(backend: Chosen) -> bool:
     return backend != "triton"
 
 
-Ranges = Callable[[int, Callable[[slice], None]], None]
-"""ranges(n, work) calls work(slice) for parts that make up 0..n."""
+Found = tuple[Tensor, Tensor]
+Ranges = Callable[[int, Callable[[slice], Found]], Iterator[tuple[slice, Found]]]
+"""ranges(n, work) gives (part, work(part)) for parts that make up 0..n."""
 
 
 @contextlib.contextmanager
 def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
     """As many threads as torch has, each with a part of the rows and one thread inside torch's operations.
 
-    Only for torch on a CPU; the other back ends get all rows in one call. Exact sums and assignments make the answer
-    independent of it. Ours: a k-means pass is hundreds of short operations, and where threads meet at the end of each
-    one, a core that is busy elsewhere (decoding audio, say) holds up all the others every time.
+    Only for torch on a CPU; the other back ends get all rows in one call. Exact assignments and sums make the answer
+    independent of it. Ours: the products of a pass are hundreds of short operations, and where threads meet at the end
+    of each one, a core that is busy elsewhere (decoding audio, say) holds up all the others every time.
     """
     count = torch.get_num_threads() if backend == "torch" and device.type == "cpu" else 1
     if count == 1:
-        yield lambda n, work: work(slice(0, n))
+        yield lambda n, work: ((part, work(part)) for part in [slice(0, n)])
         return
     ready = threading.Barrier(count + 1)
 
@@ -123,11 +127,11 @@ def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
         ready.wait()
         torch.set_num_threads(count)
 
-        def share(n: int, work: Callable[[slice], None]) -> None:
+        def share(n: int, work: Callable[[slice], Found]) -> Iterator[tuple[slice, Found]]:
             # four parts a thread: who is held up leaves parts to the others
             size = max(THREAD_ROWS, -(-n // (4 * count)))
-            for done in pool.map(work, [slice(start, min(start + size, n)) for start in range(0, n, size)]):
-                assert done is None
+            parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+            return zip(parts, pool.map(work, parts), strict=True)
 
         yield share
 
