@@ -70,7 +70,7 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     best, second = torch.empty(2, n, dtype=torch.float32, device=device)
     scores = torch.empty(block, k, dtype=torch.float32, device=device)
     wide = torch.empty(block if widen else 0, d, dtype=torch.float32, device=device)
-    centroids_DK = centroids.detach().float().T.contiguous()  # 5 % faster than the transposed view
+    centroids_DK = centroids.detach().float().T
     with float32_matmul():
         for start in range(0, n, block):
             stop = min(start + block, n)
