@@ -101,7 +101,10 @@ def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor]
         stop = min(start + block, count)
         picked = slice(start, stop) if moves is None else moves[0][start:stop]
         # a power of two, then whole numbers: exact in the points' own dtype, and half the bytes of float64
-        rows = wide[: stop - start].copy_(torch.mul(points[picked], scale).trunc_())
+        # a row picked by index is a copy already
+        scaled = torch.mul(points[picked], scale) if moves is None else points[picked].mul_(scale)
+        rows = wide[: stop - start].copy_(scaled.trunc_())
+        del scaled
         signs, clusters = None, ids[picked]
         if moves is not None:
             signs = torch.ones(2 * len(rows), dtype=torch.float64, device=points.device)
