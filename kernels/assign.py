@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 2**20
 """Scratch memory of `assign_reference`. Ours: on one core 0.5 to 2 MiB were 5 to 10 % faster than 4 to 16 MiB (D = K =
 512), and a small one keeps what clustering adds to a 200 MB bank under 10 %."""
 
@@ -70,7 +70,7 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     best, second = torch.empty(2, n, dtype=torch.float32, device=device)
     scores = torch.empty(block, k, dtype=torch.float32, device=device)
     wide = torch.empty(block if widen else 0, d, dtype=torch.float32, device=device)
-    centroids_DK = centroids.detach().float().T.contiguous()  # 5 % faster than the transposed view
+    centroids_DK = centroids.detach().float().T
     with float32_matmul():
         for start in range(0, n, block):
             stop = min(start + block, n)
@@ -90,7 +90,12 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
 
 @torch.no_grad()
 def resolve_near_ties(
-    points: Tensor, centroids: Tensor, assignments: Tensor, best: Tensor, second: Tensor, gap: float
+    points: Tensor,
+    centroids: Tensor,
+    assignments: Tensor,
+    best: Tensor,
+    second: Tensor,
+    gap: float,
 ) -> Tensor:
     """Settles in float64, in place, every assignment (N,) whose best two products are closer than `gap`; returns it.
 
@@ -100,7 +105,7 @@ def resolve_near_ties(
 
     Args:
         points: (N, D) float32 or bfloat16.
-        centroids: (K, D) float32 or bfloat16.
+        centroids: (K, D); float64 ones are used as they are, others converted.
         assignments, best, second: as `assign_reference` gives them.
         gap: in units of the products.
     """

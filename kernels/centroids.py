@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 2 * 2**20
 """Points that the reference widens to float64 at a time. Ours: as in `assign.py`, small beside the bank."""
 
 SCALE_BITS = 30
@@ -66,10 +66,16 @@ def centroid_sums_reference(points: Tensor, assignments: Tensor, k: int, scale: 
     """
     _check(points, assignments, k)
     sums = torch.zeros(k, points.shape[1], dtype=torch.int64, device=points.device)
-    _add(sums, points, assignments, None, scale)
+    add_points(sums, points, assignments, scale)
     inside = (assignments >= 0) & (assignments < k)
     counts = torch.zeros(k, dtype=torch.int64, device=points.device)
     return sums, counts.index_add_(0, assignments.clamp(0, k - 1), inside.long())
+
+
+@torch.no_grad()
+def add_points(sums: Tensor, points: Tensor, assignments: Tensor, scale: float) -> None:
+    """Adds points (N, D) to the sums (K, D) of their clusters (N,), in place."""
+    _add(sums, points, assignments, None, scale)
 
 
 @torch.no_grad()
@@ -95,7 +101,10 @@ def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor]
         stop = min(start + block, count)
         picked = slice(start, stop) if moves is None else moves[0][start:stop]
         # a power of two, then whole numbers: exact in the points' own dtype, and half the bytes of float64
-        rows = wide[: stop - start].copy_(torch.mul(points[picked], scale).trunc_())
+        # a row picked by index is a copy already
+        scaled = torch.mul(points[picked], scale) if moves is None else points[picked].mul_(scale)
+        rows = wide[: stop - start].copy_(scaled.trunc_())
+        del scaled
         signs, clusters = None, ids[picked]
         if moves is not None:
             signs = torch.ones(2 * len(rows), dtype=torch.float64, device=points.device)
@@ -106,7 +115,8 @@ def _add(sums: Tensor, points: Tensor, ids: Tensor, moves: tuple[Tensor, Tensor]
         offsets = functional.pad(starts, (1, 0))
         signs = None if signs is None else signs[order]
         bags = functional.embedding_bag(order % len(rows), rows, offsets, mode="sum", per_sample_weights=signs)
-        sums += bags[1:-1].long()
+        for total, added in zip(torch.split(sums, 64), torch.split(bags[1:-1], 64), strict=True):
+            total += added.long()  # in pieces, so that no third K x D array is made
 
 
 @functools.cache

@@ -99,6 +99,23 @@ def test_equal_centroids_and_equal_points() -> None:
         assert found.objective.item() == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("empty", ["split", "reseed"])
+def test_any_number_of_threads_gives_the_same_bits(empty: Any) -> None:
+    points = blobs(20_011, 17, 25)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(
+                spherical_kmeans(points, 50, iterations=4, empty=empty, generator=torch.Generator().manual_seed(0))
+            )
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    equal(found[0], found[1])
+    equal(found[0], found[2])
+
+
 def test_objective_is_the_mean_cosine() -> None:
     points = blobs(777, 31, 9)
     found = spherical_kmeans(points, 9, generator=torch.Generator().manual_seed(0))
@@ -312,16 +329,17 @@ def test_points_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == {points.data_ptr()}
 
 
-def test_extra_memory_is_a_tenth_of_the_bank() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_extra_memory_is_a_tenth_of_the_bank(threads: int) -> None:
     """Peak resident memory of a process that clusters a 102 MB bank, above what it had before."""
-    code = """
+    code = f"""
         import resource, torch
         from unfused_fast.clustering import spherical_kmeans
-        torch.set_num_threads(1)
+        torch.set_num_threads({threads})
         points = torch.randn(50_000, 512)
         for rows in points.split(1000):
             rows.copy_(torch.nn.functional.normalize(rows, dim=1))
-        spherical_kmeans(points[:3000], 128, iterations=1)  # libraries load, thread pools start
+        spherical_kmeans(points[:9000], 128, iterations=1)  # libraries load, thread pools start
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         spherical_kmeans(points, 128, iterations=2)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

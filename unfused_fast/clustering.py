@@ -5,6 +5,7 @@ N points, D features, K clusters. The N x K similarities never exist, and neithe
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.kernels.assign import assign_reference
 from unfused_fast.kernels.centroids import centroid_sums_reference, fixed_point_scale, normalise_centroids
 from unfused_fast.kmeans_backends import Backend as Backend
-from unfused_fast.kmeans_backends import Chosen, nearest, update_sums
+from unfused_fast.kmeans_backends import Chosen, Ranges, moves_points, nearest, row_threads, update_sums
 from unfused_fast.kmeans_backends import resolve_backend as resolve_backend
 from unfused_fast.kmeans_start import kmeans_plus_plus, match_clusters, random_rows, reseed_farthest, split_largest
 from unfused_fast.randomness import key
@@ -91,12 +92,12 @@ def spherical_kmeans(
     seed = _draw_seed(held, generator)
     largest_norm = _largest_norm(held)
     best: KMeans | None = None
-    for number in range(n_init):
-        start = _initial(
-            held, k, init if number == 0 or isinstance(init, str) else "random", key(seed, number), largest_norm
-        )
-        found = _lloyd(held, start, iterations, empty, chosen, largest_norm)
-        best = found if best is None or bool(found.objective > best.objective) else best
+    with row_threads(chosen, held.device) as ranges:
+        for number in range(n_init):
+            begin = init if number == 0 or isinstance(init, str) else "random"
+            start = _initial(held, k, begin, key(seed, number), largest_norm)
+            found = _lloyd(held, start, iterations, empty, chosen, largest_norm, ranges)
+            best = found if best is None or bool(found.objective > best.objective) else best
     assert best is not None
     if previous is None:
         return best
@@ -106,7 +107,13 @@ def spherical_kmeans(
 
 
 def _lloyd(
-    points: Points, centroids: Tensor, iterations: int, empty: Empty, backend: Chosen, largest_norm: float
+    points: Points,
+    centroids: Tensor,
+    iterations: int,
+    empty: Empty,
+    backend: Chosen,
+    largest_norm: float,
+    ranges: Ranges,
 ) -> KMeans:
     """One start of spherical k-means."""
     scale = fixed_point_scale(largest_norm)
@@ -116,14 +123,19 @@ def _lloyd(
     own_sums = torch.zeros(k, points.features, dtype=torch.int64, device=device)
     for iteration in range(iterations + 1):
         centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
-        table = centroids.to(points.dtype)
-        for part, rows in points.blocks():
-            found, products = nearest(backend, rows, table, largest_norm)
-            old = assignments[part] if iteration else None
-            update_sums(backend, own_sums, rows, old, found, scale, whole=len(rows) == points.count)
-            assignments[part] = found
-            if empty == "reseed":
-                similarities[part] = products
+        tables = centroids.to(points.dtype), centroids.double()
+        anew = iteration == 0 or not moves_points(backend)
+        if anew:
+            own_sums.zero_()
+        for block, rows in points.blocks():
+            own, products = assignments[block], similarities[block]
+            work = functools.partial(_nearest, backend, rows, *tables, largest_norm)
+            for part, (found, best) in ranges(len(rows), work):
+                update_sums(backend, own_sums, rows[part], None if anew else own[part], found, scale)
+                own[part] = found
+                if empty == "reseed":
+                    products[part] = best
+        del tables
         counts = points.sum(torch.bincount(assignments, minlength=k))
         sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
         if iteration == iterations:
@@ -136,8 +148,14 @@ def _lloyd(
             updated = torch.where((counts == 0)[:, None], farthest, updated)
         centroids = updated
     # the sum of products with the own centroid, taken cluster by cluster: exact sums make it independent of ranks
-    objective = points.from_first((sums.double() * centroids.double()).sum() / (scale * points.total))
+    objective = points.from_first(sums.double().mul_(centroids).sum() / (scale * points.total))
     return KMeans(centroids, assignments, counts, objective.float())
+
+
+def _nearest(
+    backend: Chosen, points: Tensor, centroids: Tensor, exact: Tensor, largest_norm: float, part: slice
+) -> tuple[Tensor, Tensor]:
+    return nearest(backend, points[part], centroids, exact, largest_norm)
 
 
 def euclidean_kmeans(

@@ -7,9 +7,13 @@ are closer than rounding can tell are settled in float64 (kernels/assign.py), an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -18,12 +22,14 @@ from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.errors import UserError
 from unfused_fast.kernels.assign import assign_reference, assign_triton, resolve_near_ties, rounding_bound
-from unfused_fast.kernels.centroids import centroid_sums_reference, centroid_sums_triton, move_points
+from unfused_fast.kernels.centroids import add_points, centroid_sums_triton, move_points
 
 Backend = Literal["auto", "torch", "triton", "faiss", "cuml"]
 Chosen = Literal["torch", "triton", "faiss", "cuml"]
 LIBRARY_ROWS = 16384
 """Rows handed to faiss or cuML at a time. Ours: their answers (24 bytes a row) and what they widen stay small."""
+THREAD_ROWS = 4096
+"""Rows that are worth a thread of their own. Ours: some 10 ms of products at D = K = 512."""
 FAISS_TEMPORARY_BYTES = 64 * 2**20
 """Scratch memory of faiss on a GPU. Ours: by default it reserves 1.5 GB for good."""
 
@@ -50,7 +56,9 @@ def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
     return backend
 
 
-def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float) -> tuple[Tensor, Tensor]:
+def nearest(
+    backend: Chosen, points: Tensor, centroids: Tensor, exact: Tensor, largest_norm: float
+) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
 
     The first is exact: the lowest index among the products that float64 finds equal. The second has the rounding of
@@ -60,29 +68,72 @@ def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: fl
         backend: from `resolve_backend`.
         points: float32 or bfloat16.
         centroids: norms about 1.
+        exact: the centroids in float64.
         largest_norm: of a row of `points`, at least.
     """
     found, best, second = _TOP_TWO[backend](points, centroids)
     tensor_cores = points.is_cuda or backend == "triton"
     gap = 2 * rounding_bound(points.shape[1], tensor_cores) * largest_norm * 1.01  # bfloat16 centroids exceed norm 1
-    return resolve_near_ties(points, centroids, found, best, second, gap), best
+    return resolve_near_ties(points, exact, found, best, second, gap), best
 
 
-def update_sums(
-    backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float, whole: bool
-) -> None:
+def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float) -> None:
     """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place.
 
-    The Triton kernels add everything up anew where `points` are the `whole` set: on a GPU that is cheaper than finding
-    out what moved.
+    Raises:
+        ValueError: `old` for triton, which always adds up all points: `moves_points` says so.
     """
-    if backend == "triton" and (whole or old is None):
-        added = centroid_sums_triton(points, new, len(sums), scale)[0]
-        sums.copy_(added) if whole else sums.add_(added)
+    if backend == "triton" and old is None:
+        sums += centroid_sums_triton(points, new, len(sums), scale)[0]
+    elif backend == "triton":
+        raise ValueError("the Triton kernels add up all points; start from sums of zero")
     elif old is None:
-        sums += centroid_sums_reference(points, new, len(sums), scale)[0]
+        add_points(sums, points, new, scale)
     else:
         move_points(sums, points, old, new, scale)
+
+
+def moves_points(backend: Chosen) -> bool:
+    """Whether sums follow the points that moved; adding all up anew is cheaper than to hear from a GPU what moved."""
+    return backend != "triton"
+
+
+Found = tuple[Tensor, Tensor]
+Ranges = Callable[[int, Callable[[slice], Found]], Iterator[tuple[slice, Found]]]
+"""ranges(n, work) gives (part, work(part)) for parts that make up 0..n."""
+
+
+@contextlib.contextmanager
+def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
+    """As many threads as torch has, each with a part of the rows and one thread inside torch's operations.
+
+    Only for torch on a CPU; the other back ends get all rows in one call. Exact assignments and sums make the answer
+    independent of it. Ours: the products of a pass are hundreds of short operations, and where threads meet at the end
+    of each one, a core that is busy elsewhere (decoding audio, say) holds up all the others every time.
+    """
+    count = torch.get_num_threads() if backend == "torch" and device.type == "cpu" else 1
+    if count == 1:
+        yield lambda n, work: ((part, work(part)) for part in [slice(0, n)])
+        return
+    ready = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)  # for this thread, and for those that start later: hence the line after ready.wait()
+        ready.wait()
+
+    with ThreadPoolExecutor(count, initializer=begin) as pool:
+        for _ in range(count):
+            pool.submit(int)
+        ready.wait()
+        torch.set_num_threads(count)
+
+        def share(n: int, work: Callable[[slice], Found]) -> Iterator[tuple[slice, Found]]:
+            # four parts a thread: who is held up leaves parts to the others
+            size = max(THREAD_ROWS, -(-n // (4 * count)))
+            parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+            return zip(parts, pool.map(work, parts), strict=True)
+
+        yield share
 
 
 def _present(module: str) -> bool:
