@@ -36,11 +36,16 @@ def test_a_device_that_no_one_knows(pretrain: Cli, tones: Path, tmp_path: Path, 
     refused(pretrain(tones, tmp_path / "out", "--device", device), f"--device {device}:", "auto, cpu, cuda or cuda:N")
 
 
-def test_a_back_end_that_cannot_run_here(pretrain: Cli, tones: Path, tmp_path: Path) -> None:
+def test_a_back_end_that_cannot_run_here(
+    pretrain: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = pretrain(tones, tmp_path / "out", "--set", "cluster.backend=triton")
     refused(done, "cluster.backend = triton", "the device is cpu", "use torch or auto")
+    monkeypatch.setitem(sys.modules, "faiss", None)
     done = pretrain(tones, tmp_path / "out", "--set", "cluster.backend=faiss")
-    refused(done, "cluster.backend=faiss", "one of auto, torch, triton")
+    refused(done, "cluster.backend = faiss", "not installed", "torch or auto")
+    done = pretrain(tones, tmp_path / "out", "--set", "cluster.backend=numpy")
+    refused(done, "cluster.backend=numpy", "one of auto, torch, triton, faiss, cuml")
     assert not (tmp_path / "out").exists()
 
 
