@@ -1,6 +1,6 @@
 """How many bytes a second `unfused-fast check` reads, beside reading and hashing the same tars in the same run.
 
-For FLAC the floor is another: decoding, which no check of the samples can do without, so that is measured too.
+For FLAC what decoding every sample would cost is measured too.
 Once from the disk (the system is told to forget the files before each run) and once from memory.
 """
 

@@ -89,6 +89,7 @@ class ShardJob:
                     continue
                 row = piece.row
                 names = row.labels or ([] if row.label is None else [row.label])
+                stored = encode_clip(pcm, self.codec)
                 values = {
                     "split": row.split,
                     "label": NO_LABEL if row.label is None else numbers[row.label],
@@ -99,11 +100,12 @@ class ShardJob:
                     "samples": len(pcm),
                     "source": row.source,
                     "sha256": hashlib.sha256(pcm.data).hexdigest(),
+                    "stored_sha256": hashlib.sha256(stored).hexdigest(),
                 }
                 clip_id = self.first_id + writer.clips
                 key = clip_key(clip_id)
                 text = clip_json({"clip_id": clip_id, **values}, self.label_names)
-                writer.add(key, {self.codec: encode_clip(pcm, self.codec), "json": text, "index": key.encode()})
+                writer.add(key, {self.codec: stored, "json": text, "index": key.encode()})
                 for name, value in values.items():
                     columns[name].append(value)
             size = writer.close()

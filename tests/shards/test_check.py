@@ -16,8 +16,10 @@ from unfused_fast.shards.check import check
 from unfused_fast.shards.check_shard import ShardTask
 from unfused_fast.shards.findings import Finding, Kind
 from unfused_fast.shards.reasons import Reason, Rejected
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.shard_files import check_index, index_path
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.write import pack
 
 
 def _damage(path: Path, old: bytes, new: bytes) -> None:
@@ -103,6 +105,31 @@ def test_one_flipped_bit_of_audio(copy: Path) -> None:
     assert (problem.kind, problem.shard, problem.offset) == (Kind.SAMPLES, "train-000001.tar", audio.offset)
     clip = pq.read_table(copy / "clips.parquet").to_pylist()[14]
     assert (problem.clips, problem.sources) == ((14,), (clip["source"],))
+
+
+@pytest.mark.parametrize("place", [60, -3])
+def test_a_flipped_bit_of_flac_that_is_not_listened_to(
+    rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr("unfused_fast.shards.check.SPECTRUM_CLIPS", 1)
+    folder = pack(rows, tmp_path / "set", codec="flac", workers=0, clips_per_shard=10).shard_set.directory
+    assert _corrupt(folder) == []
+    tar = folder / "train-000001.tar"
+    audio = next(member for member in check_index(tar, index_path(tar))[4] if member.extension == "flac")
+    data = bytearray(tar.read_bytes())
+    data[audio.offset + place % audio.size] ^= 1
+    tar.write_bytes(data)
+    problem = _only_problem(folder, "train-000001.tar", audio.name, f"byte {audio.offset}:")
+    assert problem.kind in (Kind.AUDIO, Kind.SAMPLES) and problem.clips == (14,)
+
+
+def test_flac_that_another_encoder_made_of_the_same_samples(rows: list[SourceRow], tmp_path: Path) -> None:
+    folder = pack(rows, tmp_path / "set", codec="flac", workers=0, clips_per_shard=10).shard_set.directory
+    clips = pq.read_table(folder / "clips.parquet")
+    digests = ["0" * 64, *clips["stored_sha256"].to_pylist()[1:]]
+    place = clips.schema.get_field_index("stored_sha256")
+    pq.write_table(clips.set_column(place, "stored_sha256", pa.array(digests)), folder / "clips.parquet")
+    _only_problem(folder, "the bytes of ", ".flac are not those packed, its samples are")
 
 
 def test_members_that_are_not_the_table_s(copy: Path) -> None:
