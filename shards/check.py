@@ -52,10 +52,13 @@ class _Span:
     clips: int
 
 
-def check(directory: Path, *, workers: int | None = None, progress: Progress | None = None) -> Checked:
+def check(
+    directory: Path, *, every_clip: bool = False, workers: int | None = None, progress: Progress | None = None
+) -> Checked:
     """Reads all of a set and compares: tars with indexes, members with the table, the table with the manifest.
 
     Args:
+        every_clip: what takes decoding or a spectrum is looked at in every clip, not in a sample of SPECTRUM_CLIPS.
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
         progress: called with clips done, clips in all, findings so far.
     """
@@ -69,7 +72,7 @@ def check(directory: Path, *, workers: int | None = None, progress: Progress | N
         return Checked([Finding(Kind.TABLE, str(error), str(directory / CLIPS))], [])
     corrupt, seen = list(table_damage(directory, manifest, clips)), Tally()
     spans = list(_spans(directory, manifest, clips.num_rows))
-    every = max(1, -(-clips.num_rows // SPECTRUM_CLIPS))
+    every = 1 if every_clip else max(1, -(-clips.num_rows // SPECTRUM_CLIPS))
     digest: Job[ShardReport | str] = DigestTask(directory, manifest.label_names)
     shards: Iterator[Job[ShardReport | str]] = (_task(span, manifest, clips, every) for span in spans)
     reports: dict[Path, ShardReport] = {}

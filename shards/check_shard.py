@@ -148,15 +148,14 @@ class ShardTask:
             pcm = decode_clip(content)
         except ValueError as error:
             return Kind.AUDIO, offset, f"{name} cannot be decoded: {error}"
-        if not whole:
+        if not whole or spectrum:
             digest = hashlib.sha256(pcm.astype(_LITTLE_ENDIAN, copy=False).data).hexdigest()
             same = digest == rows["sha256"][number]
-            said = (
-                f"the bytes of {name} are not those packed, its samples are"
-                if same
-                else (f"the samples of {name} are not those packed")
-            )
-            return Kind.SAMPLES, offset, f"{said} (sha256)"
+            if not whole or not same:
+                said = f"the samples of {name} are not those packed"
+                if same:
+                    said = f"the bytes of {name} are not those packed, its samples are"
+                return Kind.SAMPLES, offset, f"{said} (sha256)"
         if len(pcm) != rows["samples"][number]:
             return Kind.SAMPLES, offset, f"{name} has {len(pcm)} samples, the clips table {rows['samples'][number]}"
         report.listened += 1

@@ -14,6 +14,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.audio_files import LONGEST_FILE_SECONDS, MINIMUM_SAMPLES
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.rows import SourceRow, check_split_name
+from unfused_fast.shards.table import SCHEMA_VERSION
 
 Codec = Literal["wav", "flac"]
 
@@ -98,5 +99,5 @@ def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping
         digest.update(json.dumps(about).encode() + b"\n")
     asked = {**asdict(options), "max_seconds": float(options.max_seconds), "min_seconds": float(options.min_seconds)}
     known = None if dataset is None else json.loads(json.dumps(dict(dataset)))
-    program = f"unfused-fast {__version__}"
+    program = f"unfused-fast {__version__}, schema {SCHEMA_VERSION}"
     return Request({**asked, "dataset": known, "files": len(rows), "program": program, "sources": digest.hexdigest()})

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from unfused_fast.errors import UserError
 from unfused_fast.shards.shard_files import clip_key, index_path
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST, CLIPS, REJECTED, PART = "manifest.json", "clips.parquet", "rejected.csv", "part.json"
 NO_LABEL = -1
 FIRST_SPLITS = ("train", "valid", "test")

@@ -14,6 +14,13 @@ from unfused_fast.terminal import Json, Shards, bar, local_shards, print_json, s
 
 def check(
     shards: Shards,
+    every_clip: Annotated[
+        bool,
+        typer.Option(
+            "--every-clip",
+            help="Listen to all clips (FLAC is decoded, all spectra are looked at), not to a sample of some 250.",
+        ),
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +32,7 @@ def check(
 
     started = time.perf_counter()
     with bar("checking", "damaged") as advance:
-        found = checked(local_shards(shards), workers=workers, progress=advance)
+        found = checked(local_shards(shards), every_clip=every_clip, workers=workers, progress=advance)
     if as_json:
         print_json(
             {

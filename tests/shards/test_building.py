@@ -108,6 +108,10 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"begun with other options \(seed 0 there, 3 now\)"):
         _pack(rows, out, clips_per_shard=10, seed=3)
+    monkeypatch.setattr("unfused_fast.shards.options.SCHEMA_VERSION", 99)
+    with pytest.raises(UserError, match=r"program unfused-fast \S+, schema 4 there, unfused-fast \S+, schema 99 now"):
+        _pack(rows, out, clips_per_shard=10, resume=True)
+    monkeypatch.undo()
     with pytest.raises(UserError, match=r"files 45 there, 44 now; sources"):
         _pack(rows[:-1], out, clips_per_shard=10, resume=True)
     again = _pack(rows, out, clips_per_shard=10, overwrite=True)

@@ -126,6 +126,20 @@ def test_faults_of_recordings_are_found_with_their_place(tmp_path: Path, kind: K
     assert start == b"RIFF"
 
 
+def test_every_clip_of_flac_is_listened_to_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unfused_fast.shards.check.SPECTRUM_CLIPS", 1)
+    rows = [_row(tmp_path, f"{n}.wav", _noise(n) * (2e-3 if n < 3 else 1)) for n in range(9)]
+    pack(rows, tmp_path / "out", workers=0, codec="flac")
+    sampled, every = (check(tmp_path / "out", every_clip=all_of_them, workers=0) for all_of_them in (False, True))
+    assert sampled.corrupt == every.corrupt == []
+    quiet = _of(every, Kind.QUIET)
+    assert quiet is not None and quiet.count == 3 and "3 of 9 clips looked at" in quiet.message
+    few = _of(sampled, Kind.QUIET)
+    assert few is None or "1 of 1 clips looked at" in few.message
+
+
 def test_the_embedded_recordings_raise_no_false_alarm() -> None:
     """Speech has no fault at all. Of the notes, six brass and synthesiser notes of the font do have a DC offset."""
     offsets = 0
