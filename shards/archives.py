@@ -68,20 +68,20 @@ def archives_among(names: Collection[str]) -> list[Archive]:
     for name in sorted(there):
         low = name.lower()
         if low.endswith(_ZIP):
-            found.append(Archive(name, (*_numbered(lower, low[:-4] + ".z{:02d}"), name)))
+            found.append(Archive(name, (*_numbered(lower, low[:-4], ".z%02d"), name)))
         elif low.endswith((*_TAR, *_GZIP)):
             found.append(Archive(name, (name,)))
         elif low.endswith(".001") and low[:-4].endswith((*_TAR, *_GZIP, *_ZIP)):
-            found.append(Archive(name[:-4], _numbered(lower, low[:-4] + ".{:03d}")))
+            found.append(Archive(name[:-4], _numbered(lower, low[:-4], ".%03d")))
         elif (match := _PART.fullmatch(name)) and f"{match[1]}ab" in there:
             letters = (f"{match[1]}{first}{second}" for first in ascii_lowercase for second in ascii_lowercase)
             found.append(Archive(match[1].rstrip("_"), tuple(takewhile(there.__contains__, letters))))
     return found
 
 
-def _numbered(lower: Mapping[str, str], pattern: str) -> tuple[str, ...]:
-    """The names that follow the pattern for 1, 2, ... without a gap."""
-    names = (lower.get(pattern.format(number)) for number in count(1))
+def _numbered(lower: Mapping[str, str], first: str, ending: str) -> tuple[str, ...]:
+    """The names that begin so and end in the numbers 1, 2, ... without a gap, written as `ending % number`."""
+    names = (lower.get(first + ending % number) for number in count(1))
     return tuple(takewhile(bool, names))  # type: ignore[arg-type]
 
 

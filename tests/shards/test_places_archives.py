@@ -136,6 +136,15 @@ def test_archive_packs_to_the_digest_of_its_folder(kind: str, audio: Path, tmp_p
     assert _packed(tmp_path / "in", tmp_path / "folder") == _packed(audio, tmp_path / "plain2")
 
 
+@pytest.mark.parametrize("stem", ["a{b}", "{}", "{0", "100%s"])
+def test_name_of_an_archive_is_no_format(stem: str, tmp_path: Path) -> None:
+    files = {"a.wav": b"first", "b.wav": b"second"}
+    _zip(tmp_path / f"{stem}.zip", files)
+    assert [_bytes(row) for row in source_rows(tmp_path / f"{stem}.zip")] == list(files.values())
+    _split(tmp_path / f"{stem}.zip", lambda number: f"{stem}.zip.{number + 1:03d}")
+    assert {row.source: _bytes(row) for row in source_rows(tmp_path)} == files
+
+
 def test_worker_processes_open_members(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree, "UNINDEXED_BYTES", 0)
     source = _archive("tar.gz", audio, tmp_path / "in")
