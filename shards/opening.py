@@ -12,7 +12,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from unfused_fast.shards import mp3
-from unfused_fast.shards.places import Location, Place
+from unfused_fast.shards.places import Location, Place, shown
 from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.stores import Window, open_place
 
@@ -32,6 +32,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
 
         Raises:
             Rejected: the bytes cannot be had.
+            UserError: their server does not answer.
         """
         self._window = window
         try:
@@ -55,12 +56,16 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         return samples
 
     def check_window(self) -> None:
-        if self._window is not None and self._window.failure:
-            raise Rejected(Reason.UNREADABLE, self._window.failure)
+        """Raises what the window could not raise through libsndfile: Rejected or UserError."""
+        failure = None if self._window is None else self._window.failure
+        if isinstance(failure, OSError):
+            raise Rejected(Reason.UNREADABLE, shown(failure.strerror or str(failure))) from failure
+        if failure is not None:
+            raise failure
 
 
 def open_audio(location: Location) -> ForwardFile:
-    """An open file. Raises Rejected."""
+    """An open file. Raises Rejected, or UserError as open_place()."""
     window = None
     try:
         if isinstance(location, Place):

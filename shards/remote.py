@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,9 @@ BLOCK_BYTES, BLOCKS = 1 << 18, 32
 WHOLE_BYTES = 1 << 28
 """Largest file that is read whole into memory from a server that gives no ranges. Ours: a long recording."""
 
+DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+"""Of the disk here to which a file is brought, not of the network: not tried again, and given as they are."""
+
 Result = TypeVar("Result")
 _NO_RANGES = "the server gives no part of a file (HTTP range requests)"
 _FOREIGN_ERRORS = (
@@ -27,16 +31,28 @@ _FOREIGN_ERRORS = (
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
 )
+_LASTING_ERRORS = frozenset(
+    (errno.EINVAL, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSYS, errno.EPERM, errno.ENOTDIR, errno.EREMCHG)
+)
+"""What fsspec's file systems call an answer that will not change. Source: s3fs.errors."""
+
+
+class NoAnswer(OSError):
+    """What may pass, and did not in ATTEMPTS tries; `str()` is the reason."""
 
 
 class RemoteStore:
-    """A file behind a URL, read in ranges; whole, where the server gives none and it is not too large."""
+    """A file behind a URL, read in ranges; whole, where the server gives none and it is not too large.
+
+    Ours: a file that cannot be had raises OSError, and costs this file; a server that does not answer raises UserError,
+    and ends the work, because the file may be had tomorrow.
+    """
 
     def __init__(self, url: str) -> None:
-        """Raises OSError, or UserError when a package is missing."""
+        """Raises OSError, or UserError when a package is missing or the server does not answer."""
         self._url = url
         system, path = file_system(url)
-        self._file: Any = patiently(
+        self._file: Any = self._ask(
             lambda: system.open(
                 path, "rb", block_size=BLOCK_BYTES, cache_type="blockcache", cache_options={"maxblocks": BLOCKS}
             )
@@ -54,11 +70,20 @@ class RemoteStore:
     def read_at(self, position: int, count: int) -> bytes:
         if self._whole is None:
             try:
-                return patiently(lambda: self._range(position, count))
+                return self._ask(lambda: self._range(position, count))
             except ValueError:  # fsspec's word for a server that answers a range with the whole file
                 self._read_whole()
         assert self._whole is not None
         return self._whole[position : position + count]
+
+    def _ask(self, action: Callable[[], Result]) -> Result:
+        try:
+            return patiently(action)
+        except NoAnswer as error:
+            raise UserError(
+                f"{shown(self._url)}: the server does not answer as it should, in {ATTEMPTS} tries ({error}); look at "
+                "the network, wait, and give the same command again: it goes on where it was"
+            ) from error
 
     def _range(self, position: int, count: int) -> bytes:
         self._file.seek(position)
@@ -77,7 +102,7 @@ class RemoteStore:
                     total += len(piece)
             return b"".join(pieces)
 
-        data = patiently(read)
+        data = self._ask(read)
         if len(data) > WHOLE_BYTES:
             raise OSError(f"{_NO_RANGES}, and it is too large to read at once; download it first")
         if self.size and len(data) != self.size:
@@ -129,7 +154,13 @@ def files_below(url: str) -> list[tuple[str, str, int]]:
 
 
 def patiently(action: Callable[[], Result]) -> Result:
-    """What the action returns, tried again after errors that may pass. Raises OSError: the reason; ValueError."""
+    """What the action returns, tried again after errors that may pass.
+
+    Raises:
+        NoAnswer: they did not pass.
+        OSError: the reason; FileNotFoundError, PermissionError and DISK_ERRORS among them.
+        ValueError: of the action.
+    """
     for attempt in range(ATTEMPTS):
         try:
             return action()
@@ -138,25 +169,35 @@ def patiently(action: Callable[[], Result]) -> Result:
             hidden = error.__cause__ if isinstance(error, FileNotFoundError) else None
             hidden = None if hasattr(hidden, "response") else hidden
             cause = hidden if isinstance(hidden, _passing_errors()) else error
-            status = getattr(cause, "status", None)
+            status, number = _status(cause), getattr(cause, "errno", None)
+            if number in DISK_ERRORS:
+                raise
             if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError)):
                 raise type(cause)(reason(cause)) from error
             lasting = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-            if lasting or attempt == ATTEMPTS - 1:
+            if lasting or number in _LASTING_ERRORS:
                 raise OSError(reason(cause)) from error
+            if attempt == ATTEMPTS - 1:
+                raise NoAnswer(reason(cause)) from error
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
     raise AssertionError("unreachable")
 
 
 def reason(error: Exception) -> str:
     """What an error says, in a line and without secrets."""
-    status = getattr(error, "status", None)
+    status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:
         return "no such file"
     if isinstance(status, int):
         return f"the server answers {status} {getattr(error, 'message', '')}".strip()
     text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
     return shown(text)[:160] or type(error).__name__
+
+
+def _status(error: BaseException) -> int | None:
+    """Of HTTP: aiohttp calls it status, gcsfs code."""
+    status = error.status if hasattr(error, "status") else getattr(error, "code", None)
+    return status if isinstance(status, int) else None
 
 
 def _passing_errors() -> tuple[type[Exception], ...]:

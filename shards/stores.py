@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards import remote
-from unfused_fast.shards.places import Kind, Place, is_url, shown
+from unfused_fast.shards.places import Kind, Place, is_url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -38,7 +38,7 @@ class Store(Protocol):
     size: int
 
     def read_at(self, position: int, count: int) -> bytes:
-        """Up to `count` bytes; fewer only at the end. Raises Unreadable."""
+        """Up to `count` bytes; fewer only at the end. Raises OSError, or UserError: a server that does not answer."""
 
 
 class FileStore:
@@ -91,8 +91,9 @@ class GzipStore:
         self._errors = (indexed_gzip.ZranError, OSError, EOFError, ValueError, zlib.error)
         # An index is as good as the file that it was made of; a point every MiB costs 3 % of what lies between.
         spacing = max(SPACING_BYTES, packed.size * 4 // SEEK_POINTS)
+        self._window = Window(packed, 0, packed.size)
         self._file: Any = indexed_gzip.IndexedGzipFile(
-            fileobj=io.BufferedReader(Window(packed, 0, packed.size), 1 << 16),
+            fileobj=io.BufferedReader(self._window, 1 << 16),
             spacing=spacing,
             buffer_size=READ_BYTES,
             index_file=index or None,
@@ -103,6 +104,8 @@ class GzipStore:
             self._file.seek(position)
             return bytes(self._file.read(count))
         except self._errors as error:
+            if isinstance(self._window.failure, UserError):
+                raise self._window.failure from error
             raise Unreadable(f"gzip data are truncated or damaged ({_first_words(error)})") from error
 
     def write_index(self, path: Path) -> None:
@@ -148,7 +151,7 @@ class Window(io.RawIOBase):
 
     def __init__(self, store: Store, start: int, size: int) -> None:
         self._store, self._start, self._size, self._place = store, start, size, 0
-        self.failure = ""
+        self.failure: OSError | UserError | None = None
         """Why bytes could not be had."""
         self.raises = True
         """False: they read as the end of the file, for a native library that knows no exceptions; see `failure`."""
@@ -178,8 +181,8 @@ class Window(io.RawIOBase):
             data = self._store.read_at(self._start + self._place, wanted)
             if len(data) < wanted and self._store.size < GzipStore.size:
                 raise Unreadable("the archive ends inside it")
-        except OSError as error:
-            self.failure = shown(error.strerror or str(error))
+        except (OSError, UserError) as error:
+            self.failure = error
             if self.raises:
                 raise
             return 0
@@ -217,14 +220,11 @@ def open_place(place: Place) -> io.BufferedReader:
 
     Raises:
         OSError: nothing there, or not read; its text is the reason.
+        UserError: a package is missing, or a server does not answer.
     """
     if place.kind == Kind.REFUSED:
         raise Unreadable(place.why)
-    try:
-        window = _window(place)
-    except UserError as error:
-        raise Unreadable(str(error)) from error
-    return io.BufferedReader(window, READ_BYTES)
+    return io.BufferedReader(_window(place), READ_BYTES)
 
 
 def _window(place: Place) -> Window:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards import remote
+from unfused_fast.shards import remote, stores
 from unfused_fast.shards.audio_files import probe
 from unfused_fast.shards.places import Place, shown
 from unfused_fast.shards.reasons import Rejected
@@ -33,6 +34,10 @@ class _Server(ThreadingHTTPServer):
     ranges = True
     failures = 0
     """Requests still to be answered by 503."""
+    spared = 0
+    """Requests to be answered before those."""
+    forbidden = ""
+    """Name of a file that is answered by 403."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
@@ -45,10 +50,15 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
-        if self.server.failures > 0 and path.is_file():
-            self.server.failures -= 1
-            self.send_error(503)
+        if path.is_file() and path.name == self.server.forbidden:
+            self.send_error(403)
             return
+        if self.server.failures > 0 and path.is_file():
+            self.server.spared -= 1
+            if self.server.spared < 0:
+                self.server.failures -= 1
+                self.send_error(503)
+                return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not path.is_file():
             super().do_GET()
@@ -177,9 +187,62 @@ def test_passing_failures_are_tried_again(
     assert probe(place) == probe(next(folder.iterdir()))
     assert waits[:2] == [0.25, 0.5]
     server.failures = 1000
-    with pytest.raises(Rejected, match="unreadable: the server answers 503"):
+    with pytest.raises(UserError, match=NO_ANSWER):
         probe(Place((f"{server.url}/audio/{next(folder.iterdir()).name}?again",)))
     assert len(waits) <= 2 + 2 * remote.ATTEMPTS
+
+
+NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the server answers 503.* goes on where it was"
+
+
+def test_failures_that_last_end_the_pack_and_reject_nothing(
+    server: _Server, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    """What is not there, or may not be had, is rejected; what may be had tomorrow is not."""
+    folder, out = _copies(rows, tmp_path / "www/audio", 7), tmp_path / "out"
+    gone, locked, *_ = sorted(folder.iterdir())
+    found = source_rows(f"{server.url}/audio")
+    gone.unlink()
+    server.forbidden = locked.name
+    server.spared, server.failures = 3, 1000
+    with pytest.raises(UserError, match=NO_ANSWER):
+        pack(found, out, workers=1)
+    assert server.failures < 1000 and not out.exists()
+    server.failures = 0
+    assert pack(found, out, workers=1).packed == 5
+    rejected = (out / "rejected.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert rejected == [f"{gone.name},unreadable: no such file", f"{locked.name},unreadable: the server answers 403 Forbidden"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_failures_that_last_are_none_of_the_archive(
+    server: _Server, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[SourceRow]
+) -> None:
+    """When it is listed, and when a member is read, through libsndfile and through the inflater."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    path, folder = tmp_path / f"www/a.{kind}", _copies(rows, tmp_path / "audio", 1)
+    (folder / "noise.bin").write_bytes(os.urandom(8 * remote.BLOCK_BYTES))
+    if kind == "zip":
+        _zipped(folder, path)
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(folder, "x")
+    url = f"{server.url}/{path.name}"
+    (row,) = (row for row in source_rows(url) if row.source.endswith(".wav"))
+    stores._opened.cache_clear()
+    stores._inflated.cache_clear()
+    server.failures = 1000
+    with pytest.raises(UserError, match=NO_ANSWER):
+        probe(row.path)
+    with pytest.raises(UserError, match=NO_ANSWER):
+        source_rows(url)
+
+
+def test_missing_package_of_a_listed_file_ends_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.csv").write_text("path\ns3://bucket/a.wav\n")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UserError, match=r"s3://bucket/a.wav: .* pip install 'unfused-fast\[remote\]'"):
+        pack(source_rows(tmp_path / "list.csv"), tmp_path / "out", workers=0)
 
 
 def test_what_is_not_on_the_server(server: _Server) -> None:
@@ -197,7 +260,7 @@ def test_server_that_is_not_there_is_said_to_be_so(server: _Server, monkeypatch:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     server.server_close()
-    with pytest.raises(UserError, match=r"a\.zip: not readable as an archive: .*[Cc]onnect"):
+    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* goes on where it was"):
         source_rows(f"{server.url}/a.zip")
     assert len(waits) == remote.ATTEMPTS - 1
 
