@@ -120,10 +120,17 @@ class DeflatedStore:
         self.size = size
         self._packed, self._place, self._stop, self._crc = packed, start, start + packed_size, crc
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._data = bytearray()
+        self._data, self._sum, self._whole = bytearray(), 0, False
+        self._failure: Unreadable | None = None
 
     def read_at(self, position: int, count: int) -> bytes:
-        self._inflate(min(position + count, self.size))
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._inflate(min(position + count, self.size))
+        except Unreadable as error:
+            self._failure = error  # what was inflated is not to be trusted by a second look either
+            raise
         return bytes(self._data[position : position + count])
 
     def _inflate(self, wanted: int) -> None:
@@ -140,10 +147,15 @@ class DeflatedStore:
             if not block and (not tail or self._inflater.eof):
                 raise Unreadable(f"inflates to {len(self._data)} bytes, but the zip promises {self.size}")
             self._data += block
+            self._sum = zlib.crc32(block, self._sum)
+        if self._whole:
+            return
         if len(self._data) > self.size:
             raise Unreadable(f"inflates to more than the {self.size} bytes that the zip promises")
-        if len(self._data) == self.size and zlib.crc32(self._data) != self._crc:
-            raise Unreadable("its check sum (CRC) is not that of the zip's list")
+        if len(self._data) == self.size:
+            if self._sum != self._crc:
+                raise Unreadable("its check sum (CRC) is not that of the zip's list")
+            self._whole = True
 
 
 class Window(io.RawIOBase):

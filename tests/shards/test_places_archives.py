@@ -376,6 +376,45 @@ def test_damaged_member_fails_its_check_sum(tmp_path: Path) -> None:
         probe(row.path)
 
 
+def test_damaged_member_stays_damaged(tmp_path: Path) -> None:
+    """Also where it was read before the damage was seen."""
+    packed = _deflated(data := bytes(100_000))
+    store = stores.DeflatedStore(_Bytes(packed), 0, len(packed), len(data), zlib.crc32(data) ^ 1)
+    assert store.read_at(0, 10) == data[:10]
+    for position in (len(data) - 10, 0, len(data) - 10):
+        with pytest.raises(stores.Unreadable, match="check sum"):
+            store.read_at(position, 10)
+
+
+def test_check_sum_of_a_member_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(0).bytes(1 << 20)
+    packed, summed, crc32 = _deflated(data), [0], zlib.crc32
+
+    def counted(block: bytes, start: int = 0) -> int:
+        summed[0] += len(block)
+        return crc32(block, start)
+
+    monkeypatch.setattr("zlib.crc32", counted)
+    store = stores.DeflatedStore(_Bytes(packed), 0, len(packed), len(data), crc32(data))
+    for position in range(0, len(data), 1 << 14):
+        assert store.read_at(position, 1 << 14) == data[position : position + (1 << 14)]
+    assert [store.read_at(position, 100) for position in (0, 1000)] == [data[:100], data[1000:1100]]
+    assert summed[0] == len(data)
+
+
+def _deflated(data: bytes) -> bytes:
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return deflater.compress(data) + deflater.flush()
+
+
+class _Bytes:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size = data, len(data)
+
+    def read_at(self, position: int, count: int) -> bytes:
+        return self.data[position : position + count]
+
+
 def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
     path = _zip(tmp_path / "a.zip", {"a.wav": b"first", "b.wav": b"second"}, zipfile.ZIP_STORED)
     data = bytearray(path.read_bytes())

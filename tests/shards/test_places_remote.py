@@ -211,7 +211,10 @@ def test_failures_that_last_end_the_pack_and_reject_nothing(
     server.failures = 0
     assert pack(found, out, workers=1).packed == 5
     rejected = (out / "rejected.csv").read_text(encoding="utf-8").splitlines()[1:]
-    assert rejected == [f"{gone.name},unreadable: no such file", f"{locked.name},unreadable: the server answers 403 Forbidden"]
+    assert rejected == [
+        f"{gone.name},unreadable: no such file",
+        f"{locked.name},unreadable: the server answers 403 Forbidden",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
