@@ -91,6 +91,10 @@ def _no_set(remote: RemoteSet) -> UserError:
     )
 
 
+def _changed(remote: RemoteSet) -> UserError:
+    return UserError(f"{remote.shown}: was changed while it was downloaded; give the same command again")
+
+
 def _is_whole(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and all((folder / name).is_file() for name in _names(folder))
 
@@ -140,7 +144,7 @@ def _download(remote: RemoteSet, manifest: bytes, folder: Path, alone: bool, pro
         raise UserError(f"{remote.shown}: cannot be read ({error}); give the same command again") from error
     if not unchanged:
         shutil.rmtree(partial)
-        raise UserError(f"{remote.shown}: was changed while it was downloaded; give the same command again")
+        raise _changed(remote)
     about = read_manifest(partial)
     if clips_digest(read_clips(partial), about.label_names) != about.digest:
         (partial / CLIPS).unlink()
@@ -174,7 +178,10 @@ def _size(path: Path) -> int:
 
 def _fetch(remote: RemoteSet, name: str, size: int, folder: Path) -> None:
     new = folder / f"{name}.new"
-    remote.fetch(name, new)
+    try:
+        remote.fetch(name, new)
+    except FileNotFoundError:  # it was there when sizes were asked for
+        raise _changed(remote) from None
     if size and _size(new) != size:
         raise UserError(f"{remote.shown}/{name}: {_size(new)} of {size} bytes have come; give the same command again")
     new.replace(folder / name)

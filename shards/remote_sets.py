@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from unfused_fast.errors import UserError
 from unfused_fast.shards.journal import DoneShard, Journal
 from unfused_fast.shards.places import is_url, shown
-from unfused_fast.shards.remote import file_system, patiently
+from unfused_fast.shards.remote import DISK_ERRORS, file_system, patiently
 from unfused_fast.shards.shard_files import index_path
 from unfused_fast.shards.table import CLIPS, MANIFEST, REJECTED, ShardSet, read_clips, read_manifest
 
@@ -102,7 +102,7 @@ class RemoteSet:
         return patiently(lambda: self._cat(name))
 
     def fetch(self, name: str, path: Path) -> None:
-        """Downloads a file. Raises FileNotFoundError, or UserError."""
+        """Downloads a file. Raises FileNotFoundError, OSError of remote.DISK_ERRORS: the disk here, or UserError."""
         self._try("read", lambda: self._system.get_file(self._of(name), str(path)))
 
     def finished(self) -> ShardSet | None:
@@ -266,6 +266,8 @@ class RemoteSet:
         except NotImplementedError as error:
             raise UserError(f"{self.shown}: files of this kind of URL cannot be {what}; {_HOLDS_SETS}") from error
         except (OSError, ValueError) as error:
+            if what == "read" and isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
             mend = (
                 "look at the credentials and the room there; what is made so far is kept, and the same command goes on"
                 if what == "written"

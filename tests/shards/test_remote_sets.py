@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -506,6 +508,26 @@ def test_set_that_changes_while_it_is_downloaded_is_refused(memory: Any, rows: l
         patch.setattr(RemoteSet, "fetch", changing)
         with pytest.raises(UserError, match="was changed while it was downloaded; give the same command again"):
             local_set(URL)
+
+
+def test_file_that_goes_while_it_is_downloaded_is_a_change_of_the_set(memory: Any, rows: list[SourceRow]) -> None:
+    _pack(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at(memory, patch, "get_file", "train-000001.tar", FileNotFoundError("train-000001.tar"))
+        with pytest.raises(UserError, match="^memory://bucket/set: was changed while it was downloaded; give the same"):
+            local_set(URL)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_disk_that_refuses_a_download_is_not_asked_again(
+    memory: Any, rows: list[SourceRow], cache: Path, number: int
+) -> None:
+    _pack(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = _stop_at(memory, patch, "get_file", "train-000001.tar", OSError(number, os.strerror(number)))
+        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \({os.strerror(number)}\); mend"):
+            local_set(URL)
+    assert calls.count("train-000001.tar") == 1
 
 
 def test_too_small_a_disk_is_noticed_before_the_download(
