@@ -108,8 +108,8 @@ class RayWorkers:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens; Ray itself goes on asking for minutes."""
-    host, _, port = address.rpartition(":")
+    """Raises OSError where nobody listens at HOST:PORT or ray://HOST:PORT; Ray itself goes on asking for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from unfused_fast.shards.ray_engine import _knock
 from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.write import pack
 
@@ -76,6 +78,15 @@ def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Pat
     assert running.returncode == 0, err
     assert left, "the node was killed too late to matter"
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "local")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_address_is_knocked_at_with_and_without_its_scheme(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        _knock(address)
+    with pytest.raises(ConnectionRefusedError):
+        _knock(address)
 
 
 def test_no_cluster(source: Path, tmp_path: Path) -> None:

@@ -514,7 +514,9 @@ def test_file_that_goes_while_it_is_downloaded_is_a_change_of_the_set(memory: An
     _pack(rows)
     with pytest.MonkeyPatch.context() as patch:
         _stop_at(memory, patch, "get_file", "train-000001.tar", FileNotFoundError("train-000001.tar"))
-        with pytest.raises(UserError, match="^memory://bucket/set: was changed while it was downloaded; give the same"):
+        with pytest.raises(
+            UserError, match=r"^memory://bucket/set: was changed while it was downloaded; give the same"
+        ):
             local_set(URL)
 
 
