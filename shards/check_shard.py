@@ -174,8 +174,14 @@ class DigestTask:
     label_names: tuple[str, ...]
 
     def answer(self, bad: Bad, at: At) -> str:
-        """As table.clips_digest."""
-        return clips_digest(read_clips(self.directory), self.label_names)
+        """As table.clips_digest, where nothing can be left out.
+
+        Args:
+            at: called before the table is read and with the number of each batch of it, so that a long table is not
+                taken for a process that hangs.
+        """
+        at(0)
+        return clips_digest(read_clips(self.directory), self.label_names, at)
 
 
 @dataclass

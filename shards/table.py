@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -252,14 +252,18 @@ def write_clips(directory: Path, clips: pa.Table) -> None:
         pq.write_table(clips, file, compression="zstd")
 
 
-def clips_digest(clips: pa.Table, label_names: Sequence[str]) -> str:
+def clips_digest(clips: pa.Table, label_names: Sequence[str], at: Callable[[int], None] = lambda batch: None) -> str:
     """The sha256 (hex) that names a set's content, the same for both codecs and for any cut into shards.
 
     Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, labels,
     group, fold, samples, source, sha256.
+
+    Args:
+        at: called with the number of each batch of clips before it is looked at.
     """
     digest = hashlib.sha256(json.dumps(list(label_names)).encode() + b"\n")
-    for batch in clips.select(_DIGESTED).to_batches(4096):
+    for number, batch in enumerate(clips.select(_DIGESTED).to_batches(4096)):
+        at(number)
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()

@@ -101,7 +101,8 @@ class Workers:
             progress: told now and then how many items of unfinished jobs are done.
 
         Raises:
-            UserError: processes die before they begin. Whatever else a job raises.
+            UserError: processes die or hang before they begin, or at an item that is rejected already. Whatever else a
+                job raises.
         """
         if not self.count:
             yield from ((job, job.answer({}, _ignore)) for job in jobs)
@@ -149,16 +150,22 @@ class Workers:
         worker.process.join()
         worker.pipe.close()
         self._processes.remove(worker)
-        item = int(worker.place[0])
-        if item < 0:
-            if item in worker.suspected:
-                return None, UserError(
-                    "the worker processes end as soon as they start; call pack() below `if __name__ == '__main__':`, "
-                    "or look for the reason (memory?) in the system's log"
-                )
-            worker.suspected.add(item)
-        elif stuck:
-            worker.bad[item] = Rejected(Reason.HUNG, f"took longer than {self.seconds_per_item:g} s")
+        item, late = int(worker.place[0]), f"longer than {self.seconds_per_item:g} s"
+        if item < 0 and item in worker.suspected:
+            return None, UserError(
+                f"a worker process takes {late} to begin; look at what keeps the machine or its disks busy, and give "
+                "the same command again"
+                if stuck
+                else "the worker processes end as soon as they start; call pack() below `if __name__ == '__main__':`, "
+                "or look for the reason (memory?) in the system's log"
+            )
+        if item in worker.bad:
+            return None, UserError(
+                f"a worker process {f'takes {late}' if stuck else 'ends'} again and again at the same place of a job; "
+                "look for the reason (memory? a disk that hangs?) in the system's log, and give the same command again"
+            )
+        if stuck and item >= 0:
+            worker.bad[item] = Rejected(Reason.HUNG, f"took {late}")
         elif item in worker.suspected:
             worker.bad[item] = Rejected(Reason.CRASHED)
         else:

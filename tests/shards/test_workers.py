@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from unfused_fast.errors import UserError
+from unfused_fast.shards.check_shard import DigestTask
 from unfused_fast.shards.reasons import Reason
+from unfused_fast.shards.table import ShardSet, clips_digest, read_clips
 from unfused_fast.shards.workers import Workers
 
 JOBS = """
@@ -26,8 +30,12 @@ class Double:
 
     def answer(self, bad, at):
         answers = []
+        if self.kind == "never begins":
+            time.sleep(1000)
         for place, item in enumerate(self.items):
             at(place)
+            if item == 7 and self.kind == "dies whatever":
+                os.kill(os.getpid(), signal.SIGKILL)
             if place in bad:
                 answers.append(str(bad[place].reason))
                 continue
@@ -82,6 +90,27 @@ def test_a_process_that_dies_by_accident_costs_nothing(double: Any, tmp_path: Pa
 def test_an_item_that_hangs_costs_itself(double: Any) -> None:
     found = _answers(double, 2, "hangs", seconds=1.0)
     assert found == {item: 2 * item for item in range(20)} | {7: str(Reason.HUNG)}
+
+
+def test_an_item_that_kills_even_when_it_is_left_out_ends_the_work(double: Any) -> None:
+    with pytest.raises(UserError, match="ends again and again at the same place of a job; look for the reason"):
+        _answers(double, 1, "dies whatever")
+
+
+def test_a_process_that_does_not_come_to_its_first_item_is_said_to_be_late(double: Any) -> None:
+    with pytest.raises(UserError, match=r"takes longer than 0.5 s to begin; look at what keeps the machine"):
+        _answers(double, 1, "never begins", seconds=0.5)
+
+
+def test_a_long_table_is_no_process_that_hangs(packed: ShardSet) -> None:
+    """Its digest says where it is once a batch, beginning before the table is read."""
+    manifest, seen = packed.manifest, list[int]()
+    assert DigestTask(packed.directory, manifest.label_names).answer({}, seen.append) == manifest.digest
+    assert seen == [0, 0]
+    seen.clear()
+    long = pa.concat_tables([read_clips(packed.directory)] * 200).combine_chunks()
+    clips_digest(long, manifest.label_names, seen.append)
+    assert seen == [0, 1, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
