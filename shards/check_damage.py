@@ -18,19 +18,13 @@ _DECODER = json.JSONDecoder()
 
 
 def member_damage(
-    buffer: bytearray,
-    base: int,
-    members: list[Member],
-    row: Mapping[str, Any],
-    codec: str,
-    split: str,
-    headers: Headers,
+    buffer: bytearray, base: int, members: list[Member], row: Mapping[str, Any], codec: str, split: str
 ) -> Damage | None:
     """What is wrong with a clip's members, their contents apart. The clip lies in `buffer`, the tar from `base` on."""
     for member in members:
         start = member.offset - base
         end, padding = start + member.size, -member.size % _HEADER
-        if problem := headers.problem(buffer[start - _HEADER : start], member):
+        if problem := _header_problem(buffer[start - _HEADER : start], member):
             text = f"{problem}, where the index has {member.name}, {member.size} bytes"
             return Kind.TAR, member.offset - _HEADER, text
         if buffer.count(0, end, end + padding) != padding:
@@ -88,30 +82,11 @@ def _json_problem(content: bytearray, row: Mapping[str, Any], label_names: tuple
     )
 
 
-class Headers:
-    """Compares tar headers: the first of an extension is parsed, later ones are expected to differ in name and size.
-
-    Ours: parsing every header with tarfile takes longer than hashing a second of audio.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], tuple[int, bytes, bytes, bytes]] = {}
-
-    def problem(self, header: bytearray, member: Member) -> str | None:
-        """What is there instead of the header of `member`; None: it is there."""
-        kind = member.extension, len(member.name)
-        if kind in self._known:
-            base, between, after_size, rest = self._known[kind]
-            name, size = member.name.encode(), b"%011o" % member.size
-            checksum = base + sum(name) + sum(size)
-            if header == b"%b%b%b%b%06o\0 %b" % (name, between, size, after_size, checksum, rest):
-                return None
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except tarfile.HeaderError as error:
-            return f"no tar header ({error})"
-        if (info.name, info.size) != (member.name, member.size):
-            return f"{info.name}, {info.size} bytes"
-        fixed = bytes(header[len(member.name) : 124]), bytes(header[135:148]), bytes(header[156:])
-        self._known[kind] = (sum(map(sum, fixed)) + 8 * ord(" "), *fixed)
-        return None
+def _header_problem(header: bytearray, member: Member) -> str | None:
+    """What is there instead of the tar header of a member; None: it is there."""
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except tarfile.HeaderError as error:
+        return f"no tar header ({error})"
+    found = info.name, info.size
+    return None if found == (member.name, member.size) else f"{info.name}, {info.size} bytes"

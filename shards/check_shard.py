@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards import measures
-from unfused_fast.shards.check_damage import Damage, Headers, json_damage, member_damage
+from unfused_fast.shards.check_damage import Damage, json_damage, member_damage
 from unfused_fast.shards.check_expected import Columns, expected_shard
 from unfused_fast.shards.clip_codec import decode_clip
 from unfused_fast.shards.findings import Example, Finding, Kind, Tally, finding
@@ -83,7 +83,6 @@ class ShardTask:
         if table.num_rows != report.clips:
             text = f"{report.clips} clips, but the clips table has {table.num_rows} left from its first one on"
             report.problems.add(Kind.COUNT, Example(text, tar=self.tar))
-        headers = Headers()
         clips = zip(_clips(self.tar, layout.ends), layout.audio, layout.around_audio, count(), strict=False)
         try:
             for (buffer, base), (offset, size), around, number in clips:
@@ -94,7 +93,7 @@ class ShardTask:
                 if around is None or not (
                     buffer.startswith(around[0], start - len(around[0])) and buffer.startswith(around[1], start + size)
                 ):
-                    damage = self._member_damage(buffer, base, layout, rows, number, headers)
+                    damage = self._member_damage(buffer, base, layout, rows, number)
                 if damage is None and number in bad:
                     damage = Kind.CRASHED, offset, f"{rows['key'][number]}.{self.codec}: {bad[number]}"
                 if damage is None:
@@ -125,13 +124,13 @@ class ShardTask:
         return _Layout(audio, ends, repeat(None), samples)
 
     def _member_damage(
-        self, buffer: bytearray, base: int, layout: _Layout, rows: Columns, number: int, headers: Headers
+        self, buffer: bytearray, base: int, layout: _Layout, rows: Columns, number: int
     ) -> Damage | None:
         """What is wrong with a clip apart from its audio."""
         if layout.samples is None:
             layout.samples = check_index(self.tar, index_path(self.tar))
         members, row = layout.samples[number], {name: values[number] for name, values in rows.items()}
-        return member_damage(buffer, base, members, row, self.codec, self.split, headers) or json_damage(
+        return member_damage(buffer, base, members, row, self.codec, self.split) or json_damage(
             buffer, base, members, row, self.codec, self.label_names
         )
 
