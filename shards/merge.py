@@ -40,7 +40,7 @@ def merge(
     request, parts = _checked(parts)
     folder, remote = destination(out)
     if resume and (there := finished(folder, remote, request)) is not None:
-        return result_of(there, folder, {}, 0, time.perf_counter() - started, remote)
+        return result_of(there[0], folder, there[1], 0, time.perf_counter() - started, remote)
     made = 0
     asked = {**request.values, "part": "merged"}
     with journaled(folder, asked, request, overwrite, resume, remote) as (journal, build):

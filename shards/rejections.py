@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from unfused_fast.errors import escaped
+from unfused_fast.errors import UserError, escaped
 from unfused_fast.shards.pack_shard import Rejection
 from unfused_fast.shards.table import REJECTED
+
+_PIECE = re.compile(r"piece \d+ of \d+: ")
 
 
 def by_reason(rejected: Sequence[Rejection]) -> dict[str, int]:
     """Rows of each reason, most frequent first."""
-    counts = Counter(reason for _, _, reason, _ in rejected)
-    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+    return _counted(reason for _, _, reason, _ in rejected)
+
+
+def read_reasons(folder: Path) -> dict[str, int]:
+    """As by_reason, of the rejected.csv of a finished set.
+
+    Raises:
+        UserError: there is none, or it is malformed.
+    """
+    path = folder / REJECTED
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            texts = [_PIECE.sub("", row["reason"], count=1) for row in csv.DictReader(stream, strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: not what a packer writes there ({getattr(error, 'strerror', None) or error}); copy the set again "
+            "or replace it with --overwrite"
+        ) from error
+    return _counted(text.partition(": ")[0] for text in texts)
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def write_rejected(folder: Path, rejected: Sequence[Rejection]) -> None:

@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 from unfused_fast.errors import UserError
 from unfused_fast.shards.journal import DoneShard, Journal
 from unfused_fast.shards.places import is_url, shown
+from unfused_fast.shards.rejections import read_reasons
 from unfused_fast.shards.remote import DISK_ERRORS, file_system, patiently
 from unfused_fast.shards.shard_files import index_path
 from unfused_fast.shards.table import CLIPS, MANIFEST, REJECTED, ShardSet, read_clips, read_manifest
@@ -105,15 +106,15 @@ class RemoteSet:
         """Downloads a file. Raises FileNotFoundError, OSError of remote.DISK_ERRORS: the disk here, or UserError."""
         self._try("read", lambda: self._system.get_file(self._of(name), str(path)))
 
-    def finished(self) -> ShardSet | None:
-        """The set that is there, without its shards, if it is complete."""
+    def finished(self) -> tuple[ShardSet, dict[str, int]] | None:
+        """The set that is there, without its shards, and its rejections by reason, if it is complete."""
         with TemporaryDirectory() as name, self.named(folder := Path(name)):
             try:
-                for file in (MANIFEST, CLIPS):
+                for file in (MANIFEST, CLIPS, REJECTED):
                     self.fetch(file, folder / file)
             except FileNotFoundError:
                 return None
-            found = ShardSet(folder, read_manifest(folder), read_clips(folder))
+            found = ShardSet(folder, read_manifest(folder), read_clips(folder)), read_reasons(folder)
         self.shard_bytes = _shard_bytes(self.listing())
         return found
 

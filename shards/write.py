@@ -18,6 +18,7 @@ from unfused_fast.shards.finish import PackResult, Sender, Statistics, finish, r
 from unfused_fast.shards.journal import Journal
 from unfused_fast.shards.making import Progress, make_shards, plan_set, read_headers
 from unfused_fast.shards.options import Codec, PackOptions, Request, request_of
+from unfused_fast.shards.rejections import read_reasons
 from unfused_fast.shards.remote_sets import RemoteSet, destination
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import PART, ShardSet, open_shards
@@ -89,7 +90,7 @@ def pack(
     request = request_of(rows, options, dataset)
     folder, remote = destination(out)
     if resume and (there := finished(folder, remote, request)) is not None:
-        return result_of(there, folder, {}, 0, time.perf_counter() - started, remote)
+        return result_of(there[0], folder, there[1], 0, time.perf_counter() - started, remote)
     report = progress or _no_progress
     with ExitStack() as stack:
         asked = {**request.values, "part": None}
@@ -195,8 +196,12 @@ def journaled(
         yield journal, build
 
 
-def finished(folder: Path, remote: RemoteSet | None, request: Request) -> ShardSet | None:
-    """The set of this request that is there, if there is a set. Raises UserError: it is of another request."""
+def finished(folder: Path, remote: RemoteSet | None, request: Request) -> tuple[ShardSet, dict[str, int]] | None:
+    """The set of this request that is there, and its rejections by reason, if there is a set.
+
+    Raises:
+        UserError: it is of another request, or its rejected.csv cannot be read.
+    """
     if Journal(partial_of(folder)).begun:
         return None
     if remote is not None:
@@ -204,8 +209,8 @@ def finished(folder: Path, remote: RemoteSet | None, request: Request) -> ShardS
     elif (folder / PART).is_file():
         raise _other(str(folder))
     else:
-        there = open_shards(folder) if is_complete(folder) else None
-    if there is not None and there.manifest.request != request.digest:
+        there = (open_shards(folder), read_reasons(folder)) if is_complete(folder) else None
+    if there is not None and there[0].manifest.request != request.digest:
         raise _other(str(folder) if remote is None else remote.shown)
     return there
 

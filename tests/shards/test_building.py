@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.building import building
@@ -18,6 +19,7 @@ from unfused_fast.shards.finish import PackResult
 from unfused_fast.shards.options import PackOptions
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.shard_files import ShardWriter
+from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack, pack_part
 
@@ -117,6 +119,23 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     again = _pack(rows, out, clips_per_shard=10, overwrite=True)
     assert again.shards_made == again.shards == 6
     assert _bytes(out) == _bytes(packed.directory)
+
+
+def test_rejections_of_a_finished_set_are_told_again(
+    mixed: Any, write_tone: Callable[..., Any], tmp_path: Path
+) -> None:
+    half_silent = write_tone(2.0, 16000, 300)
+    half_silent[16000:] = 0
+    soundfile.write(tmp_path / "half.wav", half_silent, 16000)
+    rows = [*source_rows(mixed.folder), SourceRow(tmp_path / "half.wav", "half.wav")]
+    first = _pack(rows, tmp_path / "out", max_seconds=1.0)
+    assert "piece 2 of 2: silent: " in (tmp_path / "out/rejected.csv").read_text(encoding="utf-8")
+    assert first.rejected["silent"] == 3 and len(first.rejected) > 6
+    again = _pack(rows, tmp_path / "out", max_seconds=1.0, resume=True)
+    assert again.shards_made == 0 and list(again.rejected.items()) == list(first.rejected.items())
+    (tmp_path / "out/rejected.csv").write_text("something,else\na,b\n")
+    with pytest.raises(UserError, match=r"out/rejected.csv: not what a packer writes there .* with --overwrite"):
+        _pack(rows, tmp_path / "out", max_seconds=1.0, resume=True)
 
 
 def test_a_finished_set_is_left_as_it_is_by_resume(rows: list[SourceRow], copy: Path) -> None:

@@ -59,6 +59,7 @@ def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[Sou
     merge(parts, tmp_path / "out")
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
     assert check(tmp_path / "out", workers=0).corrupt == []
+    assert merge(parts, tmp_path / "out", resume=True).rejected == {"silent": 4}
     assert before == {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
 
 

@@ -147,7 +147,10 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     assert measured == [11, 11]
     assert result.shards > 8 and max(here) <= 4
     assert _remote(memory) == _bytes(tmp_path / "here")
-    assert (result.shard_bytes, result.rejected) == (wanted.shard_bytes, {"silent": 9})
+    again = _pack(rows, clips_per_shard=5, resume=True)
+    assert again.shards_made == 0
+    for described in (result, again):
+        assert (described.shard_bytes, described.rejected) == (wanted.shard_bytes, {"silent": 9})
 
 
 @pytest.mark.parametrize("stopped_at", ["train-000001.idx", "valid-000000.tar", "clips.parquet", "manifest.json"])
