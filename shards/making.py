@@ -121,10 +121,11 @@ def make_shards(
     Args:
         published: called after each shard is on the disk; it takes shards away, so that not all need room at once.
     """
-    sizes = plan.bytes()
+    clip_bytes = plan.bytes()
     missing = {shard.name: shard for shard in shards if journal.done(shard.name) is None}
+    needed = {name: int(clip_bytes[shard.first : shard.last].sum()) for name, shard in missing.items()}
     if published is None:
-        build.needed_bytes = sum(int(sizes[shard.first : shard.last].sum()) for shard in missing.values())
+        build.needed_bytes = sum(needed.values())
         if options.codec == "wav":
             build.check_space()
     total = sum(shard.last - shard.first for shard in shards)
@@ -149,7 +150,9 @@ def make_shards(
 
     def publish(job: ShardJob, written: WrittenShard) -> None:
         journal.publish(job.name, job.first_id, written)
-        if published is not None and not stopped.is_set():
+        if published is None:
+            build.needed_bytes -= needed[job.name]
+        elif not stopped.is_set():
             try:
                 published()
             except UserError:

@@ -100,6 +100,21 @@ def test_a_stopped_run_leaves_out_as_it_was_and_is_gone_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+def test_a_full_disk_says_what_is_still_needed(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the shards that are not there, but for ends of tars and indexes; not what the others take."""
+    monkeypatch.setattr("unfused_fast.shards.building._gigabytes", str)
+    monkeypatch.setattr(ShardWriter, "add", _failing_add(25, FULL))
+    with pytest.raises(UserError, match=r" up to \d+ are still needed") as raised:
+        _pack(rows, tmp_path / "out", clips_per_shard=10)
+    sizes = {path.name: path.stat().st_size for path in packed.directory.glob("*-*")}
+    there = {path.name for path in (tmp_path / "out.partial").glob("*-*")}
+    left = sum(size for name, size in sizes.items() if name not in there)
+    needed = int(str(raised.value).partition(" up to ")[2].split()[0])
+    assert len(there) == 6 and 0.9 * left < needed < 1.1 * left < sum(sizes.values())
+
+
 def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
