@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.building import to_disk
-from unfused_fast.shards.finish import PackResult, Statistics, finish, rejected_reasons, result_of
+from unfused_fast.shards.finish import PackResult, Sender, Statistics, finish, rejected_reasons, result_of
 from unfused_fast.shards.journal import DoneShard, Journal, JournalPlan
 from unfused_fast.shards.making import Progress
 from unfused_fast.shards.options import PackOptions, Request
@@ -31,7 +31,11 @@ def merge(
 ) -> PackResult:
     """Makes a set at `out` of all parts that pack_part() made of it. The parts stay as they are.
 
-    Shards are linked where the file system allows, and copied otherwise. For the arguments see pack().
+    Shards are linked where the file system allows, and copied otherwise; to a URL they are sent one by one. For the
+    other arguments see pack().
+
+    Args:
+        progress: called with shards that are where they belong, shards in all, 0.
 
     Raises:
         UserError: a part is missing, unfinished, twice there, damaged, or of another set; or as pack().
@@ -45,6 +49,9 @@ def merge(
     asked = {**request.values, "part": "merged"}
     with journaled(folder, asked, request, overwrite, resume, remote) as (journal, build):
         shards = [(Journal(part), name) for part in parts for name in Journal(part).plan().shards]
+        plan = Journal(parts[0]).plan()
+        journal.set_plan(JournalPlan(tuple(name for _, name in shards), plan.label_names, plan.rejected, plan.files))
+        sender = None if remote is None else Sender(journal, remote)
         first_id = 0
         for number, (source, name) in enumerate(shards, 1):
             done = source.done(name)
@@ -56,10 +63,10 @@ def merge(
                 _bring(source, journal, done, linked=done.first_id == first_id)
                 made += 1
             first_id += done.clips.num_rows
+            if sender is not None:
+                sender.advance()
             if progress is not None:
                 progress(number, len(shards), 0)
-        plan = Journal(parts[0]).plan()
-        journal.set_plan(JournalPlan(tuple(name for _, name in shards), plan.label_names, plan.rejected, plan.files))
         reasons = rejected_reasons(journal)
         options = PackOptions(**{name: request.values[name] for name in PackOptions.__dataclass_fields__})
         shard_set = finish(build, journal, options, request, statistics, remote)

@@ -112,8 +112,14 @@ def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
 def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
     for number in (1, 2):
         pack_part(rows, tmp_path / str(number), (number, 2), PackOptions(clips_per_shard=10), workers=0)
-    merge([tmp_path / "1", tmp_path / "2"], URL)
+    there: list[tuple[int, int, int]] = []
+
+    def seen(done: int, total: int, rejected: int) -> None:
+        there.append((sum(name.endswith(".idx") for name in _remote(memory)), done, total))
+
+    merge([tmp_path / "1", tmp_path / "2"], URL, progress=seen)
     assert _remote(memory) == _bytes(packed.directory)
+    assert there == [(number, number, 6) for number in range(1, 7)], "a shard counts when it is behind the URL"
 
 
 def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
