@@ -7,7 +7,6 @@ clip_codec  PCM16 <-> the audio member of a shard
 plan        probed rows -> pieces, shuffled and laid out in shards
 workers     processes that probe and decode, answers in order
 shard_files one tar and its DALI index, written and read
-set_files   all tars of a set, the columns of its table, rejected.csv
 building    OUT.partial, and how it takes OUT's place
 write       all of it, in one call: pack()
 remote_sets a set being made behind a URL

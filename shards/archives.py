@@ -15,11 +15,11 @@ from itertools import count, takewhile
 from string import ascii_lowercase
 from typing import NamedTuple
 
-from unfused_fast.shards.places import Kind
+from unfused_fast.shards.places import LARGEST_DEFLATED_GB, Kind
 from unfused_fast.shards.stores import GzipStore, JoinedStore, Store, Unreadable, Window
 
-LARGEST_INFLATED = 1 << 30
-"""Largest deflated member of a zip in bytes; it is inflated in memory."""
+LARGEST_INFLATED = round(LARGEST_DEFLATED_GB * 1e9)
+"""Largest deflated member of a zip in bytes."""
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 """A tar.gz is given up where it inflates to more than both: bytes, and times its own size. Audio packs below 20."""
 HEADER_BYTES = 1 << 20

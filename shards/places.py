@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+LARGEST_DEFLATED_GB = 4.0
+"""Largest deflated member of a zip, in GB (1e9 bytes) of what it inflates to: it is inflated in memory. Members that
+are stored in a zip or a tar, and those of a tar.gz, are read in parts. Ours: six hours of CD audio."""
+
 _SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s'\"]*")
 
 

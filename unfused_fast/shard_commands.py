@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.places import LARGEST_DEFLATED_GB
 from unfused_fast.terminal import Json, Overwrite, bar, pairs, print_json
 
 if TYPE_CHECKING:
@@ -65,8 +67,13 @@ def shard(
     min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
     max_file_hours: Annotated[float, typer.Option(help="Longer files are rejected.")] = 24.0,
     max_member_gb: Annotated[
-        float, typer.Option("--max-member-gb", help="Larger files inside archives are rejected.")
-    ] = 4.0,
+        float,
+        typer.Option(
+            "--max-member-gb",
+            help="Compressed members of zip archives that unpack to more are rejected: they are unpacked in memory. "
+            "Nothing else is limited: tar and tar.gz archives and uncompressed zips are read in parts.",
+        ),
+    ] = LARGEST_DEFLATED_GB,
     seed: Annotated[int, typer.Option(help="Seeds the global shuffle.")] = 0,
     part: Annotated[
         str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
@@ -242,6 +249,10 @@ def _found(
     from unfused_fast.shards.sources import source_rows
     from unfused_fast.shards.trees import folder_of
 
+    if not 0 < max_member_gb < math.inf:
+        raise UserError(
+            f"--max-member-gb {max_member_gb:g}, but it must be a finite size above 0; leave it out for the default"
+        )
     largest = round(max_member_gb * 1e9)
     with console.status("looking at what there is to pack"):
         if dataset is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import shutil
 import struct
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -350,6 +352,26 @@ def test_deflated_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
         "bomb.zip/bomb.wav": "inflates to 5,000,000 bytes; the limit is 1,000,000",
         "fine.wav": "",
     }
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "stored.zip", "deflated.zip"])
+def test_largest_member_is_a_limit_of_deflated_ones_alone(
+    kind: str, audio: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As its help says."""
+    source, limit = _archive(kind, audio, tmp_path / "in"), 1e-6
+    done = cli("shard", source, tmp_path / "out", "--max-member-gb", limit, "--json", "--workers", 1)
+    if kind == "deflated.zip":
+        assert done.code == 1 and "inflates to" in done.error and "the limit is 1,000" in done.error
+    else:
+        assert done.code == 0 and json.loads(done.out)["clips"] == 9, done.err
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "0", "-1"])
+def test_largest_member_that_is_no_size_is_refused(given: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    done = cli("shard", tmp_path, tmp_path / "out", "--max-member-gb", given)
+    assert done.code == 1 and done.error.startswith(f"--max-member-gb {given}, but it must be a finite size above 0")
 
 
 def test_deflated_bomb_that_lies_stops_at_what_it_declares(tmp_path: Path) -> None:
