@@ -5,6 +5,7 @@ audio_files one file -> 16 kHz PCM16, or the reason why not
 mp3         MP3 files whose first frame has no count
 clip_codec  PCM16 <-> the audio member of a shard
 plan        probed rows -> pieces, shuffled and laid out in shards
+telling     what long work tells its caller
 workers     processes that probe and decode, answers in order
 shard_files one tar and its DALI index, written and read
 building    OUT.partial, and how it takes OUT's place

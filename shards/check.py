@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from unfused_fast.shards.findings import Finding, Kind, Tally, finding
 from unfused_fast.shards.measures import CLIPPED_SHARE
 from unfused_fast.shards.shard_files import index_path
 from unfused_fast.shards.table import CLIPS, MANIFEST, Manifest, read_clips, read_manifest
+from unfused_fast.shards.telling import Progress, unseen
 from unfused_fast.shards.workers import Job, Workers, available_cores
 
 SPECTRUM_CLIPS = 256
@@ -26,8 +27,6 @@ NARROW_SHARE = 0.02
 """Of the clips looked at: fewer with a narrow band are no finding. Ours: of clean instrument notes 1 % look so."""
 SECONDS_PER_CLIP = 120.0
 """Longest that one clip may take. Ours: a clip is an hour long at most, and decoded in seconds."""
-
-Progress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class _Span:
 
 
 def check(
-    directory: Path, *, every_clip: bool = False, workers: int | None = None, progress: Progress | None = None
+    directory: Path, *, every_clip: bool = False, workers: int | None = None, progress: Progress = unseen
 ) -> Checked:
     """Reads all of a set and compares: tars with indexes, members with the table, the table with the manifest.
 
@@ -83,9 +82,8 @@ def check(
                 reports[task.tar] = answer
             elif answer != manifest.digest:
                 corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest is not the manifest's"))
-            if progress is not None:
-                faults = sum(bool(report.broken or report.problems.counts) for report in reports.values())
-                progress(sum(report.clips for report in reports.values()), clips.num_rows, len(corrupt) + faults)
+            faults = sum(bool(report.broken or report.problems.counts) for report in reports.values())
+            progress(sum(report.clips for report in reports.values()), clips.num_rows, len(corrupt) + faults)
     for span in spans:
         corrupt += _shard_findings(span, reports[span.tar])
         seen.merge(reports[span.tar].warnings)

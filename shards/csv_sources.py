@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote, unquote
 
-from unfused_fast.errors import UserError
-from unfused_fast.shards.places import Location, Place, is_url, shown
+from unfused_fast.errors import UserError, in_unicode
+from unfused_fast.shards.places import Location, Place, is_url, local_path, shown
 from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow, check_split_name
 from unfused_fast.shards.stores import open_place
-from unfused_fast.shards.trees import local_path
-from unfused_fast.shards.walking import printable
 
 COLUMNS = ("path", "label", "split", "group")
 LONGEST_LINE = 1 << 24
@@ -127,7 +125,7 @@ def _local_path(given: str, base: str) -> tuple[Location, str, str]:
     """Where the file is, its whole path, and its name in the table, empty where it lies outside."""
     full = os.path.normpath(os.path.join(base, given))  # noqa: PTH118  normpath has no pathlib twin
     inside = full.startswith(base + os.sep) or not Path(given).is_absolute()
-    return Path(full), full, printable(os.path.relpath(full, base)) if inside else ""
+    return Path(full), full, in_unicode(os.path.relpath(full, base)) if inside else ""
 
 
 def _web_path(given: str, table: str | None) -> tuple[Location, str, str]:
@@ -145,7 +143,7 @@ def _web_path(given: str, table: str | None) -> tuple[Location, str, str]:
         return location, str(location), ""
     name, folder = shown(location), shown(posixpath.dirname(table or "") + "/")
     name = name.removeprefix(folder) if table and name.startswith(folder) else name.partition("://")[2]
-    return Place((location,)), location, printable(unquote(name))
+    return Place((location,)), location, in_unicode(unquote(name))
 
 
 def _named_from_outside(rows: list[SourceRow]) -> list[SourceRow]:
@@ -159,7 +157,7 @@ def _named_from_outside(rows: list[SourceRow]) -> list[SourceRow]:
     for row in rows:
         name = row.source
         if not name and isinstance(row.path, Path):
-            name = _free(printable(row.path.relative_to(shared).as_posix()), taken)
+            name = _free(in_unicode(row.path.relative_to(shared).as_posix()), taken)
             taken.add(name)
         named.append(replace(row, source=name))
     return apart(named)

@@ -14,24 +14,23 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.remote_sets import SHARD_NAME, RemoteSet, cache_folder, local_path
+from unfused_fast.shards.places import local_path
+from unfused_fast.shards.remote_sets import SHARD_NAME, RemoteSet, cache_folder
 from unfused_fast.shards.shard_files import index_path, replace_file
 from unfused_fast.shards.table import CLIPS, MANIFEST, REJECTED, clips_digest, read_clips, read_manifest
+from unfused_fast.shards.telling import Progress, Say, unheard, unseen
 
 DOWNLOADS = 8
 """Files fetched at once. Ours: one connection seldom fills the line."""
 
-Say = Callable[[str], None]
-Progress = Callable[[int, int, int], None]
 
-
-def local_set(place: str | Path, *, say: Say | None = None, progress: Progress | None = None) -> Path:
+def local_set(place: str | Path, *, say: Say = unheard, progress: Progress = unseen) -> Path:
     """The folder of a set: a folder itself, or a complete local copy of what is behind a URL now, for open_shards().
 
     A copy that is there is used again when the manifest behind the URL is still the same. When the URL cannot be asked,
@@ -44,9 +43,8 @@ def local_set(place: str | Path, *, say: Say | None = None, progress: Progress |
         UserError: no set there, an unfinished one, one that changes meanwhile; not to be read; too little room.
     """
     folder = local_path(place)
-    if folder is not None:
+    if isinstance(folder, Path):
         return folder
-    say, progress = say or _silent, progress or _unseen
     remote = RemoteSet(str(place))
     home = cache_folder() / "sets" / remote.key
     try:
@@ -200,11 +198,3 @@ def _locked(path: Path, say: Say, remote: RemoteSet) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def _silent(text: str) -> None:
-    """Nobody listens."""
-
-
-def _unseen(done: int, total: int, rejected: int) -> None:
-    """Nobody watches."""

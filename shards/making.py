@@ -19,9 +19,8 @@ from unfused_fast.shards.pack_shard import ProbeJob, Rejection, ShardJob, Writte
 from unfused_fast.shards.plan import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.telling import Progress
 from unfused_fast.shards.workers import Pool
-
-Progress = Callable[[int, int, int], None]
 
 PROBE_BLOCK = 1 << 16
 """Files whose headers are kept together."""

@@ -13,10 +13,10 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.finish import PackResult, Sender, Statistics, finish, rejected_reasons, result_of
 from unfused_fast.shards.journal import DoneShard, Journal, JournalPlan
-from unfused_fast.shards.making import Progress
 from unfused_fast.shards.options import PackOptions, Request
 from unfused_fast.shards.remote_sets import destination
 from unfused_fast.shards.shard_files import index_path
+from unfused_fast.shards.telling import Progress, unseen
 from unfused_fast.shards.write import finished, journaled, read_part
 
 
@@ -27,7 +27,7 @@ def merge(
     overwrite: bool = False,
     resume: bool = False,
     statistics: Statistics | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> PackResult:
     """Makes a set at `out` of all parts that pack_part() made of it. The parts stay as they are.
 
@@ -65,8 +65,7 @@ def merge(
             first_id += done.clips.num_rows
             if sender is not None:
                 sender.advance()
-            if progress is not None:
-                progress(number, len(shards), 0)
+            progress(number, len(shards), 0)
         reasons = rejected_reasons(journal)
         options = PackOptions(**{name: request.values[name] for name in PackOptions.__dataclass_fields__})
         shard_set = finish(build, journal, options, request, statistics, remote)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 LARGEST_DEFLATED_GB = 4.0
 """Largest deflated member of a zip, in GB (1e9 bytes) of what it inflates to: it is inflated in memory. Members that
@@ -66,6 +67,13 @@ def refused(why: str) -> Place:
 def is_url(text: str) -> bool:
     """Whether this names something behind an fsspec URL rather than a file on this machine."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def local_path(place: Path | str) -> Path | str:
+    """A Path unless this is a URL of another machine."""
+    if isinstance(place, str) and place.startswith("file://"):
+        return Path(unquote(urlsplit(place).path))
+    return place if isinstance(place, str) and is_url(place) else Path(place)
 
 
 def shown(text: str) -> str:

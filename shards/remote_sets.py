@@ -19,11 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.journal import DoneShard, Journal
-from unfused_fast.shards.places import is_url, shown
+from unfused_fast.shards.places import local_path, shown
 from unfused_fast.shards.rejections import read_reasons
 from unfused_fast.shards.remote import DISK_ERRORS, file_system, patiently
 from unfused_fast.shards.shard_files import index_path
@@ -38,13 +37,6 @@ _TAGS = ("ETag", "etag", "md5Hash", "checksum")
 _HOLDS_SETS = "name a URL that can be written, such as s3://BUCKET/SET, or a folder"
 
 
-def local_path(place: str | Path) -> Path | None:
-    """The folder that is meant; None for a URL of another machine."""
-    if isinstance(place, Path) or not is_url(place):
-        return Path(place)
-    return Path(unquote(urlsplit(place).path)) if place.startswith("file://") else None
-
-
 def cache_folder() -> Path:
     """Where sets behind URLs are made and read: UNFUSED_CACHE, or ~/.cache/unfused-fast."""
     return Path(os.environ.get("UNFUSED_CACHE") or Path.home() / ".cache" / "unfused-fast")
@@ -53,7 +45,7 @@ def cache_folder() -> Path:
 def destination(out: str | Path) -> tuple[Path, RemoteSet | None]:
     """The folder where `out` is made, and where its files go from there, if that is elsewhere."""
     folder = local_path(out)
-    if folder is not None:
+    if isinstance(folder, Path):
         return folder, None
     remote = RemoteSet(str(out))
     if str(out).startswith(("http://", "https://")):

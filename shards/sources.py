@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.archives import LARGEST_INFLATED, is_archive, is_unread_archive
 from unfused_fast.shards.csv_sources import apart, csv_rows, source_title
-from unfused_fast.shards.places import Location, refused
+from unfused_fast.shards.places import Location, local_path, refused
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.tree import Say, Tree
-from unfused_fast.shards.trees import archive_named, local_path, tree_of
-from unfused_fast.shards.walking import files_below, is_clutter, printable
+from unfused_fast.shards.telling import Say, unheard
+from unfused_fast.shards.tree import Tree
+from unfused_fast.shards.trees import archive_named, tree_of
+from unfused_fast.shards.walking import files_below, is_clutter
 
 
 def source_rows(
@@ -22,7 +23,7 @@ def source_rows(
     labels_from_folders: bool = False,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    say: Say = lambda text: None,
+    say: Say = unheard,
 ) -> list[SourceRow]:
     """A folder, an archive, a CSV, or a URL of one of these -> its rows, in a fixed order.
 
@@ -73,7 +74,7 @@ def _folder_rows(root: Path, labels_from_folders: bool, hidden: set[str]) -> Ite
     for path, closed in files_below(root):
         relative = path.relative_to(root).as_posix()
         if closed:  # a folder that may not be read ends in rejected.csv too
-            yield SourceRow(path, printable(relative) + "/")
+            yield SourceRow(path, in_unicode(relative) + "/")
         elif relative not in hidden:
             yield _row(path, relative, labels_from_folders)
 
@@ -93,7 +94,7 @@ def _row(location: Location, relative: str, labels_from_folders: bool) -> Source
     first, _, rest = relative.partition("/")
     if is_unread_archive(relative):
         location = refused("an archive of a kind that is not read; unpack it, or pack it as tar.gz or zip")
-    return SourceRow(location, printable(relative), printable(first) if labels_from_folders and rest else None)
+    return SourceRow(location, in_unicode(relative), in_unicode(first) if labels_from_folders and rest else None)
 
 
 def _has_clutter(name: str) -> bool:

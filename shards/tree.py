@@ -8,7 +8,7 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from unfused_fast.errors import escaped
@@ -16,13 +16,13 @@ from unfused_fast.shards import remote
 from unfused_fast.shards.archives import Archive, Entry, members, safe_parts, stem
 from unfused_fast.shards.places import Kind, Location, Place, refused, shown
 from unfused_fast.shards.stores import Unreadable, open_store
+from unfused_fast.shards.telling import Say
 
 UNINDEXED_BYTES = 1 << 23
 """A tar.gz that inflates to no more needs no file of seek points. Ours: 20 ms to inflate, once a process."""
 LARGE_BYTES = 1 << 30
 """An archive of this size takes so long to list that it is said."""
 
-Say = Callable[[str], None]
 _Listed = list[tuple[tuple[str, ...], Entry]]
 
 

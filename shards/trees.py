@@ -12,13 +12,14 @@ from unfused_fast.errors import UserError, escaped
 from unfused_fast.shards import remote
 from unfused_fast.shards.archives import LARGEST_INFLATED, Archive, archives_among, safe_parts
 from unfused_fast.shards.branch import Branch
-from unfused_fast.shards.places import Folder, is_url, shown
-from unfused_fast.shards.tree import Say, Tree
+from unfused_fast.shards.places import Folder, local_path, shown
+from unfused_fast.shards.telling import Say, unheard
+from unfused_fast.shards.tree import Tree
 from unfused_fast.shards.walking import files_below
 
 
 def folder_of(
-    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, say: Say = lambda text: None
+    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, say: Say = unheard
 ) -> Folder:
     """A folder, an archive, or a URL of one -> what adapters read; a folder without archives is its plain Path.
 
@@ -55,15 +56,6 @@ def archive_named(path: Path | str) -> Archive | None:
         return next(iter(archives_among([unquote(name)])), None)
     beside = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
     return next((archive for archive in beside if path.name in archive.parts), None)
-
-
-def local_path(source: Path | str) -> Path | str:
-    """A Path unless this is a URL of another machine."""
-    if isinstance(source, str) and not is_url(source):
-        return Path(source)
-    if isinstance(source, str) and source.startswith("file://"):
-        return Path(unquote(urlsplit(source).path))
-    return source
 
 
 def _local_tree(root: Path, work: Path | None, largest: int, say: Say) -> Tree | None:

@@ -49,8 +49,3 @@ def _mode(path: Path) -> int:
 def is_clutter(name: str) -> bool:
     """Whether this file or folder is left out without a word."""
     return name.startswith(".") or name.lower() in CLUTTER
-
-
-def printable(name: str) -> str:
-    """The name as text that every file format takes: bytes that are no UTF-8 are written as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

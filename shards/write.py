@@ -16,12 +16,13 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.building import Building, building, is_complete, partial_of
 from unfused_fast.shards.finish import PackResult, Sender, Statistics, finish, rejected_reasons, result_of
 from unfused_fast.shards.journal import Journal
-from unfused_fast.shards.making import Progress, make_shards, plan_set, read_headers
+from unfused_fast.shards.making import make_shards, plan_set, read_headers
 from unfused_fast.shards.options import Codec, PackOptions, Request, request_of
 from unfused_fast.shards.rejections import read_reasons
 from unfused_fast.shards.remote_sets import RemoteSet, destination
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import PART, ShardSet, open_shards
+from unfused_fast.shards.telling import Progress, unseen
 from unfused_fast.shards.workers import Pool, Workers, available_cores
 
 
@@ -58,7 +59,7 @@ def pack(
     dataset: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
     statistics: Statistics | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> PackResult:
     """Packs audio files into a shard set at `out`. The same rows and options give the same bytes for any `workers`.
 
@@ -91,15 +92,14 @@ def pack(
     folder, remote = destination(out)
     if resume and (there := finished(folder, remote, request)) is not None:
         return result_of(there[0], folder, there[1], 0, time.perf_counter() - started, remote)
-    report = progress or _no_progress
     with ExitStack() as stack:
         asked = {**request.values, "part": None}
         journal, build = stack.enter_context(journaled(folder, asked, request, overwrite, resume, remote))
         pool = pool or stack.enter_context(Workers(_processes(workers)))
-        plan, rejected = read_headers(pool, journal, rows, options, report)
+        plan, rejected = read_headers(pool, journal, rows, options, progress)
         shards, label_names = plan_set(journal, plan, rejected, options, None, files or {})
         send = None if remote is None else Sender(journal, remote).advance
-        made = make_shards(pool, build, journal, plan, shards, label_names, options, report, send)
+        made = make_shards(pool, build, journal, plan, shards, label_names, options, progress, send)
         reasons = rejected_reasons(journal)
         shard_set = finish(build, journal, options, request, statistics, remote)
     if remote is not None:
@@ -118,7 +118,7 @@ def pack_part(
     resume: bool = False,
     dataset: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> PartResult:
     """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
 
@@ -138,10 +138,9 @@ def pack_part(
         asked = {**request.values, "part": f"{part[0]}/{part[1]}"}
         journal, build = stack.enter_context(journaled(out, asked, request, overwrite, resume))
         pool = stack.enter_context(Workers(_processes(workers)))
-        report = progress or _no_progress
-        plan, rejected = read_headers(pool, journal, rows, options, report)
+        plan, rejected = read_headers(pool, journal, rows, options, progress)
         shards, label_names = plan_set(journal, plan, rejected, options, part, files or {})
-        made = make_shards(pool, build, journal, plan, shards, label_names, options, report)
+        made = make_shards(pool, build, journal, plan, shards, label_names, options, progress)
         about = {"asked": dict(request.values), "request": request.digest, "part": list(part)}
         build.finish(PART, json.dumps(about, indent=2, sort_keys=True) + "\n")
     return _part_result(out, part, made, time.perf_counter() - started)
@@ -233,7 +232,3 @@ def _processes(workers: int | None) -> int:
     if workers is not None and workers < 0:
         raise UserError(f"{workers} workers, but at least 1 is needed; leave it out for one a core")
     return available_cores() if workers is None else workers
-
-
-def _no_progress(done: int, total: int, rejected: int) -> None:
-    """Nobody watches."""

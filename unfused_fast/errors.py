@@ -12,5 +12,9 @@ class UserError(Exception):
 
 def escaped(text: str) -> str:
     """The text as one plain line: names of files may hold what commands a terminal, or bytes that are no UTF-8."""
-    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in known)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in in_unicode(text))
+
+
+def in_unicode(name: str) -> str:
+    """The name of a file as text that every file format takes: bytes that are no UTF-8 are written as \\xNN."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -173,11 +173,10 @@ def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
 
 
 def _folder(given: str) -> Path:
-    from unfused_fast.shards.places import shown
-    from unfused_fast.shards.remote_sets import local_path
+    from unfused_fast.shards.places import local_path, shown
 
     folder = local_path(given)
-    if folder is None:
+    if isinstance(folder, str):
         raise UserError(f"{shown(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge")
     return folder
 

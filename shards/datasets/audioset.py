@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen, is_audio, printable, records_of, walk
+from unfused_fast.shards.datasets.layout import chosen, is_audio, records_of, walk
 from unfused_fast.shards.datasets.splits import class_balanced
 from unfused_fast.shards.places import Folder
 from unfused_fast.shards.rows import SourceRow
@@ -82,7 +82,7 @@ def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
                 again += 1
                 continue
             split = "test" if part == "eval" else "train"
-            rows[video] = SourceRow(root / name, printable(name), None, split, video, labels=labels)
+            rows[video] = SourceRow(root / name, in_unicode(name), None, split, video, labels=labels)
         notes.append(f"{part}: {there:,} of {listed:,} listed clips are here ({there / max(listed, 1):.1%}).")
         if listed != SEGMENTS[part]:
             notes.append(f"{TABLES[part]} lists {listed:,} clips; published: {SEGMENTS[part]:,}.")
@@ -94,7 +94,7 @@ def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
         notes.append(f"{again} clips are listed twice; the first line counts.")
     if len(files.names) > len(rows):
         used = {row.source for row in rows.values()}
-        example = next(name for name in map(printable, files.names) if name not in used)
+        example = next(name for name in map(in_unicode, files.names) if name not in used)
         notes.append(
             f"{len(files.names) - len(rows):,} audio files left out: not listed, or a further copy, such as {example}."
         )

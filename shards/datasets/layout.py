@@ -121,11 +121,6 @@ def files_below(folder: Folder, ending: str) -> set[str]:
     }
 
 
-def printable(name: str) -> str:
-    """The name as text that every file format takes: bytes that are no UTF-8 are written as \\xNN."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def against_published(found: Iterable[str], published: Mapping[str, int]) -> list[str]:
     """A sentence for each split whose number of clips is not the published one.
 

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen, printable, records_of, walk
+from unfused_fast.shards.datasets.layout import chosen, records_of, walk
 from unfused_fast.shards.places import Folder
 from unfused_fast.shards.rows import SourceRow
 
@@ -74,9 +74,9 @@ def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
             twice += len(audio)
         else:
             parts = here.relative_to(root).parts
-            user, language = printable(archive.name.partition("-")[0]), _language(parts[:-1])
+            user, language = in_unicode(archive.name.partition("-")[0]), _language(parts[:-1])
             for name in audio:
-                rows.append(SourceRow(here / name, printable("/".join((*parts, name))), language, group=user))
+                rows.append(SourceRow(here / name, in_unicode("/".join((*parts, name))), language, group=user))
     if not rows:
         todo = f"; {packed} archives are still to be unpacked, each into a folder of its name" if packed else ""
         raise UserError(f"{root}: no unpacked VoxForge archives here{todo}; the layout must be: {LAYOUT}")
