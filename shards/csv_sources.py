@@ -14,7 +14,7 @@ from typing import IO
 from urllib.parse import quote, unquote
 
 from unfused_fast.errors import UserError, in_unicode
-from unfused_fast.shards.places import Location, Place, is_url, local_path, shown
+from unfused_fast.shards.places import Location, Place, is_url, local_path, place_title, shown
 from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow, check_split_name
 from unfused_fast.shards.stores import open_place
 
@@ -33,7 +33,7 @@ def csv_rows(table: Path | str) -> list[SourceRow]:
     rows: list[SourceRow] = []
     seen: dict[str, int] = {}
     base = os.path.realpath(table.parent) if isinstance(table, Path) else ""
-    title = source_title(table)
+    title = place_title(table)
     try:
         with _open_table(table) as stream:
             reader = csv.DictReader(_lines(stream, title), strict=True)
@@ -185,8 +185,3 @@ def _free(name: str, taken: set[str]) -> str:
         number += 1
         free = f"{name} ({number})"
     return free
-
-
-def source_title(source: Path | str) -> str:
-    """The source as messages name it."""
-    return shown(source) if isinstance(source, str) else str(source)

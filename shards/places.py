@@ -12,7 +12,7 @@ LARGEST_DEFLATED_GB = 4.0
 """Largest deflated member of a zip, in GB (1e9 bytes) of what it inflates to: it is inflated in memory. Members that
 are stored in a zip or a tar, and those of a tar.gz, are read in parts. Ours: six hours of CD audio."""
 
-_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s'\"]*")
+_SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|\?[^\s'\"]*")
 
 
 class Kind(IntEnum):
@@ -74,6 +74,11 @@ def local_path(place: Path | str) -> Path | str:
     if isinstance(place, str) and place.startswith("file://"):
         return Path(unquote(urlsplit(place).path))
     return place if isinstance(place, str) and is_url(place) else Path(place)
+
+
+def place_title(place: Path | str) -> str:
+    """What a place is called in sentences: a path as it is, a URL without what may be secret."""
+    return shown(place) if isinstance(place, str) and is_url(place) else str(place)
 
 
 def shown(text: str) -> str:

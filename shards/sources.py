@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.archives import LARGEST_INFLATED, is_archive, is_unread_archive
-from unfused_fast.shards.csv_sources import apart, csv_rows, source_title
-from unfused_fast.shards.places import Location, local_path, refused
+from unfused_fast.shards.csv_sources import apart, csv_rows
+from unfused_fast.shards.places import Location, local_path, place_title, refused
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.telling import Say, unheard
 from unfused_fast.shards.tree import Tree
@@ -50,13 +50,13 @@ def source_rows(
     if name.lower().endswith(".csv") and (isinstance(source, str) or source.is_file()):
         if labels_from_folders:
             raise UserError(
-                f"{source_title(source)}: labels from folders need a folder, but this is a CSV; "
+                f"{place_title(source)}: labels from folders need a folder, but this is a CSV; "
                 "give it a column label instead"
             )
         return csv_rows(source)
     if not is_folder and archive_named(source) is None:
         raise UserError(
-            f"{source_title(source)}: neither a folder, an archive nor a CSV; name a folder of audio, "
+            f"{place_title(source)}: neither a folder, an archive nor a CSV; name a folder of audio, "
             "a tar, tar.gz or zip archive, or a .csv with a column path"
         )
     tree = tree_of(source, work=work, largest=largest, say=say)
@@ -65,7 +65,7 @@ def source_rows(
         rows += _folder_rows(source, labels_from_folders, tree.hidden if tree is not None else set())
     if not rows:
         what = "in this folder or below it" if is_folder else "in this archive"
-        raise UserError(f"{source_title(source)}: no files {what}; name a folder that holds audio files")
+        raise UserError(f"{place_title(source)}: no files {what}; name a folder that holds audio files")
     return sorted(apart(rows), key=lambda row: row.source)
 
 

@@ -111,7 +111,7 @@ class Tree:
     def add_file(self, parts: tuple[str, ...], url: str, size: int) -> None:
         """Shows a file behind a URL."""
         self._stores.append(((url,), ""))
-        self._titles.append(url)
+        self._titles.append(shown(url))
         self._add(len(self._stores) - 1, "", parts, Entry(Kind.WHOLE, 0, size, 0, 0))
 
     def files(self) -> Iterator[str]:

@@ -29,6 +29,7 @@ def check(
     Warnings name what may spoil training: leaks, duplicates, labels, clipping, silence, DC offset, a narrow band.
     """
     from unfused_fast.shards.check import check as checked
+    from unfused_fast.shards.places import place_title
 
     started = time.perf_counter()
     with bar("checking", "damaged") as advance:
@@ -36,7 +37,7 @@ def check(
     if as_json:
         print_json(
             {
-                "shards": shards,
+                "shards": place_title(shards),
                 "clips": found.clips,
                 "corrupt": [finding.as_json() for finding in found.corrupt],
                 "warnings": [finding.as_json() for finding in found.warnings],
@@ -49,7 +50,7 @@ def check(
         for finding in found.warnings:
             typer.echo(escaped(f"warning: {finding.message}"))
         if not found.corrupt:
-            typer.echo(f"{shards}: all shards are as they were written, {found.clips} clips")
+            typer.echo(f"{place_title(shards)}: all shards are as they were written, {found.clips} clips")
     if found.corrupt:
         raise typer.Exit(1)
 
@@ -66,19 +67,20 @@ def peek(
     """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
     from unfused_fast.peek import contents, examples_of, write_clips, write_sheet
     from unfused_fast.report import terminal_table
+    from unfused_fast.shards.places import place_title
     from unfused_fast.shards.table import open_shards
 
     shard_set = open_shards(local_shards(shards))
-    table = contents(shard_set)
+    name, table = place_title(shards), contents(shard_set)
     chosen = examples_of(shard_set, examples)
-    write_sheet(out, chosen, f"{shards}: log-mel of {len(chosen)} clips")
+    write_sheet(out, chosen, f"{name}: log-mel of {len(chosen)} clips")
     written = [] if play_to is None else write_clips(play_to, chosen)
     if as_json:
-        print_json({"shards": shards, "contents": table, "sheet": str(out), "clips": [str(path) for path in written]})
+        print_json({"shards": name, "contents": table, "sheet": str(out), "clips": [str(path) for path in written]})
         return
     columns = ("split", "label", "clips", "seconds", "shortest", "median", "longest")
     rows = [[cell if isinstance(cell := row[name], str) else f"{cell:,.6g}" for name in columns] for row in table]
-    stdout_console().print(terminal_table(shards, columns, rows))
+    stdout_console().print(terminal_table(name, columns, rows))
     typer.echo(f"log-mels of {len(chosen)} clips: {out}")
     if play_to is not None:
         typer.echo(f"{len(written)} clips to listen to: {play_to}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.places import LARGEST_DEFLATED_GB
+from unfused_fast.shards.places import LARGEST_DEFLATED_GB, is_url, local_path, place_title
 from unfused_fast.terminal import Json, Overwrite, bar, pairs, print_json
 
 if TYPE_CHECKING:
@@ -132,17 +132,16 @@ def shard(
             advance = stack.enter_context(bar("packing"))
             done = pack_part(found.rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
             stack.close()
-            _print_part(done, out, as_json)
+            _print_part(done, place_title(out), as_json)
             return
         if work is not None:
-            from unfused_fast.shards.places import is_url
             from unfused_fast.shards.ray_engine import RayWorkers
 
             seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
             given["pool"] = stack.enter_context(RayWorkers(seen))
         advance = stack.enter_context(bar("packing"))
         packed = pack(found.rows, out, **asked, **given, statistics=_statistics, progress=advance)
-    _print_packed(packed, out, as_json)
+    _print_packed(packed, place_title(out), as_json)
 
 
 def merge(
@@ -163,7 +162,7 @@ def merge(
     with bar("merging") as advance:
         folders = [_folder(part) for part in parts]
         merged = merge_parts(folders, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
-    _print_packed(merged, out, as_json)
+    _print_packed(merged, place_title(out), as_json)
 
 
 def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
@@ -173,11 +172,11 @@ def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
 
 
 def _folder(given: str) -> Path:
-    from unfused_fast.shards.places import local_path, shown
-
     folder = local_path(given)
     if isinstance(folder, str):
-        raise UserError(f"{shown(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge")
+        raise UserError(
+            f"{place_title(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge"
+        )
     return folder
 
 
@@ -243,14 +242,17 @@ def _found(
     from unfused_fast.shards.branch import Branch
     from unfused_fast.shards.datasets import DATASETS, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
-    from unfused_fast.shards.datasets.local_files import CSV
-    from unfused_fast.shards.places import is_url
+    from unfused_fast.shards.datasets.local_files import CSV, FOLDER
     from unfused_fast.shards.sources import source_rows
     from unfused_fast.shards.trees import folder_of
 
     if not 0 < max_member_gb < math.inf:
         raise UserError(
             f"--max-member-gb {max_member_gb:g}, but it must be a finite size above 0; leave it out for the default"
+        )
+    if is_url(source) and dataset in (CSV.name, FOLDER.name):
+        raise UserError(
+            f"{place_title(source)}: behind a URL, which is read without --dataset {dataset}; leave that out"
         )
     largest = round(max_member_gb * 1e9)
     with console.status("looking at what there is to pack"):
@@ -266,7 +268,7 @@ def _found(
             raise UserError(
                 f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
             )
-        plain = DATASETS.get(dataset) in (None, CSV) or not (is_url(source) or Path(source).exists())
+        plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
         root = Path(source) if plain else folder_of(source, work=work, largest=largest, say=console.print)
         found = dataset_rows(dataset, root, options)
     if isinstance(root, Branch) and (refused := root.tree.refused):

@@ -554,6 +554,16 @@ def test_folder_without_archives_stays_a_path(audio: Path) -> None:
     assert folder_of(audio) == audio and type(folder_of(audio)) is type(audio)
 
 
+def test_archives_in_a_folder_are_read_with_and_without_its_name_as_a_data_set(
+    audio: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    _archive("tar", audio, tmp_path / "in")
+    plain = cli("shard", tmp_path / "in", tmp_path / "plain", "--json", "--workers", 1)
+    named = cli("shard", tmp_path / "in", tmp_path / "named", "--json", "--workers", 1, "--dataset", "folder")
+    assert named.code == 0, named.err
+    assert json.loads(named.out)["digest"] == json.loads(plain.out)["digest"]
+
+
 def test_branch_answers_as_the_unpacked_path(audio: Path, tmp_path: Path) -> None:
     source = _archive("tar.gz", audio, tmp_path / "in")
     (tmp_path / "in/real.txt").write_text("line\r\nüber\n", encoding="utf-8")
