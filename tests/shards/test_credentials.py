@@ -51,16 +51,18 @@ def test_a_path_is_called_what_it_is_called() -> None:
 
 
 def test_a_source_with_a_password(url: str, cli: Callable[..., Any], write_tone: Any, tmp_path: Path) -> None:
-    """Of three archives two hold different files of one name, and a file has the name of a folder in another."""
+    """Of three archives two hold different files of one name, and one holds what lies beside it too, or a folder."""
     www = tmp_path / "www"
     for number, rate in enumerate((8000, 16000)):
         soundfile.write(tmp_path / "a.wav", write_tone(0.5, rate, 300), rate)
         with zipfile.ZipFile(www / f"{number}.zip", "w") as archive:
             archive.write(tmp_path / "a.wav", "a.wav")
             archive.writestr("../up.wav", "x")
+    (www / "top.wav").write_text("another")
     (www / "b").mkdir()
     (www / "b/b.wav").write_text("no audio")
     with zipfile.ZipFile(www / "2.zip", "w") as archive:
+        archive.writestr("top.wav", "x")
         archive.writestr("b", "x")
         archive.writestr("b.wav/c.wav", "x")
     for flags in ([], ["--json"]):
@@ -71,6 +73,7 @@ def test_a_source_with_a_password(url: str, cli: Callable[..., Any], write_tone:
         assert SECRET not in "".join(
             path.read_text(encoding="utf-8") for path in out.iterdir() if path.suffix in (".csv", ".json")
         )
+        assert "/top.wav holds a file of this name too" in (out / "rejected.csv").read_text(encoding="utf-8")
 
 
 def test_errors_of_a_source_with_a_password(url: str, cli: Callable[..., Any], tmp_path: Path) -> None:
