@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from unfused_fast.audio import log_mel
 from unfused_fast.errors import UserError
 from unfused_fast.plots import plot_log_mels
-from unfused_fast.shards.clip_codec import decode_clip, encode_clip
-from unfused_fast.shards.shard_files import index_path, read_index, read_members
+from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, decode_clip, encode_clip
+from unfused_fast.shards.shard_files import KEY_DIGITS, clip_key, index_path, read_index, read_members
 from unfused_fast.shards.table import ShardSet
 
 CLASSES = 12
@@ -80,7 +80,7 @@ def write_sheet(path: Path, clips: Sequence[PeekClip], title: str) -> None:
         (
             label,
             [
-                (f"{clip.clip_id} {clip.source}", len(clip.pcm) / 16000, _log_mel(clip.pcm))
+                (f"{clip.clip_id} {clip.source}", len(clip.pcm) / SAMPLE_RATE_HZ, _log_mel(clip.pcm))
                 for clip in clips
                 if clip.label == label
             ],
@@ -109,20 +109,25 @@ def write_clips(folder: Path, clips: Sequence[PeekClip]) -> list[Path]:
 
 
 def _read(shards: ShardSet, wanted: set[int]) -> dict[int, NDArray[np.int16]]:
-    """Samples of some clips; a shard that holds none of them is not opened beyond its index."""
+    """Samples of some clips; a shard that holds none of them is not opened beyond its index. Raises UserError."""
     found: dict[int, NDArray[np.int16]] = {}
-    for split in shards.manifest.splits:
-        for tar in shards.shard_paths(split):
-            if len(found) == len(wanted):
-                return found
-            samples = [members for members in read_index(index_path(tar)) if int(members[0].name[:9]) in wanted]
-            for members, content in zip(samples, read_members(tar, samples), strict=True):
-                try:
-                    found[int(members[0].name[:9])] = decode_clip(content[shards.manifest.codec])
-                except ValueError as error:
-                    raise UserError(
-                        f"{tar}: {members[0].name} cannot be decoded ({error}); see: unfused-fast check"
-                    ) from error
+    keys, codec = {clip_key(clip_id): clip_id for clip_id in wanted}, shards.manifest.codec
+    for tar in (tar for split in shards.manifest.splits for tar in shards.shard_paths(split)):
+        if len(found) == len(wanted):
+            break
+        samples = [members for members in read_index(index_path(tar)) if members[0].name[:KEY_DIGITS] in keys]
+        for members, content in zip(samples, read_members(tar, samples), strict=True):
+            name = members[0].name
+            if codec not in content:
+                raise UserError(f"{index_path(tar)}: {name} has no .{codec} beside it; see: unfused-fast check")
+            try:
+                found[keys[name[:KEY_DIGITS]]] = decode_clip(content[codec])
+            except ValueError as error:
+                raise UserError(f"{tar}: {name} cannot be decoded ({error}); see: unfused-fast check") from error
+    if missing := sorted(wanted - found.keys()):
+        raise UserError(
+            f"{shards.directory}: clip {missing[0]} is in the clips table, but in no index; see: unfused-fast check"
+        )
     return found
 
 

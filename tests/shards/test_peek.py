@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 
 from unfused_fast.peek import contents, examples_of
@@ -73,6 +75,23 @@ def test_many_classes_are_spread_over_the_alphabet(rows: list[SourceRow], tmp_pa
     many = [SourceRow(row.path, row.source, f"class{n:02d}") for n, row in enumerate(rows[:24])]
     shown = {clip.label for clip in examples_of(pack(many, tmp_path / "many", workers=0).shard_set, 1)}
     assert shown == {f"class{n:02d}" for n in range(0, 24, 2)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (r"\b00000000", "abcdefgh", r"copy: clip \d is in the clips table, but in no index; see: unfused-fast check"),
+        (r"\b00000000", "00100000", r"copy: clip \d is in the clips table, but in no index; see: unfused-fast check"),
+        (r"\bwav (?=\d)", "txt ", r"train-000000.idx: 000000000.\w+ has no .wav beside it; see: unfused-fast check"),
+        (r"\bwav \d+", "wav 512", r"train-000000.tar: 000000000.\w+ cannot be decoded .*; see: unfused-fast check"),
+    ],
+    ids=["no ids", "other ids", "no audio", "not the audio"],
+)
+def test_a_clip_that_is_not_where_the_index_says(cli: Any, copy: Path, old: str, new: str, said: str) -> None:
+    index = copy / "train-000000.idx"
+    index.write_text(re.sub(old, new, index.read_text()))
+    done = cli("peek", copy, "--out", copy.parent / "sheet.png")
+    assert done.code == 1 and re.search(said, done.error), done.err
 
 
 def test_a_sheet_that_cannot_be_written(cli: Any, packed: ShardSet, tmp_path: Path) -> None:
