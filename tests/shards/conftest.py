@@ -133,6 +133,35 @@ def copy(packed: ShardSet, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed.directory, tmp_path / "copy"))
 
 
+@pytest.fixture(scope="session")
+def audio(tmp_path_factory: pytest.TempPathFactory, rows: list[SourceRow]) -> Path:
+    """Nine of the rows in folders of three labels, under names that are not ASCII; not to be written to."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for number, row in enumerate(rows[:9]):
+        target = folder / f"label{number % 3}" / f"ü {row.source}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(str(row.path), target)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, and no waiting between tries."""
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's file system in memory, empty."""
+    system = pytest.importorskip("fsspec", reason="needs the extra `remote`").filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+
+
 @pytest.fixture
 def write_tone() -> Callable[..., NDArray[np.float64]]:
     """`tone`, for tests that make their own files."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
+from remote_files import served
 
 from unfused_fast.shards.places import place_title, shown
 from unfused_fast.shards.rows import SourceRow
@@ -23,22 +21,13 @@ pytest.importorskip("aiohttp", reason="needs the extra `remote`")
 SECRET = "hunter2"
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps off the screen."""
-
-
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Of a server of the folder www, with user and password."""
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
     (tmp_path / "www").mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path / "www"))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://me:{SECRET}@127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served(tmp_path / "www", f"me:{SECRET}") as url:
+        yield url
 
 
 @pytest.mark.parametrize("given", ["me:hunter2@", "me:hunt@hunter2@", "hunter2@"])

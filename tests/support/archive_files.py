@@ -1,0 +1,108 @@
+"""Archives of every kind that is read, made of files or of a folder, and what is listed in them."""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from unfused_fast.shards.places import Place
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.stores import open_place
+
+
+def make_tar(path: Path, folder: Path, mode: str = "w") -> Path:
+    """A tar of what lies in a folder."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for path_in in sorted(folder.iterdir()):
+            tar.add(path_in, path_in.name)
+    return path
+
+
+def make_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip of these names and contents."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Name -> content of all files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def cut_in_pieces(path: Path, names: Callable[[int], str], pieces: int = 3) -> None:
+    """A file, replaced by its pieces."""
+    data = path.read_bytes()
+    size = len(data) // pieces + 1
+    for number in range(pieces):
+        (path.parent / names(number)).write_bytes(data[number * size :][:size])
+    path.unlink()
+
+
+def make_spanned_zip(path: Path, files: dict[str, bytes], pieces: int) -> None:
+    """A split zip as Info-ZIP writes it: places in its list are counted from the start of each part."""
+    parts: list[bytearray] = [bytearray(b"PK\7\x08")]
+    listed = []
+    share = sum(map(len, files.values())) // pieces
+    for name, data in files.items():
+        if len(parts[-1]) > share and len(parts) < pieces:
+            parts.append(bytearray())
+        head = (len(parts) - 1, len(parts[-1]))
+        raw = name.encode()
+        sizes = (zlib.crc32(data), len(data), len(data), len(raw))
+        local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0x800, 0, 0, 0, *sizes, 0) + raw
+        listed.append(
+            struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0x800, 0, 0, 0, *sizes, 0, 0, head[0], 0, 0, head[1]) + raw
+        )
+        # Data may go on in the next part, as they do where a part is full.
+        parts[-1] += local + data[: len(data) // 2]
+        if head[0] < pieces - 1 and len(parts[-1]) > share:
+            parts.append(bytearray())
+        parts[-1] += data[len(data) // 2 :]
+    place, central = len(parts[-1]), b"".join(listed)
+    last = len(parts) - 1
+    parts[-1] += central + struct.pack(
+        "<4s4H2LH", b"PK\5\6", last, last, len(listed), len(listed), len(central), place, 0
+    )
+    for number, part in enumerate(parts):
+        (path.parent / (path.name if number == last else f"{path.stem}.z{number + 1:02d}")).write_bytes(part)
+
+
+def make_archive(kind: str, audio: Path, where: Path) -> Path:
+    """The archive of this kind, or the folder that it lies in where it has several files."""
+    where.mkdir()
+    if kind in ("tar", "tar.gz"):
+        return make_tar(where / f"a.{kind}", audio, "w:gz" if kind == "tar.gz" else "w")
+    if kind == "spanned.zip":
+        make_spanned_zip(where / "a.zip", contents_of(audio), 3)
+        return where
+    method = zipfile.ZIP_STORED if kind == "stored.zip" else zipfile.ZIP_DEFLATED
+    path = make_zip(where / "a.zip", contents_of(audio), method)
+    if kind == "zip.001":
+        cut_in_pieces(path, lambda number: f"a.zip.{number + 1:03d}")
+    elif kind == "partaa":
+        cut_in_pieces(path, lambda number: f"a_parta{'abc'[number]}")
+    else:
+        return path
+    return where
+
+
+def read_row(row: SourceRow) -> bytes:
+    """Content of a row that is no file of its own."""
+    assert isinstance(row.path, Place)
+    with open_place(row.path) as file:
+        return file.read()
+
+
+def reasons(path: Path, **options: int) -> dict[str, str]:
+    """Name -> reason, empty for members that are read."""
+    rows = source_rows(path, **options)  # type: ignore[arg-type]
+    return {row.source: row.path.why if isinstance(row.path, Place) else "" for row in rows}
