@@ -73,6 +73,23 @@ def random_resize_crop(log_mel: Tensor, draws: Tensor, config: RandomResizeCropC
     return (frequency @ log_mel[:, 0].float() @ time.transpose(1, 2)).unsqueeze(1)
 
 
+def mask(log_mel: Tensor, anchors: Tensor, shapes: Tensor) -> Tensor:
+    """(B, F, T), anchors and shapes (B, 2 M) of order.random_masks -> (B, F, T) with zeros in the masks.
+
+    Masks are whole rows or whole columns, so a row's and a column's factor make all of them in two products.
+    """
+    sizes = log_mel.shape[1:]
+    anchor, shape = anchors.reshape(len(anchors), -1, 2), shapes.reshape(len(shapes), -1, 2)
+    factors = []
+    for axis, size in enumerate(sizes):
+        place = torch.arange(size, device=log_mel.device)
+        begin, end = anchor[..., axis, None], (anchor + shape)[..., axis, None]
+        across = shape[..., 1 - axis, None] >= sizes[1 - axis]
+        factors.append(((place >= begin) & (place < end) & across).any(dim=1).logical_not().to(log_mel.dtype))
+    masked: Tensor = log_mel * factors[0][:, :, None]
+    return masked.mul_(factors[1][:, None, :])
+
+
 def log_mixup_exp(log_mel: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """log((1 - share) exp(log_mel) + share exp(other)), (B, 1, F, T) both, share (B,). Source: BYOL-A section 3;
     authors.
