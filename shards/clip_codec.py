@@ -14,6 +14,8 @@ SAMPLE_RATE_HZ = 16000
 """Rate of every shard set, in hertz. Source: DECAR and the authors' code, see FrontendConfig.sample_rate_hz."""
 
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
+WAV_HEADER_BYTES = _HEADER.size
+"""44: where the samples of a WAV of encode_clip begin."""
 
 
 def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
@@ -28,11 +30,11 @@ def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
 
 def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
     """What encode_clip gave -> its samples. Raises ValueError for anything else."""
-    header = bytes(data[:44])
+    header = bytes(data[:WAV_HEADER_BYTES])
     if header.startswith(b"RIFF"):
-        if header != _wav_header(len(data) - 44):
+        if header != _wav_header(len(data) - WAV_HEADER_BYTES):
             raise ValueError("its header is not that of a 16 kHz mono PCM16 WAV of this size")
-        return np.frombuffer(data, "<i2", offset=44)
+        return np.frombuffer(data, "<i2", offset=WAV_HEADER_BYTES)
     try:
         pcm, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
     except soundfile.SoundFileError as error:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from unfused_fast.augment import Augmenter, MixupMemory, log_mixup_exp, random_resize_crop, resize_weights
+from unfused_fast.augment import Augmenter, MixupMemory, resize_crops
 from unfused_fast.config import Config
 from unfused_fast.config_audio import RandomResizeCropConfig
+from unfused_fast.kernels.views import augmented_reference, log_mixup_exp, resize_weights
 from unfused_fast.randomness import Stream, uniform
 from unfused_fast.settings import with_values
 
@@ -49,6 +50,10 @@ def expected_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: Ran
         cut = canvas[None, :, top : top + height, start : start + width]
         made.append(interpolate(cut, size=(bins, frames), mode="bicubic", align_corners=True)[0])
     return torch.stack(made)
+
+
+def random_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: RandomResizeCropConfig) -> torch.Tensor:
+    return augmented_reference(log_mel, None, None, None, *resize_crops(*log_mel.shape[-2:], draws, config))
 
 
 @pytest.mark.parametrize(("bins", "frames"), [(64, 96), (64, 101), (40, 33)])
@@ -92,8 +97,8 @@ def test_mixup_never_takes_the_own_clip_and_holds_the_last() -> None:
     assert sorted(memory.clip_ids.tolist()) == [8, 9, 10, 11]
     draws = torch.tensor([[slot / 4 + 0.01, 0.5] for slot in range(4)])
     for own in (8, 9, 10, 11):
-        other, share = memory.draw(torch.full((4,), own), draws, 0.4)
-        assert torch.equal(share == 0, other.flatten() == own)
+        slots, share = memory.draw(torch.full((4,), own), draws, 0.4)
+        assert torch.equal(share == 0, memory.crops[slots].flatten() == own)
         assert share.max().item() == pytest.approx(0.2)
 
 

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # one.
 LAYERS = [
     {"errors", "kernels", "encoder", "console", "measuring"},
+    {"profiling"},
     {"config_audio"},
     {"config", "shards"},
     {"mel"},

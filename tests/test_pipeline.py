@@ -1,6 +1,7 @@
 """The DALI graph against librosa and the torch reference; exact cover of an epoch on any number of ranks."""
 
 from pathlib import Path
+from typing import Literal
 
 import librosa
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from unfused_fast.audio import log_mel
 from unfused_fast.config import Config
+from unfused_fast.errors import UserError
+from unfused_fast.order import Line
 from unfused_fast.pipeline import Loader
 from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
@@ -47,6 +50,10 @@ def padded(waveform: np.ndarray, config: Config) -> np.ndarray:
     return np.pad(waveform, (0, max(0, (config.crop_frames - 1) * 160 - len(waveform))))
 
 
+Engine = Literal["dali", "torch"]
+ENGINES = pytest.mark.parametrize("engine", ["dali", "torch"])
+
+
 def librosa_log_mel(waveform: np.ndarray) -> np.ndarray:
     power = librosa.feature.melspectrogram(
         y=waveform, sr=16000, n_fft=1024, hop_length=160, n_mels=64, fmin=60, fmax=7800, pad_mode="reflect"
@@ -54,11 +61,12 @@ def librosa_log_mel(waveform: np.ndarray) -> np.ndarray:
     return np.log(power + np.finfo(np.float32).eps)
 
 
-def test_whole_clips_are_librosas_log_mel(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+@ENGINES
+def test_whole_clips_are_librosas_log_mel(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
     shards, waveforms = noise
     config = with_values(Config(), {"data.norm": "none"})
     seen = []
-    for batch in Loader(shards, "train", config, device=CPU, batch_size=8).whole_clips():
+    for batch in Loader(shards, "train", config, device=CPU, batch_size=8, log_mel=engine).whole_clips():
         for clip, log_mel_FT, frames in zip(
             batch.clip_ids.tolist(), batch.views[0][:, 0], batch.frame_counts, strict=True
         ):
@@ -70,11 +78,12 @@ def test_whole_clips_are_librosas_log_mel(noise: tuple[ShardSet, list[np.ndarray
     assert sorted(seen) == list(range(CLIPS))
 
 
-def test_crops_are_frames_of_the_whole_clips_log_mel(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+@ENGINES
+def test_crops_are_frames_of_the_whole_clips_log_mel(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
     shards, waveforms = noise
     config = with_values(Config(), {"data.norm": "none", **NO_MASKS})
     starts = set()
-    for batch in Loader(shards, "train", config, device=CPU, batch_size=7).epoch(3):
+    for batch in Loader(shards, "train", config, device=CPU, batch_size=7, log_mel=engine).epoch(3):
         assert torch.equal(*batch.views), "one crop serves both views"
         for clip, crop in zip(batch.clip_ids.tolist(), batch.views[0][:, 0], strict=True):
             whole = log_mel(torch.from_numpy(padded(waveforms[clip], config)))
@@ -84,14 +93,15 @@ def test_crops_are_frames_of_the_whole_clips_log_mel(noise: tuple[ShardSet, list
     assert 0 in starts and len(starts) > 10
 
 
-def test_normalisation_is_that_of_the_set(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+@ENGINES
+def test_normalisation_is_that_of_the_set(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
     shards, _ = noise
     raw = with_values(Config(), {"data.norm": "none", **NO_MASKS})
     scaled = with_values(Config(), NO_MASKS)
     statistics = {"mean": -3.0, "std": 2.5}
     for plain, normal in zip(
-        Loader(shards, "train", raw, device=CPU, batch_size=16).epoch(1),
-        Loader(shards, "train", scaled, device=CPU, batch_size=16, statistics=statistics).epoch(1),
+        Loader(shards, "train", raw, device=CPU, batch_size=16, log_mel=engine).epoch(1),
+        Loader(shards, "train", scaled, device=CPU, batch_size=16, statistics=statistics, log_mel=engine).epoch(1),
         strict=True,
     ):
         torch.testing.assert_close(normal.views[0], (plain.views[0] + 3.0) / 2.5, atol=1e-5, rtol=0)
@@ -143,14 +153,17 @@ def test_views_are_a_function_of_the_clip_not_of_batch_size_or_rank(noise: tuple
     assert all(torch.equal(one[clip], other[clip]) for clip in range(CLIPS))
 
 
-def test_specaugment_masks_rows_and_columns_with_the_mean(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+@ENGINES
+def test_specaugment_masks_rows_and_columns_with_the_mean(
+    noise: tuple[ShardSet, list[np.ndarray]], engine: Engine
+) -> None:
     shards, _ = noise
     masked = with_values(Config(), {"aug.specaug.freq_masks": 2, "aug.specaug.time_masks": 1})
     plain = with_values(Config(), NO_MASKS)
     frequency, time, differ = [], [], 0
     for with_masks, without in zip(
-        Loader(shards, "train", masked, device=CPU, batch_size=16).epoch(1),
-        Loader(shards, "train", plain, device=CPU, batch_size=16).epoch(1),
+        Loader(shards, "train", masked, device=CPU, batch_size=16, log_mel=engine).epoch(1),
+        Loader(shards, "train", plain, device=CPU, batch_size=16, log_mel=engine).epoch(1),
         strict=True,
     ):
         first, second = with_masks.views
@@ -165,10 +178,11 @@ def test_specaugment_masks_rows_and_columns_with_the_mean(noise: tuple[ShardSet,
     assert differ > CLIPS // 2, "each view has masks of its own"
 
 
-def test_two_crops_when_the_views_do_not_share_one(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+@ENGINES
+def test_two_crops_when_the_views_do_not_share_one(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
     shards, _ = noise
     config = with_values(Config(), {"views.same_crop": False, **NO_MASKS})
-    batch = next(Loader(shards, "train", config, device=CPU, batch_size=32).epoch(1))
+    batch = next(Loader(shards, "train", config, device=CPU, batch_size=32, log_mel=engine).epoch(1))
     roomy = torch.from_numpy(shards.clips.column("samples").to_numpy()[batch.clip_ids.numpy()] > 24000)
     assert (batch.views[0] != batch.views[1]).flatten(1).any(dim=1)[roomy].float().mean() > 0.9
 
@@ -182,13 +196,50 @@ def test_batches_stay_valid_after_the_pipeline_moves_on(noise: tuple[ShardSet, l
     assert all(torch.equal(now, then) for now, then in kept)
 
 
-def test_crop_at_start(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+@ENGINES
+def test_crop_at_start(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
     shards, waveforms = noise
     config = with_values(Config(), {"data.norm": "none", "data.crop": "start", **NO_MASKS})
-    batch = next(Loader(shards, "train", config, device=CPU, batch_size=8).epoch(1))
+    batch = next(Loader(shards, "train", config, device=CPU, batch_size=8, log_mel=engine).epoch(1))
     for clip, crop in zip(batch.clip_ids.tolist(), batch.views[0][:, 0], strict=True):
         expected = librosa_log_mel(padded(waveforms[clip], config))[:, :96]
         np.testing.assert_allclose(crop.numpy(), expected, atol=1e-4)
+
+
+@ENGINES
+@pytest.mark.parametrize("same_crop", [True, False])
+def test_the_part_of_a_wav_that_is_read_gives_what_the_whole_flac_gives(
+    tmp_path: Path, engine: Engine, same_crop: bool
+) -> None:
+    generator = np.random.default_rng(0)
+    for clip in range(20):
+        waveform = generator.standard_normal(generator.integers(4800, 48000)) * 0.1
+        soundfile.write(tmp_path / f"{clip:03d}.wav", waveform, 16000)
+    rows = [SourceRow(path, path.name) for path in sorted(tmp_path.glob("*.wav"))]
+    config = with_values(Config(), {"views.same_crop": same_crop, "data.norm": "none"})
+    sets = [pack(rows, tmp_path / codec, codec=codec, workers=0).shard_set for codec in ("wav", "flac")]
+    for wav, flac in zip(
+        *(Loader(one, "train", config, device=CPU, batch_size=16, log_mel=engine).epoch(2) for one in sets),
+        strict=True,
+    ):
+        assert torch.equal(wav.clip_ids, flac.clip_ids)
+        assert all(torch.equal(*views) for views in zip(wav.views, flac.views, strict=True))
+
+
+def test_a_wav_shorter_than_the_table_says_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(20000) * 0.1, 16000)
+    shards = pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "set", workers=0).shard_set
+    loader = Loader(shards, "train", with_values(Config(), {"data.crop": "start"}), device=CPU, batch_size=4)
+    loader._shards = [
+        (tar, [Line(line.clip_id, _shortened(line.text)) for line in lines]) for tar, lines in loader._shards
+    ]
+    with pytest.raises(UserError, match=r"train-000000.tar: .*wav has 5000 bytes, but the clips table says at least"):
+        next(loader.epoch(1))
+
+
+def _shortened(text: str) -> str:
+    others, offset, _, name = text.rsplit(" ", 3)
+    return f"{others} {offset} 5000 {name}"
 
 
 @pytest.mark.gpu

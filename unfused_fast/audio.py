@@ -1,6 +1,7 @@
-"""Log-mel in plain torch: the reference that the DALI graph is tested against.
+"""Log-mel in torch: the reference that the DALI graph is tested against, and what a CPU streams with.
 
-L samples, F mel bins, T frames. Same definition as librosa (Slaney mel scale, area norm, reflected edges, power, log).
+B clips, L samples, F mel bins, T frames. Same definition as librosa (Slaney mel scale, area norm, reflected edges,
+power, log).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from unfused_fast import mel
 from unfused_fast.config_audio import FrontendConfig
+
+FRAMES_AT_ONCE = 384
+"""Frames whose spectra are made together on a CPU. Ours: they stay in its cache on the way to a log-mel."""
 
 
 def mel_filters(config: FrontendConfig) -> Tensor:
@@ -35,3 +39,30 @@ def log_mel(waveform: Tensor, config: FrontendConfig | None = None) -> Tensor:
     )
     power = spectrum.real.square() + spectrum.imag.square()
     return torch.log(mel_filters(config).to(waveform.device) @ power + config.log_floor)
+
+
+def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """(B, L) float32 with its context -> (B, F, T) (log_mel - mean) / std, T = 1 + (L - n_fft) // hop; for a CPU.
+
+    The frames of log_mel of a waveform to which n_fft // 2 samples were added at both ends. Ours: through memory once,
+    which takes half the time of DALI's operators on a CPU.
+    """
+    frames = waveform.unfold(1, config.n_fft, config.hop_samples)
+    clips, count, length = frames.shape
+    window, filters = torch.hann_window(length, periodic=True), mel_filters(config).T.contiguous()
+    made = torch.empty(clips, config.n_mels, count)
+    together = max(1, FRAMES_AT_ONCE // count)
+    windowed = torch.empty(0)
+    spectrum, power = torch.empty(0, dtype=torch.complex64), torch.empty(0)
+    for clip in range(0, clips, together):
+        for frame in range(0, count, FRAMES_AT_ONCE):
+            part = frames[clip : clip + together, frame : frame + FRAMES_AT_ONCE]
+            windowed = torch.mul(part, window, out=windowed.resize_(part.shape))
+            bins = (*part.shape[:2], length // 2 + 1)
+            spectrum = torch.fft.rfft(windowed, out=spectrum.resize_(bins))
+            parts = torch.view_as_real(spectrum)
+            power = torch.mul(parts[..., 0], parts[..., 0], out=power.resize_(bins))
+            power.addcmul_(parts[..., 1], parts[..., 1])
+            log_mel = (power @ filters).add_(config.log_floor).log_()
+            made[clip : clip + together, :, frame : frame + FRAMES_AT_ONCE] = log_mel.transpose(1, 2)
+    return made if (mean, std) == (0.0, 1.0) else made.sub_(mean).mul_(1.0 / std)

@@ -1,4 +1,5 @@
-"""Views of a batch: log-mixup-exp and random resize crop, batched, with counter-based random numbers, on the device.
+"""Views of a batch: log-mixup-exp and random resize crop, batched, with counter-based random numbers, on the device:
+on a GPU in one kernel (kernels/views.py).
 
 B clips in a batch, F mel bins, T frames, M clips in the mixup memory. SpecAugment is in the DALI graph (pipeline.py).
 """
@@ -10,76 +11,48 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.config_audio import RandomResizeCropConfig
+from unfused_fast.kernels.views import augmented_reference, augmented_triton
 from unfused_fast.randomness import Stream, uniform
-
-CUBIC_A = -0.75
-"""Keys' coefficient, as in torch.nn.functional.interpolate(mode="bicubic")."""
 
 CPU_BLOCK = 128
 """Clips augmented at once on a CPU. Ours: what is made on the way to a view then stays in its cache, and is no new
 memory to be mapped each time; a GPU takes the batch whole."""
 
 
-def cubic_kernel(distance: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel at non-negative distances; 0 from 2 on. Source: Keys 1981, eq. 4 with a =
-    -0.75.
-    """
-    near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance.square() + 1
-    far = CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
-    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
-
-
-def resize_weights(offset: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
-    """(B,) offset and length of crops -> (B, size_out, size_in) rows of bicubic weights, align_corners.
-
-    Row o resamples the crop [offset, offset + length) of an axis of size_in at output position o. Taps are clamped to
-    the crop,
-    as F.interpolate clamps to its input; positions of the crop outside [0, size_in) are the zero canvas and carry no
-    weight.
-    """
-    last = (length - 1).to(torch.float32)[:, None]
-    scale = last / max(size_out - 1, 1)  # scale first: rounded as F.interpolate rounds it
-    source = scale * torch.arange(size_out, device=offset.device, dtype=torch.float32)
-    base = source.floor()
-    weights = torch.zeros(offset.shape[0], size_out, size_in, device=offset.device)
-    taps = torch.arange(-1, 3, device=offset.device, dtype=torch.float32)[:, None, None]
-    index = (base + taps).clamp_(min=0).minimum(last) + offset.to(torch.float32)[:, None]
-    values = cubic_kernel((source - base - taps).abs_()) * ((index >= 0) & (index < size_in))
-    columns = index.clamp_(0, size_in - 1).long()
-    for tap in range(4):  # one element of a row a tap: no two additions meet, so the sum has one order on every device
-        weights.scatter_add_(2, columns[tap, ..., None], values[tap, ..., None])
-    return weights
-
-
-def random_resize_crop(log_mel: Tensor, draws: Tensor, config: RandomResizeCropConfig) -> Tensor:
-    """(B, 1, F, T), draws (B, 4) in [0, 1) -> (B, 1, F, T): a random crop of a zero canvas, resized back.
+def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCropConfig) -> tuple[Tensor, Tensor]:
+    """Draws (B, 4) in [0, 1) -> offset and length (B, 2) of a random crop, in mel bins and in frames.
 
     The input lies in the middle of a canvas of F x canvas_time * T; draws choose height, length and where the crop
-    lies.
-    Two batched matrix products. Source: BYOL-A section 3; authors.
+    lies. Source: BYOL-A section 3; authors.
     """
-    bins, frames = log_mel.shape[-2:]
-    canvas_frames = int(frames * config.canvas_time)
 
-    def crop(
-        size: int, canvas: int, scale: tuple[float, float], scale_draw: Tensor, place_draw: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def crop(size: int, canvas: int, scale: tuple[float, float], scale_draw: Tensor, place_draw: Tensor) -> Tensor:
         length = (size * (scale[0] + (scale[1] - scale[0]) * scale_draw)).floor().clamp(1, canvas)
         offset = (place_draw * (canvas - length + 1)).floor().minimum(canvas - length)
-        return offset - (canvas - size) // 2, length
+        return torch.stack([offset - (canvas - size) // 2, length], dim=1)
 
-    frequency = resize_weights(*crop(bins, bins, config.freq_scale, draws[:, 0], draws[:, 1]), bins, bins)
-    time = resize_weights(*crop(frames, canvas_frames, config.time_scale, draws[:, 2], draws[:, 3]), frames, frames)
-    return (frequency @ log_mel[:, 0].float() @ time.transpose(1, 2)).unsqueeze(1)
+    scale_f, place_f, scale_t, place_t = draws.unbind(1)
+    return (
+        crop(bins, bins, config.freq_scale, scale_f, place_f),
+        crop(frames, int(frames * config.canvas_time), config.time_scale, scale_t, place_t),
+    )
 
 
-def log_mixup_exp(log_mel: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """log((1 - share) exp(log_mel) + share exp(other)), (B, 1, F, T) both, share (B,). Source: BYOL-A section 3;
-    authors.
+def mask(log_mel: Tensor, anchors: Tensor, shapes: Tensor) -> Tensor:
+    """(B, F, T), anchors and shapes (B, 2 M) of order.random_masks -> (B, F, T) with zeros in the masks.
+
+    Masks are whole rows or whole columns, so a row's and a column's factor make all of them in two products.
     """
-    share = share[:, None, None, None]
-    mixed = log_mel.exp().mul_(1 - share).add_(other.exp().mul_(share)).log_()
-    return torch.where(share > 0, mixed, log_mel)
+    sizes = log_mel.shape[1:]
+    anchor, shape = anchors.reshape(len(anchors), -1, 2), shapes.reshape(len(shapes), -1, 2)
+    factors = []
+    for axis, size in enumerate(sizes):
+        place = torch.arange(size, device=log_mel.device)
+        begin, end = anchor[..., axis, None], (anchor + shape)[..., axis, None]
+        across = shape[..., 1 - axis, None] >= sizes[1 - axis]
+        factors.append(((place >= begin) & (place < end) & across).any(dim=1).logical_not().to(log_mel.dtype))
+    masked: Tensor = log_mel * factors[0][:, :, None]
+    return masked.mul_(factors[1][:, None, :])
 
 
 class MixupMemory:
@@ -96,11 +69,11 @@ class MixupMemory:
         self.written = 0
 
     def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """(B,) ids, draws (B, 2) -> a past crop for each (B, 1, F, T) and its share (B,), 0 where there is none."""
+        """(B,) ids, draws (B, 2) -> which past crop each is mixed with, and its share, 0 where there is none; (B,)."""
         filled = min(self.written, len(self.crops))
         slot = (draws[:, 0] * max(filled, 1)).long().clamp(max=max(filled, 1) - 1)
         usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
-        return self.crops.index_select(0, slot).float(), torch.where(usable, draws[:, 1] * ratio, 0.0)
+        return slot, torch.where(usable, draws[:, 1] * ratio, 0.0)
 
     def push(self, clip_ids: Tensor, crops: Tensor) -> None:
         """Remembers a batch, overwriting the oldest."""
@@ -118,6 +91,7 @@ class Augmenter:
         self.config, self.seed = config.aug, config.train.seed
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
+        self._augmented = augmented_triton if device.type == "cuda" else augmented_reference
 
     def __call__(
         self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
@@ -130,22 +104,26 @@ class Augmenter:
         block = CPU_BLOCK if clip_ids.device.type == "cpu" else max(1, len(clip_ids))
         views = []
         for view, crop in enumerate(crops):
-            made = torch.empty_like(crop)
-            for part in (slice(start, start + block) for start in range(0, len(clip_ids), block)):
-                made[part] = self._view(clip_ids[part], counters[part], crop[part], epoch, view)
-            views.append(made)
+            starts = range(0, len(clip_ids), block)
+            made = [
+                self._view(clip_ids[part], counters[part], crop[part], epoch, view)
+                for part in (slice(start, start + block) for start in starts)
+            ]
+            views.append(made[0] if len(made) == 1 else torch.cat(made))
         if self.memory is not None:
             self.memory.push(clip_ids, crops[0])
         return tuple(views)
 
     def _view(self, clip_ids: Tensor, counters: Tensor, crop: Tensor, epoch: int, view: int) -> Tensor:
+        slots = shares = frequency = time = None
         if self.memory is not None:
             draws = uniform(counters, 2, seed=self.seed, epoch=epoch, stream=Stream.MIXUP, view=view)
-            crop = log_mixup_exp(crop, *self.memory.draw(clip_ids, draws, self.config.mixup.ratio))
+            slots, shares = self.memory.draw(clip_ids, draws, self.config.mixup.ratio)
         if self.config.rrc.enabled:
             draws = uniform(counters, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
-            crop = random_resize_crop(crop, draws, self.config.rrc)
-        return crop
+            frequency, time = resize_crops(crop.shape[2], crop.shape[3], draws, self.config.rrc)
+        memory = None if self.memory is None else self.memory.crops
+        return self._augmented(crop, memory, slots, shares, frequency, time)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save: the filled part of the memory."""

@@ -9,6 +9,7 @@ Source: paper section 3, part 3, and section 4.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import Kind, baseline_encoder, extract, load_encoder
 from unfused_fast.plots import plot_confusion
+from unfused_fast.profiling import Profile
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console, train_clips
@@ -49,12 +51,18 @@ class Scores:
     """Rows are classes, columns predictions; counts of clips."""
 
 
-def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Config) -> tuple[Tensor, Tensor]:
+def train_heads(
+    train: Split,
+    classes: int,
+    rates: tuple[float, ...],
+    config: Config,
+    stepped: Callable[[], object] = lambda: None,
+) -> tuple[Tensor, Tensor]:
     """Trains G = len(rates) softmax heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
 
     Heads start at zero (the problem is convex), and each has its own rate: a head's result is the one it would have
     alone.
-    Source: paper section 4 (batch 32, 50 epochs); authors (Adam).
+    Source: paper section 4 (batch 32, 50 epochs); authors (Adam). `stepped` is called after each step.
     """
     device, (clips, dim) = train.features.device, train.features.shape
     generator = torch.Generator().manual_seed(config.train.seed)
@@ -74,6 +82,7 @@ def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Co
             cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").div(len(rows)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            stepped()
     return torch.stack(weights).detach(), torch.stack(biases).detach()
 
 
@@ -215,7 +224,8 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
         f"linear: {used} train clips, {splits['train'].features.shape[1]} features, {classes} classes, {len(rates)} "
         "learning rates"
     )
-    weights, biases = train_heads(splits["train"], classes, rates, config)
+    with Profile(out / "profile", options.device, options.profile) as profile:
+        weights, biases = train_heads(splits["train"], classes, rates, config, profile.step)
 
     def predict(split: str, head: int) -> Scores:
         chosen = splits[split]

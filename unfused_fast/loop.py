@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.pipeline import Batch, Batches
+from unfused_fast.profiling import Profile
 from unfused_fast.run import Run
-from unfused_fast.training import Interrupted, console, progress_bar
+from unfused_fast.training import Interrupted, Options, console, progress_bar
 
 MEASURES = "mean_cosine", "inertia"
 """Names that the objective of a clustering has in the log."""
@@ -27,6 +28,7 @@ class Stage(Protocol):
     """What run_epochs asks of a stage's state."""
 
     config: Config
+    options: Options
     loader: Batches
     batch_size: int
     timer: PartTimer
@@ -72,7 +74,9 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
     rates, first = list[float](), dict[str, float]()
     before = run.last_logged() if done else {}  # all there is to tell when the last epoch was saved, but no result
     loss: float | None = before.get("loss")
-    with EpochProgress(run.stage, epochs, steps, done) as progress:
+    profile = Profile(run.out / "profile", state.loader.device, state.options.profile)
+    state.timer.profile = profile
+    with profile, EpochProgress(run.stage, epochs, steps, done) as progress:
         for epoch in range(done + 1, epochs + 1):
             if state.finished:
                 break
@@ -85,6 +89,7 @@ def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
                 if taken <= steps:
                     total += state.train_batch(batch, epoch)
                     progress.step()
+                    profile.step()
                 else:
                     state.tail(batch, epoch)
                 if run.stopping:
@@ -142,20 +147,23 @@ class PartTimer:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.seconds: dict[str, float] = {}
+        self.profile: Profile | None = None
+        """What gets the parts' names."""
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Adds what the block takes to a part."""
-        if self.cuda:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
+        with nullcontext() if self.profile is None else self.profile.part(name):
+            if self.cuda:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begin.record()
+                yield
+                end.record()
+                self._events.append((name, begin, end))
+                return
+            start = time.perf_counter()
             yield
-            end.record()
-            self._events.append((name, begin, end))
-            return
-        start = time.perf_counter()
-        yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def next(self, name: str, items: Iterator[Batch]) -> Batch | None:

@@ -9,6 +9,7 @@ any number of ranks and repeats bit for bit.
 from __future__ import annotations
 
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.config import Config
+from unfused_fast.errors import UserError
 from unfused_fast.randomness import Stream, uniform
+from unfused_fast.shards.clip_codec import WAV_HEADER_BYTES
 from unfused_fast.shards.shard_files import check_index
 
 Int32s = NDArray[np.int32]
@@ -33,15 +36,45 @@ class Line(NamedTuple):
 class Crop(NamedTuple):
     """Which samples of each clip a crop takes: reflected head, body, reflected tail, each possibly empty. All (B,)."""
 
+    head_start: Int32s
     head: Int32s
     body_start: Int32s
     body: Int32s
     tail_start: Int32s
     tail: Int32s
 
+    def moved(self, origin: Int64s) -> Crop:
+        """The same crops where sample 0 of each clip lies at `origin` (B,)."""
+        starts = (self.head_start, self.body_start, self.tail_start)
+        head, body, tail = (start + origin for start in starts)
+        return Crop(*_int32(head, self.head, body, self.body, tail, self.tail))
+
+
+class Part(NamedTuple):
+    """Which bytes of each clip's WAV are read. All (N,)."""
+
+    begin: Int64s
+    """A multiple of what DALI reads in."""
+    size: Int64s
+    origin: Int64s
+    """Where sample 0 of the clip lies in what is read, in samples; negative where it is not read."""
+
 
 Order = list[tuple[Path, list[Line]]]
 """Shards, each with the clips to read from it, in reading order; a shard may come more than once."""
+
+
+class Reading(NamedTuple):
+    """What is read, one clip after the other."""
+
+    order: Order
+    """Of each shard its lines."""
+    clip_ids: NDArray[np.int64]
+    """(N,)"""
+    counters: NDArray[np.int64]
+    """(N,) as in Batch."""
+
+
 SEGMENTS = 4096
 """Most index files of an epoch of draws. Ours: DALI opens one in 0.2 ms, so they take about a second."""
 
@@ -59,14 +92,33 @@ def key_width(order: Order) -> int:
     return len(_last_name(order[0][1][0].text))
 
 
-def write_indexes(folder: Path, order: Order) -> list[str]:
-    """Writes an index file for each shard that lists just the clips to read, in order; returns their paths."""
-    paths = []
-    for number, (_, lines) in enumerate(order):
-        path = folder / f"{number:06d}.idx"
-        path.write_text("\n".join([f"v1.2 {len(lines)}", *(line.text for line in lines)]) + "\n", encoding="ascii")
+def write_indexes(folder: Path, order: Order, part: Part | None = None) -> list[str]:
+    """Writes an index file for each shard that lists just the clips to read, in order, and of each the part to read.
+
+    Returns their paths. Raises UserError for a part that its WAV does not have.
+    """
+    paths, position = [], 0
+    for number, (tar, lines) in enumerate(order):
+        path, texts = folder / f"{number:06d}.idx", [line.text for line in lines]
+        if part is not None:
+            here = slice(position, position + len(lines))
+            bounds = zip(texts, part.begin[here].tolist(), part.size[here].tolist(), strict=True)
+            try:
+                texts = [_part_line(*bound) for bound in bounds]
+            except ValueError as error:
+                raise UserError(f"{tar}: {error}; unfused-fast check says more") from error
+        path.write_text("\n".join([f"v1.2 {len(lines)}", *texts]) + "\n", encoding="ascii")
         paths.append(str(path))
+        position += len(lines)
     return paths
+
+
+def _part_line(text: str, begin: int, size: int) -> str:
+    """A line of an index whose last member, the audio, begins later and is shorter."""
+    others, offset, whole, name = text.rsplit(" ", 3)
+    if begin + size > int(whole):
+        raise ValueError(f"{name} has {whole} bytes, but the clips table says at least {begin + size}")
+    return f"{others} {int(offset) + begin} {size} {name}"
 
 
 def epoch_order(shards: Order, share: tuple[int, int], generator: np.random.Generator | None) -> Order:
@@ -142,7 +194,8 @@ def random_crops(config: Config, clip_ids: Tensor, samples: NDArray[np.int64], e
     stop = start + width + reach
     tail, body_start = np.maximum(0, stop - length), np.maximum(0, start - reach)
     head = np.maximum(0, reach - start)
-    return Crop(*_int32(head, body_start, np.minimum(length, stop) - body_start, length - 1 - tail, tail))
+    body = np.minimum(length, stop) - body_start
+    return Crop(*_int32(np.ones_like(head), head, body_start, body, length - 1 - tail, tail))
 
 
 def whole_crops(config: Config, samples: NDArray[np.int64]) -> Crop:
@@ -150,7 +203,19 @@ def whole_crops(config: Config, samples: NDArray[np.int64]) -> Crop:
     reach = config.frontend.n_fft // 2
     length = np.maximum(samples, crop_samples(config))
     head = np.full_like(length, reach)
-    return Crop(*_int32(head, np.zeros_like(length), length, length - 1 - reach, head))
+    return Crop(*_int32(np.ones_like(head), head, np.zeros_like(length), length, length - 1 - reach, head))
+
+
+def wav_part(crops: list[Crop], samples: Int64s) -> Part:
+    """What is to be read of each WAV so that its crops are whole; samples (N,): lengths of the clips.
+
+    Reflected edges lie within the body of their crop. Ours: of a clip of 10 s a crop takes a tenth.
+    """
+    first = np.min([crop.body_start for crop in crops], axis=0).astype(np.int64)
+    last = np.max([crop.body_start + crop.body for crop in crops], axis=0).astype(np.int64)
+    begin = (WAV_HEADER_BYTES + 2 * first) // BLOCKSIZE * BLOCKSIZE
+    end = WAV_HEADER_BYTES + 2 * np.minimum(last, samples)
+    return Part(begin, end - begin, (WAV_HEADER_BYTES - begin) // 2)
 
 
 def random_masks(config: Config, clip_ids: Tensor, epoch: int, view: int) -> list[NDArray[np.float32]]:

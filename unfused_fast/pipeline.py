@@ -1,11 +1,12 @@
 """The DALI graph: WebDataset reader -> decode -> crop -> (GPU) -> log-mel -> normalise -> SpecAugment -> torch.
 
 B clips in a batch, N clips of the split, F mel bins, T frames, V views. One graph for CPU and GPU: with no GPU
-`device_id` is None and every operator is DALI's CPU one, which needs no driver. Batches reach torch by DLPack, without
-a
-copy. The only file that imports DALI.
+`device_id` is None and every operator is DALI's CPU one, which needs no driver; there the graph ends with the waveform
+of the crop unless asked to go on, because torch makes log-mels of it in half the time. Batches reach torch by DLPack,
+without a copy. The only file that imports DALI.
 
-The reader follows index files that order.py writes for each epoch, and crops and masks are handed in beside the audio.
+The reader follows index files that order.py writes for each epoch, so that of a WAV only the crop's part is read, and
+crops and masks are handed in beside the audio.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from unfused_fast.audio import framed_log_mel
+from unfused_fast.augment import mask
 from unfused_fast.batches import Batch as Batch
 from unfused_fast.batches import Batches as Batches
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.order import (
+    Crop,
     Order,
+    Reading,
+    crop_samples,
     drawn_order,
     epoch_order,
     index_lines,
@@ -34,22 +40,12 @@ from unfused_fast.order import (
     random_crops,
     random_masks,
     uniform_draws,
+    wav_part,
     whole_crops,
     write_indexes,
 )
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
-
-
-class Reading(NamedTuple):
-    """What is read, one clip after the other."""
-
-    order: Order
-    """Of each shard its lines."""
-    clip_ids: NDArray[np.int64]
-    """(N,)"""
-    counters: NDArray[np.int64]
-    """(N,) as in Batch."""
 
 
 def import_dali() -> tuple[Any, Any, Any, Any]:
@@ -83,14 +79,20 @@ class Loader:
         world_size: int = 1,
         statistics: Mapping[str, float] | None = None,
         threads: int | None = None,
+        log_mel: Literal["dali", "torch"] | None = None,
     ) -> None:
         """Reads the split's index files; `statistics` (mean, std of the log-mel) replace those of the set.
 
-        Raises UserError for a split, shard or index that does not fit.
+        Args:
+            log_mel: what computes the log-mels; None: DALI on a GPU, torch on a CPU, where it takes half the time.
+
+        Raises:
+            UserError: a split, shard or index that does not fit.
         """
         import_dali()  # where it is missing, that is said before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
         self.batch_size, self.world_size = batch_size, world_size
+        self.log_mel = log_mel or ("dali" if device.type == "cuda" else "torch")
         self.threads = threads or max(1, min(available_cores(), 16) // world_size)
         self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
         self.samples = shards.clips.column("samples").to_numpy()
@@ -149,53 +151,63 @@ class Loader:
         whether the log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with
         silence.
         """
-        crops = 1 if self.config.views.same_crop else views
-        masked = views if masks and self.config.aug.specaug.masks else 0
+        reading = self.order(epoch, clusters)
+        ids, samples = torch.from_numpy(reading.counters), self.samples[reading.clip_ids]
+        same = self.config.views.same_crop
+        crops = [random_crops(self.config, ids, samples, epoch, view) for view in range(1 if same else views)]
+        masked = range(views) if masks and self.config.aug.specaug.masks else range(0)
+        drawn = [random_masks(self.config, ids, epoch, view) for view in masked]
 
-        def parameters(clip_ids: NDArray[np.int64], counters: NDArray[np.int64]) -> list[NDArray[Any]]:
-            ids, arrays = torch.from_numpy(counters), list[NDArray[Any]]()
-            for view in range(crops):
-                arrays += random_crops(self.config, ids, self.samples[clip_ids], epoch, view)
-            for view in range(masked):
-                arrays += random_masks(self.config, ids, epoch, view)
-            return arrays
-
-        def graph(waveform: Any, given: list[Any]) -> list[Any]:
-            fn = import_dali()[0]
-            made = [self._log_mel(_cut(waveform, given[5 * crop : 5 * crop + 5])) for crop in range(crops)]
-            erasures = given[5 * crops :]
+        def erase(log_mels: list[Any], given: list[Any]) -> list[Any]:
             erased = [
-                fn.erase(
-                    made[view % crops],
-                    anchor=erasures[2 * view],
-                    shape=erasures[2 * view + 1],
+                import_dali()[0].erase(
+                    log_mels[view % len(crops)],
+                    anchor=given[2 * view],
+                    shape=given[2 * view + 1],
                     axes=(0, 1),
                     fill_value=0.0,
                 )
-                for view in range(masked)
+                for view in masked
             ]
-            return erased or made
+            return erased or log_mels
 
-        for clip_ids, counters, tensors in self._run(
-            self.order(epoch, clusters), parameters, 5 * crops + 2 * masked, graph
-        ):
+        def in_dali(waveforms: list[Any], given: list[Any]) -> list[Any]:
+            return erase([self._log_mel(waveform) for waveform in waveforms], given)
+
+        arrays = [array for pair in drawn for array in pair]
+        graph = in_dali if self.log_mel == "dali" else None
+        for clip_ids, counters, tensors, rows in self._run(reading, crops, arrays, graph):
+            if graph is None:
+                frontend = self.config.frontend
+                tensors = [framed_log_mel(waveform, frontend, self.mean, self.std) for waveform in tensors]
+                given = [[torch.from_numpy(array[rows]) for array in pair] for pair in drawn]
+                tensors = [mask(tensors[view % len(crops)], *given[view]) for view in masked] or tensors
             made = tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views))
             yield Batch(clip_ids, made, None, counters)
 
     def whole_clips(self) -> Iterator[Batch]:
         """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
+        reading = self.order(None)
+        crops = [whole_crops(self.config, self.samples[reading.clip_ids])]
 
-        def parameters(clip_ids: NDArray[np.int64], _: NDArray[np.int64]) -> list[NDArray[Any]]:
-            return list(whole_crops(self.config, self.samples[clip_ids]))
+        config, in_dali = self.config.frontend, self.log_mel == "dali"
+        samples = np.maximum(self.samples[reading.clip_ids], crop_samples(self.config))
+        frames = torch.from_numpy(1 + samples // config.hop_samples)
 
-        def graph(waveform: Any, given: list[Any]) -> list[Any]:
-            made = self._log_mel(_cut(waveform, given))
-            return [import_dali()[0].pad(made, axes=(1,)), made.shape()]
+        def graph(waveforms: list[Any], _: list[Any]) -> list[Any]:
+            made = self._log_mel(waveforms[0]) if in_dali else waveforms[0]
+            return [import_dali()[0].pad(made, axes=(1 if in_dali else 0,))]
 
-        for clip_ids, counters, (log_mel, shapes) in self._run(self.order(None), parameters, 5, graph):
-            counts = shapes[:, 1].to(torch.int64)
-            longest = int(counts.max())  # the graph pads for the clips too with which it fills its last batch
-            yield Batch(clip_ids, (log_mel[..., :longest].unsqueeze(1),), counts, counters)
+        for clip_ids, counters, (made,), rows in self._run(reading, crops, [], graph):
+            counts = frames[rows]
+            longest = int(counts.max())  # padded, too, for the clips that fill the graph's last batch
+            if in_dali:
+                log_mel = made[..., :longest]
+            else:
+                waveforms = made[:, : (longest - 1) * config.hop_samples + config.n_fft]
+                log_mel = framed_log_mel(waveforms, config, self.mean, self.std)
+                log_mel *= (torch.arange(longest) < counts[:, None])[:, None]
+            yield Batch(clip_ids, (log_mel.unsqueeze(1),), counts.to(self.device), counters)
 
     def _log_mel(self, waveform: Any) -> Any:
         """Samples with their context -> (F, T) normalised log-mel, on the GPU where there is one."""
@@ -224,20 +236,27 @@ class Loader:
     def _run(
         self,
         reading: Reading,
-        parameters: Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[Any]]],
-        count: int,
-        graph: Callable[[Any, list[Any]], list[Any]],
-    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-        """Clip ids, counters and the graph's outputs, batch by batch; `parameters` gives `count` arrays (B, ...) for
-        ids and counters.
+        crops: list[Crop],
+        arrays: list[NDArray[Any]],
+        graph: Callable[[list[Any], list[Any]], list[Any]] | None,
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor], slice]]:
+        """Clip ids, counters and outputs batch by batch, and which of the N clips they are.
+
+        Args:
+            crops: of all clips that are read; the graph gets a waveform of each.
+            arrays: (N, ...) what the graph gets beside them.
+            graph: None: the outputs are the waveforms.
         """
         fn, _, types, pipeline_class = import_dali()
         order, ids, counters = reading
+        part = wav_part(crops, self.samples[ids]) if self.shards.manifest.codec == "wav" else None
+        placed = crops if part is None else [crop.moved(part.origin) for crop in crops]
+        handed = [*(array for crop in placed for array in crop), *(arrays if graph is not None else [])]
 
         def given(step: int) -> list[NDArray[Any]]:
             # the reader goes round after the last clip; what it repeats is cut off below
             taken = (step * self.batch_size + np.arange(self.batch_size)) % len(ids)
-            return parameters(ids[taken], counters[taken])
+            return [array[taken] for array in handed]
 
         with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
             pipeline = pipeline_class(
@@ -249,15 +268,22 @@ class Loader:
             with pipeline:
                 encoded, digits = fn.readers.webdataset(
                     paths=[str(path) for path, _ in order],
-                    index_paths=write_indexes(Path(folder), order),
+                    index_paths=write_indexes(Path(folder), order, part),
                     ext=[self.shards.manifest.codec, "index"],
                     missing_component_behavior="error",
                     name="reader",
                 )
-                decoded, _ = fn.decoders.audio(encoded, dtype=types.FLOAT)
-                waveform = fn.reshape(decoded, shape=[1, -1, 1], layout="HWC")
-                arrays = list(fn.external_source(source=given, num_outputs=count, batch=True))
-                pipeline.set_outputs(_clip_id(digits, key_width(order)), *graph(waveform, arrays))
+                if part is None:
+                    pcm, _ = fn.decoders.audio(encoded, dtype=types.INT16)
+                else:
+                    pcm = fn.reinterpret(encoded, dtype=types.INT16)
+                pcm = fn.reshape(pcm, shape=[1, -1, 1], layout="HWC")
+                given_to = list(fn.external_source(source=given, num_outputs=len(handed), batch=True))
+                fields, cuts = len(Crop._fields), list[Any]()
+                for number in range(len(crops)):
+                    cuts.append(_cut(pcm, given_to[fields * number : fields * (number + 1)]))
+                made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
+                pipeline.set_outputs(_clip_id(digits, key_width(order)), *made)
             pipeline.build()
             for done in range(0, len(ids), self.batch_size):
                 try:
@@ -269,20 +295,23 @@ class Loader:
                     ) from error
                 valid = min(self.batch_size, len(ids) - done)
                 found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
-                counted = torch.from_numpy(counters[done : done + valid]).to(self.device)
-                yield found.reshape(-1), counted, rest
+                rows = slice(done, done + valid)
+                yield found.reshape(-1), torch.from_numpy(counters[rows]).to(self.device), rest, rows
 
 
-def _cut(waveform: Any, crop: list[Any]) -> Any:
-    """(1, L, 1) -> samples of the crop with the reflected edges of a centred STFT; beyond the clip's end lie zeros."""
-    fn = import_dali()[0]
-    head, body_start, body, tail_start, tail = crop
+def _cut(pcm: Any, crop: list[Any]) -> Any:
+    """(1, L, 1) PCM16 -> float32 samples of the crop with the reflected edges of a centred STFT; beyond the clip's end
+    lie zeros.
+    """
+    fn, _, types, _ = import_dali()
+    head_start, head, body_start, body, tail_start, tail = crop
 
     def part(start: Any, length: Any) -> Any:
-        return fn.slice(waveform, start=start, shape=length, axes=(1,), out_of_bounds_policy="pad")
+        return fn.slice(pcm, start=start, shape=length, axes=(1,), out_of_bounds_policy="pad")
 
-    pieces = fn.flip(part(1, head)), part(body_start, body), fn.flip(part(tail_start, tail))
-    return fn.reshape(fn.cat(*pieces, axis=1), shape=[-1], layout="")
+    pieces = fn.flip(part(head_start, head)), part(body_start, body), fn.flip(part(tail_start, tail))
+    joined = fn.reshape(fn.cat(*pieces, axis=1), shape=[-1], layout="")
+    return fn.cast(joined, dtype=types.FLOAT) * (1.0 / 32768)
 
 
 def _clip_id(digits: Any, width: int) -> Any:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unfused_fast.augment import mask
 from unfused_fast.order import random_crops, random_masks
 from unfused_fast.pipeline import Batch, Loader
 
@@ -128,23 +129,6 @@ def sliding_windows(frames: Tensor, length: int) -> Tensor:
     """
     count, bins = frames.shape
     return frames.as_strided((count - length + 1, length, bins), (bins, bins, 1))
-
-
-def mask(log_mel: Tensor, anchors: Tensor, shapes: Tensor) -> Tensor:
-    """(B, F, T), anchors and shapes (B, 2 M) of order.random_masks -> (B, F, T) with zeros in the masks.
-
-    Masks are whole rows or whole columns, so a row's and a column's factor make all of them in two products.
-    """
-    sizes = log_mel.shape[1:]
-    anchor, shape = anchors.reshape(len(anchors), -1, 2), shapes.reshape(len(shapes), -1, 2)
-    factors = []
-    for axis, size in enumerate(sizes):
-        place = torch.arange(size, device=log_mel.device)
-        begin, end = anchor[..., axis, None], (anchor + shape)[..., axis, None]
-        across = shape[..., 1 - axis, None] >= sizes[1 - axis]
-        factors.append(((place >= begin) & (place < end) & across).any(dim=1).logical_not().to(log_mel.dtype))
-    masked: Tensor = log_mel * factors[0][:, :, None]
-    return masked.mul_(factors[1][:, None, :])
 
 
 def _copied_ahead(

@@ -61,6 +61,10 @@ Data = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at the same place.")]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Write a trace of ten steps and a table of the slowest operators to OUT/profile."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -96,7 +100,7 @@ def stage_config(
     return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
 
 
-def run_options(device: str, compile_: bool | None, resume: bool, overwrite: bool) -> Options:
+def run_options(device: str, compile_: bool | None, resume: bool, overwrite: bool, profile: bool = False) -> Options:
     """How a stage runs, from the flags. Raises UserError for a device that is not there, or flags that exclude each
     other.
     """
@@ -104,7 +108,7 @@ def run_options(device: str, compile_: bool | None, resume: bool, overwrite: boo
 
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
-    return Options(resolve_device(device), compile_, resume, overwrite)
+    return Options(resolve_device(device), compile_, resume, overwrite, profile)
 
 
 def print_json(value: Any) -> None:

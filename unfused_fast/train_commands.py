@@ -14,6 +14,7 @@ from unfused_fast.terminal import (
     Json,
     Overwrite,
     Preset,
+    Profile,
     Resume,
     Seed,
     Sets,
@@ -49,6 +50,7 @@ def train_pretrain(
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """Stage 1: DECAR-v2, or DECAR-v1 by --preset decar-v1. Clusters a memory bank each epoch and learns to predict the
@@ -58,7 +60,9 @@ def train_pretrain(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("pretrain", preset, settings, epochs, seed, data)
-    result = pretrain(config, open_shards(local_shards(shards)), out, run_options(device, compile_, resume, overwrite))
+    result = pretrain(
+        config, open_shards(local_shards(shards)), out, run_options(device, compile_, resume, overwrite, profile)
+    )
     print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
 
@@ -76,6 +80,7 @@ def train_distill(
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
@@ -84,7 +89,11 @@ def train_distill(
 
     config = stage_config("distill", preset, settings, epochs, seed, data)
     result = distill(
-        config, open_shards(local_shards(shards)), teacher, out, run_options(device, compile_, resume, overwrite)
+        config,
+        open_shards(local_shards(shards)),
+        teacher,
+        out,
+        run_options(device, compile_, resume, overwrite, profile),
     )
     print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
 
@@ -105,6 +114,7 @@ def train_linear(
     data: Data = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """Stage 3: linear heads on features of the frozen encoder; validation picks one, test is read once."""
@@ -113,7 +123,7 @@ def train_linear(
 
     config = stage_config("linear", preset, settings, epochs, seed, data)
     result = linear(
-        config, open_shards(local_shards(shards)), encoder, out, run_options(device, None, resume, overwrite)
+        config, open_shards(local_shards(shards)), encoder, out, run_options(device, None, resume, overwrite, profile)
     )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
 
@@ -136,6 +146,7 @@ def train_everything(
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
@@ -153,7 +164,7 @@ def train_everything(
         open_shards(local_shards(shards)),
         open_shards(local_shards(target or shards)),
         out,
-        run_options(device, compile_, resume, overwrite),
+        run_options(device, compile_, resume, overwrite, profile),
     )
     if as_json:
         print_json(verdict)

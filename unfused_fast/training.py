@@ -41,6 +41,8 @@ class Options:
     """torch.compile; None is on for CUDA and off for CPU, where compiling takes longer than a short run."""
     resume: bool = False
     overwrite: bool = False
+    profile: bool = False
+    """See profiling.py."""
 
 
 def resolve_device(name: str) -> torch.device:
