@@ -224,6 +224,17 @@ def test_what_is_no_bank_or_epoch(tmp_path: Path) -> None:
         assert open_bank(tmp_path / path).manifest.epoch == epoch
 
 
+@pytest.mark.parametrize("name", ["gen-000009", "gen-latest", "gen-000003.partial", "typo", "gen-000003/typo"])
+def test_a_name_that_is_not_there_never_opens_another_generation(tmp_path: Path, name: str) -> None:
+    bank = tmp_path / "run/bank.zarr"
+    written(bank, epoch=3)
+    with pytest.raises(UserError, match=rf"bank.zarr/{name}: it holds no memory bank"):
+        open_bank(bank / name)
+    (bank / "gen-000004.partial").mkdir()
+    with pytest.raises(UserError, match=r"gen-000004.partial: it holds no memory bank"):
+        open_bank(bank / "gen-000004.partial")
+
+
 SMALL_DISK = """
 import sys; sys.path[:0] = [sys.argv[2]]
 from pathlib import Path

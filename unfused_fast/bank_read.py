@@ -29,6 +29,8 @@ from unfused_fast.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BANK = "bank.zarr"
 """Name of the bank in a run directory."""
+GENERATIONS = "gen-??????"
+"""Names of generations in a bank; a partial or stale one has an ending more."""
 
 
 class Block(NamedTuple):
@@ -139,9 +141,9 @@ class Generation:
 
 
 def bank_folder(path: Path) -> Path:
-    """The folder of generations that a run directory, a bank or a generation means. Raises UserError: none of these."""
-    for folder in (path / BANK, path, path.parent):
-        if (folder == path.parent and path.name.startswith("gen-")) or any(folder.glob("gen-??????")):
+    """The folder of generations that a run directory or a bank means. Raises UserError: neither of these."""
+    for folder in (path / BANK, path):
+        if any(folder.glob(GENERATIONS)):
             return folder
     raise UserError(
         f"{path}: it holds no memory bank; name a run of train pretrain, its {BANK}, or one generation in there"
@@ -150,9 +152,9 @@ def bank_folder(path: Path) -> Path:
 
 def generation_paths(path: Path) -> list[Path]:
     """Folders of the generations of a run or bank, oldest first; of a generation, that one. Raises UserError: none."""
-    if path.name.startswith("gen-") and path.is_dir():
+    if path.match(GENERATIONS) and path.is_dir():
         return [path]
-    return sorted(bank_folder(path).glob("gen-??????"))
+    return sorted(bank_folder(path).glob(GENERATIONS))
 
 
 def open_bank(path: Path, epoch: int | None = None) -> Generation:
