@@ -15,8 +15,9 @@ from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError
 from unfused_fast.features import WHOLE_CLIP_BATCH, baseline_encoder, extract
 from unfused_fast.mel import log_mel_statistics
+from unfused_fast.memory import Free
 from unfused_fast.pipeline import Batches, Loader
-from unfused_fast.placement import Free, choose, placed
+from unfused_fast.placement import choose, placed
 from unfused_fast.resident import HeldLogMels, ResidentLoader, mask, sliding_windows
 from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
@@ -207,7 +208,9 @@ GB = 10**9
     ("size", "device", "free", "room", "wanted"),
     [
         (30, "cuda", (78, 100), True, "resident"),
-        (70, "cuda", (78, 100), True, "pinned"),
+        (60, "cuda", (78, 100), True, "pinned"),
+        (70, "cuda", (78, 100), True, "mmap"),  # 137 GB pinned
+        (70, "cuda", (78, 190), True, "pinned"),
         (80, "cuda", (78, 100), True, "mmap"),
         (80, "cuda", (78, 100), False, "stream"),
         (30, "cpu", (0, 100), True, "resident"),
@@ -219,11 +222,6 @@ def test_auto_goes_by_what_is_free(size: int, device: str, free: tuple[int, int]
     sizes = Free(free[0] * GB, free[1] * GB)
     found, why = choose(size * GB, torch.device(device), sizes, room)
     assert found == wanted and f"{size}.00 GB" in why and f"{free[1]}.00 GB" in why
-
-
-def test_free_memory_is_that_of_the_machine() -> None:
-    total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
-    assert 0 < placement.free_memory(CPU).host <= total
 
 
 def test_what_does_not_fit_is_refused(

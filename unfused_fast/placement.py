@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -15,6 +13,7 @@ from unfused_fast.config_audio import Store
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.log_mel_cache import DamagedCache, Index, Layout
+from unfused_fast.memory import Free, free_memory, pinned_bytes
 from unfused_fast.pipeline import Batches, Loader
 from unfused_fast.resident import HeldLogMels, ResidentLoader
 
@@ -23,33 +22,25 @@ MEMORY_SHARE = 0.75
 network, its activations and the page cache; at the paper's settings a step takes about 7 GB."""
 
 
-class Free(NamedTuple):
-    """Bytes that are free."""
-
-    device: int
-    """On the GPU; 0 without one."""
-    host: int
-    """In memory, without swapping, within the limits of this process's control group."""
-
-
-def free_memory(device: torch.device) -> Free:
-    """What is free now."""
-    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    return Free(on_device, min(_available(), _group_room()))
-
-
 def choose(size: int, device: torch.device, free: Free, room_on_disk: bool) -> tuple[Store, str]:
     """What `auto` takes for `size` bytes, and why: the fastest place in which they fit."""
-    on_gpu = f"{gigabytes(free.device)} on the GPU and " if device.type == "cuda" else ""
+    cuda, on_host = device.type == "cuda", host_bytes(size, device)
+    taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
+    on_gpu = f"{gigabytes(free.device)} on the GPU and " if cuda else ""
     said = (
-        f"the log-mels take {gigabytes(size)}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
+        f"the log-mels take {taken}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
         f"{100 * MEMORY_SHARE:.0f} % may be taken"
     )
-    if device.type == "cuda" and size <= MEMORY_SHARE * free.device:
+    if cuda and size <= MEMORY_SHARE * free.device:
         return "resident", said
-    if size <= MEMORY_SHARE * free.host:
-        return ("pinned" if device.type == "cuda" else "resident"), said
+    if on_host <= MEMORY_SHARE * free.host:
+        return ("pinned" if cuda else "resident"), said
     return ("mmap", f"{said}; on disk there is room") if room_on_disk else ("stream", f"{said}; nor is there on disk")
+
+
+def host_bytes(size: int, device: torch.device) -> int:
+    """What `size` bytes take of the host's memory: pinned where there is a GPU to feed."""
+    return pinned_bytes(size) if device.type == "cuda" else size
 
 
 def placed(loader: Loader, wanted: Store | None = None) -> Batches:
@@ -144,30 +135,10 @@ def _refuse_too_large(store: Store, layout: Layout, device: torch.device, free: 
     if store == "mmap":
         return
     on_gpu = store == "resident" and device.type == "cuda"
-    room = free.device if on_gpu else free.host
-    if layout.bytes > room:
+    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
+    if needed > room:
         other = "pinned, mmap or stream" if on_gpu else "mmap or stream"
         raise UserError(
-            f"data.store = {store}: the log-mels take {gigabytes(layout.bytes)}, but {gigabytes(room)} are free "
+            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
             f"{'on ' + str(device) if on_gpu else 'in memory'}; use --data {other}"
         )
-
-
-def _available() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _group_room() -> int:
-    """What this process's control group (a container, a batch job) still lets it take; no bound where there is none."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        stats = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return 1 << 62
-    return 1 << 62 if limit == "max" else max(0, int(limit) - used + int(stats.get("inactive_file", 0)))
