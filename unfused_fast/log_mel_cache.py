@@ -87,7 +87,7 @@ def layout(loader: Loader) -> Layout:
     config, shortest = whole.config, crop_samples(whole.config)
     samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
     counts = 1 + np.maximum(samples, shortest) // config.frontend.hop_samples
-    rows = whole.order(None).clip_ids - first
+    rows = whole.rows(None)[1] - first
     starts = np.empty_like(counts)
     starts[rows] = np.cumsum(counts[rows]) - counts[rows]
     identity = {

@@ -1,8 +1,9 @@
 """Batches out of log-mels that are held ready: on the device, in pinned memory, or mapped from disk.
 
-B clips in a batch, N clips of the split, F mel bins, T frames, V views, M masks of a view. What a clip's crop and masks
-are is drawn by order.py as for the stream, for a whole epoch at once and ahead of it; a batch is then one gather, one
-transposing copy and one product, without a word between device and host.
+B clips in a batch, N clips of the split, n those of this rank in an epoch, F mel bins, T frames, V views, M masks of a
+view. What a clip's crop and masks are is drawn by order.py as for the stream, for a whole epoch at once and ahead of
+it, where it is used; a batch is then one gather, one transposing copy and one product, without a word between device
+and host.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfused_fast.order import random_crops, random_masks
+from unfused_fast.order import first_frames, masks_of
 from unfused_fast.pipeline import Batch, Loader
 
 Starts = NDArray[np.int64]
@@ -61,16 +62,18 @@ class ResidentLoader:
     ) -> Iterator[Batch]:
         """As Loader.epoch."""
         config, stream = self.stream.config, self.stream
-        _, ids, counters = stream.order(epoch, clusters)
-        clip_ids, hop, reach = torch.from_numpy(counters), config.frontend.hop_samples, config.frontend.n_fft // 2
-        starts = []
-        for view in range(1 if config.views.same_crop else views):
-            crop = random_crops(config, clip_ids, stream.samples[ids], epoch, view)
-            first_sample = crop.body_start.astype(np.int64) + reach - crop.head
-            starts.append(torch.from_numpy(self.held.starts[ids - self._first] + first_sample // hop))
+        _, ids, counters = stream.rows(epoch, clusters)
+        on_device, counted = self._put(ids), self._put(counters)
+        there, rows, lengths = (
+            torch.from_numpy(array).to(self.held.frames.device)
+            for array in (counters, self.held.starts[ids - self._first], stream.samples[ids])
+        )
+        starts = [
+            rows + first_frames(config, there, lengths, epoch, view)
+            for view in range(1 if config.views.same_crop else views)
+        ]
         masked = range(views) if masks and config.aug.specaug.masks else range(0)
-        drawn = [[self._put(part) for part in random_masks(config, clip_ids, epoch, view)] for view in masked]
-        on_device, counted = self._put(ids), clip_ids.to(self.device)
+        drawn = [masks_of(config, counted, epoch, view) for view in masked]
         parts = self._parts(len(ids))
         for part, crops in zip(parts, self._crops(starts, parts), strict=True):
             plain = [self._normalised(crop) for crop in crops]
@@ -83,7 +86,7 @@ class ResidentLoader:
 
     def whole_clips(self) -> Iterator[Batch]:
         """As Loader.whole_clips."""
-        ids = self.stream.order(None).clip_ids
+        _, ids, _ = self.stream.rows(None)
         starts, counts = self.held.starts[ids - self._first], self.held.counts[ids - self._first]
         for part in self._parts(len(ids)):
             frames = np.arange(counts[part].max())
@@ -111,12 +114,11 @@ class ResidentLoader:
         return log_mel
 
     def _crops(self, starts: list[Tensor], parts: list[slice]) -> Iterator[list[Tensor]]:
-        """First frames (N,) of each crop of an epoch -> (B, T, F) float16 of each, on the device, batch by batch."""
+        """First frames (n,) of each crop of an epoch -> (B, T, F) float16 of each, on the device, batch by batch."""
         windows = sliding_windows(self.held.frames, self.stream.config.crop_frames)
         if self._direct:
-            placed = [start.to(self.device) for start in starts]
             for part in parts:
-                yield [windows.index_select(0, start[part]) for start in placed]
+                yield [windows.index_select(0, start[part]) for start in starts]
         else:
             yield from _copied_ahead(windows, starts, parts, self.device)
 
@@ -131,7 +133,7 @@ def sliding_windows(frames: Tensor, length: int) -> Tensor:
 
 
 def mask(log_mel: Tensor, anchors: Tensor, shapes: Tensor) -> Tensor:
-    """(B, F, T), anchors and shapes (B, 2 M) of order.random_masks -> (B, F, T) with zeros in the masks.
+    """(B, F, T), anchors and shapes (B, 2 M) of order.masks_of -> (B, F, T) with zeros in the masks.
 
     Masks are whole rows or whole columns, so a row's and a column's factor make all of them in two products.
     """
