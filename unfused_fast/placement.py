@@ -43,10 +43,11 @@ def host_bytes(size: int, device: torch.device) -> int:
     return pinned_bytes(size) if device.type == "cuda" else size
 
 
-def placed(loader: Loader, wanted: Store | None = None) -> Batches:
+def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False) -> Batches:
     """The loader itself, or its batches out of memory, by `wanted`, else by `data.store` of its config; says which.
 
-    The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py).
+    The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py). Ours:
+    for a `single_pass` over the split `auto` takes a cache that is there but makes none, which would cost more.
 
     Raises UserError: memory or disk that is named and does not do.
     """
@@ -60,10 +61,13 @@ def placed(loader: Loader, wanted: Store | None = None) -> Batches:
             "or stream"
         )
     layout, free = log_mel_cache.layout(loader), free_memory(device)
-    found = log_mel_cache.find(loader, layout)
-    place = None if found else log_mel_pass.writable_place(loader, layout.bytes)
+    make = not (single_pass and store == "auto")
+    found = log_mel_cache.find(loader, layout, make)
+    place = log_mel_pass.writable_place(loader, layout.bytes) if found is None and make else None
     if store == "auto":
         store, why = choose(layout.bytes, device, free, found is not None or place is not None)
+        if found is None and not make:
+            store, why = "stream", "it is read once, and a cache is not made for that"
         console.print(f"data.store: auto is {store} for {loader.split}: {why}")
         if store == "stream":
             return loader
@@ -73,7 +77,10 @@ def placed(loader: Loader, wanted: Store | None = None) -> Batches:
             f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
-    held, source = _held(loader, layout, store, found, place)
+    taken = _held(loader, layout, store, found, place, make)
+    if taken is None:
+        return loader
+    held, source = taken
     seconds = time.perf_counter() - begin
     console.print(f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}")
     return ResidentLoader(loader, held, seconds)
@@ -85,9 +92,12 @@ def gigabytes(size: int) -> str:
 
 
 def _held(
-    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None
-) -> tuple[HeldLogMels, str]:
-    """The log-mels where `store` says, and where they came from: the cache, which is made where there is none."""
+    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, make: bool
+) -> tuple[HeldLogMels, str] | None:
+    """The log-mels where `store` says, and where they came from: the cache, which is made where there is none.
+
+    None: the cache is damaged, and without `make` no other is made.
+    """
     source = "from the cache"
     while True:
         if found is None and place is None:
@@ -104,6 +114,9 @@ def _held(
                 raise UserError(
                     f"{found}: {error}, though just written; is the disk sound? use --data stream"
                 ) from error
+            if not make:
+                console.print(f"{found}: {error}; {loader.split} is read from the shards", style="yellow")
+                return None
             console.print(f"{found}: {error}; it is made again", style="yellow")
             shutil.rmtree(found, ignore_errors=True)
             found, place = None, place or log_mel_pass.writable_place(loader, layout.bytes)
