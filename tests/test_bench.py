@@ -60,6 +60,17 @@ def test_every_part_is_measured(cli: Callable[..., Any], tones: Path, tiny: list
     assert not list(tones.parent.glob("unfused-bench-*"))
 
 
+@pytest.mark.parametrize("store", ["stream", "mmap"])
+def test_the_loader_is_measured_where_training_would_take_it_from(
+    cli: Callable[..., Any], tones: Path, tiny: list[str], store: str
+) -> None:
+    done = cli("bench", "loader", tones, "--quick", "--json", "--set", f"data.store={store}", *tiny)
+    assert done.code == 0, done.err
+    measured = [row["what"] for row in json.loads(done.out)["rows"]]
+    assert measured == ["stream, two views"] + ["mmap, two views"] * (store == "mmap")
+    assert ("training here streams, as data.store says" in done.err) == (store == "stream")
+
+
 def test_two_benches_side_by_side(cli: Callable[..., Any], tmp_path: Path) -> None:
     def write(name: str, rates: dict[str, float]) -> Path:
         rows = [Measured("step", what, "clips/s", [rate]).as_json() for what, rate in rates.items()]

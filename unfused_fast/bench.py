@@ -24,10 +24,12 @@ from unfused_fast.augment import Augmenter
 from unfused_fast.bank import MemoryBank
 from unfused_fast.clustering import resolve_backend, spherical_kmeans
 from unfused_fast.config import Config
+from unfused_fast.console import console
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer
 from unfused_fast.pipeline import Batches, Loader
 from unfused_fast.placement import placed
+from unfused_fast.resident import ResidentLoader
 from unfused_fast.shards.clip_codec import decode_clip
 from unfused_fast.shards.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.table import ShardSet
@@ -113,7 +115,7 @@ class Bench:
 
 
 def loader(bench: Bench) -> Iterator[Measured]:
-    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from memory."""
+    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from where data.store keeps them."""
     stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
 
     def rates(batches: Batches, seconds: float) -> list[float]:
@@ -135,11 +137,15 @@ def loader(bench: Bench) -> Iterator[Measured]:
     streamed = rates(stream, limit)
     yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
     with quietly():
-        held = placed(stream, "resident")
+        held = placed(stream)
+    if not isinstance(held, ResidentLoader):
+        why = "as data.store says" if bench.config.data.store == "stream" else "as there is no room for log-mels"
+        console.print(f"bench loader: training here streams, {why}, so nothing is measured from memory", style="yellow")
+        return
     values = bench.config.frontend.n_mels * bench.config.crop_frames
     moved = VIEWS * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
-    floor = bench.copy_rate / moved
-    yield Measured("loader", "resident, two views", "clips/s", rates(held, limit), floor, "copies at the copy rate")
+    floor = (bench.copy_rate / moved, "copies at the copy rate") if held.store == "resident" else (None, "")
+    yield Measured("loader", f"{held.store}, two views", "clips/s", rates(held, limit), *floor)
 
 
 def _decode_rate(bench: Bench) -> float:

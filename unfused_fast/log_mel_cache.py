@@ -123,7 +123,8 @@ def find(loader: Loader, wanted: Layout, make: bool) -> Path | None:
                 console.print(f"{folder}: {error}; it is {'made again' if make else 'not used'}", style="yellow")
     for other in sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache")):
         if (why := _difference(other, wanted)) is not None and other.name != wanted.name:
-            console.print(f"{other}: {why}; {'another is made, and this one' if make else 'it'} may be deleted")
+            said = "another is made, and this one may be deleted" if make else "it is not used"
+            console.print(f"{other}: {why}; {said}")
     return None
 
 

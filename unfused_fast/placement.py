@@ -83,7 +83,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     held, source = taken
     seconds = time.perf_counter() - begin
     console.print(f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}")
-    return ResidentLoader(loader, held, seconds)
+    return ResidentLoader(loader, held, store, seconds)
 
 
 def gigabytes(size: int) -> str:

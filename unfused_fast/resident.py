@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unfused_fast.config_audio import Store
 from unfused_fast.order import first_frames, masks_of
 from unfused_fast.pipeline import Batch, Loader
 
@@ -48,8 +49,9 @@ class ResidentLoader:
     Values differ from the stream's by the rounding to float16: at most 2 ** -11 of each, before another normalisation.
     """
 
-    def __init__(self, stream: Loader, held: HeldLogMels, start_seconds: float = 0.0) -> None:
-        self.stream, self.held, self.start_seconds = stream, held, start_seconds
+    def __init__(self, stream: Loader, held: HeldLogMels, store: Store, start_seconds: float) -> None:
+        """`store` is where `held` lies, and `start_seconds` what it took to get it there."""
+        self.stream, self.held, self.store, self.start_seconds = stream, held, store, start_seconds
         self.device, self.clips, self.batch_size = stream.device, stream.clips, stream.batch_size
         self.full_batches = stream.full_batches
         self._first = stream.shards.first_id(stream.split)
