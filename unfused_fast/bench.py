@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,31 +228,46 @@ def kmeans(bench: Bench) -> Iterator[Measured]:
     def run(iterations: int) -> Callable[[], object]:
         return lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend)
 
-    few, many = (bench.seconds(run(iterations)) for iterations in (1, 4))
-    taken = [1e3 * (long - short) / 3 for short, long in zip(sorted(few), sorted(many), strict=True)]
     floor = 1e3 * 2 * n * d * k / measuring.matmul_rate(bench.device, torch.float32)
     what = f"iteration, {n:,} x {d}, K {k}, {backend}"
-    yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
+    few = bench.seconds(run(1))
+    for more in (3, 12, 48):
+        taken = iteration_ms(few, bench.seconds(run(1 + more)), more)
+        if taken is not None:
+            yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
+            return
+    console.print(
+        "bench kmeans: runs here differ by more than 48 iterations take, so none is measured; try again on a quieter "
+        "machine",
+        style="yellow",
+    )
+
+
+def iteration_ms(few: list[float], many: list[float], more: int) -> list[float] | None:
+    """Milliseconds of an iteration, from seconds of runs of a few and of `more` iterations; None: they vary too much
+    to tell.
+    """
+    taken = [1e3 * (long - short) / more for short, long in zip(sorted(few), sorted(many), strict=True)]
+    return taken if min(taken) > 0 else None
 
 
 def bank(bench: Bench) -> Iterator[Measured]:
     """A generation of the bank: until training goes on, and until it is on the disk."""
-    n, d = (20_000 if bench.quick else 250_000), 512
-    held = MemoryBank(n, d, 0, bench.device)
+    n, d, dtype = (20_000 if bench.quick else 250_000), 512, bench.config.bank.dtype
+    held = MemoryBank(n, d, 0, bench.device, dtype)
     assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rate = measuring.write_rate(folder, 1 << 26 if bench.quick else 1 << 28)
         blocked, total = list[float](), list[float]()
         for epoch in range(bench.repeats + 1):
-            start = time.perf_counter()
-            held.save(folder / "bank.zarr", epoch, assignments)
-            blocked.append(time.perf_counter() - start)
-            held.wait()
-            total.append(time.perf_counter() - start)
-    size = n * (4 * d + 8)
+            save = partial(held.save, folder / "bank.zarr", epoch, assignments)
+            blocked.append(measuring.seconds_of(save, bench.device))
+            total.append(blocked[-1] + measuring.seconds_of(held.wait, bench.device))
+    size = n * (d * held.rows.element_size() + 8)
     disk = [n / seconds for seconds in total[1:]]
-    yield Measured("bank", f"generation of {n:,} x {d} on disk", "rows/s", disk, n * rate / size, "raw write + fsync")
+    what = f"generation of {n:,} x {d} on disk, {dtype}"
+    yield Measured("bank", what, "rows/s", disk, n * rate / size, "raw write + fsync")
     waits = [1e3 * seconds for seconds in blocked[1:]]
     yield Measured("bank", "training waits for it", "ms", waits, 1e3 * 2 * size / bench.copy_rate, "one copy")
 
@@ -275,8 +290,8 @@ def epoch(bench: Bench) -> Iterator[Measured]:
         "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]
     )
     yield Measured("epoch", "the same", "clips/s", [row["clips_per_second"] for row in warm])
-    for part in warm[0]["parts"]:
-        shares = [100 * row["parts"][part] / row["epoch_seconds"] for row in warm]
+    for part in dict.fromkeys(name for row in warm for name in row["parts"]):  # not every epoch has all
+        shares = [100 * row["parts"].get(part, 0.0) / row["epoch_seconds"] for row in warm]
         yield Measured("epoch", f"share of {part}", "%", shares)
 
 
