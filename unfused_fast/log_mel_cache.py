@@ -128,8 +128,8 @@ def find(loader: Loader, wanted: Layout, make: bool) -> Path | None:
     return None
 
 
-def load(folder: Path, wanted: Layout, target: Tensor | None) -> Index:
-    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies. -> (N, 2)
+def load(folder: Path, wanted: Layout, target: Tensor | None) -> None:
+    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies.
 
     Raises DamagedCache for content that is not what was written.
     """
@@ -157,7 +157,6 @@ def load(folder: Path, wanted: Layout, target: Tensor | None) -> Index:
             sound = list(pool.map(chunk, range(len(digests))))
     if not all(sound):
         raise DamagedCache(f"damaged: {sound.count(False)} of {len(sound)} parts are not what was written")
-    return wanted.spans
 
 
 def mapped(folder: Path) -> Tensor:

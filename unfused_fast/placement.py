@@ -12,7 +12,7 @@ from unfused_fast import log_mel_cache, log_mel_pass
 from unfused_fast.config_audio import Store
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.log_mel_cache import DamagedCache, Index, Layout
+from unfused_fast.log_mel_cache import DamagedCache, Layout
 from unfused_fast.memory import Free, free_memory, pinned_bytes
 from unfused_fast.pipeline import Batches, Loader
 from unfused_fast.resident import HeldLogMels, ResidentLoader
@@ -101,14 +101,14 @@ def _held(
     source = "from the cache"
     while True:
         if found is None and place is None:
-            return _hold(layout, _computed(loader, layout, store), layout.spans), "from the audio, not kept"
+            return _hold(layout, _computed(loader, layout, store)), "from the audio, not kept"
         if found is None:
             assert place is not None
             found = log_mel_pass.make(loader, layout, place)
             source = "from the audio"
         target = None if store == "mmap" else _empty(layout, store, loader.device)
         try:
-            index = log_mel_cache.load(found, layout, target)
+            log_mel_cache.load(found, layout, target)
         except DamagedCache as error:
             if source != "from the cache":
                 raise UserError(
@@ -121,12 +121,12 @@ def _held(
             shutil.rmtree(found, ignore_errors=True)
             found, place = None, place or log_mel_pass.writable_place(loader, layout.bytes)
             continue
-        return _hold(layout, log_mel_cache.mapped(found) if target is None else target, index), f"{source} ({found})"
+        return _hold(layout, log_mel_cache.mapped(found) if target is None else target), f"{source} ({found})"
 
 
-def _hold(layout: Layout, frames: torch.Tensor, index: Index) -> HeldLogMels:
-    identity = layout.identity
-    return HeldLogMels(frames, index[:, 0].copy(), index[:, 1].copy(), identity["mean"], identity["std"])
+def _hold(layout: Layout, frames: torch.Tensor) -> HeldLogMels:
+    identity, spans = layout.identity, layout.spans
+    return HeldLogMels(frames, spans[:, 0].copy(), spans[:, 1].copy(), identity["mean"], identity["std"])
 
 
 def _empty(layout: Layout, store: Store, device: torch.device) -> torch.Tensor:
