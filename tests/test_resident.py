@@ -1,6 +1,8 @@
 """Batches out of memory against the stream's: ids exactly, values to float16; where log-mels lie, and what says so."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import librosa
@@ -231,6 +233,36 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(UserError, match=r"take 0\.\d+ MB, but 0\.00 MB are free in memory; use --data mmap or stream"):
         placed(stream(noise[0]), "resident")
     assert isinstance(placed(stream(noise[0]), "auto"), ResidentLoader), "mapped from disk"
+
+
+def test_memory_is_that_of_the_log_mels_and_a_tenth(tmp_path: Path) -> None:
+    """Clips of a second or less, so that what is kept of each clip weighs most. Fresh processes, and the kernel's count
+    of their pages.
+    """
+    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 1600), 16000)
+    for name, clips in (("small", 20), ("large", 3000)):
+        rows = [SourceRow(tmp_path / "clip.wav", f"{number}.wav") for number in range(clips)]
+        pack(rows, tmp_path / name, workers=0, statistics=log_mel_statistics)
+    script, sets = Path(__file__).parent / "support" / "resident_memory.py", [tmp_path / "small", tmp_path / "large"]
+    for cached in ("no", "yes"):
+        done = subprocess.run([sys.executable, script, *sets, cached], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    size, loaded, peak = map(int, done.stdout.split())
+    assert size == 3000 * 96 * 64 * 2 <= loaded <= peak <= 1.1 * size
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_is_that_of_the_log_mels_and_a_tenth(tones: Path) -> None:
+    device, config = torch.device("cuda"), {"frontend.hop_samples": 20, "data.crop_seconds": 0.05}
+    loader = stream(open_shards(tones), config, device=device)
+    placed(loader, "mmap")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    held = placed(loader, "resident")
+    assert isinstance(held, ResidentLoader)
+    for _ in held.epoch(1):
+        pass
+    assert torch.cuda.max_memory_allocated() - before <= 1.1 * held.held.frames.nbytes
 
 
 @pytest.mark.gpu
