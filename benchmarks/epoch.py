@@ -51,8 +51,8 @@ def main() -> None:
                 "epoch", "train pretrain", "epochs/s", [1 / row["epoch_seconds"] for row in rows], device, **settings
             )
             record("epoch", "train pretrain", "clips/s", [row["clips_per_second"] for row in rows], device, **settings)
-            for part in rows[0]["parts"]:
-                shares = [row["parts"][part] / row["epoch_seconds"] for row in rows]
+            for part in dict.fromkeys(name for row in rows for name in row["parts"]):  # not every epoch has all
+                shares = [row["parts"].get(part, 0.0) / row["epoch_seconds"] for row in rows]
                 record("epoch", f"share of an epoch: {part}", "share", shares, device, **settings)
 
 

@@ -131,13 +131,17 @@ def renumber(tar: Path, first_id: int) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that there is always the old one or the new one, whole."""
+    """Writes a file so that there is always the old one or the new one, whole; what fails leaves nothing else."""
     new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def index_path(tar: Path) -> Path:

@@ -1,7 +1,10 @@
 """The memory bank on the device: exact cover, rows by clip id, saving beside training, loading only what fits."""
 
+import errno
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +77,29 @@ def test_training_goes_on_while_rows_are_written(tmp_path: Path, monkeypatch: py
     bank.wait()
     assert torch.equal(open_bank(tmp_path).block(0, 10), before)
     assert published == [["gen-000001"]], "what refers to a generation is published after it"
+
+
+def test_files_that_a_reader_holds_do_not_stop_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, where a file that is open elsewhere stays under another name and cannot be deleted."""
+    real, bank = os.unlink, filled()
+
+    def unlink(path: str, **options: Any) -> None:
+        if Path(path).name.startswith(".nfs"):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        for epoch in (1, 2, 3, 3, 3, 4):  # also as after going back to an earlier epoch
+            bank.save(tmp_path, epoch, IDS)
+            kept = bank.wait()
+            (tmp_path / f"gen-{epoch:06d}/embeddings/.nfs01").touch()
+        assert kept == tmp_path / "gen-000004"
+        assert sorted(path.name for path in tmp_path.glob("gen-??????")) == ["gen-000003", "gen-000004"]
+        assert list(tmp_path.glob("*.stale")), "what stays is no generation"
+    bank.save(tmp_path, 5, IDS)
+    bank.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000004", "gen-000005"]
 
 
 def test_nothing_is_deleted_before_what_refers_to_the_next_is_published(tmp_path: Path) -> None:

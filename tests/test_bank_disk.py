@@ -224,6 +224,17 @@ def test_what_is_no_bank_or_epoch(tmp_path: Path) -> None:
         assert open_bank(tmp_path / path).manifest.epoch == epoch
 
 
+@pytest.mark.parametrize("name", ["gen-000009", "gen-latest", "gen-000003.partial", "typo", "gen-000003/typo"])
+def test_a_name_that_is_not_there_never_opens_another_generation(tmp_path: Path, name: str) -> None:
+    bank = tmp_path / "run/bank.zarr"
+    written(bank, epoch=3)
+    with pytest.raises(UserError, match=rf"bank.zarr/{name}: it holds no memory bank"):
+        open_bank(bank / name)
+    (bank / "gen-000004.partial").mkdir()
+    with pytest.raises(UserError, match=r"gen-000004.partial: it holds no memory bank"):
+        open_bank(bank / "gen-000004.partial")
+
+
 SMALL_DISK = """
 import sys; sys.path[:0] = [sys.argv[2]]
 from pathlib import Path
@@ -272,39 +283,34 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert state == "True ['gen-000001']" and final == "gen-000002"
 
 
-@pytest.mark.parametrize("block_rows", [1, 7, 16, 100, 1000])
-def test_blocks_are_the_rows_wherever_they_lie(tmp_path: Path, block_rows: int) -> None:
+def test_blocks_are_the_rows_wherever_they_lie(tmp_path: Path) -> None:
     generation, (values, _) = written(tmp_path), content(100)
     for source in (torch.from_numpy(values), generation, Generation(generation)):
         rows = BankRows(source)
         assert rows.shape == (100, DIM) and rows.dtype == torch.float32 and len(rows) == 100
-        blocks = list(rows.blocks(block_rows))
-        assert [len(block) for block in blocks[:-1]] == [block_rows] * (len(blocks) - 1)
-        assert np.array_equal(torch.cat(blocks), values)
         assert np.array_equal(rows.block(3, 20), values[3:20]) and rows.block(5, 5).shape == (0, DIM)
+        assert np.array_equal(rows.block(0, 100), values)
         with pytest.raises(IndexError):
             rows.block(90, 101)
-        with pytest.raises(ValueError, match="at least 1"):
-            next(rows.blocks(0))
 
 
-def test_blocks_of_a_tensor_on_the_device_are_views(tmp_path: Path) -> None:
+def test_a_block_of_a_tensor_on_the_device_is_a_view(tmp_path: Path) -> None:
     values = torch.randn(100, DIM)
-    for block in BankRows(values).blocks(30):
-        assert block.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+    block = BankRows(values).block(30, 60)
+    assert block.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
 
 
-def test_blocks_may_be_left_early_and_tell_of_damage(tmp_path: Path) -> None:
+def test_a_block_tells_of_damage(tmp_path: Path) -> None:
     generation = written(tmp_path)
-    blocks = BankRows(generation).blocks(10)
-    next(blocks)
-    blocks.close()
     shard = generation / "embeddings/c/1/0"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1  # of the index's CRC, which zarr checks
     shard.write_bytes(data)
+    rows = BankRows(generation)
+    cut = rows.source.manifest.shard_rows
+    assert rows.block(0, cut).shape == (cut, DIM), "of another file"
     with pytest.raises(DamagedBank, match=r"(?i)crc|checksum"):
-        list(BankRows(generation).blocks(10))
+        rows.block(cut, cut + 1)
 
 
 @pytest.mark.gpu
@@ -317,11 +323,10 @@ def test_blocks_reach_a_gpu_as_they_are(tmp_path: Path, where: str) -> None:
         "disk": lambda: written(tmp_path, 1009),
         "bf16": lambda: values.bfloat16().pin_memory(),
     }[where]()
-    rows, total = BankRows(source, torch.device("cuda")), []
-    for block in rows.blocks(100):
-        assert block.is_cuda
-        total.append(block.clone())
-    assert torch.equal(torch.cat(total).cpu(), values.to(rows.dtype))
+    rows = BankRows(source, torch.device("cuda"))
+    blocks = [rows.block(start, min(start + 100, 1009)) for start in range(0, 1009, 100)]
+    assert all(block.is_cuda for block in blocks)
+    assert torch.equal(torch.cat(blocks).cpu(), values.to(rows.dtype))
 
 
 def test_bfloat16_bits_are_said_to_be_bfloat16(tmp_path: Path) -> None:

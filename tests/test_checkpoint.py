@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unfused_fast.checkpoint import collect, load_checkpoint, prepare_checkpoint, restore, save_checkpoint
+from unfused_fast.checkpoint import collect, load_checkpoint, prepare_checkpoint, restore, save_checkpoint, write_json
 from unfused_fast.errors import UserError
 from unfused_fast.optim import LARC
 
@@ -112,3 +112,14 @@ def test_nothing_usable_says_so(tmp_path: Path) -> None:
     (tmp_path / "epoch-000001.json").write_text(json.dumps({"epoch": 1, "sha256": "0"}))
     with pytest.raises(UserError, match=r"epoch-000001\.safetensors is damaged"):
         load_checkpoint(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    write_json(tmp_path / "a.json", {"epoch": 1})
+    with pytest.raises(OSError):
+        write_json(tmp_path / "folder.json", {"epoch": 2})
+    with pytest.raises(FileNotFoundError):
+        write_json(tmp_path / "nothing/a.json", {"epoch": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"epoch": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder.json"]

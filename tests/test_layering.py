@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console", "measuring"},
+    {"errors", "kernels", "encoder", "console", "measuring", "memory"},
     {"profiling"},
     {"config_audio"},
     {"config", "shards"},

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from unfused_fast import log_mel_cache, log_mel_pass
 from unfused_fast.config import Config
 from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError
+from unfused_fast.features import baseline_encoder, extract
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.pipeline import Batch, Loader
 from unfused_fast.placement import placed
@@ -266,3 +268,49 @@ def test_without_any_room_the_log_mels_are_not_kept(
     assert not caches(shards.directory)
     with pytest.raises(UserError, match=r"no folder has room for .* use --data stream"):
         placed(stream(shards), "mmap")
+
+
+def test_a_single_pass_takes_a_cache_but_makes_none(
+    shards: ShardSet, no_audio: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = baseline_encoder("logmel", Config(), CPU)
+
+    def features(store: Store = "auto") -> torch.Tensor:
+        return extract(encoder, shards, "train", "logmel", "mean", CPU, store=store)
+
+    streamed = features()
+    assert "auto is stream for train: it is read once" in capsys.readouterr().err
+    assert not caches(shards.directory)
+    kept = features("resident")
+    (folder,) = caches(shards.directory)
+    flip(folder)
+    assert torch.equal(features(), streamed)
+    said = capsys.readouterr().err
+    assert "1 of 1 parts are not what was written; train is read from the shards" in said
+    assert caches(shards.directory) == [folder], "left for who pays for another"
+    flip(folder)
+    grow(folder)
+    assert torch.equal(features(), streamed)
+    assert "4 bytes too long; it is not used" in capsys.readouterr().err
+    with (folder / "frames.npy").open("r+b") as file:
+        file.truncate((folder / "frames.npy").stat().st_size - 4)
+    no_audio()
+    assert torch.equal(features(), kept)
+    assert f"from the cache ({folder})" in capsys.readouterr().err
+
+
+def test_a_command_that_reads_a_split_twice_computes_it_once(
+    cli: Any, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    for path in tones.iterdir():
+        if not path.name.startswith("log-mel-"):
+            (tmp_path / "set" / path.name).symlink_to(path)
+    done = cli(
+        "train", "distill", tmp_path / "set", "--teacher", pretrained, "--out", tmp_path / "d", "--epochs", 1, *tiny
+    )
+    assert done.code == 0 and done.err.count("first pass over train") == 1 and "from the cache" in done.err
+    (cache,) = caches(tmp_path / "set")
+    done = cli("train", "linear", tmp_path / "set", "--encoder", tmp_path / "d", "--out", tmp_path / "l", *tiny)
+    assert done.code == 0 and "auto is stream for valid: it is read once" in done.err
+    assert f"from the cache ({cache})" in done.err and caches(tmp_path / "set") == [cache]

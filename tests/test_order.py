@@ -7,8 +7,9 @@ from scipy.stats import chisquare
 
 from unfused_fast import order as orders
 from unfused_fast.config import Config
-from unfused_fast.order import Line, drawn_order, uniform_draws
+from unfused_fast.order import drawn_order, first_frames, masks_of, uniform_draws
 from unfused_fast.pipeline import Loader
+from unfused_fast.randomness import Stream, uniform
 from unfused_fast.settings import with_values
 from unfused_fast.shards.table import open_shards
 
@@ -52,20 +53,12 @@ def test_within_a_cluster_every_clip_has_the_same_chance(clusters: np.ndarray) -
     assert chisquare(drawn[clusters == 3]).pvalue > 1e-3
 
 
-def lines(shards: int, clips: int) -> orders.Order:
-    return [
-        (f"shard-{shard}", [Line(shard * clips + clip, f"{shard}/{clip}") for clip in range(clips)])
-        for shard in range(shards)
-    ]
-
-
 def test_batches_of_a_set_of_few_shards_are_fair_samples(clusters: np.ndarray) -> None:
-    shards, (rows, _) = lines(3, 170), uniform_draws(clusters, np.random.default_rng(1))
-    order, positions = drawn_order(shards, rows, (0, 510), 32)
+    counts, (rows, _) = [170] * 3, uniform_draws(clusters, np.random.default_rng(1))
+    order, positions = drawn_order(counts, rows, (0, 510), 32)
     assert sorted(positions) == list(range(510))
-    read = [line.clip_id for _, part in order for line in part]
+    read = [170 * shard + row for shard, part in order for row in part.tolist()]
     assert read == rows[positions].tolist()
-    assert all(path == f"shard-{line.clip_id // 170}" for path, part in order for line in part)
     for start in range(0, 480, 32):  # the one clip of cluster 0 is a fifth of all draws, and about that of each batch
         assert 0 <= np.sum(clusters[read[start : start + 32]] == 0) <= 17
     assert len(order) <= 3 * 16
@@ -74,11 +67,11 @@ def test_batches_of_a_set_of_few_shards_are_fair_samples(clusters: np.ndarray) -
 def test_ranks_share_the_draws_and_index_files_are_bounded(
     clusters: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, (rows, _) = lines(17, 30), uniform_draws(clusters, np.random.default_rng(1))
-    parts = [drawn_order(shards, rows, share, 8)[1] for share in ((0, 170), (170, 340), (340, 510))]
+    counts, (rows, _) = [30] * 17, uniform_draws(clusters, np.random.default_rng(1))
+    parts = [drawn_order(counts, rows, share, 8)[1] for share in ((0, 170), (170, 340), (340, 510))]
     assert sorted(np.concatenate(parts)) == list(range(510))
     monkeypatch.setattr(orders, "SEGMENTS", 40)
-    assert len(drawn_order(shards, rows, (0, 510), 8)[0]) <= 40 + 17
+    assert len(drawn_order(counts, rows, (0, 510), 8)[0]) <= 40 + 17
 
 
 def test_dali_reads_the_draws_and_repeats_differ(tones) -> None:
@@ -109,3 +102,31 @@ def test_a_pass_without_masks_has_none(tones) -> None:
     for masks in (True, False):
         crops = torch.cat([batch.views[0] for batch in loader.epoch(1, views=1, masks=masks)])
         assert bool((crops == 0).all(dim=3).any()) is masks
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_crops_and_masks_by_hand(device: str) -> None:
+    """Clip by clip in Python's own float64 and numpy's float32, whose roundings IEEE 754 fixes."""
+    values = {"aug.specaug.freq_masks": 2, "aug.specaug.time_masks": 1, "aug.specaug.freq_width": 80}
+    config, epoch, view = with_values(Config(), values), 5, 1
+    generator = np.random.default_rng(0)
+    ids, samples = generator.integers(0, 2**40, 300), generator.integers(1000, 400000, 300)
+    given = torch.from_numpy(ids).to(device), torch.from_numpy(samples).to(device)
+    draws = {
+        stream: uniform(torch.from_numpy(ids), 6, seed=0, epoch=epoch, stream=stream, view=view).numpy()
+        for stream in (Stream.CROP, Stream.SPECAUGMENT)
+    }
+    found = first_frames(config, *given, epoch, view).tolist()
+    anchors, shapes = (part.tolist() for part in masks_of(config, given[0], epoch, view))
+    for row in range(300):
+        frames = 1 + max(samples[row], 95 * 160) // 160  # of the padded clip; a crop has 96
+        assert found[row] == int(float(draws[Stream.CROP][row, 0]) * int(frames - 96 + 1))
+        for mask, (axis, size, widest) in enumerate([(0, 64, 64), (0, 64, 64), (1, 96, config.aug.specaug.time_width)]):
+            first, second = draws[Stream.SPECAUGMENT][row, 2 * mask : 2 * mask + 2]
+            width = np.floor(first * np.float32(widest + 1))
+            anchor = np.floor(second * (np.float32(size + 1) - width))
+            wanted = ([anchor, 0], [width, 96]) if axis == 0 else ([0, anchor], [64, width])
+            assert (anchors[row][2 * mask : 2 * mask + 2], shapes[row][2 * mask : 2 * mask + 2]) == wanted

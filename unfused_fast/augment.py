@@ -39,7 +39,7 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
 
 
 def mask(log_mel: Tensor, anchors: Tensor, shapes: Tensor) -> Tensor:
-    """(B, F, T), anchors and shapes (B, 2 M) of order.random_masks -> (B, F, T) with zeros in the masks.
+    """(B, F, T), anchors and shapes (B, 2 M) of order.masks_of -> (B, F, T) with zeros in the masks.
 
     Masks are whole rows or whole columns, so a row's and a column's factor make all of them in two products.
     """

@@ -8,7 +8,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,8 @@ from unfused_fast.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BANK = "bank.zarr"
 """Name of the bank in a run directory."""
+GENERATIONS = "gen-" + 6 * "[0-9]"
+"""Names of generations in a bank; a partial or stale one has an ending more."""
 
 
 class Block(NamedTuple):
@@ -78,10 +79,6 @@ class Generation:
     def block(self, start: int, stop: int) -> Tensor:
         """Rows start to stop, (stop - start, D) on the CPU, not verified against their digests."""
         return self._read(self.rows, start, stop).view(self.dtype)
-
-    def assignments(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """(n,) int64 on the CPU: the cluster of each row, not verified against its digest."""
-        return self._read(self._assignments, start, self.manifest.rows if stop is None else stop)
 
     def chunks(self) -> Iterator[Block]:
         """All rows in order, each chunk verified before it is given. Raises DamagedBank that names file and clips."""
@@ -139,9 +136,9 @@ class Generation:
 
 
 def bank_folder(path: Path) -> Path:
-    """The folder of generations that a run directory, a bank or a generation means. Raises UserError: none of these."""
-    for folder in (path / BANK, path, path.parent):
-        if (folder == path.parent and path.name.startswith("gen-")) or any(folder.glob("gen-??????")):
+    """The folder of generations that a run directory or a bank means. Raises UserError: neither of these."""
+    for folder in (path / BANK, path):
+        if any(folder.glob(GENERATIONS)):
             return folder
     raise UserError(
         f"{path}: it holds no memory bank; name a run of train pretrain, its {BANK}, or one generation in there"
@@ -150,9 +147,9 @@ def bank_folder(path: Path) -> Path:
 
 def generation_paths(path: Path) -> list[Path]:
     """Folders of the generations of a run or bank, oldest first; of a generation, that one. Raises UserError: none."""
-    if path.name.startswith("gen-") and path.is_dir():
+    if path.match(GENERATIONS) and path.is_dir():
         return [path]
-    return sorted(bank_folder(path).glob("gen-??????"))
+    return sorted(bank_folder(path).glob(GENERATIONS))
 
 
 def open_bank(path: Path, epoch: int | None = None) -> Generation:
@@ -207,35 +204,3 @@ class BankRows:
             if self.device.type == "cuda":
                 rows = rows.pin_memory()
         return rows.to(self.device, non_blocking=self.device.type == "cuda")
-
-    def blocks(self, block_rows: int) -> Iterator[Tensor]:
-        """All rows in order, `block_rows` at a time (the last block may be shorter), the next one read ahead in a
-        thread. At most two blocks are held beside what the consumer keeps.
-        """
-        if block_rows < 1:
-            raise ValueError(f"blocks of {block_rows} rows: want at least 1")
-        starts = range(0, self.shape[0], block_rows)
-        if isinstance(self.source, Tensor) and self.source.device == self.device:
-            for start in starts:
-                yield self.source[start : start + block_rows]
-            return
-        cuda = self.device.type == "cuda"
-        stream: Any = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
-
-        def fetch(start: int) -> tuple[Tensor, Any]:
-            # on a stream of its own, so that the copy does not wait for what the consumer has queued
-            with torch.cuda.stream(stream) if cuda else nullcontext():
-                rows = self.block(start, min(start + block_rows, self.shape[0]))
-            return rows, stream.record_event() if cuda else None
-
-        with ThreadPoolExecutor(1, "bank blocks") as reader:
-            ahead: Future[tuple[Tensor, Any]] | None = reader.submit(fetch, 0) if starts else None
-            for start in starts:
-                assert ahead is not None
-                rows, copied = ahead.result()
-                ahead = reader.submit(fetch, following) if (following := start + block_rows) < self.shape[0] else None
-                if cuda:
-                    current = torch.cuda.current_stream(self.device)
-                    current.wait_event(copied)
-                    rows.record_stream(current)
-                yield rows

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -58,7 +59,7 @@ def create_generation(directory: Path, epoch: int, cut: Layout) -> Path:
     partial = directory / f"{generation_name(epoch)}{PARTIAL}"
     with _writing(partial):
         for left in (*directory.glob(f"gen-*{PARTIAL}"), *directory.glob(f"gen-*{STALE}")):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         group = zarr.create_group(store=partial, attributes={"epoch": epoch})
         group.create_array(
@@ -168,7 +169,7 @@ def publish(partial: Path, cut: Layout, *, epoch: int, step: int, first_clip_id:
         replace_file(partial / MANIFEST, manifest.to_json().encode())
         to_disk(partial)
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
-        stale = final.with_name(final.name + STALE)
+        stale = _stale_name(final)
         if final.exists():  # of a run that went back to an earlier epoch
             final.rename(stale)
         partial.rename(final)
@@ -180,11 +181,20 @@ def publish(partial: Path, cut: Layout, *, epoch: int, step: int, first_clip_id:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Deletes all generations but the newest `keep`; each loses its name first, so that none is ever half there."""
+    """Deletes all generations but the newest `keep`; each loses its name first, so that none is ever half there.
+
+    What cannot be deleted, because a reader holds its files on a network disk, say, is swept before a later save.
+    """
     for old in sorted(directory.glob("gen-??????"))[:-keep]:
-        stale = old.with_name(old.name + STALE)
+        stale = _stale_name(old)
         old.rename(stale)
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _stale_name(generation: Path) -> Path:
+    """A name beside a generation that none has, for what is to be deleted; create_generation sweeps it if it stays."""
+    names = (generation.with_name(f"{generation.name}.{number}{STALE}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _write_shard(path: Path, values: NDArray[Any], cut: Layout) -> None:

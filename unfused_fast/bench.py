@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,12 @@ from unfused_fast.augment import Augmenter
 from unfused_fast.bank import MemoryBank
 from unfused_fast.clustering import resolve_backend, spherical_kmeans
 from unfused_fast.config import Config
+from unfused_fast.console import console
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer
 from unfused_fast.pipeline import Batches, Loader
 from unfused_fast.placement import placed
+from unfused_fast.resident import ResidentLoader
 from unfused_fast.shards.clip_codec import decode_clip
 from unfused_fast.shards.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.table import ShardSet
@@ -113,7 +115,7 @@ class Bench:
 
 
 def loader(bench: Bench) -> Iterator[Measured]:
-    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from memory."""
+    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from where data.store keeps them."""
     stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
 
     def rates(batches: Batches, seconds: float) -> list[float]:
@@ -135,11 +137,15 @@ def loader(bench: Bench) -> Iterator[Measured]:
     streamed = rates(stream, limit)
     yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
     with quietly():
-        held = placed(stream, "resident")
+        held = placed(stream)
+    if not isinstance(held, ResidentLoader):
+        why = "as data.store says" if bench.config.data.store == "stream" else "as there is no room for log-mels"
+        console.print(f"bench loader: training here streams, {why}, so nothing is measured from memory", style="yellow")
+        return
     values = bench.config.frontend.n_mels * bench.config.crop_frames
     moved = VIEWS * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
-    floor = bench.copy_rate / moved
-    yield Measured("loader", "resident, two views", "clips/s", rates(held, limit), floor, "copies at the copy rate")
+    floor = (bench.copy_rate / moved, "copies at the copy rate") if held.store == "resident" else (None, "")
+    yield Measured("loader", f"{held.store}, two views", "clips/s", rates(held, limit), *floor)
 
 
 def _decode_rate(bench: Bench) -> float:
@@ -222,31 +228,46 @@ def kmeans(bench: Bench) -> Iterator[Measured]:
     def run(iterations: int) -> Callable[[], object]:
         return lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend)
 
-    few, many = (bench.seconds(run(iterations)) for iterations in (1, 4))
-    taken = [1e3 * (long - short) / 3 for short, long in zip(sorted(few), sorted(many), strict=True)]
     floor = 1e3 * 2 * n * d * k / measuring.matmul_rate(bench.device, torch.float32)
     what = f"iteration, {n:,} x {d}, K {k}, {backend}"
-    yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
+    few = bench.seconds(run(1))
+    for more in (3, 12, 48):
+        taken = iteration_ms(few, bench.seconds(run(1 + more)), more)
+        if taken is not None:
+            yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
+            return
+    console.print(
+        "bench kmeans: runs here differ by more than 48 iterations take, so none is measured; try again on a quieter "
+        "machine",
+        style="yellow",
+    )
+
+
+def iteration_ms(few: list[float], many: list[float], more: int) -> list[float] | None:
+    """Milliseconds of an iteration, from seconds of runs of a few and of `more` iterations; None: they vary too much
+    to tell.
+    """
+    taken = [1e3 * (long - short) / more for short, long in zip(sorted(few), sorted(many), strict=True)]
+    return taken if min(taken) > 0 else None
 
 
 def bank(bench: Bench) -> Iterator[Measured]:
     """A generation of the bank: until training goes on, and until it is on the disk."""
-    n, d = (20_000 if bench.quick else 250_000), 512
-    held = MemoryBank(n, d, 0, bench.device)
+    n, d, dtype = (20_000 if bench.quick else 250_000), 512, bench.config.bank.dtype
+    held = MemoryBank(n, d, 0, bench.device, dtype)
     assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rate = measuring.write_rate(folder, 1 << 26 if bench.quick else 1 << 28)
         blocked, total = list[float](), list[float]()
         for epoch in range(bench.repeats + 1):
-            start = time.perf_counter()
-            held.save(folder / "bank.zarr", epoch, assignments)
-            blocked.append(time.perf_counter() - start)
-            held.wait()
-            total.append(time.perf_counter() - start)
-    size = n * (4 * d + 8)
+            save = partial(held.save, folder / "bank.zarr", epoch, assignments)
+            blocked.append(measuring.seconds_of(save, bench.device))
+            total.append(blocked[-1] + measuring.seconds_of(held.wait, bench.device))
+    size = n * (d * held.rows.element_size() + 8)
     disk = [n / seconds for seconds in total[1:]]
-    yield Measured("bank", f"generation of {n:,} x {d} on disk", "rows/s", disk, n * rate / size, "raw write + fsync")
+    what = f"generation of {n:,} x {d} on disk, {dtype}"
+    yield Measured("bank", what, "rows/s", disk, n * rate / size, "raw write + fsync")
     waits = [1e3 * seconds for seconds in blocked[1:]]
     yield Measured("bank", "training waits for it", "ms", waits, 1e3 * 2 * size / bench.copy_rate, "one copy")
 
@@ -269,8 +290,8 @@ def epoch(bench: Bench) -> Iterator[Measured]:
         "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]
     )
     yield Measured("epoch", "the same", "clips/s", [row["clips_per_second"] for row in warm])
-    for part in warm[0]["parts"]:
-        shares = [100 * row["parts"][part] / row["epoch_seconds"] for row in warm]
+    for part in dict.fromkeys(name for row in warm for name in row["parts"]):  # not every epoch has all
+        shares = [100 * row["parts"].get(part, 0.0) / row["epoch_seconds"] for row in warm]
         yield Measured("epoch", f"share of {part}", "%", shares)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,9 @@ def bench(
     with ExitStack() as stack:
         config = stage_config("pretrain", preset, settings, None, 0)
         options = run_options(device, compile_, False, False)
+        if rows_file is not None:
+            empty = Measured("", "", "", [0.0]).as_json(clips=0, batch=0, **circumstances(options.device))
+            _check_rows_file(rows_file, list(empty))
         if shards is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unfused-bench-")))
             shard_set = synthetic_set(folder, synthetic, seconds)
@@ -67,7 +71,7 @@ def bench(
                 found += PARTS[name](measured)
         about = {"clips": measured.clips, "batch": measured.batch_size, **circumstances(options.device)}
     rows = [row.as_json(**about) for row in found]
-    if rows_file is not None:
+    if rows_file is not None and rows:
         _append(rows_file, rows)
     sentence = limit(found)
     if as_json:
@@ -125,8 +129,33 @@ def _print(found: list[Measured], title: str) -> None:
     stdout_console().print(terminal_table(title, columns, lines))
 
 
+def _check_rows_file(path: Path, columns: list[str]) -> None:
+    """Raises UserError unless rows can be appended: before minutes of measuring, not after them."""
+    if not path.parent.is_dir():
+        raise UserError(f"--rows {path}: {path.parent} is no folder; make it, or name a file in another")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--rows {path}: it cannot be written to; name another file")
+    found = _header(path)
+    if found and found != columns:
+        raise UserError(
+            f"--rows {path}: its header is {','.join(found)[:200]!r}, but rows of this version have "
+            f"{','.join(columns)!r}; name another file"
+        )
+
+
+def _header(path: Path) -> list[str]:
+    """Columns of a CSV; none where there is no file, or an empty one."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--rows {path}: not a CSV file ({error}); name another file") from error
+
+
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    new = not path.exists()
+    new = not _header(path)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if new:

@@ -18,28 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.shard_files import replace_file
 
 KEPT = 2
 """Checkpoints kept: the last, and the one before it in case the last is damaged."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes under a temporary name, fsyncs, renames: a reader sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Indented JSON, written as replace_file does."""
+    replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def save_checkpoint(directory: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:

@@ -102,7 +102,8 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
         )
     frozen, kind = load_encoder(teacher, device), config.pseudo.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
-    features = extract(frozen, shards, "train", kind, pool, device, "teacher features", config.data.store)
+    note, store = "teacher features", config.data.store
+    features = extract(frozen, shards, "train", kind, pool, device, note, store, read_again=True)  # by the student
     settings = config.pseudo
     found = pseudo_label_kmeans(
         features,

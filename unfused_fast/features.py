@@ -122,15 +122,18 @@ def extract(
     device: torch.device,
     note: str = "",
     store: Store = "stream",
+    read_again: bool = False,
 ) -> Tensor:
     """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip whole, once.
 
-    Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision.
+    Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. And
+    with `store` auto the log-mels come from the shards where none are kept yet: one pass does not pay for keeping them,
+    unless the split is `read_again` by the same command.
     """
     stream = Loader(
         shards, split, encoder.config, device=device, batch_size=WHOLE_CLIP_BATCH, statistics=encoder.log_mel
     )
-    loader = placed(stream, store)
+    loader = placed(stream, store, single_pass=not read_again)
     first = shards.first_id(split)
     rows: Tensor | None = None
     batches = -(-loader.clips // loader.batch_size)

@@ -87,7 +87,7 @@ def layout(loader: Loader) -> Layout:
     config, shortest = whole.config, crop_samples(whole.config)
     samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
     counts = 1 + np.maximum(samples, shortest) // config.frontend.hop_samples
-    rows = whole.order(None).clip_ids - first
+    rows = whole.rows(None)[1] - first
     starts = np.empty_like(counts)
     starts[rows] = np.cumsum(counts[rows]) - counts[rows]
     identity = {
@@ -109,8 +109,10 @@ def places(loader: Loader) -> list[Path]:
     return [loader.shards.directory, cache_folder() / "log-mel"]
 
 
-def find(loader: Loader, wanted: Layout) -> Path | None:
-    """The folder of a cache that is whole as far as names and sizes tell; says why one that is there is not used."""
+def find(loader: Loader, wanted: Layout, make: bool) -> Path | None:
+    """The folder of a cache that is whole as far as names and sizes tell; says why one that is there is not used, and,
+    where the caller will `make` another, so.
+    """
     for place in places(loader):
         folder = place / wanted.name
         if folder.is_dir():
@@ -118,15 +120,16 @@ def find(loader: Loader, wanted: Layout) -> Path | None:
                 read_manifest(folder, wanted)
                 return folder
             except DamagedCache as error:
-                console.print(f"{folder}: {error}; it is made again", style="yellow")
+                console.print(f"{folder}: {error}; it is {'made again' if make else 'not used'}", style="yellow")
     for other in sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache")):
         if (why := _difference(other, wanted)) is not None and other.name != wanted.name:
-            console.print(f"{other}: {why}; another is made, and this one may be deleted")
+            said = "another is made, and this one may be deleted" if make else "it is not used"
+            console.print(f"{other}: {why}; {said}")
     return None
 
 
-def load(folder: Path, wanted: Layout, target: Tensor | None) -> Index:
-    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies. -> (N, 2)
+def load(folder: Path, wanted: Layout, target: Tensor | None) -> None:
+    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies.
 
     Raises DamagedCache for content that is not what was written.
     """
@@ -154,7 +157,6 @@ def load(folder: Path, wanted: Layout, target: Tensor | None) -> Index:
             sound = list(pool.map(chunk, range(len(digests))))
     if not all(sound):
         raise DamagedCache(f"damaged: {sound.count(False)} of {len(sound)} parts are not what was written")
-    return wanted.spans
 
 
 def mapped(folder: Path) -> Tensor:

@@ -19,6 +19,7 @@ from unfused_fast.console import console, progress_bar
 from unfused_fast.errors import UserError
 from unfused_fast.log_mel_cache import CHUNK_BYTES, Layout, is_whole, places, whole_split
 from unfused_fast.pipeline import Loader
+from unfused_fast.shards.building import to_disk
 
 
 def writable_place(loader: Loader, size: int) -> Path | None:
@@ -58,7 +59,7 @@ def make(loader: Loader, wanted: Layout, place: Path) -> Path:
                     _write(loader, wanted, partial)
                     shutil.rmtree(folder, ignore_errors=True)
                     partial.rename(folder)
-                    _sync(place)
+                    to_disk(place)
                     return folder
     except OSError as error:
         raise UserError(
@@ -108,7 +109,7 @@ def _write(loader: Loader, wanted: Layout, partial: Path) -> None:
         manifest = {"identity": wanted.identity, "bytes": wanted.bytes, "sha256_of_chunks": digests}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for name in ("index.npy", "frames.npy", "manifest.json", "."):
-            _sync(partial / name)
+            to_disk(partial / name)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -134,13 +135,5 @@ def _locked(partial: Path) -> Iterator[bool]:
         except FileNotFoundError:
             mine = False
         yield mine
-    finally:
-        os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

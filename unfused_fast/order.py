@@ -13,6 +13,7 @@ from tarfile import BLOCKSIZE
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,6 +63,8 @@ class Part(NamedTuple):
 
 Order = list[tuple[Path, list[Line]]]
 """Shards, each with the clips to read from it, in reading order; a shard may come more than once."""
+Rows = list[tuple[int, Int64s]]
+"""The same as numbers: of a shard, and of the clips within it."""
 
 
 class Reading(NamedTuple):
@@ -121,17 +124,20 @@ def _part_line(text: str, begin: int, size: int) -> str:
     return f"{others} {int(offset) + begin} {size} {name}"
 
 
-def epoch_order(shards: Order, share: tuple[int, int], generator: np.random.Generator | None) -> Order:
-    """Clips of positions [start, stop) of the epoch's order: permuted, or as packed without a generator."""
+def epoch_order(counts: list[int], share: tuple[int, int], generator: np.random.Generator | None) -> Rows:
+    """Clips of positions [start, stop) of the epoch's order: permuted, or as packed without a generator.
+
+    `counts` are the clips of each shard.
+    """
     start, stop = share
     mine, position = [], 0
-    for number in range(len(shards)) if generator is None else generator.permutation(len(shards)):
-        path, lines = shards[number]
-        permutation = range(len(lines)) if generator is None else generator.permutation(len(lines))
-        part = [lines[row] for row in permutation][max(0, start - position) : max(0, stop - position)]
-        position += len(lines)
-        if part:
-            mine.append((path, part))
+    for number in range(len(counts)) if generator is None else generator.permutation(len(counts)).tolist():
+        count = counts[number]
+        rows = np.arange(count) if generator is None else generator.permutation(count)
+        part = rows[max(0, start - position) : max(0, stop - position)]
+        position += count
+        if len(part):
+            mine.append((number, part))
     return mine
 
 
@@ -155,26 +161,40 @@ def uniform_draws(clusters: Int64s, generator: np.random.Generator) -> tuple[Int
     return rows[order], (number // size)[order]
 
 
-def drawn_order(shards: Order, rows: Int64s, share: tuple[int, int], batch_size: int) -> tuple[Order, Int64s]:
+def drawn_order(counts: list[int], rows: Int64s, share: tuple[int, int], batch_size: int) -> tuple[Rows, Int64s]:
     """Draws [start, stop) of `rows`, which count the clips of all shards in order -> reading order, and the positions
-    in `rows` that it reads.
+    in `rows` that it reads. `counts` are the clips of each shard.
 
     Neighbouring draws are read shard by shard: as many as keep to SEGMENTS index files, and a batch at least, so that a
     batch is a fair sample of the draws even of a set of few shards.
     """
-    ends = np.cumsum([len(lines) for _, lines in shards])
+    ends = np.cumsum(counts)
     start, stop = share
-    together = max(batch_size, -(-(stop - start) * len(shards) // SEGMENTS))
+    together = max(batch_size, -(-(stop - start) * len(counts) // SEGMENTS))
     shard = np.searchsorted(ends, rows, side="right")
     positions = np.arange(start, stop)
     positions = positions[np.lexsort((positions, shard[start:stop], (positions - start) // together))]
     breaks = np.flatnonzero(np.diff(shard[positions])) + 1
     order = []
     for part in np.split(positions, breaks):
-        path, lines = shards[shard[part[0]]]
-        first = ends[shard[part[0]]] - len(lines)
-        order.append((path, [lines[row - first] for row in rows[part]]))
+        number = int(shard[part[0]])
+        order.append((number, rows[part] - (ends[number] - counts[number])))
     return order, positions
+
+
+def rows_of_epoch(
+    counts: list[int], share: tuple[int, int], seed: int, epoch: int | None, clusters: Int64s | None, batch_size: int
+) -> tuple[Rows, Int64s]:
+    """What a rank reads in an epoch, as in Loader.order, and (n,) how often each draw's clip was drawn before in it.
+
+    `counts` are the clips of each shard. Epoch None: as packed.
+    """
+    generator = None if epoch is None else np.random.Generator(np.random.PCG64([seed, epoch]))
+    if generator is None or clusters is None:
+        return epoch_order(counts, share, generator), np.zeros(share[1] - share[0], np.int64)
+    drawn, times = uniform_draws(clusters, generator)
+    rows, positions = drawn_order(counts, drawn, share, batch_size)
+    return rows, times[positions]
 
 
 def crop_samples(config: Config) -> int:
@@ -186,11 +206,7 @@ def random_crops(config: Config, clip_ids: Tensor, samples: NDArray[np.int64], e
     """(B,) ids and lengths in samples -> crops that begin on a frame, uniform over all places where they fit."""
     hop, reach, width = config.frontend.hop_samples, config.frontend.n_fft // 2, crop_samples(config)
     length = np.maximum(samples, width)
-    start = np.zeros_like(length)
-    if config.data.crop == "random":
-        draw = uniform(clip_ids, 1, seed=config.train.seed, epoch=epoch, stream=Stream.CROP, view=view)[:, 0]
-        places = 1 + length // hop - config.crop_frames + 1
-        start = (draw.numpy().astype(np.float64) * places).astype(np.int64) * hop
+    start = hop * first_frames(config, clip_ids, torch.from_numpy(samples), epoch, view).numpy()
     stop = start + width + reach
     tail, body_start = np.maximum(0, stop - length), np.maximum(0, start - reach)
     head = np.maximum(0, reach - start)
@@ -219,22 +235,41 @@ def wav_part(crops: list[Crop], samples: Int64s) -> Part:
 
 
 def random_masks(config: Config, clip_ids: Tensor, epoch: int, view: int) -> list[NDArray[np.float32]]:
-    """Anchors and shapes (B, 2 M) of SpecAugment masks: a width from 0 to the largest, anywhere it fits."""
+    """Anchors and shapes (B, 2 M) of masks_of."""
+    return [part.numpy() for part in masks_of(config, clip_ids, epoch, view)]
+
+
+def first_frames(config: Config, counters: Tensor, samples: Tensor, epoch: int, view: int) -> Tensor:
+    """(B,) counters and lengths in samples -> (B,) int64 first frame of a crop, uniform over all places where it fits;
+    on their device, the same on every one.
+    """
+    if config.data.crop != "random":
+        return torch.zeros_like(samples)
+    draw = uniform(counters, 1, seed=config.train.seed, epoch=epoch, stream=Stream.CROP, view=view)[:, 0]
+    length = samples.clamp(min=crop_samples(config))
+    places = 1 + torch.div(length, config.frontend.hop_samples, rounding_mode="floor") - config.crop_frames + 1
+    return (draw.double() * places).long()
+
+
+def masks_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[Tensor, Tensor]:
+    """(B,) counters -> anchors and shapes (B, 2 M) float32 of SpecAugment masks: a width from 0 to the largest,
+    anywhere it fits; on their device, the same on every one.
+
+    A mask has two entries of each: along frequency, and along time.
+    """
     settings, bins, frames = config.aug.specaug, config.frontend.n_mels, config.crop_frames
-    masks = settings.freq_masks + settings.time_masks
-    draws = uniform(
-        clip_ids, 2 * masks, seed=config.train.seed, epoch=epoch, stream=Stream.SPECAUGMENT, view=view
-    ).numpy()
-    anchors, shapes = [], []
-    for mask in range(masks):
-        along_frequency = mask < settings.freq_masks
-        size, widest = (bins, settings.freq_width) if along_frequency else (frames, settings.time_width)
-        width = np.floor(draws[:, 2 * mask] * (min(widest, size) + 1))
-        anchor = np.floor(draws[:, 2 * mask + 1] * (size - width + 1))
-        whole, zero = np.full_like(width, frames if along_frequency else bins), np.zeros_like(width)
-        anchors += [anchor, zero] if along_frequency else [zero, anchor]
-        shapes += [width, whole] if along_frequency else [whole, width]
-    return [np.stack(anchors, axis=1).astype(np.float32), np.stack(shapes, axis=1).astype(np.float32)]
+    kinds = [(0, bins, settings.freq_width)] * settings.freq_masks + [(1, frames, settings.time_width)] * (
+        settings.time_masks
+    )
+    draws = uniform(counters, 2 * len(kinds), seed=config.train.seed, epoch=epoch, stream=Stream.SPECAUGMENT, view=view)
+    anchors = torch.zeros(len(counters), len(kinds), 2, device=counters.device)
+    shapes = torch.empty_like(anchors)
+    for mask, (axis, size, widest) in enumerate(kinds):
+        width = torch.floor(draws[:, 2 * mask] * (min(widest, size) + 1))
+        anchors[:, mask, axis] = torch.floor(draws[:, 2 * mask + 1] * (size - width + 1))
+        shapes[:, mask, axis] = width
+        shapes[:, mask, 1 - axis] = (bins, frames)[1 - axis]
+    return anchors.flatten(1), shapes.flatten(1)
 
 
 def _int32(*arrays: NDArray[Any]) -> list[Int32s]:

@@ -32,14 +32,13 @@ from unfused_fast.order import (
     Crop,
     Order,
     Reading,
+    Rows,
     crop_samples,
-    drawn_order,
-    epoch_order,
     index_lines,
     key_width,
     random_crops,
     random_masks,
-    uniform_draws,
+    rows_of_epoch,
     wav_part,
     whole_crops,
     write_indexes,
@@ -96,6 +95,7 @@ class Loader:
         self.threads = threads or max(1, min(available_cores(), 16) // world_size)
         self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
         self.samples = shards.clips.column("samples").to_numpy()
+        self._ids = [np.array([line.clip_id for line in lines], dtype=np.int64) for _, lines in self._shards]
         self.clips = sum(len(lines) for _, lines in self._shards)
         wanted = shards.manifest.splits[split].clips
         if self.clips != wanted:
@@ -124,22 +124,23 @@ class Loader:
         Args:
             clusters: as of `epoch`.
         """
-        again: NDArray[np.int64] | int = 0
+        rows, ids, counters = self.rows(epoch, clusters)
+        order = [(self._shards[number][0], [self._shards[number][1][row] for row in part]) for number, part in rows]
+        return Reading(order, ids, counters)
+
+    def rows(
+        self, epoch: int | None, clusters: NDArray[np.int64] | None = None
+    ) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+        """As order, in numbers alone, for who does not read the shards: rows of shards, and (N,) ids and counters."""
+        counts, seed = [len(ids) for ids in self._ids], self.config.train.seed
+        found, times = rows_of_epoch(counts, self._share, seed, epoch, clusters, self.batch_size)
         if epoch is None:
-            order = [
-                (path, sorted(lines, key=lambda line: int(self.samples[line.clip_id])))
-                for path, lines in epoch_order(self._shards, self._share, None)
+            found = [
+                (number, rows[np.argsort(self.samples[self._ids[number][rows]], kind="stable")])
+                for number, rows in found
             ]
-        else:
-            generator = np.random.Generator(np.random.PCG64([self.config.train.seed, epoch]))
-            if clusters is None:
-                order = epoch_order(self._shards, self._share, generator)
-            else:
-                rows, times = uniform_draws(clusters, generator)
-                order, positions = drawn_order(self._shards, rows, self._share, self.batch_size)
-                again = times[positions]
-        ids = np.array([line.clip_id for _, lines in order for line in lines], dtype=np.int64)
-        return Reading(order, ids, ids + again * len(self.samples))
+        ids = np.concatenate([self._ids[0][:0], *(self._ids[number][rows] for number, rows in found)])
+        return found, ids, ids + times * len(self.samples)
 
     def epoch(
         self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None

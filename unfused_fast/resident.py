@@ -1,8 +1,9 @@
 """Batches out of log-mels that are held ready: on the device, in pinned memory, or mapped from disk.
 
-B clips in a batch, N clips of the split, F mel bins, T frames, V views, M masks of a view. What a clip's crop and masks
-are is drawn by order.py as for the stream, for a whole epoch at once and ahead of it; a batch is then one gather, one
-transposing copy and one product, without a word between device and host.
+B clips in a batch, N clips of the split, n those of this rank in an epoch, F mel bins, T frames, V views, M masks of a
+view. What a clip's crop and masks are is drawn by order.py as for the stream, for a whole epoch at once and ahead of
+it, where it is used; a batch is then one gather, one transposing copy and one product, without a word between device
+and host.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.augment import mask
-from unfused_fast.order import random_crops, random_masks
+from unfused_fast.config_audio import Store
+from unfused_fast.order import first_frames, masks_of
 from unfused_fast.pipeline import Batch, Loader
 
 Starts = NDArray[np.int64]
@@ -48,8 +50,9 @@ class ResidentLoader:
     Values differ from the stream's by the rounding to float16: at most 2 ** -11 of each, before another normalisation.
     """
 
-    def __init__(self, stream: Loader, held: HeldLogMels, start_seconds: float = 0.0) -> None:
-        self.stream, self.held, self.start_seconds = stream, held, start_seconds
+    def __init__(self, stream: Loader, held: HeldLogMels, store: Store, start_seconds: float) -> None:
+        """`store` is where `held` lies, and `start_seconds` what it took to get it there."""
+        self.stream, self.held, self.store, self.start_seconds = stream, held, store, start_seconds
         self.device, self.clips, self.batch_size = stream.device, stream.clips, stream.batch_size
         self.full_batches = stream.full_batches
         self._first = stream.shards.first_id(stream.split)
@@ -62,16 +65,18 @@ class ResidentLoader:
     ) -> Iterator[Batch]:
         """As Loader.epoch."""
         config, stream = self.stream.config, self.stream
-        _, ids, counters = stream.order(epoch, clusters)
-        clip_ids, hop, reach = torch.from_numpy(counters), config.frontend.hop_samples, config.frontend.n_fft // 2
-        starts = []
-        for view in range(1 if config.views.same_crop else views):
-            crop = random_crops(config, clip_ids, stream.samples[ids], epoch, view)
-            first_sample = crop.body_start.astype(np.int64) + reach - crop.head
-            starts.append(torch.from_numpy(self.held.starts[ids - self._first] + first_sample // hop))
+        _, ids, counters = stream.rows(epoch, clusters)
+        on_device, counted = self._put(ids), self._put(counters)
+        there, rows, lengths = (
+            torch.from_numpy(array).to(self.held.frames.device)
+            for array in (counters, self.held.starts[ids - self._first], stream.samples[ids])
+        )
+        starts = [
+            rows + first_frames(config, there, lengths, epoch, view)
+            for view in range(1 if config.views.same_crop else views)
+        ]
         masked = range(views) if masks and config.aug.specaug.masks else range(0)
-        drawn = [[self._put(part) for part in random_masks(config, clip_ids, epoch, view)] for view in masked]
-        on_device, counted = self._put(ids), clip_ids.to(self.device)
+        drawn = [masks_of(config, counted, epoch, view) for view in masked]
         parts = self._parts(len(ids))
         for part, crops in zip(parts, self._crops(starts, parts), strict=True):
             plain = [self._normalised(crop) for crop in crops]
@@ -84,7 +89,7 @@ class ResidentLoader:
 
     def whole_clips(self) -> Iterator[Batch]:
         """As Loader.whole_clips."""
-        ids = self.stream.order(None).clip_ids
+        _, ids, _ = self.stream.rows(None)
         starts, counts = self.held.starts[ids - self._first], self.held.counts[ids - self._first]
         for part in self._parts(len(ids)):
             frames = np.arange(counts[part].max())
@@ -112,12 +117,11 @@ class ResidentLoader:
         return log_mel
 
     def _crops(self, starts: list[Tensor], parts: list[slice]) -> Iterator[list[Tensor]]:
-        """First frames (N,) of each crop of an epoch -> (B, T, F) float16 of each, on the device, batch by batch."""
+        """First frames (n,) of each crop of an epoch -> (B, T, F) float16 of each, on the device, batch by batch."""
         windows = sliding_windows(self.held.frames, self.stream.config.crop_frames)
         if self._direct:
-            placed = [start.to(self.device) for start in starts]
             for part in parts:
-                yield [windows.index_select(0, start[part]) for start in placed]
+                yield [windows.index_select(0, start[part]) for start in starts]
         else:
             yield from _copied_ahead(windows, starts, parts, self.device)
 

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.checkpoint import load_checkpoint, write_atomically, write_json
+from unfused_fast.checkpoint import load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.settings import flatten
+from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
 
@@ -106,7 +107,7 @@ class Run:
         log = self.out / "log.jsonl"
         if log.exists():
             lines = log.read_bytes().splitlines()
-            write_atomically(log, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= state["epoch"]))
+            replace_file(log, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= state["epoch"]))
         console.print(f"{self.out}: going on after epoch {state['epoch']}")
         return tensors, state
 

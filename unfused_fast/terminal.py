@@ -55,7 +55,8 @@ Data = Annotated[
     Store | None,
     typer.Option(
         help="Where log-mels lie: computed anew each epoch (stream); or once, then on the device (resident), in pinned "
-        "memory or on disk (mmap); auto: the fastest that fits. As --set data.store.",
+        "memory or on disk (mmap); auto: the fastest that fits, or stream where a split is read once and no log-mels "
+        "are kept yet. As --set data.store.",
         show_default="auto",
     ),
 ]

@@ -1,0 +1,85 @@
+"""How much memory a process may still take: of the GPU, and of the host within the limits of its control groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import torch
+
+GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+VERSION_2 = "memory.max", "memory.current", "inactive_file"
+"""Files of a control group with its limit and what is taken, and the entry of memory.stat with what can be dropped."""
+NO_BOUND = 1 << 62
+
+
+class Free(NamedTuple):
+    """Bytes that are free."""
+
+    device: int
+    """On the GPU; 0 without one."""
+    host: int
+    """In memory, without swapping, within the limits of this process's control groups."""
+
+
+def free_memory(device: torch.device) -> Free:
+    """What is free now."""
+    return Free(_on_gpu(device) if device.type == "cuda" else 0, min(_available(), group_room()))
+
+
+def pinned_bytes(size: int) -> int:
+    """What `size` bytes of pinned memory take. Source: torch.cuda.memory.host_memory_stats (blocks are rounded up to
+    the next power of two).
+    """
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def group_room(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int:
+    """Bytes that the control groups of this process (a container, a batch job) still let it take: the least of its own
+    and of all that it lies in; NO_BOUND where none has a limit.
+
+    Files that can be dropped are not counted as taken. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst for
+    version 1. Ours: a container may see the path of a group that is not mounted in it; then its parents alone count.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return NO_BOUND
+    rooms = [NO_BOUND]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, files = (mounted / "memory", VERSION_1) if controllers else (mounted, VERSION_2)
+        own = PurePosixPath(path.lstrip("/"))
+        inside = () if ".." in own.parts else (own, *own.parents)
+        rooms += [_room(root / folder, *files) for folder in (*inside, PurePosixPath())]
+    return min(rooms)
+
+
+def _room(group: Path, limit_file: str, used_file: str, dropped: str) -> int:
+    try:
+        limit = (group / limit_file).read_text(encoding="ascii").strip()
+        used = int((group / used_file).read_text(encoding="ascii"))
+        stats = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return NO_BOUND
+    return NO_BOUND if limit == "max" else max(0, int(limit) - used + int(stats.get(dropped, 0)))
+
+
+def _on_gpu(device: torch.device) -> int:
+    """What the driver has free, and what this process's allocator holds without using it: it gives that back where a
+    larger piece is asked for.
+    """
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
+def _available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
