@@ -329,21 +329,23 @@ def test_points_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == {points.data_ptr()}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_extra_memory_is_a_tenth_of_the_bank(threads: int) -> None:
+@pytest.mark.parametrize(
+    ("threads", "rows", "dtype"), [(1, 50_000, "float32"), (2, 50_000, "float32"), (2, 100_000, "bfloat16")]
+)
+def test_extra_memory_is_a_tenth_of_the_bank(threads: int, rows: int, dtype: str) -> None:
     """Peak resident memory of a process that clusters a 102 MB bank, above what it had before."""
     code = f"""
         import resource, torch
         from unfused_fast.clustering import spherical_kmeans
         torch.set_num_threads({threads})
-        points = torch.randn(50_000, 512)
+        points = torch.empty({rows}, 512, dtype=torch.{dtype})
         for rows in points.split(1000):
-            rows.copy_(torch.nn.functional.normalize(rows, dim=1))
+            rows.copy_(torch.nn.functional.normalize(torch.randn(len(rows), 512), dim=1))
         spherical_kmeans(points[:9000], 128, iterations=1)  # libraries load, thread pools start
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         spherical_kmeans(points, 128, iterations=2)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print((after - before) * 1024 / (points.numel() * 4))
+        print((after - before) * 1024 / (points.numel() * points.itemsize))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 0.1
