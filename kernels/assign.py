@@ -38,7 +38,6 @@ def rounding_bound(features: int, tensor_cores: bool) -> float:
     return features * (2.0**-22 if tensor_cores else 2.0**-24)
 
 
-@torch.no_grad()
 def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(N, D), (K, D) -> (N,) int64 index and (N,) float32 value of the largest inner product, the lowest index at a
     tie, and (N,) float32 value of the second largest (-inf where K = 1).
@@ -56,6 +55,15 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     Raises:
         ValueError: wrong shape, dtype or device, no centroids, or block < 1.
     """
+    with float32_matmul():
+        return best_two(points, centroids, block)
+
+
+@torch.no_grad()
+def best_two(points: Tensor, centroids: Tensor, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `assign_reference`, for callers that are inside `float32_matmul`: threads that share the rows, say, of which
+    none may change what holds for all.
+    """
     _check(points, centroids)
     n, d = points.shape
     k = centroids.shape[0]
@@ -71,20 +79,19 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     scores = torch.empty(block, k, dtype=torch.float32, device=device)
     wide = torch.empty(block if widen else 0, d, dtype=torch.float32, device=device)
     centroids_DK = centroids.detach().float().T
-    with float32_matmul():
-        for start in range(0, n, block):
-            stop = min(start + block, n)
-            rows = wide[: stop - start].copy_(points[start:stop]) if widen else points[start:stop]
-            # out= keeps the block in place, and autocast leaves such a call alone.
-            tile = torch.mm(rows, centroids_DK, out=scores[: stop - start])
-            index = assignments[start:stop]
-            if device.type == "cpu":  # torch.max over the last dimension takes ten times as long there
-                tile.numpy().argmax(axis=1, out=index.numpy())
-                best[start:stop] = tile.gather(1, index[:, None])[:, 0]
-            else:
-                torch.max(tile, dim=1, out=(best[start:stop], index))
-            tile.scatter_(1, index[:, None], float("-inf"))
-            torch.amax(tile, dim=1, out=second[start:stop])
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        rows = wide[: stop - start].copy_(points[start:stop]) if widen else points[start:stop]
+        # out= keeps the block in place, and autocast leaves such a call alone.
+        tile = torch.mm(rows, centroids_DK, out=scores[: stop - start])
+        index = assignments[start:stop]
+        if device.type == "cpu":  # torch.max over the last dimension takes ten times as long there
+            tile.numpy().argmax(axis=1, out=index.numpy())
+            best[start:stop] = tile.gather(1, index[:, None])[:, 0]
+        else:
+            torch.max(tile, dim=1, out=(best[start:stop], index))
+        tile.scatter_(1, index[:, None], float("-inf"))
+        torch.amax(tile, dim=1, out=second[start:stop])
     return assignments, best, second
 
 
@@ -194,18 +201,6 @@ def _build_assign_kernel() -> Any:
     return _assign_kernel
 
 
-def assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `assign_reference`: the Triton kernel on CUDA tensors, the reference itself on others.
-
-    Raises:
-        ValueError: wrong shape, dtype or device, or no centroids.
-        ImportError: CUDA tensors where Triton is not installed.
-    """
-    if points.is_cuda:
-        return assign_triton(points, centroids)
-    return assign_reference(points, centroids)
-
-
 def assign_triton(points: Tensor, centroids: Tensor, precision: Precision = "tf32x3") -> tuple[Tensor, Tensor, Tensor]:
     """As `assign_reference`, in one kernel; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
 
@@ -273,7 +268,10 @@ def _check(points: Tensor, centroids: Tensor) -> None:
 
 @contextlib.contextmanager
 def float32_matmul() -> Iterator[None]:
-    """Full float32 products inside: training may have asked for TF32 (CUDA) or bfloat16 (CPU) in all matmuls."""
+    """Full float32 products inside: training may have asked for TF32 (CUDA) or bfloat16 (CPU) in all matmuls.
+
+    Changes a setting of the whole process: enter it once, in the thread that starts others, not in each of those.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:

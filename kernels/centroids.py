@@ -195,18 +195,6 @@ def _build_kernels() -> tuple[Any, Any]:
     return _chunk_sums_kernel, _cluster_sums_kernel
 
 
-def centroid_sums(points: Tensor, assignments: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
-    """As `centroid_sums_reference`: the Triton kernels on CUDA tensors, the reference itself on others.
-
-    Raises:
-        ValueError: wrong shape, dtype or device, or k < 1.
-        ImportError: CUDA tensors where Triton is not installed.
-    """
-    if points.is_cuda:
-        return centroid_sums_triton(points, assignments, k, scale)
-    return centroid_sums_reference(points, assignments, k, scale)
-
-
 def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
     """As `centroid_sums_reference`, bit for bit; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
 

@@ -116,6 +116,23 @@ def test_any_number_of_threads_gives_the_same_bits(empty: Any) -> None:
     equal(found[0], found[2])
 
 
+def test_threads_leave_the_matmul_precision_as_it_was_and_do_not_use_it() -> None:
+    points = blobs(30_011, 17, 25)
+    threads = torch.get_num_threads()
+    expected = lloyd_in_float64(points, points[:50], 3)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        torch.set_num_threads(2)
+        for _ in range(5):
+            found = spherical_kmeans(points, 50, iterations=3, init=points[:50])
+            assert torch.get_float32_matmul_precision() == "medium"
+            assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
+            np.testing.assert_array_equal(found.assignments.numpy(), expected)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(threads)
+
+
 def test_objective_is_the_mean_cosine() -> None:
     points = blobs(777, 31, 9)
     found = spherical_kmeans(points, 9, generator=torch.Generator().manual_seed(0))
