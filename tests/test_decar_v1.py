@@ -22,6 +22,8 @@ from unfused_fast.training import Interrupted
 
 CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
 """Flags that make the preset's run on one-second clips a matter of seconds."""
+UNREAD = {"cluster.init": "kmeans++", "cluster.empty": "split", "cluster.backend": "torch", "cluster.n_init": "2"}
+"""Fields that pca_kmeans (the first three) and pic do not read."""
 ALGORITHMS = [["--set", "cluster.algo=pca_kmeans"], ["--set", "cluster.algo=pic"]]
 
 
@@ -82,6 +84,12 @@ def test_the_networks_have_the_published_sizes_and_the_papers_pooling() -> None:
         ({"cluster.algo": "pic"}, "model.prediction=linear"),
         ({"cluster.algo": "pca_kmeans"}, "model.prediction=linear"),
         ({"data.sampler": "uniform_clusters"}, "bank.fill=pass"),
+        ({"cluster.init": "warm", "model.prediction": "linear"}, "cluster.init=random or kmeans++"),
+        *(
+            ({"cluster.algo": algorithm, "model.prediction": "linear", name: value}, f"{algorithm} does not read it")
+            for algorithm, names in (("pca_kmeans", 3), ("pic", 4))
+            for name, value in list(UNREAD.items())[:names]
+        ),
         ({"cluster.pca_dim": "0"}, "1 or more, or auto"),
         ({"cluster.pic_alpha": "1"}, "0 < alpha < 1"),
         ({"train.patience": "-1"}, "0 (never stop early) or more"),
@@ -91,6 +99,14 @@ def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str
     with pytest.raises(UserError) as raised:
         with_values(Config(), values)
     assert says in str(raised.value)
+
+
+def test_values_that_are_read_are_taken() -> None:
+    linear = {"model.prediction": "linear"}
+    assert with_values(Config(), {**linear, "cluster.algo": "pca_kmeans", "cluster.n_init": "3"}).cluster.n_init == 3
+    for name, value in UNREAD.items():
+        with_values(Config(), {**linear, name: value})
+        with_values(Config(), {name: value})
 
 
 def test_the_head_is_new_by_seed_and_learns_by_plain_sgd() -> None:

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "kernels", "encoder", "console", "measuring"},
     {"config_audio"},
     {"config", "shards"},
-    {"mel"},
+    {"mel", "config_checks"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
     {"order", "augment", "kmeans_start", "batches"},
     {"pipeline", "model"},
