@@ -168,11 +168,15 @@ def euclidean_kmeans(
 
     Nearest by distance is nearest by dot product after appending 1 to points and -|c|^2 / 2 to centroids, so the same
     blocks serve. Source: authors (faiss k-means, 20 iterations).
+
+    Raises:
+        UserError: more clusters than points, or points that are not finite.
     """
     _check_k(len(points), k)
     points = points.float()
-    lifted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
     norms = points.square().sum(dim=1)
+    check_finite_rows(norms)
+    lifted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
     scale = fixed_point_scale(float(norms.max().sqrt()))
     best: KMeans | None = None
     for _ in range(n_init):
@@ -211,10 +215,15 @@ def _largest_norm(points: Points) -> float:
             if len(piece):
                 norms = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float32)
                 largest = torch.maximum(largest, torch.where(norms.isfinite(), norms, torch.inf).max())
-    norm = float(points.largest(largest))
-    if norm == float("inf"):
+    found = points.largest(largest)
+    check_finite_rows(found)
+    return float(found)
+
+
+def check_finite_rows(values: Tensor) -> None:
+    """Raises UserError unless `values`, computed from all rows, are finite."""
+    if not bool(values.isfinite().all()):
         raise UserError("the rows to be clustered are not all finite; did training diverge? lower optim.lr")
-    return norm
 
 
 def _initial(points: Points, k: int, init: Init | Tensor, seed: int, largest_norm: float) -> Tensor:
