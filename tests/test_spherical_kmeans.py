@@ -173,6 +173,29 @@ def test_blocks_give_the_bits_of_memory(init: Any, dtype: torch.dtype, monkeypat
             assert streamed.most <= size
 
 
+def test_rows_are_taken_from_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block once and in order; rows far apart alone, so that no more is read than must be."""
+    points = torch.randn(1000, 4)
+    read: list[tuple[int, int]] = []
+
+    class Noted(InBlocks):
+        def block(self, start: int, stop: int) -> Tensor:
+            read.append((start, stop))
+            return super().block(start, stop)
+
+    monkeypatch.setattr(rows, "STREAM_BYTES", 100 * 16)
+    monkeypatch.setattr(rows, "NEAR_BYTES", 20 * 16)
+    held = Points(Noted(points), None)
+    for ids, blocks in (
+        (torch.randperm(1000), [(start, start + 100) for start in range(0, 1000, 100)]),
+        (torch.tensor([500, 3, 999, 20, 3]), [(3, 21), (500, 501), (999, 1000)]),
+        (torch.tensor([], dtype=torch.int64), []),
+    ):
+        read.clear()
+        assert torch.equal(held.take(ids), points[ids])
+        assert read == blocks
+
+
 RANKS = """
     import sys
     import torch
@@ -379,7 +402,7 @@ def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
 def test_absent_back_ends_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kmeans_backends, "_present", lambda module: False)
     for name in ("triton", "faiss", "cuml"):
-        with pytest.raises(UserError, match=f"{name} is not installed; install unfused-fast with extra"):
+        with pytest.raises(UserError, match=rf"{name} is not installed; in a checkout: pip install '\.\["):
             resolve_backend(name, torch.device("cpu"))  # type: ignore[arg-type]
     assert resolve_backend("auto", torch.device("cuda")) == "torch"
     monkeypatch.setattr(kmeans_backends, "_present", lambda module: True)

@@ -43,10 +43,10 @@ def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
     if backend == "auto":
         return "triton" if device.type == "cuda" and _present("triton") else "torch"
     if backend != "torch" and not _present(backend):
-        extra = "cuda13 or cuda12" if device.type == "cuda" or backend != "faiss" else "cpu"
+        extra = "'.[cuda13]' or '.[cuda12]'" if device.type == "cuda" or backend != "faiss" else "'.[cpu]'"
         raise UserError(
-            f"cluster.backend = {backend}, but {backend} is not installed; install unfused-fast with extra {extra}, or "
-            "use torch or auto"
+            f"cluster.backend = {backend}, but {backend} is not installed; in a checkout: pip install {extra}, or use "
+            "torch or auto"
         )
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend in ("triton", "cuml") and device.type != "cuda" and not interpreted:
