@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 2**20
-"""Scratch memory of `assign_reference`. Ours: on one core 0.5 to 2 MiB were 5 to 10 % faster than 4 to 16 MiB (D = K =
-512), and a small one keeps what clustering adds to a 200 MB bank under 10 %."""
+BLOCK_BYTES = 2**19
+"""Scratch memory of `assign_reference`. Ours: it stays in a core's own cache; 256 rows at D = K = 512 were 5 to 10 %
+faster than 512 to 2048."""
+LEAST_ROWS = 128
+"""Rows scored at a time however many centroids there are. Ours: 32 took 1.6 times as long at K = 4096."""
 
 TIE = 2.0**-40
 """Products this much of the row's norm apart are equal. Ours: far above float64's rounding, far below float32's."""
@@ -50,7 +52,7 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     Args:
         points: float32 or bfloat16, any strides, finite.
         centroids: the dtype and device of `points`.
-        block: rows scored at a time; by default what `BLOCK_BYTES` holds.
+        block: rows scored at a time; by default what `BLOCK_BYTES` holds, and `LEAST_ROWS` at least.
 
     Raises:
         ValueError: wrong shape, dtype or device, no centroids, or block < 1.
@@ -69,7 +71,7 @@ def best_two(points: Tensor, centroids: Tensor, block: int | None = None) -> tup
     k = centroids.shape[0]
     widen = points.dtype != torch.float32
     if block is None:
-        block = max(1, BLOCK_BYTES // (4 * (k + d if widen else k)))
+        block = max(LEAST_ROWS, BLOCK_BYTES // (4 * (k + d if widen else k)))
     elif block < 1:
         raise ValueError(f"block is {block}, but it counts rows scored at a time; pass 1 or more, or None")
     block = max(1, min(block, n))
