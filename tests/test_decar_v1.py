@@ -9,16 +9,15 @@ import pytest
 import torch
 import zarr
 from safetensors.numpy import load_file
+from stopping import stopped_after
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.loop import EpochProgress
 from unfused_fast.model import PretrainNetwork, build_encoder
 from unfused_fast.pipeline import Loader
 from unfused_fast.prediction import PredictionHead
 from unfused_fast.settings import from_flat, preset, with_values
 from unfused_fast.shards.table import open_shards
-from unfused_fast.training import Interrupted
 
 CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
 """Flags that make the preset's run on one-second clips a matter of seconds."""
@@ -160,7 +159,7 @@ def test_the_bank_holds_clean_features_of_the_network_and_the_epoch_is_drawn_fro
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_resumed_run_is_the_uninterrupted_one(
-    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: list[str]
+    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, algorithm: list[str]
 ) -> None:
     def train(name: str, *flags: str):
         arguments = [*tiny, *CHEAP, *algorithm, "--preset", "decar-v1", "--epochs", 4, *flags]
@@ -168,15 +167,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     done = train("whole")
     assert done.code == 0, done.err
-    original = EpochProgress.epoch
-
-    def stop_after_two(self: EpochProgress, epoch: int, note: str) -> None:
-        original(self, epoch, note)
-        if epoch == 2:
-            raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "epoch", stop_after_two)
+    with stopped_after(2):
         assert train("parts").code == 130
     assert train("parts", "--resume").code == 0
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
