@@ -151,8 +151,9 @@ def config(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """What is installed here, what every `auto` means, what to install for more; exit code 1 when training cannot
-    run.
+    """What is installed here, what `auto` means, what to install for more.
+
+    Exit code 1 when training cannot run.
     """
     from unfused_fast.doctor import examine
     from unfused_fast.report import terminal_table

@@ -40,7 +40,7 @@ class RayWorkers:
         try:
             import ray
         except ImportError as error:
-            raise UserError("--engine ray needs Ray: pip install 'unfused-fast[ray]'") from error
+            raise UserError("--engine ray needs Ray; in a checkout: pip install '.[ray]'") from error
         self._ray: Any = ray
         address = os.environ.get("RAY_ADDRESS", "auto")
         try:

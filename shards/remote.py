@@ -119,7 +119,7 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UserError(
             f"{shown(url)}: reading it needs a package that is missing ({error}); "
-            "install it with: pip install 'unfused-fast[remote]'"
+            "install it, in a checkout, with: pip install '.[remote]'"
         ) from error
     except ValueError as error:
         raise UserError(f"{shown(url)}: {shown(str(error))}; name a folder, an archive or a CSV") from error

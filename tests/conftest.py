@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from generations import DIM
 
+from unfused_fast import bank_manifest
 from unfused_fast.cli import app
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.rows import SourceRow
@@ -41,6 +43,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def one_thread() -> None:
     """Tiny networks are fastest on one thread, and tests that run side by side do not slow each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 16 rows, shards of 3 chunks: a hundred rows then have several of each."""
+    monkeypatch.setattr(bank_manifest, "CHUNK_BYTES", 16 * DIM * 4)
+    monkeypatch.setattr(bank_manifest, "CHUNKS_PER_SHARD", 3)
 
 
 @dataclass(frozen=True)

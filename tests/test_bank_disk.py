@@ -1,4 +1,4 @@
-"""Generations on disk: cut over ranks, read by zarr alone, damage named, headers refused, full disks, blocks."""
+"""Generations on disk: cut over ranks, read by zarr alone, damage named, headers refused, full disks."""
 
 import hashlib
 import itertools
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from generations import DIM, content, written
 
 from unfused_fast import bank_manifest
 from unfused_fast.bank_manifest import DamagedBank, Layout, layout, read_manifest
@@ -19,29 +20,7 @@ from unfused_fast.bank_read import BankRows, Generation, open_bank
 from unfused_fast.bank_write import create_generation, publish, write_part
 from unfused_fast.errors import UserError
 
-DIM = 8
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 rows, shards of 3 chunks: a hundred rows then have several of each."""
-    monkeypatch.setattr(bank_manifest, "CHUNK_BYTES", 16 * DIM * 4)
-    monkeypatch.setattr(bank_manifest, "CHUNKS_PER_SHARD", 3)
-
-
-def content(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(rows)
-    return generator.standard_normal((rows, DIM), dtype=np.float32), generator.integers(0, 9, rows)
-
-
-def written(directory: Path, rows: int = 100, ranks: int = 1, epoch: int = 1) -> Path:
-    values, ids = content(rows)
-    cut = layout(rows, DIM, "float32", ranks)
-    partial = create_generation(directory, epoch, cut)
-    for rank in reversed(range(ranks)):  # in any order
-        first, last = cut.part(rank)
-        write_part(partial, cut, first, values[first:last], ids[first:last])
-    return publish(partial, cut, epoch=epoch, step=5, first_clip_id=1000)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
@@ -281,52 +260,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "gen-000002: the memory bank could not be written (No space left on device)" in error
     assert "free space and go on with --resume" in error
     assert state == "True ['gen-000001']" and final == "gen-000002"
-
-
-def test_blocks_are_the_rows_wherever_they_lie(tmp_path: Path) -> None:
-    generation, (values, _) = written(tmp_path), content(100)
-    for source in (torch.from_numpy(values), generation, Generation(generation)):
-        rows = BankRows(source)
-        assert rows.shape == (100, DIM) and rows.dtype == torch.float32 and len(rows) == 100
-        assert np.array_equal(rows.block(3, 20), values[3:20]) and rows.block(5, 5).shape == (0, DIM)
-        assert np.array_equal(rows.block(0, 100), values)
-        with pytest.raises(IndexError):
-            rows.block(90, 101)
-
-
-def test_a_block_of_a_tensor_on_the_device_is_a_view(tmp_path: Path) -> None:
-    values = torch.randn(100, DIM)
-    block = BankRows(values).block(30, 60)
-    assert block.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
-
-
-def test_a_block_tells_of_damage(tmp_path: Path) -> None:
-    generation = written(tmp_path)
-    shard = generation / "embeddings/c/1/0"
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1  # of the index's CRC, which zarr checks
-    shard.write_bytes(data)
-    rows = BankRows(generation)
-    cut = rows.source.manifest.shard_rows
-    assert rows.block(0, cut).shape == (cut, DIM), "of another file"
-    with pytest.raises(DamagedBank, match=r"(?i)crc|checksum"):
-        rows.block(cut, cut + 1)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("where", ["pinned", "pageable", "disk", "bf16"])
-def test_blocks_reach_a_gpu_as_they_are(tmp_path: Path, where: str) -> None:
-    values = torch.from_numpy(content(1009)[0])
-    source = {
-        "pinned": lambda: values.pin_memory(),
-        "pageable": lambda: values,
-        "disk": lambda: written(tmp_path, 1009),
-        "bf16": lambda: values.bfloat16().pin_memory(),
-    }[where]()
-    rows = BankRows(source, torch.device("cuda"))
-    blocks = [rows.block(start, min(start + 100, 1009)) for start in range(0, 1009, 100)]
-    assert all(block.is_cuda for block in blocks)
-    assert torch.equal(torch.cat(blocks).cpu(), values.to(rows.dtype))
 
 
 def test_bfloat16_bits_are_said_to_be_bfloat16(tmp_path: Path) -> None:

@@ -51,8 +51,27 @@ def test_the_table_and_the_picture(cli, pretrained: Path, tones: Path, tmp_path:
     assert done.code == 0, done.err
     assert "purity" in done.out and ".wav" in done.out and "label nmi" in done.out
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    assert "--limit" not in done.out, "all are shown"
     bare = cli("clusters", pretrained, "--top", 0)
     assert bare.code == 0 and "purity" not in bare.out and "central" not in bare.out
+
+
+def test_the_largest_are_shown_and_counts_are_whole(
+    cli, pretrained: Path, bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = np.bincount(bank[1])
+    few, every = cli("clusters", pretrained, "--limit", 2), cli("clusters", pretrained, "--limit", 0)
+    assert few.code == every.code == 0
+    present = (sizes > 0).sum()
+    assert present > 2 and f"the 2 largest of {present} clusters; --limit 0 shows all" in few.out
+    shown = [[line for line in done.out.splitlines() if "%" in line] for done in (few, every)]
+    assert [len(lines) for lines in shown] == [2, present]
+    for line, cluster in zip(shown[0], np.argsort(-sizes, kind="stable"), strict=False):
+        assert line.replace("│", " ").split()[:2] == [str(cluster), str(sizes[cluster])]
+    assert len(json.loads(cli("clusters", pretrained, "--limit", 1, "--json").out)["found"]) == present
+    totals = {"epoch": 100, "clips": 12_345_678, "clusters": 1, "found": [], "sizes": []}
+    monkeypatch.setattr("unfused_fast.clusters.describe", lambda *_: dict(totals))
+    assert "clips 12,345,678" in cli("clusters", pretrained).out
 
 
 def test_without_labels_nothing_is_judged(cli, unlabelled: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -9,19 +9,20 @@ import pytest
 import torch
 import zarr
 from safetensors.numpy import load_file
+from stopping import stopped_after
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.loop import EpochProgress
 from unfused_fast.model import PretrainNetwork, build_encoder
 from unfused_fast.pipeline import Loader
 from unfused_fast.prediction import PredictionHead
 from unfused_fast.settings import from_flat, preset, with_values
 from unfused_fast.shards.table import open_shards
-from unfused_fast.training import Interrupted
 
 CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
 """Flags that make the preset's run on one-second clips a matter of seconds."""
+UNREAD = {"cluster.init": "kmeans++", "cluster.empty": "split", "cluster.backend": "torch", "cluster.n_init": "2"}
+"""Fields that pca_kmeans (the first three) and pic do not read."""
 ALGORITHMS = [["--set", "cluster.algo=pca_kmeans"], ["--set", "cluster.algo=pic"]]
 
 
@@ -82,6 +83,12 @@ def test_the_networks_have_the_published_sizes_and_the_papers_pooling() -> None:
         ({"cluster.algo": "pic"}, "model.prediction=linear"),
         ({"cluster.algo": "pca_kmeans"}, "model.prediction=linear"),
         ({"data.sampler": "uniform_clusters"}, "bank.fill=pass"),
+        ({"cluster.init": "warm", "model.prediction": "linear"}, "cluster.init=random or kmeans++"),
+        *(
+            ({"cluster.algo": algorithm, "model.prediction": "linear", name: value}, f"{algorithm} does not read it")
+            for algorithm, names in (("pca_kmeans", 3), ("pic", 4))
+            for name, value in list(UNREAD.items())[:names]
+        ),
         ({"cluster.pca_dim": "0"}, "1 or more, or auto"),
         ({"cluster.pic_alpha": "1"}, "0 < alpha < 1"),
         ({"train.patience": "-1"}, "0 (never stop early) or more"),
@@ -91,6 +98,14 @@ def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str
     with pytest.raises(UserError) as raised:
         with_values(Config(), values)
     assert says in str(raised.value)
+
+
+def test_values_that_are_read_are_taken() -> None:
+    linear = {"model.prediction": "linear"}
+    assert with_values(Config(), {**linear, "cluster.algo": "pca_kmeans", "cluster.n_init": "3"}).cluster.n_init == 3
+    for name, value in UNREAD.items():
+        with_values(Config(), {**linear, name: value})
+        with_values(Config(), {name: value})
 
 
 def test_the_head_is_new_by_seed_and_learns_by_plain_sgd() -> None:
@@ -144,7 +159,7 @@ def test_the_bank_holds_clean_features_of_the_network_and_the_epoch_is_drawn_fro
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_resumed_run_is_the_uninterrupted_one(
-    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: list[str]
+    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, algorithm: list[str]
 ) -> None:
     def train(name: str, *flags: str):
         arguments = [*tiny, *CHEAP, *algorithm, "--preset", "decar-v1", "--epochs", 4, *flags]
@@ -152,15 +167,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     done = train("whole")
     assert done.code == 0, done.err
-    original = EpochProgress.epoch
-
-    def stop_after_two(self: EpochProgress, epoch: int, note: str) -> None:
-        original(self, epoch, note)
-        if epoch == 2:
-            raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "epoch", stop_after_two)
+    with stopped_after(2):
         assert train("parts").code == 130
     assert train("parts", "--resume").code == 0
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")

@@ -14,7 +14,7 @@ LAYERS = [
     {"profiling"},
     {"config_audio"},
     {"config", "shards"},
-    {"mel"},
+    {"mel", "config_checks"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
     {"order", "augment", "kmeans_start", "batches"},
     {"pipeline", "model"},

@@ -31,20 +31,25 @@ def test_pca_dim_of_a_small_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "patience", "stops"),
+    ("nmis", "patience", "every", "stops"),
     [
-        ([], 1, False),
-        ([0.5], 1, False),
-        ([0.5, 0.6], 1, False),
-        ([0.5, 0.5], 1, True),
-        ([0.7, 0.6, 0.65], 3, False),
-        ([0.7, 0.6, 0.65, 0.69], 3, True),
-        ([0.7, 0.6, 0.65, 0.71], 3, False),
-        ([0.9] + [0.1] * 50, 0, False),
+        ([], 1, 1, False),
+        ([0.5], 1, 1, False),
+        ([0.5, 0.6], 1, 1, False),
+        ([0.5, 0.5], 1, 1, True),
+        ([0.7, 0.6, 0.65], 3, 1, False),
+        ([0.7, 0.6, 0.65, 0.69], 3, 1, True),
+        ([0.7, 0.6, 0.65, 0.71], 3, 1, False),
+        ([0.9] + [0.1] * 50, 0, 1, False),
+        ([0.7, 0.6], 10, 5, False),  # five epochs without a new best
+        ([0.7, 0.6, 0.65], 10, 5, True),  # ten
+        ([0.7, 0.6, 0.65], 11, 5, False),
     ],
 )
-def test_the_early_stop_counts_epochs_without_a_new_best(history: list[float], patience: int, stops: bool) -> None:
-    assert stalled(history, patience) is stops
+def test_the_early_stop_counts_epochs_without_a_new_best(
+    nmis: list[float], patience: int, every: int, stops: bool
+) -> None:
+    assert stalled(nmis, patience, every) is stops
 
 
 def test_sizes_by_hand() -> None:
@@ -60,3 +65,26 @@ def test_mean_directions_by_hand() -> None:
         mean_directions(points, clusters, 3), torch.tensor([[half, half], [0, 0], [-half, -half]])
     )
     torch.testing.assert_close(own_similarities(points, clusters, 3), torch.full((4,), half))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mean_directions_are_numpys_whatever_the_order_of_rows(dtype: torch.dtype) -> None:
+    points = torch.randn(9001, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    clusters = torch.arange(9001) * 7919 % 50
+    rows, ids = points.double().numpy(), clusters.numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    sums = np.stack([rows[ids == cluster].sum(axis=0) for cluster in range(50)])
+    expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    found = mean_directions(points, clusters, 50)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    cosines = (rows * expected[ids]).sum(axis=1)
+    np.testing.assert_allclose(own_similarities(points, clusters, 50).numpy(), cosines, atol=1e-6)
+    assert torch.equal(mean_directions(points.flip(0), clusters.flip(0), 50), found)
+
+
+def test_no_copy_of_the_rows_is_held_for_mean_directions() -> None:
+    points, clusters = torch.randn(100_000, 16), torch.arange(100_000) % 9
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        own_similarities(points, clusters, 9)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < points.nbytes / 4

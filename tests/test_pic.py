@@ -110,6 +110,22 @@ def test_neighbours_are_brute_forces_in_any_blocks(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(found, nearest[:, :5], atol=1e-9, rtol=1e-7)
 
 
+def test_neighbours_do_not_depend_on_the_matmul_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, multiply = [], torch.Tensor.__matmul__
+
+    def noted(left: Tensor, right: Tensor) -> Tensor:
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+        return multiply(left, right)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
+        nearest_neighbours(rows(50, 8, 3, 0.3), 5)
+        assert set(seen) == {"ieee"} and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_no_matrix_of_all_pairs_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pic, "BLOCK_VALUES", 1 << 14)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

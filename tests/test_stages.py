@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from safetensors.numpy import load_file
+from stopping import stopped_after
 
-from unfused_fast.loop import EpochProgress
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.training import Interrupted
 
 PLAIN = ["--set", "aug.mixup.ratio=0", "--set", "aug.rrc.enabled=false", "--set", "model.dropout=0"]
 """Flags without augmentation and dropout: what a network of four channels can learn in seconds."""
@@ -86,22 +85,14 @@ def test_compiled_losses_are_the_eager_ones(cli, unlabelled: Path, tiny: list[st
 
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])
 def test_a_resumed_run_is_the_uninterrupted_one(
-    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, stage: str
 ) -> None:
     def train(name: str, *flags: str):
         teacher = ["--teacher", pretrained] if stage == "distill" else []
         return cli("train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 4, *tiny, *flags)
 
     assert train("whole").code == 0
-    original = EpochProgress.epoch
-
-    def stop_after_two(self: EpochProgress, epoch: int, note: str) -> None:
-        original(self, epoch, note)
-        if epoch == 2:
-            raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "epoch", stop_after_two)
+    with stopped_after(2):
         assert train("parts").code == 130
     assert [row["epoch"] for row in log(tmp_path / "parts")] == [1, 2]
     assert train("parts", "--resume").code == 0

@@ -18,13 +18,16 @@ def clusters(
         typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only"),
     ] = None,
     top: Annotated[int, typer.Option(help="Most central clips shown of each cluster.", min=0)] = 5,
+    limit: Annotated[int, typer.Option(help="Clusters shown; 0: all. --json has all.", min=0)] = 20,
     png: Annotated[
         Path | None, typer.Option(help="Picture of the clusters' sizes to write.", show_default="none is written")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The last clusters of a run, largest first: sizes, most central clips and, where the set has labels, the commonest
-    label and its share. Labels are read here only, never in training.
+    """What a run has clustered: sizes, most central clips, purity.
+
+    The last clusters, largest first; where the set has labels, with the commonest label of each and its share. Labels
+    are read here only, never in training.
     """
     from unfused_fast.clusters import check_set, describe, last_clusters
     from unfused_fast.report import terminal_table
@@ -43,11 +46,14 @@ def clusters(
         return
     found: list[dict[str, Any]] = described.pop("found")
     labelled = "label_nmi" in described
+    shown = found[: limit or None]
     columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
     stdout_console().print(
-        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in found])
+        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
     )
-    typer.echo("  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in described.items()))
+    if len(shown) < len(found):
+        typer.echo(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
+    typer.echo("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
     if png is not None:
         typer.echo(f"sizes: {png}")
 

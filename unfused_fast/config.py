@@ -308,19 +308,6 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
-    def check_together(self) -> None:
-        """Raises UserError for values that do not go together; settings.with_values calls it when all are set."""
-        check(
-            self.cluster.algo == "spherical" or self.model.prediction == "linear",
-            f"cluster.algo = {self.cluster.algo} has no centroids that could be prototypes; "
-            "use it with --set model.prediction=linear",
-        )
-        check(
-            self.data.sampler == "every_clip" or self.bank.fill == "pass",
-            f"data.sampler = {self.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
-            "use it with --set bank.fill=pass",
-        )
-
     @property
     def crop_frames(self) -> int:
         """Log-mel frames of a training crop: 1 + samples // hop, as librosa counts with centring (96 for 0.95 s)."""

@@ -6,22 +6,10 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 from typing import Any, NamedTuple
 
-REQUIRED = (
-    "numpy",
-    "webdataset",
-    "zarr",
-    "soundfile",
-    "soxr",
-    "pyarrow",
-    "safetensors",
-    "typer",
-    "rich",
-    "tensorboard",
-    "matplotlib",
-)
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 OPTIONAL = {
     "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
@@ -31,6 +19,10 @@ OPTIONAL = {
 }
 
 
+NEEDED_FOR = {"ray": "--engine ray", "remote": "sources and shards behind URLs"}
+"""Extras that bring a way to work, whatever the device."""
+
+
 class Finding(NamedTuple):
     """One line of the report."""
 
@@ -38,6 +30,24 @@ class Finding(NamedTuple):
     found: str
     note: str
     works: bool
+
+
+def requirements(extra: str | None = None) -> list[str] | None:
+    """Distributions that unfused-fast needs, or those an extra adds, without torch; None where its metadata is not
+    installed.
+    """
+    try:
+        lines = importlib.metadata.requires("unfused-fast") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = []
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        asked = re.search(r"""extra == ["']([^"']+)["']""", marker)
+        name = re.split(r"[^A-Za-z0-9._-]", requirement.strip())[0]
+        if (asked and asked[1]) == extra and name != "torch":
+            found.append(name)
+    return found
 
 
 def installed(*distributions: str) -> str | None:
@@ -56,7 +66,7 @@ def examine() -> list[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [*findings, Finding("torch", "not usable", f"{error}; install it: pip install torch", False)]
+        return [*findings, Finding("torch", "not usable", f"{error}; pip install torch", False)]
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     findings.append(Finding("torch", torch.__version__, cuda, True))
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -64,36 +74,42 @@ def examine() -> list[Finding]:
     findings.append(
         Finding("GPU", ", ".join(devices) or "none", "" if devices else f"CPU: {os.cpu_count()} cores", True)
     )
-    findings += [_package(name, (name,), True, "pip install unfused-fast") for name in REQUIRED]
-    findings.append(_dali(extra if devices else "cpu"))
+    extra = extra if devices else "cpu"
+    findings += _required(extra)
+    findings.append(_dali(extra))
     for name, distributions in OPTIONAL.items():
-        findings.append(
-            _package(
-                name,
-                distributions,
-                False,
-                f"pip install 'unfused-fast[{extra if devices else 'cpu'}]'",
-                gpu_only=not devices,
-            )
-        )
+        findings.append(_package(name, distributions, f"optional; {_install(extra)}", True, gpu_only=not devices))
+    for name, purpose in NEEDED_FOR.items():
+        for distribution in requirements(name) or []:
+            findings.append(_package(distribution, (distribution,), f"optional, for {purpose}; {_install(name)}", True))
     findings += _clashes()
     findings += _resolved()
     return findings
 
 
-def _package(name: str, distributions: tuple[str, ...], required: bool, remedy: str, gpu_only: bool = False) -> Finding:
+def _install(extra: str) -> str:
+    return f"in a checkout: pip install '.[{extra}]'"
+
+
+def _required(extra: str) -> list[Finding]:
+    names = requirements()
+    if names is None:
+        return [Finding("unfused-fast", "not installed", f"what it needs is not known; {_install(extra)}", False)]
+    return [_package(name, (name,), f"needed; {_install(extra)}", False) for name in names]
+
+
+def _package(name: str, distributions: tuple[str, ...], note: str, works: bool, gpu_only: bool = False) -> Finding:
+    """`note` and `works` are for where none of the distributions is there."""
     found = installed(*distributions)
     if found:
         return Finding(name, found.split(" ", 1)[1] if len(distributions) == 1 else found, "", True)
-    if required:
-        return Finding(name, "missing", f"needed; {remedy}", False)
     needless = gpu_only and name in ("cuml", "cupy", "triton")
-    return Finding(name, "missing", "of use with a GPU only" if needless else f"optional; {remedy}", True)
+    return Finding(name, "missing", "of use with a GPU only" if needless else note, works)
 
 
 def _dali(extra: str) -> Finding:
     found = installed(*DALI)
-    remedy = f"pip install 'unfused-fast[{extra}]'"
+    remedy = _install(extra)
     if found is None or importlib.util.find_spec("nvidia.dali") is None:
         return Finding("DALI", "missing", f"needed to decode audio; {remedy}", False)
     try:

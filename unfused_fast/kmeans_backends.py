@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.errors import UserError
-from unfused_fast.kernels.assign import assign_reference, assign_triton, resolve_near_ties, rounding_bound
+from unfused_fast.kernels.assign import assign_triton, best_two, resolve_near_ties, rounding_bound
 from unfused_fast.kernels.centroids import add_points, centroid_sums_triton, move_points
 
 Backend = Literal["auto", "torch", "triton", "faiss", "cuml"]
@@ -43,10 +43,10 @@ def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
     if backend == "auto":
         return "triton" if device.type == "cuda" and _present("triton") else "torch"
     if backend != "torch" and not _present(backend):
-        extra = "cuda13 or cuda12" if device.type == "cuda" or backend != "faiss" else "cpu"
+        extra = "'.[cuda13]' or '.[cuda12]'" if device.type == "cuda" or backend != "faiss" else "'.[cpu]'"
         raise UserError(
-            f"cluster.backend = {backend}, but {backend} is not installed; install unfused-fast with extra {extra}, or "
-            "use torch or auto"
+            f"cluster.backend = {backend}, but {backend} is not installed; in a checkout: pip install {extra}, or use "
+            "torch or auto"
         )
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend in ("triton", "cuml") and device.type != "cuda" and not interpreted:
@@ -61,8 +61,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
 
-    The first is exact: the lowest index among the products that float64 finds equal. The second has the rounding of
-    the back end.
+    The caller is inside `float32_matmul`, once for all threads. The first is exact: the lowest index among the products
+    that float64 finds equal. The second has the rounding of the back end.
 
     Args:
         backend: from `resolve_backend`.
@@ -157,14 +157,6 @@ def _faiss_gpu() -> tuple[Any, Any]:
     return faiss, resources
 
 
-def _torch_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return assign_reference(points, centroids)
-
-
-def _triton_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return assign_triton(points, centroids)
-
-
 def _faiss_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """faiss's exhaustive search for the two largest inner products: IndexFlatIP.search on a CPU, knn_gpu on a GPU."""
     k = min(2, len(centroids))
@@ -216,4 +208,9 @@ def _empty(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty(n, dtype=torch.int64, device=device), best, second
 
 
-_TOP_TWO = {"torch": _torch_two, "triton": _triton_two, "faiss": _faiss_two, "cuml": _cuml_two}
+_TOP_TWO: dict[Chosen, Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    "torch": best_two,
+    "triton": assign_triton,
+    "faiss": _faiss_two,
+    "cuml": _cuml_two,
+}

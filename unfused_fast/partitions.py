@@ -6,25 +6,13 @@ N points, D features, K clusters.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unfused_fast.clustering import KMeans, euclidean_kmeans
+from unfused_fast.clustering import KMeans, check_finite_rows, euclidean_kmeans
 from unfused_fast.errors import UserError
-
-
-class Partition(Protocol):
-    """What cluster_statistics reads of a clustering; tensors on one device."""
-
-    @property
-    def counts(self) -> Tensor:
-        """(K,) int64 points in each cluster."""
-
-    @property
-    def objective(self) -> Tensor:
-        """() what the algorithm made large or small."""
 
 
 class ClusterSizes(NamedTuple):
@@ -34,15 +22,6 @@ class ClusterSizes(NamedTuple):
     perplexity: float
     """exp(H) of the shares of the clusters: K when all are equal, 1 when all clips are in one."""
     largest_share: float
-
-
-class ClusterStatistics(NamedTuple):
-    """What a log line says of a clustering; host numbers."""
-
-    empty: int
-    perplexity: float
-    largest_share: float
-    objective: float
 
 
 def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
@@ -58,12 +37,13 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
     DECAR section 3; authors (PCA to 128).
 
     Raises:
-        UserError: all rows are equal.
+        UserError: all rows are equal, or not all finite.
     """
     count = len(points)
     mean = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
     for block in torch.split(points, block_rows):
         mean += block.sum(dim=0, dtype=torch.float64) / count
+    check_finite_rows(mean)  # float32 cannot overflow a float64 sum, so one number that is not finite shows
     if count <= points.shape[1]:
         _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
         variances, directions = singular.square() / count, directions.T
@@ -114,12 +94,16 @@ def normalised_mutual_information(first: Tensor, second: Tensor) -> float:
     return float(information) / denominator if denominator > 0 else 1.0
 
 
-def stalled(history: list[float], patience: int) -> bool:
-    """Whether the last `patience` values brought no new largest one; never with a patience of 0.
+def stalled(nmis: list[float], patience_epochs: int, every_epochs: int) -> bool:
+    """Whether the NMI of consecutive clusterings has had no new largest value for `patience_epochs` epochs, with a
+    clustering every `every_epochs` epochs; never with a patience of 0.
 
-    Source: DECAR section 5 (no improvement of the NMI of consecutive clusterings for 10 epochs).
+    Source: DECAR section 5 (no improvement for 10 epochs; it clusters in each).
     """
-    return bool(patience) and bool(history) and len(history) - 1 - history.index(max(history)) >= patience
+    if not patience_epochs or not nmis:
+        return False
+    clusterings = len(nmis) - 1 - nmis.index(max(nmis))
+    return clusterings * every_epochs >= patience_epochs
 
 
 def cluster_sizes(counts: Tensor) -> ClusterSizes:
@@ -128,8 +112,3 @@ def cluster_sizes(counts: Tensor) -> ClusterSizes:
     values = [(counts == 0).sum().double(), torch.exp(-torch.special.xlogy(shares, shares).sum()), shares.max()]
     empty, perplexity, largest = torch.stack(values).tolist()
     return ClusterSizes(int(empty), perplexity, largest)
-
-
-def cluster_statistics(found: Partition) -> ClusterStatistics:
-    """Sizes and objective of a clustering as host numbers."""
-    return ClusterStatistics(*cluster_sizes(found.counts), float(found.objective))

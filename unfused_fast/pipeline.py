@@ -54,9 +54,8 @@ def import_dali() -> tuple[Any, Any, Any, Any]:
         from nvidia.dali.pipeline import Pipeline
     except ImportError as error:
         raise UserError(
-            "DALI is not installed, and it decodes the audio here; install one extra: "
-            "pip install 'unfused-fast[cpu]', or [cuda12] or [cuda13] for a GPU; "
-            "in a checkout '.[cpu]' (see: unfused-fast doctor)"
+            "DALI is not installed, and it decodes the audio here; install one extra, in a checkout: "
+            "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
         ) from error
     return fn, math, types, Pipeline
 

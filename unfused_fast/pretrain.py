@@ -31,7 +31,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.loop import PartTimer, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.partitions import cluster_statistics, normalised_mutual_information, stalled
+from unfused_fast.partitions import cluster_sizes, normalised_mutual_information, stalled
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.plots import plot_cluster_sizes
@@ -102,7 +102,7 @@ class Pretraining:
     @property
     def finished(self) -> bool:
         """Whether the clusterings have stopped to agree better: then training stops before `train.epochs`."""
-        return stalled(self.nmis, self.config.train.patience)
+        return stalled(self.nmis, self.config.train.patience, self.config.cluster.every_epochs)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Clips of an epoch: each once, or drawn uniformly over the clusters; two views where one feeds the bank."""
@@ -148,14 +148,14 @@ class Pretraining:
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
         if previous is not None:
             self.nmis.append(normalised_mutual_information(previous, found.assignments))
-        statistics = cluster_statistics(found)
+        sizes = cluster_sizes(found.counts)
         return {
             "nmi": None if previous is None else round(self.nmis[-1], 4),
-            "empty_clusters": statistics.empty,
-            "perplexity": round(statistics.perplexity, 2),
-            "largest_cluster": round(statistics.largest_share, 4),
-            found.measure: round(statistics.objective, 4),
-            "cluster_seconds": round(time.perf_counter() - began, 4),  # the statistics were read, so all is done
+            "empty_clusters": sizes.empty,
+            "perplexity": round(sizes.perplexity, 2),
+            "largest_cluster": round(sizes.largest_share, 4),
+            found.measure: round(float(found.objective), 4),
+            "cluster_seconds": round(time.perf_counter() - began, 4),  # the objective was read, so all is done
         }
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
@@ -248,7 +248,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
     """
-    backend = resolve_backend(config.cluster.backend, options.device)
+    spherical = config.cluster.algo == "spherical"
+    backend = f" ({resolve_backend(config.cluster.backend, options.device)})" if spherical else ""
     state = Pretraining(config, shards, options)
     run = Run(out, "pretrain", config, shards, options)
     if (finished := run.result()) is not None:
@@ -260,8 +261,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k or 'found'}, "
         f"{config.train.epochs} epochs, "
         f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
-        f"{precision(config, options.device)}, clusters by {config.cluster.algo}"
-        + (f" ({backend})" if config.cluster.algo == "spherical" else "")
+        f"{precision(config, options.device)}, clusters by {config.cluster.algo}{backend}"
     )
     with run.signals(), state.bank:
         trained = run_epochs(state, run, done)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 STREAM_BYTES = 64 * 2**20
 """Rows that are not a tensor are read this many bytes at a time. Ours: long enough for a disk, short beside a bank."""
+NEAR_BYTES = 16 * 2**20
+"""Rows not farther apart are read in one go. Ours: a chunk of the bank on disk, which any row of it costs whole."""
 
 
 class Rows(Protocol):
@@ -62,11 +64,22 @@ class Points:
         return torch.arange(self.first, self.first + self.count, device=self.device)
 
     def take(self, ids: Tensor) -> Tensor:
-        """(m,) local row numbers -> (m, D) float32."""
+        """(m,) local row numbers -> (m, D) float32. `Rows` are read in order; rows close to each other in one block."""
         if isinstance(self.rows, Tensor):
             return self.rows[ids].float()
-        found = [self.rows.block(number, number + 1).float() for number in ids.tolist()]
-        return torch.cat([torch.empty(0, self.features, device=self.device), *found])
+        found = torch.empty(len(ids), self.features, device=self.device)
+        ordered, order = torch.sort(ids)
+        numbers, row_bytes, start = ordered.tolist(), self.features * self.dtype.itemsize, 0
+        for end in range(1, len(numbers) + 1):
+            if end < len(numbers):
+                gap, span = numbers[end] - numbers[end - 1], numbers[end] + 1 - numbers[start]
+                if gap * row_bytes <= NEAR_BYTES and span * row_bytes <= STREAM_BYTES:
+                    continue
+            first = numbers[start]
+            rows = self.rows.block(first, numbers[end - 1] + 1)
+            found[order[start:end]] = rows[ordered[start:end] - first].float()
+            start = end
+        return found
 
     def fetch(self, ids: Tensor) -> Tensor:
         """(m,) numbers among all rows, the same on every rank -> (m, D) float32 on every rank."""

@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, Literal
 
 from unfused_fast.config import Config
+from unfused_fast.config_checks import check_together
 from unfused_fast.errors import UserError
 
 Stage = Literal["pretrain", "distill", "linear"]
@@ -125,7 +126,7 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     """
     for name, value in values.items():
         config = _replaced(config, name.split("."), value, name)
-    config.check_together()
+    check_together(config)
     return config
 
 

@@ -53,8 +53,9 @@ def train_pretrain(
     profile: Profile = False,
     as_json: Json = False,
 ) -> None:
-    """Stage 1: DECAR-v2, or DECAR-v1 by --preset decar-v1. Clusters a memory bank each epoch and learns to predict the
-    clusters; reads no labels.
+    """Stage 1: cluster a memory bank each epoch, learn to predict the clusters.
+
+    DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
     """
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards

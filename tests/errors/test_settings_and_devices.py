@@ -53,7 +53,7 @@ def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     out = tmp_path / "out"
     for done in (pretrain(tones, out), linear(tones, "random", out)):
-        refused(done, "DALI is not installed", "pip install 'unfused-fast[cpu]'", "unfused-fast doctor")
+        refused(done, "DALI is not installed", "in a checkout: pip install '.[cpu]'", "unfused-fast doctor")
     assert not out.exists()
 
 
