@@ -91,7 +91,7 @@ class Augmenter:
         self.config, self.seed = config.aug, config.train.seed
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
-        self._augmented = augmented_triton if device.type == "cuda" else augmented_reference
+        self.augmented = augmented_triton if device.type == "cuda" else augmented_reference
 
     def __call__(
         self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
@@ -123,7 +123,7 @@ class Augmenter:
             draws = uniform(counters, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
             frequency, time = resize_crops(crop.shape[2], crop.shape[3], draws, self.config.rrc)
         memory = None if self.memory is None else self.memory.crops
-        return self._augmented(crop, memory, slots, shares, frequency, time)
+        return self.augmented(crop, memory, slots, shares, frequency, time)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save: the filled part of the memory."""

@@ -25,6 +25,7 @@ from unfused_fast.bank import MemoryBank
 from unfused_fast.clustering import resolve_backend, spherical_kmeans
 from unfused_fast.config import Config
 from unfused_fast.console import console
+from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer
 from unfused_fast.pipeline import Batches, Loader
@@ -175,6 +176,10 @@ def views(bench: Bench) -> Iterator[Measured]:
     floor = bench.copy_rate / moved
     rates = [bench.batch_size / seconds for seconds in taken]
     yield Measured("views", "mixup + random resize crop, two views", "clips/s", rates, floor, "one read, one write")
+    if bench.device.type == "cuda":
+        augment.augmented = augmented_reference
+        rates = [bench.batch_size / seconds for seconds in bench.seconds(lambda: augment(ids, (crop, crop), 1))]
+        yield Measured("views", "the same by batched products", "clips/s", rates, floor, "one read, one write")
 
 
 def step(bench: Bench) -> Iterator[Measured]:
