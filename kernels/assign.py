@@ -114,18 +114,18 @@ def resolve_near_ties(
 
     Args:
         points: (N, D) float32 or bfloat16.
-        centroids: (K, D); float64 ones are used as they are, others converted.
+        centroids: (K, D), of any floating dtype.
         assignments, best, second: as `assign_reference` gives them.
         gap: in units of the products.
     """
     close = torch.nonzero(best - second <= gap)[:, 0]
     if not len(close):
         return assignments
-    exact_DK = centroids.double().T
     rows = max(1, BLOCK_BYTES // (8 * sum(centroids.shape)))
     for ids in torch.split(close, rows):
         wide = points[ids].double()
-        scores = wide @ exact_DK
+        # in pieces, so that no K x D array of float64 is made, by several threads at once
+        scores = torch.cat([wide @ piece.double().T for piece in torch.split(centroids, 64)], dim=1)
         bar = scores.amax(dim=1) - TIE * torch.linalg.vector_norm(wide, dim=1)
         # argmax of a mask is its first True on the CPU and on CUDA alike, but only of integers is that promised: count
         # down instead, so that the lowest index has the largest number.

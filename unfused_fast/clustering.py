@@ -125,19 +125,18 @@ def _lloyd(
     own_sums = torch.zeros(k, points.features, dtype=torch.int64, device=device)
     for iteration in range(iterations + 1):
         centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
-        tables = centroids.to(points.dtype), centroids.double()
+        table = centroids.to(points.dtype)
         anew = iteration == 0 or not moves_points(backend)
         if anew:
             own_sums.zero_()
         for block, rows in points.blocks():
             own, products = assignments[block], similarities[block]
-            work = functools.partial(_nearest, backend, rows, *tables, largest_norm)
+            work = functools.partial(_nearest, backend, rows, table, largest_norm)
             for part, (found, best) in ranges(len(rows), work):
                 update_sums(backend, own_sums, rows[part], None if anew else own[part], found, scale)
                 own[part] = found
                 if empty == "reseed":
                     products[part] = best
-        del tables
         counts = points.sum(torch.bincount(assignments, minlength=k))
         sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
         if iteration == iterations:
@@ -150,14 +149,16 @@ def _lloyd(
             updated = torch.where((counts == 0)[:, None], farthest, updated)
         centroids = updated
     # the sum of products with the own centroid, taken cluster by cluster: exact sums make it independent of ranks
-    objective = points.from_first(sums.double().mul_(centroids).sum() / (scale * points.total))
+    parts = zip(torch.split(sums, 32), torch.split(centroids, 32), strict=True)  # no K x D array of float64
+    by_part = torch.stack([(total.double() * own).sum() for total, own in parts])
+    objective = points.from_first(by_part.sum() / (scale * points.total))
     return KMeans(centroids, assignments, counts, objective.float())
 
 
 def _nearest(
-    backend: Chosen, points: Tensor, centroids: Tensor, exact: Tensor, largest_norm: float, part: slice
+    backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float, part: slice
 ) -> tuple[Tensor, Tensor]:
-    return nearest(backend, points[part], centroids, exact, largest_norm)
+    return nearest(backend, points[part], centroids, largest_norm)
 
 
 def euclidean_kmeans(

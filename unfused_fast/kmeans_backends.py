@@ -56,9 +56,7 @@ def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
     return backend
 
 
-def nearest(
-    backend: Chosen, points: Tensor, centroids: Tensor, exact: Tensor, largest_norm: float
-) -> tuple[Tensor, Tensor]:
+def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
 
     The caller is inside `float32_matmul`, once for all threads. The first is exact: the lowest index among the products
@@ -68,13 +66,12 @@ def nearest(
         backend: from `resolve_backend`.
         points: float32 or bfloat16.
         centroids: norms about 1.
-        exact: the centroids in float64.
         largest_norm: of a row of `points`, at least.
     """
     found, best, second = _TOP_TWO[backend](points, centroids)
     tensor_cores = points.is_cuda or backend == "triton"
     gap = 2 * rounding_bound(points.shape[1], tensor_cores) * largest_norm * 1.01  # bfloat16 centroids exceed norm 1
-    return resolve_near_ties(points, exact, found, best, second, gap), best
+    return resolve_near_ties(points, centroids, found, best, second, gap), best
 
 
 def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float) -> None:
