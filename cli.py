@@ -12,6 +12,7 @@ from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
+from unfused_fast.evaluate_commands import evaluate
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
@@ -34,6 +35,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command()(shard)
 app.command()(merge)
 app.add_typer(train_app, name="train")
+app.command()(evaluate)
 app.command()(check)
 app.command()(peek)
 app.command()(bench)

@@ -10,13 +10,15 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console", "measuring"},
+    {"errors", "kernels", "encoder", "console", "measuring", "metrics", "neighbours"},
     {"config_audio"},
+    {"config_eval"},
     {"config", "shards"},
     {"mel"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
     {"order", "augment", "kmeans_start", "batches"},
     {"pipeline", "model"},
+    {"encoder_cost"},
     {"log_mel_cache", "resident"},
     {"log_mel_pass"},
     {"placement"},
@@ -30,9 +32,13 @@ LAYERS = [
     {"distill"},
     {"linear"},
     {"report", "doctor", "everything", "peek", "bench", "bank_export", "clusters"},
-    {"demo"},
+    {"demo", "protocol"},
+    {"evaluation"},
+    {"evaluation_table"},
+    {"evaluate"},
     {"terminal"},
     {"train_commands", "shard_commands", "set_commands", "bench_commands", "bank_commands", "clusters_commands"},
+    {"evaluate_commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,8 +1,8 @@
 """Every number of a run: one frozen dataclass per part; each field carries value, unit and source.
 
 "Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released, "BYOL-A" arXiv
-2103.06695. The data path's parts are in config_audio.py. A preset (settings.py) is a set of values laid over these;
-`unfused-fast config` prints fields, values and these texts.
+2103.06695. The data path's parts are in config_audio.py, evaluation in config_eval.py. A preset (settings.py) is a set
+of values laid over these; `unfused-fast config` prints fields, values and these texts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unfused_fast.config_audio import AugmentConfig, DataConfig, FrontendConfig, ViewsConfig, check, positive
+from unfused_fast.config_eval import EvalConfig
 
 Auto = Literal["auto"]
 
@@ -250,44 +251,6 @@ class DistillConfig:
         check(0 <= self.alpha <= 1, f"distill.alpha = {self.alpha}: want 0 <= alpha <= 1")
         check(self.beta >= 0, f"distill.beta = {self.beta}: want 0 or more")
         positive("distill", kl_temperature=self.kl_temperature)
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Linear evaluation on frozen features."""
-
-    encoder: Literal["full", "student3"] = "full"
-    """The whole encoder, or its three convolution blocks (the paper's f_sd^s). Source: authors evaluate the whole."""
-    pool: Literal["maxmean", "mean", "max"] = "maxmean"
-    """Pooling over the whole clip. Source: as in pre-training; the authors' evaluation code uses the mean alone."""
-    standardize: bool = True
-    """Scale features by mean and standard deviation over the train split. Ours: heads of one rate fit every encoder."""
-    lr: float = 0.001
-    """The paper's learning rate (Adam), always among those tried. Source: paper section 4."""
-    lr_grid: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
-    """Learning rates trained side by side; validation picks one. Ours: no encoder is judged by another's best rate."""
-    batch_size: int = 32
-    """Clips a step. Source: paper section 4."""
-    epochs: int = 50
-    """Passes over the features. Source: paper section 4."""
-    weight_decay: float = 0.0
-    """L2 penalty of the heads. Source: authors (none)."""
-    label_fraction: float = 1.0
-    """Share of the train labels used, at least one per class, chosen by seed. Ours: 0.1 shows the low-label case."""
-    valid_fraction: float = 0.15
-    """Share of train groups held out for selection where the set has no valid split. Ours."""
-    shuffle_labels: bool = False
-    """Permute labels within each split: the score must fall to chance. Ours: a check of the whole path against
-    leaks.
-    """
-
-    def __post_init__(self) -> None:
-        positive("eval", lr=self.lr, batch_size=self.batch_size, epochs=self.epochs)
-        check(
-            all(rate > 0 for rate in self.lr_grid), f"eval.lr_grid = {self.lr_grid}: every rate must be greater than 0"
-        )
-        check(0 < self.label_fraction <= 1, f"eval.label_fraction = {self.label_fraction}: want 0 < fraction <= 1")
-        check(0 < self.valid_fraction < 1, f"eval.valid_fraction = {self.valid_fraction}: want 0 < fraction < 1")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
@@ -33,7 +33,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Features (N, D) and labels (N,) of one split, on the device."""
+    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set."""
 
     features: Tensor
     labels: Tensor
@@ -50,10 +50,10 @@ class Scores:
 
 
 def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Config) -> tuple[Tensor, Tensor]:
-    """Trains G = len(rates) softmax heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
+    """Trains G = len(rates) heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
 
-    Heads start at zero (the problem is convex), and each has its own rate: a head's result is the one it would have
-    alone.
+    Softmax over classes, or for labels (N, C) a sigmoid each. Heads start at zero (the problem is convex), and each has
+    its own rate: a head's result is the one it would have alone.
     Source: paper section 4 (batch 32, 50 epochs); authors (Adam).
     """
     device, (clips, dim) = train.features.device, train.features.shape
@@ -69,12 +69,20 @@ def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Co
             logits = torch.baddbmm(
                 torch.stack(biases)[:, None], train.features[rows].expand(len(rates), -1, -1), torch.stack(weights)
             )
-            targets = train.labels[rows].expand(len(rates), -1)
             # mean over clips, sum over heads: each head's gradient is that of its own mean loss
-            cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").div(len(rows)).backward()  # type: ignore[no-untyped-call]
+            head_losses(logits, train.labels[rows]).sum().div(len(rows)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return torch.stack(weights).detach(), torch.stack(biases).detach()
+
+
+def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """(G, B, C), labels (B,) or (B, C) -> (G, B): cross-entropy, or the sum of the classes' binary ones."""
+    if labels.ndim == 2:
+        targets = labels.to(logits.dtype).expand_as(logits)
+        return binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=2)
+    targets = labels.expand(len(logits), -1)
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
