@@ -26,8 +26,12 @@ class ModelConfig:
     """Width of AudioNTT's fully connected block = size of an embedding. Source: paper section 4 (R^2048)."""
     channels: int = 64
     """Channels of AudioNTT's three convolution blocks. Source: the encoder's paper; fewer for quick trials."""
+    fc_layers: int = 2
+    """Fully connected layers of AudioNTT's last block, 2 or 3. Source: the encoder's paper (2), as in pre-training; the
+    authors' distillation code has 3.
+    """
     dropout: float = 0.3
-    """Dropout between the two fully connected layers. Source: authors."""
+    """Dropout between the fully connected layers. Source: authors."""
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
     """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A."""
     projector: Literal["batchnorm", "dropout"] = "batchnorm"
@@ -49,6 +53,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive("model", dim=self.dim, channels=self.channels, proj_hidden=self.proj_hidden, proj_dim=self.proj_dim)
+        check(self.fc_layers in (2, 3), f"model.fc_layers = {self.fc_layers}: want 2 or 3")
         for name in ("dropout", "proj_dropout"):
             check(0 <= getattr(self, name) < 1, f"model.{name} = {getattr(self, name)}: want 0 <= dropout < 1")
 
@@ -62,8 +67,8 @@ class ClusterConfig:
     the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
     """
     k: int | Auto = 512
-    """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024. `auto`:
-    512, or one for every 8 clips where that is fewer.
+    """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
+    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer.
     """
     iterations: int = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -115,7 +120,7 @@ class LossConfig:
 
     temperature: float = 0.1
     """Divides prototype scores before the softmax. Source: DeepCluster-v2's default; at 1 unit-norm scores say
-    nothing.
+    nothing. The authors' code has 1, on projections of any norm.
     """
 
     def __post_init__(self) -> None:
@@ -147,7 +152,9 @@ class OptimConfig:
     (distillation).
     """
     lr: float = 0.005
-    """Base learning rate. Source: paper section 4."""
+    """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation). Ours: `recommended`
+    pre-trains at 1, since LARC with trust 0.001 moves a layer by 5e-6 of its norm a step at 0.005.
+    """
     momentum: float = 0.9
     """Momentum of SGD and LARC; first beta of AdamW. Source: authors."""
     weight_decay: float = 1e-6
@@ -178,10 +185,12 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = 100
-    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation)."""
+    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation); the authors' code
+    has 200 of pre-training.
+    """
     batch_size: int | Auto = 512
-    """Clips a step, over all ranks. Source: paper section 4. `auto`: 512, or a sixteenth of a small set (at least
-    16).
+    """Clips a step, over all ranks. Source: paper section 4 (512); the authors' distillation has 256. `auto`: 512, or
+    a sixteenth of a small set (at least 16).
     """
     amp: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast of forward passes; `auto` is bf16 where the device has it in hardware. Ours: the authors use fp32."""

@@ -25,7 +25,7 @@ class EvalConfig:
     batch_size: int = 32
     """Clips a step. Source: paper section 4."""
     epochs: int = 50
-    """Passes over the features. Source: paper section 4."""
+    """Passes over the features. Source: paper section 4 (50); the authors' code has 100."""
     neighbours: int = 10
     """k of the k-nearest-neighbours classifier (cosine, equal votes). Ours: few enough for the smallest classes."""
     weight_decay: float = 0.0
