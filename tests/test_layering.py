@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 LAYERS = [
     {"errors", "kernels", "encoder", "console", "measuring", "metrics", "neighbours"},
     {"config_audio"},
-    {"config_eval"},
+    {"config_eval", "tasks"},
     {"config", "shards"},
     {"mel"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"evaluate"},
     {"terminal"},
     {"train_commands", "shard_commands", "set_commands", "bench_commands", "bank_commands", "clusters_commands"},
-    {"evaluate_commands"},
+    {"evaluate_commands", "lape_commands"},
     {"cli"},
     {"__main__"},
 ]
