@@ -13,7 +13,7 @@ from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
 from unfused_fast.evaluate_commands import evaluate
-from unfused_fast.lape_commands import tasks
+from unfused_fast.lape_commands import lape, tasks
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
@@ -41,6 +41,7 @@ app.command()(merge)
 app.add_typer(train_app, name="train")
 app.command()(evaluate)
 app.command()(tasks)
+app.command()(lape)
 app.command()(check)
 app.command()(peek)
 app.command()(bench)

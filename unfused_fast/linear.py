@@ -135,6 +135,17 @@ def hold_out_groups(groups: list[str], labels: Labels, fraction: float, seed: in
     return held
 
 
+def units_to_hold_out(groups: list[str], labels: Labels) -> list[str]:
+    """What hold_out_groups keeps whole: the groups, or each clip by itself where every class has one group only.
+
+    Ours: the classes of LibriSpeech are chapters, its groups too; no chapter can be spared, and test shares them all.
+    """
+    classes = len(np.unique(labels))
+    if classes > 1 and len(set(zip(groups, labels.tolist(), strict=True))) == classes:
+        return [str(number) for number in range(len(groups))]
+    return groups
+
+
 def _labels_of(shards: ShardSet, split: str) -> Labels:
     labels: Labels = shards.clips_in(split).column("label").to_numpy().astype(np.int64)
     if (labels < 0).any():
@@ -187,7 +198,7 @@ def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device
     }
     rows = {name: np.arange(len(found)) for name, found in labels.items()}
     if "valid" not in names:
-        groups = shards.clips_in("train").column("group").to_pylist()
+        groups = units_to_hold_out(shards.clips_in("train").column("group").to_pylist(), labels["train"])
         held = hold_out_groups(groups, labels["train"], config.eval.valid_fraction, seed)
         labels["valid"], features["valid"] = labels["train"], features["train"]
         rows["train"], rows["valid"] = np.flatnonzero(~held), np.flatnonzero(held)

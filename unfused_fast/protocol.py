@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.errors import UserError
-from unfused_fast.linear import hold_out_groups, label_subset
+from unfused_fast.linear import hold_out_groups, label_subset, units_to_hold_out
 from unfused_fast.shards.table import NO_LABEL, ShardSet
 
 Rows = NDArray[np.int64]
@@ -133,7 +133,8 @@ def _round(
         held = np.flatnonzero(valid)
     else:
         strata = np.zeros(len(rows), dtype=np.int64) if clips.multi_label else clips.targets[rows]
-        out = hold_out_groups([clips.groups[row] for row in rows], strata, valid_fraction, seed)
+        units = units_to_hold_out([clips.groups[row] for row in rows], strata)
+        out = hold_out_groups(units, strata, valid_fraction, seed)
         held, rows = rows[out], rows[~out]
     found = Round(name, rows, held, np.flatnonzero(test))
     if not clips.multi_label:
