@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -67,7 +68,9 @@ def test_scores_are_scikit_learns_on_the_same_features(tones: Path) -> None:
     scaler = StandardScaler().fit(features["train"])
     train, test = scaler.transform(features["train"]), scaler.transform(features["test"])
     linear, knn = measured
-    theirs = KNeighborsClassifier(10, metric="cosine", algorithm="brute").fit(train, labels["train"])
+    theirs = KNeighborsClassifier(10, weights="distance", metric="cosine", algorithm="brute").fit(
+        train, labels["train"]
+    )
     assert np.array_equal(knn.scores.argmax(axis=1), theirs.predict(test))
     assert np.array_equal(clips.targets[linear.rows], labels["test"])
     ours = (linear.scores.argmax(axis=1) == labels["test"]).mean()
@@ -109,9 +112,7 @@ def test_few_labels_are_nested_in_train_and_of_every_class(tones: Path) -> None:
     assert not np.array_equal(rows, few_labels(clips, part.train, 0.1, seed=2))
 
 
-def test_the_command_compares_encoders(
-    cli: Callable[..., object], tones: Path, pretrained: Path, tmp_path: Path
-) -> None:
+def test_the_command_compares_encoders(cli: Callable[..., Any], tones: Path, pretrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation"
     arguments = ["evaluate", tones, "--encoder", f"DECAR={pretrained}", "--out", out, "--knn"]
     arguments += ["--label-fraction", "0.1,1", "--seeds", 2, "--device", "cpu", "--set", "eval.epochs=30"]
@@ -153,7 +154,7 @@ def test_the_command_compares_encoders(
     assert again.code == 1 and "--overwrite" in again.error
 
 
-def test_the_command_cross_validates(cli: Callable[..., object], folded: Path, tmp_path: Path) -> None:
+def test_the_command_cross_validates(cli: Callable[..., Any], folded: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", folded, "--encoder", "logmel", "--out", tmp_path / "out", "--device", "cpu"]
     refused = cli(*arguments)
     assert refused.code == 1 and "--folds" in refused.error
@@ -166,7 +167,7 @@ def test_the_command_cross_validates(cli: Callable[..., object], folded: Path, t
 
 
 def test_several_labels_are_scored_by_mean_average_precision(
-    cli: Callable[..., object], several: Path, tmp_path: Path
+    cli: Callable[..., Any], several: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     done = cli(
@@ -196,7 +197,7 @@ def test_shuffled_labels_score_chance(tones: Path) -> None:
 
 
 def test_what_cannot_be_evaluated_is_said(
-    cli: Callable[..., object], unlabelled: Path, tones: Path, tmp_path: Path
+    cli: Callable[..., Any], unlabelled: Path, tones: Path, tmp_path: Path
 ) -> None:
     def error(*arguments: object) -> str:
         done = cli("evaluate", *arguments, "--device", "cpu", "--out", tmp_path / "out")
@@ -210,3 +211,22 @@ def test_what_cannot_be_evaluated_is_said(
     assert "numbers between commas" in error(tones, "--encoder", "random", "--label-fraction", "all")
     assert "given twice" in error(tones, "--encoder", "a=x", "--encoder", "a=x")
     assert "at least 1" in error(tones, "--encoder", "random", "--seeds", "0")
+
+
+def test_a_head_chosen_by_the_test_is_the_best_of_all_epochs(tones: Path) -> None:
+    config = with_values(Config(), {**TINY_MODEL, "eval.lr_grid": "", "eval.lr": "0.03"})
+    shares = []
+    for epochs in range(1, 8):
+        values = {"eval.epochs": epochs}
+        clips, (found,) = measure(with_values(config, values), open_shards(tones), {"random": ["random"]}, Plan(), CPU)
+        shares.append((found.scores.argmax(axis=1) == clips.targets[found.rows]).mean())
+    values = {"eval.epochs": 7, "eval.select": "best_test"}
+    clips, (found,) = measure(with_values(config, values), open_shards(tones), {"random": ["random"]}, Plan(), CPU)
+    assert (found.scores.argmax(axis=1) == clips.targets[found.rows]).mean() == max(shares)
+
+
+def test_train_linear_says_that_the_test_chose(cli: Callable[..., Any], tones: Path, tmp_path: Path) -> None:
+    arguments = ["train", "linear", tones, "--encoder", "logmel", "--device", "cpu", "--epochs", 5, "--json"]
+    honest = json.loads(cli(*arguments, "--out", tmp_path / "a").out)
+    best = json.loads(cli(*arguments, "--out", tmp_path / "b", "--set", "eval.select=best_test").out)
+    assert (honest["select"], best["select"]) == ("valid", "best_test") and best["test"] >= honest["test"]

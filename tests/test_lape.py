@@ -31,6 +31,7 @@ def _state(out: Path) -> dict[str, Any]:
     return {row["task"]: row for row in json.loads((out / "lape.json").read_text())["tasks"]}
 
 
+@pytest.mark.slow
 def test_every_task_runs_and_the_table_stands_beside_the_papers(
     cli: Callable[..., Any], data: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_every_task_runs_and_the_table_stands_beside_the_papers(
     assert refused.code == 1 and "linear eval.encoder was full, now student3" in refused.error
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(
     cli: Callable[..., Any],
     cli_process: Callable[..., subprocess.Popen[str]],

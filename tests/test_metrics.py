@@ -100,7 +100,7 @@ def test_neighbours_are_scikit_learns() -> None:
     train = generator.standard_normal((300, 8)) + 1.5 * np.eye(8)[labels]
     queries = generator.standard_normal((1500, 8))
     for k in (1, 4, 15):
-        theirs = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train, labels)
+        theirs = KNeighborsClassifier(k, weights="distance", metric="cosine", algorithm="brute").fit(train, labels)
         shares = neighbour_shares(*map(torch.from_numpy, (train, labels, queries)), k, 5).numpy()
         np.testing.assert_allclose(shares, theirs.predict_proba(queries), atol=1e-6)
         assert np.array_equal(shares.argmax(axis=1), theirs.predict(queries))
@@ -111,8 +111,10 @@ def test_neighbours_of_several_labels_vote_for_each() -> None:
 
     from unfused_fast.neighbours import neighbour_shares
 
-    train = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]])
+    # cosines with (1, 0): 0.6, 0.8 and 0; distances 0.4, 0.2 and 1; weights 2.5, 5 and 1
+    train = torch.tensor([[3.0, 4.0], [0.8, 0.6], [0.0, 1.0]])
     truth = torch.tensor([[True, True], [True, False], [False, True]])
-    shares = neighbour_shares(train, truth, torch.tensor([[5.0, 0.0], [0.0, 0.1]]), 2, 2)
-    assert shares.tolist() == [[1.0, 0.5], [0.5, 0.5]]
-    assert neighbour_shares(train, truth, train, 99, 2).tolist() == [[pytest.approx(2 / 3)] * 2] * 3
+    query = torch.tensor([[7.0, 0.0]])
+    assert neighbour_shares(train, truth, query, 2, 2).tolist() == [pytest.approx([1.0, 2.5 / 7.5])]
+    assert neighbour_shares(train, truth, query, 99, 2).tolist() == [pytest.approx([7.5 / 8.5, 3.5 / 8.5])]
+    assert neighbour_shares(train, truth, train[:1], 3, 2).tolist() == [pytest.approx([1.0, 1.0])], "itself alone"

@@ -141,6 +141,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "eval.epochs": 100,
         "eval.pool": "mean",
         "eval.standardize": False,
+        "eval.select": "best_test",
     },
     # what trained best where it could be measured
     ("recommended", "pretrain"): {
@@ -171,6 +172,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "eval.batch_size": 32,
         "eval.epochs": 50,
         "eval.standardize": True,
+        "eval.select": "valid",
     },
     # DECAR, section 5, and its authors' code where the paper is silent
     ("decar-v1", "pretrain"): {
@@ -258,6 +260,7 @@ def test_differences_say_both_values_and_the_source() -> None:
     assert {name: line.values for name, line in found.items()} == {
         "eval.pool": ("mean", "maxmean"),
         "eval.standardize": (False, True),
+        "eval.select": ("best_test", "valid"),
         "eval.epochs": (100, 50),
     }
     assert found["eval.epochs"].why.endswith("Source: paper section 4 (50); the authors' code has 100.")

@@ -27,7 +27,12 @@ class EvalConfig:
     epochs: int = 50
     """Passes over the features. Source: paper section 4 (50); the authors' code has 100."""
     neighbours: int = 10
-    """k of the k-nearest-neighbours classifier (cosine, equal votes). Ours: few enough for the smallest classes."""
+    """k of the k-nearest-neighbours classifier (cosine, votes by distance). Ours: few, for small classes."""
+    select: Literal["valid", "best_test"] = "valid"
+    """How a head is chosen: its rate by validation, after the last epoch; or rate and epoch by the test itself, which
+    gives too high a number, for use beside numbers that were made so. Ours: valid; the authors' code takes the best
+    test epoch.
+    """
     weight_decay: float = 0.0
     """L2 penalty of the heads. Source: authors (none)."""
     label_fraction: float = 1.0

@@ -17,6 +17,7 @@ from unfused_fast.evaluation import Plan, measure
 from unfused_fast.evaluation_table import (
     COLUMNS,
     PAIR_COLUMNS,
+    bootstrap_draws,
     comparisons,
     pair_texts,
     result_rows,
@@ -50,16 +51,18 @@ def evaluate(
             raise UserError(f"{out}: it exists and is no evaluation; choose another --out")
         if not options.overwrite:
             raise UserError(f"{out}: there is an evaluation already; use --overwrite, or another --out")
-    started, seed = time.perf_counter(), config.train.seed
+    started = time.perf_counter()
     clips, measured = measure(config, shards, encoders, plan, options.device)
-    rows = result_rows(clips, measured, costs_of(encoders, config), seed)
-    pairs = comparisons(clips, measured, seed)
+    draws = bootstrap_draws(clips, measured, config.train.seed)
+    rows = result_rows(clips, measured, costs_of(encoders, config), draws)
+    pairs = comparisons(clips, measured, draws)
     result = {
         "task": shards.directory.name,
         "metric": "mAP" if clips.multi_label else "accuracy",
         "rows": rows,
         "comparisons": pairs,
         "plan": asdict(plan),
+        "select": config.eval.select,
         "classes": len(clips.label_names),
         "config_digest": config_digest(flatten(config)),
         "data_digest": shards.manifest.digest,

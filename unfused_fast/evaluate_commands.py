@@ -79,6 +79,10 @@ def evaluate(
     printed.print(
         terminal_table(f"test {result['metric']} in %, {result['task']}", COLUMNS, table_texts(result["rows"]))
     )
+    if result["select"] == "best_test":
+        typer.echo(
+            "the linear heads were chosen by the test itself (eval.select = best_test): these numbers are too high"
+        )
     if result["comparisons"]:
         printed.print(terminal_table("differences in points", PAIR_COLUMNS, pair_texts(result["comparisons"])))
     typer.echo(f"predictions of every test clip: {out / 'predictions.parquet'}")

@@ -194,7 +194,13 @@ def _test(
     if method == "knn":
         return scored(part.test, None), metric_of(clips, part.valid, scored(part.valid, None)), None
     rates = tuple(sorted({settings.lr, *settings.lr_grid}))
-    heads = list(zip(*train_heads(split, classes, rates, config), strict=True))
+    by_test = settings.select == "best_test"
+
+    def of_test(head: Tensor) -> float:
+        return metric_of(clips, part.test, scored(part.test, (head[:-1], head[-1])))
+
+    heads = list(zip(*train_heads(split, classes, rates, config, of_test if by_test else None), strict=True))
     valid = [metric_of(clips, part.valid, scored(part.valid, head)) for head in heads]
-    best = max(range(len(rates)), key=lambda number: valid[number])
+    judged = [of_test(torch.cat([head[0], head[1][None]])) for head in heads] if by_test else valid
+    best = max(range(len(rates)), key=lambda number: judged[number])
     return scored(part.test, heads[best]), valid[best], rates[best]

@@ -47,8 +47,18 @@ COLUMNS = (
 PAIR_COLUMNS = ("first", "second", "method", "labels", "difference", "95 % interval", "p (bootstrap)", "p (McNemar)")
 
 
+def bootstrap_draws(clips: LabelledClips, measured: Sequence[Measured], seed: int) -> dict[Key, Floats]:
+    """(encoder, method, share of labels) -> (R,) mean metric of its repetitions in each resample of the test clips; the
+    same resamples for all.
+    """
+    return {key: _draws(clips, group, seed) for key, group in _grouped(measured).items()}
+
+
 def result_rows(
-    clips: LabelledClips, measured: Sequence[Measured], costs: Mapping[str, Cost | None], seed: int
+    clips: LabelledClips,
+    measured: Sequence[Measured],
+    costs: Mapping[str, Cost | None],
+    draws: Mapping[Key, Floats],
 ) -> list[dict[str, Any]]:
     """One row an encoder, method and share of labels, shares between 0 and 1; `costs` by encoder, None for log-mel.
 
@@ -56,10 +66,11 @@ def result_rows(
     bootstrap over test clips of that mean; `standard_error` is over repetitions, `fold_error` over folds.
     """
     rows = []
-    for (encoder, method, fraction), group in _grouped(measured).items():
+    for key, group in _grouped(measured).items():
+        encoder, method, fraction = key
         tests = [_test(clips, found) for found in group]
         mean, error = mean_and_error(tests)
-        low, high = percentile_interval(_draws(clips, group, seed))
+        low, high = percentile_interval(draws[key])
         folds = _fold_means(clips, group)
         rows.append(
             {
@@ -86,14 +97,15 @@ def result_rows(
     return rows
 
 
-def comparisons(clips: LabelledClips, measured: Sequence[Measured], seed: int) -> list[dict[str, Any]]:
+def comparisons(
+    clips: LabelledClips, measured: Sequence[Measured], draws: Mapping[Key, Floats]
+) -> list[dict[str, Any]]:
     """Each two encoders under the same method and share of labels.
 
     Paired bootstrap of the difference first - second over the same resamples, two-sided; McNemar's test on the first
     repetition of each, for single labels.
     """
     groups, pairs = _grouped(measured), []
-    draws = {key: _draws(clips, group, seed) for key, group in groups.items()}
     for first, second in itertools.combinations(groups, 2):
         if first[1:] != second[1:]:
             continue

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.checkpoint import write_json
+from unfused_fast.checkpoint import load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.distill import distill
 from unfused_fast.encoder_cost import encoder_cost
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Plan, measure
-from unfused_fast.evaluation_table import result_rows, write_predictions
+from unfused_fast.evaluation_table import bootstrap_draws, result_rows, write_predictions
 from unfused_fast.features import load_encoder
 from unfused_fast.lape_data import find, shards_of, where_to_get
 from unfused_fast.lape_report import summary_of, write_report
@@ -54,7 +54,10 @@ class LapePlan:
         """What must stay the same for OUT to go on: all but tasks and the number of seeds."""
         recorded = read_description(teacher) or {}
         values = {
-            "teacher": {"config": recorded.get("config"), "shards": recorded.get("shards")},
+            "teacher": {
+                "config": recorded.get("config"),
+                "checkpoint": load_checkpoint(teacher / "checkpoints")[1]["sha256"],
+            },
             "distill": flatten(self.distill),
             "linear": flatten(self.linear),
             "fractions": self.fractions,
@@ -107,7 +110,7 @@ def _run_task(
         seed = plan.distill.train.seed + number
         folder = out / "tasks" / task.name / f"seed-{seed}"
         results.append(_finished(folder, shards) or _run_seed(task, shards, teacher, folder, plan, seed, options))
-    return {"state": "done", "results": results, "notes": _notes(task, shards)}
+    return {"state": "done", "results": results, "notes": _notes(task, shards, plan.linear.eval.select)}
 
 
 def _finished(folder: Path, shards: ShardSet) -> dict[str, Any] | None:
@@ -146,7 +149,7 @@ def _run_seed(
     measuring = Plan(("linear",), plan.fractions, task.by_folds)
     clips, measured = measure(config, shards, {name: [str(run)]}, measuring, options.device)
     cost = encoder_cost(plan.distill, name)
-    rows = result_rows(clips, measured, {name: cost}, seed)
+    rows = result_rows(clips, measured, {name: cost}, bootstrap_draws(clips, measured, seed))
     shown = max(rows, key=lambda row: float(row["label_fraction"]))
     write_predictions(folder / "predictions.parquet", clips, measured)
     result = {
@@ -154,6 +157,7 @@ def _run_seed(
         "task": task.name,
         "encoder": name,
         "metric": shown["metric"],
+        "select": plan.linear.eval.select,
         "label_fraction": shown["label_fraction"],
         "valid": shown["valid"],
         "test": shown["test"],
@@ -172,9 +176,11 @@ def _run_seed(
     return result
 
 
-def _notes(task: Task, shards: ShardSet) -> list[str]:
+def _notes(task: Task, shards: ShardSet, select: str) -> list[str]:
     """What sets this copy or this protocol apart from the paper's."""
     notes, classes = [], len(shards.manifest.label_names)
+    if select == "best_test":
+        notes.append("the head was chosen by the test itself, so the number is too high")
     if classes != task.classes:
         notes.append(f"{classes:,} classes here, {task.classes:,} in the paper")
     if shards.manifest.dataset is None:

@@ -112,12 +112,14 @@ def _made_by(folder: Path, task: Task) -> bool:
 
 
 def _made_for(manifest: Manifest, task: Task) -> bool:
-    """Whether a set was made by the task's adapter with its options, those left out at their defaults."""
+    """Whether a set was made by the task's adapter with the options that make the task; others may be anything, such as
+    split=files of LibriSpeech.
+    """
     made = manifest.dataset
     if made is None or made["name"] != task.dataset:
         return False
-    known = DATASETS[task.dataset].options
-    return {**chosen(task.dataset, known, {}), **made["options"]} == chosen(task.dataset, known, task.options)
+    options = {**chosen(task.dataset, DATASETS[task.dataset].options, {}), **made["options"]}
+    return all(options[key] == value for key, value in task.options.items())
 
 
 def _command(task: Task) -> str:

@@ -9,6 +9,7 @@ Source: paper section 3, part 3, and section 4.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,18 @@ class Scores:
     """Rows are classes, columns predictions; counts of clips."""
 
 
-def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Config) -> tuple[Tensor, Tensor]:
+def train_heads(
+    train: Split,
+    classes: int,
+    rates: tuple[float, ...],
+    config: Config,
+    metric: Callable[[Tensor], float] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Trains G = len(rates) heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
 
     Softmax over classes, or for labels (N, C) a sigmoid each. Heads start at zero (the problem is convex), and each has
-    its own rate: a head's result is the one it would have alone.
+    its own rate: a head's result is the one it would have alone. With `metric` of a head (D + 1, C), whose last row is
+    its bias, each head is that of the epoch whose metric is largest, else that of the last.
     Source: paper section 4 (batch 32, 50 epochs); authors (Adam).
     """
     device, (clips, dim) = train.features.device, train.features.shape
@@ -63,6 +71,7 @@ def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Co
     groups = [{"params": [weight, bias], "lr": rate} for weight, bias, rate in zip(weights, biases, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, weight_decay=config.eval.weight_decay, fused=True)
     batch_size = min(config.eval.batch_size, clips)
+    best: list[tuple[float, Tensor]] = []
     for _ in range(config.eval.epochs):
         order = torch.randperm(clips, generator=generator).to(device)
         for rows in torch.split(order, batch_size):
@@ -73,6 +82,13 @@ def train_heads(train: Split, classes: int, rates: tuple[float, ...], config: Co
             head_losses(logits, train.labels[rows]).sum().div(len(rows)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if metric is not None:
+            heads = [torch.cat([w, b[None]]).detach() for w, b in zip(weights, biases, strict=True)]
+            found = [(metric(head), head) for head in heads]
+            best = [max(old, new, key=lambda pair: pair[0]) for old, new in zip(best or found, found, strict=True)]
+    if best:
+        chosen = torch.stack([head for _, head in best])
+        return chosen[:, :-1], chosen[:, -1]
     return torch.stack(weights).detach(), torch.stack(biases).detach()
 
 
@@ -234,14 +250,23 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
         f"linear: {used} train clips, {splits['train'].features.shape[1]} features, {classes} classes, {len(rates)} "
         "learning rates"
     )
-    weights, biases = train_heads(splits["train"], classes, rates, config)
+    by_test = config.eval.select == "best_test"
+    if by_test and "test" not in splits:
+        raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
+
+    def hits(head: Tensor) -> float:
+        chosen = splits["test"]
+        return float(((chosen.features @ head[:-1] + head[-1]).argmax(dim=1) == chosen.labels).float().mean())
+
+    weights, biases = train_heads(splits["train"], classes, rates, config, hits if by_test else None)
 
     def predict(split: str, head: int) -> Scores:
         chosen = splits[split]
         return score(chosen.labels, (chosen.features @ weights[head] + biases[head]).argmax(dim=1), classes)
 
     valid = [predict("valid", head) for head in range(len(rates))]
-    best = max(range(len(rates)), key=lambda head: valid[head].accuracy)
+    judged = [predict("test", head) for head in range(len(rates))] if by_test else valid
+    best = max(range(len(rates)), key=lambda head: judged[head].accuracy)
     paper = rates.index(config.eval.lr)
     test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
     shown = test.get(best, valid[best])
@@ -259,6 +284,7 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
             "valid": valid[best].accuracy,
             "test": test[best].accuracy if test else None,
             "macro_f1": {"valid": valid[best].macro_f1, "test": test[best].macro_f1 if test else None},
+            "select": config.eval.select,
             "lr": rates[best],
             "paper_lr": {
                 "lr": config.eval.lr,

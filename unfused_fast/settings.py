@@ -72,7 +72,13 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "pseudo.feature": "projector",
             "pseudo.n_init": 1,
         },
-        "linear": {"eval.epochs": 100, "eval.pool": "mean", "eval.standardize": False, "eval.lr_grid": ()},
+        "linear": {
+            "eval.epochs": 100,
+            "eval.pool": "mean",
+            "eval.standardize": False,
+            "eval.lr_grid": (),
+            "eval.select": "best_test",
+        },
     },
     "decar-v1": {
         # Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC.
