@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, chi2
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from unfused_fast.metrics import (
@@ -17,11 +17,20 @@ from unfused_fast.metrics import (
     bootstrap_means,
     mcnemar,
     percentile_interval,
+    unweighted_recall,
 )
 
 
 def test_accuracy_by_hand() -> None:
     assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 0])) == 0.75
+
+
+def test_unweighted_recall_is_scikit_learns_balanced_accuracy() -> None:
+    generator = np.random.default_rng(4)
+    labels, predictions = generator.choice([0, 1, 4], 200, p=[0.8, 0.15, 0.05]), generator.integers(0, 6, 200)
+    with pytest.warns(UserWarning, match="not in y_true"):
+        theirs = balanced_accuracy_score(labels, predictions)
+    assert unweighted_recall(labels, predictions) == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize("levels", [3, 1000])

@@ -68,14 +68,18 @@ def evaluate(
         "data_digest": shards.manifest.digest,
         "seconds": round(time.perf_counter() - started, 2),
     }
+    real = out.resolve()
+    making = real.with_name(f"{real.name}.partial")  # takes OUT's place when it is complete
     try:
-        if out.exists():
-            shutil.rmtree(out.resolve())
-        out.mkdir(parents=True)
-        write_predictions(out / "predictions.parquet", clips, measured)
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        write_predictions(making / "predictions.parquet", clips, measured)
         text = f"{markdown(COLUMNS, table_texts(rows))}\n\n{markdown(PAIR_COLUMNS, pair_texts(pairs))}\n"
-        (out / "evaluation.md").write_text(text)
-        write_json(out / RESULT, result)
+        (making / "evaluation.md").write_text(text)
+        write_json(making / RESULT, result)
+        if real.exists():
+            shutil.rmtree(real)
+        making.replace(real)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     return result

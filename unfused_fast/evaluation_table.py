@@ -26,6 +26,7 @@ from unfused_fast.metrics import (
     bootstrap_means,
     mcnemar,
     percentile_interval,
+    unweighted_recall,
 )
 from unfused_fast.protocol import LabelledClips
 from unfused_fast.report import mean_and_error
@@ -85,6 +86,7 @@ def result_rows(
                 "folds": folds if len(folds) > 1 else None,
                 "fold_error": mean_and_error(folds)[1],
                 "macro_f1": None if clips.multi_label else _macro_f1(clips, group),
+                "uar": None if clips.multi_label else _recall(clips, group),
                 "valid": mean_and_error([found.valid for found in group])[0],
                 "train_clips": group[0].train_clips,
                 "test_clips": len(group[0].rows),
@@ -248,6 +250,12 @@ def _fold_means(clips: LabelledClips, group: Sequence[Measured]) -> list[float]:
         )[0]
         for number in range(int(group[0].round_of.max()) + 1)
     ]
+
+
+def _recall(clips: LabelledClips, group: Sequence[Measured]) -> float:
+    return mean_and_error(
+        [unweighted_recall(clips.targets[found.rows], found.scores.argmax(axis=1)) for found in group]
+    )[0]
 
 
 def _macro_f1(clips: LabelledClips, group: Sequence[Measured]) -> float:

@@ -41,6 +41,15 @@ def accuracy(labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> float
     return float((labels == predictions).mean())
 
 
+def unweighted_recall(labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> float:
+    """UAR: the mean over the classes that occur in labels (N,) of the share of their clips that is recognised. Source:
+    usual for emotions, whose classes differ in size.
+    """
+    counts = np.bincount(labels)
+    hits = np.bincount(labels[labels == predictions], minlength=len(counts))
+    return float((hits[counts > 0] / counts[counts > 0]).mean())
+
+
 class AveragePrecision:
     """Average precision of each class under any weights of the clips; clips are sorted by score once.
 
