@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
+from unfused_fast.evaluate_commands import evaluate
+from unfused_fast.lape_commands import lape, tasks
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
@@ -30,10 +32,16 @@ from unfused_fast.terminal import (
 )
 from unfused_fast.train_commands import train_app
 
+if TYPE_CHECKING:
+    from unfused_fast.settings import Stage
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 app.command()(shard)
 app.command()(merge)
 app.add_typer(train_app, name="train")
+app.command()(evaluate)
+app.command()(tasks)
+app.command()(lape)
 app.command()(check)
 app.command()(peek)
 app.command()(bench)
@@ -126,26 +134,58 @@ def report(
 
 @app.command()
 def config(
-    stage: Annotated[Literal["pretrain", "distill", "linear"], typer.Option(help="Whose values to show.")] = "pretrain",
+    stage: Annotated[
+        Literal["pretrain", "distill", "linear"] | None,
+        typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
+    ] = None,
     preset: Preset = "recommended",
+    diff: Annotated[
+        Literal["recommended", "paper", "authors", "decar-v1"] | None,
+        typer.Option(help="Show only the fields that differ from this preset's, and why.", show_default=False),
+    ] = None,
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Every field that --set knows: its value, type, meaning and source."""
-    from rich.table import Table
-
-    from unfused_fast.settings import field_texts, flatten, with_values
+    """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
+    from unfused_fast.settings import differences, field_texts, flatten, with_values
     from unfused_fast.settings import preset as preset_of
 
-    values = flatten(with_values(preset_of(preset, stage), pairs(settings)))
+    given = pairs(settings)
+    if diff is not None:
+        left = preset if preset != diff else "--set"
+        stages: tuple[Stage, ...] = (stage,) if stage else ("pretrain", "distill", "linear")
+        lines = [
+            {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
+            for name in stages
+            for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
+        ]
+        _print_lines(f"{left} beside {diff}", ["stage", "field", left, diff, "why"], lines, as_json)
+        return
+    shown = stage or "pretrain"
+    values = flatten(with_values(preset_of(preset, shown), given))
     if as_json:
         print_json(values)
         return
-    table = Table(title=f"stage {stage}, preset {preset}", title_justify="left", show_lines=True)
-    for column, width in (("field", 24), ("value", 18), ("type", 26), ("meaning and source", None)):
-        table.add_column(column, overflow="fold", max_width=width)
-    for name, value in values.items():
-        table.add_row(name, str(value), *field_texts()[name])
+    texts = field_texts()
+    lines = [
+        {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
+        for name, value in values.items()
+    ]
+    _print_lines(f"stage {shown}, preset {preset}", ["field", "value", "type", "meaning and source"], lines, False)
+
+
+def _print_lines(title: str, columns: list[str], lines: list[dict[str, Any]], as_json: bool) -> None:
+    """Long texts as a table with rules between the lines, or JSON."""
+    from rich.table import Table
+
+    if as_json:
+        print_json(lines)
+        return
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in columns:
+        table.add_column(column, overflow="fold", max_width=None if column == columns[-1] else 26)
+    for line in lines:
+        table.add_row(*(str(line[column]) for column in columns))
     stdout_console().print(table)
 
 

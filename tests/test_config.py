@@ -82,3 +82,23 @@ def test_the_authors_preset_is_the_recipes_column() -> None:
     assert pretrain.aug.specaug.masks == 0 and pretrain.train.amp == "fp32"
     assert (distill.pseudo.feature, distill.pseudo.n_init) == ("projector", 1)
     assert (linear.eval.epochs, linear.eval.pool, linear.eval.standardize) == (100, "mean", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cluster.temperature", "loss.temperature"),
+        ("optimiser.lr", "optim.lr"),
+        ("train.epoch", "train.epochs"),
+        ("epochs", "train.epochs or eval.epochs"),
+        ("cluster.iteratoins", "cluster.iterations"),
+    ],
+)
+def test_an_unknown_field_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"did you mean {nearest}\?"):
+        with_values(Config(), {name: "3"})
+
+
+def test_a_wrong_choice_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"one of larc, sgd, adamw; did you mean adamw\?"):
+        with_values(Config(), {"optim.name": "adam"})

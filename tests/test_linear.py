@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.linear import Split, hold_out_groups, label_subset, score, train_heads
+from unfused_fast.linear import Split, hold_out_groups, label_subset, score, train_heads, units_to_hold_out
 from unfused_fast.settings import with_values
 
 
@@ -90,3 +90,11 @@ def test_holding_out_never_takes_the_last_clips_of_a_class() -> None:
         assert held.any() and set(labels[~held]) == {0, 1} and not held[2:4].any()
     with pytest.raises(UserError, match="no group"):
         hold_out_groups(["a", "b"], np.array([0, 1]), 0.2, seed=0)
+
+
+def test_clips_are_held_out_where_every_class_is_one_group() -> None:
+    chapters, labels = ["a"] * 10 + ["b"] * 10, np.repeat([0, 1], 10)
+    held = hold_out_groups(units_to_hold_out(chapters, labels), labels, 0.2, seed=0)
+    assert held.sum() == 4 and set(labels[~held]) == {0, 1}
+    speakers = ["a", "b"] * 10
+    assert units_to_hold_out(speakers, labels) == speakers

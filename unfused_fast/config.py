@@ -1,8 +1,8 @@
 """Every number of a run: one frozen dataclass per part; each field carries value, unit and source.
 
 "Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released, "BYOL-A" arXiv
-2103.06695. The data path's parts are in config_audio.py. A preset (settings.py) is a set of values laid over these;
-`unfused-fast config` prints fields, values and these texts.
+2103.06695. The data path's parts are in config_audio.py, evaluation in config_eval.py. A preset (settings.py) is a set
+of values laid over these; `unfused-fast config` prints fields, values and these texts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unfused_fast.config_audio import AugmentConfig, DataConfig, FrontendConfig, ViewsConfig, check, positive
+from unfused_fast.config_eval import EvalConfig
 
 Auto = Literal["auto"]
 
@@ -25,8 +26,12 @@ class ModelConfig:
     """Width of AudioNTT's fully connected block = size of an embedding. Source: paper section 4 (R^2048)."""
     channels: int = 64
     """Channels of AudioNTT's three convolution blocks. Source: the encoder's paper; fewer for quick trials."""
+    fc_layers: int = 2
+    """Fully connected layers of AudioNTT's last block, 2 or 3. Source: the encoder's paper (2), as in pre-training; the
+    authors' distillation code has 3.
+    """
     dropout: float = 0.3
-    """Dropout between the two fully connected layers. Source: authors."""
+    """Dropout between the fully connected layers. Source: authors."""
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
     """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A."""
     projector: Literal["batchnorm", "dropout"] = "batchnorm"
@@ -48,6 +53,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive("model", dim=self.dim, channels=self.channels, proj_hidden=self.proj_hidden, proj_dim=self.proj_dim)
+        check(self.fc_layers in (2, 3), f"model.fc_layers = {self.fc_layers}: want 2 or 3")
         for name in ("dropout", "proj_dropout"):
             check(0 <= getattr(self, name) < 1, f"model.{name} = {getattr(self, name)}: want 0 <= dropout < 1")
 
@@ -61,8 +67,8 @@ class ClusterConfig:
     the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
     """
     k: int | Auto = 512
-    """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024. `auto`:
-    512, or one for every 8 clips where that is fewer.
+    """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
+    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer.
     """
     iterations: int = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -114,7 +120,7 @@ class LossConfig:
 
     temperature: float = 0.1
     """Divides prototype scores before the softmax. Source: DeepCluster-v2's default; at 1 unit-norm scores say
-    nothing.
+    nothing. The authors' code has 1, on projections of any norm.
     """
 
     def __post_init__(self) -> None:
@@ -146,7 +152,9 @@ class OptimConfig:
     (distillation).
     """
     lr: float = 0.005
-    """Base learning rate. Source: paper section 4."""
+    """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation). Ours: `recommended`
+    pre-trains at 1, since LARC with trust 0.001 moves a layer by 5e-6 of its norm a step at 0.005.
+    """
     momentum: float = 0.9
     """Momentum of SGD and LARC; first beta of AdamW. Source: authors."""
     weight_decay: float = 1e-6
@@ -177,10 +185,12 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = 100
-    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation)."""
+    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation); the authors' code
+    has 200 of pre-training.
+    """
     batch_size: int | Auto = 512
-    """Clips a step, over all ranks. Source: paper section 4. `auto`: 512, or a sixteenth of a small set (at least
-    16).
+    """Clips a step, over all ranks. Source: paper section 4 (512); the authors' distillation has 256. `auto`: 512, or
+    a sixteenth of a small set (at least 16).
     """
     amp: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast of forward passes; `auto` is bf16 where the device has it in hardware. Ours: the authors use fp32."""
@@ -250,44 +260,6 @@ class DistillConfig:
         check(0 <= self.alpha <= 1, f"distill.alpha = {self.alpha}: want 0 <= alpha <= 1")
         check(self.beta >= 0, f"distill.beta = {self.beta}: want 0 or more")
         positive("distill", kl_temperature=self.kl_temperature)
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Linear evaluation on frozen features."""
-
-    encoder: Literal["full", "student3"] = "full"
-    """The whole encoder, or its three convolution blocks (the paper's f_sd^s). Source: authors evaluate the whole."""
-    pool: Literal["maxmean", "mean", "max"] = "maxmean"
-    """Pooling over the whole clip. Source: as in pre-training; the authors' evaluation code uses the mean alone."""
-    standardize: bool = True
-    """Scale features by mean and standard deviation over the train split. Ours: heads of one rate fit every encoder."""
-    lr: float = 0.001
-    """The paper's learning rate (Adam), always among those tried. Source: paper section 4."""
-    lr_grid: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
-    """Learning rates trained side by side; validation picks one. Ours: no encoder is judged by another's best rate."""
-    batch_size: int = 32
-    """Clips a step. Source: paper section 4."""
-    epochs: int = 50
-    """Passes over the features. Source: paper section 4."""
-    weight_decay: float = 0.0
-    """L2 penalty of the heads. Source: authors (none)."""
-    label_fraction: float = 1.0
-    """Share of the train labels used, at least one per class, chosen by seed. Ours: 0.1 shows the low-label case."""
-    valid_fraction: float = 0.15
-    """Share of train groups held out for selection where the set has no valid split. Ours."""
-    shuffle_labels: bool = False
-    """Permute labels within each split: the score must fall to chance. Ours: a check of the whole path against
-    leaks.
-    """
-
-    def __post_init__(self) -> None:
-        positive("eval", lr=self.lr, batch_size=self.batch_size, epochs=self.epochs)
-        check(
-            all(rate > 0 for rate in self.lr_grid), f"eval.lr_grid = {self.lr_grid}: every rate must be greater than 0"
-        )
-        check(0 < self.label_fraction <= 1, f"eval.label_fraction = {self.label_fraction}: want 0 < fraction <= 1")
-        check(0 < self.valid_fraction < 1, f"eval.valid_fraction = {self.valid_fraction}: want 0 < fraction < 1")
 
 
 @dataclass(frozen=True)

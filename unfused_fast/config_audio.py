@@ -57,7 +57,9 @@ class DataConfig:
     """What of a clip one training view sees."""
 
     crop_seconds: float = 0.95
-    """Length of a training crop, in seconds (96 frames). Source: authors (LAPE `length_wave`), BYOL-A."""
+    """Length of a training crop, in seconds (96 frames). Source: authors (LAPE `length_wave`), BYOL-A; the authors'
+    DECAR-v2 code has 0.98, their distillation code 12.
+    """
     crop: Literal["random", "start"] = "random"
     """Where the crop lies. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by a fault."""
     norm: Literal["dataset", "none"] = "dataset"

@@ -21,11 +21,14 @@ Pool = Literal["maxmean", "mean", "max"]
 class AudioNTT(nn.Module):
     """AudioNTT2020Task6: three convolution blocks, then two fully connected layers on each time step.
 
-    5,321,856 parameters with 64 channels, 64 mel bins and D = 2048. Source: paper reference 21; BYOL-A section 4.
+    5,321,856 parameters with 64 channels, 64 mel bins and D = 2048; 9,518,208 with a third connected layer. Source:
+    paper reference 21; BYOL-A section 4; the third layer: authors' distillation code.
     The first three blocks are the student f_sd^s of the paper, the fully connected block its teacher f_sd^t.
     """
 
-    def __init__(self, n_mels: int = 64, dim: int = 2048, channels: int = 64, dropout: float = 0.3) -> None:
+    def __init__(
+        self, n_mels: int = 64, dim: int = 2048, channels: int = 64, dropout: float = 0.3, fc_layers: int = 2
+    ) -> None:
         super().__init__()
         if n_mels % 8:
             raise UserError(
@@ -41,9 +44,10 @@ class AudioNTT(nn.Module):
             )
             for block in range(3)
         )
-        self.fully_connected = nn.Sequential(
-            nn.Linear(channels * n_mels // 8, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim), nn.ReLU()
-        )
+        layers: list[nn.Module] = [nn.Linear(channels * n_mels // 8, dim), nn.ReLU()]
+        for _ in range(fc_layers - 1):
+            layers += [nn.Dropout(dropout), nn.Linear(dim, dim), nn.ReLU()]
+        self.fully_connected = nn.Sequential(*layers)
 
     def block_dims(self, n_mels: int) -> tuple[int, ...]:
         """Size of each block's flattened map: channels x mel bins left (2048, 1024, 512 for the paper's encoder)."""
@@ -64,7 +68,7 @@ def build_encoder(config: Config) -> AudioNTT | EfficientNetB0:
     """A randomly initialised encoder by `model.encoder`."""
     model = config.model
     if model.encoder == "audiontt":
-        return AudioNTT(config.frontend.n_mels, model.dim, model.channels, model.dropout)
+        return AudioNTT(config.frontend.n_mels, model.dim, model.channels, model.dropout, model.fc_layers)
     # DECAR's global max-pooling takes the largest over frequency and time, so with it frequency is pooled by max too.
     return EfficientNetB0("max" if model.pool == "max" else "mean")
 

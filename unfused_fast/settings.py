@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import itertools
 import textwrap
@@ -64,8 +65,21 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "loss.temperature": 1.0,
             "bank.init_mode": "train",
         },
-        "distill": {**_AUTHORS, "pseudo.feature": "projector", "pseudo.n_init": 1},
-        "linear": {"eval.epochs": 100, "eval.pool": "mean", "eval.standardize": False, "eval.lr_grid": ()},
+        "distill": {
+            **_AUTHORS,
+            "data.crop_seconds": 12.0,
+            "model.fc_layers": 3,
+            "train.batch_size": 256,
+            "pseudo.feature": "projector",
+            "pseudo.n_init": 1,
+        },
+        "linear": {
+            "eval.epochs": 100,
+            "eval.pool": "mean",
+            "eval.standardize": False,
+            "eval.lr_grid": (),
+            "eval.select": "best_test",
+        },
     },
     "decar-v1": {
         # Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC.
@@ -110,6 +124,26 @@ def preset(name: PresetName, stage: Stage) -> Config:
     return with_values(Config(), {**STAGES[stage], **PRESETS[name][stage]})
 
 
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A field that has not the same value in two configs."""
+
+    field: str
+    values: tuple[Any, Any]
+    why: str
+    """The text under the field, with its sources."""
+
+
+def differences(first: Config, second: Config) -> list[Difference]:
+    """The fields in which two configs differ, in order of definition."""
+    other = flatten(second)
+    return [
+        Difference(name, (value, other[name]), field_texts()[name][1])
+        for name, value in flatten(first).items()
+        if value != other[name]
+    ]
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value of every leaf field, in order of definition."""
     leaves: dict[str, Any] = {}
@@ -146,7 +180,8 @@ def _replaced(part: Any, path: list[str], value: Any, name: str) -> Any:
     known = [item.name for item in fields(part)]
     if path[0] not in known:
         raise UserError(
-            f"--set {name}: there is no field '{path[0]}'; here are: {', '.join(known)} (see: unfused-fast config)"
+            f"--set {name}: there is no field '{path[0]}'; here are: {', '.join(known)}{_meant(name)} (see: "
+            "unfused-fast config)"
         )
     current = getattr(part, path[0])
     if is_dataclass(current):
@@ -189,7 +224,22 @@ def _parse(value: Any, wanted: Any, name: str) -> Any:
             number = None
         if number is not None and not (wanted is int and isinstance(value, float) and number != value):
             return number
-    raise UserError(f"--set {name}={value}: want {describe_type(wanted)}")
+    choices = [str(choice) for choice in arguments] if origin is Literal else []
+    near = difflib.get_close_matches(str(value), choices, 1)
+    raise UserError(f"--set {name}={value}: want {describe_type(wanted)}{f'; did you mean {near[0]}?' if near else ''}")
+
+
+def _meant(name: str) -> str:
+    """The nearest name of a field, as a question: one of the same last part, else one that is spelled alike."""
+    known = [*flatten(Config())]
+    last = name.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == last]
+    if "." not in name and same:
+        return f"; did you mean {' or '.join(same)}?"
+    near = difflib.get_close_matches(name, same, 1, cutoff=0.0) or difflib.get_close_matches(name, known, 1)
+    if not near and (leaf := difflib.get_close_matches(last, [other.rpartition(".")[2] for other in known], 1)):
+        near = [other for other in known if other.rpartition(".")[2] == leaf[0]]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def describe_type(wanted: Any) -> str:

@@ -1,0 +1,103 @@
+"""`evaluate`: measures encoders and leaves DIR/evaluation.json, evaluation.md and predictions.parquet."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unfused_fast.checkpoint import write_json
+from unfused_fast.config import Config
+from unfused_fast.encoder_cost import Cost, encoder_cost
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation import Plan, measure
+from unfused_fast.evaluation_table import (
+    COLUMNS,
+    PAIR_COLUMNS,
+    bootstrap_draws,
+    comparisons,
+    pair_texts,
+    result_rows,
+    table_texts,
+    write_predictions,
+)
+from unfused_fast.linear import BASELINES
+from unfused_fast.report import markdown
+from unfused_fast.run import config_digest, read_description
+from unfused_fast.settings import flatten, from_flat
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.training import Options
+
+RESULT = "evaluation.json"
+
+
+def evaluate(
+    config: Config,
+    shards: ShardSet,
+    encoders: Mapping[str, Sequence[str]],
+    plan: Plan,
+    out: Path,
+    options: Options,
+) -> dict[str, Any]:
+    """Measures `encoders` (name -> runs) on a labelled set; returns the content of evaluation.json.
+
+    Raises UserError for a set, a run or an `out` that cannot be used.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / RESULT).is_file():
+            raise UserError(f"{out}: it exists and is no evaluation; choose another --out")
+        if not options.overwrite:
+            raise UserError(f"{out}: there is an evaluation already; use --overwrite, or another --out")
+    started = time.perf_counter()
+    clips, measured = measure(config, shards, encoders, plan, options.device)
+    draws = bootstrap_draws(clips, measured, config.train.seed)
+    rows = result_rows(clips, measured, costs_of(encoders, config), draws)
+    pairs = comparisons(clips, measured, draws)
+    result = {
+        "task": shards.directory.name,
+        "metric": "mAP" if clips.multi_label else "accuracy",
+        "rows": rows,
+        "comparisons": pairs,
+        "plan": asdict(plan),
+        "select": config.eval.select,
+        "classes": len(clips.label_names),
+        "config_digest": config_digest(flatten(config)),
+        "data_digest": shards.manifest.digest,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    real = out.resolve()
+    making = real.with_name(f"{real.name}.partial")  # takes OUT's place when it is complete
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        write_predictions(making / "predictions.parquet", clips, measured)
+        text = f"{markdown(COLUMNS, table_texts(rows))}\n\n{markdown(PAIR_COLUMNS, pair_texts(pairs))}\n"
+        (making / "evaluation.md").write_text(text)
+        write_json(making / RESULT, result)
+        if real.exists():
+            shutil.rmtree(real)
+        making.replace(real)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return result
+
+
+def costs_of(encoders: Mapping[str, Sequence[str]], config: Config) -> dict[str, Cost | None]:
+    """Cost of each encoder's first run; of `random`, of the architecture that measure() gives it; None for log-mel."""
+    architecture, costs = config, dict[str, Cost | None]()
+    for run in (run for runs in encoders.values() for run in runs if run not in BASELINES):
+        architecture = _config_of(run)
+        break
+    for name, (run, *_) in encoders.items():
+        of = architecture if run == "random" else config if run == "logmel" else _config_of(run)
+        costs[name] = None if run == "logmel" else encoder_cost(of, config.eval.encoder)
+    return costs
+
+
+def _config_of(run: str) -> Config:
+    recorded = read_description(Path(run))
+    assert recorded is not None  # measure() has loaded it
+    return from_flat(recorded["config"])

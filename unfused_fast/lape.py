@@ -1,0 +1,224 @@
+"""The LAPE benchmark: stages 2 and 3 on every task whose data are here, beside the paper's Table 1.
+
+OUT/shards/<task>/                  packed here, where the data came as published
+OUT/tasks/<task>/seed-<n>/          distill/ (a run), predictions.parquet, result.json: written last, never twice
+OUT/lape.json, lape.md              the table
+
+Stopped at any moment, the same command goes on: what has a result.json is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unfused_fast.checkpoint import load_checkpoint, write_json
+from unfused_fast.config import Config
+from unfused_fast.distill import distill
+from unfused_fast.encoder_cost import encoder_cost
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation import Plan, measure
+from unfused_fast.evaluation_table import bootstrap_draws, result_rows, write_predictions
+from unfused_fast.features import load_encoder
+from unfused_fast.lape_data import find, shards_of, where_to_get
+from unfused_fast.lape_report import summary_of, write_report
+from unfused_fast.run import read_description
+from unfused_fast.settings import flatten, with_values
+from unfused_fast.shards.table import ShardSet
+from unfused_fast.tasks import Task
+from unfused_fast.training import Options, console
+
+REQUEST, RESULT = "request.json", "result.json"
+
+
+@dataclass(frozen=True)
+class LapePlan:
+    """What is done with every task."""
+
+    distill: Config
+    linear: Config
+    fractions: tuple[float, ...] = (1.0,)
+    """Shares of the train labels; the largest is what is set beside the paper."""
+    seeds: int = 1
+    crops_of_tasks: bool = True
+    """Stage 2 sees crops of each task's seconds (tasks.py) in place of the config's. Source: the authors' code has a
+    window for each task.
+    """
+
+    def request(self, teacher: Path) -> dict[str, Any]:
+        """What must stay the same for OUT to go on: all but tasks and the number of seeds."""
+        recorded = read_description(teacher) or {}
+        values = {
+            "teacher": {
+                "config": recorded.get("config"),
+                "checkpoint": load_checkpoint(teacher / "checkpoints")[1]["sha256"],
+            },
+            "distill": flatten(self.distill),
+            "linear": flatten(self.linear),
+            "fractions": self.fractions,
+            "crops_of_tasks": self.crops_of_tasks,
+        }
+        return dict(json.loads(json.dumps(values)))
+
+
+def lape(
+    data: Path,
+    teacher: Path,
+    out: Path,
+    tasks: Sequence[Task],
+    plan: LapePlan,
+    options: Options,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Runs the tasks; returns the content of lape.json. A task that is missing or wrong is named, and not fatal.
+
+    Raises UserError for a `data`, teacher or `out` that cannot be used, Interrupted after Ctrl-C.
+    """
+    if not data.is_dir():
+        raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
+    load_encoder(teacher, options.device)  # a teacher that cannot be used is refused before anything is packed
+    _claim(out, plan.request(teacher), options.overwrite)
+    lines = []
+    for task in tasks:
+        try:
+            line = _run_task(task, data, teacher, out, plan, options, workers)
+        except UserError as error:
+            console.print(f"{task.name}: {error}", style="yellow")
+            line = {"state": "wrong", "reason": str(error)}
+        lines.append({"task": task.name, "title": task.title, **line})
+        # The table is there after every task, whatever ends the next.
+        summary = summary_of(tasks[: len(lines)], lines, plan.linear.eval.encoder, str(out))
+        write_report(out, summary)
+    return summary
+
+
+def _run_task(
+    task: Task, data: Path, teacher: Path, out: Path, plan: LapePlan, options: Options, workers: int | None
+) -> dict[str, Any]:
+    place = find(task, data)
+    if place is None:
+        return {"state": "missing", "get": where_to_get(task)}
+    console.print(f"{task.name}: {place.path}")
+    shards = shards_of(task, place, out / "shards" / task.name, workers)
+    results = []
+    for number in range(plan.seeds):
+        seed = plan.distill.train.seed + number
+        folder = out / "tasks" / task.name / f"seed-{seed}"
+        results.append(_finished(folder, shards) or _run_seed(task, shards, teacher, folder, plan, seed, options))
+    return {"state": "done", "results": results, "notes": _notes(task, shards, plan.linear.eval.select)}
+
+
+def _finished(folder: Path, shards: ShardSet) -> dict[str, Any] | None:
+    """result.json of an earlier command, which must be of the same data."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = dict(json.loads(path.read_text()))
+        digest = result["data_digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete {folder} to run it again") from error
+    if digest != shards.manifest.digest:
+        raise UserError(f"{path}: of other clips than {shards.directory} has now; delete {folder} to run it again")
+    console.print(f"{folder}: finished already")
+    return result
+
+
+def _run_seed(
+    task: Task, shards: ShardSet, teacher: Path, folder: Path, plan: LapePlan, seed: int, options: Options
+) -> dict[str, Any]:
+    """Stages 2 and 3 with one seed; leaves result.json when all is done."""
+    started, run = time.perf_counter(), folder / "distill"
+    if run.exists() and not (run / "config.json").exists():  # killed before it was a run
+        shutil.rmtree(run)
+    values: dict[str, Any] = {"train.seed": seed}
+    crop = {"data.crop_seconds": task.seconds} if plan.crops_of_tasks else {}
+    distill(
+        with_values(plan.distill, {**values, **crop}),
+        shards,
+        teacher,
+        run,
+        replace(options, resume=True, overwrite=False),
+    )
+    config, name = with_values(plan.linear, values), plan.linear.eval.encoder
+    measuring = Plan(("linear",), plan.fractions, task.by_folds)
+    clips, measured = measure(config, shards, {name: [str(run)]}, measuring, options.device)
+    cost = encoder_cost(plan.distill, name)
+    rows = result_rows(clips, measured, {name: cost}, bootstrap_draws(clips, measured, seed))
+    shown = max(rows, key=lambda row: float(row["label_fraction"]))
+    write_predictions(folder / "predictions.parquet", clips, measured)
+    result = {
+        "stage": "lape",
+        "task": task.name,
+        "encoder": name,
+        "metric": shown["metric"],
+        "select": plan.linear.eval.select,
+        "label_fraction": shown["label_fraction"],
+        "valid": shown["valid"],
+        "test": shown["test"],
+        "macro_f1": {"test": shown["macro_f1"]},
+        "interval": shown["interval"],
+        "rows": rows,
+        "cost": asdict(cost),
+        "clips": {split: info.clips for split, info in shards.manifest.splits.items()},
+        "classes": len(clips.label_names),
+        "seed": seed,
+        "data_digest": shards.manifest.digest,
+        "seconds": round(time.perf_counter() - started, 2),
+        "run": str(folder),
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _notes(task: Task, shards: ShardSet, select: str) -> list[str]:
+    """What sets this copy or this protocol apart from the paper's."""
+    notes, classes = [], len(shards.manifest.label_names)
+    if select == "best_test":
+        notes.append("the head was chosen by the test itself, so the number is too high")
+    if classes != task.classes:
+        notes.append(f"{classes:,} classes here, {task.classes:,} in the paper")
+    if shards.manifest.dataset is None:
+        notes.append("a set of your own, whose split and labels were not compared with the task's")
+    if task.by_folds:
+        notes.append("stage 2 heard the clips of all folds, without their labels")
+    return [*notes, *([task.unclear] if task.unclear else [])]
+
+
+def _claim(out: Path, request: dict[str, Any], overwrite: bool) -> None:
+    """Takes OUT for this request, or goes on with it. Raises UserError when it holds something else."""
+    path = out / REQUEST
+    try:
+        if path.is_file() and not overwrite:
+            recorded = json.loads(path.read_text())
+            if names := _differing(recorded, request):
+                raise UserError(
+                    f"{out}: it was begun with other settings: {'; '.join(names[:4])}; give the same ones to go on, "
+                    "--overwrite to start again (packed sets stay), or another --out"
+                )
+            return
+        killed = path.with_name(path.name + ".partial")  # what a kill may leave of the first file written here
+        if not path.is_file() and out.exists() and (not out.is_dir() or {*out.iterdir()} - {killed}):
+            raise UserError(f"{out}: it exists and was not made by unfused-fast lape; choose another --out")
+        shutil.rmtree(out / "tasks", ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, request)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be used ({error}); choose another --out") from error
+
+
+def _differing(recorded: dict[str, Any], request: dict[str, Any], prefix: str = "") -> list[str]:
+    """`name was A, now B` for every leaf that differs."""
+    found = []
+    for name in sorted({*recorded, *request}):
+        before, now = recorded.get(name), request.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differing(before, now, f"{prefix}{name} ")
+        elif before != now:
+            found.append(f"{prefix}{name} was {before}, now {now}")
+    return found
