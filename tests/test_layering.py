@@ -27,6 +27,7 @@ LAYERS = [
     {"run", "assignment", "model_folder"},
     {"loop", "features", "prediction"},
     {"embedder"},
+    {"hear", "transformer"},
     {"pretrain"},
     {"distill"},
     {"linear"},
