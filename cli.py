@@ -12,6 +12,7 @@ from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
+from unfused_fast.export_commands import export, import_
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
@@ -39,6 +40,8 @@ app.command()(peek)
 app.command()(bench)
 app.add_typer(bank_app, name="bank")
 app.command()(clusters)
+app.command()(export)
+app.command("import")(import_)
 
 
 @app.callback(invoke_without_command=True)
