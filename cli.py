@@ -11,6 +11,7 @@ from unfused_fast import __version__
 from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
+from unfused_fast.embed_commands import embed
 from unfused_fast.errors import UserError
 from unfused_fast.export_commands import export, import_
 from unfused_fast.set_commands import check, peek
@@ -40,6 +41,7 @@ app.command()(peek)
 app.command()(bench)
 app.add_typer(bank_app, name="bank")
 app.command()(clusters)
+app.command()(embed)
 app.command()(export)
 app.command("import")(import_)
 
