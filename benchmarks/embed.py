@@ -1,5 +1,7 @@
 """Files a second of `embed` (decode, log-mel, encoder, writing), and of the encoder alone on loaded log-mels, in turn
 within each repeat, so that a ratio compares neighbours in time. The encoder is the paper's, with random weights.
+
+Imports stand inside the functions, because worker processes load this file again.
 """
 
 from __future__ import annotations
@@ -9,25 +11,27 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import soundfile
-import torch
-from measure import record, seconds_of
+if TYPE_CHECKING:
+    import torch
 
-from unfused_fast.audio import log_mel
-from unfused_fast.clip_pieces import in_batches
-from unfused_fast.config import Config
-from unfused_fast.embed import embed_files
-from unfused_fast.embed_sources import embed_rows
-from unfused_fast.embedder import Embedder
-from unfused_fast.features import FrozenEncoder
-from unfused_fast.model import build_encoder
-from unfused_fast.shards.workers import available_cores
-from unfused_fast.training import prepare_for
+    from unfused_fast.embedder import Embedder
 
 
 def main() -> None:
+    import torch
+    from measure import record, seconds_of
+
+    from unfused_fast.config import Config
+    from unfused_fast.embed import embed_files
+    from unfused_fast.embed_sources import embed_rows
+    from unfused_fast.embedder import Embedder
+    from unfused_fast.features import FrozenEncoder
+    from unfused_fast.model import build_encoder
+    from unfused_fast.shards.workers import available_cores
+    from unfused_fast.training import prepare_for
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -69,6 +73,9 @@ def main() -> None:
 
 def write_noise(folder: Path, files: int, seconds: float, rate: int, ending: str) -> None:
     """Files of white noise."""
+    import numpy as np
+    import soundfile
+
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(files):
@@ -77,6 +84,12 @@ def write_noise(folder: Path, files: int, seconds: float, rate: int, ending: str
 
 def loaded(embedder: Embedder, folder: Path) -> list[torch.Tensor]:
     """Normalised log-mels (B, 1, F, T) of the files on the device, in the batches that embed makes."""
+    import soundfile
+    import torch
+
+    from unfused_fast.audio import log_mel
+    from unfused_fast.clip_pieces import in_batches
+
     samples = round(soundfile.info(next(folder.iterdir())).duration * embedder.sample_rate)
     count = len(list(folder.iterdir()))
     pieces = [piece for _ in range(count) for piece in embedder.cutting.pieces(samples)]
@@ -85,10 +98,9 @@ def loaded(embedder: Embedder, folder: Path) -> list[torch.Tensor]:
     return [one.expand(len(batch), -1, -1, -1).contiguous() for batch in in_batches(pieces)]
 
 
-@torch.no_grad()
 def encode(embedder: Embedder, batches: list[torch.Tensor]) -> None:
     """The encoder and the maxima and means over time, read back once a batch."""
-    for batch in batches:
+    for batch in batches:  # the embedder's weights take no gradient
         frames = embedder.encoder(batch).frames
         (frames.amax(dim=1) + frames.mean(dim=1)).cpu()
 
