@@ -37,6 +37,7 @@ LAYERS = [
     {"report", "doctor", "everything", "peek", "bench", "bank_export", "clusters"},
     {"demo"},
     {"terminal"},
+    {"embed_sources"},
     {
         "train_commands",
         "shard_commands",
@@ -45,6 +46,7 @@ LAYERS = [
         "bank_commands",
         "clusters_commands",
         "export_commands",
+        "embed_commands",
     },
     {"cli"},
     {"__main__"},
