@@ -11,8 +11,10 @@ from unfused_fast import __version__
 from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
+from unfused_fast.embed_commands import embed
 from unfused_fast.errors import UserError
 from unfused_fast.evaluate_commands import evaluate
+from unfused_fast.export_commands import export, import_
 from unfused_fast.lape_commands import lape, tasks
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
@@ -36,17 +38,19 @@ if TYPE_CHECKING:
     from unfused_fast.settings import Stage
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
-app.command()(shard)
-app.command()(merge)
-app.add_typer(train_app, name="train")
-app.command()(evaluate)
-app.command()(tasks)
-app.command()(lape)
-app.command()(check)
-app.command()(peek)
-app.command()(bench)
-app.add_typer(bank_app, name="bank")
-app.command()(clusters)
+DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
+"""Panels of --help."""
+for panel, commands in {
+    DATA: (shard, merge, check, peek),
+    TRAIN: (clusters,),
+    USE: (evaluate, lape, tasks, embed, export),
+    HERE: (bench,),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.command("import", rich_help_panel=USE)(import_)
+app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
+app.add_typer(bank_app, name="bank", rich_help_panel=TRAIN)
 
 
 @app.callback(invoke_without_command=True)
@@ -66,7 +70,7 @@ def root(
         raise typer.Exit
 
 
-@app.command()
+@app.command(rich_help_panel=HERE)
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for shards and runs.")] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="One seed, two epochs: does everything work here?")] = False,
@@ -112,7 +116,7 @@ def demo(
     typer.echo("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def report(
     runs: Annotated[
         list[Path], typer.Argument(help="Run directories, or directories that hold some.", show_default=False)
@@ -132,7 +136,7 @@ def report(
         stdout_console().print(terminal_table("results", COLUMNS, table_rows(results)))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def config(
     stage: Annotated[
         Literal["pretrain", "distill", "linear"] | None,
@@ -189,7 +193,7 @@ def _print_lines(title: str, columns: list[str], lines: list[dict[str, Any]], as
     stdout_console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=HERE)
 def doctor(as_json: Json = False) -> None:
     """What is installed here, what `auto` means, what to install for more.
 

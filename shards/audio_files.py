@@ -88,23 +88,28 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
 
 
 def decode_piece(path: Location, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+    """As decode_samples. Raises Rejected for a constant piece too."""
+    pcm = decode_samples(path, frames, start, stop)
+    if pcm.min() == pcm.max():
+        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
+    return pcm
+
+
+def decode_samples(path: Location, frames: int, start: int, stop: int) -> NDArray[np.int16]:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
     Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`; of a file that cannot be sought,
     all before it.
 
     Raises:
-        Rejected: as `probe`; or fewer samples than the header promised, not finite, or constant.
+        Rejected: as `probe`; or fewer samples than the header promised, or not finite.
     """
     with open_audio(path) as file:
         step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
         spans = [_decode_span(file, frames, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
     if not any(map(len, spans)):
         raise Rejected(Reason.NO_SAMPLES)
-    pcm = np.concatenate(spans)
-    if pcm.min() == pcm.max():
-        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
-    return pcm
+    return np.concatenate(spans)
 
 
 def _decode_span(file: ForwardFile, frames: int, start: int, stop: int) -> NDArray[np.int16]:

@@ -1,6 +1,25 @@
 """unfused-fast: UnFuSeD (arXiv 2303.05668) from audio files to a result, on one device or many.
 
+`unfused_fast.load(RUN)` gives the trained encoder of a run, or of a model folder, as a `torch.nn.Module`.
+
 Importing this package loads no GPU library; each is imported where it is used, in one file.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from unfused_fast.embedder import Embedder as Embedder
+    from unfused_fast.embedder import load as load
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `Embedder`, which need torch, when they are asked for."""
+    if name in ("load", "Embedder"):
+        from unfused_fast import embedder
+
+        return getattr(embedder, name)
+    raise AttributeError(f"module 'unfused_fast' has no attribute {name!r}")

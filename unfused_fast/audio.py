@@ -21,11 +21,14 @@ def mel_filters(config: FrontendConfig) -> Tensor:
     return torch.from_numpy(mel.mel_filters(config))
 
 
-def log_mel(waveform: Tensor, config: FrontendConfig | None = None) -> Tensor:
+def log_mel(waveform: Tensor, config: FrontendConfig | None = None, edges: bool = True) -> Tensor:
     """(..., L) float32 in [-1, 1] -> (..., F, T) natural logarithm of mel power, T = 1 + L // hop.
 
     L must exceed n_fft // 2 samples, which the reflected edges need. Source: DECAR section 5; authors (window of
     n_fft).
+
+    Args:
+        edges: reflect both edges; False: L has the n_fft // 2 samples of each edge already.
     """
     config = config or FrontendConfig()
     spectrum = torch.stft(
@@ -33,7 +36,7 @@ def log_mel(waveform: Tensor, config: FrontendConfig | None = None) -> Tensor:
         config.n_fft,
         config.hop_samples,
         window=torch.hann_window(config.n_fft, periodic=True, device=waveform.device),
-        center=True,
+        center=edges,
         pad_mode="reflect",
         return_complex=True,
     )

@@ -18,6 +18,7 @@ from unfused_fast.config_audio import Store
 from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
 from unfused_fast.model import Pool, PretrainNetwork, block_features, build_encoder, pool_time
+from unfused_fast.model_folder import WEIGHTS, read_model_folder
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
 from unfused_fast.run import read_description
@@ -75,13 +76,18 @@ def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor
 
 
 def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
-    """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run."""
+    """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, or the
+    encoder of a model folder (model_folder.py).
+    """
     recorded = read_description(run)
     if recorded is None:
         raise UserError(
             f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain or distill "
             "wrote"
         )
+    if (run / WEIGHTS).is_file():
+        config, network = read_model_folder(run, recorded)
+        return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), None)
     if recorded["stage"] not in ("pretrain", "distill"):
         raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain or train distill")
     tensors, _, damaged = load_checkpoint(run / "checkpoints")

@@ -1,0 +1,165 @@
+"""unfused_fast.load: waveforms to embeddings, beside features.extract and the encoder by itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+
+import unfused_fast
+from unfused_fast import clip_pieces
+from unfused_fast.config import Config
+from unfused_fast.embedder import Embedder
+from unfused_fast.errors import UserError
+from unfused_fast.features import FrozenEncoder, extract, load_encoder
+from unfused_fast.model import build_encoder
+from unfused_fast.settings import with_values
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.table import open_shards
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def embedder(pretrained: Path) -> Embedder:
+    return unfused_fast.load(pretrained, device="cpu")
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(round(16000 * seconds), generator=generator)
+
+
+def random_embedder(**values: object) -> Embedder:
+    """A tiny encoder with random weights and running statistics that are not those of the start."""
+    config = with_values(Config(), {name.replace("__", "."): value for name, value in values.items()})
+    torch.manual_seed(0)
+    network = build_encoder(config)
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(4, 1, 64, 96))
+    return Embedder(FrozenEncoder("random", config, {"mean": -3.0, "std": 2.0}, network.eval(), None))
+
+
+def test_equal_to_the_training_pipeline(
+    pretrained: Path, embedder: Embedder, tones: Path, tone_rows: list[SourceRow]
+) -> None:
+    shards = open_shards(tones)
+    expected = extract(load_encoder(pretrained, CPU), shards, "test", "encoder", "maxmean", CPU)
+    paths = {row.source: row.path for row in tone_rows}
+    clips = []
+    for source in shards.clips_in("test")["source"].to_pylist():
+        path = paths[source]
+        assert isinstance(path, Path)
+        clips.append(soundfile.read(path, dtype="float32")[0])
+    found = embedder.embed(clips, 16000)
+    assert found.shape == (18, 32) and found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_short_clips_equal_the_training_pipeline(
+    pretrained: Path, embedder: Embedder, pack_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Clips shorter than a training crop, which are followed by silence."""
+    clips = [noise(seconds, number).numpy() for number, seconds in enumerate((0.11, 0.3, 0.949))]
+    for number, clip in enumerate(clips):
+        soundfile.write(tmp_path / f"{number}.wav", clip, 16000, subtype="PCM_16")
+    shards = open_shards(pack_rows([SourceRow(tmp_path / f"{n}.wav", f"{n}.wav") for n in range(3)], tmp_path / "set"))
+    expected = extract(load_encoder(pretrained, CPU), shards, "train", "encoder", "maxmean", CPU)
+    stored = [soundfile.read(tmp_path / name, dtype="float32")[0] for name in shards.clips["source"].to_pylist()]
+    torch.testing.assert_close(embedder.embed(stored, 16000), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["audiontt", "efficientnet_b0"])
+def test_a_clip_does_not_depend_on_the_others(encoder: str) -> None:
+    embedder = random_embedder(model__encoder=encoder, model__channels=4, model__dim=32)
+    clips = [noise(seconds, number) for number, seconds in enumerate((0.5, 3.3, 1.0, 7.01))]
+    together = embedder.embed(clips, 16000)
+    for clip, row in zip(clips, together, strict=True):
+        torch.testing.assert_close(embedder.embed(clip, 16000)[0], row, rtol=1e-4, atol=1e-5)
+    padded = torch.full((4, 200000), torch.nan)
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = clip
+    by_length = embedder.embed(padded, 16000, lengths=[len(clip) for clip in clips])
+    torch.testing.assert_close(by_length, together, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 10.079, 12.34])
+def test_pieces_give_what_the_whole_clip_gives(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, clip = random_embedder(model__channels=4, model__dim=32), noise(seconds)
+    whole, (steps, times) = embedder.embed(clip, 16000), embedder.embed_frames(clip, 16000)
+    monkeypatch.setattr(clip_pieces, "PIECE_FRAMES", 128)
+    assert len(embedder.cutting.pieces(len(clip))) >= 8
+    torch.testing.assert_close(embedder.embed(clip, 16000), whole, rtol=1e-5, atol=1e-5)
+    cut_steps, cut_times = embedder.embed_frames(clip, 16000)
+    torch.testing.assert_close(cut_steps, steps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cut_times, times, rtol=0, atol=0)
+
+
+def test_efficientnet_in_pieces_stays_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, clip = random_embedder(model__encoder="efficientnet_b0"), noise(12.34)
+    whole = embedder.embed_frames(clip, 16000)[0]
+    monkeypatch.setattr(clip_pieces, "PIECE_FRAMES", 512)
+    assert len(embedder.cutting.pieces(len(clip))) == 3
+    assert embedder.embed_frames(clip, 16000)[0].shape == whole.shape
+
+
+def test_steps_and_their_times(embedder: Embedder) -> None:
+    steps, times = embedder.embed_frames(torch.stack([noise(2.0), noise(2.0, 1)]), 16000)
+    assert steps.shape == (2, 25, 32) and times.shape == (2, 25)  # 201 frames, 8 a step
+    assert times[0, 0] == 35.0 and torch.equal(times.diff(), torch.full((2, 24), 80.0))
+    pooled = steps.amax(dim=1) + steps.mean(dim=1)
+    torch.testing.assert_close(embedder.embed(torch.stack([noise(2.0), noise(2.0, 1)]), 16000), pooled)
+
+
+def test_a_click_moves_the_steps_around_it(embedder: Embedder) -> None:
+    """The time of a step is where it listens: silence with a click differs from silence around the click only."""
+    silence, click = torch.zeros(32000), torch.zeros(32000)
+    click[16000] = 0.9
+    (quiet, times), (loud, _) = embedder.embed_frames(silence, 16000), embedder.embed_frames(click, 16000)
+    moved = times[0][(quiet - loud).abs().amax(dim=-1)[0] > 1e-6]
+    # half a step, half a window and the 7 frames of context
+    assert len(moved) and (moved - 1000).abs().max() <= 40 + 32 + 80
+    assert (moved - 1000).abs().min() <= 40
+
+
+def test_other_rates_are_resampled_as_shard_does(embedder: Embedder) -> None:
+    clip = noise(2.0).numpy()
+    at_48k = soxr.resample(clip, 16000, 48000, "HQ")
+    expected = embedder.embed(soxr.resample(at_48k, 48000, 16000, "HQ"), 16000)
+    torch.testing.assert_close(embedder.embed(at_48k, 48000), expected, rtol=0, atol=0)
+
+
+def test_frozen_and_always_in_eval_mode(embedder: Embedder) -> None:
+    embedder.train()
+    assert not embedder.training and not any(module.training for module in embedder.modules())
+    assert not any(parameter.requires_grad for parameter in embedder.parameters())
+    assert embedder.sample_rate == 16000
+    assert embedder.scene_embedding_size == embedder.timestamp_embedding_size == 32
+    assert random_embedder().scene_embedding_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("waveform", "rate", "said"),
+    [
+        (torch.zeros(2, 1, 16000), 16000, r"\(2, 1, 16000\)"),
+        (torch.zeros(0), 16000, "1 sample or more"),
+        (torch.zeros(16000, dtype=torch.int16), 16000, "int16"),
+        (torch.full((16000,), torch.nan), 16000, "NaN"),
+        ([], 16000, "no clips"),
+        (np.zeros(16000, np.float32), 0, "sample_rate = 0"),
+    ],
+)
+def test_bad_input_is_refused_in_words(embedder: Embedder, waveform: torch.Tensor, rate: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        embedder.embed(waveform, rate)
+
+
+def test_load_names_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        unfused_fast.load(tmp_path)
+    with pytest.raises(AttributeError, match="no_such"):
+        unfused_fast.no_such  # noqa: B018

@@ -1,0 +1,118 @@
+"""`export`: what other programs load gives the embeddings of unfused_fast.load, on recordings of several lengths."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from outcomes import Cli
+from safetensors import safe_open
+
+import unfused_fast
+from unfused_fast.audio import log_mel
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.table import open_shards
+
+
+@pytest.fixture(scope="module")
+def recordings(tone_rows: list[SourceRow]) -> list[torch.Tensor]:
+    """Clips of 1.0, 2.3 and 4 seconds and odd numbers of samples."""
+    waves = [torch.from_numpy(soundfile.read(row.path, dtype="float32")[0]) for row in tone_rows[:6]]
+    return [waves[0][:16000], torch.cat(waves[:3])[:37001], torch.cat(waves)[:64123]]
+
+
+def test_hub_folder_loads_and_gives_the_same(
+    cli: Cli, pretrained: Path, tones: Path, tmp_path: Path, recordings: list[torch.Tensor]
+) -> None:
+    folder = tmp_path / "model"
+    done = cli("export", pretrained, "--hub", folder, "--json")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    run, hub = unfused_fast.load(pretrained, device="cpu"), unfused_fast.load(folder, device="cpu")
+    torch.testing.assert_close(hub.embed(recordings, 16000), run.embed(recordings, 16000), rtol=0, atol=0)
+    assert json.loads(done.out)[0]["digest"] == hub.digest == run.digest
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if name.startswith(("projector", "optim"))]  # noqa: SIM118
+    card = (folder / "README.md").read_text()
+    result = json.loads((pretrained / "result.json").read_text())
+    for fact in (open_shards(tones).manifest.digest, result["config_digest"], f"| loss | {result['loss']} |"):
+        assert fact in card
+    parameters = sum(parameter.numel() for parameter in run.encoder.parameters())
+    assert f"| parameters | {parameters:,} |" in card and "| embedding size | 32 |" in card
+    for path in (folder / "README.md", folder / "config.json"):
+        assert str(pretrained) not in path.read_text()
+    again = cli("export", pretrained, "--hub", folder)
+    assert again.code == 1 and "--overwrite" in again.error
+    assert cli("export", pretrained, "--hub", folder, "--overwrite").code == 0
+
+
+def test_a_hub_folder_is_an_encoder_for_train_linear(
+    cli: Cli, pretrained: Path, tones: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    assert cli("export", pretrained, "--hub", tmp_path / "model").code == 0
+    scores = []
+    for name, encoder in (("a", pretrained), ("b", tmp_path / "model")):
+        flags = ["--epochs", 2, "--json", *tiny]
+        done = cli("train", "linear", tones, "--encoder", encoder, "--out", tmp_path / name, *flags)
+        assert done.code == 0, done.err
+        scores.append(json.loads(done.out)["test"])
+    assert scores[0] == scores[1]
+
+
+def test_a_damaged_folder_is_named(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
+    assert cli("export", pretrained, "--hub", tmp_path / "model").code == 0
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = cli("export", tmp_path / "model", "--hub", tmp_path / "other")
+    assert done.code == 1 and re.search(r"model\.safetensors: cannot be read", done.error)
+
+
+@pytest.mark.parametrize("given", ["log-mel", "waveform"])
+def test_torch_export(cli: Cli, pretrained: Path, tmp_path: Path, recordings: list[torch.Tensor], given: str) -> None:
+    out = tmp_path / "encoder.pt2"
+    assert cli("export", pretrained, "--torch-export", out, "--input", given).code == 0
+    module = torch.export.load(out).module()
+    embedder = unfused_fast.load(pretrained, device="cpu")
+    for clip in recordings:
+        batch = torch.stack([clip, clip.flip(0), 0.3 * clip])
+        for some in (batch, batch[:1]):
+            taken = log_mel(some)[:, None] if given == "log-mel" else some
+            torch.testing.assert_close(module(taken), embedder.embed(some, 16000), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", ["log-mel", "waveform"])
+def test_onnx(cli: Cli, pretrained: Path, tmp_path: Path, recordings: list[torch.Tensor], given: str) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra `export`)")
+    import onnx
+    import onnxruntime
+
+    out = tmp_path / "encoder.onnx"
+    done = cli("export", pretrained, "--onnx", out, "--input", given)
+    assert done.code == 0, done.err
+    assert list(tmp_path.iterdir()) == [out]
+    model = onnx.load(out)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version >= 17
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    name = given.replace("-", "_")
+    assert [value.name for value in session.get_inputs()] == [name]
+    embedder = unfused_fast.load(pretrained, device="cpu")
+    for clip in recordings:
+        batch = torch.stack([clip, clip.flip(0), 0.3 * clip])
+        for some in (batch, batch[:1]):
+            taken = log_mel(some)[:, None] if given == "log-mel" else some
+            (found,) = session.run(["embedding"], {name: taken.numpy()})
+            np.testing.assert_allclose(found, embedder.embed(some, 16000).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
+    assert cli("export", pretrained).code == 2
+    (tmp_path / "there.pt2").write_text("mine")
+    done = cli("export", pretrained, "--torch-export", tmp_path / "there.pt2")
+    assert done.code == 1 and "--overwrite" in done.error and (tmp_path / "there.pt2").read_text() == "mine"
+    done = cli("export", tmp_path, "--hub", tmp_path / "x")
+    assert done.code == 1 and "no run" in done.error

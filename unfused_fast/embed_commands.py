@@ -1,0 +1,89 @@
+"""`embed`: recordings to embeddings; part of the command line, cli.py."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+from unfused_fast.errors import UserError, escaped
+from unfused_fast.terminal import Device, Json, Overwrite, bar, print_json
+
+
+def embed(
+    audio: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, CSVs with a column path, tar, tar.gz and zip archives, URLs of these, or shard sets.",
+            show_default=False,
+        ),
+    ],
+    encoder: Annotated[
+        Path, typer.Option(help="A run of train pretrain or distill, or a model folder.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
+    frames: Annotated[
+        bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
+    ] = False,
+    pool: Annotated[
+        Literal["maxmean", "mean", "max"] | None,
+        typer.Option(help="Pooling over time.", show_default="as the encoder was trained"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode.", show_default="one a core")
+    ] = None,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished OUT.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Embed recordings of any kind and length by a trained encoder: one row a file, with its path and seconds.
+
+    Files that cannot be used are named in OUT's .rejected.csv. Ctrl-C keeps what is done, for --resume.
+    """
+    if resume and overwrite:
+        raise UserError("--resume goes on with an unfinished OUT and --overwrite starts again; give one of them")
+    from unfused_fast.embed import embed_files, format_of
+    from unfused_fast.embed_sources import embed_rows
+    from unfused_fast.embedder import load
+    from unfused_fast.training import console
+
+    format_of(out, frames)
+    embedder = load(encoder, device, pool)
+    stopped = list[int]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        console.print("stopping after this batch; once more to stop at once", style="yellow")
+
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, stop))
+        with console.status("looking at what there is to embed"):
+            rows = embed_rows(audio, None, console.print)
+        facts = embed_files(
+            embedder,
+            rows,
+            out,
+            frames=frames,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            progress=stack.enter_context(bar("embedding")),
+            stopping=lambda: bool(stopped),
+        )
+    if as_json:
+        print_json(facts)
+        return
+    rate = f"{facts['files_per_second']:g} files/s"
+    typer.echo(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
+    for reason, count in facts["rejected"].items():
+        typer.echo(f"  rejected {count}: {reason}")
+    if facts["rejected"]:
+        typer.echo(escaped(f"  each one is named in {out.with_suffix('.rejected.csv')}"))

@@ -1,0 +1,239 @@
+"""A trained encoder for waveforms.   B clips, F mel bins, T frames, T' steps of the encoder, D features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unfused_fast.audio import log_mel
+from unfused_fast.clip_pieces import ClipPiece, cutting_of, in_batches
+from unfused_fast.encoder import EncoderOutput
+from unfused_fast.errors import UserError
+from unfused_fast.features import FrozenEncoder, load_encoder
+from unfused_fast.model import Pool
+from unfused_fast.model_folder import encoder_digest
+from unfused_fast.shards.audio_files import RESAMPLING_QUALITY
+from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
+from unfused_fast.training import resolve_device
+
+Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
+"""(samples,), (B, samples), or B of (samples,); float, in [-1, 1], one channel."""
+
+
+class PieceSteps(NamedTuple):
+    """What the encoder gives for B pieces."""
+
+    steps: Tensor
+    """(B, T', D) float32."""
+    kept: Tensor
+    """(B, T') bool: steps that belong to the clip; the others are context or padding."""
+
+
+class Pooled(NamedTuple):
+    """What pooling over time needs of B pieces, so that those of one clip can be joined."""
+
+    total: Tensor
+    """(B, D) sums over the kept steps."""
+    largest: Tensor
+    """(B, D)"""
+    steps: Tensor
+    """(B,) how many are kept."""
+
+    def joined(self, rows: slice) -> Pooled:
+        """The pieces of one clip as one."""
+        total, largest, steps = self.total[rows].sum(0), self.largest[rows].amax(0), self.steps[rows].sum(0)
+        return Pooled(total[None], largest[None], steps[None])
+
+    def embedding(self, pool: Pool) -> Tensor:
+        """(B, D), as model.pool_time."""
+        mean = self.total / self.steps[:, None]
+        return {"maxmean": mean + self.largest, "mean": mean, "max": self.largest}[pool]
+
+
+class Embedder(nn.Module):
+    """Waveforms to embeddings, by a frozen encoder in eval mode, in float32 on any device.
+
+    The log-mel is that of training: 16 kHz, normalised by the statistics of the set that the encoder was trained on, a
+    clip shorter than a training crop followed by silence. A clip's embedding does not depend on the clips beside it.
+    Clips beyond PIECE_FRAMES go through the encoder in pieces, in bounded memory, and are pooled over all of them:
+    exact for AudioNTT; EfficientNet-B0 sees each piece by itself (clip_pieces.py).
+    """
+
+    def __init__(self, encoder: FrozenEncoder, pool: Pool | None = None) -> None:
+        """Takes the encoder over. `pool`: over time; None: as the encoder was trained (`model.pool`)."""
+        super().__init__()
+        if encoder.network is None:
+            raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain or train distill")
+        self.name, self.config = encoder.name, encoder.config
+        self.pool: Pool = pool or encoder.config.model.pool
+        self.cutting = cutting_of(encoder.config)
+        scaled = encoder.log_mel if encoder.config.data.norm == "dataset" else None
+        self.mean, self.std = (0.0, 1.0) if scaled is None else (scaled["mean"], scaled["std"])
+        self.encoder = encoder.network
+        self.sample_rate = SAMPLE_RATE_HZ
+        self.scene_embedding_size = self.timestamp_embedding_size = int(self.encoder.dim)  # type: ignore[arg-type]
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is, and embeddings lie."""
+        return next(self.parameters()).device
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the encoder's tensors."""
+        return encoder_digest(self.encoder)
+
+    def train(self, mode: bool = True) -> Embedder:
+        """Stays in eval mode: batch statistics and dropout would make a clip depend on the others."""
+        return super().train(False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, samples) at 16 kHz -> (B, D), as embed."""
+        return self.embed(waveform, self.sample_rate)
+
+    @torch.no_grad()
+    def embed(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """(B, D) float32 on the encoder's device: each clip pooled over time; B is 1 for a single (samples,).
+
+        Args:
+            waveform: see Waveform; a list holds clips of any lengths.
+            sample_rate: of `waveform`, in hertz; resampled by soxr HQ to 16 kHz where it differs, as `shard` does.
+            lengths: samples of each row of a (B, samples) batch; what lies behind them is not looked at.
+
+        Raises:
+            UserError: an empty clip, integers, another shape, NaN or infinity, or a sample rate below 1.
+        """
+        clips = self._clips(waveform, sample_rate, lengths)
+        pieces = [self.cutting.pieces(len(clip)) for clip in clips]
+        flat = [(_samples(clip, piece), piece) for clip, own in zip(clips, pieces, strict=True) for piece in own]
+        parts: list[Pooled | None] = [None] * len(flat)
+        for batch in in_batches([piece for _, piece in flat]):
+            pooled = self.pooled(self.piece_steps([flat[number] for number in batch]))
+            for row, number in enumerate(batch):
+                parts[number] = pooled.joined(slice(row, row + 1))
+        whole = Pooled(*(torch.cat(values) for values in zip(*(part for part in parts if part), strict=True)))
+        ends = np.cumsum([len(own) for own in pieces])
+        joined = [whole.joined(slice(end - len(own), end)) for end, own in zip(ends, pieces, strict=True)]
+        return torch.cat([part.embedding(self.pool) for part in joined])
+
+    @torch.no_grad()
+    def embed_frames(
+        self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, T', D) float32 before pooling, and (B, T') float32 milliseconds of the centre of each step.
+
+        T' is that of the longest clip; a clip has `cutting.steps(samples at 16 kHz)` steps, and zeros behind them. The
+        silence behind a clip shorter than a training crop has steps too, as in embed. Args and Raises: as embed.
+        """
+        clips = self._clips(waveform, sample_rate, lengths)
+        steps = [self.cutting.steps(len(clip)) for clip in clips]
+        made = torch.zeros(len(clips), max(steps), self.timestamp_embedding_size, device=self.device)
+        flat: list[tuple[Tensor, ClipPiece]] = []
+        places: list[tuple[int, int]] = []
+        for row, clip in enumerate(clips):
+            first = 0
+            for piece in self.cutting.pieces(len(clip)):
+                flat.append((_samples(clip, piece), piece))
+                places.append((row, first))
+                first += piece.steps
+        for batch in in_batches([piece for _, piece in flat]):
+            found = self.piece_steps([flat[number] for number in batch])
+            for values, kept, number in zip(found.steps, found.kept, batch, strict=True):
+                row, first = places[number]
+                made[row, first : first + flat[number][1].steps] = values[kept]
+        centres = np.asarray(self.cutting.centre_ms(np.arange(max(steps))), np.float32)
+        return made, torch.from_numpy(centres).to(self.device).expand(len(clips), -1)
+
+    def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
+        """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the encoder's steps."""
+        frontend, edged = self.config.frontend, [self._edged(wave, piece) for wave, piece in pieces]
+        padded = nn.utils.rnn.pad_sequence(edged, batch_first=True)
+        normalised = (log_mel(padded, frontend, edges=False) - self.mean) * (1.0 / self.std)
+        lengths = [piece.frames for _, piece in pieces]
+        # without padding there is nothing to mask, which takes a tenth of the time
+        counts = None if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
+        output: EncoderOutput = self.encoder(normalised[:, None], counts)
+        first = torch.tensor([piece.first_step for _, piece in pieces], device=self.device)[:, None]
+        steps = torch.tensor([piece.steps for _, piece in pieces], device=self.device)[:, None]
+        place = torch.arange(output.frames.shape[1], device=self.device)
+        return PieceSteps(output.frames.float(), (place >= first) & (place < first + steps))
+
+    def pooled(self, found: PieceSteps) -> Pooled:
+        """Sums and maxima over the kept steps."""
+        steps, kept = found.steps, found.kept[..., None]
+        largest = steps.masked_fill(~kept, -torch.inf).amax(dim=1)
+        return Pooled(steps.masked_fill(~kept, 0.0).sum(dim=1), largest, found.kept.sum(dim=1))
+
+    def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:
+        """Samples under a piece's windows: reflected at the clip's edges, silence behind its end."""
+        low, high = self.cutting.span(piece.first_frame, piece.first_frame + piece.frames)
+        start, length = piece.start, piece.length
+        silence = max(min(high, length), 1 - low) - start - len(wave)
+        there = nn.functional.pad(wave.to(self.device, torch.float32), (0, max(0, silence)))
+        parts = [there[max(low, 0) - start : min(high, length) - start]]
+        if low < 0:
+            parts.insert(0, there[1 : 1 - low].flip(0))
+        if high > length:
+            parts.append(there[2 * length - 1 - high - start : length - 1 - start].flip(0))
+        return torch.cat(parts)
+
+    def _clips(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
+        """Each clip alone, at 16 kHz."""
+        if sample_rate < 1:
+            raise UserError(f"sample_rate = {sample_rate}: want hertz, 1 or more")
+        if isinstance(waveform, Tensor | np.ndarray):
+            whole = torch.as_tensor(waveform)
+            if whole.ndim not in (1, 2):
+                raise UserError(f"waveform is {tuple(whole.shape)}: want (samples,) or (clips, samples), one channel")
+            rows = list(whole[None] if whole.ndim == 1 else whole)
+        else:
+            rows = [torch.as_tensor(clip) for clip in waveform]
+        if lengths is not None:
+            if len(lengths) != len(rows) or any(
+                not 0 < int(length) <= len(row) for length, row in zip(lengths, rows, strict=False)
+            ):
+                raise UserError(
+                    f"lengths {[int(length) for length in lengths]}: want one from 1 to the samples of each clip"
+                )
+            rows = [row[: int(length)] for row, length in zip(rows, lengths, strict=True)]
+        if not rows:
+            raise UserError("no clips; give at least one")
+        for number, row in enumerate(rows):
+            if row.ndim != 1 or not len(row):
+                raise UserError(f"clip {number} is {tuple(row.shape)}: want (samples,), one channel, 1 sample or more")
+            if not row.is_floating_point():
+                raise UserError(f"clip {number} is {row.dtype}: want float in [-1, 1]; divide int16 by 32768")
+            if not bool(torch.isfinite(row).all()):
+                raise UserError(f"clip {number}: it holds NaN or infinity; mend the recording")
+        if sample_rate == self.sample_rate:
+            return [row.float() for row in rows]
+        arrays = [row.detach().cpu().float().numpy() for row in rows]
+        made = [soxr.resample(array, sample_rate, self.sample_rate, RESAMPLING_QUALITY) for array in arrays]
+        if not all(map(len, made)):
+            raise UserError(f"a clip is shorter than one sample at {self.sample_rate} Hz; give a longer one")
+        return [torch.from_numpy(array) for array in made]
+
+
+def _samples(clip: Tensor, piece: ClipPiece) -> Tensor:
+    return clip[piece.start : piece.stop]
+
+
+def load(run: str | Path, device: str = "auto", pool: Pool | None = None) -> Embedder:
+    """The encoder of a run directory of train pretrain or distill, or of a model folder that `export --hub` wrote.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        pool: see Embedder.
+
+    Raises:
+        UserError: nothing of the kind there, damaged, or no such device.
+    """
+    return Embedder(load_encoder(Path(run), resolve_device(device)), pool)
