@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-run
+# Processes of `make test`.
+JOBS ?= 2
 # More flags for pip, such as the index of a CPU build of PyTorch.
 PIP_ARGS ?=
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cpu)
@@ -12,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/unfused-fast demo --out $(OUT) --overwrite
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

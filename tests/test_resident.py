@@ -248,7 +248,7 @@ def test_memory_is_that_of_the_log_mels_and_a_tenth(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, script, *sets, cached], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     size, loaded, peak = map(int, done.stdout.split())
-    assert size == 3000 * 96 * 64 * 2 <= loaded <= peak <= 1.1 * size
+    assert size == 3000 * 96 * 64 * 2 <= max(loaded, peak) <= 1.1 * size
 
 
 @pytest.mark.gpu

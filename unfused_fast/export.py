@@ -82,7 +82,9 @@ def export_graph(
     if out.exists() and (out.is_dir() or not overwrite):
         raise UserError(f"{out}: it exists; name another place, or replace a file with --overwrite")
     if kind == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        raise UserError("onnx and onnxscript are not installed; install them: pip install 'unfused-fast[export]'")
+        raise UserError(
+            "onnx and onnxscript are not installed; install them, in a checkout, with: pip install '.[export]'"
+        )
     embedder = load(run, device="cpu")
     shortest, digest = embedder.cutting.shortest, embedder.digest
     stride = embedder.cutting.stride

@@ -198,7 +198,7 @@ class Loader:
             made = self._log_mel(waveforms[0]) if in_dali else waveforms[0]
             return [import_dali()[0].pad(made, axes=(1 if in_dali else 0,))]
 
-        for clip_ids, counters, (made,), rows in self._run(reading, crops, [], graph):
+        for clip_ids, counters, (made,), rows in self._run(reading, crops, [], graph, whole=True):
             counts = frames[rows]
             longest = int(counts.max())  # padded, too, for the clips that fill the graph's last batch
             if in_dali:
@@ -239,6 +239,7 @@ class Loader:
         crops: list[Crop],
         arrays: list[NDArray[Any]],
         graph: Callable[[list[Any], list[Any]], list[Any]] | None,
+        whole: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor, list[Tensor], slice]]:
         """Clip ids, counters and outputs batch by batch, and which of the N clips they are.
 
@@ -246,10 +247,12 @@ class Loader:
             crops: of all clips that are read; the graph gets a waveform of each.
             arrays: (N, ...) what the graph gets beside them.
             graph: None: the outputs are the waveforms.
+            whole: the crops are all of each clip; then a WAV is decoded, which tells of a damaged header.
         """
         fn, _, types, pipeline_class = import_dali()
         order, ids, counters = reading
-        part = wav_part(crops, self.samples[ids]) if self.shards.manifest.codec == "wav" else None
+        parts = self.shards.manifest.codec == "wav" and not whole
+        part = wav_part(crops, self.samples[ids]) if parts else None
         placed = crops if part is None else [crop.moved(part.origin) for crop in crops]
         handed = [*(array for crop in placed for array in crop), *(arrays if graph is not None else [])]
 

@@ -20,8 +20,8 @@ try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 except ImportError as error:
     raise UserError(
-        "scikit-learn is not installed, and UnfusedEmbedder is a transformer of it; install it: "
-        "pip install 'unfused-fast[sklearn]'"
+        "scikit-learn is not installed, and UnfusedEmbedder is a transformer of it; install it, in a "
+        "checkout, with: pip install '.[sklearn]'"
     ) from error
 
 Clip = str | Path | NDArray[np.floating]
