@@ -12,6 +12,7 @@ from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
 from unfused_fast.errors import UserError
+from unfused_fast.plan_commands import plan
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
@@ -37,6 +38,7 @@ app.add_typer(train_app, name="train")
 app.command()(check)
 app.command()(peek)
 app.command()(bench)
+app.command()(plan)
 app.add_typer(bank_app, name="bank")
 app.command()(clusters)
 
