@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # one.
 LAYERS = [
     {"errors", "kernels", "encoder", "console", "measuring", "memory"},
-    {"profiling"},
+    {"profiling", "reading", "expected"},
     {"config_audio"},
     {"config", "shards"},
     {"mel", "config_checks"},

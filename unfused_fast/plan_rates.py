@@ -5,7 +5,6 @@ N clips, D size of a projection, K clusters.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from unfused_fast.config import Config
 from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError
 from unfused_fast.plan_bytes import StepCost
+from unfused_fast.reading import read_json
 from unfused_fast.settings import with_values
 from unfused_fast.synthetic import synthetic_set
 from unfused_fast.training import Options, quietly
@@ -29,7 +29,6 @@ nothing of ours was measured on these devices yet.
 """
 NEEDED = ("loader", "views", "step", "kmeans", "bank")
 """Parts of `bench` that a plan is made from."""
-LARGEST_FILE = 64 * 2**20
 QUICK_CLIPS = 128
 """Clips of the set that is measured on here. Ours: two batches on a CPU."""
 
@@ -119,13 +118,11 @@ def read_rates(path: Path, config: Config, cost: StepCost) -> Rates:
     """Rates from a file of `unfused-fast bench all --json`. Raises UserError: not such a file, or parts are missing."""
     how = "make it with: unfused-fast bench all --json > FILE"
     try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise UserError(f"{path}: {size:,} bytes, but rows of a bench are a few thousand; {how}")
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = read_json(path)["rows"]
         about = {str(row["device"]) for row in rows}
         dates = {str(row["date"]) for row in rows}
         return rates_of(rows, config, cost, f"measured, by {path.name}: {', '.join(sorted(about | dates))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: no rows of a bench in it ({type(error).__name__}: {error}); {how}") from error
 
 
