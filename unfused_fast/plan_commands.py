@@ -133,13 +133,14 @@ def _print(made: Plan) -> None:
         typer.echo(trouble)
     typer.echo(f"rates: {made.basis}; {made.flops_per_clip / 1e9:.2f} GFLOP a clip")
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.epoch.items())
-    typer.echo(f"an epoch on one device: {_duration(made.epoch_seconds)} ({parts})")
+    bound = "at least " if made.unknown else ""
+    typer.echo(f"an epoch on one device: {bound}{_duration(made.epoch_seconds)} ({parts})")
     if made.floor_seconds is not None:
         typer.echo(f"at the full peaks of the data sheet, which no program reaches: {_duration(made.floor_seconds)}")
     once = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.once.items())
-    typer.echo(f"the run: {made.hours:,.2f} hours, of which once: {once}")
+    typer.echo(f"the run: {bound}{made.hours:,.2f} hours, of which once: {once}")
     if made.unknown:
-        typer.echo(f"not in these times, as nothing is known of it: {'; '.join(made.unknown)}")
+        typer.echo(f"not in these times, as these rates do not tell it: {'; '.join(made.unknown)}")
     if made.devices > 1:
         typer.echo("training runs on one device in this version: more of them change the memory here, and no time")
 
