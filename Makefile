@@ -9,7 +9,7 @@ PIP_ARGS ?=
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint audit clean
 demo: $(VENV)/.installed
 	$(BIN)/unfused-fast demo --out $(OUT) --overwrite
 
@@ -20,6 +20,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of what is installed, by pip-audit in an environment of its own; asks PyPI's advisory database.
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit
+	$(VENV)-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
@@ -32,4 +38,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

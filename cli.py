@@ -16,6 +16,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.evaluate_commands import evaluate
 from unfused_fast.export_commands import export, import_
 from unfused_fast.lape_commands import lape, tasks
+from unfused_fast.plan_commands import plan
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
 from unfused_fast.terminal import (
@@ -44,7 +45,7 @@ for panel, commands in {
     DATA: (shard, merge, check, peek),
     TRAIN: (clusters,),
     USE: (evaluate, lape, tasks, embed, export),
-    HERE: (bench,),
+    HERE: (bench, plan),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

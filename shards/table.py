@@ -178,7 +178,7 @@ def read_manifest(directory: Path) -> Manifest:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(_no_manifest(directory)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
@@ -199,8 +199,11 @@ def read_manifest(directory: Path) -> Manifest:
             )
             for name in sorted(value["splits"], key=split_rank)
         }
+        for name in (name for info in splits.values() for name in info.shards):
+            if Path(name).name != name or not name.endswith(".tar"):
+                raise ValueError(f"{name[:80]!r} is no name of a shard")
         return Manifest(**{**value, "splits": splits, "label_names": tuple(value["label_names"])})
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again") from error
 
 

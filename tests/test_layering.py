@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # one.
 LAYERS = [
     {"errors", "kernels", "encoder", "console", "measuring", "memory", "metrics", "neighbours"},
-    {"profiling"},
+    {"profiling", "reading", "expected"},
     {"config_audio"},
     {"config_eval", "tasks"},
     {"config", "shards"},
@@ -37,7 +37,9 @@ LAYERS = [
     {"pretrain"},
     {"distill"},
     {"linear"},
-    {"report", "doctor", "everything", "peek", "bench", "bank_export", "clusters"},
+    {"report", "doctor", "everything", "peek", "bench", "bank_export", "clusters", "plan_bytes", "synthetic"},
+    {"plan_rates"},
+    {"plan"},
     {"demo", "protocol"},
     {"evaluation"},
     {"evaluation_table"},
@@ -54,6 +56,7 @@ LAYERS = [
         "clusters_commands",
         "export_commands",
         "embed_commands",
+        "plan_commands",
     },
     {"evaluate_commands"},
     {"lape_commands"},

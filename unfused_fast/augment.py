@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.config_audio import RandomResizeCropConfig
+from unfused_fast.expected import expected, misfit
 from unfused_fast.kernels.views import augmented_reference, augmented_triton
 from unfused_fast.randomness import Stream, uniform
 
@@ -137,10 +138,14 @@ class Augmenter:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of state."""
+        """Inverse of state. Raises UserError: not the state of a memory of this size."""
         if self.memory is None:
             return
-        filled = len(state["mixup.clip_ids"])
-        self.memory.crops[:filled] = state["mixup.crops"].to(self.memory.crops.device)
-        self.memory.clip_ids[:filled] = state["mixup.clip_ids"].to(self.memory.clip_ids.device)
-        self.memory.written = int(state["mixup.written"])
+        ids = expected(state, "mixup.clip_ids", torch.int64, (None,))
+        filled, written = len(ids), int(expected(state, "mixup.written", torch.int64, ()))
+        if filled != min(max(written, 0), len(self.memory.crops)):
+            raise misfit(f"mixup.clip_ids are {filled} of {written} in a memory of {len(self.memory.crops)}")
+        crops = expected(state, "mixup.crops", torch.float16, (filled, *self.memory.crops.shape[1:]))
+        self.memory.crops[:filled] = crops.to(self.memory.crops.device)
+        self.memory.clip_ids[:filled] = ids.to(self.memory.clip_ids.device)
+        self.memory.written = written

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unfused_fast.errors import UserError
+from unfused_fast.reading import is_count, is_number
 
 FORMAT = 1
 MANIFEST, GROUP = "manifest.json", "zarr.json"
@@ -204,6 +205,15 @@ def _checked(path: Path, value: Any) -> Manifest:
                 "chunks": tuple(Chunk(**chunk) for chunk in value["chunks"]),
             }
         )
+        counts = (manifest.epoch, manifest.step, manifest.first_clip_id, manifest.rows, manifest.dim)
+        sizes = [size for chunk in manifest.chunks for size in (chunk.first_row, chunk.rows)]
+        if not all(map(is_count, (*counts, manifest.chunk_rows, manifest.shard_rows, *sizes))):
+            raise ValueError("one of its counts is no whole number")
+        norms = (manifest.norms.min, manifest.norms.mean, manifest.norms.max)
+        if not all(norm is None or is_number(norm) for norm in norms) or not is_count(manifest.norms.not_finite):
+            raise ValueError("its norms are no numbers")
+        if not 1 <= manifest.chunk_rows <= manifest.shard_rows or manifest.rows < 1:
+            raise ValueError("its rows, chunks or shards have no rows")
         starts = [chunk.first_row for chunk in manifest.chunks]
         ends = [chunk.first_row + chunk.rows for chunk in manifest.chunks]
         if [0, *ends] != [*starts, manifest.rows] or manifest.dtype not in ITEM_BYTES or manifest.dim < 1:

@@ -52,12 +52,16 @@ class Generation:
         self.path, self.manifest = path, read_manifest(path)
         self.dtype = DTYPES[self.manifest.dtype]
         try:
-            group: Any = zarr.open_group(path, mode="r")
+            group: Any = zarr.open_group(path, mode="r", zarr_format=3)
             self.rows: Any = group[EMBEDDINGS]
             """The zarr array (N, D), float32 or the bits of bfloat16 as uint16; a slice reads only its chunks."""
             self._assignments: Any = group[ASSIGNMENTS]
-        except (OSError, ValueError, KeyError) as error:
-            raise DamagedBank(f"{path}: zarr cannot open it ({error})") from error
+            for array, width in ((self.rows, (self.manifest.dim,)), (self._assignments, ())):
+                chunk, shard = ((rows, *width) for rows in (self.manifest.chunk_rows, self.manifest.shard_rows))
+                if (array.chunks, array.shards, array.compressors, array.filters) != (chunk, shard, (), ()):
+                    raise ValueError(f"{array.name} is cut or coded in another way than a memory bank")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
+            raise DamagedBank(f"{path}: zarr cannot open it ({str(error)[:200]})") from error
         shape = self.manifest.rows, self.manifest.dim
         wanted = "float32" if self.manifest.dtype == "float32" else "uint16"
         if (

@@ -17,7 +17,6 @@ from unfused_fast.terminal import Compile, Device, Json, Preset, Sets, local_sha
 
 if TYPE_CHECKING:
     from unfused_fast.bench import Measured
-    from unfused_fast.shards.table import ShardSet
 
 Part = Literal["all", "loader", "views", "step", "kmeans", "bank", "epoch"]
 
@@ -51,6 +50,7 @@ def bench(
     from unfused_fast.console import console
     from unfused_fast.measuring import circumstances
     from unfused_fast.shards.table import open_shards
+    from unfused_fast.synthetic import synthetic_set
     from unfused_fast.terminal import run_options, stage_config
 
     with ExitStack() as stack:
@@ -82,35 +82,6 @@ def bench(
         typer.echo(sentence)
     if rows_file is not None:
         typer.echo(f"{len(rows)} rows appended to {rows_file}")
-
-
-def synthetic_set(folder: Path, clips: int, seconds: float) -> ShardSet:
-    """A shard set of noise in `folder`, which has to hold it twice while it is made. Raises UserError: no room."""
-    import shutil
-
-    import numpy as np
-    import soundfile
-
-    from unfused_fast.console import console
-    from unfused_fast.mel import log_mel_statistics
-    from unfused_fast.shards.sources import source_rows
-    from unfused_fast.shards.write import pack
-
-    needed, free = round(2 * clips * (seconds * 32000 + 4096)), shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"--synthetic {clips}: {needed / 1e9:.1f} GB on disk are needed, {free / 1e9:.1f} GB are free in "
-            f"{folder.parent}; take fewer clips, or set TMPDIR to a larger disk"
-        )
-    generator, source = np.random.default_rng(0), folder / "source"
-    with console.status(f"making {clips} clips of {seconds:g} s"):
-        for number in range(clips):
-            path = source / f"{number // 1000:03d}" / f"{number:07d}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, generator.uniform(-0.5, 0.5, round(seconds * 16000)).astype("float32"), 16000)
-        packed = pack(source_rows(source), folder / "shards", max_seconds=seconds, statistics=log_mel_statistics)
-        shutil.rmtree(source)
-    return packed.shard_set
 
 
 def _print(found: list[Measured], title: str) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unfused_fast.errors import UserError
+from unfused_fast.expected import expected, misfit
+from unfused_fast.reading import is_count, is_number, read_json
 from unfused_fast.shards.shard_files import replace_file
 
 KEPT = 2
@@ -86,18 +88,37 @@ def load_checkpoint(
     for path in sorted(directory.glob("epoch-??????.json"), reverse=True):
         tensors_path = path.with_suffix(".safetensors")
         try:
-            state = json.loads(path.read_text())
+            state = _checked(path, read_json(path))
             with tensors_path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != state["sha256"]:
                 raise ValueError("its digest does not match")
             if fault is None or (found := fault(state)) is None:
-                return load_file(tensors_path), state, damaged
+                tensors = load_file(tensors_path)
+                for name in ("prototypes", "head.bias"):
+                    if name in tensors and "k" in state and tensors[name].shape[:1] != (state["k"],):
+                        raise ValueError(f"{name} is {tuple(tensors[name].shape)}, but k is {state['k']}")
+                return tensors, state, damaged
             damaged.append(found)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged.append(f"{tensors_path} is damaged ({error})")
     reasons = "; ".join(damaged) if damaged else "there is none"
     raise UserError(f"{directory}: no usable checkpoint: {reasons}; train again, or point to another run")
+
+
+def _checked(path: Path, state: Any) -> dict[str, Any]:
+    """The JSON of a checkpoint. Raises ValueError unless its parts are what they were written as."""
+    if not isinstance(state, dict) or not isinstance(state.get("sha256"), str):
+        raise ValueError(f"{path.name} is not what was written")
+    epoch, nmis = int(path.stem.removeprefix("epoch-")), state.get("nmis", [])
+    if state.get("epoch") != epoch or not is_count(state["epoch"]):
+        raise ValueError(f"its epoch is {str(state.get('epoch'))[:40]}")
+    for name in ("step", "k"):
+        if not is_count(state.get(name, 0)):
+            raise ValueError(f"its {name} is {str(state[name])[:40]}")
+    if not isinstance(nmis, list) or not all(map(is_number, nmis)):
+        raise ValueError("its nmis are no list of numbers")
+    return state
 
 
 def collect(network: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
@@ -124,10 +145,13 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
             for full, value in tensors.items():
                 key = full.removeprefix(prefix)
                 if full.startswith(prefix) and "." not in key:
+                    if value.ndim and value.shape != parameter.shape:
+                        raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
                     optimizer.state[parameter][key] = _like(value, parameter)
-    torch.set_rng_state(tensors["rng.cpu"])
+    torch.set_rng_state(expected(tensors, "rng.cpu", torch.uint8, tuple(torch.get_rng_state().shape)))
     if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+        own = torch.cuda.get_rng_state()
+        torch.cuda.set_rng_state(expected(tensors, "rng.cuda", torch.uint8, tuple(own.shape)))
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -138,21 +162,28 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads exactly the network's tensors. Raises UserError when names or shapes differ."""
-    own = network.state_dict()
+    """Loads exactly the network's tensors. Raises UserError when names, shapes or types differ."""
+    refuse_misfit(network.state_dict(), tensors)
+    network.load_state_dict(tensors)
+
+
+def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError when names, shapes or types differ from a network's own, which may be without content."""
     missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     shapes = [
         f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    if missing or unexpected or shapes:
+    types = [
+        f"{name} {tensors[name].dtype} for {own[name].dtype}"
+        for name in own
+        if name in tensors and tensors[name].dtype != own[name].dtype
+    ]
+    if missing or unexpected or shapes or types:
         parts = [
             f"{label} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+            for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes), ("type", types))
             if names
         ]
-        raise UserError(
-            f"the checkpoint does not fit this config: {'; '.join(parts)}; use the config of the run that wrote it"
-        )
-    network.load_state_dict(tensors)
+        raise misfit("; ".join(parts))

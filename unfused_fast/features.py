@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from unfused_fast.checkpoint import load_checkpoint, load_network
+from unfused_fast.checkpoint import load_checkpoint, load_network, refuse_misfit
 from unfused_fast.config import Config
 from unfused_fast.config_audio import Store
 from unfused_fast.encoder import EncoderOutput
@@ -97,6 +97,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     projector = None
     try:
         config = from_flat(recorded["config"])
+        _refuse_other_sizes(config, recorded["stage"] == "pretrain", model)
         if recorded["stage"] == "pretrain":
             whole = PretrainNetwork(config)
             load_network(whole, model)
@@ -108,6 +109,18 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
     return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), projector)
+
+
+def _refuse_other_sizes(config: Config, whole: bool, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError unless the tensors are those of the config, before a network of its sizes is made in memory."""
+    try:
+        with torch.device("meta"):
+            own = PretrainNetwork(config).state_dict() if whole else build_encoder(config).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UserError("its config asks for a network of no possible size; train again") from error
+    if not whole:
+        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items() if name[:8] == "encoder."}
+    refuse_misfit(own, tensors)
 
 
 def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenEncoder:

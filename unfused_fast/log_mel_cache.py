@@ -28,12 +28,15 @@ from torch import Tensor
 from unfused_fast.console import console
 from unfused_fast.order import crop_samples
 from unfused_fast.pipeline import Loader
+from unfused_fast.reading import LARGEST_JSON, read_json
 from unfused_fast.shards.remote_sets import cache_folder
 from unfused_fast.shards.workers import available_cores
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 25
 """Bytes under one sha256. Ours: 32 MiB, so that threads read and verify side by side in little memory."""
+LARGEST_MANIFEST = 8 * LARGEST_JSON
+"""Bytes above which a file is no manifest of ours. Ours: digests of 50 TB of log-mels."""
 PASS_CLIPS, PASS_BYTES = 64, 1 << 28
 """Clips of a batch of the first pass, fewer where a padded batch would exceed 256 MiB. Ours: enough for DALI."""
 
@@ -168,18 +171,21 @@ def read_manifest(folder: Path, wanted: Layout) -> dict[str, Any]:
     """manifest.json of a cache. Raises DamagedCache: another one than wanted, or files are missing or cut."""
     if (why := _difference(folder, wanted)) is not None:
         raise DamagedCache(why)
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = read_json(folder / "manifest.json", LARGEST_MANIFEST)
     try:
-        index = np.load(folder / "index.npy")
+        index = np.load(folder / "index.npy", mmap_mode="r")  # a file shorter than its header says takes no memory
         with (folder / "frames.npy").open("rb") as file:
-            missing = _data_start(file) + wanted.bytes - os.fstat(file.fileno()).st_size
-    except (OSError, ValueError, EOFError) as error:
-        raise DamagedCache(f"damaged: {error}") from error
+            if (header := _header(file)) != (wanted.shape, False, np.dtype(np.float16)):
+                raise ValueError(f"the header of frames.npy says {str(header)[:80]}")
+            missing = file.tell() + wanted.bytes - os.fstat(file.fileno()).st_size
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise DamagedCache(f"damaged: {str(error)[:200]}") from error
     if missing:
         raise DamagedCache(f"frames.npy is {abs(missing)} bytes {'short' if missing > 0 else 'too long'}")
     if not np.array_equal(index, wanted.spans):
         raise DamagedCache("damaged: index.npy is not what was written")
-    if len(manifest.get("sha256_of_chunks", ())) != -(-wanted.bytes // CHUNK_BYTES):
+    digests = manifest.get("sha256_of_chunks")
+    if not isinstance(digests, list) or len(digests) != -(-wanted.bytes // CHUNK_BYTES):
         raise DamagedCache("damaged: manifest.json does not have the digests of all parts")
     return manifest
 
@@ -194,7 +200,7 @@ def is_whole(folder: Path, wanted: Layout) -> bool:
 def _difference(folder: Path, wanted: Layout) -> str | None:
     """In which respect a cache was made of something else; None: in none."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
         found = manifest["identity"]
         for name, value in wanted.identity.items():
             if isinstance(value, dict):
@@ -209,8 +215,13 @@ def _difference(folder: Path, wanted: Layout) -> str | None:
     return None
 
 
-def _data_start(file: BinaryIO) -> int:
+def _header(file: BinaryIO) -> tuple[Any, ...]:
+    """Shape, order and type of an array on disk; the file is then at its data."""
     file.seek(0)
     np.lib.format.read_magic(file)
-    np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_1_0(file)
+
+
+def _data_start(file: BinaryIO) -> int:
+    _header(file)
     return file.tell()

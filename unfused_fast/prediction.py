@@ -11,6 +11,7 @@ from torch.nn.functional import linear, relu
 
 from unfused_fast.assignment import Clustering
 from unfused_fast.config import Config
+from unfused_fast.expected import expected
 
 INITIAL_STD = 0.01
 """Standard deviation of p's first weights; its biases start at 0. Source: authors of DECAR."""
@@ -40,8 +41,9 @@ class Prototypes:
         return {"prototypes": self.vectors}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of tensors."""
-        self.vectors = tensors["prototypes"].to(self.vectors.device)
+        """Inverse of tensors. Raises UserError: they are not there, or of another width."""
+        found = expected(tensors, "prototypes", torch.float32, (None, self.vectors.shape[1]))
+        self.vectors = found.to(self.vectors.device)
 
 
 class PredictionHead:
@@ -75,9 +77,10 @@ class PredictionHead:
         return {"head.weight": self.weight.detach(), "head.bias": self.bias.detach()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of tensors."""
-        self.weight = nn.Parameter(tensors["head.weight"].to(self.device))
-        self.bias = nn.Parameter(tensors["head.bias"].to(self.device))
+        """Inverse of tensors. Raises UserError: they are not there, or of another width."""
+        weight = expected(tensors, "head.weight", torch.float32, (None, self.weight.shape[1]))
+        bias = expected(tensors, "head.bias", torch.float32, (len(weight),))
+        self.weight, self.bias = nn.Parameter(weight.to(self.device)), nn.Parameter(bias.to(self.device))
         self._optimize()
 
     def _optimize(self) -> None:

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from unfused_fast.errors import UserError
+from unfused_fast.reading import read_json
 
 COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
+
+
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "stage": (str,),
+    "task": (str,),
+    "encoder": (str,),
+    "label_fraction": (int, float),
+    "valid": (int, float),
+    "test": (int, float),
+    "macro_f1": (dict,),
+    "clips": (dict,),
+    "seed": (int,),
+    "seconds": (int, float),
+}
+"""What a result's entries are."""
+NEEDED = ("stage", "seconds")
+
+
+def _is_kind(result: Mapping[str, Any], name: str) -> bool:
+    """Whether an entry of a result is what a table can show."""
+    value, inner = result.get(name), (int, float) if name == "macro_f1" else (int,)
+    if value is None:
+        return name not in NEEDED and (name not in result or dict not in KINDS[name])
+    if isinstance(value, dict) and dict in KINDS[name]:
+        return all(
+            isinstance(item, inner) and not isinstance(item, bool) for item in value.values() if item is not None
+        )
+    return isinstance(value, KINDS[name]) and not isinstance(value, bool)
 
 
 def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -25,11 +53,13 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(f"{path}: it {state}; give directories that unfused-fast train wrote")
         for file in files:
             try:
-                result = json.loads(file.read_text())
+                result = read_json(file)
             except (OSError, ValueError) as error:
                 raise UserError(f"{file}: cannot be read ({error}); run the stage again") from error
             if not isinstance(result, dict) or "stage" not in result:
                 raise UserError(f"{file}: not the result of a run of unfused-fast; name the run directories one by one")
+            if wrong := [name for name in KINDS if not _is_kind(result, name)]:
+                raise UserError(f"{file}: its {', '.join(wrong)} is not what a stage writes; run the stage again")
             results.append({**result, "run": str(file.parent)})
     return results
 

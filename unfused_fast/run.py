@@ -23,6 +23,7 @@ from unfused_fast import __version__
 from unfused_fast.checkpoint import load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.reading import is_number, read_json
 from unfused_fast.settings import flatten
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
@@ -92,7 +93,10 @@ class Run:
         if not self._going_on or not path.exists():
             return None
         console.print(f"{self.out}: finished already")
-        return dict(json.loads(path.read_text()))
+        try:
+            return dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); delete it, and give the same command again") from error
 
     def load(
         self, fault: Callable[[dict[str, Any]], str | None] | None = None
@@ -178,14 +182,27 @@ def read_description(run: Path) -> dict[str, Any] | None:
     """config.json of a run; None where there is none. Raises UserError for one that is damaged or somebody else's."""
     path = run / "config.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name another directory, or train again") from error
     if not isinstance(value, dict) or not {"stage", "config", "shards", "inputs", "log_mel"} <= set(value):
         raise UserError(f"{path}: it is not that of a run of unfused-fast; name another directory")
+    kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(value[name], kind)]
+    if wrong or not _is_log_mel(value["log_mel"]):
+        raise UserError(
+            f"{path}: its {', '.join(wrong or ['log_mel'])} is not what a run of unfused-fast records; train again"
+        )
     return value
+
+
+def _is_log_mel(value: Any) -> bool:
+    """Whether a value is mean and standard deviation of log-mels, or None, of a set without statistics."""
+    if not isinstance(value, dict):
+        return value is None
+    return is_number(value.get("mean")) and is_number(value.get("std")) and bool(value["std"] > 0)
 
 
 def config_digest(flat: dict[str, Any]) -> str:

@@ -169,8 +169,9 @@ def from_flat(values: dict[str, Any]) -> Config:
     known = flatten(Config())
     missing, unknown = sorted(set(known) - set(values)), sorted(set(values) - set(known))
     if missing or unknown:
+        shown = [f"{names[:4]}{' ...' if len(names) > 4 else ''}"[:200] for names in (missing, unknown)]
         raise UserError(
-            f"config of another version: missing fields {missing}, unknown fields {unknown}; "
+            f"config of another version: missing fields {shown[0]}, unknown fields {shown[1]}; "
             "train again, or use the version that wrote it"
         )
     return with_values(Config(), values)
@@ -207,7 +208,8 @@ def _parse(value: Any, wanted: Any, name: str) -> Any:
         if value in arguments:
             return value
     elif origin is tuple:
-        items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+        items = value.strip("()[] ").split(",") if isinstance(value, str) else value
+        items = items if isinstance(items, list | tuple) else [[]]  # which no field takes
         items = [item for item in items if not (isinstance(item, str) and not item.strip())]
         if arguments[-1] is Ellipsis:
             return tuple(_parse(item, arguments[0], name) for item in items)
@@ -220,13 +222,15 @@ def _parse(value: Any, wanted: Any, name: str) -> Any:
     else:
         try:
             number = wanted(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is not None and not (wanted is int and isinstance(value, float) and number != value):
             return number
     choices = [str(choice) for choice in arguments] if origin is Literal else []
     near = difflib.get_close_matches(str(value), choices, 1)
-    raise UserError(f"--set {name}={value}: want {describe_type(wanted)}{f'; did you mean {near[0]}?' if near else ''}")
+    meant = f"; did you mean {near[0]}?" if near else ""
+    shown = text if len(text := str(value)) <= 80 else f"{text[:77]}..."
+    raise UserError(f"--set {name}={shown}: want {describe_type(wanted)}{meant}")
 
 
 def _meant(name: str) -> str:

@@ -1,0 +1,166 @@
+"""`unfused-fast plan`: times worked out by hand from given rates, what does not fit, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+GIB = 2**30
+
+
+def row(part: str, what: str, unit: str, p50: float, floor: float | None = None, floor_is: str = "") -> dict[str, Any]:
+    about = {"device": "a machine", "date": "2026-01-02"}
+    return {"part": part, "what": what, "unit": unit, "p50": p50, "floor": floor, "floor_is": floor_is, **about}
+
+
+def rows() -> list[dict[str, Any]]:
+    """A machine: 500 clips/s a step, 2,000 views, 1,000 streamed and 10,000 resident; k-means 1 TFLOP/s; 1 GB/s."""
+    return [
+        row("loader", "stream, two views", "clips/s", 1000, 2000, "decoding alone, all cores"),
+        row("loader", "resident, two views", "clips/s", 10_000),
+        row("views", "mixup + random resize crop, two views", "clips/s", 2000),
+        row("step", "audiontt, fp32, batch 64", "clips/s", 500, 900, "1.13 GFLOP a clip at the matmul rate"),
+        row("kmeans", "iteration, 100,000 x 512, K 512, torch", "ms", 1e3 * 2 * 100_000 * 512 * 512 / 1e12),
+        row("bank", "generation of 20,000 x 512 on disk, fp32", "rows/s", 1e5, 1e9 / (512 * 4 + 8), "raw write"),
+    ]
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"rows": rows(), "limit": None}))
+    return path
+
+
+def planned(cli: Cli, *arguments: object) -> dict[str, Any]:
+    done = cli("plan", "--json", *arguments)
+    assert done.code == 0, done.err
+    return dict(json.loads(done.out))
+
+
+def test_times_by_hand(cli: Cli, rates: Path) -> None:
+    """100,000 clips at the paper's sizes, 10 k-means iterations and a last assignment, one checkpoint an epoch."""
+    made = planned(cli, "--clips", 100_000, "--rates", rates, "--device", "cpu", "--epochs", 7, "--host-gb", 100)
+    assert made["store"] == "resident" and not made["unknown"] and made["peak_share"] is None
+    wanted = {"step": 200, "views": 50, "loading": 10, "k-means": 11 * 2 * 100_000 * 512 * 512 / 1e12}
+    saving = made["disk"]["one checkpoint"] / 1e9
+    assert made["epoch"] == pytest.approx({**wanted, "saving": saving}, rel=0.01)
+    assert made["epoch_seconds"] == pytest.approx(sum(wanted.values()) + saving, rel=0.01)
+    once = {"first pass of the bank": 200 / 4 + 50 / 2, "log-mels, once a set": 100}
+    assert made["once"] == pytest.approx(once, rel=0.01)
+    assert made["hours"] == pytest.approx((7 * made["epoch_seconds"] + 175) / 3600, rel=0.001)
+
+
+def test_bytes_by_hand(cli: Cli, rates: Path) -> None:
+    made = planned(cli, "--clips", 1_000_000, "--rates", rates, "--device", "cpu", "--host-gb", 1000)
+    assert made["device"]["log-mels"] == 1_000_000 * 1001 * 64 * 2
+    assert made["device"]["memory bank"] == 1_000_000 * (512 * 4 + 4 + 8 + 8)
+    assert made["disk"]["one generation of the bank"] == pytest.approx(1_000_000 * (512 * 4 + 8), rel=0.001)
+    assert made["device_bytes"] == sum(made["device"].values())
+    halved = planned(
+        cli, "--clips", 1_000_000, "--rates", rates, "--device", "cpu", "--host-gb", 1000, "--set", "bank.dtype=bf16"
+    )
+    assert halved["device"]["memory bank"] == 1_000_000 * (512 * 2 + 4 + 8 + 8)
+
+
+def test_a_step_of_another_network_is_scaled_by_its_operations(cli: Cli, rates: Path) -> None:
+    one = planned(cli, "--clips", 1000, "--rates", rates, "--device", "cpu")
+    other = planned(cli, "--clips", 1000, "--rates", rates, "--device", "cpu", "--set", "model.channels=16")
+    ratio = other["flops_per_clip"] / one["flops_per_clip"]
+    assert ratio < 0.6 and other["epoch"]["step"] / one["epoch"]["step"] == pytest.approx(ratio, rel=0.01)
+    assert "scaled from 1.13" in other["basis"] and "scaled" not in one["basis"]
+
+
+@pytest.mark.parametrize(
+    ("more", "store"),
+    [
+        (["--host-gb", 10], "resident"),
+        (["--device-gb", 1, "--host-gb", 100], "pinned"),
+        (["--device-gb", 1, "--host-gb", 4], "mmap"),
+        (["--set", "data.store=stream"], "stream"),
+    ],
+)
+def test_the_mode_that_memory_allows(cli: Cli, more: list[object], store: str) -> None:
+    made = planned(cli, "--clips", 50_000, "--device", "h100", *more)
+    assert made["store"] == store and ("log-mels" in made["device"]) == (store == "resident")
+    assert made["host"].get("log-mels, pinned") == (8 * GIB if store == "pinned" else None)  # 6.4 GB, rounded up
+    assert (f"loading with --data {store}" in made["unknown"]) == (store in ("stream", "mmap"))
+
+
+def test_what_does_not_fit_is_said(cli: Cli) -> None:
+    done = cli("plan", "--clips", 100_000_000, "--device", "h100", "--host-gb", 64)
+    assert done.code == 0, done.err
+    assert "does not fit: " in done.out and "memory bank takes 206.80 GB; use --set bank.dtype=bf16" in done.out
+    assert "in the host's memory" in done.out and "64.00 GB can be taken" in done.out
+    shared = planned(cli, "--clips", 100_000_000, "--device", "h200", "--devices", 8, "--host-gb", 2000)
+    assert shared["troubles"] == [] and shared["device"]["memory bank"] == 100_000_000 // 8 * 2068
+    assert "training runs on one device" in cli("plan", "--clips", 1000, "--device", "a100", "--devices", 2).out
+
+
+def test_data_sheets_are_called_that(cli: Cli) -> None:
+    made = planned(cli, "--clips", 2_000_000, "--device", "h100", "--peak-share", 0.5)
+    assert "data-sheet, not measured" in made["basis"] and "50 % of both is assumed" in made["basis"]
+    by_products = 2_000_000 * made["flops_per_clip"] / (0.5 * 989e12)
+    assert made["epoch"]["step"] >= by_products and made["floor_seconds"] == pytest.approx(made["epoch_seconds"] / 2)
+    slower = planned(cli, "--clips", 2_000_000, "--device", "h100", "--matmul-tflops", 1, "--peak-share", 0.5)
+    assert "1 TFLOP/s as given" in slower["basis"]
+    assert slower["epoch"]["step"] == pytest.approx(2_000_000 * made["flops_per_clip"] / 0.5e12)
+    text = cli("plan", "--clips", 1000, "--device", "a100").out
+    assert "the run: at least" in text and "these rates do not tell it: saving" in text
+    assert "at the full peaks of the data sheet, which no program reaches" in text and "312 TFLOP/s" in text
+
+
+@pytest.mark.parametrize("preset", ["paper", "authors", "decar-v1"])
+def test_every_preset_has_a_plan(cli: Cli, preset: str) -> None:
+    made = planned(cli, "--clips", 5000, "--device", "a100", "--preset", preset)
+    assert made["hours"] > 0 and ("clustering by pic" in made["unknown"]) == (preset == "decar-v1")
+
+
+def test_flags_that_say_nothing_are_refused(cli: Cli, rates: Path) -> None:
+    assert "this machine is measured" in cli("plan", "--clips", 100, "--matmul-tflops", 5).error
+    assert "leave out" in cli("plan", "--clips", 100, "--device", "h100", "--rates", rates, "--peak-share", 0.3).error
+    assert "cluster.k = 4000" in cli("plan", "--clips", 100, "--device", "h100", "--set", "cluster.k=4000").error
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda found: [],
+        lambda found: found[1:3],
+        lambda found: [{**item, "p50": None} for item in found],
+        lambda found: [{**item, "p50": "fast"} for item in found],
+        lambda found: [{**item, "p50": float("nan")} for item in found],
+        lambda found: [{**item, "p50": 10**400} for item in found],
+        lambda found: [{**item, "p50": True} for item in found],
+        lambda found: [{**item, "what": 7} for item in found],
+        lambda found: [{**item, "what": "x" * 10_000} for item in found],
+        lambda found: [{**item, "floor": -1} for item in found],
+        lambda found: [1, 2],
+        lambda found: {"part": "step"},
+        lambda found: None,
+    ],
+)
+def test_rates_that_are_none(cli: Cli, tmp_path: Path, spoil: Callable[[Any], Any]) -> None:
+    (tmp_path / "rates.json").write_text(json.dumps({"rows": spoil(rows())}))
+    done = cli("plan", "--clips", 100, "--device", "cpu", "--rates", tmp_path / "rates.json")
+    assert done.code == 1 and "bench all --json" in done.error and len(done.error) < 700
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"rows": 7}', "[" * 100_000, "\x00\xff"])
+def test_files_that_hold_no_rates(cli: Cli, tmp_path: Path, text: str) -> None:
+    (tmp_path / "rates.json").write_bytes(text.encode("latin-1"))
+    done = cli("plan", "--clips", 100, "--device", "cpu", "--rates", tmp_path / "rates.json")
+    assert done.code == 1 and "no rows of a bench in it" in done.error
+    assert "no rows" in cli("plan", "--clips", 100, "--rates", tmp_path / "gone.json").error
+
+
+def test_this_machine_is_measured(cli: Cli, tiny: list[str]) -> None:
+    made = planned(cli, "--clips", 1000, "--seconds", 1, *tiny)
+    assert "measured here just now, on cpu" in made["basis"] and made["floor_seconds"] is None
+    assert set(made["epoch"]) == {"step", "views", "loading", "k-means", "saving"}
+    assert all(seconds > 0 for seconds in made["epoch"].values())

@@ -1,0 +1,237 @@
+"""`unfused-fast plan`: what pre-training on a set of some size needs, in bytes and hours, before anything is made.
+
+N clips, D size of a projection, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from unfused_fast import plan_bytes
+from unfused_fast.bank import GENERATIONS_KEPT
+from unfused_fast.checkpoint import KEPT
+from unfused_fast.config import Config
+from unfused_fast.config_audio import Store
+from unfused_fast.memory import Free, pinned_bytes
+from unfused_fast.placement import choose, gigabytes
+from unfused_fast.plan_rates import Rates
+from unfused_fast.pretrain import resolve_k
+from unfused_fast.training import quietly, resolve_amp, resolve_batch_size
+
+ORDER_BYTES = 64
+"""Of a clip's place in an epoch on the host. Ours: eight columns of 8 bytes: ids, counters, places, lengths, spans."""
+PIC_CLUSTERS = 512
+"""K that is assumed where the algorithm finds it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run on."""
+
+    kind: str
+    """`cuda` or `cpu`."""
+    memory: float | None
+    """Bytes of each device; None: not known."""
+    host: float | None
+    """Bytes of the host that can be taken; None: not known."""
+    devices: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes: bytes, seconds, and what does not fit."""
+
+    clips: int
+    seconds: float
+    epochs: int
+    devices: int
+    k: int
+    batch_size: int
+    store: Store
+    """`--data` to use."""
+    why: str
+    """Why that one."""
+    disk: dict[str, int]
+    device: dict[str, int]
+    """Of each device; on a CPU in the host's memory."""
+    host: dict[str, int]
+    flops_per_clip: int
+    epoch: dict[str, float]
+    """Seconds of each part."""
+    unknown: list[str]
+    """Parts of the time that are not known from these rates."""
+    once: dict[str, float]
+    """Seconds of the parts that come once."""
+    basis: str
+    peak_share: float | None
+    """As in Rates."""
+    troubles: list[str] = field(default_factory=list)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of one epoch on one device."""
+        return sum(self.epoch.values())
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run on one device."""
+        return (self.epochs * self.epoch_seconds + sum(self.once.values())) / 3600
+
+    @property
+    def floor_seconds(self) -> float | None:
+        """Of one epoch at the full peaks of the data sheet, which is a bound; None where the rates were measured."""
+        return None if self.peak_share is None else self.epoch_seconds * self.peak_share
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, sums included."""
+        return {
+            **vars(self),
+            "device_bytes": sum(self.device.values()),
+            "host_bytes": sum(self.host.values()),
+            "epoch_seconds": self.epoch_seconds,
+            "floor_seconds": self.floor_seconds,
+            "hours": self.hours,
+        }
+
+
+def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Rates, flac_share: float) -> Plan:
+    """What stage 1 takes for `clips` train clips of one length.
+
+    With several devices the memory is that of a share on each. Times are of one device, on which training runs.
+    """
+    cuda = machine.kind == "cuda"
+    with quietly():
+        k, batch_size = resolve_k(config, clips) or PIC_CLUSTERS, resolve_batch_size(config, clips)
+    share = -(-clips // machine.devices)
+    cost = plan_bytes.step_cost(config, k)
+    device = {
+        "memory bank": plan_bytes.bank_memory_bytes(share, config),
+        "k-means, about": plan_bytes.kmeans_bytes(share, k, config),
+        "network, gradients, optimiser": plan_bytes.network_bytes(config),
+    }
+    kept = -(-batch_size // machine.devices) * cost.kept_bytes
+    half = cuda or resolve_amp(config, torch.device("cpu"))
+    activations = {"kept for the backward pass, about": kept // 2 if half else kept}
+    host = {
+        "clips table": plan_bytes.clips_table_bytes(clips),
+        "order of an epoch, about": ORDER_BYTES * share,
+        "copy of the bank being saved": sum(
+            pinned_bytes(size) if cuda else size for size in (plan_bytes.bank_rows_bytes(share, config), 8 * share)
+        ),
+    }
+    log_mels = plan_bytes.log_mel_bytes(share, seconds, config)
+    store, why = _store(config, log_mels, machine, sum(device.values()), sum(host.values()))
+    device |= activations
+    if store == "resident":
+        device["log-mels"] = log_mels
+    elif store == "pinned":
+        host["log-mels, pinned"] = pinned_bytes(log_mels)
+    checkpoint = plan_bytes.checkpoint_bytes(clips, k, config, cuda)
+    generation = plan_bytes.bank_generation_bytes(clips, config)
+    wav, tars = plan_bytes.shard_sizes(clips, seconds)
+    disk = {
+        f"shards, wav ({tars:,} tars)": wav,
+        f"shards, flac (about, at {flac_share:g} of the samples)": plan_bytes.shard_sizes(clips, seconds, flac_share)[
+            0
+        ],
+        "log-mel cache": plan_bytes.log_mel_cache_bytes(clips, seconds, config),
+        "one checkpoint": checkpoint,
+        "one generation of the bank": generation,
+        f"run: {KEPT} checkpoints, {GENERATIONS_KEPT} generations, one more of each while saving": (KEPT + 1)
+        * checkpoint
+        + (GENERATIONS_KEPT + 1) * generation,
+    }
+    epoch, once, unknown = _times(config, clips, k, store, rates, checkpoint, generation)
+    return Plan(
+        clips=clips,
+        seconds=seconds,
+        epochs=config.train.epochs,
+        devices=machine.devices,
+        k=k,
+        batch_size=batch_size,
+        store=store,
+        why=why,
+        disk=disk,
+        device=device,
+        host=host,
+        flops_per_clip=cost.flops,
+        epoch=epoch,
+        unknown=unknown,
+        once=once,
+        basis=rates.basis,
+        peak_share=rates.peak_share,
+        troubles=list(_troubles(machine, device, host)),
+    )
+
+
+def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
+    """`--data`: as set, or what `auto` would choose with what is left of the machine."""
+    if config.data.store != "auto":
+        return config.data.store, "as data.store says"
+    device_left = max(0, round((machine.memory or 0) - on_device))
+    host_left = max(0, round((machine.host or 0) - on_host - (on_device if machine.kind == "cpu" else 0)))
+    store, why = choose(log_mels, torch.device(machine.kind), Free(device_left, host_left), True)
+    return store, why if machine.host is not None else f"{why}; of the host nothing is known without --host-gb"
+
+
+def _times(
+    config: Config, clips: int, k: int, store: Store, rates: Rates, checkpoint: int, generation: int
+) -> tuple[dict[str, float], dict[str, float], list[str]]:
+    """Seconds of an epoch's parts, of what comes once, and which parts are not known."""
+    unknown, loading = list[str](), rates.loader.get(store)
+    epoch = {"step": clips / rates.step}
+    if config.aug.mixup.ratio > 0 or config.aug.rrc.enabled:
+        epoch["views"] = clips / rates.views
+    if loading is None:
+        unknown.append(f"loading with --data {store}")
+    else:
+        epoch["loading"] = clips / loading
+    if config.cluster.algo == "spherical":
+        passes = config.cluster.n_init * config.cluster.iterations + 1
+        once_an_epoch = passes * 2 * clips * config.model.proj_dim * k / rates.kmeans
+        epoch["k-means"] = once_an_epoch / config.cluster.every_epochs
+    else:
+        unknown.append(f"clustering by {config.cluster.algo}")
+    if rates.disk is None:
+        unknown.append("saving")
+    else:
+        training = sum(epoch.values()) * config.train.save_every
+        # the checkpoint is written before training goes on; the bank in a thread, which the next save waits for
+        waits = checkpoint / rates.disk + max(0.0, generation / rates.disk - training)
+        epoch["saving"] = waits / config.train.save_every
+    once = {"first pass of the bank": clips / rates.step / 4 + epoch.get("views", 0.0) / 2}
+    if store == "stream":
+        return epoch, once, unknown
+    if "stream" in rates.loader:
+        once["log-mels, once a set"] = clips / rates.loader["stream"]
+    else:
+        unknown.append("making the log-mels, once a set (decoding, on the host)")
+    return epoch, once, unknown
+
+
+def _troubles(machine: Machine, device: dict[str, int], host: dict[str, int]) -> Iterator[str]:
+    """What does not fit, and what to do."""
+    largest = max(device, key=lambda name: device[name])
+    on_device, on_host = sum(device.values()), sum(host.values())
+    advice = (
+        "use --set bank.dtype=bf16, more memory on the device, or fewer clips"
+        if largest == "memory bank"
+        else "use a smaller train.batch_size, or --data mmap or stream"
+    )
+    if machine.kind == "cpu":
+        on_host, on_device = on_host + on_device, 0
+    if machine.memory is not None and on_device > machine.memory:
+        yield (
+            f"does not fit: {gigabytes(on_device)} on a device of {gigabytes(round(machine.memory))}, of which "
+            f"{largest} takes {gigabytes(device[largest])}; {advice}"
+        )
+    if machine.host is not None and on_host > machine.host:
+        where = max(host, key=lambda name: host[name])
+        yield (
+            f"does not fit: {gigabytes(on_host)} in the host's memory, of which {gigabytes(round(machine.host))} can "
+            f"be taken; the most is {where}, {gigabytes(host[where])}"
+        )

@@ -1,0 +1,182 @@
+"""How fast the parts of an epoch run: from rows that `unfused-fast bench` measured, or, said plainly, from data sheets.
+
+N clips, D size of a projection, K clusters.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from unfused_fast.bench import PARTS, VIEWS, Bench
+from unfused_fast.config import Config
+from unfused_fast.config_audio import Store
+from unfused_fast.errors import UserError
+from unfused_fast.plan_bytes import StepCost
+from unfused_fast.reading import read_json
+from unfused_fast.settings import with_values
+from unfused_fast.synthetic import synthetic_set
+from unfused_fast.training import Options, quietly
+
+Sheet = Literal["h100", "h200", "a100"]
+PEAK_SHARE = 0.2
+"""Share of a data sheet's peak that is assumed. Ours: what the code aims at, an epoch within five times of the floor;
+nothing of ours was measured on these devices yet.
+"""
+NEEDED = ("loader", "views", "step", "kmeans", "bank")
+"""Parts of `bench` that a plan is made from."""
+QUICK_CLIPS = 128
+"""Clips of the set that is measured on here. Ours: two batches on a CPU."""
+
+
+@dataclass(frozen=True)
+class DataSheet:
+    """What a maker says of a device; peaks that no program reaches."""
+
+    name: str
+    matmul_tflops: float
+    """Dense bf16 products, in 10^12 operations a second."""
+    memory_bytes_per_second: float
+    memory_bytes: float
+    host_bytes_per_second: float
+    """From the host's memory, one direction of PCIe."""
+
+
+SHEETS: Mapping[Sheet, DataSheet] = {
+    "h100": DataSheet("NVIDIA H100 SXM 80 GB", 989, 3.35e12, 80e9, 64e9),
+    "h200": DataSheet("NVIDIA H200 SXM 141 GB", 989, 4.8e12, 141e9, 64e9),
+    "a100": DataSheet("NVIDIA A100 SXM 80 GB", 312, 2.039e12, 80e9, 32e9),
+}
+"""Source: NVIDIA's data sheets of these products; of the peaks given with sparsity, half."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What an epoch's time is computed from; None where it is not known."""
+
+    basis: str
+    """Where the rates come from, in a sentence."""
+    step: float
+    """Clips a second: both forward passes, backward pass, update."""
+    views: float
+    """Clips a second."""
+    loader: Mapping[Store, float]
+    """Clips a second from where log-mels lie."""
+    kmeans: float
+    """Operations a second of 2 N D K an iteration."""
+    disk: float | None
+    """Bytes a second that reach the disk."""
+    peak_share: float | None = None
+    """Share of a data sheet's peaks that all of these are; None where they were measured."""
+
+
+def sheet_rates(sheet: DataSheet, config: Config, cost: StepCost, share: float, given_tflops: float | None) -> Rates:
+    """Rates at a share of the peaks: a step takes its products, or its traffic if that takes longer.
+
+    Ours: what is kept for the backward pass is written, read again, and written once more by the view without gradient,
+    in bf16; k-means is three TF32 products, at half the bf16 rate each.
+    """
+    operations = share * 1e12 * (given_tflops or sheet.matmul_tflops)
+    traffic = share * sheet.memory_bytes_per_second
+    values = config.frontend.n_mels * config.crop_frames
+    crops = 1 if config.views.same_crop else VIEWS
+    peak = (
+        f"{given_tflops:g} TFLOP/s as given by --matmul-tflops"
+        if given_tflops
+        else f"{sheet.matmul_tflops:g} TFLOP/s dense bf16"
+    )
+    return Rates(
+        basis=f"data-sheet, not measured: {sheet.name}, {peak}, {sheet.memory_bytes_per_second / 1e12:g} TB/s; "
+        f"{100 * share:g} % of both is assumed",
+        step=1 / max(cost.flops / operations, 3 * cost.kept_bytes / 2 / traffic),
+        views=traffic / (VIEWS * (4 + 4 + 2) * values),
+        loader={
+            "resident": traffic / (VIEWS * (2 + 2 + 2 + 4) * values),
+            "pinned": share * sheet.host_bytes_per_second / (2 * crops * values),
+        },
+        kmeans=operations / 6,
+        disk=None,
+        peak_share=share,
+    )
+
+
+def measured_here(config: Config, options: Options, seconds: float, batch_size: int) -> Rates:
+    """A quick `bench` of the parts on this machine, with these settings."""
+    with tempfile.TemporaryDirectory(prefix="unfused-plan-") as name, quietly():
+        shards = synthetic_set(Path(name), max(QUICK_CLIPS, 2 * min(batch_size, 64)), seconds)
+        batch = min(batch_size, 64 if options.device.type == "cpu" else 512)
+        bench = Bench(shards, with_values(config, {"train.batch_size": batch}), options, quick=True)
+        rows = [row.as_json() for part in NEEDED for row in PARTS[part](bench)]
+    return rates_of(rows, config, None, f"measured here just now, on {options.device}")
+
+
+def read_rates(path: Path, config: Config, cost: StepCost) -> Rates:
+    """Rates from a file of `unfused-fast bench all --json`. Raises UserError: not such a file, or parts are missing."""
+    how = "make it with: unfused-fast bench all --json > FILE"
+    try:
+        rows = read_json(path)["rows"]
+        about = {str(row["device"]) for row in rows}
+        dates = {str(row["date"]) for row in rows}
+        return rates_of(rows, config, cost, f"measured, by {path.name}: {', '.join(sorted(about | dates))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: no rows of a bench in it ({type(error).__name__}: {error}); {how}") from error
+
+
+def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost | None, basis: str) -> Rates:
+    """Rates from rows of a bench: medians, and what their floors were computed from.
+
+    With `cost`, a step that was measured with another network is scaled by its operations. Raises UserError: a part is
+    missing.
+    """
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault(row["part"], []).append(row)
+    if missing := [name for name in NEEDED if name not in parts]:
+        raise UserError(
+            f"rates: no rows of {', '.join(missing)} ({basis}); measure all parts with: unfused-fast bench all --json"
+        )
+    step, kmeans, bank = parts["step"][0], parts["kmeans"][0], parts["bank"][0]
+    n, d, k = _numbers(r"iteration, ([\d,]+) x (\d+), K (\d+)", kmeans["what"])
+    _, width = _numbers(r"generation of ([\d,]+) x (\d+)", bank["what"])
+    row_bytes = width * (2 if "bf16" in bank["what"] else 4) + 8
+    loaders = {row["what"].split(",")[0]: _rate(row) for row in parts["loader"]}
+    rates = Rates(
+        basis=basis,
+        step=_rate(step),
+        views=_rate(parts["views"][0]),
+        loader={store: loaders[store] for store in ("stream", "resident", "pinned", "mmap") if store in loaders},
+        kmeans=2 * n * d * k / (_rate(kmeans) / 1e3),
+        disk=_positive(bank["floor"]) * row_bytes,
+    )
+    counted = re.match(r"([\d.]+) GFLOP", str(step["floor_is"]))
+    if cost is None or counted is None or float(counted[1]) == 0:
+        return rates
+    ratio = float(counted[1]) * 1e9 / cost.flops
+    if abs(ratio - 1) < 0.01:
+        return rates
+    return replace(
+        rates,
+        step=rates.step * ratio,
+        basis=f"{basis}; the step scaled from {counted[1]} to {cost.flops / 1e9:.2f} GFLOP a clip",
+    )
+
+
+def _rate(row: Mapping[str, Any]) -> float:
+    return _positive(row["p50"])
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise ValueError(f"{str(value)[:40]} is no rate")
+    return float(value)
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"{text[:60]!r} does not say what was measured")
+    return [int(number.replace(",", "")) for number in found.groups()]

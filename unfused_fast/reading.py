@@ -1,0 +1,33 @@
+"""JSON of unknown origin, within limits."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+LARGEST_JSON = 16 * 2**20
+"""Bytes above which a file is none of ours and is not read. Ours: what runs write has a few kilobytes."""
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """The value of a JSON file. Raises OSError, or ValueError: too large, no UTF-8, no JSON, nested too deeply."""
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"{size:,} bytes, which is too large")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a finite number that a float holds; true and false are none."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+    )
+
+
+def is_count(value: Any, largest: int = 2**62) -> bool:
+    """Whether a value from JSON is a whole number from 0 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
