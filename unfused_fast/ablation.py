@@ -106,7 +106,10 @@ def ablate(
     part: Stage = "pretrain" if varied == "pretrain" else "distill"
     costs = {cell.name: cost_of(cell, part) for cell in cells}
     pool, found = RunPool(runs or out / "runs", options), list[dict[str, Any]]()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
     for number, cell in itertools.product(range(seeds), cells):
         seed = cell.configs["pretrain"].train.seed + number
         console.print(f"ablate: {cell.name}, seed {seed}")
@@ -145,10 +148,10 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
 def _refuse_other(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: it is a file, but an ablation is a directory; choose another --out")
-    others = {path.name.removesuffix(".partial") for path in out.iterdir()} - FILES if out.exists() else set()
+    others = {path.name.removesuffix(".new") for path in out.iterdir()} - FILES if out.exists() else set()
     if others:
         raise UserError(f"{out}: it holds {sorted(others)[0]}, which is no part of an ablation; choose another --out")
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (",".join(map(str, value)) or "()") if isinstance(value, tuple) else str(value)
