@@ -104,7 +104,8 @@ def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_
     assert [one["seed"] for one in diverged["failed"]] == [0, 1]
     assert "learning rate is too high" in diverged["failed"][0]["reason"]
     markdown = (out / "ablation.md").read_text()
-    assert "learning rate is too high" in markdown and f"| {100 * two['test']['mean']:.1f} ± " in markdown
+    assert f"seeds 0, 1: {diverged['failed'][0]['reason'].split(';')[0]} |" in markdown
+    assert f"| {100 * two['test']['mean']:.1f} ± " in markdown
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -77,7 +77,12 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
                 value = tuple(line[name]) if isinstance(line[name], list) else line[name]
                 if line["field"] not in sized:
                     wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
-        assert study.deviating(of, stage) == wanted and wanted
+        found = study.deviating(of, stage)
+        assert found == wanted and wanted
+        configs = {name: of.config("recommended", name) for name in of.deviations}
+        cells = study.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
+        changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
+        assert [(field, str(value)) for field, value in changed] == [(f, v) for f, vs in found.items() for v in vs]
 
 
 @pytest.mark.slow

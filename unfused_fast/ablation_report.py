@@ -59,7 +59,7 @@ def texts(summary: dict[str, Any]) -> list[list[str]]:
     """The rows as text in the order of COLUMNS, accuracies in per cent with standard errors over seeds."""
     rows = []
     for row in summary["rows"]:
-        said = "; ".join(f"seed {one['seed']}: {one['reason']}" for one in row["failed"])
+        said = "; ".join(_trouble(row["failed"]))
         seconds = row["seconds"]["mean"]
         rows.append(
             [
@@ -112,6 +112,14 @@ def write_picture(out: Path, summary: dict[str, Any]) -> None:
         plot_errors(
             out / "ablation.png", [row["settings"] for row in shown], points, f"{summary['task']}: accuracy in %"
         )
+
+
+def _trouble(failed: Sequence[dict[str, Any]]) -> list[str]:
+    """`seeds 0, 1: what happened`: a reason up to its advice, which is for single runs; the JSON has all of it."""
+    seeds: dict[str, list[str]] = {}
+    for one in failed:
+        seeds.setdefault(one["reason"].split(";")[0], []).append(str(one["seed"]))
+    return [f"seed{'s' if len(those) > 1 else ''} {', '.join(those)}: {reason}" for reason, those in seeds.items()]
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
