@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unfused_fast import __version__
+from unfused_fast.ablate_commands import ablate
 from unfused_fast.bank_commands import bank_app
 from unfused_fast.bench_commands import bench
 from unfused_fast.clusters_commands import clusters
@@ -43,7 +44,7 @@ DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
 """Panels of --help."""
 for panel, commands in {
     DATA: (shard, merge, check, peek),
-    TRAIN: (clusters,),
+    TRAIN: (clusters, ablate),
     USE: (evaluate, lape, tasks, embed, export),
     HERE: (bench, plan),
 }.items():

@@ -48,27 +48,31 @@ class DemoSize:
 
 
 def stage_config(stage: Stage, size: DemoSize, seed: int) -> Config:
-    """The recommended preset at the demo's size: 819 clips want smaller batches and fewer clusters than 250,000."""
+    """The recommended preset at the demo's size."""
+    return with_values(preset("recommended", stage), {**size_values(stage, size), "train.seed": seed})
+
+
+def size_values(stage: Stage, size: DemoSize) -> dict[str, Any]:
+    """What a size sets in any preset: 819 clips want smaller batches and fewer clusters than 250,000."""
     values: dict[str, Any] = {
         "model.channels": size.width,
         "model.dim": 32 * size.width,
         "model.proj_hidden": 32 * size.width,
         "model.proj_dim": 8 * size.width,
         "cluster.k": size.clusters,
-        "train.seed": seed,
     }
     if stage == "pretrain":
         values |= {"train.epochs": size.epochs, "train.batch_size": 64}
     if stage == "distill":
         values |= {"train.epochs": max(1, size.epochs // 2), "train.batch_size": 32}
-    return with_values(preset("recommended", stage), values)
+    return values
 
 
 def run_demo(out: Path, size: DemoSize, options: Options) -> dict[str, Any]:
     """Runs everything below `out`; returns the table's numbers, the sizes and where the files are."""
     start = time.perf_counter()
-    union = _packed("union", out)
-    targets = {task: _packed(task, out) for task in TASKS}
+    union = packed_set("union", out)
+    targets = {task: packed_set(task, out) for task in TASKS}
     results: list[dict[str, Any]] = []
     for seed in range(size.seeds):
         console.print(f"demo: seed {seed + 1} of {size.seeds}")
@@ -125,7 +129,8 @@ def demo_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return columns, [[row["encoder"], *(text(row[column]) for column in columns[1:])] for row in summary["table"]]
 
 
-def _packed(name: Task | Literal["union"], out: Path) -> ShardSet:
+def packed_set(name: Task | Literal["union"], out: Path) -> ShardSet:
+    """A set of the demo, or the training clips of both, packed below `out` once."""
     directory = out / "shards" / name
     if (directory / "manifest.json").exists():
         return open_shards(directory)

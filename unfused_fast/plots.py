@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,26 @@ def plot_curves(
         cell.grid(alpha=0.3)
         if len(runs) > 1:
             cell.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def plot_errors(
+    path: Path, names: Sequence[str], points: Mapping[str, Sequence[tuple[float, float] | None]], label: str
+) -> None:
+    """A row a name, from above: a dot and a bar of one error each side for every quantity that has (value, error)."""
+    figure, ((axes,),) = _figure(1, 1, 6.4, 0.9 + 0.34 * len(names))
+    step = 0.5 / max(1, len(points))
+    for number, (quantity, found) in enumerate(points.items()):
+        there = [(row, *point) for row, point in enumerate(found) if point is not None]
+        if there:
+            rows, values, errors = zip(*there, strict=True)
+            places = [row + step * (number - (len(points) - 1) / 2) for row in rows]
+            axes.errorbar(values, places, xerr=errors, fmt="o", markersize=4, capsize=2, linewidth=1.2, label=quantity)
+    axes.set_yticks(range(len(names)), [_shortened(name, 60) for name in names], fontsize=8, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

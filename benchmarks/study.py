@@ -1,0 +1,283 @@
+"""The study behind docs/results.md: baselines, DECAR-v1, DECAR-v2 by three presets and UnFuSeD, over seeds and sets.
+
+python benchmarks/study.py --out DIR                    the embedded recordings, as in `unfused-fast demo`
+python benchmarks/study.py --out DIR --shards SETS/pretraining --target SETS/one --target SETS/two
+python benchmarks/study.py --out DIR --quick            does everything work? its numbers say nothing
+
+Then fields in which the presets `paper` and `authors` leave `recommended`, one at a time. Stopped at any moment, the
+same command goes on: finished runs below DIR/runs are never made twice. DIR gets study.json and results.md; the page is
+docs/results.md itself where --page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from study_page import page
+
+from unfused_fast.ablation import Cell, ablate, cells_of
+from unfused_fast.checkpoint import write_json
+from unfused_fast.config import Config
+from unfused_fast.demo import TASKS, DemoSize, packed_set, size_values
+from unfused_fast.encoder_cost import Cost, encoder_cost
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation import Measured, Plan, measure, metric_of
+from unfused_fast.evaluation_table import bootstrap_draws, comparisons, result_rows
+from unfused_fast.measuring import circumstances
+from unfused_fast.protocol import LabelledClips
+from unfused_fast.run_pool import PooledRun, RunPool
+from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
+from unfused_fast.shards.shard_files import replace_file
+from unfused_fast.shards.table import ShardSet, open_shards
+from unfused_fast.terminal import pairs, run_app, run_options
+from unfused_fast.training import console
+
+LOG_MEL, RANDOM, RANDOM_B0, RANDOM_3 = "log-mel", "random", "random EfficientNet-B0", "random, student3"
+DECAR1, UNFUSED, UNFUSED_3 = "DECAR-v1", "UnFuSeD, full", "UnFuSeD, student3"
+DECAR2: dict[str, PresetName] = {f"DECAR-v2, {name}": name for name in ("recommended", "paper", "authors")}
+DECAR = "DECAR-v2, recommended"
+COMPARED = [
+    (DECAR1, RANDOM_B0),
+    *((name, RANDOM) for name in (*DECAR2, UNFUSED)),
+    (UNFUSED_3, RANDOM_3),
+    (DECAR, DECAR1),
+    (UNFUSED, DECAR),
+    (UNFUSED, UNFUSED_3),
+    *((name, LOG_MEL) for name in (DECAR1, DECAR, UNFUSED, UNFUSED_3)),
+]
+"""Which differences the page shows: each encoder beside its own architecture untrained, stages, log-mel."""
+STAGES: tuple[Stage, ...] = get_args(Stage)
+QUICK = DemoSize(seeds=1, epochs=1, width=4, clusters=8)
+QUICK_VALUES = {
+    "eval.epochs": 5,
+    "pseudo.n_init": 1,
+    "cluster.pca_dim": 8,
+    "cluster.iterations": 2,
+    "data.crop_seconds": 0.95,
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run."""
+
+    shards: ShardSet
+    targets: list[ShardSet]
+    size: DemoSize
+    values: dict[str, Any]
+    """Fields that are the same for every encoder, laid over the presets and the size."""
+    deviations: tuple[Stage, ...]
+    out: Path
+    pool: RunPool
+
+    def config(self, name: PresetName, stage: Stage, seed: int = 0) -> Config:
+        """A preset at the study's size."""
+        return with_values(preset(name, stage), {**size_values(stage, self.size), **self.values, "train.seed": seed})
+
+
+def main() -> None:
+    """Parses, runs, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("study-run"))
+    parser.add_argument("--shards", type=Path, help="what stage 1 hears; the embedded recordings unless given")
+    parser.add_argument("--target", type=Path, action="append", help="labelled set; SHARDS unless given; repeatable")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--epochs", type=int, help="of stage 1, for every preset; stage 2 takes half")
+    parser.add_argument("--width", type=int, help="channels of AudioNTT's blocks; 64 is the paper's")
+    parser.add_argument("--clusters", type=int, help="K of stage 1, for every preset")
+    parser.add_argument("--set", dest="values", action="append", help="section.field=value for every encoder")
+    parser.add_argument("--deviations", default="pretrain,distill,linear", help="stages, between commas; or none")
+    parser.add_argument("--page", type=Path, help="also write the page here")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    base = QUICK if given.quick else DemoSize()
+    chosen = {name: getattr(given, name) for name in asdict(base)}
+    size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in chosen.items()})
+    if given.target and not given.shards:
+        raise UserError("--target names labelled sets for --shards; give --shards too")
+    if size.seeds < 1:
+        raise UserError(f"--seeds {size.seeds}: want at least 1")
+    if given.shards:
+        shards = open_shards(given.shards)
+        targets = [open_shards(path) for path in given.target or [given.shards]]
+    else:
+        shards, targets = packed_set("union", given.out), [packed_set(task, given.out) for task in TASKS]
+    options = run_options(given.device, None, False, False)
+    study = Study(
+        shards,
+        targets,
+        size,
+        {**(QUICK_VALUES if given.quick else {}), **pairs(given.values)},
+        stages_of(given.deviations),
+        given.out,
+        RunPool(given.out / "runs", options),
+    )
+    result = {"quick": given.quick, **run_study(study), **circumstances(options.device)}
+    write_json(given.out / "study.json", result)
+    for path in {given.out / "results.md", *([given.page] if given.page else [])}:
+        replace_file(path, page(result).encode())
+        print(f"wrote {path}")
+
+
+def stages_of(given: str) -> tuple[Stage, ...]:
+    """`pretrain,linear` or `none` -> stages. Raises UserError for what is no stage."""
+    names = [] if given == "none" else given.split(",")
+    if unknown := set(names) - set(STAGES):
+        raise UserError(f"--deviations {sorted(unknown)[0]}: want {', '.join(STAGES)}, or none")
+    return tuple(stage for stage in STAGES if stage in names)
+
+
+def run_study(study: Study) -> dict[str, Any]:
+    """Trains and evaluates everything; the content of study.json but for circumstances."""
+    failed: list[str] = []
+    targets = [_target(study, target, failed) for target in study.targets]
+    return {
+        "size": asdict(study.size),
+        "values": study.values,
+        "pretraining_clips": study.shards.manifest.splits["train"].clips,
+        "targets": targets,
+        "failed": list(dict.fromkeys(failed)),
+        "deviations": [line for target in study.targets for line in _deviations(study, target)],
+    }
+
+
+def _target(study: Study, target: ShardSet, failed: list[str]) -> dict[str, Any]:
+    """Rows, comparisons and accuracies by seed of every encoder on one set."""
+    measured: list[Measured] = []
+    clips: LabelledClips | None = None
+    for seed in range(study.size.seeds):
+        for part, encoders in _encoders(study, target, seed, failed):
+            config = with_values(study.config("recommended", "linear", seed), {"eval.encoder": part})
+            console.print(f"study: {target.directory.name}, seed {seed}: {', '.join(encoders)}")
+            runs = {name: [run] for name, run in encoders.items()}
+            clips, found = measure(config, target, runs, Plan(), study.pool.options.device)
+            measured += found
+    if clips is None:
+        raise UserError(f"no encoder could be trained: {'; '.join(failed)}")
+    draws = bootstrap_draws(clips, measured, seed=0)
+    by_seed: dict[str, dict[int, float]] = {}
+    for found_one in measured:
+        score = metric_of(clips, found_one.rows, found_one.scores)
+        by_seed.setdefault(found_one.encoder, {})[found_one.seed] = score
+    return {
+        "task": target.directory.name,
+        "classes": len(clips.label_names),
+        "clips": {name: split.clips for name, split in target.manifest.splits.items()},
+        "metric": "mAP" if clips.multi_label else "accuracy",
+        "rows": result_rows(clips, measured, _costs(study), draws),
+        "pairs": [line for pair in COMPARED if (line := _pair(comparisons(clips, measured, draws), by_seed, *pair))],
+    }
+
+
+def _encoders(study: Study, target: ShardSet, seed: int, failed: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`eval.encoder`, name -> run or baseline), each group of one architecture, which its random encoder has too.
+
+    A run that fails is named in `failed` and left out.
+    """
+
+    def made(name: str, run: Callable[[], PooledRun]) -> PooledRun | None:
+        try:
+            return run()
+        except UserError as error:
+            console.print(f"study: {name}, seed {seed}: {error}", style="yellow")
+            failed.append(f"{name}, seed {seed}: {error}")
+            return None
+
+    pretrain = study.pool.pretrain
+    first = {
+        name: run
+        for name, chosen in DECAR2.items()
+        if (run := made(name, lambda of=chosen: pretrain(study.config(of, "pretrain", seed), study.shards)))
+    }
+    older = made(DECAR1, lambda: pretrain(study.config("decar-v1", "pretrain", seed), study.shards))
+    student = None
+    if (teacher := first.get(DECAR)) is not None:
+        student = made(
+            f"UnFuSeD on {target.directory.name}",
+            lambda: study.pool.distill(study.config("recommended", "distill", seed), target, teacher),
+        )
+    if first:
+        paths = {name: str(run.path) for name, run in first.items()}
+        yield (
+            "full",
+            {LOG_MEL: "logmel", RANDOM: "random", **paths, **({UNFUSED: str(student.path)} if student else {})},
+        )
+    if student is not None:
+        yield "student3", {RANDOM_3: "random", UNFUSED_3: str(student.path)}
+    if older is not None:
+        yield "full", {RANDOM_B0: "random", DECAR1: str(older.path)}
+
+
+def _costs(study: Study) -> dict[str, Cost | None]:
+    newer, older = study.config("recommended", "pretrain"), study.config("decar-v1", "pretrain")
+    whole, blocks, b0 = encoder_cost(newer, "full"), encoder_cost(newer, "student3"), encoder_cost(older, "full")
+    wholes = dict.fromkeys([RANDOM, UNFUSED, *DECAR2], whole)
+    return {LOG_MEL: None, **wholes, RANDOM_3: blocks, UNFUSED_3: blocks, RANDOM_B0: b0, DECAR1: b0}
+
+
+def _pair(
+    found: Sequence[dict[str, Any]], by_seed: dict[str, dict[int, float]], first: str, second: str
+) -> dict[str, Any] | None:
+    """first - second, whichever way round it was compared; None where one of them is missing."""
+    for pair in found:
+        if {pair["first"], pair["second"]} == {first, second}:
+            sign = 1 if pair["first"] == first else -1
+            both = sorted(set(by_seed[first]) & set(by_seed[second]))
+            return {
+                "first": first,
+                "second": second,
+                "difference": sign * pair["difference"],
+                "interval": sorted(sign * end for end in pair["interval"]),
+                "by_seed": [by_seed[first][seed] - by_seed[second][seed] for seed in both],
+            }
+    return None
+
+
+def deviating(study: Study, stage: Stage) -> dict[str, dict[str, list[Any]]]:
+    """Field -> {`paper`, `authors`} -> the values that these presets have in place of recommended's, at this size."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name in ("paper", "authors"):
+        for one in differences(study.config("recommended", stage), study.config(name, stage)):
+            found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append((name, one.values[1]))
+    return {
+        field: {value: [name for name, _ in listed] for value, listed in values.items()}
+        for field, values in found.items()
+    }
+
+
+def _deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
+    """A line for each stage, field and value: what it changes on one set, by an ablation of that stage."""
+    configs: dict[Stage, Config] = {stage: study.config("recommended", stage) for stage in STAGES}
+    for stage in study.deviations:
+        presets = deviating(study, stage)
+        cells: list[Cell] = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
+        out = study.out / "deviations" / f"{target.directory.name}-{stage}"
+        summary = ablate(
+            cells,
+            stage,
+            study.shards,
+            target,
+            out,
+            study.size.seeds,
+            study.pool.options,
+            study.pool.directory,
+        )
+        for row in summary["rows"][1:]:
+            ((field, value),) = row["values"].items()
+            yield {
+                "task": target.directory.name,
+                "stage": stage,
+                "settings": row["settings"],
+                "presets": next(names for text, names in presets[field].items() if text == str(value)),
+                "by_seed": row["difference"]["values"],
+                "failed": [one["reason"] for one in row["failed"]],
+            }
+
+
+if __name__ == "__main__":
+    run_app(main)

@@ -1,0 +1,172 @@
+"""The page of study.py: tables, and sentences that say no more than the tables show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from unfused_fast.evaluation_table import COLUMNS, table_texts
+from unfused_fast.report import markdown, mean_and_error
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; with more the last is kept, a little too wide."""
+PAIR_COLUMNS = ("first", "second", "difference", "95 % over test clips", "95 % over seeds", "shown")
+DEVIATION_COLUMNS = (
+    "set",
+    "stage",
+    "in place of recommended's",
+    "preset",
+    "change of test",
+    "95 % over seeds",
+    "trouble",
+)
+HIDDEN = {"method", "labels", "over folds"}
+"""Columns of the evaluation's table that are the same in every row here."""
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of a mean over seeds by Student's t; None for fewer than three.
+
+    Ours: scores are counts of clips, and two seeds that agree by chance would give an interval of no width.
+    """
+    if len(values) < 3:
+        return None
+    mean, error = mean_and_error(values)
+    assert error is not None
+    half = T_975[min(len(values) - 1, len(T_975)) - 1] * error
+    return mean - half, mean + half
+
+
+def shown(interval: Sequence[float], by_seed: Sequence[float]) -> bool:
+    """Whether a difference is one: both intervals, over test clips and over seeds, leave out 0, on the same side.
+
+    Ours: either alone says nothing of the other source of chance; fewer than three seeds show nothing.
+    """
+    over_seeds = seed_interval(by_seed)
+    return over_seeds is not None and _side(interval) != 0 and _side(interval) == _side(over_seeds)
+
+
+def verdict(task: str, pair: dict[str, Any]) -> str | None:
+    """One sentence on a difference; None where none is shown."""
+    over_seeds = seed_interval(pair["by_seed"])
+    if over_seeds is None or not shown(pair["interval"], pair["by_seed"]):
+        return None
+    verb = "beats" if pair["difference"] > 0 else "is worse than"
+    return (
+        f"{pair['first']} {verb} {pair['second']} on {task} by {100 * abs(pair['difference']):.1f} points "
+        f"(95 % over test clips {_span(pair['interval'])}, over {len(pair['by_seed'])} seeds {_span(over_seeds)})."
+    )
+
+
+def verdicts(target: dict[str, Any]) -> list[str]:
+    """What one set shows, and one sentence that names all that it does not."""
+    said = [(pair, verdict(target["task"], pair)) for pair in target["pairs"]]
+    alike = "; ".join(f"{pair['first']} and {pair['second']}" for pair, sentence in said if sentence is None)
+    sentences = [sentence for _, sentence in said if sentence is not None]
+    return sentences + ([f"Not told apart on {target['task']}: {alike}."] if alike else [])
+
+
+def deviation_verdict(line: dict[str, Any]) -> str | None:
+    """One sentence on a changed field; None where seeds do not show that it changes anything."""
+    interval = seed_interval(line["by_seed"])
+    if interval is None or _side(interval) == 0:
+        return None
+    mean = 100 * mean_and_error(line["by_seed"])[0]
+    verb = "raises" if mean > 0 else "lowers"
+    aside = ", because it chooses by the test itself" if line["settings"] == "eval.select=best_test" else ""
+    return (
+        f"`{line['settings']}` ({' and '.join(line['presets'])}) {verb} test on {line['task']} by "
+        f"{abs(mean):.1f} points (95 % over seeds {_span(interval)}){aside}."
+    )
+
+
+def page(study: dict[str, Any]) -> str:
+    """The content of study.json as markdown."""
+    size, parts = study["size"], ["# Results"]
+    if study["quick"]:
+        parts.append("**A check that everything works, with tiny encoders and one epoch: no results.**")
+    parts.append(
+        f"Written by `benchmarks/study.py`: {size['seeds']} seed(s), {size['epochs']} epochs of pre-training and "
+        f"{max(1, size['epochs'] // 2)} of distillation for every preset, AudioNTT of width {size['width']} (64 is the "
+        f"paper's), K {size['clusters']}, {study['pretraining_clips']:,} clips for stage 1, which reads no labels. "
+        f"{_given(study)}On {study['device']} ({study['cores']} cores), {study['versions']}, commit {study['commit']}, "
+        f"{study['date']}."
+    )
+    parts.append(
+        "Every encoder is frozen and judged alike: linear heads by the preset `recommended`, their rate chosen by "
+        "validation, test read once. `random` is an untrained encoder, one a seed. Intervals over test clips are "
+        "percentile bootstraps of the mean over seeds, those over seeds Student's t. A difference counts as shown "
+        "where both leave out 0, with three seeds or more; nothing is corrected for many comparisons."
+    )
+    for target in study["targets"]:
+        parts += _target(target)
+    parts.append("## What the tables show")
+    parts.append(_listed([sentence for target in study["targets"] for sentence in verdicts(target)]))
+    if study["failed"]:
+        parts += ["Runs that failed and are left out:", _listed(study["failed"])]
+    if study["deviations"]:
+        parts += _deviations(study["deviations"])
+    return "\n\n".join(parts) + "\n"
+
+
+def _target(target: dict[str, Any]) -> list[str]:
+    kept = [number for number, column in enumerate(COLUMNS) if column not in HIDDEN]
+    rows = [[texts[number] for number in kept] for texts in table_texts(target["rows"])]
+    clips = ", ".join(f"{count:,} {name}" for name, count in target["clips"].items())
+    pairs = [
+        [
+            pair["first"],
+            pair["second"],
+            f"{100 * pair['difference']:+.1f}",
+            _span(pair["interval"]),
+            _span(seed_interval(pair["by_seed"])),
+            "yes" if shown(pair["interval"], pair["by_seed"]) else "no",
+        ]
+        for pair in target["pairs"]
+    ]
+    return [
+        f"## {target['task']}",
+        f"{target['classes']} classes (chance {100 / target['classes']:.1f} %); clips: {clips}. Test "
+        f"{target['metric']} in %; multiply-accumulates for 0.95 s.",
+        markdown([COLUMNS[number] for number in kept], rows),
+        "Differences first - second, in points:",
+        markdown(PAIR_COLUMNS, pairs),
+    ]
+
+
+def _deviations(lines: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for line in lines:
+        mean, error = mean_and_error(line["by_seed"]) if line["by_seed"] else (math.nan, None)
+        change = "" if math.isnan(mean) else f"{100 * mean:+.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+        presets, trouble = ", ".join(line["presets"]), "; ".join(dict.fromkeys(line["failed"]))
+        over_seeds = _span(seed_interval(line["by_seed"]))
+        rows.append([line["task"], line["stage"], line["settings"], presets, change, over_seeds, trouble])
+    said = [sentence for line in lines if (sentence := deviation_verdict(line)) is not None]
+    return [
+        "## What the presets' deviations cost",
+        "One field of one stage at a time, all others as `recommended`: points of test accuracy, mean ± standard error "
+        "over the same seeds. Stage pretrain is judged by its own encoder, the others by that of stage 2.",
+        markdown(DEVIATION_COLUMNS, rows),
+        _listed(said) if said else "No single deviation is shown to change anything.",
+    ]
+
+
+def _given(study: dict[str, Any]) -> str:
+    values = " ".join(f"{name}={value}" for name, value in study["values"].items())
+    return f"Set for all: `{values}`. " if values else ""
+
+
+def _side(interval: Sequence[float]) -> int:
+    """1 above 0, -1 below, 0 where the interval holds 0."""
+    low, high = interval
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def _span(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -1,0 +1,118 @@
+"""benchmarks/study.py: a page that claims what its numbers show, the presets' deviations, and the whole as a check."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import t as student
+
+from unfused_fast.demo import DemoSize
+from unfused_fast.run_pool import RunPool
+from unfused_fast.shards.table import open_shards
+from unfused_fast.training import Options
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+study_page = script("study_page")
+study = script("study")
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.2, 0.1], [0.01 * n for n in range(10)]])
+def test_the_interval_over_seeds_is_students(values: list[float]) -> None:
+    mean = sum(values) / len(values)
+    error = (sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)) ** 0.5
+    assert study_page.seed_interval(values) == pytest.approx(
+        student.interval(0.95, len(values) - 1, loc=mean, scale=error), rel=1e-3
+    )
+
+
+def test_a_difference_is_claimed_only_where_clips_and_seeds_show_it() -> None:
+    def said(interval: list[float], by_seed: list[float]) -> str | None:
+        pair = {"first": "A", "second": "B", "difference": sum(by_seed) / len(by_seed)}
+        sentence: str | None = study_page.verdict("birds", {**pair, "interval": interval, "by_seed": by_seed})
+        return sentence
+
+    better, worse, mixed = [0.05, 0.06, 0.07], [-0.05, -0.06, -0.07], [0.01, 0.16, 0.01]
+    assert said([0.02, 0.1], better) == (
+        "A beats B on birds by 6.0 points (95 % over test clips +2.0 to +10.0, over 3 seeds +3.5 to +8.5)."
+    )
+    assert str(said([-0.1, -0.02], worse)).startswith("A is worse than B on birds by 6.0 points")
+    assert said([-0.01, 0.13], better) is None, "test clips do not show it"
+    assert said([0.02, 0.1], mixed) is None, "seeds do not show it"
+    assert said([0.02, 0.1], [0.06, 0.06]) is None, "two seeds show nothing"
+    target = {"task": "birds", "pairs": [{"first": "A", "second": "B", "difference": 0.06, "interval": [0, 0.1]}]}
+    target["pairs"][0]["by_seed"] = better  # type: ignore[index]
+    assert study_page.verdicts(target) == ["Not told apart on birds: A and B."]
+
+
+def test_deviations_are_what_config_diff_shows_but_for_the_size(
+    cli: Callable[..., Any], tones: Path, tmp_path: Path
+) -> None:
+    shards = open_shards(tones)
+    pool = RunPool(tmp_path, Options(torch.device("cpu")))
+    of = study.Study(shards, [shards], DemoSize(), {}, ("pretrain", "distill", "linear"), tmp_path, pool)
+    sized = {"train.epochs", "train.batch_size", "cluster.k"}
+    for stage in of.deviations:
+        wanted: dict[str, dict[str, list[str]]] = {}
+        for name in ("paper", "authors"):
+            for line in json.loads(cli("config", "--stage", stage, "--diff", name, "--json").out):
+                value = tuple(line[name]) if isinstance(line[name], list) else line[name]
+                if line["field"] not in sized:
+                    wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
+        found = study.deviating(of, stage)
+        assert found == wanted and wanted
+        configs = {name: of.config("recommended", name) for name in of.deviations}
+        cells = study.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
+        changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
+        assert [(field, str(value)) for field, value in changed] == [(f, v) for f, vs in found.items() for v in vs]
+
+
+@pytest.mark.slow
+def test_quick_runs_everything_and_makes_nothing_twice(
+    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    flags = [
+        "--quick",
+        "--shards",
+        tones,
+        "--device",
+        "cpu",
+        "--deviations",
+        "linear",
+        "--set",
+        "data.crop_seconds=0.3",
+    ]
+    monkeypatch.setattr(sys, "argv", ["study", "--out", *map(str, [out, "--page", tmp_path / "page.md", *flags])])
+    study.main()
+    page = (tmp_path / "page.md").read_text()
+    assert page == (out / "results.md").read_text()
+    for name in (study.LOG_MEL, study.RANDOM, study.DECAR1, *study.DECAR2, study.UNFUSED, study.UNFUSED_3):
+        assert f"| {name} |" in page, name
+    assert "no results" in page and " beats " not in page, "one seed shows nothing"
+    assert "| tones | linear | eval.standardize=False | authors |" in page
+    result = json.loads((out / "study.json").read_text())
+    assert result["failed"] == [] and str(tmp_path) not in page
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
+    assert sorted(path.parent.name.split("-")[0] for path in before) == ["distill"] + ["linear"] * 5 + ["pretrain"] * 4
+    study.main()
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")} == before
+    assert json.loads((out / "study.json").read_text())["targets"] == result["targets"]
