@@ -202,7 +202,7 @@ def _claim(out: Path, request: dict[str, Any], overwrite: bool) -> None:
                     "--overwrite to start again (packed sets stay), or another --out"
                 )
             return
-        killed = path.with_name(path.name + ".partial")  # what a kill may leave of the first file written here
+        killed = path.with_name(path.name + ".new")  # what a kill may leave of the first file written here
         if not path.is_file() and out.exists() and (not out.is_dir() or {*out.iterdir()} - {killed}):
             raise UserError(f"{out}: it exists and was not made by unfused-fast lape; choose another --out")
         shutil.rmtree(out / "tasks", ignore_errors=True)
