@@ -24,7 +24,7 @@ LAYERS = [
     {"bank_manifest"},
     {"bank_read", "bank_write"},
     {"bank", "clustering", "pic", "optim", "checkpoint"},
-    {"training", "partitions"},
+    {"training", "partitions", "run_lock"},
     {"run", "assignment"},
     {"loop", "features", "prediction"},
     {"pretrain"},

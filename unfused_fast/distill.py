@@ -197,9 +197,13 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
     """
     train_clips(shards)
-    run = Run(out, "distill", config, shards, options, teacher=str(teacher))
-    if (finished := run.result()) is not None:
-        return finished
+    with Run(out, "distill", config, shards, options, teacher=str(teacher)) as run:
+        if (finished := run.result()) is not None:
+            return finished
+        return _trained(run, config, shards, teacher, options)
+
+
+def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options) -> dict[str, Any]:
     if run.resumed:
         tensors, saved = run.load()
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
@@ -209,7 +213,7 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
     done = state.load(tensors, saved) if run.resumed else 0
     run.start()
     if not run.resumed:
-        _write_pseudo_labels(out / "pseudo_labels.parquet", shards, targets)
+        _write_pseudo_labels(run.out / "pseudo_labels.parquet", shards, targets)
     sizes = torch.bincount(targets, minlength=k)
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "

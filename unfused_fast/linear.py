@@ -213,9 +213,13 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
 
     Raises UserError for a set or run that cannot be evaluated.
     """
-    run = Run(out, "linear", config, shards, options, encoder=encoder)
-    if (finished := run.result()) is not None:
-        return finished
+    with Run(out, "linear", config, shards, options, encoder=encoder) as run:
+        if (finished := run.result()) is not None:
+            return finished
+        return _evaluated(run, config, shards, encoder, options)
+
+
+def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options: Options) -> dict[str, Any]:
     splits, used = _splits(config, shards, encoder, options.device)
     run.start()
     classes = len(shards.manifest.label_names)
@@ -224,7 +228,7 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
         f"linear: {used} train clips, {splits['train'].features.shape[1]} features, {classes} classes, {len(rates)} "
         "learning rates"
     )
-    with Profile(out / "profile", options.device, options.profile) as profile:
+    with Profile(run.out / "profile", options.device, options.profile) as profile:
         weights, biases = train_heads(splits["train"], classes, rates, config, profile.step)
 
     def predict(split: str, head: int) -> Scores:
@@ -237,7 +241,7 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
     test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
     shown = test.get(best, valid[best])
     plot_confusion(
-        out / "confusion.png",
+        run.out / "confusion.png",
         shown.confusion,
         shards.manifest.label_names,
         f"{encoder}, {'test' if test else 'valid'} accuracy {shown.accuracy:.3f}",

@@ -251,9 +251,14 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     spherical = config.cluster.algo == "spherical"
     backend = f" ({resolve_backend(config.cluster.backend, options.device)})" if spherical else ""
     state = Pretraining(config, shards, options)
-    run = Run(out, "pretrain", config, shards, options)
-    if (finished := run.result()) is not None:
-        return finished
+    with Run(out, "pretrain", config, shards, options) as run:
+        if (finished := run.result()) is not None:
+            return finished
+        return _trained(state, run, backend)
+
+
+def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
+    config, options = state.config, state.options
     state.loader = placed(state.stream)
     done = state.load(run) if run.resumed else 0
     run.start()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from unfused_fast import __version__
 from unfused_fast.checkpoint import load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.run_lock import LOCK, RunLock
 from unfused_fast.settings import flatten
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
@@ -32,13 +33,16 @@ VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nv
 
 
 class Run:
-    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it."""
+    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
+
+    As a context manager it lets go of the directory when the block ends.
+    """
 
     def __init__(
         self, out: Path, stage: str, config: Config, shards: ShardSet, options: Options, **inputs: Any
     ) -> None:
-        """Looks at the directory, and touches nothing before start(). Raises UserError when it holds another run, one
-        that --resume does not fit, or anything else.
+        """Looks at the directory, and touches nothing before start() but the lock of a run that is there. Raises
+        UserError when it holds another run, one that --resume does not fit or that is at work, or anything else.
         """
         self.out, self.stage, self.stopping = out, stage, False
         self.checkpoints = out / "checkpoints"
@@ -56,30 +60,60 @@ class Run:
         }
         _refuse_unwritable(out)
         recorded = read_description(out)
-        # One that stopped before its first checkpoint has nothing to lose.
-        begun = recorded is not None and (self.saved or (out / "result.json").exists())
-        if recorded is None and out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: it exists and is not a run of unfused-fast; choose another --out")
-        if recorded is not None and begun and options.resume:
-            _refuse_differences(out, recorded, json.loads(json.dumps(description)))
-        elif begun and not options.overwrite:
-            raise UserError(
-                f"{out}: there is a run already; use --resume to go on, --overwrite to start again, or another --out"
-            )
+        self._lock = RunLock(out)
+        if recorded is not None:
+            self._lock.take()
+        try:
+            begun = self._begun(recorded, description, options)
+        except BaseException:
+            self._lock.release()
+            raise
         self._going_on = begun and options.resume
         self.resumed = self._going_on and self.saved
         self._started, self._description = time.perf_counter(), description
         self._board: Any = None
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def _begun(self, recorded: dict[str, Any] | None, description: dict[str, Any], options: Options) -> bool:
+        """Whether the directory holds a run with something to lose: one that stopped before its first checkpoint has
+        nothing. Raises UserError where it may not be used as `options` ask.
+        """
+        begun = recorded is not None and (self.saved or (self.out / "result.json").exists())
+        if recorded is None and self.out.exists() and any(self.out.iterdir()):
+            raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
+        if recorded is not None and begun and options.resume:
+            _refuse_differences(self.out, recorded, json.loads(json.dumps(description)))
+        elif begun and not options.overwrite:
+            raise UserError(
+                f"{self.out}: there is a run already; use --resume to go on, --overwrite to start again, or another "
+                "--out"
+            )
+        return begun
+
     def start(self) -> None:
         """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at."""
         try:
-            if not self._going_on and self.out.exists() and any(self.out.iterdir()):
-                shutil.rmtree(self.out.resolve())
             self.out.resolve().mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            if not self._going_on:
+                self._clear()
             write_json(self.out / "config.json", self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def _clear(self) -> None:
+        for path in self.out.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     @property
     def saved(self) -> bool:
