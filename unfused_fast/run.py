@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.checkpoint import load_checkpoint, write_json
+from unfused_fast.checkpoint import Position, load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.run_lock import LOCK, RunLock
@@ -30,6 +30,10 @@ from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that stop a run once the step is done and saved."""
 
 
 class Run:
@@ -136,13 +140,14 @@ class Run:
         `fault`: see load_checkpoint.
         """
         tensors, state, damaged = load_checkpoint(self.checkpoints, fault)
+        position = Position(state["epoch"], state["batch"])
         for sentence in damaged:
-            console.print(f"{sentence}; going on from epoch {state['epoch']}", style="yellow")
+            console.print(f"{sentence}; going on from {position}", style="yellow")
         log = self.out / "log.jsonl"
         if log.exists():
             lines = log.read_bytes().splitlines()
             replace_file(log, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= state["epoch"]))
-        console.print(f"{self.out}: going on after epoch {state['epoch']}")
+        console.print(f"{self.out}: going on after {position}")
         return tensors, state
 
     def last_logged(self) -> dict[str, Any]:
@@ -183,18 +188,23 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM let the step finish and set `stopping`; a second one ends at once. What ends before its
-        first epoch leaves no directory.
+        """Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it takes a job off) let the step finish and set
+        `stopping`; the same one of the first two again ends at once. What ends before its first save leaves no
+        directory.
         """
+        came = set[int]()
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.stopping:
+            if number in came and number != signal.SIGUSR1:
                 raise KeyboardInterrupt
+            came.add(number)
+            if self.stopping:
+                return
             self.stopping = True
             console.print("stopping after this step; once more to stop at once", style="yellow")
 
         try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, stop) for number in STOPPING}
         except ValueError:  # not the main thread: whoever owns it also owns the signals
             before = {}
         try:

@@ -16,6 +16,7 @@ from unfused_fast.terminal import (
     Preset,
     Profile,
     Resume,
+    SaveInterval,
     Seed,
     Sets,
     Shards,
@@ -48,6 +49,7 @@ def train_pretrain(
     device: Device = "auto",
     data: Data = None,
     compile_: Compile = None,
+    save_every: SaveInterval = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
@@ -60,9 +62,12 @@ def train_pretrain(
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("pretrain", preset, settings, epochs, seed, data)
+    config = stage_config("pretrain", preset, settings, epochs, seed, data, save_every)
     result = pretrain(
-        config, open_shards(local_shards(shards)), out, run_options(device, compile_, resume, overwrite, profile)
+        config,
+        open_shards(local_shards(shards)),
+        out,
+        run_options(device, compile_, resume, overwrite, profile, save_every),
     )
     print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
@@ -79,6 +84,7 @@ def train_distill(
     device: Device = "auto",
     data: Data = None,
     compile_: Compile = None,
+    save_every: SaveInterval = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
@@ -88,13 +94,13 @@ def train_distill(
     from unfused_fast.distill import distill
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("distill", preset, settings, epochs, seed, data)
+    config = stage_config("distill", preset, settings, epochs, seed, data, save_every)
     result = distill(
         config,
         open_shards(local_shards(shards)),
         teacher,
         out,
-        run_options(device, compile_, resume, overwrite, profile),
+        run_options(device, compile_, resume, overwrite, profile, save_every),
     )
     print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
 
@@ -145,6 +151,7 @@ def train_everything(
     device: Device = "auto",
     data: Data = None,
     compile_: Compile = None,
+    save_every: SaveInterval = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
@@ -158,14 +165,14 @@ def train_everything(
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {
-        stage: stage_config(stage, preset, settings, count, seed, data) for stage, count in stages.items()
+        stage: stage_config(stage, preset, settings, count, seed, data, save_every) for stage, count in stages.items()
     }
     verdict = train_all(
         configs,
         open_shards(local_shards(shards)),
         open_shards(local_shards(target or shards)),
         out,
-        run_options(device, compile_, resume, overwrite, profile),
+        run_options(device, compile_, resume, overwrite, profile, save_every),
     )
     if as_json:
         print_json(verdict)
