@@ -25,7 +25,7 @@ LAYERS = [
     {"bank_manifest"},
     {"bank_read", "bank_write"},
     {"bank", "clustering", "pic", "optim", "checkpoint"},
-    {"training", "partitions", "run_lock"},
+    {"training", "partitions", "run_lock", "run_differences"},
     {"run", "assignment"},
     {"saves", "features", "prediction"},
     {"loop"},

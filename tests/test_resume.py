@@ -140,3 +140,32 @@ def test_what_save_every_takes() -> None:
     for text in ("", "0s", "5", "-3steps", "1.5s", "1h", "epochs"):
         with pytest.raises(UserError, match="want a whole number of steps, seconds or epochs"):
             parse_save_every(text)
+
+
+def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tiny: list[str]) -> None:
+    with signalled_after(5):
+        assert train("pretrain", "run").code == 130
+    run, other = tmp_path / "run", ["--set", "loss.temperature=0.2"]
+    described = json.loads((run / "config.json").read_text())
+    described["versions"]["torch"] = "1.0"
+    (run / "config.json").write_text(json.dumps(described))
+    refused = train("pretrain", "run", "--resume", *other)
+    assert refused.code == 1 and "loss.temperature was 0.1, now 0.2; version of torch was 1.0, now" in refused.error
+    assert "--resume-anyway" in refused.error
+    done = train("pretrain", "run", "--resume-anyway", *other)
+    assert done.code == 0 and "going on anyway, though loss.temperature was 0.1, now 0.2" in done.err, done.err
+    assert "going on after batch 2 of epoch 2" in done.err
+    now = json.loads((run / "config.json").read_text())
+    assert now["config"]["loss.temperature"] == 0.2 and now["versions"]["torch"] == torch.__version__
+    assert [set(entry) for entry in now["resumed_with"]] == [{"loss.temperature", "version of torch"}]
+    assert now["resumed_with"][0]["loss.temperature"] == {"was": 0.1, "now": 0.2}
+    assert train("pretrain", "run", "--resume", *other).code == 0
+    assert len(json.loads((run / "config.json").read_text())["resumed_with"]) == 1
+
+
+def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path) -> None:
+    with signalled_after(5):
+        assert train("pretrain", "run").code == 130
+    done = train("pretrain", "run", "--resume-anyway", "--set", "train.batch_size=10")
+    assert done.code == 0 and "epoch-000001-batch-000000002: it lies within an epoch of other batches" in done.err
+    assert "going on after epoch 1" in done.err and [row["epoch"] for row in log_of(tmp_path / "run")] == [1, 2, 3]

@@ -46,7 +46,9 @@ def last_clusters(run: Path) -> Clusters:
         raise UserError(f"{run}: {found}, but clusters are those of a run of train pretrain; give its directory")
     _, state, _ = load_checkpoint(
         run / "checkpoints",
-        lambda state: f"{run}: {state['batch']} batches into epoch {state['epoch'] + 1}" if state["batch"] else None,
+        lambda state: (
+            f"{run}: {state['batch']} batches into epoch {state['epoch'] + 1}" if state.get("batch") else None
+        ),
     )
     blocks = list((bank := Generation(run / BANK / f"gen-{state['epoch']:06d}")).chunks())
     rows, assignments = (

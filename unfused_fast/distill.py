@@ -185,7 +185,7 @@ class Distillation:
         """Writes the checkpoint, which holds the pseudo-labels too."""
         self.wait()
         own = {**collect(self.network, self.optimizer), **self.augment.state(), "targets": self.targets}
-        copied, state = to_host({**own, **tensors}), {"step": self.step, "k": self.k, **notes}
+        copied, state = to_host({**own, **tensors}), {"step": self.step, "k": self.k, "order": run.order, **notes}
         self._saving.start(lambda: save_checkpoint(run.checkpoints, position, copied(), state))
 
     def wait(self) -> None:

@@ -220,7 +220,8 @@ class Pretraining:
         self.wait()
         whole = not position.batch and not self._filling
         own = {} if whole else self.bank.tensors(self.assignments)
-        state = {"step": self.step, "k": self.k, "nmis": self.nmis, "bank": "generation" if whole else "here", **notes}
+        where = "generation" if whole else "here"
+        state = {"step": self.step, "k": self.k, "nmis": self.nmis, "bank": where, "order": run.order, **notes}
         copied = to_host(
             {
                 **collect(self.network, self.optimizer),

@@ -23,6 +23,7 @@ from unfused_fast import __version__
 from unfused_fast.checkpoint import Position, load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.run_differences import differences, in_words, order_of_batches
 from unfused_fast.run_lock import LOCK, RunLock
 from unfused_fast.settings import flatten
 from unfused_fast.shards.shard_files import replace_file
@@ -30,8 +31,6 @@ from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
-
-
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
 
@@ -64,7 +63,9 @@ class Run:
         }
         _refuse_unwritable(out)
         recorded = read_description(out)
-        self._lock = RunLock(out)
+        self._lock, self._resumed_with = RunLock(out), dict[str, Any]()
+        self.order = json.loads(json.dumps(order_of_batches(description)))
+        """For the checkpoints; see order_of_batches."""
         if recorded is not None:
             self._lock.take()
         try:
@@ -93,13 +94,28 @@ class Run:
         if recorded is None and self.out.exists() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         if recorded is not None and begun and options.resume:
-            _refuse_differences(self.out, recorded, json.loads(json.dumps(description)))
+            self._compare(recorded, json.loads(json.dumps(description)), options)
         elif begun and not options.overwrite:
             raise UserError(
                 f"{self.out}: there is a run already; use --resume to go on, --overwrite to start again, or another "
                 "--out"
             )
         return begun
+
+    def _compare(self, recorded: dict[str, Any], wanted: dict[str, Any], options: Options) -> None:
+        """Notes what is different about the run that goes on. Raises UserError unless that is to be."""
+        found = differences(self.out, recorded, wanted)
+        if found and not options.resume_anyway:
+            raise UserError(
+                f"{self.out}: --resume goes on with the same run only, but {in_words(found)}; use the same values, "
+                "another --out, or --resume-anyway"
+            )
+        before = list(recorded.get("resumed_with", []))
+        if found:
+            console.print(f"{self.out}: going on anyway, though {in_words(found)}", style="yellow")
+            before.append({name: {"was": was, "now": now} for name, (was, now) in found.items()})
+        if before:
+            self._resumed_with = {"resumed_with": before}
 
     def start(self) -> None:
         """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at."""
@@ -108,7 +124,7 @@ class Run:
             self._lock.take()
             if not self._going_on:
                 self._clear()
-            write_json(self.out / "config.json", self._description)
+            write_json(self.out / "config.json", {**self._description, **self._resumed_with})
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
 
@@ -139,7 +155,16 @@ class Run:
 
         `fault`: see load_checkpoint.
         """
-        tensors, state, damaged = load_checkpoint(self.checkpoints, fault)
+
+        def unusable(state: dict[str, Any]) -> str | None:
+            position = Position(state["epoch"], state.get("batch", 0))
+            if "loop" not in state:
+                return f"{self.checkpoints / position.name}: an earlier version wrote it, with too little to go on from"
+            if position.batch and state["order"] != self.order:
+                return f"{self.checkpoints / position.name}: it lies within an epoch of other batches"
+            return fault(state) if fault is not None else None
+
+        tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
         position = Position(state["epoch"], state["batch"])
         for sentence in damaged:
             console.print(f"{sentence}; going on from {position}", style="yellow")
@@ -264,20 +289,3 @@ def _refuse_unwritable(out: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "may not be written to" if nearest.is_dir() else "is a file, but a run is a directory"
         raise UserError(f"{nearest}: it {reason}; choose another --out")
-
-
-def _refuse_differences(out: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-    before, after = (
-        {**recorded["config"], "shards": recorded["shards"], **recorded["inputs"]},
-        {**wanted["config"], "shards": wanted["shards"], **wanted["inputs"]},
-    )
-    names = [name for name in sorted(set(before) | set(after)) if before.get(name) != after.get(name)]
-    if recorded["stage"] != wanted["stage"]:
-        raise UserError(
-            f"{out}: it holds a run of stage {recorded['stage']}, not {wanted['stage']}; choose another --out"
-        )
-    if names:
-        differences = "; ".join(f"{name} was {before.get(name)}, now {after.get(name)}" for name in names[:6])
-        raise UserError(
-            f"{out}: --resume goes on with the same run only, but {differences}; use the same values, or another --out"
-        )

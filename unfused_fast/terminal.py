@@ -70,6 +70,13 @@ SaveInterval = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+ResumeAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--resume-anyway",
+        help="Go on even though settings, data or versions are others; config.json records what (resumed_with).",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at the same place.")]
 Profile = Annotated[
     bool,
@@ -124,6 +131,7 @@ def run_options(
     overwrite: bool,
     profile: bool = False,
     save_every: str | None = None,
+    resume_anyway: bool = False,
 ) -> Options:
     """How a stage runs, from the flags. Raises UserError for a device that is not there, or flags that exclude each
     other.
@@ -131,12 +139,13 @@ def run_options(
     from unfused_fast.save_every import parse_save_every
     from unfused_fast.training import Options, resolve_device
 
-    if resume and overwrite:
+    if (resume or resume_anyway) and overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
     return Options(
         resolve_device(device),
         compile_,
-        resume=resume,
+        resume=resume or resume_anyway,
+        resume_anyway=resume_anyway,
         overwrite=overwrite,
         save_every=parse_save_every(save_every)[0],
         profile=profile,

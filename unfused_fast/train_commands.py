@@ -16,6 +16,7 @@ from unfused_fast.terminal import (
     Preset,
     Profile,
     Resume,
+    ResumeAnyway,
     SaveInterval,
     Seed,
     Sets,
@@ -51,6 +52,7 @@ def train_pretrain(
     compile_: Compile = None,
     save_every: SaveInterval = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -67,7 +69,7 @@ def train_pretrain(
         config,
         open_shards(local_shards(shards)),
         out,
-        run_options(device, compile_, resume, overwrite, profile, save_every),
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
     )
     print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
@@ -86,6 +88,7 @@ def train_distill(
     compile_: Compile = None,
     save_every: SaveInterval = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -100,7 +103,7 @@ def train_distill(
         open_shards(local_shards(shards)),
         teacher,
         out,
-        run_options(device, compile_, resume, overwrite, profile, save_every),
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
     )
     print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
 
@@ -120,6 +123,7 @@ def train_linear(
     device: Device = "auto",
     data: Data = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -130,7 +134,11 @@ def train_linear(
 
     config = stage_config("linear", preset, settings, epochs, seed, data)
     result = linear(
-        config, open_shards(local_shards(shards)), encoder, out, run_options(device, None, resume, overwrite, profile)
+        config,
+        open_shards(local_shards(shards)),
+        encoder,
+        out,
+        run_options(device, None, resume, overwrite, profile, resume_anyway=resume_anyway),
     )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
 
@@ -153,6 +161,7 @@ def train_everything(
     compile_: Compile = None,
     save_every: SaveInterval = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -172,7 +181,7 @@ def train_everything(
         open_shards(local_shards(shards)),
         open_shards(local_shards(target or shards)),
         out,
-        run_options(device, compile_, resume, overwrite, profile, save_every),
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
     )
     if as_json:
         print_json(verdict)

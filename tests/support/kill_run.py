@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib
 import os
 import random
 import signal
@@ -101,7 +102,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps from a start to the kill, at most")
     parser.add_argument("--longest", type=float, default=0.2, help="seconds from a step to the kill, at most")
     given = parser.parse_args()
-    pipeline.import_dali()  # once for all processes
+    pipeline.import_dali()  # once for all processes, as what follows
+    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo"):
+        importlib.import_module(heavy)
     torch.set_num_threads(1)
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
     kills, runs = 0, 0
