@@ -293,9 +293,9 @@ class Loader:
                     cuts.append(_cut(pcm, given_to[fields * number : fields * (number + 1)]))
                 made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
                 pipeline.set_outputs(_clip_id(digits, key_width(order)), *made)
-            pipeline.build()
             for done in range(0, len(ids), self.batch_size):
                 try:
+                    pipeline.build()  # does nothing but the first time
                     outputs = pipeline.run()
                 except RuntimeError as error:
                     raise unreadable(self.split, reading, slice(done, done + self.batch_size), error) from error

@@ -17,6 +17,8 @@ def unreadable(split: str, reading: Reading, rows: slice, error: Exception) -> U
     shards = _shards_of(reading, slice(rows.start, 2 * rows.stop - rows.start))
     reason = _last_line(error)
     named = [path for path in shards if str(path) in str(error)] or [path for path in shards if not _readable(path)]
+    if not named:  # its graph opens the first shards of all as it is built
+        named = [path for path, _ in reading.order if str(path) in str(error)][:1]
     if named or len(shards) == 1:
         which = f"{(named or shards)[0]}: it cannot be read or decoded any more"
     else:

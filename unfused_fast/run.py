@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.checkpoint import Position, load_checkpoint, write_json
+from unfused_fast.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.run_differences import differences, in_words, order_of_batches
@@ -77,6 +77,8 @@ class Run:
         self.resumed = self._going_on and self.saved
         self._started, self._description = time.perf_counter(), description
         self._board: Any = None
+        self._unwritten: list[str] = []
+        self._unusable: list[Path] = []
 
     def __enter__(self) -> Run:
         return self
@@ -124,6 +126,9 @@ class Run:
             self._lock.take()
             if not self._going_on:
                 self._clear()
+            for path in self._unusable:  # they would count among the last ones, which are kept
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
+                path.unlink()
             write_json(self.out / "config.json", {**self._description, **self._resumed_with})
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
@@ -166,6 +171,7 @@ class Run:
 
         tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
         position = Position(state["epoch"], state["batch"])
+        self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
         for sentence in damaged:
             console.print(f"{sentence}; going on from {position}", style="yellow")
         log = self.out / "log.jsonl"
@@ -182,16 +188,27 @@ class Run:
         return dict(json.loads(lines[-1])) if lines else {}
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
-        """One line of log.jsonl and the numbers to TensorBoard."""
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+        """One line of log.jsonl and the numbers to TensorBoard. What a full disk refuses is told; lines are kept and
+        written with the next one.
+        """
+        self._unwritten.append(json.dumps({"epoch": epoch, **values}) + "\n")
+        log = self.out / "log.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        try:
+            with log.open("a") as file:
+                file.writelines(self._unwritten)
+            self._unwritten.clear()
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, epoch)
+                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, epoch)
+        except OSError as error:
+            if self._unwritten and log.exists():
+                os.truncate(log, size)  # without half a line
+            console.print(f"not logged, training goes on: {self.out}: {error.strerror or error}", style="yellow")
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Writes result.json and says where the run is."""
