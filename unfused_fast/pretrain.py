@@ -251,7 +251,10 @@ class Pretraining:
         """The sizes of the clusters as clusters.png of the run."""
         assert self.assignments is not None
         counts = torch.bincount(self.assignments, minlength=self.k).tolist()
-        plot_cluster_sizes(run.out / "clusters.png", counts, f"{run.out.name}, epoch {epoch}")
+        try:
+            plot_cluster_sizes(run.out / "clusters.png", counts, f"{run.out.name}, epoch {epoch}")
+        except OSError as error:
+            console.print(f"not drawn: {run.out / 'clusters.png'}: {error.strerror or error}", style="yellow")
         self._drawn = time.monotonic()
 
     def load(self, run: Run) -> Progress:

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -208,12 +209,20 @@ class Run:
         except OSError as error:
             if self._unwritten and log.exists():
                 os.truncate(log, size)  # without half a line
-            console.print(f"not logged, training goes on: {self.out}: {error.strerror or error}", style="yellow")
+            self._board = None  # its thread has ended; the next line begins another file
+            self._tell_unlogged(error)
+
+    def _tell_unlogged(self, error: BaseException | None) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        console.print(f"not logged, training goes on: {self.out}: {reason}", style="yellow")
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Writes result.json and says where the run is."""
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._tell_unlogged(error)
         result = {
             "stage": self.stage,
             **result,
@@ -249,6 +258,16 @@ class Run:
             before = {number: signal.signal(number, stop) for number in STOPPING}
         except ValueError:  # not the main thread: whoever owns it also owns the signals
             before = {}
+        unhandled = threading.excepthook
+
+        def failed(given: threading.ExceptHookArgs) -> None:
+            """TensorBoard writes in a thread of its own, which a full disk ends."""
+            if isinstance(given.exc_value, OSError):
+                self._tell_unlogged(given.exc_value)
+            else:
+                unhandled(given)
+
+        threading.excepthook = failed
         try:
             yield
         except BaseException:
@@ -256,6 +275,7 @@ class Run:
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)
             raise
         finally:
+            threading.excepthook = unhandled
             for number, handler in before.items():
                 signal.signal(number, handler)
 

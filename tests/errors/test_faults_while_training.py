@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,3 +184,57 @@ def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: 
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     refused(done, "no memory for batches of 60 clips (CUDA out of memory)", "--set train.batch_size=30")
+
+
+def test_a_signal_while_the_first_step_is_compiled(
+    pretrain: Cli, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.compile_fx as compiler
+
+    real, compiled = compiler.compile_fx, list[str]()
+
+    def told(*arguments: Any, **named: Any) -> Any:
+        if not compiled:
+            signal.raise_signal(signal.SIGTERM)
+        compiled.append("a graph")
+        return real(*arguments, **named)
+
+    torch._dynamo.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "compile_fx", told)
+        done = pretrain(unlabelled, tmp_path / "out", "--compile")
+    assert compiled and done.code == 130 and "Traceback" not in done.err, done.err
+    assert done.err.splitlines()[-1].endswith("stopped in epoch 1 after 1 of 3 steps, saved; go on with --resume")
+    assert pretrain(unlabelled, tmp_path / "out", "--resume").code == 0
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=64m tmpfs "$1" || exit 42
+out="$1/out" python="$2" said="$3" copied="$4"; shift 4
+"$python" -m unfused_fast "$@" --out "$out" 2> "$said" & run=$!
+until [ -s "$out/log.jsonl" ]; do kill -0 $run || exit 43; sleep 0.05; done
+cat /dev/zero > "$out/../ballast" 2> /dev/null
+until grep -q "not saved" "$said"; do kill -0 $run || exit 44; sleep 0.05; done
+rm "$out/../ballast"
+wait $run || exit 45
+cp -r "$out" "$copied"
+"""
+
+
+def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """A file system of its own, filled to the last byte while the run is at work, then emptied."""
+    disk, said, copied = tmp_path / "disk", tmp_path / "said", tmp_path / "copied"
+    disk.mkdir()
+    flags = ["train", "pretrain", tones, "--epochs", "30", "--save-every", "2steps", *tiny]
+    script = ["unshare", "-Urm", "sh", "-c", SMALL_DISK, "sh", disk, sys.executable, said, copied, *flags]
+    try:
+        done = subprocess.run([str(word) for word in script], capture_output=True, text=True, timeout=300)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if done.returncode == 42 or "unshare:" in done.stderr:
+        pytest.skip(f"no file system of its own can be had here: {done.stderr.strip()[-100:]}")
+    told = said.read_text()
+    assert done.returncode == 0, (done.returncode, done.stderr, told)
+    assert "not saved, training goes on" in told and "No space left on device" in told and "Traceback" not in told
+    assert pretrain(tones, tmp_path / "whole", "--epochs", 30).code == 0
+    assert_same_run(copied, tmp_path / "whole")
