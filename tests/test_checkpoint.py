@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unfused_fast.checkpoint import collect, load_checkpoint, prepare_checkpoint, restore, save_checkpoint, write_json
+from unfused_fast.checkpoint import Position, collect, load_checkpoint, restore, save_checkpoint, write_json
 from unfused_fast.errors import UserError
 from unfused_fast.optim import LARC
 
@@ -28,7 +28,7 @@ def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("optimizer_type", [LARC, torch.optim.SGD, torch.optim.AdamW])
 def test_training_goes_on_bit_for_bit(tmp_path: Path, optimizer_type: type) -> None:
     network, optimizer = trained(optimizer_type, 0)
-    save_checkpoint(tmp_path, 1, collect(network, optimizer), {"step": 7})
+    save_checkpoint(tmp_path, Position(1), collect(network, optimizer), {"step": 7})
     other, other_optimizer = trained(optimizer_type, 1)
     tensors, state, damaged = load_checkpoint(tmp_path)
     restore(tensors, other, other_optimizer)
@@ -47,7 +47,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, optimizer_type: type) -> N
 def test_only_the_last_two_stay_and_no_pickle(tmp_path: Path) -> None:
     network, _ = trained(LARC, 0)
     for epoch in (1, 2, 3):
-        save_checkpoint(tmp_path, epoch, collect(network), {})
+        save_checkpoint(tmp_path, Position(epoch), collect(network), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"epoch-{epoch:06d}.{kind}" for epoch in (2, 3) for kind in ("json", "safetensors")
     ]
@@ -57,7 +57,7 @@ def test_only_the_last_two_stay_and_no_pickle(tmp_path: Path) -> None:
 def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
     network, _ = trained(LARC, 0)
     for epoch in (1, 2):
-        save_checkpoint(tmp_path, epoch, collect(network), {})
+        save_checkpoint(tmp_path, Position(epoch), collect(network), {})
     path = tmp_path / "epoch-000002.safetensors"
     data = bytearray(path.read_bytes())
     if damage == "flip":
@@ -76,7 +76,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path: Path, damag
 def test_what_a_checkpoint_refers_to_has_to_be_sound_too(tmp_path: Path) -> None:
     network, _ = trained(LARC, 0)
     for epoch in (1, 2, 3):
-        save_checkpoint(tmp_path, epoch, collect(network), {})
+        save_checkpoint(tmp_path, Position(epoch), collect(network), {})
     faults = {3: "bank 3 is damaged"}
     _, state, damaged = load_checkpoint(tmp_path, lambda state: faults.get(state["epoch"]))
     assert state["epoch"] == 2 and damaged == ["bank 3 is damaged"]
@@ -84,18 +84,28 @@ def test_what_a_checkpoint_refers_to_has_to_be_sound_too(tmp_path: Path) -> None
         load_checkpoint(tmp_path, lambda state: "gone")
 
 
-def test_a_checkpoint_is_there_when_it_is_published_and_not_before(tmp_path: Path) -> None:
+def test_what_is_kept_when_a_run_saves_within_epochs(tmp_path: Path) -> None:
     network, _ = trained(LARC, 0)
-    save_checkpoint(tmp_path, 1, collect(network), {})
-    publish = prepare_checkpoint(tmp_path, 2, collect(network), {"step": 9})
-    assert load_checkpoint(tmp_path)[1]["epoch"] == 1
-    publish()
-    assert load_checkpoint(tmp_path)[1]["step"] == 9
+
+    def kept_after(epoch: int, batch: int) -> list[tuple[int, int]]:
+        save_checkpoint(tmp_path, Position(epoch, batch), collect(network), {})
+        states = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+        assert len(list(tmp_path.iterdir())) == 2 * len(states)
+        return sorted((state["epoch"], state["batch"]) for state in states)
+
+    assert kept_after(0, 5) == [(0, 5)]
+    assert kept_after(1, 0) == [(0, 5), (1, 0)]
+    assert kept_after(1, 5) == [(1, 0), (1, 5)]
+    assert kept_after(1, 10) == [(1, 0), (1, 5), (1, 10)], "the last two, and the last end of an epoch"
+    assert load_checkpoint(tmp_path)[1]["batch"] == 10
+    assert kept_after(2, 0) == [(1, 10), (2, 0)]
+    assert load_checkpoint(tmp_path)[1]["epoch"] == 2
+    assert kept_after(1, 12) == [(1, 10), (1, 12)], "a run that went back: the later one was damaged"
 
 
 def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
     network, _ = trained(LARC, 0)
-    save_checkpoint(tmp_path, 1, collect(network), {})
+    save_checkpoint(tmp_path, Position(1), collect(network), {})
     tensors, _, _ = load_checkpoint(tmp_path)
     with pytest.raises(UserError, match=r"missing 3.bias, 3.weight; unexpected 2.bias, 2.weight;"):
         other = torch.nn.Sequential(

@@ -6,20 +6,20 @@ split are contiguous in the clips table. Files: bank_manifest.py; writing them: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Thread
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unfused_fast.background import Background
 from unfused_fast.bank_manifest import BankType, DamagedBank, generation_name, layout
 from unfused_fast.bank_read import DTYPES, Generation
 from unfused_fast.bank_write import create_generation, prune, publish, write_part
+from unfused_fast.errors import UserError
 
 GENERATIONS_KEPT = 2
 """As many as checkpoints, so that each checkpoint has its generation."""
@@ -39,7 +39,7 @@ class MemoryBank:
         self.writes = torch.zeros(clips, dtype=torch.int32, device=device)
         self.first_id = first_id
         self._host: tuple[Tensor, Tensor] | None = None
-        self._saving: Future[Path] | None = None
+        self._saving = Background[Path]("memory bank")
 
     def __enter__(self) -> MemoryBank:
         return self
@@ -100,22 +100,14 @@ class MemoryBank:
         rows, ids = self._host_buffers()
         rows.copy_(self.rows, non_blocking=True)
         ids.copy_(assignments, non_blocking=True)
-        copied: Any = None
-        if self.rows.is_cuda:
-            copied = torch.cuda.current_stream(self.rows.device).record_event()
-        saving: Future[Path] = Future()
+        copied = torch.cuda.current_stream(self.rows.device).record_event() if self.rows.is_cuda else None
 
-        def write() -> None:
-            try:
-                if copied is not None:
-                    copied.synchronize()
-                saving.set_result(self._write(directory, epoch, step, then))
-            except BaseException as error:
-                saving.set_exception(error)
+        def write() -> Path:
+            if copied is not None:
+                copied.synchronize()
+            return self._write(directory, epoch, step, then)
 
-        self._saving = saving
-        # a daemon: a second Ctrl-C ends at once, and a write that is cut off leaves the generation before it
-        Thread(target=write, name="memory bank", daemon=True).start()
+        self._saving.start(write)
 
     def wait(self) -> Path | None:
         """Waits for the last save; its generation, or None before the first.
@@ -123,8 +115,23 @@ class MemoryBank:
         Raises:
             UserError: it could not be written; the generation before it is intact. Raised once.
         """
-        saving, self._saving = self._saving, None
-        return None if saving is None else saving.result()
+        return self._saving.wait()
+
+    def tensors(self, assignments: Tensor) -> dict[str, Tensor]:
+        """What a checkpoint within an epoch needs, when rows of this epoch and of the one before lie side by side."""
+        return {"bank.rows": self.rows, "bank.writes": self.writes, "bank.assignments": assignments}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Inverse of tensors; returns the assignments (N,). Raises UserError for those of another bank."""
+        rows = tensors["bank.rows"]
+        if rows.shape != self.rows.shape or rows.dtype != self.rows.dtype:
+            raise UserError(
+                f"the checkpoint holds a memory bank of {tuple(rows.shape)} in {rows.dtype}, but this run needs "
+                f"{tuple(self.rows.shape)} in {self.rows.dtype}; use the set and config of the run that wrote it"
+            )
+        self.rows.copy_(rows)
+        self.writes.copy_(tensors["bank.writes"])
+        return tensors["bank.assignments"].to(self.rows.device)
 
     def load(self, directory: Path, epoch: int) -> Tensor:
         """Reads generation `gen-<epoch>` into the rows, every chunk verified; returns its assignments (N,) int64.

@@ -50,7 +50,13 @@ class Batches(Protocol):
         """Seconds spent before the first batch can be asked for: reading and computing what is held ready."""
 
     def epoch(
-        self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
+        self,
+        epoch: int,
+        views: int = 2,
+        *,
+        masks: bool = True,
+        clusters: NDArray[np.int64] | None = None,
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
         """As Loader.epoch: the same ids in the same order, the same crops and masks."""
 

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from unfused_fast.errors import UserError
 from unfused_fast.expected import expected, misfit
 from unfused_fast.reading import is_count, is_number, read_json
+from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.shard_files import replace_file
 
 KEPT = 2
@@ -31,43 +32,78 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def save_checkpoint(directory: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Writes `epoch-<n>.safetensors` and, last, the JSON with its digest; drops all but the last two."""
-    return prepare_checkpoint(directory, epoch, tensors, state)()
+class Position(NamedTuple):
+    """Where a run stands: how many epochs are done, and how many batches of the next."""
+
+    epoch: int
+    batch: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint; names sort as positions do."""
+        return f"epoch-{self.epoch:06d}" + (f"-batch-{self.batch:09d}" if self.batch else "")
+
+    def __str__(self) -> str:
+        return f"batch {self.batch} of epoch {self.epoch + 1}" if self.batch else f"epoch {self.epoch}"
 
 
-def prepare_checkpoint(
-    directory: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]
-) -> Callable[[], Path]:
-    """Writes `epoch-<n>.safetensors`; what it returns publishes it: writes the JSON and drops all but the last two.
+def checkpoints_in(directory: Path) -> list[Path]:
+    """JSON files of the checkpoints, from the earliest position to the latest."""
+    return sorted(directory.glob("epoch-*.json"), key=lambda path: path.stem)
 
-    Ours: two steps, so that what the checkpoint refers to can be finished between them, in another thread. Both raise
-    UserError when the disk refuses.
+
+def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Copies tensors to the host; what it returns gives the copies, once they are there.
+
+    From a GPU they go to pinned memory in the order of its work, so that the caller goes on at once and may change the
+    tensors; only who writes the copies waits for them.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"epoch-{epoch:06d}.safetensors"
+    copies, event = dict[str, Tensor](), None
+    for name, tensor in tensors.items():
+        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name].copy_(tensor.detach(), non_blocking=True)
+    on_gpu = next((tensor for tensor in tensors.values() if tensor.is_cuda), None)
+    if on_gpu is not None:
+        event = torch.cuda.current_stream(on_gpu.device).record_event()
+
+    def copied() -> dict[str, Tensor]:
+        if event is not None:
+            event.synchronize()
+        return copies
+
+    return copied
+
+
+def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Writes `epoch-<n>[-batch-<m>].safetensors` of tensors on the CPU and, last, the JSON with its digest.
+
+    Then all others go but the one before it, and the last one at the end of an epoch, which is what other commands ask
+    for: later ones are damaged ones of a run that went back. Raises UserError when the disk refuses.
+    """
+    path = directory / f"{position.name}.safetensors"
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         partial.replace(path)
+        write_json(path.with_suffix(".json"), {**position._asdict(), "sha256": digest, **state})
+        to_disk(directory)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise _not_written(path, error) from error
+    _prune(directory, position)
+    return path
 
-    def publish() -> Path:
-        try:
-            write_json(path.with_suffix(".json"), {"epoch": epoch, "sha256": digest, **state})
-        except OSError as error:
-            raise _not_written(path, error) from error
-        for old in sorted(directory.glob("epoch-??????.json"))[:-KEPT]:
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+def _prune(directory: Path, newest: Position) -> None:
+    before = [path for path in checkpoints_in(directory) if path.stem <= newest.name]
+    kept = before[-KEPT:] + [path for path in before if "-batch-" not in path.stem][-1:]
+    for old in directory.glob("epoch-*"):
+        if old.with_suffix(".json") not in kept:
             old.unlink()
-        return path
-
-    return publish
 
 
 def _not_written(path: Path, error: Exception) -> UserError:
@@ -85,7 +121,7 @@ def load_checkpoint(
     UserError when there is none left.
     """
     damaged: list[str] = []
-    for path in sorted(directory.glob("epoch-??????.json"), reverse=True):
+    for path in reversed(checkpoints_in(directory)):
         tensors_path = path.with_suffix(".safetensors")
         try:
             state = _checked(path, read_json(path))
@@ -110,12 +146,12 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
     """The JSON of a checkpoint. Raises ValueError unless its parts are what they were written as."""
     if not isinstance(state, dict) or not isinstance(state.get("sha256"), str):
         raise ValueError(f"{path.name} is not what was written")
-    epoch, nmis = int(path.stem.removeprefix("epoch-")), state.get("nmis", [])
-    if state.get("epoch") != epoch or not is_count(state["epoch"]):
-        raise ValueError(f"its epoch is {str(state.get('epoch'))[:40]}")
-    for name in ("step", "k"):
+    nmis = state.get("nmis", [])
+    for name in ("epoch", "batch", "step", "k"):
         if not is_count(state.get(name, 0)):
             raise ValueError(f"its {name} is {str(state[name])[:40]}")
+    if Position(state.get("epoch", 0), state.get("batch", 0)).name != path.stem:
+        raise ValueError(f"its epoch is {str(state.get('epoch'))[:40]}, its batch {str(state.get('batch', 0))[:40]}")
     if not isinstance(nmis, list) or not all(map(is_number, nmis)):
         raise ValueError("its nmis are no list of numbers")
     return state

@@ -37,12 +37,19 @@ class Clusters(NamedTuple):
 
 
 def last_clusters(run: Path) -> Clusters:
-    """Reads the bank generation of the run's newest sound checkpoint. Raises UserError for what is not such a run."""
+    """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch. Raises UserError for what
+    is not such a run.
+    """
     recorded = read_description(run)
     if recorded is None or recorded["stage"] != "pretrain":
         found = "no config.json" if recorded is None else f"a run of stage {recorded['stage']}"
         raise UserError(f"{run}: {found}, but clusters are those of a run of train pretrain; give its directory")
-    _, state, _ = load_checkpoint(run / "checkpoints")
+    _, state, _ = load_checkpoint(
+        run / "checkpoints",
+        lambda state: (
+            f"{run}: {state['batch']} batches into epoch {state['epoch'] + 1}" if state.get("batch") else None
+        ),
+    )
     blocks = list((bank := Generation(run / BANK / f"gen-{state['epoch']:06d}")).chunks())
     rows, assignments = (
         torch.cat(parts) for parts in zip(*((block.rows, block.assignments) for block in blocks), strict=True)

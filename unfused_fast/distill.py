@@ -20,16 +20,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
 from unfused_fast.augment import Augmenter
-from unfused_fast.checkpoint import collect, restore, save_checkpoint
+from unfused_fast.background import Background
+from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.errors import UserError
 from unfused_fast.features import extract, load_encoder
-from unfused_fast.loop import PartTimer, run_epochs
+from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
+from unfused_fast.progress import PartTimer
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import (
@@ -134,6 +136,7 @@ class Distillation:
         self.augment = Augmenter(config, clips, device)
         self.timer = PartTimer(device)
         self.step = 0
+        self._saving = Background[Path]("checkpoint")
 
     @property
     def finished(self) -> bool:
@@ -145,9 +148,9 @@ class Distillation:
         self.network.train()
         return {}
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Every clip once."""
-        return self.loader.epoch(epoch)
+    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Every clip once, from a batch on."""
+        return self.loader.epoch(epoch, first_batch=first_batch)
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
         """One step on one view of each clip: returns the detached loss."""
@@ -178,38 +181,48 @@ class Distillation:
         """Learning rate of a step."""
         return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
 
-    def save(self, run: Run, epoch: int) -> None:
-        """Writes the checkpoint."""
-        tensors = {**collect(self.network, self.optimizer), **self.augment.state(), "targets": self.targets}
-        save_checkpoint(run.checkpoints, epoch, tensors, {"step": self.step, "k": self.k})
+    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """Writes the checkpoint, which holds the pseudo-labels too."""
+        self.wait()
+        own = {**collect(self.network, self.optimizer), **self.augment.state(), "targets": self.targets}
+        copied, state = to_host({**own, **tensors}), {"step": self.step, "k": self.k, "order": run.order, **notes}
+        self._saving.start(lambda: save_checkpoint(run.checkpoints, position, copied(), state))
 
-    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
-        """Restores all state; returns the epoch that was finished."""
+    def wait(self) -> None:
+        """Waits for the last save. Raises UserError where it failed."""
+        self._saving.wait()
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
+        """Restores all state; returns how far it was."""
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
         self.step = state["step"]
-        return int(state["epoch"])
+        return progress_of(tensors, state)
 
 
 def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options: Options) -> dict[str, Any]:
     """Distils into run directory `out`, guided by the pre-training run `teacher`; returns result.json's content.
 
-    Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
+    Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
     train_clips(shards)
-    run = Run(out, "distill", config, shards, options, teacher=str(teacher))
-    if (finished := run.result()) is not None:
-        return finished
+    with Run(out, "distill", config, shards, options, teacher=str(teacher)) as run:
+        if (finished := run.result()) is not None:
+            return finished
+        return _trained(run, config, shards, teacher, options)
+
+
+def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options) -> dict[str, Any]:
     if run.resumed:
         tensors, saved = run.load()
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     else:
         targets, k = pseudo_labels(config, shards, teacher, options.device)
     state = Distillation(config, shards, targets, k, options)
-    done = state.load(tensors, saved) if run.resumed else 0
+    progress = state.load(tensors, saved) if run.resumed else None
     run.start()
     if not run.resumed:
-        _write_pseudo_labels(out / "pseudo_labels.parquet", shards, targets)
+        _write_pseudo_labels(run.out / "pseudo_labels.parquet", shards, targets)
     sizes = torch.bincount(targets, minlength=k)
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
@@ -218,7 +231,7 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
         f"{precision(config, options.device)}"
     )
     with run.signals():
-        trained = run_epochs(state, run, done)
+        trained = run_epochs(state, run, progress)
     return run.finish(
         {
             "encoder": config.model.encoder,

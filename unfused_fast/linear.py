@@ -242,9 +242,13 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
 
     Raises UserError for a set or run that cannot be evaluated.
     """
-    run = Run(out, "linear", config, shards, options, encoder=encoder)
-    if (finished := run.result()) is not None:
-        return finished
+    with Run(out, "linear", config, shards, options, encoder=encoder) as run:
+        if (finished := run.result()) is not None:
+            return finished
+        return _evaluated(run, config, shards, encoder, options)
+
+
+def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options: Options) -> dict[str, Any]:
     splits, used = _splits(config, shards, encoder, options.device)
     by_test = config.eval.select == "best_test"
     if by_test and "test" not in splits:
@@ -262,7 +266,7 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
         return float(((chosen.features @ head[:-1] + head[-1]).argmax(dim=1) == chosen.labels).float().mean())
 
     metric = hits if by_test else None
-    with Profile(out / "profile", options.device, options.profile) as profile:
+    with Profile(run.out / "profile", options.device, options.profile) as profile:
         weights, biases = train_heads(splits["train"], classes, rates, config, metric, profile.step)
 
     def predict(split: str, head: int) -> Scores:
@@ -276,7 +280,7 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
     test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
     shown = test.get(best, valid[best])
     plot_confusion(
-        out / "confusion.png",
+        run.out / "confusion.png",
         shown.confusion,
         shards.manifest.label_names,
         f"{encoder}, {'test' if test else 'valid'} accuracy {shown.accuracy:.3f}",

@@ -1,24 +1,26 @@
-"""The epochs that stages 1 and 2 go through: batches, steps, the partial last batch, logs, saving, stopping,
-progress.
-"""
+"""The epochs that stages 1 and 2 go through: batches, steps, the partial last batch, logs, saving, stopping."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from unfused_fast.checkpoint import Position
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.losses import READ_EVERY, Losses, check_finite, not_finite
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.profiling import Profile
+from unfused_fast.progress import EpochProgress, PartTimer
 from unfused_fast.run import Run
-from unfused_fast.training import Interrupted, Options, console, progress_bar
+from unfused_fast.saves import Saves
+from unfused_fast.training import Interrupted, Options, console
 
 MEASURES = "mean_cosine", "inertia"
 """Names that the objective of a clustering has in the log."""
@@ -45,8 +47,8 @@ class Stage(Protocol):
     def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
         """Prepares an epoch; returns numbers for the log."""
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """What the epoch trains on."""
+    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """What the epoch trains on, from a batch on."""
 
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
         """One step on a full batch; returns the detached loss."""
@@ -60,71 +62,159 @@ class Stage(Protocol):
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
 
-    def save(self, run: Run, epoch: int) -> None:
-        """Writes everything the next epoch needs."""
+    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """Copies everything that going on from the position needs, beside what is given, and writes it in a thread."""
+
+    def wait(self) -> None:
+        """Waits for the last save. Raises UserError where it failed."""
 
 
-def run_epochs(state: Stage, run: Run, done: int) -> dict[str, Any]:
-    """Trains epochs done + 1 to `train.epochs`, or until the stage is finished; returns the last loss, the last epoch,
-    the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
+@dataclass
+class Progress:
+    """How far run_epochs has come; what it notes in a checkpoint."""
 
-    Raises UserError when the loss is not a number, Interrupted when a signal came: the last saved epoch then remains.
+    position: Position = field(default_factory=lambda: Position(0))
+    loss: float | None = None
+    """Mean loss of the last whole epoch."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What begin_epoch gave for the log of the epoch begun."""
+    seconds: float = 0.0
+    """Spent in the epoch begun."""
+    start: dict[str, float] = field(default_factory=dict)
+    """Seconds of the start and of the first epoch."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Of the losses of the epoch begun."""
+
+    def notes(self) -> dict[str, Any]:
+        """For the JSON of a checkpoint; inverse of progress_of."""
+        return {"loop": {"loss": self.loss, "values": self.values, "seconds": self.seconds, "start": self.start}}
+
+
+def progress_of(tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
+    """What a checkpoint says of the loop: its tensors and JSON."""
+    return Progress(Position(state["epoch"], state["batch"]), **state["loop"], tensors=tensors)
+
+
+def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains from `progress` to the end of epoch `train.epochs`, or until the stage is finished; returns the last loss,
+    the last epoch, the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
+
+    Raises UserError when losses are no numbers, the data cannot be read or the last save failed, Interrupted when a
+    signal came; what was done is saved then.
     """
-    config, steps, epochs, saved = state.config, state.loader.full_batches, state.config.train.epochs, done
-    rates, first = list[float](), dict[str, float]()
-    before = run.last_logged() if done else {}  # all there is to tell when the last epoch was saved, but no result
-    loss: float | None = before.get("loss")
+    epochs, steps = state.config.train.epochs, state.loader.full_batches
+    before = run.last_logged() if progress else {}  # all there is to tell when no epoch is left
+    progress = progress or Progress()
+    rates = list[float]()
     profile = Profile(run.out / "profile", state.loader.device, state.options.profile)
     state.timer.profile = profile
-    with profile, EpochProgress(run.stage, epochs, steps, done) as progress:
-        for epoch in range(done + 1, epochs + 1):
-            if state.finished:
-                break
-            done, start = epoch, time.perf_counter()
-            values = state.begin_epoch(epoch, run)
-            total, batches = torch.zeros((), device=state.loader.device), state.batches(epoch)
-            taken = 0
-            while (batch := state.timer.next("load", batches)) is not None:
-                taken += 1
-                if taken <= steps:
-                    total += state.train_batch(batch, epoch)
-                    progress.step()
-                    profile.step()
-                else:
-                    state.tail(batch, epoch)
-                if run.stopping:
-                    kept = (
-                        f"epoch {saved} is the last one saved, go on with --resume" if saved else "nothing is saved yet"
-                    )
-                    raise Interrupted(f"{run.out}: stopped in epoch {epoch}; {kept}")
-            state.end_epoch()
-            loss = float(total) / steps
-            check_finite(loss, state.network, epoch, saved, config)
-            seconds = time.perf_counter() - start
-            if epoch % config.train.save_every == 0 or epoch == epochs or state.finished:
-                with state.timer.part("save"):
-                    state.save(run, epoch)
-                saved = epoch
-            rates.append(state.loader.clips / seconds)
-            timing = {"clips_per_second": round(rates[-1], 1), "epoch_seconds": round(seconds, 3)}
-            if len(rates) == 1:  # what a start costs stands apart from what an epoch costs
-                timing["start_seconds"] = first["start_seconds"] = round(state.loader.start_seconds, 3)
-                first["first_epoch_seconds"] = timing["epoch_seconds"]
-            run.log(
-                epoch,
-                {
-                    "loss": round(loss, 6),
-                    "lr": state.rate(state.step - 1),
-                    **values,
-                    **timing,
-                    "parts": state.timer.read(),
-                },
-            )
-            progress.epoch(epoch, f"loss {loss:.3f}{_clusters_note(values)}  {rates[-1]:.0f} clips/s")
-    if state.finished:
+    done = progress.position.epoch * steps + progress.position.batch
+    saves = Saves(state, run, state.options.save_every, progress.position)
+    shown = EpochProgress(run.stage, epochs, steps, done)
+
+    def stepped() -> None:
+        shown.step()
+        profile.step()
+
+    with saves, profile, _memory(state), shown:
+        while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
+            epoch = progress.position.epoch + 1
+            _train_epoch(state, run, progress, saves, stepped)
+            rates.append(state.loader.clips / progress.seconds)
+            timing = {"clips_per_second": round(rates[-1], 1), "epoch_seconds": round(progress.seconds, 3)}
+            if not progress.start:  # what a start costs stands apart from what an epoch costs
+                timing["start_seconds"] = round(state.loader.start_seconds, 3)
+                progress.start = {
+                    "start_seconds": timing["start_seconds"],
+                    "first_epoch_seconds": timing["epoch_seconds"],
+                }
+            assert progress.loss is not None
+            numbers = {"loss": round(progress.loss, 6), "lr": state.rate(state.step - 1), **progress.values, **timing}
+            run.log(epoch, {**numbers, "parts": state.timer.read()})
+            note = f"loss {progress.loss:.3f}{_clusters_note(progress.values)}  {rates[-1]:.0f} clips/s"
+            progress.values, progress.seconds = {}, 0.0
+            last = epoch == epochs or state.finished
+            if last or run.stopping or epoch % state.config.train.save_every == 0:
+                saves.begin(progress.position, {}, progress.notes())
+            shown.epoch(epoch, note)
+            if run.stopping and not last:
+                saves.settle()
+                raise Interrupted(f"{run.out}: stopped after epoch {epoch}, saved; go on with --resume")
+        saves.settle()
+    done = progress.position.epoch
+    if state.finished and done < epochs:
         console.print(f"{run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
     rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
-    return {"loss": loss, "last_epoch": done, "clips_per_second": rate, **first}
+    return {"loss": progress.loss, "last_epoch": done, "clips_per_second": rate, **progress.start}
+
+
+def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepped: Callable[[], object]) -> None:
+    """The epoch after `progress`, or what is left of it; `progress` then stands at its end."""
+    (done, first), steps, config = progress.position, state.loader.full_batches, state.config
+    epoch, began = done + 1, time.perf_counter() - progress.seconds
+    losses = Losses(state.loader.device)
+    if first:
+        losses.load(progress.tensors)
+    else:
+        try:
+            progress.values = state.begin_epoch(epoch, run)
+        except Interrupted as stopped:
+            if not done:
+                raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet") from stopped
+            if saves.last != progress.position:
+                saves.begin(progress.position, {}, progress.notes())
+            saves.settle()
+            raise Interrupted(f"{run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
+    taken, batches = first, state.batches(epoch, first)
+
+    def save() -> None:
+        check_finite(losses, state.network, epoch, saves.said, config)
+        progress.position, progress.seconds = Position(done, taken), time.perf_counter() - began
+        saves.begin(progress.position, losses.tensors(), progress.notes())
+
+    while True:
+        try:
+            batch = state.timer.next("load", batches)
+        except UserError as error:
+            if taken > first:
+                save()
+                saves.settle()
+            raise UserError(f"{error}; {saves.said()}, go on with --resume when that is mended") from error
+        if batch is None:
+            break
+        if taken > first and (run.stopping or saves.due(state.step)):
+            save()
+            if run.stopping:
+                saves.settle()
+                raise Interrupted(
+                    f"{run.out}: stopped in epoch {epoch} after {taken} of {steps} steps, saved; go on with --resume"
+                )
+        taken += 1
+        if taken > steps:
+            state.tail(batch, epoch)
+            continue
+        losses.add(state.train_batch(batch, epoch))
+        stepped()
+        if taken % READ_EVERY == 0 and (fault := losses.fault()) is not None:
+            raise not_finite(fault, epoch, saves.said(), config)
+    state.end_epoch()
+    check_finite(losses, state.network, epoch, saves.said, config)
+    progress.position, progress.loss = Position(epoch), losses.mean(steps)
+    progress.seconds = time.perf_counter() - began
+
+
+@contextmanager
+def _memory(state: Stage) -> Iterator[None]:
+    """Turns a device without memory left into a UserError that says what to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = state.batch_size
+        raise UserError(
+            f"{state.options.device}: it has no memory for batches of {size} clips ({str(error).split('. ')[0]}); "
+            f"start again with --overwrite --set train.batch_size={max(2, size // 2)}"
+            + ("" if state.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
+        ) from error
 
 
 def _clusters_note(values: dict[str, Any]) -> str:
@@ -139,86 +229,3 @@ def _clusters_note(values: dict[str, Any]) -> str:
             f"largest {values['largest_cluster']:.1%}, {objective}, {values['cluster_seconds']:.2f} s"
         ]
     return "  ".join(words)
-
-
-class PartTimer:
-    """Seconds of each part of an epoch. On CUDA the parts are measured by events, read once at the end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.seconds: dict[str, float] = {}
-        self.profile: Profile | None = None
-        """What gets the parts' names."""
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Adds what the block takes to a part."""
-        with nullcontext() if self.profile is None else self.profile.part(name):
-            if self.cuda:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-                begin.record()
-                yield
-                end.record()
-                self._events.append((name, begin, end))
-                return
-            start = time.perf_counter()
-            yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def next(self, name: str, items: Iterator[Batch]) -> Batch | None:
-        """The next item, its waiting time added to a part; None at the end."""
-        with self.part(name):
-            return next(items, None)
-
-    def read(self) -> dict[str, float]:
-        """Part -> seconds since the last read."""
-        if self._events:
-            torch.cuda.synchronize()
-        for name, begin, end in self._events:
-            self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
-        seconds, self.seconds, self._events = self.seconds, {}, []
-        return {name: round(value, 4) for name, value in seconds.items()}
-
-
-class EpochProgress:
-    """A bar over the steps of all epochs on a terminal; elsewhere a line for about every tenth of the epochs."""
-
-    def __init__(self, stage: str, epochs: int, steps: int, done: int) -> None:
-        self.stage, self.epochs = stage, epochs
-        self._progress = progress_bar()
-        self._task = self._progress.add_task(stage, total=epochs * steps, completed=done * steps, note="")
-
-    def __enter__(self) -> EpochProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def step(self) -> None:
-        """One step is done."""
-        self._progress.advance(self._task)
-
-    def epoch(self, epoch: int, note: str) -> None:
-        """One epoch is done; `note` holds its numbers."""
-        self._progress.update(self._task, note=note)
-        if not console.is_terminal and (epoch == self.epochs or epoch % max(1, math.ceil(self.epochs / 10)) == 0):
-            console.print(f"{self.stage} {epoch}/{self.epochs}  {note}")
-
-
-def check_finite(loss: float, network: nn.Module, epoch: int, saved: int, config: Config) -> None:
-    """Raises UserError with a diagnosis when an epoch's loss, or what it left in the network, is not a number.
-
-    Ours: the network too, because a last step that breaks it shows in no loss, and such a checkpoint is of no use.
-    """
-    values = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-    if math.isfinite(loss) and bool(torch.stack([value.isfinite().all() for value in values]).all()):
-        return
-    what = "the network's weights are not finite" if math.isfinite(loss) else f"the loss became {loss}"
-    kept = f"epoch {saved} is the last one saved" if saved else "nothing was saved"
-    raise UserError(
-        f"epoch {epoch}: {what}; {kept}. Most often the learning rate is too high (optim.lr = {config.optim.lr:g}, "
-        f"optim.name = {config.optim.name}): start again with --overwrite --set optim.lr={config.optim.lr / 10:g}"
-        + ("" if config.train.amp == "fp32" else ", or with --set train.amp=fp32")
-    )

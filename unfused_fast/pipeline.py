@@ -43,6 +43,7 @@ from unfused_fast.order import (
     whole_crops,
     write_indexes,
 )
+from unfused_fast.reading_errors import unreadable
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
 
@@ -142,16 +143,24 @@ class Loader:
         return found, ids, ids + times * len(self.samples)
 
     def epoch(
-        self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
+        self,
+        epoch: int,
+        views: int = 2,
+        *,
+        masks: bool = True,
+        clusters: NDArray[np.int64] | None = None,
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
         """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left.
 
         With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
         cluster. SpecAugment masks each view apart, with `masks`. Crops are frames of the clip's log-mel: the same
         whether the log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with
-        silence.
+        silence. Batches before `first_batch` are left out, and nothing of them is read.
         """
-        reading = self.order(epoch, clusters)
+        reading = self.order(epoch, clusters).after(first_batch * self.batch_size)
+        if not len(reading.clip_ids):
+            return
         ids, samples = torch.from_numpy(reading.counters), self.samples[reading.clip_ids]
         same = self.config.views.same_crop
         crops = [random_crops(self.config, ids, samples, epoch, view) for view in range(1 if same else views)]
@@ -287,15 +296,12 @@ class Loader:
                     cuts.append(_cut(pcm, given_to[fields * number : fields * (number + 1)]))
                 made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
                 pipeline.set_outputs(_clip_id(digits, key_width(order)), *made)
-            pipeline.build()
             for done in range(0, len(ids), self.batch_size):
                 try:
+                    pipeline.build()  # does nothing but the first time
                     outputs = pipeline.run()
                 except RuntimeError as error:
-                    raise UserError(
-                        f"{self.shards.directory}: a shard of split {self.split} could not be decoded "
-                        f"({_last_line(error)}); unfused-fast check names it"
-                    ) from error
+                    raise unreadable(self.split, reading, slice(done, done + self.batch_size), error) from error
                 valid = min(self.batch_size, len(ids) - done)
                 found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
                 rows = slice(done, done + valid)
@@ -321,9 +327,3 @@ def _clip_id(digits: Any, width: int) -> Any:
     fn, _, types, _ = import_dali()
     powers = types.Constant(np.array([10**place for place in range(width - 1, -1, -1)], dtype=np.int64))
     return fn.reductions.sum((fn.cast(digits, dtype=types.INT64) - 48) * powers, axes=(0,), keep_dims=True)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith(("Assert", "Error", "Unsupported"))]
-    return (named or lines or [type(error).__name__])[-1][:200]

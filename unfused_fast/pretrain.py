@@ -21,14 +21,15 @@ from torch.nn.functional import cross_entropy
 
 from unfused_fast.assignment import cluster_rows
 from unfused_fast.augment import Augmenter
+from unfused_fast.background import Background
 from unfused_fast.bank import MemoryBank
 from unfused_fast.bank_manifest import DamagedBank
 from unfused_fast.bank_read import BANK
-from unfused_fast.checkpoint import collect, prepare_checkpoint, restore
+from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
 from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.loop import PartTimer, run_epochs
+from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.partitions import cluster_sizes, normalised_mutual_information, stalled
@@ -36,6 +37,7 @@ from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.plots import plot_cluster_sizes
 from unfused_fast.prediction import build_predictor
+from unfused_fast.progress import PartTimer
 from unfused_fast.randomness import key
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
@@ -98,17 +100,22 @@ class Pretraining:
         self.timer = PartTimer(device)
         self.step = 0
         self._drawn = -math.inf
+        self._filling = False
+        self._saving = Background[Path]("checkpoint")
 
     @property
     def finished(self) -> bool:
         """Whether the clusterings have stopped to agree better: then training stops before `train.epochs`."""
         return stalled(self.nmis, self.config.train.patience, self.config.cluster.every_epochs)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Clips of an epoch: each once, or drawn uniformly over the clusters; two views where one feeds the bank."""
+    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Clips of an epoch from a batch on: each once, or drawn uniformly over the clusters; two views where one feeds
+        the bank.
+        """
         assert self.assignments is not None
         clusters = self.assignments.cpu().numpy() if self.config.data.sampler == "uniform_clusters" else None
-        return self.loader.epoch(epoch, views=2 if self.config.bank.fill == "training" else 1, clusters=clusters)
+        views = 2 if self.config.bank.fill == "training" else 1
+        return self.loader.epoch(epoch, views, clusters=clusters, first_batch=first_batch)
 
     def _fill_bank(self, run: Run) -> None:
         """A pass of one view of every clip through the network: the isolated assignment phase of DECAR-v2's first
@@ -117,14 +124,13 @@ class Pretraining:
         clean = self.config.bank.fill == "pass"
         self.network.train(not clean and self.config.bank.init_mode == "train")
         self.bank.start_epoch()
+        self._filling = True
         with self.timer.part("bank pass"):
             for batch in self.loader.epoch(INIT_EPOCH, views=1, masks=not clean):
                 self._write_bank(batch, INIT_EPOCH, not clean)
                 if run.stopping:
-                    self.bank.wait()
-                    if run.saved:
-                        raise Interrupted(f"{run.out}: stopped between epochs; go on with --resume")
-                    raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet")
+                    raise Interrupted(f"{run.out}: stopped while the memory bank was filled")
+        self._filling = False
         self.bank.check_cover()
 
     def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
@@ -206,33 +212,63 @@ class Pretraining:
         """Learning rate of a step."""
         return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
 
-    def save(self, run: Run, epoch: int) -> None:
-        """The bank's generation and then the checkpoint that refers to it, published while training goes on."""
+    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """At the end of an epoch the bank's generation and then the checkpoint that refers to it; within one, or where
+        a pass over the clips has begun to fill the bank, a checkpoint that holds the bank.
+        """
         assert self.assignments is not None
-        self.bank.wait()
-        tensors = {**collect(self.network, self.optimizer), **self.augment.state(), **self.predictor.tensors()}
-        publish = prepare_checkpoint(
-            run.checkpoints, epoch, tensors, {"step": self.step, "k": self.k, "nmis": self.nmis}
+        self.wait()
+        whole = not position.batch and not self._filling
+        own = {} if whole else self.bank.tensors(self.assignments)
+        where = "generation" if whole else "here"
+        state = {"step": self.step, "k": self.k, "nmis": self.nmis, "bank": where, "order": run.order, **notes}
+        copied = to_host(
+            {
+                **collect(self.network, self.optimizer),
+                **self.augment.state(),
+                **self.predictor.tensors(),
+                **own,
+                **tensors,
+            }
         )
-        self.bank.save(run.out / BANK, epoch, self.assignments, step=self.step, then=publish)
+
+        def write() -> Path:
+            return save_checkpoint(run.checkpoints, position, copied(), state)
+
+        if not whole:
+            self._saving.start(write)
+            return
+        self.bank.save(run.out / BANK, position.epoch, self.assignments, step=self.step, then=write)
         if time.monotonic() - self._drawn >= PLOT_SECONDS:
-            self.draw(run, epoch)
+            self.draw(run, position.epoch)
+
+    def wait(self) -> None:
+        """Waits for the last save. Raises UserError where it failed."""
+        self._saving.wait()
+        self.bank.wait()
 
     def draw(self, run: Run, epoch: int) -> None:
         """The sizes of the clusters as clusters.png of the run."""
         assert self.assignments is not None
         counts = torch.bincount(self.assignments, minlength=self.k).tolist()
-        plot_cluster_sizes(run.out / "clusters.png", counts, f"{run.out.name}, epoch {epoch}")
+        try:
+            plot_cluster_sizes(run.out / "clusters.png", counts, f"{run.out.name}, epoch {epoch}")
+        except OSError as error:
+            console.print(f"not drawn: {run.out / 'clusters.png'}: {error.strerror or error}", style="yellow")
         self._drawn = time.monotonic()
 
-    def load(self, run: Run) -> int:
-        """Restores all state from the newest epoch whose checkpoint and bank are sound; returns that epoch."""
-        tensors, state = run.load(lambda state: self._load_bank(run.out / BANK, state["epoch"]))
+    def load(self, run: Run) -> Progress:
+        """Restores all state from the newest checkpoint that is sound, its bank too; returns how far it was."""
+        tensors, state = run.load(
+            lambda state: None if state["bank"] == "here" else self._load_bank(run.out / BANK, state["epoch"])
+        )
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
         self.predictor.load(tensors)
+        if state["bank"] == "here":
+            self.assignments = self.bank.load_tensors(tensors)
         self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
-        return int(state["epoch"])
+        return progress_of(tensors, state)
 
     def _load_bank(self, directory: Path, epoch: int) -> str | None:
         """None, or why the epoch's generation cannot be used."""
@@ -246,16 +282,21 @@ class Pretraining:
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
     """Pre-trains on the train split of `shards` into run directory `out`; returns result.json's content.
 
-    Raises UserError for what the user can mend, Interrupted after Ctrl-C (the last saved epoch remains).
+    Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
     spherical = config.cluster.algo == "spherical"
     backend = f" ({resolve_backend(config.cluster.backend, options.device)})" if spherical else ""
     state = Pretraining(config, shards, options)
-    run = Run(out, "pretrain", config, shards, options)
-    if (finished := run.result()) is not None:
-        return finished
+    with Run(out, "pretrain", config, shards, options) as run:
+        if (finished := run.result()) is not None:
+            return finished
+        return _trained(state, run, backend)
+
+
+def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
+    config, options = state.config, state.options
     state.loader = placed(state.stream)
-    done = state.load(run) if run.resumed else 0
+    progress = state.load(run) if run.resumed else None
     run.start()
     console.print(
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k or 'found'}, "
@@ -263,8 +304,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
         f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
         f"{precision(config, options.device)}, clusters by {config.cluster.algo}{backend}"
     )
-    with run.signals(), state.bank:
-        trained = run_epochs(state, run, done)
+    with run.signals():
+        trained = run_epochs(state, run, progress)
     state.draw(run, trained["last_epoch"])
     return run.finish(
         {

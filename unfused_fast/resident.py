@@ -61,11 +61,18 @@ class ResidentLoader:
         self._direct = held.frames.device.type == stream.device.type
 
     def epoch(
-        self, epoch: int, views: int = 2, *, masks: bool = True, clusters: NDArray[np.int64] | None = None
+        self,
+        epoch: int,
+        views: int = 2,
+        *,
+        masks: bool = True,
+        clusters: NDArray[np.int64] | None = None,
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
         """As Loader.epoch."""
         config, stream = self.stream.config, self.stream
-        _, ids, counters = stream.rows(epoch, clusters)
+        _, *drawn_ids = stream.rows(epoch, clusters)
+        ids, counters = (array[first_batch * self.batch_size :] for array in drawn_ids)
         on_device, counted = self._put(ids), self._put(counters)
         there, rows, lengths = (
             torch.from_numpy(array).to(self.held.frames.device)

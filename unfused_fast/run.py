@@ -10,36 +10,44 @@ import os
 import platform
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.checkpoint import load_checkpoint, write_json
+from unfused_fast.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.reading import is_number, read_json
+from unfused_fast.run_differences import differences, in_words, order_of_batches
+from unfused_fast.run_lock import LOCK, RunLock
 from unfused_fast.settings import flatten
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that stop a run once the step is done and saved."""
 
 
 class Run:
-    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it."""
+    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
+
+    As a context manager it lets go of the directory when the block ends.
+    """
 
     def __init__(
         self, out: Path, stage: str, config: Config, shards: ShardSet, options: Options, **inputs: Any
     ) -> None:
-        """Looks at the directory, and touches nothing before start(). Raises UserError when it holds another run, one
-        that --resume does not fit, or anything else.
+        """Looks at the directory, and touches nothing before start() but the lock of a run that is there. Raises
+        UserError when it holds another run, one that --resume does not fit or that is at work, or anything else.
         """
         self.out, self.stage, self.stopping = out, stage, False
         self.checkpoints = out / "checkpoints"
@@ -57,30 +65,82 @@ class Run:
         }
         _refuse_unwritable(out)
         recorded = read_description(out)
-        # One that stopped before its first checkpoint has nothing to lose.
-        begun = recorded is not None and (self.saved or (out / "result.json").exists())
-        if recorded is None and out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: it exists and is not a run of unfused-fast; choose another --out")
-        if recorded is not None and begun and options.resume:
-            _refuse_differences(out, recorded, json.loads(json.dumps(description)))
-        elif begun and not options.overwrite:
-            raise UserError(
-                f"{out}: there is a run already; use --resume to go on, --overwrite to start again, or another --out"
-            )
+        self._lock, self._resumed_with = RunLock(out), dict[str, Any]()
+        self.order = json.loads(json.dumps(order_of_batches(description)))
+        """For the checkpoints; see order_of_batches."""
+        if recorded is not None:
+            self._lock.take()
+        try:
+            begun = self._begun(recorded, description, options)
+        except BaseException:
+            self._lock.release()
+            raise
         self._going_on = begun and options.resume
         self.resumed = self._going_on and self.saved
         self._started, self._description = time.perf_counter(), description
         self._board: Any = None
+        self._unwritten: list[str] = []
+        self._unusable: list[Path] = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def _begun(self, recorded: dict[str, Any] | None, description: dict[str, Any], options: Options) -> bool:
+        """Whether the directory holds a run with something to lose: one that stopped before its first checkpoint has
+        nothing. Raises UserError where it may not be used as `options` ask.
+        """
+        begun = recorded is not None and (self.saved or (self.out / "result.json").exists())
+        if recorded is None and self.out.exists() and any(self.out.iterdir()):
+            raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
+        if recorded is not None and begun and options.resume:
+            self._compare(recorded, json.loads(json.dumps(description)), options)
+        elif begun and not options.overwrite:
+            raise UserError(
+                f"{self.out}: there is a run already; use --resume to go on, --overwrite to start again, or another "
+                "--out"
+            )
+        return begun
+
+    def _compare(self, recorded: dict[str, Any], wanted: dict[str, Any], options: Options) -> None:
+        """Notes what is different about the run that goes on. Raises UserError unless that is to be."""
+        found = differences(self.out, recorded, wanted)
+        if found and not options.resume_anyway:
+            raise UserError(
+                f"{self.out}: --resume goes on with the same run only, but {in_words(found)}; use the same values, "
+                "another --out, or --resume-anyway"
+            )
+        before = list(recorded.get("resumed_with", []))
+        if found:
+            console.print(f"{self.out}: going on anyway, though {in_words(found)}", style="yellow")
+            before.append({name: {"was": was, "now": now} for name, (was, now) in found.items()})
+        if before:
+            self._resumed_with = {"resumed_with": before}
 
     def start(self) -> None:
         """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at."""
         try:
-            if not self._going_on and self.out.exists() and any(self.out.iterdir()):
-                shutil.rmtree(self.out.resolve())
             self.out.resolve().mkdir(parents=True, exist_ok=True)
-            write_json(self.out / "config.json", self._description)
+            self._lock.take()
+            if not self._going_on:
+                self._clear()
+            for path in self._unusable:  # they would count among the last ones, which are kept
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
+                path.unlink()
+            write_json(self.out / "config.json", {**self._description, **self._resumed_with})
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def _clear(self) -> None:
+        for path in self.out.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     @property
     def saved(self) -> bool:
@@ -105,14 +165,25 @@ class Run:
 
         `fault`: see load_checkpoint.
         """
-        tensors, state, damaged = load_checkpoint(self.checkpoints, fault)
+
+        def unusable(state: dict[str, Any]) -> str | None:
+            position = Position(state["epoch"], state.get("batch", 0))
+            if "loop" not in state:
+                return f"{self.checkpoints / position.name}: an earlier version wrote it, with too little to go on from"
+            if position.batch and state["order"] != self.order:
+                return f"{self.checkpoints / position.name}: it lies within an epoch of other batches"
+            return fault(state) if fault is not None else None
+
+        tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
+        position = Position(state["epoch"], state["batch"])
+        self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
         for sentence in damaged:
-            console.print(f"{sentence}; going on from epoch {state['epoch']}", style="yellow")
+            console.print(f"{sentence}; going on from {position}", style="yellow")
         log = self.out / "log.jsonl"
         if log.exists():
             lines = log.read_bytes().splitlines()
             replace_file(log, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= state["epoch"]))
-        console.print(f"{self.out}: going on after epoch {state['epoch']}")
+        console.print(f"{self.out}: going on after {position}")
         return tensors, state
 
     def last_logged(self) -> dict[str, Any]:
@@ -122,21 +193,40 @@ class Run:
         return dict(json.loads(lines[-1])) if lines else {}
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
-        """One line of log.jsonl and the numbers to TensorBoard."""
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+        """One line of log.jsonl and the numbers to TensorBoard. What a full disk refuses is told; lines are kept and
+        written with the next one.
+        """
+        self._unwritten.append(json.dumps({"epoch": epoch, **values}) + "\n")
+        log = self.out / "log.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        try:
+            with log.open("a") as file:
+                file.writelines(self._unwritten)
+            self._unwritten.clear()
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, epoch)
+                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, epoch)
+        except OSError as error:
+            if self._unwritten and log.exists():
+                os.truncate(log, size)  # without half a line
+            self._board = None  # its thread has ended; the next line begins another file
+            self._tell_unlogged(error)
+
+    def _tell_unlogged(self, error: BaseException | None) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        console.print(f"not logged, training goes on: {self.out}: {reason}", style="yellow")
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Writes result.json and says where the run is."""
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._tell_unlogged(error)
         result = {
             "stage": self.stage,
             **result,
@@ -153,20 +243,35 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM let the step finish and set `stopping`; a second one ends at once. What ends before its
-        first epoch leaves no directory.
+        """Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it takes a job off) let the step finish and set
+        `stopping`; the same one of the first two again ends at once. What ends before its first save leaves no
+        directory.
         """
+        came = set[int]()
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.stopping:
+            if number in came and number != signal.SIGUSR1:
                 raise KeyboardInterrupt
+            came.add(number)
+            if self.stopping:
+                return
             self.stopping = True
             console.print("stopping after this step; once more to stop at once", style="yellow")
 
         try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, stop) for number in STOPPING}
         except ValueError:  # not the main thread: whoever owns it also owns the signals
             before = {}
+        unhandled = threading.excepthook
+
+        def failed(given: threading.ExceptHookArgs) -> None:
+            """TensorBoard writes in a thread of its own, which a full disk ends."""
+            if isinstance(given.exc_value, OSError):
+                self._tell_unlogged(given.exc_value)
+            else:
+                unhandled(given)
+
+        threading.excepthook = failed
         try:
             yield
         except BaseException:
@@ -174,6 +279,7 @@ class Run:
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)
             raise
         finally:
+            threading.excepthook = unhandled
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -237,20 +343,3 @@ def _refuse_unwritable(out: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "may not be written to" if nearest.is_dir() else "is a file, but a run is a directory"
         raise UserError(f"{nearest}: it {reason}; choose another --out")
-
-
-def _refuse_differences(out: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-    before, after = (
-        {**recorded["config"], "shards": recorded["shards"], **recorded["inputs"]},
-        {**wanted["config"], "shards": wanted["shards"], **wanted["inputs"]},
-    )
-    names = [name for name in sorted(set(before) | set(after)) if before.get(name) != after.get(name)]
-    if recorded["stage"] != wanted["stage"]:
-        raise UserError(
-            f"{out}: it holds a run of stage {recorded['stage']}, not {wanted['stage']}; choose another --out"
-        )
-    if names:
-        differences = "; ".join(f"{name} was {before.get(name)}, now {after.get(name)}" for name in names[:6])
-        raise UserError(
-            f"{out}: --resume goes on with the same run only, but {differences}; use the same values, or another --out"
-        )

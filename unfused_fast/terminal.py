@@ -60,7 +60,23 @@ Data = Annotated[
         show_default="auto",
     ),
 ]
+SaveInterval = Annotated[
+    str | None,
+    typer.Option(
+        "--save-every",
+        help="How often to save within an epoch, as 500steps or 300s; 2epochs saves at the end of every second epoch "
+        "only.",
+        show_default="600s, and each epoch's end",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+ResumeAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--resume-anyway",
+        help="Go on even though settings, data or versions are others; config.json records what (resumed_with).",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at the same place.")]
 Profile = Annotated[
     bool,
@@ -91,25 +107,49 @@ def stage_config(
     epochs: int | None,
     seed: int,
     data: str | None = None,
+    save_every: str | None = None,
 ) -> Config:
     """Preset, then the flags of the stage, then `--set`, which wins."""
+    from unfused_fast.save_every import parse_save_every
     from unfused_fast.settings import preset, with_values
 
     epochs_field = "eval.epochs" if stage == "linear" else "train.epochs"
-    flags: dict[str, Any] = {"train.seed": seed, epochs_field: epochs, "data.store": data}
+    flags: dict[str, Any] = {
+        "train.seed": seed,
+        epochs_field: epochs,
+        "data.store": data,
+        "train.save_every": parse_save_every(save_every)[1],
+    }
     flags = {name: value for name, value in flags.items() if value is not None}
     return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
 
 
-def run_options(device: str, compile_: bool | None, resume: bool, overwrite: bool, profile: bool = False) -> Options:
+def run_options(
+    device: str,
+    compile_: bool | None,
+    resume: bool,
+    overwrite: bool,
+    profile: bool = False,
+    save_every: str | None = None,
+    resume_anyway: bool = False,
+) -> Options:
     """How a stage runs, from the flags. Raises UserError for a device that is not there, or flags that exclude each
     other.
     """
+    from unfused_fast.save_every import parse_save_every
     from unfused_fast.training import Options, resolve_device
 
-    if resume and overwrite:
+    if (resume or resume_anyway) and overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
-    return Options(resolve_device(device), compile_, resume, overwrite, profile)
+    return Options(
+        resolve_device(device),
+        compile_,
+        resume=resume or resume_anyway,
+        resume_anyway=resume_anyway,
+        overwrite=overwrite,
+        save_every=parse_save_every(save_every)[0],
+        profile=profile,
+    )
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,8 @@ from unfused_fast.terminal import (
     Preset,
     Profile,
     Resume,
+    ResumeAnyway,
+    SaveInterval,
     Seed,
     Sets,
     Shards,
@@ -48,7 +50,9 @@ def train_pretrain(
     device: Device = "auto",
     data: Data = None,
     compile_: Compile = None,
+    save_every: SaveInterval = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -60,9 +64,12 @@ def train_pretrain(
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("pretrain", preset, settings, epochs, seed, data)
+    config = stage_config("pretrain", preset, settings, epochs, seed, data, save_every)
     result = pretrain(
-        config, open_shards(local_shards(shards)), out, run_options(device, compile_, resume, overwrite, profile)
+        config,
+        open_shards(local_shards(shards)),
+        out,
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
     )
     print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
@@ -79,7 +86,9 @@ def train_distill(
     device: Device = "auto",
     data: Data = None,
     compile_: Compile = None,
+    save_every: SaveInterval = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -88,13 +97,13 @@ def train_distill(
     from unfused_fast.distill import distill
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("distill", preset, settings, epochs, seed, data)
+    config = stage_config("distill", preset, settings, epochs, seed, data, save_every)
     result = distill(
         config,
         open_shards(local_shards(shards)),
         teacher,
         out,
-        run_options(device, compile_, resume, overwrite, profile),
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
     )
     print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
 
@@ -114,6 +123,7 @@ def train_linear(
     device: Device = "auto",
     data: Data = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -124,7 +134,11 @@ def train_linear(
 
     config = stage_config("linear", preset, settings, epochs, seed, data)
     result = linear(
-        config, open_shards(local_shards(shards)), encoder, out, run_options(device, None, resume, overwrite, profile)
+        config,
+        open_shards(local_shards(shards)),
+        encoder,
+        out,
+        run_options(device, None, resume, overwrite, profile, resume_anyway=resume_anyway),
     )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
 
@@ -145,7 +159,9 @@ def train_everything(
     device: Device = "auto",
     data: Data = None,
     compile_: Compile = None,
+    save_every: SaveInterval = None,
     resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
     profile: Profile = False,
     as_json: Json = False,
@@ -158,14 +174,14 @@ def train_everything(
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {
-        stage: stage_config(stage, preset, settings, count, seed, data) for stage, count in stages.items()
+        stage: stage_config(stage, preset, settings, count, seed, data, save_every) for stage, count in stages.items()
     }
     verdict = train_all(
         configs,
         open_shards(local_shards(shards)),
         open_shards(local_shards(target or shards)),
         out,
-        run_options(device, compile_, resume, overwrite, profile),
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
     )
     if as_json:
         print_json(verdict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -13,13 +13,14 @@ from unfused_fast.config import Config
 from unfused_fast.console import console as console
 from unfused_fast.console import progress_bar as progress_bar
 from unfused_fast.errors import UserError
+from unfused_fast.save_every import SaveEvery
 from unfused_fast.shards.table import ShardSet
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C (or sent SIGTERM); what was finished is saved."""
+    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); what was finished is saved."""
 
 
 @contextmanager
@@ -40,7 +41,10 @@ class Options:
     compile: bool | None = None
     """torch.compile; None is on for CUDA and off for CPU, where compiling takes longer than a short run."""
     resume: bool = False
+    resume_anyway: bool = False
+    """Go on even where config, data or versions are others."""
     overwrite: bool = False
+    save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False
     """See profiling.py."""
 

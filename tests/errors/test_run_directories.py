@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_between_its_last_epoch_and_its_result(
 ) -> None:
     assert pretrain(tones, unfinished, "--resume").code == 0
     results = [json.loads((run / "result.json").read_text()) for run in (unfinished, pretrained)]
-    assert round(results[1]["loss"], 6) == results[0]["loss"] and results[0]["clips_per_second"] > 0
+    assert results[1]["loss"] == results[0]["loss"] and results[0]["clips_per_second"] > 0
     done = pretrain(tones, unfinished, "--resume")
     assert done.code == 0 and "finished already" in done.err
 

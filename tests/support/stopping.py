@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from torch import Tensor
 
-from unfused_fast.loop import EpochProgress
+from unfused_fast.losses import Losses
+from unfused_fast.progress import EpochProgress
 from unfused_fast.training import Interrupted
 
 
@@ -23,4 +27,21 @@ def stopped_after(last: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EpochProgress, "epoch", stop)
+        yield
+
+
+@contextmanager
+def signalled_after(steps: int, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """This process gets a signal once so many steps are done inside the block."""
+    original, done = Losses.add, 0
+
+    def add(self: Losses, loss: Tensor) -> None:
+        nonlocal done
+        original(self, loss)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Losses, "add", add)
         yield

@@ -1,0 +1,149 @@
+"""Kills runs of `train pretrain` and `train distill` with SIGKILL at random moments; each must end as the undisturbed.
+
+python tests/support/kill_run.py --kills 25 --seed 0 --stage pretrain
+
+A run saves after every step. After a random number of steps and a random moment more it is killed; another process goes
+on with --resume, until one finishes. Then the newest checkpoint, the bank, the result and the log must be those of a
+run that nobody killed, bit for bit but for times. A run that ends too soon is followed by another, until the kills are
+done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from same_runs import assert_same_run
+
+from unfused_fast import losses, pipeline
+from unfused_fast.cli import app
+from unfused_fast.terminal import run_app
+
+TINY = (
+    "model.channels=4 model.dim=32 model.proj_hidden=32 model.proj_dim=16 cluster.k=4 train.batch_size=16 "
+    "train.amp=fp32 aug.mixup.memory=32"
+)
+EPOCHS = 3
+
+
+def command(stage: str, shards: Path, teacher: Path, out: Path) -> list[str]:
+    """The arguments of a tiny run that saves after every step."""
+    tiny = [word for value in TINY.split() for word in ("--set", value)]
+    more = ["--teacher", str(teacher)] if stage == "distill" else []
+    return [
+        *("train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--save-every", "1steps"),
+        *("--device", "cpu", *more, *tiny),
+    ]
+
+
+def begin(arguments: list[str], told: int, said: Path) -> int:
+    """Starts the command line in a process, which writes a byte to the pipe `told` with each step; its id."""
+    sys.stdout.flush()
+    started = os.fork()
+    if started:
+        return started
+    original = losses.Losses.add
+
+    def add(self: losses.Losses, loss: torch.Tensor) -> None:
+        original(self, loss)
+        os.write(told, b"!")
+
+    try:
+        losses.Losses.add = add  # type: ignore[method-assign]
+        with said.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.argv[1:] = arguments
+        run_app(app)
+    except SystemExit as ended:
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def finish(arguments: list[str], said: Path) -> None:
+    """Runs the command line to its end. Raises SystemExit when it fails."""
+    reading, told = os.pipe()
+    if os.waitpid(begin(arguments, told, said), 0)[1]:
+        raise SystemExit(f"{arguments}: failed\n{said.read_text()}")
+    os.close(reading)
+    os.close(told)
+
+
+def left_by(out: Path) -> str:
+    """What the kill came in the middle of, by the files it left."""
+    names = {path.name for folder in ("checkpoints", "bank.zarr") for path in (out / folder).glob("*")}
+    unfinished = any(name.endswith((".partial", ".new", ".stale")) for name in names)
+    states = {name.rsplit(".", 1)[0] for name in names if name.endswith(".safetensors")}
+    whole = {name.rsplit(".", 1)[0] for name in names if name.endswith(".json")}
+    return "within a save" if unfinished or states != whole else "between saves" if whole else "before any save"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="a shard set with a train split of a few dozen clips"
+    )
+    parser.add_argument("--stage", choices=["pretrain", "distill"], default="pretrain")
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=5, help="steps from a start to the kill, at most")
+    parser.add_argument("--longest", type=float, default=0.2, help="seconds from a step to the kill, at most")
+    given = parser.parse_args()
+    pipeline.import_dali()  # once for all processes, as what follows
+    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo"):
+        importlib.import_module(heavy)
+    torch.set_num_threads(1)
+    chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
+    kills, runs = 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        said, teacher = folder / "said", folder / "teacher"
+        if given.stage == "distill":
+            finish(command("pretrain", given.shards, teacher, teacher), said)
+        finish(command(given.stage, given.shards, teacher, folder / "whole"), said)
+        while kills < given.kills:
+            out, ended = folder / f"run-{runs}", False
+            runs += 1
+            while not ended:
+                reading, told = os.pipe()
+                process = begin([*command(given.stage, given.shards, teacher, out), "--resume"], told, said)
+                os.close(told)
+                if kills < given.kills:
+                    for _ in range(chance.randrange(given.steps + 1)):
+                        os.read(reading, 1)
+                    time.sleep(chance.uniform(0, given.longest))
+                    os.kill(process, signal.SIGKILL)
+                status = os.waitpid(process, 0)[1]
+                os.close(reading)
+                ended = not os.WIFSIGNALED(status)
+                if ended and status:
+                    raise SystemExit(f"seed {given.seed}, kill {kills}: the run failed\n{said.read_text()[-3000:]}")
+                if not ended:
+                    kills += 1
+                    left[left_by(out)] += 1
+            try:
+                assert_same_run(out, folder / "whole")
+            except AssertionError as error:
+                raise SystemExit(f"seed {given.seed}, kill {kills}: not the undisturbed run: {error}") from error
+    print(
+        f"seed {given.seed}, {given.stage}: {kills} kills of {runs} runs, {time.perf_counter() - started:.0f} s, every "
+        f"run ended as the undisturbed one; killed {', '.join(f'{left[what]} {what}' for what in sorted(left))}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

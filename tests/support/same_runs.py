@@ -1,0 +1,41 @@
+"""Whether a run that was stopped, killed or told otherwise ends as the undisturbed one: bit for bit but for times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from unfused_fast.bank_read import Generation
+
+TIMES = {"seconds", "epoch_seconds", "start_seconds", "first_epoch_seconds", "cluster_seconds", "clips_per_second"}
+
+
+def without_times(values: dict[str, Any]) -> dict[str, Any]:
+    """A result or a line of the log, without what takes its time, and without where it lies."""
+    return {name: value for name, value in values.items() if name not in TIMES | {"parts", "run"}}
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl, without times."""
+    return [without_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two finished runs have the same newest checkpoint, bank, result and log."""
+    newest = [sorted((run / "checkpoints").glob("epoch-??????.safetensors"))[-1] for run in (one, other)]
+    assert newest[0].name == newest[1].name
+    first, second = map(load_file, newest)
+    assert set(first) == set(second)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0].keys() == results[1].keys()
+    assert without_times(results[0]) == without_times(results[1])
+    assert log_of(one) == log_of(other)
+    if results[0]["stage"] == "pretrain":
+        banks = [Generation(run / "bank.zarr" / f"gen-{results[0]['last_epoch']:06d}") for run in (one, other)]
+        for block, same in zip(*(bank.chunks() for bank in banks), strict=True):
+            assert torch.equal(block.rows, same.rows) and torch.equal(block.assignments, same.assignments)

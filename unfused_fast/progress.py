@@ -1,0 +1,81 @@
+"""What training shows of itself: seconds of each part of an epoch, and how far it has come."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from unfused_fast.batches import Batch
+from unfused_fast.console import console, progress_bar
+from unfused_fast.profiling import Profile
+
+
+class PartTimer:
+    """Seconds of each part of an epoch. On CUDA the parts are measured by events, read once at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.profile: Profile | None = None
+        """What gets the parts' names."""
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds what the block takes to a part."""
+        with nullcontext() if self.profile is None else self.profile.part(name):
+            if self.cuda:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begin.record()
+                yield
+                end.record()
+                self._events.append((name, begin, end))
+                return
+            start = time.perf_counter()
+            yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def next(self, name: str, items: Iterator[Batch]) -> Batch | None:
+        """The next item, its waiting time added to a part; None at the end."""
+        with self.part(name):
+            return next(items, None)
+
+    def read(self) -> dict[str, float]:
+        """Part -> seconds since the last read."""
+        if self._events:
+            torch.cuda.synchronize()
+        for name, begin, end in self._events:
+            self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
+        seconds, self.seconds, self._events = self.seconds, {}, []
+        return {name: round(value, 4) for name, value in seconds.items()}
+
+
+class EpochProgress:
+    """A bar over the steps of all epochs on a terminal; elsewhere a line for about every tenth of the epochs."""
+
+    def __init__(self, stage: str, epochs: int, steps: int, done: int) -> None:
+        """`done` of epochs * steps steps were done before."""
+        self.stage, self.epochs = stage, epochs
+        self._progress = progress_bar()
+        self._task = self._progress.add_task(stage, total=epochs * steps, completed=done, note="")
+
+    def __enter__(self) -> EpochProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def step(self) -> None:
+        """One step is done."""
+        self._progress.advance(self._task)
+
+    def epoch(self, epoch: int, note: str) -> None:
+        """One epoch is done; `note` holds its numbers."""
+        self._progress.update(self._task, note=note)
+        if not console.is_terminal and (epoch == self.epochs or epoch % max(1, math.ceil(self.epochs / 10)) == 0):
+            console.print(f"{self.stage} {epoch}/{self.epochs}  {note}")
