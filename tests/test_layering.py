@@ -27,7 +27,7 @@ LAYERS = [
     {"bank_manifest"},
     {"bank_read", "bank_write"},
     {"bank", "clustering", "pic", "optim", "checkpoint"},
-    {"training", "partitions", "run_lock", "run_differences"},
+    {"training", "partitions", "run_lock", "run_differences", "run_description"},
     {"run", "assignment", "model_folder"},
     {"saves", "features", "prediction"},
     {"loop"},

@@ -18,7 +18,7 @@ from unfused_fast.bank_read import BANK, Generation
 from unfused_fast.checkpoint import load_checkpoint
 from unfused_fast.errors import UserError
 from unfused_fast.partitions import cluster_sizes, normalised_mutual_information
-from unfused_fast.run import read_description
+from unfused_fast.run_description import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import NO_LABEL, ShardSet
 

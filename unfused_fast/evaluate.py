@@ -26,7 +26,7 @@ from unfused_fast.evaluation_table import (
 )
 from unfused_fast.linear import BASELINES
 from unfused_fast.report import markdown
-from unfused_fast.run import config_digest, read_description
+from unfused_fast.run_description import config_digest, read_description
 from unfused_fast.settings import flatten, from_flat
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options

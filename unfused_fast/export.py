@@ -16,7 +16,7 @@ from unfused_fast.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.model import pool_time
 from unfused_fast.model_folder import write_model_folder
-from unfused_fast.run import config_digest, read_description
+from unfused_fast.run_description import config_digest, read_description
 from unfused_fast.shards.building import to_disk
 
 Input = Literal["log-mel", "waveform"]

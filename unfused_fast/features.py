@@ -21,7 +21,7 @@ from unfused_fast.model import Pool, PretrainNetwork, block_features, build_enco
 from unfused_fast.model_folder import WEIGHTS, read_model_folder
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
-from unfused_fast.run import read_description
+from unfused_fast.run_description import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import console, prepare_for, seed_everything

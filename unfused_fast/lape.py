@@ -27,7 +27,7 @@ from unfused_fast.evaluation_table import bootstrap_draws, result_rows, write_pr
 from unfused_fast.features import load_encoder
 from unfused_fast.lape_data import find, shards_of, where_to_get
 from unfused_fast.lape_report import summary_of, write_report
-from unfused_fast.run import read_description
+from unfused_fast.run_description import read_description
 from unfused_fast.settings import flatten, with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.tasks import Task

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import threading
@@ -20,11 +17,11 @@ from typing import Any
 
 import torch
 
-from unfused_fast import __version__
 from unfused_fast.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.reading import is_number, read_json
+from unfused_fast.reading import read_json
+from unfused_fast.run_description import config_digest, device_name, read_description, versions
 from unfused_fast.run_differences import differences, in_words, order_of_batches
 from unfused_fast.run_lock import LOCK, RunLock
 from unfused_fast.settings import flatten
@@ -32,7 +29,6 @@ from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
 
-VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
 
@@ -60,8 +56,8 @@ class Run:
             "shards": shards.manifest.digest,
             "log_mel": shards.manifest.log_mel,
             "inputs": inputs,
-            "versions": _versions(),
-            "device": _device_name(options.device),
+            "versions": versions(),
+            "device": device_name(options.device),
         }
         _refuse_unwritable(out)
         recorded = read_description(out)
@@ -282,52 +278,6 @@ class Run:
             threading.excepthook = unhandled
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def read_description(run: Path) -> dict[str, Any] | None:
-    """config.json of a run; None where there is none. Raises UserError for one that is damaged or somebody else's."""
-    path = run / "config.json"
-    try:
-        value = read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name another directory, or train again") from error
-    if not isinstance(value, dict) or not {"stage", "config", "shards", "inputs", "log_mel"} <= set(value):
-        raise UserError(f"{path}: it is not that of a run of unfused-fast; name another directory")
-    kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(value[name], kind)]
-    if wrong or not _is_log_mel(value["log_mel"]):
-        raise UserError(
-            f"{path}: its {', '.join(wrong or ['log_mel'])} is not what a run of unfused-fast records; train again"
-        )
-    return value
-
-
-def _is_log_mel(value: Any) -> bool:
-    """Whether a value is mean and standard deviation of log-mels, or None, of a set without statistics."""
-    if not isinstance(value, dict):
-        return value is None
-    return is_number(value.get("mean")) and is_number(value.get("std")) and bool(value["std"] > 0)
-
-
-def config_digest(flat: dict[str, Any]) -> str:
-    """sha256 of a flattened config: equal digests, equal settings."""
-    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=list).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"unfused-fast": __version__, "python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
 def _epoch_of(line: bytes) -> float:

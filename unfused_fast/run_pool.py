@@ -17,7 +17,7 @@ from unfused_fast.distill import distill
 from unfused_fast.errors import UserError
 from unfused_fast.linear import linear
 from unfused_fast.pretrain import pretrain
-from unfused_fast.run import config_digest
+from unfused_fast.run_description import config_digest
 from unfused_fast.settings import Stage, flatten
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, quietly
