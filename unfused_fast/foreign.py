@@ -70,7 +70,7 @@ def import_checkpoint(
     description = {
         "stage": f"imported from {layout}",
         "config": flatten(config),
-        "shards": None,
+        "shards": "",
         "log_mel": {"mean": mean, "std": std},
         "inputs": {},
     }

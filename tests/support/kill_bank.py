@@ -29,7 +29,6 @@ from unfused_fast.bank import GENERATIONS_KEPT, MemoryBank
 from unfused_fast.bank_read import Generation
 
 ROWS, DIM, FIRST_ID = 2000, 16, 100
-bank_manifest.CHUNK_BYTES = 8192  # 128 rows a chunk, 1000 a shard: two shards
 
 
 def content(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,6 +100,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=0.15, help="seconds from a save to the kill, at most")
     given = parser.parse_args()
+    bank_manifest.CHUNK_BYTES = 8192  # 128 rows a chunk, 1000 a shard: two shards
     import zarr  # once for all children
 
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
