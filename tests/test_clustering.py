@@ -140,4 +140,4 @@ def test_more_clusters_than_points_and_absent_back_end() -> None:
         spherical_kmeans(blobs(5, 4, 2), 9)
     with pytest.raises(UserError, match="triton"):
         resolve_backend("triton", torch.device("cpu"))
-    assert resolve_backend("auto", torch.device("cpu")) == "torch"
+    assert resolve_backend("auto", torch.device("cpu")) == "faiss"

@@ -208,7 +208,7 @@ def test_absent_back_ends_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("triton", "faiss", "cuml"):
         with pytest.raises(UserError, match=rf"{name} is not installed; in a checkout: pip install '\.\["):
             resolve_backend(name, torch.device("cpu"))  # type: ignore[arg-type]
-    assert resolve_backend("auto", torch.device("cuda")) == "torch"
+    assert all(resolve_backend("auto", torch.device(where)) == "torch" for where in ("cuda", "cpu"))
     monkeypatch.setattr(kmeans_backends, "_present", lambda module: True)
     assert resolve_backend("auto", torch.device("cuda")) == "triton"
     with pytest.raises(UserError, match="cuml, but the device is cpu"):

@@ -90,7 +90,7 @@ def spherical_kmeans(
     _check_k(held.total, k)
     if n_init < 1 or iterations < 0:
         raise ValueError(f"n_init = {n_init}, iterations = {iterations}; want at least 1 and 0")
-    chosen = resolve_backend(backend, held.device)
+    chosen = resolve_backend(backend, held.device, held.dtype)
     seed = _draw_seed(held, generator)
     largest_norm = _largest_norm(held)
     best: KMeans | None = None

@@ -101,8 +101,8 @@ class ClusterConfig:
     every_epochs: int = 1
     """Epochs from one clustering to the next. Source: paper section 3."""
     backend: Literal["auto", "torch", "triton", "faiss", "cuml"] = "auto"
-    """Who computes nearest centroids; all give the same assignments. Ours: `auto` is triton on a GPU that has it,
-    torch elsewhere.
+    """Who computes nearest centroids; all give the same assignments. Ours: `auto` is triton on a GPU and, for
+    float32 rows, faiss on a CPU that has it, else torch.
     """
 
     def __post_init__(self) -> None:

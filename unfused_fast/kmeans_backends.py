@@ -28,20 +28,24 @@ Backend = Literal["auto", "torch", "triton", "faiss", "cuml"]
 Chosen = Literal["torch", "triton", "faiss", "cuml"]
 LIBRARY_ROWS = 16384
 """Rows handed to faiss or cuML at a time. Ours: their answers (24 bytes a row) and what they widen stay small."""
+CPU_ROWS = 2048
+"""The same for faiss on a CPU, by each thread: its products of so many rows with 512 centroids are 4 MB."""
 THREAD_ROWS = 4096
 """Rows that are worth a thread of their own. Ours: some 10 ms of products at D = K = 512."""
 FAISS_TEMPORARY_BYTES = 64 * 2**20
 """Scratch memory of faiss on a GPU. Ours: by default it reserves 1.5 GB for good."""
 
 
-def resolve_backend(backend: Backend, device: torch.device) -> Chosen:
-    """The back end that `auto` means on a device: triton on a GPU that has it, torch elsewhere.
+def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype = torch.float32) -> Chosen:
+    """The back end that `auto` means for rows of a dtype on a device: triton on a GPU that has it; faiss on a CPU that
+    has it for float32 rows, because it has to widen others; else torch.
 
     Raises:
         UserError: a named one that is not installed or cannot run on the device.
     """
     if backend == "auto":
-        return "triton" if device.type == "cuda" and _present("triton") else "torch"
+        fastest: Chosen = "triton" if device.type == "cuda" else "faiss" if dtype == torch.float32 else "torch"
+        return fastest if fastest == "torch" or _present(fastest) else "torch"
     if backend != "torch" and not _present(backend):
         extra = "'.[cuda13]' or '.[cuda12]'" if device.type == "cuda" or backend != "faiss" else "'.[cpu]'"
         raise UserError(
@@ -164,8 +168,9 @@ def _faiss_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tenso
     else:
         index = _faiss().IndexFlatIP(points.shape[1])
         index.add(table.numpy())
-    for start in range(0, len(points), LIBRARY_ROWS):
-        part = slice(start, start + LIBRARY_ROWS)
+    together = LIBRARY_ROWS if points.is_cuda else CPU_ROWS
+    for start in range(0, len(points), together):
+        part = slice(start, start + together)
         rows = points[part].float().contiguous()  # float32 rows are handed over where they lie
         if points.is_cuda:
             scores, ids = faiss.knn_gpu(resources, rows, table, k, metric=faiss.METRIC_INNER_PRODUCT)

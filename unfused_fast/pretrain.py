@@ -285,7 +285,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
     spherical = config.cluster.algo == "spherical"
-    backend = f" ({resolve_backend(config.cluster.backend, options.device)})" if spherical else ""
+    dtype = torch.float32 if config.bank.dtype == "fp32" else torch.bfloat16
+    backend = f" ({resolve_backend(config.cluster.backend, options.device, dtype)})" if spherical else ""
     state = Pretraining(config, shards, options)
     with Run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
