@@ -92,12 +92,16 @@ def _print(found: list[Measured], title: str) -> None:
     for row in found:
         low, median, high = spread(row.values)
         reached = "" if row.share is None else f"{100 * row.share:.0f} %"
-        floor = "" if row.floor is None else f"{row.floor:,.4g}"
-        lines.append(
-            [row.part, row.what, f"{median:,.4g}", f"{low:,.4g} - {high:,.4g}", row.unit, floor, reached, row.floor_is]
-        )
+        floor = "" if row.floor is None else _figure(row.floor)
+        spans = f"{_figure(low)} - {_figure(high)}"
+        lines.append([row.part, row.what, _figure(median), spans, row.unit, floor, reached, row.floor_is])
     columns = ["part", "what", "median", "p20 - p80", "unit", "floor", "reached", "the floor is"]
     stdout_console().print(terminal_table(title, columns, lines))
+
+
+def _figure(value: float) -> str:
+    """Four digits, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _check_rows_file(path: Path, columns: list[str]) -> None:

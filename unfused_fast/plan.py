@@ -132,6 +132,7 @@ def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Ra
         host["log-mels, pinned"] = pinned_bytes(log_mels)
     checkpoint = plan_bytes.checkpoint_bytes(clips, k, config, cuda)
     generation = plan_bytes.bank_generation_bytes(clips, config)
+    within = checkpoint + generation + 4 * clips  # rows, assignments, and how often each row was written
     wav, tars = plan_bytes.shard_sizes(clips, seconds)
     disk = {
         f"shards, wav ({tars:,} tars)": wav,
@@ -141,8 +142,10 @@ def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Ra
         "log-mel cache": plan_bytes.log_mel_cache_bytes(clips, seconds, config),
         "one checkpoint": checkpoint,
         "one generation of the bank": generation,
-        f"run: {KEPT} checkpoints, {GENERATIONS_KEPT} generations, one more of each while saving": (KEPT + 1)
-        * checkpoint
+        "one checkpoint within an epoch, with the bank": within,
+        f"run, at most: {KEPT + 1} of these, 1 of an epoch's end, {GENERATIONS_KEPT + 1} generations": (KEPT + 1)
+        * within
+        + checkpoint
         + (GENERATIONS_KEPT + 1) * generation,
     }
     epoch, once, unknown = _times(config, clips, k, store, rates, checkpoint, generation)
@@ -200,8 +203,8 @@ def _times(
         unknown.append("saving")
     else:
         training = sum(epoch.values()) * config.train.save_every
-        # the checkpoint is written before training goes on; the bank in a thread, which the next save waits for
-        waits = checkpoint / rates.disk + max(0.0, generation / rates.disk - training)
+        # both are written in a thread, which the next save waits for
+        waits = max(0.0, (checkpoint + generation) / rates.disk - training)
         epoch["saving"] = waits / config.train.save_every
     once = {"first pass of the bank": clips / rates.step / 4 + epoch.get("views", 0.0) / 2}
     if store == "stream":
