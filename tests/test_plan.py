@@ -171,4 +171,4 @@ def test_this_machine_is_measured(cli: Cli, tiny: list[str]) -> None:
     made = planned(cli, "--clips", 1000, "--seconds", 1, *tiny)
     assert "measured here just now, on cpu" in made["basis"] and made["floor_seconds"] is None
     assert set(made["epoch"]) == {"step", "views", "loading", "k-means", "saving"}
-    assert all(seconds > 0 for seconds in made["epoch"].values())
+    assert all(seconds > 0 for part, seconds in made["epoch"].items() if part != "saving")  # which may hide all of it
