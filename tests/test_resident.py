@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from unfused_fast import placement
+from unfused_fast.augment import mask
 from unfused_fast.config import Config
 from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError
@@ -20,7 +21,7 @@ from unfused_fast.mel import log_mel_statistics
 from unfused_fast.memory import Free
 from unfused_fast.pipeline import Batches, Loader
 from unfused_fast.placement import choose, placed
-from unfused_fast.resident import HeldLogMels, ResidentLoader, mask, sliding_windows
+from unfused_fast.resident import HeldLogMels, ResidentLoader, sliding_windows
 from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
@@ -137,6 +138,25 @@ def test_float16_errs_by_a_fraction_of_a_thousandth_of_the_spread(tones: Path) -
     assert errors.square().mean().sqrt() < 3e-4
 
 
+@pytest.mark.parametrize("batch_size", [7, CLIPS + 1])
+@pytest.mark.parametrize("same_crop", [True, False])
+def test_batches_copied_ahead_are_those_of_memory(
+    noise: tuple[ShardSet, list[np.ndarray]], batch_size: int, same_crop: bool
+) -> None:
+    """What feeds a GPU out of pinned memory, here on a CPU: the staging buffers are filled again while kept batches
+    stay what they were.
+    """
+    read = stream(noise[0], {"views.same_crop": same_crop}, batch_size=batch_size)
+    held = placed(read, "resident")
+    assert isinstance(held, ResidentLoader)
+    ahead = ResidentLoader(read, held.held, "pinned", 0.0)
+    pairs = list(zip(held.epoch(3), ahead.epoch(3), strict=True))
+    assert len(pairs) == -(-CLIPS // batch_size)
+    for wanted, found in pairs:
+        assert torch.equal(found.clip_ids, wanted.clip_ids)
+        assert all(torch.equal(*views) for views in zip(found.views, wanted.views, strict=True))
+
+
 def test_views_do_not_depend_on_batch_size_or_rank(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
     def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
@@ -163,7 +183,7 @@ def test_masks_by_hand() -> None:
     assert found[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], "row 1, columns 2 and 3"
 
 
-def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = {}
     for store in ("stream", "resident", "mmap", "auto"):
         flags = ["--epochs", 2, "--data", store, "--set", "optim.lr=0.1", "--json"]
@@ -176,7 +196,19 @@ def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path) ->
         assert result["first_epoch_seconds"] == rows[0]["epoch_seconds"]
         assert (result["start_seconds"] > 0) == (store != "stream")
         assert ("auto is resident" in done.err) == (store == "auto")
-    assert losses["resident"] == losses["mmap"] == losses["auto"], "the same float16, wherever it lies"
+
+    def copied_ahead(read: Loader) -> ResidentLoader:
+        """As pinned memory feeds a GPU."""
+        held = placed(read, "resident")
+        assert isinstance(held, ResidentLoader)
+        return ResidentLoader(read, held.held, "pinned", held.start_seconds)
+
+    monkeypatch.setattr("unfused_fast.pretrain.placed", copied_ahead)
+    flags = ["--epochs", 2, "--set", "optim.lr=0.1"]
+    assert cli("train", "pretrain", tones, "--out", tmp_path / "pinned", *tiny, *flags).code == 0
+    losses["pinned"] = [json.loads(line)["loss"] for line in (tmp_path / "pinned/log.jsonl").read_text().splitlines()]
+    same = losses["resident"]
+    assert all(losses[store] == same for store in ("mmap", "auto", "pinned")), "the same float16, wherever it lies"
     np.testing.assert_allclose(losses["resident"], losses["stream"], rtol=2e-3)
     assert cli("check", tones).code == 0, "a cache beside the shards is no damage"
 

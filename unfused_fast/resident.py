@@ -58,7 +58,7 @@ class ResidentLoader:
         self._first = stream.shards.first_id(stream.split)
         self._scale = held.std / stream.std
         self._shift = (held.mean - stream.mean) / stream.std
-        self._direct = held.frames.device.type == stream.device.type
+        self._direct = store != "pinned" and held.frames.device.type == stream.device.type
 
     def epoch(
         self,
@@ -145,12 +145,16 @@ def sliding_windows(frames: Tensor, length: int) -> Tensor:
 def _copied_ahead(
     windows: Tensor, starts: list[Tensor], parts: list[slice], device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """Crops gathered in the host's memory and copied on a stream of their own, a batch ahead of the one in use."""
+    """Crops gathered in the host's memory and copied on a stream of their own, a batch ahead of the one in use.
+
+    On a CPU, whose streams do nothing, the same copies are made in turn.
+    """
+    on_gpu, module = device.type == "cuda", torch.get_device_module(device)
     longest = max((part.stop - part.start for part in parts), default=0)
     shape = (BUFFERS, len(starts), longest, *windows.shape[1:])
-    staging = torch.empty(shape, dtype=windows.dtype, pin_memory=True)
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    copied = [torch.cuda.Event() for _ in range(BUFFERS)]  # type: ignore[no-untyped-call]
+    staging = torch.empty(shape, dtype=windows.dtype, pin_memory=on_gpu)
+    copies = module.Stream(device) if on_gpu else module.Stream()
+    copied = [module.Event() for _ in range(BUFFERS)]
 
     def begin(number: int) -> list[Tensor]:
         slot = number % BUFFERS
@@ -158,8 +162,8 @@ def _copied_ahead(
         count = len(starts[0][parts[number]])
         for crop, start in enumerate(starts):
             torch.index_select(windows, 0, start[parts[number]], out=staging[slot, crop, :count])
-        with torch.cuda.stream(copies):
-            made = [staging[slot, crop, :count].to(device, non_blocking=True) for crop in range(len(starts))]
+        with module.stream(copies):
+            made = [staging[slot, crop, :count].to(device, non_blocking=True, copy=True) for crop in range(len(starts))]
             copied[slot].record(copies)
         return made
 
@@ -167,9 +171,9 @@ def _copied_ahead(
     for number in range(len(parts)):
         assert ahead is not None
         made, event = ahead, copied[number % BUFFERS]
-        stream = torch.cuda.current_stream(device)
+        stream = module.current_stream(device)
         stream.wait_event(event)
         ahead = begin(number + 1) if number + 1 < len(parts) else None
-        for crop in made:
+        for crop in made if on_gpu else ():
             crop.record_stream(stream)
         yield made
