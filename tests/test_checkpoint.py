@@ -103,6 +103,15 @@ def test_what_is_kept_when_a_run_saves_within_epochs(tmp_path: Path) -> None:
     assert kept_after(1, 12) == [(1, 10), (1, 12)], "a run that went back: the later one was damaged"
 
 
+def test_an_end_of_an_epoch_that_holds_the_bank_itself_is_no_whole_one(tmp_path: Path) -> None:
+    """A stop in the pass that fills the bank: other commands cannot read its rows, so the one before has to stay."""
+    network, _ = trained(LARC, 0)
+    for position, bank in ((1, 0), "generation"), ((2, 0), "here"), ((2, 5), "here"), ((2, 10), "here"):
+        save_checkpoint(tmp_path, Position(*position), collect(network), {"bank": bank})
+    states = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted((state["epoch"], state["batch"]) for state in states) == [(1, 0), (2, 5), (2, 10)]
+
+
 def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
     network, _ = trained(LARC, 0)
     save_checkpoint(tmp_path, Position(1), collect(network), {})

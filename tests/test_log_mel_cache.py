@@ -158,7 +158,7 @@ def test_another_front_end_has_a_cache_of_its_own(shards: ShardSet, capsys: pyte
     placed(stream(shards), "resident")
     placed(stream(shards, {"frontend.n_mels": 40}), "resident")
     said = capsys.readouterr().err
-    assert "made with frontend.n_mels = 64, now 40; another is made" in said
+    assert "made with frontend.n_mels = 64, now 40; it is not used" in said
     placed(stream(shards, {"data.crop_seconds": 1.2}), "resident")
     assert "made with padded_to_samples = 15200, now 19200" in capsys.readouterr().err
     assert len(caches(shards.directory)) == 3
@@ -268,6 +268,18 @@ def test_without_any_room_the_log_mels_are_not_kept(
     assert not caches(shards.directory)
     with pytest.raises(UserError, match=r"no folder has room for .* use --data stream"):
         placed(stream(shards), "mmap")
+
+
+def test_what_a_killed_pass_left_counts_as_room(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = stream(shards)
+    wanted = log_mel_cache.layout(loader)
+    free = log_mel_cache.CHUNK_BYTES + wanted.bytes // 2
+    monkeypatch.setattr(log_mel_pass.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+    assert log_mel_pass.writable_place(loader, wanted) is None
+    partial = shards.directory / f"{wanted.name}.partial"
+    partial.mkdir()
+    (partial / "frames.npy").write_bytes(bytes(wanted.bytes))
+    assert log_mel_pass.writable_place(loader, wanted) == shards.directory
 
 
 def test_a_single_pass_takes_a_cache_but_makes_none(

@@ -15,6 +15,7 @@ from same_runs import assert_same_run, log_of
 from stopping import signalled_after, stopped_after
 
 from unfused_fast.errors import UserError
+from unfused_fast.loop import progress_of
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
 from unfused_fast.save_every import SaveEvery, parse_save_every
@@ -161,6 +162,35 @@ def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tin
     assert now["resumed_with"][0]["loss.temperature"] == {"was": 0.1, "now": 0.2}
     assert train("pretrain", "run", "--resume", *other).code == 0
     assert len(json.loads((run / "config.json").read_text())["resumed_with"]) == 1
+
+
+def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cli, tmp_path: Path) -> None:
+    assert train("distill", "run").code == 0
+    run = tmp_path / "run"
+    again = train("distill", "run", "--resume")
+    assert again.code == 0 and "finished already" in again.err
+    refused = train("distill", "run", "--resume", "--epochs", 4)
+    assert refused.code == 1 and "train.epochs was 3, now 4" in refused.error
+    assert json.loads((run / "result.json").read_text())["last_epoch"] == 3
+    done = train("distill", "run", "--resume-anyway", "--epochs", 4)
+    assert done.code == 0 and "going on after epoch 3" in done.err
+    assert json.loads((run / "result.json").read_text())["last_epoch"] == 4
+    assert [row["epoch"] for row in log_of(run)] == [1, 2, 3, 4]
+    described = json.loads((run / "config.json").read_text())
+    assert described["resumed_with"] == [{"train.epochs": {"was": 3, "now": 4}}]
+
+
+def test_how_often_to_save_may_change(train: Cli, tmp_path: Path) -> None:
+    with stopped_after(1):
+        assert train("pretrain", "run").code == 130
+    assert train("pretrain", "run", "--resume", "--save-every", "2epochs").code == 0
+    assert "resumed_with" not in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_only_the_losses_of_a_checkpoint_stay_in_memory() -> None:
+    state = {"epoch": 1, "batch": 2, "loop": {"loss": 1.0, "values": {}, "seconds": 0.0, "start": {}}}
+    progress = progress_of({"losses.total": torch.ones(()), "bank.rows": torch.ones(9, 9)}, state)
+    assert list(progress.tensors) == ["losses.total"] and progress.position == (1, 2)
 
 
 def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path) -> None:

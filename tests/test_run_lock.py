@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from unfused_fast.errors import UserError
+from unfused_fast.run import Run
 from unfused_fast.run_lock import LOCK, RunLock
+from unfused_fast.settings import preset
+from unfused_fast.shards.table import open_shards
+from unfused_fast.training import Options
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -69,6 +74,18 @@ def test_no_two_are_ever_inside(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0] and seen.value > 100
+
+
+def test_a_run_made_since_the_directory_was_looked_at_is_kept(tones: Path, tmp_path: Path) -> None:
+    config, shards = preset("recommended", "pretrain"), open_shards(tones)
+    options = Options(torch.device("cpu"))
+    first = Run(tmp_path / "run", "pretrain", config, shards, options)
+    with Run(tmp_path / "run", "pretrain", config, shards, options) as second:
+        second.start()
+        second.finish({"loss": 1.0})
+    with first, pytest.raises(UserError, match="another process made a run there meanwhile; use --resume"):
+        first.start()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["loss"] == 1.0
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_no_hindrance(

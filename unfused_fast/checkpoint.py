@@ -77,8 +77,9 @@ def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Writes `epoch-<n>[-batch-<m>].safetensors` of tensors on the CPU and, last, the JSON with its digest.
 
-    Then all others go but the one before it, and the last one at the end of an epoch, which is what other commands ask
-    for: later ones are damaged ones of a run that went back. Raises UserError when the disk refuses.
+    Then all others go but the one before it, and the last one at the end of an epoch with a generation of the bank,
+    which is what other commands ask for: later ones are damaged ones of a run that went back. Raises UserError when the
+    disk refuses.
     """
     path = directory / f"{position.name}.safetensors"
     partial = path.with_name(path.name + ".partial")
@@ -100,7 +101,8 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
 
 def _prune(directory: Path, newest: Position) -> None:
     before = [path for path in checkpoints_in(directory) if path.stem <= newest.name]
-    kept = before[-KEPT:] + [path for path in before if "-batch-" not in path.stem][-1:]
+    whole = [path for path in before if "-batch-" not in path.stem and read_json(path).get("bank") != "here"]
+    kept = before[-KEPT:] + whole[-1:]
     for old in directory.glob("epoch-*"):
         if old.with_suffix(".json") not in kept:
             old.unlink()

@@ -112,10 +112,8 @@ def places(loader: Loader) -> list[Path]:
     return [loader.shards.directory, cache_folder() / "log-mel"]
 
 
-def find(loader: Loader, wanted: Layout, make: bool) -> Path | None:
-    """The folder of a cache that is whole as far as names and sizes tell; says why one that is there is not used, and,
-    where the caller will `make` another, so.
-    """
+def find(loader: Loader, wanted: Layout) -> Path | None:
+    """The folder of a cache that is whole as far as names and sizes tell; says why one that is there is not used."""
     for place in places(loader):
         folder = place / wanted.name
         if folder.is_dir():
@@ -123,11 +121,10 @@ def find(loader: Loader, wanted: Layout, make: bool) -> Path | None:
                 read_manifest(folder, wanted)
                 return folder
             except DamagedCache as error:
-                console.print(f"{folder}: {error}; it is {'made again' if make else 'not used'}", style="yellow")
+                console.print(f"{folder}: {error}; it is not used", style="yellow")
     for other in sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache")):
         if (why := _difference(other, wanted)) is not None and other.name != wanted.name:
-            said = "another is made, and this one may be deleted" if make else "it is not used"
-            console.print(f"{other}: {why}; {said}")
+            console.print(f"{other}: {why}; it is not used")
     return None
 
 

@@ -22,13 +22,19 @@ from unfused_fast.pipeline import Loader
 from unfused_fast.shards.building import to_disk
 
 
-def writable_place(loader: Loader, size: int) -> Path | None:
-    """The first place with room for `size` bytes; says why it is not the shard set's own folder."""
+def writable_place(loader: Loader, wanted: Layout) -> Path | None:
+    """The first place with room for the log-mels; says why it is not the shard set's own folder.
+
+    What a killed or another process has written of them so far, or what is damaged, counts as room: it is deleted or
+    waited for.
+    """
+    size = wanted.bytes
     for number, place in enumerate(places(loader)):
         try:
             if number:
                 place.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(place).free
+            own = [file for name in (wanted.name, f"{wanted.name}.partial") for file in (place / name).glob("*")]
+            free = shutil.disk_usage(place).free + sum(file.stat().st_blocks * 512 for file in own)
         except OSError as error:
             console.print(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
             continue
@@ -56,6 +62,8 @@ def make(loader: Loader, wanted: Layout, place: Path) -> Path:
                         partial.rmdir()
                     return folder
                 if mine:
+                    if folder.is_dir():
+                        console.print(f"{folder}: it is made again", style="yellow")
                     _write(loader, wanted, partial)
                     shutil.rmtree(folder, ignore_errors=True)
                     partial.rename(folder)
@@ -130,6 +138,11 @@ def _locked(partial: Path) -> Iterator[bool]:
         except BlockingIOError:
             console.print(f"{partial.parent}: waiting for another process that computes the same log-mels")
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            console.print(
+                f"{partial.parent}: this file system has no locks, so two processes may compute the same log-mels",
+                style="yellow",
+            )
         try:
             mine = os.path.samestat(os.fstat(handle), partial.stat())
         except FileNotFoundError:

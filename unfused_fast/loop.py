@@ -92,7 +92,8 @@ class Progress:
 
 def progress_of(tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
     """What a checkpoint says of the loop: its tensors and JSON."""
-    return Progress(Position(state["epoch"], state["batch"]), **state["loop"], tensors=tensors)
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith("losses.")}
+    return Progress(Position(state["epoch"], state["batch"]), **state["loop"], tensors=own)
 
 
 def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -11,51 +10,38 @@ from torch import Tensor, nn
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 
-PATIENCE = 3
-"""Steps in a row whose loss is not finite that end a run. Ours: one bad batch may pass, as long as the weights stay
-finite."""
 READ_EVERY = 100
-"""Steps after which the count of such steps is read: the host waits for its device then."""
+"""Steps after which it is read whether a loss was not finite: the host waits for its device then. Ours: the first such
+loss breaks the weights, so to go on is of no use."""
 
 
 class Losses:
-    """Sum of the finite losses of an epoch's steps, and how many steps had none; on the device."""
+    """Sum of the losses of an epoch's steps, and how many were not finite; on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.total = torch.zeros((), device=device)
-        self.last = torch.zeros((), device=device)
-        self.counts = torch.zeros(3, dtype=torch.int64, device=device)
-        """Steps without a finite loss: in all, in a row up to now, and the longest such row."""
+        self.odd = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, loss: Tensor) -> None:
         """One step; no host sync."""
-        finite = loss.isfinite()
-        self.total += torch.where(finite, loss, 0.0)
-        self.last = loss
-        odd = (~finite).long()
-        row = (self.counts[1] + 1) * odd
-        self.counts = torch.stack([self.counts[0] + odd, row, torch.maximum(self.counts[2], row)])
+        self.total = self.total + loss
+        self.odd = self.odd + (~loss.isfinite()).long()
 
     def mean(self, steps: int) -> float:
-        """Mean over the steps that had a finite loss; NaN where none had."""
-        counted = steps - int(self.counts[0])
-        return float(self.total) / counted if counted else math.nan
+        """Mean over the steps."""
+        return float(self.total) / steps
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint within an epoch needs."""
-        return {"losses.total": self.total, "losses.counts": self.counts}
+        """What a checkpoint within an epoch needs; one is only made while all losses are finite."""
+        return {"losses.total": self.total}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Inverse of tensors."""
         self.total = tensors["losses.total"].to(self.total.device)
-        self.counts = tensors["losses.counts"].to(self.counts.device)
 
     def fault(self) -> str | None:
-        """Why to stop, by the losses alone: PATIENCE steps in a row without a finite one."""
-        longest = int(self.counts[2])
-        if longest < PATIENCE:
-            return None
-        return f"the loss became {float(self.last)}" if int(self.counts[1]) else f"{longest} losses were not finite"
+        """Why to stop, by the losses alone."""
+        return f"the loss became {float(self.total)}" if int(self.odd) else None
 
 
 def check_finite(losses: Losses, network: nn.Module, epoch: int, kept: Callable[[], str], config: Config) -> None:
@@ -71,8 +57,7 @@ def check_finite(losses: Losses, network: nn.Module, epoch: int, kept: Callable[
         values = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
         if bool(torch.stack([value.isfinite().all() for value in values]).all()):
             return
-        broken = int(losses.counts[1])
-        fault = f"the loss became {float(losses.last)}" if broken else "the network's weights are not finite"
+        fault = "the network's weights are not finite"
     raise not_finite(fault, epoch, kept(), config)
 
 

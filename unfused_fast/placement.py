@@ -62,8 +62,8 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         )
     layout, free = log_mel_cache.layout(loader), free_memory(device)
     make = not (single_pass and store == "auto")
-    found = log_mel_cache.find(loader, layout, make)
-    place = log_mel_pass.writable_place(loader, layout.bytes) if found is None and make else None
+    found = log_mel_cache.find(loader, layout)
+    place = log_mel_pass.writable_place(loader, layout) if found is None and make else None
     if store == "auto":
         store, why = choose(layout.bytes, device, free, found is not None or place is not None)
         if found is None and not make:
@@ -119,7 +119,7 @@ def _held(
                 return None
             console.print(f"{found}: {error}; it is made again", style="yellow")
             shutil.rmtree(found, ignore_errors=True)
-            found, place = None, place or log_mel_pass.writable_place(loader, layout.bytes)
+            found, place = None, place or log_mel_pass.writable_place(loader, layout)
             continue
         return _hold(layout, log_mel_cache.mapped(found) if target is None else target), f"{source} ({found})"
 

@@ -62,6 +62,7 @@ class Run:
         _refuse_unwritable(out)
         recorded = read_description(out)
         self._lock, self._resumed_with = RunLock(out), dict[str, Any]()
+        self._was_free, self._differs = recorded is None, False
         self.order = json.loads(json.dumps(order_of_batches(description)))
         """For the checkpoints; see order_of_batches."""
         if recorded is not None:
@@ -110,7 +111,7 @@ class Run:
                 f"{self.out}: --resume goes on with the same run only, but {in_words(found)}; use the same values, "
                 "another --out, or --resume-anyway"
             )
-        before = list(recorded.get("resumed_with", []))
+        before, self._differs = list(recorded.get("resumed_with", [])), bool(found)
         if found:
             console.print(f"{self.out}: going on anyway, though {in_words(found)}", style="yellow")
             before.append({name: {"was": was, "now": now} for name, (was, now) in found.items()})
@@ -118,12 +119,21 @@ class Run:
             self._resumed_with = {"resumed_with": before}
 
     def start(self) -> None:
-        """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at."""
+        """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at.
+
+        Raises UserError when it cannot be written, or when another process made a run there since it was looked at.
+        """
         try:
             self.out.resolve().mkdir(parents=True, exist_ok=True)
             self._lock.take()
+            if self._was_free and (self.saved or (self.out / "result.json").exists()):
+                raise UserError(
+                    f"{self.out}: another process made a run there meanwhile; use --resume to go on with it, or "
+                    "another --out"
+                )
             if not self._going_on:
                 self._clear()
+            (self.out / "result.json").unlink(missing_ok=True)  # there only where a finished run goes on anyway
             for path in self._unusable:  # they would count among the last ones, which are kept
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
                 path.unlink()
@@ -144,9 +154,9 @@ class Run:
         return any(self.checkpoints.glob("epoch-*.json"))
 
     def result(self) -> dict[str, Any] | None:
-        """What an earlier, finished run wrote, when --resume finds nothing left to do."""
+        """What an earlier, finished run wrote, when --resume finds nothing left to do and nothing different."""
         path = self.out / "result.json"
-        if not self._going_on or not path.exists():
+        if not self._going_on or self._differs or not path.exists():
             return None
         console.print(f"{self.out}: finished already")
         try:

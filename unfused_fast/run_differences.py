@@ -10,6 +10,8 @@ from unfused_fast.errors import UserError
 
 COMPARED_VERSIONS = ("unfused-fast", "torch")
 """Versions that have to be the same. Ours: these compute; a run goes on under another Python, say."""
+FREE = ("train.save_every",)
+"""Fields that may change from one part of a run to the next: no number depends on them."""
 SHOWN = 6
 """Differences named in an error."""
 
@@ -45,9 +47,9 @@ def order_of_batches(description: Mapping[str, Any]) -> list[Any]:
 
 
 def _compared(description: Mapping[str, Any]) -> dict[str, Any]:
-    versions = description.get("versions", {})
+    versions, settings = description.get("versions", {}), description["config"]
     return {
-        **description["config"],
+        **{name: value for name, value in settings.items() if name not in FREE},
         "shards": description["shards"],
         **description["inputs"],
         **{f"version of {name}": versions.get(name) for name in COMPARED_VERSIONS},

@@ -50,7 +50,10 @@ class Options:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> device. Raises UserError for a GPU that is not there."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> device, which is then the current one: generators and events are its own.
+
+    Raises UserError for a GPU that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -65,6 +68,8 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name}: PyTorch {torch.__version__} sees {found} here; use --device cpu (see: unfused-fast "
             "doctor)"
         )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
