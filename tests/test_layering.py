@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console", "measuring", "memory", "metrics", "neighbours"},
-    {"profiling", "reading", "expected", "save_every", "background"},
+    {"errors", "kernels", "encoder", "console", "measuring", "memory", "metrics", "neighbours", "shares"},
+    {"profiling", "reading", "expected", "save_every", "background", "dali"},
     {"config_audio"},
     {"config_eval", "tasks"},
     {"config", "shards"},
@@ -80,7 +80,7 @@ LAYERS = [
 ]
 GPU_LIBRARIES = {"nvidia", "cupy", "cuml", "faiss", "triton"}
 ONE_FILE_EACH = {
-    "nvidia": {"pipeline"},
+    "nvidia": {"dali"},
     "triton": {"kernels"},
     "cupy": set(),
     "cuml": {"kmeans_backends"},

@@ -7,11 +7,12 @@ from scipy.stats import chisquare
 
 from unfused_fast import order as orders
 from unfused_fast.config import Config
-from unfused_fast.order import drawn_order, first_frames, masks_of, uniform_draws
+from unfused_fast.order import Rows, drawn_order, first_frames, masks_of, rows_of_epoch, uniform_draws
 from unfused_fast.pipeline import Loader
 from unfused_fast.randomness import Stream, uniform
 from unfused_fast.settings import with_values
 from unfused_fast.shards.table import open_shards
+from unfused_fast.shares import WHOLE, Share
 
 SIZES = {0: 1, 2: 5, 3: 300, 7: 44, 9: 160}
 """Cluster -> clips; others are empty. 510 clips, 102 draws a cluster."""
@@ -55,7 +56,7 @@ def test_within_a_cluster_every_clip_has_the_same_chance(clusters: np.ndarray) -
 
 def test_batches_of_a_set_of_few_shards_are_fair_samples(clusters: np.ndarray) -> None:
     counts, (rows, _) = [170] * 3, uniform_draws(clusters, np.random.default_rng(1))
-    order, positions = drawn_order(counts, rows, (0, 510), 32)
+    order, positions = drawn_order(counts, rows, 32)
     assert sorted(positions) == list(range(510))
     read = [170 * shard + row for shard, part in order for row in part.tolist()]
     assert read == rows[positions].tolist()
@@ -68,10 +69,21 @@ def test_ranks_share_the_draws_and_index_files_are_bounded(
     clusters: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts, (rows, _) = [30] * 17, uniform_draws(clusters, np.random.default_rng(1))
-    parts = [drawn_order(counts, rows, share, 8)[1] for share in ((0, 170), (170, 340), (340, 510))]
-    assert sorted(np.concatenate(parts)) == list(range(510))
+    whole, times = rows_of_epoch(counts, WHOLE, 3, 1, clusters, 8)
+    batches = np.array_split(_clips(whole, counts), range(8, 510, 8))
+    for rank in range(3):
+        mine, own_times = rows_of_epoch(counts, Share(rank, 3), 3, 1, clusters, 8)
+        part = [batch[Share(rank, 3).of(len(batch))] for batch in batches]
+        assert _clips(mine, counts).tolist() == np.concatenate(part).tolist()
+        assert own_times.tolist() == times[Share(rank, 3).positions(510, 8)].tolist()
     monkeypatch.setattr(orders, "SEGMENTS", 40)
-    assert len(drawn_order(counts, rows, (0, 510), 8)[0]) <= 40 + 17
+    assert len(drawn_order(counts, rows, 8)[0]) <= 40 + 17
+
+
+def _clips(rows: Rows, counts: list[int]) -> np.ndarray:
+    """An order as numbers of clips, counted over all shards."""
+    begins = np.cumsum([0, *counts])
+    return np.concatenate([begins[number] + part for number, part in rows])
 
 
 def test_dali_reads_the_draws_and_repeats_differ(tones) -> None:

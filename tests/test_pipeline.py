@@ -18,6 +18,7 @@ from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.write import pack
+from unfused_fast.shares import Share
 
 CPU = torch.device("cpu")
 CLIPS = 53
@@ -113,15 +114,30 @@ def test_an_epoch_is_every_clip_once_on_any_number_of_ranks(
     noise: tuple[ShardSet, list[np.ndarray]], world_size: int, batch_size: int
 ) -> None:
     shards, _ = noise
-    ids, full = [], []
+    whole = [batch.clip_ids for batch in Loader(shards, "train", Config(), device=CPU, batch_size=batch_size).epoch(2)]
+    assert sorted(torch.cat(whole).tolist()) == list(range(CLIPS))
+    assert all(len(ids) == batch_size for ids in whole[:-1]), "only the last batch is partial"
+    parts = []
     for rank in range(world_size):
-        loader = Loader(shards, "train", Config(), device=CPU, batch_size=batch_size, rank=rank, world_size=world_size)
-        sizes = [len(batch.clip_ids) for batch in loader.epoch(2) if not ids.extend(batch.clip_ids.tolist())]
-        assert sum(sizes) == loader.rank_clips and abs(loader.rank_clips - CLIPS / world_size) < 1
-        assert all(size == batch_size for size in sizes[:-1]), "only the last batch is partial"
-        full.append(loader.full_batches)
-    assert sorted(ids) == list(range(CLIPS))
-    assert len(set(full)) == 1, "every rank takes the same number of steps"
+        share = Share(rank, world_size)
+        loader = Loader(shards, "train", Config(), device=CPU, batch_size=batch_size, share=share)
+        parts.append(list(loader.epoch(2)))
+        assert loader.full_batches == CLIPS // batch_size
+        assert {len(batch.clip_ids) - batch_size // world_size for batch in parts[-1][: loader.full_batches]} <= {0, 1}
+        left = [list(loader.epoch(2, first_batch=first)) for first in range(len(whole) + 1)]
+        assert [len(batches) for batches in left] == list(range(len(whole), -1, -1))
+        assert torch.equal(left[-2][0].clip_ids, parts[-1][-1].clip_ids)
+    for number, ids in enumerate(whole):
+        found = [part[number] for part in parts]
+        assert torch.equal(torch.cat([batch.clip_ids for batch in found]), ids), (
+            "the same batches on all ranks together"
+        )
+        assert all(view.shape == (len(batch.clip_ids), 1, 64, 96) for batch in found for view in batch.views)
+
+
+def test_a_batch_of_fewer_clips_than_ranks_is_refused(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    with pytest.raises(UserError, match="a batch of 3 clips is fewer than the 4 processes that share it"):
+        Loader(noise[0], "train", Config(), device=CPU, batch_size=3, share=Share(1, 4))
 
 
 def test_order_repeats_by_seed_and_epoch(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
@@ -142,9 +158,8 @@ def test_views_are_a_function_of_the_clip_not_of_batch_size_or_rank(noise: tuple
     def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:
         found = {}
         for rank in range(world_size):
-            loader = Loader(
-                shards, "train", Config(), device=CPU, batch_size=batch_size, rank=rank, world_size=world_size
-            )
+            share = Share(rank, world_size)
+            loader = Loader(shards, "train", Config(), device=CPU, batch_size=batch_size, share=share)
             for batch in loader.epoch(5):
                 found.update(zip(batch.clip_ids.tolist(), torch.stack(batch.views, dim=1), strict=True))
         return found

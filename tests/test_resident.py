@@ -26,6 +26,7 @@ from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack
+from unfused_fast.shares import Share
 
 CPU, CLIPS = torch.device("cpu"), 53
 NO_MASKS = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
@@ -76,8 +77,8 @@ def assert_rounded(found: torch.Tensor, wanted: torch.Tensor, held: Batches) -> 
 def test_crops_masks_and_order_are_the_streams(
     noise: tuple[ShardSet, list[np.ndarray]], values: dict[str, object], views: int, options: dict[str, object]
 ) -> None:
-    for rank, world_size in ((0, 1), (0, 2), (1, 2)):
-        read = stream(noise[0], values, rank=rank, world_size=world_size, **options)
+    for rank, world_size in ((0, 1), (0, 2), (1, 2), (0, 7)):
+        read = stream(noise[0], values, share=Share(rank, world_size), **options)
         held = placed(read, "resident")
         assert isinstance(held, ResidentLoader) and (held.clips, held.full_batches) == (CLIPS, read.full_batches)
         for wanted, found in zip(read.epoch(3, views), held.epoch(3, views), strict=True):
@@ -109,7 +110,7 @@ def test_whole_clips_are_the_streams(
     noise: tuple[ShardSet, list[np.ndarray]], store: Store, values: dict[str, object]
 ) -> None:
     for rank in (0, 1):
-        read = stream(noise[0], values, batch_size=8, rank=rank, world_size=2)
+        read = stream(noise[0], values, batch_size=8, share=Share(rank, 2))
         held = placed(read, store)
         for wanted, found in zip(read.whole_clips(), held.whole_clips(), strict=True):
             assert torch.equal(found.clip_ids, wanted.clip_ids)
@@ -161,7 +162,7 @@ def test_views_do_not_depend_on_batch_size_or_rank(noise: tuple[ShardSet, list[n
     def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
         for rank in range(world_size):
-            read = stream(noise[0], batch_size=batch_size, rank=rank, world_size=world_size)
+            read = stream(noise[0], batch_size=batch_size, share=Share(rank, world_size))
             for batch in placed(read, "resident").epoch(5):
                 found.update(zip(batch.clip_ids.tolist(), torch.stack(batch.views, dim=1), strict=True))
         return found

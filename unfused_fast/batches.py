@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unfused_fast.config import Config
+from unfused_fast.shares import Share
+
 
 class Batch(NamedTuple):
     """What one step gets; every tensor on the device."""
@@ -26,8 +29,17 @@ class Batch(NamedTuple):
     """
 
 
+def empty_batch(config: Config, views: int, device: torch.device) -> Batch:
+    """Of a rank that has no clip of an epoch's last batch."""
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    view = torch.zeros(0, 1, config.frontend.n_mels, config.crop_frames, device=device)
+    return Batch(none, (view,) * views, None, none)
+
+
 class Batches(Protocol):
-    """One split of a shard set in batches, on one rank: read from the shards (Loader), or held ready (resident.py)."""
+    """One split of a shard set in batches, of which a rank has its share: read from the shards (Loader), or held ready
+    (resident.py).
+    """
 
     @property
     def clips(self) -> int:
@@ -35,7 +47,11 @@ class Batches(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Clips of a full batch."""
+        """Clips of a full batch, on all ranks."""
+
+    @property
+    def share(self) -> Share:
+        """This rank's part of each batch."""
 
     @property
     def device(self) -> torch.device:

@@ -1,9 +1,8 @@
 """Which clips a rank reads, in which order, and what each random crop and mask takes of them.
 
 B clips in a batch, N clips of the split, M masks of a view. Order and randomness are ours, not DALI's: each epoch
-permutes the shards, and the clips within each, and hands every rank its exact share, so an epoch covers each clip once
-on
-any number of ranks and repeats bit for bit.
+permutes the shards, and the clips within each, and hands every rank its exact share of every batch, so an epoch covers
+each clip once, in the same batches on any number of ranks, and repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.randomness import Stream, uniform
 from unfused_fast.shards.clip_codec import WAV_HEADER_BYTES
 from unfused_fast.shards.shard_files import check_index
+from unfused_fast.shares import Share
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
@@ -133,21 +133,27 @@ def _part_line(text: str, begin: int, size: int) -> str:
     return f"{others} {int(offset) + begin} {size} {name}"
 
 
-def epoch_order(counts: list[int], share: tuple[int, int], generator: np.random.Generator | None) -> Rows:
-    """Clips of positions [start, stop) of the epoch's order: permuted, or as packed without a generator.
+def epoch_order(counts: list[int], generator: np.random.Generator | None) -> Rows:
+    """An epoch's order: shards and the clips of each permuted, or as packed without a generator.
 
     `counts` are the clips of each shard.
     """
-    start, stop = share
-    mine, position = [], 0
-    for number in range(len(counts)) if generator is None else generator.permutation(len(counts)).tolist():
-        count = counts[number]
-        rows = np.arange(count) if generator is None else generator.permutation(count)
-        part = rows[max(0, start - position) : max(0, stop - position)]
-        position += count
-        if len(part):
-            mine.append((number, part))
-    return mine
+    numbers = range(len(counts)) if generator is None else generator.permutation(len(counts)).tolist()
+    return [
+        (number, np.arange(counts[number]) if generator is None else generator.permutation(counts[number]))
+        for number in numbers
+    ]
+
+
+def taken(rows: Rows, positions: Int64s) -> Rows:
+    """What of an order lies at these positions, which ascend."""
+    found, begin = Rows(), 0
+    for number, part in rows:
+        first, stop = np.searchsorted(positions, (begin, begin + len(part)))
+        if first < stop:
+            found.append((number, part[positions[first:stop] - begin]))
+        begin += len(part)
+    return found
 
 
 def uniform_draws(clusters: Int64s, generator: np.random.Generator) -> tuple[Int64s, Int64s]:
@@ -170,19 +176,18 @@ def uniform_draws(clusters: Int64s, generator: np.random.Generator) -> tuple[Int
     return rows[order], (number // size)[order]
 
 
-def drawn_order(counts: list[int], rows: Int64s, share: tuple[int, int], batch_size: int) -> tuple[Rows, Int64s]:
-    """Draws [start, stop) of `rows`, which count the clips of all shards in order -> reading order, and the positions
-    in `rows` that it reads. `counts` are the clips of each shard.
+def drawn_order(counts: list[int], rows: Int64s, batch_size: int) -> tuple[Rows, Int64s]:
+    """Draws `rows`, which count the clips of all shards in order -> reading order, and the positions in `rows` that it
+    reads. `counts` are the clips of each shard.
 
     Neighbouring draws are read shard by shard: as many as keep to SEGMENTS index files, and a batch at least, so that a
     batch is a fair sample of the draws even of a set of few shards.
     """
     ends = np.cumsum(counts)
-    start, stop = share
-    together = max(batch_size, -(-(stop - start) * len(counts) // SEGMENTS))
+    together = max(batch_size, -(-len(rows) * len(counts) // SEGMENTS))
     shard = np.searchsorted(ends, rows, side="right")
-    positions = np.arange(start, stop)
-    positions = positions[np.lexsort((positions, shard[start:stop], (positions - start) // together))]
+    positions = np.arange(len(rows))
+    positions = positions[np.lexsort((positions, shard, positions // together))]
     breaks = np.flatnonzero(np.diff(shard[positions])) + 1
     order = []
     for part in np.split(positions, breaks):
@@ -192,18 +197,19 @@ def drawn_order(counts: list[int], rows: Int64s, share: tuple[int, int], batch_s
 
 
 def rows_of_epoch(
-    counts: list[int], share: tuple[int, int], seed: int, epoch: int | None, clusters: Int64s | None, batch_size: int
+    counts: list[int], share: Share, seed: int, epoch: int | None, clusters: Int64s | None, batch_size: int
 ) -> tuple[Rows, Int64s]:
     """What a rank reads in an epoch, as in Loader.order, and (n,) how often each draw's clip was drawn before in it.
 
-    `counts` are the clips of each shard. Epoch None: as packed.
+    `counts` are the clips of each shard, `batch_size` those of a batch on all ranks. Epoch None: as packed.
     """
+    mine = share.positions(sum(counts), batch_size)
     generator = None if epoch is None else np.random.Generator(np.random.PCG64([seed, epoch]))
     if generator is None or clusters is None:
-        return epoch_order(counts, share, generator), np.zeros(share[1] - share[0], np.int64)
+        return taken(epoch_order(counts, generator), mine), np.zeros(len(mine), np.int64)
     drawn, times = uniform_draws(clusters, generator)
-    rows, positions = drawn_order(counts, drawn, share, batch_size)
-    return rows, times[positions]
+    rows, positions = drawn_order(counts, drawn, batch_size)
+    return taken(rows, mine), times[positions[mine]]
 
 
 def crop_samples(config: Config) -> int:

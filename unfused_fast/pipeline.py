@@ -3,7 +3,7 @@
 B clips in a batch, N clips of the split, F mel bins, T frames, V views. One graph for CPU and GPU: with no GPU
 `device_id` is None and every operator is DALI's CPU one, which needs no driver; there the graph ends with the waveform
 of the crop unless asked to go on, because torch makes log-mels of it in half the time. Batches reach torch by DLPack,
-without a copy. The only file that imports DALI.
+without a copy.
 
 The reader follows index files that order.py writes for each epoch, so that of a WAV only the crop's part is read, and
 crops and masks are handed in beside the audio.
@@ -26,7 +26,9 @@ from unfused_fast.audio import framed_log_mel
 from unfused_fast.augment import mask
 from unfused_fast.batches import Batch as Batch
 from unfused_fast.batches import Batches as Batches
+from unfused_fast.batches import empty_batch
 from unfused_fast.config import Config
+from unfused_fast.dali import clip_id, cut, import_dali
 from unfused_fast.errors import UserError
 from unfused_fast.order import (
     Crop,
@@ -46,19 +48,7 @@ from unfused_fast.order import (
 from unfused_fast.reading_errors import unreadable
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
-
-
-def import_dali() -> tuple[Any, Any, Any, Any]:
-    """DALI's fn, math, types and Pipeline. Raises UserError that says which extra brings it."""
-    try:
-        from nvidia.dali import fn, math, types
-        from nvidia.dali.pipeline import Pipeline
-    except ImportError as error:
-        raise UserError(
-            "DALI is not installed, and it decodes the audio here; install one extra, in a checkout: "
-            "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
-        ) from error
-    return fn, math, types, Pipeline
+from unfused_fast.shares import WHOLE, Share
 
 
 class Loader:
@@ -74,8 +64,7 @@ class Loader:
         *,
         device: torch.device,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        share: Share = WHOLE,
         statistics: Mapping[str, float] | None = None,
         threads: int | None = None,
         log_mel: Literal["dali", "torch"] | None = None,
@@ -83,6 +72,9 @@ class Loader:
         """Reads the split's index files; `statistics` (mean, std of the log-mel) replace those of the set.
 
         Args:
+            batch_size: clips of a batch on all ranks.
+            share: this rank's part of each batch.
+            threads: that decode; one a core, up to 16, unless said.
             log_mel: what computes the log-mels; None: DALI on a GPU, torch on a CPU, where it takes half the time.
 
         Raises:
@@ -90,9 +82,9 @@ class Loader:
         """
         import_dali()  # where it is missing, that is said before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
-        self.batch_size, self.world_size = batch_size, world_size
+        self.batch_size, self.share = batch_size, share
         self.log_mel = log_mel or ("dali" if device.type == "cuda" else "torch")
-        self.threads = threads or max(1, min(available_cores(), 16) // world_size)
+        self.threads = threads or min(available_cores(), 16)
         self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
         self.samples = shards.clips.column("samples").to_numpy()
         self._ids = [np.array([line.clip_id for line in lines], dtype=np.int64) for _, lines in self._shards]
@@ -103,20 +95,20 @@ class Loader:
                 f"{shards.directory}: the indexes of split {split} list {self.clips} clips, the manifest {wanted}; "
                 "pack it again"
             )
-        self._share = rank * self.clips // world_size, (rank + 1) * self.clips // world_size
+        self.own_batch_size = share.sizes(batch_size)[share.rank]
+        if min(share.sizes(batch_size)) == 0:
+            raise UserError(
+                f"a batch of {batch_size} clips is fewer than the {share.world_size} processes that share it; use a "
+                "larger --set train.batch_size, or fewer --devices"
+            )
         known = statistics or shards.manifest.log_mel
         scaled = known is not None and config.data.norm == "dataset"
         self.mean, self.std = (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
 
     @property
-    def rank_clips(self) -> int:
-        """Clips of this rank in an epoch; ranks differ by one at most."""
-        return self._share[1] - self._share[0]
-
-    @property
     def full_batches(self) -> int:
-        """Batches of exactly batch_size clips that every rank has in an epoch."""
-        return self.clips // self.world_size // self.batch_size
+        """Batches of exactly batch_size clips in an epoch."""
+        return self.clips // self.batch_size
 
     def order(self, epoch: int | None, clusters: NDArray[np.int64] | None = None) -> Reading:
         """What this rank reads in an epoch. Epoch None: for whole clips, each shard from short to long.
@@ -133,7 +125,7 @@ class Loader:
     ) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
         """As order, in numbers alone, for who does not read the shards: rows of shards, and (N,) ids and counters."""
         counts, seed = [len(ids) for ids in self._ids], self.config.train.seed
-        found, times = rows_of_epoch(counts, self._share, seed, epoch, clusters, self.batch_size)
+        found, times = rows_of_epoch(counts, self.share, seed, epoch, clusters, self.batch_size)
         if epoch is None:
             found = [
                 (number, rows[np.argsort(self.samples[self._ids[number][rows]], kind="stable")])
@@ -151,16 +143,16 @@ class Loader:
         clusters: NDArray[np.int64] | None = None,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left.
+        """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left, on
+        a rank perhaps nothing, so that all ranks have as many batches.
 
         With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
         cluster. SpecAugment masks each view apart, with `masks`. Crops are frames of the clip's log-mel: the same
         whether the log-mel is made of the crop (here) or of the whole clip. A clip shorter than the crop is padded with
         silence. Batches before `first_batch` are left out, and nothing of them is read.
         """
-        reading = self.order(epoch, clusters).after(first_batch * self.batch_size)
-        if not len(reading.clip_ids):
-            return
+        parts = self.share.batches(self.clips, self.batch_size)[first_batch:]
+        reading = self.order(epoch, clusters).after(parts[0].start if parts else self.clips)
         ids, samples = torch.from_numpy(reading.counters), self.samples[reading.clip_ids]
         same = self.config.views.same_crop
         crops = [random_crops(self.config, ids, samples, epoch, view) for view in range(1 if same else views)]
@@ -193,6 +185,8 @@ class Loader:
                 tensors = [mask(tensors[view % len(crops)], *given[view]) for view in masked] or tensors
             made = tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views))
             yield Batch(clip_ids, made, None, counters)
+        if parts and parts[-1].start == parts[-1].stop:
+            yield empty_batch(self.config, views, self.device)
 
     def whole_clips(self) -> Iterator[Batch]:
         """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
@@ -260,6 +254,9 @@ class Loader:
         """
         fn, _, types, pipeline_class = import_dali()
         order, ids, counters = reading
+        size = self.own_batch_size
+        if not len(ids):
+            return
         parts = self.shards.manifest.codec == "wav" and not whole
         part = wav_part(crops, self.samples[ids]) if parts else None
         placed = crops if part is None else [crop.moved(part.origin) for crop in crops]
@@ -267,12 +264,12 @@ class Loader:
 
         def given(step: int) -> list[NDArray[Any]]:
             # the reader goes round after the last clip; what it repeats is cut off below
-            taken = (step * self.batch_size + np.arange(self.batch_size)) % len(ids)
+            taken = (step * size + np.arange(size)) % len(ids)
             return [array[taken] for array in handed]
 
         with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
             pipeline = pipeline_class(
-                batch_size=self.batch_size,
+                batch_size=size,
                 num_threads=self.threads,
                 device_id=(self.device.index or 0) if self.device.type == "cuda" else None,
                 exec_dynamic=True,
@@ -293,37 +290,16 @@ class Loader:
                 given_to = list(fn.external_source(source=given, num_outputs=len(handed), batch=True))
                 fields, cuts = len(Crop._fields), list[Any]()
                 for number in range(len(crops)):
-                    cuts.append(_cut(pcm, given_to[fields * number : fields * (number + 1)]))
+                    cuts.append(cut(pcm, given_to[fields * number : fields * (number + 1)]))
                 made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
-                pipeline.set_outputs(_clip_id(digits, key_width(order)), *made)
-            for done in range(0, len(ids), self.batch_size):
+                pipeline.set_outputs(clip_id(digits, key_width(order)), *made)
+            for done in range(0, len(ids), size):
                 try:
                     pipeline.build()  # does nothing but the first time
                     outputs = pipeline.run()
                 except RuntimeError as error:
-                    raise unreadable(self.split, reading, slice(done, done + self.batch_size), error) from error
-                valid = min(self.batch_size, len(ids) - done)
+                    raise unreadable(self.split, reading, slice(done, done + size), error) from error
+                valid = min(size, len(ids) - done)
                 found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
                 rows = slice(done, done + valid)
                 yield found.reshape(-1), torch.from_numpy(counters[rows]).to(self.device), rest, rows
-
-
-def _cut(pcm: Any, crop: list[Any]) -> Any:
-    """(1, L, 1) PCM16 -> float32 samples of the crop with the reflected edges of a centred STFT; beyond the clip's end
-    lie zeros.
-    """
-    fn, _, types, _ = import_dali()
-    head_start, head, body_start, body, tail_start, tail = crop
-
-    def part(start: Any, length: Any) -> Any:
-        return fn.slice(pcm, start=start, shape=length, axes=(1,), out_of_bounds_policy="pad")
-
-    pieces = fn.flip(part(head_start, head)), part(body_start, body), fn.flip(part(tail_start, tail))
-    joined = fn.reshape(fn.cat(*pieces, axis=1), shape=[-1], layout="")
-    return fn.cast(joined, dtype=types.FLOAT) * (1.0 / 32768)
-
-
-def _clip_id(digits: Any, width: int) -> Any:
-    fn, _, types, _ = import_dali()
-    powers = types.Constant(np.array([10**place for place in range(width - 1, -1, -1)], dtype=np.int64))
-    return fn.reductions.sum((fn.cast(digits, dtype=types.INT64) - 48) * powers, axes=(0,), keep_dims=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.augment import mask
+from unfused_fast.batches import empty_batch
 from unfused_fast.config_audio import Store
 from unfused_fast.order import first_frames, masks_of
 from unfused_fast.pipeline import Batch, Loader
@@ -54,7 +55,7 @@ class ResidentLoader:
         """`store` is where `held` lies, and `start_seconds` what it took to get it there."""
         self.stream, self.held, self.store, self.start_seconds = stream, held, store, start_seconds
         self.device, self.clips, self.batch_size = stream.device, stream.clips, stream.batch_size
-        self.full_batches = stream.full_batches
+        self.full_batches, self.share = stream.full_batches, stream.share
         self._first = stream.shards.first_id(stream.split)
         self._scale = held.std / stream.std
         self._shift = (held.mean - stream.mean) / stream.std
@@ -71,8 +72,10 @@ class ResidentLoader:
     ) -> Iterator[Batch]:
         """As Loader.epoch."""
         config, stream = self.stream.config, self.stream
+        whole = self.share.batches(self.clips, self.batch_size)[first_batch:]
+        first = whole[0].start if whole else self.clips
         _, *drawn_ids = stream.rows(epoch, clusters)
-        ids, counters = (array[first_batch * self.batch_size :] for array in drawn_ids)
+        ids, counters = (array[first:] for array in drawn_ids)
         on_device, counted = self._put(ids), self._put(counters)
         there, rows, lengths = (
             torch.from_numpy(array).to(self.held.frames.device)
@@ -84,7 +87,7 @@ class ResidentLoader:
         ]
         masked = range(views) if masks and config.aug.specaug.masks else range(0)
         drawn = [masks_of(config, counted, epoch, view) for view in masked]
-        parts = self._parts(len(ids))
+        parts = [slice(part.start - first, part.stop - first) for part in whole if part.start < part.stop]
         for part, crops in zip(parts, self._crops(starts, parts), strict=True):
             plain = [self._normalised(crop) for crop in crops]
             erased = [
@@ -93,12 +96,15 @@ class ResidentLoader:
             made = erased or plain
             given = tuple(made[view % len(made)].unsqueeze(1) for view in range(views))
             yield Batch(on_device[part], given, None, counted[part])
+        if len(parts) < len(whole):
+            yield empty_batch(config, views, self.device)
 
     def whole_clips(self) -> Iterator[Batch]:
         """As Loader.whole_clips."""
         _, ids, _ = self.stream.rows(None)
         starts, counts = self.held.starts[ids - self._first], self.held.counts[ids - self._first]
-        for part in self._parts(len(ids)):
+        size = self.stream.own_batch_size
+        for part in (slice(begin, begin + size) for begin in range(0, len(ids), size)):
             frames = np.arange(counts[part].max())
             index = starts[part, None] + np.minimum(frames, counts[part, None] - 1)
             rows = torch.from_numpy(index).to(self.held.frames.device)
@@ -108,9 +114,6 @@ class ResidentLoader:
             log_mel = self._normalised(values) * valid[:, None, :]
             clip_ids = self._put(ids[part])
             yield Batch(clip_ids, (log_mel.unsqueeze(1),), there, clip_ids)
-
-    def _parts(self, clips: int) -> list[slice]:
-        return [slice(begin, begin + self.batch_size) for begin in range(0, clips, self.batch_size)]
 
     def _put(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
