@@ -132,7 +132,7 @@ def finish(
     write_clips(build.folder, clips)
     log_mel = None
     if statistics is not None and STATISTICS_SPLIT in splits:
-        first_clips = _clips(build.folder, splits[STATISTICS_SPLIT].shards, options.codec)
+        first_clips = stored_clips(build.folder, splits[STATISTICS_SPLIT].shards, options.codec)
         log_mel = dict(statistics(islice(first_clips, STATISTICS_CLIPS)))
     manifest = Manifest(
         codec=options.codec,
@@ -197,7 +197,7 @@ def _split(shard: DoneShard) -> str:
     return str(shard.clips["split"][0].as_py())
 
 
-def _clips(folder: Path, tars: tuple[str, ...], codec: str) -> Iterator[NDArray[np.int16]]:
+def stored_clips(folder: Path, tars: tuple[str, ...], codec: str) -> Iterator[NDArray[np.int16]]:
     """Samples of the clips of some tars, as they were written."""
     for name in tars:
         for contents in read_members(folder / name, read_index(index_path(folder / name))):

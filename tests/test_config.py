@@ -38,7 +38,7 @@ def test_values_are_parsed_by_type() -> None:
         ("cluster.k", "many", "whole number or auto"),
         ("cluster.k", "0", "at least 1"),
         ("optim.lr", "-1", "greater than 0"),
-        ("optim.name", "adam", "one of larc, sgd, adamw"),
+        ("optim.name", "adam", "one of larc, lars, sgd, adamw"),
         ("aug.rrc.enabled", "maybe", "true or false"),
         ("model", "3", "that is a section"),
         ("model.widht", "3", "no field 'widht'"),
@@ -100,5 +100,5 @@ def test_an_unknown_field_names_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_a_wrong_choice_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"one of larc, sgd, adamw; did you mean adamw\?"):
+    with pytest.raises(UserError, match=r"one of larc, lars, sgd, adamw; did you mean adamw\?"):
         with_values(Config(), {"optim.name": "adam"})

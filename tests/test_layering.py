@@ -11,14 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # one.
 LAYERS = [
     {"errors", "kernels", "encoder", "console", "measuring", "memory", "metrics", "neighbours", "shares"},
-    {"profiling", "reading", "expected", "save_every", "background", "dali"},
+    {"profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
+    {"ranks"},
+    {"shared_layers", "gradients"},
     {"config_audio"},
     {"config_eval", "tasks"},
     {"config", "shards"},
     {"mel", "config_checks"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
+    {"set_statistics", "normalisation", "dali_operators"},
     {"order", "augment", "kmeans_start", "batches", "clip_pieces", "losses"},
     {"reading_errors", "progress"},
+    {"spec_augment"},
     {"pipeline", "model"},
     {"encoder_cost"},
     {"log_mel_cache", "resident"},
@@ -80,7 +84,7 @@ LAYERS = [
 ]
 GPU_LIBRARIES = {"nvidia", "cupy", "cuml", "faiss", "triton"}
 ONE_FILE_EACH = {
-    "nvidia": {"dali"},
+    "nvidia": {"pipeline"},
     "triton": {"kernels"},
     "cupy": set(),
     "cuml": {"kmeans_backends"},

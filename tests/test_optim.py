@@ -1,12 +1,13 @@
-"""LARC by its formula, worked by hand; the schedule; the groups."""
+"""LARC and LARS by their formulas, worked by hand; the schedule; the groups."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 
 from unfused_fast.config import OptimConfig
-from unfused_fast.optim import LARC, build_optimizer, learning_rate
+from unfused_fast.optim import LARC, LARS, build_optimizer, learning_rate, set_rate
 
 
 def test_larc_two_steps_by_hand() -> None:
@@ -45,9 +46,45 @@ def test_larc_without_trust_scaling_is_torch_sgd() -> None:
     torch.testing.assert_close(one.weight, two.weight)
 
 
-def test_exclude_1d_keeps_decay_and_adaptation_off_biases() -> None:
+def test_lars_keeps_the_rate_of_each_step_in_its_momentum() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))  # norm 5
+    optimizer = build_optimizer(
+        torch.nn.ParameterList([weight]), OptimConfig(name="lars", lr=0.1, weight_decay=0.01, trust=0.02)
+    )
+    assert type(optimizer) is LARS
+    weight.grad = torch.tensor([0.6, 0.8])  # norm 1
+    optimizer.step()
+    # rate = 0.02 * 5 / (1 + 0.01 * 5) = 0.0952381; g + wd p = (0.63, 0.84); v = 0.1 * (0.06, 0.08); p -= v
+    torch.testing.assert_close(weight.data, torch.tensor([2.994, 3.992]))
+    set_rate(optimizer, 0.5)
+    weight.grad = torch.tensor([0.0, 2.0])
+    optimizer.step()
+    rate = 0.02 * 4.99 / (2 + 0.01 * 4.99)
+    update = [0.9 * 0.006 + 0.5 * rate * 0.02994, 0.9 * 0.008 + 0.5 * rate * 2.03992]
+    torch.testing.assert_close(weight.data, torch.tensor([2.994 - update[0], 3.992 - update[1]]))
+
+
+def test_lars_is_larc_while_the_rate_stays() -> None:
+    torch.manual_seed(0)
+    one, two = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    two.load_state_dict(one.state_dict())
+    pairs = ((one, LARC(one.parameters(), 0.5, trust=0.1)), (two, LARS(two.parameters(), 0.5, trust=0.1)))
+    for step in range(6):
+        inputs = torch.randn(7, 5)
+        for network, optimizer in pairs:
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            set_rate(optimizer, 0.5 if step < 4 else 0.1)
+            optimizer.step()
+        if step < 4:
+            torch.testing.assert_close(one.weight, two.weight)
+    assert (one.weight - two.weight).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["larc", "lars"])
+def test_exclude_1d_keeps_decay_and_adaptation_off_biases(name: Literal["larc", "lars"]) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
-    groups = build_optimizer(network, OptimConfig(exclude_1d=True)).param_groups
+    groups = build_optimizer(network, OptimConfig(name=name, exclude_1d=True)).param_groups
     assert [len(group["params"]) for group in groups] == [1, 3]
     assert groups[1]["weight_decay"] == 0 and groups[1]["adaptive"] is False and groups[0]["adaptive"] is True
 

@@ -12,7 +12,6 @@ import soundfile
 import torch
 
 from unfused_fast import placement
-from unfused_fast.augment import mask
 from unfused_fast.config import Config
 from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError
@@ -27,6 +26,7 @@ from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.shards.write import pack
 from unfused_fast.shares import Share
+from unfused_fast.spec_augment import mask
 
 CPU, CLIPS = torch.device("cpu"), 53
 NO_MASKS = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}

@@ -29,6 +29,7 @@ KINDS = {
     "pretrain": ("pretrain", ["--data", "resident"]),
     "pretrain from the shards": ("pretrain", ["--data", "stream"]),
     "pretrain in bf16 by adamw": ("pretrain", ["--set", "bank.dtype=bf16", "--set", "optim.name=adamw"]),
+    "pretrain by lars": ("pretrain", ["--set", "optim.name=lars"]),
     "decar-v1": ("pretrain", DECAR_V1),
     "distill": ("distill", ["--data", "stream"]),
 }

@@ -1,7 +1,7 @@
 """Log-mel in torch: the reference that the DALI graph is tested against, and what a CPU streams with.
 
-B clips, L samples, F mel bins, T frames. Same definition as librosa (Slaney mel scale, area norm, reflected edges,
-power, log).
+B clips, L samples, F mel bins, T frames. Same definition as librosa (byola: Slaney mel scale, area norm,
+power, log(x + eps); decar1: HTK scale, no area norm, magnitude, window of 400 samples, clipped, log).
 """
 
 from __future__ import annotations
@@ -21,27 +21,46 @@ def mel_filters(config: FrontendConfig) -> Tensor:
     return torch.from_numpy(mel.mel_filters(config))
 
 
+def analysis_window(config: FrontendConfig, device: torch.device | None = None) -> Tensor:
+    """(n_fft,) as mel.analysis_window; torch's own Hann window, which may differ in the last bit."""
+    length = config.window_samples
+    window, before = torch.hann_window(length, periodic=True, device=device), (config.n_fft - length) // 2
+    edges = before, config.n_fft - length - before
+    return torch.nn.functional.pad(window, edges) if any(edges) else window
+
+
+def unit_norm(waveform: Tensor) -> Tensor:
+    """(..., L) float in [-1, 1] -> divided by its L2 norm, or by one step of PCM16 where that is larger: silence stays
+    silence. Source: authors (`l2`). Ours: of a whole clip, so that crops do not depend on where log-mels come from.
+    """
+    norm: Tensor = torch.linalg.vector_norm(waveform, dim=-1, keepdim=True)
+    return waveform / norm.clamp(min=1 / 32768)
+
+
 def log_mel(waveform: Tensor, config: FrontendConfig | None = None, edges: bool = True) -> Tensor:
-    """(..., L) float32 in [-1, 1] -> (..., F, T) natural logarithm of mel power, T = 1 + L // hop.
+    """(..., L) float32 in [-1, 1] -> (..., F, T) natural logarithm of mel power, or by `kind` magnitude; T is 1 + L
+    // hop.
 
     L must exceed n_fft // 2 samples, which the reflected edges need. Source: DECAR section 5; authors (window of
     n_fft).
 
     Args:
-        edges: reflect both edges; False: L has the n_fft // 2 samples of each edge already.
+        edges: add both edges, by `pad_mode`; False: L has the n_fft // 2 samples of each edge already.
     """
     config = config or FrontendConfig()
     spectrum = torch.stft(
         waveform,
         config.n_fft,
         config.hop_samples,
-        window=torch.hann_window(config.n_fft, periodic=True, device=waveform.device),
+        window=analysis_window(config, waveform.device),
         center=edges,
-        pad_mode="reflect",
+        pad_mode=config.pad_mode,
         return_complex=True,
     )
-    power = spectrum.real.square() + spectrum.imag.square()
-    return torch.log(mel_filters(config).to(waveform.device) @ power + config.log_floor)
+    power, filters = spectrum.real.square() + spectrum.imag.square(), mel_filters(config).to(waveform.device)
+    if config.kind == "decar1":
+        return torch.log((filters @ power.sqrt()).clamp(*mel.DECAR_RANGE))
+    return torch.log(filters @ power + config.log_floor)
 
 
 def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -52,7 +71,7 @@ def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, 
     """
     frames = waveform.unfold(1, config.n_fft, config.hop_samples)
     clips, count, length = frames.shape
-    window, filters = torch.hann_window(length, periodic=True), mel_filters(config).T.contiguous()
+    decar, window, filters = config.kind == "decar1", analysis_window(config), mel_filters(config).T.contiguous()
     made = torch.empty(clips, config.n_mels, count)
     together = max(1, FRAMES_AT_ONCE // count)
     windowed = torch.empty(0)
@@ -66,6 +85,7 @@ def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, 
             parts = torch.view_as_real(spectrum)
             power = torch.mul(parts[..., 0], parts[..., 0], out=power.resize_(bins))
             power.addcmul_(parts[..., 1], parts[..., 1])
-            log_mel = (power @ filters).add_(config.log_floor).log_()
+            mels = (power.sqrt_() if decar else power) @ filters
+            log_mel = (mels.clamp_(*mel.DECAR_RANGE) if decar else mels.add_(config.log_floor)).log_()
             made[clip : clip + together, :, frame : frame + FRAMES_AT_ONCE] = log_mel.transpose(1, 2)
     return made if (mean, std) == (0.0, 1.0) else made.sub_(mean).mul_(1.0 / std)

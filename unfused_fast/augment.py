@@ -1,7 +1,7 @@
 """Views of a batch: log-mixup-exp and random resize crop, batched, with counter-based random numbers, on the device:
 on a GPU in one kernel (kernels/views.py).
 
-B clips in a batch, F mel bins, T frames, M clips in the mixup memory. SpecAugment is in the DALI graph (pipeline.py).
+B clips in a batch, F mel bins, T frames, M clips in the mixup memory. SpecAugment comes before (spec_augment.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from unfused_fast.config import Config
 from unfused_fast.config_audio import RandomResizeCropConfig
 from unfused_fast.expected import expected, misfit
 from unfused_fast.kernels.views import augmented_reference, augmented_triton
+from unfused_fast.normalisation import RunningNorm
 from unfused_fast.randomness import Stream, uniform
 
 CPU_BLOCK = 128
@@ -37,23 +38,6 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
         crop(bins, bins, config.freq_scale, scale_f, place_f),
         crop(frames, int(frames * config.canvas_time), config.time_scale, scale_t, place_t),
     )
-
-
-def mask(log_mel: Tensor, anchors: Tensor, shapes: Tensor) -> Tensor:
-    """(B, F, T), anchors and shapes (B, 2 M) of order.masks_of -> (B, F, T) with zeros in the masks.
-
-    Masks are whole rows or whole columns, so a row's and a column's factor make all of them in two products.
-    """
-    sizes = log_mel.shape[1:]
-    anchor, shape = anchors.reshape(len(anchors), -1, 2), shapes.reshape(len(shapes), -1, 2)
-    factors = []
-    for axis, size in enumerate(sizes):
-        place = torch.arange(size, device=log_mel.device)
-        begin, end = anchor[..., axis, None], (anchor + shape)[..., axis, None]
-        across = shape[..., 1 - axis, None] >= sizes[1 - axis]
-        factors.append(((place >= begin) & (place < end) & across).any(dim=1).logical_not().to(log_mel.dtype))
-    masked: Tensor = log_mel * factors[0][:, :, None]
-    return masked.mul_(factors[1][:, None, :])
 
 
 class MixupMemory:
@@ -86,22 +70,24 @@ class MixupMemory:
 
 
 class Augmenter:
-    """Turns normalised crops into views. One per run; its only state is the mixup memory."""
+    """Turns normalised crops into views. One per run; its state is the mixup memory, and what a running norm saw."""
 
     def __init__(self, config: Config, clips: int, device: torch.device) -> None:
         self.config, self.seed = config.aug, config.train.seed
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
+        self.norm = RunningNorm(device) if config.data.norm == "running" else None
         self.augmented = augmented_triton if device.type == "cuda" else augmented_reference
 
     def __call__(
         self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """(B,) ids and V crops (B, 1, F, T) -> V views: mixup with the memory, then random resize crop.
+        """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop.
 
         `counters` (B,) take the place of the ids in random numbers where a clip may come twice in an epoch.
         """
         counters = clip_ids if counters is None else counters
+        crops = crops if self.norm is None else self.norm(crops)
         block = CPU_BLOCK if clip_ids.device.type == "cpu" else max(1, len(clip_ids))
         views = []
         for view, crop in enumerate(crops):
@@ -115,6 +101,10 @@ class Augmenter:
             self.memory.push(clip_ids, crops[0])
         return tuple(views)
 
+    def plain(self, crops: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Crops (B, 1, F, T) as they are, by what a running norm has seen so far."""
+        return crops if self.norm is None else self.norm(crops, learn=False)
+
     def _view(self, clip_ids: Tensor, counters: Tensor, crop: Tensor, epoch: int, view: int) -> Tensor:
         slots = shares = frequency = time = None
         if self.memory is not None:
@@ -127,11 +117,12 @@ class Augmenter:
         return self.augmented(crop, memory, slots, shares, frequency, time)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors to save: the filled part of the memory."""
+        """Tensors to save: the filled part of the memory, and of a running norm what it saw."""
+        normed = {} if self.norm is None else self.norm.state()
         if self.memory is None:
-            return {}
+            return normed
         filled = min(self.memory.written, len(self.memory.crops))
-        return {
+        return normed | {
             "mixup.crops": self.memory.crops[:filled],
             "mixup.clip_ids": self.memory.clip_ids[:filled],
             "mixup.written": torch.tensor(self.memory.written),
@@ -139,6 +130,8 @@ class Augmenter:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of state. Raises UserError: not the state of a memory of this size."""
+        if self.norm is not None:
+            self.norm.load_state(state)
         if self.memory is None:
             return
         ids = expected(state, "mixup.clip_ids", torch.int64, (None,))

@@ -147,26 +147,26 @@ class BankConfig:
 class OptimConfig:
     """Optimiser and schedule."""
 
-    name: Literal["larc", "sgd", "adamw"] = "larc"
-    """SGD with layer-wise adaptive rates, plain SGD, or AdamW. Source: authors (LARC, pre-training), SGD
-    (distillation).
+    name: Literal["larc", "lars", "sgd", "adamw"] = "larc"
+    """SGD with layer-wise adaptive rates (LARC; LARS has the rate inside the momentum), plain SGD, or AdamW. Source:
+    authors (LARC, pre-training; SGD, distillation); arXiv 1708.03888 (LARS).
     """
     lr: float = 0.005
     """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation). Ours: `recommended`
     pre-trains at 1, since LARC with trust 0.001 moves a layer by 5e-6 of its norm a step at 0.005.
     """
     momentum: float = 0.9
-    """Momentum of SGD and LARC; first beta of AdamW. Source: authors."""
+    """Momentum of SGD, LARC and LARS; first beta of AdamW. Source: authors."""
     weight_decay: float = 1e-6
     """L2 weight decay (decoupled for AdamW). Source: authors."""
     trust: float = 0.001
-    """LARC's trust coefficient. Source: authors."""
+    """Trust coefficient of LARC and LARS. Source: authors."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Linear warm-up then cosine to 0, or constant. Source: the authors build the first but never apply it."""
     warmup_epochs: float = 10
     """Length of the warm-up, in epochs (at most a tenth of a shorter run). Source: authors."""
     exclude_1d: bool = False
-    """Keep weight decay and LARC off biases and BatchNorm. Source: authors (false)."""
+    """Keep weight decay and adaptive rates off biases and BatchNorm. Source: authors (false)."""
     head_lr: float = 0.05
     """Rate of the `linear` prediction head's own SGD, which has no momentum. Source: authors of DECAR."""
     head_weight_decay: float = 1e-5

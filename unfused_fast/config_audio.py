@@ -10,6 +10,10 @@ from unfused_fast.errors import UserError
 Store = Literal["auto", "stream", "resident", "pinned", "mmap"]
 
 
+DECAR_WINDOW = 400
+"""Samples of the window of `decar1`, 25 ms. Source: DECAR section 5."""
+
+
 def check(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
@@ -24,24 +28,45 @@ def positive(section: str, **values: float) -> None:
 class FrontendConfig:
     """Waveform to log-mel."""
 
+    kind: Literal["byola", "decar1"] = "byola"
+    """Window of n_fft, power, Slaney mel of area one, log(x + log_floor); or DECAR-v1's: window of 25 ms, magnitude,
+    HTK mel of height one, clipped to [1e-5, 1e8], log. Source: authors, BYOL-A; DECAR section 5, its authors. Ours:
+    `decar1` has its frames centred and its triangles straight over hertz, as `byola` and librosa.
+    """
     sample_rate_hz: int = 16000
     """Rate of the shards' audio, in hertz. Source: DECAR; authors."""
     n_fft: int = 1024
-    """Length of FFT and of the periodic Hann window, in samples. Source: authors (librosa.stft(n_fft=1024)), BYOL-A."""
+    """Length of the FFT and, in `byola`, of the periodic Hann window, in samples. Source: authors
+    (librosa.stft(n_fft=1024)), BYOL-A.
+    """
     hop_samples: int = 160
     """Step from frame to frame, in samples (10 ms). Source: DECAR section 5."""
     n_mels: int = 64
-    """Mel bins (Slaney scale, area norm). Source: DECAR section 5."""
+    """Mel bins. Source: DECAR section 5."""
     fmin_hz: float = 60.0
     """Lower edge of the lowest mel filter, in hertz. Source: DECAR section 5."""
     fmax_hz: float = 7800.0
     """Upper edge of the highest mel filter, in hertz. Source: DECAR section 5."""
     log_floor: float = 1.1920929e-07
-    """Added to the mel power before the logarithm. Source: authors (float32 eps)."""
+    """Added to the mel power before the logarithm, in `byola`. Source: authors (float32 eps)."""
+    pad_mode: Literal["reflect", "constant"] = "reflect"
+    """What lies beyond a clip's edges under a window: the clip reflected, or zeros. Source: librosa 0.8.1, which LAPE
+    pins (reflect); later librosa has zeros.
+    """
+
+    @property
+    def window_samples(self) -> int:
+        """Length of the Hann window, in samples."""
+        return DECAR_WINDOW if self.kind == "decar1" else self.n_fft
 
     def __post_init__(self) -> None:
         positive(
             "frontend", n_fft=self.n_fft, hop_samples=self.hop_samples, n_mels=self.n_mels, log_floor=self.log_floor
+        )
+        check(
+            self.n_fft >= self.window_samples,
+            f"frontend.n_fft = {self.n_fft}: frontend.kind = decar1 has a window of {DECAR_WINDOW} samples; want at "
+            "least as many",
         )
         check(
             self.sample_rate_hz == 16000, f"frontend.sample_rate_hz = {self.sample_rate_hz}: shard sets hold 16000 Hz"
@@ -62,9 +87,10 @@ class DataConfig:
     """
     crop: Literal["random", "start"] = "random"
     """Where the crop lies. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by a fault."""
-    norm: Literal["dataset", "none"] = "dataset"
-    """Log-mel normalisation: two scalars of the set's train split. Ours: the authors' running norm, without its
-    drift.
+    norm: Literal["dataset", "running", "wave_l2", "none"] = "dataset"
+    """Normalisation: log-mels by mean and standard deviation of the set's train split; by those of the crops trained on
+    so far (normalisation.py); waveforms by the L2 norm of the whole clip, log-mels not at all; or neither. Ours:
+    dataset, the authors' running norm without its drift. Source: authors (running; wave_l2 is their option `l2`).
     """
 
     store: Store = "auto"
@@ -123,9 +149,7 @@ class RandomResizeCropConfig:
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
-    """Time and frequency masks drawn for each clip and view, applied inside the DALI graph, filled with the set's
-    mean.
-    """
+    """Time warp, then time and frequency masks, drawn for each clip and view; masks are filled with the set's mean."""
 
     freq_masks: int = 1
     """Masks along frequency. Ours: the paper names none, DECAR section 3 uses SpecAugment (2); 0 turns them off."""
@@ -135,17 +159,26 @@ class SpecAugmentConfig:
     """
     time_masks: int = 1
     """Masks along time. Ours, as freq_masks."""
+    warp: int = 0
+    """Largest shift W of the time warp, in frames, before the masks; 0 for none. Source: authors of DECAR (5, of whole
+    clips); arXiv 1904.08779 section 2. Ours: off, as in BYOL-A.
+    """
     time_width: int = 12
     """Largest width of a time mask, in frames. Ours: an eighth of the 96 frames; DECAR's 40 was set for whole clips."""
 
     def __post_init__(self) -> None:
-        for name in ("freq_masks", "freq_width", "time_masks", "time_width"):
+        for name in ("warp", "freq_masks", "freq_width", "time_masks", "time_width"):
             check(getattr(self, name) >= 0, f"aug.specaug.{name} = {getattr(self, name)}: want 0 or more")
 
     @property
     def masks(self) -> int:
         """Masks drawn for one view."""
         return (self.freq_masks if self.freq_width else 0) + (self.time_masks if self.time_width else 0)
+
+    @property
+    def active(self) -> bool:
+        """Whether views are warped or masked."""
+        return bool(self.masks or self.warp)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _dali(extra: str) -> Finding:
     if found is None or importlib.util.find_spec("nvidia.dali") is None:
         return Finding("DALI", "missing", f"needed to decode audio; {remedy}", False)
     try:
-        from unfused_fast.dali import import_dali
+        from unfused_fast.pipeline import import_dali
 
         import_dali()
     except Exception as error:  # whatever a broken native library raises is the finding

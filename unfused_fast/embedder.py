@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unfused_fast.audio import log_mel
+from unfused_fast.audio import log_mel, unit_norm
 from unfused_fast.clip_pieces import ClipPiece, cutting_of, in_batches
 from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
@@ -74,7 +74,8 @@ class Embedder(nn.Module):
         self.name, self.config = encoder.name, encoder.config
         self.pool: Pool = pool or encoder.config.model.pool
         self.cutting = cutting_of(encoder.config)
-        scaled = encoder.log_mel if encoder.config.data.norm == "dataset" else None
+        norm = encoder.config.data.norm
+        scaled, self.unit_norm = encoder.log_mel if norm in ("dataset", "running") else None, norm == "wave_l2"
         self.mean, self.std = (0.0, 1.0) if scaled is None else (scaled["mean"], scaled["std"])
         self.encoder = encoder.network
         self.sample_rate = SAMPLE_RATE_HZ
@@ -173,12 +174,14 @@ class Embedder(nn.Module):
         return Pooled(steps.masked_fill(~kept, 0.0).sum(dim=1), largest, found.kept.sum(dim=1))
 
     def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:
-        """Samples under a piece's windows: reflected at the clip's edges, silence behind its end."""
+        """Samples under a piece's windows: by `frontend.pad_mode` at the clip's edges, silence behind its end."""
         low, high = self.cutting.span(piece.first_frame, piece.first_frame + piece.frames)
         start, length = piece.start, piece.length
         silence = max(min(high, length), 1 - low) - start - len(wave)
         there = nn.functional.pad(wave.to(self.device, torch.float32), (0, max(0, silence)))
         parts = [there[max(low, 0) - start : min(high, length) - start]]
+        if self.config.frontend.pad_mode == "constant":
+            return nn.functional.pad(parts[0], (max(0, -low), max(0, high - length)))
         if low < 0:
             parts.insert(0, there[1 : 1 - low].flip(0))
         if high > length:
@@ -186,7 +189,11 @@ class Embedder(nn.Module):
         return torch.cat(parts)
 
     def _clips(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
-        """Each clip alone, at 16 kHz."""
+        """Each clip alone, at 16 kHz, and where the encoder was trained so, divided by its L2 norm."""
+        clips = self._resampled(waveform, sample_rate, lengths)
+        return [unit_norm(clip) for clip in clips] if self.unit_norm else clips
+
+    def _resampled(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
         if sample_rate < 1:
             raise UserError(f"sample_rate = {sample_rate}: want hertz, 1 or more")
         if isinstance(waveform, Tensor | np.ndarray):

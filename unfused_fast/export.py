@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unfused_fast.audio import log_mel
+from unfused_fast.audio import log_mel, unit_norm
 from unfused_fast.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.model import pool_time
@@ -47,10 +47,12 @@ class WaveformEncoder(nn.Module):
         """As LogMelEncoder."""
         super().__init__()
         self.inner, self.frontend = LogMelEncoder(embedder), embedder.config.frontend
+        self.unit_norm = embedder.unit_norm
 
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class."""
-        made: Tensor = self.inner(log_mel(waveform, self.frontend)[:, None])
+        scaled = unit_norm(waveform) if self.unit_norm else waveform
+        made: Tensor = self.inner(log_mel(scaled, self.frontend)[:, None])
         return made
 
 
@@ -63,6 +65,8 @@ def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, An
     embedder = load(run, device="cpu")
     recorded = read_description(run)
     assert recorded is not None
+    if embedder.config.data.norm == "running":  # what the run ended with, which its checkpoint alone tells
+        recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
     description = {**recorded, "inputs": {}}
     card = model_card(embedder, recorded, _result(run), folder.name)
     write_model_folder(folder, embedder.encoder, description, card, overwrite)
@@ -134,7 +138,8 @@ def model_card(
     embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str = "An UnFuSeD encoder"
 ) -> str:
     """README.md of a model folder: what the run recorded, and nothing else."""
-    values, log_mel = recorded["config"], recorded["log_mel"]
+    values = recorded["config"]
+    log_mel = recorded["log_mel"] if values["data.norm"] in ("dataset", "running") else None
     parameters = sum(parameter.numel() for parameter in embedder.encoder.parameters())
     facts = {
         "stage": recorded["stage"],
@@ -143,6 +148,7 @@ def model_card(
         "embedding size": embedder.scene_embedding_size,
         "pooling over time": embedder.pool,
         "input": "16 kHz, one channel",
+        "waveform normalisation": "divided by the L2 norm of the clip" if embedder.unit_norm else "none",
         "log-mel normalisation": "none" if log_mel is None else f"mean {log_mel['mean']}, std {log_mel['std']}",
         "training data (digest of the shard set)": recorded["shards"],
         "settings (digest)": config_digest(values),

@@ -19,6 +19,7 @@ from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
 from unfused_fast.model import Pool, PretrainNetwork, block_features, build_encoder, pool_time
 from unfused_fast.model_folder import WEIGHTS, read_model_folder
+from unfused_fast.normalisation import final_statistics
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
 from unfused_fast.run_description import read_description
@@ -108,7 +109,8 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
             load_network(network, {name.removeprefix("encoder."): tensor for name, tensor in encoder.items()})
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
-    return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), projector)
+    statistics = final_statistics(recorded["log_mel"], tensors)
+    return FrozenEncoder(str(run), config, statistics, prepare_for(network, device).eval(), projector)
 
 
 def _refuse_other_sizes(config: Config, whole: bool, tensors: dict[str, Tensor]) -> None:

@@ -73,8 +73,11 @@ class DamagedCache(Exception):
 
 
 def whole_split(loader: Loader) -> Loader:
-    """A loader of the same split in one share, normalised by the set's own statistics: what a cache is made with."""
-    config = replace(loader.config, data=replace(loader.config.data, norm="dataset"))
+    """A loader of the same split in one share, normalised by the set's own statistics: what a cache is made with. Where
+    waveforms are scaled, it is so too.
+    """
+    unit_norm = loader.config.data.norm == "wave_l2"
+    config = replace(loader.config, data=replace(loader.config.data, norm="wave_l2" if unit_norm else "dataset"))
     rows = loader.shards.clips_in(loader.split).column("samples").to_numpy()
     frames = 1 + int(rows.max(initial=crop_samples(config))) // config.frontend.hop_samples
     batch_size = max(1, min(PASS_CLIPS, PASS_BYTES // (4 * frames * config.frontend.n_mels)))
@@ -104,6 +107,8 @@ def layout(loader: Loader) -> Layout:
         "clips": len(counts),
         "frames": int(counts.sum()),
     }
+    if config.data.norm == "wave_l2":  # named only where it is so, which leaves other caches their names
+        identity["norm"] = "wave_l2"
     return Layout(identity, np.stack([starts, counts], axis=1).astype(np.int64))
 
 

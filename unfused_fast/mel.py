@@ -22,6 +22,9 @@ STATISTICS_SECONDS = 1.0
 """Middle part of a clip that is measured. Ours: clips differ more than the parts of one do, so that many clips say more
 than long ones."""
 
+DECAR_RANGE = 1e-5, 1e8
+"""To which `decar1` clips mel magnitudes before the logarithm. Source: authors of DECAR."""
+
 BATCH = 128
 """Clips in one product with the filters."""
 
@@ -37,17 +40,43 @@ def slaney_mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) * (math.log(6.4) / 27.0)))
 
 
+def hz_to_htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """HTK's scale, logarithmic throughout. Source: HTK; librosa with htk=True."""
+    mel: NDArray[np.float64] = 2595.0 * np.log10(1.0 + hz / 700.0)
+    return mel
+
+
+def htk_mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of hz_to_htk_mel."""
+    hz: NDArray[np.float64] = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    return hz
+
+
 @cache
 def mel_filters(config: FrontendConfig) -> NDArray[np.float32]:
-    """(F, 1 + n_fft // 2) triangles on the Slaney scale, each of area one (in 2 / Hz). Source: librosa.filters.mel."""
+    """(F, 1 + n_fft // 2) triangles over hertz: on the Slaney scale, each of area one (in 2 / Hz), or for `decar1` on
+    HTK's, each of height one. Source: librosa.filters.mel.
+    """
+    decar = config.kind == "decar1"
+    to_mel, to_hz = (hz_to_htk_mel, htk_mel_to_hz) if decar else (hz_to_slaney_mel, slaney_mel_to_hz)
     bins = np.linspace(0, config.sample_rate_hz / 2, 1 + config.n_fft // 2)
-    low, high = hz_to_slaney_mel(np.array([config.fmin_hz, config.fmax_hz]))
-    edges = slaney_mel_to_hz(np.linspace(low, high, config.n_mels + 2))
+    low, high = to_mel(np.array([config.fmin_hz, config.fmax_hz]))
+    edges = to_hz(np.linspace(low, high, config.n_mels + 2))
     rising = (bins[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins[None]) / (edges[2:] - edges[1:-1])[:, None]
     triangles = np.maximum(np.minimum(rising, falling), 0)
-    filters: NDArray[np.float32] = (triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
+    areas = 1.0 if decar else (2.0 / (edges[2:] - edges[:-2]))[:, None]
+    filters: NDArray[np.float32] = (triangles * areas).astype(np.float32)
     return filters
+
+
+def analysis_window(config: FrontendConfig) -> NDArray[np.float32]:
+    """(n_fft,) periodic Hann window of `window_samples`, in the middle of zeros. Source: librosa.stft (win_length)."""
+    length = config.window_samples
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+    before = (config.n_fft - length) // 2
+    window: NDArray[np.float32] = np.pad(hann, (before, config.n_fft - length - before)).astype(np.float32)
+    return window
 
 
 def log_mel_statistics(
@@ -59,20 +88,23 @@ def log_mel_statistics(
     sample), in float64 sums; a running norm as the authors' depends on worker and order.
     """
     config = config or FrontendConfig()
-    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.n_fft) / config.n_fft)).astype(np.float32)
+    decar, window = config.kind == "decar1", analysis_window(config)
     filters, length = mel_filters(config).T, round(STATISTICS_SECONDS * config.sample_rate_hz)
 
     def power(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
-        waveform = np.pad(pcm.astype(np.float32) / 32768.0, config.n_fft // 2, mode="reflect")
+        waveform = np.pad(pcm.astype(np.float32) / 32768.0, config.n_fft // 2, mode=config.pad_mode)
         spectrum = np.fft.rfft(sliding_window_view(waveform, config.n_fft)[:: config.hop_samples] * window)
-        return np.square(spectrum.real) + np.square(spectrum.imag)
+        found: NDArray[np.float32] = np.square(spectrum.real) + np.square(spectrum.imag)
+        return np.sqrt(found) if decar else found
 
     starts = ((pcm, max(0, (len(pcm) - length) // 2)) for pcm in clips)
     count, total, squares, measured = 0, 0.0, 0.0, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         powers = pool.map(power, (pcm[start : start + length].copy() for pcm, start in starts))
         while some := list(islice(powers, BATCH)):  # products one by one would have BLAS's threads wait for each other
-            values = np.log(np.concatenate(some) @ filters + np.float32(config.log_floor)).astype(np.float64)
+            mels = np.concatenate(some) @ filters
+            floored = np.clip(mels, *DECAR_RANGE) if decar else mels + np.float32(config.log_floor)
+            values = np.log(floored).astype(np.float64)
             count, measured = count + values.size, measured + len(some)
             total, squares = total + float(values.sum()), squares + float(np.square(values).sum())
     if not count:

@@ -1,4 +1,4 @@
-"""Optimisers and the learning-rate schedule.   LARC: layer-wise adaptive rate control on top of SGD with momentum."""
+"""Optimisers and the learning-rate schedule.   LARC, LARS: layer-wise adaptive rates on top of SGD with momentum."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ class LARC(Optimizer):
     zero norm keep their gradient; a group with `adaptive` false is plain SGD. Source: You et al., arXiv 1708.03888; the
     authors' use (trust 0.001, no clipping).
     """
+
+    rate_in_momentum = False
+    """Whether the momentum buffer sums updates, each by the rate of its own step, or gradients."""
 
     def __init__(
         self,
@@ -60,9 +63,19 @@ class LARC(Optimizer):
                 self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
             buffers: list[Tensor] = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, gradients)
-            torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+            torch._foreach_add_(buffers, gradients, alpha=group["lr"] if self.rate_in_momentum else 1.0)
+            torch._foreach_add_(parameters, buffers, alpha=-1.0 if self.rate_in_momentum else -group["lr"])
         return loss
+
+
+class LARS(LARC):
+    """As LARC, but momentum sums updates: v = m v + lr * rate * (g + weight_decay * p), then p = p - v.
+
+    The two differ where the rate changes: a past update keeps the rate of its step. Source: You et al., arXiv
+    1708.03888, Algorithm 1.
+    """
+
+    rate_in_momentum = True
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
@@ -71,11 +84,12 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
     groups: list[dict[str, Any]] = [{"params": trainable}]
     if config.exclude_1d:
         plain: dict[str, Any] = {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0}
-        if config.name == "larc":
+        if config.name in ("larc", "lars"):
             plain["adaptive"] = False
         groups = [{"params": [p for p in trainable if p.ndim > 1]}, plain]
-    if config.name == "larc":
-        return LARC(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust)
+    if config.name in ("larc", "lars"):
+        kind = LARC if config.name == "larc" else LARS
+        return kind(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust)
     if config.name == "sgd":
         return torch.optim.SGD(
             groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True

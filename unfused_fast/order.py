@@ -34,8 +34,14 @@ class Line(NamedTuple):
     text: str
 
 
+BEYOND = 1 << 29
+"""First sample of an edge of zeros: behind every clip, where the reader finds zeros. 9 hours."""
+
+
 class Crop(NamedTuple):
-    """Which samples of each clip a crop takes: reflected head, body, reflected tail, each possibly empty. All (B,)."""
+    """Which samples of each clip a crop takes: head, body, tail, each possibly empty; head and tail are read backwards,
+    which reflects, or lie BEYOND the clip. All (B,).
+    """
 
     head_start: Int32s
     head: Int32s
@@ -226,15 +232,24 @@ def random_crops(config: Config, clip_ids: Tensor, samples: NDArray[np.int64], e
     tail, body_start = np.maximum(0, stop - length), np.maximum(0, start - reach)
     head = np.maximum(0, reach - start)
     body = np.minimum(length, stop) - body_start
-    return Crop(*_int32(np.ones_like(head), head, body_start, body, length - 1 - tail, tail))
+    return _with_edges(config, head, body_start, body, length, tail)
 
 
 def whole_crops(config: Config, samples: NDArray[np.int64]) -> Crop:
-    """(B,) lengths in samples -> all of each clip, with both edges reflected."""
+    """(B,) lengths in samples -> all of each clip, with both edges."""
     reach = config.frontend.n_fft // 2
     length = np.maximum(samples, crop_samples(config))
     head = np.full_like(length, reach)
-    return Crop(*_int32(np.ones_like(head), head, np.zeros_like(length), length, length - 1 - reach, head))
+    return _with_edges(config, head, np.zeros_like(length), length, length, head)
+
+
+def _with_edges(config: Config, head: Int64s, body_start: Int64s, body: Int64s, length: Int64s, tail: Int64s) -> Crop:
+    """Crops whose edges are, by `frontend.pad_mode`, the clips reflected, or zeros. All (B,), in samples."""
+    if config.frontend.pad_mode == "constant":
+        head_start = tail_start = np.full_like(length, BEYOND)
+    else:
+        head_start, tail_start = np.ones_like(head), length - 1 - tail
+    return Crop(*_int32(head_start, head, body_start, body, tail_start, tail))
 
 
 def wav_part(crops: list[Crop], samples: Int64s) -> Part:

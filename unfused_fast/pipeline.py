@@ -23,12 +23,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.audio import framed_log_mel
-from unfused_fast.augment import mask
 from unfused_fast.batches import Batch as Batch
 from unfused_fast.batches import Batches as Batches
 from unfused_fast.batches import empty_batch
 from unfused_fast.config import Config
-from unfused_fast.dali import clip_id, cut, import_dali
+from unfused_fast.dali_operators import Dali, clip_id, cut, log_mel
 from unfused_fast.errors import UserError
 from unfused_fast.order import (
     Crop,
@@ -46,9 +45,24 @@ from unfused_fast.order import (
     write_indexes,
 )
 from unfused_fast.reading_errors import unreadable
+from unfused_fast.set_statistics import set_statistics
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
 from unfused_fast.shares import WHOLE, Share
+from unfused_fast.spec_augment import SpecAugment
+
+
+def import_dali() -> Dali:
+    """DALI's fn, math, types and Pipeline. Raises UserError that says which extra brings it."""
+    try:
+        from nvidia.dali import fn, math, types
+        from nvidia.dali.pipeline import Pipeline
+    except ImportError as error:
+        raise UserError(
+            "DALI is not installed, and it decodes the audio here; install one extra, in a checkout: "
+            "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
+        ) from error
+    return fn, math, types, Pipeline
 
 
 class Loader:
@@ -101,8 +115,8 @@ class Loader:
                 f"a batch of {batch_size} clips is fewer than the {share.world_size} processes that share it; use a "
                 "larger --set train.batch_size, or fewer --devices"
             )
-        known = statistics or shards.manifest.log_mel
-        scaled = known is not None and config.data.norm == "dataset"
+        known = statistics or set_statistics(shards, config.frontend)
+        scaled = known is not None and config.data.norm in ("dataset", "running")
         self.mean, self.std = (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
 
     @property
@@ -156,7 +170,14 @@ class Loader:
         ids, samples = torch.from_numpy(reading.counters), self.samples[reading.clip_ids]
         same = self.config.views.same_crop
         crops = [random_crops(self.config, ids, samples, epoch, view) for view in range(1 if same else views)]
-        masked = range(views) if masks and self.config.aug.specaug.masks else range(0)
+        settings, in_torch = self.config.aug.specaug, self.log_mel == "torch"
+        # DALI has no time warp, and masks come after it
+        spec_augment = (
+            SpecAugment(self.config, ids.to(self.device), epoch, views)
+            if masks and settings.active and (in_torch or settings.warp)
+            else None
+        )
+        masked = range(views) if masks and settings.masks and spec_augment is None else range(0)
         drawn = [random_masks(self.config, ids, epoch, view) for view in masked]
 
         def erase(log_mels: list[Any], given: list[Any]) -> list[Any]:
@@ -176,13 +197,13 @@ class Loader:
             return erase([self._log_mel(waveform) for waveform in waveforms], given)
 
         arrays = [array for pair in drawn for array in pair]
-        graph = in_dali if self.log_mel == "dali" else None
+        graph = None if in_torch else in_dali
         for clip_ids, counters, tensors, rows in self._run(reading, crops, arrays, graph):
             if graph is None:
                 frontend = self.config.frontend
                 tensors = [framed_log_mel(waveform, frontend, self.mean, self.std) for waveform in tensors]
-                given = [[torch.from_numpy(array[rows]) for array in pair] for pair in drawn]
-                tensors = [mask(tensors[view % len(crops)], *given[view]) for view in masked] or tensors
+            if spec_augment is not None:
+                tensors = [spec_augment(tensors[view % len(crops)], rows, view) for view in range(views)]
             made = tuple(tensors[view % len(tensors)].unsqueeze(1) for view in range(views))
             yield Batch(clip_ids, made, None, counters)
         if parts and parts[-1].start == parts[-1].stop:
@@ -205,36 +226,17 @@ class Loader:
             counts = frames[rows]
             longest = int(counts.max())  # padded, too, for the clips that fill the graph's last batch
             if in_dali:
-                log_mel = made[..., :longest]
+                values = made[..., :longest]
             else:
                 waveforms = made[:, : (longest - 1) * config.hop_samples + config.n_fft]
-                log_mel = framed_log_mel(waveforms, config, self.mean, self.std)
-                log_mel *= (torch.arange(longest) < counts[:, None])[:, None]
-            yield Batch(clip_ids, (log_mel.unsqueeze(1),), counts.to(self.device), counters)
+                values = framed_log_mel(waveforms, config, self.mean, self.std)
+                values *= (torch.arange(longest) < counts[:, None])[:, None]
+            yield Batch(clip_ids, (values.unsqueeze(1),), counts.to(self.device), counters)
 
     def _log_mel(self, waveform: Any) -> Any:
         """Samples with their context -> (F, T) normalised log-mel, on the GPU where there is one."""
-        fn, math, _, _ = import_dali()
-        config = self.config.frontend
-        power = fn.spectrogram(
-            waveform.gpu() if self.device.type == "cuda" else waveform,
-            nfft=config.n_fft,
-            window_length=config.n_fft,
-            window_step=config.hop_samples,
-            power=2,
-            center_windows=False,
-            window_fn=torch.hann_window(config.n_fft, periodic=True).tolist(),  # DALI's own Hann window is symmetric
-        )
-        mel = fn.mel_filter_bank(
-            power,
-            nfilter=config.n_mels,
-            sample_rate=float(config.sample_rate_hz),
-            freq_low=config.fmin_hz,
-            freq_high=config.fmax_hz,
-            mel_formula="slaney",
-            normalize=True,
-        )
-        return (math.log(mel + config.log_floor) - self.mean) * (1.0 / self.std)
+        there = waveform.gpu() if self.device.type == "cuda" else waveform
+        return log_mel(import_dali(), there, self.config.frontend, self.mean, self.std)
 
     def _run(
         self,
@@ -252,12 +254,13 @@ class Loader:
             graph: None: the outputs are the waveforms.
             whole: the crops are all of each clip; then a WAV is decoded, which tells of a damaged header.
         """
-        fn, _, types, pipeline_class = import_dali()
+        fn, _, types, pipeline_class = dali = import_dali()
         order, ids, counters = reading
         size = self.own_batch_size
         if not len(ids):
             return
-        parts = self.shards.manifest.codec == "wav" and not whole
+        unit_norm = self.config.data.norm == "wave_l2"
+        parts = self.shards.manifest.codec == "wav" and not whole and not unit_norm
         part = wav_part(crops, self.samples[ids]) if parts else None
         placed = crops if part is None else [crop.moved(part.origin) for crop in crops]
         handed = [*(array for crop in placed for array in crop), *(arrays if graph is not None else [])]
@@ -290,9 +293,9 @@ class Loader:
                 given_to = list(fn.external_source(source=given, num_outputs=len(handed), batch=True))
                 fields, cuts = len(Crop._fields), list[Any]()
                 for number in range(len(crops)):
-                    cuts.append(cut(pcm, given_to[fields * number : fields * (number + 1)]))
+                    cuts.append(cut(dali, pcm, given_to[fields * number : fields * (number + 1)], unit_norm))
                 made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
-                pipeline.set_outputs(clip_id(digits, key_width(order)), *made)
+                pipeline.set_outputs(clip_id(dali, digits, key_width(order)), *made)
             for done in range(0, len(ids), size):
                 try:
                     pipeline.build()  # does nothing but the first time

@@ -34,7 +34,8 @@ SOURCE_BYTES = 24
 """Of the name of a clip's file in the clips table. Ours: AudioSet's are 16 to 24 letters."""
 KMEANS_SHARE = 0.08
 """Most memory that spherical k-means takes beside the bank, as a share of it. Source: tests/test_kmeans_memory.py."""
-OPTIMIZER_STATE = {"larc": ("momentum_buffer",), "sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+_MOMENTUM = ("momentum_buffer",)
+OPTIMIZER_STATE = {"larc": _MOMENTUM, "lars": _MOMENTUM, "sgd": _MOMENTUM, "adamw": ("exp_avg", "exp_avg_sq")}
 """State of an optimiser that has the shape of its parameter."""
 RNG_BYTES = 5056
 """State of PyTorch's generator on the CPU."""

@@ -199,7 +199,7 @@ class Pretraining:
 
     @torch.no_grad()
     def _write_bank(self, batch: Batch, epoch: int, augmented: bool = True) -> None:
-        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch) if augmented else batch.views
+        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch) if augmented else self.augment.plain(batch.views)
         with autocast(self.config, self.options.device):
             self.bank.write(batch.clip_ids, self.network(view))
 

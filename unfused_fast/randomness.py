@@ -25,6 +25,7 @@ class Stream(IntEnum):
     SPECAUGMENT = 1
     MIXUP = 2
     RESIZE_CROP = 3
+    TIME_WARP = 4
 
 
 def _signed(value: int) -> int:

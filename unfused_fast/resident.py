@@ -1,9 +1,8 @@
 """Batches out of log-mels that are held ready: on the device, in pinned memory, or mapped from disk.
 
-B clips in a batch, N clips of the split, n those of this rank in an epoch, F mel bins, T frames, V views, M masks of a
-view. What a clip's crop and masks are is drawn by order.py as for the stream, for a whole epoch at once and ahead of
-it, where it is used; a batch is then one gather, one transposing copy and one product, without a word between device
-and host.
+B clips in a batch, N clips of the split, n those of this rank in an epoch, F mel bins, T frames, V views.
+What a clip's crop, warp and masks are is drawn as for the stream, for a whole epoch at once and ahead of it, where it
+is used; a batch is then one gather, one transposing copy and one product, without a word between device and host.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfused_fast.augment import mask
 from unfused_fast.batches import empty_batch
 from unfused_fast.config_audio import Store
-from unfused_fast.order import first_frames, masks_of
+from unfused_fast.order import first_frames
 from unfused_fast.pipeline import Batch, Loader
+from unfused_fast.spec_augment import SpecAugment
 
 Starts = NDArray[np.int64]
 
@@ -85,15 +84,13 @@ class ResidentLoader:
             rows + first_frames(config, there, lengths, epoch, view)
             for view in range(1 if config.views.same_crop else views)
         ]
-        masked = range(views) if masks and config.aug.specaug.masks else range(0)
-        drawn = [masks_of(config, counted, epoch, view) for view in masked]
+        augmented = masks and config.aug.specaug.active
+        spec_augment = SpecAugment(config, counted, epoch, views) if augmented else None
         parts = [slice(part.start - first, part.stop - first) for part in whole if part.start < part.stop]
         for part, crops in zip(parts, self._crops(starts, parts), strict=True):
-            plain = [self._normalised(crop) for crop in crops]
-            erased = [
-                mask(plain[view % len(plain)], *(array[part] for array in arrays)) for view, arrays in enumerate(drawn)
-            ]
-            made = erased or plain
+            made = [self._normalised(crop) for crop in crops]
+            if spec_augment is not None:
+                made = [spec_augment(made[view % len(made)], part, view) for view in range(views)]
             given = tuple(made[view % len(made)].unsqueeze(1) for view in range(views))
             yield Batch(on_device[part], given, None, counted[part])
         if len(parts) < len(whole):

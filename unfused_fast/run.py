@@ -24,6 +24,7 @@ from unfused_fast.reading import read_json
 from unfused_fast.run_description import config_digest, device_name, read_description, versions
 from unfused_fast.run_differences import differences, in_words, order_of_batches
 from unfused_fast.run_lock import LOCK, RunLock
+from unfused_fast.set_statistics import set_statistics
 from unfused_fast.settings import flatten
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
@@ -54,7 +55,7 @@ class Run:
             "stage": stage,
             "config": flatten(config),
             "shards": shards.manifest.digest,
-            "log_mel": shards.manifest.log_mel,
+            "log_mel": set_statistics(shards, config.frontend),
             "inputs": inputs,
             "versions": versions(),
             "device": device_name(options.device),

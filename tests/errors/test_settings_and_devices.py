@@ -71,7 +71,7 @@ def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkey
         ("train.epochs=0", ["train.epochs = 0", "greater than 0"]),
         ("optim.lr=fast", ["--set optim.lr=fast: want a number"]),
         ("optim.lr=nan", ["optim.lr = nan", "greater than 0"]),
-        ("optim.name=adam", ["one of larc, sgd, adamw"]),
+        ("optim.name=adam", ["one of larc, lars, sgd, adamw"]),
         ("views.same_crop=perhaps", ["true or false"]),
         ("aug.rrc.freq_scale=1", ["numbers between commas"]),
         ("frontend.n_mels=60", ["frontend.n_mels = 60", "multiple of 8"]),

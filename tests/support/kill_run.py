@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from same_runs import assert_same_run
 
-from unfused_fast import dali, losses
+from unfused_fast import losses, pipeline
 from unfused_fast.cli import app
 from unfused_fast.terminal import run_app
 
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps from a start to the kill, at most")
     parser.add_argument("--longest", type=float, default=0.2, help="seconds from a step to the kill, at most")
     given = parser.parse_args()
-    dali.import_dali()  # once for all processes, as what follows
+    pipeline.import_dali()  # once for all processes, as what follows
     for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo"):
         importlib.import_module(heavy)
     torch.set_num_threads(1)

@@ -1,0 +1,94 @@
+"""Where a process stands among those that train together: by torchrun, by SLURM, or by --devices, which starts them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from unfused_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+PORTS = 20000, 20000
+"""Under SLURM: the first port, and how many there are; the job's number chooses."""
+
+
+class Place(NamedTuple):
+    """One process of several."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Among those on this machine: the number of its GPU."""
+    local_size: int
+    address: str
+    """Where the processes meet."""
+    port: int
+    hosted: bool
+    """Whether the launcher keeps the store there; else rank 0 does."""
+
+    def store(self, timeout: timedelta) -> Store:
+        """A connection of its own. Raises RuntimeError when nobody answers."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        leads = self.rank == 0 and not self.hosted
+        return TCPStore(
+            self.address, self.port, is_master=leads, timeout=timeout, wait_for_workers=False, multi_tenant=True
+        )
+
+
+def place_of(environment: Mapping[str, str]) -> Place | None:
+    """What torchrun or SLURM's srun says to this process; None where it works alone.
+
+    Raises:
+        UserError: variables that do not fit together.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        values = [
+            environment.get(name, default) for name, default in zip(names, ("", "", "0", "1", "", ""), strict=True)
+        ]
+        rank, world_size, local_rank, local_size = _numbers(names[:4], values[:4])
+        address, (port,) = values[4], _numbers(names[5:], values[5:])
+        if not address or not rank < world_size:
+            given = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+            raise UserError(f"these do not say which process this is of how many: {given}; start it by torchrun")
+        hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        place = Place(rank, world_size, local_rank, local_size, address, port, hosted)
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        asked = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+        rank, world_size, local_rank, job = _numbers(asked, [environment.get(name, "") for name in asked])
+        counts = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        local_size = counts[int(environment.get("SLURM_NODEID", "0"))]
+        address = environment.get("MASTER_ADDR") or first_node(environment.get("SLURM_STEP_NODELIST", ""))
+        port = int(environment.get("MASTER_PORT", PORTS[0] + job % PORTS[1]))
+        place = Place(rank, world_size, local_rank, local_size, address, port, hosted=False)
+    else:
+        return None
+    return place if place.world_size > 1 else None
+
+
+def first_node(nodes: str) -> str:
+    """`gpu[03-05,9],cpu1` -> `gpu03`: the first name of SLURM's list. Raises UserError where there is none."""
+    found = re.match(r"([^,\[\]]+)(?:\[([^,\-\]]+)[^\]]*\])?([^,\[\]]*)", nodes)
+    if found is None:
+        raise UserError(f"SLURM_STEP_NODELIST={nodes}: it names no node; set MASTER_ADDR to the first one's address")
+    return found[1] + (found[2] or "") + (found[3] or "")
+
+
+def tasks_per_node(counts: str) -> list[int]:
+    """`4(x2),3` -> 4, 4, 3: SLURM's numbers of processes on each node."""
+    found = list[int]()
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+        found += [int(count)] * int(times or 1)
+    return found
+
+
+def _numbers(names: tuple[str, ...], values: list[str]) -> list[int]:
+    for name, value in zip(names, values, strict=True):
+        if not value.isdecimal():
+            raise UserError(f"{name}={value}: want a whole number; start the processes by torchrun or srun")
+    return [int(value) for value in values]

@@ -1,0 +1,246 @@
+"""The processes that train one network together, a rank each: what they tell each other.
+
+Two groups: one of the device (NCCL on GPUs, gloo on CPUs) for tensors, one of gloo for words and agreements, so that
+these never wait for a GPU. A process that works alone is rank 0 of 1, and every exchange is the identity.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unfused_fast.beats import Beats
+from unfused_fast.errors import UserError
+from unfused_fast.launch import Place
+from unfused_fast.shares import Share
+
+TIMEOUT_SECONDS = 600.0
+"""How long a process waits for the others. Ours: longer than a compile, shorter than a night."""
+POLL_SECONDS = 0.02, 1.0
+"""Shortest and longest time from one look for rank 0's word to the next."""
+
+
+class RankLost(UserError):
+    """Another process ended, or does not answer."""
+
+
+class SaidElsewhere(UserError):
+    """What rank 0 could not do; it says so itself."""
+
+
+class Ranks:
+    """The processes of a run, seen from one of them. As a context manager it leaves them when the block ends, and tells
+    them why where it ends by an error.
+    """
+
+    def __init__(
+        self, place: Place | None = None, device: torch.device | None = None, timeout_s: float = TIMEOUT_SECONDS
+    ) -> None:
+        """Waits for the others. Raises UserError when they do not come.
+
+        Args:
+            place: among them; None: this process works alone.
+        """
+        self.rank, self.world_size = (0, 1) if place is None else (place.rank, place.world_size)
+        self.local_size = 1 if place is None else place.local_size
+        self.share = Share(self.rank, self.world_size)
+        self.sizes = [0]
+        """Rows of the batch at hand on each rank; see batch."""
+        self.group: dist.ProcessGroup | None = None
+        self._words, self._asked = 0, 0
+        if place is None:
+            return
+        self.device, self._timeout = device or torch.device("cpu"), timeout_s
+        limit = timedelta(seconds=timeout_s)
+        try:
+            self._store = place.store(limit)
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(
+                backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=limit
+            )
+            self.group = dist.group.WORLD
+            self._gloo = self.group if backend == "gloo" else dist.new_group(backend="gloo", timeout=limit)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"rank {self.rank} of {self.world_size}: the processes did not find each other at {place.address}:"
+                f"{place.port} ({str(error).splitlines()[0]}); were all of them started, and can they reach this port?"
+            ) from error
+        self._beats = Beats(place.store(limit), self.rank, self.world_size)
+        self._beats.start()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process reads and writes the run directory and speaks."""
+        return self.rank == 0
+
+    @property
+    def together(self) -> bool:
+        """Whether there are others."""
+        return self.group is not None
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.group is None:
+            return
+        self._beats.stop(None if error is None or isinstance(error, RankLost) else str(error) or type(error).__name__)
+        if error is None:
+            dist.destroy_process_group()
+
+    def stand(self, where: str) -> None:
+        """Notes where this process stands, for what the others say of it when it hangs."""
+        if self.group is not None:
+            self._beats.where = where
+
+    def batch(self, clips: int, part: Share | None = None) -> slice:
+        """Sets the batch at hand, of so many clips on all ranks, or a part of each rank's share of it. Returns that
+        part of this rank's rows.
+        """
+        whole = self.share.sizes(clips)
+        part = part or Share()
+        cuts = [part.of(size) for size in whole]
+        self.sizes = [cut.stop - cut.start for cut in cuts]
+        return cuts[self.rank]
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Of the batch at hand: its rows on all ranks, and how many of them lie on ranks before this one."""
+        return sum(self.sizes), sum(self.sizes[: self.rank])
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place, the same bits on each."""
+        if self.group is not None:
+            with self._watched():
+                dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Tensors of one shape -> (ranks, *shape)."""
+        if self.group is None:
+            return tensor[None]
+        every = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
+        with self._watched():
+            dist.all_gather(every, tensor.contiguous(), group=self.group)
+        return torch.stack(every)
+
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """This rank's rows of the batch at hand -> those of all ranks, in the order of the batch."""
+        return self.gather_parts(tensor, self.sizes)
+
+    def gather_parts(self, tensor: Tensor, sizes: list[int]) -> Tensor:
+        """(n, ...) with n = sizes[rank] -> (sum of sizes, ...)."""
+        if self.group is None:
+            return tensor
+        longest = max(sizes)
+        if len(tensor) < longest:
+            tensor = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+        every = self.gather(tensor)
+        return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """What rank 0 has, in place."""
+        if self.group is not None:
+            with self._watched():
+                dist.broadcast(tensor, 0, group=self.group)
+        return tensor
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each flag whether any rank has it set. Waits for the other processes, never for a GPU."""
+        if self.group is None:
+            return flags
+        every = torch.tensor(flags, dtype=torch.int32)
+        with self._watched():
+            dist.all_reduce(every, op=dist.ReduceOp.MAX, group=self._gloo)
+        return tuple(map(bool, every.tolist()))
+
+    def texts(self, text: str) -> list[str]:
+        """The text of each rank."""
+        if self.group is None:
+            return [text]
+        data = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+        length = torch.tensor(len(data))
+        with self._watched():
+            dist.all_reduce(length, op=dist.ReduceOp.MAX, group=self._gloo)
+            padded = torch.cat([data, data.new_zeros(int(length) - len(data))])
+            every = [torch.empty_like(padded) for _ in range(self.world_size)]
+            dist.all_gather(every, padded, group=self._gloo)
+        return [bytes(one.tolist()).split(b"\0")[0].decode() for one in every]
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """What rank 0's work gives, as JSON holds it, on every rank. However long it takes: the others look only
+        whether rank 0 is alive.
+
+        Raises:
+            UserError: rank 0's, there; SaidElsewhere on the others.
+        """
+        if self.group is None:
+            return work()
+        self._asked += 1
+        key = f"unfused/first/{self._asked}"
+        if not self.leads:
+            return self._answer(key)
+        try:
+            value = work()
+        except BaseException as error:
+            self._store.set(key, json.dumps({"error": str(error) or type(error).__name__}))
+            raise
+        self._store.set(key, json.dumps({"value": value}))
+        return value
+
+    def _answer(self, key: str) -> Any:
+        pause, (_, longest) = POLL_SECONDS[0], POLL_SECONDS
+        try:
+            while not self._store.check([key]):
+                if (silent := self._beats.silent_for(0)) > self._timeout:
+                    raise RankLost(f"rank 0 does not answer; it was last heard of {silent:.0f} s ago")
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
+            answer = json.loads(self._store.get(key))
+        except RuntimeError as error:
+            raise RankLost("rank 0 ended") from error
+        if "error" in answer:
+            raise SaidElsewhere(answer["error"])
+        return answer["value"]
+
+    def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Tensors on the CPU that rank 0 has, on every rank; the others give None."""
+        if self.group is None or (self.leads and tensors is None):
+            assert tensors is not None
+            return tensors
+        heads = self.first(
+            lambda: [
+                [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+                for name, tensor in (tensors or {}).items()
+            ]
+        )
+        found = dict[str, Tensor]()
+        for name, kind, shape in heads:
+            own = torch.empty(shape, dtype=getattr(torch, kind)) if tensors is None else tensors[name].contiguous()
+            with self._watched():
+                dist.broadcast(own, 0, group=self._gloo)
+            found[name] = own
+        return found
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Turns an exchange that fails into words about who is missing."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankLost(self._beats.who_is_missing()) from error
+
+
+ALONE = Ranks()
+"""A process without others."""
