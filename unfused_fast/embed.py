@@ -57,7 +57,7 @@ def embed_files(
     """Embeds every recording, and publishes `out` when all are done: one row a file, or with `frames` one a step.
 
     Decoded as `shard` decodes, to 16 bit at 16 kHz, so that a file's embedding is that of its clip in a shard set.
-    Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT's rejected.csv.
+    Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT.rejected.csv.
     What is in memory does not grow with the number of files or their length; a file beyond PIECE_FRAMES is embedded in
     pieces, see clip_pieces.py. Whatever ends this function, `resume` goes on after the last saved block of at most
     BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a block of its own.
@@ -135,7 +135,8 @@ def _embed(
         for job, answer in ahead(pool.answers(reader.jobs(store.files_done))):
             assert isinstance(job, ReadJob)
             if stopping():
-                raise Interrupted(f"{store.out}: stopped; {store.files_done} files are saved, go on with --resume")
+                flags = "--resume --overwrite" if store.out.exists() else "--resume"
+                raise Interrupted(f"{store.out}: stopped; {store.files_done} files are saved, go on with {flags}")
             early[job.number] = (list(job.parts), _results(embedder, job.parts, answer, frames))
             while done in early:
                 saver.take(*early.pop(done))
