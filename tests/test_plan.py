@@ -98,6 +98,7 @@ def test_the_mode_that_memory_allows(cli: Cli, more: list[object], store: str) -
     assert made["store"] == store and ("log-mels" in made["device"]) == (store == "resident")
     assert made["host"].get("log-mels, pinned") == (8 * GIB if store == "pinned" else None)  # 6.4 GB, rounded up
     assert (f"loading with --data {store}" in made["unknown"]) == (store in ("stream", "mmap"))
+    assert ("if the disk has room for 6.41 GB" in made["why"]) == (store == "mmap"), "nobody has looked"
 
 
 def test_what_does_not_fit_is_said(cli: Cli) -> None:

@@ -177,7 +177,7 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
         return config.data.store, "as data.store says"
     device_left = max(0, round((machine.memory or 0) - on_device))
     host_left = max(0, round((machine.host or 0) - on_host - (on_device if machine.kind == "cpu" else 0)))
-    store, why = choose(log_mels, torch.device(machine.kind), Free(device_left, host_left), True)
+    store, why = choose(log_mels, torch.device(machine.kind), Free(device_left, host_left), None)
     return store, why if machine.host is not None else f"{why}; of the host nothing is known without --host-gb"
 
 
