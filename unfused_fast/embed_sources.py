@@ -17,27 +17,9 @@ from unfused_fast.shards.table import MANIFEST, ShardSet, open_shards
 from unfused_fast.shards.telling import Say
 from unfused_fast.shards.trees import archive_named
 
-AUDIO_ENDINGS = frozenset(
-    [
-        ".wav",
-        ".wave",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".mp2",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".w64",
-        ".rf64",
-        ".sph",
-    ]
-)
+_CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
+_PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
+AUDIO_ENDINGS = frozenset(_CODED + _PLAIN)
 """A URL that ends so is a recording, any other may be a folder. Ours: what libsndfile reads, by its usual names."""
 
 
