@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console", "measuring", "memory", "metrics", "neighbours"},
+    {"errors", "kernels", "encoder", "console", "memory", "metrics", "neighbours"},
     {"profiling", "reading", "expected", "save_every", "background"},
     {"config_audio"},
     {"config_eval", "tasks"},
     {"config", "shards"},
-    {"mel", "config_checks"},
+    {"mel", "config_checks", "measuring"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
     {"order", "augment", "kmeans_start", "batches", "clip_pieces", "losses"},
     {"reading_errors", "progress"},

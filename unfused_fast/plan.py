@@ -148,7 +148,7 @@ def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Ra
         + checkpoint
         + (GENERATIONS_KEPT + 1) * generation,
     }
-    epoch, once, unknown = _times(config, clips, k, store, rates, checkpoint, generation)
+    epoch, once, unknown = _times(config, clips, seconds, k, store, rates, checkpoint, generation)
     return Plan(
         clips=clips,
         seconds=seconds,
@@ -182,7 +182,14 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
 
 
 def _times(
-    config: Config, clips: int, k: int, store: Store, rates: Rates, checkpoint: int, generation: int
+    config: Config,
+    clips: int,
+    seconds: float,
+    k: int,
+    store: Store,
+    rates: Rates,
+    checkpoint: int,
+    generation: int,
 ) -> tuple[dict[str, float], dict[str, float], list[str]]:
     """Seconds of an epoch's parts, of what comes once, and which parts are not known."""
     unknown, loading = list[str](), rates.loader.get(store)
@@ -209,10 +216,10 @@ def _times(
     once = {"first pass of the bank": clips / rates.step / 4 + epoch.get("views", 0.0) / 2}
     if store == "stream":
         return epoch, once, unknown
-    if "stream" in rates.loader:
-        once["log-mels, once a set"] = clips / rates.loader["stream"]
-    else:
+    if rates.first_pass is None:
         unknown.append("making the log-mels, once a set (decoding, on the host)")
+    else:
+        once["log-mels, once a set"] = clips * seconds / rates.first_pass
     return epoch, once, unknown
 
 
