@@ -98,16 +98,29 @@ class Plan:
         }
 
 
-def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Rates, flac_share: float) -> Plan:
-    """What stage 1 takes for `clips` train clips of one length.
+def clusters_of(config: Config, clips: int) -> int:
+    """K of a set of `clips` train clips, or PIC_CLUSTERS."""
+    with quietly():
+        return resolve_k(config, clips) or PIC_CLUSTERS
+
+
+def plan(
+    config: Config,
+    clips: int,
+    seconds: float,
+    machine: Machine,
+    rates: Rates,
+    flac_share: float,
+    cost: plan_bytes.StepCost,
+) -> Plan:
+    """What stage 1 takes for `clips` train clips of one length, each of which `cost` so much.
 
     With several devices the memory is that of a share on each. Times are of one device, on which training runs.
     """
     cuda = machine.kind == "cuda"
     with quietly():
-        k, batch_size = resolve_k(config, clips) or PIC_CLUSTERS, resolve_batch_size(config, clips)
+        k, batch_size = clusters_of(config, clips), resolve_batch_size(config, clips)
     share = -(-clips // machine.devices)
-    cost = plan_bytes.step_cost(config, k)
     device = {
         "memory bank": plan_bytes.bank_memory_bytes(share, config),
         "k-means, about": plan_bytes.kmeans_bytes(share, k, config),
