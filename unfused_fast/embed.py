@@ -160,11 +160,11 @@ def _results(embedder: Embedder, parts: Sequence[Part], answer: Sequence[Pcm | R
         waves = [torch.from_numpy(np.asarray(answer[number], np.float32) / 32768) for number in usable]
         found = embedder.piece_steps([(wave, parts[number].piece) for wave, number in zip(waves, usable, strict=True)])
         if frames:
-            steps = (values[kept].cpu().numpy() for values, kept in zip(found.steps, found.kept, strict=True))
-            made |= dict(zip(usable, steps, strict=True))
+            steps = found.steps.cpu().numpy()
+            made |= {number: steps[row, parts[number].piece.span] for row, number in enumerate(usable)}
         else:
             pooled = Pooled(*(values.cpu() for values in embedder.pooled(found)))
-            made |= {number: pooled.joined(slice(row, row + 1)) for row, number in enumerate(usable)}
+            made |= {number: pooled.taken(slice(row, row + 1)) for row, number in enumerate(usable)}
     return [made[number] for number in range(len(answer))]
 
 
@@ -203,8 +203,8 @@ class _Saver:
         files = list[FileRecord]()
         usable = [row for row in range(block.first, block.stop) if row in block.samples and row not in rejected]
         if not self.frames and usable:
-            embeddings = torch.cat([self.pooled[row].embedding(self.embedder.pool) for row in usable])
-            first = self.store.append(embeddings.numpy())
+            pooled = Pooled.together(self.pooled[row] for row in usable)
+            first = self.store.append(pooled.embedding(self.embedder.pool).numpy())
             self.places = {row: (first + number, 1) for number, row in enumerate(usable)}
         for row in usable:
             seconds = block.samples[row] / SAMPLE_RATE_HZ
