@@ -11,8 +11,8 @@ import torch
 from measure import record
 
 from unfused_fast.memory import free_memory
-from unfused_fast.plan import Machine, plan
-from unfused_fast.plan_bytes import FLAC_SHARE
+from unfused_fast.plan import Machine, clusters_of, plan
+from unfused_fast.plan_bytes import FLAC_SHARE, step_cost
 from unfused_fast.plan_rates import measured_here
 from unfused_fast.pretrain import pretrain
 from unfused_fast.settings import preset, with_values
@@ -41,7 +41,8 @@ def main() -> None:
     machine = Machine(device.type, float(free.device), float(free.host))
     for clips in given.clips:
         rates = measured_here(config, options, given.seconds, resolve_batch_size(config, clips))
-        planned = plan(config, clips, given.seconds, machine, rates, FLAC_SHARE)
+        cost = step_cost(config, clusters_of(config, clips))
+        planned = plan(config, clips, given.seconds, machine, rates, FLAC_SHARE, cost)
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "run"
             pretrain(config, synthetic_set(Path(name), clips, given.seconds), out, options)

@@ -16,7 +16,7 @@ from generations import DIM, content, written
 
 from unfused_fast import bank_manifest
 from unfused_fast.bank_manifest import DamagedBank, Layout, layout, read_manifest
-from unfused_fast.bank_read import BankRows, Generation, open_bank
+from unfused_fast.bank_read import Generation, open_bank
 from unfused_fast.bank_write import create_generation, publish, write_part
 from unfused_fast.errors import UserError
 
@@ -272,8 +272,8 @@ def test_bfloat16_bits_are_said_to_be_bfloat16(tmp_path: Path) -> None:
     assert array.dtype == "uint16" and array.attrs["dtype"] == "bfloat16"
     # bfloat16 is the upper half of float32
     wide = (array[:].astype(np.uint32) << 16).view(np.float32)
-    assert np.array_equal(wide, values.float()) and BankRows(generation).dtype == torch.bfloat16
-    assert torch.equal(BankRows(generation).block(10, 20), values[10:20])
+    assert np.array_equal(wide, values.float()) and Generation(generation).dtype == torch.bfloat16
+    assert torch.equal(Generation(generation).block(10, 20), values[10:20])
     norms = read_manifest(generation).norms
     assert norms.max == pytest.approx(float(values.float().norm(dim=1).max()), rel=1e-6)
 

@@ -1,11 +1,13 @@
 """`unfused-fast clusters`: sizes, central clips and purity against numpy and scikit-learn; what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from outcomes import refused
 from sklearn.metrics import normalized_mutual_info_score
 
 from unfused_fast.shards.table import open_shards
@@ -87,3 +89,28 @@ def test_what_is_no_such_run_or_another_set_is_refused(
     assert "another set" in cli("clusters", pretrained, "--shards", unlabelled).error
     assert "cannot be written" in cli("clusters", pretrained, "--png", tmp_path / "none" / "a.png").error
     assert "cannot be written" in cli("clusters", pretrained, "--png", tmp_path / "a.nothing").error
+
+
+@pytest.mark.parametrize("spoil", ["bank", "batch", "damage"])
+def test_an_older_whole_checkpoint_is_used_and_said(cli, pretrained: Path, tmp_path: Path, spoil: str) -> None:
+    """Of two: where the newer lies within an epoch, while its bank is filled or later, or is damaged; then both."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    assert json.loads(cli("clusters", run, "--json").out)["epoch"] == 2
+    says = "is damaged" if spoil == "damage" else "no whole memory bank yet"
+    for epoch in (2, 1):
+        path = run / f"checkpoints/epoch-{epoch:06d}.json"
+        if spoil == "damage":
+            path.with_suffix(".safetensors").write_bytes(b"x")
+        elif spoil == "bank":
+            path.write_text(json.dumps({**json.loads(path.read_text()), "bank": "here"}))
+        else:
+            for old in (path, path.with_suffix(".safetensors")):
+                old.rename(old.with_stem(f"{old.stem}-batch-000000002"))
+            path = path.with_stem(f"{path.stem}-batch-000000002")
+            path.write_text(json.dumps({**json.loads(path.read_text()), "batch": 2, "bank": "here"}))
+        done = cli("clusters", run, "--json")
+        if epoch == 2:
+            ids = zarr.open_group(run / "bank.zarr/gen-000001", mode="r")["assignments"][:]
+            assert done.code == 0 and says in done.err and "clusters of epoch 1" in done.err
+            assert json.loads(done.out)["found"][0]["clips"] == np.bincount(ids).max()
+    refused(done, says, "no usable checkpoint", *(["--resume"] if spoil != "damage" else []))

@@ -23,8 +23,9 @@ def test_every_requirement_of_the_project_is_looked_for(cli: Cli) -> None:
     assert names(PROJECT["dependencies"]) <= found.keys()
     assert {"google-crc32c", "indexed_gzip"} <= found.keys()
     extras = PROJECT["optional-dependencies"]
-    optional = names(extras["ray"]) | names(extras["remote"])
-    assert {"ray", "fsspec", "s3fs", "gcsfs"} <= optional <= found.keys()
+    ways = extras.keys() - {"cpu", "cuda12", "cuda13", "dev"}
+    optional = set[str]().union(*(names(extras[way]) for way in ways))
+    assert {"ray", "fsspec", "s3fs", "gcsfs", "scikit-learn", "onnx"} <= optional <= found.keys()
     for name in names(PROJECT["dependencies"]) | optional:
         version = found[name]["found"]
         assert version == "missing" or version.startswith(importlib.metadata.version(name).split("+")[0])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from outcomes import Cli, refused
 
 import unfused_fast
-from unfused_fast import embed_reading
+from unfused_fast import embed_formats, embed_reading
 from unfused_fast.embed import embed_files
 from unfused_fast.embed_sources import embed_rows
 from unfused_fast.embedder import Embedder
@@ -75,7 +75,7 @@ def test_a_folder(cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, 
     np.testing.assert_allclose(found["seconds"], [soundfile.info(path).duration for path in paths], atol=1e-4)
     assert found["about"]["encoder"] == embedder.digest == facts["encoder"] and found["about"]["pool"] == "maxmean"
     assert (facts["files"], facts["rows"], facts["rejected"]) == (96, 96, {})
-    assert {path.name for path in tmp_path.iterdir()} == {out.name, "tones.rejected.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.rejected.csv"}
     refused(cli("embed", folder, "--encoder", pretrained, "--out", out), out, "--overwrite")
 
 
@@ -129,7 +129,7 @@ def test_lists_and_archives_and_what_cannot_be_used(
     np.testing.assert_allclose(found["embeddings"], expected(embedder, paths[:4]), rtol=1e-4, atol=1e-5)
     names = [f"{tmp_path}/more.tar/inside/a.wav", paths[1].name, f"{mixed}/sound.wav", str(paths[3])]
     assert list(found["path"]) == names
-    lines = (tmp_path / "x.rejected.csv").read_text().splitlines()
+    lines = (tmp_path / "x.npz.rejected.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == [
         "path",
         *(f"{mixed}/{name}.wav" for name in ("notes", "short", "silent")),
@@ -227,7 +227,67 @@ def test_what_is_refused(cli: Cli, pretrained: Path, folder: Path, tmp_path: Pat
     common = ("--encoder", pretrained, "--device", "cpu")
     refused(cli("embed", folder, *common, "--out", tmp_path / "x.csv"), ".npz, .parquet or .zarr")
     refused(cli("embed", tmp_path / "none", *common, "--out", tmp_path / "x.npz"), "none", "no such file")
-    refused(cli("embed", folder, *common, "--out", tmp_path / "x.npz", "--resume", "--overwrite"), "--resume")
+    (tmp_path / "there.npz").touch()
+    nothing = ("--encoder", tmp_path, "--out", tmp_path / "there.npz")
+    refused(cli("embed", folder, *nothing), "there.npz: it exists")  # before the encoder is looked for
+
+
+def test_an_interrupted_overwrite_goes_on(
+    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is replaced stays until the new one is whole."""
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
+    out, asked, paths = tmp_path / "x.zarr", list[int](), sorted(folder.iterdir())
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
+    embed_files(embedder, embed_rows([str(paths[0])], None, print), out, workers=0)
+    rows = embed_rows([str(folder)], None, print)
+    with pytest.raises(Interrupted, match="go on with --resume --overwrite"):
+        embed_files(embedder, rows, out, workers=0, overwrite=True, stopping=stopping)
+    done = json.loads((tmp_path / "x.zarr.partial" / "state.json").read_text())["files_done"]
+    assert done > 0 and len(table_of(out)["path"]) == 1
+    flags = ("--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
+    refused(cli("embed", folder, *flags, "--resume"), f"{done} files are done", "--resume --overwrite")
+    counted = list[int]()
+    embed_files(
+        embedder,
+        rows,
+        out,
+        workers=0,
+        resume=True,
+        overwrite=True,
+        progress=lambda files, *_: counted.append(files),
+    )
+    assert counted[0] > done and {path.name for path in tmp_path.iterdir()} == {"x.zarr", "x.zarr.rejected.csv"}
+    np.testing.assert_allclose(table_of(out)["embeddings"], expected(embedder, paths), rtol=1e-4, atol=1e-5)
+
+
+def test_zarr_rows_are_appended_and_each_chunk_is_written_once(
+    embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
+    monkeypatch.setattr(embed_formats, "CHUNK_BYTES", 4 * embedder.scene_embedding_size * 7)
+    rows, out, asked = embed_rows([str(folder)], None, print)[:5], tmp_path / "x.zarr", list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    with pytest.raises(Interrupted):
+        embed_files(embedder, rows, out, frames=True, workers=0, stopping=stopping)
+    partial = tmp_path / "x.zarr.partial"
+    names = {path.name for path in partial.iterdir()}
+    assert names == {"state.json", "files.jsonl", "rejected.jsonl", "rows.f32"}
+    embed_files(embedder, rows, out, frames=True, workers=0, resume=True)
+    found = table_of(out)
+    for row, first, count in zip(rows, found["first_row"], found["rows"], strict=True):
+        steps, _ = embedder.embed_frames(soundfile.read(row.path, dtype="float32")[0], 16000)
+        np.testing.assert_allclose(found["embeddings"][first : first + count], steps[0].numpy(), rtol=1e-4, atol=1e-5)
+    chunks = list((out / "embeddings" / "c").rglob("0"))
+    assert len([path for path in chunks if path.is_file()]) == -(-len(found["embeddings"]) // 7)
 
 
 def test_resume_takes_the_same_request_only(

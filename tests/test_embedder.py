@@ -1,13 +1,16 @@
 """unfused_fast.load: waveforms to embeddings, beside features.extract and the encoder by itself."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unfused_fast
 from unfused_fast import clip_pieces
@@ -131,6 +134,66 @@ def test_other_rates_are_resampled_as_shard_does(embedder: Embedder) -> None:
     at_48k = soxr.resample(clip, 16000, 48000, "HQ")
     expected = embedder.embed(soxr.resample(at_48k, 48000, 16000, "HQ"), 16000)
     torch.testing.assert_close(embedder.embed(at_48k, 48000), expected, rtol=0, atol=0)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: values that it reads, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name == "index" and any(item is not None and item.dtype == torch.bool for item in args[1])
+        self.count += masks or name in ("_local_scalar_dense", "nonzero", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_no_oftener_for_more_clips(embedder: Embedder) -> None:
+    counts = []
+    for clips in (2, 12):
+        waves = [noise(1.0 + 0.1 * number, number) for number in range(clips)]
+        with HostReads() as reads:
+            embedder.embed(waves, 16000)
+            embedder.embed_frames(waves, 16000)
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+    with HostReads() as reads:
+        assert torch.arange(3)[torch.tensor([True, False, True])].sum() > 1
+    assert reads.count == 2, "both kinds are seen"
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for_by_each_clip(pretrained: Path) -> None:
+    """As above, by PyTorch's own warnings; and the embeddings are those of the CPU."""
+    on_gpu, counts = unfused_fast.load(pretrained, device="cuda"), []
+    for clips in (2, 12):
+        waves = [noise(1.0 + 0.1 * number, number) for number in range(clips)]
+        on_gpu.embed(waves, 16000)  # warm
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = on_gpu.embed(waves, 16000)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(len([warning for warning in caught if "synchroniz" in str(warning.message)]))
+        expected = unfused_fast.load(pretrained, device="cpu").embed(waves, 16000)
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-2)
+    assert counts[0] == counts[1]
+
+
+def test_clips_of_one_piece_and_of_more_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, each as if it were alone; and of infinite ones the first is named."""
+    monkeypatch.setattr(clip_pieces, "PIECE_FRAMES", 128)
+    model = random_embedder(model__channels=4, model__dim=32)
+    waves = [noise(seconds, number) for number, seconds in enumerate((5.0, 1.0, 0.4, 7.3, 1.2, 0.9))]
+    alone = torch.cat([model.embed(wave, 16000) for wave in waves])
+    torch.testing.assert_close(model.embed(waves, 16000), alone, rtol=1e-4, atol=1e-5)
+    waves[3][5] = waves[4][7] = torch.inf
+    with pytest.raises(UserError, match="clip 3: it holds NaN or infinity"):
+        model.embed(waves, 16000)
 
 
 def test_frozen_and_always_in_eval_mode(embedder: Embedder) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from outcomes import Cli
+from outcomes import Cli, refused
 from safetensors import safe_open
 
 import unfused_fast
@@ -47,6 +47,52 @@ def test_hub_folder_loads_and_gives_the_same(
     again = cli("export", pretrained, "--hub", folder)
     assert again.code == 1 and "--overwrite" in again.error
     assert cli("export", pretrained, "--hub", folder, "--overwrite").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_else_in_a_hub_folder_is_deleted(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
+    folder, linked = tmp_path / "model", tmp_path / "linked"
+    assert cli("export", pretrained, "--hub", folder).code == 0
+    for name in (".git", "model.replaced", "model.partial"):
+        kept = (folder if name == ".git" else tmp_path) / name
+        kept.mkdir()
+        (kept / "HEAD").write_text("mine")
+        refused(cli("export", pretrained, "--hub", folder, "--overwrite"), "HEAD" if kept.suffix else ".git", "move")
+        assert (kept / "HEAD").read_text() == "mine"
+        (kept / "HEAD").unlink()
+        kept.rmdir()
+    linked.symlink_to(folder)
+    assert cli("export", pretrained, "--hub", linked, "--overwrite").code == 0
+    assert linked.is_symlink() and unfused_fast.load(linked).digest == unfused_fast.load(folder).digest
+
+
+def test_a_kill_while_a_hub_folder_is_replaced_leaves_it(
+    cli: Cli, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each rename: by the disk's error, which puts it back, and by a kill, after which the next call does."""
+    folder, rename = tmp_path / "model", Path.rename
+    assert cli("export", pretrained, "--hub", folder).code == 0
+    (folder / "README.md").write_text("the old one")
+
+    def stop_at(ending: str, error: BaseException) -> None:
+        def stopping(self: Path, target: Path) -> Path:
+            if self.name == f"model{ending}":
+                raise error
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", stopping)
+
+    for ending in ("", ".partial"):
+        stop_at(ending, OSError("no"))
+        refused(cli("export", pretrained, "--hub", folder, "--overwrite"), "cannot be written")
+        assert (folder / "README.md").read_text() == "the old one" and len(list(tmp_path.iterdir())) == 1
+        stop_at(ending, SystemExit(137))
+        assert cli("export", pretrained, "--hub", folder, "--overwrite").code == 137
+        monkeypatch.setattr(Path, "rename", rename)
+        assert cli("export", pretrained, "--hub", folder).code == 1
+        assert (folder / "README.md").read_text() == "the old one"
+    assert cli("export", pretrained, "--hub", folder, "--overwrite").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and "old" not in (folder / "README.md").read_text()
 
 
 def test_a_hub_folder_is_an_encoder_for_train_linear(

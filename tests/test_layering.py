@@ -10,14 +10,14 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console", "measuring", "memory", "metrics", "neighbours", "shares"},
+    {"errors", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
     {"profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
     {"ranks"},
     {"shared_layers", "gradients"},
     {"config_audio"},
     {"config_eval", "tasks"},
     {"config", "shards"},
-    {"mel", "config_checks"},
+    {"mel", "config_checks", "measuring"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
     {"set_statistics", "normalisation", "dali_operators"},
     {"order", "augment", "kmeans_start", "batches", "clip_pieces", "losses"},

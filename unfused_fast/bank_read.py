@@ -1,6 +1,4 @@
-"""Reading the memory bank: generations on disk, verified chunk by chunk or lazily, and rows in blocks.   N rows, D
-features.
-"""
+"""Reading the memory bank: generations on disk, verified chunk by chunk or lazily.   N rows, D features."""
 
 from __future__ import annotations
 
@@ -169,42 +167,3 @@ def open_bank(path: Path, epoch: int | None = None) -> Generation:
             raise UserError(f"{path}: no generation of epoch {epoch}; it has {', '.join(map(str, by_epoch))}")
         return Generation(by_epoch[epoch])
     return Generation(found[-1])
-
-
-class BankRows:
-    """Rows that may be larger than the device: a tensor anywhere, or a generation on disk, read in blocks."""
-
-    shape: tuple[int, int]
-    dtype: torch.dtype
-
-    def __init__(self, source: Tensor | Generation | Path, device: torch.device | None = None) -> None:
-        """Blocks come on `device`; None: where the tensor is, or the CPU. A tensor is never copied as a whole; in
-        pinned memory its rows are copied to a GPU while the block before them is in use.
-        """
-        self.source = open_bank(source) if isinstance(source, Path) else source
-        if isinstance(self.source, Tensor):
-            if self.source.ndim != 2:
-                raise ValueError(f"a tensor of shape {tuple(self.source.shape)}: want (N, D)")
-            self.shape = (self.source.shape[0], self.source.shape[1])
-            self.device = device or self.source.device
-        else:
-            self.shape = self.source.manifest.rows, self.source.manifest.dim
-            self.device = device or torch.device("cpu")
-        self.dtype = self.source.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def block(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop, (stop - start, D); a view where the source is a tensor on the device. IndexError: not
-        within the rows.
-        """
-        if not 0 <= start <= stop <= self.shape[0]:
-            raise IndexError(f"rows {start} to {stop} of {self.shape[0]}")
-        if isinstance(self.source, Tensor):
-            rows = self.source[start:stop]
-        else:
-            rows = self.source.block(start, stop)
-            if self.device.type == "cuda":
-                rows = rows.pin_memory()
-        return rows.to(self.device, non_blocking=self.device.type == "cuda")

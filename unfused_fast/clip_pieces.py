@@ -38,6 +38,11 @@ class ClipPiece(NamedTuple):
     length: int
     """Samples of the whole clip with the silence behind it."""
 
+    @property
+    def span(self) -> slice:
+        """The steps that are kept."""
+        return slice(self.first_step, self.first_step + self.steps)
+
 
 class Cutting(NamedTuple):
     """How clips are cut: what of a config decides it."""

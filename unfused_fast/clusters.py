@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.assignment import clustered_points, own_similarities
+from unfused_fast.bank_manifest import generation_name
 from unfused_fast.bank_read import BANK, Generation
-from unfused_fast.checkpoint import load_checkpoint
+from unfused_fast.checkpoint import Position, load_checkpoint
 from unfused_fast.errors import UserError
 from unfused_fast.partitions import cluster_sizes, normalised_mutual_information
 from unfused_fast.run_description import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import NO_LABEL, ShardSet
+from unfused_fast.training import console
 
 
 class Clusters(NamedTuple):
@@ -37,25 +39,33 @@ class Clusters(NamedTuple):
 
 
 def last_clusters(run: Path) -> Clusters:
-    """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch. Raises UserError for what
-    is not such a run.
+    """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch; says why newer ones are
+    not used. Raises UserError for what is not such a run, or one without such a checkpoint.
     """
     recorded = read_description(run)
     if recorded is None or recorded["stage"] != "pretrain":
         found = "no config.json" if recorded is None else f"a run of stage {recorded['stage']}"
         raise UserError(f"{run}: {found}, but clusters are those of a run of train pretrain; give its directory")
-    _, state, _ = load_checkpoint(
-        run / "checkpoints",
-        lambda state: (
-            f"{run}: {state['batch']} batches into epoch {state['epoch'] + 1}" if state.get("batch") else None
-        ),
-    )
-    blocks = list((bank := Generation(run / BANK / f"gen-{state['epoch']:06d}")).chunks())
+    _, state, unused = load_checkpoint(run / "checkpoints", _fault)
+    for sentence in unused:
+        console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
+    blocks = list((bank := Generation(run / BANK / generation_name(state["epoch"]))).chunks())
     rows, assignments = (
         torch.cat(parts) for parts in zip(*((block.rows, block.assignments) for block in blocks), strict=True)
     )
     points = clustered_points(rows, from_flat(recorded["config"]))
     return Clusters(int(state["epoch"]), points, assignments, int(state["k"]), bank.manifest.first_clip_id)
+
+
+def _fault(state: dict[str, Any]) -> str | None:
+    """Why a checkpoint has no generation of its own: it holds the bank itself, which is partly of the next epoch."""
+    position = Position(state["epoch"], state.get("batch", 0))
+    if not position.batch and state.get("bank") != "here":
+        return None
+    return (
+        f"{position.name} was saved within epoch {state['epoch'] + 1}, of which there is no whole memory bank yet; "
+        "train on with --resume to its end"
+    )
 
 
 def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:

@@ -19,7 +19,12 @@ OPTIONAL = {
 }
 
 
-NEEDED_FOR = {"ray": "--engine ray", "remote": "sources and shards behind URLs"}
+NEEDED_FOR = {
+    "ray": "--engine ray",
+    "remote": "sources and shards behind URLs",
+    "sklearn": "UnfusedEmbedder",
+    "export": "export --onnx",
+}
 """Extras that bring a way to work, whatever the device."""
 
 

@@ -57,7 +57,7 @@ def embed_files(
     """Embeds every recording, and publishes `out` when all are done: one row a file, or with `frames` one a step.
 
     Decoded as `shard` decodes, to 16 bit at 16 kHz, so that a file's embedding is that of its clip in a shard set.
-    Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT's rejected.csv.
+    Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT.rejected.csv.
     What is in memory does not grow with the number of files or their length; a file beyond PIECE_FRAMES is embedded in
     pieces, see clip_pieces.py. Whatever ends this function, `resume` goes on after the last saved block of at most
     BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a block of its own.
@@ -140,7 +140,8 @@ def _embed(
         for job, answer in ahead(pool.answers(reader.jobs(store.files_done))):
             assert isinstance(job, ReadJob)
             if stopping():
-                raise Interrupted(f"{store.out}: stopped; {store.files_done} files are saved, go on with --resume")
+                flags = "--resume --overwrite" if store.out.exists() else "--resume"
+                raise Interrupted(f"{store.out}: stopped; {store.files_done} files are saved, go on with {flags}")
             early[job.number] = (list(job.parts), _results(embedder, job.parts, answer, frames))
             while done in early:
                 saver.take(*early.pop(done))
@@ -164,11 +165,11 @@ def _results(embedder: Embedder, parts: Sequence[Part], answer: Sequence[Pcm | R
         waves = [torch.from_numpy(np.asarray(answer[number], np.float32) / 32768) for number in usable]
         found = embedder.piece_steps([(wave, parts[number].piece) for wave, number in zip(waves, usable, strict=True)])
         if frames:
-            steps = (values[kept].cpu().numpy() for values, kept in zip(found.steps, found.kept, strict=True))
-            made |= dict(zip(usable, steps, strict=True))
+            steps = found.steps.cpu().numpy()
+            made |= {number: steps[row, parts[number].piece.span] for row, number in enumerate(usable)}
         else:
             pooled = Pooled(*(values.cpu() for values in embedder.pooled(found)))
-            made |= {number: pooled.joined(slice(row, row + 1)) for row, number in enumerate(usable)}
+            made |= {number: pooled.taken(slice(row, row + 1)) for row, number in enumerate(usable)}
     return [made[number] for number in range(len(answer))]
 
 
@@ -207,8 +208,8 @@ class _Saver:
         files = list[FileRecord]()
         usable = [row for row in range(block.first, block.stop) if row in block.samples and row not in rejected]
         if not self.frames and usable:
-            embeddings = torch.cat([self.pooled[row].embedding(self.embedder.pool) for row in usable])
-            first = self.store.append(embeddings.numpy())
+            pooled = Pooled.together(self.pooled[row] for row in usable)
+            first = self.store.append(pooled.embedding(self.embedder.pool).numpy())
             self.places = {row: (first + number, 1) for number, row in enumerate(usable)}
         for row in usable:
             seconds = block.samples[row] / SAMPLE_RATE_HZ

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import escaped
 from unfused_fast.terminal import Device, Json, Overwrite, bar, print_json
 
 
@@ -37,22 +37,24 @@ def embed(
         int | None, typer.Option(min=1, help="Processes that decode.", show_default="one a core")
     ] = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished OUT.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished OUT; with --overwrite one that replaces another.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Embed recordings of any kind and length by a trained encoder: one row a file, with its path and seconds.
 
-    Files that cannot be used are named in OUT's .rejected.csv. Ctrl-C keeps what is done, for --resume.
+    Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
     """
-    if resume and overwrite:
-        raise UserError("--resume goes on with an unfinished OUT and --overwrite starts again; give one of them")
     from unfused_fast.embed import embed_files, format_of
     from unfused_fast.embed_sources import embed_rows
+    from unfused_fast.embed_store import check_place, rejected_path
     from unfused_fast.embedder import load
     from unfused_fast.training import console
 
     format_of(out, frames)
+    check_place(out, resume, overwrite)
     embedder = load(encoder, device, pool)
     stopped = list[int]()
 
@@ -86,4 +88,4 @@ def embed(
     for reason, count in facts["rejected"].items():
         typer.echo(f"  rejected {count}: {reason}")
     if facts["rejected"]:
-        typer.echo(escaped(f"  each one is named in {out.with_suffix('.rejected.csv')}"))
+        typer.echo(escaped(f"  each one is named in {rejected_path(out)}"))

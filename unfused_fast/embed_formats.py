@@ -33,6 +33,8 @@ Centres = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 FORMATS: tuple[Format, ...] = ("npz", "parquet", "zarr")
 ROWS = 1024
 """Rows, or files, that are held at once."""
+CHUNK_BYTES = 8 * 2**20
+"""Most bytes of a chunk of embeddings of zarr."""
 FILES = 16384
 """Files of a chunk of zarr."""
 STEPS = 1 << 18
@@ -47,7 +49,6 @@ def write_rows(store: EmbeddingStore, kind: Format, about: Mapping[str, Any], ce
     elif kind == "parquet":
         _write_parquet(store, made, about, centres)
     else:
-        made = store.folder / "rows.zarr"
         _write_zarr(store, made, about, centres)
     return made
 
@@ -119,15 +120,19 @@ def _row_blocks(store: EmbeddingStore) -> Iterator[tuple[list[FileRecord], NDArr
 
 
 def _write_zarr(store: EmbeddingStore, path: Path, about: Mapping[str, Any], centres: Centres | None) -> None:
-    """Beside the embeddings, which are there, what is known of the files."""
-    group = zarr.open_group(path, mode="r+")
+    """Embeddings, each chunk written once, and what is known of the files."""
+    group = zarr.create_group(path, overwrite=True)
+    rows = max(1, CHUNK_BYTES // (4 * store.dim))
+    embeddings: Any = group.create_array(
+        "embeddings", shape=(store.rows, store.dim), chunks=(rows, store.dim), dtype="float32", compressors=None
+    )
+    for first in range(0, store.rows, rows):
+        embeddings[first : first + rows] = store.read(first, min(first + rows, store.rows))
     kinds: dict[str, Any] = {"path": np.dtypes.StringDType(), "seconds": np.dtype("f8")}
     if centres is not None:
         kinds |= {"first_row": np.dtype("i8"), "rows": np.dtype("i8")}
     made: dict[str, Any] = {
-        name: group.create_array(
-            name, shape=(0,), chunks=(FILES,), dtype=str if name == "path" else kind, overwrite=True
-        )
+        name: group.create_array(name, shape=(0,), chunks=(FILES,), dtype=str if name == "path" else kind)
         for name, kind in kinds.items()
     }
     for records in _some(store.records(), FILES):
@@ -137,9 +142,7 @@ def _write_zarr(store: EmbeddingStore, path: Path, about: Mapping[str, Any], cen
         plain = np.memmap(store.folder / "times.f32", np.float32, "w+", shape=(store.rows,))
         for record in store.records():
             plain[record.first_row : record.first_row + record.rows] = centres(np.arange(record.rows))
-        times: Any = group.create_array(
-            "timestamp_ms", shape=(store.rows,), chunks=(STEPS,), dtype="float32", overwrite=True
-        )
+        times: Any = group.create_array("timestamp_ms", shape=(store.rows,), chunks=(STEPS,), dtype="float32")
         for first in range(0, store.rows, STEPS):
             times[first : first + STEPS] = plain[first : first + STEPS]
     group.attrs["about"] = dict(about)

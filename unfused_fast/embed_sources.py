@@ -9,12 +9,18 @@ from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.places import Kind, Place, local_path, shown
+from unfused_fast.shards.remote_sets import RemoteSet
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.shard_files import index_path, read_index
 from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.table import MANIFEST, ShardSet, open_shards
 from unfused_fast.shards.telling import Say
 from unfused_fast.shards.trees import archive_named
+
+_CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
+_PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
+AUDIO_ENDINGS = frozenset(_CODED + _PLAIN)
+"""A URL that ends so is a recording, any other may be a folder. Ours: what libsndfile reads, by its usual names."""
 
 
 def embed_rows(audio: Sequence[str], work: Path | None, say: Say) -> list[SourceRow]:
@@ -44,16 +50,28 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
         if where.is_file() and not is_list and archive_named(where) is None:
             return [SourceRow(where, in_unicode(title))]
     else:
-        name = PurePosixPath(unquote(urlsplit(where).path)).name
-        is_list = name.lower().endswith(".csv")
-        if "." in name and not is_list and archive_named(where) is None:
+        name = PurePosixPath(unquote(urlsplit(where).path))
+        is_list = name.suffix.lower() == ".csv"
+        if name.suffix.lower() in AUDIO_ENDINGS:
             return [SourceRow(Place((where,)), in_unicode(title))]
-        if "." not in name:
+        if not is_list and archive_named(where) is None and _is_remote_set(where):
             from unfused_fast.terminal import local_shards
 
             return shard_set_rows(open_shards(local_shards(given)))
     rows = source_rows(given, work=work, say=say)
     return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
+
+
+def _is_remote_set(url: str) -> bool:
+    """Whether a shard set, which may be unfinished, is behind a URL."""
+    remote = RemoteSet(url)
+    try:
+        remote.read(MANIFEST)
+    except FileNotFoundError:
+        return remote.claim() is not None
+    except OSError:
+        return True  # who opens it says why it cannot be asked, or takes the copy that was used last
+    return True
 
 
 def shard_set_rows(shards: ShardSet) -> list[SourceRow]:

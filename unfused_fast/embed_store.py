@@ -3,8 +3,7 @@
 OUT.partial/state.json      what was asked for, and how far the other files are whole; replaced after each block
 OUT.partial/files.jsonl     a line a file: path, seconds, first row, rows
 OUT.partial/rejected.jsonl  a line a file that cannot be used: path, reason, text
-OUT.partial/rows.f32        (N, D) little-endian float32, for npz and parquet
-OUT.partial/rows.zarr       a zarr v3 group with `embeddings` (N, D), for zarr
+OUT.partial/rows.f32        (N, D) little-endian float32
 """
 
 from __future__ import annotations
@@ -20,15 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from unfused_fast.checkpoint import write_json
 from unfused_fast.errors import UserError
 from unfused_fast.shards.building import to_disk
 
-CHUNK_BYTES = 8 * 2**20
-"""Most bytes of a chunk of the zarr array."""
 _LOGS = ("files.jsonl", "rejected.jsonl", "rows.f32")
 
 
@@ -41,6 +37,33 @@ class FileRecord(NamedTuple):
     rows: int
 
 
+def rejected_path(out: Path) -> Path:
+    """Where the files that could not be used are named."""
+    return out.with_name(out.name + ".rejected.csv")
+
+
+def check_place(out: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """What OUT.partial says of itself; None where nothing is unfinished.
+
+    Raises:
+        UserError: OUT is there without `overwrite`, OUT.partial without either, or it cannot be read.
+    """
+    state = _recorded(_folder(out))
+    if out.exists() and not overwrite:
+        if state is None:
+            raise UserError(f"{out}: it exists; name another place, or replace it with --overwrite")
+        raise UserError(
+            f"{out}: it exists, and what is to replace it is unfinished, {state['files_done']} files are done; go on "
+            "with --resume --overwrite, start again with --overwrite, or name another place"
+        )
+    if state is not None and not (resume or overwrite):
+        raise UserError(
+            f"{out}: unfinished, {state['files_done']} files are done; go on with --resume, or start again with "
+            "--overwrite"
+        )
+    return state
+
+
 class EmbeddingStore:
     """OUT.partial. What is committed stays, whatever ends the program."""
 
@@ -51,22 +74,14 @@ class EmbeddingStore:
             request: what is asked for; only the same is gone on with.
 
         Raises:
-            UserError: OUT is there without `overwrite`, OUT.partial without `resume` or of another request, another
-                process writes to it, or the disk refuses.
+            UserError: as check_place; with `resume` an OUT.partial of another request; another process writes to it,
+                or the disk refuses.
         """
-        self.out, self.dim, self.is_zarr = out, dim, out.suffix == ".zarr"
-        self.folder = out.with_name(out.name + ".partial")
+        self.out, self.dim, self.folder = out, dim, _folder(out)
         self.request = json.loads(json.dumps(dict(request)))
         self.rows = self.files_done = 0
         self.reasons = Counter[str]()
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: it exists; name another place, or replace it with --overwrite")
-        state = self._recorded()
-        if state is not None and not (resume or overwrite):
-            raise UserError(
-                f"{out}: unfinished, {state['files_done']} files are done; go on with --resume, or start again with "
-                "--overwrite"
-            )
+        state = check_place(out, resume, overwrite)
         if state is not None and resume and state["request"] != self.request:
             names = [name for name in self.request if self.request[name] != state["request"].get(name)]
             raise UserError(
@@ -88,20 +103,13 @@ class EmbeddingStore:
     def append(self, embeddings: NDArray[np.float32]) -> int:
         """(n, D) behind the rows that are there -> the number of the first."""
         first, self.rows = self.rows, self.rows + len(embeddings)
-        if self.is_zarr:
-            self._array.resize((self.rows, self.dim))
-            self._array[first : self.rows] = embeddings
-        else:
-            self._logs["rows.f32"].write(np.ascontiguousarray(embeddings, "<f4").data)
+        self._logs["rows.f32"].write(np.ascontiguousarray(embeddings, "<f4").data)
         return first
 
     def take_back(self, rows: int) -> None:
         """Forgets all rows behind the first `rows`, which are not committed yet."""
         self.rows = rows
-        if self.is_zarr:
-            self._array.resize((rows, self.dim))
-        else:
-            self._logs["rows.f32"].truncate(rows * 4 * self.dim)
+        self._logs["rows.f32"].truncate(rows * 4 * self.dim)
 
     def commit(self, files: list[FileRecord], rejected: list[tuple[str, str, str]], files_done: int) -> None:
         """What was appended stays. Args: rejected: path, reason, text; files_done: rows of the source, from 0."""
@@ -131,13 +139,12 @@ class EmbeddingStore:
             yield from (tuple(json.loads(line)) for line in stream)
 
     def read(self, first: int, stop: int) -> NDArray[np.float32]:
-        """(stop - first, D), of npz and parquet."""
+        """(stop - first, D) of what is committed."""
         count = (stop - first) * self.dim
         return np.fromfile(self.folder / "rows.f32", "<f4", count, offset=4 * self.dim * first).reshape(-1, self.dim)
 
     def publish(self, made: Path) -> None:
-        """Writes OUT's rejected.csv, puts `made` in OUT's place, and deletes the folder."""
-        table = self.out.with_suffix(".rejected.csv")
+        """Puts `made` in OUT's place, its list of rejected files beside it, and deletes the folder."""
         new = self.folder / "rejected.csv"
         with new.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -145,11 +152,12 @@ class EmbeddingStore:
             writer.writerows((path, text) for path, _, text in self.rejections())
         for path in (*made.rglob("*"), made, new):
             to_disk(path)
-        new.replace(table)
         if self.out.is_dir():
             old = self.folder / "replaced"
+            shutil.rmtree(old, ignore_errors=True)  # of a run that was killed here
             self.out.rename(old)
         made.replace(self.out)
+        new.replace(rejected_path(self.out))
         to_disk(self.out.absolute().parent)
         shutil.rmtree(self.folder)
 
@@ -161,15 +169,6 @@ class EmbeddingStore:
         state = {"request": self.request, "rows": self.rows, "files_done": self.files_done, "sizes": sizes}
         write_json(self.folder / "state.json", {**state, "reasons": dict(self.reasons)})
 
-    def _recorded(self) -> dict[str, Any] | None:
-        path = self.folder / "state.json"
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete {self.folder} and start again") from error
-
     def _begin(self) -> None:
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -178,12 +177,6 @@ class EmbeddingStore:
                 path.unlink()
         for name in _LOGS:
             (self.folder / name).touch()
-        if self.is_zarr:
-            chunk = max(1, CHUNK_BYTES // (4 * self.dim))
-            group = zarr.create_group(self.folder / "rows.zarr")
-            self._array: Any = group.create_array(
-                "embeddings", shape=(0, self.dim), chunks=(chunk, self.dim), dtype="float32", compressors=None
-            )
         self._save()
 
     def _go_on(self, state: dict[str, Any]) -> None:
@@ -191,9 +184,6 @@ class EmbeddingStore:
         self.reasons.update(state["reasons"])
         for name, size in state["sizes"].items():
             os.truncate(self.folder / name, size)
-        if self.is_zarr:
-            self._array = zarr.open_group(self.folder / "rows.zarr", mode="r+")["embeddings"]
-            self._array.resize((self.rows, self.dim))
 
     def _take_lock(self) -> None:
         try:
@@ -203,3 +193,17 @@ class EmbeddingStore:
             raise UserError(f"{self.out}: another process writes to it; wait for it, or name another --out") from None
         except OSError:  # a file system without locks
             return
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    path = folder / "state.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete {folder} and start again") from error

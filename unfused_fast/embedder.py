@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,15 @@ class Pooled(NamedTuple):
     """(B, D)"""
     steps: Tensor
     """(B,) how many are kept."""
+
+    @staticmethod
+    def together(parts: Iterable[Pooled]) -> Pooled:
+        """All pieces of several, in their order."""
+        return Pooled(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def taken(self, rows: slice | Tensor) -> Pooled:
+        """Some of the pieces."""
+        return Pooled(*(values[rows] for values in self))
 
     def joined(self, rows: slice) -> Pooled:
         """The pieces of one clip as one."""
@@ -115,15 +125,15 @@ class Embedder(nn.Module):
         clips = self._clips(waveform, sample_rate, lengths)
         pieces = [self.cutting.pieces(len(clip)) for clip in clips]
         flat = [(_samples(clip, piece), piece) for clip, own in zip(clips, pieces, strict=True) for piece in own]
-        parts: list[Pooled | None] = [None] * len(flat)
-        for batch in in_batches([piece for _, piece in flat]):
-            pooled = self.pooled(self.piece_steps([flat[number] for number in batch]))
-            for row, number in enumerate(batch):
-                parts[number] = pooled.joined(slice(row, row + 1))
-        whole = Pooled(*(torch.cat(values) for values in zip(*(part for part in parts if part), strict=True)))
-        ends = np.cumsum([len(own) for own in pieces])
-        joined = [whole.joined(slice(end - len(own), end)) for end, own in zip(ends, pieces, strict=True)]
-        return torch.cat([part.embedding(self.pool) for part in joined])
+        batches = in_batches([piece for _, piece in flat])
+        pooled = Pooled.together(self.pooled(self.piece_steps([flat[number] for number in batch])) for batch in batches)
+        order = torch.tensor([number for batch in batches for number in batch])
+        pooled = pooled.taken(torch.argsort(order).to(self.device))
+        if len(flat) > len(clips):
+            spans = [slice(end - len(own), end) for end, own in zip(accumulate(map(len, pieces)), pieces, strict=True)]
+            one = (pooled.joined(span) if span.stop - span.start > 1 else pooled.taken(span) for span in spans)
+            pooled = Pooled.together(one)
+        return pooled.embedding(self.pool)
 
     @torch.no_grad()
     def embed_frames(
@@ -147,25 +157,25 @@ class Embedder(nn.Module):
                 first += piece.steps
         for batch in in_batches([piece for _, piece in flat]):
             found = self.piece_steps([flat[number] for number in batch])
-            for values, kept, number in zip(found.steps, found.kept, batch, strict=True):
-                row, first = places[number]
-                made[row, first : first + flat[number][1].steps] = values[kept]
+            for values, number in zip(found.steps, batch, strict=True):
+                (row, first), piece = places[number], flat[number][1]
+                made[row, first : first + piece.steps] = values[piece.span]
         centres = np.asarray(self.cutting.centre_ms(np.arange(max(steps))), np.float32)
         return made, torch.from_numpy(centres).to(self.device).expand(len(clips), -1)
 
     def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
         """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the encoder's steps."""
-        frontend, edged = self.config.frontend, [self._edged(wave, piece) for wave, piece in pieces]
-        padded = nn.utils.rnn.pad_sequence(edged, batch_first=True)
+        frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not clip by clip
+        edged = [self._edged(wave.to(where, torch.float32), piece) for wave, piece in pieces]
+        padded = nn.utils.rnn.pad_sequence(edged, batch_first=True).to(self.device)
         normalised = (log_mel(padded, frontend, edges=False) - self.mean) * (1.0 / self.std)
-        lengths = [piece.frames for _, piece in pieces]
+        spans = [(piece.frames, piece.first_step, piece.first_step + piece.steps) for _, piece in pieces]
+        lengths, first, stop = torch.tensor(spans, device=self.device).unbind(1)
         # without padding there is nothing to mask, which takes a tenth of the time
-        counts = None if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
+        counts = None if len({frames for frames, _, _ in spans}) == 1 else lengths
         output: EncoderOutput = self.encoder(normalised[:, None], counts)
-        first = torch.tensor([piece.first_step for _, piece in pieces], device=self.device)[:, None]
-        steps = torch.tensor([piece.steps for _, piece in pieces], device=self.device)[:, None]
         place = torch.arange(output.frames.shape[1], device=self.device)
-        return PieceSteps(output.frames.float(), (place >= first) & (place < first + steps))
+        return PieceSteps(output.frames.float(), (place >= first[:, None]) & (place < stop[:, None]))
 
     def pooled(self, found: PieceSteps) -> Pooled:
         """Sums and maxima over the kept steps."""
@@ -178,7 +188,7 @@ class Embedder(nn.Module):
         low, high = self.cutting.span(piece.first_frame, piece.first_frame + piece.frames)
         start, length = piece.start, piece.length
         silence = max(min(high, length), 1 - low) - start - len(wave)
-        there = nn.functional.pad(wave.to(self.device, torch.float32), (0, max(0, silence)))
+        there = nn.functional.pad(wave, (0, max(0, silence)))
         parts = [there[max(low, 0) - start : min(high, length) - start]]
         if self.config.frontend.pad_mode == "constant":
             return nn.functional.pad(parts[0], (max(0, -low), max(0, high - length)))
@@ -218,8 +228,9 @@ class Embedder(nn.Module):
                 raise UserError(f"clip {number} is {tuple(row.shape)}: want (samples,), one channel, 1 sample or more")
             if not row.is_floating_point():
                 raise UserError(f"clip {number} is {row.dtype}: want float in [-1, 1]; divide int16 by 32768")
-            if not bool(torch.isfinite(row).all()):
-                raise UserError(f"clip {number}: it holds NaN or infinity; mend the recording")
+        finite = torch.stack([torch.isfinite(row).all().to(rows[0].device) for row in rows]).tolist()  # read once
+        if not all(finite):
+            raise UserError(f"clip {finite.index(False)}: it holds NaN or infinity; mend the recording")
         if sample_rate == self.sample_rate:
             return [row.float() for row in rows]
         arrays = [row.detach().cpu().float().numpy() for row in rows]

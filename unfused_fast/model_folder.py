@@ -28,6 +28,7 @@ from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.shard_files import replace_file
 
 WEIGHTS = "model.safetensors"
+_FILES = {"config.json", WEIGHTS, "README.md"}
 
 
 def encoder_digest(network: nn.Module) -> str:
@@ -45,20 +46,28 @@ def write_model_folder(
 ) -> None:
     """Writes a model folder, which is there when it is complete and not before.
 
+    One that it replaces is FOLDER.replaced until then, and is put back if a run was killed between the two renames.
+
     Args:
         description: what config.json holds: stage, config, shards, log_mel, inputs.
         card: text of README.md.
-        overwrite: replace a model folder.
+        overwrite: replace a model folder. Nothing but its own files is ever deleted.
 
     Raises:
-        UserError: something is at `folder`, or it cannot be written.
+        UserError: something is at `folder`, it holds more than a model folder's files, or it cannot be written.
     """
+    given, folder = folder, folder.resolve()  # a link stays one
+    partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
+    for place in (partial, replaced):
+        _refuse_others(place, place)
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / WEIGHTS).is_file():
-            raise UserError(f"{folder}: it exists and is not a model folder; name another place")
+            raise UserError(f"{given}: it exists and is not a model folder; name another place")
         if not overwrite:
-            raise UserError(f"{folder}: a model folder is there; name another place, or replace it with --overwrite")
-    partial = folder.with_name(folder.name + ".partial")
+            raise UserError(f"{given}: a model folder is there; name another place, or replace it with --overwrite")
+        _refuse_others(folder, given)
     tensors: dict[str, Tensor] = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,13 +77,28 @@ def write_model_folder(
         write_json(partial / "config.json", dict(description))
         if card is not None:
             replace_file(partial / "README.md", card.encode())
+        to_disk(partial)
+        shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(replaced)
         partial.rename(folder)
-        to_disk(folder.absolute().parent)
+        to_disk(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{folder}: cannot be written ({error}); free space, or name another place") from error
+        raise UserError(f"{given}: cannot be written ({error}); free space, or name another place") from error
+
+
+def _refuse_others(folder: Path, title: Path) -> None:
+    """Raises UserError where a folder that would be deleted holds more than a model folder's files."""
+    found = {path.name.removesuffix(".new") for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if others := sorted(found - _FILES):
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise UserError(
+            f"{title}: it holds more than a model folder's files ({shown}); move that, or name another place"
+        )
 
 
 def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config, AudioNTT | EfficientNetB0]:

@@ -22,8 +22,12 @@ MEMORY_SHARE = 0.75
 network, its activations and the page cache; at the paper's settings a step takes about 7 GB."""
 
 
-def choose(size: int, device: torch.device, free: Free, room_on_disk: bool) -> tuple[Store, str]:
-    """What `auto` takes for `size` bytes, and why: the fastest place in which they fit."""
+def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | None) -> tuple[Store, str]:
+    """What `auto` takes for `size` bytes, and why: the fastest place in which they fit.
+
+    Args:
+        room_on_disk: None: nobody has looked.
+    """
     cuda, on_host = device.type == "cuda", host_bytes(size, device)
     taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
     on_gpu = f"{gigabytes(free.device)} on the GPU and " if cuda else ""
@@ -35,6 +39,8 @@ def choose(size: int, device: torch.device, free: Free, room_on_disk: bool) -> t
         return "resident", said
     if on_host <= MEMORY_SHARE * free.host:
         return ("pinned" if cuda else "resident"), said
+    if room_on_disk is None:
+        return "mmap", f"{said}; if the disk has room for {gigabytes(size)}"
     return ("mmap", f"{said}; on disk there is room") if room_on_disk else ("stream", f"{said}; nor is there on disk")
 
 

@@ -98,16 +98,29 @@ class Plan:
         }
 
 
-def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Rates, flac_share: float) -> Plan:
-    """What stage 1 takes for `clips` train clips of one length.
+def clusters_of(config: Config, clips: int) -> int:
+    """K of a set of `clips` train clips, or PIC_CLUSTERS."""
+    with quietly():
+        return resolve_k(config, clips) or PIC_CLUSTERS
+
+
+def plan(
+    config: Config,
+    clips: int,
+    seconds: float,
+    machine: Machine,
+    rates: Rates,
+    flac_share: float,
+    cost: plan_bytes.StepCost,
+) -> Plan:
+    """What stage 1 takes for `clips` train clips of one length, each of which `cost` so much.
 
     With several devices the memory is that of a share on each. Times are of one device, on which training runs.
     """
     cuda = machine.kind == "cuda"
     with quietly():
-        k, batch_size = resolve_k(config, clips) or PIC_CLUSTERS, resolve_batch_size(config, clips)
+        k, batch_size = clusters_of(config, clips), resolve_batch_size(config, clips)
     share = -(-clips // machine.devices)
-    cost = plan_bytes.step_cost(config, k)
     device = {
         "memory bank": plan_bytes.bank_memory_bytes(share, config),
         "k-means, about": plan_bytes.kmeans_bytes(share, k, config),
@@ -148,7 +161,7 @@ def plan(config: Config, clips: int, seconds: float, machine: Machine, rates: Ra
         + checkpoint
         + (GENERATIONS_KEPT + 1) * generation,
     }
-    epoch, once, unknown = _times(config, clips, k, store, rates, checkpoint, generation)
+    epoch, once, unknown = _times(config, clips, seconds, k, store, rates, checkpoint, generation)
     return Plan(
         clips=clips,
         seconds=seconds,
@@ -177,12 +190,19 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
         return config.data.store, "as data.store says"
     device_left = max(0, round((machine.memory or 0) - on_device))
     host_left = max(0, round((machine.host or 0) - on_host - (on_device if machine.kind == "cpu" else 0)))
-    store, why = choose(log_mels, torch.device(machine.kind), Free(device_left, host_left), True)
+    store, why = choose(log_mels, torch.device(machine.kind), Free(device_left, host_left), None)
     return store, why if machine.host is not None else f"{why}; of the host nothing is known without --host-gb"
 
 
 def _times(
-    config: Config, clips: int, k: int, store: Store, rates: Rates, checkpoint: int, generation: int
+    config: Config,
+    clips: int,
+    seconds: float,
+    k: int,
+    store: Store,
+    rates: Rates,
+    checkpoint: int,
+    generation: int,
 ) -> tuple[dict[str, float], dict[str, float], list[str]]:
     """Seconds of an epoch's parts, of what comes once, and which parts are not known."""
     unknown, loading = list[str](), rates.loader.get(store)
@@ -209,10 +229,10 @@ def _times(
     once = {"first pass of the bank": clips / rates.step / 4 + epoch.get("views", 0.0) / 2}
     if store == "stream":
         return epoch, once, unknown
-    if "stream" in rates.loader:
-        once["log-mels, once a set"] = clips / rates.loader["stream"]
-    else:
+    if rates.first_pass is None:
         unknown.append("making the log-mels, once a set (decoding, on the host)")
+    else:
+        once["log-mels, once a set"] = clips * seconds / rates.first_pass
     return epoch, once, unknown
 
 

@@ -67,11 +67,10 @@ def plan(
 ) -> None:
     """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
     from unfused_fast.memory import free_memory
-    from unfused_fast.plan import Machine
+    from unfused_fast.plan import Machine, clusters_of
     from unfused_fast.plan import plan as planned
     from unfused_fast.plan_bytes import FLAC_SHARE, step_cost
     from unfused_fast.plan_rates import PEAK_SHARE, SHEETS, measured_here, read_rates, sheet_rates
-    from unfused_fast.pretrain import resolve_k
     from unfused_fast.training import quietly, resolve_batch_size
 
     if device in ("auto", "cpu") and (matmul_tflops is not None or peak_share is not None):
@@ -83,7 +82,7 @@ def plan(
         raise UserError("--rates gives measured rates; leave out --matmul-tflops and --peak-share")
     config = stage_config("pretrain", preset, settings, epochs, 0)
     with quietly():
-        cost, batch_size = step_cost(config, resolve_k(config, clips) or 512), resolve_batch_size(config, clips)
+        cost, batch_size = step_cost(config, clusters_of(config, clips)), resolve_batch_size(config, clips)
     sheet = None if device == "auto" or device == "cpu" else SHEETS[device]
     host = None if host_gb is None else host_gb * 1e9
     memory = None if device_gb is None else device_gb * 1e9
@@ -101,7 +100,7 @@ def plan(
     if rates is None:
         assert rates_file is not None
         rates = read_rates(rates_file, config, cost)
-    made = planned(config, clips, seconds, machine, rates, FLAC_SHARE if flac_share is None else flac_share)
+    made = planned(config, clips, seconds, machine, rates, FLAC_SHARE if flac_share is None else flac_share, cost)
     if as_json:
         print_json(made.as_json())
         return

@@ -70,6 +70,8 @@ class Rates:
     """Operations a second of 2 N D K an iteration."""
     disk: float | None
     """Bytes a second that reach the disk."""
+    first_pass: float | None = None
+    """Seconds of audio a second, of the one pass over whole clips that makes the log-mels."""
     peak_share: float | None = None
     """Share of a data sheet's peaks that all of these are; None where they were measured."""
 
@@ -142,6 +144,7 @@ def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost |
     step, kmeans, bank = parts["step"][0], parts["kmeans"][0], parts["bank"][0]
     n, d, k = _numbers(r"iteration, ([\d,]+) x (\d+), K (\d+)", kmeans["what"])
     _, width = _numbers(r"generation of ([\d,]+) x (\d+)", bank["what"])
+    first_pass = [row for row in parts["loader"] if str(row["what"]).startswith("first pass")]
     row_bytes = width * (2 if "bf16" in bank["what"] else 4) + 8
     loaders = {row["what"].split(",")[0]: _rate(row) for row in parts["loader"]}
     rates = Rates(
@@ -151,6 +154,7 @@ def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost |
         loader={store: loaders[store] for store in ("stream", "resident", "pinned", "mmap") if store in loaders},
         kmeans=2 * n * d * k / (_rate(kmeans) / 1e3),
         disk=_positive(bank["floor"]) * row_bytes,
+        first_pass=_rate(first_pass[0]) * _seconds(first_pass[0]["what"]) if first_pass else None,
     )
     counted = re.match(r"([\d.]+) GFLOP", str(step["floor_is"]))
     if cost is None or counted is None or float(counted[1]) == 0:
@@ -167,6 +171,11 @@ def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost |
 
 def _rate(row: Mapping[str, Any]) -> float:
     return _positive(row["p50"])
+
+
+def _seconds(text: str) -> float:
+    found = re.search(r"clips of ([\d.]{1,9}) s$", text)
+    return _positive(float(found[1]) if found else None)
 
 
 def _positive(value: Any) -> float:
