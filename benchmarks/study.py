@@ -25,8 +25,9 @@ from unfused_fast.config import Config
 from unfused_fast.demo import TASKS, DemoSize, packed_set, size_values
 from unfused_fast.encoder_cost import Cost, encoder_cost
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Measured, Plan, measure, metric_of
-from unfused_fast.evaluation_table import bootstrap_draws, comparisons, result_rows
+from unfused_fast.evaluation import Measured, Plan, measure
+from unfused_fast.evaluation_table import comparisons, result_rows
+from unfused_fast.judged import judged
 from unfused_fast.measuring import circumstances
 from unfused_fast.protocol import LabelledClips
 from unfused_fast.run_pool import PooledRun, RunPool
@@ -159,18 +160,18 @@ def _target(study: Study, target: ShardSet, failed: list[str]) -> dict[str, Any]
             measured += found
     if clips is None:
         raise UserError(f"no encoder could be trained: {'; '.join(failed)}")
-    draws = bootstrap_draws(clips, measured, seed=0)
+    judgements = judged(clips, measured, seed=0)
+    found_pairs = comparisons(clips, judgements)
     by_seed: dict[str, dict[int, float]] = {}
-    for found_one in measured:
-        score = metric_of(clips, found_one.rows, found_one.scores)
-        by_seed.setdefault(found_one.encoder, {})[found_one.seed] = score
+    for one in judgements:
+        by_seed.setdefault(one.found.encoder, {})[one.found.seed] = one.test
     return {
         "task": target.directory.name,
         "classes": len(clips.label_names),
         "clips": {name: split.clips for name, split in target.manifest.splits.items()},
         "metric": "mAP" if clips.multi_label else "accuracy",
-        "rows": result_rows(clips, measured, _costs(study), draws),
-        "pairs": [line for pair in COMPARED if (line := _pair(comparisons(clips, measured, draws), by_seed, *pair))],
+        "rows": result_rows(clips, judgements, _costs(study)),
+        "pairs": [line for pair in COMPARED if (line := _pair(found_pairs, by_seed, *pair))],
     }
 
 
@@ -223,17 +224,16 @@ def _costs(study: Study) -> dict[str, Cost | None]:
 def _pair(
     found: Sequence[dict[str, Any]], by_seed: dict[str, dict[int, float]], first: str, second: str
 ) -> dict[str, Any] | None:
-    """first - second, whichever way round it was compared; None where one of them is missing."""
+    """first - second, whichever way round it was compared; over the seeds of both; None where there is none."""
     for pair in found:
         if {pair["first"], pair["second"]} == {first, second}:
             sign = 1 if pair["first"] == first else -1
-            both = sorted(set(by_seed[first]) & set(by_seed[second]))
             return {
                 "first": first,
                 "second": second,
                 "difference": sign * pair["difference"],
                 "interval": sorted(sign * end for end in pair["interval"]),
-                "by_seed": [by_seed[first][seed] - by_seed[second][seed] for seed in both],
+                "by_seed": [by_seed[first][seed] - by_seed[second][seed] for seed in pair["seeds"]],
             }
     return None
 

@@ -56,6 +56,7 @@ LAYERS = [
     {"demo", "protocol", "ablation_report"},
     {"ablation"},
     {"evaluation"},
+    {"judged", "predictions"},
     {"evaluation_table"},
     {"evaluate", "lape_data", "lape_report"},
     {"lape"},

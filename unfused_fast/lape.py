@@ -23,10 +23,12 @@ from unfused_fast.distill import distill
 from unfused_fast.encoder_cost import encoder_cost
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Plan, measure
-from unfused_fast.evaluation_table import bootstrap_draws, result_rows, write_predictions
+from unfused_fast.evaluation_table import result_rows
 from unfused_fast.features import load_encoder
+from unfused_fast.judged import judged
 from unfused_fast.lape_data import find, shards_of, where_to_get
 from unfused_fast.lape_report import summary_of, write_report
+from unfused_fast.predictions import write_predictions
 from unfused_fast.run_description import read_description
 from unfused_fast.settings import flatten, with_values
 from unfused_fast.shards.table import ShardSet
@@ -149,7 +151,7 @@ def _run_seed(
     measuring = Plan(("linear",), plan.fractions, task.by_folds)
     clips, measured = measure(config, shards, {name: [str(run)]}, measuring, options.device)
     cost = encoder_cost(plan.distill, name)
-    rows = result_rows(clips, measured, {name: cost}, bootstrap_draws(clips, measured, seed))
+    rows = result_rows(clips, judged(clips, measured, seed), {name: cost})
     shown = max(rows, key=lambda row: float(row["label_fraction"]))
     write_predictions(folder / "predictions.parquet", clips, measured)
     result = {
