@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from unfused_fast.ablation import cells_of
 from unfused_fast.config import Config
 from unfused_fast.settings import Stage, preset
+from unfused_fast.shards.rows import SourceRow
 
 FEW = ["--set", "eval.epochs=5", "--set", "pseudo.n_init=1"]
 
@@ -66,6 +69,7 @@ def test_what_is_refused_before_anything_runs(cli: Callable[..., Any], tones: Pa
     assert "want section.field=value,value" in error("ablate", tones, "--vary", "cluster.k")
     assert "a value is empty" in error("ablate", tones, "--vary", "cluster.k=4,,8")
     assert "given twice" in error("ablate", tones, "--vary", "cluster.k=4", "--vary", "cluster.k=8")
+    assert "use --seeds" in error("ablate", tones, "--vary", "train.seed=0,1")
     (tmp_path / "photos").mkdir()
     done = cli("ablate", tones, "--vary", "cluster.k=4", "--out", tmp_path, "--device", "cpu")
     assert done.code == 1 and "holds photos" in done.error
@@ -76,6 +80,28 @@ def test_a_set_without_labels_is_refused_before_stage_1(
 ) -> None:
     done = cli("ablate", unlabelled, "--vary", "cluster.k=4", "--out", tmp_path / "out", "--device", "cpu")
     assert done.code == 1 and "have no label" in done.error and not (tmp_path / "out").exists()
+
+
+def test_what_stage_3_would_refuse_of_any_cell_is_refused_before_stage_1(
+    cli: Callable[..., Any],
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    def error(rows: list[SourceRow], *arguments: object) -> str:
+        shards, out = tmp_path / "shards", tmp_path / "out"
+        shutil.rmtree(shards, ignore_errors=True)
+        pack_rows(rows, shards)
+        done = cli("ablate", shards, "--out", out, "--epochs", 1, *tiny, *FEW, *arguments)
+        assert done.code == 1 and not out.exists()
+        return str(done.error)
+
+    without_test = [row for row in tone_rows if row.split != "test"]
+    assert "no test split; use valid" in error(without_test, "--vary", "eval.select=valid,best_test")
+    one_group_a_class = [replace(row, group=row.label or "") for row in tone_rows if row.split == "train"]
+    one_of_two = [*one_group_a_class[:-1], replace(one_group_a_class[-1], label="low")]
+    assert "no group of its train clips can be held out" in error(one_of_two, "--vary", "cluster.k=2,4")
 
 
 def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_line(

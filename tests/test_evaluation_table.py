@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binom
 from sklearn.metrics import average_precision_score
 
 from unfused_fast import judged as judging
+from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Measured
 from unfused_fast.evaluation_table import comparisons, result_rows, table_texts
 from unfused_fast.judged import judged
 from unfused_fast.metrics import AveragePrecision
+from unfused_fast.predictions import accuracy_interval, write_predictions
 from unfused_fast.protocol import LabelledClips
 
 CLIPS = 100
@@ -96,3 +101,18 @@ def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_
     assert row["test"] != pytest.approx(average_precision_score(truth, scores, average="macro"), abs=0.01)
     assert row["interval"][0] < row["test"] < row["interval"][1]
     assert made == [20, 40, 20, 40]
+
+
+def test_the_interval_of_several_predictions_is_that_of_their_mean(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.parquet" for seed in range(2)]
+    for seed, count in enumerate([100, 50]):
+        write_predictions(paths[seed], SINGLE, [measurement("ours", "run", seed, right_on(count))])
+    # half the clips are right in both, half in one: the mean is a half and half a share of Binomial(100, 0.5)
+    expected = 0.5 + 0.5 * binom.ppf([0.025, 0.975], 100, 0.5) / 100
+    assert accuracy_interval(paths, 1.0, False, 0) == pytest.approx(tuple(expected), abs=0.011)
+    assert accuracy_interval(paths[:1], 1.0, False, 0) == (1.0, 1.0)
+    with pytest.raises(UserError, match=r"other clips than in .*0\.parquet"):
+        accuracy_interval(paths, 0.5, False, 0)
+    paths[1].write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"1\.parquet: cannot be read"):
+        accuracy_interval(paths, 1.0, False, 0)
