@@ -249,7 +249,18 @@ def test_train_linear_chooses_rate_and_epoch_by_the_test_where_it_is_told_to(
     def result(rates: str, epochs: int, *more: str) -> dict[str, Any]:
         # permuted labels: no head is good, the best is so by chance, and validation knows nothing of it
         fields = [f"eval.lr_grid={rates}", f"eval.lr={rates.split(',')[0]}", "eval.shuffle_labels=True", *more]
-        arguments = ["--encoder", "logmel", "--device", "cpu", "--epochs", epochs, "--json", "--overwrite"]
+        arguments: list[object] = [
+            "--encoder",
+            "logmel",
+            "--device",
+            "cpu",
+            "--epochs",
+            epochs,
+            "--json",
+            "--overwrite",
+            "--seed",
+            9,
+        ]
         for field in fields:
             arguments += ["--set", field]
         done = cli("train", "linear", tones, "--out", tmp_path / "run", *arguments)
@@ -259,4 +270,6 @@ def test_train_linear_chooses_rate_and_epoch_by_the_test_where_it_is_told_to(
     tests = {(rate, epochs): result(rate, epochs)["test"] for rate in ("0.0003", "0.03") for epochs in (1, 2, 3)}
     honest, best = result("0.0003,0.03", 3), result("0.0003,0.03", 3, "eval.select=best_test")
     assert (honest["select"], best["select"]) == ("valid", "best_test")
-    assert best["test"] == max(tests.values()) > max(tests[rate, 3] for rate in ("0.0003", "0.03")) >= honest["test"]
+    assert best["lr"] == 0.03 and best["valid_by_lr"]["0.0003"] > best["valid_by_lr"]["0.03"], "seed 9 tells them apart"
+    assert best["test"] == max(tests.values()) > max(tests["0.0003", epochs] for epochs in (1, 2, 3))
+    assert best["test"] > max(tests[rate, 3] for rate in ("0.0003", "0.03")) >= honest["test"]
