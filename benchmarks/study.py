@@ -25,10 +25,12 @@ from unfused_fast.config import Config
 from unfused_fast.demo import TASKS, DemoSize, packed_set, size_values
 from unfused_fast.encoder_cost import Cost, encoder_cost
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Measured, Plan, measure, metric_of
-from unfused_fast.evaluation_table import bootstrap_draws, comparisons, result_rows
+from unfused_fast.evaluation import Measured, Plan, measure, refuse_label_fraction
+from unfused_fast.evaluation_table import comparisons, result_rows
+from unfused_fast.judged import judged
+from unfused_fast.linear import labels_of_splits
 from unfused_fast.measuring import circumstances
-from unfused_fast.protocol import LabelledClips
+from unfused_fast.protocol import LabelledClips, labelled_clips, rounds_of
 from unfused_fast.run_pool import PooledRun, RunPool
 from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
 from unfused_fast.shards.shard_files import replace_file
@@ -74,6 +76,12 @@ class Study:
     out: Path
     pool: RunPool
 
+    def task(self, target: ShardSet) -> str:
+        """A set's name: its folder's, with the one above it where two sets have the same."""
+        folder = target.directory.resolve()
+        alike = {other.directory.resolve() for other in self.targets if other.directory.resolve().name == folder.name}
+        return folder.name if alike == {folder} else f"{folder.parent.name}/{folder.name}"
+
     def config(self, name: PresetName, stage: Stage, seed: int = 0) -> Config:
         """A preset at the study's size."""
         return with_values(preset(name, stage), {**size_values(stage, self.size), **self.values, "train.seed": seed})
@@ -117,11 +125,25 @@ def main() -> None:
         given.out,
         RunPool(given.out / "runs", options),
     )
-    result = {"quick": given.quick, **run_study(study), **circumstances(options.device)}
+    refuse_unusable(study)
+    result = {"quick": given.quick, **run_study(study), **circumstances(options.device), "deviations": []}
+    write_json(given.out / "study.json", result)  # hours are behind it, and as many before the deviations are done
+    result["deviations"] = [line for target in study.targets for line in _deviations(study, target)]
     write_json(given.out / "study.json", result)
     for path in {given.out / "results.md", *([given.page] if given.page else [])}:
         replace_file(path, page(result).encode())
         print(f"wrote {path}")
+
+
+def refuse_unusable(study: Study) -> None:
+    """Raises UserError for settings or a target that stage 3 would refuse, before stage 1 has run for hours."""
+    for seed in range(study.size.seeds):
+        config = study.config("recommended", "linear", seed)
+        refuse_label_fraction(config)
+        for target in study.targets:
+            rounds_of(labelled_clips(target, False), False, config.eval.valid_fraction, seed)
+    for target in study.targets if study.deviations else []:
+        labels_of_splits(target)
 
 
 def stages_of(given: str) -> tuple[Stage, ...]:
@@ -133,7 +155,9 @@ def stages_of(given: str) -> tuple[Stage, ...]:
 
 
 def run_study(study: Study) -> dict[str, Any]:
-    """Trains and evaluates everything; the content of study.json but for circumstances."""
+    """Trains and evaluates everything; the content of study.json but for circumstances and
+    deviations.
+    """
     failed: list[str] = []
     targets = [_target(study, target, failed) for target in study.targets]
     return {
@@ -142,7 +166,6 @@ def run_study(study: Study) -> dict[str, Any]:
         "pretraining_clips": study.shards.manifest.splits["train"].clips,
         "targets": targets,
         "failed": list(dict.fromkeys(failed)),
-        "deviations": [line for target in study.targets for line in _deviations(study, target)],
     }
 
 
@@ -153,24 +176,24 @@ def _target(study: Study, target: ShardSet, failed: list[str]) -> dict[str, Any]
     for seed in range(study.size.seeds):
         for part, encoders in _encoders(study, target, seed, failed):
             config = with_values(study.config("recommended", "linear", seed), {"eval.encoder": part})
-            console.print(f"study: {target.directory.name}, seed {seed}: {', '.join(encoders)}")
+            console.print(f"study: {study.task(target)}, seed {seed}: {', '.join(encoders)}")
             runs = {name: [run] for name, run in encoders.items()}
             clips, found = measure(config, target, runs, Plan(), study.pool.options.device)
             measured += found
     if clips is None:
         raise UserError(f"no encoder could be trained: {'; '.join(failed)}")
-    draws = bootstrap_draws(clips, measured, seed=0)
+    judgements = judged(clips, measured, seed=0)
+    found_pairs = comparisons(clips, judgements)
     by_seed: dict[str, dict[int, float]] = {}
-    for found_one in measured:
-        score = metric_of(clips, found_one.rows, found_one.scores)
-        by_seed.setdefault(found_one.encoder, {})[found_one.seed] = score
+    for one in judgements:
+        by_seed.setdefault(one.found.encoder, {})[one.found.seed] = one.test
     return {
-        "task": target.directory.name,
+        "task": study.task(target),
         "classes": len(clips.label_names),
         "clips": {name: split.clips for name, split in target.manifest.splits.items()},
         "metric": "mAP" if clips.multi_label else "accuracy",
-        "rows": result_rows(clips, measured, _costs(study), draws),
-        "pairs": [line for pair in COMPARED if (line := _pair(comparisons(clips, measured, draws), by_seed, *pair))],
+        "rows": result_rows(clips, judgements, _costs(study)),
+        "pairs": [line for pair in COMPARED if (line := _pair(found_pairs, by_seed, *pair))],
     }
 
 
@@ -198,7 +221,7 @@ def _encoders(study: Study, target: ShardSet, seed: int, failed: list[str]) -> I
     student = None
     if (teacher := first.get(DECAR)) is not None:
         student = made(
-            f"UnFuSeD on {target.directory.name}",
+            f"UnFuSeD on {study.task(target)}",
             lambda: study.pool.distill(study.config("recommended", "distill", seed), target, teacher),
         )
     if first:
@@ -223,17 +246,16 @@ def _costs(study: Study) -> dict[str, Cost | None]:
 def _pair(
     found: Sequence[dict[str, Any]], by_seed: dict[str, dict[int, float]], first: str, second: str
 ) -> dict[str, Any] | None:
-    """first - second, whichever way round it was compared; None where one of them is missing."""
+    """first - second, whichever way round it was compared; over the seeds of both; None where there is none."""
     for pair in found:
         if {pair["first"], pair["second"]} == {first, second}:
             sign = 1 if pair["first"] == first else -1
-            both = sorted(set(by_seed[first]) & set(by_seed[second]))
             return {
                 "first": first,
                 "second": second,
                 "difference": sign * pair["difference"],
                 "interval": sorted(sign * end for end in pair["interval"]),
-                "by_seed": [by_seed[first][seed] - by_seed[second][seed] for seed in both],
+                "by_seed": [by_seed[first][seed] - by_seed[second][seed] for seed in pair["seeds"]],
             }
     return None
 
@@ -256,7 +278,7 @@ def _deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
     for stage in study.deviations:
         presets = deviating(study, stage)
         cells: list[Cell] = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
-        out = study.out / "deviations" / f"{target.directory.name}-{stage}"
+        out = study.out / "deviations" / f"{target.directory.name}-{target.manifest.digest[:8]}-{stage}"
         summary = ablate(
             cells,
             stage,
@@ -265,12 +287,12 @@ def _deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
             out,
             study.size.seeds,
             study.pool.options,
-            study.pool.directory,
+            study.pool,
         )
         for row in summary["rows"][1:]:
             ((field, value),) = row["values"].items()
             yield {
-                "task": target.directory.name,
+                "task": study.task(target),
                 "stage": stage,
                 "settings": row["settings"],
                 "presets": next(names for text, names in presets[field].items() if text == str(value)),

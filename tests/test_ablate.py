@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from unfused_fast.ablation import cells_of
+from unfused_fast.ablation import ablate, cells_of
 from unfused_fast.config import Config
-from unfused_fast.settings import Stage, preset
+from unfused_fast.errors import UserError
+from unfused_fast.run_pool import RunPool
+from unfused_fast.settings import Stage, preset, with_values
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.table import open_shards
+from unfused_fast.training import Options
 
 FEW = ["--set", "eval.epochs=5", "--set", "pseudo.n_init=1"]
 
@@ -66,6 +74,7 @@ def test_what_is_refused_before_anything_runs(cli: Callable[..., Any], tones: Pa
     assert "want section.field=value,value" in error("ablate", tones, "--vary", "cluster.k")
     assert "a value is empty" in error("ablate", tones, "--vary", "cluster.k=4,,8")
     assert "given twice" in error("ablate", tones, "--vary", "cluster.k=4", "--vary", "cluster.k=8")
+    assert "use --seeds" in error("ablate", tones, "--vary", "train.seed=0,1")
     (tmp_path / "photos").mkdir()
     done = cli("ablate", tones, "--vary", "cluster.k=4", "--out", tmp_path, "--device", "cpu")
     assert done.code == 1 and "holds photos" in done.error
@@ -76,6 +85,30 @@ def test_a_set_without_labels_is_refused_before_stage_1(
 ) -> None:
     done = cli("ablate", unlabelled, "--vary", "cluster.k=4", "--out", tmp_path / "out", "--device", "cpu")
     assert done.code == 1 and "have no label" in done.error and not (tmp_path / "out").exists()
+
+
+def test_what_stage_3_would_refuse_of_any_cell_is_refused_before_stage_1(
+    cli: Callable[..., Any],
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    def error(rows: list[SourceRow], *arguments: object) -> str:
+        shards, out = tmp_path / "shards", tmp_path / "out"
+        shutil.rmtree(shards, ignore_errors=True)
+        pack_rows(rows, shards)
+        done = cli("ablate", shards, "--out", out, "--epochs", 1, *tiny, *FEW, *arguments)
+        assert done.code == 1 and not out.exists()
+        return str(done.error)
+
+    without_test = [row for row in tone_rows if row.split != "test"]
+    assert "no test split; use valid" in error(without_test, "--vary", "eval.select=valid,best_test")
+    # each of two groups holds all clips of a class, and some of the third
+    of_class = {"middle": "A", "high": "B"}
+    train = [row for row in tone_rows if row.split == "train"]
+    needed = [replace(row, group=of_class.get(str(row.label), "AB"[number % 2])) for number, row in enumerate(train)]
+    assert "no group of its train clips can be held out" in error(needed, "--vary", "cluster.k=2,4")
 
 
 def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_line(
@@ -107,6 +140,20 @@ def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_
     assert f"seeds 0, 1: {diverged['failed'][0]['reason'].split(';')[0]} |" in markdown
     assert f"| {100 * two['test']['mean']:.1f} ± " in markdown
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_diverged_in_a_pool_is_not_tried_again_by_an_ablation_that_shares_it(tones: Path, tmp_path: Path) -> None:
+    shards, options = open_shards(tones), Options(torch.device("cpu"))
+    tiny = {"model.channels": 4, "model.dim": 32, "cluster.k": 4, "train.epochs": 1, "optim.lr": 1e30}
+    diverging = {stage: with_values(config, tiny) for stage, config in configs().items()}
+    pool = RunPool(tmp_path / "pool", options)
+    with pytest.raises(UserError, match="learning rate is too high") as first:
+        pool.pretrain(diverging["pretrain"], shards)
+    shutil.rmtree(tmp_path / "pool")
+    (cell,) = cells_of(diverging, "pretrain", {"cluster.k": ["4"]}, False)
+    summary = ablate([cell], "pretrain", shards, shards, tmp_path / "out", 1, options, pool)
+    assert summary["rows"][0]["failed"] == [{"seed": 0, "reason": str(first.value)}]
+    assert not (tmp_path / "pool").exists() and not (tmp_path / "out/runs").exists()
 
 
 @pytest.mark.slow

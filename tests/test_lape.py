@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from miniatures import all_of_lape, iemocap, tut, urbansound
 
+from unfused_fast.errors import UserError
+from unfused_fast.lape_data import find, shards_of
+from unfused_fast.shards.rows import SourceRow
 from unfused_fast.tasks import LAPE_COLUMNS, LAPE_TASKS, TASKS
 
 FLAGS = ["--epochs", 1, "--set", "eval.epochs=10", "--set", "data.crop_seconds=0.3", "--set", "pseudo.n_init=1"]
@@ -100,6 +105,9 @@ def test_a_killed_command_goes_on(
     for mine, theirs in zip(resumed["tasks"], straight["tasks"], strict=True):
         assert mine["state"] == "done" and mine["seeds"] == [0, 1] and mine["standard_error"] is not None
         assert (mine["test"], mine["by_fraction"]) == (theirs["test"], theirs["by_fraction"])
+        assert mine["interval"] == theirs["interval"] and mine["interval"][0] <= mine["test"] <= mine["interval"][1]
+        alone = [json.loads((Path(run) / "result.json").read_text()) for run in mine["runs"]]
+        assert alone[0]["test"] == alone[1]["test"] or mine["interval"] != alone[0]["interval"], "of both seeds"
     assert resumed["tasks"][0]["cost"]["parameters"] == 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4
 
 
@@ -151,6 +159,77 @@ def test_what_ends_the_command_before_anything_is_packed(
     assert "no such folder" in error(tmp_path / "nothing", pretrained, tmp_path / "out")
     assert "no run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
     assert "did you mean us8k?" in error(tmp_path, pretrained, tmp_path / "out", "--tasks", "us9k")
+    few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
+    assert "use --label-fraction 0.1" in few
     assert not (tmp_path / "out").exists()
     assert "not made by unfused-fast lape" in error(tmp_path, pretrained, tones)
     assert len(TASKS) == 20
+
+
+def test_a_set_that_was_packed_from_other_files_is_not_taken(tmp_path: Path) -> None:
+    data, out, task = tmp_path / "data", tmp_path / "out", TASKS["tut"]
+    tut(data / "tut2018")
+
+    def packed() -> tuple[int, int]:
+        place = find(task, data)
+        assert place is not None
+        there = shards_of(task, place, out, 0)
+        return there.clips.num_rows, (out / "manifest.json").stat().st_mtime_ns
+
+    first = packed()
+    assert first[0] == 40 and packed() == first, "made once"
+    train = data / "tut2018/evaluation_setup/fold1_train.txt"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match=rf"packed from other sources .* delete it to pack {data / 'tut2018'} again"):
+        packed()
+    shutil.rmtree(out)
+    assert packed()[0] == 39
+
+
+def test_several_labels_a_clip_are_said_before_stage_2(
+    cli: Callable[..., Any],
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    pretrained: Path,
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    rows = [replace(row, label=None, labels=(row.label or "", "sound")) for row in tone_rows]
+    pack_rows(rows, tmp_path / "data/bsd")
+    out = tmp_path / "out"
+    done = cli(
+        "lape", tmp_path / "data", "--teacher", pretrained, "--out", out, *FLAGS, *tiny, "--tasks", "bsd", "--json"
+    )
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["tasks"]
+    assert row["state"] == "wrong" and "several labels each" in row["reason"] and not (out / "tasks").exists()
+
+
+def test_a_model_folder_is_the_teacher_that_its_run_is(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/bsd").symlink_to(tones)
+    assert cli("export", pretrained, "--hub", tmp_path / "folder").code == 0
+    arguments = ["--out", tmp_path / "out", *FLAGS, *tiny, "--tasks", "bsd", "--json"]
+    done = cli("lape", tmp_path / "data", "--teacher", tmp_path / "folder", *arguments)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["tasks"][0]["state"] == "done"
+    again = cli("lape", tmp_path / "data", "--teacher", pretrained, *arguments)
+    assert again.code == 0 and "finished already" in again.err
+    other = cli(
+        "lape", tmp_path / "data", "--teacher", json.loads(done.out)["tasks"][0]["runs"][0] + "/distill", *arguments
+    )
+    assert "begun with other settings: teacher config" in other.error
+
+
+def test_results_that_cannot_be_deleted_are_not_taken_for_new_ones(
+    cli: Callable[..., Any], pretrained: Path, tmp_path: Path
+) -> None:
+    data, out, old = tmp_path / "data", tmp_path / "out", tmp_path / "old"
+    for folder in (data, out, old):
+        folder.mkdir()
+    (out / "request.json").write_text("{}")
+    (out / "tasks").symlink_to(old)
+    done = cli("lape", data, "--teacher", pretrained, "--out", out, "--overwrite", "--device", "cpu")
+    assert done.code == 1 and "cannot be used" in done.error and (out / "request.json").read_text() == "{}"

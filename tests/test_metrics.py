@@ -68,7 +68,7 @@ def test_the_bootstrap_interval_of_an_accuracy_is_the_binomial_law() -> None:
 def test_the_bootstrap_of_map_is_that_of_copied_clips() -> None:
     generator = np.random.default_rng(1)
     truth, scores = generator.random((40, 3)) < 0.3, generator.random((40, 3))
-    draws = bootstrap_map(AveragePrecision(truth, scores), 40, seed=5)
+    draws = bootstrap_map([(np.arange(40), AveragePrecision(truth, scores))], 40, seed=5)
     resampled = np.random.Generator(np.random.PCG64([5, 20]))
     for draw in draws[:20]:
         rows = resampled.integers(0, 40, 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from scipy.stats import t as student
 
 from unfused_fast.demo import DemoSize
+from unfused_fast.errors import UserError
 from unfused_fast.run_pool import RunPool
 from unfused_fast.shards.table import open_shards
 from unfused_fast.training import Options
@@ -83,6 +85,55 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
         cells = study.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
         changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
         assert [(field, str(value)) for field, value in changed] == [(f, v) for f, vs in found.items() for v in vs]
+
+
+def test_sets_of_one_name_are_told_apart(tones: Path, unlabelled: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    sets = [open_shards(shutil.copytree(tones, tmp_path / "A/shards"))]
+    sets += [open_shards(shutil.copytree(unlabelled, tmp_path / "B/shards")), open_shards(tones)]
+    pool = RunPool(tmp_path, Options(torch.device("cpu")))
+    of = study.Study(sets[0], sets, DemoSize(), {}, ("linear",), tmp_path, pool)
+    assert [of.task(target) for target in sets] == ["A/shards", "B/shards", "tones"]
+    asked: list[tuple[Path, RunPool]] = []
+
+    def ablate(*given: Any) -> dict[str, Any]:
+        asked.append((given[4], given[7]))
+        return {"rows": []}
+
+    monkeypatch.setattr(study, "ablate", ablate)
+    for target in sets[:2]:
+        assert [*study._deviations(of, target)] == []
+    assert asked[0][0] != asked[1][0] and all(given is pool for _, given in asked), "what diverged is known to both"
+
+
+def test_targets_and_settings_are_checked_before_stage_1(
+    tones: Path, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(*flags: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["study", "--out", str(tmp_path / "out"), "--device", "cpu", *map(str, flags)])
+        with pytest.raises(UserError) as found:
+            study.main()
+        assert not (tmp_path / "out").exists()
+        return str(found.value)
+
+    given = ["--quick", "--shards", tones, "--target", tones]
+    assert "train and test are wanted" in error(*given, "--target", unlabelled)
+    assert "eval.label_fraction = 0.5" in error(*given, "--set", "eval.label_fraction=0.5")
+
+
+def test_what_was_measured_is_written_before_the_deviations(
+    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise UserError("no deviations today")
+
+    monkeypatch.setattr(study, "run_study", lambda _: {"targets": ["measured"]})
+    monkeypatch.setattr(study, "_deviations", stopped)
+    arguments = ["study", "--quick", "--out", tmp_path, "--shards", tones, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
+    with pytest.raises(UserError, match="no deviations today"):
+        study.main()
+    written = json.loads((tmp_path / "study.json").read_text())
+    assert (written["targets"], written["deviations"]) == (["measured"], [])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from unfused_fast.ablation_report import summary_of, write_picture, write_report
 from unfused_fast.config import Config
 from unfused_fast.encoder_cost import Cost, encoder_cost
 from unfused_fast.errors import UserError
-from unfused_fast.linear import labels_of_splits
+from unfused_fast.linear import refuse_unevaluable
 from unfused_fast.run_pool import RunPool
 from unfused_fast.settings import Stage, flatten, with_values
 from unfused_fast.shards.table import ShardSet
@@ -62,6 +62,8 @@ def cells_of(
     for name, given in values.items():
         if name not in flatten(Config()):
             with_values(Config(), {name: given[0]})
+        if name == "train.seed":
+            raise UserError("--vary train.seed: seeds are repetitions of each cell; use --seeds")
         if not any(name.split(".")[0] in READS[stage] for stage in stages):
             readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
             raise UserError(f"--vary {name}: --stage {varied} does not read it; use --stage {readers[0]}, or all")
@@ -90,22 +92,22 @@ def ablate(
     out: Path,
     seeds: int,
     options: Options,
-    runs: Path | None = None,
+    pool: RunPool | None = None,
 ) -> dict[str, Any]:
     """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
 
     Stage 1 trains on `shards`, stages 2 and 3 on `target`; `varied` = pretrain evaluates the encoder of stage 1, all
     others that of stage 2. A run that ends in a UserError, such as one that diverges, is a line of the table with its
-    reason. `runs` is the pool, OUT/runs unless given. Raises UserError for an `out` or a target that cannot be used,
+    reason. `pool` is one in OUT/runs unless given. Raises UserError for an `out` or a target that cannot be used,
     Interrupted after Ctrl-C.
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: want at least 1")
     _refuse_other(out)
-    labels_of_splits(target)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
+    _refuse_unevaluable(cells, target, seeds)
     part: Stage = "pretrain" if varied == "pretrain" else "distill"
     costs = {cell.name: cost_of(cell, part) for cell in cells}
-    pool, found = RunPool(runs or out / "runs", options), list[dict[str, Any]]()
+    pool, found = pool or RunPool(out / "runs", options), list[dict[str, Any]]()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,6 +145,17 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
         "seconds": round(sum(run.result["seconds"] for run in runs), 2),
         "runs": [str(run.path) for run in runs],
     }
+
+
+def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int) -> None:
+    """What stage 3 would refuse of any cell and seed, it refuses before stage 1 has run for hours."""
+    checked = set[tuple[Any, ...]]()
+    for number, cell in itertools.product(range(seeds), cells):
+        config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
+        made_of = (config.eval.select, config.eval.valid_fraction, config.train.seed)
+        if made_of not in checked:
+            refuse_unevaluable(config, target)
+            checked.add(made_of)
 
 
 def _refuse_other(out: Path) -> None:

@@ -17,14 +17,14 @@ from unfused_fast.evaluation import Plan, measure
 from unfused_fast.evaluation_table import (
     COLUMNS,
     PAIR_COLUMNS,
-    bootstrap_draws,
     comparisons,
     pair_texts,
     result_rows,
     table_texts,
-    write_predictions,
 )
+from unfused_fast.judged import judged
 from unfused_fast.linear import BASELINES
+from unfused_fast.predictions import write_predictions
 from unfused_fast.report import markdown
 from unfused_fast.run_description import config_digest, read_description
 from unfused_fast.settings import flatten, from_flat
@@ -53,9 +53,9 @@ def evaluate(
             raise UserError(f"{out}: there is an evaluation already; use --overwrite, or another --out")
     started = time.perf_counter()
     clips, measured = measure(config, shards, encoders, plan, options.device)
-    draws = bootstrap_draws(clips, measured, config.train.seed)
-    rows = result_rows(clips, measured, costs_of(encoders, config), draws)
-    pairs = comparisons(clips, measured, draws)
+    judgements = judged(clips, measured, config.train.seed)
+    rows = result_rows(clips, judgements, costs_of(encoders, config))
+    pairs = comparisons(clips, judgements)
     result = {
         "task": shards.directory.name,
         "metric": "mAP" if clips.multi_label else "accuracy",

@@ -88,19 +88,31 @@ def evaluate(
     typer.echo(f"predictions of every test clip: {out / 'predictions.parquet'}")
 
 
+BASELINES = ("logmel", "random")
+
+
 def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:
-    """`NAME=RUN` and `RUN` as name -> runs, the baselines first. Raises UserError for a run that is given twice."""
-    named: dict[str, list[str]] = {"logmel": ["logmel"], "random": ["random"]} if baselines else {}
+    """`NAME=RUN` and `RUN` as name -> runs, the baselines first.
+
+    Raises UserError for a run that is given twice, however its path is written, and for one named as a baseline.
+    """
+    named: dict[str, list[str]] = {name: [name] for name in BASELINES} if baselines else {}
+    places: set[Path] = set()
     for item in given:
         name, sign, run = item.partition("=")
         if not sign or Path(item).exists():
             name = run = item
         if not name or not run:
             raise UserError(f"--encoder {item}: want RUN, or NAME=RUN")
-        if run in ("random", "logmel") and named.get(name) == [run]:
+        if name in BASELINES and run != name:
+            raise UserError(f"--encoder {item}: {name} is the name of a baseline; give the run another NAME")
+        if run in BASELINES:
+            if run not in named.get(name, []):
+                named.setdefault(name, []).append(run)
             continue
-        if run in named.get(name, []):
+        if (place := Path(run).resolve()) in places:
             raise UserError(f"--encoder {item}: {run} is given twice; name each run once")
+        places.add(place)
         named.setdefault(name, []).append(run)
     return named
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,6 +83,14 @@ def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> 
     return accuracy(clips.targets[rows], scores.argmax(axis=1))
 
 
+def refuse_label_fraction(config: Config) -> None:
+    """Raises UserError for a config with few labels, which `train linear` reads; here Plan.fractions says it."""
+    if (fraction := config.eval.label_fraction) != 1:
+        raise UserError(
+            f"eval.label_fraction = {fraction:g}: only train linear reads it; use --label-fraction {fraction:g}"
+        )
+
+
 def measure(
     config: Config,
     shards: ShardSet,
@@ -95,10 +103,10 @@ def measure(
     `random` has the architecture of the first run, or of the config where there is none. Raises UserError for a set or
     run that cannot be evaluated.
     """
+    refuse_label_fraction(config)
     clips = labelled_clips(shards, plan.by_folds)
     if config.eval.shuffle_labels:
-        order = np.random.Generator(np.random.PCG64([config.train.seed, 12])).permutation(len(clips.targets))
-        clips = replace(clips, targets=clips.targets[order])
+        clips = replace(clips, targets=_permuted(clips, plan.by_folds, config.train.seed))
     seeds = [config.train.seed + number for number in range(plan.seeds)]
     rounds = {seed: rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed) for seed in seeds}
     loaded = {
@@ -112,6 +120,15 @@ def measure(
                 console.print(f"evaluate: {name} ({frozen.name}), seed {seed}, {features.shape[1]} features")
                 found += list(_measure_one(config, clips, rounds[seed], plan, name, run, seed, features))
     return clips, found
+
+
+def _permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
+    """Targets permuted within each split, as linear.py does it, or within each fold, so that each keeps its own."""
+    generator, targets = np.random.Generator(np.random.PCG64([seed, 12])), clips.targets.copy()
+    part_of = clips.fold_of if by_folds else np.array([clips.splits.index(name) for name in clips.split_of])
+    for part in np.unique(part_of):
+        targets[part_of == part] = generator.permutation(targets[part_of == part])
+    return targets
 
 
 def _features(

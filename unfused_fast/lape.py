@@ -17,23 +17,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.checkpoint import load_checkpoint, write_json
+from unfused_fast.checkpoint import write_json
 from unfused_fast.config import Config
 from unfused_fast.distill import distill
 from unfused_fast.encoder_cost import encoder_cost
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Plan, measure
-from unfused_fast.evaluation_table import bootstrap_draws, result_rows, write_predictions
-from unfused_fast.features import load_encoder
+from unfused_fast.evaluation import Plan, measure, refuse_label_fraction
+from unfused_fast.evaluation_table import result_rows
+from unfused_fast.features import FrozenEncoder, load_encoder
+from unfused_fast.judged import judged
 from unfused_fast.lape_data import find, shards_of, where_to_get
 from unfused_fast.lape_report import summary_of, write_report
-from unfused_fast.run_description import read_description
+from unfused_fast.model_folder import encoder_digest
+from unfused_fast.predictions import accuracy_interval, write_predictions
+from unfused_fast.protocol import labelled_clips, rounds_of
 from unfused_fast.settings import flatten, with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.tasks import Task
 from unfused_fast.training import Options, console
 
-REQUEST, RESULT = "request.json", "result.json"
+REQUEST, RESULT, PREDICTIONS = "request.json", "result.json", "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,18 @@ class LapePlan:
     window for each task.
     """
 
-    def request(self, teacher: Path) -> dict[str, Any]:
-        """What must stay the same for OUT to go on: all but tasks and the number of seeds."""
-        recorded = read_description(teacher) or {}
+    def request(self, teacher: FrozenEncoder) -> dict[str, Any]:
+        """What must stay the same for OUT to go on: all but tasks and the number of seeds. A run and the model folder
+        that was exported from it are one teacher, unless its projection head is used.
+        """
+        assert teacher.network is not None  # only log-mel has none
+        heads = teacher.projector if self.distill.pseudo.feature == "projector" else None
         values = {
             "teacher": {
-                "config": recorded.get("config"),
-                "checkpoint": load_checkpoint(teacher / "checkpoints")[1]["sha256"],
+                "config": flatten(teacher.config),
+                "log_mel": teacher.log_mel,
+                "encoder": encoder_digest(teacher.network),
+                "projector": None if heads is None else encoder_digest(heads),
             },
             "distill": flatten(self.distill),
             "linear": flatten(self.linear),
@@ -81,8 +89,9 @@ def lape(
     """
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
-    load_encoder(teacher, options.device)  # a teacher that cannot be used is refused before anything is packed
-    _claim(out, plan.request(teacher), options.overwrite)
+    refuse_label_fraction(plan.linear)
+    # a teacher that cannot be used is refused before anything is packed
+    _claim(out, plan.request(load_encoder(teacher, options.device)), options.overwrite)
     lines = []
     for task in tasks:
         try:
@@ -105,12 +114,31 @@ def _run_task(
         return {"state": "missing", "get": where_to_get(task)}
     console.print(f"{task.name}: {place.path}")
     shards = shards_of(task, place, out / "shards" / task.name, workers)
+    first = plan.distill.train.seed
+    folders = {seed: out / "tasks" / task.name / f"seed-{seed}" for seed in range(first, first + plan.seeds)}
+    _refuse_unmeasurable(task, shards, plan, [*folders])
     results = []
-    for number in range(plan.seeds):
-        seed = plan.distill.train.seed + number
-        folder = out / "tasks" / task.name / f"seed-{seed}"
+    for seed, folder in folders.items():
         results.append(_finished(folder, shards) or _run_seed(task, shards, teacher, folder, plan, seed, options))
-    return {"state": "done", "results": results, "notes": _notes(task, shards, plan.linear.eval.select)}
+    files = [folder / PREDICTIONS for folder in folders.values()]
+    return {
+        "state": "done",
+        "results": results,
+        "interval": list(accuracy_interval(files, max(plan.fractions), task.by_folds, first)),
+        "notes": _notes(task, shards, plan.linear.eval.select),
+    }
+
+
+def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int]) -> None:
+    """Raises UserError for a set that stage 3 could not measure, before stage 2 has run for hours."""
+    clips = labelled_clips(shards, task.by_folds)
+    if clips.multi_label:
+        raise UserError(
+            f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
+            f"label a clip; pack a set with one, or name this folder otherwise than {task.name}"
+        )
+    for seed in seeds:
+        rounds_of(clips, task.by_folds, plan.linear.eval.valid_fraction, seed)
 
 
 def _finished(folder: Path, shards: ShardSet) -> dict[str, Any] | None:
@@ -149,9 +177,9 @@ def _run_seed(
     measuring = Plan(("linear",), plan.fractions, task.by_folds)
     clips, measured = measure(config, shards, {name: [str(run)]}, measuring, options.device)
     cost = encoder_cost(plan.distill, name)
-    rows = result_rows(clips, measured, {name: cost}, bootstrap_draws(clips, measured, seed))
+    rows = result_rows(clips, judged(clips, measured, seed), {name: cost})
     shown = max(rows, key=lambda row: float(row["label_fraction"]))
-    write_predictions(folder / "predictions.parquet", clips, measured)
+    write_predictions(folder / PREDICTIONS, clips, measured)
     result = {
         "stage": "lape",
         "task": task.name,
@@ -205,7 +233,8 @@ def _claim(out: Path, request: dict[str, Any], overwrite: bool) -> None:
         killed = path.with_name(path.name + ".new")  # what a kill may leave of the first file written here
         if not path.is_file() and out.exists() and (not out.is_dir() or {*out.iterdir()} - {killed}):
             raise UserError(f"{out}: it exists and was not made by unfused-fast lape; choose another --out")
-        shutil.rmtree(out / "tasks", ignore_errors=True)
+        if (out / "tasks").exists():
+            shutil.rmtree(out / "tasks")
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, request)
     except (OSError, ValueError) as error:

@@ -63,7 +63,8 @@ def find(task: Task, data: Path) -> Place | None:
 def shards_of(task: Task, place: Place, out: Path, workers: int | None) -> ShardSet:
     """The task's shard set; the published layout is packed to `out`, once, and goes on there after a kill.
 
-    Raises UserError for a set of another data set or other options, and for a folder of another layout.
+    Raises UserError for a set of another data set or other options, for a folder of another layout, and for a set at
+    `out` that was packed from other files than the folder has now.
     """
     if place.packed:
         manifest = read_manifest(place.path)
@@ -73,24 +74,31 @@ def shards_of(task: Task, place: Place, out: Path, workers: int | None) -> Shard
                 f"{task.name} wants {task.dataset} {_text(task.options)}; pack it again with: {_command(task)}"
             )
         return open_shards(place.path)
-    if (out / MANIFEST).is_file():
-        return open_shards(out)
     root = folder_of(place.path, say=console.print)
     found = dataset_rows(task.dataset, root, task.options)
     if isinstance(root, Branch) and (refused := root.tree.refused):
         console.print(f"{task.name}: {len(refused)} files in archives are not read, such as {refused[0][0]}")
     for note in found.notes:
         console.print(f"{task.name}: {note}")
-    packed = pack(
-        found.rows,
-        out,
-        max_seconds=PIECE_SECONDS,
-        workers=workers,
-        dataset={"name": task.dataset, "options": dict(task.options)},
-        files=found.files,
-        statistics=log_mel_statistics,
-    )
-    console.print(f"{task.name}: packed {packed.packed} clips in {packed.wall_seconds:.0f} s")
+    there = (out / MANIFEST).is_file()
+    try:
+        packed = pack(
+            found.rows,
+            out,
+            max_seconds=PIECE_SECONDS,
+            workers=workers,
+            resume=True,
+            dataset={"name": task.dataset, "options": dict(task.options)},
+            files=found.files,
+            statistics=log_mel_statistics,
+        )
+    except UserError as error:
+        if not there:
+            raise
+        reason = str(error).removeprefix(f"{out}: ").split(";")[0]
+        raise UserError(f"{out}: {reason}; delete it to pack {place.path} again") from error
+    if not there:
+        console.print(f"{task.name}: packed {packed.packed} clips in {packed.wall_seconds:.0f} s")
     return packed.shard_set
 
 

@@ -13,7 +13,8 @@ from unfused_fast.tasks import Task
 
 
 def summary_of(tasks: Sequence[Task], lines: Sequence[dict[str, Any]], encoder: str, out: str) -> dict[str, Any]:
-    """What became of each task -> the content of lape.json; accuracies are shares, the papers' per cent.
+    """What became of each task -> the content of lape.json; accuracies are shares, the papers' per cent; `interval` of
+    a line that is done is of the mean over its results.
 
     `average` is over the tasks that are done alone, ours and each of the paper's columns; a column with a dash among
     them has none.
@@ -28,7 +29,6 @@ def summary_of(tasks: Sequence[Task], lines: Sequence[dict[str, Any]], encoder: 
                 "test": mean,
                 "standard_error": error,
                 "seeds": [result["seed"] for result in results],
-                "interval": results[0]["interval"],
                 "by_fraction": _by_fraction(results),
                 "macro_f1": mean_and_error([result["macro_f1"]["test"] for result in results])[0],
                 "classes": results[0]["classes"],

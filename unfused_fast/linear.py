@@ -201,10 +201,26 @@ def labels_of_splits(shards: ShardSet) -> dict[str, Labels]:
     return labels
 
 
+def refuse_unevaluable(config: Config, shards: ShardSet) -> None:
+    """Raises UserError for a set and a config that linear() would refuse, before anything is computed."""
+    labels = labels_of_splits(shards)
+    if config.eval.select == "best_test" and "test" not in labels:
+        raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
+    if "valid" not in labels:
+        _held_out(config, shards, labels["train"])
+
+
+def _held_out(config: Config, shards: ShardSet, labels: Labels) -> tuple[list[str], NDArray[np.bool_]]:
+    """Groups of the train clips, and which of these serve as validation, of a set without a valid split."""
+    groups = units_to_hold_out(shards.clips_in("train").column("group").to_pylist(), labels)
+    return groups, hold_out_groups(groups, labels, config.eval.valid_fraction, config.train.seed)
+
+
 def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device) -> tuple[dict[str, Split], int]:
     """Features and labels of train, valid and (where the set has it) test; and how many train clips the head may
     use.
     """
+    refuse_unevaluable(config, shards)
     labels = labels_of_splits(shards)
     names, seed = list(labels), config.train.seed
     if config.eval.shuffle_labels:
@@ -217,8 +233,7 @@ def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device
     }
     rows = {name: np.arange(len(found)) for name, found in labels.items()}
     if "valid" not in names:
-        groups = units_to_hold_out(shards.clips_in("train").column("group").to_pylist(), labels["train"])
-        held = hold_out_groups(groups, labels["train"], config.eval.valid_fraction, seed)
+        groups, held = _held_out(config, shards, labels["train"])
         labels["valid"], features["valid"] = labels["train"], features["train"]
         rows["train"], rows["valid"] = np.flatnonzero(~held), np.flatnonzero(held)
         count = len({groups[row] for row in rows["valid"]})
@@ -251,8 +266,6 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
 def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options: Options) -> dict[str, Any]:
     splits, used = _splits(config, shards, encoder, options.device)
     by_test = config.eval.select == "best_test"
-    if by_test and "test" not in splits:
-        raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
     run.start()
     classes = len(shards.manifest.label_names)
     rates = tuple(sorted({config.eval.lr, *config.eval.lr_grid}))

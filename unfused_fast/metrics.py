@@ -7,7 +7,7 @@ two encoders on the same clips.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +93,16 @@ def resamples(clips: int, seed: int, count: int = RESAMPLES) -> Iterator[NDArray
 
 
 def bootstrap_means(values: Floats, seed: int) -> Floats:
-    """Mean of `values` (N,) in each resample, (R,). For 0 and 1, wrong and right, these are accuracies."""
-    return np.array([float(counts @ values) / len(values) for counts in resamples(len(values), seed)])
+    """Mean of `values` (N,) or (N, M) over the clips in each resample, (R,) or (R, M). For 0 and 1, wrong and right,
+    these are accuracies.
+    """
+    return np.array([counts @ values / len(values) for counts in resamples(len(values), seed)])
 
 
-def bootstrap_map(precision: AveragePrecision, clips: int, seed: int) -> Floats:
-    """mAP in each resample, (R,)."""
-    return np.array([precision.mean(counts.astype(np.float64)) for counts in resamples(clips, seed)])
+def bootstrap_map(rounds: Sequence[tuple[NDArray[np.int64], AveragePrecision]], clips: int, seed: int) -> Floats:
+    """(rows among the clips, precision) of each round -> mAP in each resample, mean over rounds, (R,)."""
+    weights = (counts.astype(np.float64) for counts in resamples(clips, seed))
+    return np.array([np.mean([precision.mean(weight[rows]) for rows, precision in rounds]) for weight in weights])
 
 
 def percentile_interval(draws: Floats, level: float = LEVEL) -> tuple[float, float]:
