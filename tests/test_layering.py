@@ -33,6 +33,7 @@ LAYERS = [
     {"bank", "clustering", "pic", "optim", "checkpoint"},
     {"training", "partitions", "run_lock", "run_differences", "run_description"},
     {"run", "assignment", "model_folder"},
+    {"run_together"},
     {"saves", "features", "prediction"},
     {"loop"},
     {"embedder"},
@@ -64,6 +65,7 @@ LAYERS = [
     {"evaluation_table", "predictions"},
     {"evaluate", "lape_data", "lape_report"},
     {"lape"},
+    {"launcher"},
     {"terminal"},
     {"embed_sources"},
     {

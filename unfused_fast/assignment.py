@@ -16,6 +16,7 @@ from unfused_fast.config import Config
 from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normalise_centroids
 from unfused_fast.partitions import pca_whiten, resolve_pca_dim
 from unfused_fast.pic import power_iteration_clustering
+from unfused_fast.ranks import ALONE, Ranks
 
 BLOCK_ROWS = 4096
 """Rows that are turned to float32 unit rows at a time. Ours: 8 MB at D = 512."""
@@ -53,19 +54,22 @@ def cluster_rows(
     seed: int,
     start: Tensor | None = None,
     previous: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Clustering:
     """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
 
     `start`, `previous`: centroids (K, D) and assignments (N,) of the last clustering, for `cluster.init = warm`.
+    `ranks` that all hold the rows: each clusters its share of them (spherical), or all do the same.
     Source: paper section 3 (spherical); DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
     """
     settings = config.cluster
     generator = torch.Generator(device=rows.device).manual_seed(seed)
     points = clustered_points(rows, config)
     if settings.algo == "spherical":
+        own = ranks.share.of(len(points))
         init: Init | Tensor = settings.init if settings.init != "warm" else "random" if start is None else start
         found = spherical_kmeans(
-            points,
+            points[own],
             k,
             iterations=settings.iterations,
             init=init,
@@ -73,12 +77,16 @@ def cluster_rows(
             n_init=settings.n_init,
             generator=generator,
             backend=settings.backend,
-            previous=previous if settings.init == "warm" else None,
+            group=ranks.group,
+            previous=previous[own] if previous is not None and settings.init == "warm" else None,
         )
-        return Clustering(found.assignments, found.counts, found.objective, "mean_cosine", found.centroids)
+        assignments = ranks.gather_parts(found.assignments, ranks.share.sizes(len(points)))
+        return Clustering(assignments, found.counts, found.objective, "mean_cosine", found.centroids)
     if settings.algo == "pca_kmeans":
         found = euclidean_kmeans(points, k, iterations=settings.iterations, n_init=settings.n_init, generator=generator)
-        return Clustering(found.assignments, found.counts, found.objective, "inertia", None)
+        assignments = ranks.from_first(found.assignments)
+        counts = torch.bincount(assignments, minlength=k)
+        return Clustering(assignments, counts, found.objective, "inertia", None)
     assignments = power_iteration_clustering(
         points,
         neighbours=settings.pic_neighbours,
@@ -86,6 +94,7 @@ def cluster_rows(
         alpha=settings.pic_alpha,
         iterations=settings.pic_iterations,
     )
+    assignments = ranks.from_first(assignments)
     counts = torch.bincount(assignments)
     return Clustering(assignments, counts, mean_cosine(points, assignments, len(counts)), "mean_cosine", None)
 

@@ -15,6 +15,7 @@ from unfused_fast.expected import expected, misfit
 from unfused_fast.kernels.views import augmented_reference, augmented_triton
 from unfused_fast.normalisation import RunningNorm
 from unfused_fast.randomness import Stream, uniform
+from unfused_fast.ranks import ALONE, Ranks
 
 CPU_BLOCK = 128
 """Clips augmented at once on a CPU. Ours: what is made on the way to a view then stays in its cache, and is no new
@@ -72,8 +73,9 @@ class MixupMemory:
 class Augmenter:
     """Turns normalised crops into views. One per run; its state is the mixup memory, and what a running norm saw."""
 
-    def __init__(self, config: Config, clips: int, device: torch.device) -> None:
-        self.config, self.seed = config.aug, config.train.seed
+    def __init__(self, config: Config, clips: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        """The memory is that of all `ranks`: the same on each."""
+        self.config, self.seed, self._ranks = config.aug, config.train.seed, ranks
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
         self.norm = RunningNorm(device) if config.data.norm == "running" else None
@@ -91,13 +93,16 @@ class Augmenter:
         block = CPU_BLOCK if clip_ids.device.type == "cpu" else max(1, len(clip_ids))
         views = []
         for view, crop in enumerate(crops):
-            starts = range(0, len(clip_ids), block)
+            starts = range(0, max(1, len(clip_ids)), block)
             made = [
                 self._view(clip_ids[part], counters[part], crop[part], epoch, view)
                 for part in (slice(start, start + block) for start in starts)
             ]
             views.append(made[0] if len(made) == 1 else torch.cat(made))
         if self.memory is not None:
+            if self._ranks.together:
+                clip_ids = self._ranks.gather_rows(clip_ids)
+                crops = (self._ranks.gather_rows(crops[0].to(self.memory.crops.dtype)),)
             self.memory.push(clip_ids, crops[0])
         return tuple(views)
 

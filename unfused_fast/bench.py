@@ -136,7 +136,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
     streamed = rates(stream, limit)
     yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
     with quietly():
-        kept = log_mel_cache.find(stream, log_mel_cache.layout(stream), make=False)
+        kept = log_mel_cache.find(stream, log_mel_cache.layout(stream))
         start = time.perf_counter()
         held = placed(stream)
         taken = time.perf_counter() - start

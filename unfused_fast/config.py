@@ -46,6 +46,10 @@ class ModelConfig:
     """Output size of the projection head, D of the memory bank. Source: paper section 4."""
     l2_normalize: bool = True
     """Projections get unit norm. Source: paper section 3; the authors' code does not."""
+    sync_bn: bool = True
+    """On several ranks BatchNorm is over the batch of all of them; else over each one's share, and the running
+    statistics are rank 0's. Source: authors (SyncBN).
+    """
     prediction: Literal["prototypes", "linear"] = "prototypes"
     """What predicts a clip's cluster: the frozen centroids, or a linear layer p re-made at each clustering with weights
     from N(0, 0.01). Source: paper section 3; DECAR section 3 and its authors.
@@ -192,6 +196,13 @@ class TrainConfig:
     """Clips a step, over all ranks. Source: paper section 4 (512); the authors' distillation has 256. `auto`: 512, or
     a sixteenth of a small set (at least 16).
     """
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
+    Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
+    SyncBN.
+    """
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What ranks add up gradients in; bf16 halves the message. Ours."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast of forward passes; `auto` is bf16 where the device has it in hardware. Ours: the authors use fp32."""
     seed: int = 0
@@ -204,7 +215,7 @@ class TrainConfig:
     """Epochs from one checkpoint to the next; the last epoch is always saved."""
 
     def __post_init__(self) -> None:
-        positive("train", epochs=self.epochs, save_every=self.save_every)
+        positive("train", epochs=self.epochs, save_every=self.save_every, accumulate=self.accumulate)
         check(self.patience >= 0, f"train.patience = {self.patience}: want 0 (never stop early) or more")
         check(
             self.batch_size == "auto" or self.batch_size >= 2, f"train.batch_size = {self.batch_size}: want at least 2"

@@ -25,6 +25,7 @@ from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint,
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.errors import UserError
 from unfused_fast.features import extract, load_encoder
+from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
@@ -32,8 +33,11 @@ from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.progress import PartTimer
+from unfused_fast.ranks import in_words
 from unfused_fast.run import Run
+from unfused_fast.run_together import check_parts, load_together, open_run, parts_of
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.shared_layers import first_buffers, share_layers
 from unfused_fast.training import (
     Options,
     autocast,
@@ -128,12 +132,22 @@ class Distillation:
         self.targets, self.k, clips = targets, k, len(targets)
         self.first_id = shards.first_id("train")
         self.batch_size = resolve_batch_size(config, clips)
-        stream = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
-        self.loader: Batches = placed(stream)
-        self.network = prepare_for(DistillNetwork(config, k), device)
+        self.ranks = options.ranks
+        stream = Loader(
+            shards,
+            "train",
+            config,
+            device=device,
+            batch_size=self.batch_size,
+            share=self.ranks.share,
+            threads=options.threads,
+        )
+        check_parts(config, self.ranks.share, self.batch_size)
+        self.loader: Batches = placed(stream, ranks=self.ranks)
+        self.network = prepare_for(share_layers(DistillNetwork(config, k), self.ranks, config.model.sync_bn), device)
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(config, clips, device)
+        self.augment = Augmenter(config, clips, device, self.ranks)
         self.timer = PartTimer(device)
         self.step = 0
         self._saving = Background[Path]("checkpoint")
@@ -155,21 +169,27 @@ class Distillation:
     def train_batch(self, batch: Batch, epoch: int) -> Tensor:
         """One step on one view of each clip: returns the detached loss."""
         with self.timer.part("augment"):
+            self.ranks.batch(self.batch_size)
             (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch)
-        with self.timer.part("forward"):
-            with autocast(self.config, self.options.device):
-                deepest, blocks = self.forward(view)
-            loss = distill_loss(deepest, blocks, self.targets[batch.clip_ids - self.first_id], self.config.distill)[
-                "total"
-            ]
-        with self.timer.part("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
+        targets, total = self.targets[batch.clip_ids - self.first_id], torch.zeros((), device=view.device)
+        for rows in parts_of(self.config, self.ranks, self.batch_size):
+            with self.timer.part("forward"):
+                with autocast(self.config, self.options.device):
+                    deepest, blocks = self.forward(view[rows])
+                parts = distill_loss(deepest, blocks, targets[rows], self.config.distill)
+                loss = parts["total"] * (len(deepest) / self.batch_size)
+            with self.timer.part("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
         with self.timer.part("optimizer"):
+            total = sum_gradients(self.network.parameters(), total, self.ranks, self.config.train.gradients)
             set_rate(self.optimizer, self.rate(self.step))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            if not self.config.model.sync_bn:
+                first_buffers(self.network, self.ranks)
         self.step += 1
-        return loss.detach()
+        return total
 
     def tail(self, batch: Batch, epoch: int) -> None:
         """The partial batch waits for another epoch's order: a BatchNorm over a few clips would mislead."""
@@ -183,9 +203,12 @@ class Distillation:
 
     def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Writes the checkpoint, which holds the pseudo-labels too."""
+        if not self.ranks.leads:
+            return
         self.wait()
         own = {**collect(self.network, self.optimizer), **self.augment.state(), "targets": self.targets}
         copied, state = to_host({**own, **tensors}), {"step": self.step, "k": self.k, "order": run.order, **notes}
+        state["ranks"] = self.ranks.world_size
         self._saving.start(lambda: save_checkpoint(run.checkpoints, position, copied(), state))
 
     def wait(self) -> None:
@@ -206,7 +229,7 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
     train_clips(shards)
-    with Run(out, "distill", config, shards, options, teacher=str(teacher)) as run:
+    with open_run(out, "distill", config, shards, options, teacher=str(teacher)) as run:
         if (finished := run.result()) is not None:
             return finished
         return _trained(run, config, shards, teacher, options)
@@ -214,21 +237,22 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
 
 def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options) -> dict[str, Any]:
     if run.resumed:
-        tensors, saved = run.load()
+        tensors, saved = load_together(run, options.ranks)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     else:
-        targets, k = pseudo_labels(config, shards, teacher, options.device)
+        targets, k = _targets(config, shards, teacher, options)
     state = Distillation(config, shards, targets, k, options)
     progress = state.load(tensors, saved) if run.resumed else None
     run.start()
-    if not run.resumed:
+    options.ranks.meet()
+    if options.ranks.leads and not run.resumed:
         _write_pseudo_labels(run.out / "pseudo_labels.parquet", shards, targets)
     sizes = torch.bincount(targets, minlength=k)
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
         f"{int(sizes.max())} clips, "
         f"{config.train.epochs} epochs, on {options.device} in "
-        f"{precision(config, options.device)}"
+        f"{precision(config, options.device)}{in_words(options.ranks)}"
     )
     with run.signals():
         trained = run_epochs(state, run, progress)
@@ -242,6 +266,21 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
             **trained,
         }
     )
+
+
+def _targets(config: Config, shards: ShardSet, teacher: Path, options: Options) -> tuple[Tensor, int]:
+    """pseudo_labels of rank 0, on every rank."""
+    found = list[Tensor]()
+
+    def cluster() -> int:
+        targets, k = pseudo_labels(config, shards, teacher, options.device)
+        found.append(targets)
+        return k
+
+    k = int(options.ranks.first(cluster))
+    if not found:
+        found.append(torch.empty(train_clips(shards), dtype=torch.int64, device=options.device))
+    return options.ranks.from_first(found[0]), k
 
 
 def _write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from unfused_fast.config import Config
 from unfused_fast.distill import distill
 from unfused_fast.linear import labels_of_splits, linear
 from unfused_fast.pretrain import pretrain
+from unfused_fast.ranks import ALONE
 from unfused_fast.settings import Stage
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
@@ -27,6 +29,9 @@ def train_all(
     labels_of_splits(target)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
+    if not options.ranks.leads:  # stage 3 takes seconds, on one process
+        return {}
+    options = replace(options, ranks=ALONE)
     first = "DECAR-v2" if configs["pretrain"].model.prediction == "prototypes" else "DECAR-v1"
     encoders = {
         "random": "random",

@@ -12,6 +12,8 @@ from unfused_fast.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
+TIMEOUT_SECONDS = 600.0
+"""How long a process waits for the others. Ours: longer than a compile, shorter than a night."""
 PORTS = 20000, 20000
 """Under SLURM: the first port, and how many there are; the job's number chooses."""
 
@@ -29,6 +31,16 @@ class Place(NamedTuple):
     port: int
     hosted: bool
     """Whether the launcher keeps the store there; else rank 0 does."""
+
+    def device(self, wanted: str) -> str:
+        """This process's part of what --device names. Raises UserError for a GPU of a number: each has its own."""
+        if ":" in wanted:
+            raise UserError(f"--device {wanted}: {self.world_size} processes take a GPU each; use --device cuda or cpu")
+        if wanted == "auto":
+            import torch
+
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{self.local_rank}" if wanted == "cuda" else wanted
 
     def store(self, timeout: timedelta) -> Store:
         """A connection of its own. Raises RuntimeError when nobody answers."""

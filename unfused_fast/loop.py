@@ -18,6 +18,7 @@ from unfused_fast.losses import READ_EVERY, Losses, check_finite, not_finite
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.profiling import Profile
 from unfused_fast.progress import EpochProgress, PartTimer
+from unfused_fast.ranks import RankLost
 from unfused_fast.run import Run
 from unfused_fast.saves import Saves
 from unfused_fast.training import Interrupted, Options, console
@@ -103,7 +104,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
     Raises UserError when losses are no numbers, the data cannot be read or the last save failed, Interrupted when a
     signal came; what was done is saved then.
     """
-    epochs, steps = state.config.train.epochs, state.loader.full_batches
+    epochs, steps, ranks = state.config.train.epochs, state.loader.full_batches, state.options.ranks
     before = run.last_logged() if progress else {}  # all there is to tell when no epoch is left
     progress = progress or Progress()
     rates = list[float]()
@@ -117,7 +118,8 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
         shown.step()
         profile.step()
 
-    with saves, profile, _memory(state), shown:
+    state.timer.told = ranks.doing
+    with saves, profile, _memory(state), _others(saves), shown:
         while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
             epoch = progress.position.epoch + 1
             _train_epoch(state, run, progress, saves, stepped)
@@ -134,6 +136,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
             run.log(epoch, {**numbers, "parts": state.timer.read()})
             note = f"loss {progress.loss:.3f}{_clusters_note(progress.values)}  {rates[-1]:.0f} clips/s"
             progress.values, progress.seconds = {}, 0.0
+            (run.stopping,) = ranks.agree(run.stopping)
             last = epoch == epochs or state.finished
             if last or run.stopping or epoch % state.config.train.save_every == 0:
                 saves.begin(progress.position, {}, progress.notes())
@@ -153,7 +156,8 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     """The epoch after `progress`, or what is left of it; `progress` then stands at its end."""
     (done, first), steps, config = progress.position, state.loader.full_batches, state.config
     epoch, began = done + 1, time.perf_counter() - progress.seconds
-    losses = Losses(state.loader.device)
+    state.options.ranks.stand(f"epoch {epoch}")
+    losses, ranks = Losses(state.loader.device), state.options.ranks
     if first:
         losses.load(progress.tensors)
     else:
@@ -174,16 +178,23 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
         saves.begin(progress.position, losses.tensors(), progress.notes())
 
     while True:
+        batch, unread = None, None
         try:
             batch = state.timer.next("load", batches)
         except UserError as error:
+            unread = error
+        ranks.stand(f"epoch {epoch}, step {min(taken + 1, steps)} of {steps}")
+        due = taken > first and ranks.leads and saves.due(state.step)
+        run.stopping, due, failed = ranks.agree(run.stopping, due, unread is not None)
+        if failed:
+            told = "; ".join(text for text in ranks.texts("" if unread is None else str(unread)) if text)
             if taken > first:
                 save()
                 saves.settle()
-            raise UserError(f"{error}; {saves.said()}, go on with --resume when that is mended") from error
+            raise UserError(f"{told}; {saves.said()}, go on with --resume when that is mended") from unread
         if batch is None:
             break
-        if taken > first and (run.stopping or saves.due(state.step)):
+        if taken > first and (run.stopping or due):
             save()
             if run.stopping:
                 saves.settle()
@@ -202,6 +213,15 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     check_finite(losses, state.network, epoch, saves.said, config)
     progress.position, progress.loss = Position(epoch), losses.mean(steps)
     progress.seconds = time.perf_counter() - began
+
+
+@contextmanager
+def _others(saves: Saves) -> Iterator[None]:
+    """Says what is saved when another process of the run is gone."""
+    try:
+        yield
+    except RankLost as error:
+        raise RankLost(f"{error}; {saves.said()}, go on with --resume") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.log_mel_cache import DamagedCache, Layout
 from unfused_fast.memory import Free, free_memory, pinned_bytes
 from unfused_fast.pipeline import Batches, Loader
+from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.resident import HeldLogMels, ResidentLoader
 
 MEMORY_SHARE = 0.75
@@ -49,11 +50,12 @@ def host_bytes(size: int, device: torch.device) -> int:
     return pinned_bytes(size) if device.type == "cuda" else size
 
 
-def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False) -> Batches:
+def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE) -> Batches:
     """The loader itself, or its batches out of memory, by `wanted`, else by `data.store` of its config; says which.
 
     The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py). Ours:
-    for a `single_pass` over the split `auto` takes a cache that is there but makes none, which would cost more.
+    for a `single_pass` over the split `auto` takes a cache that is there but makes none, which would cost more. Each of
+    several `ranks` holds all log-mels, where rank 0 says, in its part of the machine's memory.
 
     Raises UserError: memory or disk that is named and does not do.
     """
@@ -67,6 +69,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
             "or stream"
         )
     layout, free = log_mel_cache.layout(loader), free_memory(device)
+    free = free._replace(host=free.host // ranks.local_size)
     make = not (single_pass and store == "auto")
     found = log_mel_cache.find(loader, layout)
     place = log_mel_pass.writable_place(loader, layout) if found is None and make else None
@@ -74,6 +77,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         store, why = choose(layout.bytes, device, free, found is not None or place is not None)
         if found is None and not make:
             store, why = "stream", "it is read once, and a cache is not made for that"
+        store, why = ranks.first(lambda: (store, why))
         console.print(f"data.store: auto is {store} for {loader.split}: {why}")
         if store == "stream":
             return loader

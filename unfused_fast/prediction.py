@@ -33,8 +33,12 @@ class Prototypes:
         """(B, P) float32 -> (B, K) logits z C / T."""
         return projections @ self.vectors.T / self.temperature
 
+    def parameters(self) -> list[nn.Parameter]:
+        """None: prototypes stay as they are between clusterings."""
+        return []
+
     def step(self) -> None:
-        """Prototypes stay as they are between clusterings."""
+        """Nothing to do."""
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs."""
@@ -66,6 +70,10 @@ class PredictionHead:
     def scores(self, projections: Tensor) -> Tensor:
         """(B, P) float32 -> (B, K) logits."""
         return linear(relu(projections), self.weight, self.bias)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Of p."""
+        return [self.weight, self.bias]
 
     def step(self) -> None:
         """One update from the gradients of the last backward pass."""

@@ -29,6 +29,7 @@ from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint,
 from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
@@ -39,8 +40,11 @@ from unfused_fast.plots import plot_cluster_sizes
 from unfused_fast.prediction import build_predictor
 from unfused_fast.progress import PartTimer
 from unfused_fast.randomness import key
+from unfused_fast.ranks import in_words
 from unfused_fast.run import Run
+from unfused_fast.run_together import check_parts, load_together, open_run, parts_of
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.shared_layers import first_buffers, share_layers
 from unfused_fast.training import (
     Interrupted,
     Options,
@@ -87,12 +91,22 @@ class Pretraining:
         seed_everything(config.train.seed)
         clips = train_clips(shards)
         self.k, self.batch_size = resolve_k(config, clips), resolve_batch_size(config, clips)
-        self.stream = Loader(shards, "train", config, device=device, batch_size=self.batch_size)
+        self.ranks = options.ranks
+        self.stream = Loader(
+            shards,
+            "train",
+            config,
+            device=device,
+            batch_size=self.batch_size,
+            share=self.ranks.share,
+            threads=options.threads,
+        )
+        check_parts(config, self.ranks.share, self.batch_size)
         self.loader: Batches = self.stream
-        self.network = prepare_for(PretrainNetwork(config), device)
+        self.network = prepare_for(share_layers(PretrainNetwork(config), self.ranks, config.model.sync_bn), device)
         self.forward = compiled(self.network, options)
         self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(config, clips, device)
+        self.augment = Augmenter(config, clips, device, self.ranks)
         self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device, config.bank.dtype)
         self.predictor = build_predictor(config, device)
         self.assignments: Tensor | None = None
@@ -126,8 +140,9 @@ class Pretraining:
         self.bank.start_epoch()
         self._filling = True
         with self.timer.part("bank pass"):
-            for batch in self.loader.epoch(INIT_EPOCH, views=1, masks=not clean):
-                self._write_bank(batch, INIT_EPOCH, not clean)
+            for number, batch in enumerate(self.loader.epoch(INIT_EPOCH, views=1, masks=not clean)):
+                self._write_bank(batch, INIT_EPOCH, self._clips(number), not clean)
+                (run.stopping,) = self.ranks.agree(run.stopping)
                 if run.stopping:
                     raise Interrupted(f"{run.out}: stopped while the memory bank was filled")
         self._filling = False
@@ -149,7 +164,9 @@ class Pretraining:
         """Clusters the bank in place and re-makes what predicts the clusters."""
         began, seed = time.perf_counter(), self.config.train.seed
         start = self.predictor.tensors().get("prototypes") if self.assignments is not None else None
-        found = cluster_rows(self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start, self.assignments)
+        found = cluster_rows(
+            self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start, self.assignments, self.ranks
+        )
         self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
         if previous is not None:
@@ -168,40 +185,62 @@ class Pretraining:
         """Training phase, one step: returns the detached loss. The last view feeds the loss, one before it the bank."""
         assert self.assignments is not None
         with self.timer.part("augment"):
+            self.ranks.batch(self.batch_size)
+            everyone = self.ranks.gather_rows(batch.clip_ids)
             *bank_views, train_view = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
-        with self.timer.part("forward bank view"), torch.no_grad(), autocast(self.config, self.options.device):
-            projections = [self.forward(view) for view in bank_views]
-        with self.timer.part("forward train view"):
-            with autocast(self.config, self.options.device):
-                predicted = self.forward(train_view)
-            # p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32
-            scores = self.predictor.scores(predicted)
-            loss = cross_entropy(scores, self.assignments[batch.clip_ids - self.bank.first_id])
-        with self.timer.part("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
+        targets, total = (
+            self.assignments[batch.clip_ids - self.bank.first_id],
+            torch.zeros((), device=train_view.device),
+        )
+        projected: list[list[Tensor]] = [[] for _ in bank_views]
+        for rows in parts_of(self.config, self.ranks, self.batch_size):
+            with self.timer.part("forward bank view"), torch.no_grad(), autocast(self.config, self.options.device):
+                for found, view in zip(projected, bank_views, strict=True):
+                    found.append(self.forward(view[rows]))
+            with self.timer.part("forward train view"):
+                with autocast(self.config, self.options.device):
+                    predicted = self.forward(train_view[rows])
+                # p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in
+                # float32, and of all clips of the batch the mean
+                scores = self.predictor.scores(predicted)
+                loss = cross_entropy(scores, targets[rows]) * (len(predicted) / self.batch_size)
+            with self.timer.part("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
         with self.timer.part("optimizer"):
+            trained = [*self.network.parameters(), *self.predictor.parameters()]
+            total = sum_gradients(trained, total, self.ranks, self.config.train.gradients)
             set_rate(self.optimizer, self.rate(self.step))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.predictor.step()
+            if not self.config.model.sync_bn:
+                first_buffers(self.network, self.ranks)
         with self.timer.part("bank"):
-            for projection in projections:
-                self.bank.write(batch.clip_ids, projection)
+            self.ranks.batch(self.batch_size)
+            for found in projected:
+                self.bank.write(everyone, self.ranks.gather_rows(torch.cat(found)))
         self.step += 1
-        return loss.detach()
+        return total
 
     def tail(self, batch: Batch, epoch: int) -> None:
         """The partial batch takes no step; where training fills the bank it does so too, in eval mode."""
         if self.config.bank.fill == "training":
             self.network.eval()
-            self._write_bank(batch, epoch)
+            self._write_bank(batch, epoch, self._clips(self.loader.full_batches))
             self.network.train()
 
+    def _clips(self, number: int) -> int:
+        """Clips of an epoch's batch on all ranks."""
+        return min(self.batch_size, self.loader.clips - number * self.batch_size)
+
     @torch.no_grad()
-    def _write_bank(self, batch: Batch, epoch: int, augmented: bool = True) -> None:
-        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch) if augmented else self.augment.plain(batch.views)
+    def _write_bank(self, batch: Batch, epoch: int, clips: int, augmented: bool = True) -> None:
+        self.ranks.batch(clips)
+        (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch) if augmented else batch.views
         with autocast(self.config, self.options.device):
-            self.bank.write(batch.clip_ids, self.network(view))
+            projections = self.network(view)
+        self.bank.write(self.ranks.gather_rows(batch.clip_ids), self.ranks.gather_rows(projections))
 
     def end_epoch(self) -> None:
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
@@ -217,11 +256,14 @@ class Pretraining:
         a pass over the clips has begun to fill the bank, a checkpoint that holds the bank.
         """
         assert self.assignments is not None
+        if not self.ranks.leads:
+            return
         self.wait()
         whole = not position.batch and not self._filling
         own = {} if whole else self.bank.tensors(self.assignments)
         where = "generation" if whole else "here"
         state = {"step": self.step, "k": self.k, "nmis": self.nmis, "bank": where, "order": run.order, **notes}
+        state["ranks"] = self.ranks.world_size
         copied = to_host(
             {
                 **collect(self.network, self.optimizer),
@@ -259,14 +301,21 @@ class Pretraining:
 
     def load(self, run: Run) -> Progress:
         """Restores all state from the newest checkpoint that is sound, its bank too; returns how far it was."""
-        tensors, state = run.load(
-            lambda state: None if state["bank"] == "here" else self._load_bank(run.out / BANK, state["epoch"])
+        tensors, state = load_together(
+            run,
+            self.ranks,
+            lambda state: None if state["bank"] == "here" else self._load_bank(run.out / BANK, state["epoch"]),
         )
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
         self.predictor.load(tensors)
         if state["bank"] == "here":
             self.assignments = self.bank.load_tensors(tensors)
+        elif self.ranks.together:
+            self.ranks.from_first(self.bank.rows)
+            self.assignments = self.ranks.from_first(
+                torch.empty_like(self.bank.writes, dtype=torch.int64) if self.assignments is None else self.assignments
+            )
         self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
         return progress_of(tensors, state)
 
@@ -288,7 +337,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     dtype = torch.float32 if config.bank.dtype == "fp32" else torch.bfloat16
     backend = f" ({resolve_backend(config.cluster.backend, options.device, dtype)})" if spherical else ""
     state = Pretraining(config, shards, options)
-    with Run(out, "pretrain", config, shards, options) as run:
+    with open_run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
             return finished
         return _trained(state, run, backend)
@@ -296,24 +345,19 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
 def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
     config, options = state.config, state.options
-    state.loader = placed(state.stream)
+    state.loader = placed(state.stream, ranks=options.ranks)
     progress = state.load(run) if run.resumed else None
     run.start()
+    options.ranks.meet()
     console.print(
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k or 'found'}, "
         f"{config.train.epochs} epochs, "
         f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
-        f"{precision(config, options.device)}, clusters by {config.cluster.algo}{backend}"
+        f"{precision(config, options.device)}{in_words(options.ranks)}, clusters by {config.cluster.algo}{backend}"
     )
     with run.signals():
         trained = run_epochs(state, run, progress)
-    state.draw(run, trained["last_epoch"])
-    return run.finish(
-        {
-            "encoder": config.model.encoder,
-            "clips": {"train": state.loader.clips},
-            "k": state.k,
-            "batch_size": state.batch_size,
-            **trained,
-        }
-    )
+    facts = {"encoder": config.model.encoder, "clips": {"train": state.loader.clips}, "k": state.k}
+    if options.ranks.leads:
+        state.draw(run, trained["last_epoch"])
+    return run.finish({**facts, "batch_size": state.batch_size, **trained})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -22,11 +22,15 @@ class PartTimer:
         self.seconds: dict[str, float] = {}
         self.profile: Profile | None = None
         """What gets the parts' names."""
+        self.told: Callable[[str], None] | None = None
+        """What is told of each part that begins."""
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Adds what the block takes to a part."""
+        if self.told is not None:
+            self.told(name)
         with nullcontext() if self.profile is None else self.profile.part(name):
             if self.cuda:
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -20,11 +20,9 @@ from torch import Tensor
 
 from unfused_fast.beats import Beats
 from unfused_fast.errors import UserError
-from unfused_fast.launch import Place
+from unfused_fast.launch import TIMEOUT_SECONDS, Place
 from unfused_fast.shares import Share
 
-TIMEOUT_SECONDS = 600.0
-"""How long a process waits for the others. Ours: longer than a compile, shorter than a night."""
 POLL_SECONDS = 0.02, 1.0
 """Shortest and longest time from one look for rank 0's word to the next."""
 
@@ -56,7 +54,7 @@ class Ranks:
         self.sizes = [0]
         """Rows of the batch at hand on each rank; see batch."""
         self.group: dist.ProcessGroup | None = None
-        self._words, self._asked = 0, 0
+        self._asked, self._met, self._where = 0, 0, "start"
         if place is None:
             return
         self.device, self._timeout = device or torch.device("cpu"), timeout_s
@@ -102,7 +100,12 @@ class Ranks:
     def stand(self, where: str) -> None:
         """Notes where this process stands, for what the others say of it when it hangs."""
         if self.group is not None:
-            self._beats.where = where
+            self._where = self._beats.where = where
+
+    def doing(self, part: str) -> None:
+        """Notes what it does there."""
+        if self.group is not None:
+            self._beats.where = f"{self._where}, {part}"
 
     def batch(self, clips: int, part: Share | None = None) -> slice:
         """Sets the batch at hand, of so many clips on all ranks, or a part of each rank's share of it. Returns that
@@ -200,19 +203,32 @@ class Ranks:
         return value
 
     def _answer(self, key: str) -> Any:
-        pause, (_, longest) = POLL_SECONDS[0], POLL_SECONDS
-        try:
-            while not self._store.check([key]):
-                if (silent := self._beats.silent_for(0)) > self._timeout:
-                    raise RankLost(f"rank 0 does not answer; it was last heard of {silent:.0f} s ago")
-                time.sleep(pause)
-                pause = min(2 * pause, longest)
-            answer = json.loads(self._store.get(key))
-        except RuntimeError as error:
-            raise RankLost("rank 0 ended") from error
+        self._wait(lambda: self._store.check([key]), [0])
+        answer = json.loads(self._store.get(key))
         if "error" in answer:
             raise SaidElsewhere(answer["error"])
         return answer["value"]
+
+    def meet(self) -> None:
+        """Waits for all, however long they take, as long as they are alive."""
+        if self.group is None:
+            return
+        self._met += 1
+        key = f"unfused/met/{self._met}"
+        self._store.add(key, 1)
+        self._wait(lambda: self._store.add(key, 0) >= self.world_size, list(range(self.world_size)))
+
+    def _wait(self, done: Callable[[], bool], ranks: list[int]) -> None:
+        pause, longest = POLL_SECONDS
+        try:
+            while not done():
+                for rank in ranks:
+                    if rank != self.rank and self._beats.silent_for(rank) > self._timeout:
+                        raise RankLost(self._beats.who_is_missing())
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
+        except RuntimeError as error:
+            raise RankLost(self._beats.who_is_missing()) from error
 
     def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Tensors on the CPU that rank 0 has, on every rank; the others give None."""
@@ -240,6 +256,11 @@ class Ranks:
             yield
         except RuntimeError as error:
             raise RankLost(self._beats.who_is_missing()) from error
+
+
+def in_words(ranks: Ranks) -> str:
+    """What a command says of several."""
+    return f" on {ranks.world_size} ranks" if ranks.together else ""
 
 
 ALONE = Ranks()

@@ -282,13 +282,16 @@ class Run:
         try:
             yield
         except BaseException:
-            if not self.saved and not (self.out / "log.jsonl").exists():
-                shutil.rmtree(self.out.resolve(), ignore_errors=True)
+            self._discard_unsaved()
             raise
         finally:
             threading.excepthook = unhandled
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _discard_unsaved(self) -> None:
+        if not self.saved and not (self.out / "log.jsonl").exists():
+            shutil.rmtree(self.out.resolve(), ignore_errors=True)
 
 
 def _epoch_of(line: bytes) -> float:

@@ -124,6 +124,16 @@ def share_layers(network: Module, ranks: Ranks, sync_bn: bool) -> Module:
     return network
 
 
+def first_buffers(network: nn.Module, ranks: Ranks) -> None:
+    """Gives every rank the running statistics of rank 0, where each normalises its own share of a batch."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    if not ranks.together or not buffers:
+        return
+    flat = ranks.from_first(torch.cat([buffer.reshape(-1) for buffer in buffers]))
+    pieces = torch.split(flat, [buffer.numel() for buffer in buffers])
+    torch._foreach_copy_(buffers, [piece.view(buffer.shape) for piece, buffer in zip(pieces, buffers, strict=True)])
+
+
 def _axes(x: Tensor) -> list[int]:
     return [axis for axis in range(x.dim()) if axis != 1]
 

@@ -18,6 +18,8 @@ import typer
 
 from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError, escaped
+from unfused_fast.launch import place_of
+from unfused_fast.launcher import last_words, start_devices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +71,27 @@ SaveInterval = Annotated[
         show_default="600s, and each epoch's end",
     ),
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        min=1,
+        help="Processes that train together: one for each GPU, or on the CPU's cores. Batches stay what they are.",
+        show_default="1, or as torchrun or srun started them",
+    ),
+]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        "--accumulate",
+        min=1,
+        help="Parts in which a batch goes through the network, where it does not fit. As --set train.accumulate.",
+        show_default="1",
+    ),
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=5, help="Seconds that a process waits for the others before it gives up.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 ResumeAnyway = Annotated[
     bool,
@@ -108,6 +131,7 @@ def stage_config(
     seed: int,
     data: str | None = None,
     save_every: str | None = None,
+    accumulate: int | None = None,
 ) -> Config:
     """Preset, then the flags of the stage, then `--set`, which wins."""
     from unfused_fast.save_every import parse_save_every
@@ -119,6 +143,7 @@ def stage_config(
         epochs_field: epochs,
         "data.store": data,
         "train.save_every": parse_save_every(save_every)[1],
+        "train.accumulate": accumulate,
     }
     flags = {name: value for name, value in flags.items() if value is not None}
     return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
@@ -132,24 +157,36 @@ def run_options(
     profile: bool = False,
     save_every: str | None = None,
     resume_anyway: bool = False,
+    timeout: float | None = None,
 ) -> Options:
-    """How a stage runs, from the flags. Raises UserError for a device that is not there, or flags that exclude each
-    other.
+    """How a stage runs, from the flags; with a `timeout` together with the other processes, where there are some.
+
+    Raises UserError for a device that is not there, or flags that exclude each other.
     """
     from unfused_fast.save_every import parse_save_every
-    from unfused_fast.training import Options, resolve_device
+    from unfused_fast.training import Options, join, resolve_device
 
     if (resume or resume_anyway) and overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    place = None if timeout is None else place_of(os.environ)
+    chosen = resolve_device(device if place is None else place.device(device))
     return Options(
-        resolve_device(device),
+        chosen,
         compile_,
         resume=resume or resume_anyway,
         resume_anyway=resume_anyway,
         overwrite=overwrite,
         save_every=parse_save_every(save_every)[0],
         profile=profile,
+        ranks=join(place, chosen, timeout or 0.0),
     )
+
+
+def run_together(devices: int | None, device: str) -> None:
+    """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to work."""
+    code = start_devices(devices, device)
+    if code is not None:
+        raise typer.Exit(code)
 
 
 def print_json(value: Any) -> None:
@@ -230,9 +267,11 @@ def run_app(app: Callable[[], Any]) -> None:
 
 
 def _end(error: Exception) -> None:
+    last_words(f"error: {error}")
     if isinstance(error, UserError):
-        lines = "\n".join(map(escaped, str(error).split("\n")))
-        print(f"error: {lines}", file=sys.stderr)
+        if type(error).__name__ != "SaidElsewhere":
+            lines = "\n".join(map(escaped, str(error).split("\n")))
+            print(f"error: {lines}", file=sys.stderr)
         sys.exit(USER_ERROR)
     if type(error).__name__ == "Interrupted":
         print(error, file=sys.stderr)

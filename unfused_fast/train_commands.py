@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unfused_fast.launch import TIMEOUT_SECONDS
 from unfused_fast.terminal import (
+    Accumulate,
     Compile,
     Data,
     Device,
+    Devices,
     Json,
     Overwrite,
     Preset,
@@ -21,10 +24,12 @@ from unfused_fast.terminal import (
     Seed,
     Sets,
     Shards,
+    Timeout,
     local_shards,
     print_json,
     print_result,
     run_options,
+    run_together,
     stage_config,
     stdout_console,
 )
@@ -48,9 +53,12 @@ def train_pretrain(
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
     data: Data = None,
     compile_: Compile = None,
+    accumulate: Accumulate = None,
     save_every: SaveInterval = None,
+    timeout: Timeout = TIMEOUT_SECONDS,
     resume: Resume = False,
     resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
@@ -61,17 +69,16 @@ def train_pretrain(
 
     DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
     """
+    run_together(devices, device)
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("pretrain", preset, settings, epochs, seed, data, save_every)
-    result = pretrain(
-        config,
-        open_shards(local_shards(shards)),
-        out,
-        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
-    )
-    print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
+    config = stage_config("pretrain", preset, settings, epochs, seed, data, save_every, accumulate)
+    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout)
+    with options.ranks:
+        result = pretrain(config, open_shards(local_shards(shards)), out, options)
+    if options.ranks.leads:
+        print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
 
 
 @train_app.command("distill")
@@ -84,9 +91,12 @@ def train_distill(
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
     data: Data = None,
     compile_: Compile = None,
+    accumulate: Accumulate = None,
     save_every: SaveInterval = None,
+    timeout: Timeout = TIMEOUT_SECONDS,
     resume: Resume = False,
     resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
@@ -94,18 +104,16 @@ def train_distill(
     as_json: Json = False,
 ) -> None:
     """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
+    run_together(devices, device)
     from unfused_fast.distill import distill
     from unfused_fast.shards.table import open_shards
 
-    config = stage_config("distill", preset, settings, epochs, seed, data, save_every)
-    result = distill(
-        config,
-        open_shards(local_shards(shards)),
-        teacher,
-        out,
-        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
-    )
-    print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
+    config = stage_config("distill", preset, settings, epochs, seed, data, save_every, accumulate)
+    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout)
+    with options.ranks:
+        result = distill(config, open_shards(local_shards(shards)), teacher, out, options)
+    if options.ranks.leads:
+        print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
 
 
 @train_app.command("linear")
@@ -157,9 +165,12 @@ def train_everything(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
     data: Data = None,
     compile_: Compile = None,
+    accumulate: Accumulate = None,
     save_every: SaveInterval = None,
+    timeout: Timeout = TIMEOUT_SECONDS,
     resume: Resume = False,
     resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
@@ -167,6 +178,7 @@ def train_everything(
     as_json: Json = False,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
+    run_together(devices, device)
     from unfused_fast.everything import train_all
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards
@@ -174,15 +186,15 @@ def train_everything(
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {
-        stage: stage_config(stage, preset, settings, count, seed, data, save_every) for stage, count in stages.items()
+        stage: stage_config(stage, preset, settings, count, seed, data, save_every, accumulate)
+        for stage, count in stages.items()
     }
-    verdict = train_all(
-        configs,
-        open_shards(local_shards(shards)),
-        open_shards(local_shards(target or shards)),
-        out,
-        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
-    )
+    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout)
+    opened, labelled = (open_shards(local_shards(given)) for given in (shards, target or shards))
+    with options.ranks:
+        verdict = train_all(configs, opened, labelled, out, options)
+    if not options.ranks.leads:
+        return
     if as_json:
         print_json(verdict)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +14,11 @@ from unfused_fast.config import Config
 from unfused_fast.console import console as console
 from unfused_fast.console import progress_bar as progress_bar
 from unfused_fast.errors import UserError
+from unfused_fast.launch import Place
+from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.save_every import SaveEvery
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.workers import available_cores
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -47,6 +51,13 @@ class Options:
     save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False
     """See profiling.py."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""
+
+    @property
+    def threads(self) -> int:
+        """Of this process that decode: its share of the machine's cores, up to 16."""
+        return max(1, min(available_cores() // self.ranks.local_size, 16))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -71,6 +82,18 @@ def resolve_device(name: str) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def join(place: Place | None, device: torch.device, timeout_s: float) -> Ranks:
+    """The processes that train together, of which only rank 0 speaks. Raises UserError when they do not come."""
+    if place is None:
+        return ALONE
+    if not torch.distributed.is_available():
+        raise UserError(f"PyTorch {torch.__version__} was built without torch.distributed; use one process")
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // place.local_size))
+    console.quiet = place.rank != 0
+    return Ranks(place, device, timeout_s)
 
 
 def train_clips(shards: ShardSet) -> int:
@@ -123,9 +146,9 @@ def prepare_for(network: Module, device: torch.device) -> Module:
 
 
 def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """torch.compile of a network or step as one graph, where asked for."""
+    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks."""
     wanted = options.compile if options.compile is not None else options.device.type == "cuda"
-    return torch.compile(function, fullgraph=True) if wanted else function
+    return torch.compile(function, fullgraph=not options.ranks.together) if wanted else function
 
 
 def seed_everything(seed: int) -> None:
