@@ -32,6 +32,7 @@ LAYERS = [
     {"training", "partitions", "run_lock", "run_differences", "run_description"},
     {"run", "assignment", "model_folder"},
     {"saves", "features", "prediction"},
+    {"further_heads"},
     {"loop"},
     {"embedder"},
     {"hear", "transformer", "export", "foreign"},

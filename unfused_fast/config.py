@@ -67,9 +67,10 @@ class ClusterConfig:
     """Spherical k-means; PCA, whitening, L2, then k-means; or the same, then Power Iteration Clustering, which finds
     the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
     """
-    k: int | Auto = 512
+    k: int | Auto | tuple[int, ...] = 512
     """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
-    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer.
+    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
+    the same bank (DeepCluster-v2).
     """
     iterations: int = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -107,12 +108,18 @@ class ClusterConfig:
     """
 
     def __post_init__(self) -> None:
-        check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
+        counts = [k for k in self.heads if k != "auto"]
+        check(bool(self.heads) and min(counts, default=1) >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
         positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs, n_init=self.n_init)
         check(self.pca_dim == "auto" or self.pca_dim >= 1, f"cluster.pca_dim = {self.pca_dim}: want 1 or more, or auto")
         positive("cluster", pic_neighbours=self.pic_neighbours, pic_sigma=self.pic_sigma)
         positive("cluster", pic_iterations=self.pic_iterations)
         check(0 < self.pic_alpha < 1, f"cluster.pic_alpha = {self.pic_alpha}: want 0 < alpha < 1")
+
+    @property
+    def heads(self) -> tuple[int | Auto, ...]:
+        """Clusters of each head."""
+        return self.k if isinstance(self.k, tuple) else (self.k,)
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,15 @@ def checkpoint_bytes(clips: int, k: int, config: Config, cuda: bool = False) -> 
     if config.data.norm == "running":
         tensors[RUNNING_NORM] = (torch.float64, (3,))
     width = config.model.proj_dim
-    if config.model.prediction == "prototypes":
-        tensors["prototypes"] = (torch.float32, (k, width))
-    else:
-        tensors["head.weight"], tensors["head.bias"] = (torch.float32, (k, width)), (torch.float32, (k,))
+    for number, clusters in enumerate((k, *map(int, config.cluster.heads[1:])), 1):
+        head = "" if number == 1 else f"head{number}."
+        if config.model.prediction == "prototypes":
+            tensors[f"{head}prototypes"] = (torch.float32, (clusters, width))
+        else:
+            tensors[f"{head}head.weight"] = (torch.float32, (clusters, width))
+            tensors[f"{head}head.bias"] = (torch.float32, (clusters,))
+        if head:
+            tensors[f"{head}assignments"] = (torch.int64, (clips,))
     return _safetensors_bytes(tensors)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from unfused_fast.assignment import cluster_rows
+from unfused_fast.assignment import Clustering, cluster_rows
 from unfused_fast.augment import Augmenter
 from unfused_fast.background import Background
 from unfused_fast.bank import MemoryBank
@@ -29,6 +29,7 @@ from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint,
 from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.further_heads import FurtherHeads
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
@@ -63,8 +64,8 @@ PLOT_SECONDS = 60
 
 
 def resolve_k(config: Config, clips: int) -> int:
-    """Clusters of a run; 0 where the algorithm finds their number. Raises UserError for more clusters than clips."""
-    wanted = config.cluster.k
+    """Clusters of the first head; 0: the algorithm finds them. Raises UserError: more than clips, in any head."""
+    wanted = max(config.cluster.heads, key=lambda k: 0 if k == "auto" else k)
     if config.cluster.algo == "pic":
         return 0
     if wanted == "auto":
@@ -76,7 +77,7 @@ def resolve_k(config: Config, clips: int) -> int:
             f"cluster.k = {wanted}, but the train split has {clips} clips; "
             f"use --set cluster.k=auto, or a number up to {clips}"
         )
-    return wanted
+    return int(config.cluster.heads[0])
 
 
 class Pretraining:
@@ -94,7 +95,7 @@ class Pretraining:
         self.optimizer = build_optimizer(self.network, config.optim)
         self.augment = Augmenter(config, clips, device)
         self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device, config.bank.dtype)
-        self.predictor = build_predictor(config, device)
+        self.predictor, self.heads = build_predictor(config, device), FurtherHeads(config, device)
         self.assignments: Tensor | None = None
         self.nmis: list[float] = []
         self.timer = PartTimer(device)
@@ -149,7 +150,12 @@ class Pretraining:
         """Clusters the bank in place and re-makes what predicts the clusters."""
         began, seed = time.perf_counter(), self.config.train.seed
         start = self.predictor.tensors().get("prototypes") if self.assignments is not None else None
-        found = cluster_rows(self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start, self.assignments)
+
+        def cluster(k: int, seed: int, start: Tensor | None, previous: Tensor | None) -> Clustering:
+            return cluster_rows(self.bank.rows, k, self.config, seed, start, previous)
+
+        found = cluster(self.k, key(seed, epoch) >> 1, start, self.assignments)
+        self.heads.cluster(cluster, seed, epoch)
         self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
         if previous is not None:
@@ -175,8 +181,8 @@ class Pretraining:
             with autocast(self.config, self.options.device):
                 predicted = self.forward(train_view)
             # p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32
-            scores = self.predictor.scores(predicted)
-            loss = cross_entropy(scores, self.assignments[batch.clip_ids - self.bank.first_id])
+            scores, rows = self.predictor.scores(predicted), batch.clip_ids - self.bank.first_id
+            loss = self.heads.mean_loss(cross_entropy(scores, self.assignments[rows]), predicted, rows)
         with self.timer.part("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
         with self.timer.part("optimizer"):
@@ -184,6 +190,7 @@ class Pretraining:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.predictor.step()
+            self.heads.step()
         with self.timer.part("bank"):
             for projection in projections:
                 self.bank.write(batch.clip_ids, projection)
@@ -227,6 +234,7 @@ class Pretraining:
                 **collect(self.network, self.optimizer),
                 **self.augment.state(),
                 **self.predictor.tensors(),
+                **self.heads.tensors(),
                 **own,
                 **tensors,
             }
@@ -265,6 +273,7 @@ class Pretraining:
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
         self.predictor.load(tensors)
+        self.heads.load(tensors)
         if state["bank"] == "here":
             self.assignments = self.bank.load_tensors(tensors)
         self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
