@@ -19,14 +19,16 @@ from unfused_fast.augment import Augmenter
 from unfused_fast.config import Config
 from unfused_fast.config_audio import FrontendConfig
 from unfused_fast.embedder import Embedder, load
+from unfused_fast.export import export_graph
 from unfused_fast.features import baseline_encoder, extract
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.normalisation import RunningNorm, final_statistics
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
+from unfused_fast.plan_bytes import checkpoint_bytes
 from unfused_fast.resident import ResidentLoader
 from unfused_fast.set_statistics import set_statistics
-from unfused_fast.settings import with_values
+from unfused_fast.settings import from_flat, with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.write import pack
@@ -229,6 +231,24 @@ def test_a_run_with_a_running_norm_hands_on_what_it_ended_with(
     assert cli("export", run, "--hub", tmp_path / "model").code == 0
     embedders = [load(folder, device="cpu") for folder in (run, tmp_path / "model")]
     assert (embedders[0].mean, embedders[0].std) == (embedders[1].mean, embedders[1].std)
-    of_the_set = json.loads((run / "config.json").read_text())["log_mel"]
+    recorded = json.loads((run / "config.json").read_text())
+    of_the_set, (newest, *_) = recorded["log_mel"], (run / "checkpoints").glob("*.safetensors")
+    assert checkpoint_bytes(60, 4, from_flat(recorded["config"])) == newest.stat().st_size
     assert embedders[0].mean != of_the_set["mean"]
     assert abs(embedders[0].mean - of_the_set["mean"]) < of_the_set["std"]
+
+
+def test_an_exported_graph_has_the_runs_own_front_end(
+    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run, flags = tmp_path / "run", ["--set", "data.norm=wave_l2", "--set", "frontend.kind=decar1"]
+    assert cli("train", "pretrain", tones, "--out", run, "--epochs", 1, *tiny, *flags).code == 0
+    export_graph(run, tmp_path / "graph.pt2", "torch", "waveform")
+    waveform = torch.randn(2, 20000, generator=torch.Generator().manual_seed(0)) * 0.1
+    found = torch.export.load(tmp_path / "graph.pt2").module()(waveform)
+    embedder = load(run, device="cpu")
+    torch.testing.assert_close(found, embedder.embed(waveform, 16000), atol=1e-4, rtol=1e-3)
+    louder = embedder.embed(3 * waveform, 16000)
+    torch.testing.assert_close(found, louder, atol=1e-4, rtol=1e-3)
+    refused = cli("embed", tones, "--encoder", run, "--out", tmp_path / "all.npz", "--device", "cpu")
+    assert refused.code == 1 and "data.norm = wave_l2" in refused.error

@@ -26,13 +26,16 @@ FRONT_END = {
     "frontend.n_mels": 64,
     "frontend.fmin_hz": 60.0,
     "frontend.fmax_hz": 7800.0,
+    "frontend.pad_mode": "reflect",
 }
+BYOLA = {**FRONT_END, "frontend.kind": "byola", "aug.specaug.warp": 0}
 DISTILLATION_LOSS = {
     "distill.alpha": 0.7,
     "distill.beta": 0.003,
     "distill.kl_temperature": 1.0,
     "distill.detach_teacher": False,
     "distill.mse": "cos_logits",
+    "distill.init": "random",
     "distill.head": "mlp3",
     "optim.name": "sgd",
     "optim.momentum": 0.9,
@@ -44,7 +47,7 @@ DISTILLATION_LOSS = {
 DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     # UnFuSeD, section 3 and 4
     ("paper", "pretrain"): {
-        **FRONT_END,
+        **BYOLA,
         "cluster.algo": "spherical",
         "cluster.k": 512,
         "cluster.every_epochs": 1,
@@ -69,6 +72,8 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "cluster.init": "random",
         "cluster.empty": "keep",
         "bank.init_mode": "eval",
+        "prototypes.freeze": True,
+        "data.norm": "dataset",
     },
     ("paper", "distill"): {
         **DISTILLATION_LOSS,
@@ -87,11 +92,13 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "eval.batch_size": 32,
         "eval.epochs": 50,
         "eval.encoder": "full",
+        "eval.encoder_mode": "eval",
+        "eval.crop": "full",
         "eval.pool": "maxmean",
     },
     # the code that the authors released
     ("authors", "pretrain"): {
-        **FRONT_END,
+        **BYOLA,
         **AUGMENTATION_OF_BYOL_A,
         "cluster.k": 1024,
         "train.epochs": 200,
@@ -114,6 +121,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "loss.temperature": 1.0,
         "views.same_crop": True,
         "data.crop_seconds": 0.98,
+        "data.norm": "running",
         "bank.init_mode": "train",
         "cluster.iterations": 10,
         "aug.specaug.freq_masks": 0,
@@ -125,10 +133,15 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "train.batch_size": 256,
         "train.amp": "fp32",
         "data.crop_seconds": 12.0,
+        "data.norm": "running",
         "aug.specaug.freq_masks": 0,
         "aug.specaug.time_masks": 0,
         "model.fc_layers": 3,
         "pseudo.feature": "projector",
+        "pseudo.seconds": 12.0,
+        "pseudo.crop": "start",
+        "pseudo.splits": ("train",),
+        "pseudo.refresh_epochs": 0,
         "pseudo.pca_dim": 128,
         "pseudo.whiten": True,
         "pseudo.iterations": 20,
@@ -140,12 +153,15 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "eval.batch_size": 32,
         "eval.epochs": 100,
         "eval.pool": "mean",
+        "eval.crop": "random",
+        "eval.seconds": "auto",
+        "eval.encoder_mode": "train",
         "eval.standardize": False,
         "eval.select": "best_test",
     },
     # what trained best where it could be measured
     ("recommended", "pretrain"): {
-        **FRONT_END,
+        **BYOLA,
         **AUGMENTATION_OF_BYOL_A,
         "cluster.k": "auto",
         "train.epochs": 100,
@@ -165,6 +181,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "train.batch_size": "auto",
         "pseudo.pca_dim": "auto",
         "pseudo.n_init": 10,
+        "pseudo.seconds": 0.0,
     },
     ("recommended", "linear"): {
         "eval.lr": 0.001,
@@ -176,6 +193,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     },
     # DECAR, section 5, and its authors' code where the paper is silent
     ("decar-v1", "pretrain"): {
+        "frontend.kind": "decar1",
         "model.encoder": "efficientnet_b0",
         "model.pool": "max",
         "model.projector": "dropout",
@@ -207,6 +225,8 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "data.crop_seconds": 10.0,
         "aug.mixup.ratio": 0.0,
         "aug.rrc.enabled": False,
+        **FRONT_END,
+        "aug.specaug.warp": 5,
         "aug.specaug.freq_masks": 2,
         "aug.specaug.freq_width": 30,
         "aug.specaug.time_masks": 2,
@@ -214,11 +234,13 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     },
     ("decar-v1", "distill"): {
         **DISTILLATION_LOSS,
+        "frontend.kind": "decar1",
         "model.encoder": "efficientnet_b0",
         "model.pool": "max",
         "train.epochs": 50,
     },
     ("decar-v1", "linear"): {
+        "frontend.kind": "decar1",
         "model.encoder": "efficientnet_b0",
         "model.pool": "max",
         "eval.lr": 0.001,
@@ -259,6 +281,8 @@ def test_differences_say_both_values_and_the_source() -> None:
     found = {line.field: line for line in differences(preset("authors", "linear"), preset("paper", "linear"))}
     assert {name: line.values for name, line in found.items()} == {
         "eval.pool": ("mean", "maxmean"),
+        "eval.crop": ("random", "full"),
+        "eval.encoder_mode": ("train", "eval"),
         "eval.standardize": (False, True),
         "eval.select": ("best_test", "valid"),
         "eval.epochs": (100, 50),

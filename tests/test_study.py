@@ -163,7 +163,7 @@ def test_quick_runs_everything_and_makes_nothing_twice(
     result = json.loads((out / "study.json").read_text())
     assert result["failed"] == [] and str(tmp_path) not in page
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
-    assert sorted(path.parent.name.split("-")[0] for path in before) == ["distill"] + ["linear"] * 5 + ["pretrain"] * 4
+    assert sorted(path.parent.name.split("-")[0] for path in before) == ["distill"] + ["linear"] * 7 + ["pretrain"] * 4
     study.main()
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")} == before
     assert json.loads((out / "study.json").read_text())["targets"] == result["targets"]

@@ -28,7 +28,9 @@ from unfused_fast.training import Options, console
 Varied = Literal["pretrain", "distill", "linear", "all"]
 STAGES: tuple[Stage, ...] = ("pretrain", "distill", "linear")
 READS: dict[Stage, frozenset[str]] = {
-    "pretrain": frozenset(["frontend", "data", "views", "aug", "model", "cluster", "loss", "bank", "optim", "train"]),
+    "pretrain": frozenset(
+        ["frontend", "data", "views", "aug", "model", "cluster", "prototypes", "loss", "bank", "optim", "train"]
+    ),
     "distill": frozenset(["frontend", "data", "aug", "model", "optim", "train", "pseudo", "distill"]),
     "linear": frozenset({"eval"}),
 }

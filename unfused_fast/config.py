@@ -1,8 +1,9 @@
 """Every number of a run: one frozen dataclass per part; each field carries value, unit and source.
 
 "Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released, "BYOL-A" arXiv
-2103.06695. The data path's parts are in config_audio.py, evaluation in config_eval.py. A preset (settings.py) is a set
-of values laid over these; `unfused-fast config` prints fields, values and these texts.
+2103.06695. The data path's parts are in config_audio.py, those of stage 2 in config_distill.py, evaluation in
+config_eval.py. A preset (settings.py) is a set of values laid over these; `unfused-fast config` prints fields, values
+and these texts.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unfused_fast.config_audio import AugmentConfig, DataConfig, FrontendConfig, ViewsConfig, check, positive
+from unfused_fast.config_audio import AugmentConfig, Auto, DataConfig, FrontendConfig, ViewsConfig, check, positive
+from unfused_fast.config_distill import DistillConfig as DistillConfig
+from unfused_fast.config_distill import PseudoConfig as PseudoConfig
 from unfused_fast.config_eval import EvalConfig
-
-Auto = Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ class ClusterConfig:
     """Spherical k-means; PCA, whitening, L2, then k-means; or the same, then Power Iteration Clustering, which finds
     the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
     """
-    k: int | Auto = 512
+    k: int | Auto | tuple[int, ...] = 512
     """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
-    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer.
+    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
+    the same bank (DeepCluster-v2).
     """
     iterations: int = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -110,12 +112,28 @@ class ClusterConfig:
     """
 
     def __post_init__(self) -> None:
-        check(self.k == "auto" or self.k >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
+        counts = [k for k in self.heads if k != "auto"]
+        check(bool(self.heads) and min(counts, default=1) >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
         positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs, n_init=self.n_init)
         check(self.pca_dim == "auto" or self.pca_dim >= 1, f"cluster.pca_dim = {self.pca_dim}: want 1 or more, or auto")
         positive("cluster", pic_neighbours=self.pic_neighbours, pic_sigma=self.pic_sigma)
         positive("cluster", pic_iterations=self.pic_iterations)
         check(0 < self.pic_alpha < 1, f"cluster.pic_alpha = {self.pic_alpha}: want 0 < alpha < 1")
+
+    @property
+    def heads(self) -> tuple[int | Auto, ...]:
+        """Clusters of each head."""
+        return self.k if isinstance(self.k, tuple) else (self.k,)
+
+
+@dataclass(frozen=True)
+class PrototypesConfig:
+    """Prototypes of pre-training."""
+
+    freeze: bool = True
+    """Prototypes stay the centroids until the next clustering; false trains them between, by an SGD of `head_lr`, and
+    keeps their norm at 1. Source: paper section 3 (frozen); DeepCluster-v2 can train them.
+    """
 
 
 @dataclass(frozen=True)
@@ -172,7 +190,9 @@ class OptimConfig:
     exclude_1d: bool = False
     """Keep weight decay and adaptive rates off biases and BatchNorm. Source: authors (false)."""
     head_lr: float = 0.05
-    """Rate of the `linear` prediction head's own SGD, which has no momentum. Source: authors of DECAR."""
+    """Rate of the own SGD of the `linear` prediction head, or of prototypes that are not frozen; it has no momentum.
+    Source: authors of DECAR.
+    """
     head_weight_decay: float = 1e-5
     """Its L2 weight decay. Source: authors of DECAR."""
 
@@ -224,56 +244,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class PseudoConfig:
-    """Pseudo-labels of the target data (paper section 3, part 2)."""
-
-    feature: Literal["encoder", "projector", "block1", "block2", "block3"] = "encoder"
-    """What of the teacher is clustered. Source: paper Algorithm 1 (f_pre(X)); authors: projector, or block1 in LAPE."""
-    k: int | Auto = "auto"
-    """Clusters; `auto` is the number of classes of the set. Source: paper Algorithm 1 (K = t)."""
-    pca_dim: int | Auto = 128
-    """PCA before clustering, 0 for none. Source: authors; DECAR section 3. `auto`: 128, or one for every 16 clips where
-    that is fewer (ours: whitening 128 directions of a few hundred clips makes noise as loud as sound).
-    """
-    whiten: bool = True
-    """Scale principal components to unit variance. Source: authors; DECAR section 3."""
-    iterations: int = 20
-    """k-means iterations. Source: authors."""
-    n_init: int = 10
-    """Restarts; the one of least inertia wins. Ours: the authors run one with a random seed."""
-
-    def __post_init__(self) -> None:
-        check(self.k == "auto" or self.k >= 1, f"pseudo.k = {self.k}: want at least 1, or auto")
-        check(self.pca_dim == "auto" or self.pca_dim >= 0, f"pseudo.pca_dim = {self.pca_dim}: want 0 or more")
-        positive("pseudo", iterations=self.iterations, n_init=self.n_init)
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """Self-distillation, paper Eq. 1."""
-
-    alpha: float = 0.7
-    """Weight of the blocks' cross-entropies; 1 - alpha weighs the KL terms. Source: paper section 4."""
-    beta: float = 0.003
-    """Weight of the MSE terms. Source: paper section 4."""
-    kl_temperature: float = 1.0
-    """Divides both sides' logits inside the KL terms. Source: authors (1)."""
-    detach_teacher: bool = False
-    """Stop gradients of KL and MSE into the deepest classifier. Source: authors (false)."""
-    mse: Literal["cos_logits", "logits"] = "cos_logits"
-    """MSE of unit-norm logits (2 - 2 cos), or of plain logits. Source: authors; the paper's own dimensions do not
-    fit.
-    """
-    head: Literal["mlp3", "linear"] = "mlp3"
-    """Heads of the blocks: three linear layers with BatchNorm and ReLU between, or one. Source: authors."""
-
-    def __post_init__(self) -> None:
-        check(0 <= self.alpha <= 1, f"distill.alpha = {self.alpha}: want 0 <= alpha <= 1")
-        check(self.beta >= 0, f"distill.beta = {self.beta}: want 0 or more")
-        positive("distill", kl_temperature=self.kl_temperature)
-
-
-@dataclass(frozen=True)
 class Config:
     """One run. Sections that a stage does not use stay at their defaults."""
 
@@ -283,6 +253,7 @@ class Config:
     aug: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     bank: BankConfig = field(default_factory=BankConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from unfused_fast.errors import UserError
 
+Auto = Literal["auto"]
 Store = Literal["auto", "stream", "resident", "pinned", "mmap"]
 
 

@@ -32,6 +32,16 @@ def check_together(config: Config) -> None:
         "use cluster.init=random or kmeans++",
     )
     check(
+        cluster.algo != "pic" or len(cluster.heads) == 1,
+        f"cluster.k = {','.join(map(str, cluster.heads))}: cluster.algo = pic finds the number of clusters itself, so "
+        "that heads would be equal; give one number, or use cluster.algo=spherical",
+    )
+    check(
+        config.prototypes.freeze or config.model.prediction == "prototypes",
+        "prototypes.freeze = False, but model.prediction = linear has no prototypes, and trains its layer anyway; "
+        "leave it at True",
+    )
+    check(
         config.data.sampler == "every_clip" or config.bank.fill == "pass",
         f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
         "use it with --set bank.fill=pass",

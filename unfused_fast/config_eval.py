@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unfused_fast.config_audio import check, positive
+from unfused_fast.config_audio import Auto, check, positive
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,19 @@ class EvalConfig:
     """The whole encoder, or its three convolution blocks (the paper's f_sd^s). Source: authors evaluate the whole."""
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
     """Pooling over the whole clip. Source: as in pre-training; the authors' evaluation code uses the mean alone."""
+    crop: Literal["full", "centre", "random"] = "full"
+    """What of a clip is embedded: all of it, or `seconds` of it in the middle or anywhere (one place a clip, by
+    `train.seed`). Ours: full; the authors' code draws anew each epoch, on the test too.
+    """
+    seconds: float | Auto = "auto"
+    """Length of such a crop, in seconds; a shorter clip is taken whole. Source: authors. `auto`: their window of the
+    task where the set is one of LAPE's, else the crop that the encoder was trained on.
+    """
+    encoder_mode: Literal["eval", "train"] = "eval"
+    """Mode of the frozen encoder over the train split. Ours: eval; `train` is for parity: dropout is active, BatchNorm
+    takes each batch's statistics and moves its own towards them, with which valid and test are then embedded. The
+    authors' code does so in every epoch, ours once.
+    """
     standardize: bool = True
     """Scale features by mean and standard deviation over the train split. Ours: heads of one rate fit every encoder."""
     lr: float = 0.001
@@ -46,6 +59,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         positive("eval", lr=self.lr, batch_size=self.batch_size, epochs=self.epochs)
+        check(self.seconds == "auto" or self.seconds > 0, f"eval.seconds = {self.seconds}: want more than 0, or auto")
         positive("eval", neighbours=self.neighbours)
         check(
             all(rate > 0 for rate in self.lr_grid), f"eval.lr_grid = {self.lr_grid}: every rate must be greater than 0"

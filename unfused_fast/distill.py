@@ -9,7 +9,7 @@ The target's labels are never read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from unfused_fast.background import Background
 from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.errors import UserError
-from unfused_fast.features import extract, load_encoder
+from unfused_fast.features import extract, load_encoder, start_from
 from unfused_fast.gradients import sum_gradients
+from unfused_fast.kmeans_start import match_clusters
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
@@ -33,11 +34,13 @@ from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.progress import PartTimer
+from unfused_fast.randomness import key
 from unfused_fast.ranks import in_words
+from unfused_fast.rows import Points
 from unfused_fast.run import Run
 from unfused_fast.run_together import check_parts, load_together, open_run, parts_of
 from unfused_fast.shards.table import ShardSet
-from unfused_fast.shared_layers import first_buffers, share_layers
+from unfused_fast.shared_layers import first_buffers, first_state, share_layers
 from unfused_fast.training import (
     Options,
     autocast,
@@ -49,6 +52,10 @@ from unfused_fast.training import (
     seed_everything,
     train_clips,
 )
+from unfused_fast.windows import Window
+
+PSEUDO_LABELS = "pseudo_labels.parquet"
+"""File of a run: those of the last clustering."""
 
 
 def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -59,28 +66,42 @@ def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
     return kl_div(log_softmax(student / temperature, dim=1), expected, reduction="batchmean") * temperature**2
 
 
-def mse_term(student: Tensor, teacher: Tensor, kind: Literal["cos_logits", "logits"] = "cos_logits") -> Tensor:
-    """Squared distance of two logits (B, K), mean over clips. Source: paper Eq. 1, whose dimensions do not fit;
-    authors.
+def mse_term(
+    student: Tensor, teacher: Tensor, kind: Literal["cos_logits", "logits", "features"] = "cos_logits"
+) -> Tensor:
+    """Squared distance of two logits (B, K), or features (B, D), mean over clips. Source: paper Eq. 1, whose dimensions
+    do not fit; authors.
 
-    `cos_logits`: of the unit-norm logits, which is 2 - 2 cos; `logits`: of the logits, mean over K too.
+    `cos_logits`: of the unit-norm logits, which is 2 - 2 cos; `logits`, `features`: of what is given, mean over K or D
+    too.
     """
-    if kind == "logits":
+    if kind != "cos_logits":
         return (student - teacher).square().mean()
     return (normalize(student, dim=1) - normalize(teacher, dim=1)).square().sum(dim=1).mean()
 
 
-def distill_loss(deepest: Tensor, blocks: list[Tensor], targets: Tensor, config: DistillConfig) -> dict[str, Tensor]:
-    """Logits l (B, K), z^i (B, K) of each block, pseudo-labels (B,) -> `total` and its four parts, unweighted.
+def distill_loss(
+    deepest: Tensor,
+    blocks: list[Tensor],
+    targets: Tensor,
+    config: DistillConfig,
+    pooled: Tensor | None = None,
+    adapted: tuple[Tensor, ...] = (),
+) -> dict[str, Tensor]:
+    """Logits l (B, K), z^i (B, K) of each block, pseudo-labels (B,) -> `total` and its four parts, unweighted; for
+    `distill.mse` = features with those of the deepest block and of the others, all (B, D), see DistillOutput.
 
     L = CE(l) + alpha sum CE(z^i) + (1 - alpha) sum KL(z^i, l) + beta sum MSE(z^i, l). Source: paper Eq. 1.
     """
     guide = deepest.detach() if config.detach_teacher else deepest
+    squared = [(block, guide) for block in blocks]
+    if pooled is not None:
+        squared = [(features, pooled.detach() if config.detach_teacher else pooled) for features in adapted]
     parts = {
         "ce": cross_entropy(deepest, targets),
         "ce_blocks": torch.stack([cross_entropy(block, targets) for block in blocks]).sum(),
         "kl_blocks": torch.stack([kl_term(block, guide, config.kl_temperature) for block in blocks]).sum(),
-        "mse_blocks": torch.stack([mse_term(block, guide, config.mse) for block in blocks]).sum(),
+        "mse_blocks": torch.stack([mse_term(*pair, config.mse) for pair in squared]).sum(),
     }
     total = (
         parts["ce"]
@@ -91,10 +112,21 @@ def distill_loss(deepest: Tensor, blocks: list[Tensor], targets: Tensor, config:
     return {"total": total, **parts}
 
 
-def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch.device) -> tuple[Tensor, int]:
+def pseudo_labels(
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    device: torch.device,
+    epoch: int = 0,
+    previous: Tensor | None = None,
+) -> tuple[Tensor, int]:
     """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, and K.
 
     K is `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t).
+
+    Args:
+        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
+        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
     """
     k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
     if k < 2:
@@ -108,9 +140,14 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
         )
     frozen, kind = load_encoder(teacher, device), config.pseudo.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
-    note, store = "teacher features", config.data.store
-    features = extract(frozen, shards, "train", kind, pool, device, note, store, read_again=True)  # by the student
-    settings = config.pseudo
+    settings, note, store, seed = config.pseudo, "teacher features", config.data.store, config.train.seed
+    window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
+    parts = [
+        # `train` is read again by the student
+        extract(frozen, shards, split, kind, pool, device, note, store, read_again=split == "train", window=window)
+        for split in ("train", *(split for split in settings.splits if split != "train"))
+    ]
+    features = torch.cat(parts)
     found = pseudo_label_kmeans(
         features,
         k,
@@ -118,9 +155,12 @@ def pseudo_labels(config: Config, shards: ShardSet, teacher: Path, device: torch
         whiten=settings.whiten,
         iterations=settings.iterations,
         n_init=settings.n_init,
-        seed=config.train.seed,
+        seed=key(seed, epoch) >> 1 if epoch else seed,
     )
-    return found.assignments, k
+    labels = found.assignments[:clips]
+    if previous is not None:
+        labels = match_clusters(labels, previous, k, Points(features, None))[labels]
+    return labels, k
 
 
 class Distillation:
@@ -150,6 +190,8 @@ class Distillation:
         self.augment = Augmenter(config, clips, device, self.ranks)
         self.timer = PartTimer(device)
         self.step = 0
+        self.relabelled: Callable[[int, Tensor], Tensor] | None = None
+        """Gives new pseudo-labels, by epoch and the old ones, for `pseudo.refresh_epochs`."""
         self._saving = Background[Path]("checkpoint")
 
     @property
@@ -158,9 +200,14 @@ class Distillation:
         return False
 
     def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
-        """Nothing changes between epochs: the pseudo-labels stay. Source: authors (clustered once)."""
+        """The pseudo-labels stay, or are refreshed by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
         self.network.train()
-        return {}
+        every = self.config.pseudo.refresh_epochs
+        if not every or epoch == 1 or (epoch - 1) % every:
+            return {}
+        assert self.relabelled is not None
+        before, self.targets = self.targets, self.relabelled(epoch, self.targets)
+        return {"relabelled": round(float((before != self.targets).float().mean()), 4)}
 
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Every clip once, from a batch on."""
@@ -175,8 +222,8 @@ class Distillation:
         for rows in parts_of(self.config, self.ranks, self.batch_size):
             with self.timer.part("forward"):
                 with autocast(self.config, self.options.device):
-                    deepest, blocks = self.forward(view[rows])
-                parts = distill_loss(deepest, blocks, targets[rows], self.config.distill)
+                    deepest, blocks, *features = self.forward(view[rows])
+                parts = distill_loss(deepest, blocks, targets[rows], self.config.distill, *features)
                 loss = parts["total"] * (len(deepest) / self.batch_size)
             with self.timer.part("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -242,11 +289,23 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
     else:
         targets, k = _targets(config, shards, teacher, options)
     state = Distillation(config, shards, targets, k, options)
+
+    def relabelled(epoch: int, before: Tensor) -> Tensor:
+        found, _ = _targets(config, shards, teacher, options, epoch, before)
+        if options.ranks.leads:
+            _write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
+        return found
+
+    state.relabelled = relabelled
+    if config.distill.init == "teacher" and not run.resumed:
+        if options.ranks.leads:
+            start_from(state.network.encoder, load_encoder(teacher, options.device))
+        first_state(state.network, options.ranks)
     progress = state.load(tensors, saved) if run.resumed else None
     run.start()
     options.ranks.meet()
     if options.ranks.leads and not run.resumed:
-        _write_pseudo_labels(run.out / "pseudo_labels.parquet", shards, targets)
+        _write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
     sizes = torch.bincount(targets, minlength=k)
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
@@ -268,12 +327,14 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
     )
 
 
-def _targets(config: Config, shards: ShardSet, teacher: Path, options: Options) -> tuple[Tensor, int]:
+def _targets(
+    config: Config, shards: ShardSet, teacher: Path, options: Options, epoch: int = 0, before: Tensor | None = None
+) -> tuple[Tensor, int]:
     """pseudo_labels of rank 0, on every rank."""
     found = list[Tensor]()
 
     def cluster() -> int:
-        targets, k = pseudo_labels(config, shards, teacher, options.device)
+        targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before)
         found.append(targets)
         return k
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.features import FrozenEncoder, Kind, baseline_encoder, extract, load_encoder
+from unfused_fast.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
 from unfused_fast.linear import BASELINES, Split, train_heads
 from unfused_fast.metrics import AveragePrecision, accuracy
 from unfused_fast.neighbours import neighbour_shares
@@ -142,17 +142,13 @@ def _features(
     device: torch.device,
 ) -> Iterator[tuple[int, FrozenEncoder, Tensor]]:
     """(seed, encoder, features (N, D)): computed once, but for the random encoder, which every seed makes anew."""
-    kind: Kind = "logmel" if run == "logmel" else ("block3" if config.eval.encoder == "student3" else "encoder")
     features: Tensor | None = None
     for seed in seeds:
         if features is None or run == "random":
             seeded = with_values(architecture, {"train.seed": seed})
             frozen = loaded[run] if run in loaded else baseline_encoder(run, seeded, device)
-            parts = [
-                extract(frozen, shards, split, kind, config.eval.pool, device, store=config.data.store)
-                for split in clips.splits
-            ]
-            features = torch.cat(parts)[torch.from_numpy(clips.kept).to(device)]
+            parts = eval_features(frozen, config, shards, clips.splits, device)
+            features = torch.cat([parts[split] for split in clips.splits])[torch.from_numpy(clips.kept).to(device)]
         yield seed, frozen, features
 
 

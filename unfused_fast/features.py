@@ -4,7 +4,9 @@ features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,7 @@ from unfused_fast.run_description import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import console, prepare_for, seed_everything
+from unfused_fast.windows import Window, eval_window
 
 Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
 WHOLE_CLIP_BATCH = 32
@@ -144,8 +147,10 @@ def extract(
     note: str = "",
     store: Store = "stream",
     read_again: bool = False,
+    window: Window | None = None,
 ) -> Tensor:
-    """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip whole, once.
+    """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or
+    a `window` of it.
 
     Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. And
     with `store` auto the log-mels come from the shards where none are kept yet: one pass does not pay for keeping them,
@@ -167,7 +172,10 @@ def extract(
         disable=not console.is_terminal,
     ):
         assert batch.frame_counts is not None
-        features = encoder.features(batch.views[0], batch.frame_counts, kind, pool)
+        log_mel, counts = batch.views[0], batch.frame_counts
+        if window is not None:
+            log_mel, counts = window.cut(log_mel, counts, batch.clip_ids, encoder.config)
+        features = encoder.features(log_mel, counts, kind, pool)
         rows = torch.full((loader.clips, features.shape[1]), torch.nan, device=device) if rows is None else rows
         rows[batch.clip_ids - first] = features
     if rows is None:
@@ -175,3 +183,44 @@ def extract(
     if not bool(torch.isfinite(rows).all()):
         raise UserError(f"{encoder.name}: features of split {split} are not finite; the encoder's training diverged")
     return rows
+
+
+def eval_features(
+    encoder: FrozenEncoder, config: Config, shards: ShardSet, splits: Sequence[str], device: torch.device
+) -> dict[str, Tensor]:
+    """Split -> features (N, D) by the `eval` settings of `config`.
+
+    With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode; the others then go
+    through it in eval mode, with the BatchNorm statistics that this left. `encoder` itself stays as it is.
+    """
+    settings = config.eval
+    kind: Kind = "encoder" if settings.encoder == "full" else "block3"
+    window = eval_window(config, encoder.config, shards)
+    if settings.encoder_mode == "train" and encoder.network is not None:
+        encoder = replace(encoder, network=copy.deepcopy(encoder.network))
+        seed_everything(config.train.seed)
+    found = dict[str, Tensor]()
+    for split in sorted(splits, key=lambda name: name != "train"):
+        if encoder.network is not None:
+            encoder.network.train(settings.encoder_mode == "train" and split == "train")
+        found[split] = extract(
+            encoder, shards, split, kind, settings.pool, device, store=config.data.store, window=window
+        )
+    return found
+
+
+def start_from(network: torch.nn.Module, teacher: FrozenEncoder) -> None:
+    """Gives an encoder the teacher's weights, `distill.init` = teacher. Raises UserError where sizes differ."""
+    assert teacher.network is not None
+    own, theirs = network.state_dict(), teacher.network.state_dict()
+    other = sorted(
+        name
+        for name in own.keys() | theirs.keys()
+        if name not in own or name not in theirs or own[name].shape != theirs[name].shape
+    )
+    if other:
+        raise UserError(
+            f"distill.init = teacher, but the encoder of {teacher.name} has other tensors than f_sd ({len(other)}, "
+            f"such as {other[0]}); give f_sd the teacher's model settings, or use distill.init=random"
+        )
+    network.load_state_dict(theirs)

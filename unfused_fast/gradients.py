@@ -6,14 +6,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unfused_fast.ranks import Ranks
 
 
-def sum_gradients(
-    parameters: Iterable[nn.Parameter], loss: Tensor, ranks: Ranks, dtype: Literal["fp32", "bf16"]
-) -> Tensor:
+def sum_gradients(parameters: Iterable[Tensor], loss: Tensor, ranks: Ranks, dtype: Literal["fp32", "bf16"]) -> Tensor:
     """Sums gradients over ranks, in place, and returns the sum of the losses (); each rank's loss is its share of the
     batch's mean.
 

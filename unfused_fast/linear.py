@@ -22,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.features import Kind, baseline_encoder, extract, load_encoder
+from unfused_fast.features import baseline_encoder, eval_features, load_encoder
 from unfused_fast.plots import plot_confusion
 from unfused_fast.profiling import Profile
 from unfused_fast.run import Run
@@ -227,10 +227,7 @@ def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device
         generator = np.random.Generator(np.random.PCG64([seed, 12]))
         labels = {name: generator.permutation(found) for name, found in labels.items()}
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
-    kind: Kind = "logmel" if encoder == "logmel" else ("block3" if config.eval.encoder == "student3" else "encoder")
-    features = {
-        name: extract(frozen, shards, name, kind, config.eval.pool, device, store=config.data.store) for name in names
-    }
+    features = eval_features(frozen, config, shards, names, device)
     rows = {name: np.arange(len(found)) for name, found in labels.items()}
     if "valid" not in names:
         groups, held = _held_out(config, shards, labels["train"])

@@ -5,7 +5,7 @@ B clips in a batch, F mel bins, T frames, C channels, D size of an embedding, P 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,19 @@ class PretrainNetwork(nn.Module):
         return nn.functional.normalize(projection, dim=1) if self.l2_normalize else projection
 
 
+class DistillOutput(NamedTuple):
+    """What the loss of distillation reads; float32."""
+
+    deepest: Tensor
+    """(B, K) logits l of the deepest classifier."""
+    blocks: list[Tensor]
+    """(B, K) logits z^i of each block."""
+    pooled: Tensor | None = None
+    """(B, D) features of the deepest block, with `distill.mse` = features; and"""
+    adapted: tuple[Tensor, ...] = ()
+    """(B, D) a linear map of the features of each block."""
+
+
 class DistillNetwork(nn.Module):
     """f_sd with h_cl on its last block and h_proj^i on its first three (paper section 3, part 2)."""
 
@@ -144,14 +157,20 @@ class DistillNetwork(nn.Module):
         dims = self.encoder.block_dims(config.frontend.n_mels)
         self.heads = nn.ModuleList(_block_head(dim, k, config.distill.head) for dim in dims)
         self.classifier = nn.Linear(self.encoder.dim, k)
+        by_features = config.distill.mse == "features"
+        self.adapters = nn.ModuleList(nn.Linear(dim, self.encoder.dim) for dim in (dims if by_features else ()))
 
-    def forward(self, log_mel: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 1, F, T) -> logits l (B, K) of the deepest classifier, and z^i (B, K) of each block; float32."""
+    def forward(self, log_mel: Tensor) -> DistillOutput:
+        """(B, 1, F, T) -> logits of the deepest classifier and of each block, and where wanted their features."""
         output = self.encoder(log_mel)
-        deepest = self.classifier(pool_time(output.frames, output.frame_counts, self.pool)).float()
-        return deepest, [
-            head(block_features(block)).float() for head, block in zip(self.heads, output.blocks, strict=True)
-        ]
+        pooled = pool_time(output.frames, output.frame_counts, self.pool)
+        deepest = self.classifier(pooled).float()
+        shallow = [block_features(block) for block in output.blocks]
+        logits = [head(features).float() for head, features in zip(self.heads, shallow, strict=True)]
+        if not self.adapters:
+            return DistillOutput(deepest, logits)
+        adapted = (adapter(features).float() for adapter, features in zip(self.adapters, shallow, strict=True))
+        return DistillOutput(deepest, logits, pooled.float(), tuple(adapted))
 
 
 def _block_head(dim: int, k: int, kind: Literal["mlp3", "linear"]) -> nn.Module:

@@ -20,6 +20,7 @@ from unfused_fast.bank_manifest import Layout, Manifest, Norms, layout
 from unfused_fast.bank_read import DTYPES
 from unfused_fast.config import Config
 from unfused_fast.model import PretrainNetwork
+from unfused_fast.normalisation import TENSOR as RUNNING_NORM
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
 from unfused_fast.shards.plan import SHARD_BYTES, SHARD_CLIPS, SHARDS_PER_SPLIT
 from unfused_fast.shards.shard_files import INDEX_VERSION, KEY_DIGITS
@@ -41,7 +42,7 @@ RNG_BYTES = 5056
 """State of PyTorch's generator on the CPU."""
 RNG_CUDA_BYTES = 16
 """State of its generator on a GPU."""
-_SAFETENSORS = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
+_SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
 
 
 class StepCost(NamedTuple):
@@ -162,11 +163,18 @@ def checkpoint_bytes(clips: int, k: int, config: Config, cuda: bool = False) -> 
         held = min(config.aug.mixup.memory, clips)
         tensors["mixup.crops"] = (torch.float16, (held, 1, config.frontend.n_mels, config.crop_frames))
         tensors["mixup.clip_ids"], tensors["mixup.written"] = (torch.int64, (held,)), (torch.int64, ())
+    if config.data.norm == "running":
+        tensors[RUNNING_NORM] = (torch.float64, (3,))
     width = config.model.proj_dim
-    if config.model.prediction == "prototypes":
-        tensors["prototypes"] = (torch.float32, (k, width))
-    else:
-        tensors["head.weight"], tensors["head.bias"] = (torch.float32, (k, width)), (torch.float32, (k,))
+    for number, clusters in enumerate((k, *map(int, config.cluster.heads[1:])), 1):
+        head = "" if number == 1 else f"head{number}."
+        if config.model.prediction == "prototypes":
+            tensors[f"{head}prototypes"] = (torch.float32, (clusters, width))
+        else:
+            tensors[f"{head}head.weight"] = (torch.float32, (clusters, width))
+            tensors[f"{head}head.bias"] = (torch.float32, (clusters,))
+        if head:
+            tensors[f"{head}assignments"] = (torch.int64, (clips,))
     return _safetensors_bytes(tensors)
 
 

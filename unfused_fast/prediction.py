@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, relu
+from torch.nn.functional import linear, normalize, relu
 
 from unfused_fast.assignment import Clustering
 from unfused_fast.config import Config
@@ -18,36 +18,47 @@ INITIAL_STD = 0.01
 
 
 class Prototypes:
-    """Frozen prototypes: the centroids themselves. Source: paper section 3."""
+    """Prototypes: the centroids themselves, frozen, or with `prototypes.freeze` false trained until the next clustering
+    by an SGD without momentum, which has no state. Source: paper section 3.
+    """
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.temperature = config.loss.temperature
+        self.temperature, self.frozen = config.loss.temperature, config.prototypes.freeze
+        self.rate, self.weight_decay = config.optim.head_lr, config.optim.head_weight_decay
         self.vectors = torch.zeros(0, config.model.proj_dim, device=device)
 
     def remake(self, clustering: Clustering, seed: int) -> None:
         """The centroids become the prototypes."""
         assert clustering.prototypes is not None
-        self.vectors = clustering.prototypes
+        self._take(clustering.prototypes)
 
     def scores(self, projections: Tensor) -> Tensor:
         """(B, P) float32 -> (B, K) logits z C / T."""
         return projections @ self.vectors.T / self.temperature
 
-    def parameters(self) -> list[nn.Parameter]:
-        """None: prototypes stay as they are between clusterings."""
-        return []
+    def parameters(self) -> list[Tensor]:
+        """What is trained: nothing of frozen prototypes."""
+        return [] if self.frozen else [self.vectors]
 
     def step(self) -> None:
-        """Nothing to do."""
+        """Frozen prototypes stay as they are between clusterings; others take a step, and have unit norm after it."""
+        if self.frozen:
+            return
+        assert self.vectors.grad is not None
+        gradient = self.vectors.grad + self.weight_decay * self.vectors.detach()
+        self._take(normalize(self.vectors.detach() - self.rate * gradient, dim=1))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs."""
-        return {"prototypes": self.vectors}
+        return {"prototypes": self.vectors.detach()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of tensors. Raises UserError: they are not there, or of another width."""
         found = expected(tensors, "prototypes", torch.float32, (None, self.vectors.shape[1]))
-        self.vectors = found.to(self.vectors.device)
+        self._take(found.to(self.vectors.device))
+
+    def _take(self, vectors: Tensor) -> None:
+        self.vectors = vectors if self.frozen else vectors.clone().requires_grad_()
 
 
 class PredictionHead:
@@ -71,7 +82,7 @@ class PredictionHead:
         """(B, P) float32 -> (B, K) logits."""
         return linear(relu(projections), self.weight, self.bias)
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """Of p."""
         return [self.weight, self.bias]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from unfused_fast.assignment import cluster_rows
+from unfused_fast.assignment import Clustering, cluster_rows
 from unfused_fast.augment import Augmenter
 from unfused_fast.background import Background
 from unfused_fast.bank import MemoryBank
@@ -29,6 +29,7 @@ from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint,
 from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.further_heads import FurtherHeads
 from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import PretrainNetwork
@@ -67,8 +68,8 @@ PLOT_SECONDS = 60
 
 
 def resolve_k(config: Config, clips: int) -> int:
-    """Clusters of a run; 0 where the algorithm finds their number. Raises UserError for more clusters than clips."""
-    wanted = config.cluster.k
+    """Clusters of the first head; 0: the algorithm finds them. Raises UserError: more than clips, in any head."""
+    wanted = max(config.cluster.heads, key=lambda k: 0 if k == "auto" else k)
     if config.cluster.algo == "pic":
         return 0
     if wanted == "auto":
@@ -80,7 +81,7 @@ def resolve_k(config: Config, clips: int) -> int:
             f"cluster.k = {wanted}, but the train split has {clips} clips; "
             f"use --set cluster.k=auto, or a number up to {clips}"
         )
-    return wanted
+    return int(config.cluster.heads[0])
 
 
 class Pretraining:
@@ -108,7 +109,7 @@ class Pretraining:
         self.optimizer = build_optimizer(self.network, config.optim)
         self.augment = Augmenter(config, clips, device, self.ranks)
         self.bank = MemoryBank(clips, config.model.proj_dim, shards.first_id("train"), device, config.bank.dtype)
-        self.predictor = build_predictor(config, device)
+        self.predictor, self.heads = build_predictor(config, device), FurtherHeads(config, device)
         self.assignments: Tensor | None = None
         self.nmis: list[float] = []
         self.timer = PartTimer(device)
@@ -164,9 +165,12 @@ class Pretraining:
         """Clusters the bank in place and re-makes what predicts the clusters."""
         began, seed = time.perf_counter(), self.config.train.seed
         start = self.predictor.tensors().get("prototypes") if self.assignments is not None else None
-        found = cluster_rows(
-            self.bank.rows, self.k, self.config, key(seed, epoch) >> 1, start, self.assignments, self.ranks
-        )
+
+        def cluster(k: int, seed: int, start: Tensor | None, previous: Tensor | None) -> Clustering:
+            return cluster_rows(self.bank.rows, k, self.config, seed, start, previous, self.ranks)
+
+        found = cluster(self.k, key(seed, epoch) >> 1, start, self.assignments)
+        self.heads.cluster(cluster, seed, epoch)
         self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
         if previous is not None:
@@ -188,10 +192,7 @@ class Pretraining:
             self.ranks.batch(self.batch_size)
             everyone = self.ranks.gather_rows(batch.clip_ids)
             *bank_views, train_view = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
-        targets, total = (
-            self.assignments[batch.clip_ids - self.bank.first_id],
-            torch.zeros((), device=train_view.device),
-        )
+        numbers, total = batch.clip_ids - self.bank.first_id, torch.zeros((), device=train_view.device)
         projected: list[list[Tensor]] = [[] for _ in bank_views]
         for rows in parts_of(self.config, self.ranks, self.batch_size):
             with self.timer.part("forward bank view"), torch.no_grad(), autocast(self.config, self.options.device):
@@ -202,18 +203,19 @@ class Pretraining:
                     predicted = self.forward(train_view[rows])
                 # p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in
                 # float32, and of all clips of the batch the mean
-                scores = self.predictor.scores(predicted)
-                loss = cross_entropy(scores, targets[rows]) * (len(predicted) / self.batch_size)
+                first = cross_entropy(self.predictor.scores(predicted), self.assignments[numbers[rows]])
+                loss = self.heads.mean_loss(first, predicted, numbers[rows]) * (len(predicted) / self.batch_size)
             with self.timer.part("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         with self.timer.part("optimizer"):
-            trained = [*self.network.parameters(), *self.predictor.parameters()]
+            trained = [*self.network.parameters(), *self.predictor.parameters(), *self.heads.parameters()]
             total = sum_gradients(trained, total, self.ranks, self.config.train.gradients)
             set_rate(self.optimizer, self.rate(self.step))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.predictor.step()
+            self.heads.step()
             if not self.config.model.sync_bn:
                 first_buffers(self.network, self.ranks)
         with self.timer.part("bank"):
@@ -269,6 +271,7 @@ class Pretraining:
                 **collect(self.network, self.optimizer),
                 **self.augment.state(),
                 **self.predictor.tensors(),
+                **self.heads.tensors(),
                 **own,
                 **tensors,
             }
@@ -309,6 +312,7 @@ class Pretraining:
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)
         self.predictor.load(tensors)
+        self.heads.load(tensors)
         if state["bank"] == "here":
             self.assignments = self.bank.load_tensors(tensors)
         elif self.ranks.together:

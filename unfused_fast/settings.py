@@ -41,11 +41,13 @@ STAGES: dict[Stage, dict[str, Any]] = {
 }
 _AUTHORS: dict[str, Any] = {
     "data.crop_seconds": 0.98,
+    "data.norm": "running",
     "aug.specaug.freq_masks": 0,
     "aug.specaug.time_masks": 0,
     "train.amp": "fp32",
 }
-_DECAR_ENCODER: dict[str, Any] = {"model.encoder": "efficientnet_b0", "model.pool": "max"}  # DECAR section 5
+# DECAR section 5
+_DECAR: dict[str, Any] = {"frontend.kind": "decar1", "model.encoder": "efficientnet_b0", "model.pool": "max"}
 PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "recommended": {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
@@ -71,11 +73,15 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "model.fc_layers": 3,
             "train.batch_size": 256,
             "pseudo.feature": "projector",
+            "pseudo.seconds": 12.0,
+            "pseudo.crop": "start",
             "pseudo.n_init": 1,
         },
         "linear": {
             "eval.epochs": 100,
             "eval.pool": "mean",
+            "eval.crop": "random",
+            "eval.encoder_mode": "train",
             "eval.standardize": False,
             "eval.lr_grid": (),
             "eval.select": "best_test",
@@ -84,9 +90,9 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "decar-v1": {
         # Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC.
         # Authors: g's two layers and dropout, momentum, weight decay, 20 k-means iterations, whole clips (of 10 s,
-        # section 4), masks of SpecAugment; its time warp of 5 frames is not made.
+        # section 4), time warp and masks of SpecAugment.
         "pretrain": {
-            **_DECAR_ENCODER,
+            **_DECAR,
             "model.projector": "dropout",
             "model.proj_hidden": 512,
             "model.proj_dim": 512,
@@ -99,6 +105,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "data.crop_seconds": 10.0,
             "aug.mixup.ratio": 0.0,
             "aug.rrc.enabled": False,
+            "aug.specaug.warp": 5,
             "aug.specaug.freq_masks": 2,
             "aug.specaug.freq_width": 30,
             "aug.specaug.time_masks": 2,
@@ -112,9 +119,9 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "train.patience": 10,
         },
         # Ours: DECAR has no second stage; UnFuSeD's, with DECAR's encoder, so that `train all` is a fair comparison.
-        "distill": {**_DECAR_ENCODER},
+        "distill": {**_DECAR},
         # Section 5: Adam 0.001, batch 64, 50 epochs.
-        "linear": {**_DECAR_ENCODER, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
+        "linear": {**_DECAR, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
     },
 }
 
@@ -254,8 +261,9 @@ def describe_type(wanted: Any) -> str:
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        return f"numbers between commas ({describe_type(arguments[0])})"
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(wanted, str(wanted))
+        kind = "words" if arguments[0] is str else "numbers"
+        return f"{kind} between commas ({describe_type(arguments[0])})"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(wanted, str(wanted))
 
 
 @cache

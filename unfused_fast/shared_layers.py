@@ -124,6 +124,12 @@ def share_layers(network: Module, ranks: Ranks, sync_bn: bool) -> Module:
     return network
 
 
+def first_state(network: nn.Module, ranks: Ranks) -> None:
+    """Gives every rank the weights and running statistics of rank 0."""
+    for tensor in network.state_dict().values():
+        ranks.from_first(tensor)
+
+
 def first_buffers(network: nn.Module, ranks: Ranks) -> None:
     """Gives every rank the running statistics of rank 0, where each normalises its own share of a batch."""
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
