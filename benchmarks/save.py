@@ -20,7 +20,7 @@ from unfused_fast.loop import Progress
 from unfused_fast.losses import Losses
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.placement import placed
-from unfused_fast.pretrain import Pretraining
+from unfused_fast.pretraining import Pretraining
 from unfused_fast.run import Run
 from unfused_fast.save_every import DEFAULT_SECONDS
 from unfused_fast.settings import with_values

@@ -20,7 +20,7 @@ from unfused_fast.mel import log_mel_statistics
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer
 from unfused_fast.placement import placed
-from unfused_fast.pretrain import Pretraining
+from unfused_fast.pretraining import Pretraining
 from unfused_fast.run import Run
 from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow

@@ -42,7 +42,9 @@ LAYERS = [
     {"embed_reading", "embed_store"},
     {"embed_formats"},
     {"embed"},
+    {"pretraining"},
     {"pretrain"},
+    {"pseudo_labels"},
     {"distill"},
     {"linear"},
     {

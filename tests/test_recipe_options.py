@@ -23,12 +23,13 @@ from torch import Tensor
 from unfused_fast.assignment import Clustering
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.config_audio import Store
-from unfused_fast.distill import distill_loss, pseudo_labels
+from unfused_fast.distill import distill_loss
 from unfused_fast.errors import UserError
 from unfused_fast.features import baseline_encoder, eval_features, extract, load_encoder, start_from
 from unfused_fast.model import DistillNetwork, build_encoder
 from unfused_fast.pipeline import Loader
 from unfused_fast.prediction import Prototypes
+from unfused_fast.pseudo_labels import pseudo_labels
 from unfused_fast.settings import with_values
 from unfused_fast.shards.table import open_shards
 from unfused_fast.windows import Where, Window, eval_window

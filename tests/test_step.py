@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unfused_fast.config import Config
 from unfused_fast.distill import Distillation
 from unfused_fast.model import DistillNetwork, PretrainNetwork
-from unfused_fast.pretrain import Pretraining
+from unfused_fast.pretraining import Pretraining
 from unfused_fast.run import Run
 from unfused_fast.settings import preset, with_values
 from unfused_fast.shards.table import open_shards

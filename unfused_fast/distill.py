@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
@@ -23,20 +21,16 @@ from unfused_fast.augment import Augmenter
 from unfused_fast.background import Background
 from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
 from unfused_fast.config import Config, DistillConfig
-from unfused_fast.errors import UserError
-from unfused_fast.features import extract, load_encoder, start_from
+from unfused_fast.features import load_encoder, start_from
 from unfused_fast.gradients import sum_gradients
-from unfused_fast.kmeans_start import match_clusters
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.progress import PartTimer
-from unfused_fast.randomness import key
+from unfused_fast.pseudo_labels import PSEUDO_LABELS, pseudo_labels_together, write_pseudo_labels
 from unfused_fast.ranks import in_words
-from unfused_fast.rows import Points
 from unfused_fast.run import Run
 from unfused_fast.run_together import check_parts, load_together, open_run, parts_of
 from unfused_fast.shards.table import ShardSet
@@ -52,10 +46,6 @@ from unfused_fast.training import (
     seed_everything,
     train_clips,
 )
-from unfused_fast.windows import Window
-
-PSEUDO_LABELS = "pseudo_labels.parquet"
-"""File of a run: those of the last clustering."""
 
 
 def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -110,57 +100,6 @@ def distill_loss(
         + config.beta * parts["mse_blocks"]
     )
     return {"total": total, **parts}
-
-
-def pseudo_labels(
-    config: Config,
-    shards: ShardSet,
-    teacher: Path,
-    device: torch.device,
-    epoch: int = 0,
-    previous: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, and K.
-
-    K is `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t).
-
-    Args:
-        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
-        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
-    """
-    k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
-    if k < 2:
-        raise UserError(
-            f"{shards.directory}: the set names {k} classes, so K is not known; give it with --set pseudo.k=N (at "
-            "least 2)"
-        )
-    if k > (clips := train_clips(shards)):
-        raise UserError(
-            f"pseudo.k = {k}, but the train split has {clips} clips; use --set pseudo.k=N with N up to {clips}"
-        )
-    frozen, kind = load_encoder(teacher, device), config.pseudo.feature
-    pool = "mean" if kind.startswith("block") else frozen.config.model.pool
-    settings, note, store, seed = config.pseudo, "teacher features", config.data.store, config.train.seed
-    window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
-    parts = [
-        # `train` is read again by the student
-        extract(frozen, shards, split, kind, pool, device, note, store, read_again=split == "train", window=window)
-        for split in ("train", *(split for split in settings.splits if split != "train"))
-    ]
-    features = torch.cat(parts)
-    found = pseudo_label_kmeans(
-        features,
-        k,
-        pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
-        whiten=settings.whiten,
-        iterations=settings.iterations,
-        n_init=settings.n_init,
-        seed=key(seed, epoch) >> 1 if epoch else seed,
-    )
-    labels = found.assignments[:clips]
-    if previous is not None:
-        labels = match_clusters(labels, previous, k, Points(features, None))[labels]
-    return labels, k
 
 
 class Distillation:
@@ -287,13 +226,13 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
         tensors, saved = load_together(run, options.ranks)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     else:
-        targets, k = _targets(config, shards, teacher, options)
+        targets, k = pseudo_labels_together(config, shards, teacher, options)
     state = Distillation(config, shards, targets, k, options)
 
     def relabelled(epoch: int, before: Tensor) -> Tensor:
-        found, _ = _targets(config, shards, teacher, options, epoch, before)
+        found, _ = pseudo_labels_together(config, shards, teacher, options, epoch, before)
         if options.ranks.leads:
-            _write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
+            write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
         return found
 
     state.relabelled = relabelled
@@ -305,7 +244,7 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
     run.start()
     options.ranks.meet()
     if options.ranks.leads and not run.resumed:
-        _write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
+        write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
     sizes = torch.bincount(targets, minlength=k)
     console.print(
         f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
@@ -324,32 +263,4 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
             "batch_size": state.batch_size,
             **trained,
         }
-    )
-
-
-def _targets(
-    config: Config, shards: ShardSet, teacher: Path, options: Options, epoch: int = 0, before: Tensor | None = None
-) -> tuple[Tensor, int]:
-    """pseudo_labels of rank 0, on every rank."""
-    found = list[Tensor]()
-
-    def cluster() -> int:
-        targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before)
-        found.append(targets)
-        return k
-
-    k = int(options.ranks.first(cluster))
-    if not found:
-        found.append(torch.empty(train_clips(shards), dtype=torch.int64, device=options.device))
-    return options.ranks.from_first(found[0]), k
-
-
-def _write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:
-    """clip_id, key, pseudo_label: one row a clip of the train split."""
-    clips = shards.clips_in("train")
-    pq.write_table(
-        pa.table(
-            {"clip_id": clips.column("clip_id"), "key": clips.column("key"), "pseudo_label": targets.cpu().numpy()}
-        ),
-        path,
     )
