@@ -28,6 +28,17 @@ def test_a_few_kills(tones: Path, stage: str) -> None:
     kill(stage, 3, tones)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+def test_a_rank_killed_of_two(tones: Path, stage: str) -> None:
+    kill(stage, 2, tones, "--ranks", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+def test_a_rank_killed_of_two_ten_times(tones: Path, stage: str) -> None:
+    kill(stage, 10, tones, "--ranks", "2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])
 def test_twenty_five_kills(tones: Path, stage: str) -> None:

@@ -78,7 +78,7 @@ class Augmenter:
         self.config, self.seed, self._ranks = config.aug, config.train.seed, ranks
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
-        self.norm = RunningNorm(device) if config.data.norm == "running" else None
+        self.norm = RunningNorm(device, ranks) if config.data.norm == "running" else None
         self.augmented = augmented_triton if device.type == "cuda" else augmented_reference
 
     def __call__(

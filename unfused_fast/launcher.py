@@ -32,6 +32,7 @@ def start_devices(devices: int | None, device: str) -> int | None:
         UserError: more GPUs than there are, or another number of processes than this one was started among.
     """
     place = place_of(os.environ)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a process that ends is told in fifty lines of C++
     if place is not None:
         if devices not in (None, place.world_size):
             raise UserError(

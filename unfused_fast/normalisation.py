@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unfused_fast.expected import expected
+from unfused_fast.ranks import ALONE, Ranks
 
 LEAST_STD = 1e-6
 """Below it a standard deviation is taken for this. Ours: crops of silence alone have none."""
@@ -26,7 +27,9 @@ class RunningNorm:
     result and keeps masks, whose zeros are the set's mean, where they belong.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        """What is seen is what all `ranks` see."""
+        self._ranks = ranks
         self.moments = torch.zeros(3, dtype=torch.float64, device=device)
         """Values seen, their sum, the sum of their squares."""
 
@@ -39,7 +42,7 @@ class RunningNorm:
         if learn:
             values = crops[0].double()
             count = torch.full((), values.numel(), dtype=torch.float64, device=values.device)
-            self.moments = self.moments + torch.stack([count, values.sum(), values.square().sum()])
+            self.moments = self.moments + self._ranks.sum(torch.stack([count, values.sum(), values.square().sum()]))
         mean, std = mean_and_std(self.moments)
         return tuple((crop - mean.float()) / std.float() for crop in crops)
 

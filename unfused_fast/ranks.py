@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,8 @@ from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, Place
 from unfused_fast.shares import Share
 
+PARTING_SECONDS = 10.0
+"""How long rank 0 stays at the end, where it keeps the store, so that the others can read what was said last."""
 POLL_SECONDS = 0.02, 1.0
 """Shortest and longest time from one look for rank 0's word to the next."""
 
@@ -57,6 +59,7 @@ class Ranks:
         self._asked, self._met, self._where = 0, 0, "start"
         if place is None:
             return
+        self._keeps = self.leads and not place.hosted
         self.device, self._timeout = device or torch.device("cpu"), timeout_s
         limit = timedelta(seconds=timeout_s)
         try:
@@ -94,6 +97,11 @@ class Ranks:
         if self.group is None:
             return
         self._beats.stop(None if error is None or isinstance(error, RankLost) else str(error) or type(error).__name__)
+        with suppress(RuntimeError):
+            self._store.add("unfused/left", 1)
+            until = time.monotonic() + PARTING_SECONDS
+            while self._keeps and self._store.add("unfused/left", 0) < self.world_size and time.monotonic() < until:
+                time.sleep(POLL_SECONDS[0])
         if error is None:
             dist.destroy_process_group()
 

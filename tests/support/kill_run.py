@@ -5,7 +5,7 @@ python tests/support/kill_run.py --kills 25 --seed 0 --stage pretrain
 A run saves after every step. After a random number of steps and a random moment more it is killed; another process goes
 on with --resume, until one finishes. Then the newest checkpoint, the bank, the result and the log must be those of a
 run that nobody killed, bit for bit but for times. A run that ends too soon is followed by another, until the kills are
-done.
+done. With --ranks 2 one of two processes is killed, and the other has to end by itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import traceback
 from pathlib import Path
 
 import torch
+from ranks import environment, free_port
 from same_runs import assert_same_run
 
-from unfused_fast import losses, pipeline
+from unfused_fast import beats, losses, pipeline, ranks
 from unfused_fast.cli import app
 from unfused_fast.terminal import run_app
 
@@ -42,12 +43,22 @@ def command(stage: str, shards: Path, teacher: Path, out: Path) -> list[str]:
     more = ["--teacher", str(teacher)] if stage == "distill" else []
     return [
         *("train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--save-every", "1steps"),
-        *("--device", "cpu", *more, *tiny),
+        *("--device", "cpu", "--timeout", "15", *more, *tiny),
     ]
 
 
-def begin(arguments: list[str], told: int, said: Path) -> int:
-    """Starts the command line in a process, which writes a byte to the pipe `told` with each step; its id."""
+def begin(arguments: list[str], told: int, said: Path, ranks: int = 1) -> list[int]:
+    """Starts the command line on so many ranks, of which the first writes a byte to the pipe `told` with each step; the
+    ids of the processes.
+    """
+    port = free_port()
+    return [
+        _begin(arguments, told, said, environment(rank, ranks, port) if ranks > 1 else {"RANK": "0"})
+        for rank in range(ranks)
+    ]
+
+
+def _begin(arguments: list[str], told: int, said: Path, own: dict[str, str]) -> int:
     sys.stdout.flush()
     started = os.fork()
     if started:
@@ -56,9 +67,11 @@ def begin(arguments: list[str], told: int, said: Path) -> int:
 
     def add(self: losses.Losses, loss: torch.Tensor) -> None:
         original(self, loss)
-        os.write(told, b"!")
+        if own["RANK"] == "0":
+            os.write(told, b"!")
 
     try:
+        os.environ.update(own)
         losses.Losses.add = add  # type: ignore[method-assign]
         with said.open("a") as file:
             os.dup2(file.fileno(), 1)
@@ -73,10 +86,10 @@ def begin(arguments: list[str], told: int, said: Path) -> int:
     os._exit(0)
 
 
-def finish(arguments: list[str], said: Path) -> None:
+def finish(arguments: list[str], said: Path, ranks: int = 1) -> None:
     """Runs the command line to its end. Raises SystemExit when it fails."""
     reading, told = os.pipe()
-    if os.waitpid(begin(arguments, told, said), 0)[1]:
+    if any([os.waitpid(process, 0)[1] for process in begin(arguments, told, said, ranks)]):
         raise SystemExit(f"{arguments}: failed\n{said.read_text()}")
     os.close(reading)
     os.close(told)
@@ -97,14 +110,16 @@ def main() -> int:
         "--shards", type=Path, required=True, help="a shard set with a train split of a few dozen clips"
     )
     parser.add_argument("--stage", choices=["pretrain", "distill"], default="pretrain")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together; one of them is killed")
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=5, help="steps from a start to the kill, at most")
     parser.add_argument("--longest", type=float, default=0.2, help="seconds from a step to the kill, at most")
     given = parser.parse_args()
     pipeline.import_dali()  # once for all processes, as what follows
-    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo"):
+    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
         importlib.import_module(heavy)
+    beats.SECONDS, beats.LOOK_SECONDS, ranks.PARTING_SECONDS = 0.05, 0.3, 1.0
     torch.set_num_threads(1)
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
     kills, runs = 0, 0
@@ -113,33 +128,36 @@ def main() -> int:
         said, teacher = folder / "said", folder / "teacher"
         if given.stage == "distill":
             finish(command("pretrain", given.shards, teacher, teacher), said)
-        finish(command(given.stage, given.shards, teacher, folder / "whole"), said)
+        finish(command(given.stage, given.shards, teacher, folder / "whole"), said, given.ranks)
         while kills < given.kills:
             out, ended = folder / f"run-{runs}", False
             runs += 1
             while not ended:
                 reading, told = os.pipe()
-                process = begin([*command(given.stage, given.shards, teacher, out), "--resume"], told, said)
+                arguments = [*command(given.stage, given.shards, teacher, out), "--resume"]
+                processes = begin(arguments, told, said, given.ranks)
                 os.close(told)
                 if kills < given.kills:
                     for _ in range(chance.randrange(given.steps + 1)):
                         os.read(reading, 1)
                     time.sleep(chance.uniform(0, given.longest))
-                    os.kill(process, signal.SIGKILL)
-                status = os.waitpid(process, 0)[1]
+                    os.kill(processes[chance.randrange(given.ranks)], signal.SIGKILL)
+                statuses = [os.waitpid(process, 0)[1] for process in processes]
                 os.close(reading)
-                ended = not os.WIFSIGNALED(status)
-                if ended and status:
+                killed = any(map(os.WIFSIGNALED, statuses))
+                ended = statuses[0] == 0
+                if not ended and not killed:
                     raise SystemExit(f"seed {given.seed}, kill {kills}: the run failed\n{said.read_text()[-3000:]}")
-                if not ended:
+                if killed:
                     kills += 1
                     left[left_by(out)] += 1
             try:
                 assert_same_run(out, folder / "whole")
             except AssertionError as error:
                 raise SystemExit(f"seed {given.seed}, kill {kills}: not the undisturbed run: {error}") from error
+    ranks_said = f" on {given.ranks} ranks" if given.ranks > 1 else ""
     print(
-        f"seed {given.seed}, {given.stage}: {kills} kills of {runs} runs, {time.perf_counter() - started:.0f} s, every "
+        f"seed {given.seed}, {given.stage}{ranks_said}: {kills} kills of {runs} runs, {time.perf_counter() - started:.0f} s, every "
         f"run ended as the undisturbed one; killed {', '.join(f'{left[what]} {what}' for what in sorted(left))}"
     )
     return 0
