@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unfused_fast.config_audio import AugmentConfig, DataConfig, FrontendConfig, ViewsConfig, check, positive
-from unfused_fast.config_eval import EvalConfig
+from unfused_fast.config_eval import EvalConfig, FinetuneConfig
 
 Auto = Literal["auto"]
 
@@ -279,6 +279,7 @@ class Config:
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     @property
     def crop_frames(self) -> int:
