@@ -113,7 +113,9 @@ def train_linear(
     shards: Shards,
     encoder: Annotated[
         str,
-        typer.Option(help="Run directory of pretrain or distill, or a baseline: random, logmel.", show_default=False),
+        typer.Option(
+            help="Run directory of pretrain, distill or finetune, or a baseline: random, logmel.", show_default=False
+        ),
     ],
     out: Out,
     preset: Preset = "recommended",
@@ -148,7 +150,9 @@ def train_finetune(
     shards: Shards,
     encoder: Annotated[
         str,
-        typer.Option(help="Run directory of pretrain or distill, a model folder, or random.", show_default=False),
+        typer.Option(
+            help="Run directory of pretrain, distill or finetune, a model folder, or random.", show_default=False
+        ),
     ],
     out: Out,
     preset: Preset = "recommended",
