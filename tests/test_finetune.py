@@ -268,6 +268,11 @@ def test_the_run_is_one_for_every_command_that_takes_an_encoder(
     assert tune("run", epochs=2).code == 0
     linear = cli("train", "linear", tones, "--encoder", run, "--out", tmp_path / "linear", "--json", *tiny)
     assert result_of(linear)["features"] == 32
+    hub = tmp_path / "hub"
+    assert cli("export", run, "--hub", hub).code == 0
+    waveform = np.random.default_rng(0).standard_normal(16000).astype(np.float32) / 10
+    assert torch.equal(load(hub, "cpu").embed(waveform, 16000), load(run, "cpu").embed(waveform, 16000))
+    assert tune("again", encoder=hub, epochs=1).code == 0
     table = cli("report", run, tmp_path / "linear")
     assert table.code == 0 and "finetune" in table.out
     row = next(row for row in json.loads(cli("report", run, "--json").out) if row["stage"] == "finetune")

@@ -37,6 +37,7 @@ from unfused_fast.protocol import LabelledClips, Round, few_labels, labelled_cli
 from unfused_fast.reading import is_number
 from unfused_fast.run import Run
 from unfused_fast.set_statistics import set_statistics
+from unfused_fast.settings import with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import (
     Options,
@@ -225,7 +226,8 @@ def config_of(config: Config, frozen: FrozenEncoder) -> Config:
     own = frozen.config
     model = replace(own.model, dropout=config.model.dropout)
     norm = "dataset" if own.data.norm == "running" else own.data.norm
-    return replace(config, frontend=own.frontend, model=model, data=replace(config.data, norm=norm))
+    made = replace(config, frontend=own.frontend, model=model, data=replace(config.data, norm=norm))
+    return with_values(made, {})  # which checks that the parts go together
 
 
 def _labelled(config: Config, shards: ShardSet) -> tuple[LabelledClips, Round]:
