@@ -141,7 +141,7 @@ def report(
 @app.command(rich_help_panel=TRAIN)
 def config(
     stage: Annotated[
-        Literal["pretrain", "distill", "linear"] | None,
+        Literal["pretrain", "distill", "linear", "finetune"] | None,
         typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
     ] = None,
     preset: Preset = "recommended",
@@ -159,7 +159,7 @@ def config(
     given = pairs(settings)
     if diff is not None:
         left = preset if preset != diff else "--set"
-        stages: tuple[Stage, ...] = (stage,) if stage else ("pretrain", "distill", "linear")
+        stages: tuple[Stage, ...] = (stage,) if stage else ("pretrain", "distill", "linear", "finetune")
         lines = [
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages

@@ -44,6 +44,18 @@ DISTILLATION_LOSS = {
     "optim.schedule": "constant",
     "optim.warmup_epochs": 0,
 }
+FINE_TUNING = {
+    "train.epochs": 50,
+    "train.batch_size": 64,
+    "optim.name": "adamw",
+    "optim.weight_decay": 0.0,
+    "optim.momentum": 0.9,
+    "optim.lr": 0.001,
+    "optim.schedule": "constant",
+    "optim.warmup_epochs": 0,
+    "finetune.augment": False,
+}
+"""DECAR, section 5: Adam, which AdamW without weight decay is, 0.001, batch 64, at most 50 epochs."""
 DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     # UnFuSeD, section 3 and 4
     ("paper", "pretrain"): {
@@ -249,6 +261,22 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "eval.epochs": 50,
         "eval.pool": "max",
     },
+    ("paper", "finetune"): FINE_TUNING,
+    ("recommended", "finetune"): FINE_TUNING,
+    ("authors", "finetune"): {
+        **FINE_TUNING,
+        "train.epochs": 100,
+        "train.batch_size": 32,
+        "train.amp": "fp32",
+        "model.pool": "mean",
+        "eval.select": "best_test",
+    },
+    ("decar-v1", "finetune"): {
+        **FINE_TUNING,
+        "model.encoder": "efficientnet_b0",
+        "model.pool": "max",
+        "data.crop_seconds": 10.0,
+    },
 }
 
 
@@ -295,7 +323,7 @@ def test_the_command_shows_what_differs_and_why(cli: Callable[..., Any]) -> None
     done = cli("config", "--preset", "authors", "--diff", "recommended", "--json")
     assert done.code == 0, done.err
     lines = json.loads(done.out)
-    assert {line["stage"] for line in lines} == {"pretrain", "distill", "linear"}
+    assert {line["stage"] for line in lines} == {"pretrain", "distill", "linear", "finetune"}
     k = next(line for line in lines if (line["stage"], line["field"]) == ("pretrain", "cluster.k"))
     assert (k["authors"], k["recommended"]) == (1024, "auto") and "paper section 4 (512)" in k["why"]
     shown = cli("config", "--preset", "authors", "--diff", "recommended", "--stage", "linear").out

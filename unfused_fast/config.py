@@ -14,7 +14,7 @@ from typing import Literal
 from unfused_fast.config_audio import AugmentConfig, Auto, DataConfig, FrontendConfig, ViewsConfig, check, positive
 from unfused_fast.config_distill import DistillConfig as DistillConfig
 from unfused_fast.config_distill import PseudoConfig as PseudoConfig
-from unfused_fast.config_eval import EvalConfig
+from unfused_fast.config_eval import EvalConfig, FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,7 @@ class Config:
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     @property
     def crop_frames(self) -> int:

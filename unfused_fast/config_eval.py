@@ -1,4 +1,4 @@
-"""The numbers of evaluation on frozen features. Sources are abbreviated as in config.py."""
+"""The numbers of evaluation on frozen features, and of fine-tuning. Sources are abbreviated as in config.py."""
 
 from __future__ import annotations
 
@@ -66,3 +66,15 @@ class EvalConfig:
         )
         check(0 < self.label_fraction <= 1, f"eval.label_fraction = {self.label_fraction}: want 0 < fraction <= 1")
         check(0 < self.valid_fraction < 1, f"eval.valid_fraction = {self.valid_fraction}: want 0 < fraction < 1")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning of encoder and linear head together. Optimiser, rate, batch and epochs are those of `optim` and
+    `train`; selection, few labels and held-out clips those of `eval`.
+    """
+
+    augment: bool = False
+    """Train on views as pre-training does (`aug`: mixup, random resize crop, masks), else on plain random crops.
+    Source: DECAR section 5 and the authors' evaluation code name no augmentation.
+    """

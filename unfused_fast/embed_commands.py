@@ -23,7 +23,7 @@ def embed(
         ),
     ],
     encoder: Annotated[
-        Path, typer.Option(help="A run of train pretrain or distill, or a model folder.", show_default=False)
+        Path, typer.Option(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
     frames: Annotated[

@@ -245,7 +245,8 @@ def _samples(clip: Tensor, piece: ClipPiece) -> Tensor:
 
 
 def load(run: str | Path, device: str = "auto", pool: Pool | None = None) -> Embedder:
-    """The encoder of a run directory of train pretrain or distill, or of a model folder that `export --hub` wrote.
+    """The encoder of a run directory of train pretrain, distill or finetune, or of a model folder that `export --hub`
+    wrote.
 
     Args:
         device: auto, cpu, cuda or cuda:N.

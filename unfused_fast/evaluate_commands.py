@@ -36,7 +36,8 @@ def evaluate(
         list[str],
         typer.Option(
             "--encoder",
-            help="Run directory of pretrain or distill, or NAME=RUN: runs of one NAME are repetitions of one encoder. "
+            help="Run directory of pretrain, distill or finetune, or NAME=RUN: runs of one NAME are repetitions of one "
+            "encoder. "
             "Repeatable.",
             show_default=False,
         ),

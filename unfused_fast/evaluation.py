@@ -106,7 +106,7 @@ def measure(
     refuse_label_fraction(config)
     clips = labelled_clips(shards, plan.by_folds)
     if config.eval.shuffle_labels:
-        clips = replace(clips, targets=_permuted(clips, plan.by_folds, config.train.seed))
+        clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
     seeds = [config.train.seed + number for number in range(plan.seeds)]
     rounds = {seed: rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed) for seed in seeds}
     loaded = {
@@ -122,7 +122,7 @@ def measure(
     return clips, found
 
 
-def _permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
+def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
     """Targets permuted within each split, as linear.py does it, or within each fold, so that each keeps its own."""
     generator, targets = np.random.Generator(np.random.PCG64([seed, 12])), clips.targets.copy()
     part_of = clips.fold_of if by_folds else np.array([clips.splits.index(name) for name in clips.split_of])

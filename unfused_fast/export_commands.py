@@ -13,7 +13,8 @@ from unfused_fast.terminal import Json, Overwrite, print_json
 
 def export(
     run: Annotated[
-        Path, typer.Argument(help="A run of train pretrain or distill, or a model folder.", show_default=False)
+        Path,
+        typer.Argument(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False),
     ],
     hub: Annotated[
         Path | None,

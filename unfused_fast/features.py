@@ -30,6 +30,8 @@ from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import console, prepare_for, seed_everything
 from unfused_fast.windows import Window, eval_window
 
+BEST = "best."
+"""Begins the names of a fine-tuned network's tensors, as they were after the epoch that selection chose."""
 Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips a batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
@@ -80,8 +82,8 @@ def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor
 
 
 def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
-    """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, or the
-    encoder of a model folder (model_folder.py).
+    """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, that of
+    the chosen epoch of a fine-tuning run, or the encoder of a model folder (model_folder.py).
     """
     recorded = read_description(run)
     if recorded is None:
@@ -92,12 +94,16 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     if (run / WEIGHTS).is_file():
         config, network = read_model_folder(run, recorded)
         return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), None)
-    if recorded["stage"] not in ("pretrain", "distill"):
-        raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain or train distill")
+    if recorded["stage"] not in ("pretrain", "distill", "finetune"):
+        raise UserError(
+            f"{run}: a run of stage {recorded['stage']}; give one of train pretrain or train distill, or of "
+            "train finetune"
+        )
     tensors, _, damaged = load_checkpoint(run / "checkpoints")
     for sentence in damaged:
         console.print(f"{sentence}; using the one before it", style="yellow")
-    model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    prefix = BEST if recorded["stage"] == "finetune" else "model."
+    model = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     projector = None
     try:
         config = from_flat(recorded["config"])

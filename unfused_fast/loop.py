@@ -57,8 +57,8 @@ class Stage(Protocol):
     def tail(self, batch: Batch, epoch: int) -> None:
         """The last, partial batch of an epoch, which takes no step."""
 
-    def end_epoch(self) -> None:
-        """Checks what must hold after an epoch."""
+    def end_epoch(self) -> dict[str, Any] | None:
+        """Checks what must hold after an epoch; returns numbers for the log, if it has any."""
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -134,7 +134,8 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
             assert progress.loss is not None
             numbers = {"loss": round(progress.loss, 6), "lr": state.rate(state.step - 1), **progress.values, **timing}
             run.log(epoch, {**numbers, "parts": state.timer.read()})
-            note = f"loss {progress.loss:.3f}{_clusters_note(progress.values)}  {rates[-1]:.0f} clips/s"
+            words = f"{_clusters_note(progress.values)}{_judged_note(progress.values)}"
+            note = f"loss {progress.loss:.3f}{words}  {rates[-1]:.0f} clips/s"
             progress.values, progress.seconds = {}, 0.0
             (run.stopping,) = ranks.agree(run.stopping)
             last = epoch == epochs or state.finished
@@ -209,7 +210,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
         stepped()
         if taken % READ_EVERY == 0 and (fault := losses.fault()) is not None:
             raise not_finite(fault, epoch, saves.said(), config)
-    state.end_epoch()
+    progress.values |= state.end_epoch() or {}
     check_finite(losses, state.network, epoch, saves.said, config)
     progress.position, progress.loss = Position(epoch), losses.mean(steps)
     progress.seconds = time.perf_counter() - began
@@ -236,6 +237,11 @@ def _memory(state: Stage) -> Iterator[None]:
             f"start again with --overwrite --set train.batch_size={max(2, size // 2)}"
             + ("" if state.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
         ) from error
+
+
+def _judged_note(values: dict[str, Any]) -> str:
+    """What the screen says of clips that an epoch was judged by: nothing where there were none."""
+    return "".join(f"  {name} {values[name]:.3f}" for name in ("valid", "test") if name in values)
 
 
 def _clusters_note(values: dict[str, Any]) -> str:

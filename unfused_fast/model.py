@@ -173,6 +173,22 @@ class DistillNetwork(nn.Module):
         return DistillOutput(deepest, logits, pooled.float(), tuple(adapted))
 
 
+class FinetuneNetwork(nn.Module):
+    """An encoder and a linear head on what it gives, pooled over time by `model.pool`. Source: DECAR section 5."""
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        self.encoder = build_encoder(config)
+        self.pool: Pool = config.model.pool
+        self.classifier = nn.Linear(self.encoder.dim, classes)
+
+    def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> Tensor:
+        """(B, 1, F, T), valid frames (B,) or None -> logits (B, C) in float32, C classes."""
+        output = self.encoder(log_mel, frame_counts)
+        logits: Tensor = self.classifier(pool_time(output.frames, output.frame_counts, self.pool))
+        return logits.float()
+
+
 def _block_head(dim: int, k: int, kind: Literal["mlp3", "linear"]) -> nn.Module:
     if kind == "linear":
         return nn.Linear(dim, k)

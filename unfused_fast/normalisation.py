@@ -14,6 +14,8 @@ LEAST_STD = 1e-6
 """Below it a standard deviation is taken for this. Ours: crops of silence alone have none."""
 TENSOR = "norm.moments"
 """Name in a checkpoint."""
+GIVEN = "norm.given"
+"""Name in a checkpoint of the mean and standard deviation (2,) that a run took over from its encoder's run."""
 
 
 class RunningNorm:
@@ -65,8 +67,11 @@ def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
     """Mean and standard deviation of plain log-mels that a run ended with: the set's, `known`, and the running ones on
-    top of them, where its checkpoint has any.
+    top of them, where its checkpoint has any; or those that it was given.
     """
+    if GIVEN in tensors:
+        mean, std = expected(tensors, GIVEN, torch.float64, (2,)).tolist()
+        return {"mean": mean, "std": std}
     if known is None and TENSOR not in tensors:
         return None
     first = known or {"mean": 0.0, "std": 1.0}

@@ -82,6 +82,7 @@ class Loader:
         statistics: Mapping[str, float] | None = None,
         threads: int | None = None,
         log_mel: Literal["dali", "torch"] | None = None,
+        only: NDArray[np.int64] | None = None,
     ) -> None:
         """Reads the split's index files; `statistics` (mean, std of the log-mel) replace those of the set.
 
@@ -90,6 +91,7 @@ class Loader:
             share: this rank's part of each batch.
             threads: that decode; one a core, up to 16, unless said.
             log_mel: what computes the log-mels; None: DALI on a GPU, torch on a CPU, where it takes half the time.
+            only: ids of the clips of the split that are read; None: all.
 
         Raises:
             UserError: a split, shard or index that does not fit.
@@ -101,14 +103,17 @@ class Loader:
         self.threads = threads or min(available_cores(), 16)
         self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
         self.samples = shards.clips.column("samples").to_numpy()
-        self._ids = [np.array([line.clip_id for line in lines], dtype=np.int64) for _, lines in self._shards]
-        self.clips = sum(len(lines) for _, lines in self._shards)
-        wanted = shards.manifest.splits[split].clips
-        if self.clips != wanted:
+        listed, wanted = sum(len(lines) for _, lines in self._shards), shards.manifest.splits[split].clips
+        if listed != wanted:
             raise UserError(
-                f"{shards.directory}: the indexes of split {split} list {self.clips} clips, the manifest {wanted}; "
+                f"{shards.directory}: the indexes of split {split} list {listed} clips, the manifest {wanted}; "
                 "pack it again"
             )
+        if only is not None:
+            chosen = frozenset(only.tolist())
+            self._shards = [(path, [line for line in lines if line.clip_id in chosen]) for path, lines in self._shards]
+        self._ids = [np.array([line.clip_id for line in lines], dtype=np.int64) for _, lines in self._shards]
+        self.clips = sum(map(len, self._ids))
         self.own_batch_size = share.sizes(batch_size)[share.rank]
         if min(share.sizes(batch_size)) == 0:
             raise UserError(

@@ -52,17 +52,17 @@ class Round:
     test: Rows
 
 
-def labelled_clips(shards: ShardSet, by_folds: bool) -> LabelledClips:
+def labelled_clips(shards: ShardSet, by_folds: bool, tested: bool = True) -> LabelledClips:
     """The clips of train, valid and test; by folds, those of every split that have a fold.
 
-    Raises UserError for a set without labels, and for one without a test split or without folds.
+    Raises UserError for a set without labels, and for one without folds or, where it is to be `tested`, a test split.
     """
     there = tuple(shards.manifest.splits)
     splits = there if by_folds else tuple(name for name in ("train", "valid", "test") if name in there)
     folds_there = shards.clips.column("fold").null_count < shards.clips.num_rows
     if by_folds and not folds_there:
         raise UserError(f"{shards.directory}: its clips have no fold, so there is no cross-validation; leave --folds")
-    if not by_folds and not {"train", "test"} <= set(splits):
+    if not by_folds and tested and not {"train", "test"} <= set(splits):
         mend = "cross-validate with --folds" if folds_there else "pack one with a split train and a split test"
         raise UserError(
             f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are wanted; {mend}"

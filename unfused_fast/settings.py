@@ -23,10 +23,11 @@ from unfused_fast.config import Config
 from unfused_fast.config_checks import check_together
 from unfused_fast.errors import UserError
 
-Stage = Literal["pretrain", "distill", "linear"]
+Stage = Literal["pretrain", "distill", "linear", "finetune"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 
-# Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors.
+# Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
+# fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.
 STAGES: dict[Stage, dict[str, Any]] = {
     "pretrain": {},
     "distill": {
@@ -38,6 +39,15 @@ STAGES: dict[Stage, dict[str, Any]] = {
         "optim.warmup_epochs": 0,
     },
     "linear": {},
+    "finetune": {
+        "train.epochs": 50,
+        "train.batch_size": 64,
+        "optim.name": "adamw",
+        "optim.lr": 0.001,
+        "optim.weight_decay": 0.0,
+        "optim.schedule": "constant",
+        "optim.warmup_epochs": 0,
+    },
 }
 _AUTHORS: dict[str, Any] = {
     "data.crop_seconds": 0.98,
@@ -54,8 +64,10 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         "pretrain": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto"},
         "distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"},
         "linear": {},
+        "finetune": {},
     },
-    "paper": {"pretrain": {}, "distill": {}, "linear": {"eval.lr_grid": ()}},
+    # UnFuSeD fine-tunes no encoder on labels: DECAR's numbers stay.
+    "paper": {"pretrain": {}, "distill": {}, "linear": {"eval.lr_grid": ()}, "finetune": {}},
     "authors": {
         "pretrain": {
             **_AUTHORS,
@@ -84,6 +96,14 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "eval.encoder_mode": "train",
             "eval.standardize": False,
             "eval.lr_grid": (),
+            "eval.select": "best_test",
+        },
+        # Their evaluation code with `--freeze` left out. The pooling is that of a random encoder.
+        "finetune": {
+            "train.epochs": 100,
+            "train.batch_size": 32,
+            "train.amp": "fp32",
+            "model.pool": "mean",
             "eval.select": "best_test",
         },
     },
@@ -122,6 +142,8 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         "distill": {**_DECAR},
         # Section 5: Adam 0.001, batch 64, 50 epochs.
         "linear": {**_DECAR, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
+        # Authors: whole clips (of 10 s), as in pre-training.
+        "finetune": {**_DECAR, "data.crop_seconds": 10.0},
     },
 }
 

@@ -121,7 +121,9 @@ def train_linear(
     shards: Shards,
     encoder: Annotated[
         str,
-        typer.Option(help="Run directory of pretrain or distill, or a baseline: random, logmel.", show_default=False),
+        typer.Option(
+            help="Run directory of pretrain, distill or finetune, or a baseline: random, logmel.", show_default=False
+        ),
     ],
     out: Out,
     preset: Preset = "recommended",
@@ -149,6 +151,50 @@ def train_linear(
         run_options(device, None, resume, overwrite, profile, resume_anyway=resume_anyway),
     )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
+
+
+@train_app.command("finetune")
+def train_finetune(
+    shards: Shards,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Run directory of pretrain, distill or finetune, a model folder, or random.", show_default=False
+        ),
+    ],
+    out: Out,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train clips.", show_default="preset's")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data: Data = None,
+    compile_: Compile = None,
+    save_every: SaveInterval = None,
+    resume: Resume = False,
+    resume_anyway: ResumeAnyway = False,
+    overwrite: Overwrite = False,
+    profile: Profile = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 3, end to end: encoder and linear head learn the labels; validation picks the epoch, test is read once.
+
+    DECAR's Table 2, column Fine-tuned. Few labels: --set eval.label_fraction=0.1.
+    """
+    from unfused_fast.finetune import finetune
+    from unfused_fast.shards.table import open_shards
+
+    config = stage_config("finetune", preset, settings, epochs, seed, data, save_every)
+    result = finetune(
+        config,
+        open_shards(local_shards(shards)),
+        encoder,
+        out,
+        run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
+    )
+    print_result(
+        result, as_json, f"epoch {result['chosen_epoch']} was chosen by {result['select']}; its encoder: {out}"
+    )
 
 
 @train_app.command("all")

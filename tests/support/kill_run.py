@@ -89,7 +89,8 @@ def _begin(arguments: list[str], told: int, said: Path, own: dict[str, str]) -> 
 def finish(arguments: list[str], said: Path, ranks: int = 1) -> None:
     """Runs the command line to its end. Raises SystemExit when it fails."""
     reading, told = os.pipe()
-    if any([os.waitpid(process, 0)[1] for process in begin(arguments, told, said, ranks)]):
+    statuses = [os.waitpid(process, 0)[1] for process in begin(arguments, told, said, ranks)]
+    if any(statuses):
         raise SystemExit(f"{arguments}: failed\n{said.read_text()}")
     os.close(reading)
     os.close(told)
@@ -157,8 +158,8 @@ def main() -> int:
                 raise SystemExit(f"seed {given.seed}, kill {kills}: not the undisturbed run: {error}") from error
     ranks_said = f" on {given.ranks} ranks" if given.ranks > 1 else ""
     print(
-        f"seed {given.seed}, {given.stage}{ranks_said}: {kills} kills of {runs} runs, {time.perf_counter() - started:.0f} s, every "
-        f"run ended as the undisturbed one; killed {', '.join(f'{left[what]} {what}' for what in sorted(left))}"
+        f"seed {given.seed}, {given.stage}{ranks_said}: {kills} kills of {runs} runs, "
+        f"{time.perf_counter() - started:.0f} s, every run ended as the undisturbed one; killed {', '.join(f'{left[what]} {what}' for what in sorted(left))}"
     )
     return 0
 

@@ -1,0 +1,70 @@
+"""A network's scores for whole labelled clips, and how good they are.   n clips of one split, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unfused_fast.config import Config
+from unfused_fast.evaluation import metric_of
+from unfused_fast.features import WHOLE_CLIP_BATCH
+from unfused_fast.model import FinetuneNetwork
+from unfused_fast.pipeline import Loader
+from unfused_fast.placement import placed
+from unfused_fast.protocol import LabelledClips, Rows
+from unfused_fast.shards.table import ShardSet
+
+Statistics = Mapping[str, float] | None
+"""Mean and standard deviation of log-mels; None: those of the shard set, as far as it has any."""
+
+
+class JudgedClips:
+    """Whole clips of one split, and how good a network is on them."""
+
+    def __init__(
+        self,
+        config: Config,
+        shards: ShardSet,
+        clips: LabelledClips,
+        rows: Rows,
+        statistics: Statistics,
+        device: torch.device,
+        once: bool,
+    ) -> None:
+        """Args:
+        rows: (n,) of `clips`, all of one split.
+        once: they are read once, so that no cache is made for them.
+        """
+        self.clips, self.rows = clips, rows
+        ids = clips.clip_ids[rows]
+        stream = Loader(
+            shards,
+            clips.split_of[rows[0]],
+            config,
+            device=device,
+            batch_size=WHOLE_CLIP_BATCH,
+            statistics=statistics,
+            only=ids,
+        )
+        self._loader = placed(stream, single_pass=once)
+        self._order = np.argsort(ids)
+        self._ids = ids[self._order]
+
+    @torch.no_grad()
+    def scores(self, network: FinetuneNetwork) -> NDArray[np.float32]:
+        """(n, C) logits, in float32 whatever the training used, as features.extract; leaves the network in eval
+        mode.
+        """
+        network.eval()
+        found = np.full((len(self.rows), len(self.clips.label_names)), np.nan, np.float32)
+        for batch in self._loader.whole_clips():
+            places = np.searchsorted(self._ids, batch.clip_ids.cpu().numpy())
+            found[self._order[places]] = network(batch.views[0], batch.frame_counts).cpu().numpy()
+        return found
+
+    def metric(self, scores: NDArray[np.float32]) -> float:
+        """Accuracy, or of a multi-label set mAP, of scores (n, C)."""
+        return metric_of(self.clips, self.rows, scores)
