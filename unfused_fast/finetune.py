@@ -207,6 +207,8 @@ def finetune(config: Config, shards: ShardSet, encoder: str, out: Path, options:
         raise UserError("--encoder logmel: it has nothing to train; use a run directory or random, or train linear")
     if config.eval.encoder != "full":
         raise UserError(f"eval.encoder = {config.eval.encoder}: train finetune trains the whole encoder; leave it full")
+    if config.train.accumulate != 1:
+        raise UserError("train.accumulate: train finetune takes a batch whole; use a smaller --set train.batch_size")
     clips, part = _labelled(config, shards)
     random = encoder == "random"
     frozen = (

@@ -159,7 +159,8 @@ def main() -> int:
     ranks_said = f" on {given.ranks} ranks" if given.ranks > 1 else ""
     print(
         f"seed {given.seed}, {given.stage}{ranks_said}: {kills} kills of {runs} runs, "
-        f"{time.perf_counter() - started:.0f} s, every run ended as the undisturbed one; killed {', '.join(f'{left[what]} {what}' for what in sorted(left))}"
+        f"{time.perf_counter() - started:.0f} s, every run ended as the undisturbed one; killed "
+        f"{', '.join(f'{left[what]} {what}' for what in sorted(left))}"
     )
     return 0
 

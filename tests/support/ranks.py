@@ -3,6 +3,8 @@
 python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": [...]}; prints a list of lists of
                                             {"code", "said"}, one for each rank
 
+With "stop_after": M the last rank sends itself SIGTERM after M steps; with "check": "layers" ranks run check_layers.
+
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
 whole, bit for bit.
@@ -10,9 +12,11 @@ whole, bit for bit.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -21,9 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from unfused_fast import distill, pipeline, pretraining
+from unfused_fast import distill, losses, pipeline, pretraining
 from unfused_fast.cli import app
+from unfused_fast.gradients import sum_gradients
+from unfused_fast.launch import place_of
+from unfused_fast.ranks import Ranks, SaidElsewhere
+from unfused_fast.shared_layers import share_layers
 from unfused_fast.terminal import run_app
 
 
@@ -46,8 +55,8 @@ def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def begin(arguments: list[str], own: dict[str, str], said: Path) -> int:
-    """Starts the command line in a process; its id."""
+def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
+    """Starts a job's work in a process; its id."""
     sys.stdout.flush()
     started = os.fork()
     if started:
@@ -57,7 +66,12 @@ def begin(arguments: list[str], own: dict[str, str], said: Path) -> int:
         with said.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        sys.argv[1:] = arguments
+        if job.get("check"):
+            check_layers(own)
+            os._exit(0)
+        if "stop_after" in job and own["RANK"] == str(job["ranks"] - 1):
+            stop_after(job["stop_after"])
+        sys.argv[1:] = job["arguments"]
         run_app(app)
     except SystemExit as ended:
         os._exit(ended.code if isinstance(ended.code, int) else 1)
@@ -67,12 +81,81 @@ def begin(arguments: list[str], own: dict[str, str], said: Path) -> int:
     os._exit(0)
 
 
-def run(ranks: int, arguments: list[str], folder: Path) -> list[dict[str, Any]]:
-    """The command on each rank to its end."""
-    port = free_port()
+def stop_after(steps: int) -> None:
+    """Lets this process send itself SIGTERM once so many steps are done."""
+    original, done = losses.Losses.add, 0
+
+    def add(self: losses.Losses, loss: torch.Tensor) -> None:
+        nonlocal done
+        original(self, loss)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    losses.Losses.add = add  # type: ignore[method-assign]
+
+
+def check_layers(own: dict[str, str]) -> None:
+    """Layers on shares of a batch, of different sizes and empty ones, against torch's on the whole, in float64."""
+    place = place_of(own)
+    assert place is not None
+    with Ranks(place, torch.device("cpu"), 30.0) as ranks:
+        for clips in (7, 2, 64):
+            for shape in ((5,), (3, 4, 6)):
+                _check_batch(ranks, clips, shape)
+        assert ranks.texts(f"rank {ranks.rank}") == ["rank 0", "rank 1", "rank 2"]
+        assert ranks.agree(ranks.rank == 1, False) == (True, False)
+        assert ranks.first(lambda: {"of": ranks.rank}) == {"of": 0}
+        try:
+            ranks.first(lambda: 1 / 0)
+        except (ZeroDivisionError, SaidElsewhere) as error:
+            assert isinstance(error, SaidElsewhere) == (ranks.rank > 0) and "division by zero" in str(error)
+        tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0, dtype=torch.int64)}
+        found = ranks.tensors_from_first(tensors if ranks.leads else None)
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors) and len(found) == 2
+        ranks.meet()
+
+
+def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(clips)
+    whole = torch.randn(clips, *shape, dtype=torch.float64) * 3 + 1
+    weighting = torch.randn(clips, *shape, dtype=torch.float64)
+    rows = ranks.batch(clips)
+    plain = nn.BatchNorm1d(shape[0]) if len(shape) == 1 else nn.BatchNorm2d(shape[0])
+    nn.init.uniform_(plain.weight), nn.init.uniform_(plain.bias)
+    shared = share_layers(nn.Sequential(copy.deepcopy(plain)), ranks, sync_bn=True)
+    exact = copy.deepcopy(plain).double()
+    x = whole.clone().requires_grad_()
+    (exact(x) * weighting).sum().backward()
+    own = whole[rows].float().requires_grad_()
+    normal = shared(own)
+    loss = (normal * weighting[rows].float()).sum()
+    loss.backward()
+    total = sum_gradients(shared.parameters(), loss.detach(), ranks, "fp32")
+    close = torch.testing.assert_close
+    close(normal.detach().double(), exact(whole)[rows].detach(), rtol=0, atol=2e-5)
+    close(own.grad.double(), x.grad[rows], rtol=0, atol=2e-4)  # type: ignore[union-attr, index]
+    close(total.double(), (copy.deepcopy(plain).double()(whole) * weighting).sum().detach(), rtol=1e-4, atol=1e-3)
+    for name in ("weight", "bias"):
+        close(getattr(shared[0], name).grad.double(), getattr(exact, name).grad, rtol=1e-4, atol=1e-4)
+    running = copy.deepcopy(plain).double()
+    running(whole)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        close(getattr(shared[0], name).double(), getattr(running, name).double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(ranks.gather_rows(whole[rows].float()), whole.float())
+    dropout = share_layers(nn.Sequential(nn.Dropout(0.4)), ranks, sync_bn=True)
+    torch.manual_seed(3)
+    dropped = dropout(whole[rows].float())
+    torch.manual_seed(3)
+    assert torch.equal(dropped, nn.functional.dropout(whole.float(), 0.4)[rows])
+
+
+def run(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The job on each rank to its end."""
+    ranks, port = job["ranks"], free_port()
     said = [folder / f"{port}-{rank}" for rank in range(ranks)]
     owns = [environment(rank, ranks, port) if ranks > 1 else {} for rank in range(ranks)]
-    processes = [begin(arguments, own, file) for own, file in zip(owns, said, strict=True)]
+    processes = [begin(job, own, file) for own, file in zip(owns, said, strict=True)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
     return [{"code": code, "said": file.read_text()} for code, file in zip(codes, said, strict=True)]
 
@@ -93,7 +176,7 @@ def main() -> None:
     prepare()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     with tempfile.TemporaryDirectory() as name:
-        print(json.dumps([run(job["ranks"], job["arguments"], Path(name)) for job in jobs]))
+        print(json.dumps([run(job, Path(name)) for job in jobs]))
 
 
 if __name__ == "__main__":
