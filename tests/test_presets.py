@@ -28,6 +28,7 @@ FRONT_END = {
     "frontend.fmax_hz": 7800.0,
     "frontend.pad_mode": "reflect",
 }
+DECAR_ENCODER = {"frontend.kind": "decar1", "model.encoder": "efficientnet_b0", "model.pool": "max"}
 BYOLA = {**FRONT_END, "frontend.kind": "byola", "aug.specaug.warp": 0}
 DISTILLATION_LOSS = {
     "distill.alpha": 0.7,
@@ -205,9 +206,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     },
     # DECAR, section 5, and its authors' code where the paper is silent
     ("decar-v1", "pretrain"): {
-        "frontend.kind": "decar1",
-        "model.encoder": "efficientnet_b0",
-        "model.pool": "max",
+        **DECAR_ENCODER,
         "model.projector": "dropout",
         "model.proj_hidden": 512,
         "model.proj_dim": 512,
@@ -246,15 +245,11 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     },
     ("decar-v1", "distill"): {
         **DISTILLATION_LOSS,
-        "frontend.kind": "decar1",
-        "model.encoder": "efficientnet_b0",
-        "model.pool": "max",
+        **DECAR_ENCODER,
         "train.epochs": 50,
     },
     ("decar-v1", "linear"): {
-        "frontend.kind": "decar1",
-        "model.encoder": "efficientnet_b0",
-        "model.pool": "max",
+        **DECAR_ENCODER,
         "eval.lr": 0.001,
         "eval.lr_grid": (),
         "eval.batch_size": 64,
@@ -273,8 +268,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     },
     ("decar-v1", "finetune"): {
         **FINE_TUNING,
-        "model.encoder": "efficientnet_b0",
-        "model.pool": "max",
+        **DECAR_ENCODER,
         "data.crop_seconds": 10.0,
     },
 }

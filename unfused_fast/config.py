@@ -34,7 +34,9 @@ class ModelConfig:
     dropout: float = 0.3
     """Dropout between the fully connected layers. Source: authors."""
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
-    """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A."""
+    """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A; DECAR section 5 (max).
+    The authors' evaluation code uses the mean alone.
+    """
     projector: Literal["batchnorm", "dropout"] = "batchnorm"
     """Projection head: Linear-BatchNorm-ReLU-Linear, or DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last
     ReLU comes before the prediction head only. Source: authors of UnFuSeD; authors of DECAR.
@@ -171,11 +173,13 @@ class OptimConfig:
 
     name: Literal["larc", "lars", "sgd", "adamw"] = "larc"
     """SGD with layer-wise adaptive rates (LARC; LARS has the rate inside the momentum), plain SGD, or AdamW. Source:
-    authors (LARC, pre-training; SGD, distillation); arXiv 1708.03888 (LARS).
+    authors (LARC, pre-training; SGD, distillation); DECAR section 5 (SGD; fine-tuning: Adam, which AdamW without
+    weight decay is); arXiv 1708.03888 (LARS).
     """
     lr: float = 0.005
-    """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation). Ours: `recommended`
-    pre-trains at 1, since LARC with trust 0.001 moves a layer by 5e-6 of its norm a step at 0.005.
+    """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation); DECAR section 5 (0.05,
+    and 0.001 of fine-tuning). Ours: `recommended` pre-trains at 1, since LARC with trust 0.001 moves a layer by 5e-6 of
+    its norm a step at 0.005.
     """
     momentum: float = 0.9
     """Momentum of SGD, LARC and LARS; first beta of AdamW. Source: authors."""
@@ -209,12 +213,12 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = 100
-    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation); the authors' code
-    has 200 of pre-training.
+    """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation); DECAR section 5 (at
+    most 50 fine-tuning); the authors' code has 200 of pre-training, 100 of evaluation.
     """
     batch_size: int | Auto = 512
-    """Clips a step, over all ranks. Source: paper section 4 (512); the authors' distillation has 256. `auto`: 512, or
-    a sixteenth of a small set (at least 16).
+    """Clips a step, over all ranks. Source: paper section 4 (512); DECAR section 5 (64, fine-tuning too); the authors'
+    distillation has 256, their evaluation 32. `auto`: 512, or a sixteenth of a small set (at least 16).
     """
     accumulate: int = 1
     """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.

@@ -84,7 +84,7 @@ class DataConfig:
 
     crop_seconds: float = 0.95
     """Length of a training crop, in seconds (96 frames). Source: authors (LAPE `length_wave`), BYOL-A; the authors'
-    DECAR-v2 code has 0.98, their distillation code 12.
+    DECAR-v2 code has 0.98, their distillation code 12. `decar-v1` has 10, the whole clips of DECAR's section 4.
     """
     crop: Literal["random", "start"] = "random"
     """Where the crop lies. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by a fault."""

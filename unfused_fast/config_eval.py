@@ -43,8 +43,8 @@ class EvalConfig:
     """k of the k-nearest-neighbours classifier (cosine, votes by distance). Ours: few, for small classes."""
     select: Literal["valid", "best_test"] = "valid"
     """How a head is chosen: its rate by validation, after the last epoch; or rate and epoch by the test itself, which
-    gives too high a number, for use beside numbers that were made so. Ours: valid; the authors' code takes the best
-    test epoch.
+    gives too high a number, for use beside numbers that were made so. Fine-tuning has one rate, and chooses its epoch
+    by validation or by the test. Ours: valid; the authors' code takes the best test epoch.
     """
     weight_decay: float = 0.0
     """L2 penalty of the heads. Source: authors (none)."""

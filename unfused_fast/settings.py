@@ -142,7 +142,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         "distill": {**_DECAR},
         # Section 5: Adam 0.001, batch 64, 50 epochs.
         "linear": {**_DECAR, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
-        # Authors: whole clips (of 10 s), as in pre-training.
+        # Crops as in pre-training, since section 5 names none of fine-tuning.
         "finetune": {**_DECAR, "data.crop_seconds": 10.0},
     },
 }
