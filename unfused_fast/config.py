@@ -177,9 +177,9 @@ class OptimConfig:
     weight decay is); arXiv 1708.03888 (LARS).
     """
     lr: float = 0.005
-    """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation); DECAR section 5 (0.05,
-    and 0.001 of fine-tuning). Ours: `recommended` pre-trains at 1, since LARC with trust 0.001 moves a layer by 5e-6 of
-    its norm a step at 0.005.
+    """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation); DECAR section 5
+    (0.05, and 0.001 of fine-tuning). Ours: `recommended` pre-trains at 1, since LARC with trust 0.001 moves a layer by
+    5e-6 of its norm a step at 0.005.
     """
     momentum: float = 0.9
     """Momentum of SGD, LARC and LARS; first beta of AdamW. Source: authors."""
