@@ -92,9 +92,8 @@ def test_any_number_of_ranks_trains_the_same(trained: Callable[[str, int], Path]
     for other in others:
         for wanted, found in zip(log_of(one), log_of(other), strict=True):
             assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), "the loss of each epoch"
-            assert {**found, "loss": 0, "mean_cosine": 0, "inertia": 0} == pytest.approx(
-                {**wanted, "loss": 0, "mean_cosine": 0, "inertia": 0}, rel=1e-4
-            )
+            exact = set(wanted) - {"loss", "mean_cosine", "inertia"}
+            assert {name: found[name] for name in exact} == {name: wanted[name] for name in exact}, "clusters, rates"
         if KINDS[kind][0] == "pretrain":
             banks = [Generation(run / "bank.zarr" / "gen-000003") for run in (one, other)]
             for block, same in zip(*(bank.chunks() for bank in banks), strict=True):
@@ -105,7 +104,7 @@ def test_any_number_of_ranks_trains_the_same(trained: Callable[[str, int], Path]
 def test_a_run_goes_on_on_another_number_of_ranks(
     trained: Callable[[str, int], Path], tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    """Stopped within an epoch on two ranks, on to the end on two: the same bits. On one, or three: rounded otherwise."""
+    """Stopped within an epoch on two ranks, to the end on two: the same bits; on one or three, rounded otherwise."""
     stage, *flags = KINDS["pretrain"]
     whole = trained("pretrain", 2)
     stopped = [tmp_path / f"on-{ranks}" for ranks in (1, 2, 3)]
@@ -136,7 +135,7 @@ def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path: Path) -> None
 
 def test_parts_of_a_batch_are_ranks_without_shared_statistics(tones: Path, tiny: list[str], tmp_path: Path) -> None:
     """--accumulate 2 on one process takes the parts that two ranks take at once with model.sync_bn = false."""
-    values = "model.sync_bn=false model.dropout=0 optim.lr=0.05 bank.init_mode=train train.batch_size=20"
+    values = "model.sync_bn=false model.dropout=0 optim.lr=0.05 bank.init_mode=eval train.batch_size=20"
     flags = [*tiny, *(word for value in values.split() for word in ("--set", value)), "--epochs", "1"]
     command = ["train", "pretrain", str(tones), *flags, "--out"]
     ends = run_jobs(
@@ -153,7 +152,7 @@ def test_parts_of_a_batch_are_ranks_without_shared_statistics(tones: Path, tiny:
 
 
 def test_gradients_in_bf16_are_near(tones: Path, tiny: list[str], tmp_path: Path) -> None:
-    command = ["train", "pretrain", str(tones), *tiny, "--set", "optim.lr=0.05", "--epochs", "1", "--out"]
+    command = ["train", "pretrain", str(tones), *tiny, "--epochs", "2", "--out"]
     run_jobs(
         [
             {"ranks": 2, "arguments": [*command, str(tmp_path / name), "--set", f"train.gradients={name}"]}
@@ -189,6 +188,7 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
     command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--save-every", "1steps"]
     started = cli_process(*command, "--epochs", 5000, "--timeout", 8)
     _wait_for(lambda: (out / "log.jsonl").exists(), started)
+    time.sleep(2.5)  # a sign of life comes every second
     victim = _rank(started.pid, 1)
     os.kill(victim, how)
     said = started.communicate(timeout=120)[1]
@@ -196,7 +196,8 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
     told = re.sub(r"\s+", " ", said)
     assert f"rank 1 (process {victim} on " in told and "ended or does not answer" in told, said
     assert re.search(r"at: epoch \d+", told) and "is the last one saved, go on with --resume" in told, said
-    assert "was ended by SIGKILL" in told
+    assert ("was ended by SIGKILL" in told) == (how == signal.SIGKILL)
+    assert not Path(f"/proc/{victim}").exists()
     checkpoint = max(json.loads(path.read_text())["step"] for path in (out / "checkpoints").glob("*.json"))
     assert checkpoint > 0 and (out / "config.json").exists()
 

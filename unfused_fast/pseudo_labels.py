@@ -88,7 +88,9 @@ def pseudo_labels_together(
     found = list[Tensor]()
 
     def cluster() -> int:
-        targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before)
+        on_gpu = [options.device] if options.device.type == "cuda" else []
+        with torch.random.fork_rng(on_gpu):  # what the student draws is not to depend on which rank does this
+            targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before)
         found.append(targets)
         return k
 
