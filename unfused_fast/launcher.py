@@ -76,7 +76,7 @@ def _run(count: int) -> int:
         with _signals(processes):
             for rank in range(count):
                 own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), ERRORS: folder}
-                hushed = None if rank == 0 else subprocess.DEVNULL
+                hushed = None if rank == 0 or "--debug" in sys.argv else subprocess.DEVNULL
                 processes.append(subprocess.Popen(command, env=own, stdout=hushed, stderr=hushed))
             first = _wait(processes)
         said = [_said(Path(folder) / str(rank)) for rank in range(count)]

@@ -66,7 +66,12 @@ class Ranks:
             self._store = place.store(limit)
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(
-                backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=limit
+                backend,
+                store=self._store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=limit,
+                device_id=self.device if backend == "nccl" else None,
             )
             self.group = dist.group.WORLD
             self._gloo = self.group if backend == "gloo" else dist.new_group(backend="gloo", timeout=limit)

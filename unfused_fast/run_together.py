@@ -53,6 +53,11 @@ class Leader(Run):
     """The run as the process sees it that keeps the directory for others."""
 
     ranks: Ranks
+    finished: dict[str, Any] | None
+
+    def result(self) -> dict[str, Any] | None:
+        """What the others were told."""
+        return self.finished
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """As Run's; the others go on when it is written."""
@@ -68,9 +73,9 @@ def open_run(out: Path, stage: str, config: Config, shards: ShardSet, options: O
 
     def facts() -> dict[str, Any]:
         run = Leader(out, stage, config, shards, options, **inputs)
-        run.ranks = ranks
+        run.ranks, run.finished = ranks, Run.result(run)
         opened.append(run)
-        return {"order": run.order, "resumed": run.resumed, "result": run.result()}
+        return {"order": run.order, "resumed": run.resumed, "result": run.finished}
 
     told = ranks.first(facts)
     return opened[0] if ranks.leads else Follower(out, stage, ranks, told)

@@ -43,8 +43,8 @@ class _Normalise(torch.autograd.Function):
 
 
 class SharedBatchNorm(_BatchNorm):
-    """BatchNorm over the batch of all ranks, on any device; torch's SyncBatchNorm runs on GPUs only. Its tensors have
-    the names and shapes of nn.BatchNorm1d and 2d. Ours: sums over ranks are taken of means and variances, in float64.
+    """BatchNorm over the batch of all ranks where torch's SyncBatchNorm does not run, on CPUs. Its tensors have the
+    names and shapes of nn.BatchNorm1d and 2d. Ours: sums over ranks are taken of means and variances, in float64.
     """
 
     def __init__(self, norm: _BatchNorm, ranks: Ranks) -> None:
@@ -120,8 +120,17 @@ def share_layers(network: Module, ranks: Ranks, sync_bn: bool) -> Module:
             if isinstance(child, nn.Dropout):
                 setattr(parent, name, SharedDropout(child, ranks))
             elif sync_bn and isinstance(child, _BatchNorm):
-                setattr(parent, name, SharedBatchNorm(child, ranks))
+                setattr(parent, name, _shared_norm(child, ranks))
     return network
+
+
+def _shared_norm(norm: _BatchNorm, ranks: Ranks) -> nn.Module:
+    if ranks.device.type != "cuda":
+        return SharedBatchNorm(norm, ranks)
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(norm, ranks.group)  # type: ignore[no-untyped-call]
+    # its exchanges are no part of a graph
+    shared.forward = torch.compiler.disable(shared.forward)  # type: ignore[no-untyped-call]
+    return cast(nn.Module, shared)
 
 
 def first_state(network: nn.Module, ranks: Ranks) -> None:
