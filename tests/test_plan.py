@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from unfused_fast.config import Config
+from unfused_fast.model import PretrainNetwork
+
 Cli = Callable[..., Any]
 GIB = 2**30
 
@@ -118,9 +121,26 @@ def test_what_does_not_fit_is_said(cli: Cli) -> None:
     assert done.code == 0, done.err
     assert "does not fit: " in done.out and "memory bank takes 206.80 GB; use --set bank.dtype=bf16" in done.out
     assert "in the host's memory" in done.out and "64.00 GB can be taken" in done.out
-    shared = planned(cli, "--clips", 100_000_000, "--device", "h200", "--devices", 8, "--host-gb", 2000)
-    assert shared["troubles"] == [] and shared["device"]["memory bank"] == 100_000_000 // 8 * 2068
-    assert "training runs on one device" in cli("plan", "--clips", 1000, "--device", "a100", "--devices", 2).out
+
+
+def test_several_devices_share_the_work_and_each_holds_the_bank(cli: Cli) -> None:
+    command = ["--clips", 2_000_000, "--device", "h200", "--host-gb", 2000, "--set", "data.store=pinned"]
+    one, eight = planned(cli, *command), planned(cli, *command, "--devices", 8)
+    assert one["device"]["memory bank"] == eight["device"]["memory bank"] == 2_000_000 * 2068
+    message = eight["device"]["gradients as one message"]
+    assert message == 4 * sum(parameter.numel() for parameter in PretrainNetwork(Config()).parameters())
+    kept = "kept for the backward pass, about"
+    assert eight["device"][kept] * 8 == one["device"][kept]
+    for name in ("clips table", "order of an epoch, about", "log-mels, pinned"):
+        assert eight["host"][name] == 8 * one["host"][name], name
+    assert eight["host"]["copy of the bank being saved"] == one["host"]["copy of the bank being saved"]
+    for name in ("step", "views", "k-means"):
+        assert eight["epoch"][name] == pytest.approx(one["epoch"][name] / 8)
+    assert "what the devices tell each other" in eight["unknown"] and eight["disk"] == one["disk"]
+    said = cli("plan", "--clips", 1000, "--device", "a100", "--devices", 2).out
+    assert "2 devices of one machine" in said and "an epoch on 2 devices: at least" in said
+    parts = planned(cli, *command, "--set", "train.accumulate=4")
+    assert parts["device"][kept] * 4 == one["device"][kept]
 
 
 def test_data_sheets_are_called_that(cli: Cli) -> None:

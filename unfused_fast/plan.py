@@ -73,12 +73,12 @@ class Plan:
 
     @property
     def epoch_seconds(self) -> float:
-        """Of one epoch on one device."""
+        """Of one epoch, on all devices."""
         return sum(self.epoch.values())
 
     @property
     def hours(self) -> float:
-        """Of the whole run on one device."""
+        """Of the whole run, on all devices."""
         return (self.epochs * self.epoch_seconds + sum(self.once.values())) / 3600
 
     @property
@@ -115,34 +115,36 @@ def plan(
 ) -> Plan:
     """What stage 1 takes for `clips` train clips of one length, each of which `cost` so much.
 
-    With several devices the memory is that of a share on each. Times are of one device, on which training runs.
+    Several devices are those of one machine, with a process each: every one holds the whole bank, and all log-mels
+    where they are resident or pinned; steps, clustering and reading from memory are shared.
     """
-    cuda = machine.kind == "cuda"
+    cuda, devices = machine.kind == "cuda", machine.devices
     with quietly():
         k, batch_size = clusters_of(config, clips), resolve_batch_size(config, clips)
-    share = -(-clips // machine.devices)
     device = {
-        "memory bank": plan_bytes.bank_memory_bytes(share, config),
-        "k-means, about": plan_bytes.kmeans_bytes(share, k, config),
+        "memory bank": plan_bytes.bank_memory_bytes(clips, config),
+        "k-means, about": plan_bytes.kmeans_bytes(-(-clips // devices), k, config),
         "network, gradients, optimiser": plan_bytes.network_bytes(config),
     }
-    kept = -(-batch_size // machine.devices) * cost.kept_bytes
+    if devices > 1:
+        device["gradients as one message"] = plan_bytes.message_bytes(config)
+    kept = -(-batch_size // (devices * config.train.accumulate)) * cost.kept_bytes
     half = cuda or resolve_amp(config, torch.device("cpu"))
     activations = {"kept for the backward pass, about": kept // 2 if half else kept}
     host = {
-        "clips table": plan_bytes.clips_table_bytes(clips),
-        "order of an epoch, about": ORDER_BYTES * share,
+        "clips table": plan_bytes.clips_table_bytes(clips) * devices,
+        "order of an epoch, about": ORDER_BYTES * clips * devices,
         "copy of the bank being saved": sum(
-            pinned_bytes(size) if cuda else size for size in (plan_bytes.bank_rows_bytes(share, config), 8 * share)
+            pinned_bytes(size) if cuda else size for size in (plan_bytes.bank_rows_bytes(clips, config), 8 * clips)
         ),
     }
-    log_mels = plan_bytes.log_mel_bytes(share, seconds, config)
+    log_mels = plan_bytes.log_mel_bytes(clips, seconds, config)
     store, why = _store(config, log_mels, machine, sum(device.values()), sum(host.values()))
     device |= activations
     if store == "resident":
         device["log-mels"] = log_mels
     elif store == "pinned":
-        host["log-mels, pinned"] = pinned_bytes(log_mels)
+        host["log-mels, pinned"] = pinned_bytes(log_mels) * devices
     checkpoint = plan_bytes.checkpoint_bytes(clips, k, config, cuda)
     generation = plan_bytes.bank_generation_bytes(clips, config)
     within = checkpoint + generation + 4 * clips  # rows, assignments, and how often each row was written
@@ -161,12 +163,12 @@ def plan(
         + checkpoint
         + (GENERATIONS_KEPT + 1) * generation,
     }
-    epoch, once, unknown = _times(config, clips, seconds, k, store, rates, checkpoint, generation)
+    epoch, once, unknown = _times(config, clips, seconds, k, store, rates, checkpoint, generation, devices)
     return Plan(
         clips=clips,
         seconds=seconds,
         epochs=config.train.epochs,
-        devices=machine.devices,
+        devices=devices,
         k=k,
         batch_size=batch_size,
         store=store,
@@ -190,7 +192,8 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
         return config.data.store, "as data.store says"
     device_left = max(0, round((machine.memory or 0) - on_device))
     host_left = max(0, round((machine.host or 0) - on_host - (on_device if machine.kind == "cpu" else 0)))
-    store, why = choose(log_mels, torch.device(machine.kind), Free(device_left, host_left), None)
+    free = Free(device_left, host_left // machine.devices)
+    store, why = choose(log_mels, torch.device(machine.kind), free, None)
     return store, why if machine.host is not None else f"{why}; of the host nothing is known without --host-gb"
 
 
@@ -203,20 +206,23 @@ def _times(
     rates: Rates,
     checkpoint: int,
     generation: int,
+    devices: int,
 ) -> tuple[dict[str, float], dict[str, float], list[str]]:
     """Seconds of an epoch's parts, of what comes once, and which parts are not known."""
     unknown, loading = list[str](), rates.loader.get(store)
-    epoch = {"step": clips / rates.step}
+    epoch = {"step": clips / rates.step / devices}
     if config.aug.mixup.ratio > 0 or config.aug.rrc.enabled:
-        epoch["views"] = clips / rates.views
+        epoch["views"] = clips / rates.views / devices
+    if devices > 1:
+        unknown.append("what the devices tell each other")
     if loading is None:
         unknown.append(f"loading with --data {store}")
     else:
-        epoch["loading"] = clips / loading
+        epoch["loading"] = clips / loading / (devices if store in ("resident", "pinned") else 1)  # else one host's
     if config.cluster.algo == "spherical":
         passes = config.cluster.n_init * config.cluster.iterations + 1
         once_an_epoch = passes * 2 * clips * config.model.proj_dim * k / rates.kmeans
-        epoch["k-means"] = once_an_epoch / config.cluster.every_epochs
+        epoch["k-means"] = once_an_epoch / config.cluster.every_epochs / devices
     else:
         unknown.append(f"clustering by {config.cluster.algo}")
     if rates.disk is None:
@@ -226,7 +232,7 @@ def _times(
         # both are written in a thread, which the next save waits for
         waits = max(0.0, (checkpoint + generation) / rates.disk - training)
         epoch["saving"] = waits / config.train.save_every
-    once = {"first pass of the bank": clips / rates.step / 4 + epoch.get("views", 0.0) / 2}
+    once = {"first pass of the bank": epoch["step"] / 4 + epoch.get("views", 0.0) / 2}
     if store == "stream":
         return epoch, once, unknown
     if rates.first_pass is None:

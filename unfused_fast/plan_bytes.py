@@ -144,6 +144,13 @@ def kmeans_bytes(clips: int, k: int, config: Config) -> int:
     return 4 * clips * components + graph + dim * dim * 8 + k * components * 16
 
 
+def message_bytes(config: Config) -> int:
+    """What a rank takes to add up gradients with others: a copy of all of them, and in bfloat16 another."""
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in PretrainNetwork(config).parameters())
+    return parameters * (4 if config.train.gradients == "fp32" else 4 + 2)
+
+
 def checkpoint_bytes(clips: int, k: int, config: Config, cuda: bool = False) -> int:
     """Of one epoch-N.safetensors of pre-training: exact. Its JSON is a few hundred bytes."""
     with torch.device("meta"):

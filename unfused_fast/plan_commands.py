@@ -23,7 +23,7 @@ def plan(
     epochs: Annotated[int | None, typer.Option(help="Passes over the set.", show_default="preset's")] = None,
     devices: Annotated[
         int,
-        typer.Option(help="Memory is that of a share on each of so many; times stay those of one device.", min=1),
+        typer.Option(help="GPUs of the machine, each with a process; what they tell each other is not counted.", min=1),
     ] = 1,
     device: Annotated[
         Literal["auto", "cpu", "h100", "h200", "a100"],
@@ -111,7 +111,7 @@ def _print(made: Plan) -> None:
     from unfused_fast.placement import gigabytes
     from unfused_fast.report import terminal_table
 
-    shared = f", shared by {made.devices} devices" if made.devices > 1 else ""
+    shared = f", {made.devices} devices of one machine" if made.devices > 1 else ""
     title = (
         f"stage 1, {made.clips:,} clips of {made.seconds:g} s, {made.epochs} epochs, batch {made.batch_size}, "
         f"K {made.k}{shared}"
@@ -133,15 +133,14 @@ def _print(made: Plan) -> None:
     typer.echo(f"rates: {made.basis}; {made.flops_per_clip / 1e9:.2f} GFLOP a clip")
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.epoch.items())
     bound = "at least " if made.unknown else ""
-    typer.echo(f"an epoch on one device: {bound}{_duration(made.epoch_seconds)} ({parts})")
+    where = f"{made.devices} devices" if made.devices > 1 else "one device"
+    typer.echo(f"an epoch on {where}: {bound}{_duration(made.epoch_seconds)} ({parts})")
     if made.floor_seconds is not None:
         typer.echo(f"at the full peaks of the data sheet, which no program reaches: {_duration(made.floor_seconds)}")
     once = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.once.items())
     typer.echo(f"the run: {bound}{made.hours:,.2f} hours, of which once: {once}")
     if made.unknown:
         typer.echo(f"not in these times, as these rates do not tell it: {'; '.join(made.unknown)}")
-    if made.devices > 1:
-        typer.echo("training runs on one device in this version: more of them change the memory here, and no time")
 
 
 def _duration(seconds: Any) -> str:
