@@ -198,7 +198,7 @@ def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path, mo
         assert (result["start_seconds"] > 0) == (store != "stream")
         assert ("auto is resident" in done.err) == (store == "auto")
 
-    def copied_ahead(read: Loader) -> ResidentLoader:
+    def copied_ahead(read: Loader, **more: object) -> ResidentLoader:
         """As pinned memory feeds a GPU."""
         held = placed(read, "resident")
         assert isinstance(held, ResidentLoader)

@@ -21,7 +21,7 @@ from stopping import signalled_after
 
 import unfused_fast.checkpoint
 import unfused_fast.loop
-import unfused_fast.pretrain
+import unfused_fast.pretraining
 from unfused_fast.losses import Losses
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.rows import SourceRow
@@ -130,9 +130,9 @@ def test_losses_that_are_no_numbers(
     """Weights break in the fifth of fifteen steps: the run ends in the middle of the epoch, at the next save or after
     some steps, whichever comes first.
     """
-    real = unfused_fast.pretrain.learning_rate
+    real = unfused_fast.pretraining.learning_rate
     monkeypatch.setattr(
-        unfused_fast.pretrain,
+        unfused_fast.pretraining,
         "learning_rate",
         lambda config, now, *more: math.inf if now == 4 else real(config, now, *more),
     )

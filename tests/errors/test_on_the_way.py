@@ -14,7 +14,7 @@ from outcomes import Cli, contents, refused, same_checkpoint
 
 import unfused_fast.checkpoint
 import unfused_fast.linear
-import unfused_fast.pretrain
+import unfused_fast.pretraining
 import unfused_fast.shards.journal
 
 
@@ -94,9 +94,9 @@ def test_a_loss_that_becomes_nan_later(
     pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Three steps an epoch: the weights break in the middle of the second epoch, or in its last step."""
-    real = unfused_fast.pretrain.learning_rate
+    real = unfused_fast.pretraining.learning_rate
     monkeypatch.setattr(
-        unfused_fast.pretrain,
+        unfused_fast.pretraining,
         "learning_rate",
         lambda config, now, *more: math.inf if now == step else real(config, now, *more),
     )
