@@ -192,7 +192,10 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             if taken > first:
                 save()
                 saves.settle()
-            raise UserError(f"{told}; {saves.said()}, go on with --resume when that is mended") from unread
+            try:
+                raise UserError(f"{told}; {saves.said()}, go on with --resume when that is mended") from unread
+            finally:
+                del unread  # it holds this frame, and so would keep the reader and its files open
         if batch is None:
             break
         if taken > first and (run.stopping or due):
