@@ -132,7 +132,7 @@ def wait_for(processes: Sequence[Process]) -> int | None:
     long again, then SIGKILL.
     """
     failed, deadline, harder = None, 0.0, [signal.SIGTERM, signal.SIGKILL]
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:
         time.sleep(POLL_SECONDS)
         if failed is None:
             failed = next((rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)), None)
@@ -149,19 +149,19 @@ def wait_for(processes: Sequence[Process]) -> int | None:
 
 
 @contextmanager
-def passed_on(processes: Sequence[Process]) -> Iterator[None]:
-    """Ctrl-C reaches the processes from the terminal; what is sent to this one alone is passed on."""
+def passed_on(processes: Sequence[Process], here: bool = True) -> Iterator[None]:
+    """Passes on signals that this process gets; but Ctrl-C reaches processes that are `here` from the terminal."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
-            if process.poll() is None:
+            if process.returncode is None:
                 process.send_signal(number)
 
     def ignored(number: int, frame: FrameType | None) -> None:
         """They got it too."""
 
     handlers = {signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on, signal.SIGINT: ignored}
-    if not sys.stdin or not os.isatty(0):
+    if not here or not sys.stdin or not os.isatty(0):
         handlers[signal.SIGINT] = pass_on
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

@@ -184,6 +184,6 @@ def _run(ray: Any, count: int, needed: dict[str, int]) -> int:
         Remote(ray, members[index], rank, hosts[index], pid)
         for rank, (index, pid) in enumerate(zip(ranks, pids, strict=True))
     ]
-    with passed_on(processes):
+    with passed_on(processes, here=False):
         first = wait_for(processes)
     return exit_code(processes, [process.said for process in processes], first)
