@@ -25,11 +25,33 @@ TRIES = 10
 """How often a task is given to another node, when its node dies."""
 
 
+def connect() -> Any:
+    """The module ray, connected to the cluster at RAY_ADDRESS, or to the one that runs on this machine.
+
+    Raises:
+        UserError: no Ray here, or no cluster there.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--engine ray needs Ray; in a checkout: pip install '.[ray]'") from error
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: ray start --head, "
+            "or name one in RAY_ADDRESS"
+        ) from error
+    return ray
+
+
 class RayWorkers:
     """All cores of a running Ray cluster, as a Pool."""
 
     def __init__(self, shared: Sequence[Path]) -> None:
-        """Connects to the cluster at RAY_ADDRESS, or to the one that runs on this machine.
+        """Connects as connect().
 
         Args:
             shared: files and folders that every node must see.
@@ -37,21 +59,8 @@ class RayWorkers:
         Raises:
             UserError: no Ray here, no cluster there, or a node that does not see the files.
         """
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("--engine ray needs Ray; in a checkout: pip install '.[ray]'") from error
-        self._ray: Any = ray
-        address = os.environ.get("RAY_ADDRESS", "auto")
-        try:
-            _knock(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: ray start --head, "
-                "or name one in RAY_ADDRESS"
-            ) from error
-        self._answer: Any = ray.remote(num_cpus=1, max_retries=TRIES, scheduling_strategy="SPREAD")(_answer)
+        self._ray: Any = connect()
+        self._answer: Any = self._ray.remote(num_cpus=1, max_retries=TRIES, scheduling_strategy="SPREAD")(_answer)
         self._check(shared)
 
     def __enter__(self) -> Self:

@@ -10,25 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-import typer
-
-from unfused_fast.cli import app
+from command_lines import UsageError, parse
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RECORDER = """#!/bin/sh
 { printf '%s\\036' "$@"; printf '\\035'; } >>"$CALLS"
 """
-
-
-def parse(arguments: list[str]) -> None:
-    """As the command line does, up to the call. Raises click.UsageError for what is not there."""
-    context = typer.main.get_command(app).make_context("unfused-fast", arguments)
-    while isinstance(context.command, click.Group):
-        name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
-        assert command is not None
-        context = command.make_context(name, rest, parent=context)
 
 
 def check_snippet(text: str) -> None:
@@ -68,3 +56,11 @@ def test_each_stage_can_start(
             assert flags <= {item.rstrip(",").lstrip("[") for item in offered}, kind
             scripts += 1
     assert scripts >= 6 and commands >= 4 and any(kind == "-c" for kind, *_ in found)
+
+
+@pytest.mark.parametrize(
+    "line", ["train pretrain set", "train pretrain set --out run --gpus 2", "bench all --quick 3 4"]
+)
+def test_what_the_command_line_does_not_take_is_found(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse(line.split())

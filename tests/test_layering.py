@@ -69,6 +69,7 @@ LAYERS = [
     {"evaluate", "lape_data", "lape_report"},
     {"lape"},
     {"launcher"},
+    {"ray_launcher"},
     {"terminal"},
     {"embed_sources"},
     {

@@ -127,6 +127,15 @@ def test_a_run_goes_on_on_another_number_of_ranks(
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_no_rank_ends_before_the_last_save_is_written(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Who started them takes an end for a fault, and would end rank 0 at its work."""
+    command = ["train", "pretrain", str(tones), *tiny, "--out", str(tmp_path / "run")]
+    job = {"ranks": 2, "arguments": command, "stop_after": 2, "slow_saves": str(tmp_path / "run" / "checkpoints")}
+    (ends,) = run_jobs([job], tmp_path)
+    assert [end["code"] for end in ends] == [130, 130], ends
+    assert all(re.search(r"at the end: epoch-\S+json", end["said"]) for end in ends), ends
+
+
 def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path: Path) -> None:
     """BatchNorm, dropout, gradients and gathered rows against torch's own layers on the whole batch, in float64."""
     (ends,) = run_jobs([{"ranks": 3, "check": "layers"}], tmp_path)

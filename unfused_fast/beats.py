@@ -59,12 +59,12 @@ class Beats:
         """Which ranks gave up, which are silent, and else which stand elsewhere than this one."""
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         try:
-            ended = {rank: text for rank in others if (text := self._ended(rank)) is not None}
+            ended = {rank: text for rank in others if (text := self.ended(rank)) is not None}
             if ended:
                 return "; ".join(f"rank {rank} stopped: {text}" for rank, text in ended.items())
             before = {rank: self._read(rank) for rank in others}
             time.sleep(LOOK_SECONDS)
-            ended = {rank: text for rank in others if (text := self._ended(rank)) is not None}
+            ended = {rank: text for rank in others if (text := self.ended(rank)) is not None}
             if ended:
                 return "; ".join(f"rank {rank} stopped: {text}" for rank, text in ended.items())
             after = {rank: self._read(rank) for rank in others}
@@ -96,7 +96,8 @@ class Beats:
     def _read(self, rank: int) -> dict[str, Any] | None:
         return None if (text := self._get(f"unfused/beat/{rank}")) is None else dict(json.loads(text))
 
-    def _ended(self, rank: int) -> str | None:
+    def ended(self, rank: int) -> str | None:
+        """Why a rank gave up; None where it has not."""
         return self._get(f"unfused/ended/{rank}")
 
     def _get(self, key: str) -> str | None:

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Protocol
 
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.launch import place_of
@@ -23,6 +24,24 @@ GRACE_SECONDS = 12.0
 POLL_SECONDS = 0.1
 ERRORS = "UNFUSED_ERRORS"
 """Variable with the folder in which each process leaves its last words, so that the same are shown once."""
+
+
+class Process(Protocol):
+    """What is asked of a process that was started: subprocess.Popen's, or another machine's."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """As poll() found it; of a process that a signal ended, minus its number."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Sends it a signal, soon."""
 
 
 def start_devices(devices: int | None, device: str) -> int | None:
@@ -73,34 +92,47 @@ def _run(count: int) -> int:
     command = [sys.executable, "-m", "unfused_fast", *sys.argv[1:]]
     with TemporaryDirectory(prefix="unfused-devices-") as folder:
         processes = list[subprocess.Popen[bytes]]()
-        with _signals(processes):
+        with passed_on(processes):
             for rank in range(count):
                 own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), ERRORS: folder}
                 hushed = None if rank == 0 or "--debug" in sys.argv else subprocess.DEVNULL
                 processes.append(subprocess.Popen(command, env=own, stdout=hushed, stderr=hushed))
-            first = _wait(processes)
-        said = [_said(Path(folder) / str(rank)) for rank in range(count)]
-    for rank in range(1, count):
+            first = wait_for(processes)
+        said = [read_words(Path(folder), rank) for rank in range(count)]
+    return exit_code(processes, said, first)
+
+
+def exit_code(processes: Sequence[Process], said: list[str], first: int | None) -> int:
+    """What all have ended with; repeats on standard error what others than rank 0 had to say, and only they.
+
+    Args:
+        said: the last words of each; rank 0's are on the screen.
+        first: which one failed first; None: no one did.
+    """
+    for rank in range(1, len(processes)):
         if said[rank] and said[rank] != said[0]:
             print(f"rank {rank}: {escaped(said[rank])}", file=sys.stderr)
     for rank, process in enumerate(processes):
-        if process.returncode < 0 and rank == first:
-            name = signal.Signals(-process.returncode).name
+        code = process.returncode or 0
+        if code < 0 and (rank == first or code == -signal.SIGKILL):  # SIGTERM is what the others are ended by
+            name = signal.Signals(-code).name
             print(f"error: rank {rank} (process {process.pid}) was ended by {name}", file=sys.stderr)
-    code = processes[first].returncode if first is not None else 0
+    code = 0 if first is None else processes[first].returncode or 0
     return code if code >= 0 else 1
 
 
-def _said(path: Path) -> str:
+def read_words(folder: Path, rank: int) -> str:
+    """What a process left by last_words."""
+    path = folder / str(rank)
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
+def wait_for(processes: Sequence[Process]) -> int | None:
     """Until all have ended; which one failed first. When one has, the others get GRACE_SECONDS, then SIGTERM, and as
     long again, then SIGKILL.
     """
     failed, deadline, harder = None, 0.0, [signal.SIGTERM, signal.SIGKILL]
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:
         time.sleep(POLL_SECONDS)
         if failed is None:
             failed = next((rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)), None)
@@ -117,19 +149,19 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
 
 
 @contextmanager
-def _signals(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Ctrl-C reaches the processes from the terminal; what is sent to this one alone is passed on."""
+def passed_on(processes: Sequence[Process], here: bool = True) -> Iterator[None]:
+    """Passes on signals that this process gets; but Ctrl-C reaches processes that are `here` from the terminal."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
-            if process.poll() is None:
+            if process.returncode is None:
                 process.send_signal(number)
 
     def ignored(number: int, frame: FrameType | None) -> None:
         """They got it too."""
 
     handlers = {signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on, signal.SIGINT: ignored}
-    if not sys.stdin or not os.isatty(0):
+    if not here or not sys.stdin or not os.isatty(0):
         handlers[signal.SIGINT] = pass_on
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

@@ -18,7 +18,7 @@ from unfused_fast.losses import READ_EVERY, Losses, check_finite, not_finite
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.profiling import Profile
 from unfused_fast.progress import EpochProgress, PartTimer
-from unfused_fast.ranks import RankLost
+from unfused_fast.ranks import RankLost, Ranks
 from unfused_fast.run import Run
 from unfused_fast.saves import Saves
 from unfused_fast.training import Interrupted, Options, console
@@ -143,7 +143,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
                 saves.begin(progress.position, {}, progress.notes())
             shown.epoch(epoch, note)
             if run.stopping and not last:
-                saves.settle()
+                _settled(saves, ranks)
                 raise Interrupted(f"{run.out}: stopped after epoch {epoch}, saved; go on with --resume")
         saves.settle()
     done = progress.position.epoch
@@ -169,7 +169,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
                 raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet") from stopped
             if saves.last != progress.position:
                 saves.begin(progress.position, {}, progress.notes())
-            saves.settle()
+            _settled(saves, ranks)
             raise Interrupted(f"{run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
     taken, batches = first, state.batches(epoch, first)
 
@@ -191,7 +191,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             told = "; ".join(text for text in ranks.texts("" if unread is None else str(unread)) if text)
             if taken > first:
                 save()
-                saves.settle()
+                _settled(saves, ranks)
             try:
                 raise UserError(f"{told}; {saves.said()}, go on with --resume when that is mended") from unread
             finally:
@@ -201,7 +201,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
         if taken > first and (run.stopping or due):
             save()
             if run.stopping:
-                saves.settle()
+                _settled(saves, ranks)
                 raise Interrupted(
                     f"{run.out}: stopped in epoch {epoch} after {taken} of {steps} steps, saved; go on with --resume"
                 )
@@ -217,6 +217,12 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     check_finite(losses, state.network, epoch, saves.said, config)
     progress.position, progress.loss = Position(epoch), losses.mean(steps)
     progress.seconds = time.perf_counter() - began
+
+
+def _settled(saves: Saves, ranks: Ranks) -> None:
+    """Waits until rank 0 has written: who started the processes would soon end it when another one ends."""
+    ranks.first(saves.settle)
+    saves.settle()
 
 
 @contextmanager

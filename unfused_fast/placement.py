@@ -91,6 +91,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     if taken is None:
         return loader
     held, source = taken
+    ranks.meet()  # a first pass takes as long as it takes, on each machine that keeps log-mels of its own
     seconds = time.perf_counter() - begin
     console.print(f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}")
     return ResidentLoader(loader, held, store, seconds)

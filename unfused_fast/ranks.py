@@ -236,7 +236,8 @@ class Ranks:
         try:
             while not done():
                 for rank in ranks:
-                    if rank != self.rank and self._beats.silent_for(rank) > self._timeout:
+                    silent = rank != self.rank and self._beats.silent_for(rank) > self._timeout
+                    if silent or (rank != self.rank and self._beats.ended(rank) is not None):
                         raise RankLost(self._beats.who_is_missing())
                 time.sleep(pause)
                 pause = min(2 * pause, longest)

@@ -34,6 +34,10 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
 
 
+SAME_SIGNAL_SECONDS = 0.3
+"""Within which a signal that comes again is the same one: sent to a process, and to what started it and passes it on."""
+
+
 class Run:
     """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
 
@@ -254,12 +258,15 @@ class Run:
         `stopping`; the same one of the first two again ends at once. What ends before its first save leaves no
         directory.
         """
-        came = set[int]()
+        came = dict[int, float]()
 
         def stop(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
             if number in came and number != signal.SIGUSR1:
+                if now - came[number] < SAME_SIGNAL_SECONDS:
+                    return
                 raise KeyboardInterrupt
-            came.add(number)
+            came[number] = now
             if self.stopping:
                 return
             self.stopping = True

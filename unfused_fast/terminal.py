@@ -20,6 +20,7 @@ from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.launch import place_of
 from unfused_fast.launcher import last_words, start_devices
+from unfused_fast.ray_launcher import start_on_ray
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +80,10 @@ Devices = Annotated[
         help="Processes that train together: one for each GPU, or on the CPU's cores. Batches stay what they are.",
         show_default="1, or as torchrun or srun started them",
     ),
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Where --devices starts its processes: this machine, or the Ray cluster at RAY_ADDRESS."),
 ]
 Accumulate = Annotated[
     int | None,
@@ -182,9 +187,9 @@ def run_options(
     )
 
 
-def run_together(devices: int | None, device: str) -> None:
+def run_together(devices: int | None, device: str, engine: Literal["local", "ray"]) -> None:
     """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to work."""
-    code = start_devices(devices, device)
+    code = start_devices(devices, device) if engine == "local" else start_on_ray(devices or 1, device)
     if code is not None:
         raise typer.Exit(code)
 

@@ -14,6 +14,7 @@ from unfused_fast.terminal import (
     Data,
     Device,
     Devices,
+    Engine,
     Json,
     Overwrite,
     Preset,
@@ -54,6 +55,7 @@ def train_pretrain(
     seed: Seed = 0,
     device: Device = "auto",
     devices: Devices = None,
+    engine: Engine = "local",
     data: Data = None,
     compile_: Compile = None,
     accumulate: Accumulate = None,
@@ -69,7 +71,7 @@ def train_pretrain(
 
     DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
     """
-    run_together(devices, device)
+    run_together(devices, device, engine)
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards
 
@@ -92,6 +94,7 @@ def train_distill(
     seed: Seed = 0,
     device: Device = "auto",
     devices: Devices = None,
+    engine: Engine = "local",
     data: Data = None,
     compile_: Compile = None,
     accumulate: Accumulate = None,
@@ -104,7 +107,7 @@ def train_distill(
     as_json: Json = False,
 ) -> None:
     """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
-    run_together(devices, device)
+    run_together(devices, device, engine)
     from unfused_fast.distill import distill
     from unfused_fast.shards.table import open_shards
 
@@ -212,6 +215,7 @@ def train_everything(
     seed: Seed = 0,
     device: Device = "auto",
     devices: Devices = None,
+    engine: Engine = "local",
     data: Data = None,
     compile_: Compile = None,
     accumulate: Accumulate = None,
@@ -224,7 +228,7 @@ def train_everything(
     as_json: Json = False,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
-    run_together(devices, device)
+    run_together(devices, device, engine)
     from unfused_fast.everything import train_all
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards

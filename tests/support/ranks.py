@@ -3,7 +3,8 @@
 python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": [...]}; prints a list of lists of
                                             {"code", "said"}, one for each rank
 
-With "stop_after": M the last rank sends itself SIGTERM after M steps; with "check": "layers" ranks run check_layers.
+With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
+three seconds, and each rank says at its end which ones the folder holds; with "check": "layers" ranks run check_layers.
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,29 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             os._exit(0)
         if "stop_after" in job and own["RANK"] == str(job["ranks"] - 1):
             stop_after(job["stop_after"])
+        if "slow_saves" in job:
+            slow_saves()
         sys.argv[1:] = job["arguments"]
         run_app(app)
     except SystemExit as ended:
+        if "slow_saves" in job:
+            print("at the end:", *sorted(path.name for path in Path(job["slow_saves"]).glob("*.json")), flush=True)
         os._exit(ended.code if isinstance(ended.code, int) else 1)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def slow_saves() -> None:
+    """Makes a checkpoint take three seconds."""
+    original = pretraining.save_checkpoint
+
+    def save_checkpoint(*arguments: Any) -> Path:
+        time.sleep(3)
+        return original(*arguments)
+
+    pretraining.save_checkpoint = save_checkpoint
 
 
 def stop_after(steps: int) -> None:

@@ -1,0 +1,19 @@
+"""Whether a command line is one that unfused-fast takes."""
+
+from __future__ import annotations
+
+import typer
+
+from unfused_fast.cli import app
+
+UsageError = typer.BadParameter.__bases__[0]
+"""What the command line raises for what is not there; of click, or of Typer's own copy of it."""
+
+
+def parse(arguments: list[str]) -> None:
+    """As the command line does, up to the call. Raises UsageError for what is not there."""
+    context = typer.main.get_command(app).make_context("unfused-fast", arguments)
+    while hasattr(context.command, "resolve_command"):
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = context.command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)

@@ -1,0 +1,150 @@
+"""`--engine ray`: the same training as on one machine, on a Ray cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from same_runs import log_of
+
+ray = pytest.importorskip("ray", reason="comes with the extra ray")
+
+IMPORTED = os.pathsep.join(filter(None, sys.path))
+"""Where processes that tests start find what this one imports."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster of a head and one more node, one core each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", IMPORTED)
+        small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args=small)
+        made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        made.wait_for_nodes()
+    yield made.address
+    made.shutdown()
+
+
+def start(address: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """The command line, on the cluster."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "unfused_fast", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        start_new_session=True,
+        env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": IMPORTED, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def processes_of(out: Path) -> list[int]:
+    """Those that train into `out`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line, variables = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(out).encode() in line and b"UNFUSED_ON_RAY=1" in variables:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_the_same_training_as_on_this_machine(
+    address: str, cli_process: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    command = ["train", "pretrain", tones, *tiny, "--epochs", 2, "--devices", 2, "--json", "--out"]
+    here = cli_process(*command, tmp_path / "here")
+    assert here.wait(120) == 0, here.communicate()
+    there = start(address, *command, "there", "--engine", "ray", cwd=tmp_path)
+    out, err = there.communicate(timeout=180)
+    assert there.returncode == 0 and "on 2 ranks" in err, err
+    assert json.loads(out)["run"] == "there", "rank 0's output is this process's"
+    assert [row["loss"] for row in log_of(tmp_path / "here")] == [row["loss"] for row in log_of(tmp_path / "there")]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_and_an_end_of_one_ends_all(
+    address: str, tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", tones, *tiny, "--epochs", 5000, "--devices", 2, "--engine", "ray", "--resume"]
+    started = start(address, *command, "--out", out, "--save-every", "1steps")
+    _wait_for(lambda: (out / "log.jsonl").exists(), started)
+    started.send_signal(signal.SIGUSR1)
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode == 130 and said.count("saved; go on with --resume") == 1, said
+    lines = len(log_of(out))
+    started = start(address, *command, "--out", out)
+    _wait_for(lambda: len(log_of(out)) > lines, started)
+    (first, second) = sorted(processes_of(out))
+    os.kill(second, signal.SIGKILL)
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode == 1 and f"(process {second}) was ended by SIGKILL" in said, said
+    assert "go on with --resume" in said and "Traceback" not in said and not processes_of(out), (first, said)
+
+
+@pytest.mark.slow
+def test_who_starts_it_takes_it_along(address: str, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    started = start(
+        address, "train", "pretrain", tones, *tiny, "--epochs", 5000, "--devices", 2, "--engine", "ray", "--out", out
+    )
+    _wait_for(lambda: (out / "log.jsonl").exists(), started)
+    assert len(processes_of(out)) == 2
+    started.kill()
+    started.communicate()
+    until = time.monotonic() + 60
+    while processes_of(out) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not processes_of(out)
+
+
+def test_what_a_cluster_cannot_do(address: str, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    command = ["train", "pretrain", tones, "--out", tmp_path / "run", "--engine", "ray", *tiny]
+    asked: dict[str, list[object]] = {
+        "--devices 3: the Ray cluster has 2 CPUs and 0 GPUs; each process takes one CPU": ["--devices", 3],
+        "--devices 1: the Ray cluster has 2 CPUs and 0 GPUs; each process takes one CPU and one GPU": [
+            "--device",
+            "cuda",
+        ],
+        "--device cuda:1: on a Ray cluster": ["--device", "cuda:1"],
+    }
+    for sentence, flags in asked.items():
+        started = start(address, *command, *flags)
+        said = started.communicate(timeout=120)[1]
+        assert started.returncode == 1 and f"error: {sentence}" in said and "Traceback" not in said, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_cluster(tones: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["train", "pretrain", tones, "--out", tmp_path / "run", "--engine", "ray"]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "no Ray cluster at 127.0.0.1:1" in cli(*command).error
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "--engine ray needs Ray; in a checkout: pip install '.[ray]'" in cli(*command).error
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "leave it out under torchrun and srun" in cli(*command).error
+
+
+def _wait_for(done: Callable[[], bool], started: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not done():
+        if started.poll() is not None or time.monotonic() > until:
+            started.kill()
+            raise AssertionError(started.communicate())
+        time.sleep(0.1)
