@@ -35,7 +35,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 SAME_SIGNAL_SECONDS = 0.3
-"""Within which a signal that comes again is the same one: sent to a process, and to what started it and passes it on."""
+"""Within which a signal that comes again is the same: sent to a process, and to what started it and passes it on."""
 
 
 class Run:
