@@ -280,6 +280,8 @@ class Loader:
                         pipeline.build()  # does nothing but the first time
                         outputs = pipeline.run()
                     except RuntimeError as error:
+                        del pipeline  # while one lives, DALI gives the next what a mended shard held before
+                        error.__traceback__ = None
                         self.skipped.find(error, self.split, reading, slice(done, done + size), codec, self.samples)
                         break
                     valid = rows.stop - rows.start
