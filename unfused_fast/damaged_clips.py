@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,11 +42,13 @@ def damage(tar: Path, line: Line, codec: str, samples: int) -> str | None:
     try:
         with tar.open("rb") as file:
             for member in (codec, "index"):
+                if member not in places:
+                    return f"it has no .{member} member"
                 offset, size = places[member]
+                if os.fstat(file.fileno()).st_size < offset + size:
+                    return f"the shard ends before byte {offset + size}"
                 file.seek(offset)
                 found[member] = file.read(size)
-                if len(found[member]) < size:
-                    return f"the shard ends before byte {offset + size}"
         pcm = decode_clip(found[codec])
     except OSError as error:
         return error.strerror or str(error)

@@ -137,6 +137,14 @@ def test_one_clip_too_many(pretrain: Cli, copied: Spoil, tmp_path: Path, store: 
     assert set(named(done.err)) < set(clips)
 
 
+def test_a_set_without_a_sound_clip(pretrain: Cli, copied: Spoil, tmp_path: Path) -> None:
+    shards = copied("wav", "damaged")
+    for tar in shards.glob("train-*.tar"):
+        tar.write_bytes(tar.read_bytes()[:1024])
+    done = pretrain(shards, tmp_path / "out", "--data", "stream", "--skip-bad", 100)
+    refused(done, f"{shards}: of the clips that are left to read in the epoch none can be read or decoded")
+
+
 def test_a_clip_too_many_within_an_epoch_and_going_on(pretrain: Cli, copied: Spoil, tmp_path: Path) -> None:
     """One clip is skipped; all other clips of its shard break later. What was done is saved, and with the shard mended
     but for that clip --resume counts on and ends as the run that was never stopped.
