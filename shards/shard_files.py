@@ -174,8 +174,11 @@ def read_index(index: Path) -> list[list[Member]]:
     return samples
 
 
-def check_index(tar: Path, index: Path) -> list[list[Member]]:
+def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Member]]:
     """Whether a tar is whole and the index is its own, from both ends of the tar: no full read -> the index's samples.
+
+    Args:
+        cut_short: the tar may end early.
 
     Raises:
         UserError: a file is missing, the index is malformed or its members overlap, the tar ends before or goes on
@@ -189,18 +192,22 @@ def check_index(tar: Path, index: Path) -> list[list[Member]]:
         if member.offset - _BLOCK != free:
             raise UserError(f"{index}: {member.name} does not follow the member before it: it was changed; {REPACK}")
         free = member.offset + _padded(member.size)
-    check_ends(tar, index, samples[0][0], samples[-1][-1])
+    check_ends(tar, index, samples[0][0], samples[-1][-1], cut_short)
     return samples
 
 
-def check_ends(tar: Path, index: Path, first: Member, last: Member) -> None:
-    """Whether a tar begins with the header of `first` and ends with `last`. Raises UserError as check_index."""
+def check_ends(tar: Path, index: Path, first: Member, last: Member, cut_short: bool = False) -> None:
+    """Whether a tar begins with the header of `first` and, unless it may be `cut_short`, ends with `last`. Raises
+    UserError as check_index.
+    """
     end = last.offset + _padded(last.size)
     try:
         with tar.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size >= first.offset:
                 _check_header(tar, index, first, file.read(_BLOCK))
+            if size < end + 2 * _BLOCK and cut_short:
+                return
             if size < end + 2 * _BLOCK:
                 raise UserError(f"{tar}: {size} bytes, but its index needs {end + 2 * _BLOCK}: truncated; {COPY_AGAIN}")
             file.seek(last.offset - _BLOCK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from unfused_fast.bank_read import Generation
 from unfused_fast.errors import UserError
 from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
 from unfused_fast.ranks import ALONE
+from unfused_fast.shards.shard_files import read_index
 from unfused_fast.shares import Share
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -134,6 +136,34 @@ def test_no_rank_ends_before_the_last_save_is_written(tones: Path, tiny: list[st
     (ends,) = run_jobs([job], tmp_path)
     assert [end["code"] for end in ends] == [130, 130], ends
     assert all(re.search(r"at the end: epoch-\S+json", end["said"]) for end in ends), ends
+
+
+def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_caches: Path, tmp_path: Path) -> None:
+    """A shard ends before its last three clips: they are silent on any number of ranks, and named once."""
+    tar = sorted(copy_without_caches.glob("train-*.tar"))[-1]
+    lost = [members[0] for members in read_index(tar.with_suffix(".idx"))][-3:]
+    tar.write_bytes(tar.read_bytes()[: lost[0].offset])
+    flags = ["--epochs", "2", "--data", "stream", "--skip-bad", "3", "--set", "train.batch_size=17"]
+    command = ["train", "pretrain", str(copy_without_caches), *tiny, *flags, "--out"]
+    outs = {ranks: tmp_path / f"on-{ranks}" for ranks in (1, 2)}
+    jobs = [{"ranks": ranks, "arguments": [*command, str(out)]} for ranks, out in outs.items()]
+    for job, ends in zip(jobs, run_jobs(jobs, tmp_path), strict=True):
+        assert [end["code"] for end in ends] == [0] * job["ranks"], ends
+        keys = [member.name.partition(".")[0] for member in lost]
+        assert [re.sub(r"\s+", " ", ends[0]["said"]).count(f"clip {key} of {tar.name}: ") for key in keys] == [1, 1, 1]
+        assert all(not end["said"] for end in ends[1:])
+        out = outs[job["ranks"]]
+        assert json.loads((out / "result.json").read_text())["skipped"] == {"clips": 3, "keys": keys}
+        noted = json.loads((out / "checkpoints/epoch-000002.json").read_text())["skipped"]
+        assert len(noted) == job["ranks"] and {clip for ids in noted for clip in ids} == set(map(int, keys))
+    for wanted, found in zip(*map(log_of, outs.values()), strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+
+
+@pytest.fixture
+def copy_without_caches(tones: Path, tmp_path: Path) -> Path:
+    """A copy of the set, to be damaged."""
+    return Path(shutil.copytree(tones, tmp_path / "copy", ignore=shutil.ignore_patterns("*.cache")))
 
 
 def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path: Path) -> None:

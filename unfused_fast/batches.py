@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.shares import Share
+from unfused_fast.skipped_clips import SkippedClips
 
 
 class Batch(NamedTuple):
@@ -60,6 +61,10 @@ class Batches(Protocol):
     @property
     def full_batches(self) -> int:
         """As Loader.full_batches."""
+
+    @property
+    def skipped(self) -> SkippedClips:
+        """Clips that could not be read and count as silence."""
 
     @property
     def start_seconds(self) -> float:

@@ -1,13 +1,17 @@
-"""What the DALI graph of pipeline.py is made of: crops of waveforms, log-mels, clip ids.   F mel bins, T frames.
+"""The DALI graph of pipeline.py and what it is made of: crops of waveforms, log-mels, clip ids.
+
+N clips that are read, F mel bins, T frames.
 
 DALI itself is handed in, as pipeline.import_dali gives it, so that one file imports it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfused_fast.audio import analysis_window
 from unfused_fast.config_audio import FrontendConfig
@@ -70,3 +74,60 @@ def clip_id(dali: Dali, digits: Any, width: int) -> Any:
     fn, _, types, _ = dali
     powers = types.Constant(np.array([10**place for place in range(width - 1, -1, -1)], dtype=np.int64))
     return fn.reductions.sum((fn.cast(digits, dtype=types.INT64) - 48) * powers, axes=(0,), keep_dims=True)
+
+
+def clip_pipeline(
+    dali: Dali,
+    tars: list[str],
+    indexes: list[str],
+    crops: Sequence[Sequence[NDArray[np.int32]]],
+    arrays: Sequence[NDArray[Any]],
+    graph: Callable[[list[Any], list[Any]], list[Any]] | None,
+    *,
+    codec: str,
+    key_width: int,
+    decoded: bool,
+    unit_norm: bool,
+    batch_size: int,
+    threads: int,
+    device_id: int | None,
+) -> Any:
+    """A pipeline, not yet built: clip ids and what `graph` makes, batch after batch, again from the first clip after
+    the last.
+
+    Args:
+        crops: order.Crop of all clips; the graph gets a waveform of each.
+        arrays: (N, ...) what the graph gets beside them.
+        graph: None: the outputs are the waveforms.
+        key_width: digits of a key.
+        decoded: whether audio is decoded; if not, members are read as PCM16.
+        unit_norm: as of cut.
+    """
+    fn, _, types, pipeline_class = dali
+    handed, fields = [*(array for crop in crops for array in crop), *arrays], len(crops[0])
+
+    def given(step: int) -> list[NDArray[Any]]:
+        # the reader goes round after the last clip; what it repeats is for the caller to cut off
+        taken = (step * batch_size + np.arange(batch_size)) % len(handed[0])
+        return [array[taken] for array in handed]
+
+    pipeline = pipeline_class(batch_size=batch_size, num_threads=threads, device_id=device_id, exec_dynamic=True)
+    with pipeline:
+        encoded, digits = fn.readers.webdataset(
+            paths=tars,
+            index_paths=indexes,
+            ext=[codec, "index"],
+            missing_component_behavior="error",
+            name="reader",
+        )
+        pcm = (
+            fn.decoders.audio(encoded, dtype=types.INT16)[0] if decoded else fn.reinterpret(encoded, dtype=types.INT16)
+        )
+        pcm = fn.reshape(pcm, shape=[1, -1, 1], layout="HWC")
+        given_to = list(fn.external_source(source=given, num_outputs=len(handed), batch=True))
+        cuts = [
+            cut(dali, pcm, given_to[fields * number : fields * (number + 1)], unit_norm) for number in range(len(crops))
+        ]
+        made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
+        pipeline.set_outputs(clip_id(dali, digits, key_width), *made)
+    return pipeline

@@ -35,6 +35,7 @@ from unfused_fast.run import Run
 from unfused_fast.run_together import check_parts, load_together, open_run, parts_of
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shared_layers import first_buffers, first_state, share_layers
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import (
     Options,
     autocast,
@@ -105,7 +106,9 @@ def distill_loss(
 class Distillation:
     """The state that lives through the epochs of stage 2."""
 
-    def __init__(self, config: Config, shards: ShardSet, targets: Tensor, k: int, options: Options) -> None:
+    def __init__(
+        self, config: Config, shards: ShardSet, targets: Tensor, k: int, options: Options, skipped: SkippedClips
+    ) -> None:
         self.config, self.options, device = config, options, options.device
         seed_everything(config.train.seed)
         self.targets, self.k, clips = targets, k, len(targets)
@@ -120,6 +123,7 @@ class Distillation:
             batch_size=self.batch_size,
             share=self.ranks.share,
             threads=options.threads,
+            skipped=skipped,
         )
         check_parts(config, self.ranks.share, self.batch_size)
         self.loader: Batches = placed(stream, ranks=self.ranks)
@@ -222,15 +226,16 @@ def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options:
 
 
 def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options) -> dict[str, Any]:
+    skipped = SkippedClips(options.skip_bad, options.ranks)
     if run.resumed:
         tensors, saved = load_together(run, options.ranks)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     else:
-        targets, k = pseudo_labels_together(config, shards, teacher, options)
-    state = Distillation(config, shards, targets, k, options)
+        targets, k = pseudo_labels_together(config, shards, teacher, options, skipped)
+    state = Distillation(config, shards, targets, k, options, skipped)
 
     def relabelled(epoch: int, before: Tensor) -> Tensor:
-        found, _ = pseudo_labels_together(config, shards, teacher, options, epoch, before)
+        found, _ = pseudo_labels_together(config, shards, teacher, options, skipped, epoch, before)
         if options.ranks.leads:
             write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
         return found
@@ -240,6 +245,8 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
         if options.ranks.leads:
             start_from(state.network.encoder, load_encoder(teacher, options.device))
         first_state(state.network, options.ranks)
+    if run.resumed:
+        skipped.load(saved, shards)
     progress = state.load(tensors, saved) if run.resumed else None
     run.start()
     options.ranks.meet()
@@ -262,5 +269,6 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
             "k": k,
             "batch_size": state.batch_size,
             **trained,
+            **skipped.result(),
         }
     )

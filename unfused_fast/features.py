@@ -27,6 +27,7 @@ from unfused_fast.placement import placed
 from unfused_fast.run_description import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import console, prepare_for, seed_everything
 from unfused_fast.windows import Window, eval_window
 
@@ -154,6 +155,7 @@ def extract(
     store: Store = "stream",
     read_again: bool = False,
     window: Window | None = None,
+    skipped: SkippedClips | None = None,
 ) -> Tensor:
     """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or
     a `window` of it.
@@ -163,7 +165,13 @@ def extract(
     unless the split is `read_again` by the same command.
     """
     stream = Loader(
-        shards, split, encoder.config, device=device, batch_size=WHOLE_CLIP_BATCH, statistics=encoder.log_mel
+        shards,
+        split,
+        encoder.config,
+        device=device,
+        batch_size=WHOLE_CLIP_BATCH,
+        statistics=encoder.log_mel,
+        skipped=skipped,
     )
     loader = placed(stream, store, single_pass=not read_again)
     first = shards.first_id(split)
@@ -192,9 +200,15 @@ def extract(
 
 
 def eval_features(
-    encoder: FrozenEncoder, config: Config, shards: ShardSet, splits: Sequence[str], device: torch.device
+    encoder: FrozenEncoder,
+    config: Config,
+    shards: ShardSet,
+    splits: Sequence[str],
+    device: torch.device,
+    skipped: SkippedClips | None = None,
 ) -> dict[str, Tensor]:
-    """Split -> features (N, D) by the `eval` settings of `config`.
+    """Split -> features (N, D) by the `eval` settings of `config`; only of train clips may be `skipped`, for no score
+    is to come from silence.
 
     With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode; the others then go
     through it in eval mode, with the BatchNorm statistics that this left. `encoder` itself stays as it is.
@@ -210,7 +224,15 @@ def eval_features(
         if encoder.network is not None:
             encoder.network.train(settings.encoder_mode == "train" and split == "train")
         found[split] = extract(
-            encoder, shards, split, kind, settings.pool, device, store=config.data.store, window=window
+            encoder,
+            shards,
+            split,
+            kind,
+            settings.pool,
+            device,
+            store=config.data.store,
+            window=window,
+            skipped=skipped if split == "train" else None,
         )
     return found
 

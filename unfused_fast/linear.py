@@ -27,6 +27,7 @@ from unfused_fast.plots import plot_confusion
 from unfused_fast.profiling import Profile
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import Options, console, train_clips
 
 BASELINES = ("random", "logmel")
@@ -216,7 +217,9 @@ def _held_out(config: Config, shards: ShardSet, labels: Labels) -> tuple[list[st
     return groups, hold_out_groups(groups, labels, config.eval.valid_fraction, config.train.seed)
 
 
-def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device) -> tuple[dict[str, Split], int]:
+def _splits(
+    config: Config, shards: ShardSet, encoder: str, device: torch.device, skipped: SkippedClips
+) -> tuple[dict[str, Split], int]:
     """Features and labels of train, valid and (where the set has it) test; and how many train clips the head may
     use.
     """
@@ -227,7 +230,7 @@ def _splits(config: Config, shards: ShardSet, encoder: str, device: torch.device
         generator = np.random.Generator(np.random.PCG64([seed, 12]))
         labels = {name: generator.permutation(found) for name, found in labels.items()}
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
-    features = eval_features(frozen, config, shards, names, device)
+    features = eval_features(frozen, config, shards, names, device, skipped if "valid" in names else None)
     rows = {name: np.arange(len(found)) for name, found in labels.items()}
     if "valid" not in names:
         groups, held = _held_out(config, shards, labels["train"])
@@ -261,7 +264,8 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
 
 
 def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options: Options) -> dict[str, Any]:
-    splits, used = _splits(config, shards, encoder, options.device)
+    skipped = SkippedClips(options.skip_bad)
+    splits, used = _splits(config, shards, encoder, options.device, skipped)
     by_test = config.eval.select == "best_test"
     run.start()
     classes = len(shards.manifest.label_names)
@@ -317,5 +321,6 @@ def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options
             "label_fraction": config.eval.label_fraction,
             "features": splits["train"].features.shape[1],
             "confusion": shown.confusion,
+            **skipped.result(),
         }
     )

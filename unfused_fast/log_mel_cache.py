@@ -81,7 +81,9 @@ def whole_split(loader: Loader) -> Loader:
     rows = loader.shards.clips_in(loader.split).column("samples").to_numpy()
     frames = 1 + int(rows.max(initial=crop_samples(config))) // config.frontend.hop_samples
     batch_size = max(1, min(PASS_CLIPS, PASS_BYTES // (4 * frames * config.frontend.n_mels)))
-    return Loader(loader.shards, loader.split, config, device=loader.device, batch_size=batch_size)
+    return Loader(
+        loader.shards, loader.split, config, device=loader.device, batch_size=batch_size, skipped=loader.skipped
+    )
 
 
 def layout(loader: Loader) -> Layout:

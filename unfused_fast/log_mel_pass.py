@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,8 +47,11 @@ def writable_place(loader: Loader, wanted: Layout) -> Path | None:
     return None
 
 
-def make(loader: Loader, wanted: Layout, place: Path) -> Path:
+def make(loader: Loader, wanted: Layout, place: Path, take: Callable[[Path], Tensor]) -> Path | Tensor:
     """Computes the log-mels in one pass and publishes them as a whole; waits where another process is at it.
+
+    Where clips count as silence nothing is published, so that no later run trains on it unknowingly: what `take` gives
+    of the folder, which is then deleted, is returned.
 
     Raises UserError when it cannot be written. Whatever stops it, nothing is left that is taken for a cache.
     """
@@ -65,6 +68,16 @@ def make(loader: Loader, wanted: Layout, place: Path) -> Path:
                     if folder.is_dir():
                         console.print(f"{folder}: it is made again", style="yellow")
                     _write(loader, wanted, partial)
+                    if silent := int(loader.skipped.among(loader.clip_ids).sum()):
+                        console.print(
+                            f"data: {silent} clips of {loader.split} count as silence, so its log-mels are held for "
+                            "this run and not kept",
+                            style="yellow",
+                        )
+                        try:
+                            return take(partial)
+                        finally:
+                            shutil.rmtree(partial, ignore_errors=True)
                     shutil.rmtree(folder, ignore_errors=True)
                     partial.rename(folder)
                     to_disk(place)

@@ -140,7 +140,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
             (run.stopping,) = ranks.agree(run.stopping)
             last = epoch == epochs or state.finished
             if last or run.stopping or epoch % state.config.train.save_every == 0:
-                saves.begin(progress.position, {}, progress.notes())
+                saves.begin(progress.position, {}, _notes(state, progress))
             shown.epoch(epoch, note)
             if run.stopping and not last:
                 _settled(saves, ranks)
@@ -158,7 +158,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     (done, first), steps, config = progress.position, state.loader.full_batches, state.config
     epoch, began = done + 1, time.perf_counter() - progress.seconds
     state.options.ranks.stand(f"epoch {epoch}")
-    losses, ranks = Losses(state.loader.device), state.options.ranks
+    losses, ranks, skipped = Losses(state.loader.device), state.options.ranks, state.loader.skipped
     if first:
         losses.load(progress.tensors)
     else:
@@ -168,7 +168,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             if not done:
                 raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet") from stopped
             if saves.last != progress.position:
-                saves.begin(progress.position, {}, progress.notes())
+                saves.begin(progress.position, {}, _notes(state, progress))
             _settled(saves, ranks)
             raise Interrupted(f"{run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
     taken, batches = first, state.batches(epoch, first)
@@ -176,7 +176,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     def save() -> None:
         check_finite(losses, state.network, epoch, saves.said, config)
         progress.position, progress.seconds = Position(done, taken), time.perf_counter() - began
-        saves.begin(progress.position, losses.tensors(), progress.notes())
+        saves.begin(progress.position, losses.tensors(), _notes(state, progress))
 
     while True:
         batch, unread = None, None
@@ -186,7 +186,9 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             unread = error
         ranks.stand(f"epoch {epoch}, step {min(taken + 1, steps)} of {steps}")
         due = taken > first and ranks.leads and saves.due(state.step)
-        run.stopping, due, failed = ranks.agree(run.stopping, due, unread is not None)
+        run.stopping, due, failed, news = ranks.agree(run.stopping, due, unread is not None, skipped.news)
+        if news:
+            skipped.tell()
         if failed:
             told = "; ".join(text for text in ranks.texts("" if unread is None else str(unread)) if text)
             if taken > first:
@@ -223,6 +225,10 @@ def _settled(saves: Saves, ranks: Ranks) -> None:
     """Waits until rank 0 has written: who started the processes would soon end it when another one ends."""
     ranks.first(saves.settle)
     saves.settle()
+
+
+def _notes(state: Stage, progress: Progress) -> dict[str, Any]:
+    return {**progress.notes(), **state.loader.skipped.notes()}
 
 
 @contextmanager

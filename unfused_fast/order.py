@@ -56,6 +56,17 @@ class Crop(NamedTuple):
         head, body, tail = (start + origin for start in starts)
         return Crop(*_int32(head, self.head, body, self.body, tail, self.tail))
 
+    def after(self, clips: int) -> Crop:
+        """Those that are left after that many clips."""
+        return Crop(*(array[clips:] for array in self))
+
+    def silenced(self, silent: NDArray[np.bool_]) -> Crop:
+        """The same crops, of which the `silent` ones (B,) are all zeros."""
+        head, body, tail = (
+            np.where(silent, BEYOND, start) for start in (self.head_start, self.body_start, self.tail_start)
+        )
+        return Crop(*_int32(head, self.head, body, self.body, tail, self.tail))
+
 
 class Part(NamedTuple):
     """Which bytes of each clip's WAV are read. All (N,)."""
@@ -97,10 +108,13 @@ SEGMENTS = 4096
 """Most index files of an epoch of draws. Ours: DALI opens one in 0.2 ms, so they take about a second."""
 
 
-def index_lines(tar: Path) -> list[Line]:
-    """The clips of a shard with their lines of the index; the `.index` member's name carries the clip id."""
+def index_lines(tar: Path, cut_short: bool = False) -> list[Line]:
+    """The clips of a shard with their lines of the index; the `.index` member's name carries the clip id.
+
+    Raises UserError as check_index.
+    """
     index = tar.with_suffix(".idx")
-    check_index(tar, index)
+    check_index(tar, index, cut_short)
     lines = index.read_text(encoding="ascii").splitlines()[1:]
     return [Line(int(_last_name(line)), line) for line in lines]
 
@@ -252,15 +266,16 @@ def _with_edges(config: Config, head: Int64s, body_start: Int64s, body: Int64s, 
     return Crop(*_int32(head_start, head, body_start, body, tail_start, tail))
 
 
-def wav_part(crops: list[Crop], samples: Int64s) -> Part:
-    """What is to be read of each WAV so that its crops are whole; samples (N,): lengths of the clips.
+def wav_part(crops: list[Crop], samples: Int64s, silent: NDArray[np.bool_]) -> Part:
+    """What is to be read of each WAV so that its crops are whole; samples (N,): lengths of the clips. Of `silent` ones
+    (N,) the header is.
 
     Reflected edges lie within the body of their crop. Ours: of a clip of 10 s a crop takes a tenth.
     """
     first = np.min([crop.body_start for crop in crops], axis=0).astype(np.int64)
     last = np.max([crop.body_start + crop.body for crop in crops], axis=0).astype(np.int64)
-    begin = (WAV_HEADER_BYTES + 2 * first) // BLOCKSIZE * BLOCKSIZE
-    end = WAV_HEADER_BYTES + 2 * np.minimum(last, samples)
+    begin = np.where(silent, 0, (WAV_HEADER_BYTES + 2 * first) // BLOCKSIZE * BLOCKSIZE)
+    end = WAV_HEADER_BYTES + 2 * np.where(silent, 0, np.minimum(last, samples))
     return Part(begin, end - begin, (WAV_HEADER_BYTES - begin) // 2)
 
 

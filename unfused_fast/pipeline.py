@@ -27,7 +27,7 @@ from unfused_fast.batches import Batch as Batch
 from unfused_fast.batches import Batches as Batches
 from unfused_fast.batches import empty_batch
 from unfused_fast.config import Config
-from unfused_fast.dali_operators import Dali, clip_id, cut, log_mel
+from unfused_fast.dali_operators import Dali, clip_pipeline, log_mel
 from unfused_fast.errors import UserError
 from unfused_fast.order import (
     Crop,
@@ -44,11 +44,11 @@ from unfused_fast.order import (
     whole_crops,
     write_indexes,
 )
-from unfused_fast.reading_errors import unreadable
 from unfused_fast.set_statistics import set_statistics
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
 from unfused_fast.shares import WHOLE, Share
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.spec_augment import SpecAugment
 
 
@@ -83,6 +83,7 @@ class Loader:
         threads: int | None = None,
         log_mel: Literal["dali", "torch"] | None = None,
         only: NDArray[np.int64] | None = None,
+        skipped: SkippedClips | None = None,
     ) -> None:
         """Reads the split's index files; `statistics` (mean, std of the log-mel) replace those of the set.
 
@@ -92,6 +93,7 @@ class Loader:
             threads: that decode; one a core, up to 16, unless said.
             log_mel: what computes the log-mels; None: DALI on a GPU, torch on a CPU, where it takes half the time.
             only: ids of the clips of the split that are read; None: all.
+            skipped: what becomes of clips that cannot be read; None: an error.
 
         Raises:
             UserError: a split, shard or index that does not fit.
@@ -101,7 +103,9 @@ class Loader:
         self.batch_size, self.share = batch_size, share
         self.log_mel = log_mel or ("dali" if device.type == "cuda" else "torch")
         self.threads = threads or min(available_cores(), 16)
-        self._shards: Order = [(path, index_lines(path)) for path in shards.shard_paths(split)]
+        self.skipped = skipped or SkippedClips()
+        cut_short = self.skipped.limit > 0
+        self._shards: Order = [(path, index_lines(path, cut_short)) for path in shards.shard_paths(split)]
         self.samples = shards.clips.column("samples").to_numpy()
         listed, wanted = sum(len(lines) for _, lines in self._shards), shards.manifest.splits[split].clips
         if listed != wanted:
@@ -123,6 +127,11 @@ class Loader:
         known = statistics or set_statistics(shards, config.frontend)
         scaled = known is not None and config.data.norm in ("dataset", "running")
         self.mean, self.std = (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
+
+    @property
+    def clip_ids(self) -> NDArray[np.int64]:
+        """(N,) of all clips of the split that are read, as packed."""
+        return np.concatenate(self._ids)
 
     @property
     def full_batches(self) -> int:
@@ -259,55 +268,62 @@ class Loader:
             graph: None: the outputs are the waveforms.
             whole: the crops are all of each clip; then a WAV is decoded, which tells of a damaged header.
         """
-        fn, _, types, pipeline_class = dali = import_dali()
-        order, ids, counters = reading
-        size = self.own_batch_size
-        if not len(ids):
-            return
-        unit_norm = self.config.data.norm == "wave_l2"
-        parts = self.shards.manifest.codec == "wav" and not whole and not unit_norm
-        part = wav_part(crops, self.samples[ids]) if parts else None
-        placed = crops if part is None else [crop.moved(part.origin) for crop in crops]
-        handed = [*(array for crop in placed for array in crop), *(arrays if graph is not None else [])]
+        ids, size, codec, done = reading.clip_ids, self.own_batch_size, self.shards.manifest.codec, 0
+        while done < len(ids):
+            silent = self.skipped.among(ids)
+            with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
+                left, handed = [crop.after(done) for crop in crops], [array[done:] for array in arrays]
+                pipeline = self._pipeline(Path(folder), reading.after(done), silent[done:], left, handed, graph, whole)
+                while done < len(ids):
+                    rows = slice(done, min(done + size, len(ids)))
+                    try:
+                        pipeline.build()  # does nothing but the first time
+                        outputs = pipeline.run()
+                    except RuntimeError as error:
+                        del pipeline  # while one lives, DALI gives the next what a mended shard held before
+                        error.__traceback__ = None
+                        self.skipped.find(error, self.split, reading, slice(done, done + size), codec, self.samples)
+                        break
+                    valid = rows.stop - rows.start
+                    found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
+                    found, done = found.reshape(-1), rows.stop
+                    if silent[rows].any():  # what was read in their place has ids of its own
+                        found = torch.where(self._put(silent[rows]), self._put(ids[rows]), found)
+                    yield found, self._put(reading.counters[rows]), rest, rows
 
-        def given(step: int) -> list[NDArray[Any]]:
-            # the reader goes round after the last clip; what it repeats is cut off below
-            taken = (step * size + np.arange(size)) % len(ids)
-            return [array[taken] for array in handed]
+    def _pipeline(
+        self,
+        folder: Path,
+        reading: Reading,
+        silent: NDArray[np.bool_],
+        crops: list[Crop],
+        arrays: list[NDArray[Any]],
+        graph: Callable[[list[Any], list[Any]], list[Any]] | None,
+        whole: bool,
+    ) -> Any:
+        """What reads as _run says; silent clips (N,) are zeros. Its index files lie in `folder`."""
+        codec, unit_norm = self.shards.manifest.codec, self.config.data.norm == "wave_l2"
+        parts = codec == "wav" and not whole and not unit_norm
+        part = wav_part(crops, self.samples[reading.clip_ids], silent) if parts else None
+        order = reading.order
+        if silent.any():
+            order = self.skipped.without(order, codec, self.samples)
+            crops = [crop.silenced(silent) for crop in crops]
+        return clip_pipeline(
+            import_dali(),
+            [str(path) for path, _ in order],
+            write_indexes(folder, order, part),
+            crops if part is None else [crop.moved(part.origin) for crop in crops],
+            arrays if graph is not None else [],
+            graph,
+            codec=codec,
+            key_width=key_width(order),
+            decoded=part is None,
+            unit_norm=unit_norm,
+            batch_size=self.own_batch_size,
+            threads=self.threads,
+            device_id=(self.device.index or 0) if self.device.type == "cuda" else None,
+        )
 
-        with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
-            pipeline = pipeline_class(
-                batch_size=size,
-                num_threads=self.threads,
-                device_id=(self.device.index or 0) if self.device.type == "cuda" else None,
-                exec_dynamic=True,
-            )
-            with pipeline:
-                encoded, digits = fn.readers.webdataset(
-                    paths=[str(path) for path, _ in order],
-                    index_paths=write_indexes(Path(folder), order, part),
-                    ext=[self.shards.manifest.codec, "index"],
-                    missing_component_behavior="error",
-                    name="reader",
-                )
-                if part is None:
-                    pcm, _ = fn.decoders.audio(encoded, dtype=types.INT16)
-                else:
-                    pcm = fn.reinterpret(encoded, dtype=types.INT16)
-                pcm = fn.reshape(pcm, shape=[1, -1, 1], layout="HWC")
-                given_to = list(fn.external_source(source=given, num_outputs=len(handed), batch=True))
-                fields, cuts = len(Crop._fields), list[Any]()
-                for number in range(len(crops)):
-                    cuts.append(cut(dali, pcm, given_to[fields * number : fields * (number + 1)], unit_norm))
-                made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
-                pipeline.set_outputs(clip_id(dali, digits, key_width(order)), *made)
-            for done in range(0, len(ids), size):
-                try:
-                    pipeline.build()  # does nothing but the first time
-                    outputs = pipeline.run()
-                except RuntimeError as error:
-                    raise unreadable(self.split, reading, slice(done, done + size), error) from error
-                valid = min(size, len(ids) - done)
-                found, *rest = (from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs)
-                rows = slice(done, done + valid)
-                yield found.reshape(-1), torch.from_numpy(counters[rows]).to(self.device), rest, rows
+    def _put(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

@@ -110,21 +110,30 @@ def _held(
     None: the cache is damaged, and without `make` no other is made.
     """
     source = "from the cache"
+
+    def take(folder: Path) -> torch.Tensor:
+        target = None if store == "mmap" else _empty(layout, store, loader.device)
+        log_mel_cache.load(folder, layout, target)
+        return log_mel_cache.mapped(folder) if target is None else target
+
     while True:
         if found is None and place is None:
             return _hold(layout, _computed(loader, layout, store)), "from the audio, not kept"
         if found is None:
             assert place is not None
-            found = log_mel_pass.make(loader, layout, place)
             source = "from the audio"
-        target = None if store == "mmap" else _empty(layout, store, loader.device)
+            try:
+                made = log_mel_pass.make(loader, layout, place, take)
+            except DamagedCache as error:
+                raise _unsound(place, error) from error
+            if isinstance(made, torch.Tensor):
+                return _hold(layout, made), f"{source}, not kept"
+            found = made
         try:
-            log_mel_cache.load(found, layout, target)
+            frames = take(found)
         except DamagedCache as error:
             if source != "from the cache":
-                raise UserError(
-                    f"{found}: {error}, though just written; is the disk sound? use --data stream"
-                ) from error
+                raise _unsound(found, error) from error
             if not make:
                 console.print(f"{found}: {error}; {loader.split} is read from the shards", style="yellow")
                 return None
@@ -132,7 +141,11 @@ def _held(
             shutil.rmtree(found, ignore_errors=True)
             found, place = None, place or log_mel_pass.writable_place(loader, layout)
             continue
-        return _hold(layout, log_mel_cache.mapped(found) if target is None else target), f"{source} ({found})"
+        return _hold(layout, frames), f"{source} ({found})"
+
+
+def _unsound(folder: Path, error: DamagedCache) -> UserError:
+    return UserError(f"{folder}: {error}, though just written; is the disk sound? use --data stream")
 
 
 def _hold(layout: Layout, frames: torch.Tensor) -> HeldLogMels:

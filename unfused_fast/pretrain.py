@@ -62,4 +62,4 @@ def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
     facts = {"encoder": config.model.encoder, "clips": {"train": state.loader.clips}, "k": state.k}
     if options.ranks.leads:
         state.draw(run, trained["last_epoch"])
-    return run.finish({**facts, "batch_size": state.batch_size, **trained})
+    return run.finish({**facts, "batch_size": state.batch_size, **trained, **state.loader.skipped.result()})

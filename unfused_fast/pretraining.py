@@ -39,6 +39,7 @@ from unfused_fast.run import Run
 from unfused_fast.run_together import check_parts, load_together, parts_of
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shared_layers import first_buffers, share_layers
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import (
     Interrupted,
     Options,
@@ -93,6 +94,7 @@ class Pretraining:
             batch_size=self.batch_size,
             share=self.ranks.share,
             threads=options.threads,
+            skipped=SkippedClips(options.skip_bad, self.ranks),
         )
         check_parts(config, self.ranks.share, self.batch_size)
         self.loader: Batches = self.stream
@@ -313,6 +315,7 @@ class Pretraining:
                 torch.empty_like(self.bank.writes, dtype=torch.int64) if self.assignments is None else self.assignments
             )
         self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
+        self.stream.skipped.load(state, self.stream.shards)
         return progress_of(tensors, state)
 
     def _load_bank(self, directory: Path, epoch: int) -> str | None:

@@ -20,6 +20,7 @@ from unfused_fast.partitions import pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.randomness import key
 from unfused_fast.rows import Points
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import (
     Options,
     train_clips,
@@ -37,6 +38,7 @@ def pseudo_labels(
     device: torch.device,
     epoch: int = 0,
     previous: Tensor | None = None,
+    skipped: SkippedClips | None = None,
 ) -> tuple[Tensor, int]:
     """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, and K.
 
@@ -45,6 +47,7 @@ def pseudo_labels(
     Args:
         epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
         previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
+        skipped: as of Loader.
     """
     k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
     if k < 2:
@@ -62,7 +65,19 @@ def pseudo_labels(
     window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
     parts = [
         # `train` is read again by the student
-        extract(frozen, shards, split, kind, pool, device, note, store, read_again=split == "train", window=window)
+        extract(
+            frozen,
+            shards,
+            split,
+            kind,
+            pool,
+            device,
+            note,
+            store,
+            read_again=split == "train",
+            window=window,
+            skipped=skipped,
+        )
         for split in ("train", *(split for split in settings.splits if split != "train"))
     ]
     features = torch.cat(parts)
@@ -82,7 +97,13 @@ def pseudo_labels(
 
 
 def pseudo_labels_together(
-    config: Config, shards: ShardSet, teacher: Path, options: Options, epoch: int = 0, before: Tensor | None = None
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    options: Options,
+    skipped: SkippedClips,
+    epoch: int = 0,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """pseudo_labels of rank 0, on every rank."""
     found = list[Tensor]()
@@ -90,7 +111,7 @@ def pseudo_labels_together(
     def cluster() -> int:
         on_gpu = [options.device] if options.device.type == "cuda" else []
         with torch.random.fork_rng(on_gpu):  # what the student draws is not to depend on which rank does this
-            targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before)
+            targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped)
         found.append(targets)
         return k
 

@@ -16,7 +16,7 @@ def unreadable(split: str, reading: Reading, rows: slice, error: Exception) -> U
     """
     shards = _shards_of(reading, slice(rows.start, 2 * rows.stop - rows.start))
     reason = _last_line(error)
-    named = [path for path in shards if str(path) in str(error)] or [path for path in shards if not _readable(path)]
+    named = [path for path in shards if str(path) in str(error)] or [path for path in shards if not readable(path)]
     if not named:  # its graph opens the first shards of all as it is built
         named = [path for path, _ in reading.order if str(path) in str(error)][:1]
     if named or len(shards) == 1:
@@ -38,7 +38,7 @@ def _shards_of(reading: Reading, rows: slice) -> list[Path]:
     return found
 
 
-def _readable(path: Path) -> bool:
+def readable(path: Path) -> bool:
     """Whether every member that the index lists lies within the shard, which can be opened."""
     try:
         with path.open("rb") as file:

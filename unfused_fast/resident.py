@@ -54,7 +54,7 @@ class ResidentLoader:
         """`store` is where `held` lies, and `start_seconds` what it took to get it there."""
         self.stream, self.held, self.store, self.start_seconds = stream, held, store, start_seconds
         self.device, self.clips, self.batch_size = stream.device, stream.clips, stream.batch_size
-        self.full_batches, self.share = stream.full_batches, stream.share
+        self.full_batches, self.share, self.skipped = stream.full_batches, stream.share, stream.skipped
         self._first = stream.shards.first_id(stream.split)
         self._scale = held.std / stream.std
         self._shift = (held.mean - stream.mean) / stream.std

@@ -97,6 +97,15 @@ Accumulate = Annotated[
 Timeout = Annotated[
     float, typer.Option("--timeout", min=5, help="Seconds that a process waits for the others before it gives up.")
 ]
+SkipBad = Annotated[
+    int,
+    typer.Option(
+        "--skip-bad",
+        min=0,
+        help="Clips that cannot be read or decoded and then count as silence, at most, of each process; they are named "
+        "and listed in result.json. One more stops the run.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 ResumeAnyway = Annotated[
     bool,
@@ -163,6 +172,7 @@ def run_options(
     save_every: str | None = None,
     resume_anyway: bool = False,
     timeout: float | None = None,
+    skip_bad: int = 0,
 ) -> Options:
     """How a stage runs, from the flags; with a `timeout` together with the other processes, where there are some.
 
@@ -184,6 +194,7 @@ def run_options(
         save_every=parse_save_every(save_every)[0],
         profile=profile,
         ranks=join(place, chosen, timeout or 0.0),
+        skip_bad=skip_bad,
     )
 
 

@@ -25,6 +25,7 @@ from unfused_fast.terminal import (
     Seed,
     Sets,
     Shards,
+    SkipBad,
     Timeout,
     local_shards,
     print_json,
@@ -61,6 +62,7 @@ def train_pretrain(
     accumulate: Accumulate = None,
     save_every: SaveInterval = None,
     timeout: Timeout = TIMEOUT_SECONDS,
+    skip_bad: SkipBad = 0,
     resume: Resume = False,
     resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
@@ -76,7 +78,7 @@ def train_pretrain(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("pretrain", preset, settings, epochs, seed, data, save_every, accumulate)
-    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout)
+    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout, skip_bad)
     with options.ranks:
         result = pretrain(config, open_shards(local_shards(shards)), out, options)
     if options.ranks.leads:
@@ -100,6 +102,7 @@ def train_distill(
     accumulate: Accumulate = None,
     save_every: SaveInterval = None,
     timeout: Timeout = TIMEOUT_SECONDS,
+    skip_bad: SkipBad = 0,
     resume: Resume = False,
     resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
@@ -112,7 +115,7 @@ def train_distill(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("distill", preset, settings, epochs, seed, data, save_every, accumulate)
-    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout)
+    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout, skip_bad)
     with options.ranks:
         result = distill(config, open_shards(local_shards(shards)), teacher, out, options)
     if options.ranks.leads:
@@ -221,6 +224,7 @@ def train_everything(
     accumulate: Accumulate = None,
     save_every: SaveInterval = None,
     timeout: Timeout = TIMEOUT_SECONDS,
+    skip_bad: SkipBad = 0,
     resume: Resume = False,
     resume_anyway: ResumeAnyway = False,
     overwrite: Overwrite = False,
@@ -239,7 +243,7 @@ def train_everything(
         stage: stage_config(stage, preset, settings, count, seed, data, save_every, accumulate)
         for stage, count in stages.items()
     }
-    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout)
+    options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout, skip_bad)
     opened, labelled = (open_shards(local_shards(given)) for given in (shards, target or shards))
     with options.ranks:
         verdict = train_all(configs, opened, labelled, out, options)

@@ -53,6 +53,8 @@ class Options:
     """See profiling.py."""
     ranks: Ranks = ALONE
     """The processes that train together."""
+    skip_bad: int = 0
+    """Clips that a process may come upon that cannot be read or decoded, and that then count as silence."""
 
     @property
     def threads(self) -> int:

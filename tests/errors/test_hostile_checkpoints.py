@@ -165,7 +165,18 @@ def test_states_that_are_none(
 
 
 @pytest.mark.parametrize(
-    "value", [{"step": "many"}, {"step": -1}, {"k": [4]}, {"k": 10**30}, {"nmis": "high"}, {"nmis": [{}]}]
+    "value",
+    [
+        {"step": "many"},
+        {"step": -1},
+        {"k": [4]},
+        {"k": 10**30},
+        {"nmis": "high"},
+        {"nmis": [{}]},
+        {"skipped": 3},
+        {"skipped": [7]},
+        {"skipped": [["7"]]},
+    ],
 )
 def test_states_that_a_run_cannot_go_on_from(
     pretrain: Cli, tones: Path, unfinished: Path, value: dict[str, Any]
