@@ -120,7 +120,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
         profile.step()
 
     state.timer.told = ranks.doing
-    with saves, profile, _memory(state), _others(saves), shown:
+    with saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
         while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
             epoch = progress.position.epoch + 1
             _train_epoch(state, run, progress, saves, stepped)
@@ -228,6 +228,21 @@ def _others(saves: Saves) -> Iterator[None]:
         yield
     except RankLost as error:
         raise RankLost(f"{error}; {saves.said()}, go on with --resume") from error
+
+
+@contextmanager
+def _compiler(run: Run, saves: Saves) -> Iterator[None]:
+    """A signal to all processes of a job, as Ctrl-C is one, ends the compiler that torch.compile waits for: then the run
+    was stopped, and nothing is wrong.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not (run.stopping and isinstance(error, TorchDynamoException)):
+            raise
+        raise Interrupted(f"{run.out}: stopped while a graph was compiled; {saves.said()}") from error
 
 
 @contextmanager
