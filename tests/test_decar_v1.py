@@ -212,7 +212,7 @@ def test_training_stops_when_the_clusterings_agree_no_better(
     cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nmis = iter([0.4, 0.6, 0.5, 0.55, 0.9, 0.9])
-    monkeypatch.setattr("unfused_fast.pretrain.normalised_mutual_information", lambda *_: next(nmis))
+    monkeypatch.setattr("unfused_fast.pretraining.normalised_mutual_information", lambda *_: next(nmis))
     flags = [*tiny, *CHEAP, *ALGORITHMS[0], "--preset", "decar-v1", "--epochs", 7, "--set", "train.patience=2"]
     run = tmp_path / "run"
     done = cli("train", "pretrain", unlabelled, "--out", run, *flags, "--set", "train.save_every=50", "--json")

@@ -232,7 +232,7 @@ def _others(saves: Saves) -> Iterator[None]:
 
 @contextmanager
 def _compiler(run: Run, saves: Saves) -> Iterator[None]:
-    """A signal to all processes of a job, as Ctrl-C is one, ends the compiler that torch.compile waits for: then the run
+    """A signal to all processes of a job, as by Ctrl-C, ends the compiler that torch.compile waits for: then the run
     was stopped, and nothing is wrong.
     """
     try:
