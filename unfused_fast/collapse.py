@@ -9,8 +9,8 @@ LARGEST_SHARE = 0.95
 """Share of the clips in one cluster from which a clustering counts as collapsed. Ours: who predicts that cluster for
 every clip has then nearly no loss; what one cluster holds in a run that learns lies far below."""
 IN_A_ROW = 3
-"""Collapsed clusterings in a row that stop a run. Ours: a first one may be the untrained network's, as of an EfficientNet whose
-BatchNorm has no statistics yet (all clips in one cluster, then 37 % after an epoch)."""
+"""Collapsed clusterings in a row that stop a run. Ours: a first one may be the untrained network's, as of an
+EfficientNet whose BatchNorm has no statistics yet (all clips in one cluster, then 37 % after an epoch)."""
 
 
 class Collapsed(UserError):
