@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import ranks as harness
 import torch
+from collapsing import COLLAPSES
 from same_runs import assert_same_run, log_of
 
 from unfused_fast.bank_read import Generation
@@ -170,6 +171,15 @@ def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path: Path) -> None
     """BatchNorm, dropout, gradients and gathered rows against torch's own layers on the whole batch, in float64."""
     (ends,) = run_jobs([{"ranks": 3, "check": "layers"}], tmp_path)
     assert [end["code"] for end in ends] == [0, 0, 0], ends
+
+
+def test_collapsed_clusters_stop_every_rank(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "pretrain", str(tones), "--out", str(out), "--epochs", "8", *tiny, *COLLAPSES]
+    ((first, second),) = run_jobs([{"ranks": 2, "flat": True, "arguments": arguments}], tmp_path)
+    assert first["code"] == second["code"] == 1, first["said"] + second["said"]
+    assert "error: epoch 3: the clusters have collapsed" in first["said"] and "Traceback" not in second["said"]
+    assert sorted(path.name for path in (out / "checkpoints").glob("*.json"))[-1] == "epoch-000002.json"
 
 
 def test_parts_of_a_batch_are_ranks_without_shared_statistics(tones: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 
 def kill(stage: str, kills: int, shards: Path, *more: str) -> None:
+    if stage == "linear":  # twelve parts, some of them short
+        more = ("--steps", "12", "--longest", "0.05")
     flags = ["--stage", stage, "--kills", str(kills), "--seed", "7", "--shards", str(shards), *more]
     done = subprocess.run(
         [sys.executable, str(Path(kill_run.__file__)), *flags],
@@ -23,7 +25,7 @@ def kill(stage: str, kills: int, shards: Path, *more: str) -> None:
     assert f"{kills} kills" in done.stdout and "every run ended as the undisturbed one" in done.stdout
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+@pytest.mark.parametrize("stage", ["pretrain", "distill", "linear"])
 def test_a_few_kills(tones: Path, stage: str) -> None:
     kill(stage, 3, tones)
 
@@ -40,6 +42,6 @@ def test_a_rank_killed_of_two_ten_times(tones: Path, stage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+@pytest.mark.parametrize("stage", ["pretrain", "distill", "linear"])
 def test_twenty_five_kills(tones: Path, stage: str) -> None:
     kill(stage, 25, tones)

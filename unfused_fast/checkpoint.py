@@ -149,7 +149,7 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("sha256"), str):
         raise ValueError(f"{path.name} is not what was written")
     nmis = state.get("nmis", [])
-    for name in ("epoch", "batch", "step", "k"):
+    for name in ("epoch", "batch", "step", "k", "collapsed"):
         if not is_count(state.get(name, 0)):
             raise ValueError(f"its {name} is {str(state[name])[:40]}")
     if Position(state.get("epoch", 0), state.get("batch", 0)).name != path.stem:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unfused_fast.checkpoint import Position
+from unfused_fast.collapse import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.losses import READ_EVERY, Losses, check_finite, not_finite
@@ -101,8 +102,8 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
     """Trains from `progress` to the end of epoch `train.epochs`, or until the stage is finished; returns the last loss,
     the last epoch, the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
 
-    Raises UserError when losses are no numbers, the data cannot be read or the last save failed, Interrupted when a
-    signal came; what was done is saved then.
+    Raises UserError when losses are no numbers, clusters have collapsed, the data cannot be read or the last save
+    failed, Interrupted when a signal came; what was done is saved then.
     """
     epochs, steps, ranks = state.config.train.epochs, state.loader.full_batches, state.options.ranks
     before = run.last_logged() if progress else {}  # all there is to tell when no epoch is left
@@ -119,7 +120,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
         profile.step()
 
     state.timer.told = ranks.doing
-    with saves, profile, _memory(state), _others(saves), shown:
+    with saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
         while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
             epoch = progress.position.epoch + 1
             _train_epoch(state, run, progress, saves, stepped)
@@ -171,6 +172,10 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
                 saves.begin(progress.position, {}, _notes(state, progress))
             _settled(saves, ranks)
             raise Interrupted(f"{run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
+        except Collapsed as stopped:
+            if done and saves.last != progress.position:
+                saves.begin(progress.position, {}, progress.notes())
+            raise UserError(f"{stopped}; {saves.said()}") from stopped
     taken, batches = first, state.batches(epoch, first)
 
     def save() -> None:
@@ -238,6 +243,21 @@ def _others(saves: Saves) -> Iterator[None]:
         yield
     except RankLost as error:
         raise RankLost(f"{error}; {saves.said()}, go on with --resume") from error
+
+
+@contextmanager
+def _compiler(run: Run, saves: Saves) -> Iterator[None]:
+    """A signal to all processes of a job, as by Ctrl-C, ends the compiler that torch.compile waits for: then the run
+    was stopped, and nothing is wrong.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not (run.stopping and isinstance(error, TorchDynamoException)):
+            raise
+        raise Interrupted(f"{run.out}: stopped while a graph was compiled; {saves.said()}") from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from unfused_fast.bank import MemoryBank
 from unfused_fast.bank_manifest import DamagedBank
 from unfused_fast.bank_read import BANK
 from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
+from unfused_fast.collapse import Collapse
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.further_heads import FurtherHeads
@@ -106,6 +107,7 @@ class Pretraining:
         self.predictor, self.heads = build_predictor(config, device), FurtherHeads(config, device)
         self.assignments: Tensor | None = None
         self.nmis: list[float] = []
+        self.collapse = Collapse(config)
         self.timer = PartTimer(device)
         self.step = 0
         self._drawn = -math.inf
@@ -140,7 +142,6 @@ class Pretraining:
                 (run.stopping,) = self.ranks.agree(run.stopping)
                 if run.stopping:
                     raise Interrupted(f"{run.out}: stopped while the memory bank was filled")
-        self._filling = False
         self.bank.check_cover()
 
     def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
@@ -151,12 +152,13 @@ class Pretraining:
                 self._fill_bank(run)
             with self.timer.part("clustering"):
                 clustered = self._cluster(epoch)
+            self._filling = False
         self.network.train()
         self.bank.start_epoch()
         return {"k": self.k, "ln_k": round(math.log(self.k), 4), **clustered}
 
     def _cluster(self, epoch: int) -> dict[str, Any]:
-        """Clusters the bank in place and re-makes what predicts the clusters."""
+        """Clusters the bank in place and re-makes what predicts the clusters; changes nothing else if Collapsed."""
         began, seed = time.perf_counter(), self.config.train.seed
         start = self.predictor.tensors().get("prototypes") if self.assignments is not None else None
 
@@ -164,12 +166,13 @@ class Pretraining:
             return cluster_rows(self.bank.rows, k, self.config, seed, start, previous, self.ranks)
 
         found = cluster(self.k, key(seed, epoch) >> 1, start, self.assignments)
+        sizes = cluster_sizes(found.counts)
+        self.collapse.check(sizes.largest_share, len(found.counts), epoch)
         self.heads.cluster(cluster, seed, epoch)
         self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
         if previous is not None:
             self.nmis.append(normalised_mutual_information(previous, found.assignments))
-        sizes = cluster_sizes(found.counts)
         return {
             "nmi": None if previous is None else round(self.nmis[-1], 4),
             "empty_clusters": sizes.empty,
@@ -259,7 +262,7 @@ class Pretraining:
         own = {} if whole else self.bank.tensors(self.assignments)
         where = "generation" if whole else "here"
         state = {"step": self.step, "k": self.k, "nmis": self.nmis, "bank": where, "order": run.order, **notes}
-        state["ranks"] = self.ranks.world_size
+        state |= {"ranks": self.ranks.world_size, "collapsed": self.collapse.in_a_row}
         copied = to_host(
             {
                 **collect(self.network, self.optimizer),
@@ -316,6 +319,7 @@ class Pretraining:
             )
         self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
         self.stream.skipped.load(state, self.stream.shards)
+        self.collapse.in_a_row = state.get("collapsed", 0)  # an earlier version wrote none
         return progress_of(tensors, state)
 
     def _load_bank(self, directory: Path, epoch: int) -> str | None:

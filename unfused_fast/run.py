@@ -32,6 +32,9 @@ from unfused_fast.training import Options, console
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
+DESCRIPTION = "config.json"
+BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
+"""What a run that was killed before its description was written may leave."""
 
 
 SAME_SIGNAL_SECONDS = 0.3
@@ -97,7 +100,7 @@ class Run:
         nothing. Raises UserError where it may not be used as `options` ask.
         """
         begun = recorded is not None and (self.saved or (self.out / "result.json").exists())
-        if recorded is None and self.out.exists() and any(self.out.iterdir()):
+        if recorded is None and self.out.exists() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         if recorded is not None and begun and options.resume:
             self._compare(recorded, json.loads(json.dumps(description)), options)
@@ -142,12 +145,13 @@ class Run:
             for path in self._unusable:  # they would count among the last ones, which are kept
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
                 path.unlink()
-            write_json(self.out / "config.json", {**self._description, **self._resumed_with})
+            write_json(self.out / DESCRIPTION, {**self._description, **self._resumed_with})
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
 
     def _clear(self) -> None:
-        for path in self.out.iterdir():
+        """The description goes last: what is left by a kill before is still known as a run."""
+        for path in sorted(self.out.iterdir(), key=lambda path: path.name == DESCRIPTION):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:

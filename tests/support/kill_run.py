@@ -1,4 +1,5 @@
-"""Kills runs of `train pretrain` and `train distill` with SIGKILL at random moments; each must end as the undisturbed.
+"""Kills runs of `train pretrain`, `distill` and `linear` with SIGKILL at random moments; each must end as the
+undisturbed.
 
 python tests/support/kill_run.py --kills 25 --seed 0 --stage pretrain
 
@@ -6,6 +7,10 @@ A run saves after every step. After a random number of steps and a random moment
 on with --resume, until one finishes. Then the newest checkpoint, the bank, the result and the log must be those of a
 run that nobody killed, bit for bit but for times. A run that ends too soon is followed by another, until the kills are
 done. With --ranks 2 one of two processes is killed, and the other has to end by itself.
+
+A run of `train linear` saves nothing on its way and begins again: it must take what a kill left, and its heads, result
+and confusion.png must be those of the undisturbed run. Its moments count from the parts it goes through, steps among
+them.
 """
 
 from __future__ import annotations
@@ -21,12 +26,14 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from ranks import environment, free_port
-from same_runs import assert_same_run
+from safetensors.torch import save_file
+from same_runs import assert_same_linear, assert_same_run
 
-from unfused_fast import beats, losses, pipeline, ranks
+from unfused_fast import beats, linear, losses, pipeline, ranks, run
 from unfused_fast.cli import app
 from unfused_fast.terminal import run_app
 
@@ -35,11 +42,25 @@ TINY = (
     "train.amp=fp32 aug.mixup.memory=32"
 )
 EPOCHS = 3
+STEPS: dict[str, list[tuple[Any, str]]] = {
+    "pretrain": [(losses.Losses, "add")],
+    "distill": [(losses.Losses, "add")],
+    "linear": [
+        *((linear, name) for name in ("eval_features", "head_losses", "plot_confusion")),
+        *((run, name) for name in ("RunLock", "write_json")),
+    ],
+}
+"""Stage -> what it does again and again, from which the moments of kills count."""
+LEFT = "result.json", "result.json.new", "confusion.png", "config.json", "config.json.new", "run.lock"
+"""Files of a run without checkpoints, from the last one written."""
 
 
 def command(stage: str, shards: Path, teacher: Path, out: Path) -> list[str]:
     """The arguments of a tiny run that saves after every step."""
     tiny = [word for value in TINY.split() for word in ("--set", value)]
+    if stage == "linear":
+        given = ["train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--encoder", str(teacher)]
+        return [*given, "--device", "cpu", *tiny]
     more = ["--teacher", str(teacher)] if stage == "distill" else []
     return [
         *("train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--save-every", "1steps"),
@@ -63,16 +84,25 @@ def _begin(arguments: list[str], told: int, said: Path, own: dict[str, str]) -> 
     started = os.fork()
     if started:
         return started
-    original = losses.Losses.add
 
-    def add(self: losses.Losses, loss: torch.Tensor) -> None:
-        original(self, loss)
-        if own["RANK"] == "0":
-            os.write(told, b"!")
+    def telling(original: Any) -> Any:
+        def step(*given: Any, **named: Any) -> Any:
+            if own["RANK"] == "0":
+                os.write(told, b"!")
+            return original(*given, **named)
+
+        return step
+
+    def keeping(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, biases = train_heads(*given)
+        save_file({"weights": weights.contiguous(), "biases": biases.contiguous()}, heads_of(Path(out)))
+        return weights, biases
 
     try:
         os.environ.update(own)
-        losses.Losses.add = add  # type: ignore[method-assign]
+        out, train_heads, linear.train_heads = arguments[arguments.index("--out") + 1], linear.train_heads, keeping
+        for owner, name in STEPS[arguments[1]]:
+            setattr(owner, name, telling(getattr(owner, name)))
         with said.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -84,6 +114,11 @@ def _begin(arguments: list[str], told: int, said: Path, own: dict[str, str]) -> 
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def heads_of(out: Path) -> Path:
+    """Where the harness keeps the heads that a run of `train linear` trained; the run itself does not."""
+    return out.with_name(f"{out.name}.heads")
 
 
 def finish(arguments: list[str], said: Path, ranks: int = 1) -> None:
@@ -99,6 +134,9 @@ def finish(arguments: list[str], said: Path, ranks: int = 1) -> None:
 def left_by(out: Path) -> str:
     """What the kill came in the middle of, by the files it left."""
     names = {path.name for folder in ("checkpoints", "bank.zarr") for path in (out / folder).glob("*")}
+    if not (out / "checkpoints").exists():
+        own = {path.name for path in out.glob("*")}
+        return next((f"with {name} there" for name in LEFT if name in own), "before the directory")
     unfinished = any(name.endswith((".partial", ".new", ".stale")) for name in names)
     states = {name.rsplit(".", 1)[0] for name in names if name.endswith(".safetensors")}
     whole = {name.rsplit(".", 1)[0] for name in names if name.endswith(".json")}
@@ -110,7 +148,7 @@ def main() -> int:
     parser.add_argument(
         "--shards", type=Path, required=True, help="a shard set with a train split of a few dozen clips"
     )
-    parser.add_argument("--stage", choices=["pretrain", "distill"], default="pretrain")
+    parser.add_argument("--stage", choices=list(STEPS), default="pretrain")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train together; one of them is killed")
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,7 +165,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         said, teacher = folder / "said", folder / "teacher"
-        if given.stage == "distill":
+        if given.stage != "pretrain":
             finish(command("pretrain", given.shards, teacher, teacher), said)
         finish(command(given.stage, given.shards, teacher, folder / "whole"), said, given.ranks)
         while kills < given.kills:
@@ -153,7 +191,10 @@ def main() -> int:
                     kills += 1
                     left[left_by(out)] += 1
             try:
-                assert_same_run(out, folder / "whole")
+                if given.stage == "linear":
+                    assert_same_linear(out, folder / "whole", heads_of)
+                else:
+                    assert_same_run(out, folder / "whole")
             except AssertionError as error:
                 raise SystemExit(f"seed {given.seed}, kill {kills}: not the undisturbed run: {error}") from error
     ranks_said = f" on {given.ranks} ranks" if given.ranks > 1 else ""

@@ -4,7 +4,8 @@ python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": 
                                             {"code", "said"}, one for each rank
 
 With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
-three seconds, and each rank says at its end which ones the folder holds; with "check": "layers" ranks run check_layers.
+three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
+clusters have collapsed; with "check": "layers" ranks run check_layers.
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -27,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from collapsing import FlatProjector
 from torch import nn
 
-from unfused_fast import distill, losses, pipeline, pretraining
+from unfused_fast import distill, losses, model, pipeline, pretraining
 from unfused_fast.cli import app
 from unfused_fast.gradients import sum_gradients
 from unfused_fast.launch import place_of
@@ -75,6 +77,8 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             stop_after(job["stop_after"])
         if "slow_saves" in job:
             slow_saves()
+        if job.get("flat"):
+            model.Projector = FlatProjector  # type: ignore[misc]
         sys.argv[1:] = job["arguments"]
         run_app(app)
     except SystemExit as ended:

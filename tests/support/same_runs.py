@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,26 @@ def assert_same_run(one: Path, other: Path) -> None:
     first, second = map(load_file, newest)
     assert set(first) == set(second)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
-    assert results[0].keys() == results[1].keys()
-    assert without_times(results[0]) == without_times(results[1])
+    results = _same_results(one, other)
     assert log_of(one) == log_of(other)
     if results[0]["stage"] == "pretrain":
         banks = [Generation(run / "bank.zarr" / f"gen-{results[0]['last_epoch']:06d}") for run in (one, other)]
         for block, same in zip(*(bank.chunks() for bank in banks), strict=True):
             assert torch.equal(block.rows, same.rows) and torch.equal(block.assignments, same.assignments)
+
+
+def assert_same_linear(one: Path, other: Path, heads_of: Callable[[Path], Path]) -> None:
+    """Two finished runs of `train linear` have the same heads, as kept beside them, result, picture and files."""
+    first, second = (load_file(heads_of(run)) for run in (one, other))
+    assert set(first) == set(second)
+    assert all(bool(first[name].any()) and torch.equal(first[name], second[name]) for name in first)
+    _same_results(one, other)
+    assert (one / "confusion.png").read_bytes() == (other / "confusion.png").read_bytes()
+    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+
+
+def _same_results(one: Path, other: Path) -> list[dict[str, Any]]:
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0].keys() == results[1].keys()
+    assert without_times(results[0]) == without_times(results[1])
+    return results

@@ -1,0 +1,53 @@
+"""The stop of stage 1 when its clusters have collapsed: nearly all clips in one, time after time.   K clusters."""
+
+from __future__ import annotations
+
+from unfused_fast.config import Config
+from unfused_fast.errors import UserError
+
+LARGEST_SHARE = 0.95
+"""Share of the clips in one cluster from which a clustering counts as collapsed. Ours: who predicts that cluster for
+every clip has then nearly no loss; what one cluster holds in a run that learns lies far below."""
+IN_A_ROW = 3
+"""Collapsed clusterings in a row that stop a run. Ours: a first one may be the untrained network's, as of an
+EfficientNet whose BatchNorm has no statistics yet (all clips in one cluster, then 37 % after an epoch)."""
+
+
+class Collapsed(UserError):
+    """The clusters have collapsed; what to try."""
+
+
+class Collapse:
+    """Counts the collapsed clusterings in a row."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.in_a_row = 0
+        """Belongs into a checkpoint."""
+
+    def check(self, largest_share: float, k: int, epoch: int) -> None:
+        """One clustering into K clusters, before the epoch; one cluster alone cannot collapse.
+
+        Raises:
+            Collapsed: it is the last of IN_A_ROW; the count is then as before it, for a checkpoint of the epoch before.
+        """
+        if k < 2 or largest_share < LARGEST_SHARE:
+            self.in_a_row = 0
+            return
+        if self.in_a_row + 1 >= IN_A_ROW:
+            raise Collapsed(self._words(largest_share, k, epoch))
+        self.in_a_row += 1
+
+    def _words(self, largest_share: float, k: int, epoch: int) -> str:
+        cluster, optim = self._config.cluster, self._config.optim
+        tries = [f"--set optim.lr={optim.lr / 10:g} (now {optim.lr:g})"]
+        if optim.schedule == "constant":
+            tries.append("--set optim.schedule=cosine")
+        tries.append("more clips a batch (train.batch_size)")
+        if cluster.algo == "spherical" and cluster.empty == "keep":
+            tries.append("--set cluster.empty=split")
+        return (
+            f"epoch {epoch}: the clusters have collapsed: {IN_A_ROW} clusterings in a row had at least "
+            f"{LARGEST_SHARE:.0%} of the clips in one of {k} clusters (now {largest_share:.1%}), which leaves nothing "
+            f"to learn; start again with --overwrite and {', or '.join(tries)}"
+        )
