@@ -110,8 +110,7 @@ class Pretraining:
         self.collapse = Collapse(config)
         self.timer = PartTimer(device)
         self.step = 0
-        self._drawn = -math.inf
-        self._filling = False
+        self._drawn, self._filling = -math.inf, False
         self._saving = Background[Path]("checkpoint")
 
     @property
