@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -220,6 +221,10 @@ def test_devices_starts_processes_that_stop_together(
     command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--save-every", "1steps"]
     started = cli_process(*command, "--epochs", 5000)
     _wait_for(lambda: (out / "log.jsonl").exists(), started)
+    for process in (started.pid, _rank(started.pid, 0), _rank(started.pid, 1)):
+        assert set(_listens_on(process)) <= {"127.0.0.1"}, (
+            "the processes of one machine are not to be reached from others"
+        )
     started.send_signal(signal.SIGTERM)
     said = started.communicate(timeout=60)[1]
     assert started.returncode == 130 and "saved; go on with --resume" in said and "Traceback" not in said, said
@@ -336,3 +341,17 @@ def _rank(launcher: int, rank: int) -> int:
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return child
     raise AssertionError(f"{launcher} has no rank {rank}: {children}")
+
+
+def _listens_on(process: int) -> list[str]:
+    """Addresses at which a process takes connections."""
+    links = [str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()]
+    found = []
+    for name, width in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                turned = b"".join(words[at : at + 4][::-1] for at in range(0, width, 4))
+                found.append(str(ipaddress.ip_address(turned)))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,13 +80,23 @@ def last_words(text: str) -> None:
 def _run(count: int) -> int:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    with socket.create_server(("127.0.0.1", 0), backlog=count) as listening:  # the store alone would listen everywhere
+        port = listening.getsockname()[1]
+        kept = TCPStore(
+            "127.0.0.1",
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=60),
+            master_listen_fd=listening.detach(),
+        )
     shared = {
         **os.environ,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, available_cores() // count))),
     }
@@ -98,6 +109,7 @@ def _run(count: int) -> int:
                 hushed = None if rank == 0 or "--debug" in sys.argv else subprocess.DEVNULL
                 processes.append(subprocess.Popen(command, env=own, stdout=hushed, stderr=hushed))
             first = wait_for(processes)
+        del kept
         said = [read_words(Path(folder), rank) for rank in range(count)]
     return exit_code(processes, said, first)
 
