@@ -9,12 +9,16 @@ PIP_ARGS ?=
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint audit clean
+.PHONY: demo test soak lint audit clean
 demo: $(VENV)/.installed
 	$(BIN)/unfused-fast demo --out $(OUT) --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Dozens of kills of each stage, one of two ranks, a Ray cluster, compilers that are stopped: a quarter of an hour.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m soak
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

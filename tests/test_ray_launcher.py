@@ -76,7 +76,7 @@ def test_the_same_training_as_on_this_machine(
     assert [row["loss"] for row in log_of(tmp_path / "here")] == [row["loss"] for row in log_of(tmp_path / "there")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_signal_stops_all_and_an_end_of_one_ends_all(
     address: str, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_signal_stops_all_and_an_end_of_one_ends_all(
     assert "go on with --resume" in said and "Traceback" not in said and not processes_of(out), (first, said)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_who_starts_it_takes_it_along(address: str, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     started = start(

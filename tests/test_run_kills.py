@@ -35,13 +35,13 @@ def test_a_rank_killed_of_two(tones: Path, stage: str) -> None:
     kill(stage, 2, tones, "--ranks", "2")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])
 def test_a_rank_killed_of_two_ten_times(tones: Path, stage: str) -> None:
     kill(stage, 10, tones, "--ranks", "2")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["pretrain", "distill", "linear"])
 def test_twenty_five_kills(tones: Path, stage: str) -> None:
     kill(stage, 25, tones)

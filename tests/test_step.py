@@ -18,6 +18,7 @@ from unfused_fast.pretraining import Pretraining
 from unfused_fast.run import Run
 from unfused_fast.settings import preset, with_values
 from unfused_fast.shards.table import open_shards
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import Options, prepare_for
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def test_a_step_of_distillation_never_waits(tones: Path, tiny: list[str]) -> Non
     shards = open_shards(tones)
     config = with_values(preset("recommended", "distill"), _values(tiny))
     targets = torch.arange(shards.clips_in("train").num_rows) % 3
-    state = Distillation(config, shards, targets, 3, Options(CPU, compile=False))
+    state = Distillation(config, shards, targets, 3, Options(CPU, compile=False), SkippedClips())
     first, second, *_ = state.batches(1)
     state.train_batch(first, 1)
     with Recorded() as seen:

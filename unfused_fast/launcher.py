@@ -20,7 +20,7 @@ from unfused_fast.errors import UserError, escaped
 from unfused_fast.launch import place_of
 from unfused_fast.shards.workers import available_cores
 
-GRACE_SECONDS = 12.0
+GRACE_SECONDS = 20.0
 """How long the others may take to end by themselves when one has ended; they say what they know by then."""
 POLL_SECONDS = 0.1
 ERRORS = "UNFUSED_ERRORS"
