@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from measure import record
 
+from unfused_fast.demo import width_values
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.pretrain import pretrain
 from unfused_fast.settings import preset, with_values
@@ -30,10 +31,7 @@ def main() -> None:
         shards = pack(union_rows(), Path(name) / "shards", statistics=log_mel_statistics).shard_set
         for width in given.width:
             values = {
-                "model.channels": width,
-                "model.dim": 32 * width,
-                "model.proj_hidden": 32 * width,
-                "model.proj_dim": 8 * width,
+                **width_values(width),
                 "cluster.k": 64,
                 "train.batch_size": given.batch_size,
                 "train.epochs": given.epochs,

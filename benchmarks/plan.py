@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from measure import record
 
+from unfused_fast.demo import width_values
 from unfused_fast.memory import free_memory
 from unfused_fast.plan import Machine, clusters_of, plan
 from unfused_fast.plan_bytes import FLAC_SHARE, step_cost
@@ -31,10 +32,7 @@ def main() -> None:
     device = torch.device(given.device)
     options, free = Options(device), free_memory(device)
     values = {
-        "model.channels": given.width,
-        "model.dim": 32 * given.width,
-        "model.proj_hidden": 32 * given.width,
-        "model.proj_dim": 8 * given.width,
+        **width_values(given.width),
         "train.epochs": given.epochs,
     }
     config = with_values(preset("recommended", "pretrain"), values)

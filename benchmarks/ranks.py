@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from measure import record
 
+from unfused_fast.demo import width_values
 from unfused_fast.synthetic import synthetic_set
 
 
@@ -57,10 +58,7 @@ def main() -> None:
         parser.error("want at least 2 epochs, of which the first does not count, and 1 round")
     processes = sorted(set(given.processes or counts(given.device)))
     values = {
-        "model.channels": given.width,
-        "model.dim": 32 * given.width,
-        "model.proj_hidden": 32 * given.width,
-        "model.proj_dim": 8 * given.width,
+        **width_values(given.width),
         "cluster.k": given.k,
         "train.batch_size": given.batch_size,
         "train.gradients": given.gradients,

@@ -52,13 +52,20 @@ def stage_config(stage: Stage, size: DemoSize, seed: int) -> Config:
     return with_values(preset("recommended", stage), {**size_values(stage, size), "train.seed": seed})
 
 
+def width_values(width: int) -> dict[str, Any]:
+    """Channels of AudioNTT's blocks, and the other widths in the paper's proportion; 64 is the paper's encoder."""
+    return {
+        "model.channels": width,
+        "model.dim": 32 * width,
+        "model.proj_hidden": 32 * width,
+        "model.proj_dim": 8 * width,
+    }
+
+
 def size_values(stage: Stage, size: DemoSize) -> dict[str, Any]:
     """What a size sets in any preset: 819 clips want smaller batches and fewer clusters than 250,000."""
     values: dict[str, Any] = {
-        "model.channels": size.width,
-        "model.dim": 32 * size.width,
-        "model.proj_hidden": 32 * size.width,
-        "model.proj_dim": 8 * size.width,
+        **width_values(size.width),
         "cluster.k": size.clusters,
     }
     if stage == "pretrain":

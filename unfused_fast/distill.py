@@ -26,13 +26,13 @@ from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import DistillNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.pipeline import Batch, Batches, Loader
+from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.placement import placed
 from unfused_fast.progress import PartTimer
 from unfused_fast.pseudo_labels import PSEUDO_LABELS, pseudo_labels_together, write_pseudo_labels
 from unfused_fast.ranks import in_words
 from unfused_fast.run import Run
-from unfused_fast.run_together import check_parts, load_together, open_run, parts_of
+from unfused_fast.run_together import load_together, open_run, parts_of, train_loader
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shared_layers import first_buffers, first_state, share_layers
 from unfused_fast.skipped_clips import SkippedClips
@@ -115,17 +115,7 @@ class Distillation:
         self.first_id = shards.first_id("train")
         self.batch_size = resolve_batch_size(config, clips)
         self.ranks = options.ranks
-        stream = Loader(
-            shards,
-            "train",
-            config,
-            device=device,
-            batch_size=self.batch_size,
-            share=self.ranks.share,
-            threads=options.threads,
-            skipped=skipped,
-        )
-        check_parts(config, self.ranks.share, self.batch_size)
+        stream = train_loader(config, shards, options, self.batch_size, skipped)
         self.loader: Batches = placed(stream, ranks=self.ranks)
         self.network = prepare_for(share_layers(DistillNetwork(config, k), self.ranks, config.model.sync_bn), device)
         self.forward = compiled(self.network, options)

@@ -31,13 +31,13 @@ from unfused_fast.loop import Progress, progress_of
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.partitions import cluster_sizes, normalised_mutual_information, stalled
-from unfused_fast.pipeline import Batch, Batches, Loader
+from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.plots import plot_cluster_sizes
 from unfused_fast.prediction import build_predictor
 from unfused_fast.progress import PartTimer
 from unfused_fast.randomness import key
 from unfused_fast.run import Run
-from unfused_fast.run_together import check_parts, load_together, parts_of
+from unfused_fast.run_together import load_together, parts_of, train_loader
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shared_layers import first_buffers, share_layers
 from unfused_fast.skipped_clips import SkippedClips
@@ -87,17 +87,8 @@ class Pretraining:
         clips = train_clips(shards)
         self.k, self.batch_size = resolve_k(config, clips), resolve_batch_size(config, clips)
         self.ranks = options.ranks
-        self.stream = Loader(
-            shards,
-            "train",
-            config,
-            device=device,
-            batch_size=self.batch_size,
-            share=self.ranks.share,
-            threads=options.threads,
-            skipped=SkippedClips(options.skip_bad, self.ranks),
-        )
-        check_parts(config, self.ranks.share, self.batch_size)
+        skipped = SkippedClips(options.skip_bad, self.ranks)
+        self.stream = train_loader(config, shards, options, self.batch_size, skipped)
         self.loader: Batches = self.stream
         self.network = prepare_for(share_layers(PretrainNetwork(config), self.ranks, config.model.sync_bn), device)
         self.forward = compiled(self.network, options)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.pipeline import Loader
 from unfused_fast.ranks import Ranks
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.shares import Share
+from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import Options, console
 
 
@@ -102,14 +104,29 @@ def load_together(
     return ranks.tensors_from_first(read[0] if read else None), dict(state)
 
 
-def check_parts(config: Config, share: Share, batch_size: int) -> None:
-    """Raises UserError unless every rank has a clip for each of `train.accumulate` parts of a batch."""
+def train_loader(config: Config, shards: ShardSet, options: Options, batch_size: int, skipped: SkippedClips) -> Loader:
+    """The train split, of whose batches of all ranks this one reads its share.
+
+    Raises UserError unless every rank has a clip for each of `train.accumulate` parts of a batch.
+    """
+    share = options.ranks.share
+    loader = Loader(
+        shards,
+        "train",
+        config,
+        device=options.device,
+        batch_size=batch_size,
+        share=share,
+        threads=options.threads,
+        skipped=skipped,
+    )
     least = min(share.sizes(batch_size))
     if config.train.accumulate > least:
         raise UserError(
             f"train.accumulate = {config.train.accumulate}, but of a batch of {batch_size} clips a process has "
             f"{least}; use fewer parts or a larger --set train.batch_size"
         )
+    return loader
 
 
 def parts_of(config: Config, ranks: Ranks, batch_size: int) -> Iterator[slice]:
