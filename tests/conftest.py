@@ -96,17 +96,17 @@ def cli() -> Cli:
 @pytest.fixture(scope="session")
 def cli_process() -> Callable[..., subprocess.Popen[str]]:
     """`cli_process("train", ...)` starts the command line in a process of its own, in a session of its own; the caller
-    waits.
+    waits. `variables` are of its environment.
     """
 
-    def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    def start(*arguments: object, cwd: Path | None = None, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "unfused_fast", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables},
             start_new_session=True,
         )
 

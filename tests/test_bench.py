@@ -170,7 +170,12 @@ def test_without_update_a_step_takes_the_same_network(tones: Path, monkeypatch: 
 
         return forward
 
+    def second(run: Callable[[], object], device: torch.device) -> float:
+        run()
+        return 1.0
+
     monkeypatch.setattr(bench, "compiled", compiled)
+    monkeypatch.setattr(measuring, "seconds_of", second)
     config = with_values(Config(), {"model.channels": 4, "model.dim": 32, "model.proj_dim": 16, "train.batch_size": 4})
     rows = PARTS["step"](Bench(open_shards(tones), config, Options(torch.device("cpu")), quick=True))
     counts = list[int]()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from same_runs import assert_same_run
-from stopping import signalled_after
+from stopping import stopped_twice
 from torch import Tensor
 
 from unfused_fast import plan_bytes
@@ -92,10 +92,7 @@ def test_a_run_of_three_heads_learns_goes_on_exactly_and_is_planned(
 
     whole = train("whole")
     assert whole.code == 0, whole.err
-    for steps, more in ((4, []), (2, ["--resume"])):
-        with signalled_after(steps, signal.SIGTERM):
-            assert train("parts", *more).code == 130
-    assert train("parts", "--resume").code == 0
+    stopped_twice(partial(train, "parts"))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     newest = sorted((tmp_path / "whole" / "checkpoints").glob("*.safetensors"))[-1]
     tensors = load_file(newest)

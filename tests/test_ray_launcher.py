@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from same_runs import log_of
+from waiting import wait_for
 
 ray = pytest.importorskip("ray", reason="comes with the extra ray")
 
+Start = Callable[..., "subprocess.Popen[str]"]
 IMPORTED = os.pathsep.join(filter(None, sys.path))
 """Where processes that tests start find what this one imports."""
 
@@ -36,17 +39,10 @@ def address() -> Iterator[str]:
     made.shutdown()
 
 
-def start(address: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """The command line, on the cluster."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "unfused_fast", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        start_new_session=True,
-        env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": IMPORTED, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
+@pytest.fixture(scope="module")
+def start(address: str, cli_process: Start) -> Start:
+    """The command line in a process of its own, on the cluster."""
+    return partial(cli_process, RAY_ADDRESS=address, PYTHONPATH=IMPORTED)
 
 
 def processes_of(out: Path) -> list[int]:
@@ -64,12 +60,12 @@ def processes_of(out: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_the_same_training_as_on_this_machine(
-    address: str, cli_process: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
+    start: Start, cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     command = ["train", "pretrain", tones, *tiny, "--epochs", 2, "--devices", 2, "--json", "--out"]
     here = cli_process(*command, tmp_path / "here")
     assert here.wait(120) == 0, here.communicate()
-    there = start(address, *command, "there", "--engine", "ray", cwd=tmp_path)
+    there = start(*command, "there", "--engine", "ray", cwd=tmp_path)
     out, err = there.communicate(timeout=180)
     assert there.returncode == 0 and "on 2 ranks" in err, err
     assert json.loads(out)["run"] == "there", "rank 0's output is this process's"
@@ -78,18 +74,18 @@ def test_the_same_training_as_on_this_machine(
 
 @pytest.mark.soak
 def test_a_signal_stops_all_and_an_end_of_one_ends_all(
-    address: str, tones: Path, tiny: list[str], tmp_path: Path
+    start: Start, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     command = ["train", "pretrain", tones, *tiny, "--epochs", 5000, "--devices", 2, "--engine", "ray", "--resume"]
-    started = start(address, *command, "--out", out, "--save-every", "1steps")
-    _wait_for(lambda: (out / "log.jsonl").exists(), started)
+    started = start(*command, "--out", out, "--save-every", "1steps")
+    wait_for(lambda: (out / "log.jsonl").exists(), started)
     started.send_signal(signal.SIGUSR1)
     said = started.communicate(timeout=120)[1]
     assert started.returncode == 130 and said.count("saved; go on with --resume") == 1, said
     lines = len(log_of(out))
-    started = start(address, *command, "--out", out)
-    _wait_for(lambda: len(log_of(out)) > lines, started)
+    started = start(*command, "--out", out)
+    wait_for(lambda: len(log_of(out)) > lines, started)
     (first, second) = sorted(processes_of(out))
     os.kill(second, signal.SIGKILL)
     said = started.communicate(timeout=120)[1]
@@ -98,12 +94,12 @@ def test_a_signal_stops_all_and_an_end_of_one_ends_all(
 
 
 @pytest.mark.soak
-def test_who_starts_it_takes_it_along(address: str, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_who_starts_it_takes_it_along(start: Start, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     started = start(
-        address, "train", "pretrain", tones, *tiny, "--epochs", 5000, "--devices", 2, "--engine", "ray", "--out", out
+        "train", "pretrain", tones, *tiny, "--epochs", 5000, "--devices", 2, "--engine", "ray", "--out", out
     )
-    _wait_for(lambda: (out / "log.jsonl").exists(), started)
+    wait_for(lambda: (out / "log.jsonl").exists(), started)
     assert len(processes_of(out)) == 2
     started.kill()
     started.communicate()
@@ -113,7 +109,7 @@ def test_who_starts_it_takes_it_along(address: str, tones: Path, tiny: list[str]
     assert not processes_of(out)
 
 
-def test_what_a_cluster_cannot_do(address: str, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_what_a_cluster_cannot_do(start: Start, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", "--engine", "ray", *tiny]
     asked: dict[str, list[object]] = {
         "--devices 3: the Ray cluster has 2 CPUs and 0 GPUs; each process takes one CPU": ["--devices", 3],
@@ -124,7 +120,7 @@ def test_what_a_cluster_cannot_do(address: str, tones: Path, tiny: list[str], tm
         "--device cuda:1: on a Ray cluster": ["--device", "cuda:1"],
     }
     for sentence, flags in asked.items():
-        started = start(address, *command, *flags)
+        started = start(*command, *flags)
         said = started.communicate(timeout=120)[1]
         assert started.returncode == 1 and f"error: {sentence}" in said and "Traceback" not in said, said
     assert not (tmp_path / "run").exists()
@@ -139,12 +135,3 @@ def test_no_cluster(tones: Path, tmp_path: Path, cli: Callable[..., Any], monkey
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert "leave it out under torchrun and srun" in cli(*command).error
-
-
-def _wait_for(done: Callable[[], bool], started: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
-    while not done():
-        if started.poll() is not None or time.monotonic() > until:
-            started.kill()
-            raise AssertionError(started.communicate())
-        time.sleep(0.1)

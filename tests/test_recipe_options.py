@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from same_runs import assert_same_run, log_of
-from stopping import signalled_after
+from stopping import stopped_twice
 from torch import Tensor
 
 from unfused_fast.assignment import Clustering
@@ -271,10 +271,7 @@ def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(
 
     whole = train("whole")
     assert whole.code == 0, whole.err
-    for steps, more in ((4, []), (2, ["--resume"])):
-        with signalled_after(steps, signal.SIGTERM):
-            assert train("parts", *more).code == 130
-    assert train("parts", "--resume").code == 0
+    stopped_twice(partial(train, "parts"))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 

@@ -18,6 +18,7 @@ from scipy.stats import t as student
 from unfused_fast.demo import DemoSize
 from unfused_fast.errors import UserError
 from unfused_fast.run_pool import RunPool
+from unfused_fast.settings import preset
 from unfused_fast.shards.table import open_shards
 from unfused_fast.training import Options
 
@@ -79,12 +80,28 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
                 value = tuple(line[name]) if isinstance(line[name], list) else line[name]
                 if line["field"] not in sized:
                     wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
+        if stage == "distill":
+            assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
         found = study.deviating(of, stage)
         assert found == wanted and wanted
         configs = {name: of.config("recommended", name) for name in of.deviations}
         cells = study.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
         changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
         assert [(field, str(value)) for field, value in changed] == [(f, v) for f, vs in found.items() for v in vs]
+
+
+def test_a_size_leaves_the_widths_of_decar_v1_alone(tones: Path, tmp_path: Path) -> None:
+    shards, pool = open_shards(tones), RunPool(tmp_path, Options(torch.device("cpu")))
+    of = study.Study(shards, [shards], DemoSize(), {}, (), tmp_path, pool)
+    assert of.config("decar-v1", "pretrain").model == preset("decar-v1", "pretrain").model
+    assert of.config("paper", "pretrain").model.channels == 16
+    own = {"model.encoder": "audiontt"}
+    assert (
+        study.Study(shards, [shards], DemoSize(), own, (), tmp_path, pool).config("decar-v1", "pretrain").model.dim
+        == 512
+    )
+    shown = study.sized(of)["pretrain"]
+    assert shown["train.batch_size"] == 64 and shown["model.channels"] == 16
 
 
 def test_sets_of_one_name_are_told_apart(tones: Path, unlabelled: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -117,6 +134,8 @@ def test_targets_and_settings_are_checked_before_stage_1(
 
     given = ["--quick", "--shards", tones, "--target", tones]
     assert "train and test are wanted" in error(*given, "--target", unlabelled)
+    assert "cluster.algo = pic does not read it" in error(*given, "--set", "cluster.init=warm")
+    assert "--deviations finetune" in error(*given, "--deviations", "finetune")
     assert "eval.label_fraction = 0.5" in error(*given, "--set", "eval.label_fraction=0.5")
 
 
@@ -126,14 +145,16 @@ def test_what_was_measured_is_written_before_the_deviations(
     def stopped(*_: object) -> None:
         raise UserError("no deviations today")
 
-    monkeypatch.setattr(study, "run_study", lambda _: {"targets": ["measured"]})
+    measured = {"size": {"seeds": 3}, "sized": {}, "values": {}, "pretraining_clips": 9, "targets": [], "failed": ["x"]}
+    monkeypatch.setattr(study, "run_study", lambda _: measured)
     monkeypatch.setattr(study, "_deviations", stopped)
     arguments = ["study", "--quick", "--out", tmp_path, "--shards", tones, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
     with pytest.raises(UserError, match="no deviations today"):
         study.main()
     written = json.loads((tmp_path / "study.json").read_text())
-    assert (written["targets"], written["deviations"]) == (["measured"], [])
+    assert (written["failed"], written["deviations"]) == (["x"], [])
+    assert "9 clips for stage 1" in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.slow

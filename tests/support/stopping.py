@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -45,3 +46,11 @@ def signalled_after(steps: int, number: signal.Signals = signal.SIGTERM) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Losses, "add", add)
         yield
+
+
+def stopped_twice(train: Callable[..., Any]) -> None:
+    """`train("--resume")` and the like, three times to its end: SIGTERM after 4 steps, and after 2 of the second."""
+    for steps, more in ((4, []), (2, ["--resume"])):
+        with signalled_after(steps):
+            assert train(*more).code == 130
+    assert train("--resume").code == 0
