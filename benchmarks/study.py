@@ -15,11 +15,11 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from study_page import page
 
-from unfused_fast.ablation import Cell, ablate, cells_of
+from unfused_fast.ablation import STAGES, Cell, ablate, cells_of
 from unfused_fast.checkpoint import write_json
 from unfused_fast.config import Config
 from unfused_fast.demo import TASKS, DemoSize, packed_set, size_values
@@ -52,7 +52,7 @@ COMPARED = [
     *((name, LOG_MEL) for name in (DECAR1, DECAR, UNFUSED, UNFUSED_3)),
 ]
 """Which differences the page shows: each encoder beside its own architecture untrained, stages, log-mel."""
-STAGES: tuple[Stage, ...] = get_args(Stage)
+PRETRAINED: tuple[PresetName, ...] = *DECAR2.values(), "decar-v1"
 QUICK = DemoSize(seeds=1, epochs=1, width=4, clusters=8)
 QUICK_VALUES = {
     "eval.epochs": 5,
@@ -83,8 +83,10 @@ class Study:
         return folder.name if alike == {folder} else f"{folder.parent.name}/{folder.name}"
 
     def config(self, name: PresetName, stage: Stage, seed: int = 0) -> Config:
-        """A preset at the study's size."""
-        return with_values(preset(name, stage), {**size_values(stage, self.size), **self.values, "train.seed": seed})
+        """A preset at the study's size; widths are those of AudioNTT, and EfficientNet-B0 keeps its own."""
+        chosen = with_values(preset(name, stage), self.values)
+        values = size_values(stage, self.size, widths=chosen.model.encoder == "audiontt")
+        return with_values(chosen, {**values, **self.values, "train.seed": seed})
 
 
 def main() -> None:
@@ -127,16 +129,27 @@ def main() -> None:
     )
     refuse_unusable(study)
     result = {"quick": given.quick, **run_study(study), **circumstances(options.device), "deviations": []}
-    write_json(given.out / "study.json", result)  # hours are behind it, and as many before the deviations are done
+    _write(given.out, result)  # hours are behind it, and as many before the deviations are done
     result["deviations"] = [line for target in study.targets for line in _deviations(study, target)]
-    write_json(given.out / "study.json", result)
-    for path in {given.out / "results.md", *([given.page] if given.page else [])}:
-        replace_file(path, page(result).encode())
-        print(f"wrote {path}")
+    _write(given.out, result)
+    if given.page:
+        replace_file(given.page, page(result).encode())
+        print(f"wrote {given.page}")
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    write_json(out / "study.json", result)
+    replace_file(out / "results.md", page(result).encode())
+    print(f"wrote {out / 'results.md'}")
 
 
 def refuse_unusable(study: Study) -> None:
-    """Raises UserError for settings or a target that stage 3 would refuse, before stage 1 has run for hours."""
+    """Raises UserError for settings or a target that a stage would refuse, before stage 1 has run for hours."""
+    for name in PRETRAINED:
+        study.config(name, "pretrain")
+    study.config("recommended", "distill")
+    for stage in study.deviations:
+        deviating(study, stage)
     for seed in range(study.size.seeds):
         config = study.config("recommended", "linear", seed)
         refuse_label_fraction(config)
@@ -162,6 +175,7 @@ def run_study(study: Study) -> dict[str, Any]:
     targets = [_target(study, target, failed) for target in study.targets]
     return {
         "size": asdict(study.size),
+        "sized": sized(study),
         "values": study.values,
         "pretraining_clips": study.shards.manifest.splits["train"].clips,
         "targets": targets,
@@ -260,11 +274,31 @@ def _pair(
     return None
 
 
+def sized(study: Study) -> dict[Stage, dict[str, Any]]:
+    """Stage -> field -> the value that the study's size gives `recommended` in place of its own."""
+    found = {
+        stage: differences(preset("recommended", stage), study.config("recommended", stage))
+        for stage in ("pretrain", "distill")
+    }
+    return {
+        stage: {one.field: one.values[1] for one in listed if one.field not in study.values}
+        for stage, listed in found.items()
+    }
+
+
 def deviating(study: Study, stage: Stage) -> dict[str, dict[str, list[Any]]]:
-    """Field -> {`paper`, `authors`} -> the values that these presets have in place of recommended's, at this size."""
+    """Field -> {`paper`, `authors`} -> the values that these presets have in place of recommended's, at this size.
+
+    A value that goes only with others of its preset, such as the place of a window that is not cut, is left out.
+    """
     found: dict[str, dict[str, list[Any]]] = {}
+    base = study.config("recommended", stage)
     for name in ("paper", "authors"):
-        for one in differences(study.config("recommended", stage), study.config(name, stage)):
+        for one in differences(base, study.config(name, stage)):
+            try:
+                with_values(base, {one.field: one.values[1]})
+            except UserError:
+                continue
             found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append((name, one.values[1]))
     return {
         field: {value: [name for name, _ in listed] for value, listed in values.items()}

@@ -87,11 +87,10 @@ def page(study: dict[str, Any]) -> str:
     if study["quick"]:
         parts.append("**A check that everything works, with tiny encoders and one epoch: no results.**")
     parts.append(
-        f"Written by `benchmarks/study.py`: {size['seeds']} seed(s), {size['epochs']} epochs of pre-training and "
-        f"{max(1, size['epochs'] // 2)} of distillation for every preset, AudioNTT of width {size['width']} (64 is the "
-        f"paper's), K {size['clusters']}, {study['pretraining_clips']:,} clips for stage 1, which reads no labels. "
-        f"{_given(study)}On {study['device']} ({study['cores']} cores), {study['versions']}, commit {study['commit']}, "
-        f"{study['date']}."
+        f"Written by `benchmarks/study.py`: {size['seeds']} seed(s), {study['pretraining_clips']:,} clips for stage 1, "
+        f"which reads no labels. {_sized(study)}{_given(study)}Everything else is as the presets have it "
+        f"(docs/recipe.md). On {study['device']} ({study['cores']} cores), {study['versions']}, commit "
+        f"{study['commit']}, {study['date']}."
     )
     parts.append(
         "Every encoder is frozen and judged alike: linear heads by the preset `recommended`, their rate chosen by "
@@ -114,6 +113,7 @@ def _target(target: dict[str, Any]) -> list[str]:
     kept = [number for number, column in enumerate(COLUMNS) if column not in HIDDEN]
     rows = [[texts[number] for number in kept] for texts in table_texts(target["rows"])]
     clips = ", ".join(f"{count:,} {name}" for name, count in target["clips"].items())
+    chance = f" (chance {100 / target['classes']:.1f} %)" if target["metric"] == "accuracy" else ""
     pairs = [
         [
             pair["first"],
@@ -127,8 +127,8 @@ def _target(target: dict[str, Any]) -> list[str]:
     ]
     return [
         f"## {target['task']}",
-        f"{target['classes']} classes (chance {100 / target['classes']:.1f} %); clips: {clips}. Test "
-        f"{target['metric']} in %; multiply-accumulates for 0.95 s.",
+        f"{target['classes']} classes{chance}; clips: {clips}. Test {target['metric']} in %; multiply-accumulates for "
+        "0.95 s.",
         markdown([COLUMNS[number] for number in kept], rows),
         "Differences first - second, in points:",
         markdown(PAIR_COLUMNS, pairs),
@@ -146,11 +146,24 @@ def _deviations(lines: Sequence[dict[str, Any]]) -> list[str]:
     said = [sentence for line in lines if (sentence := deviation_verdict(line)) is not None]
     return [
         "## What the presets' deviations cost",
-        "One field of one stage at a time, all others as `recommended`: points of test accuracy, mean ± standard error "
-        "over the same seeds. Stage pretrain is judged by its own encoder, the others by that of stage 2.",
+        "One field of one stage at a time, where it can be changed alone, all others as `recommended`: points of test "
+        "accuracy, mean ± standard error over the same seeds. Stage pretrain is judged by its own encoder, the others "
+        "by that of stage 2.",
         markdown(DEVIATION_COLUMNS, rows),
         _listed(said) if said else "No single deviation is shown to change anything.",
     ]
+
+
+def _sized(study: dict[str, Any]) -> str:
+    stages = "; ".join(
+        f"{stage} {' '.join(f'{field}={value}' for field, value in values.items())}"
+        for stage, values in study["sized"].items()
+        if values
+    )
+    return (
+        f"The size sets, for every preset: `{stages}` (widths for AudioNTT alone, of which model.channels=64 is the "
+        "paper's). "
+    )
 
 
 def _given(study: dict[str, Any]) -> str:

@@ -100,10 +100,13 @@ class Bench:
         """Operations a second in the precision of training."""
         return measuring.matmul_rate(self.device, torch.bfloat16 if self.amp else torch.float32)
 
-    def seconds(self, run: Callable[[], object]) -> list[float]:
-        """Of each of `repeats` calls, after one that does not count."""
+    def seconds(self, run: Callable[[], object], least: float = 0.5) -> list[float]:
+        """Of each of `repeats` calls, or of as many as `least` seconds take, after one that does not count."""
         run()
-        return [measuring.seconds_of(run, self.device) for _ in range(self.repeats)]
+        found = list[float]()
+        while len(found) < self.repeats or sum(found) < least:
+            found.append(measuring.seconds_of(run, self.device))
+        return found
 
     def crop(self) -> torch.Tensor:
         """(B, 1, F, T) of noise."""
@@ -225,9 +228,9 @@ def kmeans(bench: Bench) -> Iterator[Measured]:
 
     floor = 1e3 * 2 * n * d * k / measuring.matmul_rate(bench.device, torch.float32)
     what = f"iteration, {n:,} x {d}, K {k}, {backend}"
-    few = bench.seconds(run(1))
+    few = bench.seconds(run(1), 0)
     for more in (3, 12, 48):
-        taken = iteration_ms(few, bench.seconds(run(1 + more)), more)
+        taken = iteration_ms(few, bench.seconds(run(1 + more), 0), more)
         if taken is not None:
             yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
             return

@@ -46,3 +46,13 @@ def check_together(config: Config) -> None:
         f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
         "use it with --set bank.fill=pass",
     )
+    check(
+        config.pseudo.crop == "centre" or config.pseudo.seconds > 0,
+        f"pseudo.crop = {config.pseudo.crop} is the place of a window, but pseudo.seconds = 0 takes whole clips; give "
+        "pseudo.seconds too",
+    )
+    check(
+        config.eval.seconds == "auto" or config.eval.crop != "full",
+        f"eval.seconds = {config.eval.seconds} is the length of a crop, but eval.crop = full takes whole clips; use it "
+        "with --set eval.crop=centre or random",
+    )

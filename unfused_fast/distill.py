@@ -1,10 +1,8 @@
 """Stage 2: unsupervised fine-tuning by self-distillation.   N target clips, B clips in a batch, K pseudo-classes.
 
 Clustering the target's training clips with the frozen teacher f_pre gives pseudo-labels; a randomly initialised f_sd
-learns
-them with its deepest classifier and with a head on each block, which also follow the deepest one. Source: paper section
-3, part 2.
-The target's labels are never read.
+learns them with its deepest classifier and with a head on each block, which also follow the deepest one. The target's
+labels are never read. Source: paper section 3, part 2.
 """
 
 from __future__ import annotations
@@ -219,6 +217,7 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
     skipped = SkippedClips(options.skip_bad, options.ranks)
     if run.resumed:
         tensors, saved = load_together(run, options.ranks)
+        skipped.load(saved, shards)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     else:
         targets, k = pseudo_labels_together(config, shards, teacher, options, skipped)
@@ -235,8 +234,6 @@ def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options:
         if options.ranks.leads:
             start_from(state.network.encoder, load_encoder(teacher, options.device))
         first_state(state.network, options.ranks)
-    if run.resumed:
-        skipped.load(saved, shards)
     progress = state.load(tensors, saved) if run.resumed else None
     run.start()
     options.ranks.meet()

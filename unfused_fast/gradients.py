@@ -22,12 +22,12 @@ def sum_gradients(parameters: Iterable[Tensor], loss: Tensor, ranks: Ranks, dtyp
     if not ranks.together:
         return loss
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in found])
+    rows = [gradient.reshape(-1) for gradient in found]
     if dtype == "fp32":
-        flat = ranks.sum(torch.cat([flat, loss.reshape(1)]))
+        flat = ranks.sum(torch.cat([*rows, loss.reshape(1)]))
         flat, loss = flat[:-1], flat[-1]
     else:
-        flat = ranks.sum(flat.to(torch.bfloat16)).float()
+        flat = ranks.sum(torch.cat(rows).to(torch.bfloat16)).float()
         loss = ranks.sum(loss.clone())
     pieces = torch.split(flat, [gradient.numel() for gradient in found])
     torch._foreach_copy_(found, [piece.view(one.shape) for piece, one in zip(pieces, found, strict=True)])

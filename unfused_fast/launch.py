@@ -31,6 +31,8 @@ class Place(NamedTuple):
     port: int
     hosted: bool
     """Whether the launcher keeps the store there; else rank 0 does."""
+    attempt: str = "0"
+    """Which start of the job this is: torchrun keeps its store when it starts all processes again."""
 
     def device(self, wanted: str) -> str:
         """This process's part of what --device names. Raises UserError for a GPU of a number: each has its own."""
@@ -44,12 +46,13 @@ class Place(NamedTuple):
 
     def store(self, timeout: timedelta) -> Store:
         """A connection of its own. Raises RuntimeError when nobody answers."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
         leads = self.rank == 0 and not self.hosted
-        return TCPStore(
+        store = TCPStore(
             self.address, self.port, is_master=leads, timeout=timeout, wait_for_workers=False, multi_tenant=True
         )
+        return PrefixStore(f"attempt {self.attempt}", store)
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
@@ -69,26 +72,31 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
             given = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
             raise UserError(f"these do not say which process this is of how many: {given}; start it by torchrun")
         hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        place = Place(rank, world_size, local_rank, local_size, address, port, hosted)
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        asked = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
-        rank, world_size, local_rank, job = _numbers(asked, [environment.get(name, "") for name in asked])
+        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+        place = Place(rank, world_size, local_rank, local_size, address, port, hosted, attempt)
+    elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        asked = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_NODEID", "MASTER_PORT")
+        numbers = {"SLURM_NODEID": "0", "MASTER_PORT": "0", **environment}
+        rank, world_size, local_rank, job, node, port = _numbers(asked, [numbers.get(name, "") for name in asked])
         counts = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-        local_size = counts[int(environment.get("SLURM_NODEID", "0"))]
+        if node >= len(counts):
+            raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names {len(counts)} nodes")
         address = environment.get("MASTER_ADDR") or first_node(environment.get("SLURM_STEP_NODELIST", ""))
-        port = int(environment.get("MASTER_PORT", PORTS[0] + job % PORTS[1]))
-        place = Place(rank, world_size, local_rank, local_size, address, port, hosted=False)
+        port = port or PORTS[0] + job % PORTS[1]
+        place = Place(rank, world_size, local_rank, counts[node], address, port, hosted=False)
     else:
         return None
     return place if place.world_size > 1 else None
 
 
 def first_node(nodes: str) -> str:
-    """`gpu[03-05,9],cpu1` -> `gpu03`: the first name of SLURM's list. Raises UserError where there is none."""
-    found = re.match(r"([^,\[\]]+)(?:\[([^,\-\]]+)[^\]]*\])?([^,\[\]]*)", nodes)
+    """`gpu[03-05,9],cpu1` -> `gpu03`, `rack[1-2]node[7,9]` -> `rack1node7`: the first name of SLURM's list. Raises
+    UserError where there is none.
+    """
+    found = re.match(r"(?:[^,\[\]]|\[[^\]]+\])+", nodes)
     if found is None:
         raise UserError(f"SLURM_STEP_NODELIST={nodes}: it names no node; set MASTER_ADDR to the first one's address")
-    return found[1] + (found[2] or "") + (found[3] or "")
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", found[0])
 
 
 def tasks_per_node(counts: str) -> list[int]:

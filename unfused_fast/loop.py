@@ -165,21 +165,23 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     else:
         try:
             progress.values = state.begin_epoch(epoch, run)
-        except Interrupted as stopped:
+        except (Interrupted, Collapsed) as stopped:
+            if done and saves.last != progress.position:
+                saves.begin(progress.position, {}, _notes(state, progress))
+            if isinstance(stopped, Collapsed):
+                raise UserError(f"{stopped}; {ranks.first(saves.said)}") from stopped
             if not done:
                 raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet") from stopped
-            if saves.last != progress.position:
-                saves.begin(progress.position, {}, _notes(state, progress))
             _settled(saves, ranks)
             raise Interrupted(f"{run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
-        except Collapsed as stopped:
-            if done and saves.last != progress.position:
-                saves.begin(progress.position, {}, progress.notes())
-            raise UserError(f"{stopped}; {saves.said()}") from stopped
     taken, batches = first, state.batches(epoch, first)
 
+    def said() -> str:
+        """On every rank when rank 0 has written: see _settled."""
+        return str(ranks.first(saves.said))
+
     def save() -> None:
-        check_finite(losses, state.network, epoch, saves.said, config)
+        check_finite(losses, state.network, epoch, said, config)
         progress.position, progress.seconds = Position(done, taken), time.perf_counter() - began
         saves.begin(progress.position, losses.tensors(), _notes(state, progress))
 
@@ -219,9 +221,9 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
         losses.add(state.train_batch(batch, epoch))
         stepped()
         if taken % READ_EVERY == 0 and (fault := losses.fault()) is not None:
-            raise not_finite(fault, epoch, saves.said(), config)
+            raise not_finite(fault, epoch, said(), config)
     progress.values |= state.end_epoch() or {}
-    check_finite(losses, state.network, epoch, saves.said, config)
+    check_finite(losses, state.network, epoch, said, config)
     progress.position, progress.loss = Position(epoch), losses.mean(steps)
     progress.seconds = time.perf_counter() - began
 

@@ -87,11 +87,17 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
             f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
-    taken = _held(loader, layout, store, found, place, make)
+    # where they are to be made rank 0 does it, then a process of each machine that does not see rank 0's files
+    (missing,) = ranks.agree(found is None)
+    taken, turn = None, 0 if ranks.leads or not missing else 1 if ranks.local_rank == 0 else 2
+    for now in range(3 if missing else 1):
+        if now == turn:
+            found = found or log_mel_cache.find(loader, layout)
+            taken = _held(loader, layout, store, found, place, make)
+        ranks.meet()  # a first pass takes as long as it takes
     if taken is None:
         return loader
     held, source = taken
-    ranks.meet()  # a first pass takes as long as it takes, on each machine that keeps log-mels of its own
     seconds = time.perf_counter() - begin
     console.print(f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}")
     return ResidentLoader(loader, held, store, seconds)

@@ -47,8 +47,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
 def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
     config, options = state.config, state.options
-    state.loader = placed(state.stream, ranks=options.ranks)
     progress = state.load(run) if run.resumed else None
+    state.loader = placed(state.stream, ranks=options.ranks)
     run.start()
     options.ranks.meet()
     console.print(

@@ -51,7 +51,7 @@ class Ranks:
             place: among them; None: this process works alone.
         """
         self.rank, self.world_size = (0, 1) if place is None else (place.rank, place.world_size)
-        self.local_size = 1 if place is None else place.local_size
+        self.local_rank, self.local_size = (0, 1) if place is None else (place.local_rank, place.local_size)
         self.share = Share(self.rank, self.world_size)
         self.sizes = [0]
         """Rows of the batch at hand on each rank; see batch."""
@@ -234,15 +234,19 @@ class Ranks:
     def _wait(self, done: Callable[[], bool], ranks: list[int]) -> None:
         pause, longest = POLL_SECONDS
         try:
-            while not done():
-                for rank in ranks:
-                    silent = rank != self.rank and self._beats.silent_for(rank) > self._timeout
-                    if silent or (rank != self.rank and self._beats.ended(rank) is not None):
-                        raise RankLost(self._beats.who_is_missing())
+            while True:
+                gone = any(self._gone(rank) for rank in ranks if rank != self.rank)
+                if done():  # asked last: who ends has answered before
+                    return
+                if gone:
+                    raise RankLost(self._beats.who_is_missing())
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
         except RuntimeError as error:
             raise RankLost(self._beats.who_is_missing()) from error
+
+    def _gone(self, rank: int) -> bool:
+        return self._beats.silent_for(rank) > self._timeout or self._beats.ended(rank) is not None
 
     def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Tensors on the CPU that rank 0 has, on every rank; the others give None."""

@@ -6,6 +6,7 @@ call a function in a thread of its workers, where no signal can stop a run and s
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import socket
@@ -112,6 +113,7 @@ class Remote:
         self.returncode: int | None = None
         self._ray, self._member, self._rank, self._address = ray, member, rank, address
         self._signals: list[int] = []
+        self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in range(2)]
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs; passes signals to it, and what it has written to this process's output."""
@@ -124,8 +126,8 @@ class Remote:
                 reason = str(error).strip().splitlines()[0]
                 print(f"error: rank {self._rank} on {self._address}: Ray lost it ({reason})", file=sys.stderr)
                 return self.returncode
-            for data, stream in ((out, sys.stdout), (err, sys.stderr)):
-                stream.write(data.decode(errors="replace"))
+            for data, decoder, stream in ((out, self._decoders[0], sys.stdout), (err, self._decoders[1], sys.stderr)):
+                stream.write(decoder.decode(data))
                 stream.flush()
         return self.returncode
 
@@ -161,7 +163,12 @@ def _run(ray: Any, count: int, needed: dict[str, int]) -> int:
         actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote()
         for index in range(count)
     ]
-    places = ray.get([member.where.remote() for member in members])
+    try:
+        places = ray.get([member.where.remote() for member in members])
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"a node cannot begin ({str(error).strip().splitlines()[0]}); with --engine ray all nodes need unfused-fast"
+        ) from error
     ranks = sorted(range(count), key=lambda index: (places[index][0] != places[0][0], places[index][0], index))
     address, port = places[ranks[0]]
     hosts = [host for host, _ in places]

@@ -159,4 +159,4 @@ def _shape(x: Tensor) -> list[int]:
 
 def _spread(x: Tensor) -> int:
     """Values of a row in each channel."""
-    return x[0, 0].numel() if len(x) else int(torch.Size(x.shape[2:]).numel())
+    return x.shape[2:].numel()
