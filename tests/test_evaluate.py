@@ -219,6 +219,21 @@ def test_what_cannot_be_evaluated_is_said(
     assert "use --label-fraction 0.1" in few
 
 
+def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
+    cli: Callable[..., Any], tones: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 250)):  # with .partial its name is too long
+        done = cli("evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", out)
+        assert done.code == 1 and f"{out}: cannot be written (" in done.error and "choose another --out" in done.error
+        assert "evaluate: logmel" not in done.err
+    measured = cli(
+        "evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", tmp_path / "o"
+    )
+    assert measured.code == 0 and "evaluate: logmel" in measured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "o"]
+
+
 def test_a_head_chosen_by_the_test_is_the_best_of_all_epochs(tones: Path) -> None:
     config = with_values(Config(), {**TINY_MODEL, "eval.lr_grid": "", "eval.lr": "0.03"})
     shares = []
