@@ -185,6 +185,12 @@ def test_several_labels_are_scored_by_mean_average_precision(
         assert row["test"] > truth.mean() + 0.3, "above chance, which is a class's share of the clips"
 
 
+def test_train_linear_wants_one_label_a_clip(cli: Callable[..., Any], several: Path, tmp_path: Path) -> None:
+    done = cli("train", "linear", several, "--encoder", "logmel", "--device", "cpu", "--out", tmp_path / "out")
+    assert done.code == 1 and "several labels each" in done.error and "use unfused-fast evaluate" in done.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_shuffled_labels_score_chance(tones: Path) -> None:
     config = with_values(Config(), {"eval.shuffle_labels": True, "eval.epochs": 20})
     shares = []

@@ -50,6 +50,7 @@ LAYERS = [
     {"pretrain"},
     {"pseudo_labels"},
     {"distill"},
+    {"protocol"},
     {"linear"},
     {
         "report",
@@ -65,7 +66,7 @@ LAYERS = [
     },
     {"plan_rates"},
     {"plan"},
-    {"demo", "protocol", "ablation_report"},
+    {"demo", "ablation_report"},
     {"ablation"},
     {"evaluation"},
     {"judged", "clip_scores"},

@@ -161,6 +161,9 @@ def test_a_label_that_train_lacks(
     everything = cli("train", "all", shards, "--out", out, *tiny)
     for done in (linear(shards, "random", out), everything):
         refused(done, shards, "labels that train lacks: high", "add such clips to train or drop them")
+    rows = [row for row in tone_rows if row.split == "valid" or row.label != "high"]
+    other = pack_rows(rows, tmp_path / "other")
+    refused(linear(other, "random", out), other, "split valid has labels that train lacks: high")
     assert not out.exists()
 
 
