@@ -23,7 +23,7 @@ from unfused_fast.evaluation_table import (
     table_texts,
 )
 from unfused_fast.judged import judged
-from unfused_fast.linear import BASELINES
+from unfused_fast.names import BASELINES
 from unfused_fast.predictions import write_predictions
 from unfused_fast.report import markdown
 from unfused_fast.run_description import config_digest, read_description

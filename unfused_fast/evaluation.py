@@ -19,8 +19,9 @@ from torch import Tensor
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
-from unfused_fast.linear import BASELINES, Split, train_heads
+from unfused_fast.linear import Split, train_heads
 from unfused_fast.metrics import AveragePrecision, accuracy
+from unfused_fast.names import BASELINES
 from unfused_fast.neighbours import neighbour_shares
 from unfused_fast.protocol import LabelledClips, Round, Rows, few_labels, labelled_clips, permuted, rounds_of
 from unfused_fast.settings import with_values

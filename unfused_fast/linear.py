@@ -21,6 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import baseline_encoder, eval_features, load_encoder
+from unfused_fast.names import BASELINES
 from unfused_fast.plots import plot_confusion
 from unfused_fast.profiling import Profile
 from unfused_fast.protocol import LabelledClips, labelled_clips, split_round
@@ -28,8 +29,6 @@ from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import Options, console, train_clips
-
-BASELINES = ("random", "logmel")
 
 
 @dataclass(frozen=True)

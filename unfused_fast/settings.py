@@ -22,9 +22,8 @@ from typing import Any, Literal
 from unfused_fast.config import Config
 from unfused_fast.config_checks import check_together
 from unfused_fast.errors import UserError
-
-Stage = Literal["pretrain", "distill", "linear", "finetune"]
-PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
+from unfused_fast.names import PresetName as PresetName
+from unfused_fast.names import Stage as Stage
 
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
 # fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.
