@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -17,6 +17,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.evaluate_commands import evaluate
 from unfused_fast.export_commands import export, import_
 from unfused_fast.lape_commands import lape, tasks
+from unfused_fast.names import PresetName, Stage
 from unfused_fast.plan_commands import plan
 from unfused_fast.set_commands import check, peek
 from unfused_fast.shard_commands import merge, shard
@@ -35,9 +36,6 @@ from unfused_fast.terminal import (
     stdout_console,
 )
 from unfused_fast.train_commands import train_app
-
-if TYPE_CHECKING:
-    from unfused_fast.settings import Stage
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
@@ -141,12 +139,12 @@ def report(
 @app.command(rich_help_panel=TRAIN)
 def config(
     stage: Annotated[
-        Literal["pretrain", "distill", "linear", "finetune"] | None,
+        Stage | None,
         typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
     ] = None,
     preset: Preset = "recommended",
     diff: Annotated[
-        Literal["recommended", "paper", "authors", "decar-v1"] | None,
+        PresetName | None,
         typer.Option(help="Show only the fields that differ from this preset's, and why.", show_default=False),
     ] = None,
     settings: Sets = None,
@@ -159,7 +157,7 @@ def config(
     given = pairs(settings)
     if diff is not None:
         left = preset if preset != diff else "--set"
-        stages: tuple[Stage, ...] = (stage,) if stage else ("pretrain", "distill", "linear", "finetune")
+        stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
         lines = [
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages

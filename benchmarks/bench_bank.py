@@ -13,6 +13,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,9 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         for turn in range(-WARM_UP, given.repeats):
-            measured = {
-                "rows to the disk: MemoryBank.save": lambda turn=turn: saved(
-                    bank, folder / "bank", 2 * (turn + WARM_UP), assignments
+            measured: dict[str, Callable[[], object]] = {
+                "rows to the disk: MemoryBank.save": partial(
+                    saved, bank, folder / "bank", 2 * (turn + WARM_UP), assignments
                 ),
                 "rows to the disk: write + fsync of one file": lambda: written(folder / "raw", bits),
                 "rows to the disk: zarr's own writer, fsync": lambda: by_zarr(folder / "zarr", bits),
@@ -58,9 +60,7 @@ def main() -> None:
                 took = seconds_of(work, device)
                 if turn >= 0:
                     seconds.setdefault(what, []).append(took)
-            blocked = seconds_of(
-                lambda turn=turn: bank.save(folder / "bank", 2 * (turn + WARM_UP) + 1, assignments), device
-            )
+            blocked = seconds_of(partial(bank.save, folder / "bank", 2 * (turn + WARM_UP) + 1, assignments), device)
             if turn >= 0:
                 seconds.setdefault("rows of which training waits: MemoryBank.save", []).append(blocked)
             bank.wait()

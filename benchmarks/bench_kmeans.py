@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from measure import record, seconds_of
@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering import resolve_backend, spherical_kmeans
+from unfused_fast.clustering import Backend, resolve_backend, spherical_kmeans
 from unfused_fast.errors import UserError
 
 GRID = [
@@ -75,7 +75,7 @@ def peers(points: Tensor, start: Tensor) -> dict[str, Clustering]:
             clustering = faiss.Clustering(d, k)
             clustering.niter, clustering.spherical, clustering.max_points_per_centroid = ITERATIONS, True, n
             faiss.copy_array_to_vector(start.float().cpu().numpy().ravel(), clustering.centroids)
-            index = faiss.IndexFlatIP(d)
+            index: faiss.Index = faiss.IndexFlatIP(d)
             if points.is_cuda:
                 index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
             clustering.train(host, index)
@@ -126,18 +126,24 @@ def fits(n: int, d: int, k: int, device: torch.device, itemsize: int) -> bool:
 
 
 def compare(
-    n: int, d: int, k: int, device: torch.device, dtype: torch.dtype, names: list[str], options: argparse.Namespace
+    n: int,
+    d: int,
+    k: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    names: Sequence[Backend],
+    options: argparse.Namespace,
 ) -> None:
     """All contestants on one shape, interleaved: each repeat runs every one once, so that a busy moment hits all."""
     points = rows(n, d, k, device, dtype)
     start = points[torch.randperm(n, generator=torch.Generator().manual_seed(1))[:k].to(device)].float()
     contestants: dict[str, Clustering] = {}
-    for name in names:
+    for backend in names:
 
-        def ours(name: str = name) -> tuple[Tensor, Tensor]:
-            return spherical_kmeans(points, k, iterations=ITERATIONS, init=start, backend=name)[:2]  # type: ignore[arg-type]
+        def ours(backend: Backend = backend) -> tuple[Tensor, Tensor]:
+            return spherical_kmeans(points, k, iterations=ITERATIONS, init=start, backend=backend)[:2]
 
-        contestants[f"unfused-fast, {name}"] = ours
+        contestants[f"unfused-fast, {backend}"] = ours
     if options.peers:
         contestants |= peers(points, start)
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -188,7 +194,7 @@ def main() -> None:
     names = []
     for name in ("torch", "triton", "faiss", "cuml"):
         try:
-            names.append(resolve_backend(name, device))  # type: ignore[arg-type]
+            names.append(resolve_backend(name, device))
         except UserError as error:
             console.print(f"without {name}: {error}")
     grid = QUICK if options.quick else INTERPRETED if options.interpret else GRID

@@ -101,9 +101,9 @@ def peak_megabytes(source: Path, out: Path, workers: int) -> float:
                 except (OSError, ProcessLookupError):
                     continue
         total = 0
-        for number in family:
+        for member in family:
             try:
-                lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+                lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
                 total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
             except (OSError, ProcessLookupError):
                 continue

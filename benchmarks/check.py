@@ -57,7 +57,7 @@ def hash_bytes(tars: list[Path]) -> None:
     for tar in tars:
         digest = hashlib.sha256()
         with tar.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            while count := file.readinto(buffer):
                 digest.update(buffer[:count])
 
 

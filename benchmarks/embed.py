@@ -57,10 +57,10 @@ def main() -> None:
         def whole() -> float:
             start = time.perf_counter()
             embed_files(embedder, rows, Path(name) / "out.npz", workers=given.workers, overwrite=True)
-            return given.files / (time.perf_counter() - start)
+            return float(given.files / (time.perf_counter() - start))
 
         def bare() -> float:
-            return given.files / seconds_of(lambda: encode(embedder, batches), device)
+            return float(given.files / seconds_of(lambda: encode(embedder, batches), device))
 
         for run in (whole, bare):
             run()  # page cache, first calls

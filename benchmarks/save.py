@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def with_and_without(
 
     epoch(1)
     pairs = [
-        (seconds_of(lambda batch=turn + 2: epoch(batch), device), seconds_of(lambda: epoch(None), device))
+        (seconds_of(partial(epoch, turn + 2), device), seconds_of(partial(epoch, None), device))
         for turn in range(repeats)
     ]
     size = max(path.stat().st_size for path in run.checkpoints.glob("*.safetensors"))

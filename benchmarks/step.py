@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Step:
             self.forward(bank_view)
         with autocast(self.config, self.device):
             projections = self.forward(train_view)
-        cross_entropy(projections @ self.prototypes.T / 0.1, self.targets).backward()
+        cross_entropy(projections @ self.prototypes.T / 0.1, self.targets).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -81,7 +82,8 @@ def whole_and_bare(config: Config, device: torch.device, steps: int, repeats: in
                 made.sum().backward()
                 bare.zero_grad(set_to_none=True)
 
-        epoch(), alone()
+        epoch()
+        alone()
         pairs = [(seconds_of(epoch, device), seconds_of(alone, device)) for _ in range(repeats)]
     return [steps * size / one for one, _ in pairs], [steps * size / other for _, other in pairs]
 
@@ -100,9 +102,12 @@ def main() -> None:
         values = {"model.channels": width, "model.dim": 32 * width, "model.proj_hidden": 32 * width, "train.amp": amp}
         step = Step(with_values(Config(), values), device, given.batch_size, compile_)
 
-        def rate(step: Step = step) -> float:
-            seconds = seconds_of(lambda: [step() for _ in range(given.steps)], device)
-            return given.steps * given.batch_size / seconds
+        def steps(step: Step = step) -> None:
+            for _ in range(given.steps):
+                step()
+
+        def rate(steps: Callable[[], None] = steps) -> float:
+            return float(given.steps * given.batch_size / seconds_of(steps, device))
 
         settings = {"width": width, "batch": given.batch_size, "amp": amp, "compile": compile_}
         record("step", "pre-training step", "clips/s", repeat(rate, given.repeats), device, **settings)

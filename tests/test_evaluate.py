@@ -185,6 +185,12 @@ def test_several_labels_are_scored_by_mean_average_precision(
         assert row["test"] > truth.mean() + 0.3, "above chance, which is a class's share of the clips"
 
 
+def test_train_linear_wants_one_label_a_clip(cli: Callable[..., Any], several: Path, tmp_path: Path) -> None:
+    done = cli("train", "linear", several, "--encoder", "logmel", "--device", "cpu", "--out", tmp_path / "out")
+    assert done.code == 1 and "several labels each" in done.error and "use unfused-fast evaluate" in done.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_shuffled_labels_score_chance(tones: Path) -> None:
     config = with_values(Config(), {"eval.shuffle_labels": True, "eval.epochs": 20})
     shares = []
@@ -217,6 +223,21 @@ def test_what_cannot_be_evaluated_is_said(
     assert "at least 1" in error(tones, "--encoder", "random", "--seeds", "0")
     few = error(tones, "--encoder", "random", "--set", "eval.label_fraction=0.1")
     assert "use --label-fraction 0.1" in few
+
+
+def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
+    cli: Callable[..., Any], tones: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 250)):  # with .partial its name is too long
+        done = cli("evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", out)
+        assert done.code == 1 and f"{out}: cannot be written (" in done.error and "choose another --out" in done.error
+        assert "evaluate: logmel" not in done.err
+    measured = cli(
+        "evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", tmp_path / "o"
+    )
+    assert measured.code == 0 and "evaluate: logmel" in measured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "o"]
 
 
 def test_a_head_chosen_by_the_test_is_the_best_of_all_epochs(tones: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_run_with_a_running_norm_hands_on_what_it_ended_with(
     assert (embedders[0].mean, embedders[0].std) == (embedders[1].mean, embedders[1].std)
     recorded = json.loads((run / "config.json").read_text())
     of_the_set, (newest, *_) = recorded["log_mel"], (run / "checkpoints").glob("*.safetensors")
-    assert checkpoint_bytes(60, 4, from_flat(recorded["config"])) == newest.stat().st_size
+    assert checkpoint_bytes(60, [4], from_flat(recorded["config"])) == newest.stat().st_size
     assert embedders[0].mean != of_the_set["mean"]
     assert abs(embedders[0].mean - of_the_set["mean"]) < of_the_set["std"]
 

@@ -99,7 +99,7 @@ def test_a_run_of_three_heads_learns_goes_on_exactly_and_is_planned(
     assert [len(tensors[f"{head}prototypes"]) for head in ("", "head2.", "head3.")] == [4, 3, 5]
     assert tensors["head3.assignments"].shape == (60,)
     config = from_flat(json.loads((tmp_path / "whole" / "config.json").read_text())["config"])
-    assert plan_bytes.checkpoint_bytes(60, 4, config) == newest.stat().st_size
+    assert plan_bytes.checkpoint_bytes(60, [4, 3, 5], config) == newest.stat().st_size
     losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert all(math.isfinite(loss) for loss in losses)
     refused = cli("train", "pretrain", tones, "--out", tmp_path / "no", *tiny, "--set", "cluster.k=4,61")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
-    {"errors", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
+    {"errors", "names", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
     {"profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
     {"ranks"},
     {"shared_layers", "gradients"},
@@ -50,6 +50,7 @@ LAYERS = [
     {"pretrain"},
     {"pseudo_labels"},
     {"distill"},
+    {"protocol"},
     {"linear"},
     {
         "report",
@@ -65,7 +66,7 @@ LAYERS = [
     },
     {"plan_rates"},
     {"plan"},
-    {"demo", "protocol", "ablation_report"},
+    {"demo", "ablation_report"},
     {"ablation"},
     {"evaluation"},
     {"judged", "clip_scores"},

@@ -62,6 +62,40 @@ def test_times_by_hand(cli: Cli, rates: Path) -> None:
     assert made["hours"] == pytest.approx((7 * made["epoch_seconds"] + 75 + by_length) / 3600, rel=0.001)
 
 
+def test_each_head_is_clustered_scored_and_remembered(cli: Cli, rates: Path) -> None:
+    """One after the other, so that their times add up and the memory of k-means is that of the largest."""
+
+    def of(k: str) -> dict[str, Any]:
+        return planned(
+            cli, "--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-gb", 100, "--set", f"cluster.k={k}"
+        )
+
+    three, one, largest = of("512,512,1024"), of("512"), of("1024")
+    assert three["heads"] == [512, 512, 1024] and one["heads"] == [512]
+    assert three["epoch"]["k-means"] == pytest.approx(11 * 2 * 100_000 * 512 * (512 + 512 + 1024) / 1e12)
+    assert three["flops_per_clip"] - one["flops_per_clip"] == 2 * 2 * 512 * (512 + 1024)  # scores, and their gradient
+    assert three["device"]["memory bank"] == 100_000 * (512 * 4 + 4 + 3 * 2 * 8)
+    assert three["device"]["k-means, about"] == largest["device"]["k-means, about"] > one["device"]["k-means, about"]
+    assert three["disk"]["one checkpoint"] > one["disk"]["one checkpoint"] + 2 * 100_000 * 8 + (512 + 1024) * 512 * 4
+    assert "K 512, 1024" in cli("plan", "--clips", 5000, "--device", "a100", "--set", "cluster.k=512,1024").out
+
+
+def test_a_pass_that_fills_the_bank_is_part_of_each_epoch_that_clusters(cli: Cli, rates: Path) -> None:
+    """It takes over the step's forward pass without gradient; a view a pass, of which the bank's is not augmented."""
+
+    def of(*more: object) -> dict[str, Any]:
+        fixed = ["--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-gb", 100, "--set", "bank.fill=pass"]
+        return planned(cli, *fixed, *more)
+
+    each, second = of(), of("--set", "cluster.every_epochs=2")
+    wanted = {"step": 150, "bank pass": 50, "views": 25, "loading": 10, "k-means": 11 * 2 * 1e5 * 512 * 512 / 1e12}
+    assert each["epoch"] == pytest.approx({**wanted, "saving": 0.0}, rel=0.01)
+    halved = {**wanted, "bank pass": 25, "loading": 7.5, "k-means": wanted["k-means"] / 2}
+    assert second["epoch"] == pytest.approx({**halved, "saving": 0.0}, rel=0.01)
+    assert of("--set", "data.store=stream")["epoch"]["loading"] == pytest.approx(2 * 100), "decoded twice"
+    assert set(each["once"]) == {"log-mels, once a set"}
+
+
 def test_a_first_pass_that_was_not_measured_is_unknown(cli: Cli, rates: Path) -> None:
     rates.write_text(json.dumps({"rows": [line for line in rows() if not line["what"].startswith("first pass")]}))
     made = planned(cli, "--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-gb", 100)
@@ -160,6 +194,7 @@ def test_data_sheets_are_called_that(cli: Cli) -> None:
 def test_every_preset_has_a_plan(cli: Cli, preset: str) -> None:
     made = planned(cli, "--clips", 5000, "--device", "a100", "--preset", preset)
     assert made["hours"] > 0 and ("clustering by pic" in made["unknown"]) == (preset == "decar-v1")
+    assert ("bank pass" in made["epoch"]) == (preset == "decar-v1")
 
 
 def test_flags_that_say_nothing_are_refused(cli: Cli, rates: Path) -> None:

@@ -95,7 +95,7 @@ def test_what_a_run_writes_to_the_byte(packed: ShardSet, tmp_path: Path, more: d
     config = with_values(preset("recommended", "pretrain"), {**TINY, **more})
     pretrain(config, packed, tmp_path / "run", Options(torch.device("cpu")))
     checkpoint = tmp_path / "run/checkpoints/epoch-000001.safetensors"
-    assert plan_bytes.checkpoint_bytes(CLIPS, 4, config) == checkpoint.stat().st_size
+    assert plan_bytes.checkpoint_bytes(CLIPS, [4], config) == checkpoint.stat().st_size
     generation = tmp_path / "run/bank.zarr/gen-000001"
     rows = sum(path.stat().st_size for path in generation.rglob("c/**/*") if path.is_file())
     assert plan_bytes.bank_generation_bytes(CLIPS, config) == rows
@@ -109,7 +109,7 @@ def test_what_a_run_writes_to_the_byte(packed: ShardSet, tmp_path: Path, more: d
 def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     """Beside the paper's encoder by hand: 137.2 million products a view (64 x 96), four of them, and its projector."""
     config = Config()
-    cost = plan_bytes.step_cost(config, 512)
+    cost = plan_bytes.step_cost(config, [512])
     encoder, projector, scores = 137.2e6, 2048 * 2048 + 2048 * 512, 512 * 512
     first_layer = 64 * 9 * 64 * 96  # its input needs no gradient
     by_hand = 2 * (4 * (encoder + projector) + 2 * scores - first_layer)

@@ -28,6 +28,16 @@ FRONT_END = {
     "frontend.fmax_hz": 7800.0,
     "frontend.pad_mode": "reflect",
 }
+AUGMENTATION_OF_THE_AUTHORS = {**AUGMENTATION_OF_BYOL_A, "aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
+AUGMENTATION_OF_DECAR = {
+    "aug.mixup.ratio": 0.0,
+    "aug.rrc.enabled": False,
+    "aug.specaug.warp": 5,
+    "aug.specaug.freq_masks": 2,
+    "aug.specaug.freq_width": 30,
+    "aug.specaug.time_masks": 2,
+    "aug.specaug.time_width": 40,
+}
 DECAR_ENCODER = {"frontend.kind": "decar1", "model.encoder": "efficientnet_b0", "model.pool": "max"}
 BYOLA = {**FRONT_END, "frontend.kind": "byola", "aug.specaug.warp": 0}
 DISTILLATION_LOSS = {
@@ -112,7 +122,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     # the code that the authors released
     ("authors", "pretrain"): {
         **BYOLA,
-        **AUGMENTATION_OF_BYOL_A,
+        **AUGMENTATION_OF_THE_AUTHORS,
         "cluster.k": 1024,
         "train.epochs": 200,
         "train.batch_size": 512,
@@ -137,8 +147,6 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "data.norm": "running",
         "bank.init_mode": "train",
         "cluster.iterations": 10,
-        "aug.specaug.freq_masks": 0,
-        "aug.specaug.time_masks": 0,
     },
     ("authors", "distill"): {
         **DISTILLATION_LOSS,
@@ -234,14 +242,8 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
         "data.sampler": "uniform_clusters",
         "bank.fill": "pass",
         "data.crop_seconds": 10.0,
-        "aug.mixup.ratio": 0.0,
-        "aug.rrc.enabled": False,
         **FRONT_END,
-        "aug.specaug.warp": 5,
-        "aug.specaug.freq_masks": 2,
-        "aug.specaug.freq_width": 30,
-        "aug.specaug.time_masks": 2,
-        "aug.specaug.time_width": 40,
+        **AUGMENTATION_OF_DECAR,
     },
     ("decar-v1", "distill"): {
         **DISTILLATION_LOSS,
@@ -260,6 +262,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     ("recommended", "finetune"): FINE_TUNING,
     ("authors", "finetune"): {
         **FINE_TUNING,
+        **AUGMENTATION_OF_THE_AUTHORS,
         "train.epochs": 100,
         "train.batch_size": 32,
         "train.amp": "fp32",
@@ -269,6 +272,7 @@ DOCUMENTED: dict[tuple[PresetName, Stage], dict[str, Any]] = {
     ("decar-v1", "finetune"): {
         **FINE_TUNING,
         **DECAR_ENCODER,
+        **AUGMENTATION_OF_DECAR,
         "data.crop_seconds": 10.0,
     },
 }
@@ -283,6 +287,11 @@ def test_a_preset_has_its_documented_values(name: PresetName, stage: Stage) -> N
     values = flatten(preset(name, stage))
     documented = DOCUMENTED[name, stage]
     assert {field: values[field] for field in documented} == documented
+
+
+@pytest.mark.parametrize("name", get_args(PresetName))
+def test_fine_tuning_augments_as_the_presets_pre_training_does(name: PresetName) -> None:
+    assert preset(name, "finetune").aug == preset(name, "pretrain").aug
 
 
 def test_whatever_a_preset_changes_is_documented() -> None:

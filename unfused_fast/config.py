@@ -143,8 +143,8 @@ class LossConfig:
     """Cross-entropy of prototype scores against the assignments."""
 
     temperature: float = 0.1
-    """Divides prototype scores before the softmax. Source: DeepCluster-v2's default; at 1 unit-norm scores say
-    nothing. The authors' code has 1, on projections of any norm.
+    """Divides prototype scores before the softmax; `model.prediction` = linear does not read it. Source:
+    DeepCluster-v2's default; at 1 unit-norm scores say nothing. The authors' code has 1, on projections of any norm.
     """
 
     def __post_init__(self) -> None:

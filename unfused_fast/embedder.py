@@ -80,7 +80,7 @@ class Embedder(nn.Module):
         """Takes the encoder over. `pool`: over time; None: as the encoder was trained (`model.pool`)."""
         super().__init__()
         if encoder.network is None:
-            raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain or train distill")
+            raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain, distill or finetune")
         self.name, self.config = encoder.name, encoder.config
         self.pool: Pool = pool or encoder.config.model.pool
         self.cutting = cutting_of(encoder.config)

@@ -23,7 +23,7 @@ from unfused_fast.evaluation_table import (
     table_texts,
 )
 from unfused_fast.judged import judged
-from unfused_fast.linear import BASELINES
+from unfused_fast.names import BASELINES
 from unfused_fast.predictions import write_predictions
 from unfused_fast.report import markdown
 from unfused_fast.run_description import config_digest, read_description
@@ -51,6 +51,7 @@ def evaluate(
             raise UserError(f"{out}: it exists and is no evaluation; choose another --out")
         if not options.overwrite:
             raise UserError(f"{out}: there is an evaluation already; use --overwrite, or another --out")
+    making = _place_to_write(out)
     started = time.perf_counter()
     clips, measured = measure(config, shards, encoders, plan, options.device)
     judgements = judged(clips, measured, config.train.seed)
@@ -69,9 +70,7 @@ def evaluate(
         "seconds": round(time.perf_counter() - started, 2),
     }
     real = out.resolve()
-    making = real.with_name(f"{real.name}.partial")  # takes OUT's place when it is complete
     try:
-        shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         write_predictions(making / "predictions.parquet", clips, measured)
         text = f"{markdown(COLUMNS, table_texts(rows))}\n\n{markdown(PAIR_COLUMNS, pair_texts(pairs))}\n"
@@ -81,8 +80,27 @@ def evaluate(
             shutil.rmtree(real)
         making.replace(real)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise _unwritable(out, error) from error
     return result
+
+
+def _place_to_write(out: Path) -> Path:
+    """The folder that takes OUT's place when it is complete, not there yet. Raises UserError where it cannot be made,
+    before anything is measured.
+    """
+    real = out.resolve()
+    making = real.with_name(f"{real.name}.partial")
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        making.rmdir()
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return making
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"{out}: cannot be written ({error.strerror}); choose another --out")
 
 
 def costs_of(encoders: Mapping[str, Sequence[str]], config: Config) -> dict[str, Cost | None]:

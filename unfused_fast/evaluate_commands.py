@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from unfused_fast.errors import UserError
+from unfused_fast.names import BASELINES
 from unfused_fast.terminal import (
     Data,
     Device,
@@ -87,9 +88,6 @@ def evaluate(
     if result["comparisons"]:
         printed.print(terminal_table("differences in points", PAIR_COLUMNS, pair_texts(result["comparisons"])))
     typer.echo(f"predictions of every test clip: {out / 'predictions.parquet'}")
-
-
-BASELINES = ("logmel", "random")
 
 
 def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
-from unfused_fast.linear import BASELINES, Split, train_heads
+from unfused_fast.linear import Split, train_heads
 from unfused_fast.metrics import AveragePrecision, accuracy
+from unfused_fast.names import BASELINES
 from unfused_fast.neighbours import neighbour_shares
-from unfused_fast.protocol import LabelledClips, Round, Rows, few_labels, labelled_clips, rounds_of
+from unfused_fast.protocol import LabelledClips, Round, Rows, few_labels, labelled_clips, permuted, rounds_of
 from unfused_fast.settings import with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import console
@@ -120,15 +121,6 @@ def measure(
                 console.print(f"evaluate: {name} ({frozen.name}), seed {seed}, {features.shape[1]} features")
                 found += list(_measure_one(config, clips, rounds[seed], plan, name, run, seed, features))
     return clips, found
-
-
-def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
-    """Targets permuted within each split, as linear.py does it, or within each fold, so that each keeps its own."""
-    generator, targets = np.random.Generator(np.random.PCG64([seed, 12])), clips.targets.copy()
-    part_of = clips.fold_of if by_folds else np.array([clips.splits.index(name) for name in clips.split_of])
-    for part in np.unique(part_of):
-        targets[part_of == part] = generator.permutation(targets[part_of == part])
-    return targets
 
 
 def _features(

@@ -89,17 +89,14 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     recorded = read_description(run)
     if recorded is None:
         raise UserError(
-            f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain or distill "
-            "wrote"
+            f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain, distill or "
+            "finetune wrote"
         )
     if (run / WEIGHTS).is_file():
         config, network = read_model_folder(run, recorded)
         return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), None)
     if recorded["stage"] not in ("pretrain", "distill", "finetune"):
-        raise UserError(
-            f"{run}: a run of stage {recorded['stage']}; give one of train pretrain or train distill, or of "
-            "train finetune"
-        )
+        raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain, distill or finetune")
     tensors, _, damaged = load_checkpoint(run / "checkpoints")
     for sentence in damaged:
         console.print(f"{sentence}; using the one before it", style="yellow")

@@ -22,7 +22,6 @@ from unfused_fast.checkpoint import Position, collect, refuse_misfit, restore, s
 from unfused_fast.clip_scores import JudgedClips
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import permuted
 from unfused_fast.features import BEST, FrozenEncoder, baseline_encoder, load_encoder
 from unfused_fast.linear import head_losses, score
 from unfused_fast.loop import Progress, progress_of, run_epochs
@@ -33,7 +32,7 @@ from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.plots import plot_confusion
 from unfused_fast.progress import PartTimer
-from unfused_fast.protocol import LabelledClips, Round, few_labels, labelled_clips, rounds_of
+from unfused_fast.protocol import LabelledClips, Round, labelled_clips, split_round
 from unfused_fast.reading import is_number
 from unfused_fast.run import Run
 from unfused_fast.set_statistics import set_statistics
@@ -209,7 +208,7 @@ def finetune(config: Config, shards: ShardSet, encoder: str, out: Path, options:
         raise UserError(f"eval.encoder = {config.eval.encoder}: train finetune trains the whole encoder; leave it full")
     if config.train.accumulate != 1:
         raise UserError("train.accumulate: train finetune takes a batch whole; use a smaller --set train.batch_size")
-    clips, part = _labelled(config, shards)
+    clips, part = split_round(config, shards, labelled_clips(shards, by_folds=False, tested=False))
     random = encoder == "random"
     frozen = (
         baseline_encoder(encoder, config, options.device) if random else load_encoder(Path(encoder), options.device)
@@ -230,17 +229,6 @@ def config_of(config: Config, frozen: FrozenEncoder) -> Config:
     norm = "dataset" if own.data.norm == "running" else own.data.norm
     made = replace(config, frontend=own.frontend, model=model, data=replace(config.data, norm=norm))
     return with_values(made, {})  # which checks that the parts go together
-
-
-def _labelled(config: Config, shards: ShardSet) -> tuple[LabelledClips, Round]:
-    """The labelled clips, and which of them serve for what; few of train where `eval.label_fraction` says so."""
-    clips, seed = labelled_clips(shards, by_folds=False, tested=False), config.train.seed
-    if config.eval.select == "best_test" and "test" not in clips.splits:
-        raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
-    if config.eval.shuffle_labels:
-        clips = replace(clips, targets=permuted(clips, False, seed))
-    (part,) = rounds_of(clips, False, config.eval.valid_fraction, seed)
-    return clips, replace(part, train=few_labels(clips, part.train, config.eval.label_fraction, seed))
 
 
 def _trained(

@@ -8,7 +8,6 @@ Source: paper section 3, part 3, and section 4.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import baseline_encoder, eval_features, load_encoder
+from unfused_fast.names import BASELINES
 from unfused_fast.plots import plot_confusion
 from unfused_fast.profiling import Profile
+from unfused_fast.protocol import LabelledClips, labelled_clips, split_round
 from unfused_fast.run import Run
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import Options, console, train_clips
-
-BASELINES = ("random", "logmel")
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -119,137 +116,58 @@ def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
     )
 
 
-def label_subset(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64]:
-    """Rows of a share of the clips of each class, at least one each, drawn by seed; sorted. Ours: low-label
-    evaluation.
+def labels_of_splits(shards: ShardSet) -> LabelledClips:
+    """The clips of train, valid and test, as far as the set has them, one label each. Raises UserError for a set that
+    cannot be evaluated.
     """
-    generator = np.random.Generator(np.random.PCG64([seed, 10]))
-    chosen = []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        chosen.append(rows[: max(1, math.ceil(fraction * len(rows) - 1e-9))])
-    return np.sort(np.concatenate(chosen))
-
-
-def hold_out_groups(groups: list[str], labels: Labels, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """(N,) True for clips held out: whole groups in a seeded order until the fraction is reached.
-
-    A group that holds the last clips of a class stays. Raises UserError when no group can be held out.
-    """
-    names, codes = np.unique(np.asarray(groups), return_inverse=True)
-    rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    held, left, taken = np.zeros(len(codes), dtype=bool), np.bincount(labels), 0
-    for group in np.random.Generator(np.random.PCG64([seed, 11])).permutation(len(names)):
-        if taken >= fraction * len(held):
-            break
-        found, counts = np.unique(labels[rows_of[group]], return_counts=True)
-        if (left[found] > counts).all():
-            left[found] -= counts
-            held[rows_of[group]] = True
-            taken += len(rows_of[group])
-    if not held.any():
+    train_clips(shards)
+    clips = labelled_clips(shards, by_folds=False, tested=False)
+    if clips.multi_label:
         raise UserError(
-            "the set has no valid split, and no group of its train clips can be held out without losing a class; "
-            "give splits or smaller groups in the CSV"
+            f"{shards.directory}: its clips have several labels each, but train linear wants one; use unfused-fast "
+            "evaluate or train finetune"
         )
-    return held
-
-
-def units_to_hold_out(groups: list[str], labels: Labels) -> list[str]:
-    """What hold_out_groups keeps whole: the groups, or each clip by itself where every class has one group only.
-
-    Ours: the classes of LibriSpeech are chapters, its groups too; no chapter can be spared, and test shares them all.
-    """
-    classes = len(np.unique(labels))
-    if classes > 1 and len(set(zip(groups, labels.tolist(), strict=True))) == classes:
-        return [str(number) for number in range(len(groups))]
-    return groups
-
-
-def _labels_of(shards: ShardSet, split: str) -> Labels:
-    labels: Labels = shards.clips_in(split).column("label").to_numpy().astype(np.int64)
-    if (labels < 0).any():
-        raise UserError(
-            f"{shards.directory}: {int((labels < 0).sum())} of {len(labels)} clips of split {split} have no label; "
-            "linear evaluation needs one each: "
-            "pack with a `label` column, or with --labels-from-folders"
-        )
-    return labels
-
-
-def _check_classes(shards: ShardSet, labels: dict[str, Labels]) -> None:
-    known = set(labels["train"].tolist())
-    if len(known) < 2:
+    labels = {name: set(clips.targets[np.array(clips.split_of) == name].tolist()) for name in clips.splits}
+    if len(labels["train"]) < 2:
         raise UserError(
             f"{shards.directory}: the train split has clips of one class only; linear evaluation needs at least two"
         )
     for split, found in labels.items():
-        unknown = sorted(shards.manifest.label_names[label] for label in set(found.tolist()) - known)
+        unknown = sorted(clips.label_names[label] for label in found - labels["train"])
         if unknown:
             raise UserError(
                 f"{shards.directory}: split {split} has labels that train lacks: {', '.join(unknown[:5])}; add such "
                 "clips to train or drop them"
             )
-
-
-def labels_of_splits(shards: ShardSet) -> dict[str, Labels]:
-    """Labels of train, valid and test, as far as the set has them. Raises UserError for a set that cannot be
-    evaluated.
-    """
-    train_clips(shards)
-    labels = {name: _labels_of(shards, name) for name in ("train", "valid", "test") if name in shards.manifest.splits}
-    _check_classes(shards, labels)
-    return labels
+    return clips
 
 
 def refuse_unevaluable(config: Config, shards: ShardSet) -> None:
     """Raises UserError for a set and a config that linear() would refuse, before anything is computed."""
-    labels = labels_of_splits(shards)
-    if config.eval.select == "best_test" and "test" not in labels:
-        raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
-    if "valid" not in labels:
-        _held_out(config, shards, labels["train"])
-
-
-def _held_out(config: Config, shards: ShardSet, labels: Labels) -> tuple[list[str], NDArray[np.bool_]]:
-    """Groups of the train clips, and which of these serve as validation, of a set without a valid split."""
-    groups = units_to_hold_out(shards.clips_in("train").column("group").to_pylist(), labels)
-    return groups, hold_out_groups(groups, labels, config.eval.valid_fraction, config.train.seed)
+    split_round(config, shards, labels_of_splits(shards))
 
 
 def _splits(
     config: Config, shards: ShardSet, encoder: str, device: torch.device, skipped: SkippedClips
-) -> tuple[dict[str, Split], int]:
-    """Features and labels of train, valid and (where the set has it) test; and how many train clips the head may
-    use.
-    """
-    refuse_unevaluable(config, shards)
-    labels = labels_of_splits(shards)
-    names, seed = list(labels), config.train.seed
-    if config.eval.shuffle_labels:
-        generator = np.random.Generator(np.random.PCG64([seed, 12]))
-        labels = {name: generator.permutation(found) for name, found in labels.items()}
+) -> dict[str, Split]:
+    """Features and labels of the train clips that the head may use, of valid and (where the set has it) of test."""
+    clips, part = split_round(config, shards, labels_of_splits(shards))
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
-    features = eval_features(frozen, config, shards, names, device, skipped if "valid" in names else None)
-    rows = {name: np.arange(len(found)) for name, found in labels.items()}
-    if "valid" not in names:
-        groups, held = _held_out(config, shards, labels["train"])
-        labels["valid"], features["valid"] = labels["train"], features["train"]
-        rows["train"], rows["valid"] = np.flatnonzero(~held), np.flatnonzero(held)
-        count = len({groups[row] for row in rows["valid"]})
-        console.print(f"linear: no valid split; held out {len(rows['valid'])} train clips ({count} groups)")
-    rows["train"] = rows["train"][label_subset(labels["train"][rows["train"]], config.eval.label_fraction, seed)]
+    given = "valid" in clips.splits
+    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if given else None)
+    if not given:
+        count = len({clips.groups[row] for row in part.valid})
+        console.print(f"linear: no valid split; held out {len(part.valid)} train clips (of {count} groups)")
+    features, targets = torch.cat([parts[name] for name in clips.splits]), torch.from_numpy(clips.targets).to(device)
+    rows = {
+        name: torch.from_numpy(found).to(device)
+        for name, found in (("train", part.train), ("valid", part.valid), ("test", part.test))
+        if len(found)
+    }
     if config.eval.standardize:
-        mean, std = (
-            features["train"][rows["train"]].mean(dim=0),
-            features["train"][rows["train"]].std(dim=0, correction=0),
-        )
-        features = {name: (found - mean) / torch.where(std > 1e-6, std, 1.0) for name, found in features.items()}
-    splits = {}
-    for name, index in rows.items():
-        picked = torch.from_numpy(index).to(device)
-        splits[name] = Split(features[name][picked], torch.from_numpy(labels[name]).to(device)[picked])
-    return splits, len(rows["train"])
+        mean, std = features[rows["train"]].mean(dim=0), features[rows["train"]].std(dim=0, correction=0)
+        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
+    return {name: Split(features[picked], targets[picked]) for name, picked in rows.items()}
 
 
 def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: Options) -> dict[str, Any]:
@@ -265,14 +183,14 @@ def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: O
 
 def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options: Options) -> dict[str, Any]:
     skipped = SkippedClips(options.skip_bad)
-    splits, used = _splits(config, shards, encoder, options.device, skipped)
+    splits = _splits(config, shards, encoder, options.device, skipped)
     by_test = config.eval.select == "best_test"
     run.start()
     classes = len(shards.manifest.label_names)
     rates = tuple(sorted({config.eval.lr, *config.eval.lr_grid}))
     console.print(
-        f"linear: {used} train clips, {splits['train'].features.shape[1]} features, {classes} classes, {len(rates)} "
-        "learning rates"
+        f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features, {classes} "
+        f"classes, {len(rates)} learning rates"
     )
 
     def hits(head: Tensor) -> float:

@@ -49,7 +49,8 @@ class Plan:
     seconds: float
     epochs: int
     devices: int
-    k: int
+    heads: tuple[int, ...]
+    """K of each head."""
     batch_size: int
     store: Store
     """`--data` to use."""
@@ -98,10 +99,10 @@ class Plan:
         }
 
 
-def clusters_of(config: Config, clips: int) -> int:
-    """K of a set of `clips` train clips, or PIC_CLUSTERS."""
+def clusters_of(config: Config, clips: int) -> tuple[int, ...]:
+    """K of each head on a set of `clips` train clips, or PIC_CLUSTERS."""
     with quietly():
-        return resolve_k(config, clips) or PIC_CLUSTERS
+        return (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
 
 
 def plan(
@@ -120,10 +121,10 @@ def plan(
     """
     cuda, devices = machine.kind == "cuda", machine.devices
     with quietly():
-        k, batch_size = clusters_of(config, clips), resolve_batch_size(config, clips)
+        heads, batch_size = clusters_of(config, clips), resolve_batch_size(config, clips)
     device = {
         "memory bank": plan_bytes.bank_memory_bytes(clips, config),
-        "k-means, about": plan_bytes.kmeans_bytes(-(-clips // devices), k, config),
+        "k-means, about": plan_bytes.kmeans_bytes(-(-clips // devices), max(heads), config),  # one head after another
         "network, gradients, optimiser": plan_bytes.network_bytes(config),
     }
     if devices > 1:
@@ -145,7 +146,7 @@ def plan(
         device["log-mels"] = log_mels
     elif store == "pinned":
         host["log-mels, pinned"] = pinned_bytes(log_mels) * devices
-    checkpoint = plan_bytes.checkpoint_bytes(clips, k, config, cuda)
+    checkpoint = plan_bytes.checkpoint_bytes(clips, heads, config, cuda)
     generation = plan_bytes.bank_generation_bytes(clips, config)
     within = checkpoint + generation + 4 * clips  # rows, assignments, and how often each row was written
     wav, tars = plan_bytes.shard_sizes(clips, seconds)
@@ -163,13 +164,13 @@ def plan(
         + checkpoint
         + (GENERATIONS_KEPT + 1) * generation,
     }
-    epoch, once, unknown = _times(config, clips, seconds, k, store, rates, checkpoint, generation, devices)
+    epoch, once, unknown = _times(config, clips, seconds, heads, store, rates, checkpoint, generation, devices)
     return Plan(
         clips=clips,
         seconds=seconds,
         epochs=config.train.epochs,
         devices=devices,
-        k=k,
+        heads=heads,
         batch_size=batch_size,
         store=store,
         why=why,
@@ -201,28 +202,38 @@ def _times(
     config: Config,
     clips: int,
     seconds: float,
-    k: int,
+    heads: tuple[int, ...],
     store: Store,
     rates: Rates,
     checkpoint: int,
     generation: int,
     devices: int,
 ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-    """Seconds of an epoch's parts, of what comes once, and which parts are not known."""
-    unknown, loading = list[str](), rates.loader.get(store)
-    epoch = {"step": clips / rates.step / devices}
+    """Seconds of an epoch's parts, of what comes once, and which parts are not known.
+
+    Ours: a step is four forward passes, of which its backward pass is two and the view for the bank one; where a pass
+    of its own fills the bank, that view is the pass's, is not augmented, and its clips are read for it once more.
+    """
+    unknown, loading, forward = list[str](), rates.loader.get(store), clips / rates.step / devices / 4
+    apart, clusterings = config.bank.fill == "pass", 1 / config.cluster.every_epochs
+    epoch = {"step": forward * (3 if apart else 4)}
+    if apart:
+        epoch["bank pass"] = forward * clusterings
     if config.aug.mixup.ratio > 0 or config.aug.rrc.enabled:
-        epoch["views"] = clips / rates.views / devices
+        epoch["views"] = clips / rates.views / devices / (2 if apart else 1)
     if devices > 1:
         unknown.append("what the devices tell each other")
     if loading is None:
         unknown.append(f"loading with --data {store}")
     else:
         epoch["loading"] = clips / loading / (devices if store in ("resident", "pinned") else 1)  # else one host's
+        if apart:  # one view at a time, which spares half where it is cut from the device's memory
+            epoch["loading"] *= (1 + clusterings) / (2 if store == "resident" else 1)
     if config.cluster.algo == "spherical":
         passes = config.cluster.n_init * config.cluster.iterations + 1
-        once_an_epoch = passes * 2 * clips * config.model.proj_dim * k / rates.kmeans
-        epoch["k-means"] = once_an_epoch / config.cluster.every_epochs / devices
+        epoch["k-means"] = (
+            passes * 2 * clips * config.model.proj_dim * sum(heads) / rates.kmeans / devices * clusterings
+        )
     else:
         unknown.append(f"clustering by {config.cluster.algo}")
     if rates.disk is None:
@@ -232,7 +243,7 @@ def _times(
         # both are written in a thread, which the next save waits for
         waits = max(0.0, (checkpoint + generation) / rates.disk - training)
         epoch["saving"] = waits / config.train.save_every
-    once = {"first pass of the bank": epoch["step"] / 4 + epoch.get("views", 0.0) / 2}
+    once = {} if apart else {"first pass of the bank": forward + epoch.get("views", 0.0) / 2}
     if store == "stream":
         return epoch, once, unknown
     if rates.first_pass is None:

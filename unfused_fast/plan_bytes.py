@@ -121,8 +121,8 @@ def bank_rows_bytes(clips: int, config: Config) -> int:
 
 
 def bank_memory_bytes(clips: int, config: Config) -> int:
-    """On the device: rows, how often each was written, and this and the last assignments."""
-    return bank_rows_bytes(clips, config) + clips * (4 + 2 * 8)
+    """On the device: rows, how often each was written, and of each head this and the last assignments."""
+    return bank_rows_bytes(clips, config) + clips * (4 + 2 * 8 * len(config.cluster.heads))
 
 
 def bank_generation_bytes(clips: int, config: Config) -> int:
@@ -133,7 +133,7 @@ def bank_generation_bytes(clips: int, config: Config) -> int:
 
 
 def kmeans_bytes(clips: int, k: int, config: Config) -> int:
-    """What clustering takes beside the bank: about, and at most for `spherical`."""
+    """What clustering into K takes beside the bank: about, and at most for `spherical`."""
     dim, settings = config.model.proj_dim, config.cluster
     rows = clips * dim * DTYPES["float32"].itemsize
     if settings.algo == "spherical":
@@ -151,8 +151,8 @@ def message_bytes(config: Config) -> int:
     return parameters * (4 if config.train.gradients == "fp32" else 4 + 2)
 
 
-def checkpoint_bytes(clips: int, k: int, config: Config, cuda: bool = False) -> int:
-    """Of one epoch-N.safetensors of pre-training: exact. Its JSON is a few hundred bytes."""
+def checkpoint_bytes(clips: int, heads: Sequence[int], config: Config, cuda: bool = False) -> int:
+    """Of one epoch-N.safetensors of pre-training with K of each head: exact. Its JSON is a few hundred bytes."""
     with torch.device("meta"):
         network = PretrainNetwork(config)
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -173,7 +173,7 @@ def checkpoint_bytes(clips: int, k: int, config: Config, cuda: bool = False) -> 
     if config.data.norm == "running":
         tensors[RUNNING_NORM] = (torch.float64, (3,))
     width = config.model.proj_dim
-    for number, clusters in enumerate((k, *map(int, config.cluster.heads[1:])), 1):
+    for number, clusters in enumerate(heads, 1):
         head = "" if number == 1 else f"head{number}."
         if config.model.prediction == "prototypes":
             tensors[f"{head}prototypes"] = (torch.float32, (clusters, width))
@@ -205,12 +205,12 @@ def network_bytes(config: Config) -> int:
     return int(held) + 4 * trained * (1 + len(OPTIMIZER_STATE[config.optim.name]))
 
 
-def step_cost(config: Config, k: int) -> StepCost:
-    """What a clip costs in a step, counted on tensors without content; scores of K prototypes included."""
+def step_cost(config: Config, heads: Sequence[int]) -> StepCost:
+    """What a clip costs in a step, counted on tensors without content; scores of each head's K prototypes included."""
     with torch.device("meta"):
         network = PretrainNetwork(config).train()
-    first, kept_first = _counted(network, config, k, 2)
-    second, kept_second = _counted(network, config, k, 4)
+    first, kept_first = _counted(network, config, sum(heads), 2)
+    second, kept_second = _counted(network, config, sum(heads), 4)
     return StepCost((second - first) // 2, (kept_second - kept_first) // 2)
 
 

@@ -114,7 +114,7 @@ def _print(made: Plan) -> None:
     shared = f", {made.devices} devices of one machine" if made.devices > 1 else ""
     title = (
         f"stage 1, {made.clips:,} clips of {made.seconds:g} s, {made.epochs} epochs, batch {made.batch_size}, "
-        f"K {made.k}{shared}"
+        f"K {', '.join(map(str, made.heads))}{shared}"
     )
     rows = []
     sections: tuple[tuple[str, dict[str, int], bool], ...] = (
@@ -137,7 +137,7 @@ def _print(made: Plan) -> None:
     typer.echo(f"an epoch on {where}: {bound}{_duration(made.epoch_seconds)} ({parts})")
     if made.floor_seconds is not None:
         typer.echo(f"at the full peaks of the data sheet, which no program reaches: {_duration(made.floor_seconds)}")
-    once = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.once.items())
+    once = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.once.items()) or "nothing"
     typer.echo(f"the run: {bound}{made.hours:,.2f} hours, of which once: {once}")
     if made.unknown:
         typer.echo(f"not in these times, as these rates do not tell it: {'; '.join(made.unknown)}")

@@ -5,14 +5,15 @@ One round over the splits of a set, or with folds one round a fold, each of whic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unfused_fast.config import Config
 from unfused_fast.errors import UserError
-from unfused_fast.linear import hold_out_groups, label_subset, units_to_hold_out
 from unfused_fast.shards.table import NO_LABEL, ShardSet
 
 Rows = NDArray[np.int64]
@@ -85,7 +86,7 @@ def labelled_clips(shards: ShardSet, by_folds: bool, tested: bool = True) -> Lab
         chosen["split"],
         folds[kept],
         chosen["group"],
-        _targets(shards, chosen["label"], chosen["labels"]),
+        _targets(shards, chosen["split"], chosen["label"], chosen["labels"]),
         shards.manifest.label_names,
     )
 
@@ -112,11 +113,82 @@ def rounds_of(clips: LabelledClips, by_folds: bool, valid_fraction: float, seed:
     return rounds
 
 
+def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple[LabelledClips, Round]:
+    """The round over the splits by `config.eval`: targets permuted with `shuffle_labels`, few clips of train with
+    `label_fraction`.
+
+    Raises UserError where `select` = best_test has no test to go by, and as rounds_of does.
+    """
+    seed = config.train.seed
+    if config.eval.select == "best_test" and "test" not in clips.splits:
+        raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
+    if config.eval.shuffle_labels:
+        clips = replace(clips, targets=permuted(clips, False, seed))
+    (part,) = rounds_of(clips, False, config.eval.valid_fraction, seed)
+    return clips, replace(part, train=few_labels(clips, part.train, config.eval.label_fraction, seed))
+
+
+def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
+    """Targets permuted within each split, or within each fold, so that each keeps its own."""
+    generator, targets = np.random.Generator(np.random.PCG64([seed, 12])), clips.targets.copy()
+    part_of = clips.fold_of if by_folds else np.array([clips.splits.index(name) for name in clips.split_of])
+    for part in np.unique(part_of):
+        targets[part_of == part] = generator.permutation(targets[part_of == part])
+    return targets
+
+
 def few_labels(clips: LabelledClips, train: Rows, fraction: float, seed: int) -> Rows:
     """A share of the train rows, of each class at least one clip; of a multi-label set a share of all clips."""
     strata = np.zeros(len(train), dtype=np.int64) if clips.multi_label else clips.targets[train]
     chosen: Rows = train[label_subset(strata, fraction, seed)]
     return chosen
+
+
+def label_subset(labels: Rows, fraction: float, seed: int) -> Rows:
+    """Rows of a share of the clips of each class, at least one each, drawn by seed; sorted. Ours: low-label
+    evaluation.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, 10]))
+    chosen = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(rows[: max(1, math.ceil(fraction * len(rows) - 1e-9))])
+    return np.sort(np.concatenate(chosen))
+
+
+def hold_out_groups(groups: list[str], labels: Rows, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """(N,) True for clips held out: whole groups in a seeded order until the fraction is reached.
+
+    A group that holds the last clips of a class stays. Raises UserError when no group can be held out.
+    """
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    held, left, taken = np.zeros(len(codes), dtype=bool), np.bincount(labels), 0
+    for group in np.random.Generator(np.random.PCG64([seed, 11])).permutation(len(names)):
+        if taken >= fraction * len(held):
+            break
+        found, counts = np.unique(labels[rows_of[group]], return_counts=True)
+        if (left[found] > counts).all():
+            left[found] -= counts
+            held[rows_of[group]] = True
+            taken += len(rows_of[group])
+    if not held.any():
+        raise UserError(
+            "the set has no valid split, and no group of its train clips can be held out without losing a class; "
+            "give splits or smaller groups in the CSV"
+        )
+    return held
+
+
+def units_to_hold_out(groups: list[str], labels: Rows) -> list[str]:
+    """What hold_out_groups keeps whole: the groups, or each clip by itself where every class has one group only.
+
+    Ours: the classes of LibriSpeech are chapters, its groups too; no chapter can be spared, and test shares them all.
+    """
+    classes = len(np.unique(labels))
+    if classes > 1 and len(set(zip(groups, labels.tolist(), strict=True))) == classes:
+        return [str(number) for number in range(len(groups))]
+    return groups
 
 
 def _round(
@@ -146,23 +218,21 @@ def _round(
     return found
 
 
-def _targets(shards: ShardSet, label: list[int], labels: list[list[int] | None]) -> NDArray[Any]:
+def _targets(shards: ShardSet, split_of: list[str], label: list[int], labels: list[list[int] | None]) -> NDArray[Any]:
     single = np.array(label, dtype=np.int64)
     several = np.array([len(found or ()) for found in labels])
-    if (single == NO_LABEL).all() and several.any():
-        if not several.all():
-            raise _unlabelled(shards, int((several == 0).sum()), len(several))
-        truth = np.zeros((len(labels), len(shards.manifest.label_names)), dtype=bool)
-        for row, found in enumerate(labels):
-            truth[row, found] = True
-        return truth
-    if (single == NO_LABEL).any():
-        raise _unlabelled(shards, int((single == NO_LABEL).sum()), len(single))
-    return single
-
-
-def _unlabelled(shards: ShardSet, without: int, clips: int) -> UserError:
-    return UserError(
-        f"{shards.directory}: {without} of {clips} clips to evaluate on have no label; evaluation needs one each: "
-        "pack with a `label` column, with --labels-from-folders, or with --dataset"
-    )
+    multi_label = (single == NO_LABEL).all() and several.any()
+    without = several == 0 if multi_label else single == NO_LABEL
+    if without.any():
+        split = split_of[int(without.argmax())]
+        own = np.array(split_of) == split
+        raise UserError(
+            f"{shards.directory}: {int(without[own].sum())} of {int(own.sum())} clips of split {split} have no label; "
+            "evaluation needs one each: pack with a `label` column, with --labels-from-folders, or with --dataset"
+        )
+    if not multi_label:
+        return single
+    truth = np.zeros((len(labels), len(shards.manifest.label_names)), dtype=bool)
+    for row, found in enumerate(labels):
+        truth[row, found] = True
+    return truth

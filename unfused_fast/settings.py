@@ -22,9 +22,8 @@ from typing import Any, Literal
 from unfused_fast.config import Config
 from unfused_fast.config_checks import check_together
 from unfused_fast.errors import UserError
-
-Stage = Literal["pretrain", "distill", "linear", "finetune"]
-PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
+from unfused_fast.names import PresetName as PresetName
+from unfused_fast.names import Stage as Stage
 
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
 # fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.
@@ -49,15 +48,20 @@ STAGES: dict[Stage, dict[str, Any]] = {
         "optim.warmup_epochs": 0,
     },
 }
-_AUTHORS: dict[str, Any] = {
-    "data.crop_seconds": 0.98,
-    "data.norm": "running",
-    "aug.specaug.freq_masks": 0,
-    "aug.specaug.time_masks": 0,
-    "train.amp": "fp32",
-}
+_AUTHORS: dict[str, Any] = {"data.crop_seconds": 0.98, "data.norm": "running", "train.amp": "fp32"}
+_AUTHORS_AUG: dict[str, Any] = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
 # DECAR section 5
 _DECAR: dict[str, Any] = {"frontend.kind": "decar1", "model.encoder": "efficientnet_b0", "model.pool": "max"}
+# Authors of DECAR: time warp and masks of SpecAugment
+_DECAR_AUG: dict[str, Any] = {
+    "aug.mixup.ratio": 0.0,
+    "aug.rrc.enabled": False,
+    "aug.specaug.warp": 5,
+    "aug.specaug.freq_masks": 2,
+    "aug.specaug.freq_width": 30,
+    "aug.specaug.time_masks": 2,
+    "aug.specaug.time_width": 40,
+}
 PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "recommended": {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
@@ -71,6 +75,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "authors": {
         "pretrain": {
             **_AUTHORS,
+            **_AUTHORS_AUG,
             "cluster.k": 1024,
             "train.epochs": 200,
             "optim.schedule": "constant",
@@ -81,6 +86,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         },
         "distill": {
             **_AUTHORS,
+            **_AUTHORS_AUG,
             "data.crop_seconds": 12.0,
             "model.fc_layers": 3,
             "train.batch_size": 256,
@@ -100,6 +106,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         },
         # Their evaluation code with `--freeze` left out. The pooling is that of a random encoder.
         "finetune": {
+            **_AUTHORS_AUG,
             "train.epochs": 100,
             "train.batch_size": 32,
             "train.amp": "fp32",
@@ -110,9 +117,10 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "decar-v1": {
         # Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC.
         # Authors: g's two layers and dropout, momentum, weight decay, 20 k-means iterations, whole clips (of 10 s,
-        # section 4), time warp and masks of SpecAugment.
+        # section 4).
         "pretrain": {
             **_DECAR,
+            **_DECAR_AUG,
             "model.projector": "dropout",
             "model.proj_hidden": 512,
             "model.proj_dim": 512,
@@ -123,13 +131,6 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "bank.fill": "pass",
             "data.sampler": "uniform_clusters",
             "data.crop_seconds": 10.0,
-            "aug.mixup.ratio": 0.0,
-            "aug.rrc.enabled": False,
-            "aug.specaug.warp": 5,
-            "aug.specaug.freq_masks": 2,
-            "aug.specaug.freq_width": 30,
-            "aug.specaug.time_masks": 2,
-            "aug.specaug.time_width": 40,
             "optim.name": "sgd",
             "optim.lr": 0.05,
             "optim.weight_decay": 1e-5,
@@ -143,7 +144,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         # Section 5: Adam 0.001, batch 64, 50 epochs.
         "linear": {**_DECAR, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
         # Crops as in pre-training, since section 5 names none of fine-tuning.
-        "finetune": {**_DECAR, "data.crop_seconds": 10.0},
+        "finetune": {**_DECAR, **_DECAR_AUG, "data.crop_seconds": 10.0},
     },
 }
 

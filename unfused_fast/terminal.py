@@ -20,13 +20,13 @@ from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.launch import place_of
 from unfused_fast.launcher import last_words, start_devices
+from unfused_fast.names import PresetName, Stage
 from unfused_fast.ray_launcher import start_on_ray
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from unfused_fast.config import Config
-    from unfused_fast.settings import PresetName, Stage
     from unfused_fast.training import Options
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
@@ -39,9 +39,7 @@ Shards = Annotated[
         show_default=False,
     ),
 ]
-Preset = Annotated[
-    Literal["recommended", "paper", "authors", "decar-v1"], typer.Option(help="Where the settings come from.")
-]
+Preset = Annotated[PresetName, typer.Option(help="Where the settings come from.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A config field, as section.field=value; repeatable (see: unfused-fast config)."),

@@ -34,7 +34,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     (samples,) float in [-1, 1], or of both; or one array (N, samples).
 
     Args:
-        encoder: a run of train pretrain or distill, or a model folder.
+        encoder: a run of train pretrain, distill or finetune, or a model folder.
         pool: over time, "maxmean", "mean" or "max"; None: as the encoder was trained.
         sample_rate: of arrays, in hertz; files say their own.
         device: auto, cpu, cuda or cuda:N.

@@ -21,7 +21,7 @@ def test_missing_paths(cli: Cli, pretrain: Cli, distill: Cli, linear: Cli, tones
     for done in (pretrain(gone, out), linear(gone, "random", out), distill(gone, gone, out)):
         refused(done, gone, "no such folder", "unfused-fast shard SOURCE")
     for done in (linear(tones, gone, out), distill(tones, gone, out)):
-        refused(done, gone, "no run of unfused-fast", "give a directory that train pretrain or distill wrote")
+        refused(done, gone, "no run of unfused-fast", "give a directory that train pretrain, distill or finetune wrote")
     done = cli("check", gone)
     assert done.code == 1 and "no such folder" in done.out
     assert list(tmp_path.iterdir()) == []
@@ -161,6 +161,9 @@ def test_a_label_that_train_lacks(
     everything = cli("train", "all", shards, "--out", out, *tiny)
     for done in (linear(shards, "random", out), everything):
         refused(done, shards, "labels that train lacks: high", "add such clips to train or drop them")
+    rows = [row for row in tone_rows if row.split == "valid" or row.label != "high"]
+    other = pack_rows(rows, tmp_path / "other")
+    refused(linear(other, "random", out), other, "split valid has labels that train lacks: high")
     assert not out.exists()
 
 

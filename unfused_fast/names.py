@@ -1,0 +1,10 @@
+"""Names that both the command line and the stages know; on its own, so that `--help` builds no config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Stage = Literal["pretrain", "distill", "linear", "finetune"]
+PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
+BASELINES = ("logmel", "random")
+"""Encoders without a run: mean and deviation of each mel bin, and a network as initialised."""
