@@ -80,6 +80,26 @@ def test_each_head_is_clustered_scored_and_remembered(cli: Cli, rates: Path) -> 
     assert "K 512, 1024" in cli("plan", "--clips", 5000, "--device", "a100", "--set", "cluster.k=512,1024").out
 
 
+def test_epochs_that_were_measured_say_what_a_step_takes_among_all_else(cli: Cli, tmp_path: Path) -> None:
+    """Epochs of 800 clips and 2 s: a step is what is neither views, batches nor clustering, which took 0.1 s."""
+    shares = {"forward bank view": 20.0, "backward": 50.0, "augment": 10.0, "load": 5.0, "clustering": 5.0}
+
+    def of(clips: int, **changed: float) -> dict[str, Any]:
+        epochs = [row("epoch", f"train pretrain, {clips:,} clips", "epochs/s", 400 / clips)]
+        epochs += [row("epoch", "the same", "clips/s", 400)]
+        epochs += [row("epoch", f"share of {name}", "%", share) for name, share in {**shares, **changed}.items()]
+        (tmp_path / "rates.json").write_text(json.dumps({"rows": rows() + epochs}))
+        flags = ["--device", "cpu", "--host-gb", 100]
+        return dict(planned(cli, "--clips", 100_000, "--rates", tmp_path / "rates.json", *flags)["epoch"])
+
+    products = 11 * 2 * 100_000 * 512 * 512 / 1e12
+    wanted = {"step": 100_000 / 400 * 0.8, "views": 100_000 / 400 * 0.1, "loading": 10, "saving": 0.0}
+    assert of(800) == pytest.approx({**wanted, "k-means": products + 0.1}, rel=0.01)
+    assert of(80_000)["k-means"] == pytest.approx(products), "of many clips, products are most of it"
+    apart = of(800, **{"forward bank view": 0.0})
+    assert apart["views"] == pytest.approx(50), "a pass of its own filled the bank: the parts as they are alone"
+
+
 def test_a_pass_that_fills_the_bank_is_part_of_each_epoch_that_clusters(cli: Cli, rates: Path) -> None:
     """It takes over the step's forward pass without gradient; a view a pass, of which the bank's is not augmented."""
 

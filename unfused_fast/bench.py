@@ -277,7 +277,7 @@ def epoch(bench: Bench) -> Iterator[Measured]:
     from unfused_fast.pretrain import pretrain
     from unfused_fast.settings import with_values
 
-    epochs = 3 if bench.quick else 6
+    epochs = 3 if bench.quick and bench.clips > 256 else 6
     values = {"train.epochs": epochs, "train.batch_size": bench.batch_size, "train.save_every": epochs}
     with tempfile.TemporaryDirectory() as name, quietly():
         out = Path(name) / "run"

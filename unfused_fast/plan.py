@@ -231,9 +231,8 @@ def _times(
             epoch["loading"] *= (1 + clusterings) / (2 if store == "resident" else 1)
     if config.cluster.algo == "spherical":
         passes = config.cluster.n_init * config.cluster.iterations + 1
-        epoch["k-means"] = (
-            passes * 2 * clips * config.model.proj_dim * sum(heads) / rates.kmeans / devices * clusterings
-        )
+        products = passes * 2 * clips * config.model.proj_dim * sum(heads) / rates.kmeans / devices
+        epoch["k-means"] = (products + len(heads) * rates.clustering) * clusterings
     else:
         unknown.append(f"clustering by {config.cluster.algo}")
     if rates.disk is None:

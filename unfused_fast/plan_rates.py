@@ -29,8 +29,10 @@ nothing of ours was measured on these devices yet.
 """
 NEEDED = ("loader", "views", "step", "kmeans", "bank")
 """Parts of `bench` that a plan is made from."""
-QUICK_CLIPS = 128
-"""Clips of the set that is measured on here. Ours: two batches on a CPU."""
+QUICK_BATCHES = 4
+"""Batches of the set that is measured on here."""
+FEW_CLIPS = 2000
+"""Clips of a set of which a clustering takes as long as one of hardly any."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Rates:
     """Bytes a second that reach the disk."""
     first_pass: float | None = None
     """Seconds of audio a second, of the one pass over whole clips that makes the log-mels."""
+    clustering: float = 0.0
+    """Seconds of a clustering beside its products, whatever the number of clips."""
     peak_share: float | None = None
     """Share of a data sheet's peaks that all of these are; None where they were measured."""
 
@@ -109,10 +113,10 @@ def sheet_rates(sheet: DataSheet, config: Config, cost: StepCost, share: float, 
 def measured_here(config: Config, options: Options, seconds: float, batch_size: int) -> Rates:
     """A quick `bench` of the parts on this machine, with these settings."""
     with tempfile.TemporaryDirectory(prefix="unfused-plan-") as name, quietly():
-        shards = synthetic_set(Path(name), max(QUICK_CLIPS, 2 * min(batch_size, 64)), seconds)
         batch = min(batch_size, 64 if options.device.type == "cpu" else 512)
+        shards = synthetic_set(Path(name), QUICK_BATCHES * max(batch, 32), seconds)
         bench = Bench(shards, with_values(config, {"train.batch_size": batch}), options, quick=True)
-        rows = [row.as_json() for part in NEEDED for row in PARTS[part](bench)]
+        rows = [row.as_json() for part in (*NEEDED, "epoch") for row in PARTS[part](bench)]
     return rates_of(rows, config, None, f"measured here just now, on {options.device}")
 
 
@@ -129,7 +133,8 @@ def read_rates(path: Path, config: Config, cost: StepCost) -> Rates:
 
 
 def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost | None, basis: str) -> Rates:
-    """Rates from rows of a bench: medians, and what their floors were computed from.
+    """Rates from rows of a bench: medians, and what their floors were computed from; of whole epochs, where these were
+    measured, since a step takes longer among all that an epoch does than again and again.
 
     With `cost`, a step that was measured with another network is scaled by its operations. Raises UserError: a part is
     missing.
@@ -156,6 +161,7 @@ def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost |
         disk=_positive(bank["floor"]) * row_bytes,
         first_pass=_rate(first_pass[0]) * _seconds(first_pass[0]["what"]) if first_pass else None,
     )
+    rates = _as_in_epochs(rates, parts.get("epoch", []))
     counted = re.match(r"([\d.]+) GFLOP", str(step["floor_is"]))
     if cost is None or counted is None or float(counted[1]) == 0:
         return rates
@@ -166,6 +172,32 @@ def rates_of(rows: Sequence[Mapping[str, Any]], config: Config, cost: StepCost |
         rates,
         step=rates.step * ratio,
         basis=f"{basis}; the step scaled from {counted[1]} to {cost.flops / 1e9:.2f} GFLOP a clip",
+    )
+
+
+def _as_in_epochs(rates: Rates, rows: Sequence[Mapping[str, Any]]) -> Rates:
+    """The rates with step, views and clustering as epochs of `train pretrain` had them, in which training filled the
+    bank; all that has no name there is the step's.
+    """
+    shares = {
+        str(row["what"]).removeprefix("share of "): _positive(row["p50"] + 1e-9) / 100
+        for row in rows
+        if row["unit"] == "%"
+    }
+    if shares.get("forward bank view", 0.0) < 0.01:
+        return rates
+    (clips_per_second,) = (_rate(row) for row in rows if row["unit"] == "clips/s")
+    ((epochs_per_second, clips),) = (
+        (_rate(row), _numbers(r"train pretrain, ([\d,]+) clips", row["what"])[0])
+        for row in rows
+        if row["unit"] == "epochs/s"
+    )
+    others = sum(shares.get(name, 0.0) for name in ("augment", "load", "clustering", "save", "bank pass"))
+    return replace(
+        rates,
+        step=clips_per_second / _positive(1 - others),
+        views=clips_per_second / shares["augment"],
+        clustering=shares.get("clustering", 0.0) / epochs_per_second if clips <= FEW_CLIPS else 0.0,
     )
 
 
