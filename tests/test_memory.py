@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,36 @@ from unfused_fast.memory import NO_BOUND, free_memory, group_room, pinned_bytes
 def test_free_memory_is_that_of_the_machine() -> None:
     total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
     assert 0 < free_memory(torch.device("cpu")).host <= total
+
+
+FAULTS = """
+import resource, sys
+import torch
+from unfused_fast.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+def activations():
+    held = [torch.zeros(5 * 2**20) for _ in range(8)]
+
+for _ in range(3):
+    activations()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    activations()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    """Five times eight tensors of 20 MB: without it pages are given back and faulted in again."""
+    faults = {}
+    for kind in ("keep", "as it is"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, kind], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        faults[kind] = int(done.stdout)
+    assert faults["keep"] < 100 and faults["as it is"] > 1000, faults
 
 
 @pytest.mark.parametrize("version", [1, 2])

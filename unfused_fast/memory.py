@@ -1,8 +1,12 @@
-"""How much memory a process may still take: of the GPU, and of the host within the limits of its control groups."""
+"""How much memory a process may still take, of the GPU, and of the host within the limits of its control groups; and
+what becomes of what it has freed.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -13,6 +17,12 @@ VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fi
 VERSION_2 = "memory.max", "memory.current", "inactive_file"
 """Files of a control group with its limit and what is taken, and the entry of memory.stat with what can be dropped."""
 NO_BOUND = 1 << 62
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Names of mallopt's parameters in C. Source: malloc.h of glibc."""
+LARGEST_ON_HEAP, MOST_KEPT = 32 * 2**20, 2**31 - 1
+"""Largest piece that glibc takes from its heap, and most free memory that it keeps at the heap's end, in bytes; both
+are the largest values that it accepts.
+"""
 
 
 class Free(NamedTuple):
@@ -27,6 +37,20 @@ class Free(NamedTuple):
 def free_memory(device: torch.device) -> Free:
     """What is free now."""
     return Free(_on_gpu(device) if device.type == "cuda" else 0, min(_available(), group_room()))
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Has glibc keep what this process frees, up to 2 GB, so that the next step takes it again; whether it does.
+
+    Ours: by default glibc gives activations back to the kernel after each step and gets them back page by page, in
+    which a training step on a CPU spent a third of its time (benchmarks/freed_memory.py). Elsewhere nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(
+        mallopt(name, value) == 1
+        for name, value in ((M_MMAP_THRESHOLD, LARGEST_ON_HEAP), (M_TRIM_THRESHOLD, MOST_KEPT))
+    )
 
 
 def pinned_bytes(size: int) -> int:
