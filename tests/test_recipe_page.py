@@ -28,6 +28,7 @@ def rows() -> dict[tuple[Stage, str], list[Any]]:
                 option = cells[1].strip("`")
                 texts = ["" if cell == "none" else cell for cell in cells[2:]]
                 together = {"model.prediction": "linear"} if option in ("cluster.algo", "model.prediction") else {}
+                together |= {"pseudo.seconds": 12} if option == "pseudo.crop" else {}
                 together |= {"bank.fill": "pass"} if option == "data.sampler" else {}
                 assert stage is not None
                 stages: dict[str, Stage] = {name: name for name in get_args(Stage)}

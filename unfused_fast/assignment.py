@@ -17,6 +17,7 @@ from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normal
 from unfused_fast.partitions import pca_whiten, resolve_pca_dim
 from unfused_fast.pic import power_iteration_clustering
 from unfused_fast.ranks import ALONE, Ranks
+from unfused_fast.rows import ExchangeFailed
 
 BLOCK_ROWS = 4096
 """Rows that are turned to float32 unit rows at a time. Ours: 8 MB at D = 512."""
@@ -68,18 +69,19 @@ def cluster_rows(
     if settings.algo == "spherical":
         own = ranks.share.of(len(points))
         init: Init | Tensor = settings.init if settings.init != "warm" else "random" if start is None else start
-        found = spherical_kmeans(
-            points[own],
-            k,
-            iterations=settings.iterations,
-            init=init,
-            empty=settings.empty,
-            n_init=settings.n_init,
-            generator=generator,
-            backend=settings.backend,
-            group=ranks.group,
-            previous=previous[own] if previous is not None and settings.init == "warm" else None,
-        )
+        with ranks.watched(ExchangeFailed):
+            found = spherical_kmeans(
+                points[own],
+                k,
+                iterations=settings.iterations,
+                init=init,
+                empty=settings.empty,
+                n_init=settings.n_init,
+                generator=generator,
+                backend=settings.backend,
+                group=ranks.group,
+                previous=previous[own] if previous is not None and settings.init == "warm" else None,
+            )
         assignments = ranks.gather_parts(found.assignments, ranks.share.sizes(len(points)))
         return Clustering(assignments, found.counts, found.objective, "mean_cosine", found.centroids)
     if settings.algo == "pca_kmeans":

@@ -69,15 +69,17 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         rank, world_size, local_rank, local_size = _numbers(names[:4], values[:4])
         address, (port,) = values[4], _numbers(names[5:], values[5:])
         if not address or not rank < world_size:
-            given = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-            raise UserError(f"these do not say which process this is of how many: {given}; start it by torchrun")
+            said = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+            raise UserError(f"these do not say which process this is of how many: {said}; start it by torchrun")
         hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
         place = Place(rank, world_size, local_rank, local_size, address, port, hosted, attempt)
     elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         asked = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_NODEID", "MASTER_PORT")
-        numbers = {"SLURM_NODEID": "0", "MASTER_PORT": "0", **environment}
-        rank, world_size, local_rank, job, node, port = _numbers(asked, [numbers.get(name, "") for name in asked])
+        given = [
+            environment.get(name, default) for name, default in zip(asked, ("", "", "", "", "0", "0"), strict=True)
+        ]
+        rank, world_size, local_rank, job, node, port = _numbers(asked, given)
         counts = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
         if node >= len(counts):
             raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names {len(counts)} nodes")

@@ -138,7 +138,7 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place, the same bits on each."""
         if self.group is not None:
-            with self._watched():
+            with self.watched():
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
@@ -147,7 +147,7 @@ class Ranks:
         if self.group is None:
             return tensor[None]
         every = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
-        with self._watched():
+        with self.watched():
             dist.all_gather(every, tensor.contiguous(), group=self.group)
         return torch.stack(every)
 
@@ -168,7 +168,7 @@ class Ranks:
     def from_first(self, tensor: Tensor) -> Tensor:
         """What rank 0 has, in place."""
         if self.group is not None:
-            with self._watched():
+            with self.watched():
                 dist.broadcast(tensor, 0, group=self.group)
         return tensor
 
@@ -177,7 +177,7 @@ class Ranks:
         if self.group is None:
             return flags
         every = torch.tensor(flags, dtype=torch.int32)
-        with self._watched():
+        with self.watched():
             dist.all_reduce(every, op=dist.ReduceOp.MAX, group=self._gloo)
         return tuple(map(bool, every.tolist()))
 
@@ -187,7 +187,7 @@ class Ranks:
             return [text]
         data = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
         length = torch.tensor(len(data))
-        with self._watched():
+        with self.watched():
             dist.all_reduce(length, op=dist.ReduceOp.MAX, group=self._gloo)
             padded = torch.cat([data, data.new_zeros(int(length) - len(data))])
             every = [torch.empty_like(padded) for _ in range(self.world_size)]
@@ -262,17 +262,17 @@ class Ranks:
         found = dict[str, Tensor]()
         for name, kind, shape in heads:
             own = torch.empty(shape, dtype=getattr(torch, kind)) if tensors is None else tensors[name].contiguous()
-            with self._watched():
+            with self.watched():
                 dist.broadcast(own, 0, group=self._gloo)
             found[name] = own
         return found
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Turns an exchange that fails into words about who is missing."""
+    def watched(self, kind: type[RuntimeError] = RuntimeError) -> Iterator[None]:
+        """Turns an exchange that fails, by an error of this kind, into words about who is missing."""
         try:
             yield
-        except RuntimeError as error:
+        except kind as error:
             raise RankLost(self._beats.who_is_missing()) from error
 
 

@@ -6,6 +6,7 @@ n rows on this rank, N on all, D features. Rank r holds the rows after those of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -16,6 +17,10 @@ STREAM_BYTES = 64 * 2**20
 """Rows that are not a tensor are read this many bytes at a time. Ours: long enough for a disk, short beside a bank."""
 NEAR_BYTES = 16 * 2**20
 """Rows not farther apart are read in one go. Ours: a chunk of the bank on disk, which any row of it costs whole."""
+
+
+class ExchangeFailed(RuntimeError):
+    """A rank of the group is gone, or does not answer."""
 
 
 class Rows(Protocol):
@@ -91,13 +96,15 @@ class Points:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.group is not None:
-            dist.all_reduce(tensor, group=self.group)
+            with _exchange():
+                dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
         """Maximum over ranks, in place."""
         if self.group is not None:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+            with _exchange():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -105,11 +112,21 @@ class Points:
         if self.group is None:
             return tensor[None]
         every = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(every, tensor.contiguous(), group=self.group)
+        with _exchange():
+            dist.all_gather(every, tensor.contiguous(), group=self.group)
         return torch.stack(every)
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """What rank 0 of the group has, in place: ranks whose arithmetic differs in a bit cannot drift apart."""
         if self.group is not None:
-            dist.broadcast(tensor, group=self.group, group_src=0)
+            with _exchange():
+                dist.broadcast(tensor, group=self.group, group_src=0)
         return tensor
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExchangeFailed(str(error)) from error
