@@ -184,7 +184,7 @@ def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: 
     refused(done, "no memory for batches of 60 clips (CUDA out of memory)", "--set train.batch_size=30")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_signal_while_the_first_step_is_compiled(
     pretrain: Cli, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

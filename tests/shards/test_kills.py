@@ -15,13 +15,25 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--parts", "3", "--codec", "flac"]], ids=["one machine", "three parts"])
-def test_twenty_kills(flags: list[str]) -> None:
-    command = [sys.executable, str(Path(kill_pack.__file__)), "--kills", "20", "--seed", "4", *flags]
+PACKED: dict[str, list[str]] = {"one machine": [], "three parts": ["--parts", "3", "--codec", "flac"]}
+
+
+def killed(kills: int, flags: list[str]) -> None:
+    command = [sys.executable, str(Path(kill_pack.__file__)), "--kills", str(kills), "--seed", "4", *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 kills" in done.stdout and "bytes equal" in done.stdout
+    assert f"{kills} kills" in done.stdout and "bytes equal" in done.stdout
+
+
+@pytest.mark.parametrize("how", PACKED)
+def test_a_few_kills(how: str) -> None:
+    killed(4, PACKED[how])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", PACKED)
+def test_twenty_kills(how: str) -> None:
+    killed(20, PACKED[how])
 
 
 SMALL_DISK = """
