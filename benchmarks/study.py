@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from study_page import page
 
-from unfused_fast.ablation import STAGES, Cell, ablate, cells_of
+from unfused_fast.ablation import STAGES, Ablated, Cell, ablate, cells_of
 from unfused_fast.checkpoint import write_json
 from unfused_fast.config import Config
 from unfused_fast.demo import TASKS, DemoSize, packed_set, size_values
@@ -72,7 +73,7 @@ class Study:
     size: DemoSize
     values: dict[str, Any]
     """Fields that are the same for every encoder, laid over the presets and the size."""
-    deviations: tuple[Stage, ...]
+    deviations: tuple[Ablated, ...]
     out: Path
     pool: RunPool
 
@@ -159,7 +160,7 @@ def refuse_unusable(study: Study) -> None:
         labels_of_splits(target)
 
 
-def stages_of(given: str) -> tuple[Stage, ...]:
+def stages_of(given: str) -> tuple[Ablated, ...]:
     """`pretrain,linear` or `none` -> stages. Raises UserError for what is no stage."""
     names = [] if given == "none" else given.split(",")
     if unknown := set(names) - set(STAGES):
@@ -229,7 +230,7 @@ def _encoders(study: Study, target: ShardSet, seed: int, failed: list[str]) -> I
     first = {
         name: run
         for name, chosen in DECAR2.items()
-        if (run := made(name, lambda of=chosen: pretrain(study.config(of, "pretrain", seed), study.shards)))
+        if (run := made(name, partial(pretrain, study.config(chosen, "pretrain", seed), study.shards)))
     }
     older = made(DECAR1, lambda: pretrain(study.config("decar-v1", "pretrain", seed), study.shards))
     student = None
@@ -276,10 +277,8 @@ def _pair(
 
 def sized(study: Study) -> dict[Stage, dict[str, Any]]:
     """Stage -> field -> the value that the study's size gives `recommended` in place of its own."""
-    found = {
-        stage: differences(preset("recommended", stage), study.config("recommended", stage))
-        for stage in ("pretrain", "distill")
-    }
+    trained: tuple[Stage, ...] = ("pretrain", "distill")
+    found = {stage: differences(preset("recommended", stage), study.config("recommended", stage)) for stage in trained}
     return {
         stage: {one.field: one.values[1] for one in listed if one.field not in study.values}
         for stage, listed in found.items()

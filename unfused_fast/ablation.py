@@ -25,8 +25,9 @@ from unfused_fast.settings import Stage, flatten, with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import Options, console
 
-Varied = Literal["pretrain", "distill", "linear", "all"]
-STAGES: tuple[Stage, ...] = ("pretrain", "distill", "linear")
+Ablated = Literal["pretrain", "distill", "linear"]
+Varied = Literal[Ablated, "all"]
+STAGES: tuple[Ablated, ...] = ("pretrain", "distill", "linear")
 READS: dict[Stage, frozenset[str]] = {
     "pretrain": frozenset(
         ["frontend", "data", "views", "aug", "model", "cluster", "prototypes", "loss", "bank", "optim", "train"]

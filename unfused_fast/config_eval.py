@@ -76,6 +76,5 @@ class FinetuneConfig:
 
     augment: bool = False
     """Train on views as this preset's pre-training does (`aug`: mixup, random resize crop, masks), else on plain random
-    crops.
-    Source: DECAR section 5 and the authors' evaluation code name no augmentation.
+    crops. Source: DECAR section 5 and the authors' evaluation code name no augmentation.
     """

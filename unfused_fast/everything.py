@@ -23,8 +23,7 @@ def train_all(
     """Pre-trains on `shards`, distils on `target`, evaluates both encoders and a random one on `target`.
 
     The verdict goes by validation accuracy alone; test is only reported. Ours: on a small target set stage 2 may not
-    pay,
-    and a user should see that before keeping its encoder.
+    pay, and a user should see that before keeping its encoder.
     """
     labels_of_splits(target)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)

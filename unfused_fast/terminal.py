@@ -196,7 +196,7 @@ def run_options(
     )
 
 
-def run_together(devices: int | None, device: str, engine: Literal["local", "ray"]) -> None:
+def start_processes(devices: int | None, device: str, engine: Literal["local", "ray"]) -> None:
     """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to work."""
     code = start_devices(devices, device) if engine == "local" else start_on_ray(devices or 1, device)
     if code is not None:

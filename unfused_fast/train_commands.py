@@ -31,8 +31,8 @@ from unfused_fast.terminal import (
     print_json,
     print_result,
     run_options,
-    run_together,
     stage_config,
+    start_processes,
     stdout_console,
 )
 
@@ -73,7 +73,7 @@ def train_pretrain(
 
     DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
     """
-    run_together(devices, device, engine)
+    start_processes(devices, device, engine)
     from unfused_fast.pretrain import pretrain
     from unfused_fast.shards.table import open_shards
 
@@ -110,7 +110,7 @@ def train_distill(
     as_json: Json = False,
 ) -> None:
     """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
-    run_together(devices, device, engine)
+    start_processes(devices, device, engine)
     from unfused_fast.distill import distill
     from unfused_fast.shards.table import open_shards
 
@@ -232,7 +232,7 @@ def train_everything(
     as_json: Json = False,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
-    run_together(devices, device, engine)
+    start_processes(devices, device, engine)
     from unfused_fast.everything import train_all
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards
