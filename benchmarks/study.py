@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from study_deviations import deviating, deviations
 from study_page import page
+from study_search import search
+from study_setup import Study, sized
 
-from unfused_fast.ablation import STAGES, Ablated, Cell, ablate, cells_of
+from unfused_fast.ablation import STAGES, Ablated
 from unfused_fast.checkpoint import write_json
-from unfused_fast.config import Config
-from unfused_fast.demo import TASKS, DemoSize, packed_set, size_values
+from unfused_fast.demo import TASKS, DemoSize, packed_set
 from unfused_fast.encoder_cost import Cost, encoder_cost
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Measured, Plan, measure, refuse_label_fraction
@@ -33,7 +35,7 @@ from unfused_fast.linear import labels_of_splits
 from unfused_fast.measuring import circumstances
 from unfused_fast.protocol import LabelledClips, labelled_clips, rounds_of
 from unfused_fast.run_pool import PooledRun, RunPool
-from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
+from unfused_fast.settings import PresetName, with_values
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet, open_shards
 from unfused_fast.terminal import pairs, run_app, run_options
@@ -64,32 +66,6 @@ QUICK_VALUES = {
 }
 
 
-@dataclass(frozen=True)
-class Study:
-    """What is run."""
-
-    shards: ShardSet
-    targets: list[ShardSet]
-    size: DemoSize
-    values: dict[str, Any]
-    """Fields that are the same for every encoder, laid over the presets and the size."""
-    deviations: tuple[Ablated, ...]
-    out: Path
-    pool: RunPool
-
-    def task(self, target: ShardSet) -> str:
-        """A set's name: its folder's, with the one above it where two sets have the same."""
-        folder = target.directory.resolve()
-        alike = {other.directory.resolve() for other in self.targets if other.directory.resolve().name == folder.name}
-        return folder.name if alike == {folder} else f"{folder.parent.name}/{folder.name}"
-
-    def config(self, name: PresetName, stage: Stage, seed: int = 0) -> Config:
-        """A preset at the study's size; widths are those of AudioNTT, and EfficientNet-B0 keeps its own."""
-        chosen = with_values(preset(name, stage), self.values)
-        values = size_values(stage, self.size, widths=chosen.model.encoder == "audiontt")
-        return with_values(chosen, {**values, **self.values, "train.seed": seed})
-
-
 def main() -> None:
     """Parses, runs, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,6 +78,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, help="K of stage 1, for every preset")
     parser.add_argument("--set", dest="values", action="append", help="section.field=value for every encoder")
     parser.add_argument("--deviations", default="pretrain,distill,linear", help="stages, between commas; or none")
+    parser.add_argument("--search", action="store_true", help="what could make stage 2 better than stage 1")
     parser.add_argument("--page", type=Path, help="also write the page here")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true")
@@ -113,6 +90,7 @@ def main() -> None:
         raise UserError("--target names labelled sets for --shards; give --shards too")
     if size.seeds < 1:
         raise UserError(f"--seeds {size.seeds}: want at least 1")
+    stages = stages_of(given.deviations)
     if given.shards:
         shards = open_shards(given.shards)
         targets = [open_shards(path) for path in given.target or [given.shards]]
@@ -124,14 +102,24 @@ def main() -> None:
         targets,
         size,
         {**(QUICK_VALUES if given.quick else {}), **pairs(given.values)},
-        stages_of(given.deviations),
+        stages,
+        given.search,
         given.out,
         RunPool(given.out / "runs", options),
     )
     refuse_unusable(study)
-    result = {"quick": given.quick, **run_study(study), **circumstances(options.device), "deviations": []}
-    _write(given.out, result)  # hours are behind it, and as many before the deviations are done
-    result["deviations"] = [line for target in study.targets for line in _deviations(study, target)]
+    result = {
+        "quick": given.quick,
+        **run_study(study),
+        **circumstances(options.device),
+        "searched": [],
+        "deviations": [],
+    }
+    _write(given.out, result)  # hours are behind it, and as many before all is done
+    if study.search:
+        result["searched"] = [search(study, target) for target in study.targets]
+        _write(given.out, result)
+    result["deviations"] = [line for target in study.targets for line in deviations(study, target)]
     _write(given.out, result)
     if given.page:
         replace_file(given.page, page(result).encode())
@@ -156,7 +144,7 @@ def refuse_unusable(study: Study) -> None:
         refuse_label_fraction(config)
         for target in study.targets:
             rounds_of(labelled_clips(target, False), False, config.eval.valid_fraction, seed)
-    for target in study.targets if study.deviations else []:
+    for target in study.targets if study.deviations or study.search else []:
         labels_of_splits(target)
 
 
@@ -273,65 +261,6 @@ def _pair(
                 "by_seed": [by_seed[first][seed] - by_seed[second][seed] for seed in pair["seeds"]],
             }
     return None
-
-
-def sized(study: Study) -> dict[Stage, dict[str, Any]]:
-    """Stage -> field -> the value that the study's size gives `recommended` in place of its own."""
-    trained: tuple[Stage, ...] = ("pretrain", "distill")
-    found = {stage: differences(preset("recommended", stage), study.config("recommended", stage)) for stage in trained}
-    return {
-        stage: {one.field: one.values[1] for one in listed if one.field not in study.values}
-        for stage, listed in found.items()
-    }
-
-
-def deviating(study: Study, stage: Stage) -> dict[str, dict[str, list[Any]]]:
-    """Field -> {`paper`, `authors`} -> the values that these presets have in place of recommended's, at this size.
-
-    A value that goes only with others of its preset, such as the place of a window that is not cut, is left out.
-    """
-    found: dict[str, dict[str, list[Any]]] = {}
-    base = study.config("recommended", stage)
-    for name in ("paper", "authors"):
-        for one in differences(base, study.config(name, stage)):
-            try:
-                with_values(base, {one.field: one.values[1]})
-            except UserError:
-                continue
-            found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append((name, one.values[1]))
-    return {
-        field: {value: [name for name, _ in listed] for value, listed in values.items()}
-        for field, values in found.items()
-    }
-
-
-def _deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
-    """A line for each stage, field and value: what it changes on one set, by an ablation of that stage."""
-    configs: dict[Stage, Config] = {stage: study.config("recommended", stage) for stage in STAGES}
-    for stage in study.deviations:
-        presets = deviating(study, stage)
-        cells: list[Cell] = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
-        out = study.out / "deviations" / f"{target.directory.name}-{target.manifest.digest[:8]}-{stage}"
-        summary = ablate(
-            cells,
-            stage,
-            study.shards,
-            target,
-            out,
-            study.size.seeds,
-            study.pool.options,
-            study.pool,
-        )
-        for row in summary["rows"][1:]:
-            ((field, value),) = row["values"].items()
-            yield {
-                "task": study.task(target),
-                "stage": stage,
-                "settings": row["settings"],
-                "presets": next(names for text, names in presets[field].items() if text == str(value)),
-                "by_seed": row["difference"]["values"],
-                "failed": [one["reason"] for one in row["failed"]],
-            }
 
 
 if __name__ == "__main__":

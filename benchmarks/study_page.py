@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from study_search import best_of
 
 from unfused_fast.evaluation_table import COLUMNS, table_texts
 from unfused_fast.report import markdown, mean_and_error
@@ -21,6 +22,7 @@ DEVIATION_COLUMNS = (
     "95 % over seeds",
     "trouble",
 )
+SEARCH_COLUMNS = ("set", "encoder", "purity", "NMI", "valid", "above stage 1", "95 % over seeds", "test", "trouble")
 HIDDEN = {"method", "labels", "over folds"}
 """Columns of the evaluation's table that are the same in every row here."""
 
@@ -104,6 +106,8 @@ def page(study: dict[str, Any]) -> str:
     parts.append(_listed([sentence for target in study["targets"] for sentence in verdicts(target)]))
     if study["failed"]:
         parts += ["Runs that failed and are left out:", _listed(study["failed"])]
+    if study["searched"]:
+        parts += _searched(study["searched"])
     if study["deviations"]:
         parts += _deviations(study["deviations"])
     return "\n\n".join(parts) + "\n"
@@ -138,8 +142,7 @@ def _target(target: dict[str, Any]) -> list[str]:
 def _deviations(lines: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for line in lines:
-        mean, error = mean_and_error(line["by_seed"]) if line["by_seed"] else (math.nan, None)
-        change = "" if math.isnan(mean) else f"{100 * mean:+.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+        change = _mean(line["by_seed"], "+")
         presets, trouble = ", ".join(line["presets"]), "; ".join(dict.fromkeys(line["failed"]))
         over_seeds = _span(seed_interval(line["by_seed"]))
         rows.append([line["task"], line["stage"], line["settings"], presets, change, over_seeds, trouble])
@@ -152,6 +155,86 @@ def _deviations(lines: Sequence[dict[str, Any]]) -> list[str]:
         markdown(DEVIATION_COLUMNS, rows),
         _listed(said) if said else "No single deviation is shown to change anything.",
     ]
+
+
+def _searched(sets: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for one in sets:
+        rows.append(
+            [one["task"], "stage 1", "", "", _mean(one["stage1"]["valid"]), "", "", _mean(one["stage1"]["test"]), ""]
+        )
+        for row in one["rows"]:
+            name = "stage 2, recommended" if row["settings"] == "base" else row["settings"]
+            labels = [_share(row["purity"]), _share(row["nmi"])]
+            gain = [_mean(row["gain"], "+"), _span(seed_interval(row["gain"]))]
+            trouble = "; ".join(dict.fromkeys(row["failed"]))
+            rows.append([one["task"], name, *labels, _mean(row["valid"]), *gain, _mean(row["test"]), trouble])
+        if (bound := one["labels"]) is not None:
+            gain = [_mean(bound["gain"], "+"), _span(seed_interval(bound["gain"]))]
+            name = "the labels themselves as pseudo-labels"
+            rows.append([one["task"], name, "1.00", "1.00", _mean(bound["valid"]), *gain, _mean(bound["test"]), ""])
+    return [
+        "## Could stage 2 be better than stage 1?",
+        "One field of stage 2 at a time, all others as `recommended`: accuracy in %, mean ± standard error over the "
+        "same seeds. Validation judges, beside that of stage 1's encoder of the same seed; test is shown, and chooses "
+        "nothing. Purity and NMI of the pseudo-labels are against the labels of the same clips, which stage 2 does not "
+        "read; more clusters are purer by themselves. Nothing is corrected for many comparisons.",
+        markdown(SEARCH_COLUMNS, rows),
+        _listed([*(search_verdict(one) for one in sets), _on_all(sets)]),
+    ]
+
+
+def search_verdict(one: dict[str, Any]) -> str:
+    """What a search shows on one set: its best by validation, and which settings are told from stage 1."""
+    best = best_of(one["rows"])
+    name = "`recommended`" if best["settings"] == "base" else f"`{best['settings']}`"
+    interval = seed_interval(best["gain"])
+    over_seeds = f" (95 % over seeds {_span(interval)})" if interval else ""
+    told = {
+        side: [row["settings"] for row in one["rows"] if _told(row) == side and row["settings"] != "base"]
+        for side in (1, -1)
+    }
+    sentences = [
+        f"On {one['task']} {name} has the best validation of stage 2, {_mean(best['gain'], '+')} points beside stage "
+        f"1{over_seeds}."
+    ]
+    sentences += [
+        f"{how} than stage 1 by the interval over seeds: {', '.join(f'`{settings}`' for settings in told[side])}."
+        for side, how in ((1, "Better"), (-1, "Worse"))
+        if told[side]
+    ]
+    if (bound := one["labels"]) is not None:
+        sentences.append(
+            "With the labels themselves as pseudo-labels, an upper bound and no UnFuSeD, stage 2 would be at "
+            f"{_mean(bound['gain'], '+')} points of validation and {_mean(bound['test_gain'], '+')} of test beside "
+            "stage 1: no better clustering can be expected to win more."
+        )
+    return " ".join(sentences)
+
+
+def _on_all(sets: Sequence[dict[str, Any]]) -> str:
+    better = [{row["settings"] for row in one["rows"] if _told(row) == 1} for one in sets]
+    found = sorted(set.intersection(*better))
+    if not found:
+        return "By that interval no setting of stage 2 is better than stage 1 on every set."
+    return f"By that interval better than stage 1 on every set: {', '.join(f'`{name}`' for name in found)}."
+
+
+def _told(row: dict[str, Any]) -> int:
+    interval = seed_interval(row["gain"])
+    return 0 if interval is None else _side(interval)
+
+
+def _mean(values: Sequence[float], sign: str = "") -> str:
+    """Per cent, with the standard error; empty where nothing was measured."""
+    if not values:
+        return ""
+    mean, error = mean_and_error(values)
+    return f"{100 * mean:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def _share(values: Sequence[float]) -> str:
+    return f"{mean_and_error(values)[0]:.2f}" if values else ""
 
 
 def _sized(study: dict[str, Any]) -> str:

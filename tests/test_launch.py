@@ -108,7 +108,7 @@ def test_places_by_torchrun_and_slurm() -> None:
         place_of({**slurm, "SLURM_STEP_NUM_TASKS": "x"})
     with pytest.raises(UserError, match="MASTER_PORT=http: want a whole number"):
         place_of({**slurm, "MASTER_PORT": "http"})
-    with pytest.raises(UserError, match="SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names 2 nodes"):
+    with pytest.raises(UserError, match="SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"):
         place_of({**slurm, "SLURM_NODEID": "2"})
     with pytest.raises(UserError, match="these do not say which process this is"):
         place_of({**torchrun, "RANK": "8"})

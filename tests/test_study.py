@@ -11,15 +11,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.stats import t as student
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from unfused_fast.demo import DemoSize
 from unfused_fast.errors import UserError
 from unfused_fast.run_pool import RunPool
 from unfused_fast.settings import preset
-from unfused_fast.shards.table import open_shards
+from unfused_fast.shards.table import NO_LABEL, open_shards
 from unfused_fast.training import Options
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -34,7 +39,10 @@ def script(name: str) -> ModuleType:
     return module
 
 
+study_setup = script("study_setup")
+study_search = script("study_search")
 study_page = script("study_page")
+study_deviations = script("study_deviations")
 study = script("study")
 
 
@@ -66,12 +74,57 @@ def test_a_difference_is_claimed_only_where_clips_and_seeds_show_it() -> None:
     assert study_page.verdicts(target) == ["Not told apart on birds: A and B."]
 
 
+def test_purity_and_nmi_are_those_of_labelled_clips(tones: Path, tmp_path: Path) -> None:
+    shards = open_shards(tones)
+    truth = shards.clips_in("train").column("label").to_numpy()
+    pseudo = numpy.random.default_rng(0).permutation(truth) // 2 * 2 + numpy.arange(len(truth)) % 2
+    known = numpy.arange(len(truth)) % 5 != 0
+
+    class FewLabels:
+        def clips_in(self, split: str) -> pa.Table:
+            return pa.table({"label": numpy.where(known, truth, NO_LABEL)})
+
+    pq.write_table(pa.table({"pseudo_label": pseudo}), tmp_path / "pseudo_labels.parquet")
+    purity, nmi = study_search.pseudo_label_scores(tmp_path, FewLabels())
+    table = contingency_matrix(truth[known], pseudo[known])
+    assert purity == pytest.approx(table.max(axis=0).sum() / known.sum())
+    assert nmi == pytest.approx(
+        normalized_mutual_info_score(truth[known], pseudo[known], average_method="geometric"), abs=1e-6
+    )
+
+
+def test_a_search_says_what_validation_shows() -> None:
+    def row(settings: str, *gains: float) -> dict[str, Any]:
+        valid = [0.5 + gain for gain in gains]
+        scores = {"purity": [0.5], "nmi": [0.25], "valid": valid, "test": [0.9] * len(gains), "gain": [*gains]}
+        return {"settings": settings, **scores, "failed": [] if gains else ["diverged", "diverged"]}
+
+    rows = [row("base", -0.01, 0, 0.01), row("pseudo.k=32", 0.05, 0.06, 0.07), row("optim.lr=9")]
+    worse, wide = row("distill.beta=0.3", -0.05, -0.06, -0.07), row("train.epochs=5", 0.01, 0.16, 0.01)
+    birds = {"task": "birds", "stage1": {"valid": [0.5] * 3, "test": [0.4] * 3}, "rows": [*rows, worse, wide]}
+    birds |= {"labels": None}
+    assert study_page.search_verdict(birds) == (
+        "On birds `pseudo.k=32` has the best validation of stage 2, +6.0 ± 0.6 points beside stage 1 "
+        "(95 % over seeds +3.5 to +8.5). Better than stage 1 by the interval over seeds: `pseudo.k=32`. "
+        "Worse than stage 1 by the interval over seeds: `distill.beta=0.3`."
+    )
+    bees = {**birds, "task": "bees", "rows": [rows[0], row("pseudo.k=32", -0.02, -0.02, -0.03)]}
+    bees["labels"] = {"valid": [0.6] * 3, "test": [0.7] * 3, "gain": [0.1] * 3, "test_gain": [0.3] * 3}
+    said = "\n".join(study_page._searched([birds, bees]))
+    assert "stage 2 would be at +10.0 ± 0.0 points of validation and +30.0 ± 0.0 of test beside stage 1" in said
+    assert "| bees | the labels themselves as pseudo-labels | 1.00 | 1.00 | 60.0 ± 0.0 | +10.0 ± 0.0 |" in said
+    assert "By that interval no setting of stage 2 is better than stage 1 on every set." in said
+    assert "On bees `recommended` has the best validation of stage 2, +0.0 ± 0.6 points" in said
+    assert "| birds | optim.lr=9 | 0.50 | 0.25 |  |  |  |  | diverged |" in said
+    assert "every set: `pseudo.k=32`" in "\n".join(study_page._searched([birds, birds]))
+
+
 def test_deviations_are_what_config_diff_shows_but_for_the_size(
     cli: Callable[..., Any], tones: Path, tmp_path: Path
 ) -> None:
     shards = open_shards(tones)
     pool = RunPool(tmp_path, Options(torch.device("cpu")))
-    of = study.Study(shards, [shards], DemoSize(), {}, ("pretrain", "distill", "linear"), tmp_path, pool)
+    of = study.Study(shards, [shards], DemoSize(), {}, ("pretrain", "distill", "linear"), False, tmp_path, pool)
     sized = {"train.epochs", "train.batch_size", "cluster.k"}
     for stage in of.deviations:
         wanted: dict[str, dict[str, list[str]]] = {}
@@ -85,19 +138,21 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
         found = study.deviating(of, stage)
         assert found == wanted and wanted
         configs = {name: of.config("recommended", name) for name in of.deviations}
-        cells = study.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
+        cells = study_deviations.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
         changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
         assert [(field, str(value)) for field, value in changed] == [(f, v) for f, vs in found.items() for v in vs]
 
 
 def test_a_size_leaves_the_widths_of_decar_v1_alone(tones: Path, tmp_path: Path) -> None:
     shards, pool = open_shards(tones), RunPool(tmp_path, Options(torch.device("cpu")))
-    of = study.Study(shards, [shards], DemoSize(), {}, (), tmp_path, pool)
+    of = study.Study(shards, [shards], DemoSize(), {}, (), False, tmp_path, pool)
     assert of.config("decar-v1", "pretrain").model == preset("decar-v1", "pretrain").model
     assert of.config("paper", "pretrain").model.channels == 16
     own = {"model.encoder": "audiontt"}
     assert (
-        study.Study(shards, [shards], DemoSize(), own, (), tmp_path, pool).config("decar-v1", "pretrain").model.dim
+        study.Study(shards, [shards], DemoSize(), own, (), False, tmp_path, pool)
+        .config("decar-v1", "pretrain")
+        .model.dim
         == 512
     )
     shown = study.sized(of)["pretrain"]
@@ -108,7 +163,7 @@ def test_sets_of_one_name_are_told_apart(tones: Path, unlabelled: Path, tmp_path
     sets = [open_shards(shutil.copytree(tones, tmp_path / "A/shards"))]
     sets += [open_shards(shutil.copytree(unlabelled, tmp_path / "B/shards")), open_shards(tones)]
     pool = RunPool(tmp_path, Options(torch.device("cpu")))
-    of = study.Study(sets[0], sets, DemoSize(), {}, ("linear",), tmp_path, pool)
+    of = study.Study(sets[0], sets, DemoSize(), {}, ("linear",), False, tmp_path, pool)
     assert [of.task(target) for target in sets] == ["A/shards", "B/shards", "tones"]
     asked: list[tuple[Path, RunPool]] = []
 
@@ -116,9 +171,9 @@ def test_sets_of_one_name_are_told_apart(tones: Path, unlabelled: Path, tmp_path
         asked.append((given[4], given[7]))
         return {"rows": []}
 
-    monkeypatch.setattr(study, "ablate", ablate)
+    monkeypatch.setattr(study_deviations, "ablate", ablate)
     for target in sets[:2]:
-        assert [*study._deviations(of, target)] == []
+        assert [*study.deviations(of, target)] == []
     assert asked[0][0] != asked[1][0] and all(given is pool for _, given in asked), "what diverged is known to both"
 
 
@@ -147,7 +202,7 @@ def test_what_was_measured_is_written_before_the_deviations(
 
     measured = {"size": {"seeds": 3}, "sized": {}, "values": {}, "pretraining_clips": 9, "targets": [], "failed": ["x"]}
     monkeypatch.setattr(study, "run_study", lambda _: measured)
-    monkeypatch.setattr(study, "_deviations", stopped)
+    monkeypatch.setattr(study, "deviations", stopped)
     arguments = ["study", "--quick", "--out", tmp_path, "--shards", tones, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
     with pytest.raises(UserError, match="no deviations today"):
@@ -170,10 +225,12 @@ def test_quick_runs_everything_and_makes_nothing_twice(
         "cpu",
         "--deviations",
         "linear",
+        "--search",
         "--set",
         "data.crop_seconds=0.3",
     ]
     monkeypatch.setattr(sys, "argv", ["study", "--out", *map(str, [out, "--page", tmp_path / "page.md", *flags])])
+    monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [2], "distill.init": ["teacher"]})
     study.main()
     page = (tmp_path / "page.md").read_text()
     assert page == (out / "results.md").read_text()
@@ -182,9 +239,18 @@ def test_quick_runs_everything_and_makes_nothing_twice(
     assert "no results" in page and " beats " not in page, "one seed shows nothing"
     assert "| tones | linear | eval.standardize=False | authors |" in page
     result = json.loads((out / "study.json").read_text())
+    (searched,) = result["searched"]
+    assert [row["settings"] for row in searched["rows"]] == ["base", "pseudo.k=2", "distill.init=teacher"]
+    purity = [row["purity"][0] for row in searched["rows"]]
+    assert purity[0] == purity[2] > purity[1], "two pseudo-classes hold two of four tones at most"
+    assert searched["stage1"]["valid"] == [searched["rows"][0]["valid"][0] - searched["rows"][0]["gain"][0]]
+    assert len(searched["labels"]["valid"]) == 1
     assert result["failed"] == [] and str(tmp_path) not in page
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
-    assert sorted(path.parent.name.split("-")[0] for path in before) == ["distill"] + ["linear"] * 7 + ["pretrain"] * 4
+    assert (
+        sorted(path.parent.name.split("-")[0] for path in before)
+        == ["distill"] * 4 + ["linear"] * 11 + ["pretrain"] * 4
+    )
     study.main()
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")} == before
     assert json.loads((out / "study.json").read_text())["targets"] == result["targets"]

@@ -7,6 +7,7 @@ labels are never read. Source: paper section 3, part 2.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from unfused_fast.augment import Augmenter
 from unfused_fast.background import Background
 from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
 from unfused_fast.config import Config, DistillConfig
+from unfused_fast.errors import UserError
 from unfused_fast.features import load_encoder, start_from
 from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of, run_epochs
@@ -201,24 +203,41 @@ class Distillation:
         return progress_of(tensors, state)
 
 
-def distill(config: Config, shards: ShardSet, teacher: Path, out: Path, options: Options) -> dict[str, Any]:
+def distill(
+    config: Config, shards: ShardSet, teacher: Path, out: Path, options: Options, given: Tensor | None = None
+) -> dict[str, Any]:
     """Distils into run directory `out`, guided by the pre-training run `teacher`; returns result.json's content.
+
+    Args:
+        given: (N,) int64, pseudo-labels of the train split's clips in place of the teacher's clusters. Ours: another
+            clustering, or the labels themselves, to see what pseudo-labels could bring at most.
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
-    train_clips(shards)
-    with open_run(out, "distill", config, shards, options, teacher=str(teacher)) as run:
+    clips, inputs = train_clips(shards), {"teacher": str(teacher)}
+    if given is not None:
+        if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:
+            raise UserError(
+                f"{len(given)} pseudo-labels are given, for {clips} clips and pseudo.refresh_epochs = "
+                f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
+            )
+        inputs["pseudo_labels"] = hashlib.sha256(given.cpu().numpy().tobytes()).hexdigest()
+    with open_run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
-        return _trained(run, config, shards, teacher, options)
+        return _trained(run, config, shards, teacher, options, given)
 
 
-def _trained(run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options) -> dict[str, Any]:
+def _trained(
+    run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options, given: Tensor | None
+) -> dict[str, Any]:
     skipped = SkippedClips(options.skip_bad, options.ranks)
     if run.resumed:
         tensors, saved = load_together(run, options.ranks)
         skipped.load(saved, shards)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
+    elif given is not None:
+        targets, k = given.to(options.device), int(given.max()) + 1
     else:
         targets, k = pseudo_labels_together(config, shards, teacher, options, skipped)
     state = Distillation(config, shards, targets, k, options, skipped)

@@ -82,7 +82,7 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         rank, world_size, local_rank, job, node, port = _numbers(asked, given)
         counts = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
         if node >= len(counts):
-            raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names {len(counts)} nodes")
+            raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to {len(counts) - 1}")
         address = environment.get("MASTER_ADDR") or first_node(environment.get("SLURM_STEP_NODELIST", ""))
         port = port or PORTS[0] + job % PORTS[1]
         place = Place(rank, world_size, local_rank, counts[node], address, port, hosted=False)

@@ -5,12 +5,15 @@ DIR/<stage>-<digest>/   a run directory, whose result.json says that it is finis
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.distill import distill
@@ -47,14 +50,15 @@ class RunPool:
         """Stage 1. Raises UserError where it cannot be run or diverges, as the others do."""
         return self._run("pretrain", config, shards, "", lambda out, options: pretrain(config, shards, out, options))
 
-    def distill(self, config: Config, shards: ShardSet, teacher: PooledRun) -> PooledRun:
-        """Stage 2, from a run of stage 1."""
+    def distill(self, config: Config, shards: ShardSet, teacher: PooledRun, given: Tensor | None = None) -> PooledRun:
+        """Stage 2, from a run of stage 1; `given`: as of distill.distill."""
+        labels = "" if given is None else hashlib.sha256(given.cpu().numpy().tobytes()).hexdigest()
         return self._run(
             "distill",
             config,
             shards,
-            teacher.digest,
-            lambda out, options: distill(config, shards, teacher.path, out, options),
+            teacher.digest + labels,
+            lambda out, options: distill(config, shards, teacher.path, out, options, given),
         )
 
     def linear(self, config: Config, shards: ShardSet, encoder: PooledRun) -> PooledRun:

@@ -1,0 +1,62 @@
+"""What each field costs in which the presets `paper` and `authors` leave `recommended`, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from study_setup import Study
+
+from unfused_fast.ablation import ablate, cells_of
+from unfused_fast.errors import UserError
+from unfused_fast.settings import Stage, differences, with_values
+from unfused_fast.shards.table import ShardSet
+
+
+def deviating(study: Study, stage: Stage) -> dict[str, dict[str, list[Any]]]:
+    """Field -> {`paper`, `authors`} -> the values that these presets have in place of recommended's, at this size.
+
+    A value that goes only with others of its preset, such as the place of a window that is not cut, is left out.
+    """
+    found: dict[str, dict[str, list[Any]]] = {}
+    base = study.config("recommended", stage)
+    for name in ("paper", "authors"):
+        for one in differences(base, study.config(name, stage)):
+            try:
+                with_values(base, {one.field: one.values[1]})
+            except UserError:
+                continue
+            found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append((name, one.values[1]))
+    return {
+        field: {value: [name for name, _ in listed] for value, listed in values.items()}
+        for field, values in found.items()
+    }
+
+
+def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
+    """A line for each stage, field and value: what it changes on one set, by an ablation of that stage."""
+    configs = study.recommended()
+    for stage in study.deviations:
+        presets = deviating(study, stage)
+        cells = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
+        out = study.folder("deviations", target)
+        summary = ablate(
+            cells,
+            stage,
+            study.shards,
+            target,
+            out.with_name(f"{out.name}-{stage}"),
+            study.size.seeds,
+            study.pool.options,
+            study.pool,
+        )
+        for row in summary["rows"][1:]:
+            ((field, value),) = row["values"].items()
+            yield {
+                "task": study.task(target),
+                "stage": stage,
+                "settings": row["settings"],
+                "presets": next(names for text, names in presets[field].items() if text == str(value)),
+                "by_seed": row["difference"]["values"],
+                "failed": [one["reason"] for one in row["failed"]],
+            }
