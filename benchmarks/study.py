@@ -4,9 +4,10 @@ python benchmarks/study.py --out DIR                    the embedded recordings,
 python benchmarks/study.py --out DIR --shards SETS/pretraining --target SETS/one --target SETS/two
 python benchmarks/study.py --out DIR --quick            does everything work? its numbers say nothing
 
-Then fields in which the presets `paper` and `authors` leave `recommended`, one at a time. Stopped at any moment, the
-same command goes on: finished runs below DIR/runs are never made twice. DIR gets study.json and results.md; the page is
-docs/results.md itself where --page says so.
+Then, with --search, settings of stage 2 that could make it better than stage 1, and fields in which the presets `paper`
+and `authors` leave `recommended`, one at a time. Stopped at any moment, the same command goes on: finished runs below
+DIR/runs are never made twice. DIR gets study.json and results.md; the page is docs/results.md itself where --page says
+so.
 """
 
 from __future__ import annotations
@@ -42,20 +43,21 @@ from unfused_fast.terminal import pairs, run_app, run_options
 from unfused_fast.training import console
 
 LOG_MEL, RANDOM, RANDOM_B0, RANDOM_3 = "log-mel", "random", "random EfficientNet-B0", "random, student3"
-DECAR1, UNFUSED, UNFUSED_3 = "DECAR-v1", "UnFuSeD, full", "UnFuSeD, student3"
+DECAR1: dict[str, dict[str, Any]] = {"DECAR-v1, PIC": {}, "DECAR-v1, k-means": {"cluster.algo": "pca_kmeans"}}
+"""By the preset `decar-v1`, with both clusterings that its paper compares (DECAR Table 3)."""
+UNFUSED, UNFUSED_3 = "UnFuSeD, full", "UnFuSeD, student3"
 DECAR2: dict[str, PresetName] = {f"DECAR-v2, {name}": name for name in ("recommended", "paper", "authors")}
 DECAR = "DECAR-v2, recommended"
 COMPARED = [
-    (DECAR1, RANDOM_B0),
+    *((name, RANDOM_B0) for name in DECAR1),
     *((name, RANDOM) for name in (*DECAR2, UNFUSED)),
     (UNFUSED_3, RANDOM_3),
-    (DECAR, DECAR1),
+    *((DECAR, name) for name in DECAR1),
     (UNFUSED, DECAR),
     (UNFUSED, UNFUSED_3),
-    *((name, LOG_MEL) for name in (DECAR1, DECAR, UNFUSED, UNFUSED_3)),
+    *((name, LOG_MEL) for name in (*DECAR1, DECAR, UNFUSED, UNFUSED_3)),
 ]
 """Which differences the page shows: each encoder beside its own architecture untrained, stages, log-mel."""
-PRETRAINED: tuple[PresetName, ...] = *DECAR2.values(), "decar-v1"
 QUICK = DemoSize(seeds=1, epochs=1, width=4, clusters=8)
 QUICK_VALUES = {
     "eval.epochs": 5,
@@ -134,8 +136,10 @@ def _write(out: Path, result: dict[str, Any]) -> None:
 
 def refuse_unusable(study: Study) -> None:
     """Raises UserError for settings or a target that a stage would refuse, before stage 1 has run for hours."""
-    for name in PRETRAINED:
+    for name in DECAR2.values():
         study.config(name, "pretrain")
+    for values in DECAR1.values():
+        with_values(study.config("decar-v1", "pretrain"), values)
     study.config("recommended", "distill")
     for stage in study.deviations:
         deviating(study, stage)
@@ -220,7 +224,12 @@ def _encoders(study: Study, target: ShardSet, seed: int, failed: list[str]) -> I
         for name, chosen in DECAR2.items()
         if (run := made(name, partial(pretrain, study.config(chosen, "pretrain", seed), study.shards)))
     }
-    older = made(DECAR1, lambda: pretrain(study.config("decar-v1", "pretrain", seed), study.shards))
+    config = study.config("decar-v1", "pretrain", seed)
+    older = {
+        name: run
+        for name, values in DECAR1.items()
+        if (run := made(name, partial(pretrain, with_values(config, values), study.shards)))
+    }
     student = None
     if (teacher := first.get(DECAR)) is not None:
         student = made(
@@ -235,15 +244,15 @@ def _encoders(study: Study, target: ShardSet, seed: int, failed: list[str]) -> I
         )
     if student is not None:
         yield "student3", {RANDOM_3: "random", UNFUSED_3: str(student.path)}
-    if older is not None:
-        yield "full", {RANDOM_B0: "random", DECAR1: str(older.path)}
+    if older:
+        yield "full", {RANDOM_B0: "random", **{name: str(run.path) for name, run in older.items()}}
 
 
 def _costs(study: Study) -> dict[str, Cost | None]:
     newer, older = study.config("recommended", "pretrain"), study.config("decar-v1", "pretrain")
     whole, blocks, b0 = encoder_cost(newer, "full"), encoder_cost(newer, "student3"), encoder_cost(older, "full")
     wholes = dict.fromkeys([RANDOM, UNFUSED, *DECAR2], whole)
-    return {LOG_MEL: None, **wholes, RANDOM_3: blocks, UNFUSED_3: blocks, RANDOM_B0: b0, DECAR1: b0}
+    return {LOG_MEL: None, **wholes, RANDOM_3: blocks, UNFUSED_3: blocks, **dict.fromkeys([RANDOM_B0, *DECAR1], b0)}
 
 
 def _pair(
