@@ -142,7 +142,7 @@ def refuse_unusable(study: Study) -> None:
         with_values(study.config("decar-v1", "pretrain"), values)
     study.config("recommended", "distill")
     for stage in study.deviations:
-        deviating(study, stage)
+        deviating(study, stage, 0)
     for seed in range(study.size.seeds):
         config = study.config("recommended", "linear", seed)
         refuse_label_fraction(config)

@@ -9,19 +9,31 @@ from study_setup import Study
 
 from unfused_fast.ablation import ablate, cells_of
 from unfused_fast.errors import UserError
-from unfused_fast.settings import Stage, differences, with_values
+from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
 from unfused_fast.shards.table import ShardSet
 
+SIZES = ("cluster.k", "train.batch_size")
+"""Fields that the study's size gives every preset alike: the presets' own numbers are tried where there are as many
+clips.
+"""
 
-def deviating(study: Study, stage: Stage) -> dict[str, dict[str, list[Any]]]:
-    """Field -> {`paper`, `authors`} -> the values that these presets have in place of recommended's, at this size.
+
+def deviating(study: Study, stage: Stage, clips: int) -> dict[str, dict[str, list[Any]]]:
+    """Field -> value -> which of `paper` and `authors` have it in place of recommended's, at this size; of a set of so
+    many train clips.
 
     A value that goes only with others of its preset, such as the place of a window that is not cut, is left out.
     """
     found: dict[str, dict[str, list[Any]]] = {}
-    base = study.config("recommended", stage)
-    for name in ("paper", "authors"):
-        for one in differences(base, study.config(name, stage)):
+    base, whole = study.config("recommended", stage), preset("recommended", stage)
+    presets: tuple[PresetName, ...] = ("paper", "authors")
+    for name in presets:
+        fitting = [
+            one
+            for one in differences(whole, preset(name, stage))
+            if one.field in SIZES and one.field not in study.values and one.values[1] <= clips
+        ]
+        for one in [*differences(base, study.config(name, stage)), *fitting]:
             try:
                 with_values(base, {one.field: one.values[1]})
             except UserError:
@@ -37,7 +49,8 @@ def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
     """A line for each stage, field and value: what it changes on one set, by an ablation of that stage."""
     configs = study.recommended()
     for stage in study.deviations:
-        presets = deviating(study, stage)
+        heard = study.shards if stage == "pretrain" else target
+        presets = deviating(study, stage, heard.manifest.splits["train"].clips)
         cells = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
         out = study.folder("deviations", target)
         summary = ablate(

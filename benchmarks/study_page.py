@@ -28,14 +28,13 @@ HIDDEN = {"method", "labels", "over folds"}
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a mean over seeds by Student's t; None for fewer than three.
+    """95 % interval of a mean over seeds by Student's t; None for fewer than three, and for seeds that all agree.
 
-    Ours: scores are counts of clips, and two seeds that agree by chance would give an interval of no width.
+    Ours: scores are counts of few clips, and seeds that agree by chance would give an interval of no width.
     """
-    if len(values) < 3:
+    mean, error = mean_and_error(values) if len(values) > 2 else (0.0, None)
+    if error is None or error < 1e-9:
         return None
-    mean, error = mean_and_error(values)
-    assert error is not None
     half = T_975[min(len(values) - 1, len(T_975)) - 1] * error
     return mean - half, mean + half
 
@@ -98,7 +97,8 @@ def page(study: dict[str, Any]) -> str:
         "Every encoder is frozen and judged alike: linear heads by the preset `recommended`, their rate chosen by "
         "validation, test read once. `random` is an untrained encoder, one a seed. Intervals over test clips are "
         "percentile bootstraps of the mean over seeds, those over seeds Student's t. A difference counts as shown "
-        "where both leave out 0, with three seeds or more; nothing is corrected for many comparisons."
+        "where both leave out 0, with three seeds or more that do not all agree; nothing is corrected for many "
+        "comparisons."
     )
     for target in study["targets"]:
         parts += _target(target)

@@ -69,6 +69,7 @@ def test_a_difference_is_claimed_only_where_clips_and_seeds_show_it() -> None:
     assert said([-0.01, 0.13], better) is None, "test clips do not show it"
     assert said([0.02, 0.1], mixed) is None, "seeds do not show it"
     assert said([0.02, 0.1], [0.06, 0.06]) is None, "two seeds show nothing"
+    assert said([0.02, 0.1], [0.3 - 0.24, 0.06, 0.06]) is None, "seeds that agree by chance give no interval"
     target = {"task": "birds", "pairs": [{"first": "A", "second": "B", "difference": 0.06, "interval": [0, 0.1]}]}
     target["pairs"][0]["by_seed"] = better  # type: ignore[index]
     assert study_page.verdicts(target) == ["Not told apart on birds: A and B."]
@@ -135,8 +136,18 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
                     wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
         if stage == "distill":
             assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
-        found = study.deviating(of, stage)
+        found = study.deviating(of, stage, 60)
         assert found == wanted and wanted
+        larger = {**found, **study.deviating(of, stage, 600)}
+        more = {field: values for field, values in larger.items() if field not in found}
+        assert (
+            more
+            == {
+                "pretrain": {"cluster.k": {"512": ["paper"]}, "train.batch_size": {"512": ["paper", "authors"]}},
+                "distill": {"train.batch_size": {"512": ["paper"], "256": ["authors"]}},
+                "linear": {},
+            }[stage]
+        ), "the presets' own numbers, where there are as many clips"
         configs = {name: of.config("recommended", name) for name in of.deviations}
         cells = study_deviations.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
         changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
