@@ -11,6 +11,7 @@ from unfused_fast.ablation import ablate, cells_of
 from unfused_fast.errors import UserError
 from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
 from unfused_fast.shards.table import ShardSet
+from unfused_fast.training import precision
 
 SIZES = ("cluster.k", "train.batch_size")
 """Fields that the study's size gives every preset alike: the presets' own numbers are tried where there are as many
@@ -22,7 +23,8 @@ def deviating(study: Study, stage: Stage, clips: int) -> dict[str, dict[str, lis
     """Field -> value -> which of `paper` and `authors` have it in place of recommended's, at this size; of a set of so
     many train clips.
 
-    A value that goes only with others of its preset, such as the place of a window that is not cut, is left out.
+    A value that goes only with others of its preset, such as the place of a window that is not cut, is left out, and a
+    precision that this device has anyway.
     """
     found: dict[str, dict[str, list[Any]]] = {}
     base, whole = study.config("recommended", stage), preset("recommended", stage)
@@ -35,8 +37,11 @@ def deviating(study: Study, stage: Stage, clips: int) -> dict[str, dict[str, lis
         ]
         for one in [*differences(base, study.config(name, stage)), *fitting]:
             try:
-                with_values(base, {one.field: one.values[1]})
+                changed = with_values(base, {one.field: one.values[1]})
             except UserError:
+                continue
+            device = study.pool.options.device
+            if one.field == "train.amp" and precision(changed, device) == precision(base, device):
                 continue
             found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append((name, one.values[1]))
     return {
@@ -67,6 +72,7 @@ def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
             ((field, value),) = row["values"].items()
             yield {
                 "task": study.task(target),
+                "test_clips": target.manifest.splits["test"].clips,
                 "stage": stage,
                 "settings": row["settings"],
                 "presets": next(names for text, names in presets[field].items() if text == str(value)),

@@ -12,6 +12,8 @@ from unfused_fast.report import markdown, mean_and_error
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; with more the last is kept, a little too wide."""
+FEWEST_CLIPS = 6
+"""A change of fewer test clips is never claimed: five of five are chance to a sign test (p = 0.06), six are not."""
 PAIR_COLUMNS = ("first", "second", "difference", "95 % over test clips", "95 % over seeds", "shown")
 DEVIATION_COLUMNS = (
     "set",
@@ -69,11 +71,11 @@ def verdicts(target: dict[str, Any]) -> list[str]:
 
 
 def deviation_verdict(line: dict[str, Any]) -> str | None:
-    """One sentence on a changed field; None where seeds do not show that it changes anything."""
+    """One sentence on a changed field; None where seeds or test clips do not show that it changes anything."""
     interval = seed_interval(line["by_seed"])
-    if interval is None or _side(interval) == 0:
+    mean = 100 * mean_and_error(line["by_seed"])[0] if line["by_seed"] else 0.0
+    if interval is None or _side(interval) == 0 or abs(mean) / 100 * line["test_clips"] < FEWEST_CLIPS:
         return None
-    mean = 100 * mean_and_error(line["by_seed"])[0]
     verb = "raises" if mean > 0 else "lowers"
     aside = ", because it chooses by the test itself" if line["settings"] == "eval.select=best_test" else ""
     return (
@@ -151,7 +153,8 @@ def _deviations(lines: Sequence[dict[str, Any]]) -> list[str]:
         "## What the presets' deviations cost",
         "One field of one stage at a time, where it can be changed alone, all others as `recommended`: points of test "
         "accuracy, mean ± standard error over the same seeds. Stage pretrain is judged by its own encoder, the others "
-        "by that of stage 2.",
+        "by that of stage 2. Below the table stand changes whose interval leaves out 0 and which are of "
+        f"{FEWEST_CLIPS} test clips or more; of as many rows, one in twenty would have such an interval by chance.",
         markdown(DEVIATION_COLUMNS, rows),
         _listed(said) if said else "No single deviation is shown to change anything.",
     ]

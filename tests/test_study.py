@@ -75,6 +75,19 @@ def test_a_difference_is_claimed_only_where_clips_and_seeds_show_it() -> None:
     assert study_page.verdicts(target) == ["Not told apart on birds: A and B."]
 
 
+def test_a_deviation_is_claimed_from_six_test_clips_on() -> None:
+    def said(clips: int, *by_seed: float) -> str | None:
+        line = {"task": "birds", "settings": "a.b=1", "presets": ["paper"], "test_clips": clips, "by_seed": by_seed}
+        sentence: str | None = study_page.deviation_verdict(line)
+        return sentence
+
+    assert said(200, 0.03, 0.031, 0.032) == (
+        "`a.b=1` (paper) raises test on birds by 3.1 points (95 % over seeds +2.9 to +3.3)."
+    )
+    assert said(190, 0.03, 0.031, 0.032) is None, "not six clips"
+    assert said(200, 0.01, 0.1, 0.01) is None and said(200) is None
+
+
 def test_purity_and_nmi_are_those_of_labelled_clips(tones: Path, tmp_path: Path) -> None:
     shards = open_shards(tones)
     truth = shards.clips_in("train").column("label").to_numpy()
@@ -134,6 +147,8 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
                 value = tuple(line[name]) if isinstance(line[name], list) else line[name]
                 if line["field"] not in sized:
                     wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
+        if stage != "linear":
+            assert wanted.pop("train.amp") == {"fp32": ["authors"]}, "what a CPU has anyway"
         if stage == "distill":
             assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
         found = study.deviating(of, stage, 60)
