@@ -61,3 +61,17 @@ def test_config_diff_names_each_changed_row(cli: Callable[..., Any], name: Prese
     assert shown.keys() == wanted.keys()
     for row, values in wanted.items():
         assert shown[row] == tuple(list(value) if isinstance(value, tuple) else value for value in values), row
+
+
+def test_the_page_explains_where_recommended_leaves_the_paper(cli: Callable[..., Any]) -> None:
+    """And what that costs is what docs/results.md has measured."""
+    section = PAGE.read_text(encoding="utf-8").split("\n## Where `recommended` leaves the paper")[1].split("\n## ")[0]
+    results = (PAGE.parent / "results.md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()]
+    told = {(cells[0], cells[1].strip("`")): cells for cells in lines if len(cells) == 6 and cells[1].startswith("`")}
+    differing = json.loads(cli("config", "--diff", "paper", "--json").out)
+    assert set(told) == {(line["stage"], line["field"]) for line in differing}
+    for (stage, option), (*_, paper, _, _, measured) in told.items():
+        value = "()" if paper == "none" else paper
+        found = re.findall(rf"\| {stage} \| {re.escape(option)}={re.escape(value)} \| [a-z, ]+ \| ([^|]+) \|", results)
+        assert ", ".join(found) == ("" if measured.startswith("no:") else measured)
