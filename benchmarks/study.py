@@ -21,7 +21,7 @@ from typing import Any
 
 from study_deviations import deviating, deviations
 from study_page import page
-from study_search import search
+from study_search import search, search_cells
 from study_setup import Study, sized
 
 from unfused_fast.ablation import STAGES, Ablated
@@ -143,6 +143,8 @@ def refuse_unusable(study: Study) -> None:
     study.config("recommended", "distill")
     for stage in study.deviations:
         deviating(study, stage, 0)
+    if study.search:
+        search_cells(study)
     for seed in range(study.size.seeds):
         config = study.config("recommended", "linear", seed)
         refuse_label_fraction(config)

@@ -145,7 +145,7 @@ def _deviations(lines: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for line in lines:
         change = _mean(line["by_seed"], "+")
-        presets, trouble = ", ".join(line["presets"]), "; ".join(dict.fromkeys(line["failed"]))
+        presets, trouble = ", ".join(line["presets"]), _trouble(line)
         over_seeds = _span(seed_interval(line["by_seed"]))
         rows.append([line["task"], line["stage"], line["settings"], presets, change, over_seeds, trouble])
     said = [sentence for line in lines if (sentence := deviation_verdict(line)) is not None]
@@ -170,12 +170,10 @@ def _searched(sets: Sequence[dict[str, Any]]) -> list[str]:
             name = "stage 2, recommended" if row["settings"] == "base" else row["settings"]
             labels = [_share(row["purity"]), _share(row["nmi"])]
             gain = [_mean(row["gain"], "+"), _span(seed_interval(row["gain"]))]
-            trouble = "; ".join(dict.fromkeys(row["failed"]))
-            rows.append([one["task"], name, *labels, _mean(row["valid"]), *gain, _mean(row["test"]), trouble])
-        if (bound := one["labels"]) is not None:
-            gain = [_mean(bound["gain"], "+"), _span(seed_interval(bound["gain"]))]
-            name = "the labels themselves as pseudo-labels"
-            rows.append([one["task"], name, "1.00", "1.00", _mean(bound["valid"]), *gain, _mean(bound["test"]), ""])
+            rows.append([one["task"], name, *labels, _mean(row["valid"]), *gain, _mean(row["test"]), _trouble(row)])
+        bound, name = one["labels"], "the labels themselves as pseudo-labels"
+        gain, trouble = [_mean(bound["gain"], "+"), _span(seed_interval(bound["gain"]))], _trouble(bound)
+        rows.append([one["task"], name, "1.00", "1.00", _mean(bound["valid"]), *gain, _mean(bound["test"]), trouble])
     return [
         "## Could stage 2 be better than stage 1?",
         "One field of stage 2 at a time, all others as `recommended`: accuracy in %, mean ± standard error over the "
@@ -190,6 +188,8 @@ def _searched(sets: Sequence[dict[str, Any]]) -> list[str]:
 def search_verdict(one: dict[str, Any]) -> str:
     """What a search shows on one set: its best by validation, and which settings are told from stage 1."""
     best = best_of(one["rows"])
+    if best is None:
+        return f"On {one['task']} every run of stage 2 failed."
     name = "`recommended`" if best["settings"] == "base" else f"`{best['settings']}`"
     interval = seed_interval(best["gain"])
     over_seeds = f" (95 % over seeds {_span(interval)})" if interval else ""
@@ -206,7 +206,7 @@ def search_verdict(one: dict[str, Any]) -> str:
         for side, how in ((1, "Better"), (-1, "Worse"))
         if told[side]
     ]
-    if (bound := one["labels"]) is not None:
+    if (bound := one["labels"])["gain"]:
         sentences.append(
             "With the labels themselves as pseudo-labels, an upper bound and no UnFuSeD, stage 2 would be at "
             f"{_mean(bound['gain'], '+')} points of validation and {_mean(bound['test_gain'], '+')} of test beside "
@@ -226,6 +226,10 @@ def _on_all(sets: Sequence[dict[str, Any]]) -> str:
 def _told(row: dict[str, Any]) -> int:
     interval = seed_interval(row["gain"])
     return 0 if interval is None else _side(interval)
+
+
+def _trouble(row: dict[str, Any]) -> str:
+    return "; ".join(dict.fromkeys(row["failed"]))
 
 
 def _mean(values: Sequence[float], sign: str = "") -> str:

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from study_setup import Study
+from torch import Tensor
 
-from unfused_fast.ablation import ablate, cells_of
-from unfused_fast.config import Config
+from unfused_fast.ablation import Cell, ablate, cells_of
+from unfused_fast.errors import UserError
 from unfused_fast.partitions import normalised_mutual_information
 from unfused_fast.pseudo_labels import PSEUDO_LABELS
 from unfused_fast.report import mean_and_error
-from unfused_fast.settings import Stage, with_values
-from unfused_fast.shards.table import NO_LABEL, ShardSet
+from unfused_fast.shards.table import ShardSet
 
 SEARCHED: dict[str, list[Any]] = {
     "train.epochs": [5, 50],
@@ -39,50 +39,54 @@ SEARCHED: dict[str, list[Any]] = {
 """Field of stage 2 -> values in place of recommended's: how long and how fast, the start, the loss, pseudo-labels."""
 
 
+def search_cells(study: Study) -> list[Cell]:
+    """`recommended`, and each value by itself. Raises UserError for one that does not go with the study's settings."""
+    return cells_of(study.recommended(), "distill", SEARCHED, True)
+
+
 def search(study: Study, target: ShardSet) -> dict[str, Any]:
-    """Runs every cell; scores by seed of stage 1 and of each, shares of 1. Cells that failed are named."""
-    configs = study.recommended()
-    cells = cells_of(configs, "distill", SEARCHED, True)
-    out, seeds = study.folder("search", target), range(study.size.seeds)
-    summary = ablate(cells, "distill", study.shards, target, out, len(seeds), study.pool.options, study.pool)
-    stage1 = {seed: _stage1(study, target, configs, seed) for seed in seeds}
+    """Runs every cell; scores, shares of 1, of stage 1 by seed that has an encoder, and of each cell. What failed is
+    named.
+    """
+    out, pool = study.folder("search", target), study.pool
+    summary = ablate(search_cells(study), "distill", study.shards, target, out, study.size.seeds, pool.options, pool)
+    stage1 = {
+        seed: _stage1(study, target, seed) for seed in sorted({s for row in summary["rows"] for s in row["seeds"]})
+    }
     return {
         "task": study.task(target),
-        "stage1": {name: [stage1[seed][name] for seed in seeds] for name in ("valid", "test")},
+        "stage1": {name: [scores[name] for scores in stage1.values()] for name in ("valid", "test")},
         "rows": [_row(row, stage1, target) for row in summary["rows"]],
-        "labels": _with_labels(study, target, configs, stage1),
+        "labels": _with_labels(study, target, stage1),
     }
 
 
-def _with_labels(
-    study: Study, target: ShardSet, configs: dict[Stage, Config], stage1: dict[int, dict[str, float]]
-) -> dict[str, Any] | None:
-    """Scores of stage 2 where its pseudo-labels are the labels; None where a clip has none. Ours: by no clustering
-    can `recommended` be expected to do better.
+def _with_labels(study: Study, target: ShardSet, stage1: dict[int, dict[str, float]]) -> dict[str, Any]:
+    """Scores of stage 2 where its pseudo-labels are the labels, over the seeds that did not fail. Ours: by no
+    clustering can `recommended` be expected to do better.
     """
-    labels = torch.from_numpy(target.clips_in("train").column("label").to_numpy().astype("int64"))
-    if (labels == NO_LABEL).any():
-        return None
-    scores = []
-    for seed in stage1:
-        seeded = {stage: with_values(config, {"train.seed": seed}) for stage, config in configs.items()}
-        teacher = study.pool.pretrain(seeded["pretrain"], study.shards)
-        student = study.pool.distill(seeded["distill"], target, teacher, labels)
-        scores.append(study.pool.linear(seeded["linear"], target, student).result)
-    found = {name: [one[name] for one in scores] for name in ("valid", "test")}
-    return {
-        **found,
-        **{
-            gain: [mine - stage1[seed][name] for seed, mine in zip(stage1, found[name], strict=True)]
-            for gain, name in (("gain", "valid"), ("test_gain", "test"))
-        },
-    }
+    labels, found = labels_of(target), dict[str, Any](valid=[], test=[], gain=[], test_gain=[], failed=[])
+    for seed, before in stage1.items():
+        configs = study.recommended(seed)
+        try:
+            student = study.pool.distill(
+                configs["distill"], target, study.pool.pretrain(configs["pretrain"], study.shards), labels
+            )
+            scores = study.pool.linear(configs["linear"], target, student).result
+        except UserError as error:
+            found["failed"].append(str(error))
+            continue
+        for gain, name in (("gain", "valid"), ("test_gain", "test")):
+            found[name].append(scores[name])
+            found[gain].append(scores[name] - before[name])
+    return found
 
 
-def _stage1(study: Study, target: ShardSet, configs: dict[Stage, Config], seed: int) -> dict[str, float]:
-    """Scores of stage 1's encoder; its run is there, unless every cell has failed."""
-    encoder = study.pool.pretrain(with_values(configs["pretrain"], {"train.seed": seed}), study.shards)
-    scores = study.pool.linear(with_values(configs["linear"], {"train.seed": seed}), target, encoder).result
+def _stage1(study: Study, target: ShardSet, seed: int) -> dict[str, float]:
+    """Scores of stage 1's encoder, which is there."""
+    configs = study.recommended(seed)
+    encoder = study.pool.pretrain(configs["pretrain"], study.shards)
+    scores = study.pool.linear(configs["linear"], target, encoder).result
     return {"valid": scores["valid"], "test": scores["test"]}
 
 
@@ -101,17 +105,20 @@ def _row(row: dict[str, Any], stage1: dict[int, dict[str, float]], target: Shard
     }
 
 
+def labels_of(target: ShardSet) -> Tensor:
+    """(N,) int64, the labels of the train split; a set where one is missing is refused before."""
+    return torch.from_numpy(target.clips_in("train").column("label").to_numpy().astype("int64"))
+
+
 def pseudo_label_scores(run: Path, target: ShardSet) -> tuple[float, float]:
-    """Purity and NMI of a run's pseudo-labels with the labels of the same clips; unlabelled clips are left out."""
+    """Purity and NMI of a run's pseudo-labels with the labels of the same clips."""
     found = torch.from_numpy(pq.read_table(run / PSEUDO_LABELS).column("pseudo_label").to_numpy().copy())
-    truth = torch.from_numpy(target.clips_in("train").column("label").to_numpy().astype("int64"))
-    known = truth != NO_LABEL
-    found, truth = found[known], truth[known]
+    truth = labels_of(target)
     width = int(truth.max()) + 1
     joint = torch.bincount(found * width + truth, minlength=(int(found.max()) + 1) * width).view(-1, width)
     return float(joint.amax(dim=1).sum()) / len(truth), normalised_mutual_information(found, truth)
 
 
-def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of best mean validation."""
-    return max((row for row in rows if row["valid"]), key=lambda row: mean_and_error(row["valid"])[0])
+def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of best mean validation; None where all have failed."""
+    return max((row for row in rows if row["valid"]), key=lambda row: mean_and_error(row["valid"])[0], default=None)

@@ -41,9 +41,9 @@ class Study:
         values = size_values(stage, self.size, widths=chosen.model.encoder == "audiontt")
         return with_values(chosen, {**values, **self.values, "train.seed": seed})
 
-    def recommended(self) -> dict[Stage, Config]:
+    def recommended(self, seed: int = 0) -> dict[Stage, Config]:
         """`recommended` of each stage, which cells of an ablation differ from."""
-        return {stage: self.config("recommended", stage) for stage in STAGES}
+        return {stage: self.config("recommended", stage, seed) for stage in STAGES}
 
     def folder(self, name: str, target: ShardSet) -> Path:
         """OUT/<name>/<set>-<digest>."""

@@ -24,7 +24,7 @@ from unfused_fast.demo import DemoSize
 from unfused_fast.errors import UserError
 from unfused_fast.run_pool import RunPool
 from unfused_fast.settings import preset
-from unfused_fast.shards.table import NO_LABEL, open_shards
+from unfused_fast.shards.table import open_shards
 from unfused_fast.training import Options
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -88,23 +88,14 @@ def test_a_deviation_is_claimed_from_six_test_clips_on() -> None:
     assert said(200, 0.01, 0.1, 0.01) is None and said(200) is None
 
 
-def test_purity_and_nmi_are_those_of_labelled_clips(tones: Path, tmp_path: Path) -> None:
+def test_purity_and_nmi_are_those_of_the_labels(tones: Path, tmp_path: Path) -> None:
     shards = open_shards(tones)
     truth = shards.clips_in("train").column("label").to_numpy()
     pseudo = numpy.random.default_rng(0).permutation(truth) // 2 * 2 + numpy.arange(len(truth)) % 2
-    known = numpy.arange(len(truth)) % 5 != 0
-
-    class FewLabels:
-        def clips_in(self, split: str) -> pa.Table:
-            return pa.table({"label": numpy.where(known, truth, NO_LABEL)})
-
     pq.write_table(pa.table({"pseudo_label": pseudo}), tmp_path / "pseudo_labels.parquet")
-    purity, nmi = study_search.pseudo_label_scores(tmp_path, FewLabels())
-    table = contingency_matrix(truth[known], pseudo[known])
-    assert purity == pytest.approx(table.max(axis=0).sum() / known.sum())
-    assert nmi == pytest.approx(
-        normalized_mutual_info_score(truth[known], pseudo[known], average_method="geometric"), abs=1e-6
-    )
+    purity, nmi = study_search.pseudo_label_scores(tmp_path, shards)
+    assert purity == pytest.approx(contingency_matrix(truth, pseudo).max(axis=0).sum() / len(truth))
+    assert nmi == pytest.approx(normalized_mutual_info_score(truth, pseudo, average_method="geometric"), abs=1e-6)
 
 
 def test_a_search_says_what_validation_shows() -> None:
@@ -116,20 +107,22 @@ def test_a_search_says_what_validation_shows() -> None:
     rows = [row("base", -0.01, 0, 0.01), row("pseudo.k=32", 0.05, 0.06, 0.07), row("optim.lr=9")]
     worse, wide = row("distill.beta=0.3", -0.05, -0.06, -0.07), row("train.epochs=5", 0.01, 0.16, 0.01)
     birds = {"task": "birds", "stage1": {"valid": [0.5] * 3, "test": [0.4] * 3}, "rows": [*rows, worse, wide]}
-    birds |= {"labels": None}
+    birds["labels"] = {"valid": [], "test": [], "gain": [], "test_gain": [], "failed": ["diverged"]}
     assert study_page.search_verdict(birds) == (
         "On birds `pseudo.k=32` has the best validation of stage 2, +6.0 ± 0.6 points beside stage 1 "
         "(95 % over seeds +3.5 to +8.5). Better than stage 1 by the interval over seeds: `pseudo.k=32`. "
         "Worse than stage 1 by the interval over seeds: `distill.beta=0.3`."
     )
     bees = {**birds, "task": "bees", "rows": [rows[0], row("pseudo.k=32", -0.02, -0.02, -0.03)]}
-    bees["labels"] = {"valid": [0.6] * 3, "test": [0.7] * 3, "gain": [0.1] * 3, "test_gain": [0.3] * 3}
+    bees["labels"] = {"valid": [0.6] * 3, "test": [0.7] * 3, "gain": [0.1] * 3, "test_gain": [0.3] * 3, "failed": []}
     said = "\n".join(study_page._searched([birds, bees]))
     assert "stage 2 would be at +10.0 ± 0.0 points of validation and +30.0 ± 0.0 of test beside stage 1" in said
     assert "| bees | the labels themselves as pseudo-labels | 1.00 | 1.00 | 60.0 ± 0.0 | +10.0 ± 0.0 |" in said
     assert "By that interval no setting of stage 2 is better than stage 1 on every set." in said
     assert "On bees `recommended` has the best validation of stage 2, +0.0 ± 0.6 points" in said
     assert "| birds | optim.lr=9 | 0.50 | 0.25 |  |  |  |  | diverged |" in said
+    assert "| birds | the labels themselves as pseudo-labels | 1.00 | 1.00 |  |  |  |  | diverged |" in said
+    assert study_page.search_verdict({**birds, "rows": rows[2:]}) == "On birds every run of stage 2 failed."
     assert "every set: `pseudo.k=32`" in "\n".join(study_page._searched([birds, birds]))
 
 
@@ -216,6 +209,8 @@ def test_targets_and_settings_are_checked_before_stage_1(
     given = ["--quick", "--shards", tones, "--target", tones]
     assert "train and test are wanted" in error(*given, "--target", unlabelled)
     assert "cluster.algo = pic does not read it" in error(*given, "--set", "cluster.init=warm")
+    monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [0]})
+    assert "pseudo.k = 0: want at least 1" in error(*given, "--search")
     assert "--deviations finetune" in error(*given, "--deviations", "finetune")
     assert "eval.label_fraction = 0.5" in error(*given, "--set", "eval.label_fraction=0.5")
 

@@ -7,7 +7,6 @@ labels are never read. Source: paper section 3, part 2.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.placement import placed
 from unfused_fast.progress import PartTimer
-from unfused_fast.pseudo_labels import PSEUDO_LABELS, pseudo_labels_together, write_pseudo_labels
+from unfused_fast.pseudo_labels import PSEUDO_LABELS, labels_digest, pseudo_labels_together, write_pseudo_labels
 from unfused_fast.ranks import in_words
 from unfused_fast.run import Run
 from unfused_fast.run_together import load_together, open_run, parts_of, train_loader
@@ -221,7 +220,7 @@ def distill(
                 f"{len(given)} pseudo-labels are given, for {clips} clips and pseudo.refresh_epochs = "
                 f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
             )
-        inputs["pseudo_labels"] = hashlib.sha256(given.cpu().numpy().tobytes()).hexdigest()
+        inputs["pseudo_labels"] = labels_digest(given)
     with open_run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished

@@ -5,6 +5,7 @@ N target clips, K pseudo-classes. The target's labels are never read.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -119,6 +120,11 @@ def pseudo_labels_together(
     if not found:
         found.append(torch.empty(train_clips(shards), dtype=torch.int64, device=options.device))
     return options.ranks.from_first(found[0]), k
+
+
+def labels_digest(labels: Tensor) -> str:
+    """sha256 of pseudo-labels (N,) int64 that were given."""
+    return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()
 
 
 def write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:

@@ -5,7 +5,6 @@ DIR/<stage>-<digest>/   a run directory, whose result.json says that it is finis
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from unfused_fast.distill import distill
 from unfused_fast.errors import UserError
 from unfused_fast.linear import linear
 from unfused_fast.pretrain import pretrain
+from unfused_fast.pseudo_labels import labels_digest
 from unfused_fast.run_description import config_digest
 from unfused_fast.settings import Stage, flatten
 from unfused_fast.shards.table import ShardSet
@@ -52,12 +52,11 @@ class RunPool:
 
     def distill(self, config: Config, shards: ShardSet, teacher: PooledRun, given: Tensor | None = None) -> PooledRun:
         """Stage 2, from a run of stage 1; `given`: as of distill.distill."""
-        labels = "" if given is None else hashlib.sha256(given.cpu().numpy().tobytes()).hexdigest()
         return self._run(
             "distill",
             config,
             shards,
-            teacher.digest + labels,
+            teacher.digest + ("" if given is None else labels_digest(given)),
             lambda out, options: distill(config, shards, teacher.path, out, options, given),
         )
 
