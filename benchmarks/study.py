@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from page_parts import write_part
 from study_deviations import deviating, deviations
 from study_page import page
 from study_search import search, search_cells
@@ -124,7 +125,7 @@ def main() -> None:
     result["deviations"] = [line for target in study.targets for line in deviations(study, target)]
     _write(given.out, result)
     if given.page:
-        replace_file(given.page, page(result).encode())
+        write_part(given.page, "benchmarks/study.py", page(result))
         print(f"wrote {given.page}")
 
 

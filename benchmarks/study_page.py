@@ -86,7 +86,7 @@ def deviation_verdict(line: dict[str, Any]) -> str | None:
 
 def page(study: dict[str, Any]) -> str:
     """The content of study.json as markdown."""
-    size, parts = study["size"], ["# Results"]
+    size, parts = study["size"], ["# The embedded recordings"]
     if study["quick"]:
         parts.append("**A check that everything works, with tiny encoders and one epoch: no results.**")
     parts.append(

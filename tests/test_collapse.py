@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from collapsing import COLLAPSES, FlatProjector
 from stopping import stopped_after
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unfused_fast import model
-from unfused_fast.collapse import IN_A_ROW, LARGEST_SHARE, Collapse, Collapsed
+from unfused_fast.collapse import COLLINEAR, IN_A_ROW, LARGEST_SHARE, Collapse, Collapsed
 from unfused_fast.config import Config
+from unfused_fast.shards.demo import union_rows
+from unfused_fast.shards.write import pack
 
 Cli = Callable[..., Any]
 SAID = (
@@ -72,3 +75,30 @@ def test_only_a_row_counts() -> None:
     with pytest.raises(Collapsed, match=r"epoch 9: .* one of 4 clusters \(now 97\.0%\)"):
         collapse.check(0.97, 4, epoch=9)
     assert collapse.in_a_row == 2, "as a checkpoint of epoch 8 has it"
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """128 of the recordings that come with the package, of both kinds, all for training."""
+    rows = union_rows()
+    packed = pack(rows[:: len(rows) // 128][:128], tmp_path_factory.mktemp("recordings") / "set", workers=0)
+    return packed.shard_set.directory
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("eval", True), ("train", False)])
+def test_a_collinear_bank_is_warned_about_once(
+    cli: Cli, recordings: Path, tmp_path: Path, mode: str, warned: bool
+) -> None:
+    """Filled in eval mode, the first bank goes through BatchNorm layers that have no statistics yet."""
+    sizes = "model.channels=8 model.dim=256 model.proj_hidden=256 model.proj_dim=64 cluster.k=16 train.batch_size=32"
+    values = [*sizes.split(), f"bank.init_mode={mode}"]
+    flags = ["--device", "cpu", "--epochs", 2, *(word for value in values for word in ("--set", value))]
+    done = cli("train", "pretrain", recordings, "--out", tmp_path / "run", *flags)
+    assert done.code == 0
+    said = [line for line in done.err.splitlines() if "nearly collinear" in line]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert (log[0]["mean_direction"] >= COLLINEAR) == warned
+    assert [line.startswith("warning: epoch 1:") for line in said] == ([True] if warned else [])
+    assert all("--set bank.init_mode=train" in line for line in said)
+    tensorboard = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()["scalars"]
+    assert any("effective_rank" in tag for tag in tensorboard)

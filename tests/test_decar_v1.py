@@ -113,7 +113,7 @@ def test_the_head_is_new_by_seed_and_learns_by_plain_sgd() -> None:
 
     config, cpu = preset("decar-v1", "pretrain"), torch.device("cpu")
     ids = torch.arange(400)
-    clustering = Clustering(ids, torch.ones(400, dtype=torch.int64), torch.tensor(0.0), "inertia", None)
+    clustering = Clustering(ids, torch.ones(400, dtype=torch.int64), torch.tensor(0.0), None)
     heads = [PredictionHead(config, cpu) for _ in range(3)]
     for head, seed in zip(heads, (1, 1, 2), strict=True):
         head.remake(clustering, seed)
@@ -179,15 +179,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     first, last = log(tmp_path / "whole")[0], log(tmp_path / "whole")[-1]
     assert first["nmi"] is None and 0 <= last["nmi"] <= 1
-    measure = "inertia" if "pca_kmeans" in algorithm[1] else "mean_cosine"
-    assert {"empty_clusters", "largest_cluster", "cluster_seconds", measure} <= first.keys()
+    spread = {"mean_cosine", "mean_direction", "effective_rank", "first_direction"}
+    assert {"empty_clusters", "largest_cluster", "cluster_seconds", *spread} <= first.keys()
     assert last["ln_k"] == pytest.approx(math.log(last["k"]), abs=1e-4)
     assert whole["head.weight"].shape == (last["k"], 16)
     assert (tmp_path / "whole" / "clusters.png").read_bytes().startswith(b"\x89PNG")
     bank = zarr.open_group(tmp_path / "whole" / "bank.zarr" / "gen-000004", mode="r")
     assert len(np.unique(bank["assignments"][:])) <= last["k"] <= 60
     screen = [line for line in done.err.splitlines() if line.startswith("pretrain 4/4")]
-    assert all(word in screen[0] for word in ("NMI", "perplexity", "empty", "largest", measure.replace("_", " ")))
+    assert all(word in screen[0] for word in ("NMI", "perplexity", "empty", "largest", "mean cosine", "effective rank"))
 
 
 def test_the_network_learns_clusters_that_stay(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
-"""PCA in blocks against scikit-learn, the early stop, and how even clusters are, by hand."""
+"""PCA in blocks against scikit-learn, the spread of rows against NumPy and SciPy, the early stop, and how even clusters
+are, by hand.
+"""
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 from unfused_fast.assignment import mean_directions, own_similarities
-from unfused_fast.partitions import cluster_sizes, pca_whiten, resolve_pca_dim, stalled
+from unfused_fast.errors import UserError
+from unfused_fast.partitions import cluster_sizes, pca_whiten, resolve_pca_dim, row_spread, stalled
 
 
 @pytest.mark.parametrize("whiten", [True, False])
@@ -88,3 +92,27 @@ def test_no_copy_of_the_rows_is_held_for_mean_directions() -> None:
         own_similarities(points, clusters, 9)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < points.nbytes / 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_spread_of_rows_is_numpys(dtype: torch.dtype) -> None:
+    generator = np.random.default_rng(0)
+    rows = torch.from_numpy(generator.standard_normal((1003, 24)) * np.linspace(3, 0.1, 24) + 2).to(dtype)
+    found = row_spread(rows, block_rows=97)
+    unit = rows.double().numpy()
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    shares = np.linalg.eigvalsh(np.cov(unit.T, bias=True))
+    shares = shares / shares.sum()
+    assert found.mean_direction == pytest.approx(np.linalg.norm(unit.mean(axis=0)), rel=1e-5)
+    assert found.effective_rank == pytest.approx(np.exp(entropy(shares)), rel=1e-5)
+    assert found.first_direction == pytest.approx(shares.max(), rel=1e-5)
+
+
+def test_the_spread_of_extreme_rows_by_hand() -> None:
+    axes = torch.cat([torch.eye(8), -3 * torch.eye(8)])  # evenly to all sides, whatever their norms
+    assert row_spread(axes) == pytest.approx((0.0, 8.0, 1 / 8), abs=1e-6)
+    line = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
+    assert row_spread(line) == pytest.approx((1 / 3, 1.0, 1.0), abs=1e-6)
+    assert row_spread(torch.ones(5, 3)).mean_direction == pytest.approx(1.0)
+    with pytest.raises(UserError, match="not all finite"):
+        row_spread(torch.tensor([[1.0, torch.nan]]))

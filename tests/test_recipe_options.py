@@ -47,7 +47,7 @@ def newest(run: Path) -> dict[str, Tensor]:
 
 
 def clustering(vectors: Tensor) -> Clustering:
-    return Clustering(torch.tensor([0]), torch.tensor([1, 0]), torch.tensor(0.0), "mean_cosine", vectors)
+    return Clustering(torch.tensor([0]), torch.tensor([1, 0]), torch.tensor(0.0), vectors)
 
 
 def test_prototypes_that_are_not_frozen_take_a_step_of_sgd() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import study
+import study_deviations
+import study_page
+import study_search
 import torch
 from scipy.stats import t as student
 from sklearn.metrics import normalized_mutual_info_score
@@ -26,24 +28,6 @@ from unfused_fast.run_pool import RunPool
 from unfused_fast.settings import preset
 from unfused_fast.shards.table import open_shards
 from unfused_fast.training import Options
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-study_setup = script("study_setup")
-study_search = script("study_search")
-study_page = script("study_page")
-study_deviations = script("study_deviations")
-study = script("study")
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.2, 0.1], [0.01 * n for n in range(10)]])

@@ -5,7 +5,7 @@ N clips, D features, K clusters.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +30,8 @@ class Clustering(NamedTuple):
     """(N,) int64."""
     counts: Tensor
     """(K,) int64 clips in each cluster."""
-    objective: Tensor
-    """() float32, see `measure`."""
-    measure: Literal["mean_cosine", "inertia"]
-    """What the objective is: mean cosine to the own cluster's mean direction, or mean squared distance to its mean."""
+    mean_cosine: Tensor
+    """() float32: mean cosine of a row to its own cluster's mean direction, in the space that was clustered."""
     prototypes: Tensor | None
     """(K, D) unit centroids in the space of the bank; None where the clusters were found among principal components."""
 
@@ -83,22 +81,21 @@ def cluster_rows(
                 previous=previous[own] if previous is not None and settings.init == "warm" else None,
             )
         assignments = ranks.gather_parts(found.assignments, ranks.share.sizes(len(points)))
-        return Clustering(assignments, found.counts, found.objective, "mean_cosine", found.centroids)
+        return Clustering(assignments, found.counts, found.objective, found.centroids)
     if settings.algo == "pca_kmeans":
         found = euclidean_kmeans(points, k, iterations=settings.iterations, n_init=settings.n_init, generator=generator)
-        assignments = ranks.from_first(found.assignments)
-        counts = torch.bincount(assignments, minlength=k)
-        return Clustering(assignments, counts, found.objective, "inertia", None)
-    assignments = power_iteration_clustering(
-        points,
-        neighbours=settings.pic_neighbours,
-        sigma=settings.pic_sigma,
-        alpha=settings.pic_alpha,
-        iterations=settings.pic_iterations,
-    )
-    assignments = ranks.from_first(assignments)
-    counts = torch.bincount(assignments)
-    return Clustering(assignments, counts, mean_cosine(points, assignments, len(counts)), "mean_cosine", None)
+        assignments, least = ranks.from_first(found.assignments), k
+    else:
+        found_ids = power_iteration_clustering(
+            points,
+            neighbours=settings.pic_neighbours,
+            sigma=settings.pic_sigma,
+            alpha=settings.pic_alpha,
+            iterations=settings.pic_iterations,
+        )
+        assignments, least = ranks.from_first(found_ids), 0
+    counts = torch.bincount(assignments, minlength=least)
+    return Clustering(assignments, counts, mean_cosine(points, assignments, len(counts)), None)
 
 
 def mean_directions(points: Tensor, assignments: Tensor, k: int) -> Tensor:

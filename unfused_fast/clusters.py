@@ -18,7 +18,7 @@ from unfused_fast.bank_manifest import generation_name
 from unfused_fast.bank_read import BANK, Generation
 from unfused_fast.checkpoint import Position, load_checkpoint
 from unfused_fast.errors import UserError
-from unfused_fast.partitions import cluster_sizes, normalised_mutual_information
+from unfused_fast.partitions import RowSpread, cluster_sizes, normalised_mutual_information, row_spread
 from unfused_fast.run_description import read_description
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.table import NO_LABEL, ShardSet
@@ -31,6 +31,8 @@ class Clusters(NamedTuple):
     epoch: int
     points: Tensor
     """(N, D) unit rows of the memory bank as saved with that epoch, in the space that was clustered."""
+    spread: RowSpread
+    """Of the bank's rows."""
     assignments: Tensor
     """(N,) int64: the targets of that epoch."""
     k: int
@@ -54,7 +56,8 @@ def last_clusters(run: Path) -> Clusters:
         torch.cat(parts) for parts in zip(*((block.rows, block.assignments) for block in blocks), strict=True)
     )
     points = clustered_points(rows, from_flat(recorded["config"]))
-    return Clusters(int(state["epoch"]), points, assignments, int(state["k"]), bank.manifest.first_clip_id)
+    first_id = bank.manifest.first_clip_id
+    return Clusters(int(state["epoch"]), points, row_spread(rows), assignments, int(state["k"]), first_id)
 
 
 def _fault(state: dict[str, Any]) -> str | None:
@@ -131,6 +134,8 @@ def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str,
         "empty_clusters": shape.empty,
         "perplexity": round(shape.perplexity, 2),
         "largest_cluster": round(shape.largest_share, 4),
+        "mean_cosine": round(float(similarities.mean()), 4),
+        **{name: round(value, 4) for name, value in clusters.spread._asdict().items()},
     }
     if joint is not None and labels is not None and joint.any():
         known = torch.from_numpy(labels != NO_LABEL)

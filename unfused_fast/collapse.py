@@ -1,8 +1,11 @@
-"""The stop of stage 1 when its clusters have collapsed: nearly all clips in one, time after time.   K clusters."""
+"""Signs that stage 1 is not learning: a bank whose rows are nearly collinear is warned about; clusters that have
+collapsed, nearly all clips in one, time after time, stop the run.   K clusters.
+"""
 
 from __future__ import annotations
 
 from unfused_fast.config import Config
+from unfused_fast.console import console
 from unfused_fast.errors import UserError
 
 LARGEST_SHARE = 0.95
@@ -13,17 +16,22 @@ IN_A_ROW = 3
 EfficientNet whose BatchNorm has no statistics yet (all clips in one cluster, then 37 % after an epoch)."""
 
 
+COLLINEAR = 0.97
+"""Norm of the bank's mean direction from which its rows count as nearly collinear. Ours: THRESHOLD"""
+
+
 class Collapsed(UserError):
     """The clusters have collapsed; what to try."""
 
 
 class Collapse:
-    """Counts the collapsed clusterings in a row."""
+    """Counts the collapsed clusterings in a row, and warns once of a collinear bank."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.in_a_row = 0
         """Belongs into a checkpoint."""
+        self._warned = False
 
     def check(self, largest_share: float, k: int, epoch: int) -> None:
         """One clustering into K clusters, before the epoch; one cluster alone cannot collapse.
@@ -37,6 +45,20 @@ class Collapse:
         if self.in_a_row + 1 >= IN_A_ROW:
             raise Collapsed(self._words(largest_share, k, epoch))
         self.in_a_row += 1
+
+    def check_spread(self, mean_direction: float, epoch: int) -> None:
+        """Warns in one sentence, once, of a bank whose rows are nearly collinear."""
+        if mean_direction < COLLINEAR or self._warned:
+            return
+        self._warned = True
+        first = self._config.bank.fill == "training" and self._config.bank.init_mode == "eval"
+        tries = "bank.init_mode=train" if first else f"optim.lr={self._config.optim.lr / 10:g}"
+        console.print(
+            f"warning: epoch {epoch}: the rows of the memory bank are nearly collinear (the norm of their mean "
+            f"direction is {mean_direction:.3f}; 1 is collinear, runs that learn stay below {COLLINEAR}), so "
+            f"clusters say little about the clips; try --set {tries}",
+            style="yellow",
+        )
 
     def _words(self, largest_share: float, k: int, epoch: int) -> str:
         cluster, optim = self._config.cluster, self._config.optim

@@ -159,8 +159,10 @@ class BankConfig:
     """Where rows come from: the last epoch's training steps, or a pass in eval mode over clips as they are, without
     augmentation, before each clustering. Source: paper section 3; DECAR section 3 (two passes an epoch).
     """
-    init_mode: Literal["eval", "train"] = "eval"
-    """Mode of the network while the bank is first filled. Ours: eval leaves BatchNorm alone; the authors use train."""
+    init_mode: Literal["eval", "train"] = "train"
+    """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no
+    statistics yet, so all rows point the same way, and training does not undo it (docs/recipe.md).
+    """
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the rows, on the device and on disk. Source: authors (fp32); bf16 halves both, and keeps 8 bits of each
     number.

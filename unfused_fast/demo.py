@@ -183,6 +183,8 @@ def _draw(out: Path, results: list[dict[str, Any]], size: DemoSize, curves: Path
         ("loss", "pre-training loss"),
         ("nmi", "NMI to the epoch before"),
         ("perplexity", "cluster perplexity"),
+        ("effective_rank", "effective rank of the bank"),
+        ("mean_direction", "norm of the bank's mean direction"),
         ("clips_per_second", "clips/s"),
     ]
     plot_curves(curves, logs, quantities)

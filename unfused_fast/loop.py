@@ -24,9 +24,6 @@ from unfused_fast.run import Run
 from unfused_fast.saves import Saves
 from unfused_fast.training import Interrupted, Options, console
 
-MEASURES = "mean_cosine", "inertia"
-"""Names that the objective of a clustering has in the log."""
-
 
 class Stage(Protocol):
     """What run_epochs asks of a stage's state."""
@@ -287,9 +284,9 @@ def _clusters_note(values: dict[str, Any]) -> str:
     if values.get("nmi") is not None:
         words.append(f"NMI {values['nmi']:.2f}")
     if "perplexity" in values:
-        objective = next(f"{name.replace('_', ' ')} {values[name]:.3f}" for name in MEASURES if name in values)
         words += [
             f"K {values['k']}, perplexity {values['perplexity']:.0f}, {values['empty_clusters']} empty, "
-            f"largest {values['largest_cluster']:.1%}, {objective}, {values['cluster_seconds']:.2f} s"
+            f"largest {values['largest_cluster']:.1%}, mean cosine {values['mean_cosine']:.3f}, "
+            f"effective rank {values['effective_rank']:.1f}, {values['cluster_seconds']:.2f} s"
         ]
     return "  ".join(words)

@@ -30,7 +30,7 @@ from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
-from unfused_fast.partitions import cluster_sizes, normalised_mutual_information, stalled
+from unfused_fast.partitions import cluster_sizes, normalised_mutual_information, row_spread, stalled
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.plots import plot_cluster_sizes
 from unfused_fast.prediction import build_predictor
@@ -156,8 +156,9 @@ class Pretraining:
             return cluster_rows(self.bank.rows, k, self.config, seed, start, previous, self.ranks)
 
         found = cluster(self.k, key(seed, epoch) >> 1, start, self.assignments)
-        sizes = cluster_sizes(found.counts)
+        sizes, spread = cluster_sizes(found.counts), row_spread(self.bank.rows)
         self.collapse.check(sizes.largest_share, len(found.counts), epoch)
+        self.collapse.check_spread(spread.mean_direction, epoch)
         self.heads.cluster(cluster, seed, epoch)
         self.predictor.remake(found, key(seed, epoch, HEAD_STREAM) >> 1)
         previous, self.assignments, self.k = self.assignments, found.assignments, len(found.counts)
@@ -168,7 +169,8 @@ class Pretraining:
             "empty_clusters": sizes.empty,
             "perplexity": round(sizes.perplexity, 2),
             "largest_cluster": round(sizes.largest_share, 4),
-            found.measure: round(float(found.objective), 4),
+            "mean_cosine": round(float(found.mean_cosine), 4),
+            **{name: round(value, 4) for name, value in spread._asdict().items()},
             "cluster_seconds": round(time.perf_counter() - began, 4),  # the objective was read, so all is done
         }
 

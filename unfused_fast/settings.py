@@ -82,7 +82,6 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "optim.warmup_epochs": 0,
             "model.l2_normalize": False,
             "loss.temperature": 1.0,
-            "bank.init_mode": "train",
         },
         "distill": {
             **_AUTHORS,
