@@ -11,6 +11,11 @@ CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
 would bury the files that a user has to know about."""
 
+_CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
+_PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
+AUDIO_ENDINGS = _CODED + _PLAIN
+"""How names of recordings end, in lower case. Ours: what libsndfile reads, by its usual names."""
+
 
 def files_below(root: Path) -> Iterator[tuple[Path, bool]]:
     """(file, whether it is a folder that may not be read) below a folder: no clutter, no shard sets, no pipes.
@@ -49,3 +54,8 @@ def _mode(path: Path) -> int:
 def is_clutter(name: str) -> bool:
     """Whether this file or folder is left out without a word."""
     return name.startswith(".") or name.lower() in CLUTTER
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file is audio by the ending of its name."""
+    return name.lower().endswith(AUDIO_ENDINGS)

@@ -10,9 +10,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
 from unfused_fast.shards.places import Folder
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.walking import CLUTTER
-
-_AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+from unfused_fast.shards.walking import CLUTTER, is_audio
 
 
 def chosen(name: str, options: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:
@@ -77,11 +75,6 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
             return records
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file's name ends as audio does that data sets are kept in."""
-    return name.lower().endswith(_AUDIO_ENDINGS)
 
 
 def walk(folder: Folder) -> Iterator[tuple[Folder, list[str], list[str]]]:
