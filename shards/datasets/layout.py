@@ -52,7 +52,7 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
     """Lines of a CSV by the names in its header, wherever the columns stand; or, headless, as `columns` names them.
 
     Raises:
-        UserError: not readable, a column is missing, or a line is shorter than its header.
+        UserError: not readable, a column is missing, or a line has fewer or more fields than its header.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -69,6 +69,11 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
                 if any(record[name] is None for name in columns):
                     raise UserError(
                         f"{path}, line {reader.line_num}: fewer fields than {', '.join(columns)} need; "
+                        "fetch it again from its publisher"
+                    )
+                if any(record.get(None) or ()):  # fields behind the last column
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: more fields than the header's {len(names)}; "
                         "fetch it again from its publisher"
                     )
                 records.append({name: record[name].strip() for name in columns})
