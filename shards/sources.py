@@ -67,12 +67,15 @@ def source_rows(
         )
     tree = tree_of(source, work=work, largest=largest, say=say)
     rows = _tree_rows(tree) if tree is not None else []
+    sets: list[Path] = []
     if isinstance(source, Path) and is_folder:
-        rows += _folder_rows(source, tree.hidden if tree is not None else set())
+        rows += _folder_rows(source, tree.hidden if tree is not None else set(), sets)
     if not rows:
         what = "in this folder or below it" if is_folder else "in this archive"
         raise UserError(f"{place_title(source)}: no files {what}; name a folder that holds audio files")
     rows, notes = _by_folders(rows, labels_from_folders)
+    if sets:
+        notes.append(f"{len(sets)} shard sets in it are left out, such as {sets[0]}")
     for sentence in notes:
         note(f"{place_title(source)}: {sentence}")
     return sorted(apart(rows), key=lambda row: row.source)
@@ -136,9 +139,9 @@ def _firsts(names: list[str], above: str) -> Counter[str | None]:
     return found
 
 
-def _folder_rows(root: Path, hidden: set[str]) -> Iterator[SourceRow]:
-    """Args: hidden: paths of the archives whose members are listed instead."""
-    for path, closed in files_below(root):
+def _folder_rows(root: Path, hidden: set[str], sets: list[Path]) -> Iterator[SourceRow]:
+    """Args: hidden: paths of the archives whose members are listed instead; sets: see files_below."""
+    for path, closed in files_below(root, sets):
         relative = path.relative_to(root).as_posix()
         if closed:  # a folder that may not be read ends in rejected.csv too
             yield SourceRow(path, in_unicode(relative) + "/")
