@@ -8,6 +8,7 @@ import io
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from urllib.parse import quote, unquote
 from unfused_fast.errors import UserError, escaped, in_unicode
 from unfused_fast.shards.places import Location, Place, is_url, local_path, place_title, shown
 from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow, check_split_name
-from unfused_fast.shards.split_names import look_like_splits, with_usual_splits
+from unfused_fast.shards.split_names import look_like_splits, usual_splits
 from unfused_fast.shards.stores import open_place
 from unfused_fast.shards.telling import Say, unheard
 
@@ -115,11 +116,24 @@ def csv_rows(table: Path | str, note: Say = unheard) -> list[SourceRow]:
         ) from error
     if not rows:
         raise UserError(f"{title}: a header but no lines; list at least one file")
-    rows, notes = with_usual_splits(rows)
+    rows, notes = _in_usual_splits(rows)
     notes += _remarks(header, column, rows)
     for sentence in notes:
         note(f"{title}: {sentence}")
     return _named_from_outside(rows)
+
+
+def _in_usual_splits(rows: Sequence[SourceRow]) -> tuple[list[SourceRow], list[str]]:
+    """The rows in the splits that theirs are taken for, "" for train; and sentences where one has another name now."""
+    counts = Counter(row.split for row in rows)
+    split_of = {**usual_splits(name for name in counts if name), "": DEFAULT_SPLIT}
+    said = []
+    taken = [f"{name} ({counts[name]} files) as {split}" for name, split in split_of.items() if name not in ("", split)]
+    if taken:
+        said.append(f"splits are read so: {', '.join(taken)}")
+    if counts[""]:
+        said.append(f"{counts['']} of {len(rows)} files have no split and are taken for {DEFAULT_SPLIT}")
+    return [replace(row, split=split_of[row.split]) for row in rows] if said else list(rows), said
 
 
 def _remarks(header: Sequence[str], column: Mapping[str, int], rows: Sequence[SourceRow]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from unfused_fast.shards.csv_sources import apart, csv_rows
 from unfused_fast.shards.places import Kind, Location, Place, local_path, place_title, refused
 from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow
 from unfused_fast.shards.split_names import look_like_splits, usual_splits
+from unfused_fast.shards.table import split_rank
 from unfused_fast.shards.telling import Say, unheard
 from unfused_fast.shards.tree import Tree
 from unfused_fast.shards.trees import archive_named, tree_of
@@ -65,7 +66,7 @@ def source_rows(
             f"{place_title(source)}: neither a folder, an archive nor a CSV; name a folder of audio, "
             "a tar, tar.gz or zip archive, or a .csv with a column path"
         )
-    tree = tree_of(source, work=work, largest=largest, say=say)
+    tree = tree_of(source, work=work, largest=largest, say=say, splits_apart=True)
     rows = _tree_rows(tree) if tree is not None else []
     sets: list[Path] = []
     if isinstance(source, Path) and is_folder:
@@ -107,7 +108,7 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
             placed.append(replace(row, split=split_of.get(first, DEFAULT_SPLIT), label=label))
         folders = ", ".join(
             f"{escaped(name)} ({count} files){f' as {split_of[name]}' if split_of[name] != name else ''}"
-            for name, count in named.items()
+            for name, count in sorted(named.items(), key=lambda entry: split_rank(split_of[entry[0]]))
         )
         notes = [f"splits are read from the folders {folders}" + "; labels from those below" * labels_from_folders]
         if firsts[None]:

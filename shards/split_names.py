@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 from unfused_fast.errors import escaped
-from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow
 
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "dev", "development"),
@@ -31,19 +28,6 @@ def usual_splits(names: Iterable[str]) -> dict[str, str]:
             free.discard(found)
             split_of[found] = split
     return {name: split_of.get(name.lower(), name) for name in given}
-
-
-def with_usual_splits(rows: Sequence[SourceRow]) -> tuple[list[SourceRow], list[str]]:
-    """The rows in the splits that theirs are taken for, "" for train; and sentences where one has another name now."""
-    counts = Counter(row.split for row in rows)
-    split_of = {**usual_splits(name for name in counts if name), "": DEFAULT_SPLIT}
-    said = []
-    taken = [f"{name} ({counts[name]} files) as {split}" for name, split in split_of.items() if name not in ("", split)]
-    if taken:
-        said.append(f"splits are read so: {', '.join(taken)}")
-    if counts[""]:
-        said.append(f"{counts['']} of {len(rows)} files have no split and are taken for {DEFAULT_SPLIT}")
-    return [replace(row, split=split_of[row.split]) for row in rows] if said else list(rows), said
 
 
 def look_like_splits(names: Iterable[str]) -> bool:

@@ -93,6 +93,21 @@ def test_folders(tmp_path: Path, files: str, labels_from_folders: bool, wanted: 
     assert [row.source for row in rows] == sorted(files.split())
 
 
+@pytest.mark.parametrize("inside", ["", "{split}/"])
+@pytest.mark.parametrize("form", ["zip", "gztar"])
+def test_an_archive_for_each_split(tmp_path: Path, inside: str, form: str) -> None:
+    for split, label in (("train", "dog"), ("test", "cat")):
+        name = tmp_path / split / inside.format(split=split) / label / f"{split}.wav"
+        name.parent.mkdir(parents=True)
+        name.touch()
+        shutil.make_archive(str(tmp_path / "root" / split), form, tmp_path / split)
+    rows = source_rows(tmp_path / "root", labels_from_folders=True)
+    assert [(row.source, row.split, row.label) for row in rows] == [
+        ("test/cat/test.wav", "test", "cat"),
+        ("train/dog/train.wav", "train", "dog"),
+    ]
+
+
 def test_columns_of_a_table(tmp_path: Path) -> None:
     table, notes = tmp_path / "t.csv", list[str]()
     table.write_text(
