@@ -88,7 +88,7 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
     if set(there) != {DEFAULT_SPLIT}:
         raise UserError(
             f"--split, but the source has splits already: {', '.join(f'{n} {name}' for name, n in there.items())}; "
-            "leave --split, or give the source without splits"
+            "leave --split out, or give the source without splits"
         )
     labels_of, size = dict[str, set[str]](), Counter[str]()
     for row in rows:
@@ -115,10 +115,9 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
             "labels, each of which keeps one in train; give larger shares, more files or smaller groups"
         )
     labels = {label for found in labels_of.values() for label in found if label}
-    evenly = f", {len(labels)} labels in each in the same shares as far as groups allow" if labels else ""
-    said = (
-        f"{', '.join(f'{have[name]} files in {name}' for name in shares)}; {len(labels_of)} groups kept whole{evenly}"
-    )
+    evenly = f", {len(labels)} labels, each in about these shares" if labels else ""
+    counts = ", ".join(f"{have[name]} {name}" for name in shares)
+    said = f"{counts} files; {len(labels_of)} whole groups{evenly}"
     return [replace(row, split=split_of[_group(row)]) for row in rows], f"{said}; seed {seed}"
 
 

@@ -195,7 +195,7 @@ def test_shares_that_are_none(text: str) -> None:
 
 def test_splits_that_cannot_be_made() -> None:
     rows = _rows(20, 1, 2)
-    with pytest.raises(UserError, match=r"has splits already: 19 train, 1 test; leave --split"):
+    with pytest.raises(UserError, match=r"has splits already: 19 train, 1 test; leave --split out"):
         with_shares([*rows[:19], SourceRow(Path("x"), "x", split="test")], parsed_shares("80/20"), 0)
     with pytest.raises(UserError, match=r"valid, test would be empty: 1 groups are too few"):
         with_shares(_rows(20, 20, 1), parsed_shares("70/10/20"), 0)
@@ -230,7 +230,7 @@ def test_shard_makes_splits_and_says_what_it_did(cli: Callable[..., Any], table:
         assert all(
             abs(files[split] - wanted) <= 2 for split, wanted in (("train", 14.4), ("valid", 4.8), ("test", 4.8))
         )
-    assert "--split 60/20/20: " in done.err and "12 groups kept whole, 2 labels" in done.err
+    assert "--split 60/20/20: " in done.err and "12 whole groups, 2 labels" in done.err
     assert done.err.count("columns not read: note") == 1
     assert json.loads(done.out)["notes"] == [
         "1 of 24 files were longer than 0.2 s and cut into 3 clips (--max-seconds 0.2)",
