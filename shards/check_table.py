@@ -19,6 +19,7 @@ from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.findings import EXAMPLES, Example, Finding, Kind, finding
 from unfused_fast.shards.shard_files import KEY_DIGITS, index_path
+from unfused_fast.shards.split_names import unread_splits
 from unfused_fast.shards.table import CLIPS, NO_LABEL, REJECTED, Manifest
 
 OUTLIER_FACTOR = 4.0
@@ -94,6 +95,8 @@ def table_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Iter
     for path in sorted(directory.iterdir()):
         if path.suffix in (".tar", ".idx") and path.name not in listed:
             yield finding(Kind.STRAY_FILE, path, "not in the manifest; readers that take every tar would read it")
+    if unread := unread_splits({name: info.clips for name, info in manifest.splits.items()}):
+        yield finding(Kind.UNREAD_SPLIT, directory, unread)
     if not clips.num_rows:
         return
     yield from _label_warnings(directory, manifest, clips)

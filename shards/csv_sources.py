@@ -7,65 +7,108 @@ import csv
 import io
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote, unquote
 
-from unfused_fast.errors import UserError, in_unicode
+from unfused_fast.errors import UserError, escaped, in_unicode
 from unfused_fast.shards.places import Location, Place, is_url, local_path, place_title, shown
 from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow, check_split_name
+from unfused_fast.shards.split_names import look_like_splits, usual_splits
 from unfused_fast.shards.stores import open_place
+from unfused_fast.shards.telling import Say, unheard
 
-COLUMNS = ("path", "label", "split", "group")
+COLUMNS = ("path", "label", "labels", "split", "group", "fold")
 LONGEST_LINE = 1 << 24
 """Most characters of a line of a CSV. Ours: room for a million columns; what is longer is another kind of file."""
 
+_FIELD = r'(?: *"[^"]*(?:""[^"]*)*"|(?! *")[^",]*)'
+_RECORD = re.compile(rf"{_FIELD}(?:,{_FIELD})*[\r\n]*")
+"""A record whose quotes stand around whole fields. Source: RFC 4180, section 2; spaces before a quote are ours."""
 
-def csv_rows(table: Path | str) -> list[SourceRow]:
-    """The lines of a CSV with the columns path[,label,split,group], at a path or a URL.
+
+def csv_rows(table: Path | str, note: Say = unheard) -> list[SourceRow]:
+    """The lines of a CSV with the columns path[,label or labels,split,group,fold], at a path or a URL.
+
+    Names of columns are read in any case of letters. `labels` holds the labels of a multi-label set, separated by
+    commas; `fold` is a whole number. Splits under usual names become train, valid and test, see split_names.
+
+    Args:
+        note: told what is read otherwise than it is written, or not read.
 
     Raises:
-        UserError: not readable as CSV in UTF-8, no column path, a column twice, an empty or doubled path, a bad split
-            name, or no lines.
+        UserError: not readable as CSV in UTF-8, no column path, a column twice, both label and labels, a line of more
+            or fewer fields than the header, a quote in the middle of a field, an empty or doubled path, a bad split
+            name or fold, or no lines.
     """
     rows: list[SourceRow] = []
     seen: dict[str, int] = {}
     base = os.path.realpath(table.parent) if isinstance(table, Path) else ""
+    web = table.partition("?")[0] if isinstance(table, str) else None
     title = place_title(table)
+    text: list[str] = []  # the lines of one record
     try:
         with _open_table(table) as stream:
-            reader = csv.DictReader(_lines(stream, title), strict=True)
-            reader.fieldnames = names = [(name or "").strip() for name in reader.fieldnames or []]
-            _check_columns(names, title)
-            for record in reader:
-                value = {name: (record.get(name) or "").strip() for name in COLUMNS}
-                given = record.get("path") or ""  # its spaces may be the file's
+            reader = csv.reader(_lines(stream, title, text), strict=True, skipinitialspace=True)
+            header = [name.strip() for name in next(reader, [])]
+            column = _columns(header, title)
+            text.clear()
+            for fields in reader:
                 line = reader.line_num
-                if not value["path"]:
-                    raise UserError(f"{title}, line {line}: the column path is empty; name a file or delete the line")
-                split = value["split"] or DEFAULT_SPLIT
-                check_split_name(split, f"{title}, line {line}")
-                if is_url(value["path"]) or isinstance(table, str):
-                    location, full, name = _web_path(
-                        value["path"], table.partition("?")[0] if isinstance(table, str) else None
+                raw = "".join(text)
+                text.clear()
+                if not any(field.strip() for field in fields):
+                    continue
+                where = f"{title}, line {line}"
+                if len(fields) != len(header):
+                    count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+                    raise UserError(
+                        f"{where}: {count}, but the header has {len(header)}; put quotes around a field that holds a "
+                        "comma, and give each line a field for every column"
                     )
+                if '"' in raw and not _RECORD.fullmatch(raw):
+                    raise UserError(
+                        f"{where}: a quote in the middle of a field; put quotes around the whole field and double the "
+                        'quotes in it, as in "5"" disc"'
+                    )
+                given = fields[column["path"]]  # its spaces may be the file's
+                value = {name: fields[place].strip() for name, place in column.items()}
+                if not value["path"]:
+                    raise UserError(f"{where}: the column path is empty; name a file or delete the line")
+                split = value.get("split", DEFAULT_SPLIT)
+                if split:
+                    check_split_name(split, where)
+                if is_url(value["path"]) or web is not None:
+                    location, full, name = _web_path(value["path"], web)
                 else:
                     location, full, name = _local_path(given, base)
                 if full in seen:
                     raise UserError(
-                        f"{title}, line {line}: {shown(given)} is already listed in line {seen[full]}; "
-                        "keep one of the two"
+                        f"{where}: {shown(given)} is already listed in line {seen[full]}; keep one of the two"
                     )
                 seen[full] = line
-                rows.append(SourceRow(location, name, value["label"] or None, split, value["group"] or None))
+                rows.append(
+                    SourceRow(
+                        location,
+                        name,
+                        value.get("label") or None,
+                        split,
+                        value.get("group") or None,
+                        _fold(value.get("fold", ""), where),
+                        tuple(dict.fromkeys(filter(None, map(str.strip, value.get("labels", "").split(","))))),
+                    )
+                )
     except UnicodeDecodeError as error:
         raise UserError(f"{title}: {_encoding(error)}; save it as CSV in UTF-8") from error
     except csv.Error as error:
+        begun = reader.line_num - len(text) + 1
         raise UserError(
-            f"{title}, line {reader.line_num + 1}: not readable as CSV: {error}; separate the columns by commas "
-            "and put quotes around a whole field or around none"
+            f"{title}, line {begun}: not readable as CSV: {error}; separate the columns by commas and put quotes "
+            "around a whole field or around none"
         ) from error
     except OSError as error:
         raise UserError(
@@ -73,7 +116,70 @@ def csv_rows(table: Path | str) -> list[SourceRow]:
         ) from error
     if not rows:
         raise UserError(f"{title}: a header but no lines; list at least one file")
+    rows, notes = _in_usual_splits(rows)
+    notes += _remarks(header, column, rows)
+    for sentence in notes:
+        note(f"{title}: {sentence}")
     return _named_from_outside(rows)
+
+
+def _in_usual_splits(rows: Sequence[SourceRow]) -> tuple[list[SourceRow], list[str]]:
+    """The rows in the splits that theirs are taken for, "" for train; and sentences where one has another name now."""
+    counts = Counter(row.split for row in rows)
+    split_of = {**usual_splits(name for name in counts if name), "": DEFAULT_SPLIT}
+    said = []
+    taken = [f"{name} ({counts[name]} files) as {split}" for name, split in split_of.items() if name not in ("", split)]
+    if taken:
+        said.append(f"splits are read so: {', '.join(taken)}")
+    if counts[""]:
+        said.append(f"{counts['']} of {len(rows)} files have no split and are taken for {DEFAULT_SPLIT}")
+    return [replace(row, split=split_of[row.split]) for row in rows] if said else list(rows), said
+
+
+def _remarks(header: Sequence[str], column: Mapping[str, int], rows: Sequence[SourceRow]) -> Iterator[str]:
+    """Sentences about columns that are not read, and labels that may be meant otherwise."""
+    unread = [name for place, name in enumerate(header) if place not in column.values()]
+    if unread:
+        more = f" and {len(unread) - 10} more" if len(unread) > 10 else ""
+        yield (
+            f"columns not read: {', '.join(escaped(name)[:40] or '(no name)' for name in unread[:10])}{more}; "
+            f"read are {', '.join(COLUMNS)}"
+        )
+    if look_like_splits(row.label for row in rows if row.label is not None):
+        yield "every label is the name of a split; if splits are meant, call the column split"
+    joined = sum(len(row.labels) == 1 and any(mark in row.labels[0] for mark in ";|") for row in rows)
+    if joined:
+        yield f"{joined} of {len(rows)} files have one label with a ; or | in it; labels are separated by commas"
+
+
+def _columns(header: Sequence[str], title: str) -> dict[str, int]:
+    """Name of each column that is read -> its place."""
+    names = [name.lower() for name in header]
+    if "path" not in names:
+        found = ", ".join(name[:40] for name in header[:10]) or "none, the file is empty"
+        more = f" and {len(header) - 10} more" if len(header) > 10 else ""
+        raise UserError(
+            f"{title}: no column path (columns found: {found}{more}); "
+            "its first line must be like path,label,split,group, with commas"
+        )
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise UserError(f"{title}: {names.count(name)} columns are called {name}; rename all but one")
+    if "label" in names and "labels" in names:
+        raise UserError(
+            f"{title}: columns label and labels, but a set has one label a clip or several; rename one of the two"
+        )
+    return {name: names.index(name) for name in COLUMNS if name in names}
+
+
+def _fold(text: str, where: str) -> int | None:
+    """A fold; tables with gaps write whole numbers as 1.0."""
+    if not text:
+        return None
+    whole = text.removesuffix(".0")
+    if not (whole.isascii() and whole.isdecimal() and len(whole) < 10):
+        raise UserError(f"{where}: fold {text[:40]!r}, but a fold is a whole number such as 1; number the folds")
+    return int(whole)
 
 
 def _open_table(table: Path | str) -> IO[str]:
@@ -82,7 +188,8 @@ def _open_table(table: Path | str) -> IO[str]:
     return io.TextIOWrapper(open_place(Place((table,))), encoding="utf-8-sig", newline="")
 
 
-def _lines(stream: IO[str], title: str) -> Iterator[str]:
+def _lines(stream: IO[str], title: str, text: list[str]) -> Iterator[str]:
+    """The lines, each put behind `text` too."""
     number = 0
     while line := stream.readline(LONGEST_LINE):
         number += 1
@@ -94,20 +201,8 @@ def _lines(stream: IO[str], title: str) -> Iterator[str]:
             raise UserError(
                 f"{title}, line {number}: longer than {LONGEST_LINE} characters; a CSV has one line for each audio file"
             )
+        text.append(line)
         yield line
-
-
-def _check_columns(names: Sequence[str], title: str) -> None:
-    if "path" not in names:
-        found = ", ".join(name[:40] for name in names[:10]) or "none, the file is empty"
-        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        raise UserError(
-            f"{title}: no column path (columns found: {found}{more}); "
-            "its first line must be like path,label,split,group, with commas"
-        )
-    for name in COLUMNS:
-        if names.count(name) > 1:
-            raise UserError(f"{title}: {names.count(name)} columns are called {name}; rename all but one")
 
 
 def _encoding(error: UnicodeDecodeError) -> str:

@@ -43,6 +43,7 @@ class Kind(StrEnum):
     DUPLICATE = "duplicate"
     LABEL_CONFLICT = "label-conflict"
     DURATION = "duration"
+    UNREAD_SPLIT = "unread-split"
     PUBLISHED_COUNT = "published-count"
     CLIPPED = "clipped"
     QUIET = "quiet"

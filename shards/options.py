@@ -28,7 +28,8 @@ class PackOptions:
 
     codec: Codec = "wav"
     max_seconds: float = 10.0
-    """Longer files are cut into equal pieces, each a clip whose group is the file's."""
+    """Files more than 5 % longer are cut into equal pieces, each a clip whose group is the file's; see
+    plan.WHOLE_UP_TO."""
     min_seconds: float = 0.1
     """Shorter clips are rejected."""
     seed: int = 0

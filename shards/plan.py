@@ -22,6 +22,9 @@ SHARDS_PER_SPLIT = 16
 """Fewest shards of a split, if `SHARD_CLIPS` allows. Ours: readers permute shards and shuffle within them."""
 SHARD_CLIPS = 64
 """Fewest clips of a shard, but for the last. Ours: below that files and their indexes cost more than they bring."""
+WHOLE_UP_TO = 1.05
+"""A file of up to so many times `max_seconds` is one clip. Ours: a recorder, or MP3's padding, makes 10 s files a hair
+longer, and two halves of 5 s are other clips than the published ones; trimming would lose sound."""
 
 _TAR_BLOCK = 512
 _SIDE_MEMBERS_BYTES = 2 * 2 * _TAR_BLOCK + _TAR_BLOCK
@@ -103,7 +106,8 @@ def plan_pieces(
 ) -> Plan:
     """Cuts long rows into equal pieces and shuffles all of them, split by split.
 
-    A row of d > max_seconds becomes ceil(d / max_seconds) pieces whose lengths differ by one sample at most.
+    A row of d > WHOLE_UP_TO x max_seconds becomes ceil(d / max_seconds) pieces whose lengths differ by one sample at
+    most.
     Ours: sorted before they are shuffled, so that the order depends on names and seed alone.
 
     Args:
@@ -113,7 +117,8 @@ def plan_pieces(
     usable = np.flatnonzero(stop > start)
     named = sorted(usable.tolist(), key=lambda row: (rows[row].split, rows[row].source))
     row = np.asarray(named, np.int64)
-    count = -(-(stop[row] - start[row]) // longest)
+    length = stop[row] - start[row]
+    count = np.where(length <= int(WHOLE_UP_TO * max_seconds * SAMPLE_RATE_HZ), 1, -(-length // longest))
     first = np.repeat(np.cumsum(count) - count, count)
     row, pieces = np.repeat(row, count), np.repeat(count, count)
     number = np.arange(len(row)) - first

@@ -28,7 +28,7 @@ class SourceRow:
     group: str | None = None
     """What must not be on both sides of a split (speaker, recording); None: the file itself."""
     fold: int | None = None
-    """Number of the published cross-validation fold, from 1; None where the set has none."""
+    """Number of the cross-validation fold, 0 or more; None where the set has none."""
     labels: tuple[str, ...] = ()
     """All labels of a clip of a multi-label set, whose `label` is None."""
     span: tuple[float, float] | None = None

@@ -15,6 +15,7 @@ from unfused_fast.errors import escaped
 from unfused_fast.shards import remote
 from unfused_fast.shards.archives import Archive, Entry, members, safe_parts, stem
 from unfused_fast.shards.places import Kind, Location, Place, refused, shown
+from unfused_fast.shards.split_names import look_like_splits
 from unfused_fast.shards.stores import Unreadable, open_store
 from unfused_fast.shards.telling import Say
 
@@ -89,10 +90,13 @@ class Tree:
             inflated.write_index(index)
             self._stores[number] = (store, str(index))
 
-    def settle(self) -> None:
+    def settle(self, splits_apart: bool = False) -> None:
         """Shows the archives added: in place, or in folders of their names where they hold different files of one name.
 
         Ours: in place, as unzip does it, the last archive would take the others' files away.
+
+        Args:
+            splits_apart: an archive that is called as a split, and has no folder of a split, is in its folder too.
         """
         first: dict[str, tuple[int, Entry]] = {}
         apart: set[int] = set()
@@ -102,6 +106,9 @@ class Tree:
                 if other != number and not _are_same(entry, there):
                     apart |= {number, other}
         first.clear()
+        for number, _, archive, listed in self._waiting:
+            if splits_apart and look_like_splits([stem(archive.name)]):
+                apart |= set() if any(look_like_splits(parts[:-1][:1]) for parts, _ in listed) else {number}
         for number, below, archive, listed in self._waiting:
             mount = self._mount(below, archive, listed[0][0], number in apart) if listed else below
             for parts, entry in listed:

@@ -36,13 +36,15 @@ def folder_of(
     return Path(source) if tree is None else cast(Folder, Branch(tree))
 
 
-def tree_of(source: Path | str, *, work: Path | None, largest: int, say: Say) -> Tree | None:
-    """As `folder_of`; None for a folder without archives."""
+def tree_of(
+    source: Path | str, *, work: Path | None, largest: int, say: Say, splits_apart: bool = False
+) -> Tree | None:
+    """As `folder_of`; None for a folder without archives. For `splits_apart` see Tree.settle."""
     source = local_path(source)
     if isinstance(source, str):
-        return _remote_tree(source, work, largest, say)
+        return _remote_tree(source, work, largest, say, splits_apart)
     if source.is_dir():
-        return _local_tree(source, work, largest, say)
+        return _local_tree(source, work, largest, say, splits_apart)
     archive = archive_named(source)
     if archive is None:
         raise UserError(f"{source}: neither a folder nor an archive; name a folder, or a tar, tar.gz or zip archive")
@@ -58,7 +60,7 @@ def archive_named(path: Path | str) -> Archive | None:
     return next((archive for archive in beside if path.name in archive.parts), None)
 
 
-def _local_tree(root: Path, work: Path | None, largest: int, say: Say) -> Tree | None:
+def _local_tree(root: Path, work: Path | None, largest: int, say: Say, splits_apart: bool) -> Tree | None:
     folders: dict[Path, list[str]] = {}
     for path, closed in files_below(root):
         if not closed and _may_be_archive(path.name):
@@ -75,11 +77,11 @@ def _local_tree(root: Path, work: Path | None, largest: int, say: Say) -> Tree |
         except OSError as error:
             tree.hidden.update(posixpath.join(below, part) for part in archive.parts)
             tree.refused.append((posixpath.join(below, archive.name), remote.reason(error)))
-    tree.settle()
+    tree.settle(splits_apart)
     return tree
 
 
-def _remote_tree(url: str, work: Path | None, largest: int, say: Say) -> Tree:
+def _remote_tree(url: str, work: Path | None, largest: int, say: Say, splits_apart: bool) -> Tree:
     archive = archive_named(url)
     if archive is not None:
         return _single(archive, (url,), shown(url), work, largest, say)
@@ -100,7 +102,7 @@ def _remote_tree(url: str, work: Path | None, largest: int, say: Say) -> Tree:
                 tree.add_archive(archive, below, tuple(files[part] for part in archive.parts))
             except OSError as error:
                 tree.refused.append((posixpath.join(below, archive.name), remote.reason(error)))
-    tree.settle()
+    tree.settle(splits_apart)
     return tree
 
 

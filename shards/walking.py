@@ -11,20 +11,31 @@ CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
 would bury the files that a user has to know about."""
 
+_CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
+_PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
+AUDIO_ENDINGS = _CODED + _PLAIN
+"""How names of recordings end, in lower case. Ours: what libsndfile reads, by its usual names."""
 
-def files_below(root: Path) -> Iterator[tuple[Path, bool]]:
+
+def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:
     """(file, whether it is a folder that may not be read) below a folder: no clutter, no shard sets, no pipes.
 
     Each folder comes once, whatever links lead to it: linked folders after the real ones, so loops come to an end.
     Ours: a link to a folder that holds `root` is not followed, because it would bring in what lies beside `root`.
+
+    Args:
+        sets: gets the folders of shard sets, which are left out.
     """
     waiting, seen = [root], set[tuple[int, int]]()
     closed: list[OSError] = []
     while waiting:
         for parent, folders, names in os.walk(waiting.pop(0), onerror=closed.append):
             status = Path(parent).stat()
-            if (status.st_dev, status.st_ino) in seen or {"manifest.json", "clips.parquet"} <= set(names):
+            is_set = {"manifest.json", "clips.parquet"} <= set(names)
+            if (status.st_dev, status.st_ino) in seen or is_set:
                 folders.clear()
+                if is_set and sets is not None:
+                    sets.append(Path(parent))
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not is_clutter(name))
@@ -49,3 +60,8 @@ def _mode(path: Path) -> int:
 def is_clutter(name: str) -> bool:
     """Whether this file or folder is left out without a word."""
     return name.startswith(".") or name.lower() in CLUTTER
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file is audio by the ending of its name."""
+    return name.lower().endswith(AUDIO_ENDINGS)

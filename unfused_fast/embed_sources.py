@@ -16,11 +16,7 @@ from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.table import MANIFEST, ShardSet, open_shards
 from unfused_fast.shards.telling import Say
 from unfused_fast.shards.trees import archive_named
-
-_CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
-_PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
-AUDIO_ENDINGS = frozenset(_CODED + _PLAIN)
-"""A URL that ends so is a recording, any other may be a folder. Ours: what libsndfile reads, by its usual names."""
+from unfused_fast.shards.walking import is_audio
 
 
 def embed_rows(audio: Sequence[str], work: Path | None, say: Say) -> list[SourceRow]:
@@ -52,7 +48,7 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
     else:
         name = PurePosixPath(unquote(urlsplit(where).path))
         is_list = name.suffix.lower() == ".csv"
-        if name.suffix.lower() in AUDIO_ENDINGS:
+        if is_audio(name.name):  # any other URL may be a folder
             return [SourceRow(Place((where,)), in_unicode(title))]
         if not is_list and archive_named(where) is None and _is_remote_set(where):
             from unfused_fast.terminal import local_shards

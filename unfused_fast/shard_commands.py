@@ -38,7 +38,7 @@ def shard(
         str | None,
         typer.Argument(
             help="Folder of audio (any depth; its tar, tar.gz and zip archives are read without unpacking), an "
-            "archive, a CSV with columns path[,label,split,group], or a URL of one of these.",
+            "archive, a CSV with columns path[,label or labels,split,group,fold], or a URL of one of these.",
             show_default=False,
         ),
     ] = None,
@@ -58,12 +58,24 @@ def shard(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
     labels_from_folders: Annotated[
-        bool, typer.Option("--labels-from-folders", help="The first folder's name is the label.")
+        bool,
+        typer.Option(
+            "--labels-from-folders",
+            help="The first folder's name is the label, or the second's where the first are train, valid, test.",
+        ),
     ] = False,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Make splits of a source that has none: percentages of train, valid and test, as 70/10/20, or of "
+            "train and test, as 80/20; by whole groups, with labels in the same shares, drawn by --seed.",
+            show_default=False,
+        ),
+    ] = None,
     codec: Annotated[
         Literal["wav", "flac"], typer.Option(help="wav is decoded faster, flac takes fewer bytes.")
     ] = "wav",
-    max_seconds: Annotated[float, typer.Option(help="Longer files are cut into equal pieces.")] = 10.0,
+    max_seconds: Annotated[float, typer.Option(help="Files more than 5 % longer are cut into equal pieces.")] = 10.0,
     min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
     max_file_hours: Annotated[float, typer.Option(help="Longer files are rejected.")] = 24.0,
     max_member_gb: Annotated[
@@ -74,7 +86,7 @@ def shard(
             "Nothing else is limited: tar and tar.gz archives and uncompressed zips are read in parts.",
         ),
     ] = LARGEST_DEFLATED_GB,
-    seed: Annotated[int, typer.Option(help="Seeds the global shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds the global shuffle, and --split.")] = 0,
     part: Annotated[
         str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
     ] = None,
@@ -99,9 +111,12 @@ def shard(
     if source is None or out is None:
         lacking = "SOURCE and OUT" if source is None else "OUT"
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list goes without them")
+    from unfused_fast.console import console
+    from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
     from unfused_fast.shards.options import PackOptions
     from unfused_fast.shards.write import pack, pack_part
 
+    shares = None if split is None else parsed_shares(split)
     share = None if part is None else _part(part)
     if engine == "ray" and (share is not None or workers is not None):
         flag = "--part" if share else "--workers"
@@ -114,6 +129,10 @@ def shard(
             work = Path(stack.enter_context(TemporaryDirectory(prefix=".unfused-fast-", dir=shared)))
         set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
         found, about = _found(source, dataset, set_options, labels_from_folders, max_member_gb, work)
+        rows = found.rows
+        if shares is not None:
+            rows, made = with_shares(rows, shares, seed)
+            console.print(f"--split {split}: {made}")
         given: dict[str, Any] = {
             "workers": workers,
             "overwrite": overwrite,
@@ -130,7 +149,7 @@ def shard(
         }
         if share is not None:
             advance = stack.enter_context(bar("packing"))
-            done = pack_part(found.rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
+            done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
             stack.close()
             _print_part(done, place_title(out), as_json)
             return
@@ -140,7 +159,7 @@ def shard(
             seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
             given["pool"] = stack.enter_context(RayWorkers(seen))
         advance = stack.enter_context(bar("packing"))
-        packed = pack(found.rows, out, **asked, **given, statistics=_statistics, progress=advance)
+        packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
     _print_packed(packed, place_title(out), as_json)
 
 
@@ -197,7 +216,10 @@ def _print_part(done: PartResult, out: str, as_json: bool) -> None:
 
 
 def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
+    from unfused_fast.shards.remarks import remarks
+
     manifest = packed.shard_set.manifest
+    notes = remarks(packed.shard_set)
     splits = {name: split.clips for name, split in manifest.splits.items()}
     summary = {
         "out": out,
@@ -212,6 +234,7 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         "seconds": round(packed.wall_seconds, 2),
         "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
         "digest": manifest.digest,
+        "notes": notes,
     }
     if as_json:
         print_json(summary)
@@ -223,6 +246,8 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
     )
     if packed.shards_made < packed.shards:
         typer.echo(f"  {packed.shards - packed.shards_made} of {packed.shards} shards were there already")
+    for note in notes:
+        typer.echo(f"  {note}")
     for reason, count in packed.rejected.items():
         typer.echo(f"  rejected {count}: {reason}")
     if packed.rejected:
@@ -259,11 +284,15 @@ def _found(
         if dataset is None:
             if options:
                 raise UserError(f"--option {next(iter(options))}: options belong to a data set; name it with --dataset")
-            return Discovery(
-                source_rows(
-                    source, labels_from_folders=labels_from_folders, work=work, largest=largest, say=console.print
-                )
-            ), None
+            rows = source_rows(
+                source,
+                labels_from_folders=labels_from_folders,
+                work=work,
+                largest=largest,
+                say=console.print,
+                note=console.print,
+            )
+            return Discovery(rows), None
         if labels_from_folders:
             raise UserError(
                 f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"

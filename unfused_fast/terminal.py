@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from unfused_fast.config import Config
     from unfused_fast.training import Options
 
-USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
+USER_ERROR, USAGE_ERROR, FAULT, INTERRUPTED = 1, 2, 70, 130
 
 Shards = Annotated[
     str,
@@ -277,6 +277,15 @@ def run_app(app: Callable[[], Any]) -> None:
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
             print("interrupted", file=sys.stderr)
+        if ended.code == USAGE_ERROR:
+            for name in sys.argv[1:]:
+                if name.startswith("-") and Path(name).exists():
+                    print(
+                        f"{escaped(name)} is a file here, but reads as an option: write ./{escaped(name)}, or ./* for "
+                        "all files",
+                        file=sys.stderr,
+                    )
+                    break
         raise
 
 

@@ -10,9 +10,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
 from unfused_fast.shards.places import Folder
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.walking import CLUTTER
-
-_AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+from unfused_fast.shards.walking import CLUTTER, is_audio
 
 
 def chosen(name: str, options: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:
@@ -54,7 +52,7 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
     """Lines of a CSV by the names in its header, wherever the columns stand; or, headless, as `columns` names them.
 
     Raises:
-        UserError: not readable, a column is missing, or a line is shorter than its header.
+        UserError: not readable, a column is missing, or a line has fewer or more fields than its header.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -73,15 +71,15 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
                         f"{path}, line {reader.line_num}: fewer fields than {', '.join(columns)} need; "
                         "fetch it again from its publisher"
                     )
+                if any(record.get(None) or ()):  # fields behind the last column
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: more fields than the header's {len(names)}; "
+                        "fetch it again from its publisher"
+                    )
                 records.append({name: record[name].strip() for name in columns})
             return records
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file's name ends as audio does that data sets are kept in."""
-    return name.lower().endswith(_AUDIO_ENDINGS)
 
 
 def walk(folder: Folder) -> Iterator[tuple[Folder, list[str], list[str]]]:

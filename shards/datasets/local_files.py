@@ -11,8 +11,11 @@ from unfused_fast.shards.places import Folder
 from unfused_fast.shards.sources import source_rows
 
 FOLDER_OPTIONS = {"labels": ("none", "folders")}
-FOLDER_LAYOUT = "ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT is the label"
-CSV_LAYOUT = "ROOT is a .csv with the columns path[,label,split,group]; paths are relative to its folder"
+FOLDER_LAYOUT = (
+    "ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
+    "or below those of the splits (train, valid, test), is the label"
+)
+CSV_LAYOUT = "ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder"
 
 
 def discover_folder(root: Folder, given: Mapping[str, str]) -> Discovery:
@@ -20,7 +23,8 @@ def discover_folder(root: Folder, given: Mapping[str, str]) -> Discovery:
     labels = chosen("folder", FOLDER_OPTIONS, given)["labels"]
     if not root.is_dir():
         raise UserError(f"{root}: not a folder; folder wants {FOLDER_LAYOUT}; for a table say --dataset csv")
-    return Discovery(source_rows(root, labels_from_folders=labels == "folders"))
+    notes: list[str] = []
+    return Discovery(source_rows(root, labels_from_folders=labels == "folders", note=notes.append), notes)
 
 
 def discover_csv(root: Folder, given: Mapping[str, str]) -> Discovery:
@@ -28,7 +32,8 @@ def discover_csv(root: Folder, given: Mapping[str, str]) -> Discovery:
     chosen("csv", {}, given)
     if not root.is_file():
         raise UserError(f"{root}: not a file; csv wants: {CSV_LAYOUT}; for a folder say --dataset folder")
-    return Discovery(source_rows(root))
+    notes: list[str] = []
+    return Discovery(source_rows(root, note=notes.append), notes)
 
 
 FOLDER = Dataset(

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.errors import UserError
+from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow
 
 
 def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int = 0) -> list[SourceRow]:
@@ -52,6 +53,72 @@ def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int 
             if not held[label]:
                 move(group)
     return [replace(row, split="valid") if row.split == "train" and _group(row) in moved else row for row in rows]
+
+
+def parsed_shares(text: str) -> dict[str, float]:
+    """`70/10/20` -> shares of train, valid and test; `80/20` -> of train and test. Raises UserError: neither."""
+    numbers = text.split("/")
+    names = {2: ("train", "test"), 3: ("train", "valid", "test")}.get(len(numbers), ())
+    try:
+        shares = {name: float(number) / 100 for name, number in zip(names, numbers, strict=True)}
+    except ValueError:
+        shares = {}
+    if not shares or not all(share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise UserError(
+            f"--split {text}: want percentages above 0 that add up to 100, of train, valid and test as 70/10/20, or of "
+            "train and test as 80/20"
+        )
+    return shares
+
+
+def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: int) -> tuple[list[SourceRow], str]:
+    """The rows in new splits, and a sentence about them: whole groups, of each label about the same shares.
+
+    The order of rows does not change.
+
+    Ours: groups come label by label, in a seeded order within each, and every group goes to the split that lacks the
+    most files of what it should have by then; so each label's groups are dealt out in about these shares, and all
+    rows in exactly these but for the size of a group. The first group of a label is train's, because no label can be
+    tested that was not trained. A group of several labels counts with its rarest.
+
+    Raises:
+        UserError: the rows have splits already, or a split would be empty.
+    """
+    there = Counter(row.split for row in rows)
+    if set(there) != {DEFAULT_SPLIT}:
+        raise UserError(
+            f"--split, but the source has splits already: {', '.join(f'{n} {name}' for name, n in there.items())}; "
+            "leave --split out, or give the source without splits"
+        )
+    labels_of, size = dict[str, set[str]](), Counter[str]()
+    for row in rows:
+        labels_of.setdefault(_group(row), set()).update(row.labels or [row.label or ""])
+        size[_group(row)] += 1
+    groups_with = Counter(label for labels in labels_of.values() for label in labels)
+    of_label: dict[str, list[str]] = {}
+    for group in sorted(labels_of):
+        rarest = min(labels_of[group], key=lambda label: (groups_with[label], label))
+        of_label.setdefault(rarest, []).append(group)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    split_of, have, seen = dict[str, str](), Counter[str](), 0
+    for label in sorted(of_label):
+        for number, place in enumerate(generator.permutation(len(of_label[label]))):
+            group = of_label[label][place]
+            seen += size[group]
+            lacking = {split: share * seen - have[split] for split, share in shares.items()}
+            split = max(lacking, key=lambda name: lacking[name]) if number else DEFAULT_SPLIT
+            split_of[group] = split
+            have[split] += size[group]
+    if empty := [split for split in shares if not have[split]]:
+        raise UserError(
+            f"--split: {', '.join(empty)} would be empty: {len(labels_of)} groups are too few for {len(of_label)} "
+            "labels, each of which keeps one in train; give larger shares, more files or smaller groups"
+        )
+    labels = {label for found in labels_of.values() for label in found if label}
+    evenly = f", {len(labels)} labels, each in about these shares" if labels else ""
+    counts = ", ".join(f"{have[name]} {name}" for name in shares)
+    said = f"{counts} files; {len(labels_of)} whole groups{evenly}"
+    return [replace(row, split=split_of[_group(row)]) for row in rows], f"{said}; seed {seed}"
 
 
 def _group(row: SourceRow) -> str:

@@ -196,3 +196,13 @@ def test_too_few_clips(pretrain: Cli, tone_rows: list[Any], pack_rows: Cli, tmp_
     refused(pretrain(one, tmp_path / "out", "--set", "cluster.k=1"), "1 clip", "at least 2")
     refused(pretrain(none, tmp_path / "out"), none, "it has no train split (only test); pack one")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["-rf.wav", "--help.flac"])
+def test_names_that_begin_with_dashes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    for command in ("shard", "embed", "check"):
+        done = cli(command, "a.wav", name)
+        assert done.code == 2 and f"{name} is a file here, but reads as an option: write ./{name}" in done.err
+    assert "is a file here" not in cli("shard", "--nonsense").err

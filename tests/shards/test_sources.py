@@ -85,7 +85,9 @@ def test_paths_longer_than_the_system_takes_are_listed(tmp_path: Path) -> None:
 
 def test_shard_set_inside_the_folder_is_no_source(tmp_path: Path) -> None:
     _touch(tmp_path, "a.wav", "packed/manifest.json", "packed/clips.parquet", "packed/train-000000.tar")
-    assert [row.source for row in source_rows(tmp_path)] == ["a.wav"]
+    notes: list[str] = []
+    assert [row.source for row in source_rows(tmp_path, note=notes.append)] == ["a.wav"]
+    assert notes == [f"{tmp_path}: 1 shard sets in it are left out, such as {tmp_path / 'packed'}"]
 
 
 def test_name_that_is_no_utf8_is_written_so_that_it_can_be(tmp_path: Path) -> None:

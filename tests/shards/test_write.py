@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from unfused_fast.errors import UserError
 from unfused_fast.shards import finish
 from unfused_fast.shards.check import check
+from unfused_fast.shards.plan import plan_pieces
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.shard_files import OWNER, index_path, member_header
 from unfused_fast.shards.sources import source_rows
@@ -146,6 +147,15 @@ def test_pieces_are_judged_one_by_one(tmp_path: Path, write_tone: Tone) -> None:
     result = _pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "out", max_seconds=1.0)
     assert result.packed == 3
     assert _rejected(tmp_path / "out") == [("a.wav", "piece 2 of 4: silent: every sample is 0 at 16 bit")]
+
+
+def test_files_a_little_longer_than_the_limit_are_whole() -> None:
+    """Samples of a file, at 10 s a clip: up to 10.5 s is one clip, what is longer is cut to 10 s at most."""
+    samples = np.array([160_000, 160_320, 168_000, 168_001, 336_000, 3_200_000])
+    rows = [SourceRow(Path(f"{n}.wav"), f"{n}.wav") for n in range(len(samples))]
+    plan = plan_pieces(rows, samples, np.zeros_like(samples), samples, 10.0, 0)
+    assert np.bincount(plan.row).tolist() == [1, 1, 1, 2, 3, 20]
+    assert (np.bincount(plan.row, plan.stop - plan.start) == samples).all()
 
 
 def test_shards_are_cut_by_clips_and_by_split(packed: ShardSet) -> None:

@@ -6,8 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
+from unfused_fast.shards.csv_sources import COLUMNS
 from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.split_names import SPLIT_NAMES
 
 PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
 
@@ -26,7 +28,7 @@ def test_every_data_set_has_commands_that_are_taken() -> None:
 
 
 def test_disk_is_hours_of_16_khz_pcm16() -> None:
-    rows = re.findall(r"^\| `.*$", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(?:.*\|){7}$", PAGE.read_text(), re.MULTILINE)
     checked = 0
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -36,3 +38,10 @@ def test_disk_is_hours_of_16_khz_pcm16() -> None:
             assert abs(float(shards[1]) - gigabytes) < max(0.06, 0.05 * gigabytes), row
             checked += 1
     assert checked == 12
+
+
+def test_usual_names_of_splits_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (train|valid|test) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    assert {split: tuple(names.split(", ")) for split, names in rows} == SPLIT_NAMES
+    columns = re.findall(r"^\| `(\w+)` \| [^|]* \|$", PAGE.read_text(), re.MULTILINE)
+    assert sorted(columns) == sorted(COLUMNS)

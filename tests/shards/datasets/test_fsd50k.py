@@ -126,6 +126,7 @@ def test_exclude_names_what_it_wants(root: Path, others: Path) -> None:
         ("dev.csv", ",split", "", "but fname, labels, split are needed"),
         ("eval.csv", '37199,"Guitar', "37199\n3", "fewer fields than fname, labels need"),
         ("vocabulary.csv", "0,Animal,/m/0", "0,Animal", "line 1: fewer fields"),
+        ("vocabulary.csv", "0,Animal,/m/0", "0,Animal, tame,/m/0", "line 1: more fields than the header's 3"),
     ],
 )
 def test_tables_that_are_not_the_published_ones(root: Path, table: str, old: str, new: str, words: str) -> None:

@@ -1,0 +1,254 @@
+"""Splits: their usual names in tables and folders, and those that --split makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
+from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.split_names import unread_splits, usual_splits
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ("train validation test", "train valid test"),
+        ("training val testing", "train valid test"),
+        ("TRAIN Dev Eval", "train valid test"),
+        ("dev eval", "train test"),  # as FSD50K and DCASE call them
+        ("train dev test", "train valid test"),
+        ("train dev val test", "train dev valid test"),
+        ("train test eval", "train test eval"),
+        ("train extra", "train extra"),
+        ("Train train", "train train"),
+    ],
+)
+def test_usual_names(names: str, taken: str) -> None:
+    assert usual_splits(names.split()) == dict(zip(names.split(), taken.split(), strict=True))
+
+
+def test_splits_that_are_not_read_are_named() -> None:
+    assert unread_splits({"train": 3, "valid": 1, "test": 1}) is None
+    said = unread_splits({"train": 3, "extra": 2, "validation": 1})
+    assert said is not None and "but not extra (2 clips), validation (1 clips)" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "labels_from_folders", "wanted", "said"),
+    [
+        (
+            "train/dog/1.wav train/cat/old/2.wav val/dog/3.wav test/cat/4.wav",
+            True,
+            "train:dog train:cat valid:dog test:cat",
+            "val (1 files) as valid",
+        ),
+        ("train/dog/1.wav test/cat/4.wav", False, "train:None test:None", "test (1 files)"),
+        ("train/1.wav test/2.wav", True, "train:None test:None", "splits are read from the folders"),
+        ("train/dog/1.wav train/cat/2.wav", True, "train:dog train:cat", "train (2 files)"),
+        # text beside the audio does not change what the folders are
+        (
+            "train/a/1.wav test/a/2.wav docs/licence.txt",
+            True,
+            "train:None train:a test:a",
+            "splits are read from the folders",
+        ),
+        ("loose.wav train/a/1.wav test/a/2.wav", True, "train:None train:a test:a", "1 files beside the folders"),
+        # a folder that holds everything, as in most archives
+        ("esc/train/a/1.wav esc/test/b/2.wav", True, "train:a test:b", "test (1 files)"),
+        # a class that is called test, or train
+        ("test/1.wav dog/2.wav", True, "train:test train:dog", "folders test are labels, not splits"),
+        ("train/1.wav bus/2.wav", True, "train:train train:bus", "such as bus"),
+        ("test/1.wav dog/2.wav", False, "train:None train:None", ""),
+        ("animals/dog/1.wav", True, "train:animals", ""),
+    ],
+)
+@pytest.mark.parametrize("packed_as", ["folder", "zip", "tar"])
+def test_folders(tmp_path: Path, files: str, labels_from_folders: bool, wanted: str, said: str, packed_as: str) -> None:
+    root = tmp_path / "root"
+    for name in files.split():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    source = root
+    if packed_as != "folder":
+        source = Path(shutil.make_archive(str(tmp_path / "packed"), packed_as, root))
+    notes: list[str] = []
+    rows = source_rows(source, labels_from_folders=labels_from_folders, note=notes.append)
+    found = Counter(f"{row.split}:{row.label}" for row in rows if not row.source.startswith("docs"))
+    expected = Counter(wanted.split())
+    if "docs" in files:
+        expected["train:None"] -= 1
+    assert found == +expected
+    assert said in " ".join(notes) and bool(notes) == bool(said)
+    assert [row.source for row in rows] == sorted(files.split())
+
+
+@pytest.mark.parametrize("inside", ["", "{split}/"])
+@pytest.mark.parametrize("form", ["zip", "gztar"])
+def test_an_archive_for_each_split(tmp_path: Path, inside: str, form: str) -> None:
+    for split, label in (("train", "dog"), ("test", "cat")):
+        name = tmp_path / split / inside.format(split=split) / label / f"{split}.wav"
+        name.parent.mkdir(parents=True)
+        name.touch()
+        shutil.make_archive(str(tmp_path / "root" / split), form, tmp_path / split)
+    rows = source_rows(tmp_path / "root", labels_from_folders=True)
+    assert [(row.source, row.split, row.label) for row in rows] == [
+        ("test/cat/test.wav", "test", "cat"),
+        ("train/dog/train.wav", "train", "dog"),
+    ]
+
+
+def test_columns_of_a_table(tmp_path: Path) -> None:
+    table, notes = tmp_path / "t.csv", list[str]()
+    table.write_text(
+        'path,labels,fold,split,Speaker,take\na.wav,"dog, bark,dog",1,Training,s,1\n'
+        "b.wav,,2.0,val,s,1\nc.wav,cat,,,s,1\n"
+    )
+    rows = source_rows(table, note=notes.append)
+    assert [(row.label, row.labels, row.fold, row.split) for row in rows] == [
+        (None, ("dog", "bark"), 1, "train"),
+        (None, (), 2, "valid"),
+        (None, ("cat",), None, "train"),
+    ]
+    assert notes == [
+        f"{table}: splits are read so: Training (1 files) as train, val (1 files) as valid",
+        f"{table}: 1 of 3 files have no split and are taken for train",
+        f"{table}: columns not read: Speaker, take; read are path, label, labels, split, group, fold",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,label\na.wav,train\nb.wav,Test\n", "every label is the name of a split"),
+        ("path,label\na.wav,train\nb.wav,bus\n", ""),
+        ("path,labels\na.wav,dog;bark\nb.wav,cat\n", "1 of 2 files have one label with a ; or |"),
+        ("path,label\na.wav,x\n", ""),
+    ],
+)
+def test_tables_that_may_mean_something_else(tmp_path: Path, text: str, said: str) -> None:
+    notes: list[str] = []
+    (tmp_path / "t.csv").write_text(text)
+    source_rows(tmp_path / "t.csv", note=notes.append)
+    assert said in " ".join(notes) and bool(notes) == bool(said)
+
+
+def _rows(count: int, per_group: int, labels: int, several: bool = False) -> list[SourceRow]:
+    """Groups hold clips of one label; of `several` labels, two neighbours."""
+    made = []
+    for number in range(count):
+        group = number // per_group
+        names = tuple(f"l{(group + more) % labels}" for more in range(1 + several)) if labels else ()
+        label = None if several or not names else names[0]
+        name = f"{number:04d}.wav"
+        made.append(SourceRow(Path(name), name, label, group=f"g{group}", labels=names if several else ()))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("per_group", "labels", "several"), [(1, 0, False), (1, 5, False), (7, 4, False), (3, 6, True)]
+)
+@pytest.mark.parametrize("text", ["70/10/20", "80/20", "33.4/33.3/33.3"])
+def test_made_splits(per_group: int, labels: int, several: bool, text: str) -> None:
+    rows, shares = _rows(840, per_group, labels, several), parsed_shares(text)
+    split, _ = with_shares(rows, shares, 3)
+    assert [row.source for row in split] == [row.source for row in rows]
+    splits_of: dict[str | None, set[str]] = {}
+    for row in split:
+        splits_of.setdefault(row.group, set()).add(row.split)
+    assert {len(found) for found in splits_of.values()} == {1}
+    counts = Counter(row.split for row in split)
+    assert all(abs(counts[name] - share * 840) <= per_group for name, share in shares.items())
+    if labels and not several:  # of each label the same shares, but for one group in each split
+        each = Counter((row.label, row.split) for row in split)
+        assert all(
+            abs(each[f"l{label}", name] - share * 840 / labels) <= 2 * per_group
+            for label in range(labels)
+            for name, share in shares.items()
+        )
+    assert with_shares(rows, shares, 3)[0] == split != with_shares(rows, shares, 4)[0]
+
+
+def test_every_label_that_is_tested_is_trained() -> None:
+    rows = [SourceRow(Path(f"{n}.wav"), f"{n}.wav", f"l{n % 40}") for n in range(100)]
+    split, _ = with_shares(rows, parsed_shares("40/20/40"), 0)
+    assert {row.label for row in split if row.split == "train"} == {row.label for row in rows}
+
+
+@pytest.mark.parametrize(
+    "text", ["70/10", "70/10/20/0", "70/-10/40", "0/50/50", "a/b", "100", "nan/10/20", "70/10/20.1"]
+)
+def test_shares_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match=r"--split .*want percentages above 0 that add up to 100"):
+        parsed_shares(text)
+
+
+def test_splits_that_cannot_be_made() -> None:
+    rows = _rows(20, 1, 2)
+    with pytest.raises(UserError, match=r"has splits already: 19 train, 1 test; leave --split out"):
+        with_shares([*rows[:19], SourceRow(Path("x"), "x", split="test")], parsed_shares("80/20"), 0)
+    with pytest.raises(UserError, match=r"valid, test would be empty: 1 groups are too few"):
+        with_shares(_rows(20, 20, 1), parsed_shares("70/10/20"), 0)
+
+
+@pytest.fixture
+def table(tmp_path: Path, write_tone: Callable[..., Any]) -> Path:
+    """24 files of two labels and twelve speakers; the first is cut in three clips."""
+    lines = ["path,label,group,note"]
+    for number in range(24):
+        soundfile.write(tmp_path / f"{number}.wav", write_tone(0.6 if number == 0 else 0.2, 16000, 300 + number), 16000)
+        lines.append(f"{number}.wav,{'' if number == 5 else 'ab'[number // 2 % 2]},s{number // 2},x")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    return tmp_path / "t.csv"
+
+
+def test_shard_makes_splits_and_says_what_it_did(cli: Callable[..., Any], table: Path, tmp_path: Path) -> None:
+    tables = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = cli(
+            "shard", table, tmp_path / name, "--split", "60/20/20", "--seed", seed, "--max-seconds", "0.2", "--json"
+        )
+        assert done.code == 0, done.err
+        tables.append(pq.read_table(tmp_path / name / "clips.parquet").to_pylist())
+    assert tables[0] == tables[1] != tables[2]
+    for clips in tables:
+        splits_of: dict[str, set[str]] = {}
+        for clip in clips:
+            splits_of.setdefault(clip["group"], set()).add(clip["split"])
+        assert {len(found) for found in splits_of.values()} == {1} and len(splits_of) == 12
+        files = Counter({clip["source"]: clip["split"] for clip in clips}.values())
+        assert all(
+            abs(files[split] - wanted) <= 2 for split, wanted in (("train", 14.4), ("valid", 4.8), ("test", 4.8))
+        )
+    assert "--split 60/20/20: " in done.err and "12 whole groups, 2 labels" in done.err
+    assert done.err.count("columns not read: note") == 1
+    assert json.loads(done.out)["notes"] == [
+        "1 of 24 files were longer than 0.2 s and cut into 3 clips (--max-seconds 0.2)",
+        "1 of 26 clips have no label",
+    ]
+    assert "has splits already" in _with_splits(cli, table, tmp_path).error
+
+
+def _with_splits(cli: Callable[..., Any], table: Path, tmp_path: Path) -> Any:
+    table.write_text(
+        table.read_text().replace("group,note", "group,split").replace(",x", ",train").replace("train", "test", 2)
+    )
+    return cli("shard", table, tmp_path / "d", "--split", "80/20")
+
+
+def test_split_of_another_name_is_warned_about(cli: Callable[..., Any], table: Path, tmp_path: Path) -> None:
+    table.write_text("path,split\n1.wav,train\n2.wav,extra\n3.wav,dev\n")
+    done = cli("shard", table, tmp_path / "set")
+    assert "dev (1 files) as valid" in done.err and "but not extra (1 clips)" in done.out
+    checked = cli("check", tmp_path / "set")
+    assert "but not extra (1 clips)" in checked.out + checked.err and checked.code == 0
