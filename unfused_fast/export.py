@@ -41,18 +41,24 @@ class LogMelEncoder(nn.Module):
 
 
 class WaveformEncoder(nn.Module):
-    """(B, samples) at 16 kHz, as long as a training crop or longer -> (B, D)."""
+    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are followed by silence, as
+    in Embedder.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         """As LogMelEncoder."""
         super().__init__()
         self.inner, self.frontend = LogMelEncoder(embedder), embedder.config.frontend
-        self.unit_norm = embedder.unit_norm
+        self.unit_norm, self.shortest = embedder.unit_norm, embedder.cutting.shortest
 
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class."""
         scaled = unit_norm(waveform) if self.unit_norm else waveform
-        made: Tensor = self.inner(log_mel(scaled, self.frontend)[:, None])
+        samples = scaled.shape[1]
+        # a length of this form, unlike max(samples, shortest), is known to torch.export to be at least `shortest`
+        place = torch.arange(self.shortest + torch.sym_max(samples - self.shortest, 0), device=scaled.device)
+        padded = torch.where(place < samples, scaled[:, place.clamp(max=samples - 1)], 0.0)
+        made: Tensor = self.inner(log_mel(padded, self.frontend)[:, None])
         return made
 
 
@@ -78,7 +84,8 @@ def export_graph(
 ) -> dict[str, Any]:
     """Writes one graph with any B and any T (or samples), weights inside: ONNX, or what torch.export.load reads.
 
-    The input is named `log_mel` or `waveform`, the output `embedding`. Returns facts for the screen.
+    The input is named `log_mel` or `waveform`, the output `embedding`. From waveforms of any length it gives what
+    Embedder gives (of EfficientNet-B0 up to PIECE_FRAMES frames); a log-mel is taken as it is, whatever its length. Returns facts for the screen.
 
     Raises:
         UserError: no run there, `out` exists without `overwrite` or cannot be written, or a package is missing.
@@ -98,7 +105,7 @@ def export_graph(
         sizes: dict[int, Any] = {0: torch.export.Dim("clips"), 3: torch.export.Dim("frames", min=2 * stride)}
     else:
         module, example = WaveformEncoder(embedder), torch.zeros(2, shortest + 160)
-        sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=shortest)}
+        sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=1)}
     program = torch.export.export(module.eval(), (example,), dynamic_shapes=(sizes,), strict=False)
     name = given.replace("-", "_")
 
