@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -56,8 +56,13 @@ def bank_info(
 @bank_app.command("export")
 def bank_export(
     bank: Bank,
-    out: Annotated[Path, typer.Argument(help="File to write; a folder for projector.", show_default=False)],
-    kind: Annotated[Literal["npz", "parquet", "projector"], typer.Option("--format", help="What to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: .npz, .parquet, or a folder without an ending for TensorBoard's projector.",
+            show_default=False,
+        ),
+    ],
     epoch: Annotated[int | None, typer.Option(help="Whose generation.", show_default="newest")] = None,
     shards: Annotated[
         str | None, typer.Option(help="The run's shard set: adds split, label and source.", show_default=False)
@@ -65,10 +70,11 @@ def bank_export(
     as_json: Json = False,
 ) -> None:
     """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
-    from unfused_fast.bank_export import describe, export
+    from unfused_fast.bank_export import describe, export, format_of
     from unfused_fast.bank_read import open_bank
     from unfused_fast.shards.table import open_shards
 
+    kind = format_of(out)
     generation = open_bank(bank, epoch)
     shard_set = None if shards is None else open_shards(local_shards(shards))
     with bar("exporting") as advance:

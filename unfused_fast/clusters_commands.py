@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.terminal import Json, local_shards, print_json, stdout_console
 
 
@@ -75,4 +75,4 @@ def _draw(png: Path, sizes: list[int], title: str) -> None:
     try:
         plot_cluster_sizes(png, sizes, title)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture
-        raise UserError(f"{png}: cannot be written ({error}); name a .png in a folder that exists") from error
+        raise UserError(f"{png}: cannot be written ({cause(error)}); name a .png in a folder that exists") from error

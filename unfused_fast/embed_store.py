@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.checkpoint import write_json
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.shards.building import to_disk
 
 _LOGS = ("files.jsonl", "rejected.jsonl", "rows.f32")
@@ -98,7 +98,7 @@ class EmbeddingStore:
                 self._go_on(state)
             self._logs = {name: (self.folder / name).open("ab") for name in _LOGS}
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); name another --out") from error
+            raise UserError(f"{self.folder}: cannot be written ({cause(error)}); name another --out") from error
 
     def append(self, embeddings: NDArray[np.float32]) -> int:
         """(n, D) behind the rows that are there -> the number of the first."""
@@ -206,4 +206,4 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete {folder} and start again") from error
+        raise unreadable(path, error, f"delete {folder} and start again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from unfused_fast.audio import log_mel, unit_norm
 from unfused_fast.embedder import Embedder, load
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.model import pool_time
 from unfused_fast.model_folder import write_model_folder
 from unfused_fast.run_description import config_digest, read_description
@@ -111,7 +112,9 @@ def export_graph(
 
     def write(path: Path) -> None:
         if kind == "torch":
-            torch.export.save(program, path)
+            buffer = io.BytesIO()  # on a full disk torch's own writer ends the program
+            torch.export.save(program, buffer)
+            path.write_bytes(buffer.getbuffer())
         else:
             made = torch.onnx.export(
                 program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
@@ -126,7 +129,7 @@ def export_graph(
 
 
 def _published(out: Path, write: Callable[[Path], None]) -> None:
-    """`write` writes under a temporary name (with the same ending, which torch.export.save looks at)."""
+    """`write` writes under a temporary name."""
     partial = out.with_name(f".partial-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ def _published(out: Path, write: Callable[[Path], None]) -> None:
         partial.replace(out)
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); free space, or name another place"
+            f"{out}: cannot be written ({cause(error)}); free space, or name another place"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -200,4 +203,4 @@ def _result(run: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the stage again") from error
+        raise unreadable(path, error, "run the stage again") from error

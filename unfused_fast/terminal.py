@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unfused_fast.config_audio import Store
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.launch import place_of
 from unfused_fast.launcher import last_words, start_devices
 from unfused_fast.names import PresetName, Stage
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from unfused_fast.training import Options
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
+_FULL, _NO_RIGHT = "free space, then go on with --resume", "name another place, or get the right to use this one"
+_OTHER_KIND = "name another place"
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_RIGHT),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), _OTHER_KIND),
+}
+"""Numbers of what a file system refuses -> what to do, for errors that no command has a sentence of its own for."""
 
 Shards = Annotated[
     str,
@@ -205,7 +214,8 @@ def start_processes(devices: int | None, device: str, engine: Literal["local", "
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=not in_unicode))
 
 
 def stdout_console() -> Console:
@@ -268,6 +278,8 @@ def run_app(app: Callable[[], Any]) -> None:
         *(["--debug"] if "--debug" in sys.argv[1:] else []),
         *(item for item in sys.argv[1:] if item != "--debug"),
     ]
+    if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except Exception as error:
@@ -293,11 +305,9 @@ def _end(error: Exception) -> None:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        print(
-            f"error: the disk is full ({error.filename or error.strerror}); free space, then go on with --resume",
-            file=sys.stderr,
-        )
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {escaped(f'{where}{cause(error)}; {_REFUSALS[error.errno]}')}", file=sys.stderr)
         sys.exit(USER_ERROR)
     print(
         f"error: {type(error).__name__}: {error} (this is a fault of unfused-fast; --debug shows where)",
