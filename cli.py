@@ -138,6 +138,12 @@ def report(
 
 @app.command(rich_help_panel=TRAIN)
 def config(
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD]...", help="Fields or sections, such as cluster.k or optim.", show_default="all of them"
+        ),
+    ] = None,
     stage: Annotated[
         Stage | None,
         typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
@@ -151,10 +157,10 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
-    from unfused_fast.settings import differences, field_texts, flatten, with_values
+    from unfused_fast.settings import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.settings import preset as preset_of
 
-    given = pairs(settings)
+    given, wanted = pairs(settings), chosen_fields(fields or [])
     if diff is not None:
         left = preset if preset != diff else "--set"
         stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
@@ -162,11 +168,14 @@ def config(
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages
             for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
+            if found.field in wanted
         ]
         _print_lines(f"{left} beside {diff}", ["stage", "field", left, diff, "why"], lines, as_json)
         return
     shown = stage or "pretrain"
-    values = flatten(with_values(preset_of(preset, shown), given))
+    values = {
+        name: value for name, value in flatten(with_values(preset_of(preset, shown), given)).items() if name in wanted
+    }
     if as_json:
         print_json(values)
         return

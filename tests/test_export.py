@@ -22,7 +22,6 @@ from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import open_shards
 
-
 LENGTHS = (1, 2, 159, 160, 161, 512, 513, 514, 1024, 8000, 15039, 15040, 15199, 15200, 15201, 15359, 15360, 16481)
 """Samples around every threshold: half a window (512), hops (160), steps (1280), the training crop (15200)."""
 
@@ -137,7 +136,7 @@ def test_torch_export(cli: Cli, pretrained: Path, tmp_path: Path, recordings: li
         batch = torch.stack([clip, clip.flip(0), 0.3 * clip])
         for some in (batch, batch[:1]):
             taken = log_mel(some)[:, None] if given == "log-mel" else some
-            torch.testing.assert_close(module(taken), embedder.embed(some, 16000), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(module(taken), embedder.embed(list(some), 16000), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("given", ["log-mel", "waveform"])
@@ -164,7 +163,7 @@ def test_onnx(cli: Cli, pretrained: Path, tmp_path: Path, recordings: list[torch
         for some in (batch, batch[:1]):
             taken = log_mel(some)[:, None] if given == "log-mel" else some
             (found,) = session.run(["embedding"], {name: taken.numpy()})
-            np.testing.assert_allclose(found, embedder.embed(some, 16000).numpy(), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found, embedder.embed(list(some), 16000).numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +175,7 @@ def test_waveforms_of_other_front_ends(values: dict[str, str]) -> None:
     embedder = Embedder(FrozenEncoder("random", config, {"mean": -3.0, "std": 2.0}, build_encoder(config), None))
     generator = torch.Generator().manual_seed(0)
     clips = [0.1 * torch.randn(2, samples, generator=generator) for samples in LENGTHS]
-    expected = [embedder.embed(clip, 16000) for clip in clips]
+    expected = [embedder.embed(list(clip), 16000) for clip in clips]
     sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=1)}
     graph = torch.export.export(WaveformEncoder(embedder), (torch.zeros(2, 15360),), dynamic_shapes=(sizes,)).module()
     for clip, wanted in zip(clips, expected, strict=True):

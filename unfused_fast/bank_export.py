@@ -33,7 +33,8 @@ def format_of(out: Path) -> Format:
     known: dict[str, Format] = {".npz": "npz", ".parquet": "parquet", "": "projector"}
     if out.suffix not in known:
         raise UserError(
-            f"{out}: want a name that ends in .npz or .parquet, or a folder without an ending for TensorBoard's projector"
+            f"{out}: want a name that ends in .npz or .parquet, or one without an ending: a folder for TensorBoard's "
+            "projector"
         )
     return known[out.suffix]
 
@@ -73,9 +74,7 @@ def export(
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError):
-            raise UserError(
-                f"{out}: cannot be written ({cause(error)}); free space, or name another place"
-            ) from error
+            raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
         raise
 
 

@@ -71,9 +71,8 @@ def checkpoints_in(directory: Path) -> list[Path]:
     """JSON files of the checkpoints, from the earliest position to the latest. Raises OSError for a folder that cannot
     be read, which glob takes for an empty one.
     """
-    names = os.listdir(directory) if directory.exists() else []
-    paths = [directory / name for name in names if name.startswith("epoch-") and name.endswith(".json")]
-    return sorted(paths, key=lambda path: path.stem)
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted((path for path in paths if path.match("epoch-*.json")), key=lambda path: path.stem)
 
 
 def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
@@ -134,7 +133,8 @@ def _prune(directory: Path, newest: Position) -> None:
 
 def _not_written(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on with --resume"
+        f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on with "
+        "--resume"
     )
 
 

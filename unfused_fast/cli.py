@@ -1,1 +1,230 @@
-../cli.py
+"""The command line: parse -> config -> one call per command. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from unfused_fast import __version__
+from unfused_fast.ablate_commands import ablate
+from unfused_fast.bank_commands import bank_app
+from unfused_fast.bench_commands import bench
+from unfused_fast.clusters_commands import clusters
+from unfused_fast.embed_commands import embed
+from unfused_fast.errors import UserError
+from unfused_fast.evaluate_commands import evaluate
+from unfused_fast.export_commands import export, import_
+from unfused_fast.lape_commands import lape, tasks
+from unfused_fast.names import PresetName, Stage
+from unfused_fast.plan_commands import plan
+from unfused_fast.set_commands import check, peek
+from unfused_fast.shard_commands import merge, shard
+from unfused_fast.terminal import (
+    Compile,
+    Device,
+    Json,
+    Overwrite,
+    Preset,
+    Resume,
+    Sets,
+    pairs,
+    print_json,
+    run_app,
+    run_options,
+    stdout_console,
+)
+from unfused_fast.train_commands import train_app
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
+"""Panels of --help."""
+for panel, commands in {
+    DATA: (shard, merge, check, peek),
+    TRAIN: (clusters, ablate),
+    USE: (evaluate, lape, tasks, embed, export),
+    HERE: (bench, plan),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.command("import", rich_help_panel=USE)(import_)
+app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
+app.add_typer(bank_app, name="bank", rich_help_panel=TRAIN)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    """UnFuSeD: audio representations from few labels, on one device or many.
+
+    Start with [bold]unfused-fast demo[/], or with your own folder of audio: [bold]unfused-fast shard FOLDER SHARDS[/],
+    then [bold]unfused-fast train pretrain SHARDS --out RUN[/].
+    """
+    if version:
+        typer.echo(f"unfused-fast {__version__}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel=HERE)
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory for shards and runs.")] = Path("demo-run"),
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, two epochs: does everything work here?")] = False,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions.", show_default="3")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of pre-training; distillation takes half of it.", show_default="40")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", show_default="16")
+    ] = None,
+    clusters: Annotated[int | None, typer.Option(help="K of pre-training.", show_default="64")] = None,
+    device: Device = "auto",
+    compile_: Compile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
+    from unfused_fast.demo import DemoSize, demo_table, run_demo
+    from unfused_fast.report import terminal_table
+
+    if out.exists() and any(out.iterdir()) and not (resume or overwrite):
+        raise UserError(
+            f"{out}: an earlier demo is there; use --resume to go on, --overwrite to start again, or another --out"
+        )
+    given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
+    base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
+    size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in given.items()})
+    summary = run_demo(out, size, run_options(device, compile_, resume, overwrite))
+    if as_json:
+        print_json(summary)
+        return
+    sizes = summary["size"]
+    stdout_console().print(
+        terminal_table(f"test accuracy in %, mean ± standard error over {sizes['seeds']} seed(s)", *demo_table(summary))
+    )
+    typer.echo(
+        f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
+        f"{sizes['distill_epochs']} epochs, {summary['seconds']:.0f} s"
+    )
+    typer.echo(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
+    typer.echo(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
+    typer.echo("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
+
+
+@app.command(rich_help_panel=USE)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories, or directories that hold some.", show_default=False)
+    ],
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a markdown table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """One table from the result.json files of finished runs."""
+    from unfused_fast.report import COLUMNS, collect_results, markdown, table_rows, terminal_table
+
+    results = collect_results(runs)
+    if as_json:
+        print_json(results)
+    elif as_markdown:
+        typer.echo(markdown(COLUMNS, table_rows(results)))
+    else:
+        stdout_console().print(terminal_table("results", COLUMNS, table_rows(results)))
+
+
+@app.command(rich_help_panel=TRAIN)
+def config(
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+        ),
+    ] = None,
+    stage: Annotated[
+        Stage | None,
+        typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
+    ] = None,
+    preset: Preset = "recommended",
+    diff: Annotated[
+        PresetName | None,
+        typer.Option(help="Show only the fields that differ from this preset's, and why.", show_default=False),
+    ] = None,
+    settings: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
+    from unfused_fast.settings import chosen_fields, differences, field_texts, flatten, with_values
+    from unfused_fast.settings import preset as preset_of
+
+    given, wanted = pairs(settings), chosen_fields(fields or [])
+    if diff is not None:
+        left = preset if preset != diff else "--set"
+        stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
+        lines = [
+            {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
+            for name in stages
+            for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
+            if found.field in wanted
+        ]
+        _print_lines(f"{left} beside {diff}", ["stage", "field", left, diff, "why"], lines, as_json)
+        return
+    shown = stage or "pretrain"
+    values = {
+        name: value for name, value in flatten(with_values(preset_of(preset, shown), given)).items() if name in wanted
+    }
+    if as_json:
+        print_json(values)
+        return
+    texts = field_texts()
+    lines = [
+        {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
+        for name, value in values.items()
+    ]
+    _print_lines(f"stage {shown}, preset {preset}", ["field", "value", "type", "meaning and source"], lines, False)
+
+
+def _print_lines(title: str, columns: list[str], lines: list[dict[str, Any]], as_json: bool) -> None:
+    """Long texts as a table with rules between the lines, or JSON."""
+    from rich.table import Table
+
+    if as_json:
+        print_json(lines)
+        return
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in columns:
+        table.add_column(column, overflow="fold", max_width=None if column == columns[-1] else 26)
+    for line in lines:
+        table.add_row(*(str(line[column]) for column in columns))
+    stdout_console().print(table)
+
+
+@app.command(rich_help_panel=HERE)
+def doctor(as_json: Json = False) -> None:
+    """What is installed here, what `auto` means, what to install for more.
+
+    Exit code 1 when training cannot run.
+    """
+    from unfused_fast.doctor import examine
+    from unfused_fast.report import terminal_table
+
+    findings = examine()
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
+        stdout_console().print(terminal_table("unfused-fast doctor", ["what", "found here", "trouble", "note"], rows))
+        typer.echo("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
+    if not all(finding.works for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of `unfused-fast` and `python -m unfused_fast`."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

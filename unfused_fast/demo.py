@@ -175,7 +175,10 @@ def _draw(out: Path, results: list[dict[str, Any]], size: DemoSize, curves: Path
     logs = [
         (
             f"seed {seed}",
-            [json.loads(line) for line in (out / f"seed-{seed}" / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()],
+            [
+                json.loads(line)
+                for line in (out / f"seed-{seed}" / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            ],
         )
         for seed in range(size.seeds)
     ]

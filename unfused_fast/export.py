@@ -23,6 +23,12 @@ from unfused_fast.shards.building import to_disk
 Input = Literal["log-mel", "waveform"]
 OPSET = 18
 """Of ONNX. Ours: 17 brought the DFT that the waveform's spectrum needs; the exporter is tested with 18."""
+_CARD_FIELDS = {
+    "pretrain": ("cluster.algo", "cluster.k"),
+    "distill": ("pseudo.feature", "pseudo.k", "distill.alpha", "distill.beta", "distill.init"),
+    "finetune": ("eval.label_fraction", "eval.select"),
+}
+"""What a stage reads and its card shows, beside what all of them read."""
 _NO_RESULTS = ("stage", "run", "config_digest", "data_digest", "seed", "epochs", "k", "clips", "encoder")
 
 
@@ -42,8 +48,8 @@ class LogMelEncoder(nn.Module):
 
 
 class WaveformEncoder(nn.Module):
-    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are followed by silence, as
-    in Embedder.
+    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are followed by silence,
+    as in Embedder.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -57,7 +63,8 @@ class WaveformEncoder(nn.Module):
         scaled = unit_norm(waveform) if self.unit_norm else waveform
         samples = scaled.shape[1]
         # a length of this form, unlike max(samples, shortest), is known to torch.export to be at least `shortest`
-        place = torch.arange(self.shortest + torch.sym_max(samples - self.shortest, 0), device=scaled.device)
+        length = self.shortest + torch.sym_max(samples - self.shortest, 0)  # type: ignore[no-untyped-call]
+        place = torch.arange(length, device=scaled.device)
         padded = torch.where(place < samples, scaled[:, place.clamp(max=samples - 1)], 0.0)
         made: Tensor = self.inner(log_mel(padded, self.frontend)[:, None])
         return made
@@ -86,7 +93,8 @@ def export_graph(
     """Writes one graph with any B and any T (or samples), weights inside: ONNX, or what torch.export.load reads.
 
     The input is named `log_mel` or `waveform`, the output `embedding`. From waveforms of any length it gives what
-    Embedder gives (of EfficientNet-B0 up to PIECE_FRAMES frames); a log-mel is taken as it is, whatever its length. Returns facts for the screen.
+    Embedder gives (of EfficientNet-B0 up to PIECE_FRAMES frames); a log-mel is taken as it is, whatever its length.
+    Returns facts for the screen.
 
     Raises:
         UserError: no run there, `out` exists without `overwrite` or cannot be written, or a package is missing.
@@ -137,9 +145,7 @@ def _published(out: Path, write: Callable[[Path], None]) -> None:
         to_disk(partial)
         partial.replace(out)
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({cause(error)}); free space, or name another place"
-        ) from error
+        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -165,15 +171,20 @@ def model_card(
         "encoder (digest)": embedder.digest,
         "written by": ", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items()),
     }
-    settings = ("cluster.algo", "cluster.k", "optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed")
+    fields = _CARD_FIELDS.get(recorded["stage"], ())  # another program's settings are not known
+    fields += ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed") if fields else ()
     measured = {name: value for name, value in _numbers(result) if name not in _NO_RESULTS}
     parts = [
         "---\nlibrary_name: unfused-fast\ntags: [audio, self-supervised-learning, audio-embeddings]\n---",
         f"# {title}",
-        "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast.",
+        "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
+        if fields
+        else f"An audio encoder, {recorded['stage']} by unfused-fast.",
         _table("what", "value", facts),
         "## Settings",
-        _table("field", "value", {name: values[name] for name in settings}) + "\n\nAll of them are in `config.json`.",
+        _table("field", "value", {name: values[name] for name in fields}) + "\n\nAll of them are in `config.json`."
+        if fields
+        else "Those of its training are not known.",
         "## Measured by the run",
         _table("what", "value", measured) if measured else "The run recorded no result.",
         "## Use",

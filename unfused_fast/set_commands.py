@@ -30,10 +30,13 @@ def check(
     """
     from unfused_fast.shards.check import check as checked
     from unfused_fast.shards.places import place_title
+    from unfused_fast.shards.table import MANIFEST, read_manifest
 
-    started = time.perf_counter()
+    started, folder = time.perf_counter(), local_shards(shards)
+    if not (folder / MANIFEST).exists():
+        read_manifest(folder)  # says what is there instead
     with bar("checking", "damaged") as advance:
-        found = checked(local_shards(shards), every_clip=every_clip, workers=workers, progress=advance)
+        found = checked(folder, every_clip=every_clip, workers=workers, progress=advance)
     if as_json:
         print_json(
             {

@@ -7,13 +7,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from unfused_fast.training import Options
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
 _FULL, _NO_RIGHT = "free space, then go on with --resume", "name another place, or get the right to use this one"
 _OTHER_KIND = "name another place"
 _REFUSALS = {
@@ -232,14 +234,20 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
         print_json(result)
         return
     shown = ("valid", "test", "loss", "k", "clips_per_second", "seconds", "run")
-    print(
-        "  ".join(
-            f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
-            for name in shown
-            if result.get(name) is not None
-        )
+    numbers = (
+        f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
+        for name in shown
+        if result.get(name) is not None
     )
-    print(closing)
+    print(escaped("  ".join(numbers)))
+    print(escaped(closing))
+
+
+def next_command(*arguments: object) -> str:
+    """The line that says what to type next: quoted for a shell, and URLs without what may be secret."""
+    from unfused_fast.shards.places import place_title
+
+    return f"next: unfused-fast {shlex.join(place_title(str(argument)) for argument in arguments)}"
 
 
 @contextmanager
@@ -269,7 +277,7 @@ def local_shards(shards: str) -> Path:
         return local_set(shards, say=console.print, progress=advance)
 
 
-def run_app(app: Callable[[], Any]) -> None:
+def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
     """Runs the command line; ends with one sentence and an exit code instead of a traceback, unless --debug is
     given.
     """
@@ -281,18 +289,31 @@ def run_app(app: Callable[[], Any]) -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+    except _UsageError as error:
+        _end_of_usage(error)
     except Exception as error:
         if debug:
             traceback.print_exc()
         _end(error)
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
+    else:
+        if code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
             print("interrupted", file=sys.stderr)
-        raise
+        sys.exit(code or 0)
 
 
-def _end(error: Exception) -> None:
+def _end_of_usage(error: Any) -> NoReturn:
+    """Ends on a command line with unknown, missing or wrong parts, in one line as other errors."""
+    message = str(error.format_message()).strip().removeprefix("Invalid value: ").replace("Value error, ", "")
+    if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed its help
+        asked = "" if error.ctx is None else f"; see: {error.ctx.command_path} --help"
+        message = f"error: {escaped(' '.join(message.removesuffix('.').split()))}{asked}"
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _end(error: Exception) -> NoReturn:
     last_words(f"error: {error}")
     if isinstance(error, UserError):
         if type(error).__name__ != "SaidElsewhere":
