@@ -292,11 +292,17 @@ def test_zarr_rows_are_appended_and_each_chunk_is_written_once(
 
 
 def test_resume_takes_the_same_request_only(
-    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path
+    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = embed_rows([str(folder)], None, print)
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
+    rows, asked = embed_rows([str(folder)], None, print), list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
     with pytest.raises(Interrupted):
-        embed_files(embedder, rows, tmp_path / "x.npz", workers=0, stopping=lambda: True)
+        embed_files(embedder, rows, tmp_path / "x.npz", workers=0, stopping=stopping)
     flags = ("--encoder", pretrained, "--out", tmp_path / "x.npz", "--device", "cpu", "--resume")
     refused(cli("embed", folder, *flags, "--pool", "mean"), "pool", "--overwrite")
     refused(cli("embed", sorted(folder.iterdir())[0], *flags), "files")
@@ -305,7 +311,7 @@ def test_resume_takes_the_same_request_only(
 def test_nothing_that_a_failed_run_left_is_in_the_way(
     cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither of a run without a usable file, nor of another request, nor what is damaged; OUT is the last request's."""
+    """Neither of a run without a usable file, nor of another request, nor what is damaged."""
     monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
     out, partial, wave = tmp_path / "x.npz", tmp_path / "x.npz.partial", tmp_path / "a.wav"
     paths = sorted(folder.iterdir())
@@ -314,9 +320,11 @@ def test_nothing_that_a_failed_run_left_is_in_the_way(
     refused(cli("embed", wave, *flags), "none of them usable")
     assert not partial.exists()
     wave.write_bytes(paths[0].read_bytes())
-    monkeypatch.setattr(
-        EmbeddingStore, "publish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EmbeddingStore, "publish", full)
     done = cli("embed", *paths[:3], *flags)
     assert done.code == 1 and "No space left on device" in done.error and partial.is_dir()
     monkeypatch.undo()

@@ -38,7 +38,12 @@ def embed(
     ] = None,
     device: Device = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished OUT; with --overwrite one that replaces another.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an unfinished OUT of the same files and options only; with --overwrite one that replaces "
+            "another.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,

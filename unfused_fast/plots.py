@@ -34,8 +34,8 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
         figure.savefig(path, dpi=dpi)
     if lacking:
         console.print(
-            f"{path}: no font here has {len(lacking)} of the characters ({''.join(sorted(lacking)[:8])}), which are drawn "
-            "as boxes; a font such as Noto Sans CJK has them",
+            f"{path}: no font here has {len(lacking)} of the characters ({''.join(sorted(lacking)[:8])}), which are "
+            "drawn as boxes; install one that has them, such as Noto Sans CJK",
             style="yellow",
         )
 
