@@ -66,7 +66,7 @@ def root(
     then [bold]unfused-fast train pretrain SHARDS --out RUN[/].
     """
     if version:
-        typer.echo(f"unfused-fast {__version__}")
+        print(f"unfused-fast {__version__}")
         raise typer.Exit
 
 
@@ -107,13 +107,13 @@ def demo(
     stdout_console().print(
         terminal_table(f"test accuracy in %, mean ± standard error over {sizes['seeds']} seed(s)", *demo_table(summary))
     )
-    typer.echo(
+    print(
         f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
         f"{sizes['distill_epochs']} epochs, {summary['seconds']:.0f} s"
     )
-    typer.echo(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
-    typer.echo(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
-    typer.echo("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
+    print(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
+    print(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
+    print("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
 
 
 @app.command(rich_help_panel=USE)
@@ -131,7 +131,7 @@ def report(
     if as_json:
         print_json(results)
     elif as_markdown:
-        typer.echo(markdown(COLUMNS, table_rows(results)))
+        print(markdown(COLUMNS, table_rows(results)))
     else:
         stdout_console().print(terminal_table("results", COLUMNS, table_rows(results)))
 
@@ -217,7 +217,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
         stdout_console().print(terminal_table("unfused-fast doctor", ["what", "found here", "trouble", "note"], rows))
-        typer.echo("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
+        print("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
     if not all(finding.works for finding in findings):
         raise typer.Exit(1)
 

@@ -15,10 +15,10 @@ import unfused_fast
 from unfused_fast.audio import log_mel
 from unfused_fast.config import Config
 from unfused_fast.embedder import Embedder
-from unfused_fast.export import WaveformEncoder
+from unfused_fast.export import WaveformEncoder, model_card
 from unfused_fast.features import FrozenEncoder
 from unfused_fast.model import build_encoder
-from unfused_fast.settings import with_values
+from unfused_fast.settings import flatten, with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import open_shards
 
@@ -189,3 +189,21 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
     assert done.code == 1 and "--overwrite" in done.error and (tmp_path / "there.pt2").read_text() == "mine"
     done = cli("export", tmp_path, "--hub", tmp_path / "x")
     assert done.code == 1 and "no run" in done.error
+
+
+@pytest.mark.parametrize(
+    ("stage", "listed", "others"),
+    [
+        ("pretrain", "| cluster.k |", "distill.alpha"),
+        ("distill", "| distill.alpha |", "cluster.k"),
+        ("finetune", "| eval.label_fraction |", "cluster.k"),
+        ("imported from byol-a", "not known", "train.epochs"),
+    ],
+)
+def test_a_card_lists_the_settings_that_its_stage_reads(stage: str, listed: str, others: str) -> None:
+    config = with_values(Config(), {"model.channels": 4, "model.dim": 32})
+    embedder = Embedder(FrozenEncoder("random", config, {"mean": -3.0, "std": 2.0}, build_encoder(config), None))
+    recorded = {"stage": stage, "config": flatten(config), "shards": "", "log_mel": {"mean": -3.0, "std": 2.0}}
+    card = model_card(embedder, recorded, {})
+    assert listed in card and others not in card and f"| stage | {stage} |" in card
+    assert ("exported from a run" in card) == (not stage.startswith("imported"))

@@ -48,7 +48,7 @@ def bank_info(
     else:
         _print_table(bank, found)
         for fact in facts:
-            typer.echo(escaped(fact))
+            print(escaped(fact))
     if facts:
         raise typer.Exit(1)
 
@@ -83,7 +83,7 @@ def bank_export(
     if as_json:
         print_json(described)
         return
-    typer.echo(
+    print(
         escaped(f"{out}: epoch {described['epoch']}, {described['rows']} rows of {described['dim']} features, {kind}")
     )
 
@@ -112,4 +112,4 @@ def _print_table(bank: Path, found: list[dict[str, Any]]) -> None:
     stdout_console().print(terminal_table(str(bank), columns, rows))
     for item in found:
         if item.get("norms", {}).get("not_finite"):
-            typer.echo(f"epoch {item['epoch']}: {item['norms']['not_finite']} rows hold NaN or infinity")
+            print(f"epoch {item['epoch']}: {item['norms']['not_finite']} rows hold NaN or infinity")

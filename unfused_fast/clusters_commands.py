@@ -52,10 +52,10 @@ def clusters(
         terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
     )
     if len(shown) < len(found):
-        typer.echo(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
-    typer.echo("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
+        print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
+    print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
     if png is not None:
-        typer.echo(f"sizes: {png}")
+        print(f"sizes: {png}")
 
 
 def _row(entry: dict[str, Any], labelled: bool) -> list[str]:

@@ -260,8 +260,6 @@ def train_everything(
     stdout_console().print(
         terminal_table(f"linear evaluation on {verdict['task']}", ["encoder", "valid", "test"], rows)
     )
-    typer.echo(f"keep {verdict['keep']}: {verdict['encoder']}")
+    print(f"keep {verdict['keep']}: {verdict['encoder']}")
     if not verdict["beats_random"]:
-        typer.echo(
-            "but it does not beat a random encoder on validation: the set may be too small, or training too short"
-        )
+        print("but it does not beat a random encoder on validation: the set may be too small, or training too short")
