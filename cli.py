@@ -140,9 +140,7 @@ def report(
 def config(
     fields: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[FIELD]...", help="Fields or sections, such as cluster.k or optim.", show_default="all of them"
-        ),
+        typer.Argument(),
     ] = None,
     stage: Annotated[
         Stage | None,

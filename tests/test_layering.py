@@ -74,7 +74,7 @@ LAYERS = [
     {"evaluate", "lape_data", "lape_report"},
     {"lape"},
     {"launcher"},
-    {"ray_launcher"},
+    {"ray_launcher", "exits"},
     {"terminal"},
     {"embed_sources"},
     {

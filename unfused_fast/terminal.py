@@ -4,7 +4,6 @@ heavy.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from unfused_fast.config_audio import Store
-from unfused_fast.errors import UserError, cause, escaped
+from unfused_fast.errors import UserError, escaped
+from unfused_fast.exits import INTERRUPTED, UsageError, end, end_of_usage
 from unfused_fast.launch import place_of
-from unfused_fast.launcher import last_words, start_devices
+from unfused_fast.launcher import start_devices
 from unfused_fast.names import PresetName, Stage
 from unfused_fast.ray_launcher import start_on_ray
 
@@ -30,17 +30,6 @@ if TYPE_CHECKING:
 
     from unfused_fast.config import Config
     from unfused_fast.training import Options
-
-USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
-_FULL, _NO_RIGHT = "free space, then go on with --resume", "name another place, or get the right to use this one"
-_OTHER_KIND = "name another place"
-_REFUSALS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_RIGHT),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), _OTHER_KIND),
-}
-"""Numbers of what a file system refuses -> what to do, for errors that no command has a sentence of its own for."""
 
 Shards = Annotated[
     str,
@@ -290,48 +279,13 @@ def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
-    except _UsageError as error:
-        _end_of_usage(error)
+    except UsageError as error:
+        end_of_usage(error)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _end(error)
+        end(error)
     else:
         if code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
             print("interrupted", file=sys.stderr)
         sys.exit(code or 0)
-
-
-def _end_of_usage(error: Any) -> NoReturn:
-    """Ends on a command line with unknown, missing or wrong parts, in one line as other errors."""
-    message = str(error.format_message()).strip().removeprefix("Invalid value: ").replace("Value error, ", "")
-    if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed its help
-        asked = "" if error.ctx is None else f"; see: {error.ctx.command_path} --help"
-        message = f"error: {escaped(' '.join(message.removesuffix('.').split()))}{asked}"
-    if message:
-        print(message, file=sys.stderr)
-    sys.exit(error.exit_code)
-
-
-def _end(error: Exception) -> NoReturn:
-    last_words(f"error: {error}")
-    if isinstance(error, UserError):
-        if type(error).__name__ != "SaidElsewhere":
-            lines = "\n".join(map(escaped, str(error).split("\n")))
-            print(f"error: {lines}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    if type(error).__name__ == "Interrupted":
-        print(error, file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(USER_ERROR)
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {escaped(f'{where}{cause(error)}; {_REFUSALS[error.errno]}')}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    print(
-        f"error: {type(error).__name__}: {error} (this is a fault of unfused-fast; --debug shows where)",
-        file=sys.stderr,
-    )
-    sys.exit(FAULT)
