@@ -36,7 +36,7 @@ def end_of_usage(error: Any) -> NoReturn:
 
 
 def end(error: Exception) -> NoReturn:
-    """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault of the program."""
+    """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault in here."""
     last_words(f"error: {error}")
     if isinstance(error, UserError):
         if type(error).__name__ != "SaidElsewhere":
