@@ -66,7 +66,7 @@ def root(
     then [bold]unfused-fast train pretrain SHARDS --out RUN[/].
     """
     if version:
-        typer.echo(f"unfused-fast {__version__}")
+        print(f"unfused-fast {__version__}")
         raise typer.Exit
 
 
@@ -107,13 +107,13 @@ def demo(
     stdout_console().print(
         terminal_table(f"test accuracy in %, mean ± standard error over {sizes['seeds']} seed(s)", *demo_table(summary))
     )
-    typer.echo(
+    print(
         f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
         f"{sizes['distill_epochs']} epochs, {summary['seconds']:.0f} s"
     )
-    typer.echo(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
-    typer.echo(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
-    typer.echo("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
+    print(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
+    print(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
+    print("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
 
 
 @app.command(rich_help_panel=USE)
@@ -131,13 +131,17 @@ def report(
     if as_json:
         print_json(results)
     elif as_markdown:
-        typer.echo(markdown(COLUMNS, table_rows(results)))
+        print(markdown(COLUMNS, table_rows(results)))
     else:
         stdout_console().print(terminal_table("results", COLUMNS, table_rows(results)))
 
 
 @app.command(rich_help_panel=TRAIN)
 def config(
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(),
+    ] = None,
     stage: Annotated[
         Stage | None,
         typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
@@ -151,10 +155,10 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
-    from unfused_fast.settings import differences, field_texts, flatten, with_values
+    from unfused_fast.settings import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.settings import preset as preset_of
 
-    given = pairs(settings)
+    given, wanted = pairs(settings), chosen_fields(fields or [])
     if diff is not None:
         left = preset if preset != diff else "--set"
         stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
@@ -162,11 +166,14 @@ def config(
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages
             for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
+            if found.field in wanted
         ]
         _print_lines(f"{left} beside {diff}", ["stage", "field", left, diff, "why"], lines, as_json)
         return
     shown = stage or "pretrain"
-    values = flatten(with_values(preset_of(preset, shown), given))
+    values = {
+        name: value for name, value in flatten(with_values(preset_of(preset, shown), given)).items() if name in wanted
+    }
     if as_json:
         print_json(values)
         return
@@ -208,7 +215,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
         stdout_console().print(terminal_table("unfused-fast doctor", ["what", "found here", "trouble", "note"], rows))
-        typer.echo("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
+        print("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
     if not all(finding.works for finding in findings):
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, unreadable
 
 INDEX_VERSION = "v1.2"
 """Source: IndexCreator.index_file_version in DALI's wds2idx.py."""
@@ -154,7 +154,7 @@ def read_index(index: Path) -> list[list[Member]]:
     try:
         lines = index.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{index}: cannot be read as a DALI index ({error}); {REPACK}") from error
+        raise unreadable(index, error, REPACK) from error
     head = lines[0].split() if lines else []
     if len(head) != 2 or head[0] != INDEX_VERSION or not head[1].isdigit():
         found = lines[0][:40] if lines else "an empty file"
@@ -216,7 +216,7 @@ def check_ends(tar: Path, index: Path, first: Member, last: Member, cut_short: b
             if any(file.read(_BLOCK)):
                 raise UserError(f"{index}: ends before {tar.name} does: the index of another tar; {REPACK}")
     except OSError as error:
-        raise UserError(f"{tar}: cannot be read ({error.strerror}); {COPY_AGAIN}") from error
+        raise unreadable(tar, error, COPY_AGAIN) from error
 
 
 def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, bytes]]:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, unreadable
 from unfused_fast.shards.shard_files import clip_key, index_path
 
 SCHEMA_VERSION = 4
@@ -179,7 +179,7 @@ def read_manifest(directory: Path) -> Manifest:
     except FileNotFoundError:
         raise UserError(_no_manifest(directory)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
+        raise unreadable(path, error, "copy the set again or pack it again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -229,7 +229,7 @@ def read_clips(directory: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             clips = file.read()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the set again or pack it again") from error
+        raise unreadable(path, error, "copy the set again or pack it again") from error
     if clips.schema.names != CLIPS_SCHEMA.names or clips.schema.types != CLIPS_SCHEMA.types:
         raise UserError(
             f"{path}: its columns ({', '.join(clips.schema.names)}) are not those of version {SCHEMA_VERSION}; "

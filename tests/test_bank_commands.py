@@ -69,7 +69,7 @@ def test_info_names_damage(cli: Cli, bank: Path) -> None:
     assert done.code == 1 and "manifest.json" in first["damaged"][0] and "(clips " in second["damaged"][0]
     out = bank.parent / "out.npz"
     for epoch in (3, 4):
-        refused(cli("bank", "export", bank, out, "--format", "npz", "--epoch", epoch), "see: unfused-fast bank info")
+        refused(cli("bank", "export", bank, "--out", out, "--epoch", epoch), "see: unfused-fast bank info")
     assert sorted(path.name for path in bank.parent.iterdir()) == ["bank.zarr"]
 
 
@@ -107,24 +107,29 @@ READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[int], list[int]]]] = 
 }
 
 
+def named(kind: str) -> str:
+    return "out" if kind == "projector" else f"out.{kind}"
+
+
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("epoch", [None, 3])
 def test_export_gives_every_number_as_it_is(cli: Cli, bank: Path, kind: str, epoch: int | None) -> None:
-    out = bank.parent / "folder" / "out"
-    done = cli("bank", "export", bank, out, "--format", kind, "--json", *(["--epoch", epoch] if epoch else []))
+    out = bank.parent / "folder" / named(kind)
+    done = cli("bank", "export", bank, "--out", out, "--json", *(["--epoch", epoch] if epoch else []))
     assert done.code == 0, done.err
-    assert json.loads(done.out)["epoch"] == (epoch or 4)
+    facts = json.loads(done.out)
+    assert facts["epoch"] == (epoch or 4) and facts["format"] == kind
     values, assignments, clip_ids = READERS[kind](out)
     assert np.array_equal(np.asarray(values, np.float32), rows_of(bank, epoch))
     assert assignments == IDS.tolist() and clip_ids == list(range(50, 150))
     assert list(out.parent.iterdir()) == [out]
-    refused(cli("bank", "export", bank, out, "--format", kind), out, "it exists", "name another place")
+    refused(cli("bank", "export", bank, "--out", out), out, "it exists", "name another place")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "projector"])
 def test_export_with_the_clips_of_a_run(cli: Cli, pretrained: Path, tones: Path, tmp_path: Path, kind: str) -> None:
-    out = tmp_path / "out"
-    done = cli("bank", "export", pretrained, out, "--format", kind, "--shards", tones)
+    out = tmp_path / named(kind)
+    done = cli("bank", "export", pretrained, "--out", out, "--shards", tones)
     assert done.code == 0, done.err
     if kind == "parquet":
         rows = pq.read_table(out).drop_columns("embedding").to_pylist()
@@ -148,7 +153,7 @@ def test_export_of_hostile_names(
     ]
     shards, run, out = pack_rows(rows, tmp_path / "set"), tmp_path / "run", tmp_path / "out"
     assert cli("train", "pretrain", shards, "--out", run, "--epochs", 1, *tiny).code == 0
-    done = cli("bank", "export", run, out, "--format", "projector", "--shards", shards)
+    done = cli("bank", "export", run, "--out", out, "--shards", shards)
     assert done.code == 0, done.err
     lines = (out / "metadata.tsv").read_text().splitlines()
     assert len(lines) == 61 and {line.count("\t") for line in lines} == {4}
@@ -156,14 +161,15 @@ def test_export_of_hostile_names(
 
 def test_export_of_other_clips(cli: Cli, bank: Path, tones: Path, pretrained: Path, tmp_path: Path) -> None:
     refused(
-        cli("bank", "export", bank, tmp_path / "out", "--format", "parquet", "--shards", tones),
+        cli("bank", "export", bank, "--out", tmp_path / "out.parquet", "--shards", tones),
         "the memory bank has clips 50 to 149",
         "train 0 to 59",
         "name the shard set that the run was trained on",
     )
-    refused(cli("bank", "export", bank, tmp_path / "out", "--format", "npz", "--epoch", 9), "it has 3, 4")
+    refused(cli("bank", "export", bank, "--out", tmp_path / "out.npz", "--epoch", 9), "it has 3, 4")
+    refused(cli("bank", "export", bank, "--out", tmp_path / "out.csv"), "out.csv: want a name that ends in .npz")
     refused(cli("bank", "info", tmp_path / "nothing"), "holds no memory bank", "train pretrain")
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob("out*")) == []
 
 
 def test_a_failed_export_leaves_nothing(cli: Cli, bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +179,7 @@ def test_a_failed_export_leaves_nothing(cli: Cli, bank: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.np.lib.format, "write_array_header_1_0", full)
-    done = cli("bank", "export", bank, bank.parent / "out.npz", "--format", "npz")
+    done = cli("bank", "export", bank, "--out", bank.parent / "out.npz")
     refused(done, "out.npz: cannot be written (No space left on device)")
     assert list(bank.parent.iterdir()) == [bank]
 

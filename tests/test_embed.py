@@ -23,6 +23,7 @@ import unfused_fast
 from unfused_fast import embed_formats, embed_reading
 from unfused_fast.embed import embed_files
 from unfused_fast.embed_sources import embed_rows
+from unfused_fast.embed_store import EmbeddingStore
 from unfused_fast.embedder import Embedder
 from unfused_fast.features import extract, load_encoder
 from unfused_fast.shards.rows import SourceRow
@@ -216,9 +217,9 @@ def test_ctrl_c_and_a_kill(
         if sent == signal.SIGINT:
             assert process.returncode == 130 and "--resume" in said, said
     assert not out.exists()
-    refused(cli(*given), "unfinished", "--resume")
-    done = cli(*given, "--resume")
-    assert done.code == 0, done.err
+    saved = files_done()
+    done = cli(*given)
+    assert done.code == 0 and f"unfinished, {saved} files were done; going on" in done.err, done.err
     whole = expected(embedder, sorted(folder.iterdir()))
     np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
 
@@ -291,11 +292,47 @@ def test_zarr_rows_are_appended_and_each_chunk_is_written_once(
 
 
 def test_resume_takes_the_same_request_only(
-    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path
+    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = embed_rows([str(folder)], None, print)
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
+    rows, asked = embed_rows([str(folder)], None, print), list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
     with pytest.raises(Interrupted):
-        embed_files(embedder, rows, tmp_path / "x.npz", workers=0, stopping=lambda: True)
+        embed_files(embedder, rows, tmp_path / "x.npz", workers=0, stopping=stopping)
     flags = ("--encoder", pretrained, "--out", tmp_path / "x.npz", "--device", "cpu", "--resume")
     refused(cli("embed", folder, *flags, "--pool", "mean"), "pool", "--overwrite")
     refused(cli("embed", sorted(folder.iterdir())[0], *flags), "files")
+
+
+def test_nothing_that_a_failed_run_left_is_in_the_way(
+    cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of a run without a usable file, nor of another request, nor what is damaged."""
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
+    out, partial, wave = tmp_path / "x.npz", tmp_path / "x.npz.partial", tmp_path / "a.wav"
+    paths = sorted(folder.iterdir())
+    flags = ("--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
+    wave.write_text("no audio")
+    refused(cli("embed", wave, *flags), "none of them usable")
+    assert not partial.exists()
+    wave.write_bytes(paths[0].read_bytes())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EmbeddingStore, "publish", full)
+    done = cli("embed", *paths[:3], *flags)
+    assert done.code == 1 and "No space left on device" in done.error and partial.is_dir()
+    monkeypatch.undo()
+    done = cli("embed", wave, *flags)
+    assert done.code == 0 and "3 files were done with other files, sources, and are replaced" in done.err, done.err
+    assert list(table_of(out)["path"]) == [str(wave)] and not partial.exists()
+    partial.mkdir()
+    (partial / "state.json").write_text("{")
+    out.unlink()
+    refused(cli("embed", wave, *flags, "--resume"), "state.json: cannot be read", "delete")
+    assert cli("embed", wave, *flags).code == 0 and not partial.exists()

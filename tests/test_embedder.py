@@ -212,13 +212,62 @@ def test_frozen_and_always_in_eval_mode(embedder: Embedder) -> None:
         (torch.zeros(0), 16000, "1 sample or more"),
         (torch.zeros(16000, dtype=torch.int16), 16000, "int16"),
         (torch.full((16000,), torch.nan), 16000, "NaN"),
+        (np.full(16000, 1e300), 16000, "infinity"),
         ([], 16000, "no clips"),
+        (np.zeros((132300, 2)), 44100, r"\(132300, 2\), which looks like \(samples, channels\).*mean\(axis=1\)"),
+        (torch.zeros(16000, 1), 16000, r"\(samples, channels\)"),
+        ([np.zeros((132300, 2))], 44100, r"clip 0 is \(132300, 2\).*mean\(axis=1\)"),
+        ((np.zeros((132300, 2)), 44100), 44100, "a pair of samples and sample rate"),
+        ((44100, np.zeros(132300)), 44100, "a pair of samples and sample rate"),
+        ([0.0, 0.1, 0.2], 16000, "a list of numbers"),
+        ([[[0.0, 0.1], [0.2]]], 16000, "lists of different lengths"),
+        ("speech.wav", 16000, "soundfile.read"),
+        (Path("speech.wav"), 16000, "soundfile.read"),
+        (None, 16000, "NoneType"),
+        (np.zeros(16000, np.int16), 16000, "int16: .* 32768"),
+        (np.zeros(16000, np.uint8), 16000, "uint8: .* subtract 128"),
+        (np.zeros(16000, np.int32), 16000, "int32: .* 2147483648"),
+        (np.zeros(16000, complex), 16000, "complex128"),
+        (np.zeros(16000, object), 16000, "object"),
+        (np.array([0, 12000.0, -3]), 16000, "samples up to 12000: .* 32768"),
+        (np.zeros((0, 16000)), 16000, "no clips"),
+        (np.zeros((2, 0)), 16000, "1 sample or more"),
+        (np.float32(0.5), 16000, r"\(\)"),
         (np.zeros(16000, np.float32), 0, "sample_rate = 0"),
+        (np.zeros(16000, np.float32), 44.1, "sample_rate = 44.1: want hertz"),
+        (np.zeros(16000, np.float32), 10**9, "sample_rate = 1000000000"),
+        (np.zeros(16000, np.float32), "16000", "sample_rate = a str"),
+        (np.zeros(16000, np.float32), torch.nan, "sample_rate = nan"),
     ],
 )
-def test_bad_input_is_refused_in_words(embedder: Embedder, waveform: torch.Tensor, rate: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        embedder.embed(waveform, rate)
+def test_bad_input_is_refused_in_words(embedder: Embedder, waveform: Any, rate: int, said: str) -> None:
+    for embed in (embedder.embed, embedder.embed_frames):
+        with pytest.raises(UserError, match=said):
+            embed(waveform, rate)
+
+
+def test_any_float_in_any_layout_is_the_same_clip(embedder: Embedder) -> None:
+    clip = noise(1.1).numpy()
+    expected, at_48k = embedder.embed(clip, 16000), soxr.resample(clip, 16000, 48000, "HQ")
+    read_only = clip.copy()
+    read_only.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for same in (
+            clip.astype(np.float64),
+            clip.astype(np.longdouble),
+            clip.astype(">f4"),
+            clip[::-1].copy()[::-1],
+            np.stack([clip, clip], axis=1)[:, 0],
+            read_only,
+            [clip.tolist()],
+            (torch.from_numpy(clip),),
+            torch.from_numpy(clip).requires_grad_(),
+        ):
+            torch.testing.assert_close(embedder.embed(same, 16000), expected, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
+        torch.testing.assert_close(embedder.embed(clip.astype(np.float16), 16000), expected, rtol=1e-2, atol=1e-2)
+        strided = np.stack([at_48k, at_48k], axis=1)[:, 0]
+        torch.testing.assert_close(embedder.embed(strided, 48000), embedder.embed(at_48k, np.float64(48000)))  # type: ignore[arg-type]
 
 
 def test_load_names_what_is_not_there(tmp_path: Path) -> None:

@@ -13,8 +13,17 @@ from safetensors import safe_open
 
 import unfused_fast
 from unfused_fast.audio import log_mel
+from unfused_fast.config import Config
+from unfused_fast.embedder import Embedder
+from unfused_fast.export import WaveformEncoder, model_card
+from unfused_fast.features import FrozenEncoder
+from unfused_fast.model import build_encoder
+from unfused_fast.settings import flatten, with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import open_shards
+
+LENGTHS = (1, 2, 159, 160, 161, 512, 513, 514, 1024, 8000, 15039, 15040, 15199, 15200, 15201, 15359, 15360, 16481)
+"""Samples around every threshold: half a window (512), hops (160), steps (1280), the training crop (15200)."""
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +131,12 @@ def test_torch_export(cli: Cli, pretrained: Path, tmp_path: Path, recordings: li
     assert cli("export", pretrained, "--torch-export", out, "--input", given).code == 0
     module = torch.export.load(out).module()
     embedder = unfused_fast.load(pretrained, device="cpu")
-    for clip in recordings:
+    short = [recordings[2][:samples] for samples in LENGTHS if given == "waveform"]
+    for clip in (*short, *recordings):
         batch = torch.stack([clip, clip.flip(0), 0.3 * clip])
         for some in (batch, batch[:1]):
             taken = log_mel(some)[:, None] if given == "log-mel" else some
-            torch.testing.assert_close(module(taken), embedder.embed(some, 16000), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(module(taken), embedder.embed(list(some), 16000), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("given", ["log-mel", "waveform"])
@@ -147,12 +157,29 @@ def test_onnx(cli: Cli, pretrained: Path, tmp_path: Path, recordings: list[torch
     name = given.replace("-", "_")
     assert [value.name for value in session.get_inputs()] == [name]
     embedder = unfused_fast.load(pretrained, device="cpu")
-    for clip in recordings:
+    short = [recordings[2][:samples] for samples in LENGTHS if given == "waveform"]
+    for clip in (*short, *recordings):
         batch = torch.stack([clip, clip.flip(0), 0.3 * clip])
         for some in (batch, batch[:1]):
             taken = log_mel(some)[:, None] if given == "log-mel" else some
             (found,) = session.run(["embedding"], {name: taken.numpy()})
-            np.testing.assert_allclose(found, embedder.embed(some, 16000).numpy(), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found, embedder.embed(list(some), 16000).numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"data.norm": "wave_l2", "model.pool": "mean"}, {"frontend.kind": "decar1", "frontend.pad_mode": "constant"}],
+)
+def test_waveforms_of_other_front_ends(values: dict[str, str]) -> None:
+    config = with_values(Config(), {"model.channels": 4, "model.dim": 32, **values})
+    embedder = Embedder(FrozenEncoder("random", config, {"mean": -3.0, "std": 2.0}, build_encoder(config), None))
+    generator = torch.Generator().manual_seed(0)
+    clips = [0.1 * torch.randn(2, samples, generator=generator) for samples in LENGTHS]
+    expected = [embedder.embed(list(clip), 16000) for clip in clips]
+    sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=1)}
+    graph = torch.export.export(WaveformEncoder(embedder), (torch.zeros(2, 15360),), dynamic_shapes=(sizes,)).module()
+    for clip, wanted in zip(clips, expected, strict=True):
+        torch.testing.assert_close(graph(clip), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
@@ -162,3 +189,21 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
     assert done.code == 1 and "--overwrite" in done.error and (tmp_path / "there.pt2").read_text() == "mine"
     done = cli("export", tmp_path, "--hub", tmp_path / "x")
     assert done.code == 1 and "no run" in done.error
+
+
+@pytest.mark.parametrize(
+    ("stage", "listed", "others"),
+    [
+        ("pretrain", "| cluster.k |", "distill.alpha"),
+        ("distill", "| distill.alpha |", "cluster.k"),
+        ("finetune", "| eval.label_fraction |", "cluster.k"),
+        ("imported from byol-a", "not known", "train.epochs"),
+    ],
+)
+def test_a_card_lists_the_settings_that_its_stage_reads(stage: str, listed: str, others: str) -> None:
+    config = with_values(Config(), {"model.channels": 4, "model.dim": 32})
+    embedder = Embedder(FrozenEncoder("random", config, {"mean": -3.0, "std": 2.0}, build_encoder(config), None))
+    recorded = {"stage": stage, "config": flatten(config), "shards": "", "log_mel": {"mean": -3.0, "std": 2.0}}
+    card = model_card(embedder, recorded, {})
+    assert listed in card and others not in card and f"| stage | {stage} |" in card
+    assert ("exported from a run" in card) == (not stage.startswith("imported"))

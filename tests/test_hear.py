@@ -51,3 +51,6 @@ def test_what_is_not_a_model_or_no_batch(model: torch.nn.Module) -> None:
         hear.load_model()
     with pytest.raises(UserError, match=r"n_sounds, n_samples"):
         hear.get_scene_embeddings(torch.zeros(16000), model)
+    for embed in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
+        with pytest.raises(UserError, match=r"\(132300, 2\), which looks like \(samples, channels\)"):
+            embed(torch.zeros(132300, 2), model)

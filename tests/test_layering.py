@@ -20,7 +20,7 @@ LAYERS = [
     {"mel", "config_checks", "measuring"},
     {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
     {"set_statistics", "normalisation", "dali_operators"},
-    {"order", "augment", "kmeans_start", "clip_pieces", "losses", "collapse"},
+    {"order", "augment", "kmeans_start", "clip_pieces", "waveforms", "losses", "collapse"},
     {"reading_errors"},
     {"damaged_clips"},
     {"skipped_clips"},
@@ -74,7 +74,7 @@ LAYERS = [
     {"evaluate", "lape_data", "lape_report"},
     {"lape"},
     {"launcher"},
-    {"ray_launcher"},
+    {"ray_launcher", "exits"},
     {"terminal"},
     {"embed_sources"},
     {

@@ -1,6 +1,7 @@
 """UnfusedEmbedder is a scikit-learn transformer, and its features are the embedder's."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +52,19 @@ def test_a_file_that_is_no_audio(pretrained: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("no audio")
     with pytest.raises(UserError, match=r"notes\.wav: not audio"):
         UnfusedEmbedder(pretrained, device="cpu").fit([]).transform([tmp_path / "notes.wav"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((132300, 2)), r"\(samples, channels\)"),
+        ((np.zeros((132300, 2)), 44100), "a pair of samples and sample rate"),
+        (np.zeros(16000), r"\(\)"),
+        ([np.zeros((132300, 2))], r"mean\(axis=1\)"),
+        ([np.zeros(16000, np.int16)], "int16"),
+        ("speech.wav", "speech.wav"),
+    ],
+)
+def test_what_is_no_list_of_clips(pretrained: Path, given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        UnfusedEmbedder(pretrained, device="cpu").fit([]).transform(given)

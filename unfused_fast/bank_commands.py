@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +48,7 @@ def bank_info(
     else:
         _print_table(bank, found)
         for fact in facts:
-            typer.echo(escaped(fact))
+            print(escaped(fact))
     if facts:
         raise typer.Exit(1)
 
@@ -56,8 +56,13 @@ def bank_info(
 @bank_app.command("export")
 def bank_export(
     bank: Bank,
-    out: Annotated[Path, typer.Argument(help="File to write; a folder for projector.", show_default=False)],
-    kind: Annotated[Literal["npz", "parquet", "projector"], typer.Option("--format", help="What to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: .npz, .parquet, or a folder without an ending for TensorBoard's projector.",
+            show_default=False,
+        ),
+    ],
     epoch: Annotated[int | None, typer.Option(help="Whose generation.", show_default="newest")] = None,
     shards: Annotated[
         str | None, typer.Option(help="The run's shard set: adds split, label and source.", show_default=False)
@@ -65,10 +70,11 @@ def bank_export(
     as_json: Json = False,
 ) -> None:
     """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
-    from unfused_fast.bank_export import describe, export
+    from unfused_fast.bank_export import describe, export, format_of
     from unfused_fast.bank_read import open_bank
     from unfused_fast.shards.table import open_shards
 
+    kind = format_of(out)
     generation = open_bank(bank, epoch)
     shard_set = None if shards is None else open_shards(local_shards(shards))
     with bar("exporting") as advance:
@@ -77,7 +83,7 @@ def bank_export(
     if as_json:
         print_json(described)
         return
-    typer.echo(
+    print(
         escaped(f"{out}: epoch {described['epoch']}, {described['rows']} rows of {described['dim']} features, {kind}")
     )
 
@@ -106,4 +112,4 @@ def _print_table(bank: Path, found: list[dict[str, Any]]) -> None:
     stdout_console().print(terminal_table(str(bank), columns, rows))
     for item in found:
         if item.get("norms", {}).get("not_finite"):
-            typer.echo(f"epoch {item['epoch']}: {item['norms']['not_finite']} rows hold NaN or infinity")
+            print(f"epoch {item['epoch']}: {item['norms']['not_finite']} rows hold NaN or infinity")

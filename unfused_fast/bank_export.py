@@ -19,13 +19,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unfused_fast.bank_read import Block, Generation
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.table import ShardSet
 
 Format = Literal["npz", "parquet", "projector"]
 Progress = Callable[[int, int, int], None]
 """Told (rows done, rows in all, 0)."""
+
+
+def format_of(out: Path) -> Format:
+    """What OUT's ending means. Raises UserError for another one."""
+    known: dict[str, Format] = {".npz": "npz", ".parquet": "parquet", "": "projector"}
+    if out.suffix not in known:
+        raise UserError(
+            f"{out}: want a name that ends in .npz or .parquet, or one without an ending: a folder for TensorBoard's "
+            "projector"
+        )
+    return known[out.suffix]
 
 
 def export(
@@ -63,9 +74,7 @@ def export(
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError):
-            raise UserError(
-                f"{out}: cannot be written ({error.strerror or error}); free space, or name another place"
-            ) from error
+            raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
         raise
 
 
@@ -137,7 +146,8 @@ def _write_projector(bank: Generation, blocks: Iterator[Block], folder: Path, cl
             _write_tsv(table, metadata)
     (folder / "projector_config.pbtxt").write_text(
         f"embeddings {{\n  tensor_name: {json.dumps(f'memory bank, epoch {bank.manifest.epoch}')}\n"
-        '  tensor_path: "vectors.tsv"\n  metadata_path: "metadata.tsv"\n}\n'
+        '  tensor_path: "vectors.tsv"\n  metadata_path: "metadata.tsv"\n}\n',
+        encoding="utf-8",
     )
 
 

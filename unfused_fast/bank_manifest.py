@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.reading import is_count, is_number
 
 FORMAT = 1
@@ -165,6 +165,7 @@ def read_manifest(generation: Path) -> Manifest:
 
     Raises:
         DamagedBank: something is missing, malformed, of another size, or disagrees with the rest.
+        UserError: it may not be read.
     """
     path = generation / MANIFEST
     try:
@@ -174,8 +175,10 @@ def read_manifest(generation: Path) -> Manifest:
     except FileNotFoundError:
         what = "the memory bank has no such generation" if not generation.exists() else f"there is no {MANIFEST}"
         raise DamagedBank(f"{generation}: it is missing: {what}") from None
+    except PermissionError as error:
+        raise unreadable(path, error, "") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedBank(f"{path}: cannot be read ({error})") from error
+        raise DamagedBank(f"{path}: cannot be read ({cause(error)})") from error
     manifest = _checked(path, value)
     for name, wanted in manifest.headers.items():
         _check_header(generation / name, wanted)
@@ -232,8 +235,10 @@ def _check_header(path: Path, wanted: str) -> None:
         if (size := path.stat().st_size) > 2**20:
             raise DamagedBank(f"{path}: {size:,} bytes, but the header of an array has about a thousand")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except PermissionError as error:
+        raise unreadable(path, error, "") from error
     except OSError as error:
-        raise DamagedBank(f"{path}: cannot be read ({error.strerror})") from error
+        raise DamagedBank(f"{path}: cannot be read ({cause(error)})") from error
     if found != wanted:
         raise DamagedBank(f"{path}: it does not have the digest it was written with")
 

@@ -39,7 +39,7 @@ from unfused_fast.bank_manifest import (
     read_manifest,
     shard_name,
 )
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.building import to_disk
 from unfused_fast.shards.shard_files import replace_file
 
@@ -283,6 +283,6 @@ def _writing(partial: Path) -> Iterator[None]:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"{partial.with_suffix('')}: the memory bank could not be written ({error.strerror or error}); "
+            f"{partial.with_suffix('')}: the memory bank could not be written ({cause(error)}); "
             "generations before it are intact, so free space and go on with --resume"
         ) from error

@@ -282,7 +282,7 @@ def epoch(bench: Bench) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory() as name, quietly():
         out = Path(name) / "run"
         pretrain(with_values(bench.config, values), bench.shards, out, bench.options)
-        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     warm = rows[1:]
     yield Measured(
         "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]

@@ -79,9 +79,9 @@ def bench(
         return
     _print(found, f"{about['device']}, {about['cores']} cores; {about['versions']}")
     if sentence is not None:
-        typer.echo(sentence)
+        print(sentence)
     if rows_file is not None:
-        typer.echo(f"{len(rows)} rows appended to {rows_file}")
+        print(f"{len(rows)} rows appended to {rows_file}")
 
 
 def _print(found: list[Measured], title: str) -> None:

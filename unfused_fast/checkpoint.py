@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.expected import expected, misfit
 from unfused_fast.reading import is_count, is_number, read_json
 from unfused_fast.shards.building import to_disk
@@ -30,6 +31,25 @@ KEPT = 2
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, written as replace_file does."""
     replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions of any new file; the library's own files are for their owner only.
+
+    Raises OSError or SafetensorError.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises OSError, with the system's reason, or SafetensorError."""
+    with path.open("rb"):  # the library calls a file that may not be read one that is not there
+        return load_file(path)
 
 
 class Position(NamedTuple):
@@ -48,8 +68,11 @@ class Position(NamedTuple):
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
-    """JSON files of the checkpoints, from the earliest position to the latest."""
-    return sorted(directory.glob("epoch-*.json"), key=lambda path: path.stem)
+    """JSON files of the checkpoints, from the earliest position to the latest. Raises OSError for a folder that cannot
+    be read, which glob takes for an empty one.
+    """
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted((path for path in paths if path.match("epoch-*.json")), key=lambda path: path.stem)
 
 
 def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
@@ -85,7 +108,7 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
     partial = path.with_name(path.name + ".partial")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial)
+        write_tensors(partial, tensors)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,7 +133,8 @@ def _prune(directory: Path, newest: Position) -> None:
 
 def _not_written(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path}: could not be written ({error}); earlier checkpoints are intact, so free space and go on with --resume"
+        f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on with "
+        "--resume"
     )
 
 
@@ -120,10 +144,14 @@ def load_checkpoint(
     """The newest sound checkpoint: tensors on the CPU, its JSON, and a sentence for each newer one that is damaged.
 
     `fault` is given the JSON of a sound one, and returns why what it refers to cannot be used, or None. Raises
-    UserError when there is none left.
+    UserError when there is none left, or the newest may not be read.
     """
     damaged: list[str] = []
-    for path in reversed(checkpoints_in(directory)):
+    try:
+        checkpoints = checkpoints_in(directory)
+    except OSError as error:
+        raise unreadable(directory, error, "train again, or name another run") from error
+    for path in reversed(checkpoints):
         tensors_path = path.with_suffix(".safetensors")
         try:
             state = _checked(path, read_json(path))
@@ -132,14 +160,16 @@ def load_checkpoint(
             if digest != state["sha256"]:
                 raise ValueError("its digest does not match")
             if fault is None or (found := fault(state)) is None:
-                tensors = load_file(tensors_path)
+                tensors = read_tensors(tensors_path)
                 for name in ("prototypes", "head.bias"):
                     if name in tensors and "k" in state and tensors[name].shape[:1] != (state["k"],):
                         raise ValueError(f"{name} is {tuple(tensors[name].shape)}, but k is {state['k']}")
                 return tensors, state, damaged
             damaged.append(found)
+        except PermissionError as error:  # an earlier one would be used without need
+            raise unreadable(Path(error.filename or tensors_path), error, "") from error
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            damaged.append(f"{tensors_path} is damaged ({error})")
+            damaged.append(f"{tensors_path} is damaged ({cause(error)})")
     reasons = "; ".join(damaged) if damaged else "there is none"
     raise UserError(f"{directory}: no usable checkpoint: {reasons}; train again, or point to another run")
 

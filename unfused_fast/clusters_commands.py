@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.terminal import Json, local_shards, print_json, stdout_console
 
 
@@ -52,10 +52,10 @@ def clusters(
         terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
     )
     if len(shown) < len(found):
-        typer.echo(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
-    typer.echo("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
+        print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
+    print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
     if png is not None:
-        typer.echo(f"sizes: {png}")
+        print(f"sizes: {png}")
 
 
 def _row(entry: dict[str, Any], labelled: bool) -> list[str]:
@@ -75,4 +75,4 @@ def _draw(png: Path, sizes: list[int], title: str) -> None:
     try:
         plot_cluster_sizes(png, sizes, title)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture
-        raise UserError(f"{png}: cannot be written ({error}); name a .png in a folder that exists") from error
+        raise UserError(f"{png}: cannot be written ({cause(error)}); name a .png in a folder that exists") from error

@@ -120,7 +120,7 @@ def run_demo(out: Path, size: DemoSize, options: Options) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_json(out / "demo.json", summary)
-    (out / "demo.md").write_text(markdown(*demo_table(summary)) + "\n")
+    (out / "demo.md").write_text(markdown(*demo_table(summary)) + "\n", encoding="utf-8")
     return summary
 
 
@@ -175,7 +175,10 @@ def _draw(out: Path, results: list[dict[str, Any]], size: DemoSize, curves: Path
     logs = [
         (
             f"seed {seed}",
-            [json.loads(line) for line in (out / f"seed-{seed}" / "pretrain" / "log.jsonl").read_text().splitlines()],
+            [
+                json.loads(line)
+                for line in (out / f"seed-{seed}" / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            ],
         )
         for seed in range(size.seeds)
     ]

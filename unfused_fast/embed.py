@@ -64,7 +64,8 @@ def embed_files(
 
     Args:
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
-        resume: go on with what an unfinished run left.
+        resume: go on with what an unfinished run left, or refuse where that was asked for something else. Without it,
+            and without `overwrite`, what was asked for something else is replaced.
         overwrite: replace `out`, and what an unfinished run left (unless `resume`).
         stopping: asked after each batch whether to end.
 

@@ -38,7 +38,12 @@ def embed(
     ] = None,
     device: Device = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished OUT; with --overwrite one that replaces another.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an unfinished OUT of the same files and options only; with --overwrite one that replaces "
+            "another.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -84,8 +89,8 @@ def embed(
         print_json(facts)
         return
     rate = f"{facts['files_per_second']:g} files/s"
-    typer.echo(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
+    print(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
     for reason, count in facts["rejected"].items():
-        typer.echo(f"  rejected {count}: {reason}")
+        print(f"  rejected {count}: {reason}")
     if facts["rejected"]:
-        typer.echo(escaped(f"  each one is named in {rejected_path(out)}"))
+        print(escaped(f"  each one is named in {rejected_path(out)}"))

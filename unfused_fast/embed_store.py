@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.checkpoint import write_json
-from unfused_fast.errors import UserError
+from unfused_fast.console import console
+from unfused_fast.errors import UserError, cause, unreadable
+from unfused_fast.reading import read_json
 from unfused_fast.shards.building import to_disk
 
 _LOGS = ("files.jsonl", "rejected.jsonl", "rows.f32")
@@ -46,20 +48,15 @@ def check_place(out: Path, resume: bool, overwrite: bool) -> dict[str, Any] | No
     """What OUT.partial says of itself; None where nothing is unfinished.
 
     Raises:
-        UserError: OUT is there without `overwrite`, OUT.partial without either, or it cannot be read.
+        UserError: OUT is there without `overwrite`; with `resume` OUT.partial cannot be read.
     """
-    state = _recorded(_folder(out))
+    state = _recorded(_folder(out), resume)
     if out.exists() and not overwrite:
         if state is None:
             raise UserError(f"{out}: it exists; name another place, or replace it with --overwrite")
         raise UserError(
             f"{out}: it exists, and what is to replace it is unfinished, {state['files_done']} files are done; go on "
             "with --resume --overwrite, start again with --overwrite, or name another place"
-        )
-    if state is not None and not (resume or overwrite):
-        raise UserError(
-            f"{out}: unfinished, {state['files_done']} files are done; go on with --resume, or start again with "
-            "--overwrite"
         )
     return state
 
@@ -68,7 +65,8 @@ class EmbeddingStore:
     """OUT.partial. What is committed stays, whatever ends the program."""
 
     def __init__(self, out: Path, request: Mapping[str, Any], dim: int, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or takes it over where it was left.
+        """Makes the folder, or takes it over where it was left; without `resume` and `overwrite` also, where the
+        request is the same, and replaces it where it is another. Either is said in a line.
 
         Args:
             request: what is asked for; only the same is gone on with.
@@ -82,23 +80,32 @@ class EmbeddingStore:
         self.rows = self.files_done = 0
         self.reasons = Counter[str]()
         state = check_place(out, resume, overwrite)
-        if state is not None and resume and state["request"] != self.request:
-            names = [name for name in self.request if self.request[name] != state["request"].get(name)]
+        names = [
+            name for name in self.request if state is not None and self.request[name] != state["request"].get(name)
+        ]
+        if resume and names:
             raise UserError(
                 f"{out}: --resume goes on with the same files, encoder and options only, but other are: "
                 f"{', '.join(names)}; name another --out, or start again with --overwrite"
+            )
+        go_on = state is not None and not names and (resume or not overwrite)
+        if state is not None and state["files_done"] and not (resume or overwrite):
+            done = f"{out}: unfinished, {state['files_done']} files were done"
+            other = f"with other {', '.join(names)}, and are replaced"
+            console.print(
+                f"{done}; going on (--overwrite starts again)" if go_on else f"{done} {other}", style="yellow"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder, os.O_RDONLY)
             self._take_lock()
-            if state is None or not resume:
-                self._begin()
-            else:
+            if state is not None and go_on:
                 self._go_on(state)
+            else:
+                self._begin()
             self._logs = {name: (self.folder / name).open("ab") for name in _LOGS}
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); name another --out") from error
+            raise UserError(f"{self.folder}: cannot be written ({cause(error)}); name another --out") from error
 
     def append(self, embeddings: NDArray[np.float32]) -> int:
         """(n, D) behind the rows that are there -> the number of the first."""
@@ -123,9 +130,11 @@ class EmbeddingStore:
         self._save()
 
     def close(self) -> None:
-        """Lets the folder go; it stays for --resume."""
+        """Lets the folder go; it stays for --resume where a usable file is done."""
         for log in self._logs.values():
             log.close()
+        if not self.rows:
+            shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
     def records(self) -> Iterator[FileRecord]:
@@ -199,11 +208,19 @@ def _folder(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _recorded(folder: Path) -> dict[str, Any] | None:
+def _recorded(folder: Path, needed: bool) -> dict[str, Any] | None:
+    """What state.json says; None where there is none. A damaged one is an error where it is `needed`, or else none."""
     path = folder / "state.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        state = read_json(path)
+        if not isinstance(state, dict) or not isinstance(state.get("request"), dict) or "files_done" not in state:
+            raise ValueError("not what embed writes there")
+        return state
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete {folder} and start again") from error
+    except ValueError as error:
+        if not needed:
+            return None
+        raise unreadable(path, error, f"delete {folder} and start again") from error
+    except OSError as error:
+        raise unreadable(path, error, f"delete {folder} and start again") from error

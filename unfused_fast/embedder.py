@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soxr
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unfused_fast.audio import log_mel, unit_norm
@@ -20,12 +18,9 @@ from unfused_fast.errors import UserError
 from unfused_fast.features import FrozenEncoder, load_encoder
 from unfused_fast.model import Pool
 from unfused_fast.model_folder import encoder_digest
-from unfused_fast.shards.audio_files import RESAMPLING_QUALITY
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.training import resolve_device
-
-Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
-"""(samples,), (B, samples), or B of (samples,); float, in [-1, 1], one channel."""
+from unfused_fast.waveforms import Waveform, clips_16k
 
 
 class PieceSteps(NamedTuple):
@@ -120,7 +115,8 @@ class Embedder(nn.Module):
             lengths: samples of each row of a (B, samples) batch; what lies behind them is not looked at.
 
         Raises:
-            UserError: an empty clip, integers, another shape, NaN or infinity, or a sample rate below 1.
+            UserError: an empty clip, integers or samples far beyond 1, another shape, one that looks like (samples,
+                channels), NaN or infinity, or a sample rate that audio does not have.
         """
         clips = self._clips(waveform, sample_rate, lengths)
         pieces = [self.cutting.pieces(len(clip)) for clip in clips]
@@ -200,44 +196,8 @@ class Embedder(nn.Module):
 
     def _clips(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
         """Each clip alone, at 16 kHz, and where the encoder was trained so, divided by its L2 norm."""
-        clips = self._resampled(waveform, sample_rate, lengths)
+        clips = clips_16k(waveform, sample_rate, lengths)
         return [unit_norm(clip) for clip in clips] if self.unit_norm else clips
-
-    def _resampled(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
-        if sample_rate < 1:
-            raise UserError(f"sample_rate = {sample_rate}: want hertz, 1 or more")
-        if isinstance(waveform, Tensor | np.ndarray):
-            whole = torch.as_tensor(waveform)
-            if whole.ndim not in (1, 2):
-                raise UserError(f"waveform is {tuple(whole.shape)}: want (samples,) or (clips, samples), one channel")
-            rows = list(whole[None] if whole.ndim == 1 else whole)
-        else:
-            rows = [torch.as_tensor(clip) for clip in waveform]
-        if lengths is not None:
-            if len(lengths) != len(rows) or any(
-                not 0 < int(length) <= len(row) for length, row in zip(lengths, rows, strict=False)
-            ):
-                raise UserError(
-                    f"lengths {[int(length) for length in lengths]}: want one from 1 to the samples of each clip"
-                )
-            rows = [row[: int(length)] for row, length in zip(rows, lengths, strict=True)]
-        if not rows:
-            raise UserError("no clips; give at least one")
-        for number, row in enumerate(rows):
-            if row.ndim != 1 or not len(row):
-                raise UserError(f"clip {number} is {tuple(row.shape)}: want (samples,), one channel, 1 sample or more")
-            if not row.is_floating_point():
-                raise UserError(f"clip {number} is {row.dtype}: want float in [-1, 1]; divide int16 by 32768")
-        finite = torch.stack([torch.isfinite(row).all().to(rows[0].device) for row in rows]).tolist()  # read once
-        if not all(finite):
-            raise UserError(f"clip {finite.index(False)}: it holds NaN or infinity; mend the recording")
-        if sample_rate == self.sample_rate:
-            return [row.float() for row in rows]
-        arrays = [row.detach().cpu().float().numpy() for row in rows]
-        made = [soxr.resample(array, sample_rate, self.sample_rate, RESAMPLING_QUALITY) for array in arrays]
-        if not all(map(len, made)):
-            raise UserError(f"a clip is shorter than one sample at {self.sample_rate} Hz; give a longer one")
-        return [torch.from_numpy(array) for array in made]
 
 
 def _samples(clip: Tensor, piece: ClipPiece) -> Tensor:

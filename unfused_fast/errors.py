@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class UserError(Exception):
     """What came, what was wanted, what to do, in a sentence; the command line prints it without a traceback.
 
     Ours: one class for the whole project, because what a caller does with it never depends on where it arose.
     """
+
+
+def cause(error: BaseException) -> str:
+    """Why something failed: the system's words where it has some (Permission denied), or else the error's own."""
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or str(error) or type(error).__name__
+
+
+def unreadable(path: Path, error: Exception, advice: str) -> UserError:
+    """The error for a file or folder that cannot be read. `advice` is for one that is damaged or gone: where the right
+    to read it is what lacks, nothing has to be made again.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        advice = "its owner can give you the right to read it, with chmod"
+    return UserError(f"{path}: cannot be read ({cause(error)}); {advice}")
 
 
 def escaped(text: str) -> str:

@@ -74,7 +74,7 @@ def evaluate(
         making.mkdir(parents=True)
         write_predictions(making / "predictions.parquet", clips, measured)
         text = f"{markdown(COLUMNS, table_texts(rows))}\n\n{markdown(PAIR_COLUMNS, pair_texts(pairs))}\n"
-        (making / "evaluation.md").write_text(text)
+        (making / "evaluation.md").write_text(text, encoding="utf-8")
         write_json(making / RESULT, result)
         if real.exists():
             shutil.rmtree(real)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from unfused_fast.audio import log_mel, unit_norm
 from unfused_fast.embedder import Embedder, load
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.model import pool_time
 from unfused_fast.model_folder import write_model_folder
 from unfused_fast.run_description import config_digest, read_description
@@ -22,6 +23,12 @@ from unfused_fast.shards.building import to_disk
 Input = Literal["log-mel", "waveform"]
 OPSET = 18
 """Of ONNX. Ours: 17 brought the DFT that the waveform's spectrum needs; the exporter is tested with 18."""
+_CARD_FIELDS = {
+    "pretrain": ("cluster.algo", "cluster.k"),
+    "distill": ("pseudo.feature", "pseudo.k", "distill.alpha", "distill.beta", "distill.init"),
+    "finetune": ("eval.label_fraction", "eval.select"),
+}
+"""What a stage reads and its card shows, beside what all of them read."""
 _NO_RESULTS = ("stage", "run", "config_digest", "data_digest", "seed", "epochs", "k", "clips", "encoder")
 
 
@@ -41,18 +48,25 @@ class LogMelEncoder(nn.Module):
 
 
 class WaveformEncoder(nn.Module):
-    """(B, samples) at 16 kHz, as long as a training crop or longer -> (B, D)."""
+    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are followed by silence,
+    as in Embedder.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         """As LogMelEncoder."""
         super().__init__()
         self.inner, self.frontend = LogMelEncoder(embedder), embedder.config.frontend
-        self.unit_norm = embedder.unit_norm
+        self.unit_norm, self.shortest = embedder.unit_norm, embedder.cutting.shortest
 
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class."""
         scaled = unit_norm(waveform) if self.unit_norm else waveform
-        made: Tensor = self.inner(log_mel(scaled, self.frontend)[:, None])
+        samples = scaled.shape[1]
+        # a length of this form, unlike max(samples, shortest), is known to torch.export to be at least `shortest`
+        length = self.shortest + torch.sym_max(samples - self.shortest, 0)  # type: ignore[no-untyped-call]
+        place = torch.arange(length, device=scaled.device)
+        padded = torch.where(place < samples, scaled[:, place.clamp(max=samples - 1)], 0.0)
+        made: Tensor = self.inner(log_mel(padded, self.frontend)[:, None])
         return made
 
 
@@ -78,7 +92,9 @@ def export_graph(
 ) -> dict[str, Any]:
     """Writes one graph with any B and any T (or samples), weights inside: ONNX, or what torch.export.load reads.
 
-    The input is named `log_mel` or `waveform`, the output `embedding`. Returns facts for the screen.
+    The input is named `log_mel` or `waveform`, the output `embedding`. From waveforms of any length it gives what
+    Embedder gives (of EfficientNet-B0 up to PIECE_FRAMES frames); a log-mel is taken as it is, whatever its length.
+    Returns facts for the screen.
 
     Raises:
         UserError: no run there, `out` exists without `overwrite` or cannot be written, or a package is missing.
@@ -98,13 +114,15 @@ def export_graph(
         sizes: dict[int, Any] = {0: torch.export.Dim("clips"), 3: torch.export.Dim("frames", min=2 * stride)}
     else:
         module, example = WaveformEncoder(embedder), torch.zeros(2, shortest + 160)
-        sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=shortest)}
+        sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=1)}
     program = torch.export.export(module.eval(), (example,), dynamic_shapes=(sizes,), strict=False)
     name = given.replace("-", "_")
 
     def write(path: Path) -> None:
         if kind == "torch":
-            torch.export.save(program, path)
+            buffer = io.BytesIO()  # on a full disk torch's own writer ends the program
+            torch.export.save(program, buffer)
+            path.write_bytes(buffer.getbuffer())
         else:
             made = torch.onnx.export(
                 program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
@@ -119,7 +137,7 @@ def export_graph(
 
 
 def _published(out: Path, write: Callable[[Path], None]) -> None:
-    """`write` writes under a temporary name (with the same ending, which torch.export.save looks at)."""
+    """`write` writes under a temporary name."""
     partial = out.with_name(f".partial-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +145,7 @@ def _published(out: Path, write: Callable[[Path], None]) -> None:
         to_disk(partial)
         partial.replace(out)
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); free space, or name another place"
-        ) from error
+        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -155,15 +171,20 @@ def model_card(
         "encoder (digest)": embedder.digest,
         "written by": ", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items()),
     }
-    settings = ("cluster.algo", "cluster.k", "optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed")
+    fields = _CARD_FIELDS.get(recorded["stage"], ())  # another program's settings are not known
+    fields += ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed") if fields else ()
     measured = {name: value for name, value in _numbers(result) if name not in _NO_RESULTS}
     parts = [
         "---\nlibrary_name: unfused-fast\ntags: [audio, self-supervised-learning, audio-embeddings]\n---",
         f"# {title}",
-        "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast.",
+        "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
+        if fields
+        else f"An audio encoder, {recorded['stage']} by unfused-fast.",
         _table("what", "value", facts),
         "## Settings",
-        _table("field", "value", {name: values[name] for name in settings}) + "\n\nAll of them are in `config.json`.",
+        _table("field", "value", {name: values[name] for name in fields}) + "\n\nAll of them are in `config.json`."
+        if fields
+        else "Those of its training are not known.",
         "## Measured by the run",
         _table("what", "value", measured) if measured else "The run recorded no result.",
         "## Use",
@@ -193,4 +214,4 @@ def _result(run: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the stage again") from error
+        raise unreadable(path, error, "run the stage again") from error

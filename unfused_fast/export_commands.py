@@ -48,7 +48,7 @@ def export(
         return
     for facts in made:
         taken = f" from {facts['input']}" if "input" in facts else ""
-        typer.echo(escaped(f"{facts['out']}: embeddings of {facts['embedding_size']} features{taken}"))
+        print(escaped(f"{facts['out']}: embeddings of {facts['embedding_size']} features{taken}"))
 
 
 def import_(
@@ -70,4 +70,4 @@ def import_(
         print_json(facts)
         return
     without = f"; left out: {', '.join(facts['left_out'])}" if facts["left_out"] else ""
-    typer.echo(escaped(f"{folder}: an encoder of {facts['embedding_size']} features{without}"))
+    print(escaped(f"{folder}: an encoder of {facts['embedding_size']} features{without}"))

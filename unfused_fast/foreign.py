@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unfused_fast.config import Config
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.model import AudioNTT
 from unfused_fast.model_folder import encoder_digest, write_model_folder
 from unfused_fast.settings import flatten, with_values
@@ -95,7 +95,7 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise UserError(
-            f"{checkpoint}: cannot be read as a file of torch.save ({escaped(str(error))[:160]}); name another file"
+            f"{checkpoint}: cannot be read as a file of torch.save ({escaped(cause(error))[:160]}); name another file"
         ) from error
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]

@@ -147,7 +147,7 @@ def _finished(folder: Path, shards: ShardSet) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        result = dict(json.loads(path.read_text()))
+        result = dict(json.loads(path.read_text(encoding="utf-8")))
         digest = result["data_digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete {folder} to run it again") from error
@@ -223,7 +223,7 @@ def _claim(out: Path, request: dict[str, Any], overwrite: bool) -> None:
     path = out / REQUEST
     try:
         if path.is_file() and not overwrite:
-            recorded = json.loads(path.read_text())
+            recorded = json.loads(path.read_text(encoding="utf-8"))
             if names := _differing(recorded, request):
                 raise UserError(
                     f"{out}: it was begun with other settings: {'; '.join(names[:4])}; give the same ones to go on, "

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unfused_fast.checkpoint import load_network, write_json
+from unfused_fast.checkpoint import load_network, read_tensors, write_json, write_tensors
 from unfused_fast.config import Config
 from unfused_fast.efficientnet import EfficientNetB0
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.model import AudioNTT, build_encoder
 from unfused_fast.settings import from_flat
 from unfused_fast.shards.building import to_disk
@@ -72,7 +71,7 @@ def write_model_folder(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(tensors, partial / WEIGHTS, {"format": "pt"})
+        write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
         to_disk(partial / WEIGHTS)
         write_json(partial / "config.json", dict(description))
         if card is not None:
@@ -88,7 +87,7 @@ def write_model_folder(
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{given}: cannot be written ({error}); free space, or name another place") from error
+        raise UserError(f"{given}: cannot be written ({cause(error)}); free space, or name another place") from error
 
 
 def _refuse_others(folder: Path, title: Path) -> None:
@@ -110,9 +109,9 @@ def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config
     try:
         config = from_flat(recorded["config"])
         network = build_encoder(config)
-        load_network(network, load_file(folder / WEIGHTS))
+        load_network(network, read_tensors(folder / WEIGHTS))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); export the run again") from error
+        raise unreadable(folder / WEIGHTS, error, "export the run again") from error
     return config, network

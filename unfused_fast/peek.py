@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from unfused_fast.audio import log_mel
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 from unfused_fast.plots import plot_log_mels
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ, decode_clip, encode_clip
 from unfused_fast.shards.shard_files import KEY_DIGITS, clip_key, index_path, read_index, read_members
@@ -91,7 +91,7 @@ def write_sheet(path: Path, clips: Sequence[PeekClip], title: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         plot_log_mels(path, pictures, title)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no format of a picture
-        raise UserError(f"{path}: the sheet cannot be written ({error}); name a .png with --out") from error
+        raise UserError(f"{path}: the sheet cannot be written ({cause(error)}); name a .png with --out") from error
 
 
 def write_clips(folder: Path, clips: Sequence[PeekClip]) -> list[Path]:
@@ -104,7 +104,7 @@ def write_clips(folder: Path, clips: Sequence[PeekClip]) -> list[Path]:
             written.append(folder / name)
             written[-1].write_bytes(encode_clip(clip.pcm, "wav"))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written, {error.strerror}; name another folder") from error
+        raise UserError(f"{folder}: cannot be written ({cause(error)}); name another folder") from error
     return written
 
 

@@ -127,20 +127,20 @@ def _print(made: Plan) -> None:
         if summed:
             rows.append([where, "sum", f"{sum(sizes.values()):,}", gigabytes(sum(sizes.values()))])
     stdout_console().print(terminal_table(title, ["where", "what", "bytes", ""], rows))
-    typer.echo(f"--data {made.store}: {made.why}")
+    print(f"--data {made.store}: {made.why}")
     for trouble in made.troubles:
-        typer.echo(trouble)
-    typer.echo(f"rates: {made.basis}; {made.flops_per_clip / 1e9:.2f} GFLOP a clip")
+        print(trouble)
+    print(f"rates: {made.basis}; {made.flops_per_clip / 1e9:.2f} GFLOP a clip")
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.epoch.items())
     bound = "at least " if made.unknown else ""
     where = f"{made.devices} devices" if made.devices > 1 else "one device"
-    typer.echo(f"an epoch on {where}: {bound}{_duration(made.epoch_seconds)} ({parts})")
+    print(f"an epoch on {where}: {bound}{_duration(made.epoch_seconds)} ({parts})")
     if made.floor_seconds is not None:
-        typer.echo(f"at the full peaks of the data sheet, which no program reaches: {_duration(made.floor_seconds)}")
+        print(f"at the full peaks of the data sheet, which no program reaches: {_duration(made.floor_seconds)}")
     once = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.once.items()) or "nothing"
-    typer.echo(f"the run: {bound}{made.hours:,.2f} hours, of which once: {once}")
+    print(f"the run: {bound}{made.hours:,.2f} hours, of which once: {once}")
     if made.unknown:
-        typer.echo(f"not in these times, as these rates do not tell it: {'; '.join(made.unknown)}")
+        print(f"not in these times, as these rates do not tell it: {'; '.join(made.unknown)}")
 
 
 def _duration(seconds: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from unfused_fast.console import console
 
 
 def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Any, Any]:
@@ -16,15 +19,53 @@ def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Any, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _save(figure: Any, path: Path, dpi: int) -> None:
+    """Writes a figure. Characters that the usual font lacks come from fonts of this machine that have them; what none
+    has is drawn as boxes, and a line says so.
+    """
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    fonts, lacking = _fonts_for({char for text in texts for char in text.get_text() if not char.isspace()})
+    for text in texts if fonts else ():
+        text.set_fontfamily(["sans-serif", *fonts])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(path, dpi=dpi)
+    if lacking:
+        console.print(
+            f"{path}: no font here has {len(lacking)} of the characters ({''.join(sorted(lacking)[:8])}), which are "
+            "drawn as boxes; install one that has them, such as Noto Sans CJK",
+            style="yellow",
+        )
+
+
+def _fonts_for(chars: set[str]) -> tuple[list[str], set[str]]:
+    """Families that have the characters which the usual font lacks, and the characters that none has."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    usual = get_font(findfont(FontProperties())).get_charmap()
+    found, lacking = list[str](), {char for char in chars if ord(char) not in usual}
+    for entry in fontManager.ttflist if lacking else ():
+        try:
+            covered = {char for char in lacking if ord(char) in get_font(entry.fname).get_charmap()}
+        except (OSError, RuntimeError):  # a file that FreeType does not take
+            continue
+        if covered and not entry.name.startswith("Last Resort"):
+            found.append(entry.name)
+            lacking = lacking - covered
+    return found, lacking
+
+
 def _draw_confusion(axes: Any, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
     shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("class")
     if len(names) <= 40:
-        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize=7)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     if len(names) <= 15:
         for row, counts in enumerate(confusion):
             for column, count in enumerate(counts):
@@ -51,7 +92,7 @@ def plot_confusions(path: Path, matrices: Sequence[tuple[str, Sequence[Sequence[
     figure, axes = _figure(len(matrices), 1, size, size)
     for cell, (title, confusion, names) in zip(axes[0], matrices, strict=True):
         _draw_confusion(cell, confusion, names, title)
-    figure.savefig(path, dpi=130)
+    _save(figure, path, 130)
 
 
 def plot_curves(
@@ -69,7 +110,7 @@ def plot_curves(
         cell.grid(alpha=0.3)
         if len(runs) > 1:
             cell.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    _save(figure, path, 130)
 
 
 def plot_errors(
@@ -89,7 +130,7 @@ def plot_errors(
     axes.set_xlabel(label)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    _save(figure, path, 130)
 
 
 def plot_cluster_sizes(path: Path, counts: Sequence[int], title: str) -> None:
@@ -111,7 +152,7 @@ def plot_cluster_sizes(path: Path, counts: Sequence[int], title: str) -> None:
         parse_math=False,
     )
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, float, Any]]]], title: str) -> None:
@@ -119,7 +160,7 @@ def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, f
     columns = max(len(clips) for _, clips in classes)
     figure, axes = _figure(columns, len(classes), 3.2, 1.6)
     for row, (label, clips) in enumerate(classes):
-        axes[row][0].set_ylabel(_shortened(label, 22), fontsize=9)
+        axes[row][0].set_ylabel(_shortened(label, 22), fontsize=9, parse_math=False)
         for column, cell in enumerate(axes[row]):
             if column >= len(clips):
                 cell.set_visible(False)
@@ -141,7 +182,7 @@ def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, f
             cell.tick_params(labelsize=6)
     figure.suptitle(title, fontsize=10, parse_math=False)
     figure.supxlabel("seconds; upwards: mel bins", fontsize=8)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
 
 
 def _shortened(text: str, length: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, unreadable
 from unfused_fast.reading import read_json
 
 COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
@@ -55,7 +55,7 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             try:
                 result = read_json(file)
             except (OSError, ValueError) as error:
-                raise UserError(f"{file}: cannot be read ({error}); run the stage again") from error
+                raise unreadable(file, error, "run the stage again") from error
             if not isinstance(result, dict) or "stage" not in result:
                 raise UserError(f"{file}: not the result of a run of unfused-fast; name the run directories one by one")
             if wrong := [name for name in KINDS if not _is_kind(result, name)]:

@@ -19,7 +19,7 @@ import torch
 
 from unfused_fast.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.config import Config
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.reading import read_json
 from unfused_fast.run_description import config_digest, device_name, read_description, versions
 from unfused_fast.run_differences import differences, in_words, order_of_batches
@@ -147,7 +147,7 @@ class Run:
                 path.unlink()
             write_json(self.out / DESCRIPTION, {**self._description, **self._resumed_with})
         except OSError as error:
-            raise UserError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+            raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
 
     def _clear(self) -> None:
         """The description goes last: what is left by a kill before is still known as a run."""
@@ -171,7 +171,7 @@ class Run:
         try:
             return dict(read_json(path))
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete it, and give the same command again") from error
+            raise unreadable(path, error, "delete it, and give the same command again") from error
 
     def load(
         self, fault: Callable[[dict[str, Any]], str | None] | None = None
@@ -204,7 +204,7 @@ class Run:
     def last_logged(self) -> dict[str, Any]:
         """The numbers of the last epoch in log.jsonl; none where it is empty."""
         log = self.out / "log.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return dict(json.loads(lines[-1])) if lines else {}
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class Run:
         log = self.out / "log.jsonl"
         size = log.stat().st_size if log.exists() else 0
         try:
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 file.writelines(self._unwritten)
             self._unwritten.clear()
             if self._board is None:
@@ -231,9 +231,8 @@ class Run:
             self._board = None  # its thread has ended; the next line begins another file
             self._tell_unlogged(error)
 
-    def _tell_unlogged(self, error: BaseException | None) -> None:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        console.print(f"not logged, training goes on: {self.out}: {reason}", style="yellow")
+    def _tell_unlogged(self, error: BaseException) -> None:
+        console.print(f"not logged, training goes on: {self.out}: {cause(error)}", style="yellow")
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Writes result.json and says where the run is."""

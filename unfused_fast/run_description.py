@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, unreadable
 from unfused_fast.reading import is_number, read_json
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
@@ -26,7 +26,7 @@ def read_description(run: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name another directory, or train again") from error
+        raise unreadable(path, error, "name another directory, or train again") from error
     if not isinstance(value, dict) or not {"stage", "config", "shards", "inputs", "log_mel"} <= set(value):
         raise UserError(f"{path}: it is not that of a run of unfused-fast; name another directory")
     kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}

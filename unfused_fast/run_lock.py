@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from unfused_fast.console import console
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 
 LOCK = "run.lock"
 """Name of the file that is locked; it holds the process and host, and is there while they are at work."""
@@ -32,7 +32,7 @@ class RunLock:
             try:
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
-                raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+                raise UserError(f"{self.path}: cannot be written ({cause(error)}); choose another --out") from error
             self._lock(file)
             if not self._still_there(file):
                 os.close(file)

@@ -85,7 +85,7 @@ class RunPool:
         path = out / "result.json"
         if path.is_file():
             try:
-                return PooledRun(out, digest, dict(json.loads(path.read_text())))
+                return PooledRun(out, digest, dict(json.loads(path.read_text(encoding="utf-8"))))
             except (OSError, ValueError, TypeError) as error:
                 raise UserError(f"{path}: cannot be read ({error}); delete {out} to run it again") from error
         if out.exists() and not (out / "config.json").exists():  # killed before it was a run

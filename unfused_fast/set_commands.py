@@ -30,10 +30,13 @@ def check(
     """
     from unfused_fast.shards.check import check as checked
     from unfused_fast.shards.places import place_title
+    from unfused_fast.shards.table import MANIFEST, read_manifest
 
-    started = time.perf_counter()
+    started, folder = time.perf_counter(), local_shards(shards)
+    if not (folder / MANIFEST).exists():
+        read_manifest(folder)  # says what is there instead
     with bar("checking", "damaged") as advance:
-        found = checked(local_shards(shards), every_clip=every_clip, workers=workers, progress=advance)
+        found = checked(folder, every_clip=every_clip, workers=workers, progress=advance)
     if as_json:
         print_json(
             {
@@ -46,11 +49,11 @@ def check(
         )
     else:
         for finding in found.corrupt:
-            typer.echo(escaped(finding.message))
+            print(escaped(finding.message))
         for finding in found.warnings:
-            typer.echo(escaped(f"warning: {finding.message}"))
+            print(escaped(f"warning: {finding.message}"))
         if not found.corrupt:
-            typer.echo(f"{place_title(shards)}: all shards are as they were written, {found.clips} clips")
+            print(f"{place_title(shards)}: all shards are as they were written, {found.clips} clips")
     if found.corrupt:
         raise typer.Exit(1)
 
@@ -81,6 +84,6 @@ def peek(
     columns = ("split", "label", "clips", "seconds", "shortest", "median", "longest")
     rows = [[cell if isinstance(cell := row[name], str) else f"{cell:,.6g}" for name in columns] for row in table]
     stdout_console().print(terminal_table(name, columns, rows))
-    typer.echo(f"log-mels of {len(chosen)} clips: {out}")
+    print(f"log-mels of {len(chosen)} clips: {out}")
     if play_to is not None:
-        typer.echo(f"{len(written)} clips to listen to: {play_to}")
+        print(f"{len(written)} clips to listen to: {play_to}")

@@ -15,6 +15,7 @@ import itertools
 import textwrap
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -260,6 +261,21 @@ def _parse(value: Any, wanted: Any, name: str) -> Any:
     meant = f"; did you mean {near[0]}?" if near else ""
     shown = text if len(text := str(value)) <= 80 else f"{text[:77]}..."
     raise UserError(f"--set {name}={shown}: want {describe_type(wanted)}{meant}")
+
+
+def chosen_fields(names: Sequence[str]) -> set[str]:
+    """Dotted names of the fields that `names`, each a field or a section, mean; of all fields where there are none.
+    Raises UserError for what is neither.
+    """
+    known = [*flatten(Config())]
+    chosen = set[str](() if names else known)
+    for name in names:
+        found = {field for field in known if field == name or field.startswith(f"{name}.")}
+        if not found:
+            sections = ", ".join(dict.fromkeys(field.partition(".")[0] for field in known))
+            raise UserError(f"{name}: neither a field nor a section; sections are: {sections}{_meant(name)}")
+        chosen |= found
+    return chosen
 
 
 def _meant(name: str) -> str:

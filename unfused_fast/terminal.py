@@ -4,22 +4,24 @@ heavy.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from unfused_fast.config_audio import Store
 from unfused_fast.errors import UserError, escaped
+from unfused_fast.exits import INTERRUPTED, UsageError, end, end_of_usage
 from unfused_fast.launch import place_of
-from unfused_fast.launcher import last_words, start_devices
+from unfused_fast.launcher import start_devices
 from unfused_fast.names import PresetName, Stage
 from unfused_fast.ray_launcher import start_on_ray
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
     from unfused_fast.config import Config
     from unfused_fast.training import Options
-
-USER_ERROR, USAGE_ERROR, FAULT, INTERRUPTED = 1, 2, 70, 130
 
 Shards = Annotated[
     str,
@@ -205,7 +205,8 @@ def start_processes(devices: int | None, device: str, engine: Literal["local", "
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=not in_unicode))
 
 
 def stdout_console() -> Console:
@@ -222,14 +223,20 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
         print_json(result)
         return
     shown = ("valid", "test", "loss", "k", "clips_per_second", "seconds", "run")
-    print(
-        "  ".join(
-            f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
-            for name in shown
-            if result.get(name) is not None
-        )
+    numbers = (
+        f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
+        for name in shown
+        if result.get(name) is not None
     )
-    print(closing)
+    print(escaped("  ".join(numbers)))
+    print(escaped(closing))
+
+
+def next_command(*arguments: object) -> str:
+    """The line that says what to type next: quoted for a shell, and URLs without what may be secret."""
+    from unfused_fast.shards.places import place_title
+
+    return f"next: unfused-fast {shlex.join(place_title(str(argument)) for argument in arguments)}"
 
 
 @contextmanager
@@ -259,7 +266,7 @@ def local_shards(shards: str) -> Path:
         return local_set(shards, say=console.print, progress=advance)
 
 
-def run_app(app: Callable[[], Any]) -> None:
+def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
     """Runs the command line; ends with one sentence and an exit code instead of a traceback, unless --debug is
     given.
     """
@@ -268,48 +275,17 @@ def run_app(app: Callable[[], Any]) -> None:
         *(["--debug"] if "--debug" in sys.argv[1:] else []),
         *(item for item in sys.argv[1:] if item != "--debug"),
     ]
+    if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+    except UsageError as error:
+        end_of_usage(error)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _end(error)
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
+        end(error)
+    else:
+        if code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
             print("interrupted", file=sys.stderr)
-        if ended.code == USAGE_ERROR:
-            for name in sys.argv[1:]:
-                if name.startswith("-") and Path(name).exists():
-                    print(
-                        f"{escaped(name)} is a file here, but reads as an option: write ./{escaped(name)}, or ./* for "
-                        "all files",
-                        file=sys.stderr,
-                    )
-                    break
-        raise
-
-
-def _end(error: Exception) -> None:
-    last_words(f"error: {error}")
-    if isinstance(error, UserError):
-        if type(error).__name__ != "SaidElsewhere":
-            lines = "\n".join(map(escaped, str(error).split("\n")))
-            print(f"error: {lines}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    if type(error).__name__ == "Interrupted":
-        print(error, file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(USER_ERROR)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        print(
-            f"error: the disk is full ({error.filename or error.strerror}); free space, then go on with --resume",
-            file=sys.stderr,
-        )
-        sys.exit(USER_ERROR)
-    print(
-        f"error: {type(error).__name__}: {error} (this is a fault of unfused-fast; --debug shows where)",
-        file=sys.stderr,
-    )
-    sys.exit(FAULT)
+        sys.exit(code or 0)

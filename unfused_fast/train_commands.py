@@ -28,6 +28,7 @@ from unfused_fast.terminal import (
     SkipBad,
     Timeout,
     local_shards,
+    next_command,
     print_json,
     print_result,
     run_options,
@@ -82,7 +83,7 @@ def train_pretrain(
     with options.ranks:
         result = pretrain(config, open_shards(local_shards(shards)), out, options)
     if options.ranks.leads:
-        print_result(result, as_json, f"next: unfused-fast train distill SHARDS --teacher {out} --out RUN2")
+        print_result(result, as_json, next_command("train", "distill", shards, "--teacher", out, "--out", "RUN2"))
 
 
 @train_app.command("distill")
@@ -119,7 +120,7 @@ def train_distill(
     with options.ranks:
         result = distill(config, open_shards(local_shards(shards)), teacher, out, options)
     if options.ranks.leads:
-        print_result(result, as_json, f"next: unfused-fast train linear {shards} --encoder {out} --out RUN3")
+        print_result(result, as_json, next_command("train", "linear", shards, "--encoder", out, "--out", "RUN3"))
 
 
 @train_app.command("linear")
@@ -259,8 +260,6 @@ def train_everything(
     stdout_console().print(
         terminal_table(f"linear evaluation on {verdict['task']}", ["encoder", "valid", "test"], rows)
     )
-    typer.echo(f"keep {verdict['keep']}: {verdict['encoder']}")
+    print(f"keep {verdict['keep']}: {verdict['encoder']}")
     if not verdict["beats_random"]:
-        typer.echo(
-            "but it does not beat a random encoder on validation: the set may be too small, or training too short"
-        )
+        print("but it does not beat a random encoder on validation: the set may be too small, or training too short")

@@ -15,6 +15,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.model import Pool
 from unfused_fast.shards.audio_files import decode_piece, probe
 from unfused_fast.shards.reasons import Rejected
+from unfused_fast.waveforms import check_batch
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -65,6 +66,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """(N, D) float32. Raises UserError: not fitted, a file that cannot be used, or what Embedder.embed refuses."""
         if not hasattr(self, "embedder_"):
             raise UserError("UnfusedEmbedder is not fitted; call fit first, which loads the encoder")
+        check_batch(X)
         clips, rows = iter(X), list[NDArray[np.float32]]()
         while some := list(islice(clips, self.batch_size)):
             rows.append(self._embedded(some))

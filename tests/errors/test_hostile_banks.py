@@ -32,7 +32,7 @@ def all_refuse(cli: Cli, generation: Path, tmp_path: Path, *parts: object) -> No
         info = cli("bank", "info", generation, "--verify")
         assert info.code == 1 and "Traceback" not in info.err and "error:" not in info.err, info.err
         assert all(str(part) in info.out.replace("\n", "") for part in parts), info.out
-        refused(cli("bank", "export", generation, out, "--format", "npz"), *parts)
+        refused(cli("bank", "export", generation, "--out", out), *parts)
         refused(cli("clusters", generation.parent.parent))
     assert not out.exists() and contents(generation.parent.parent) == before
 
