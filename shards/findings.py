@@ -45,6 +45,7 @@ class Kind(StrEnum):
     DURATION = "duration"
     PUBLISHED_COUNT = "published-count"
     CLIPPED = "clipped"
+    CONSTANT = "constant"
     QUIET = "quiet"
     DC_OFFSET = "dc-offset"
     NARROW_BAND = "narrow-band"

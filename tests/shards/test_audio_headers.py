@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from unfused_fast.shards import audio_files, mp3
-from unfused_fast.shards.audio_files import Probe, decode_piece, probe
+from unfused_fast.shards.audio_files import Probe, decode_samples, probe
 from unfused_fast.shards.reasons import Reason, Rejected
 
 Tone = Callable[..., NDArray[np.float64]]
@@ -22,7 +22,7 @@ Tone = Callable[..., NDArray[np.float64]]
 
 def _whole(path: Path) -> NDArray[np.int16]:
     found = probe(path)
-    return decode_piece(path, found.frames, 0, found.samples)
+    return decode_samples(path, found.frames, 0, found.samples)
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "OGG"])
@@ -155,7 +155,7 @@ def test_frames_are_counted_once_for_all_pieces(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(mp3, "_count", lambda data: calls.append(len(data)) or count(data))
     found = probe(tmp_path / "a.mp3")
     for start in range(0, 32000, 8000):
-        assert len(decode_piece(tmp_path / "a.mp3", found.frames, start, start + 8000)) == 8000
+        assert len(decode_samples(tmp_path / "a.mp3", found.frames, start, start + 8000)) == 8000
     assert len(calls) == 1
     assert probe(tmp_path / "b.mp3") == found and len(calls) == 2
 

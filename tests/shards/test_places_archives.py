@@ -26,7 +26,7 @@ from archive_files import (
 )
 
 from unfused_fast.shards import mp3, stores, tree
-from unfused_fast.shards.audio_files import decode_piece, probe
+from unfused_fast.shards.audio_files import decode_samples, probe
 from unfused_fast.shards.places import Place
 from unfused_fast.shards.reasons import Rejected
 from unfused_fast.shards.sources import source_rows
@@ -110,7 +110,7 @@ def test_every_format_decodes_as_from_disk(kind: str, tmp_path: Path, write_tone
 def _outcome(location: Path | Place, start: int, stop: int) -> object:
     try:
         probed = probe(location)
-        return probed, decode_piece(location, probed.frames, start, stop).tobytes()
+        return probed, decode_samples(location, probed.frames, start, stop).tobytes()
     except Rejected as rejected:
         return str(rejected)
 
