@@ -23,6 +23,7 @@ REST_BYTES = 1024
 MOST_PADDING_BYTES = 1 << 24
 """Most zeros behind the samples that are taken for padding."""
 AS_FILES = "save each as a file of its own"
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM")
 _PAGE_HEADER_BYTES = 27
 _NIST_HEADER_BYTES = 1024
 _LOGGED_BYTES = re.compile(
@@ -110,10 +111,10 @@ def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
     sound = _sound_chunk(file, head)
     if sound is None or sound.rest <= REST_BYTES:
         return None
-    if sound.rest_begins.startswith((b"RIFF", b"RF64", b"RIFX", b"FORM")):
+    if sound.rest_begins in _MAGICS:
         raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another follow the first; {AS_FILES}")
     wraps = (sound.there - sound.promised) >> 32
-    if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RIFX", b"RF64") and (not sound.promised or wraps):
+    if head[8:12] == b"WAVE" and (not sound.promised or wraps):
         stop = sound.start + sound.promised + (wraps << 32) if sound.promised else sound.start + sound.there
         # As a plain RIFF of unknown length libsndfile reads it to its end.
         magic = b"RIFF" if head[:4] == b"RF64" else head[:4]
@@ -129,7 +130,7 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     """Raises nothing: None where there is no such chunk."""
     kind = head[8:12]
     name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
-    if head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"FORM") or not name:
+    if head[:4] not in _MAGICS or not name:
         return None
     order: Literal["big", "little"] = "big" if head[:4] in (b"RIFX", b"FORM") else "little"
     end, place, long_size, padded = file.seek(0, io.SEEK_END), 12, 0, 0
@@ -145,7 +146,7 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
         if found is None and header[:4] == name:
             size = long_size if size == 0xFFFFFFFF and head[:4] == b"RF64" else size
             found = place + 8, size
-        elif place + 8 + size > end or (found is not None and not _is_name(header[:4])):
+        elif place + 8 + size > end or (found is not None and not _names_chunk(header[:4])):
             if not padded:
                 break
             place, padded = place - 1, 0  # where a writer left out the byte that makes a size even
@@ -162,8 +163,8 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     return _SoundChunk(*found, max(0, end - found[0]), rest, begins)
 
 
-def _is_name(name: bytes) -> bool:
-    return all(0x20 <= byte < 0x7F for byte in name)
+def _names_chunk(name: bytes) -> bool:
+    return name not in _MAGICS and all(0x20 <= byte < 0x7F for byte in name)
 
 
 def _all_zero(file: BinaryIO, size: int) -> bool:

@@ -95,7 +95,7 @@ def with_length(file: BinaryIO, frames: Frames) -> io.BytesIO:
         OverflowError: longer than LARGEST_BYTES.
     """
     if sum(stop - start for start, stop in frames.runs) > LARGEST_BYTES:
-        raise OverflowError(f"an MP3 whose first frame does not count the others, larger than {LARGEST_BYTES >> 20} MiB")
+        raise OverflowError(f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a true count of its frames; save it as FLAC")
     pieces = [_xing_frame(frames)]
     for start, stop in frames.runs:
         file.seek(start)

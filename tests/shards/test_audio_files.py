@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from unfused_fast.shards import audio_files
 from unfused_fast.shards.audio_files import decode_samples, probe, samples_16k
 from unfused_fast.shards.clip_codec import decode_clip, encode_clip
-from unfused_fast.shards.reasons import Rejected
 
 Tone = Callable[..., NDArray[np.float64]]
 
@@ -50,9 +49,9 @@ def test_stereo_sine_keeps_frequency_and_level(tmp_path: Path) -> None:
 def test_what_is_above_8_khz_is_gone(tmp_path: Path) -> None:
     time = np.arange(48000) / 48000
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 9500 * time), 48000, "PCM_24")
-    with pytest.raises(Rejected, match="silent"):  # but for the edges, which are cut off here
-        found = probe(tmp_path / "a.wav")
-        decode_samples(tmp_path / "a.wav", found.frames, 4000, 12000)
+    found = probe(tmp_path / "a.wav")
+    pcm = decode_samples(tmp_path / "a.wav", found.frames, 4000, 12000)
+    assert not pcm.any()  # but for the edges, which are cut off here
 
 
 def test_loud_float_is_clipped_not_wrapped(tmp_path: Path) -> None:

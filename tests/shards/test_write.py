@@ -141,11 +141,11 @@ def test_long_file_becomes_equal_pieces_of_one_group(tmp_path: Path, write_tone:
 
 def test_pieces_are_judged_one_by_one(tmp_path: Path, write_tone: Tone) -> None:
     signal = write_tone(4.0, 16000, 440)
-    signal[16000:32000] = 0.0
-    soundfile.write(tmp_path / "a.wav", signal, 16000)
+    signal[16000:32000] = np.nan
+    soundfile.write(tmp_path / "a.wav", signal, 16000, "FLOAT")
     result = _pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "out", max_seconds=1.0)
     assert result.packed == 3
-    assert _rejected(tmp_path / "out") == [("a.wav", "piece 2 of 4: silent: every sample is 0 at 16 bit")]
+    assert _rejected(tmp_path / "out") == [("a.wav", "piece 2 of 4: non-finite samples: NaN or infinite")]
 
 
 def test_shards_are_cut_by_clips_and_by_split(packed: ShardSet) -> None:
