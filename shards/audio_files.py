@@ -114,7 +114,18 @@ def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
     Raises:
         Rejected: as `probe`; or fewer samples than the header promised, or not finite.
     """
-    with open_audio(path, frames) as file:
+    file = open_audio(path, frames)
+    try:
+        return _decode_opened(file, frames, start, stop)
+    except Rejected as rejected:
+        if rejected.reason is not Reason.DAMAGED or not file.subtype.startswith("MPEG"):
+            raise
+    # Its header counts right, but libsndfile stumbles over rubbish between the frames: they are read alone.
+    return _decode_opened(open_audio(path), frames, start, stop)
+
+
+def _decode_opened(file: ForwardFile, frames: int, start: int, stop: int) -> Decoded:
+    with file:
         step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
         clipping = Clipping(file.subtype, file.channels)
         begins = range(start, stop, step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -86,6 +86,8 @@ def chained_streams(file: BinaryIO) -> int:
 class _SoundChunk:
     """Where the samples of a file in chunks (WAV, RF64, AIFF, SVX) lie."""
 
+    format: bytes
+    """Of RIFF and RF64, the chunk that says how the samples are coded, header included."""
     start: int
     promised: int
     """Bytes, by the chunk's header."""
@@ -107,33 +109,41 @@ def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
         Rejected: something else follows the samples that are promised.
     """
     file.seek(0)
-    head = file.read(12)
-    sound = _sound_chunk(file, head)
+    sound = _sound_chunk(file, file.read(12))
     if sound is None or sound.rest <= REST_BYTES:
         return None
     if sound.rest_begins in _MAGICS:
         raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another follow the first; {AS_FILES}")
     wraps = (sound.there - sound.promised) >> 32
-    if head[8:12] == b"WAVE" and (not sound.promised or wraps):
-        stop = sound.start + sound.promised + (wraps << 32) if sound.promised else sound.start + sound.there
-        # As a plain RIFF of unknown length libsndfile reads it to its end.
-        magic = b"RIFF" if head[:4] == b"RF64" else head[:4]
-        return io.BufferedReader(_Patched(file, {0: magic, sound.start - 4: b"\xff" * 4}, stop))
+    if sound.format and (wraps or not sound.promised):
+        size = sound.promised + (wraps << 32) if sound.promised else sound.there
+        return io.BufferedReader(_Spliced(_header(sound, size), file, sound.start, size))
     if not sound.promised:
         raise Rejected(Reason.NO_SAMPLES, f"its header promises none, but {sound.rest} bytes follow")
     raise Rejected(
-        Reason.DAMAGED, f"its header promises {sound.promised} bytes of samples, but {sound.rest} more bytes follow"
+        Reason.DAMAGED,
+        f"its header promises {sound.promised} bytes of samples, but {sound.rest} more bytes follow"
+        + ("; if they are sound, write it anew with: ffmpeg -ignore_length 1 -i IN OUT.wav" if sound.format else ""),
     )
 
 
+def _header(sound: _SoundChunk, size: int) -> bytes:
+    """The start of a WAV that ends behind `size` bytes of samples; of an RF64 where 32 bits do not hold the size."""
+    behind, most = len(sound.format) + 12 + size, b"\xff" * 4
+    if behind < 1 << 32:
+        return struct.pack("<4sI4s", b"RIFF", behind, b"WAVE") + sound.format + struct.pack("<4sI", b"data", size)
+    ds64 = struct.pack("<4sIQQQI", b"ds64", 28, behind + 36, size, 0, 0)
+    return b"RF64" + most + b"WAVE" + ds64 + sound.format + b"data" + most
+
+
 def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
-    """Raises nothing: None where there is no such chunk."""
+    """None where there is no such chunk."""
     kind = head[8:12]
     name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
     if head[:4] not in _MAGICS or not name:
         return None
     order: Literal["big", "little"] = "big" if head[:4] in (b"RIFX", b"FORM") else "little"
-    end, place, long_size, padded = file.seek(0, io.SEEK_END), 12, 0, 0
+    end, place, long_size, padded, coded = file.seek(0, io.SEEK_END), 12, 0, 0, b""
     found: tuple[int, int] | None = None
     while place + 8 <= end:
         file.seek(place)
@@ -143,6 +153,8 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
         size = int.from_bytes(header[4:8], order)
         if header[:4] == b"ds64":
             long_size = int.from_bytes(header[16:24], "little")
+        if header[:4] == b"fmt " and size <= REST_BYTES and found is None and order == "little":
+            coded = (header + file.read(size))[: 8 + size + (size & 1)]
         if found is None and header[:4] == name:
             size = long_size if size == 0xFFFFFFFF and head[:4] == b"RF64" else size
             found = place + 8, size
@@ -160,7 +172,7 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     begins = file.read(4)
     if found[1] and not any(begins) and _all_zero(file, rest):
         rest = 0
-    return _SoundChunk(*found, max(0, end - found[0]), rest, begins)
+    return _SoundChunk(coded, *found, max(0, end - found[0]), rest, begins)
 
 
 def _names_chunk(name: bytes) -> bool:
@@ -172,11 +184,12 @@ def _all_zero(file: BinaryIO, size: int) -> bool:
     return size <= MOST_PADDING_BYTES and not any(file.read(size))
 
 
-class _Patched(io.RawIOBase):
-    """A file in which some bytes read as others, and which ends earlier."""
+class _Spliced(io.RawIOBase):
+    """A header of its own before a part of a file."""
 
-    def __init__(self, file: io.BufferedReader, patches: Mapping[int, bytes], stop: int) -> None:
-        self._file, self._patches, self._stop, self._place = file, patches, stop, 0
+    def __init__(self, header: bytes, file: io.BufferedReader, start: int, size: int) -> None:
+        self._header, self._file, self._start, self._place = header, file, start, 0
+        self._stop = len(header) + size
 
     def readable(self) -> bool:
         return True
@@ -192,15 +205,14 @@ class _Patched(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        self._file.seek(self._place)
-        got = self._file.readinto(view[: max(0, self._stop - self._place)])
-        for place, new in self._patches.items():
-            for offset, byte in enumerate(new, place - self._place):
-                if 0 <= offset < got:
-                    view[offset] = byte
-        self._place += got
-        return got
+        wanted = min(len(memoryview(buffer).cast("B")), self._stop - self._place)
+        data = self._header[self._place : self._place + wanted] if wanted > 0 else b""
+        if not data and wanted > 0:
+            self._file.seek(self._place - len(self._header) + self._start)
+            data = self._file.read(wanted)
+        memoryview(buffer).cast("B")[: len(data)] = data
+        self._place += len(data)
+        return len(data)
 
     def close(self) -> None:
         if not self.closed:

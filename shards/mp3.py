@@ -95,7 +95,9 @@ def with_length(file: BinaryIO, frames: Frames) -> io.BytesIO:
         OverflowError: longer than LARGEST_BYTES.
     """
     if sum(stop - start for start, stop in frames.runs) > LARGEST_BYTES:
-        raise OverflowError(f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a true count of its frames; save it as FLAC")
+        raise OverflowError(
+            f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a true count of its frames; save it as FLAC"
+        )
     pieces = [_xing_frame(frames)]
     for start, stop in frames.runs:
         file.seek(start)
@@ -219,7 +221,9 @@ def _xing_frame(frames: Frames) -> bytes:
         for index in range(1, 15)
         if (size := _frame_bytes(header := plain + bytes((index << 4 | first[2] & 0x0C, first[3])))) >= _ROOM_BYTES
     )
-    frame = header.ljust(_tag_offset(header), b"\0") + b"Xing" + (1).to_bytes(4, "big") + frames.count.to_bytes(4, "big")
+    frame = (
+        header.ljust(_tag_offset(header), b"\0") + b"Xing" + (1).to_bytes(4, "big") + frames.count.to_bytes(4, "big")
+    )
     if delays := frames.delay << 12 | frames.padding:
         frame += b"LAME".ljust(_LAME_DELAYS, b"\0") + delays.to_bytes(3, "big")
     return frame.ljust(size, b"\0")

@@ -158,7 +158,9 @@ def _not_read(source: io.BufferedReader, location: Location, window: Window | No
     name = format_named(source.read(HEAD_BYTES))
     _check_window(window)
     if name is not None:
-        raise Rejected(Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; convert it with: ffmpeg -i IN OUT.flac")
+        raise Rejected(
+            Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; convert it with: ffmpeg -i IN OUT.flac"
+        )
     raise Rejected(Reason.NOT_AUDIO, message(error)) from error
 
 

@@ -24,7 +24,10 @@ _FORMATS = [
         (rb"\.RMF|\.ra\xfd", "RealAudio"),
         (rb"FLV\x01", "Flash video"),
         (rb"\x00\x00\x01[\xb3\xba]|\x47.{187}\x47", "MPEG video"),
-        (rb"RIFF.{4}WAVEfmt .{4}(?:[\x20\x45\x50\x64\xff]\x00|[\x60-\x63]\x01|\x8f\x02|[\x00\x01]\x20)", "a codec in WAV"),
+        (
+            rb"RIFF.{4}WAVEfmt .{4}(?:[\x20\x45\x50\x64\xff]\x00|[\x60-\x63]\x01|\x8f\x02|[\x00\x01]\x20)",
+            "a codec in WAV",
+        ),
         (rb"OggS.{24}Speex   ", "Speex"),
         (rb"OggS.{24}\x7fFLAC", "FLAC in Ogg"),
     )

@@ -38,7 +38,11 @@ def _rubbish() -> list[Case]:
         ("gzipped.wav", b"\x1f\x8b\x08\0" + random, "not audio"),
         ("film.wav", b"\0\0\0\x20ftypisom" + random, "unsupported format: MPEG-4"),
         ("matroska.wav", b"\x1aE\xdf\xa3" + random, "unsupported format: Matroska"),
-        ("windows media.wav", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + random, "unsupported format: Windows Media"),
+        (
+            "windows media.wav",
+            bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + random,
+            "unsupported format: Windows Media",
+        ),
         ("notes.mid", b"MThd\0\0\0\6\0\1\0\1\0\x60MTrk" + random, "not audio"),
         ("script.wav", b"#!/bin/sh\necho no\n", "not audio"),
         ("wav in text.wav", b"\n" + PLAIN, "not audio"),
