@@ -18,8 +18,8 @@ STREAMED_BYTES = 0x7F000000
 LAST_BYTES = 1 << 17
 """Where the last Ogg page is looked for: a page has 65307 bytes at most, and a tag may follow it. Source: RFC 3533."""
 REST_BYTES = 1024
-"""Most bytes behind the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds, at most
-30 ms of sound."""
+"""Most bytes behind the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds,
+at most 30 ms of sound."""
 MOST_PADDING_BYTES = 1 << 24
 """Most zeros behind the samples that are taken for padding."""
 AS_FILES = "save each as a file of its own"
@@ -102,8 +102,8 @@ class _SoundChunk:
 def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
     """The same WAV or RF64 with a header that promises all its samples, where it is sure that its own promises fewer.
 
-    That is so where it promises none, because the recorder died, and where the file has more than 4 GB, which its 32 bits
-    cannot say. None: libsndfile may open the file as it is. The file is closed with what is given.
+    That is so where it promises none, because the recorder died, and where the file has more than 4 GB, which its 32
+    bits cannot say. None: libsndfile may open the file as it is. The file is closed with what is given.
 
     Raises:
         Rejected: something else follows the samples that are promised.

@@ -1,5 +1,7 @@
-"""What a recording suffers from: clipping, measured at its own rate while it is packed, because resampling hides it; and,
-measured on PCM16 at 16 kHz, silence, DC offset, a narrow band.
+"""What a recording suffers from: clipping, silence, DC offset, a narrow band.
+
+Clipping is measured at the file's own rate while it is packed, because resampling hides it; the others on PCM16 at
+16 kHz.
 
 Ours, all thresholds: chosen so that each fault is found where it is audible, and clean speech, music and noise pass.
 """

@@ -1,9 +1,9 @@
 """MP3 files: how many frames there are, and the file behind a header that says so.
 
-libsndfile takes the length from the first frame (Xing, Info), or guesses it by the first frame's bit rate, and takes that
-for the end: where the header is wrong or missing, or files were joined, most of the audio is lost without a word.
-Ours: all frame headers are counted, which costs a few percent of decoding; where the count is not libsndfile's, the frames
-are read from memory behind a Xing frame with the true count.
+libsndfile takes the length from the first frame (Xing, Info), or guesses it by the first frame's bit rate, and ends
+there: where the header is wrong or missing, or files were joined, most of the audio is lost without a word. Ours: all
+frame headers are counted, which costs a few percent of decoding; where the count is not libsndfile's, the frames are
+read from memory behind a Xing frame with the true count.
 """
 
 from __future__ import annotations

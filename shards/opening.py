@@ -20,7 +20,7 @@ from unfused_fast.shards.stores import Window, open_place
 LONGEST_NAME = 1000
 """Bytes. libsndfile refuses names of 1024 and more."""
 MP3_SLACK_FRAMES = 4 * 1152
-"""A header of MP3 may promise so many more samples than the file holds: encoders pad by up to two frames at each end."""
+"""A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -97,15 +97,15 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         raise Rejected(Reason.UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
     if window is not None:
         window.raises = False
-    by_name = isinstance(location, Path)
+    path = location if isinstance(location, Path) else None
     try:
         if not source.seek(0, io.SEEK_END):
             raise Rejected(Reason.EMPTY)
         if (whole := endings.with_its_end(source)) is not None:
-            source, by_name = whole, False
+            source, path = whole, None
         source.seek(0)
         try:
-            file = ForwardFile(_name(location, source.fileno()) if by_name else source, window)
+            file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
         except soundfile.SoundFileError as error:
             return _not_read(source, location, window, error)
         if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
@@ -124,7 +124,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
     except TypeError as error:  # by its ending python-soundfile takes it for headerless samples
         raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
     finally:
-        if by_name:
+        if path is not None:
             source.close()
 
 

@@ -45,13 +45,13 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 _DIGESTED = ["clip_id", "split", "label", "labels", "group", "fold", "samples", "source", "sha256"]
 CLIPS_SCHEMA = pa.schema(_COLUMNS)
-"""label: index into Manifest.label_names, or NO_LABEL where a clip has none or the set is multi-label. labels: all of a
-clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a split.
-fold: the published cross-validation fold, or null. seconds = samples / 16000. constant: whether all samples are alike, as
-in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale. file_rate_hz,
-file_channels: of the file. source: the file, relative to the source that was packed. sha256: hex, of the little-endian
-PCM16. stored_sha256: hex, of the audio member's bytes: FLAC of one encoder is not that of another, so the digest of a set
-leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded."""
+"""label: index into Manifest.label_names, or NO_LABEL where a clip has none or the set is multi-label. labels: all of
+a clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a
+split. fold: the published cross-validation fold, or null. seconds = samples / 16000. constant: whether all samples are
+alike, as in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale.
+file_rate_hz, file_channels: of the file. source: the file, relative to the source that was packed. sha256: hex, of the
+little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC of one encoder is not that of another, so
+the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded."""
 DONE_SCHEMA = pa.schema({name: _COLUMNS[name] for name in _COLUMNS if name not in ("clip_id", "key")})
 """What is known of the clips of a shard before they are numbered."""
 

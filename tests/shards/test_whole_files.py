@@ -165,7 +165,8 @@ def test_mp3_in_wav(tmp_path: Path, mode: str, rate: int) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(f"WAV {name}" for name in "PCM_U8 PCM_24 ULAW ALAW IMA_ADPCM MS_ADPCM GSM610 G721_32 NMS_ADPCM_16".split()),
+        *("WAV PCM_U8", "WAV PCM_24", "WAV ULAW", "WAV ALAW", "WAV IMA_ADPCM", "WAV MS_ADPCM", "WAV GSM610"),
+        *("WAV G721_32", "WAV NMS_ADPCM_16"),
         *("AIFF IMA_ADPCM", "AIFF GSM610", "AIFF DWVW_16", "AIFF ULAW", "W64 MS_ADPCM", "W64 GSM610", "CAF ALAC_16"),
         *("AU G723_24", "SVX PCM_16", "WAVEX PCM_16", "RF64 PCM_16", "OGG OPUS", "OGG VORBIS", "FLAC PCM_16"),
     ],
@@ -261,7 +262,7 @@ def test_what_a_header_leaves_out_is_named(tmp_path: Path, name: str) -> None:
 
 def test_an_empty_data_chunk_before_another_holds_no_samples(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(_riff(FMT, _chunk(b"data", b""), LIST))
-    with pytest.raises(Rejected, match="^no samples"):
+    with pytest.raises(Rejected, match=r"^no samples"):
         probe(tmp_path / "a.wav")
 
 

@@ -141,7 +141,7 @@ def test_long_file_becomes_equal_pieces_of_one_group(tmp_path: Path, write_tone:
 
 def test_pieces_are_judged_one_by_one(tmp_path: Path, write_tone: Tone) -> None:
     signal = write_tone(4.0, 16000, 440)
-    signal[16000:32000] = np.nan
+    signal[20000:28000] = np.nan
     soundfile.write(tmp_path / "a.wav", signal, 16000, "FLOAT")
     result = _pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "out", max_seconds=1.0)
     assert result.packed == 3
@@ -271,7 +271,7 @@ def test_tar_has_nothing_of_this_machine(packed: ShardSet) -> None:
 def test_nothing_usable(mixed: Any, tmp_path: Path) -> None:
     rows = [row for row in source_rows(mixed.folder) if row.source in mixed.bad]
     with pytest.raises(
-        UserError, match=r"14 files, none of them usable: 4 truncated or damaged, .*for example click\.wav"
+        UserError, match=r"12 files, none of them usable: 4 truncated or damaged, .*for example click\.wav"
     ):
         _pack(rows, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
