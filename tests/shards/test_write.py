@@ -268,6 +268,15 @@ def test_tar_has_nothing_of_this_machine(packed: ShardSet) -> None:
 # What is refused
 
 
+def test_files_mixed_down_and_resampled_are_counted(mixed: Any, tmp_path: Path) -> None:
+    rows = [row for row in source_rows(mixed.folder) if row.source in mixed.good]
+    result = _pack(rows, tmp_path / "out", max_seconds=1.0)
+    assert result.packed > len(mixed.good)  # some are cut: files are counted, not clips
+    infos = [soundfile.info(mixed.folder / name) for name in mixed.good]
+    assert result.files_where("file_channels", 1) == (sum(info.channels > 1 for info in infos), len(infos))
+    assert result.files_where("file_rate_hz", 16000) == (sum(info.samplerate != 16000 for info in infos), len(infos))
+
+
 def test_nothing_usable(mixed: Any, tmp_path: Path) -> None:
     rows = [row for row in source_rows(mixed.folder) if row.source in mixed.bad]
     with pytest.raises(
