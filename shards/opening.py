@@ -19,6 +19,8 @@ from unfused_fast.shards.stores import Window, open_place
 
 LONGEST_NAME = 1000
 """Bytes. libsndfile refuses names of 1024 and more."""
+UNSUPPORTED_ENCODING = 4
+"""libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
 MP3_SLACK_FRAMES = 4 * 1152
 """A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
 
@@ -156,6 +158,8 @@ def _not_read(source: io.BufferedReader, location: Location, window: Window | No
         return _counted_mp3(source, counted, window)
     source.seek(mp3.behind_tags(source))
     name = format_named(source.read(HEAD_BYTES))
+    if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
+        name = "a codec in a format of libsndfile's"
     _check_window(window)
     if name is not None:
         raise Rejected(
