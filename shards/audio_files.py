@@ -1,4 +1,4 @@
-"""Any audio file -> 16 kHz mono PCM16, or the reason why not.
+"""Any audio file -> 16 kHz mono PCM16, or the reason why not.   C channels.
 
 A file's signal at 16 kHz has `samples_16k(frames, rate)` samples; a piece of it is [start, stop) in these samples.
 `frames` are samples per channel at the file's own rate.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from unfused_fast.shards import endings
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.opening import ForwardFile, message, open_audio
+from unfused_fast.shards.measures import Clipping
+from unfused_fast.shards.opening import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
 from unfused_fast.shards.places import Location, Place
 from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.stores import open_place
@@ -30,8 +32,6 @@ MARGIN_SAMPLES = 512
 file's signal to 2e-7 at rates from 100 Hz to 192 kHz."""
 HEADER_SLACK_FRAMES = 64
 """A header may promise this much more than the file holds: some writers count the header's bytes as audio."""
-MP3_SLACK_FRAMES = 4 * 1152
-"""The same for MP3, whose encoders pad by up to two frames at each end."""
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
 """Sample rates that are resampled. Ours: a slower signal holds nothing to hear, no converter samples audio faster, and
 for a broken header's 2 GHz soxr prepares for seconds a file."""
@@ -87,15 +87,25 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
     return Probe(frames, rate_hz)
 
 
-def decode_piece(path: Location, frames: int, start: int, stop: int) -> NDArray[np.int16]:
-    """As decode_samples. Raises Rejected for a constant piece too."""
-    pcm = decode_samples(path, frames, start, stop)
-    if pcm.min() == pcm.max():
-        raise Rejected(Reason.SILENT, f"every sample is {int(pcm[0])} at 16 bit")
-    return pcm
+class Decoded(NamedTuple):
+    """A piece of a file, and what only the file itself tells of it."""
+
+    pcm: NDArray[np.int16]
+    """At 16 kHz, one channel."""
+    clipped_share: float
+    """Of its samples at the file's own rate, those that are clipped, in the channel that has most of them."""
+    rate_hz: int
+    """Of the file."""
+    channels: int
+    """Of the file."""
 
 
 def decode_samples(path: Location, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+    """The samples of decode_piece."""
+    return decode_piece(path, frames, start, stop).pcm
+
+
+def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
     """One piece of a file: the mean of its channels at 16 kHz, rounded to 16 bit and clipped -> (stop - start,).
 
     Only the piece and `MARGIN_SAMPLES` around it are read, in spans of `SPAN_FRAMES`; of a file that cannot be sought,
@@ -104,30 +114,44 @@ def decode_samples(path: Location, frames: int, start: int, stop: int) -> NDArra
     Raises:
         Rejected: as `probe`; or fewer samples than the header promised, or not finite.
     """
-    with open_audio(path) as file:
+    file = open_audio(path, frames)
+    try:
+        return _decode_opened(file, frames, start, stop)
+    except Rejected as rejected:
+        if rejected.reason is not Reason.DAMAGED or not file.subtype.startswith("MPEG"):
+            raise
+    # Its header counts right, but libsndfile stumbles over rubbish between the frames: they are read alone.
+    return _decode_opened(open_audio(path), frames, start, stop)
+
+
+def _decode_opened(file: ForwardFile, frames: int, start: int, stop: int) -> Decoded:
+    with file:
         step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
-        spans = [_decode_span(file, frames, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
+        clipping = Clipping(file.subtype, file.channels)
+        begins = range(start, stop, step)
+        spans = [_decode_span(file, frames, begin, min(begin + step, stop), clipping) for begin in begins]
     if not any(map(len, spans)):
         raise Rejected(Reason.NO_SAMPLES)
-    return np.concatenate(spans)
+    return Decoded(np.concatenate(spans), clipping.share, int(file.samplerate), int(file.channels))
 
 
-def _decode_span(file: ForwardFile, frames: int, start: int, stop: int) -> NDArray[np.int16]:
+def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping: Clipping) -> NDArray[np.int16]:
     """Part of a piece -> (stop - start,). Raises Rejected.
 
     It equals the same span of the whole file resampled at once, because its first sample lies on both rates' grids.
     """
-    rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.format == "MP3" else 0
+    rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.subtype.startswith("MPEG") else 0
     grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
     margin = MARGIN_SAMPLES * max(1, -(-rate_hz // SAMPLE_RATE_HZ))
     first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
     last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
+    own = (place * rate_hz // SAMPLE_RATE_HZ - first for place in (start, stop))
     try:
         if start and file.can_seek():
             file.seek(first)
         elif start:
             _skip(file, first)
-        mono = _read_mono(file, last - first)
+        mono = _read_mono(file, last - first, slice(*own), clipping)
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.DAMAGED, message(error)) from error
     if len(mono) < last - first - slack:
@@ -145,16 +169,23 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int) -> NDArr
     return pcm
 
 
-def _read_mono(file: ForwardFile, frames: int) -> NDArray[np.float32]:
-    """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,)."""
+def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -> NDArray[np.float32]:
+    """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,).
+
+    Args:
+        own: those in which clipping is counted.
+    """
     mono = np.empty(frames, np.float32)
     if file.channels == 1:
-        return np.asarray(file.read(out=mono))
+        mono = np.asarray(file.read(out=mono))
+        clipping.count(mono[own, None])
+        return mono
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
     done, wanted, got = 0, 0, 0
     while done < frames and got == wanted:
         wanted = min(len(block), frames - done)
         got = len(file.read(wanted, out=block))
+        clipping.count(block[max(0, own.start - done) : max(0, min(got, own.stop - done))])
         mono[done : done + got] = _mean_of_channels(block[:got])
         done += got
     return mono[:done]
@@ -189,6 +220,11 @@ def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
                 promised = endings.nist_frames(stream)
             elif endings.ogg_ends_within_a_page(stream):
                 raise Rejected(Reason.DAMAGED, "ends within a page")
+            elif later := endings.chained_streams(stream):
+                seconds = frames / int(file.samplerate)
+                raise Rejected(
+                    Reason.JOINED, f"Ogg with {later} more behind the first, of {seconds:.2f} s; {endings.AS_FILES}"
+                )
     if promised > frames + HEADER_SLACK_FRAMES:
         raise Rejected(Reason.DAMAGED, f"ends after {frames} of {promised} samples")
 

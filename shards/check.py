@@ -13,7 +13,6 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.check_shard import DigestTask, ShardReport, ShardTask
 from unfused_fast.shards.check_table import table_damage, table_warnings
 from unfused_fast.shards.findings import Finding, Kind, Tally, finding
-from unfused_fast.shards.measures import CLIPPED_SHARE
 from unfused_fast.shards.shard_files import index_path
 from unfused_fast.shards.table import CLIPS, MANIFEST, Manifest, read_clips, read_manifest
 from unfused_fast.shards.telling import Progress, unseen
@@ -163,9 +162,7 @@ def _order_findings(directory: Path, manifest: Manifest, spans: list[_Span], who
 
 def _audio_warnings(directory: Path, seen: Tally, listened: int, spectra: int) -> Iterator[Finding]:
     said = {
-        Kind.CLIPPED: f"of {listened} clips looked at are clipped: {100 * CLIPPED_SHARE:g} % of their samples or more "
-        "at full scale",
-        Kind.QUIET: f"of {listened} clips looked at are silent or all but silent, below -60 dB",
+        Kind.QUIET: f"of {listened} clips looked at are all but silent, below -60 dB",
         Kind.DC_OFFSET: f"of {spectra} clips looked at have a DC offset: their mean is not zero",
         Kind.NARROW_BAND: f"of {spectra} clips looked at were recorded at a lower rate than 16000 Hz",
     }

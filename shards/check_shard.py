@@ -42,7 +42,7 @@ class ShardReport:
     problems: Tally = field(default_factory=Tally)
     warnings: Tally = field(default_factory=Tally)
     listened: int = 0
-    """Clips that were looked at for clipping and silence."""
+    """Clips that were looked at for silence."""
     spectra: int = 0
     """Clips whose DC offset and band were looked at."""
 
@@ -237,8 +237,6 @@ def _faults(pcm: measures.Pcm, spectrum: bool) -> Iterator[tuple[Kind, str]]:
     lowest, highest = int(np.minimum.reduce(pcm)), int(np.maximum.reduce(pcm))
     if measures.is_quiet(lowest, highest):
         yield Kind.QUIET, f"peak {max(highest, -lowest)} of 32768"
-    elif measures.is_clipped(pcm, lowest, highest):
-        yield Kind.CLIPPED, ""
     if spectrum:
         if (offset := measures.dc_offset(pcm)) is not None:
             yield Kind.DC_OFFSET, f"{100 * offset:+.1f} %"

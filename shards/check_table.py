@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.findings import EXAMPLES, Example, Finding, Kind, finding
+from unfused_fast.shards.measures import CLIPPED_SHARE
 from unfused_fast.shards.shard_files import KEY_DIGITS, index_path
 from unfused_fast.shards.split_names import unread_splits
 from unfused_fast.shards.table import CLIPS, NO_LABEL, REJECTED, Manifest
@@ -103,6 +104,7 @@ def table_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Iter
     yield from _group_leaks(directory, clips)
     yield from _same_audio(directory, clips)
     yield from _duration_outliers(directory, clips)
+    yield from _recording_faults(directory, clips)
     yield from _published_counts(directory, manifest, clips)
 
 
@@ -191,6 +193,17 @@ def _duration_outliers(directory: Path, clips: pa.Table) -> Iterator[Finding]:
         said = f"{len(rows)} of {len(logs)} clips are far from the median length of {np.exp(middle):.2f} s"
         texts = [f"{seconds[row]:.2f} s" for row in rows[:EXAMPLES]]
         yield _of_rows(Kind.DURATION, directory, said, clips, rows, texts)
+
+
+def _recording_faults(directory: Path, clips: pa.Table) -> Iterator[Finding]:
+    """What was measured while the clips were packed."""
+    clipped = pc.greater_equal(clips["clipped_share"], CLIPPED_SHARE)
+    for kind, found, said in (
+        (Kind.CLIPPED, clipped, f"are clipped: {100 * CLIPPED_SHARE:g} % of their samples or more at full scale"),
+        (Kind.CONSTANT, clips["constant"], "hold no sound: all their samples are alike"),
+    ):
+        if len(rows := np.flatnonzero(pc.fill_null(found, False).to_numpy())):
+            yield _of_rows(kind, directory, f"{len(rows)} of {clips.num_rows} clips {said}", clips, rows)
 
 
 def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     UNREAD_SPLIT = "unread-split"
     PUBLISHED_COUNT = "published-count"
     CLIPPED = "clipped"
+    CONSTANT = "constant"
     QUIET = "quiet"
     DC_OFFSET = "dc-offset"
     NARROW_BAND = "narrow-band"

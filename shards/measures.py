@@ -1,4 +1,7 @@
-"""What a recording suffers from, measured on PCM16 at 16 kHz: clipping, silence, DC offset, a narrow band.
+"""What a recording suffers from: clipping, silence, DC offset, a narrow band.
+
+Clipping is measured at the file's own rate while it is packed, because resampling hides it; the others on PCM16 at
+16 kHz.
 
 Ours, all thresholds: chosen so that each fault is found where it is audible, and clean speech, music and noise pass.
 """
@@ -15,10 +18,13 @@ from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 Pcm = NDArray[np.int16]
 
 FULL_SCALE = 32767
+FULL_SCALES = {"PCM_S8": 127 / 128, "PCM_U8": 127 / 128, "ULAW": 32124 / 32768, "ALAW": 32256 / 32768}
+"""Largest sample of a format, by libsndfile's name, where it is less than that of 16 bit; 1 is full scale. Of more bits
+16 count, because recordings of 16 bit are kept in 24 and 32. Source of the laws' largest values: ITU-T G.711."""
 CLIPPED_RUN_SAMPLES = 3
 """Samples in a row at full scale that count as clipped: one or two are the peak of a loud, clean signal."""
 CLIPPED_SHARE = 1e-3
-"""Of a clip's samples: where hard clipping begins to be heard."""
+"""Of a clip's samples at its own rate: where hard clipping begins to be heard."""
 QUIET_PEAK = 32
 """Of 32768, -60 dB: below it 16 bit leave six bits or fewer of signal."""
 DC_SHARE = 0.01
@@ -38,19 +44,34 @@ _ROUNDING_POWER = 1 / 12
 """Power of rounding to whole numbers, which is white."""
 
 
-def is_clipped(pcm: Pcm, lowest: int, highest: int) -> bool:
-    """Whether runs of samples at full scale make up `CLIPPED_SHARE`. lowest, highest: the clip's extremes."""
-    if highest < FULL_SCALE and lowest > -FULL_SCALE:
-        return False
-    full = (pcm >= FULL_SCALE) | (pcm <= -FULL_SCALE)
-    edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
-    lengths = edges[1::2] - edges[::2]
-    return bool(lengths[lengths >= CLIPPED_RUN_SAMPLES].sum() >= CLIPPED_SHARE * len(pcm))
+class Clipping:
+    """Counts the clipped samples of a recording, in runs at full scale, channel by channel.   C channels."""
+
+    def __init__(self, subtype: str, channels: int) -> None:
+        """Args: subtype: libsndfile's name of the sample format."""
+        self._level = np.float32(FULL_SCALES.get(subtype, FULL_SCALE / (FULL_SCALE + 1)))
+        self._clipped, self._frames = np.zeros(channels, np.int64), 0
+
+    def count(self, block: NDArray[np.float32]) -> None:
+        """(frames, C): the next samples, in [-1, 1]. A run that crosses two blocks counts as two."""
+        self._frames += len(block)
+        if not block.size or (block.max() < self._level and block.min() > -self._level):
+            return
+        for channel, signal in enumerate(block.T):
+            full = np.abs(signal) >= self._level
+            edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
+            lengths = edges[1::2] - edges[::2]
+            self._clipped[channel] += lengths[lengths >= CLIPPED_RUN_SAMPLES].sum()
+
+    @property
+    def share(self) -> float:
+        """Of the samples of the channel that has most clipped ones; 0 where nothing was counted."""
+        return float(self._clipped.max() / self._frames) if self._frames else 0.0
 
 
 def is_quiet(lowest: int, highest: int) -> bool:
-    """Whether no sample is further than `QUIET_PEAK` from zero, or all are alike."""
-    return max(highest, -lowest) <= QUIET_PEAK or highest == lowest
+    """Whether no sample is further than `QUIET_PEAK` from zero, but not all are alike: the clips table knows those."""
+    return max(highest, -lowest) <= QUIET_PEAK and highest != lowest
 
 
 def dc_offset(pcm: Pcm) -> float | None:

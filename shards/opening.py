@@ -11,13 +11,18 @@ from typing import Any
 import soundfile
 from numpy.typing import NDArray
 
-from unfused_fast.shards import mp3
+from unfused_fast.shards import endings, mp3
+from unfused_fast.shards.other_formats import HEAD_BYTES, format_named
 from unfused_fast.shards.places import Location, Place, shown
 from unfused_fast.shards.reasons import Reason, Rejected
 from unfused_fast.shards.stores import Window, open_place
 
 LONGEST_NAME = 1000
 """Bytes. libsndfile refuses names of 1024 and more."""
+UNSUPPORTED_ENCODING = 4
+"""libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
+MP3_SLACK_FRAMES = 4 * 1152
+"""A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -56,16 +61,30 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         return samples
 
     def check_window(self) -> None:
-        """Raises what the window could not raise through libsndfile: Rejected or UserError."""
-        failure = None if self._window is None else self._window.failure
-        if isinstance(failure, OSError):
-            raise Rejected(Reason.UNREADABLE, shown(failure.strerror or str(failure))) from failure
-        if failure is not None:
-            raise failure
+        """As _check_window."""
+        _check_window(self._window)
 
 
-def open_audio(location: Location) -> ForwardFile:
-    """An open file. Raises Rejected, or UserError as open_place()."""
+def _check_window(window: Window | None) -> None:
+    """Raises what the window could not raise through libsndfile: Rejected or UserError."""
+    failure = None if window is None else window.failure
+    if isinstance(failure, OSError):
+        raise Rejected(Reason.UNREADABLE, shown(failure.strerror or str(failure))) from failure
+    if failure is not None:
+        raise failure
+
+
+def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
+    """An open file.
+
+    Args:
+        frames: samples per channel, if they are known from opening it before: then MP3 frames are not counted again
+            where libsndfile counts as many.
+
+    Raises:
+        Rejected: it cannot be read, is no audio that libsndfile reads, or holds more than libsndfile would read of it.
+        UserError: as open_place().
+    """
     window = None
     try:
         if isinstance(location, Place):
@@ -80,28 +99,73 @@ def open_audio(location: Location) -> ForwardFile:
         raise Rejected(Reason.UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
     if window is not None:
         window.raises = False
+    path = location if isinstance(location, Path) else None
     try:
         if not source.seek(0, io.SEEK_END):
             raise Rejected(Reason.EMPTY)
+        if (whole := endings.with_its_end(source)) is not None:
+            source, path = whole, None
         source.seek(0)
-        file = ForwardFile(_name(location, source.fileno()) if isinstance(location, Path) else source, window)
-        if file.format == "MP3":
-            place = source.tell()
-            if not mp3.has_length(source) and (counted := mp3.with_length(source, location)) is not None:
-                file.check_window()
-                file.close()
-                return ForwardFile(counted)
+        try:
+            file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
+        except soundfile.SoundFileError as error:
+            return _not_read(source, location, window, error)
+        if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
+            return file
+        place = source.tell()
+        counted = mp3.frames_of(source, location)
+        file.check_window()
+        if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
             source.seek(place)
-        return file
-    except soundfile.SoundFileError as error:
-        raise Rejected(Reason.NOT_AUDIO, message(error)) from error
+            _check_mp3(counted)
+            return file
+        file.close()
+        return _counted_mp3(source, counted, window)
     except OverflowError as error:
         raise Rejected(Reason.UNREADABLE, str(error)) from error
     except TypeError as error:  # by its ending python-soundfile takes it for headerless samples
         raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
     finally:
-        if isinstance(location, Path):
+        if path is not None:
             source.close()
+
+
+def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: Window | None) -> ForwardFile:
+    """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
+    _check_mp3(counted)
+    file = ForwardFile(mp3.with_length(source, counted), window)
+    file.check_window()
+    return file
+
+
+def _check_mp3(counted: mp3.Frames | None) -> None:
+    """Raises Rejected for a truncated MP3, and for several in one whose sound libsndfile cannot put together."""
+    if counted is None:
+        return
+    if counted.other:
+        first, then = mp3.described(counted.header), mp3.described(counted.other)
+        raise Rejected(Reason.JOINED, f"MP3 of {first}, behind it of {then}; {endings.AS_FILES}")
+    if counted.promised_samples > counted.samples + MP3_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.promised_samples} samples")
+
+
+def _not_read(source: io.BufferedReader, location: Location, window: Window | None, error: Exception) -> ForwardFile:
+    """The MP3 that follows tags and padding which libsndfile does not pass over. Raises Rejected: there is none."""
+    source.seek(0)
+    counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None
+    _check_window(window)
+    if counted is not None:
+        return _counted_mp3(source, counted, window)
+    source.seek(mp3.behind_tags(source))
+    name = format_named(source.read(HEAD_BYTES))
+    if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
+        name = "a codec in a format of libsndfile's"
+    _check_window(window)
+    if name is not None:
+        raise Rejected(
+            Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; convert it with: ffmpeg -i IN OUT.flac"
+        )
+    raise Rejected(Reason.NOT_AUDIO, message(error)) from error
 
 
 def _name(path: Path, descriptor: int) -> bytes:

@@ -81,7 +81,8 @@ class ShardJob:
                 try:
                     if item in bad:
                         raise bad[item]
-                    pcm = decode_piece(piece.row.path, piece.frames, piece.start, piece.stop)
+                    decoded = decode_piece(piece.row.path, piece.frames, piece.start, piece.stop)
+                    pcm = decoded.pcm
                     if len(pcm) < self.minimum_samples:
                         raise Rejected(Reason.TOO_SHORT, f"{len(pcm) / SAMPLE_RATE_HZ:.3f} s")
                 except Rejected as rejection:
@@ -98,6 +99,10 @@ class ShardJob:
                     "fold": row.fold,
                     "seconds": len(pcm) / SAMPLE_RATE_HZ,
                     "samples": len(pcm),
+                    "constant": bool(pcm.min() == pcm.max()),
+                    "clipped_share": decoded.clipped_share,
+                    "file_rate_hz": decoded.rate_hz,
+                    "file_channels": decoded.channels,
                     "source": row.source,
                     "sha256": hashlib.sha256(pcm.data).hexdigest(),
                     "stored_sha256": hashlib.sha256(stored).hexdigest(),

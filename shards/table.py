@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.shards.shard_files import clip_key, index_path
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST, CLIPS, REJECTED, PART = "manifest.json", "clips.parquet", "rejected.csv", "part.json"
 NO_LABEL = -1
 FIRST_SPLITS = ("train", "valid", "test")
@@ -35,18 +35,23 @@ _COLUMNS: dict[str, pa.DataType] = {
     "fold": pa.int32(),
     "seconds": pa.float64(),
     "samples": pa.int64(),
+    "constant": pa.bool_(),
+    "clipped_share": pa.float64(),
+    "file_rate_hz": pa.int32(),
+    "file_channels": pa.int32(),
     "source": pa.string(),
     "sha256": pa.string(),
     "stored_sha256": pa.string(),
 }
 _DIGESTED = ["clip_id", "split", "label", "labels", "group", "fold", "samples", "source", "sha256"]
 CLIPS_SCHEMA = pa.schema(_COLUMNS)
-"""label: index into Manifest.label_names, or NO_LABEL where a clip has none or the set is multi-label. labels: all of a
-clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a split.
-fold: the published cross-validation fold, or null. seconds = samples / 16000. source: the file, relative to the source
-that was packed. sha256: hex, of the little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC of one
-encoder is not that of another, so the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC
-is decoded."""
+"""label: index into Manifest.label_names, or NO_LABEL where a clip has none or the set is multi-label. labels: all of
+a clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a
+split. fold: the published cross-validation fold, or null. seconds = samples / 16000. constant: whether all samples are
+alike, as in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale.
+file_rate_hz, file_channels: of the file. source: the file, relative to the source that was packed. sha256: hex, of the
+little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC of one encoder is not that of another, so
+the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded."""
 DONE_SCHEMA = pa.schema({name: _COLUMNS[name] for name in _COLUMNS if name not in ("clip_id", "key")})
 """What is known of the clips of a shard before they are numbered."""
 

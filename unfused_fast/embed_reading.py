@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.clip_pieces import ClipPiece, Cutting, in_batches
-from unfused_fast.shards.audio_files import LONGEST_FILE_SECONDS, Probe, decode_piece, decode_samples
+from unfused_fast.shards.audio_files import LONGEST_FILE_SECONDS, Probe, decode_samples
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.options import PackOptions
 from unfused_fast.shards.pack_shard import ProbeJob
@@ -46,8 +46,6 @@ class Part(NamedTuple):
     file_frames: int
     """Of the file, at its own rate."""
     piece: ClipPiece
-    whole: bool
-    """Whether it is all of the recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,7 @@ class ReadJob:
             try:
                 if item in bad:
                     raise bad[item]
-                decode = decode_piece if part.whole else decode_samples
-                answers.append(decode(part.location, part.file_frames, part.piece.start, part.piece.stop))
+                answers.append(decode_samples(part.location, part.file_frames, part.piece.start, part.piece.stop))
             except Rejected as rejected:
                 answers.append(rejected)
         return answers
@@ -134,7 +131,7 @@ class Reader:
                 block.rejected[row] = Rejected(Reason.TOO_SHORT, f"{samples / SAMPLE_RATE_HZ:.3f} s")
             else:
                 pieces, location = self.cutting.pieces(samples), self.rows[row].path
-                parts[row] = [Part(row, location, found.frames, piece, len(pieces) == 1) for piece in pieces]
+                parts[row] = [Part(row, location, found.frames, piece) for piece in pieces]
                 block.samples[row], block.pieces[row] = samples, len(pieces)
                 seconds += samples / SAMPLE_RATE_HZ
         yield block, _batches(parts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unfused_fast.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.model import Pool
-from unfused_fast.shards.audio_files import decode_piece, probe
+from unfused_fast.shards.audio_files import decode_samples, probe
 from unfused_fast.shards.reasons import Rejected
 from unfused_fast.waveforms import check_batch
 
@@ -94,7 +94,7 @@ def _decoded(clip: Clip) -> NDArray[np.floating]:
     path = Path(clip)
     try:
         found = probe(path)
-        pcm = decode_piece(path, found.frames, 0, found.samples)
+        pcm = decode_samples(path, found.frames, 0, found.samples)
     except Rejected as error:
         raise UserError(f"{path}: {error}; leave it out, or mend it") from error
     return pcm.astype(np.float32) / 32768

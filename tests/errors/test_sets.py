@@ -147,7 +147,7 @@ def test_a_manifest_of_another_version(
     manifest = shards / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 1}))
     for done in (pretrain(shards, out), linear(shards, "random", out)):
-        refused(done, manifest, "schema version 1", "reads version 4", "pack the set again with: unfused-fast shard")
+        refused(done, manifest, "schema version 1", "reads version 5", "pack the set again with: unfused-fast shard")
     manifest.write_text("{")
     refused(pretrain(shards, out), manifest, "cannot be read", "pack it again")
     assert not out.exists()

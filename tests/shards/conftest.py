@@ -80,8 +80,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Mixed:
     soundfile.write(folder / "nan.wav", broken, 16000, "FLOAT")
     broken[3000] = np.inf
     soundfile.write(folder / "inf.wav", broken, 16000, "FLOAT")
-    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
-    soundfile.write(folder / "offset.wav", np.full(16000, 0.25), 16000)
+    for name, level in (("silent.wav", 0.0), ("offset.wav", 0.25)):
+        soundfile.write(folder / name, np.full(16000, level), 16000)
+        good[name] = 1.0
     soundfile.write(folder / "click.wav", tone(0.05, 16000, 400), 16000)
     (folder / "samples.raw").write_bytes(bytes(range(256)) * 40)
     (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
@@ -95,8 +96,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Mixed:
         "header only.wav": "no samples",
         "nan.wav": "non-finite",
         "inf.wav": "non-finite",
-        "silent.wav": "silent",
-        "offset.wav": "silent",
         "click.wav": "too short",
         "samples.raw": "not audio",
         "gone.wav": "unreadable",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -126,7 +127,7 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     with pytest.raises(UserError, match=r"begun with other options \(seed 0 there, 3 now\)"):
         _pack(rows, out, clips_per_shard=10, seed=3)
     monkeypatch.setattr("unfused_fast.shards.options.SCHEMA_VERSION", 99)
-    with pytest.raises(UserError, match=r"program unfused-fast \S+, schema 4 there, unfused-fast \S+, schema 99 now"):
+    with pytest.raises(UserError, match=r"program unfused-fast \S+, schema 5 there, unfused-fast \S+, schema 99 now"):
         _pack(rows, out, clips_per_shard=10, resume=True)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"files 45 there, 44 now; sources"):
@@ -139,13 +140,13 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
 def test_rejections_of_a_finished_set_are_told_again(
     mixed: Any, write_tone: Callable[..., Any], tmp_path: Path
 ) -> None:
-    half_silent = write_tone(2.0, 16000, 300)
-    half_silent[16000:] = 0
-    soundfile.write(tmp_path / "half.wav", half_silent, 16000)
+    half = write_tone(2.0, 16000, 300)
+    half[20000:] = np.nan
+    soundfile.write(tmp_path / "half.wav", half, 16000, "FLOAT")
     rows = [*source_rows(mixed.folder), SourceRow(tmp_path / "half.wav", "half.wav")]
     first = _pack(rows, tmp_path / "out", max_seconds=1.0)
-    assert "piece 2 of 2: silent: " in (tmp_path / "out/rejected.csv").read_text(encoding="utf-8")
-    assert first.rejected["silent"] == 3 and len(first.rejected) > 6
+    assert "piece 2 of 2: non-finite samples: " in (tmp_path / "out/rejected.csv").read_text(encoding="utf-8")
+    assert first.rejected["non-finite samples"] == 3 and len(first.rejected) > 5
     again = _pack(rows, tmp_path / "out", max_seconds=1.0, resume=True)
     assert again.shards_made == 0 and list(again.rejected.items()) == list(first.rejected.items())
     (tmp_path / "out/rejected.csv").write_text("something,else\na,b\n")

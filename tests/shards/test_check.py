@@ -230,7 +230,7 @@ def test_processes_find_what_one_process_finds(copy: Path) -> None:
 
 
 def test_rejected_and_stray_files(copy: Path) -> None:
-    (copy / "rejected.csv").write_text("path,reason\na.wav,silent\n")
+    (copy / "rejected.csv").write_text("path,reason\na.wav,no samples\n")
     (copy / "train-000099.tar").touch()
     found = check(copy, workers=0)
     assert [finding.kind for finding in found.corrupt] == [Kind.REJECTED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from unfused_fast.shards import audio_files
+from unfused_fast.shards.audio_files import decode_piece
 from unfused_fast.shards.check import Checked, check
 from unfused_fast.shards.demo import demo_rows
 from unfused_fast.shards.findings import Finding, Kind
-from unfused_fast.shards.measures import dc_offset, is_clipped, is_quiet, narrow_band_hz
+from unfused_fast.shards.measures import CLIPPED_SHARE, Clipping, dc_offset, is_quiet, narrow_band_hz
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
 
 RATE = 16000
-AUDIO_KINDS = {Kind.CLIPPED, Kind.QUIET, Kind.DC_OFFSET, Kind.NARROW_BAND}
+AUDIO_KINDS = {Kind.CLIPPED, Kind.CONSTANT, Kind.QUIET, Kind.DC_OFFSET, Kind.NARROW_BAND}
 
 
 def _noise(seed: int, seconds: float = 0.5, level: float = 0.1) -> NDArray[np.float64]:
@@ -112,6 +115,7 @@ def test_faults_of_recordings_are_found_with_their_place(tmp_path: Path, kind: K
     narrow = soxr.resample(soxr.resample(_noise(51, 1.0), RATE, 8000), 8000, RATE)
     faulty = {
         Kind.CLIPPED: np.clip(6 * clean, -1, 1),
+        Kind.CONSTANT: np.zeros(RATE),
         Kind.QUIET: clean * 2e-3,
         Kind.DC_OFFSET: clean + 0.05,
         Kind.NARROW_BAND: narrow,
@@ -120,10 +124,57 @@ def test_faults_of_recordings_are_found_with_their_place(tmp_path: Path, kind: K
     found = _checked(rows, tmp_path / "out")
     assert {finding.kind for finding in found.warnings} & AUDIO_KINDS == {kind}
     finding = _of(found, kind)
-    assert finding is not None and finding.sources == ("bad.wav",) and finding.shard == "train-000000.tar"
-    assert finding.offset is not None
+    assert finding is not None and finding.sources == ("bad.wav",)
+    if kind in (Kind.CLIPPED, Kind.CONSTANT):  # by the clips table
+        return
+    assert finding.shard == "train-000000.tar" and finding.offset is not None
     start = (tmp_path / "out" / finding.shard).read_bytes()[finding.offset :][:4]
     assert start == b"RIFF"
+
+
+def _clipped_by_hand(signal: NDArray[np.float64]) -> float:
+    """Share of a channel's samples in runs of three or more at full scale, counted one by one."""
+    runs = [len(list(run)) for full, run in groupby(np.abs(signal) >= 32767 / 32768) if full]
+    return sum(run for run in runs if run >= 3) / len(signal)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("gain", [0.9, 1.5, 20.0])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8", "ULAW", "ALAW"])
+def test_clipping_is_measured_at_the_file_s_own_rate(tmp_path: Path, rate: int, gain: float, subtype: str) -> None:
+    time = np.arange(2 * rate) / rate
+    loud = np.clip(gain * (0.7 * np.sin(2 * np.pi * 220 * time) + 0.3 * np.sin(2 * np.pi * 331 * time)), -1, 1)
+    signal = np.stack([0.3 * np.sin(2 * np.pi * 440 * time), loud], axis=1)  # the second channel alone
+    soundfile.write(tmp_path / "a.wav", np.minimum(signal, 32767 / 32768), rate, subtype)
+    share = decode_piece(tmp_path / "a.wav", 2 * rate, 0, 32000).clipped_share
+    by_hand = _clipped_by_hand(np.where(loud > 0.999969, 1.0, loud))
+    assert share == pytest.approx(by_hand, abs=1e-3 if subtype in ("PCM_16", "PCM_24", "FLOAT") else 0.05 * gain**0.5)
+    assert (share >= CLIPPED_SHARE) == (gain > 1) or subtype.endswith("LAW")
+
+
+def test_clipping_belongs_to_the_piece_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to its neighbours, whose margins reach into it; and blocks and spans give the same."""
+    signal = _noise(0, 3.0)
+    signal[16000:32000] = np.clip(20 * signal[16000:32000], -1, 32767 / 32768)
+    soundfile.write(tmp_path / "a.wav", np.stack([signal] * 2, axis=1), RATE)
+    pieces = [decode_piece(tmp_path / "a.wav", 48000, start, start + 16000) for start in (0, 16000, 32000)]
+    by_hand = _clipped_by_hand(signal[16000:32000])
+    assert [piece.clipped_share for piece in pieces] == [0.0, pytest.approx(by_hand), 0.0] and by_hand > 0.1
+    monkeypatch.setattr(audio_files, "SPAN_FRAMES", 7001)
+    in_spans = decode_piece(tmp_path / "a.wav", 48000, 16000, 32000)
+    assert in_spans.clipped_share == pytest.approx(by_hand, abs=1e-3)
+    np.testing.assert_array_equal(in_spans.pcm, pieces[1].pcm)
+
+
+def test_check_names_every_clipped_clip_of_flac_too(tmp_path: Path) -> None:
+    rows = []
+    for number, rate in enumerate((8000, 22050, 44100, 48000)):
+        signal = np.clip(6 * np.random.default_rng(number).standard_normal(rate) * 0.3, -1, 1)
+        soundfile.write(tmp_path / f"{rate}.wav", signal, rate)
+        rows.append(SourceRow(tmp_path / f"{rate}.wav", f"{rate}.wav", None, "train"))
+    pack(rows, tmp_path / "out", workers=0, codec="flac")
+    finding = _of(check(tmp_path / "out", workers=0), Kind.CLIPPED)
+    assert finding is not None and finding.count == 4 and "4 of 4 clips are clipped" in finding.message
 
 
 def test_every_clip_of_flac_is_listened_to_where_that_is_asked_for(
@@ -147,8 +198,9 @@ def test_the_embedded_recordings_raise_no_false_alarm() -> None:
         narrow = looked = 0
         for row in demo_rows(name)[::4]:  # type: ignore[arg-type]
             signal, _ = soundfile.read(row.path, dtype="int16")
-            lowest, highest = int(signal.min()), int(signal.max())
-            assert not is_clipped(signal, lowest, highest) and not is_quiet(lowest, highest)
+            clipping = Clipping("PCM_16", 1)
+            clipping.count((signal / np.float32(32768))[:, None])
+            assert clipping.share < CLIPPED_SHARE and not is_quiet(int(signal.min()), int(signal.max()))
             looked += 1
             narrow += narrow_band_hz(signal) is not None
             offsets += dc_offset(signal) is not None

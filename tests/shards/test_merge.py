@@ -47,19 +47,19 @@ def test_more_parts_than_shards(rows: list[SourceRow], packed: ShardSet, tmp_pat
 
 
 def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[SourceRow], tmp_path: Path) -> None:
-    """Silence is found only when it is decoded, so later parts number their clips too high."""
+    """What is not finite is found only when it is decoded, so later parts number their clips too high."""
     for number in range(0, 12, 3):
-        silent = tmp_path / f"silent{number}.wav"
-        soundfile.write(silent, np.zeros(8000), 16000)
-        rows = [*rows, SourceRow(silent, silent.name, "cat", "train")]
+        broken = tmp_path / f"nan{number}.wav"
+        soundfile.write(broken, np.full(8000, np.nan), 16000, "FLOAT")
+        rows = [*rows, SourceRow(broken, broken.name, "cat", "train")]
     whole = pack(rows, tmp_path / "whole", workers=0, clips_per_shard=10)
-    assert whole.rejected == {"silent": 4}
+    assert whole.rejected == {"non-finite samples": 4}
     parts = _parts(rows, tmp_path, 2)
     before = {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
     merge(parts, tmp_path / "out")
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
     assert check(tmp_path / "out", workers=0).corrupt == []
-    assert merge(parts, tmp_path / "out", resume=True).rejected == {"silent": 4}
+    assert merge(parts, tmp_path / "out", resume=True).rejected == {"non-finite samples": 4}
     assert before == {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
 
 

@@ -26,7 +26,7 @@ from archive_files import (
 )
 
 from unfused_fast.shards import mp3, stores, tree
-from unfused_fast.shards.audio_files import decode_piece, probe
+from unfused_fast.shards.audio_files import decode_samples, probe
 from unfused_fast.shards.places import Place
 from unfused_fast.shards.reasons import Rejected
 from unfused_fast.shards.sources import source_rows
@@ -95,7 +95,8 @@ def test_every_format_decodes_as_from_disk(kind: str, tmp_path: Path, write_tone
     data = (folder / "a.mp3").read_bytes()
     at = data.find(b"Xing") if b"Xing" in data else data.find(b"Info")
     (folder / "streamed.mp3").write_bytes(data[:at] + b"None" + data[at + 4 :])
-    assert not mp3.has_length(io.BytesIO((folder / "streamed.mp3").read_bytes()))
+    counted = mp3.frames_of(io.BytesIO((folder / "streamed.mp3").read_bytes()), "streamed.mp3")
+    assert counted is not None and counted.promised is None
     (folder / "cut.flac").write_bytes((folder / "a.flac").read_bytes()[:30_000])
     (folder / "text.wav").write_text("text")
     (folder / "empty.wav").touch()
@@ -110,7 +111,7 @@ def test_every_format_decodes_as_from_disk(kind: str, tmp_path: Path, write_tone
 def _outcome(location: Path | Place, start: int, stop: int) -> object:
     try:
         probed = probe(location)
-        return probed, decode_piece(location, probed.frames, start, stop).tobytes()
+        return probed, decode_samples(location, probed.frames, start, stop).tobytes()
     except Rejected as rejected:
         return str(rejected)
 
@@ -122,7 +123,7 @@ def test_mp3_without_a_length_is_read_up_to_a_limit(
     data = (tmp_path / "a.mp3").read_bytes().replace(b"Xing", b"None").replace(b"Info", b"None")
     (tmp_path / "a.mp3").write_bytes(data)
     monkeypatch.setattr(mp3, "LARGEST_BYTES", len(data) - 1)
-    with pytest.raises(Rejected, match="unreadable: an MP3 that does not count its frames"):
+    with pytest.raises(Rejected, match="unreadable: an MP3 of more than 0 MiB without a true count"):
         probe(tmp_path / "a.mp3")
 
 

@@ -26,11 +26,11 @@ CLIPS = 400
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of half a second to a second and a half, some files silent, one no audio."""
+    """Noise of half a second to a second and a half, some files not finite, one no audio."""
     folder, generator = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
     for number in range(CLIPS):
         noise = generator.standard_normal(int(44100 * generator.uniform(0.5, 1.5))) * 0.1
-        soundfile.write(folder / f"{number:03d}.wav", noise * (number % 40 != 3), 44100)
+        soundfile.write(folder / f"{number:03d}.wav", noise * (np.nan if number % 40 == 3 else 1), 44100, "FLOAT")
     (folder / "notes.wav").write_text("no audio")
     return folder
 

@@ -76,8 +76,8 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With files that are rejected, so that later shards are numbered anew before they are sent."""
-    silent = mixed.folder / "silent.wav"
-    rows = [*rows, *(SourceRow(silent, f"s{number}", "dog", "train", "x") for number in range(9))]
+    broken = mixed.folder / "nan.wav"
+    rows = [*rows, *(SourceRow(broken, f"s{number}", "dog", "train", "x") for number in range(9))]
     monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 11)
     here: list[int] = []
     put = type(memory).put_file
@@ -101,7 +101,7 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     again = pack_remote(rows, clips_per_shard=5, resume=True)
     assert again.shards_made == 0
     for described in (result, again):
-        assert (described.shard_bytes, described.rejected) == (wanted.shard_bytes, {"silent": 9})
+        assert (described.shard_bytes, described.rejected) == (wanted.shard_bytes, {"non-finite samples": 9})
 
 
 @pytest.mark.parametrize("stopped_at", ["train-000001.idx", "valid-000000.tar", "clips.parquet", "manifest.json"])
@@ -287,7 +287,7 @@ def test_writer_that_lost_the_set_to_another_stops(memory: Any, rows: list[Sourc
 
 
 def test_nothing_usable_leaves_nothing(memory: Any, mixed: Any, cache: Path) -> None:
-    silent = SourceRow(mixed.folder / "silent.wav", "silent.wav", None, "train", "x")
+    broken = SourceRow(mixed.folder / "nan.wav", "nan.wav", None, "train", "x")
     with pytest.raises(UserError, match="nothing was written"):
-        pack_remote([silent])
+        pack_remote([broken])
     assert remote_bytes(memory) == {} and not list((cache / "packing").iterdir())

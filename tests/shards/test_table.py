@@ -34,7 +34,7 @@ def test_a_set_opens_as_it_was_packed(packed: ShardSet) -> None:
     assert list(opened.manifest.splits) == ["train", "valid", "test", "extra"]
     assert [info.clips for info in opened.manifest.splits.values()] == [24, 7, 7, 7]
     assert opened.manifest.label_names == ("bird", "cat", "dog")
-    assert opened.manifest.sample_rate == 16000 and opened.manifest.schema_version == 4
+    assert opened.manifest.sample_rate == 16000 and opened.manifest.schema_version == 5
     assert opened.manifest.written_by.startswith("unfused-fast ")
 
 
@@ -68,7 +68,7 @@ def test_no_set(tmp_path: Path) -> None:
 
 def test_other_version(copy: Path) -> None:
     _edit(copy, schema_version=1)
-    _refused(copy, "schema version 1", "version 4", "pack the set again")
+    _refused(copy, "schema version 1", "version 5", "pack the set again")
     (copy / "manifest.json").write_text("[]")
     _refused(copy, "schema version None")
 
@@ -79,7 +79,7 @@ def test_malformed_manifest(copy: Path) -> None:
     _edit(copy, surprise=1)
     _refused(copy, "manifest.json", "surprise")
     _edit(copy, splits={"train": {}})
-    _refused(copy, "manifest.json", "not a manifest of version 4")
+    _refused(copy, "manifest.json", "not a manifest of version 5")
     (copy / "manifest.json").write_text("{")
     _refused(copy, "manifest.json", "cannot be read")
 

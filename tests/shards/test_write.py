@@ -142,11 +142,11 @@ def test_long_file_becomes_equal_pieces_of_one_group(tmp_path: Path, write_tone:
 
 def test_pieces_are_judged_one_by_one(tmp_path: Path, write_tone: Tone) -> None:
     signal = write_tone(4.0, 16000, 440)
-    signal[16000:32000] = 0.0
-    soundfile.write(tmp_path / "a.wav", signal, 16000)
+    signal[20000:28000] = np.nan
+    soundfile.write(tmp_path / "a.wav", signal, 16000, "FLOAT")
     result = _pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "out", max_seconds=1.0)
     assert result.packed == 3
-    assert _rejected(tmp_path / "out") == [("a.wav", "piece 2 of 4: silent: every sample is 0 at 16 bit")]
+    assert _rejected(tmp_path / "out") == [("a.wav", "piece 2 of 4: non-finite samples: NaN or infinite")]
 
 
 def test_files_a_little_longer_than_the_limit_are_whole() -> None:
@@ -278,10 +278,19 @@ def test_tar_has_nothing_of_this_machine(packed: ShardSet) -> None:
 # What is refused
 
 
+def test_files_mixed_down_and_resampled_are_counted(mixed: Any, tmp_path: Path) -> None:
+    rows = [row for row in source_rows(mixed.folder) if row.source in mixed.good]
+    result = _pack(rows, tmp_path / "out", max_seconds=1.0)
+    assert result.packed > len(mixed.good)  # some are cut: files are counted, not clips
+    infos = [soundfile.info(mixed.folder / name) for name in mixed.good]
+    assert result.files_where("file_channels", 1) == (sum(info.channels > 1 for info in infos), len(infos))
+    assert result.files_where("file_rate_hz", 16000) == (sum(info.samplerate != 16000 for info in infos), len(infos))
+
+
 def test_nothing_usable(mixed: Any, tmp_path: Path) -> None:
     rows = [row for row in source_rows(mixed.folder) if row.source in mixed.bad]
     with pytest.raises(
-        UserError, match=r"14 files, none of them usable: 4 truncated or damaged, .*for example click\.wav"
+        UserError, match=r"12 files, none of them usable: 4 truncated or damaged, .*for example click\.wav"
     ):
         _pack(rows, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ PROGRAM = [sys.executable, "-m", "unfused_fast"]
 
 
 def make_source(folder: Path, clips: int) -> None:
-    """Stereo noise of 1 to 3 s; every 40th file is silent, every 50th no audio, so that ids shift on the way."""
+    """Stereo noise of 1 to 3 s; every 40th file is not finite, every 50th no audio, so that ids shift on the way."""
     generator = np.random.default_rng(0)
     for number in range(clips):
         path = folder / f"label{number % 5}" / f"{number:05d}.wav"
@@ -33,7 +33,7 @@ def make_source(folder: Path, clips: int) -> None:
         if number % 50 == 7:
             path.write_text("no audio")
         else:
-            soundfile.write(path, noise * (number % 40 != 3), 44100)
+            soundfile.write(path, noise * (np.nan if number % 40 == 3 else 1), 44100, "FLOAT")
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unfused_fast.shards.audio_files import MP3_SLACK_FRAMES, decode_piece, probe
+from unfused_fast.shards.audio_files import decode_samples, probe
+from unfused_fast.shards.opening import MP3_SLACK_FRAMES
 from unfused_fast.shards.reasons import Rejected
 
 PIECE_SAMPLES = 16_000
@@ -23,7 +24,7 @@ def decode(path: Path) -> str:
         found = probe(path)
         for start in {0, max(0, found.samples - PIECE_SAMPLES)}:
             stop = min(found.samples, start + PIECE_SAMPLES)
-            pcm = decode_piece(path, found.frames, start, stop)
+            pcm = decode_samples(path, found.frames, start, stop)
             slack = 1 + MP3_SLACK_FRAMES * 16_000 // found.rate_hz if _is_mp3(path) else 0
             if pcm.dtype != np.int16 or pcm.ndim != 1 or not stop - start - slack <= len(pcm) <= stop - start:
                 return f"{pcm.dtype} of {pcm.shape}, but {stop - start} samples were promised"
