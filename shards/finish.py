@@ -59,11 +59,6 @@ class PackResult:
     """In this run; the others were there."""
     shards: int
 
-    def files_where(self, column: str, usual: int) -> tuple[int, int]:
-        """Packed files that do not have `usual` in a column of the clips table, and all."""
-        files = self.shard_set.clips.group_by("source").aggregate([(column, "max")])[f"{column}_max"]
-        return pc.sum(pc.not_equal(files, usual)).as_py() or 0, len(files)
-
 
 class Sender:
     """Sends shards to where the set is made, in order, and takes them from the disk."""

@@ -9,16 +9,25 @@ from unfused_fast.shards.table import ShardSet
 
 
 def remarks(shard_set: ShardSet) -> list[str]:
-    """Sentences about files that were cut, clips without a label or a fold, splits that are not read."""
+    """Sentences about files that were cut, mixed down or resampled, constant clips, clips without a label or a fold,
+    splits that are not read.
+    """
     manifest, clips = shard_set.manifest, shard_set.clips
-    pieces = pc.value_counts(clips["source"]).field("counts")
+    of_file = [("file_channels", "max"), ("file_rate_hz", "max"), ("clip_id", "count")]
+    files = clips.group_by("source").aggregate(of_file)
     said = []
-    cut = pc.filter(pieces, pc.greater(pieces, 1))
+    cut = pc.filter(files["clip_id_count"], pc.greater(files["clip_id_count"], 1))
     if len(cut):
         said.append(
-            f"{len(cut)} of {len(pieces)} files were longer than {manifest.max_seconds:g} s and cut into "
+            f"{len(cut)} of {len(files)} files were longer than {manifest.max_seconds:g} s and cut into "
             f"{pc.sum(cut).as_py()} clips (--max-seconds {manifest.max_seconds:g})"
         )
+    if mixed := pc.sum(pc.not_equal(files["file_channels_max"], 1)).as_py():
+        said.append(f"{mixed} of {len(files)} files have several channels: a clip is their mean")
+    if resampled := pc.sum(pc.not_equal(files["file_rate_hz_max"], manifest.sample_rate)).as_py():
+        said.append(f"{resampled} of {len(files)} files were resampled to {manifest.sample_rate} Hz")
+    if constant := pc.sum(clips["constant"]).as_py():
+        said.append(f"{constant} of {clips.num_rows} clips are constant, as digital silence is")
     without = pc.sum(pc.equal(pc.list_value_length(clips["labels"]), 0)).as_py()
     if without and manifest.label_names:
         said.append(f"{without} of {clips.num_rows} clips have no label")

@@ -236,9 +236,6 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         "digest": manifest.digest,
         "notes": notes,
     }
-    mixed, files = packed.files_where("file_channels", 1)
-    resampled, _ = packed.files_where("file_rate_hz", manifest.sample_rate)
-    summary |= {"files": files, "mixed_down": mixed, "resampled": resampled}
     if as_json:
         print_json(summary)
         return
@@ -247,10 +244,6 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         f"{len(manifest.label_names)} labels, {packed.audio_seconds / 60:.1f} minutes, "
         f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
     )
-    if mixed:
-        typer.echo(f"  {mixed} of {files} files had several channels: a clip is their mean")
-    if resampled:
-        typer.echo(f"  {resampled} of {files} files were resampled to {manifest.sample_rate} Hz")
     if packed.shards_made < packed.shards:
         typer.echo(f"  {packed.shards - packed.shards_made} of {packed.shards} shards were there already")
     for note in notes:
