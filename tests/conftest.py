@@ -19,6 +19,7 @@ from generations import DIM
 
 from unfused_fast import bank_manifest
 from unfused_fast.cli import app
+from unfused_fast.console import console
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
@@ -79,6 +80,7 @@ def _run(*arguments: object) -> Outcome:
         patch.setattr(sys, "argv", ["unfused-fast", *map(str, arguments)])
         patch.delenv("UNFUSED_DEBUG", raising=False)
         patch.setenv("COLUMNS", "200")
+        patch.setattr(console, "said", set())  # as a process of its own would begin
         code = 0
         try:
             run_app(app)

@@ -62,6 +62,7 @@ def evaluate(
         "metric": "mAP" if clips.multi_label else "accuracy",
         "rows": rows,
         "comparisons": pairs,
+        "held_out": None if clips.held_out is None else clips.held_out._asdict(),
         "plan": asdict(plan),
         "select": config.eval.select,
         "classes": len(clips.label_names),
@@ -73,7 +74,9 @@ def evaluate(
     try:
         making.mkdir(parents=True)
         write_predictions(making / "predictions.parquet", clips, measured)
-        text = f"{markdown(COLUMNS, table_texts(rows))}\n\n{markdown(PAIR_COLUMNS, pair_texts(pairs))}\n"
+        tables = [title(result), markdown(COLUMNS, table_texts(rows))]
+        tables += [markdown(PAIR_COLUMNS, pair_texts(pairs))] if pairs else []
+        text = "\n\n".join(tables) + "\n"
         (making / "evaluation.md").write_text(text)
         write_json(making / RESULT, result)
         if real.exists():
@@ -82,6 +85,15 @@ def evaluate(
     except OSError as error:
         raise _unwritable(out, error) from error
     return result
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """Of the table: what was measured, on which recordings."""
+    held = result["held_out"]
+    recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
+    if held is not None:
+        recordings += f", held out of train (--holdout {held['fraction']:g})"
+    return f"test {result['metric']} in % on {result['task']}, {recordings}"
 
 
 def _place_to_write(out: Path) -> Path:

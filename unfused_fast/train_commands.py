@@ -15,6 +15,7 @@ from unfused_fast.terminal import (
     Device,
     Devices,
     Engine,
+    Holdout,
     Json,
     Overwrite,
     Preset,
@@ -132,6 +133,7 @@ def train_linear(
         ),
     ],
     out: Out,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the features.", show_default="preset's")] = None,
@@ -155,6 +157,7 @@ def train_linear(
         encoder,
         out,
         run_options(device, None, resume, overwrite, profile, resume_anyway=resume_anyway),
+        holdout,
     )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
 
@@ -169,6 +172,7 @@ def train_finetune(
         ),
     ],
     out: Out,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train clips.", show_default="preset's")] = None,
@@ -197,6 +201,7 @@ def train_finetune(
         encoder,
         out,
         run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
+        holdout,
     )
     print_result(
         result, as_json, f"epoch {result['chosen_epoch']} was chosen by {result['select']}; its encoder: {out}"
@@ -210,6 +215,7 @@ def train_everything(
     target: Annotated[
         str | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
     ] = None,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[
@@ -246,7 +252,7 @@ def train_everything(
     options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout, skip_bad)
     opened, labelled = (open_shards(local_shards(given)) for given in (shards, target or shards))
     with options.ranks:
-        verdict = train_all(configs, opened, labelled, out, options)
+        verdict = train_all(configs, opened, labelled, out, options, holdout)
     if not options.ranks.leads:
         return
     if as_json:
