@@ -125,7 +125,9 @@ def ablate(
             console.print(f"ablate: {cell.name}, seed {seed}: {error}", style="yellow")
             line = {"reason": str(error)}
         found.append({"cell": cell.name, "seed": seed, **line})
-        summary = summary_of([(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out)
+        summary = summary_of(
+            [(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out, pool.holdout
+        )
         write_report(out, summary)
     write_picture(out, summary)
     return summary

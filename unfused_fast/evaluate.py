@@ -25,7 +25,7 @@ from unfused_fast.evaluation_table import (
 from unfused_fast.judged import judged
 from unfused_fast.names import BASELINES
 from unfused_fast.predictions import write_predictions
-from unfused_fast.report import markdown
+from unfused_fast.report import held_out_text, markdown
 from unfused_fast.run_description import config_digest, read_description
 from unfused_fast.settings import flatten, from_flat
 from unfused_fast.shards.table import ShardSet
@@ -89,11 +89,9 @@ def evaluate(
 
 def title(result: Mapping[str, Any]) -> str:
     """Of the table: what was measured, on which recordings."""
-    held = result["held_out"]
     recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
-    if held is not None:
-        recordings += f", held out of train (--holdout {held['fraction']:g})"
-    return f"test {result['metric']} in % on {result['task']}, {recordings}"
+    held = held_out_text(result["plan"]["holdout"])
+    return f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
 
 
 def _place_to_write(out: Path) -> Path:

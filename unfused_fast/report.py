@@ -93,6 +93,11 @@ def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def held_out_text(holdout: float | None) -> str:
+    """What the title of a table says of a held-out test."""
+    return "" if holdout is None else f", test held out of train (--holdout {holdout:g})"
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub-flavoured table; `|` inside a cell is escaped."""
     lines = [columns, ["---"] * len(columns), *rows]

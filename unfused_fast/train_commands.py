@@ -240,7 +240,7 @@ def train_everything(
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     start_processes(devices, device, engine)
     from unfused_fast.everything import train_all
-    from unfused_fast.report import terminal_table
+    from unfused_fast.report import held_out_text, terminal_table
     from unfused_fast.shards.table import open_shards
 
     half = None if epochs is None else max(1, epochs // 2)
@@ -263,7 +263,9 @@ def train_everything(
         for name, valid in verdict["valid"].items()
     ]
     stdout_console().print(
-        terminal_table(f"linear evaluation on {verdict['task']}", ["encoder", "valid", "test"], rows)
+        terminal_table(
+            f"linear evaluation on {verdict['task']}{held_out_text(holdout)}", ["encoder", "valid", "test"], rows
+        )
     )
     typer.echo(f"keep {verdict['keep']}: {verdict['encoder']}")
     if not verdict["beats_random"]:
