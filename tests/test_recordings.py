@@ -135,9 +135,6 @@ def test_the_command_counts_recordings(
             truth = np.array([[c in table[k["clip_id"]]["labels"] for c in range(4)] for k in mine])
             theirs = average_precision_score(truth, np.array([k["scores"] for k in mine]), average="macro")
             assert row["test"] == pytest.approx(theirs)
-        if kind == "cut":
-            twelfths = 12 * np.array(row["interval"])
-            assert twelfths == pytest.approx(twelfths.round()), "of 12 draws, not of 21"
 
 
 def test_few_labels_held_out_files_permuted_labels_and_folds_keep_the_pieces_together(cut: Path) -> None:
