@@ -47,6 +47,12 @@ def one_thread() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_said() -> None:
+    """A test hears what is said once, whatever the tests before it heard."""
+    console.said.clear()
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 16 rows, shards of 3 chunks: a hundred rows then have several of each."""
@@ -80,7 +86,7 @@ def _run(*arguments: object) -> Outcome:
         patch.setattr(sys, "argv", ["unfused-fast", *map(str, arguments)])
         patch.delenv("UNFUSED_DEBUG", raising=False)
         patch.setenv("COLUMNS", "200")
-        patch.setattr(console, "said", set())  # as a process of its own would begin
+        console.said.clear()  # as in a process of its own
         code = 0
         try:
             run_app(app)

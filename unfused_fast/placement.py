@@ -104,10 +104,11 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         return loader
     held, source = taken
     seconds = time.perf_counter() - begin
-    console.once(
-        f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}",
-        about=("ready", loader.shards.directory, layout.name),
-    )
+    sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
+    if source.startswith("from the audio"):
+        console.print(sentence)
+    else:
+        console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
     return ResidentLoader(loader, held, store, seconds)
 
 
