@@ -86,6 +86,26 @@ def test_fine_tuning_holds_out_the_same_and_who_saw_its_labels_is_named(
     assert other.code == 1 and "holdout was 0.2, now 0.3" in other.error
 
 
+def test_lape_holds_out_of_a_set_that_has_no_test(
+    cli: Cli, untested: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bsd").symlink_to(untested)
+    few = ["--set", "eval.epochs=5", "--set", "data.crop_seconds=0.3", "--set", "pseudo.n_init=1", "--epochs", 1]
+
+    def row(name: str, *flags: object) -> dict[str, Any]:
+        arguments = ["--teacher", pretrained, "--out", tmp_path / name, "--tasks", "bsd", *few, *tiny, *flags]
+        done = cli("lape", tmp_path / "data", *arguments, "--json")
+        assert done.code == 0, done.err
+        return dict(json.loads(done.out)["tasks"][0])
+
+    refused, held = row("without"), row("with", "--holdout", 0.2)
+    assert refused["state"] == "wrong" and "--holdout 0.2" in refused["reason"]
+    assert held["state"] == "done" and any("0.2 of train was held out as test" in note for note in held["notes"])
+    kept = pq.read_table(tmp_path / "with/tasks/bsd/seed-0/predictions.parquet").num_rows
+    assert kept == 12
+
+
 def test_what_cannot_be_held_out_is_said(cli: Cli, untested: Path, tones: Path, tmp_path: Path) -> None:
     def error(shards: Path, *flags: object) -> str:
         done = cli("evaluate", shards, *LOGMEL, "--out", tmp_path / "out", *flags)

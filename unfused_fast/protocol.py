@@ -112,7 +112,7 @@ def _round(
         out, _ = held_out_rows(clips, rows, valid_fraction, seed, VALID)
         held = rows[out]
         console.once(
-            f"{name}: no validation split; {len(clips.recordings(held).rows)} of {len(clips.recordings(rows).rows)} "
+            f"{'' if name == 'test' else f'{name}: '}no validation split; {len(clips.recordings(held).rows)} of {len(clips.recordings(rows).rows)} "
             "train recordings are held out for it",
             about=("validation", name, len(rows), valid_fraction),
         )

@@ -115,7 +115,7 @@ def say_unused_splits(shards: ShardSet) -> None:
         if name not in FIRST_SPLITS:
             console.once(
                 f"{shards.directory}: split '{name}' ({info.clips} clips) is not used: only splits named "
-                f"{', '.join(FIRST_SPLITS)} are",
+                f"{', '.join(FIRST_SPLITS)} are; to use it, pack it again under one of these names",
                 style="yellow",
             )
 
