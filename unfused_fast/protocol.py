@@ -111,9 +111,10 @@ def _round(
     else:
         out, _ = held_out_rows(clips, rows, valid_fraction, seed, VALID)
         held = rows[out]
+        where = "" if name == "test" else f"{name}: "
+        count, total = (len(clips.recordings(found).rows) for found in (held, rows))
         console.once(
-            f"{'' if name == 'test' else f'{name}: '}no validation split; {len(clips.recordings(held).rows)} of {len(clips.recordings(rows).rows)} "
-            "train recordings are held out for it",
+            f"{where}no validation split; {count} of {total} train recordings are held out for it",
             about=("validation", name, len(rows), valid_fraction),
         )
         rows = rows[~out]
