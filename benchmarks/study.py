@@ -33,9 +33,10 @@ from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Measured, Plan, measure, refuse_label_fraction
 from unfused_fast.evaluation_table import comparisons, result_rows
 from unfused_fast.judged import judged
+from unfused_fast.labelled import LabelledClips, labelled_clips
 from unfused_fast.linear import labels_of_splits
 from unfused_fast.measuring import circumstances
-from unfused_fast.protocol import LabelledClips, labelled_clips, rounds_of
+from unfused_fast.protocol import rounds_of
 from unfused_fast.run_pool import PooledRun, RunPool
 from unfused_fast.settings import PresetName, with_values
 from unfused_fast.shards.shard_files import replace_file

@@ -19,6 +19,7 @@ from generations import DIM
 
 from unfused_fast import bank_manifest
 from unfused_fast.cli import app
+from unfused_fast.console import console
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
@@ -44,6 +45,12 @@ def one_thread() -> None:
     """Tiny networks are fastest on one thread, and tests that run side by side do not slow each other."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said() -> None:
+    """A test hears what is said once, whatever the tests before it heard."""
+    console.said.clear()
 
 
 @pytest.fixture
@@ -79,6 +86,7 @@ def _run(*arguments: object) -> Outcome:
         patch.setattr(sys, "argv", ["unfused-fast", *map(str, arguments)])
         patch.delenv("UNFUSED_DEBUG", raising=False)
         patch.setenv("COLUMNS", "200")
+        console.said.clear()  # as in a process of its own
         code = 0
         try:
             run_app(app)

@@ -21,8 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from unfused_fast.config import Config
 from unfused_fast.evaluation import Plan, measure
 from unfused_fast.features import baseline_encoder, extract
+from unfused_fast.labelled import labelled_clips
 from unfused_fast.linear import Split, train_heads
-from unfused_fast.protocol import few_labels, labelled_clips, rounds_of
+from unfused_fast.protocol import few_labels, rounds_of
 from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.table import open_shards

@@ -15,9 +15,9 @@ from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Measured
 from unfused_fast.evaluation_table import comparisons, result_rows, table_texts
 from unfused_fast.judged import judged
+from unfused_fast.labelled import LabelledClips
 from unfused_fast.metrics import AveragePrecision
 from unfused_fast.predictions import accuracy_interval, write_predictions
-from unfused_fast.protocol import LabelledClips
 
 CLIPS = 100
 
@@ -28,7 +28,8 @@ def clips_of(targets: NDArray[np.generic]) -> LabelledClips:
     keys = [f"clip-{number}" for number in numbers]
     classes = targets.shape[1] if targets.ndim == 2 else 2
     names = tuple("abcdef"[:classes])
-    return LabelledClips(("test",), numbers, numbers, keys, ["test"] * len(keys), 0 * numbers - 1, keys, targets, names)
+    tests = ["test"] * len(keys)
+    return LabelledClips(("test",), numbers, numbers, keys, tests, 0 * numbers - 1, keys, targets, names, numbers)
 
 
 def measurement(
@@ -36,7 +37,7 @@ def measurement(
 ) -> Measured:
     rows = np.arange(len(scores))
     rounds = np.zeros_like(rows) if round_of is None else round_of
-    return Measured(encoder, "linear", 1.0, run, seed, rows, rounds, scores, 0.5, (0.01,), 10, 4)
+    return Measured(encoder, "linear", 1.0, run, seed, rows, rounds, scores, 0.5, (0.01,), 10, 10, len(rows), 4)
 
 
 def right_on(count: int) -> NDArray[np.float32]:

@@ -50,6 +50,8 @@ LAYERS = [
     {"pretrain"},
     {"pseudo_labels"},
     {"distill"},
+    {"hold_out"},
+    {"labelled"},
     {"protocol"},
     {"linear"},
     {

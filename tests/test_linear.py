@@ -8,8 +8,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
+from unfused_fast.hold_out import hold_out_groups, label_subset, units_to_hold_out
 from unfused_fast.linear import Split, score, train_heads
-from unfused_fast.protocol import hold_out_groups, label_subset, units_to_hold_out
 from unfused_fast.settings import with_values
 
 

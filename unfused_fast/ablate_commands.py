@@ -12,6 +12,7 @@ from unfused_fast.terminal import (
     Compile,
     Data,
     Device,
+    Holdout,
     Json,
     Preset,
     Seed,
@@ -63,6 +64,7 @@ def ablate(
     epochs: Annotated[
         int | None, typer.Option(help="Of pre-training; distillation takes half of it.", show_default="preset's")
     ] = None,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     seed: Seed = 0,
@@ -92,7 +94,7 @@ def ablate(
     trained_on = open_shards(local_shards(shards))
     evaluated_on = trained_on if target is None else open_shards(local_shards(target))
     options = run_options(device, compile_, False, False)
-    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, options)
+    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, options, holdout=holdout)
     if as_json:
         print_json(summary)
     else:

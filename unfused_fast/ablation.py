@@ -96,21 +96,22 @@ def ablate(
     seeds: int,
     options: Options,
     pool: RunPool | None = None,
+    holdout: float | None = None,
 ) -> dict[str, Any]:
     """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
 
     Stage 1 trains on `shards`, stages 2 and 3 on `target`; `varied` = pretrain evaluates the encoder of stage 1, all
     others that of stage 2. A run that ends in a UserError, such as one that diverges, is a line of the table with its
-    reason. `pool` is one in OUT/runs unless given. Raises UserError for an `out` or a target that cannot be used,
-    Interrupted after Ctrl-C.
+    reason. `pool` is one in OUT/runs with `holdout` unless given. Raises UserError for an `out` or a target that cannot
+    be used, Interrupted after Ctrl-C.
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: want at least 1")
     _refuse_other(out)
-    _refuse_unevaluable(cells, target, seeds)
+    pool, found = pool or RunPool(out / "runs", options, holdout), list[dict[str, Any]]()
+    _refuse_unevaluable(cells, target, seeds, pool.holdout)
     part: Stage = "pretrain" if varied == "pretrain" else "distill"
     costs = {cell.name: cost_of(cell, part) for cell in cells}
-    pool, found = pool or RunPool(out / "runs", options), list[dict[str, Any]]()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,7 +125,9 @@ def ablate(
             console.print(f"ablate: {cell.name}, seed {seed}: {error}", style="yellow")
             line = {"reason": str(error)}
         found.append({"cell": cell.name, "seed": seed, **line})
-        summary = summary_of([(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out)
+        summary = summary_of(
+            [(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out, pool.holdout
+        )
         write_report(out, summary)
     write_picture(out, summary)
     return summary
@@ -150,14 +153,14 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
     }
 
 
-def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int) -> None:
+def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int, holdout: float | None) -> None:
     """What stage 3 would refuse of any cell and seed, it refuses before stage 1 has run for hours."""
     checked = set[tuple[Any, ...]]()
     for number, cell in itertools.product(range(seeds), cells):
         config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
         made_of = (config.eval.select, config.eval.valid_fraction, config.train.seed)
         if made_of not in checked:
-            refuse_unevaluable(config, target)
+            refuse_unevaluable(config, target, holdout)
             checked.add(made_of)
 
 

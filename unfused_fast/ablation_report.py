@@ -10,7 +10,7 @@ from typing import Any
 from unfused_fast.checkpoint import write_json
 from unfused_fast.encoder_cost import Cost
 from unfused_fast.plots import plot_errors
-from unfused_fast.report import markdown, mean_and_error
+from unfused_fast.report import held_out_text, markdown, mean_and_error
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
 
@@ -23,6 +23,7 @@ def summary_of(
     varied: str,
     target: ShardSet,
     out: Path,
+    holdout: float | None = None,
 ) -> dict[str, Any]:
     """Cells (name, varied values, cost) and what became of each seed -> the content of ablation.json; shares of 1.
 
@@ -52,7 +53,14 @@ def summary_of(
                 "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
             }
         )
-    return {"stage": varied, "task": target.directory.name, "metric": "accuracy", "rows": rows, "run": str(out)}
+    return {
+        "stage": varied,
+        "task": target.directory.name,
+        "metric": "accuracy",
+        "holdout": holdout,
+        "rows": rows,
+        "run": str(out),
+    }
 
 
 def texts(summary: dict[str, Any]) -> list[list[str]]:
@@ -80,7 +88,8 @@ def texts(summary: dict[str, Any]) -> list[list[str]]:
 def title(summary: dict[str, Any]) -> str:
     """What the table is of."""
     encoder = "1" if summary["stage"] == "pretrain" else "2"
-    return f"{summary['task']}: accuracy in % of stage {encoder}'s encoder, mean ± standard error over seeds"
+    held = held_out_text(summary["holdout"])
+    return f"{summary['task']}: accuracy in % of stage {encoder}'s encoder, mean ± standard error over seeds{held}"
 
 
 def percent(spread: dict[str, Any], sign: str = "") -> str:

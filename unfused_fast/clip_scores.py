@@ -1,4 +1,4 @@
-"""A network's scores for whole labelled clips, and how good they are.   n clips of one split, C classes."""
+"""A network's scores for labelled recordings, and how good they are.   n clips of a split, R recordings, C classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from unfused_fast.config import Config
 from unfused_fast.evaluation import metric_of
 from unfused_fast.features import WHOLE_CLIP_BATCH
+from unfused_fast.labelled import LabelledClips, Rows
 from unfused_fast.model import FinetuneNetwork
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
-from unfused_fast.protocol import LabelledClips, Rows
 from unfused_fast.shards.table import ShardSet
 
 Statistics = Mapping[str, float] | None
@@ -22,7 +22,9 @@ Statistics = Mapping[str, float] | None
 
 
 class JudgedClips:
-    """Whole clips of one split, and how good a network is on them."""
+    """Recordings of one split, and how good a network is on them: its scores are the mean over their clips, which it
+    hears whole.
+    """
 
     def __init__(
         self,
@@ -38,11 +40,13 @@ class JudgedClips:
         rows: (n,) of `clips`, all of one split.
         once: they are read once, so that no cache is made for them.
         """
-        self.clips, self.rows = clips, rows
+        self.clips, self._recordings = clips, clips.recordings(rows)
+        self.rows = self._recordings.rows
+        """(R,) of `clips`, one a recording."""
         ids = clips.clip_ids[rows]
         stream = Loader(
             shards,
-            clips.split_of[rows[0]],
+            str(shards.clips["split"][int(ids[0])]),
             config,
             device=device,
             batch_size=WHOLE_CLIP_BATCH,
@@ -55,16 +59,16 @@ class JudgedClips:
 
     @torch.no_grad()
     def scores(self, network: FinetuneNetwork) -> NDArray[np.float32]:
-        """(n, C) logits, in float32 whatever the training used, as features.extract; leaves the network in eval
-        mode.
+        """(R, C) logits, in float32 whatever the training used, as features.extract; leaves the network in eval
+        mode. The head is linear: the mean of the clips' logits is the logits of their mean features.
         """
         network.eval()
-        found = np.full((len(self.rows), len(self.clips.label_names)), np.nan, np.float32)
+        found = np.full((len(self._ids), len(self.clips.label_names)), np.nan, np.float32)
         for batch in self._loader.whole_clips():
             places = np.searchsorted(self._ids, batch.clip_ids.cpu().numpy())
             found[self._order[places]] = network(batch.views[0], batch.frame_counts).cpu().numpy()
-        return found
+        return self._recordings.mean(torch.from_numpy(found)).numpy()
 
     def metric(self, scores: NDArray[np.float32]) -> float:
-        """Accuracy, or of a multi-label set mAP, of scores (n, C)."""
+        """Accuracy, or of a multi-label set mAP, of scores (R, C)."""
         return metric_of(self.clips, self.rows, scores)

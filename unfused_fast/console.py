@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,7 +15,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+class Sentences(Console):
+    """A console that says a sentence once in a process, which is once a command, however many steps would say it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.said = set[Hashable]()
+
+    def once(self, sentence: str, about: Hashable = None, style: str | None = None) -> None:
+        """Prints the sentence, unless it or another about the same thing was printed before."""
+        about = sentence if about is None else about
+        if about not in self.said and not self.quiet:
+            self.said.add(about)
+            self.print(sentence, style=style)
+
+
+console = Sentences(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def progress_bar() -> Progress:

@@ -25,7 +25,7 @@ from unfused_fast.evaluation_table import (
 from unfused_fast.judged import judged
 from unfused_fast.names import BASELINES
 from unfused_fast.predictions import write_predictions
-from unfused_fast.report import markdown
+from unfused_fast.report import held_out_text, markdown
 from unfused_fast.run_description import config_digest, read_description
 from unfused_fast.settings import flatten, from_flat
 from unfused_fast.shards.table import ShardSet
@@ -62,6 +62,7 @@ def evaluate(
         "metric": "mAP" if clips.multi_label else "accuracy",
         "rows": rows,
         "comparisons": pairs,
+        "held_out": None if clips.held_out is None else clips.held_out._asdict(),
         "plan": asdict(plan),
         "select": config.eval.select,
         "classes": len(clips.label_names),
@@ -73,7 +74,9 @@ def evaluate(
     try:
         making.mkdir(parents=True)
         write_predictions(making / "predictions.parquet", clips, measured)
-        text = f"{markdown(COLUMNS, table_texts(rows))}\n\n{markdown(PAIR_COLUMNS, pair_texts(pairs))}\n"
+        tables = [title(result), markdown(COLUMNS, table_texts(rows))]
+        tables += [markdown(PAIR_COLUMNS, pair_texts(pairs))] if pairs else []
+        text = "\n\n".join(tables) + "\n"
         (making / "evaluation.md").write_text(text, encoding="utf-8")
         write_json(making / RESULT, result)
         if real.exists():
@@ -82,6 +85,13 @@ def evaluate(
     except OSError as error:
         raise _unwritable(out, error) from error
     return result
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """Of the table: what was measured, on which recordings."""
+    recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
+    held = held_out_text(result["plan"]["holdout"])
+    return f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
 
 
 def _place_to_write(out: Path) -> Path:

@@ -12,6 +12,7 @@ from unfused_fast.names import BASELINES
 from unfused_fast.terminal import (
     Data,
     Device,
+    Holdout,
     Json,
     Overwrite,
     Preset,
@@ -46,6 +47,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
     knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours (--set eval.neighbours=10).")] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
+    holdout: Holdout = None,
     fractions: Fractions = "1",
     seeds: Annotated[int, typer.Option(help="Repetitions of heads, few labels and the random encoder.")] = 1,
     baselines: Annotated[
@@ -59,35 +61,34 @@ def evaluate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Compare encoders: accuracy or mAP with bootstrap intervals over test clips and errors over seeds and folds;
+    """Compare encoders: accuracy or mAP with bootstrap intervals over test recordings and errors over seeds and folds;
     paired bootstrap and McNemar's test of each two. Every prediction is kept.
     """
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
     from unfused_fast.evaluate import evaluate as run_evaluation
+    from unfused_fast.evaluate import title
     from unfused_fast.evaluation import Plan
     from unfused_fast.evaluation_table import COLUMNS, PAIR_COLUMNS, pair_texts, table_texts
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("linear", preset, settings, None, seed, data)
-    plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds)
+    plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, holdout)
     options = run_options(device, None, False, overwrite)
     result = run_evaluation(config, open_shards(local_shards(shards)), named, plan, out, options)
     if as_json:
         print_json(result)
         return
     printed = stdout_console()
-    printed.print(
-        terminal_table(f"test {result['metric']} in %, {result['task']}", COLUMNS, table_texts(result["rows"]))
-    )
+    printed.print(terminal_table(title(result), COLUMNS, table_texts(result["rows"])))
     if result["select"] == "best_test":
         typer.echo(
             "the linear heads were chosen by the test itself (eval.select = best_test): these numbers are too high"
         )
     if result["comparisons"]:
         printed.print(terminal_table("differences in points", PAIR_COLUMNS, pair_texts(result["comparisons"])))
-    typer.echo(f"predictions of every test clip: {out / 'predictions.parquet'}")
+    typer.echo(f"predictions of every test recording: {out / 'predictions.parquet'}")
 
 
 def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:

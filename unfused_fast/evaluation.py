@@ -1,6 +1,7 @@
 """Frozen encoders on a labelled set: linear heads and nearest neighbours, with few labels and many, by splits or folds.
 
-N clips, T test clips, D features, C classes. Heads are those of linear.py; test is read once a head.
+N clips, T test recordings, D features, C classes. Heads are those of linear.py; test is read once a head. Features of a
+recording are the mean of its pieces': the scores of a linear head are then the mean of its scores for the pieces.
 Source of the linear head: paper section 3, part 3. Ours: nearest neighbours, few labels, intervals.
 """
 
@@ -19,11 +20,12 @@ from torch import Tensor
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
-from unfused_fast.linear import Split, train_heads
+from unfused_fast.labelled import LabelledClips, Rows, labelled_clips
+from unfused_fast.linear import Split, say_heard, train_heads
 from unfused_fast.metrics import AveragePrecision, accuracy
 from unfused_fast.names import BASELINES
 from unfused_fast.neighbours import neighbour_shares
-from unfused_fast.protocol import LabelledClips, Round, Rows, few_labels, labelled_clips, permuted, rounds_of
+from unfused_fast.protocol import Round, few_labels, permuted, rounds_of
 from unfused_fast.settings import with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.training import console
@@ -40,7 +42,9 @@ class Plan:
     """Shares of the train labels, each greater than 0 and at most 1."""
     by_folds: bool = False
     seeds: int = 1
-    """Repetitions: seeds of the order of batches, of few labels, of held-out groups, and of the random encoder."""
+    """Repetitions: seeds of the order of batches, of few labels, of held-out validation, and of the random encoder."""
+    holdout: float | None = None
+    """Share of the train recordings that are the test, of a set without one."""
 
     def __post_init__(self) -> None:
         for fraction in self.fractions:
@@ -54,7 +58,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """One encoder, method, share of labels and repetition: scores of every test clip, once."""
+    """One encoder, method, share of labels and repetition: scores of every test recording, once."""
 
     encoder: str
     method: Method
@@ -62,7 +66,7 @@ class Measured:
     run: str
     seed: int
     rows: Rows
-    """(T,) rows of LabelledClips that were tested on, round after round."""
+    """(T,) rows of LabelledClips, one a recording that was tested on, round after round."""
     round_of: Rows
     """(T,) number of the round that tested the row."""
     scores: NDArray[np.float32]
@@ -72,7 +76,11 @@ class Measured:
     rates: tuple[float | None, ...]
     """Learning rate that validation chose in each round; None for nearest neighbours."""
     train_clips: int
-    """Labels used, in the first round."""
+    """Clips that were learnt from, in the first round, and"""
+    train_recordings: int
+    """the recordings that they are pieces of: labels used."""
+    test_clips: int
+    """Clips that the T test recordings consist of."""
     features: int
     """D."""
 
@@ -105,7 +113,7 @@ def measure(
     run that cannot be evaluated.
     """
     refuse_label_fraction(config)
-    clips = labelled_clips(shards, plan.by_folds)
+    clips = labelled_clips(shards, plan.by_folds, holdout=plan.holdout)
     if config.eval.shuffle_labels:
         clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
     seeds = [config.train.seed + number for number in range(plan.seeds)]
@@ -113,12 +121,14 @@ def measure(
     loaded = {
         run: load_encoder(Path(run), device) for runs in encoders.values() for run in runs if run not in BASELINES
     }
+    say_heard(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
     found = []
     for name, runs in encoders.items():
         for run in runs:
             for seed, frozen, features in _features(config, architecture, shards, clips, run, loaded, seeds, device):
-                console.print(f"evaluate: {name} ({frozen.name}), seed {seed}, {features.shape[1]} features")
+                of = name if name == frozen.name else f"{name} ({frozen.name})"
+                console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
                 found += list(_measure_one(config, clips, rounds[seed], plan, name, run, seed, features))
     return clips, found
 
@@ -158,6 +168,7 @@ def _measure_one(
     config = with_values(config, {"train.seed": seed})
     for fraction in plan.fractions:
         chosen = [few_labels(clips, part.train, fraction, seed) for part in rounds]
+        tests = [clips.recordings(part.test).rows for part in rounds]
         for method in plan.methods:
             tested = [
                 _test(config, clips, part, rows, features, method) for part, rows in zip(rounds, chosen, strict=True)
@@ -168,12 +179,14 @@ def _measure_one(
                 fraction,
                 run,
                 seed,
-                np.concatenate([part.test for part in rounds]),
-                np.repeat(np.arange(len(rounds)), [len(part.test) for part in rounds]),
+                np.concatenate(tests),
+                np.repeat(np.arange(len(rounds)), [len(rows) for rows in tests]),
                 np.concatenate([scores for scores, _, _ in tested]),
                 float(np.mean([valid for _, valid, _ in tested])),
                 tuple(rate for _, _, rate in tested),
                 len(chosen[0]),
+                len(clips.recordings(chosen[0]).rows),
+                sum(len(part.test) for part in rounds),
                 features.shape[1],
             )
 
@@ -181,31 +194,47 @@ def _measure_one(
 def _test(
     config: Config, clips: LabelledClips, part: Round, train: Rows, features: Tensor, method: Method
 ) -> tuple[NDArray[np.float32], float, float | None]:
-    """Scores (T, C) of a round's test clips, the metric on its validation clips, and the chosen learning rate."""
-    settings, classes = config.eval, len(clips.label_names)
-    on_device = torch.from_numpy(train).to(features.device)
-    if settings.standardize:
-        mean, std = features[on_device].mean(dim=0), features[on_device].std(dim=0, correction=0)
-        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
-    split = Split(features[on_device], torch.from_numpy(clips.targets[train]).to(features.device))
+    """Scores (T, C) of a round's test recordings, the metric on its validation's, and the chosen learning rate.
 
-    def scored(rows: Rows, head: tuple[Tensor, Tensor] | None) -> NDArray[np.float32]:
-        queries = features[torch.from_numpy(rows).to(features.device)]
-        if head is None:
-            shares = neighbour_shares(split.features, split.labels, queries, settings.neighbours, classes)
+    Heads learn from clips. The neighbours are recordings, as the queries are: were they clips, the pieces of one long
+    recording could be all k.
+    """
+    settings, classes = config.eval, len(clips.label_names)
+    if settings.standardize:
+        learnt = features[torch.from_numpy(train).to(features.device)]
+        mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
+        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
+
+    def of_recordings(rows: Rows) -> tuple[Rows, Tensor]:
+        found = clips.recordings(rows)
+        return found.rows, found.mean(features[torch.from_numpy(rows).to(features.device)])
+
+    def split_of(rows: Rows, given: Tensor) -> Split:
+        return Split(given, torch.from_numpy(clips.targets[rows]).to(features.device))
+
+    valid_rows, valid_features = of_recordings(part.valid)
+    test_rows, test_features = of_recordings(part.test)
+    if method == "knn":
+        known = split_of(*of_recordings(train))
+
+        def by_neighbours(queries: Tensor) -> NDArray[np.float32]:
+            shares = neighbour_shares(known.features, known.labels, queries, settings.neighbours, classes)
             return shares.cpu().numpy()
+
+        return by_neighbours(test_features), metric_of(clips, valid_rows, by_neighbours(valid_features)), None
+
+    def scored(queries: Tensor, head: tuple[Tensor, Tensor]) -> NDArray[np.float32]:
         return (queries @ head[0] + head[1]).cpu().numpy()
 
-    if method == "knn":
-        return scored(part.test, None), metric_of(clips, part.valid, scored(part.valid, None)), None
     rates = tuple(sorted({settings.lr, *settings.lr_grid}))
     by_test = settings.select == "best_test"
 
     def of_test(head: Tensor) -> float:
-        return metric_of(clips, part.test, scored(part.test, (head[:-1], head[-1])))
+        return metric_of(clips, test_rows, scored(test_features, (head[:-1], head[-1])))
 
+    split = split_of(train, features[torch.from_numpy(train).to(features.device)])
     heads = list(zip(*train_heads(split, classes, rates, config, of_test if by_test else None), strict=True))
-    valid = [metric_of(clips, part.valid, scored(part.valid, head)) for head in heads]
+    valid = [metric_of(clips, valid_rows, scored(valid_features, head)) for head in heads]
     judged = [of_test(torch.cat([head[0], head[1][None]])) for head in heads] if by_test else valid
     best = max(range(len(rates)), key=lambda number: judged[number])
-    return scored(part.test, heads[best]), valid[best], rates[best]
+    return scored(test_features, heads[best]), valid[best], rates[best]

@@ -13,9 +13,9 @@ import torch
 from unfused_fast.encoder_cost import Cost
 from unfused_fast.evaluation import Measured, Method
 from unfused_fast.judged import Judged
+from unfused_fast.labelled import LabelledClips
 from unfused_fast.linear import score
 from unfused_fast.metrics import Floats, mcnemar, percentile_interval, unweighted_recall
-from unfused_fast.protocol import LabelledClips
 from unfused_fast.report import mean_and_error
 
 Key = tuple[str, Method, float]
@@ -41,8 +41,9 @@ def result_rows(
     """One row an encoder, method and share of labels, shares between 0 and 1; `costs` by encoder, None for log-mel.
 
     `test` is the mean over repetitions, each the mean over folds where there are some; `interval` is the percentile
-    bootstrap over test clips of that mean; `fold_error` is over folds. `standard_error` is over `repetitions`, which
-    are `repeated` = seeds of one run, or runs, each the mean over its seeds: the seeds of a run share its encoder.
+    bootstrap over test recordings of that mean; `fold_error` is over folds. `standard_error` is over `repetitions`,
+    which are `repeated` = seeds of one run, or runs, each the mean over its seeds: the seeds of a run share its
+    encoder.
     """
     rows = []
     for (encoder, method, fraction), group in _grouped(judgements).items():
@@ -68,7 +69,9 @@ def result_rows(
                 "uar": None if clips.multi_label else _recall(clips, measured),
                 "valid": mean_and_error([found.valid for found in measured])[0],
                 "train_clips": measured[0].train_clips,
-                "test_clips": len(measured[0].rows),
+                "train_recordings": measured[0].train_recordings,
+                "test_clips": measured[0].test_clips,
+                "test_recordings": len(measured[0].rows),
                 "features": measured[0].features,
                 "parameters": None if (cost := costs[encoder]) is None else cost.parameters,
                 "macs": None if cost is None else cost.macs,
@@ -117,7 +120,7 @@ def table_texts(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         [
             row["encoder"],
             row["method"],
-            f"{row['label_fraction']:.3g}",
+            f"{100 * row['label_fraction']:.3g} %",
             f"{100 * row['test']:.1f}",
             _span(row["interval"]),
             _error(row),
@@ -137,7 +140,7 @@ def pair_texts(pairs: Sequence[dict[str, Any]]) -> list[list[str]]:
             pair["first"],
             pair["second"],
             pair["method"],
-            f"{pair['label_fraction']:.3g}",
+            f"{100 * pair['label_fraction']:.3g} %",
             f"{100 * pair['difference']:+.1f}",
             _span(pair["interval"]),
             f"{pair['p_bootstrap']:.3f}",
@@ -184,7 +187,7 @@ def _mean_test(group: Sequence[Judged]) -> float:
 
 
 def _mean_draws(group: Sequence[Judged]) -> Floats:
-    """(R,) the mean over repetitions in each resample of the test clips."""
+    """(R,) the mean over repetitions in each resample of the test recordings."""
     draws: Floats = np.mean([np.mean([one.draws for one in run], axis=0) for run in _runs(group)], axis=0)
     return draws
 

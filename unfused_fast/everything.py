@@ -18,14 +18,19 @@ from unfused_fast.training import Options, console
 
 
 def train_all(
-    configs: dict[Stage, Config], shards: ShardSet, target: ShardSet, out: Path, options: Options
+    configs: dict[Stage, Config],
+    shards: ShardSet,
+    target: ShardSet,
+    out: Path,
+    options: Options,
+    holdout: float | None = None,
 ) -> dict[str, Any]:
     """Pre-trains on `shards`, distils on `target`, evaluates both encoders and a random one on `target`.
 
     The verdict goes by validation accuracy alone; test is only reported. Ours: on a small target set stage 2 may not
     pay, and a user should see that before keeping its encoder.
     """
-    labels_of_splits(target)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
+    labels_of_splits(target, holdout)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
     if not options.ranks.leads:  # stage 3 takes seconds, on one process
@@ -38,7 +43,7 @@ def train_all(
         "stage 2 (UnFuSeD)": str(out / "distill"),
     }
     results = {
-        name: linear(configs["linear"], target, encoder, out / f"linear-{encoder.rsplit('/', 1)[-1]}", options)
+        name: linear(configs["linear"], target, encoder, out / f"linear-{encoder.rsplit('/', 1)[-1]}", options, holdout)
         for name, encoder in encoders.items()
     }
     keep = max((name for name in results if name != "random"), key=lambda name: float(results[name]["valid"]))
@@ -47,6 +52,7 @@ def train_all(
         "task": target.directory.name,
         "valid": {name: result["valid"] for name, result in results.items()},
         "test": {name: result["test"] for name, result in results.items()},
+        "held_out": results[keep].get("held_out"),
         "keep": keep,
         "encoder": encoders[keep],
         "beats_random": results[keep]["valid"] > results["random"]["valid"],

@@ -23,7 +23,8 @@ from unfused_fast.clip_scores import JudgedClips
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import BEST, FrozenEncoder, baseline_encoder, load_encoder
-from unfused_fast.linear import head_losses, score
+from unfused_fast.labelled import LabelledClips, labelled_clips
+from unfused_fast.linear import head_losses, holdout_input, say_heard, score
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import FinetuneNetwork
 from unfused_fast.normalisation import GIVEN
@@ -32,7 +33,7 @@ from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
 from unfused_fast.plots import plot_confusion
 from unfused_fast.progress import PartTimer
-from unfused_fast.protocol import LabelledClips, Round, labelled_clips, split_round
+from unfused_fast.protocol import Round, counts, split_round
 from unfused_fast.reading import is_number
 from unfused_fast.run import Run
 from unfused_fast.set_statistics import set_statistics
@@ -194,12 +195,17 @@ class Finetuning:
         return self.network
 
 
-def finetune(config: Config, shards: ShardSet, encoder: str, out: Path, options: Options) -> dict[str, Any]:
+def finetune(
+    config: Config, shards: ShardSet, encoder: str, out: Path, options: Options, holdout: float | None = None
+) -> dict[str, Any]:
     """Fine-tunes `encoder` (a run directory, a model folder or `random`) on a labelled set into run directory `out`;
     returns result.json's content.
 
     Front end, network and normalisation are the encoder's; the rest of `config` holds. Raises UserError for what the
     user can mend, Interrupted after Ctrl-C (what was done is saved).
+
+    Args:
+        holdout: share of the train recordings that are the test, of a set without one.
     """
     train_clips(shards)
     if encoder == "logmel":
@@ -208,13 +214,14 @@ def finetune(config: Config, shards: ShardSet, encoder: str, out: Path, options:
         raise UserError(f"eval.encoder = {config.eval.encoder}: train finetune trains the whole encoder; leave it full")
     if config.train.accumulate != 1:
         raise UserError("train.accumulate: train finetune takes a batch whole; use a smaller --set train.batch_size")
-    clips, part = split_round(config, shards, labelled_clips(shards, by_folds=False, tested=False))
+    clips, part = split_round(config, shards, labelled_clips(shards, by_folds=False, tested=False, holdout=holdout))
+    say_heard([encoder], shards, clips)
     random = encoder == "random"
     frozen = (
         baseline_encoder(encoder, config, options.device) if random else load_encoder(Path(encoder), options.device)
     )
     config = config_of(config, frozen)
-    with Run(out, "finetune", config, shards, options, encoder=encoder) as run:
+    with Run(out, "finetune", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
         if (finished := run.result()) is not None:
             return finished
         return _trained(run, config, shards, encoder, clips, part, frozen, options)
@@ -260,13 +267,11 @@ def _result(
     the epoch is chosen by it.
     """
     config, device = state.config, state.options.device
-    rows = {"train": part.train, "valid": part.valid, "test": part.test}
-    rows = {name: found for name, found in rows.items() if len(found)}
     network, names = state.choose(), clips.label_names
     judged = {state.by: state.judged_by}
-    for name in ("valid", "test"):
-        if name in rows and name not in judged:
-            judged[name] = JudgedClips(config, shards, clips, rows[name], state.statistics, device, once=True)
+    for name, rows in (("valid", part.valid), ("test", part.test)):
+        if len(rows) and name not in judged:
+            judged[name] = JudgedClips(config, shards, clips, rows, state.statistics, device, once=True)
     scores = {name: one.scores(network) for name, one in judged.items()}
     metrics = {name: round(judged[name].metric(found), 6) for name, found in scores.items()}
     result: dict[str, Any] = {
@@ -280,7 +285,7 @@ def _result(
         "lr": config.optim.lr,
         "classes": len(names),
         "label_names": list(names),
-        "clips": {name: len(found) for name, found in rows.items()},
+        **counts(clips, part),
         "label_fraction": config.eval.label_fraction,
         "features": network.encoder.dim,
         "batch_size": state.batch_size,
@@ -288,7 +293,9 @@ def _result(
     if clips.multi_label:
         return result
     found = {
-        name: score(torch.from_numpy(clips.targets[rows[name]]), torch.from_numpy(values.argmax(axis=1)), len(names))
+        name: score(
+            torch.from_numpy(clips.targets[judged[name].rows]), torch.from_numpy(values.argmax(axis=1)), len(names)
+        )
         for name, values in scores.items()
     }
     shown = "test" if "test" in found else "valid"

@@ -1,6 +1,6 @@
-"""How good each of evaluation.py's measurements is: by rounds, and in resamples of the test clips.
+"""How good each of evaluation.py's measurements is: by rounds, and in resamples of the test recordings.
 
-T test clips, M measurements, R resamples, F rounds.
+T test recordings, M measurements, R resamples, F rounds.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfused_fast.evaluation import Measured
+from unfused_fast.labelled import LabelledClips, Rows
 from unfused_fast.metrics import AveragePrecision, Floats, bootstrap_map, bootstrap_means
-from unfused_fast.protocol import LabelledClips, Rows
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Judged:
     rounds: Floats
     """(F,) metric of each round."""
     draws: Floats
-    """(R,) mean over rounds in each resample of the test clips."""
+    """(R,) mean over rounds in each resample of the test recordings."""
 
     @property
     def test(self) -> float:
@@ -32,7 +32,7 @@ class Judged:
 
 
 def judged(clips: LabelledClips, measured: Sequence[Measured], seed: int) -> list[Judged]:
-    """Judges measurements of the same test clips, all on the same resamples, which `seed` draws."""
+    """Judges measurements of the same test recordings, all on the same resamples, which `seed` draws."""
     if clips.multi_label:
         return [_by_precision(clips, found, seed) for found in measured]
     right = np.stack([_right(clips, found) * fold_weights(found.round_of) for found in measured], axis=1)
@@ -44,7 +44,9 @@ def judged(clips: LabelledClips, measured: Sequence[Measured], seed: int) -> lis
 
 
 def fold_weights(round_of: Rows) -> Floats:
-    """(T,) number of a clip's round -> (T,) weights of mean 1, by which the mean over clips is the mean over rounds."""
+    """(T,) number of a recording's round -> (T,) weights of mean 1, by which the mean over recordings is that over
+    rounds.
+    """
     sizes = np.bincount(round_of).astype(np.float64)
     weights: Floats = (len(round_of) / (len(sizes) * sizes))[round_of]
     return weights

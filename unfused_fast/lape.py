@@ -26,11 +26,13 @@ from unfused_fast.evaluation import Plan, measure, refuse_label_fraction
 from unfused_fast.evaluation_table import result_rows
 from unfused_fast.features import FrozenEncoder, load_encoder
 from unfused_fast.judged import judged
+from unfused_fast.labelled import labelled_clips
 from unfused_fast.lape_data import find, shards_of, where_to_get
 from unfused_fast.lape_report import summary_of, write_report
+from unfused_fast.linear import holdout_input
 from unfused_fast.model_folder import encoder_digest
 from unfused_fast.predictions import accuracy_interval, write_predictions
-from unfused_fast.protocol import labelled_clips, rounds_of
+from unfused_fast.protocol import rounds_of
 from unfused_fast.settings import flatten, with_values
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.tasks import Task
@@ -48,6 +50,8 @@ class LapePlan:
     fractions: tuple[float, ...] = (1.0,)
     """Shares of the train labels; the largest is what is set beside the paper."""
     seeds: int = 1
+    holdout: float | None = None
+    """Share of the train recordings that are the test, of a set that has none; the others keep theirs."""
     crops_of_tasks: bool = True
     """Stage 2 sees crops of each task's seconds (tasks.py) in place of the config's. Source: the authors' code has a
     window for each task.
@@ -70,6 +74,7 @@ class LapePlan:
             "linear": flatten(self.linear),
             "fractions": self.fractions,
             "crops_of_tasks": self.crops_of_tasks,
+            **holdout_input(self.holdout),
         }
         return dict(json.loads(json.dumps(values)))
 
@@ -114,6 +119,8 @@ def _run_task(
         return {"state": "missing", "get": where_to_get(task)}
     console.print(f"{task.name}: {place.path}")
     shards = shards_of(task, place, out / "shards" / task.name, workers)
+    if task.by_folds or "test" in shards.manifest.splits:
+        plan = replace(plan, holdout=None)
     first = plan.distill.train.seed
     folders = {seed: out / "tasks" / task.name / f"seed-{seed}" for seed in range(first, first + plan.seeds)}
     _refuse_unmeasurable(task, shards, plan, [*folders])
@@ -125,13 +132,13 @@ def _run_task(
         "state": "done",
         "results": results,
         "interval": list(accuracy_interval(files, max(plan.fractions), task.by_folds, first)),
-        "notes": _notes(task, shards, plan.linear.eval.select),
+        "notes": _notes(task, shards, plan),
     }
 
 
 def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int]) -> None:
     """Raises UserError for a set that stage 3 could not measure, before stage 2 has run for hours."""
-    clips = labelled_clips(shards, task.by_folds)
+    clips = labelled_clips(shards, task.by_folds, holdout=plan.holdout)
     if clips.multi_label:
         raise UserError(
             f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
@@ -174,7 +181,7 @@ def _run_seed(
         replace(options, resume=True, overwrite=False),
     )
     config, name = with_values(plan.linear, values), plan.linear.eval.encoder
-    measuring = Plan(("linear",), plan.fractions, task.by_folds)
+    measuring = Plan(("linear",), plan.fractions, task.by_folds, holdout=plan.holdout)
     clips, measured = measure(config, shards, {name: [str(run)]}, measuring, options.device)
     cost = encoder_cost(plan.distill, name)
     rows = result_rows(clips, judged(clips, measured, seed), {name: cost})
@@ -194,6 +201,7 @@ def _run_seed(
         "rows": rows,
         "cost": asdict(cost),
         "clips": {split: info.clips for split, info in shards.manifest.splits.items()},
+        "held_out": None if clips.held_out is None else clips.held_out._asdict(),
         "classes": len(clips.label_names),
         "seed": seed,
         "data_digest": shards.manifest.digest,
@@ -204,15 +212,17 @@ def _run_seed(
     return result
 
 
-def _notes(task: Task, shards: ShardSet, select: str) -> list[str]:
+def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
     """What sets this copy or this protocol apart from the paper's."""
     notes, classes = [], len(shards.manifest.label_names)
-    if select == "best_test":
+    if plan.linear.eval.select == "best_test":
         notes.append("the head was chosen by the test itself, so the number is too high")
     if classes != task.classes:
         notes.append(f"{classes:,} classes here, {task.classes:,} in the paper")
     if shards.manifest.dataset is None:
         notes.append("a set of your own, whose split and labels were not compared with the task's")
+    if plan.holdout is not None:
+        notes.append(f"{plan.holdout:g} of train was held out as test, and stage 2 heard it, without its labels")
     if task.by_folds:
         notes.append("stage 2 heard the clips of all folds, without their labels")
     return [*notes, *([task.unclear] if task.unclear else [])]

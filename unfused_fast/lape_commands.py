@@ -13,6 +13,7 @@ from unfused_fast.terminal import (
     Compile,
     Data,
     Device,
+    Holdout,
     Json,
     Overwrite,
     Preset,
@@ -72,6 +73,7 @@ def lape(
         typer.Option(help="The whole distilled encoder, or its first three blocks, the paper's student."),
     ] = "full",
     fractions: Fractions = "1",
+    holdout: Holdout = None,
     epochs: Annotated[int | None, typer.Option(help="Of distillation.", show_default="preset's")] = None,
     preset: Preset = "recommended",
     settings: Sets = None,
@@ -103,6 +105,7 @@ def lape(
         stage_config("linear", preset, evaluated, None, seed, data),
         shares,
         seeds,
+        holdout,
         preset != "authors" and "data.crop_seconds" not in pairs(settings),
     )
     summary = run_lape(data_dir, teacher, out, chosen, plan, run_options(device, compile_, False, overwrite), workers)

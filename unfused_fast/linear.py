@@ -2,13 +2,13 @@
 clips a batch.
 
 Features are computed once; G linear heads train side by side in one pass over them; validation picks one; test is read
-once.
+once. Validation and test are of recordings, whose features are the mean of their pieces'.
 Source: paper section 3, part 3, and section 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import baseline_encoder, eval_features, load_encoder
+from unfused_fast.labelled import LabelledClips, labelled_clips
 from unfused_fast.names import BASELINES
 from unfused_fast.plots import plot_confusion
 from unfused_fast.profiling import Profile
-from unfused_fast.protocol import LabelledClips, labelled_clips, split_round
+from unfused_fast.protocol import Round, counts, split_round
 from unfused_fast.run import Run
+from unfused_fast.run_description import read_description
 from unfused_fast.shards.table import ShardSet
 from unfused_fast.skipped_clips import SkippedClips
 from unfused_fast.training import Options, console, train_clips
@@ -33,7 +35,9 @@ from unfused_fast.training import Options, console, train_clips
 
 @dataclass(frozen=True)
 class Split:
-    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set."""
+    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set. Of train
+    its clips, of validation and test their recordings.
+    """
 
     features: Tensor
     labels: Tensor
@@ -46,7 +50,7 @@ class Scores:
     accuracy: float
     macro_f1: float
     confusion: list[list[int]]
-    """Rows are classes, columns predictions; counts of clips."""
+    """Rows are classes, columns predictions; counts of recordings."""
 
 
 def train_heads(
@@ -116,18 +120,19 @@ def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
     )
 
 
-def labels_of_splits(shards: ShardSet) -> LabelledClips:
-    """The clips of train, valid and test, as far as the set has them, one label each. Raises UserError for a set that
-    cannot be evaluated.
+def labels_of_splits(shards: ShardSet, holdout: float | None = None) -> LabelledClips:
+    """The clips of train, valid and test, as far as the set has them or `holdout` makes one, one label each. Raises
+    UserError for a set that cannot be evaluated.
     """
     train_clips(shards)
-    clips = labelled_clips(shards, by_folds=False, tested=False)
+    clips = labelled_clips(shards, by_folds=False, tested=False, holdout=holdout)
     if clips.multi_label:
         raise UserError(
             f"{shards.directory}: its clips have several labels each, but train linear wants one; use unfused-fast "
             "evaluate or train finetune"
         )
-    labels = {name: set(clips.targets[np.array(clips.split_of) == name].tolist()) for name in clips.splits}
+    used_as = np.array(clips.split_of)
+    labels = {name: clips.classes(np.flatnonzero(used_as == name)) for name in dict.fromkeys(clips.split_of)}
     if len(labels["train"]) < 2:
         raise UserError(
             f"{shards.directory}: the train split has clips of one class only; linear evaluation needs at least two"
@@ -142,48 +147,88 @@ def labels_of_splits(shards: ShardSet) -> LabelledClips:
     return clips
 
 
-def refuse_unevaluable(config: Config, shards: ShardSet) -> None:
+def refuse_unevaluable(config: Config, shards: ShardSet, holdout: float | None = None) -> None:
     """Raises UserError for a set and a config that linear() would refuse, before anything is computed."""
-    split_round(config, shards, labels_of_splits(shards))
+    split_round(config, shards, labels_of_splits(shards, holdout))
+
+
+def say_heard(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -> None:
+    """Says which runs have heard a held-out test in their training, and which have seen its labels."""
+    if clips.held_out is None:
+        return
+    for run in encoders:
+        recorded = None if run in BASELINES else read_description(Path(run))
+        if recorded is None or recorded["shards"] != shards.manifest.digest:
+            continue
+        if recorded["stage"] != "finetune":
+            console.once(f"{run}: trained on this set, so it has heard the held-out test, without its labels")
+        elif recorded["inputs"].get("holdout") != f"{clips.held_out.fraction:g}":
+            console.once(
+                f"{run}: fine-tuned on this set without --holdout {clips.held_out.fraction:g}, so it has seen labels "
+                "of the held-out test, and its scores are too high",
+                style="yellow",
+            )
 
 
 def _splits(
-    config: Config, shards: ShardSet, encoder: str, device: torch.device, skipped: SkippedClips
+    config: Config,
+    shards: ShardSet,
+    encoder: str,
+    device: torch.device,
+    skipped: SkippedClips,
+    clips: LabelledClips,
+    part: Round,
 ) -> dict[str, Split]:
-    """Features and labels of the train clips that the head may use, of valid and (where the set has it) of test."""
-    clips, part = split_round(config, shards, labels_of_splits(shards))
+    """Features and labels of the train clips that the head may use, of the recordings of valid and (where there is one)
+    of test.
+    """
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
-    given = "valid" in clips.splits
-    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if given else None)
-    if not given:
-        count = len({clips.groups[row] for row in part.valid})
-        console.print(f"linear: no valid split; held out {len(part.valid)} train clips (of {count} groups)")
-    features, targets = torch.cat([parts[name] for name in clips.splits]), torch.from_numpy(clips.targets).to(device)
-    rows = {
-        name: torch.from_numpy(found).to(device)
-        for name, found in (("train", part.train), ("valid", part.valid), ("test", part.test))
-        if len(found)
-    }
+    say_heard([encoder], shards, clips)
+    apart = "valid" in clips.splits and clips.held_out is None
+    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
+    features = torch.cat([parts[name] for name in clips.splits])
     if config.eval.standardize:
-        mean, std = features[rows["train"]].mean(dim=0), features[rows["train"]].std(dim=0, correction=0)
+        learnt = features[torch.from_numpy(part.train).to(device)]
+        mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
         features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
-    return {name: Split(features[picked], targets[picked]) for name, picked in rows.items()}
+    found = {}
+    for name, rows in (("train", part.train), ("valid", part.valid), ("test", part.test)):
+        if len(rows):
+            given = features[torch.from_numpy(rows).to(device)]
+            if name != "train":
+                recordings = clips.recordings(rows)
+                rows, given = recordings.rows, recordings.mean(given)
+            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(device))
+    return found
 
 
-def linear(config: Config, shards: ShardSet, encoder: str, out: Path, options: Options) -> dict[str, Any]:
+def linear(
+    config: Config, shards: ShardSet, encoder: str, out: Path, options: Options, holdout: float | None = None
+) -> dict[str, Any]:
     """Evaluates `encoder` (a run directory, `random` or `logmel`) on a labelled set; returns result.json's content.
 
     Raises UserError for a set or run that cannot be evaluated.
+
+    Args:
+        holdout: share of the train recordings that are the test, of a set without one.
     """
-    with Run(out, "linear", config, shards, options, encoder=encoder) as run:
+    with Run(out, "linear", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
         if (finished := run.result()) is not None:
             return finished
-        return _evaluated(run, config, shards, encoder, options)
+        return _evaluated(run, config, shards, encoder, options, holdout)
 
 
-def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options: Options) -> dict[str, Any]:
+def holdout_input(holdout: float | None) -> dict[str, str]:
+    """What a run records of --holdout, so that it goes on with the same only."""
+    return {} if holdout is None else {"holdout": f"{holdout:g}"}
+
+
+def _evaluated(
+    run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
+) -> dict[str, Any]:
     skipped = SkippedClips(options.skip_bad)
-    splits = _splits(config, shards, encoder, options.device, skipped)
+    clips, part = split_round(config, shards, labels_of_splits(shards, holdout))
+    splits = _splits(config, shards, encoder, options.device, skipped, clips, part)
     by_test = config.eval.select == "best_test"
     run.start()
     classes = len(shards.manifest.label_names)
@@ -235,7 +280,7 @@ def _evaluated(run: Run, config: Config, shards: ShardSet, encoder: str, options
             "valid_by_lr": {f"{rate:g}": scores.accuracy for rate, scores in zip(rates, valid, strict=True)},
             "classes": classes,
             "label_names": list(shards.manifest.label_names),
-            "clips": {name: len(split.labels) for name, split in splits.items()},
+            **counts(clips, part),
             "label_fraction": config.eval.label_fraction,
             "features": splits["train"].features.shape[1],
             "confusion": shown.confusion,

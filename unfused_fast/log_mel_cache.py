@@ -128,10 +128,10 @@ def find(loader: Loader, wanted: Layout) -> Path | None:
                 read_manifest(folder, wanted)
                 return folder
             except DamagedCache as error:
-                console.print(f"{folder}: {error}; it is not used", style="yellow")
+                console.once(f"{folder}: {error}; it is not used", style="yellow")
     for other in sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache")):
         if (why := _difference(other, wanted)) is not None and other.name != wanted.name:
-            console.print(f"{other}: {why}; it is not used")
+            console.once(f"{other}: {why}; it is not used")
     return None
 
 

@@ -36,12 +36,16 @@ def writable_place(loader: Loader, wanted: Layout) -> Path | None:
             own = [file for name in (wanted.name, f"{wanted.name}.partial") for file in (place / name).glob("*")]
             free = shutil.disk_usage(place).free + sum(file.stat().st_blocks * 512 for file in own)
         except OSError as error:
-            console.print(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
+            console.once(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
             continue
         if not os.access(place, os.W_OK | os.X_OK):
-            console.print(f"{place}: may not be written to, so the log-mels are kept elsewhere", style="yellow")
+            console.once(f"{place}: may not be written to, so the log-mels are kept elsewhere", style="yellow")
         elif free < size + CHUNK_BYTES:
-            console.print(f"{place}: {free / 1e9:.2f} GB free, the log-mels take {size / 1e9:.2f} GB", style="yellow")
+            console.once(
+                f"{place}: {free / 1e9:.2f} GB free, the log-mels take {size / 1e9:.2f} GB",
+                about=("full", place, wanted.name),
+                style="yellow",
+            )
         else:
             return place
     return None

@@ -14,6 +14,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.log_mel_cache import DamagedCache, Layout
 from unfused_fast.memory import Free, free_memory, pinned_bytes
+from unfused_fast.order import crop_samples
 from unfused_fast.pipeline import Batches, Loader
 from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.resident import HeldLogMels, ResidentLoader
@@ -61,6 +62,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     """
     begin, device = time.perf_counter(), loader.device
     store: Store = wanted or loader.config.data.store
+    _say_padded(loader)
     if store == "stream" or not loader.clips:
         return loader
     if store == "pinned" and device.type != "cuda":
@@ -78,7 +80,10 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         if found is None and not make:
             store, why = "stream", "it is read once, and a cache is not made for that"
         store, why = ranks.first(lambda: (store, why))
-        console.print(f"data.store: auto is {store} for {loader.split}: {why}")
+        console.once(
+            f"data.store: auto is {store} for {loader.split}: {why}",
+            about=("store", loader.shards.directory, loader.split, store),
+        )
         if store == "stream":
             return loader
     _refuse_too_large(store, layout, device, free)
@@ -99,8 +104,22 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         return loader
     held, source = taken
     seconds = time.perf_counter() - begin
-    console.print(f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}")
+    sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
+    if source.startswith("from the audio"):
+        console.print(sentence)
+    else:
+        console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
     return ResidentLoader(loader, held, store, seconds)
+
+
+def _say_padded(loader: Loader) -> None:
+    shortest = crop_samples(loader.config)
+    if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
+        console.once(
+            f"data: {short} of {loader.clips} clips of {loader.split} are shorter than a crop of "
+            f"{loader.config.data.crop_seconds:g} s and are padded with silence",
+            about=("padded", loader.shards.directory, loader.split, shortest),
+        )
 
 
 def gigabytes(size: int) -> str:
@@ -166,7 +185,7 @@ def _empty(layout: Layout, store: Store, device: torch.device) -> torch.Tensor:
 
 def _computed(loader: Loader, layout: Layout, store: Store) -> torch.Tensor:
     """The log-mels without a cache: straight to where they will lie."""
-    console.print("data: no folder can keep the log-mels, so every run computes them again", style="yellow")
+    console.once("data: no folder can keep the log-mels, so every run computes them again", style="yellow")
     frames, done = _empty(layout, store, loader.device), 0
     for rows in log_mel_pass.computed(loader, layout):
         frames[done : done + len(rows)] = rows.to(frames.device)

@@ -1,4 +1,4 @@
-"""predictions.parquet: what every head said of every test clip, and what several of them say.   C classes."""
+"""predictions.parquet: what every head said of every test recording, and what several of them say.   C classes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ import pyarrow.parquet as pq
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Measured
 from unfused_fast.judged import fold_weights
+from unfused_fast.labelled import LabelledClips
 from unfused_fast.metrics import bootstrap_means, percentile_interval
-from unfused_fast.protocol import LabelledClips
 
 
 def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
-    """A row for each test clip, encoder, method, share of labels and repetition.
+    """A row for each test recording, encoder, method, share of labels and repetition.
 
-    Columns clip_id, key, fold, label, encoder, method, label_fraction, run, seed, prediction; of a multi-label set
-    `labels` and `scores` (C,) in place of label and prediction.
+    Columns clip_id and key (of its first piece in the set), pieces (clips that it was cut into), fold, label, encoder,
+    method, label_fraction, run, seed, prediction; of a multi-label set `labels` and `scores` (C,) in place of label and
+    prediction.
     """
-    tables = []
+    tables, pieces = [], np.bincount(clips.recording_of)
     for found in measured:
         size = len(found.rows)
         columns: dict[str, Any] = {
             "clip_id": clips.clip_ids[found.rows],
             "key": [clips.keys[row] for row in found.rows],
+            "pieces": pieces[clips.recording_of[found.rows]],
             "fold": pa.array([None if fold < 0 else fold for fold in clips.fold_of[found.rows].tolist()], pa.int32()),
             "encoder": [found.encoder] * size,
             "method": [found.method] * size,
@@ -47,7 +49,7 @@ def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measu
 
 
 def accuracy_interval(paths: Sequence[Path], fraction: float, by_folds: bool, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap over test clips of an encoder's mean accuracy over repetitions, a file each, all on the
+    """Percentile bootstrap over test recordings of an encoder's mean accuracy over repetitions, a file each, all on the
     same resamples; by folds of the mean over folds.
 
     Raises UserError for a file that cannot be read, or that has other clips than the first.

@@ -68,7 +68,7 @@ def resolve_k(config: Config, clips: int) -> int:
         return 0
     if wanted == "auto":
         found = max(2, min(512, clips // 8))
-        console.print(f"cluster.k: auto is {found} for {clips} clips")
+        console.once(f"cluster.k: auto is {found} for {clips} clips")
         return min(found, clips)
     if wanted > clips:
         raise UserError(

@@ -83,7 +83,7 @@ def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
                 str(result.get("encoder", "")),
                 "" if fraction is None else f"{fraction:.0%}",
                 share(result.get("valid")),
-                share(result.get("test")),
+                share(result.get("test")) + (" (held out)" if result.get("held_out") else ""),
                 share(macro),
                 " / ".join(str(clips[name]) for name in ("train", "valid", "test") if name in clips),
                 str(result.get("seed", "")),
@@ -91,6 +91,11 @@ def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def held_out_text(holdout: float | None) -> str:
+    """What the title of a table says of a held-out test."""
+    return "" if holdout is None else f", test held out of train (--holdout {holdout:g})"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from unfused_fast.config import Config
 from unfused_fast.distill import distill
 from unfused_fast.errors import UserError
-from unfused_fast.linear import linear
+from unfused_fast.linear import holdout_input, linear
 from unfused_fast.pretrain import pretrain
 from unfused_fast.pseudo_labels import labels_digest
 from unfused_fast.run_description import config_digest
@@ -43,6 +43,8 @@ class RunPool:
 
     directory: Path
     options: Options
+    holdout: float | None = None
+    """As of linear.linear."""
     failed: dict[str, UserError] = field(default_factory=dict)
     """Digest -> why a run ended: what diverged once is not tried again by the same command."""
 
@@ -65,9 +67,10 @@ class RunPool:
 
         def run(out: Path, options: Options) -> dict[str, Any]:
             with quietly():
-                return linear(config, shards, str(encoder.path), out, options)
+                return linear(config, shards, str(encoder.path), out, options, self.holdout)
 
-        return self._run("linear", config, shards, encoder.digest, run)
+        given = "".join(f" {name} {value}" for name, value in holdout_input(self.holdout).items())
+        return self._run("linear", config, shards, encoder.digest + given, run)
 
     def _run(
         self,

@@ -104,6 +104,15 @@ SkipBad = Annotated[
         "and listed in result.json. One more stops the run.",
     ),
 ]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        "--holdout",
+        help="Share of the train split held out as test, such as 0.2, where the set has no test split: whole groups, "
+        "stratified by label, the same for every command and seed.",
+        show_default="none",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 ResumeAnyway = Annotated[
     bool,

@@ -15,6 +15,7 @@ from unfused_fast.terminal import (
     Device,
     Devices,
     Engine,
+    Holdout,
     Json,
     Overwrite,
     Preset,
@@ -133,6 +134,7 @@ def train_linear(
         ),
     ],
     out: Out,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the features.", show_default="preset's")] = None,
@@ -156,6 +158,7 @@ def train_linear(
         encoder,
         out,
         run_options(device, None, resume, overwrite, profile, resume_anyway=resume_anyway),
+        holdout,
     )
     print_result(result, as_json, f"confusion matrix: {out / 'confusion.png'}")
 
@@ -170,6 +173,7 @@ def train_finetune(
         ),
     ],
     out: Out,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train clips.", show_default="preset's")] = None,
@@ -198,6 +202,7 @@ def train_finetune(
         encoder,
         out,
         run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway),
+        holdout,
     )
     print_result(
         result, as_json, f"epoch {result['chosen_epoch']} was chosen by {result['select']}; its encoder: {out}"
@@ -211,6 +216,7 @@ def train_everything(
     target: Annotated[
         str | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
     ] = None,
+    holdout: Holdout = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[
@@ -235,7 +241,7 @@ def train_everything(
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     start_processes(devices, device, engine)
     from unfused_fast.everything import train_all
-    from unfused_fast.report import terminal_table
+    from unfused_fast.report import held_out_text, terminal_table
     from unfused_fast.shards.table import open_shards
 
     half = None if epochs is None else max(1, epochs // 2)
@@ -247,7 +253,7 @@ def train_everything(
     options = run_options(device, compile_, resume, overwrite, profile, save_every, resume_anyway, timeout, skip_bad)
     opened, labelled = (open_shards(local_shards(given)) for given in (shards, target or shards))
     with options.ranks:
-        verdict = train_all(configs, opened, labelled, out, options)
+        verdict = train_all(configs, opened, labelled, out, options, holdout)
     if not options.ranks.leads:
         return
     if as_json:
@@ -258,7 +264,9 @@ def train_everything(
         for name, valid in verdict["valid"].items()
     ]
     stdout_console().print(
-        terminal_table(f"linear evaluation on {verdict['task']}", ["encoder", "valid", "test"], rows)
+        terminal_table(
+            f"linear evaluation on {verdict['task']}{held_out_text(holdout)}", ["encoder", "valid", "test"], rows
+        )
     )
     print(f"keep {verdict['keep']}: {verdict['encoder']}")
     if not verdict["beats_random"]:

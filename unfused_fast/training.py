@@ -18,7 +18,7 @@ from unfused_fast.launch import Place
 from unfused_fast.memory import keep_freed_memory
 from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.save_every import SaveEvery
-from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.table import FIRST_SPLITS, ShardSet
 from unfused_fast.shards.workers import available_cores
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -100,12 +100,24 @@ def join(place: Place | None, device: torch.device, timeout_s: float) -> Ranks:
 
 
 def train_clips(shards: ShardSet) -> int:
-    """Clips of the train split. Raises UserError for a set without one."""
+    """Clips of the train split; says which splits no stage reads. Raises UserError for a set without one."""
     if "train" not in shards.manifest.splits:
         raise UserError(
             f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
         )
+    say_unused_splits(shards)
     return shards.manifest.splits["train"].clips
+
+
+def say_unused_splits(shards: ShardSet) -> None:
+    """Says which splits are read by no stage, nor by an evaluation without folds."""
+    for name, info in shards.manifest.splits.items():
+        if name not in FIRST_SPLITS:
+            console.once(
+                f"{shards.directory}: split '{name}' ({info.clips} clips) is not used: only splits named "
+                f"{', '.join(FIRST_SPLITS)} are; to use it, pack it again under one of these names",
+                style="yellow",
+            )
 
 
 def resolve_batch_size(config: Config, clips: int) -> int:
@@ -115,7 +127,7 @@ def resolve_batch_size(config: Config, clips: int) -> int:
     wanted = config.train.batch_size
     if wanted == "auto":
         found = min(512, max(16, 1 << max(0, (clips // 16).bit_length() - 1)), clips)
-        console.print(f"train.batch_size: auto is {found} for {clips} clips")
+        console.once(f"train.batch_size: auto is {found} for {clips} clips")
         return found
     return min(wanted, clips)
 
