@@ -247,6 +247,7 @@ def assign_triton(points: Tensor, centroids: Tensor, precision: Precision = "tf3
             INTERPRETED=interpreted,
             num_warps=warps,
             num_stages=3,
+            enable_fp_fusion=True,  # else a warning: Triton 3.10 changes what it does by default
         )
     return assignments, best, second
 
