@@ -1,4 +1,4 @@
-"""Where float32 is promised no product is TF32 or bfloat16; elsewhere and afterwards all is as the process has set it."""
+"""Where float32 is promised no product is TF32 or bfloat16; elsewhere and afterwards all is as the process set it."""
 
 from __future__ import annotations
 
