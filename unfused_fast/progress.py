@@ -68,7 +68,7 @@ class PartTimer:
 
     def _collect(self) -> None:
         """Adds up the parts that the device has finished; waits for none."""
-        while self._events and self._events[0][2].query():
+        while self._events and self._events[0][2].query():  # type: ignore[no-untyped-call]
             name, begin, end = self._events.popleft()
             self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
             self._free += [begin, end]
