@@ -26,7 +26,7 @@ from unfused_fast.run import Run
 from unfused_fast.settings import with_values
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
-from unfused_fast.training import Options, autocast, compiled, prepare_for, quietly
+from unfused_fast.training import Options, autocast, compiled, full_precision, prepare_for, quietly
 
 
 class Step:
@@ -45,11 +45,13 @@ class Step:
 
     def __call__(self) -> None:
         bank_view, train_view = self.augment(self.ids, (self.crops, self.crops), 1)
-        with torch.no_grad(), autocast(self.config, self.device):
-            self.forward(bank_view)
-        with autocast(self.config, self.device):
-            projections = self.forward(train_view)
-        cross_entropy(projections @ self.prototypes.T / 0.1, self.targets).backward()  # type: ignore[no-untyped-call]
+        with full_precision(self.config, self.device):
+            with torch.no_grad(), autocast(self.config, self.device):
+                self.forward(bank_view)
+            with autocast(self.config, self.device):
+                projections = self.forward(train_view)
+            loss = cross_entropy(projections @ self.prototypes.T / 0.1, self.targets)
+            loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

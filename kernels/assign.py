@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from unfused_fast.float32 import ieee_float32
 
 if TYPE_CHECKING:
     import triton
@@ -57,13 +57,13 @@ def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None
     Raises:
         ValueError: wrong shape, dtype or device, no centroids, or block < 1.
     """
-    with float32_matmul():
+    with ieee_float32():
         return best_two(points, centroids, block)
 
 
 @torch.no_grad()
 def best_two(points: Tensor, centroids: Tensor, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """As `assign_reference`, for callers that are inside `float32_matmul`: threads that share the rows, say, of which
+    """As `assign_reference`, for callers that are inside `ieee_float32`: threads that share the rows, say, of which
     none may change what holds for all.
     """
     _check(points, centroids)
@@ -247,6 +247,7 @@ def assign_triton(points: Tensor, centroids: Tensor, precision: Precision = "tf3
             INTERPRETED=interpreted,
             num_warps=warps,
             num_stages=3,
+            enable_fp_fusion=True,  # else a warning: Triton 3.10 changes what it does by default
         )
     return assignments, best, second
 
@@ -266,20 +267,3 @@ def _check(points: Tensor, centroids: Tensor) -> None:
         )
     if points.device != centroids.device:
         raise ValueError(f"points on {points.device}, centroids on {centroids.device}; move one to the other's device")
-
-
-@contextlib.contextmanager
-def float32_matmul() -> Iterator[None]:
-    """Full float32 products inside: training may have asked for TF32 (CUDA) or bfloat16 (CPU) in all matmuls.
-
-    Changes a setting of the whole process: enter it once, in the thread that starts others, not in each of those.
-    """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -240,8 +240,11 @@ def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int, scale: flo
                 CHUNK_POINTS=CHUNK,
                 BLOCK_N=32,
                 BLOCK_D=block_d,
+                enable_fp_fusion=False,
             )
-        cluster_sums_kernel[(k, feature_blocks)](partial, chunk_ends, chunks, sums, d, BLOCK_C=16, BLOCK_D=block_d)
+        cluster_sums_kernel[(k, feature_blocks)](
+            partial, chunk_ends, chunks, sums, d, BLOCK_C=16, BLOCK_D=block_d, enable_fp_fusion=False
+        )
     return sums, counts
 
 

@@ -114,6 +114,22 @@ def test_places_by_torchrun_and_slurm() -> None:
         place_of({**torchrun, "RANK": "8"})
 
 
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "device"),
+    [(4, 3, "cuda:3"), (8, 3, "cuda:3"), (1, 0, "cuda:0"), (1, 3, "cuda:0"), (2, 3, "cuda:1"), (0, 3, "cuda:0")],
+)
+def test_each_process_takes_a_gpu_that_it_sees(
+    monkeypatch: pytest.MonkeyPatch, visible: int, local_rank: int, device: str
+) -> None:
+    """All of a machine's, or under `srun --gpus-per-task` its own, counted from 0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    place = Place(local_rank, 4, local_rank, 4, "node1", 29500, hosted=False)
+    assert place.device("cuda") == device and place.device("cpu") == "cpu"
+    assert place.device("auto") == (device if visible else "cpu")
+    with pytest.raises(UserError, match="4 processes take a GPU each"):
+        place.device("cuda:0")
+
+
 def test_a_job_that_torchrun_starts_again_reads_nothing_of_the_start_before() -> None:
     """Its agent keeps one store for all of them."""
     port, minute = harness.free_port(), timedelta(minutes=1)

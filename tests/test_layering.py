@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
 # one.
 LAYERS = [
+    {"float32"},
     {"errors", "names", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
     {"profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
     {"ranks"},

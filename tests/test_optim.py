@@ -1,10 +1,11 @@
 """LARC and LARS by their formulas, worked by hand; the schedule; the groups."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unfused_fast.config import OptimConfig
 from unfused_fast.optim import LARC, LARS, build_optimizer, learning_rate, set_rate
@@ -79,6 +80,27 @@ def test_lars_is_larc_while_the_rate_stays() -> None:
         if step < 4:
             torch.testing.assert_close(one.weight, two.weight)
     assert (one.weight - two.weight).abs().max() > 1e-3
+
+
+def test_momentum_is_made_in_the_first_step_alone() -> None:
+    """In later steps nothing is filled with zeros: a parameter's size of memory, written once a step, for nothing."""
+    made = list[str]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    optimizer = LARC(network.parameters(), lr=0.1)
+    counts = []
+    for _ in range(3):
+        network(torch.ones(3, 4)).sum().backward()
+        made.clear()
+        with Watch():
+            optimizer.step()
+        counts.append(sum(name.startswith("zeros") for name in made))
+    assert counts == [4, 0, 0], made
 
 
 @pytest.mark.parametrize("name", ["larc", "lars"])

@@ -1,5 +1,5 @@
 """Views of a batch: log-mixup-exp and random resize crop, batched, with counter-based random numbers, on the device:
-on a GPU in one kernel (kernels/views.py).
+on a GPU in a kernel each (kernels/views.py).
 
 B clips in a batch, F mel bins, T frames, M clips in the mixup memory. SpecAugment comes before (spec_augment.py).
 """

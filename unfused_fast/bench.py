@@ -32,7 +32,7 @@ from unfused_fast.placement import placed
 from unfused_fast.resident import ResidentLoader
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.table import ShardSet
-from unfused_fast.training import Options, autocast, compiled, prepare_for, quietly, resolve_amp
+from unfused_fast.training import Options, autocast, compiled, full_precision, prepare_for, quietly, resolve_amp
 
 VIEWS = 2
 
@@ -186,11 +186,13 @@ def step(bench: Bench) -> Iterator[Measured]:
     bank = MemoryBank(size, config.model.proj_dim, 0, device)
 
     def products(train: Callable[..., Any]) -> None:
-        with torch.no_grad(), autocast(config, device):
-            projections = train(first)
-        with autocast(config, device):
-            predicted = train(second)
-        cross_entropy(predicted @ prototypes.T / config.loss.temperature, targets).backward()  # type: ignore[no-untyped-call]
+        with full_precision(config, device):
+            with torch.no_grad(), autocast(config, device):
+                projections = train(first)
+            with autocast(config, device):
+                predicted = train(second)
+            loss = cross_entropy(predicted @ prototypes.T / config.loss.temperature, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
         bank.write(ids, projections)
 
     def whole() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unfused_fast.config import Config
 from unfused_fast.evaluation import metric_of
 from unfused_fast.features import WHOLE_CLIP_BATCH
+from unfused_fast.float32 import ieee_float32
 from unfused_fast.labelled import LabelledClips, Rows
 from unfused_fast.model import FinetuneNetwork
 from unfused_fast.pipeline import Loader
@@ -58,6 +59,7 @@ class JudgedClips:
         self._ids = ids[self._order]
 
     @torch.no_grad()
+    @ieee_float32()
     def scores(self, network: FinetuneNetwork) -> NDArray[np.float32]:
         """(R, C) logits, in float32 whatever the training used, as features.extract; leaves the network in eval
         mode. The head is linear: the mean of the clips' logits is the logits of their mean features.

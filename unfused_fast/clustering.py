@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unfused_fast.errors import UserError
-from unfused_fast.kernels.assign import assign_reference, float32_matmul
+from unfused_fast.float32 import ieee_float32
+from unfused_fast.kernels.assign import assign_reference
 from unfused_fast.kernels.centroids import centroid_sums_reference, fixed_point_scale, normalise_centroids
 from unfused_fast.kmeans_backends import Backend as Backend
 from unfused_fast.kmeans_backends import Chosen, Ranges, moves_points, nearest, row_threads, update_sums
@@ -94,7 +95,7 @@ def spherical_kmeans(
     seed = _draw_seed(held, generator)
     largest_norm = _largest_norm(held)
     best: KMeans | None = None
-    with float32_matmul(), row_threads(chosen, held.device) as ranges:
+    with ieee_float32(), row_threads(chosen, held.device) as ranges:
         for number in range(n_init):
             begin = init if number == 0 or isinstance(init, str) else "random"
             start = _initial(held, k, begin, key(seed, number), largest_norm)

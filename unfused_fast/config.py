@@ -230,7 +230,9 @@ class TrainConfig:
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """Autocast of forward passes; `auto` is bf16 where the device has it in hardware. Ours: the authors use fp32."""
+    """Autocast of forward passes; `auto` is bf16 where the device has it in hardware; `fp32` is float32 in convolutions
+    too, not PyTorch's TF32 on a GPU. Ours: the authors use fp32.
+    """
     seed: int = 0
     """Seeds weights, order, views, clustering."""
     patience: int = 0

@@ -16,6 +16,7 @@ from unfused_fast.clip_pieces import ClipPiece, cutting_of, in_batches
 from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
 from unfused_fast.features import FrozenEncoder, load_encoder
+from unfused_fast.float32 import ieee_float32
 from unfused_fast.model import Pool
 from unfused_fast.model_folder import encoder_digest
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
@@ -159,6 +160,7 @@ class Embedder(nn.Module):
         centres = np.asarray(self.cutting.centre_ms(np.arange(max(steps))), np.float32)
         return made, torch.from_numpy(centres).to(self.device).expand(len(clips), -1)
 
+    @ieee_float32()
     def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
         """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the encoder's steps."""
         frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not clip by clip

@@ -19,6 +19,7 @@ from unfused_fast.config import Config
 from unfused_fast.config_audio import Store
 from unfused_fast.encoder import EncoderOutput
 from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
 from unfused_fast.model import Pool, PretrainNetwork, block_features, build_encoder, pool_time
 from unfused_fast.model_folder import WEIGHTS, read_model_folder
 from unfused_fast.normalisation import final_statistics
@@ -141,6 +142,7 @@ def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenE
 
 
 @torch.no_grad()
+@ieee_float32()
 def extract(
     encoder: FrozenEncoder,
     shards: ShardSet,

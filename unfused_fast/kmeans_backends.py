@@ -63,7 +63,7 @@ def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype =
 def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
 
-    The caller is inside `float32_matmul`, once for all threads. The first is exact: the lowest index among the products
+    The caller is inside `ieee_float32`, once for all threads. The first is exact: the lowest index among the products
     that float64 finds equal. The second has the rounding of the back end.
 
     Args:

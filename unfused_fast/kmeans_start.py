@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.kernels.assign import float32_matmul, rounding_bound
+from unfused_fast.float32 import ieee_float32
+from unfused_fast.kernels.assign import rounding_bound
 from unfused_fast.randomness import bits, exponential
 from unfused_fast.rows import Points
 
@@ -75,7 +76,7 @@ def _weighted(race: Tensor, nearest: Tensor, points: Points, chosen: Tensor, err
 
 def _raise_to(nearest: Tensor, points: Points, centroid: Tensor) -> None:
     """Raises (n,) to the products with one more centroid."""
-    with float32_matmul():
+    with ieee_float32():
         for part, rows in points.blocks():
             for piece, values in zip(torch.split(rows, WIDE_ROWS), torch.split(nearest[part], WIDE_ROWS), strict=True):
                 torch.maximum(values, piece.float() @ centroid, out=values)

@@ -24,7 +24,7 @@ class Place(NamedTuple):
     rank: int
     world_size: int
     local_rank: int
-    """Among those on this machine: the number of its GPU."""
+    """Among those on this machine."""
     local_size: int
     address: str
     """Where the processes meet."""
@@ -35,14 +35,19 @@ class Place(NamedTuple):
     """Which start of the job this is: torchrun keeps its store when it starts all processes again."""
 
     def device(self, wanted: str) -> str:
-        """This process's part of what --device names. Raises UserError for a GPU of a number: each has its own."""
+        """This process's part of what --device names: the GPU of its local rank, counted round those that it sees, for
+        SLURM's --gpus-per-task shows each process its own. Raises UserError for a GPU of a number: each has its own.
+        """
         if ":" in wanted:
             raise UserError(f"--device {wanted}: {self.world_size} processes take a GPU each; use --device cuda or cpu")
-        if wanted == "auto":
-            import torch
+        if wanted == "cpu":
+            return wanted
+        import torch
 
-            wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        return f"cuda:{self.local_rank}" if wanted == "cuda" else wanted
+        found = torch.cuda.device_count()
+        if wanted == "auto" and not found:
+            return "cpu"
+        return f"cuda:{self.local_rank % max(1, found)}" if wanted in ("auto", "cuda") else wanted
 
     def store(self, timeout: timedelta) -> Store:
         """A connection of its own. Raises RuntimeError when nobody answers."""

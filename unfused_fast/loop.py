@@ -22,7 +22,7 @@ from unfused_fast.progress import EpochProgress, PartTimer
 from unfused_fast.ranks import RankLost, Ranks
 from unfused_fast.run import Run
 from unfused_fast.saves import Saves
-from unfused_fast.training import Interrupted, Options, console
+from unfused_fast.training import Interrupted, Options, console, full_precision
 
 
 class Stage(Protocol):
@@ -117,7 +117,8 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
         profile.step()
 
     state.timer.told = ranks.doing
-    with saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
+    precision = full_precision(state.config, state.options.device)
+    with precision, saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
         while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
             epoch = progress.position.epoch + 1
             _train_epoch(state, run, progress, saves, stepped)

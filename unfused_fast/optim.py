@@ -60,7 +60,8 @@ class LARC(Optimizer):
                 rates = torch.where((weight_norms > 0) & (gradient_norms > 0), rates, torch.ones_like(rates))
                 torch._foreach_mul_(gradients, list(rates.unbind()))
             for parameter in parameters:
-                self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers: list[Tensor] = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, gradients, alpha=group["lr"] if self.rate_in_momentum else 1.0)

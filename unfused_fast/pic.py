@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unfused_fast.errors import UserError
-from unfused_fast.kernels.assign import float32_matmul
+from unfused_fast.float32 import ieee_float32
 
 GROUP = 64
 """Columns whose largest similarity stands for them. Ours: 5 groups of 64 are sorted, of 250,000 columns."""
@@ -45,7 +45,7 @@ class Graph(NamedTuple):
         return torch.segment_reduce(products, "sum", offsets=self.starts, initial=0.0)
 
 
-@float32_matmul()
+@ieee_float32()
 def nearest_neighbours(points: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """(N, D) unit rows -> ids and squared distances (N, M), nearest first, without the point itself; exact.
 

@@ -229,8 +229,9 @@ class Pretraining:
     def _write_bank(self, batch: Batch, epoch: int, clips: int, augmented: bool = True) -> None:
         self.ranks.batch(clips)
         (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch) if augmented else batch.views
+        forward = self.forward if clips == self.batch_size else self.network  # no graph for the last, partial batch
         with autocast(self.config, self.options.device):
-            projections = self.network(view)
+            projections = forward(view)
         self.bank.write(self.ranks.gather_rows(batch.clip_ids), self.ranks.gather_rows(projections))
 
     def end_epoch(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -15,7 +16,9 @@ from unfused_fast.profiling import Profile
 
 
 class PartTimer:
-    """Seconds of each part of an epoch. On CUDA the parts are measured by events, read once at the end."""
+    """Seconds of each part of an epoch. On CUDA the parts are measured by events, which are read without waiting for
+    the device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -24,7 +27,10 @@ class PartTimer:
         """What gets the parts' names."""
         self.told: Callable[[str], None] | None = None
         """What is told of each part that begins."""
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events = deque[tuple[str, torch.cuda.Event, torch.cuda.Event]]()
+        """Of parts that the device has not finished, oldest first."""
+        self._free = list[torch.cuda.Event]()
+        """Read, to be recorded again."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -33,7 +39,8 @@ class PartTimer:
             self.told(name)
         with nullcontext() if self.profile is None else self.profile.part(name):
             if self.cuda:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                self._collect()
+                begin, end = self._event(), self._event()
                 begin.record()
                 yield
                 end.record()
@@ -52,10 +59,19 @@ class PartTimer:
         """Part -> seconds since the last read."""
         if self._events:
             torch.cuda.synchronize()
-        for name, begin, end in self._events:
-            self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
-        seconds, self.seconds, self._events = self.seconds, {}, []
+        self._collect()
+        seconds, self.seconds = self.seconds, {}
         return {name: round(value, 4) for name, value in seconds.items()}
+
+    def _event(self) -> torch.cuda.Event:
+        return self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def _collect(self) -> None:
+        """Adds up the parts that the device has finished; waits for none."""
+        while self._events and self._events[0][2].query():  # type: ignore[no-untyped-call]
+            name, begin, end = self._events.popleft()
+            self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
+            self._free += [begin, end]
 
 
 class EpochProgress:

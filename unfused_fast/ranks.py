@@ -78,7 +78,8 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"rank {self.rank} of {self.world_size}: the processes did not find each other at {place.address}:"
-                f"{place.port} ({str(error).splitlines()[0]}); were all of them started, and can they reach this port?"
+                f"{place.port} ({str(error).splitlines()[0]}); were all of them started, "
+                "and can they reach this port? On GPUs: has each a GPU of its own?"
             ) from error
         self._beats = Beats(place.store(limit), self.rank, self.world_size)
         self._beats.start()

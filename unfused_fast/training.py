@@ -14,6 +14,7 @@ from unfused_fast.config import Config
 from unfused_fast.console import console as console
 from unfused_fast.console import progress_bar as progress_bar
 from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
 from unfused_fast.launch import Place
 from unfused_fast.memory import keep_freed_memory
 from unfused_fast.ranks import ALONE, Ranks
@@ -155,6 +156,11 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=torch.bfloat16) if resolve_amp(config, device) else nullcontext()
 
 
+def full_precision(config: Config, device: torch.device) -> AbstractContextManager[None]:
+    """Around whole steps, their backward passes too: where resolve_amp says float32 it is that, not TF32."""
+    return nullcontext() if resolve_amp(config, device) else ieee_float32()
+
+
 def prepare_for(network: Module, device: torch.device) -> Module:
     """Moves a network to the device, channels last: the layout its convolutions run fastest in, on CPU and GPU; on a
     CPU freed memory is kept, see keep_freed_memory.
@@ -165,9 +171,16 @@ def prepare_for(network: Module, device: torch.device) -> Module:
 
 
 def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks."""
+    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks.
+
+    What was compiled before is forgotten: networks of other sizes that one command trains would else add up to more
+    graphs of one function than torch.compile allows.
+    """
     wanted = options.compile if options.compile is not None else options.device.type == "cuda"
-    return torch.compile(function, fullgraph=not options.ranks.together) if wanted else function
+    if not wanted:
+        return function
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=not options.ranks.together)
 
 
 def seed_everything(seed: int) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+import subprocess
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -63,16 +66,37 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 @pytest.fixture(params=[80, 90], ids=["A100", "H100"])
 def compile_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`compile_for(kernel, types, constants, **options)` compiles as for tensors of friendly shape; needs no GPU."""
+    """`compile_for(kernel, types, constants, odd, **options)` compiles as for arguments that 16 divides, except those
+    named in `odd`; needs no GPU.
+    """
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed; the dev extra brings it: pip install -e '.[dev]'")
     import triton
     from triton.backends.compiler import GPUTarget
 
-    def compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], **options: int) -> Any:
-        friendly = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types}
+    def compile(
+        kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], odd: Collection[str] = (), **options: int
+    ) -> Any:
+        friendly = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types if name not in odd}
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=friendly)
         return triton.compile(source, target=GPUTarget("cuda", request.param, 32), options=options)
 
     return compile
+
+
+@pytest.fixture
+def local_bytes(tmp_path: Path) -> Callable[[Any], int]:
+    """`local_bytes(compiled)`: local memory that a thread takes, which is where registers are spilled to."""
+
+    def found(compiled: Any) -> int:
+        import triton
+
+        cubin = tmp_path / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        (stack,), (local,) = (re.findall(rf"{name}:(\d+)", said) for name in ("STACK", "LOCAL"))
+        return int(stack) + int(local)
+
+    return found

@@ -203,7 +203,8 @@ def test_compiles_for_tensor_cores(compile_for: Callable[..., Any], tile: str) -
     tiles: dict[str, Any] = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
     tiles |= {"PRECISION": "ieee" if tile == "bf16" else tile}
     constants = {"points_stride_d": 1, "centroids_stride_d": 1, "INTERPRETED": False} | tiles
-    compiled = compile_for(assign._build_assign_kernel(), types | sizes, constants, num_warps=warps, num_stages=3)
+    options = {"num_warps": warps, "num_stages": 3, "enable_fp_fusion": True}
+    compiled = compile_for(assign._build_assign_kernel(), types | sizes, constants, **options)
     tensor_core_products = compiled.asm["ptx"].count("mma.sync") + compiled.asm["ptx"].count("wgmma.mma_async")
     assert (tensor_core_products > 0) == (tile != "ieee")
     assert compiled.metadata.shared <= 96 * 1024

@@ -186,15 +186,21 @@ def test_triton_needs_a_gpu_or_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_compiles_without_atomics(compile_for: Callable[..., Any], dtype: str) -> None:
+def test_compiles_without_atomics(
+    compile_for: Callable[..., Any], local_bytes: Callable[[Any], int], dtype: str
+) -> None:
     chunk_sums, cluster_sums = centroids._build_kernels()
     rows = dict.fromkeys(["order_ptr", "chunk_cluster_ptr", "chunk_ends_ptr", "starts_ptr"], "*i64")
     types = {"points_ptr": f"*{dtype}", "partial_ptr": "*i64", "K": "i32", "D": "i32", "points_stride_n": "i32"}
     types |= {"scale": "fp32"}
     first = compile_for(
-        chunk_sums, rows | types, {"points_stride_d": 1, "CHUNK_POINTS": centroids.CHUNK, "BLOCK_N": 32, "BLOCK_D": 128}
+        chunk_sums,
+        rows | types,
+        {"points_stride_d": 1, "CHUNK_POINTS": centroids.CHUNK, "BLOCK_N": 32, "BLOCK_D": 128},
+        enable_fp_fusion=False,
     )
     types = {"partial_ptr": "*i64", "chunk_ends_ptr": "*i64", "chunks_ptr": "*i64", "sums_ptr": "*i64", "D": "i32"}
-    second = compile_for(cluster_sums, types, {"BLOCK_C": 16, "BLOCK_D": 128})
+    second = compile_for(cluster_sums, types, {"BLOCK_C": 16, "BLOCK_D": 128}, enable_fp_fusion=False)
     for compiled in (first, second):
         assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
+        assert local_bytes(compiled) == 0

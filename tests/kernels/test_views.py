@@ -48,10 +48,25 @@ def expected(
     return np.stack(made)
 
 
-@pytest.mark.parametrize(("clips", "bins", "frames"), [(5, 64, 96), (3, 17, 33), (2, 8, 5), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("clips", "bins", "frames"), [(5, 64, 96), (3, 17, 33), (2, 8, 5), (1, 1, 1), (2, 1, 65), (1, 5, 1201)]
+)
 def test_views_are_interpolated_mixtures(run: Callable[..., Any], clips: int, bins: int, frames: int) -> None:
     case = random_case(clips, bins, frames)
     np.testing.assert_allclose(_made(run, *case), expected(*case), atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("resize", [True, False])
+def test_narrow_crops_are_mixed_and_resized_in_float32(
+    run: Callable[..., Any], dtype: torch.dtype, resize: bool
+) -> None:
+    crops, *mixup, frequency, time = random_case(3, 17, 33, seed=3)
+    crops = crops.to(dtype)
+    whole = (torch.tensor([[0.0, size]]).expand(3, 2) for size in (17.0, 33.0))
+    made = _made(run, crops, *mixup, *((frequency, time) if resize else (None, None)))
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, expected(crops, *mixup, *((frequency, time) if resize else whole)), atol=2e-5)
 
 
 def _made(run: Callable[..., Any], *case: Any) -> np.ndarray[Any, Any]:
@@ -75,10 +90,17 @@ def test_any_strides(run: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(_made(run, turned, *others), _made(run, crops, *others))
 
 
-def test_compiles_without_spilling_out_of_shared_memory(compile_for: Callable[..., Any]) -> None:
-    types = {f"{name}_ptr": "*fp32" for name in ("crops", "shares", "frequency", "time", "views")}
-    types |= {"memory_ptr": "*fp16", "slots_ptr": "*i64", "crops_stride_b": "i32", "crops_stride_f": "i32"}
-    constants = {"F": 64, "T": 96, "BLOCK_F": 64, "BLOCK_T": 128, "BLOCK_OUT": views.BLOCK_OUT, "crops_stride_t": 1}
-    constants |= {"MIXUP": True, "RESIZE": True, "A": views.CUBIC_A}
-    compiled = compile_for(views._build_views_kernel(), types, constants, num_warps=views.WARPS)
-    assert compiled.metadata.shared <= 96 * 1024
+@pytest.mark.parametrize("frames", [96, 201, 401, 801, 1201])
+def test_crops_of_any_length_fit(
+    compile_for: Callable[..., Any], local_bytes: Callable[[Any], int], frames: int
+) -> None:
+    """F, T and strides are arguments: compiled programs differ only by whether 16 divides them."""
+    types = {f"{name}_ptr": "*fp32" for name in ("crops", "shares", "frequency", "time", "mixed", "views")}
+    types |= {"memory_ptr": "*fp16", "slots_ptr": "*i64"}
+    types |= dict.fromkeys(["F", "T", "crops_stride_b", "crops_stride_f"], "i32")
+    for kernel, own in zip(views._build_views_kernels(), ({}, {"A": views.CUBIC_A}), strict=True):
+        taken = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+        constants = {"crops_stride_t": 1, "BLOCK": views.BLOCK, **own}
+        odd = ("T", "crops_stride_f") if frames % 16 else ()
+        compiled = compile_for(kernel, taken, constants, odd, **views.LAUNCH)
+        assert compiled.metadata.shared <= 48 * 1024 and local_bytes(compiled) == 0
