@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # one.
 LAYERS = [
     {"errors", "names", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
-    {"profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
+    {"optional", "profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
     {"ranks"},
     {"shared_layers", "gradients"},
     {"config_audio"},

@@ -16,6 +16,7 @@ from unfused_fast.console import progress_bar as progress_bar
 from unfused_fast.errors import UserError
 from unfused_fast.launch import Place
 from unfused_fast.memory import keep_freed_memory
+from unfused_fast.optional import missing_compiler
 from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.save_every import SaveEvery
 from unfused_fast.shards.table import ShardSet
@@ -153,9 +154,16 @@ def prepare_for(network: Module, device: torch.device) -> Module:
 
 
 def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks."""
-    wanted = options.compile if options.compile is not None else options.device.type == "cuda"
-    return torch.compile(function, fullgraph=not options.ranks.together) if wanted else function
+    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks.
+
+    Raises UserError where there is no compiler for what torch.compile writes.
+    """
+    on_gpu = options.device.type == "cuda"
+    if not (on_gpu if options.compile is None else options.compile):
+        return function
+    if (missing := missing_compiler("C" if on_gpu else "C++")) is not None:
+        raise UserError(f"torch.compile needs {missing}, or go on with --no-compile")
+    return torch.compile(function, fullgraph=not options.ranks.together)
 
 
 def seed_everything(seed: int) -> None:
