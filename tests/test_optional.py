@@ -73,16 +73,20 @@ def test_the_package_of_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("raised", "told"), [(OSError(BROKEN), BROKEN), (RuntimeError(), "RuntimeError")])
 def test_whatever_a_package_raises_is_the_cause(raised: Exception, told: str) -> None:
-    with pytest.raises(UserError, match="this needs That, which is installed but does not load") as caught:
-        with importing("that", "That", "this", "pip install that"):
-            raise raised
+    with (
+        pytest.raises(UserError, match="this needs That, which is installed but does not load") as caught,
+        importing("that", "That", "this", "pip install that"),
+    ):
+        raise raised
     assert told in str(caught.value)
     assert not present("no_such_package.module") and present("json")
 
 
-def test_no_compiler(pretrain: Cli, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(
+    cli: Cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    done = pretrain(unlabelled, tmp_path / "out", "--compile")
+    done = cli("train", "pretrain", unlabelled, "--out", tmp_path / "out", *tiny, "--compile")
     refused(done, "torch.compile needs a C++ compiler (no-such-compiler)", "apt install g++", "go on with --no-compile")
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("PATH", str(tmp_path))
