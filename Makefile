@@ -4,12 +4,14 @@ VENV ?= .venv
 OUT ?= demo-run
 # Processes of `make test`.
 JOBS ?= 2
-# More flags for pip, such as the index of a CPU build of PyTorch.
+# More flags for pip, such as the index of PyTorch's CPU builds, which README names.
 PIP_ARGS ?=
-EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cpu)
+# cpu, cuda12 or cuda13: by the CUDA version that the driver supports, or cpu where there is no driver.
+DRIVER_CUDA = $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA [A-Za-z ]*Version: *([0-9]+).*/\1/p')
+EXTRA ?= $(if $(DRIVER_CUDA),$(if $(filter 10 11 12,$(DRIVER_CUDA)),cuda12,cuda13),cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint audit clean
+.PHONY: demo test soak lint audit lock lock-check clean
 demo: $(VENV)/.installed
 	$(BIN)/unfused-fast demo --out $(OUT) --overwrite
 
@@ -31,17 +33,24 @@ audit: $(VENV)/.installed
 	$(VENV)-audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit
 	$(VENV)-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
+# Renews requirements/*.txt from the package index; lock-check resolves them again for every Python. Neither installs
+# what it resolves.
+lock lock-check:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet $(PIP_ARGS) uv
+	PATH="$(abspath $(VENV)-lock/bin):$$PATH" bash requirements/$@.sh
+
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRA)]'
+$(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml $(wildcard requirements/*.txt)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements/$(EXTRA).txt -e '.[$(EXTRA)]'
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRA),dev]'
+$(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml $(wildcard requirements/*.txt)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements/$(EXTRA)-dev.txt -e '.[$(EXTRA),dev]'
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-lock $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

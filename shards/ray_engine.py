@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from unfused_fast.errors import UserError
+from unfused_fast.optional import importing
 from unfused_fast.shards.workers import Answer, Job, Workers
 
 LOOK_EVERY_SECONDS = 0.5
@@ -29,12 +30,10 @@ def connect() -> Any:
     """The module ray, connected to the cluster at RAY_ADDRESS, or to the one that runs on this machine.
 
     Raises:
-        UserError: no Ray here, or no cluster there.
+        UserError: Ray is not installed or does not load, or no cluster there.
     """
-    try:
+    with importing("ray", "Ray", "--engine ray", "pip install '.[ray]'"):
         import ray
-    except ImportError as error:
-        raise UserError("--engine ray needs Ray; in a checkout: pip install '.[ray]'") from error
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
         _knock(address)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from unfused_fast.errors import UserError
+from unfused_fast.optional import cause, importing
 from unfused_fast.shards.places import shown
 
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.25
@@ -112,15 +113,13 @@ class RemoteStore:
 
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it. Raises UserError: no package for it, or no such protocol."""
-    try:
+    install = "pip install '.[remote]'"
+    with importing("fsspec", "fsspec", shown(url), install):
         import fsspec
-
+    try:
         system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise UserError(
-            f"{shown(url)}: reading it needs a package that is missing ({error}); "
-            "install it, in a checkout, with: pip install '.[remote]'"
-        ) from error
+    except ImportError as error:  # of the protocol's package, such as s3fs
+        raise UserError(f"{shown(url)}: fsspec cannot open it ({cause(error)}); in a checkout: {install}") from error
     except ValueError as error:
         raise UserError(f"{shown(url)}: {shown(str(error))}; name a folder, an archive or a CSV") from error
     return system, str(path)

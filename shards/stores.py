@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unfused_fast.errors import UserError
+from unfused_fast.optional import importing
 from unfused_fast.shards import remote
 from unfused_fast.shards.places import Kind, Place, is_url
 
@@ -86,7 +87,8 @@ class GzipStore:
     """Unknown before its end."""
 
     def __init__(self, packed: Store, index: str = "") -> None:
-        import indexed_gzip
+        with importing("indexed_gzip", "indexed_gzip", "reading a gzip file", "pip install '.[cpu]'"):
+            import indexed_gzip
 
         self._errors = (indexed_gzip.ZranError, OSError, EOFError, ValueError, zlib.error)
         # An index is as good as the file that it was made of; a point every MiB costs 3 % of what lies between.

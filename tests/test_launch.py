@@ -43,11 +43,11 @@ def test_devices_starts_processes_that_stop_together(
             "the processes of one machine are not to be reached from others"
         )
     started.send_signal(signal.SIGTERM)
-    said = started.communicate(timeout=60)[1]
+    said = started.communicate(timeout=300)[1]
     assert started.returncode == 130 and "saved; go on with --resume" in said and "Traceback" not in said, said
     assert said.count("saved; go on with --resume") == 1, "what all ranks have to say is said once"
     refused = cli_process(*command, "--epochs", 5000)
-    said = refused.communicate(timeout=60)[1]
+    said = refused.communicate(timeout=300)[1]
     assert refused.returncode == 1 and said.count("error:") == 1 and "use --resume to go on" in said, said
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 LAYERS = [
     {"float32"},
     {"errors", "names", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
-    {"profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
+    {"optional", "profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
     {"ranks"},
     {"shared_layers", "gradients"},
     {"config_audio"},

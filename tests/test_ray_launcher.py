@@ -131,7 +131,7 @@ def test_no_cluster(tones: Path, tmp_path: Path, cli: Callable[..., Any], monkey
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert "no Ray cluster at 127.0.0.1:1" in cli(*command).error
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "--engine ray needs Ray; in a checkout: pip install '.[ray]'" in cli(*command).error
+    assert "--engine ray needs Ray, which is not installed; in a checkout: pip install '.[ray]'" in cli(*command).error
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert "leave it out under torchrun and srun" in cli(*command).error

@@ -158,7 +158,9 @@ def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tin
     assert done.code == 0 and "going on anyway, though loss.temperature was 0.1, now 0.2" in done.err, done.err
     assert "going on after batch 2 of epoch 2" in done.err
     now = json.loads((run / "config.json").read_text())
-    assert now["config"]["loss.temperature"] == 0.2 and now["versions"]["torch"] == torch.__version__
+    # what is installed may leave out the build: 2.13.0 of torch 2.13.0+cu130
+    assert now["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert now["config"]["loss.temperature"] == 0.2
     assert [set(entry) for entry in now["resumed_with"]] == [{"loss.temperature", "version of torch"}]
     assert now["resumed_with"][0]["loss.temperature"] == {"was": 0.1, "now": 0.2}
     assert train("pretrain", "run", "--resume", *other).code == 0

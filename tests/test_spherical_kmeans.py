@@ -16,7 +16,7 @@ from points import blobs, equal
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast import kmeans_backends
+from unfused_fast import kmeans_backends, optional
 from unfused_fast.clustering import resolve_backend, spherical_kmeans
 from unfused_fast.errors import UserError
 
@@ -204,13 +204,23 @@ def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 def test_absent_back_ends_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans_backends, "_present", lambda module: False)
-    for name in ("triton", "faiss", "cuml"):
-        with pytest.raises(UserError, match=rf"{name} is not installed; in a checkout: pip install '\.\["):
-            resolve_backend(name, torch.device("cpu"))  # type: ignore[arg-type]
-    assert all(resolve_backend("auto", torch.device(where)) == "torch" for where in ("cuda", "cpu"))
-    monkeypatch.setattr(kmeans_backends, "_present", lambda module: True)
+    monkeypatch.setattr(optional, "missing_compiler", lambda language: None)
+    monkeypatch.setattr(kmeans_backends, "missing_compiler", lambda language: None)
+    with monkeypatch.context() as patch:
+        for name in ("triton", "faiss", "cuml"):
+            patch.setitem(sys.modules, name, None)
+            with pytest.raises(UserError, match=rf"{name}, which is not installed; in a checkout: pip install '\.\["):
+                resolve_backend(name, torch.device("cuda"))  # type: ignore[arg-type]
+        assert all(resolve_backend("auto", torch.device(where)) == "torch" for where in ("cuda", "cpu"))
+    pytest.importorskip("triton", reason="triton is not installed")
     assert resolve_backend("auto", torch.device("cuda")) == "triton"
     with pytest.raises(UserError, match="cuml, but the device is cpu"):
         resolve_backend("cuml", torch.device("cpu"))
     assert resolve_backend("faiss", torch.device("cpu")) == "faiss"
+
+
+def test_without_a_compiler_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert resolve_backend("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(UserError, match=r"triton needs a C compiler \(no-such-compiler\).* use torch or auto"):
+        resolve_backend("triton", torch.device("cuda"))

@@ -13,6 +13,7 @@ import zarr
 from safetensors.numpy import load_file
 from stopping import stopped_after
 
+from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.rows import SourceRow
 
 PLAIN = ["--set", "aug.mixup.ratio=0", "--set", "aug.rrc.enabled=false", "--set", "model.dropout=0"]
@@ -73,6 +74,7 @@ def test_pretrain_repeats_bit_for_bit_and_differs_by_seed(
     assert log(tmp_path / "a")[-1]["loss"] != log(tmp_path / "c")[-1]["loss"]
 
 
+@pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
 def test_compiled_losses_are_the_eager_ones(cli, unlabelled: Path, tiny: list[str], tmp_path: Path) -> None:
     # without dropout, whose random numbers the compiler draws in another order
     for flag in ("--compile", "--no-compile"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -13,13 +12,14 @@ from pathlib import Path
 import pytest
 from same_runs import assert_same_run
 
+from unfused_fast.optional import missing_compiler
 from unfused_fast.run import SAME_SIGNAL_SECONDS
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 pytestmark = [
     pytest.mark.soak,
-    pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler here"),
+    pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}"),
 ]
 
 

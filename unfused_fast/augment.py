@@ -14,6 +14,7 @@ from unfused_fast.config_audio import RandomResizeCropConfig
 from unfused_fast.expected import expected, misfit
 from unfused_fast.kernels.views import augmented_reference, augmented_triton
 from unfused_fast.normalisation import RunningNorm
+from unfused_fast.optional import triton_runs
 from unfused_fast.randomness import Stream, uniform
 from unfused_fast.ranks import ALONE, Ranks
 
@@ -79,7 +80,7 @@ class Augmenter:
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
         self.norm = RunningNorm(device, ranks) if config.data.norm == "running" else None
-        self.augmented = augmented_triton if device.type == "cuda" else augmented_reference
+        self.augmented = augmented_triton if device.type == "cuda" and triton_runs() else augmented_reference
 
     def __call__(
         self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
+import subprocess
 import sys
 from typing import Any, NamedTuple
+
+from unfused_fast.errors import UserError
+from unfused_fast.optional import LOAD_ERRORS, cause, missing_compiler
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 OPTIONAL = {
@@ -17,8 +21,10 @@ OPTIONAL = {
     "cupy": ("cupy-cuda13x", "cupy-cuda12x"),
     "triton": ("triton",),
 }
-
-
+MODULES = {"scikit-learn": "sklearn"}
+"""Distribution -> its module, where that is not its name."""
+OLDEST_CUDA, OLDEST_DRIVER = 12, 525
+"""CUDA version that the extras need at least, and the driver that supports it. Source: NVIDIA, CUDA compatibility."""
 NEEDED_FOR = {
     "ray": "--engine ray",
     "remote": "sources and shards behind URLs",
@@ -75,11 +81,14 @@ def examine() -> list[Finding]:
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     findings.append(Finding("torch", torch.__version__, cuda, True))
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    extra = "cuda13" if (torch.version.cuda or "").startswith("13") else "cuda12"
     findings.append(
         Finding("GPU", ", ".join(devices) or "none", "" if devices else f"CPU: {os.cpu_count()} cores", True)
     )
-    extra = extra if devices else "cpu"
+    driver = driver_cuda()
+    extra = extra_for(driver or (torch.version.cuda if devices else None))
+    if driver is not None:
+        findings.append(_driver(driver, torch.version.cuda))
+    findings.append(_compiler(bool(devices)))
     findings += _required(extra)
     findings.append(_dali(extra))
     for name, distributions in OPTIONAL.items():
@@ -90,6 +99,58 @@ def examine() -> list[Finding]:
     findings += _clashes()
     findings += _resolved()
     return findings
+
+
+def driver_cuda() -> str | None:
+    """The CUDA version that the NVIDIA driver supports, by nvidia-smi; None where there is no working driver."""
+    try:
+        said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"CUDA [A-Za-z ]*Version: *(\d+\.\d+)", said)
+    return found[1] if found else None
+
+
+def extra_for(cuda: str | None) -> str:
+    """The extra for a CUDA version, as the Makefile chooses it."""
+    return "cpu" if cuda is None else "cuda13" if _major(cuda) >= 13 else "cuda12"
+
+
+def _major(cuda: str) -> int:
+    return int(cuda.split(".")[0])
+
+
+def builds() -> dict[str, str | None]:
+    """Each installed package with a build for each CUDA version, and the version: by its name, or what it requires."""
+    found: dict[str, str | None] = {}
+    for name in (*DALI, *OPTIONAL["faiss"], *OPTIONAL["cuml"], *OPTIONAL["cupy"]):
+        if (version := installed(name)) is not None:
+            texts = [name, *(importlib.metadata.requires(name) or [])]
+            found[version] = next((cuda[1] for text in texts if (cuda := re.search(r"-cu(?:da)?(1\d)", text))), None)
+    return found
+
+
+def _driver(driver: str, torch_cuda: str | None) -> Finding:
+    """Whether PyTorch uses the GPU and every build can run with the driver, in a sentence."""
+    extra, found = extra_for(driver), f"CUDA {driver}"
+    if _major(driver) < OLDEST_CUDA:
+        return Finding("driver", found, f"too old; update the NVIDIA driver to {OLDEST_DRIVER} or newer", False)
+    remedy = f"in a checkout, in a new virtual environment: pip install -c requirements/{extra}.txt '.[{extra}]'"
+    if torch_cuda is None:
+        return Finding("driver", found, f"not used, because torch is a CPU build; {remedy}", True)
+    built_for = {"torch": torch_cuda} | builds()
+    newer = [f"{name} (CUDA {cuda})" for name, cuda in built_for.items() if cuda and _major(cuda) > _major(driver)]
+    if newer:
+        return Finding("driver", found, f"too old for {', '.join(newer)}; {remedy}", False)
+    return Finding("driver", found, "", True)
+
+
+def _compiler(on_gpu: bool) -> Finding:
+    missing = missing_compiler("C" if on_gpu else "C++")
+    if missing is None:
+        return Finding("compiler", "found", "", True)
+    purpose = "training on a GPU without --no-compile needs" if on_gpu else "optional; --compile needs"
+    return Finding("compiler", "missing", f"{purpose} {missing}", not on_gpu)
 
 
 def _install(extra: str) -> str:
@@ -106,24 +167,27 @@ def _required(extra: str) -> list[Finding]:
 def _package(name: str, distributions: tuple[str, ...], note: str, works: bool, gpu_only: bool = False) -> Finding:
     """`note` and `works` are for where none of the distributions is there."""
     found = installed(*distributions)
-    if found:
-        return Finding(name, found.split(" ", 1)[1] if len(distributions) == 1 else found, "", True)
-    needless = gpu_only and name in ("cuml", "cupy", "triton")
-    return Finding(name, "missing", "of use with a GPU only" if needless else note, works)
+    if gpu_only and name in ("cuml", "cupy", "triton"):
+        return Finding(name, found or "missing", "of use with a GPU only", True)
+    if found is None:
+        return Finding(name, "missing", note, works)
+    version = found.split(" ", 1)[1] if len(distributions) == 1 else found
+    try:
+        importlib.import_module(MODULES.get(name, name.replace("-", "_")))
+    except LOAD_ERRORS as error:
+        return Finding(name, version, f"does not load ({cause(error)}); {note}", False)
+    return Finding(name, version, "", True)
 
 
 def _dali(extra: str) -> Finding:
-    found = installed(*DALI)
-    remedy = _install(extra)
-    if found is None or importlib.util.find_spec("nvidia.dali") is None:
-        return Finding("DALI", "missing", f"needed to decode audio; {remedy}", False)
-    try:
-        from unfused_fast.pipeline import import_dali
+    from unfused_fast.pipeline import import_dali
 
+    found = installed(*DALI)
+    try:
         import_dali()
-    except Exception as error:  # whatever a broken native library raises is the finding
-        return Finding("DALI", found, f"does not load: {error}; {remedy}", False)
-    return Finding("DALI", found, "", True)
+    except UserError as error:
+        return Finding("DALI", found or "missing", f"{error}; here: {_install(extra)}", False)
+    return Finding("DALI", found or "found", "", True)
 
 
 def _clashes() -> list[Finding]:
@@ -151,6 +215,10 @@ def _resolved() -> list[Finding]:
         "--device": device,
         "--compile": "on" if device.type == "cuda" else "off",
         "train.amp": precision(Config(), device),
-        "cluster.backend": resolve_backend("auto", device),
     }
-    return [Finding(f"auto {name}", str(value), "", True) for name, value in values.items()]
+    findings = [Finding(f"auto {name}", str(value), "", True) for name, value in values.items()]
+    try:
+        findings.append(Finding("auto cluster.backend", resolve_backend("auto", device), "", True))
+    except UserError as error:
+        findings.append(Finding("auto cluster.backend", "not usable", str(error), False))
+    return findings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ from unfused_fast.embedder import Embedder, load
 from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.model import pool_time
 from unfused_fast.model_folder import write_model_folder
+from unfused_fast.optional import importing
 from unfused_fast.run_description import config_digest, read_description
 from unfused_fast.shards.building import to_disk
 
@@ -101,10 +102,10 @@ def export_graph(
     """
     if out.exists() and (out.is_dir() or not overwrite):
         raise UserError(f"{out}: it exists; name another place, or replace a file with --overwrite")
-    if kind == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        raise UserError(
-            "onnx and onnxscript are not installed; install them, in a checkout, with: pip install '.[export]'"
-        )
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript"):
+            with importing(package, package, "export --onnx", "pip install '.[export]'"):
+                importlib.import_module(package)
     embedder = load(run, device="cpu")
     shortest, digest = embedder.cutting.shortest, embedder.digest
     stride = embedder.cutting.stride

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from torch.utils.dlpack import from_dlpack
 from unfused_fast.errors import UserError
 from unfused_fast.kernels.assign import assign_triton, best_two, resolve_near_ties, rounding_bound
 from unfused_fast.kernels.centroids import add_points, centroid_sums_triton, move_points
+from unfused_fast.optional import importing, missing_compiler, present, triton_runs
 
 Backend = Literal["auto", "torch", "triton", "faiss", "cuml"]
 Chosen = Literal["torch", "triton", "faiss", "cuml"]
@@ -37,24 +38,27 @@ FAISS_TEMPORARY_BYTES = 64 * 2**20
 
 
 def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype = torch.float32) -> Chosen:
-    """The back end that `auto` means for rows of a dtype on a device: triton on a GPU that has it; faiss on a CPU that
-    has it for float32 rows, because it has to widen others; else torch.
+    """The back end that `auto` means for rows of a dtype on a device: triton on a GPU where it runs; faiss on a CPU
+    that has it for float32 rows, because it has to widen others; else torch.
 
     Raises:
-        UserError: a named one that is not installed or cannot run on the device.
+        UserError: a named one that is not installed or cannot run here, or one that is installed and does not load.
     """
+    if backend == "auto" and device.type == "cuda":
+        return "triton" if triton_runs() else "torch"
     if backend == "auto":
-        fastest: Chosen = "triton" if device.type == "cuda" else "faiss" if dtype == torch.float32 else "torch"
-        return fastest if fastest == "torch" or _present(fastest) else "torch"
-    if backend != "torch" and not _present(backend):
-        extra = "'.[cuda13]' or '.[cuda12]'" if device.type == "cuda" or backend != "faiss" else "'.[cpu]'"
-        raise UserError(
-            f"cluster.backend = {backend}, but {backend} is not installed; in a checkout: pip install {extra}, or use "
-            "torch or auto"
-        )
+        if dtype != torch.float32 or not present("faiss"):
+            return "torch"
+        backend = "faiss"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend in ("triton", "cuml") and device.type != "cuda" and not interpreted:
         raise UserError(f"cluster.backend = {backend}, but the device is {device}: it needs a GPU; use torch or auto")
+    if backend == "triton" and not interpreted and (missing := missing_compiler("C")) is not None:
+        raise UserError(f"cluster.backend = triton needs {missing}, or use torch or auto")
+    if backend != "torch":
+        extra = "'.[cuda13]' or '.[cuda12]'" if device.type == "cuda" or backend != "faiss" else "'.[cpu]'"
+        with importing(backend, backend, f"cluster.backend = {backend}", f"pip install {extra}, or use torch"):
+            importlib.import_module(backend)
     if backend == "faiss" and device.type == "cuda" and not hasattr(_faiss(), "StandardGpuResources"):
         raise UserError("cluster.backend = faiss, but this faiss has no GPU support; install faiss-gpu, or use auto")
     return backend
@@ -135,10 +139,6 @@ def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
             return zip(parts, pool.map(work, parts), strict=True)
 
         yield share
-
-
-def _present(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _faiss() -> Any:

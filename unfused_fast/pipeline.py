@@ -29,6 +29,7 @@ from unfused_fast.batches import empty_batch
 from unfused_fast.config import Config
 from unfused_fast.dali_operators import Dali, clip_pipeline, log_mel
 from unfused_fast.errors import UserError
+from unfused_fast.optional import importing
 from unfused_fast.order import (
     Crop,
     Order,
@@ -53,15 +54,11 @@ from unfused_fast.spec_augment import SpecAugment
 
 
 def import_dali() -> Dali:
-    """DALI's fn, math, types and Pipeline. Raises UserError that says which extra brings it."""
-    try:
+    """DALI's fn, math, types and Pipeline. Raises UserError: it is not installed or does not load."""
+    install = "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
+    with importing("nvidia.dali", "DALI", "decoding audio", install):
         from nvidia.dali import fn, math, types
         from nvidia.dali.pipeline import Pipeline
-    except ImportError as error:
-        raise UserError(
-            "DALI is not installed, and it decodes the audio here; install one extra, in a checkout: "
-            "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
-        ) from error
     return fn, math, types, Pipeline
 
 

@@ -17,6 +17,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.launch import Place
 from unfused_fast.memory import keep_freed_memory
+from unfused_fast.optional import missing_compiler
 from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.save_every import SaveEvery
 from unfused_fast.shards.table import FIRST_SPLITS, ShardSet
@@ -174,11 +175,14 @@ def compiled(function: Callable[..., Any], options: Options) -> Callable[..., An
     """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks.
 
     What was compiled before is forgotten: networks of other sizes that one command trains would else add up to more
-    graphs of one function than torch.compile allows.
+    graphs of one function than torch.compile allows. Raises UserError where there is no compiler for what torch.compile
+    writes.
     """
-    wanted = options.compile if options.compile is not None else options.device.type == "cuda"
-    if not wanted:
+    on_gpu = options.device.type == "cuda"
+    if not (on_gpu if options.compile is None else options.compile):
         return function
+    if (missing := missing_compiler("C" if on_gpu else "C++")) is not None:
+        raise UserError(f"torch.compile needs {missing}, or go on with --no-compile")
     torch.compiler.reset()
     return torch.compile(function, fullgraph=not options.ranks.together)
 

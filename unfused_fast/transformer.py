@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from unfused_fast.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.model import Pool
+from unfused_fast.optional import importing
 from unfused_fast.shards.audio_files import decode_samples, probe
 from unfused_fast.shards.reasons import Rejected
 from unfused_fast.waveforms import check_batch
 
-try:
+with importing("sklearn", "scikit-learn", "UnfusedEmbedder", "pip install '.[sklearn]'"):
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-except ImportError as error:
-    raise UserError(
-        "scikit-learn is not installed, and UnfusedEmbedder is a transformer of it; install it, in a "
-        "checkout, with: pip install '.[sklearn]'"
-    ) from error
 
 Clip = str | Path | NDArray[np.floating]
 

@@ -24,6 +24,7 @@ import unfused_fast.loop
 import unfused_fast.pretraining
 from unfused_fast.losses import Losses
 from unfused_fast.mel import log_mel_statistics
+from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.write import pack
 
@@ -185,6 +186,7 @@ def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: 
 
 
 @pytest.mark.soak
+@pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
 def test_a_signal_while_the_first_step_is_compiled(
     pretrain: Cli, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
