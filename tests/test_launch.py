@@ -48,7 +48,8 @@ def test_devices_starts_processes_that_stop_together(
     assert said.count("saved; go on with --resume") == 1, "what all ranks have to say is said once"
     refused = cli_process(*command, "--epochs", 5000)
     said = refused.communicate(timeout=300)[1]
-    assert refused.returncode == 1 and said.count("error:") == 1 and "use --resume to go on" in said, said
+    # a rank that is slow to end may be ended, and that is an error of its own
+    assert refused.returncode == 1 and said.count("use --resume to go on") == 1, said
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -108,26 +108,25 @@ def _run(count: int) -> int:
                 own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), ERRORS: folder}
                 hushed = None if rank == 0 or "--debug" in sys.argv else subprocess.DEVNULL
                 processes.append(subprocess.Popen(command, env=own, stdout=hushed, stderr=hushed))
-            first, late = wait_for(processes)
+            first = wait_for(processes)
         del kept
         said = [read_words(Path(folder), rank) for rank in range(count)]
-    return exit_code(processes, said, first, late)
+    return exit_code(processes, said, first)
 
 
-def exit_code(processes: Sequence[Process], said: list[str], first: int | None, late: set[int]) -> int:
+def exit_code(processes: Sequence[Process], said: list[str], first: int | None) -> int:
     """What all have ended with; repeats on standard error what others than rank 0 had to say, and only they.
 
     Args:
         said: the last words of each; rank 0's are on the screen.
         first: which one failed first; None: no one did.
-        late: those that were then ended here, because they did not end themselves.
     """
     for rank in range(1, len(processes)):
         if said[rank] and said[rank] != said[0]:
             print(f"rank {rank}: {escaped(said[rank])}", file=sys.stderr)
     for rank, process in enumerate(processes):
         code = process.returncode or 0
-        if code < 0 and (rank == first or (code == -signal.SIGKILL and rank not in late)):
+        if code < 0 and (rank == first or code == -signal.SIGKILL):  # SIGTERM is what the others are ended by
             name = signal.Signals(-code).name
             print(f"error: rank {rank} (process {process.pid}) was ended by {name}", file=sys.stderr)
     code = 0 if first is None else processes[first].returncode or 0
@@ -140,26 +139,25 @@ def read_words(folder: Path, rank: int) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def wait_for(processes: Sequence[Process]) -> tuple[int | None, set[int]]:
-    """Until all have ended; which one failed first, and which ones were ended here. When one has failed, the others
-    get GRACE_SECONDS, then SIGTERM, and as long again, then SIGKILL.
+def wait_for(processes: Sequence[Process]) -> int | None:
+    """Until all have ended; which one failed first. When one has, the others get GRACE_SECONDS, then SIGTERM, and as
+    long again, then SIGKILL.
     """
-    failed, deadline, harder, late = None, 0.0, [signal.SIGTERM, signal.SIGKILL], set[int]()
+    failed, deadline, harder = None, 0.0, [signal.SIGTERM, signal.SIGKILL]
     while None in [process.poll() for process in processes]:
         time.sleep(POLL_SECONDS)
         if failed is None:
             failed = next((rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)), None)
             deadline = time.monotonic() + GRACE_SECONDS
         elif time.monotonic() > deadline and harder:
-            for rank, process in enumerate(processes):
+            for process in processes:
                 if process.poll() is None:
                     process.send_signal(harder[0])
-                    late.add(rank)
             del harder[0]
             deadline = time.monotonic() + GRACE_SECONDS
     if failed is None:
         failed = next((rank for rank, process in enumerate(processes) if process.returncode), None)
-    return failed, late
+    return failed
 
 
 @contextmanager

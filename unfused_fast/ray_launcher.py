@@ -192,5 +192,5 @@ def _run(ray: Any, count: int, needed: dict[str, int]) -> int:
         for rank, (index, pid) in enumerate(zip(ranks, pids, strict=True))
     ]
     with passed_on(processes, here=False):
-        first, late = wait_for(processes)
-    return exit_code(processes, [process.said for process in processes], first, late)
+        first = wait_for(processes)
+    return exit_code(processes, [process.said for process in processes], first)
