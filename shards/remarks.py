@@ -10,7 +10,7 @@ from unfused_fast.shards.table import ShardSet
 
 def remarks(shard_set: ShardSet) -> list[str]:
     """Sentences about files that were cut, mixed down or resampled, constant clips, clips without a label or a fold,
-    splits that are not read.
+    labels that a split lacks, splits that are not read.
     """
     manifest, clips = shard_set.manifest, shard_set.clips
     of_file = [("file_channels", "max"), ("file_rate_hz", "max"), ("clip_id", "count")]
@@ -31,6 +31,13 @@ def remarks(shard_set: ShardSet) -> list[str]:
     without = pc.sum(pc.equal(pc.list_value_length(clips["labels"]), 0)).as_py()
     if without and manifest.label_names:
         said.append(f"{without} of {clips.num_rows} clips have no label")
+    for split in manifest.splits if len(manifest.splits) > 1 else ():
+        of_split = clips.filter(pc.equal(clips["split"], split))
+        there = set(pc.list_flatten(of_split["labels"]).to_pylist())
+        lacking = [name for number, name in enumerate(manifest.label_names) if number not in there and there]
+        if lacking:
+            shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            said.append(f"{len(lacking)} of {len(manifest.label_names)} labels have no clip in split {split}: {shown}")
     if 0 < clips["fold"].null_count < clips.num_rows:
         said.append(f"{clips['fold'].null_count} of {clips.num_rows} clips have no fold")
     if unread := unread_splits({name: split.clips for name, split in manifest.splits.items()}):

@@ -88,7 +88,10 @@ def test_any_number_of_ranks_trains_the_same(trained: Callable[[str, int], Path]
     for other in others:
         for wanted, found in zip(log_of(one), log_of(other), strict=True):
             assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), "the loss of each epoch"
-            exact = set(wanted) - {"loss", "mean_cosine", "inertia"}
+            rounded = {"mean_cosine", "mean_direction", "effective_rank", "first_direction"} & set(wanted)
+            spread = {name: wanted[name] for name in rounded}
+            assert {name: found[name] for name in rounded} == pytest.approx(spread, rel=1e-4, abs=1e-4)
+            exact = set(wanted) - rounded - {"loss"}
             assert {name: found[name] for name in exact} == {name: wanted[name] for name in exact}, "clusters, rates"
         if KINDS[kind][0] == "pretrain":
             banks = [Generation(run / "bank.zarr" / "gen-000003") for run in (one, other)]
@@ -138,6 +141,7 @@ def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_
     lost = [members[0] for members in read_index(tar.with_suffix(".idx"))][-3:]
     tar.write_bytes(tar.read_bytes()[: lost[0].offset])
     flags = ["--epochs", "2", "--data", "stream", "--skip-bad", "3", "--set", "train.batch_size=17"]
+    flags += ["--set", "optim.lr=0.05"]  # as in KINDS: at the recommended 1 rounding grows tenfold in a few steps
     command = ["train", "pretrain", str(copy_without_caches), *tiny, *flags, "--out"]
     outs = {ranks: tmp_path / f"on-{ranks}" for ranks in (1, 2)}
     jobs = [{"ranks": ranks, "arguments": [*command, str(out)]} for ranks, out in outs.items()]

@@ -239,7 +239,7 @@ def test_quick_runs_everything_and_makes_nothing_twice(
     monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [2], "distill.init": ["teacher"]})
     study.main()
     page = (tmp_path / "page.md").read_text()
-    assert page == (out / "results.md").read_text()
+    assert (out / "results.md").read_text() in page
     for name in (study.LOG_MEL, study.RANDOM, *study.DECAR1, *study.DECAR2, study.UNFUSED, study.UNFUSED_3):
         assert f"| {name} |" in page, name
     assert "no results" in page and " beats " not in page, "one seed shows nothing"

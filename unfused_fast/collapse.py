@@ -17,7 +17,9 @@ EfficientNet whose BatchNorm has no statistics yet (all clips in one cluster, th
 
 
 COLLINEAR = 0.97
-"""Norm of the bank's mean direction from which its rows count as nearly collinear. Ours: THRESHOLD"""
+"""Norm of the bank's mean direction from which its rows count as nearly collinear. Ours: docs/clustering.md has the
+first banks of runs on real clips, filled in eval mode and in train mode, that it lies between.
+"""
 
 
 class Collapsed(UserError):
@@ -51,8 +53,11 @@ class Collapse:
         if mean_direction < COLLINEAR or self._warned:
             return
         self._warned = True
-        first = self._config.bank.fill == "training" and self._config.bank.init_mode == "eval"
-        tries = "bank.init_mode=train" if first else f"optim.lr={self._config.optim.lr / 10:g}"
+        bank, rate = self._config.bank, self._config.optim.lr
+        if bank.fill == "pass":
+            tries = "bank.fill=training"  # a pass is in eval mode
+        else:
+            tries = "bank.init_mode=train" if bank.init_mode == "eval" else f"optim.lr={rate / 10:g} (now {rate:g})"
         console.print(
             f"warning: epoch {epoch}: the rows of the memory bank are nearly collinear (the norm of their mean "
             f"direction is {mean_direction:.3f}; 1 is collinear, runs that learn stay below {COLLINEAR}), so "

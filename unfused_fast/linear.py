@@ -107,12 +107,15 @@ def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
-    """Accuracy, macro-F1 over the classes that occur in labels or predictions, and the confusion matrix (C, C)."""
+    """Accuracy, macro-F1 over the classes that occur in labels, and the confusion matrix (C, C).
+
+    Ours: classes that only predictions have are left out of the mean, so that every encoder is averaged over the same.
+    """
     confusion = (
         torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes).double()
     )
-    hits, support = confusion.diagonal(), confusion.sum(dim=1) + confusion.sum(dim=0)
-    f1 = 2 * hits / support.clamp(min=1)
+    hits, support = confusion.diagonal(), confusion.sum(dim=1)
+    f1 = 2 * hits / (support + confusion.sum(dim=0)).clamp(min=1)
     return Scores(
         round(float(hits.sum() / confusion.sum()), 6),
         round(float(f1[support > 0].mean()), 6),

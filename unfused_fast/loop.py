@@ -288,6 +288,6 @@ def _clusters_note(values: dict[str, Any]) -> str:
         words += [
             f"K {values['k']}, perplexity {values['perplexity']:.0f}, {values['empty_clusters']} empty, "
             f"largest {values['largest_cluster']:.1%}, mean cosine {values['mean_cosine']:.3f}, "
-            f"effective rank {values['effective_rank']:.1f}, {values['cluster_seconds']:.2f} s"
+            f"effective rank {values['effective_rank']:.1f}, clustered in {values['cluster_seconds']:.2f} s"
         ]
     return "  ".join(words)

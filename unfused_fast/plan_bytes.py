@@ -94,8 +94,8 @@ def _padded(size: int) -> int:
 
 
 def clips_table_bytes(clips: int) -> int:
-    """Of the clips table in memory: 8-byte numbers, two digests, names, and offsets of text; about."""
-    numbers, digests, offsets = 3 * 8 + 3 * 4, 2 * 64, 7 * 4
+    """Of the clips table in memory: numbers of 8 and 4 bytes, two digests, names, and offsets of text; about."""
+    numbers, digests, offsets = 4 * 8 + 5 * 4, 2 * 64, 7 * 4
     return clips * (numbers + digests + offsets + KEY_DIGITS + len("train") + SOURCE_BYTES)
 
 

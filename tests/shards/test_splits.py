@@ -15,9 +15,11 @@ import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
+from unfused_fast.shards.remarks import remarks
 from unfused_fast.shards.rows import SourceRow
 from unfused_fast.shards.sources import source_rows
 from unfused_fast.shards.split_names import unread_splits, usual_splits
+from unfused_fast.shards.write import pack
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,12 @@ def test_splits_that_are_not_read_are_named() -> None:
     assert unread_splits({"train": 3, "valid": 1, "test": 1}) is None
     said = unread_splits({"train": 3, "extra": 2, "validation": 1})
     assert said is not None and "but not extra (2 clips), validation (1 clips)" in said
+
+
+def test_labels_that_a_split_lacks_are_named(tone_rows: list[SourceRow], tmp_path: Path) -> None:
+    rows = [row for row in tone_rows if row.split != "test" or row.label == "low"]
+    said = remarks(pack(rows, tmp_path / "set", workers=0).shard_set)
+    assert said == ["2 of 3 labels have no clip in split test: high, middle"]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ def _bomb_wav() -> bytes:
 def cases() -> list[Archive]:
     """All archives."""
     bad, none = frozenset({"bad.wav"}), frozenset[str]()
+    bomb = frozenset({"good.wav", "bomb.wav"})  # silence, which is a clip like any other
     two = _zip(("good.wav", GOOD), ("bad.wav", EVIL))
     plain, noise = _tar(("good.wav", GOOD), ("bad.wav", EVIL)), np.random.default_rng(0).bytes(3000)
     squeezed = _squeezed(plain)
@@ -152,7 +153,7 @@ def cases() -> list[Archive]:
         Archive("long name.zip", _zip_with("n" * 60_000 + ".wav"), may=frozenset({"n" * 60_000 + ".wav"})),
         Archive("link.zip", _zip_link),
         Archive("folder with contents.zip", _zip_with("folder.wav/", b"x")),
-        Archive("bomb.zip", lambda: _zip(("good.wav", GOOD), ("bomb.wav", _bomb_wav()))),
+        Archive("bomb.zip", lambda: _zip(("good.wav", GOOD), ("bomb.wav", _bomb_wav())), bomb),
         Archive("bomb of zeros.zip", lambda: _zip(("good.wav", GOOD), ("bomb.wav", bytes(ZEROS)))),
         Archive("zip in zip.zip", lambda: _zip(("good.wav", GOOD), ("inner.zip", inner))),
         Archive("overlapping.zip", _zip_overlapping, may=every),
@@ -198,7 +199,7 @@ def cases() -> list[Archive]:
         Archive("empty members.tar", lambda: _tar(("good.wav", GOOD), *((f"{n}.wav", b"") for n in range(MANY)))),
         Archive("empty.tar", lambda: _tar(), none),
         Archive("no tar.tar", lambda: noise, none),
-        Archive("bomb.tar.gz", lambda: _squeezed(_tar(("good.wav", GOOD), ("bomb.wav", _bomb_wav())))),
+        Archive("bomb.tar.gz", lambda: _squeezed(_tar(("good.wav", GOOD), ("bomb.wav", _bomb_wav()))), bomb),
         Archive("truncated.tar.gz", lambda: squeezed[: len(squeezed) // 2], none, may=frozenset({"good.wav"})),
         Archive("wrong crc.tar.gz", lambda: squeezed[:-8] + b"abcd" + squeezed[-4:], none, bad | {"good.wav"}),
         Archive("gz in gz.tar.gz", lambda: _squeezed(squeezed), none),
