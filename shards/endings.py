@@ -168,7 +168,7 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     if found is None:
         return None
     rest = max(0, end - place)
-    file.seek(place)
+    file.seek(min(place, end))  # a size may be promised that no file has
     begins = file.read(4)
     if found[1] and not any(begins) and _all_zero(file, rest):
         rest = 0

@@ -177,4 +177,6 @@ def _name(path: Path, descriptor: int) -> bytes:
 def message(error: Exception) -> str:
     """libsndfile's own sentence, without the path that python-soundfile puts before it."""
     text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
+    if text.startswith(("File does not exist", "Internal error")):  # what it says of an open file named .mp3, or broken
+        return "Format not recognised"
     return text.rstrip(".")[:120]

@@ -114,17 +114,19 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
         if firsts[None]:
             notes.append(f"{firsts[None]} files beside the folders of the splits are taken for {DEFAULT_SPLIT}")
         return placed, notes
-    if not labels_from_folders:
-        return rows, []
-    firsts = _firsts(audio, "")
-    alike = [str(name) for name in firsts if name is not None and look_like_splits([name])]
-    others = [str(name) for name in firsts if name is not None and not look_like_splits([name])]
     notes = []
+    folders = Counter(part for name in audio for part in name.split("/")[:-1])
+    alike = [name for name in folders if look_like_splits([name])]
+    others = [name for name in folders if not look_like_splits([name])]
     if alike and others:
+        taken = "are not read as splits" if not labels_from_folders else "are labels or parts of them, not splits"
         notes.append(
-            f"folders {', '.join(alike)} are labels, not splits, because there are others beside them, such as "
-            f"{escaped(others[0])}; if they are splits, keep only folders of splits here"
+            f"folders {', '.join(alike)} {taken}, because there are others beside or above them, such as "
+            f"{escaped(others[0])}: all files are in split {DEFAULT_SPLIT}; if they are splits, keep only folders of "
+            "splits at the top"
         )
+    if not labels_from_folders:
+        return rows, notes
     labelled = [
         replace(row, label=row.source.partition("/")[0]) if "/" in row.source.rstrip("/") else row for row in rows
     ]

@@ -75,9 +75,16 @@ def test_labels_that_a_split_lacks_are_named(tone_rows: list[SourceRow], tmp_pat
         # a folder that holds everything, as in most archives
         ("esc/train/a/1.wav esc/test/b/2.wav", True, "train:a test:b", "test (1 files)"),
         # a class that is called test, or train
-        ("test/1.wav dog/2.wav", True, "train:test train:dog", "folders test are labels, not splits"),
+        ("test/1.wav dog/2.wav", True, "train:test train:dog", "folders test are labels or parts of them, not splits"),
         ("train/1.wav bus/2.wav", True, "train:train train:bus", "such as bus"),
-        ("test/1.wav dog/2.wav", False, "train:None train:None", ""),
+        ("test/1.wav dog/2.wav", False, "train:None train:None", "folders test are not read as splits"),
+        ("train/1.wav test/2.wav noise/3.wav", False, "train:None train:None train:None", "train"),
+        (
+            "dog/train/1.wav dog/test/2.wav cat/train/3.wav",
+            True,
+            "train:dog train:dog train:cat",
+            "are labels or parts of them",
+        ),
         ("animals/dog/1.wav", True, "train:animals", ""),
     ],
 )

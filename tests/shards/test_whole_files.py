@@ -260,6 +260,28 @@ def test_what_a_header_leaves_out_is_named(tmp_path: Path, name: str) -> None:
         probe(tmp_path / "a")
 
 
+@pytest.mark.parametrize("promised", [1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1])
+def test_an_rf64_that_promises_what_no_file_has_is_whole_or_rejected(tmp_path: Path, promised: int) -> None:
+    """As libsndfile takes the number; never an error that ends the packing of the files beside it."""
+    ds64 = _chunk(b"ds64", struct.pack("<QQQI", promised, promised, promised // 2, 0))
+    data = _riff(ds64, FMT, _chunk(b"data", DATA, 0xFFFFFFFF), magic=b"RF64", size=0xFFFFFFFF)
+    (tmp_path / "a.wav").write_bytes(data)
+    try:
+        frames = probe(tmp_path / "a.wav").frames
+    except Rejected as rejected:
+        assert str(rejected)
+        return
+    assert frames == len(PCM)
+    np.testing.assert_array_equal(_decoded(tmp_path / "a.wav"), PCM)
+
+
+@pytest.mark.parametrize("name", ["page.mp3", "page.wav", "page"])
+def test_a_web_page_is_not_audio_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"<html>404" * 200)
+    with pytest.raises(Rejected, match=r"^not audio: Format not recognised$"):
+        probe(tmp_path / name)
+
+
 def test_an_empty_data_chunk_before_another_holds_no_samples(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(_riff(FMT, _chunk(b"data", b""), LIST))
     with pytest.raises(Rejected, match=r"^no samples"):
