@@ -115,9 +115,9 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
             notes.append(f"{firsts[None]} files beside the folders of the splits are taken for {DEFAULT_SPLIT}")
         return placed, notes
     notes = []
-    folders = Counter(part for name in audio for part in name.split("/")[:-1])
-    alike = [name for name in folders if look_like_splits([name])]
-    others = [name for name in folders if not look_like_splits([name])]
+    parents = list(dict.fromkeys(part for name in audio for part in name.split("/")[:-1]))
+    alike = [name for name in parents if look_like_splits([name])]
+    others = [name for name in parents if not look_like_splits([name])]
     if alike and others:
         taken = "are not read as splits" if not labels_from_folders else "are labels or parts of them, not splits"
         notes.append(

@@ -161,7 +161,7 @@ class BankConfig:
     """
     init_mode: Literal["eval", "train"] = "train"
     """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no
-    statistics yet, so all rows point the same way, and training does not undo it (docs/recipe.md).
+    statistics yet, so all rows point the same way (docs/recipe.md).
     """
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the rows, on the device and on disk. Source: authors (fp32); bf16 halves both, and keeps 8 bits of each
