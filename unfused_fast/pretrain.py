@@ -35,10 +35,10 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
+    state = Pretraining(config, shards, options)
     spherical = config.cluster.algo == "spherical"
     dtype = torch.float32 if config.bank.dtype == "fp32" else torch.bfloat16
     backend = f" ({resolve_backend(config.cluster.backend, options.device, dtype)})" if spherical else ""
-    state = Pretraining(config, shards, options)
     with open_run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
             return finished
