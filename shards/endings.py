@@ -22,8 +22,10 @@ REST_BYTES = 1024
 at most 30 ms of sound."""
 MOST_PADDING_BYTES = 1 << 24
 """Most zeros behind the samples that are taken for padding."""
+MOST_GAP_BYTES = 1 << 20
+"""How far behind something else the next Ogg page is looked for. Ours: tags with a picture are smaller."""
 AS_FILES = "save each as a file of its own"
-_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM")
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd")
 _PAGE_HEADER_BYTES = 27
 _NIST_HEADER_BYTES = 1024
 _LOGGED_BYTES = re.compile(
@@ -72,8 +74,13 @@ def chained_streams(file: BinaryIO) -> int:
     while place + _PAGE_HEADER_BYTES <= end:
         file.seek(place)
         page = file.read(_PAGE_HEADER_BYTES + 255)
-        if page[:4] != b"OggS":
-            break
+        if page[:4] != b"OggS":  # a tag, padding or damage between pages
+            file.seek(place)
+            gap = file.read(MOST_GAP_BYTES).find(b"OggS\0")
+            if gap < 0:
+                break
+            place += gap
+            continue
         begins = bool(page[5] & 2)
         later += begins and within
         within = not begins  # of streams that are multiplexed the first pages stand together
@@ -84,7 +91,7 @@ def chained_streams(file: BinaryIO) -> int:
 
 @dataclass(frozen=True)
 class _SoundChunk:
-    """Where the samples of a file in chunks (WAV, RF64, AIFF, SVX) lie."""
+    """Where the samples of a WAV, RF64, AIFF, SVX or AU file lie."""
 
     format: bytes
     """Of RIFF and RF64, the chunk that says how the samples are coded, header included."""
@@ -138,6 +145,8 @@ def _header(sound: _SoundChunk, size: int) -> bytes:
 
 def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     """None where there is no such chunk."""
+    if head[:4] == b".snd":
+        return _au_samples(file, head)
     kind = head[8:12]
     name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
     if head[:4] not in _MAGICS or not name:
@@ -173,6 +182,17 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     if found[1] and not any(begins) and _all_zero(file, rest):
         rest = 0
     return _SoundChunk(coded, *found, max(0, end - found[0]), rest, begins)
+
+
+def _au_samples(file: BinaryIO, head: bytes) -> _SoundChunk | None:
+    """The samples of an AU file, which has no chunks; None where it does not say how many bytes they are."""
+    start, promised = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
+    there = max(0, file.seek(0, io.SEEK_END) - start)
+    if promised == 0xFFFFFFFF:
+        return None
+    file.seek(start + promised)
+    begins = file.read(4)
+    return _SoundChunk(b"", start, promised, there, max(0, there - promised), begins)
 
 
 def _names_chunk(name: bytes) -> bool:

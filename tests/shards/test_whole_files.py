@@ -191,7 +191,8 @@ def test_chained_ogg_is_named(tmp_path: Path, subtype: str) -> None:
     path = tmp_path / "a.ogg"
     path.write_bytes(first)
     assert probe(path) == Probe(SECONDS * 48000, 48000)
-    for chained, later in ((first + first, 1), (first + second, 1), (first + second + first, 2)):
+    gaps = [(first + bytes(100) + second, 1), (first + _id3(5000) + first, 1)]
+    for chained, later in ((first + first, 1), (first + second, 1), (first + second + first, 2), *gaps):
         path.write_bytes(chained)
         with pytest.raises(Rejected, match=rf"^several recordings in one file: Ogg with {later} more behind the first"):
             probe(path)
@@ -217,7 +218,13 @@ def _rf64(promised: int, data_size: int = 0xFFFFFFFF) -> bytes:
     return _riff(ds64, FMT, _chunk(b"data", DATA, data_size), magic=b"RF64", size=0xFFFFFFFF)
 
 
+def _au(promised: int) -> bytes:
+    return b".snd" + struct.pack(">IIIII", 24, promised, 3, 16000, 1) + PCM.astype(">i2").tobytes()
+
+
 WHOLE_WAVS = {
+    "au": _au(len(DATA)),
+    "au, streamed": _au(0xFFFFFFFF),
     "size 0": _riff(FMT, _chunk(b"data", DATA, 0)),
     "size 0, riff size 0": _riff(FMT, _chunk(b"data", DATA, 0), size=0),
     "size ffffffff": _riff(FMT, _chunk(b"data", DATA, 0xFFFFFFFF), size=0xFFFFFFFF),
@@ -248,6 +255,9 @@ LEFT_OUT = {
     "fewer than there": (_riff(FMT, _chunk(b"data", DATA, 40_000)), "promises 40000 bytes of samples, but 160000 more"),
     "rf64, fewer": (_rf64(40_000), "promises 40000 bytes of samples, but 160000 more"),
     "aiff, fewer": (b"FORM" + struct.pack(">I", len(AIFF)) + AIFF, "bytes of samples, but 160000 more"),
+    "au, fewer": (_au(40_000), "promises 40000 bytes of samples, but 160000 more"),
+    "au, none": (_au(0), "its header promises none, but 200000 bytes follow"),
+    "two aus": (_au(len(DATA)) * 2, "several recordings in one file: 200024 bytes"),
     "two wavs": (_riff(FMT, _chunk(b"data", DATA)) * 2, "several recordings in one file: 200044 bytes"),
 }
 
