@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unfused_fast.encoder import EncoderOutput, mask_time
+from unfused_fast.encoder import EncoderOutput, channels_last, mask_time
 
 
 class Stage(NamedTuple):
@@ -103,7 +103,7 @@ class EfficientNetB0(nn.Module):
                 f"frame_counts are {tuple(frame_counts.shape)} {frame_counts.dtype}, but this takes (B,) int64, "
                 f"here ({log_mel.shape[0]},)"
             )
-        x, valid = self.stem(mask_time(log_mel, frame_counts), frame_counts)
+        x, valid = self.stem(channels_last(mask_time(log_mel, frame_counts)), frame_counts)
         x = functional.silu(x)
         maps = []
         for stage, blocks in zip(STAGES, self.stages, strict=True):

@@ -19,6 +19,15 @@ class EncoderOutput(NamedTuple):
     """(B,) int64 valid time steps of `frames`; None when all are valid."""
 
 
+def channels_last(log_mel: Tensor) -> Tensor:
+    """(B, 1, F, T) with the strides of the channels-last layout, which the first convolution then passes on to all maps.
+
+    `contiguous` leaves a single channel's strides as they are, and the first block, the largest, would run in the other
+    layout.
+    """
+    return log_mel.to(memory_format=torch.channels_last)
+
+
 def mask_time(x: Tensor, valid: Tensor | None) -> Tensor:
     """(B, C, F, T), (B,) -> x with zeros at the times t >= valid; x itself when `valid` is None."""
     if valid is None:

@@ -17,12 +17,10 @@ VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fi
 VERSION_2 = "memory.max", "memory.current", "inactive_file"
 """Files of a control group with its limit and what is taken, and the entry of memory.stat with what can be dropped."""
 NO_BOUND = 1 << 62
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of mallopt's parameters in C. Source: malloc.h of glibc."""
-LARGEST_ON_HEAP, MOST_KEPT = 32 * 2**20, 2**31 - 1
-"""Largest piece that glibc takes from its heap, and most free memory that it keeps at the heap's end, in bytes; both
-are the largest values that it accepts.
-"""
+MOST_KEPT = 2**31 - 1
+"""Most free memory that glibc keeps at the end of its heap, in bytes: the largest value that it accepts."""
 
 
 class Free(NamedTuple):
@@ -43,13 +41,12 @@ def free_memory(device: torch.device) -> Free:
 def keep_freed_memory() -> bool:
     """Has glibc keep what this process frees, up to 2 GB, so that the next step takes it again; whether it does.
 
-    Ours: by default glibc gives activations back to the kernel after each step and gets them back page by page, in
-    which a training step on a CPU spent a third of its time (benchmarks/freed_memory.py). Elsewhere nothing changes.
+    Ours: by default glibc maps each large activation anew and gets it page by page, in which a training step on a CPU
+    spent a third of its time (benchmarks/freed_memory.py); here all come from its heap. Elsewhere nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(
-        mallopt(name, value) == 1
-        for name, value in ((M_MMAP_THRESHOLD, LARGEST_ON_HEAP), (M_TRIM_THRESHOLD, MOST_KEPT))
+        mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST_KEPT))
     )
 
 

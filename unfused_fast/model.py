@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unfused_fast.config import Config, ModelConfig
 from unfused_fast.efficientnet import EfficientNetB0
-from unfused_fast.encoder import EncoderOutput, mask_time
+from unfused_fast.encoder import EncoderOutput, channels_last, mask_time
 from unfused_fast.errors import UserError
 
 Pool = Literal["maxmean", "mean", "max"]
@@ -55,7 +55,7 @@ class AudioNTT(nn.Module):
 
     def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> EncoderOutput:
         """(B, 1, F, T) -> three maps and (B, T // 8, D). With frame_counts a clip's result ignores its padding."""
-        blocks, x = [], mask_time(log_mel, frame_counts)
+        blocks, x = [], channels_last(mask_time(log_mel, frame_counts))
         for convolution in self.convolutions:
             frame_counts = None if frame_counts is None else frame_counts // 2
             x = mask_time(convolution(x), frame_counts)
