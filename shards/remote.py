@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from unfused_fast.errors import UserError
-from unfused_fast.optional import cause, importing
+from unfused_fast.optional import importing, load_failure
 from unfused_fast.shards.places import shown
 
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.25
@@ -119,7 +119,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # of the protocol's package, such as s3fs
-        raise UserError(f"{shown(url)}: fsspec cannot open it ({cause(error)}); in a checkout: {install}") from error
+        raise UserError(f"{shown(url)}: fsspec cannot open it ({load_failure(error)}); in a checkout: {install}") from error
     except ValueError as error:
         raise UserError(f"{shown(url)}: {shown(str(error))}; name a folder, an archive or a CSV") from error
     return system, str(path)

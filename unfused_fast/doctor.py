@@ -12,7 +12,7 @@ import sys
 from typing import Any, NamedTuple
 
 from unfused_fast.errors import UserError
-from unfused_fast.optional import LOAD_ERRORS, cause, missing_compiler
+from unfused_fast.optional import LOAD_ERRORS, load_failure, missing_compiler
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 OPTIONAL = {
@@ -175,7 +175,7 @@ def _package(name: str, distributions: tuple[str, ...], note: str, works: bool, 
     try:
         importlib.import_module(MODULES.get(name, name.replace("-", "_")))
     except LOAD_ERRORS as error:
-        return Finding(name, version, f"does not load ({cause(error)}); {note}", False)
+        return Finding(name, version, f"does not load ({load_failure(error)}); {note}", False)
     return Finding(name, version, "", True)
 
 

@@ -24,14 +24,13 @@ from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import BEST, FrozenEncoder, baseline_encoder, load_encoder
 from unfused_fast.labelled import LabelledClips, labelled_clips
-from unfused_fast.linear import head_losses, holdout_input, say_heard, score
+from unfused_fast.linear import draw_confusion, head_losses, holdout_input, say_heard, score
 from unfused_fast.loop import Progress, progress_of, run_epochs
 from unfused_fast.model import FinetuneNetwork
 from unfused_fast.normalisation import GIVEN
 from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.pipeline import Batch, Batches, Loader
 from unfused_fast.placement import placed
-from unfused_fast.plots import plot_confusion
 from unfused_fast.progress import PartTimer
 from unfused_fast.protocol import Round, counts, split_round
 from unfused_fast.reading import is_number
@@ -222,9 +221,9 @@ def finetune(
     )
     config = config_of(config, frozen)
     with Run(out, "finetune", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
-        if (finished := run.result()) is not None:
-            return finished
-        return _trained(run, config, shards, encoder, clips, part, frozen, options)
+        result = run.result() or _trained(run, config, shards, encoder, clips, part, frozen, options)
+        draw_confusion(run.out, result)
+        return result
 
 
 def config_of(config: Config, frozen: FrozenEncoder) -> Config:
@@ -257,11 +256,11 @@ def _trained(
     )
     with run.signals():
         trained = run_epochs(state, run, progress)
-    return run.finish({**_result(run, state, shards, encoder, clips, part), **trained})
+    return run.finish({**_result(state, shards, encoder, clips, part), **trained})
 
 
 def _result(
-    run: Run, state: Finetuning, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round
+    state: Finetuning, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round
 ) -> dict[str, Any]:
     """What the network of the chosen epoch reaches, as train linear says it; test is read here, and only here unless
     the epoch is chosen by it.
@@ -298,12 +297,5 @@ def _result(
         )
         for name, values in scores.items()
     }
-    shown = "test" if "test" in found else "valid"
-    plot_confusion(
-        run.out / "confusion.png",
-        found[shown].confusion,
-        names,
-        f"{encoder} fine-tuned, {shown} accuracy {metrics[shown]:.3f}",
-    )
     f1 = {name: found[name].macro_f1 if name in found else None for name in ("valid", "test")}
-    return {**result, "macro_f1": f1, "confusion": found[shown].confusion}
+    return {**result, "macro_f1": f1, "confusion": found["test" if "test" in found else "valid"].confusion}

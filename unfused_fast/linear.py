@@ -8,7 +8,7 @@ Source: paper section 3, part 3, and section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,9 +216,20 @@ def linear(
         holdout: share of the train recordings that are the test, of a set without one.
     """
     with Run(out, "linear", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
-        if (finished := run.result()) is not None:
-            return finished
-        return _evaluated(run, config, shards, encoder, options, holdout)
+        result = run.result() or _evaluated(run, config, shards, encoder, options, holdout)
+        draw_confusion(run.out, result)
+        return result
+
+
+def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:
+    """confusion.png of a finished run, by its result.json, where it is missing."""
+    path = out / "confusion.png"
+    if "confusion" not in result or path.exists():
+        return
+    split = "valid" if result["test"] is None else "test"
+    trained = " fine-tuned" if result["stage"] == "finetune" else ""
+    title = f"{result['encoder']}{trained}, {split} accuracy {result[split]:.3f}"
+    plot_confusion(path, result["confusion"], result["label_names"], title)
 
 
 def holdout_input(holdout: float | None) -> dict[str, str]:
@@ -259,12 +270,6 @@ def _evaluated(
     paper = rates.index(config.eval.lr)
     test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
     shown = test.get(best, valid[best])
-    plot_confusion(
-        run.out / "confusion.png",
-        shown.confusion,
-        shards.manifest.label_names,
-        f"{encoder}, {'test' if test else 'valid'} accuracy {shown.accuracy:.3f}",
-    )
     return run.finish(
         {
             "task": shards.directory.name,

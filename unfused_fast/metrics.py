@@ -100,8 +100,13 @@ def bootstrap_means(values: Floats, seed: int) -> Floats:
 
 
 def bootstrap_map(rounds: Sequence[tuple[NDArray[np.int64], AveragePrecision]], clips: int, seed: int) -> Floats:
-    """(rows among the clips, precision) of each round -> mAP in each resample, mean over rounds, (R,)."""
-    weights = (counts.astype(np.float64) for counts in resamples(clips, seed))
+    """(rows among the clips, precision) of each round -> mAP under each draw of weights, mean over rounds, (R,).
+
+    The Bayesian bootstrap (Rubin, Annals of Statistics 1981): weights are uniform over all that sum to 1, where those
+    of the usual one are counts. Ours: a count of 0 for all clips of a rare class would leave it out of the mean.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, 20]))
+    weights = (generator.dirichlet(np.ones(clips)) for _ in range(RESAMPLES))
     return np.array([np.mean([precision.mean(weight[rows]) for rows, precision in rounds]) for weight in weights])
 
 

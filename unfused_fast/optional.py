@@ -35,15 +35,15 @@ def importing(package: str, name: str, wanted: str, install: str) -> Iterator[No
         yield
     except LOAD_ERRORS as error:
         absent = isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}.")
-        what = "is not installed" if absent else f"is installed but does not load ({cause(error)})"
+        what = "is not installed" if absent else f"is installed but does not load ({load_failure(error)})"
         raise UserError(f"{wanted} needs {name}, which {what}; in a checkout: {install}") from error
 
 
-def cause(error: BaseException) -> str:
+def load_failure(error: BaseException) -> str:
     """The first line of an error and of the one that it was raised from, with the type of one that says nothing."""
     lines = str(error).strip().splitlines()
     said = lines[0] if lines else type(error).__name__
-    return said if error.__cause__ is None else f"{said}: {cause(error.__cause__)}"
+    return said if error.__cause__ is None else f"{said}: {load_failure(error.__cause__)}"
 
 
 def present(package: str) -> bool:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from unfused_fast.console import console
+from unfused_fast.optional import importing
 
 
 def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with importing("matplotlib", "Matplotlib", "a picture", "pip install matplotlib"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)

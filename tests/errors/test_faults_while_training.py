@@ -239,3 +239,18 @@ def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str],
     assert "not saved, training goes on" in told and "No space left on device" in told and "Traceback" not in told
     assert pretrain(tones, tmp_path / "whole", "--epochs", 30).code == 0
     assert_same_run(copied, tmp_path / "whole")
+
+
+def test_a_picture_that_cannot_be_drawn_loses_no_result(
+    linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matplotlib is gone; where it is back, the finished run gets its picture without training."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        refused(linear(tones, "logmel", out), "a picture needs Matplotlib")
+    assert (out / "result.json").exists()
+    result = (out / "result.json").read_bytes()
+    done = linear(tones, "logmel", out, "--resume")
+    assert done.code == 0 and "finished already" in done.err and (out / "confusion.png").exists()
+    assert (out / "result.json").read_bytes() == result
