@@ -214,10 +214,13 @@ def _count(file: ForwardFile, longest: int) -> int:
 def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
     """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
     promised = endings.logged_frames(file.extra_info, frames)
-    if file.format in ("OGG", "NIST"):
+    if file.format in ("OGG", "NIST", "FLAC"):
         with open_place(path) if isinstance(path, Place) else path.open("rb") as stream:
             if file.format == "NIST":
                 promised = endings.nist_frames(stream)
+            elif file.format == "FLAC":
+                if place := endings.second_flac(stream):
+                    raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {endings.AS_FILES}")
             elif endings.ogg_ends_within_a_page(stream):
                 raise Rejected(Reason.DAMAGED, "ends within a page")
             elif later := endings.chained_streams(stream):

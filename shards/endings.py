@@ -25,7 +25,12 @@ MOST_PADDING_BYTES = 1 << 24
 MOST_GAP_BYTES = 1 << 20
 """How far behind something else the next Ogg page is looked for. Ours: tags with a picture are smaller."""
 AS_FILES = "save each as a file of its own"
-_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd")
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff")
+_W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+"""What follows the four letters of a W64 chunk's name, but for the first, `riff`."""
+_FLAC = b"fLaC\0\0\0\x22"
+"""How a FLAC begins: its mark, and the header of STREAMINFO. Source: RFC 9639."""
+SCANNED_BYTES = 1 << 20
 _PAGE_HEADER_BYTES = 27
 _NIST_HEADER_BYTES = 1024
 _LOGGED_BYTES = re.compile(
@@ -89,9 +94,26 @@ def chained_streams(file: BinaryIO) -> int:
     return later
 
 
+def second_flac(file: BinaryIO) -> int | None:
+    """Where another FLAC begins behind the first, in bytes; None: nowhere."""
+    file.seek(0)
+    place, found, kept = 0, False, b""
+    while block := file.read(SCANNED_BYTES):
+        block = kept + block
+        start = block.find(_FLAC)
+        while start >= 0:
+            if found:
+                return place + start
+            found = True
+            start = block.find(_FLAC, start + 1)
+        kept = block[1 - len(_FLAC) :]
+        place += len(block) - len(kept)
+    return None
+
+
 @dataclass(frozen=True)
 class _SoundChunk:
-    """Where the samples of a WAV, RF64, AIFF, SVX or AU file lie."""
+    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF or W64 file lie."""
 
     format: bytes
     """Of RIFF and RF64, the chunk that says how the samples are coded, header included."""
@@ -147,6 +169,8 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     """None where there is no such chunk."""
     if head[:4] == b".snd":
         return _au_samples(file, head)
+    if head[:4] in (b"caff", b"riff"):
+        return _wide_chunk(file, head[:4] == b"caff")
     kind = head[8:12]
     name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
     if head[:4] not in _MAGICS or not name:
@@ -193,6 +217,34 @@ def _au_samples(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     file.seek(start + promised)
     begins = file.read(4)
     return _SoundChunk(b"", start, promised, there, max(0, there - promised), begins)
+
+
+def _wide_chunk(file: BinaryIO, caf: bool) -> _SoundChunk | None:
+    """The samples of a CAF or W64 file, whose sizes have 64 bits; None where they go to the end, whatever it is.
+    Source: Apple's Core Audio Format specification; Sony's of W64, whose sizes count their headers.
+    """
+    end, place, wide = file.seek(0, io.SEEK_END), 8 if caf else 40, 12 if caf else 24
+    found: tuple[int, int] | None = None
+    while place + wide <= end:
+        file.seek(place)
+        header = file.read(wide)
+        name, size = header[:4], int.from_bytes(header[-8:], "big" if caf else "little")
+        if len(header) < wide or (caf and size == (1 << 64) - 1):
+            return None
+        if not _names_chunk(name) or not (caf or header[4:16] == _W64_GUID):
+            break
+        size = size if caf else max(0, size - wide)
+        if found is None and name == b"data":
+            found = place + wide, size
+        place += wide + (size if caf else -(-size // 8) * 8)
+    if found is None:
+        return None
+    file.seek(min(place, end))
+    begins = file.read(4)
+    rest = max(0, end - place)
+    if found[1] and not any(begins) and _all_zero(file, rest):
+        rest = 0
+    return _SoundChunk(b"", *found, max(0, end - found[0]), rest, begins)
 
 
 def _names_chunk(name: bytes) -> bool:

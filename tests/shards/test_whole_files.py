@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from unfused_fast.shards import endings
 from unfused_fast.shards.audio_files import Probe, decode_samples, probe
 from unfused_fast.shards.reasons import Reason, Rejected
 
@@ -260,6 +261,46 @@ LEFT_OUT = {
     "two aus": (_au(len(DATA)) * 2, "several recordings in one file: 200024 bytes"),
     "two wavs": (_riff(FMT, _chunk(b"data", DATA)) * 2, "several recordings in one file: 200044 bytes"),
 }
+
+
+def _written(kind: str) -> bytes:
+    """By libsndfile."""
+    file = io.BytesIO()
+    soundfile.write(file, PCM, 16000, format=kind, subtype="PCM_16")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["CAF", "W64", "FLAC"])
+def test_what_follows_the_first_recording_is_named(tmp_path: Path, kind: str) -> None:
+    whole, path = _written(kind), tmp_path / "a"
+    for behind in (b"",) if kind == "W64" else (b"", b"\xff" * 1000):  # which libsndfile takes for samples of W64
+        path.write_bytes(whole + behind)
+        assert probe(path) == Probe(len(PCM), 16000)
+        np.testing.assert_array_equal(_decoded(path), PCM)
+    path.write_bytes(whole + whole)
+    with pytest.raises(Rejected, match=r"^several recordings in one file: .* save each as a file of its own"):
+        probe(path)
+
+
+@pytest.mark.parametrize("kind", ["CAF", "W64"])
+def test_a_size_of_64_bits_that_leaves_samples_out_is_named(tmp_path: Path, kind: str) -> None:
+    whole = bytearray(_written(kind))
+    start = whole.find(b"data")
+    size = slice(start + 4, start + 12) if kind == "CAF" else slice(start + 16, start + 24)
+    promised = struct.pack(">q", 40_004) if kind == "CAF" else struct.pack("<q", 40_024)
+    assert int.from_bytes(whole[size], "big" if kind == "CAF" else "little") >= len(DATA)
+    whole[size] = promised
+    (tmp_path / "a").write_bytes(whole)
+    with pytest.raises(Rejected, match=r"promises 4000[04] bytes of samples, but 1\d{5} more bytes follow"):
+        probe(tmp_path / "a")
+
+
+def test_a_second_flac_is_found_across_blocks_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _written("FLAC")
+    for size in (1, 7, 1000, len(whole) - 3, len(whole) + 4):
+        monkeypatch.setattr(endings, "SCANNED_BYTES", size)
+        assert endings.second_flac(io.BytesIO(whole)) is None
+        assert endings.second_flac(io.BytesIO(whole + whole)) == len(whole)
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
