@@ -174,10 +174,11 @@ def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     ):
         if found:
             sources = clips["source"]
-            examples = [
-                _example(clips, int(same[0]), f"same as {sources[int(same[1])].as_py()} ({split_of[int(same[1])]})")
-                for same in found[:EXAMPLES]
-            ]
+            examples = []
+            for first, *others in (same.tolist() for same in found[:EXAMPLES]):
+                named = [f"{sources[row].as_py()} ({split_of[row]})" for row in others[:EXAMPLES]]
+                more = f" and {len(others) - EXAMPLES} more" if len(others) > EXAMPLES else ""
+                examples.append(_example(clips, first, f"same as {', '.join(named)}{more}"))
             yield finding(kind, directory, f"{len(found)} {said}", examples, len(found))
 
 

@@ -54,7 +54,7 @@ def csv_rows(table: Path | str, note: Say = unheard) -> list[SourceRow]:
     try:
         with _open_table(table) as stream:
             reader = csv.reader(_lines(stream, title, text), strict=True, skipinitialspace=True)
-            header = [name.strip() for name in next(reader, [])]
+            header = [name.strip() for name in next((line for line in reader if any(map(str.strip, line))), [])]
             column = _columns(header, title)
             text.clear()
             for fields in reader:
@@ -150,6 +150,12 @@ def _remarks(header: Sequence[str], column: Mapping[str, int], rows: Sequence[So
     joined = sum(len(row.labels) == 1 and any(mark in row.labels[0] for mark in ";|") for row in rows)
     if joined:
         yield f"{joined} of {len(rows)} files have one label with a ; or | in it; labels are separated by commas"
+    lists = [row.labels for row in rows if row.labels and row.labels[0][0] in "[{("]
+    if lists:
+        yield (
+            f"{len(lists)} of {len(rows)} files have brackets around their labels, which become part of them "
+            f"({escaped(lists[0][0])[:40]}); labels are separated by commas, without brackets"
+        )
 
 
 def _columns(header: Sequence[str], title: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from unfused_fast.shards.table import ShardSet
 
 def remarks(shard_set: ShardSet) -> list[str]:
     """Sentences about files that were cut, mixed down or resampled, constant clips, clips without a label or a fold,
-    labels that a split lacks, splits that are not read.
+    labels that a split lacks, the same sound in several splits, splits that are not read.
     """
     manifest, clips = shard_set.manifest, shard_set.clips
     of_file = [("file_channels", "max"), ("file_rate_hz", "max"), ("clip_id", "count")]
@@ -38,6 +38,11 @@ def remarks(shard_set: ShardSet) -> list[str]:
         if lacking:
             shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             said.append(f"{len(lacking)} of {len(manifest.label_names)} labels have no clip in split {split}: {shown}")
+    spread = clips.group_by("sha256").aggregate([("split", "count_distinct")])["split_count_distinct"]
+    if repeated := pc.sum(pc.greater(spread, 1)).as_py():
+        said.append(
+            f"{repeated} clips are in more than one split, sample by sample the same; unfused-fast check names them"
+        )
     if 0 < clips["fold"].null_count < clips.num_rows:
         said.append(f"{clips['fold'].null_count} of {clips.num_rows} clips have no fold")
     if unread := unread_splits({name: split.clips for name, split in manifest.splits.items()}):

@@ -259,9 +259,7 @@ def _trained(
     return run.finish({**_result(state, shards, encoder, clips, part), **trained})
 
 
-def _result(
-    state: Finetuning, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round
-) -> dict[str, Any]:
+def _result(state: Finetuning, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round) -> dict[str, Any]:
     """What the network of the chosen epoch reaches, as train linear says it; test is read here, and only here unless
     the epoch is chosen by it.
     """

@@ -123,6 +123,10 @@ def test_csv(tmp_path: Path, encoding: str, newline: str) -> None:
     ]
 
 
+def test_blank_lines_before_the_header_of_a_csv_are_passed_over(tmp_path: Path) -> None:
+    assert [row.source for row in source_rows(_csv(tmp_path, "\n , \npath,label\n\na.wav,x\n"))] == ["a.wav"]
+
+
 def test_csv_names_stay_apart(tmp_path: Path) -> None:
     rows = source_rows(_csv(tmp_path, "path\na.wav\n/elsewhere/a.wav\n"))
     assert [row.source for row in rows] == ["a.wav", "a.wav (2)"]

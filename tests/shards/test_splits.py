@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -148,6 +149,7 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
         ("path,label\na.wav,train\nb.wav,Test\n", "every label is the name of a split"),
         ("path,label\na.wav,train\nb.wav,bus\n", ""),
         ("path,labels\na.wav,dog;bark\nb.wav,cat\n", "1 of 2 files have one label with a ; or |"),
+        ("path,labels\na.wav,\"['dog', 'bark']\"\nb.wav,cat\n", "1 of 2 files have brackets around their labels"),
         ("path,label\na.wav,x\n", ""),
     ],
 )
@@ -267,3 +269,21 @@ def test_split_of_another_name_is_warned_about(cli: Callable[..., Any], table: P
     assert "dev (1 files) as valid" in done.err and "but not extra (1 clips)" in done.out
     checked = cli("check", tmp_path / "set")
     assert "but not extra (1 clips)" in checked.out + checked.err and checked.code == 0
+
+
+def test_the_same_sound_in_two_splits_is_said_and_all_copies_are_named(
+    cli: Callable[..., Any], table: Path, tmp_path: Path
+) -> None:
+    for number in (2, 3):
+        (tmp_path / f"{number}.wav").write_bytes((tmp_path / "1.wav").read_bytes())
+    table.write_text("path,split\n1.wav,train\n2.wav,train\n3.wav,test\n4.wav,test\n")
+    done = cli("shard", table, tmp_path / "set", "--json")
+    assert json.loads(done.out)["notes"] == [
+        "1 clips are in more than one split, sample by sample the same; unfused-fast check names them"
+    ]
+    checked = cli("check", tmp_path / "set")
+    named = re.findall(r"same as (\d\.wav \(\w+\)), (\d\.wav \(\w+\))", " ".join((checked.out + checked.err).split()))
+    assert {part for pair in named for part in pair} <= {
+        f"{n}.wav ({s})" for n, s in zip("123", ("train", "train", "test"), strict=True)
+    }
+    assert len(named) == 2
