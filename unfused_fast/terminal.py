@@ -22,7 +22,7 @@ from unfused_fast.errors import UserError, escaped
 from unfused_fast.exits import INTERRUPTED, UsageError, end, end_of_usage
 from unfused_fast.launch import place_of
 from unfused_fast.launcher import start_devices
-from unfused_fast.names import PresetName, Stage
+from unfused_fast.names import BASELINES, PresetName, Stage
 from unfused_fast.ray_launcher import start_on_ray
 
 if TYPE_CHECKING:
@@ -168,6 +168,17 @@ def stage_config(
     }
     flags = {name: value for name, value in flags.items() if value is not None}
     return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
+
+
+def say_unread(settings: list[str] | None, encoder: str, read: str = "") -> None:
+    """Says which `--set` fields of network and front end are not read, because a trained encoder brings its own;
+    `read` is one that is.
+    """
+    from unfused_fast.console import console
+
+    unread = [name for name in pairs(settings) if name.startswith(("model.", "frontend.")) and name != read]
+    if unread and encoder not in BASELINES:
+        console.print(f"--set {', '.join(unread)}: not read; {encoder} has its own network and front end", style="yellow")
 
 
 def run_options(

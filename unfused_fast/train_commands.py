@@ -33,6 +33,7 @@ from unfused_fast.terminal import (
     print_json,
     print_result,
     run_options,
+    say_unread,
     stage_config,
     start_processes,
     stdout_console,
@@ -152,6 +153,7 @@ def train_linear(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("linear", preset, settings, epochs, seed, data)
+    say_unread(settings, encoder)
     result = linear(
         config,
         open_shards(local_shards(shards)),
@@ -196,6 +198,7 @@ def train_finetune(
     from unfused_fast.shards.table import open_shards
 
     config = stage_config("finetune", preset, settings, epochs, seed, data, save_every)
+    say_unread(settings, encoder, read="model.dropout")
     result = finetune(
         config,
         open_shards(local_shards(shards)),
