@@ -24,10 +24,11 @@ from typing import Any
 from page_parts import write_part
 
 from unfused_fast.checkpoint import write_json
+from unfused_fast.clip_scores import metric_of
 from unfused_fast.config import Config
 from unfused_fast.demo import width_values
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Plan, measure, metric_of
+from unfused_fast.evaluation import Plan, measure
 from unfused_fast.measuring import circumstances
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.plots import plot_errors

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from unfused_fast.config import Config
-from unfused_fast.evaluation import metric_of
 from unfused_fast.features import WHOLE_CLIP_BATCH
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.labelled import LabelledClips, Rows
+from unfused_fast.metrics import AveragePrecision, accuracy
 from unfused_fast.model import FinetuneNetwork
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
@@ -20,6 +20,13 @@ from unfused_fast.shards.table import ShardSet
 
 Statistics = Mapping[str, float] | None
 """Mean and standard deviation of log-mels; None: those of the shard set, as far as it has any."""
+
+
+def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
+    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
+    if clips.multi_label:
+        return AveragePrecision(clips.targets[rows], scores).mean()
+    return accuracy(clips.targets[rows], scores.argmax(axis=1))
 
 
 class JudgedClips:

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unfused_fast.clip_scores import metric_of
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
 from unfused_fast.labelled import LabelledClips, Rows, labelled_clips
 from unfused_fast.linear import Split, say_heard, train_heads
-from unfused_fast.metrics import AveragePrecision, accuracy
 from unfused_fast.names import BASELINES
 from unfused_fast.neighbours import neighbour_shares
 from unfused_fast.protocol import Round, few_labels, permuted, rounds_of
@@ -83,13 +83,6 @@ class Measured:
     """Clips that the T test recordings consist of."""
     features: int
     """D."""
-
-
-def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
-    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
-    if clips.multi_label:
-        return AveragePrecision(clips.targets[rows], scores).mean()
-    return accuracy(clips.targets[rows], scores.argmax(axis=1))
 
 
 def refuse_label_fraction(config: Config) -> None:
