@@ -119,7 +119,8 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # of the protocol's package, such as s3fs
-        raise UserError(f"{shown(url)}: fsspec cannot open it ({load_failure(error)}); in a checkout: {install}") from error
+        why = load_failure(error)
+        raise UserError(f"{shown(url)}: fsspec cannot open it ({why}); in a checkout: {install}") from error
     except ValueError as error:
         raise UserError(f"{shown(url)}: {shown(str(error))}; name a folder, an archive or a CSV") from error
     return system, str(path)

@@ -20,7 +20,7 @@ class EncoderOutput(NamedTuple):
 
 
 def channels_last(log_mel: Tensor) -> Tensor:
-    """(B, 1, F, T) with the strides of the channels-last layout, which the first convolution then passes on to all maps.
+    """(B, 1, F, T) with the strides of the channels-last layout, which the first convolution passes on to all maps.
 
     `contiguous` leaves a single channel's strides as they are, and the first block, the largest, would run in the other
     layout.

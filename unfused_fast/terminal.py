@@ -178,7 +178,8 @@ def say_unread(settings: list[str] | None, encoder: str, read: str = "") -> None
 
     unread = [name for name in pairs(settings) if name.startswith(("model.", "frontend.")) and name != read]
     if unread and encoder not in BASELINES:
-        console.print(f"--set {', '.join(unread)}: not read; {encoder} has its own network and front end", style="yellow")
+        names = ", ".join(unread)
+        console.print(f"--set {names}: not read; {encoder} has its own network and front end", style="yellow")
 
 
 def run_options(
