@@ -125,15 +125,15 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One table from the result.json files of finished runs."""
-    from unfused_fast.report import COLUMNS, collect_results, markdown, table_rows, terminal_table
+    from unfused_fast.report import REPORT_COLUMNS, collect_results, markdown, table_rows, terminal_table
 
     results = collect_results(runs)
     if as_json:
         print_json(results)
     elif as_markdown:
-        print(markdown(COLUMNS, table_rows(results)))
+        print(markdown(REPORT_COLUMNS, table_rows(results)))
     else:
-        stdout_console().print(terminal_table("results", COLUMNS, table_rows(results)))
+        stdout_console().print(terminal_table("results", REPORT_COLUMNS, table_rows(results)))
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -7,7 +7,7 @@ from typing import Any
 
 from study_search import best_of
 
-from unfused_fast.evaluation_table import COLUMNS, table_texts
+from unfused_fast.evaluation_table import TABLE_COLUMNS, table_texts
 from unfused_fast.report import markdown, mean_and_error
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -116,7 +116,7 @@ def page(study: dict[str, Any]) -> str:
 
 
 def _target(target: dict[str, Any]) -> list[str]:
-    kept = [number for number, column in enumerate(COLUMNS) if column not in HIDDEN]
+    kept = [number for number, column in enumerate(TABLE_COLUMNS) if column not in HIDDEN]
     rows = [[texts[number] for number in kept] for texts in table_texts(target["rows"])]
     clips = ", ".join(f"{count:,} {name}" for name, count in target["clips"].items())
     chance = f" (chance {100 / target['classes']:.1f} %)" if target["metric"] == "accuracy" else ""
@@ -135,7 +135,7 @@ def _target(target: dict[str, Any]) -> list[str]:
         f"## {target['task']}",
         f"{target['classes']} classes{chance}; clips: {clips}. Test {target['metric']} in %; multiply-accumulates for "
         "0.95 s.",
-        markdown([COLUMNS[number] for number in kept], rows),
+        markdown([TABLE_COLUMNS[number] for number in kept], rows),
         "Differences first - second, in points:",
         markdown(PAIR_COLUMNS, pairs),
     ]

@@ -86,7 +86,7 @@ def ablate(
     values = varied_values(vary)
     from unfused_fast.ablation import ablate as run_ablation
     from unfused_fast.ablation import cells_of
-    from unfused_fast.ablation_report import COLUMNS, texts, title
+    from unfused_fast.ablation_report import ABLATION_COLUMNS, ablation_texts, ablation_title
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards
 
@@ -98,7 +98,7 @@ def ablate(
     if as_json:
         print_json(summary)
     else:
-        stdout_console().print(terminal_table(title(summary), COLUMNS, texts(summary)))
+        stdout_console().print(terminal_table(ablation_title(summary), ABLATION_COLUMNS, ablation_texts(summary)))
         typer.echo(f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}")
     if not any(row["seeds"] for row in summary["rows"]):
         raise typer.Exit(1)

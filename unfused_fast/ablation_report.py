@@ -14,7 +14,7 @@ from unfused_fast.report import held_out_text, markdown, mean_and_error
 from unfused_fast.shards.shard_files import replace_file
 from unfused_fast.shards.table import ShardSet
 
-COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
+ABLATION_COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
 
 
 def summary_of(
@@ -63,8 +63,8 @@ def summary_of(
     }
 
 
-def texts(summary: dict[str, Any]) -> list[list[str]]:
-    """The rows as text in the order of COLUMNS, accuracies in per cent with standard errors over seeds."""
+def ablation_texts(summary: dict[str, Any]) -> list[list[str]]:
+    """The rows as text in the order of ABLATION_COLUMNS, accuracies in per cent with standard errors over seeds."""
     rows = []
     for row in summary["rows"]:
         said = "; ".join(_trouble(row["failed"]))
@@ -85,7 +85,7 @@ def texts(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def title(summary: dict[str, Any]) -> str:
+def ablation_title(summary: dict[str, Any]) -> str:
     """What the table is of."""
     encoder = "1" if summary["stage"] == "pretrain" else "2"
     held = held_out_text(summary["holdout"])
@@ -103,7 +103,7 @@ def percent(spread: dict[str, Any], sign: str = "") -> str:
 def write_report(out: Path, summary: dict[str, Any]) -> None:
     """OUT/ablation.json and OUT/ablation.md."""
     write_json(out / "ablation.json", summary)
-    text = f"{title(summary)}\n\n{markdown(COLUMNS, texts(summary))}\n"
+    text = f"{ablation_title(summary)}\n\n{markdown(ABLATION_COLUMNS, ablation_texts(summary))}\n"
     replace_file(out / "ablation.md", text.encode())
 
 

@@ -15,8 +15,8 @@ from unfused_fast.encoder_cost import Cost, encoder_cost
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation import Plan, measure
 from unfused_fast.evaluation_table import (
-    COLUMNS,
     PAIR_COLUMNS,
+    TABLE_COLUMNS,
     comparisons,
     pair_texts,
     result_rows,
@@ -74,7 +74,7 @@ def evaluate(
     try:
         making.mkdir(parents=True)
         write_predictions(making / "predictions.parquet", clips, measured)
-        tables = [title(result), markdown(COLUMNS, table_texts(rows))]
+        tables = [evaluation_title(result), markdown(TABLE_COLUMNS, table_texts(rows))]
         tables += [markdown(PAIR_COLUMNS, pair_texts(pairs))] if pairs else []
         text = "\n\n".join(tables) + "\n"
         (making / "evaluation.md").write_text(text, encoding="utf-8")
@@ -87,7 +87,7 @@ def evaluate(
     return result
 
 
-def title(result: Mapping[str, Any]) -> str:
+def evaluation_title(result: Mapping[str, Any]) -> str:
     """Of the table: what was measured, on which recordings."""
     recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
     held = held_out_text(result["plan"]["holdout"])

@@ -67,9 +67,9 @@ def evaluate(
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
     from unfused_fast.evaluate import evaluate as run_evaluation
-    from unfused_fast.evaluate import title
+    from unfused_fast.evaluate import evaluation_title
     from unfused_fast.evaluation import Plan
-    from unfused_fast.evaluation_table import COLUMNS, PAIR_COLUMNS, pair_texts, table_texts
+    from unfused_fast.evaluation_table import PAIR_COLUMNS, TABLE_COLUMNS, pair_texts, table_texts
     from unfused_fast.report import terminal_table
     from unfused_fast.shards.table import open_shards
 
@@ -81,7 +81,7 @@ def evaluate(
         print_json(result)
         return
     printed = stdout_console()
-    printed.print(terminal_table(title(result), COLUMNS, table_texts(result["rows"])))
+    printed.print(terminal_table(evaluation_title(result), TABLE_COLUMNS, table_texts(result["rows"])))
     if result["select"] == "best_test":
         typer.echo(
             "the linear heads were chosen by the test itself (eval.select = best_test): these numbers are too high"

@@ -19,7 +19,7 @@ from unfused_fast.metrics import Floats, mcnemar, percentile_interval, unweighte
 from unfused_fast.report import mean_and_error
 
 Key = tuple[str, Method, float]
-COLUMNS = (
+TABLE_COLUMNS = (
     "encoder",
     "method",
     "labels",
@@ -115,7 +115,7 @@ def comparisons(clips: LabelledClips, judgements: Sequence[Judged]) -> list[dict
 
 
 def table_texts(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The rows as text, in the order of COLUMNS, in per cent."""
+    """The rows as text, in the order of TABLE_COLUMNS, in per cent."""
     return [
         [
             row["encoder"],

@@ -12,7 +12,7 @@ from rich.table import Table
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.reading import read_json
 
-COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
+REPORT_COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
 
 
 KINDS: Mapping[str, tuple[type, ...]] = {
@@ -65,7 +65,7 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """One row of text a result, in the order of COLUMNS; what a stage does not measure is empty."""
+    """One row of text a result, in the order of REPORT_COLUMNS; what a stage does not measure is empty."""
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
