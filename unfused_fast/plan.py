@@ -19,7 +19,7 @@ from unfused_fast.config_audio import Store
 from unfused_fast.memory import Free, pinned_bytes
 from unfused_fast.placement import choose, gigabytes
 from unfused_fast.plan_rates import Rates
-from unfused_fast.pretraining import resolve_k
+from unfused_fast.prediction import resolve_k
 from unfused_fast.training import quietly, resolve_amp, resolve_batch_size
 
 ORDER_BYTES = 64

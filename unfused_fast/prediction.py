@@ -11,10 +11,29 @@ from torch.nn.functional import linear, normalize, relu
 
 from unfused_fast.assignment import Clustering
 from unfused_fast.config import Config
+from unfused_fast.console import console
+from unfused_fast.errors import UserError
 from unfused_fast.expected import expected
 
 INITIAL_STD = 0.01
 """Standard deviation of p's first weights; its biases start at 0. Source: authors of DECAR."""
+
+
+def resolve_k(config: Config, clips: int) -> int:
+    """Clusters of the first head; 0: the algorithm finds them. Raises UserError: more than clips, in any head."""
+    wanted = max(config.cluster.heads, key=lambda k: 0 if k == "auto" else k)
+    if config.cluster.algo == "pic":
+        return 0
+    if wanted == "auto":
+        found = max(2, min(512, clips // 8))
+        console.once(f"cluster.k: auto is {found} for {clips} clips")
+        return min(found, clips)
+    if wanted > clips:
+        raise UserError(
+            f"cluster.k = {wanted}, but the train split has {clips} clips; "
+            f"use --set cluster.k=auto, or a number up to {clips}"
+        )
+    return int(config.cluster.heads[0])
 
 
 class Prototypes:

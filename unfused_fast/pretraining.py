@@ -24,7 +24,6 @@ from unfused_fast.bank_read import BANK
 from unfused_fast.checkpoint import Position, collect, restore, save_checkpoint, to_host
 from unfused_fast.collapse import Collapse
 from unfused_fast.config import Config
-from unfused_fast.errors import UserError
 from unfused_fast.further_heads import FurtherHeads
 from unfused_fast.gradients import sum_gradients
 from unfused_fast.loop import Progress, progress_of
@@ -33,7 +32,7 @@ from unfused_fast.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.partitions import cluster_sizes, normalised_mutual_information, row_spread, stalled
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.plots import plot_cluster_sizes
-from unfused_fast.prediction import build_predictor
+from unfused_fast.prediction import build_predictor, resolve_k
 from unfused_fast.progress import PartTimer
 from unfused_fast.randomness import key
 from unfused_fast.run import Run
@@ -59,23 +58,6 @@ HEAD_STREAM = 1
 """Tells the seed of a linear prediction head from that of the clustering before it."""
 PLOT_SECONDS = 60
 """Least time from one picture of the clusters to the next. Ours: drawing takes as long as a small epoch."""
-
-
-def resolve_k(config: Config, clips: int) -> int:
-    """Clusters of the first head; 0: the algorithm finds them. Raises UserError: more than clips, in any head."""
-    wanted = max(config.cluster.heads, key=lambda k: 0 if k == "auto" else k)
-    if config.cluster.algo == "pic":
-        return 0
-    if wanted == "auto":
-        found = max(2, min(512, clips // 8))
-        console.once(f"cluster.k: auto is {found} for {clips} clips")
-        return min(found, clips)
-    if wanted > clips:
-        raise UserError(
-            f"cluster.k = {wanted}, but the train split has {clips} clips; "
-            f"use --set cluster.k=auto, or a number up to {clips}"
-        )
-    return int(config.cluster.heads[0])
 
 
 class Pretraining:
