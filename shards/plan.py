@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unfused_fast.shards.clip_codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import split_rank
+from unfused_fast.shards.split_names import split_rank
 
 SHARD_BYTES = 256 * 2**20
 """Largest tar, in bytes. Ours: a set of 80 GB becomes 300 shards, enough to permute and few enough to handle."""

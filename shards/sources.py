@@ -13,8 +13,7 @@ from unfused_fast.shards.archives import LARGEST_INFLATED, is_archive, is_unread
 from unfused_fast.shards.csv_sources import apart, csv_rows
 from unfused_fast.shards.places import Kind, Location, Place, local_path, place_title, refused
 from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow
-from unfused_fast.shards.split_names import look_like_splits, usual_splits
-from unfused_fast.shards.table import split_rank
+from unfused_fast.shards.split_names import look_like_splits, split_rank, usual_splits
 from unfused_fast.shards.telling import Say, unheard
 from unfused_fast.shards.tree import Tree
 from unfused_fast.shards.trees import archive_named, tree_of

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from unfused_fast.errors import escaped
 
+FIRST_SPLITS = ("train", "valid", "test")
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "dev", "development"),
     "valid": ("valid", "validation", "val", "dev", "development"),
@@ -49,3 +50,8 @@ def unread_splits(clips: Mapping[str, int]) -> str | None:
         f"training and evaluation read the splits {', '.join(SPLIT_NAMES)}, but not {', '.join(others)}; "
         "to use these clips, pack them again in one of the three"
     )
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """Sort key of splits: train, valid, test, then the others by name."""
+    return (FIRST_SPLITS.index(split), "") if split in FIRST_SPLITS else (len(FIRST_SPLITS), split)

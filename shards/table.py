@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.shards.shard_files import clip_key, index_path
+from unfused_fast.shards.split_names import split_rank
 
 SCHEMA_VERSION = 5
 MANIFEST, CLIPS, REJECTED, PART = "manifest.json", "clips.parquet", "rejected.csv", "part.json"
 NO_LABEL = -1
-FIRST_SPLITS = ("train", "valid", "test")
 
 _COLUMNS: dict[str, pa.DataType] = {
     "clip_id": pa.int64(),
@@ -165,11 +165,6 @@ def open_shards(directory: Path) -> ShardSet:
             f"{directory / CLIPS}: {clips.num_rows} clips, but the splits of {MANIFEST} have {start}; pack it again"
         )
     return ShardSet(directory, manifest, clips)
-
-
-def split_rank(split: str) -> tuple[int, str]:
-    """Sort key of splits: train, valid, test, then the others by name."""
-    return (FIRST_SPLITS.index(split), "") if split in FIRST_SPLITS else (len(FIRST_SPLITS), split)
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -16,7 +16,8 @@ from torch import Tensor
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.hold_out import TEST, hold_out_groups, units_to_hold_out
-from unfused_fast.shards.table import FIRST_SPLITS, NO_LABEL, ShardSet
+from unfused_fast.shards.split_names import FIRST_SPLITS
+from unfused_fast.shards.table import NO_LABEL, ShardSet
 from unfused_fast.training import say_unused_splits
 
 Rows = NDArray[np.int64]

@@ -16,7 +16,8 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.hold_out import VALID, label_subset
 from unfused_fast.labelled import LabelledClips, Rows, held_out_rows
-from unfused_fast.shards.table import FIRST_SPLITS, ShardSet
+from unfused_fast.shards.split_names import FIRST_SPLITS
+from unfused_fast.shards.table import ShardSet
 
 
 class Round(NamedTuple):

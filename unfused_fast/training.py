@@ -20,7 +20,8 @@ from unfused_fast.memory import keep_freed_memory
 from unfused_fast.optional import missing_compiler
 from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.save_every import SaveEvery
-from unfused_fast.shards.table import FIRST_SPLITS, ShardSet
+from unfused_fast.shards.split_names import FIRST_SPLITS
+from unfused_fast.shards.table import ShardSet
 from unfused_fast.shards.workers import available_cores
 
 Module = TypeVar("Module", bound=torch.nn.Module)
