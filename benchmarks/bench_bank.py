@@ -2,8 +2,8 @@
 
 python benchmarks/bench_bank.py --rows 200000 --dim 512
 
-In one run and by turns: the asynchronous save, zarr's own writer (what the bank would be without bank_write.py), and
-the floor: the same bytes into one file, then fsync. Also reading from the disk: all rows verified, and raw.
+In one run and by turns: the asynchronous save, zarr's own writer (what the bank would be without ours), and the floor:
+the same bytes into one file, then fsync. Also reading from the disk: all rows verified, and raw.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frozen encoders on a labelled set: linear heads and nearest neighbours, with few labels and many, by splits or folds.
 
-N clips, T test recordings, D features, C classes. Heads are those of linear.py; test is read once a head. Features of a
-recording are the mean of its pieces': the scores of a linear head are then the mean of its scores for the pieces.
+N clips, T test recordings, D features, C classes. Heads are those of train linear; test is read once a head. Features
+of a recording are the mean of its pieces': the scores of a linear head are then the mean of its scores for the pieces.
 Source of the linear head: paper section 3, part 3. Ours: nearest neighbours, few labels, intervals.
 """
 

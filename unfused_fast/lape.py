@@ -53,7 +53,7 @@ class LapePlan:
     holdout: float | None = None
     """Share of the train recordings that are the test, of a set that has none; the others keep theirs."""
     crops_of_tasks: bool = True
-    """Stage 2 sees crops of each task's seconds (tasks.py) in place of the config's. Source: the authors' code has a
+    """Stage 2 sees crops of each task's own seconds in place of the config's. Source: the authors' code has a
     window for each task.
     """
 

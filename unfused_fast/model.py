@@ -99,8 +99,8 @@ class Projector(nn.Sequential):
 
 
 class DropoutProjector(nn.Sequential):
-    """g of DECAR-v1: Dropout, Linear, ReLU, Dropout, Linear. Without the last ReLU, which prediction.py applies: what
-    is clustered has both signs. Source: authors of DECAR; its paper says one layer of 512 units.
+    """g of DECAR-v1: Dropout, Linear, ReLU, Dropout, Linear. Without the last ReLU, which `PredictionHead` applies:
+    what is clustered has both signs. Source: authors of DECAR; its paper says one layer of 512 units.
     """
 
     def __init__(self, dim: int, hidden: int, out: int, dropout: float) -> None:
