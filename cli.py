@@ -73,10 +73,10 @@ def root(
 @app.command(rich_help_panel=HERE)
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for shards and runs.")] = Path("demo-run"),
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, two epochs: does everything work here?")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Smoke test: one seed, two epochs.")] = False,
     seeds: Annotated[int | None, typer.Option(help="Repetitions.", show_default="3")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Of pre-training; distillation takes half of it.", show_default="40")
+        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="40")
     ] = None,
     width: Annotated[
         int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", show_default="16")
@@ -144,7 +144,7 @@ def config(
     ] = None,
     stage: Annotated[
         Stage | None,
-        typer.Option(help="Whose values to show.", show_default="pretrain; with --diff all"),
+        typer.Option(help="Preset to show.", show_default="pretrain; with --diff all"),
     ] = None,
     preset: Preset = "recommended",
     diff: Annotated[

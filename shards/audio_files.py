@@ -72,7 +72,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
     with open_audio(path) as file:
         frames, rate_hz = int(file.frames), int(file.samplerate)
         if file.format == "RAW":  # libsndfile's guess by .au, .snd, .gsm or .vox in the name, whatever is in the file
-            raise Rejected(Reason.NOT_AUDIO, "no header, and samples without one have no known rate")
+            raise Rejected(Reason.NOT_AUDIO, "the file has no header, so its sample rate is unknown")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
             raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
         longest = int(longest_seconds * rate_hz)

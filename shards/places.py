@@ -77,7 +77,7 @@ def local_path(place: Path | str) -> Path | str:
 
 
 def place_title(place: Path | str) -> str:
-    """What a place is called in sentences: a path as it is, a URL without what may be secret."""
+    """Display name of a location: a path as it is, a URL without its secrets."""
     return shown(place) if isinstance(place, str) and is_url(place) else str(place)
 
 

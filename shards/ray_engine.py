@@ -93,7 +93,7 @@ class RayWorkers:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise UserError(
-                f"Ray could not finish a shard in {TRIES} tries ({str(error).splitlines()[0]}); look after the nodes "
+                f"Ray could not finish a shard in {TRIES} tries ({str(error).splitlines()[0]}); check the nodes "
                 "and give the same command again, it goes on where it was"
             ) from error
 

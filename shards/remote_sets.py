@@ -151,7 +151,7 @@ class RemoteSet:
             )
         if claim is None and MANIFEST not in there and there:
             raise UserError(
-                f"{self.shown}: holds other things ({min(there)}), not a shard set, so it is not overwritten; "
+                f"{self.shown}: holds other files ({min(there)}), not a shard set, so it is not overwritten; "
                 "name another place or empty it"
             )
         finishing = bool(journal.all_sent()) and MANIFEST in there and self._is(request)

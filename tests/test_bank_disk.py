@@ -147,7 +147,7 @@ def test_manifests_and_headers_that_are_not_as_written(tmp_path: Path) -> None:
         "but it was written with": lambda: rehashed(
             manifest, rows=huge, chunks=chunk, chunk_rows=huge, shard_rows=huge
         ),
-        "it is something else": lambda: os.truncate(manifest, 65 * 2**20),
+        "this is not a bank manifest": lambda: os.truncate(manifest, 65 * 2**20),
         "zarr.json: it does not have the digest": lambda: header.write_text(header_text.replace("100", "200")),
         "zarr.json: 5,000,000 bytes": lambda: os.truncate(header, 5_000_000),
         "zarr.json: cannot be read (No such file": lambda: header.unlink(),

@@ -37,7 +37,7 @@ def test_the_limit_is_the_largest_share() -> None:
         Measured("epoch", "share of backward", "%", [45.0]),
     ]
     assert limit(rows) == (
-        "what limits you here: backward, 45 % of an epoch; the step runs at 30 % of what the matmul rate allows"
+        "bottleneck: backward, 45 % of an epoch; the step runs at 30 % of what the matmul rate allows"
     )
     assert limit(rows[:1]) is None
 
@@ -56,7 +56,7 @@ def test_every_part_is_measured(cli: Callable[..., Any], tones: Path, tiny: list
     found = json.loads(done.out)
     absent = set(PARTS) - {row["part"] for row in found["rows"]}
     assert absent == ({"kmeans"} if "so none is measured" in done.err else set()), "a restless machine is told"
-    assert found["limit"].startswith("what limits you here: ")
+    assert found["limit"].startswith("bottleneck: ")
     for row in found["rows"]:
         assert row["p20"] <= row["p50"] <= row["p80"]
         assert row["repeats"] >= (1 if row["what"].startswith("first pass") else 2)

@@ -49,7 +49,7 @@ def test_devices_starts_processes_that_stop_together(
     refused = cli_process(*command, "--epochs", 5000)
     said = refused.communicate(timeout=300)[1]
     # a rank that is slow to end may be ended, and that is an error of its own
-    assert refused.returncode == 1 and said.count("use --resume to go on") == 1, said
+    assert refused.returncode == 1 and said.count("use --resume to continue") == 1, said
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

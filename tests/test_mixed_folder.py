@@ -127,7 +127,7 @@ def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
     assert process.returncode == 130, err
     done_epochs = len(log.read_text().splitlines())
     assert 2 <= done_epochs < epochs and out == ""
-    assert "stopping after this step; once more to stop at once" in err
+    assert "stopping after this step; press Ctrl-C again to stop immediately" in err
     said = re.escape(str(stopped)) + (
         rf": stopped (in epoch {done_epochs + 1} after \d of 3 steps|after epoch {done_epochs}), saved; "
         "go on with --resume"

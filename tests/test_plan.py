@@ -207,7 +207,7 @@ def test_data_sheets_are_called_that(cli: Cli) -> None:
     assert slower["epoch"]["step"] == pytest.approx(2_000_000 * made["flops_per_clip"] / 0.5e12)
     text = cli("plan", "--clips", 1000, "--device", "a100").out
     assert "the run: at least" in text and "these rates do not tell it: saving" in text
-    assert "at the full peaks of the data sheet, which no program reaches" in text and "312 TFLOP/s" in text
+    assert "at the theoretical peak of the data sheet, unreachable in practice" in text and "312 TFLOP/s" in text
 
 
 @pytest.mark.parametrize("preset", ["paper", "authors", "decar-v1"])

@@ -62,7 +62,7 @@ def ablate(
     ] = True,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each cell.")] = 1,
     epochs: Annotated[
-        int | None, typer.Option(help="Of pre-training; distillation takes half of it.", show_default="preset's")
+        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
     ] = None,
     holdout: Holdout = None,
     preset: Preset = "recommended",

@@ -51,7 +51,7 @@ class MemoryBank:
             self.wait()
 
     def start_epoch(self) -> None:
-        """Forgets the write counts."""
+        """Resets the write counts."""
         self.writes.zero_()
 
     def write(self, clip_ids: Tensor, projections: Tensor) -> None:

@@ -63,7 +63,7 @@ def bank_export(
             show_default=False,
         ),
     ],
-    epoch: Annotated[int | None, typer.Option(help="Whose generation.", show_default="newest")] = None,
+    epoch: Annotated[int | None, typer.Option(help="Epoch of the generation.", show_default="newest")] = None,
     shards: Annotated[
         str | None, typer.Option(help="The run's shard set: adds split, label and source.", show_default=False)
     ] = None,

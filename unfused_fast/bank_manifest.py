@@ -170,7 +170,9 @@ def read_manifest(generation: Path) -> Manifest:
     path = generation / MANIFEST
     try:
         if (size := path.stat().st_size) > LARGEST_MANIFEST:
-            raise DamagedBank(f"{path}: {size:,} bytes, but a manifest of a memory bank is small; it is something else")
+            raise DamagedBank(
+                f"{path}: {size:,} bytes; this is not a bank manifest"
+            )
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         what = "the memory bank has no such generation" if not generation.exists() else f"there is no {MANIFEST}"
@@ -214,7 +216,7 @@ def _checked(path: Path, value: Any) -> Manifest:
             raise ValueError("one of its counts is no whole number")
         norms = (manifest.norms.min, manifest.norms.mean, manifest.norms.max)
         if not all(norm is None or is_number(norm) for norm in norms) or not is_count(manifest.norms.not_finite):
-            raise ValueError("its norms are no numbers")
+            raise ValueError("its norms are not finite")
         if not 1 <= manifest.chunk_rows <= manifest.shard_rows or manifest.rows < 1:
             raise ValueError("its rows, chunks or shards have no rows")
         starts = [chunk.first_row for chunk in manifest.chunks]

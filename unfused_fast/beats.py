@@ -74,7 +74,7 @@ class Beats:
         if silent:
             return "; ".join(f"rank {rank} {_said(after[rank])} ended or does not answer" for rank in silent)
         elsewhere = [rank for rank in others if (after[rank] or {}).get("where") != self.where] or others
-        return "; ".join(f"rank {rank} {_said(after[rank])} keeps the others waiting" for rank in elsewhere)
+        return "; ".join(f"rank {rank} {_said(after[rank])} is blocking the other ranks" for rank in elsewhere)
 
     def _run(self) -> None:
         number, where, since = 0, self.where, time.monotonic()

@@ -311,7 +311,7 @@ def limit(rows: list[Measured]) -> str | None:
     if not shares:
         return None
     part, share = max(shares.items(), key=lambda entry: entry[1])
-    said = f"what limits you here: {part}, {share:.0f} % of an epoch"
+    said = f"bottleneck: {part}, {share:.0f} % of an epoch"
     steps = [row for row in rows if row.part == "step" and row.share is not None]
     if part.startswith(("forward", "backward")) and steps:
         return f"{said}; the step runs at {100 * (steps[0].share or 0):.0f} % of what the matmul rate allows"

@@ -225,7 +225,7 @@ def _largest_norm(points: Points) -> float:
 def check_finite_rows(values: Tensor) -> None:
     """Raises UserError unless `values`, computed from all rows, are finite."""
     if not bool(values.isfinite().all()):
-        raise UserError("the rows to be clustered are not all finite; did training diverge? lower optim.lr")
+        raise UserError("the rows to be clustered are not all finite; training has probably diverged: lower optim.lr")
 
 
 def _initial(points: Points, k: int, init: Init | Tensor, seed: int, largest_norm: float) -> Tensor:

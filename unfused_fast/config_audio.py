@@ -95,7 +95,7 @@ class DataConfig:
     """
 
     store: Store = "auto"
-    """Where log-mels lie: computed anew each epoch (stream), or once and held on the device (resident), in pinned
+    """How log-mels are stored: recomputed each epoch (stream), or once and held on the device (resident), in pinned
     memory, or on disk (mmap). Ours: `auto` is the fastest of them in whose memory the split fits.
     """
     sampler: Literal["every_clip", "uniform_clusters"] = "every_clip"

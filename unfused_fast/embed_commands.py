@@ -67,7 +67,7 @@ def embed(
         if stopped:
             raise KeyboardInterrupt
         stopped.append(number)
-        console.print("stopping after this batch; once more to stop at once", style="yellow")
+        console.print("stopping after this batch; press Ctrl-C again to stop immediately", style="yellow")
 
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""The error that is the user's to mend, as opposed to a fault of the program."""
+"""An error that the user can fix, as opposed to a bug."""
 
 from __future__ import annotations
 

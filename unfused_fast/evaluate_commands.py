@@ -84,7 +84,7 @@ def evaluate(
     printed.print(terminal_table(evaluation_title(result), TABLE_COLUMNS, table_texts(result["rows"])))
     if result["select"] == "best_test":
         typer.echo(
-            "the linear heads were chosen by the test itself (eval.select = best_test): these numbers are too high"
+            "the linear heads were selected on the test set (eval.select = best_test): these numbers are optimistic"
         )
     if result["comparisons"]:
         printed.print(terminal_table("differences in points", PAIR_COLUMNS, pair_texts(result["comparisons"])))

@@ -58,7 +58,7 @@ def end(error: Exception) -> NoReturn:
         print(f"error: {escaped(f'{where}{cause(error)}; {_REFUSALS[error.errno]}')}", file=sys.stderr)
         sys.exit(USER_ERROR)
     print(
-        f"error: {type(error).__name__}: {error} (this is a fault of unfused-fast; --debug shows where)",
+        f"error: {type(error).__name__}: {error} (this is a bug in unfused-fast; --debug shows where)",
         file=sys.stderr,
     )
     sys.exit(FAULT)

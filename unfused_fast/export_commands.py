@@ -55,9 +55,9 @@ def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A file of torch.save.", show_default=False)],
     folder: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
     layout: Annotated[
-        Literal["byol-a", "decar-v2"], typer.Option(help="Whose names its tensors have.", show_default=False)
+        Literal["byol-a", "decar-v2"], typer.Option(help="Layout of the checkpoint's tensor names.", show_default=False)
     ],
-    mean: Annotated[float, typer.Option(help="Of the log-mels it was trained on.", show_default=False)],
+    mean: Annotated[float, typer.Option(help="Mean of the log-mels used in training.", show_default=False)],
     std: Annotated[float, typer.Option(help="Standard deviation of the same.", show_default=False)],
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -99,7 +99,9 @@ def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | Non
 
 
 def moves_points(backend: Chosen) -> bool:
-    """Whether sums follow the points that moved; adding all up anew is cheaper than to hear from a GPU what moved."""
+    """Whether sums follow the points that moved; adding everything up again is cheaper than copying the changes from
+    the GPU.
+    """
     return backend != "triton"
 
 

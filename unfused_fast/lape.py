@@ -216,7 +216,7 @@ def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
     """What sets this copy or this protocol apart from the paper's."""
     notes, classes = [], len(shards.manifest.label_names)
     if plan.linear.eval.select == "best_test":
-        notes.append("the head was chosen by the test itself, so the number is too high")
+        notes.append("the head was selected on the test set, so the number is optimistic")
     if classes != task.classes:
         notes.append(f"{classes:,} classes here, {task.classes:,} in the paper")
     if shards.manifest.dataset is None:

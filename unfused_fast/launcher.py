@@ -72,7 +72,7 @@ def start_devices(devices: int | None, device: str) -> int | None:
 
 
 def last_words(text: str) -> None:
-    """Leaves them for who started this process."""
+    """Leaves signals to the process that started this one."""
     if ERRORS in os.environ:
         (Path(os.environ[ERRORS]) / os.environ.get("RANK", "0")).write_text(text, encoding="utf-8")
 

@@ -99,7 +99,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
     """Trains from `progress` to the end of epoch `train.epochs`, or until the stage is finished; returns the last loss,
     the last epoch, the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
 
-    Raises UserError when losses are no numbers, clusters have collapsed, the data cannot be read or the last save
+    Raises UserError when losses are NaN or infinite, clusters have collapsed, the data cannot be read or the last save
     failed, Interrupted when a signal came; what was done is saved then.
     """
     epochs, steps, ranks = state.config.train.epochs, state.loader.full_batches, state.options.ranks

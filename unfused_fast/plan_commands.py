@@ -75,7 +75,7 @@ def plan(
 
     if device in ("auto", "cpu") and (matmul_tflops is not None or peak_share is not None):
         raise UserError(
-            f"--device {device}: this machine is measured, so --matmul-tflops and --peak-share say nothing of it; name "
+            f"--device {device}: this machine is measured, so --matmul-tflops and --peak-share do not apply; name "
             "h100, h200 or a100, or leave them out"
         )
     if rates_file is not None and (matmul_tflops is not None or peak_share is not None):
@@ -136,7 +136,7 @@ def _print(made: Plan) -> None:
     where = f"{made.devices} devices" if made.devices > 1 else "one device"
     print(f"an epoch on {where}: {bound}{_duration(made.epoch_seconds)} ({parts})")
     if made.floor_seconds is not None:
-        print(f"at the full peaks of the data sheet, which no program reaches: {_duration(made.floor_seconds)}")
+        print(f"at the theoretical peak of the data sheet, unreachable in practice: {_duration(made.floor_seconds)}")
     once = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in made.once.items()) or "nothing"
     print(f"the run: {bound}{made.hours:,.2f} hours, of which once: {once}")
     if made.unknown:

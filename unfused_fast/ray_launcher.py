@@ -30,7 +30,7 @@ PASSED = ("UNFUSED_", "NCCL_", "GLOO_", "TORCH_", "OMP_", "COLUMNS")
 USER_ERROR = 1
 """Exit code of a process whose machine is lost."""
 PLACE_SECONDS = 60.0
-"""How long to wait for places that others take. Ours: who asks for more than is free should hear of it."""
+"""How long to wait for places that others take. Ours: a request for more slots than are free should fail."""
 
 
 def start_on_ray(count: int, device: str) -> int | None:

@@ -106,8 +106,8 @@ class Run:
             self._compare(recorded, json.loads(json.dumps(description)), options)
         elif begun and not options.overwrite:
             raise UserError(
-                f"{self.out}: there is a run already; use --resume to go on, --overwrite to start again, or another "
-                "--out"
+                f"{self.out}: already contains a run; use --resume to continue it, --overwrite to start again, or "
+                "another --out"
             )
         return begun
 
@@ -116,7 +116,7 @@ class Run:
         found = differences(self.out, recorded, wanted)
         if found and not options.resume_anyway:
             raise UserError(
-                f"{self.out}: --resume goes on with the same run only, but {in_words(found)}; use the same values, "
+                f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, "
                 "another --out, or --resume-anyway"
             )
         before, self._differs = list(recorded.get("resumed_with", [])), bool(found)
@@ -273,7 +273,7 @@ class Run:
             if self.stopping:
                 return
             self.stopping = True
-            console.print("stopping after this step; once more to stop at once", style="yellow")
+            console.print("stopping after this step; press Ctrl-C again to stop immediately", style="yellow")
 
         try:
             before = {number: signal.signal(number, stop) for number in STOPPING}

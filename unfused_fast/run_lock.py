@@ -55,7 +55,7 @@ class RunLock:
             who = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(file)
             raise UserError(
-                f"{self.path.parent}: {who} is at work on this run; wait for it, end it, or choose another --out"
+                f"{self.path.parent}: {who} is using this run directory; wait for it, end it, or choose another --out"
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

@@ -20,7 +20,7 @@ from unfused_fast.training import Options, console
 
 
 class Follower(Run):
-    """The run as a process sees it that does not keep the directory: it neither reads nor writes there."""
+    """The run as ranks other than 0 see it: they neither read nor write its directory."""
 
     def __init__(self, out: Path, stage: str, ranks: Ranks, facts: dict[str, Any]) -> None:
         self.out, self.stage, self.stopping, self._ranks = out, stage, False, ranks

@@ -28,7 +28,7 @@ PackResume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with an unfinished OUT, as is done anyway, and leave a finished one as it is.",
+        help="Resume an unfinished OUT (the default); keep a finished one.",
     ),
 ]
 

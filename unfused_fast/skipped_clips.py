@@ -93,7 +93,7 @@ class SkippedClips:
         known = self._known
         for clip_id, named in found.items():
             if clip_id not in known:
-                console.print(f"{named}; it counts as silence", style="yellow")
+                console.print(f"{named}; replaced by silence", style="yellow")
 
     def notes(self) -> dict[str, Any]:
         """For the JSON of a checkpoint: the ids that each process found; nothing where there are none."""

@@ -55,9 +55,9 @@ Compile = Annotated[
 Data = Annotated[
     Store | None,
     typer.Option(
-        help="Where log-mels lie: computed anew each epoch (stream); or once, then on the device (resident), in pinned "
-        "memory or on disk (mmap); auto: the fastest that fits, or stream where a split is read once and no log-mels "
-        "are kept yet. As --set data.store.",
+        help="How log-mels are stored: recomputed each epoch (stream); or once, then on the device (resident), in "
+        "pinned memory or on disk (mmap); auto: the fastest that fits, or stream where a split is read once and no "
+        "log-mels are kept yet. As --set data.store.",
         show_default="auto",
     ),
 ]
@@ -75,7 +75,7 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         min=1,
-        help="Processes that train together: one for each GPU, or on the CPU's cores. Batches stay what they are.",
+        help="Processes that train together: one for each GPU, or on the CPU's cores. The global batch is unchanged.",
         show_default="1, or as torchrun or srun started them",
     ),
 ]
@@ -101,7 +101,7 @@ SkipBad = Annotated[
         "--skip-bad",
         min=0,
         help="Clips that cannot be read or decoded and then count as silence, at most, of each process; they are named "
-        "and listed in result.json. One more stops the run.",
+        "and listed in result.json. The run stops at the next one.",
     ),
 ]
 Holdout = Annotated[
@@ -113,15 +113,15 @@ Holdout = Annotated[
         show_default="none",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
 ResumeAnyway = Annotated[
     bool,
     typer.Option(
         "--resume-anyway",
-        help="Go on even though settings, data or versions are others; config.json records what (resumed_with).",
+        help="Resume even if settings, data or versions differ; config.json records the differences (resumed_with).",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at the same place.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing run in --out.")]
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Write a trace of ten steps and a table of the slowest operators to OUT/profile."),

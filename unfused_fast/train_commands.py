@@ -223,7 +223,7 @@ def train_everything(
     preset: Preset = "recommended",
     settings: Sets = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Of pre-training; distillation takes half of it.", show_default="preset's")
+        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",

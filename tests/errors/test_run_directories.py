@@ -30,7 +30,7 @@ def test_out_holds_something_else(
         refused(distill(tones, pretrained, pretrained, *more), pretrained, "it is the teacher of this run", "--out")
         refused(linear(tones, pretrained, pretrained, *more), pretrained, "it is the encoder of this run", "--out")
         refused(pretrain(tones, tones, *more), tones, "it exists and is not a run")
-    refused(pretrain(tones, pretrained), pretrained, "there is a run already", "--resume", "--overwrite", "--out")
+    refused(pretrain(tones, pretrained), pretrained, "already contains a run", "--resume", "--overwrite", "--out")
     refused(linear(tones, "random", pretrained, "--resume"), pretrained, "holds a run of stage pretrain, not linear")
     refused(cli("shard", notes, tones), tones, "a shard set is already there", "--overwrite")
     assert (contents(tmp_path), contents(pretrained), contents(tones)) == before

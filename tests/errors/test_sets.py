@@ -74,7 +74,7 @@ def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("unfused_fast.report.collect_results", broken)
     done = cli("report", tmp_path)
-    assert done.code == 70 and "ZeroDivisionError: by zero (this is a fault of unfused-fast; --debug" in done.error
+    assert done.code == 70 and "ZeroDivisionError: by zero (this is a bug in unfused-fast; --debug" in done.error
 
 
 def test_a_truncated_tar(

@@ -195,7 +195,7 @@ def test_file_url_is_a_folder(rows: list[SourceRow], packed: ShardSet, tmp_path:
 def test_what_is_there_stays_unless_it_may_go(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
     memory.pipe_file("/bucket/set/thesis.txt", b"years")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"bucket/set: holds other things \(thesis.txt\)"):
+        with pytest.raises(UserError, match=r"bucket/set: holds other files \(thesis.txt\)"):
             pack_remote(rows, overwrite=overwrite)
     memory.rm_file("/bucket/set/thesis.txt")
     pack_remote(rows, clips_per_shard=3)
