@@ -170,9 +170,7 @@ def read_manifest(generation: Path) -> Manifest:
     path = generation / MANIFEST
     try:
         if (size := path.stat().st_size) > LARGEST_MANIFEST:
-            raise DamagedBank(
-                f"{path}: {size:,} bytes; this is not a bank manifest"
-            )
+            raise DamagedBank(f"{path}: {size:,} bytes; this is not a bank manifest")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         what = "the memory bank has no such generation" if not generation.exists() else f"there is no {MANIFEST}"
