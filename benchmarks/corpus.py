@@ -72,8 +72,6 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "K 128": {"cluster.k": 128},
     "rate 3": {"optim.lr": 3.0},
     "temperature 0.2": {"loss.temperature": 0.2},
-    "batch 64": {"train.batch_size": 64},
-    "mixup 0.2": {"aug.mixup.ratio": 0.2},
 }
 QUICK = {"eval.epochs": 2, "cluster.iterations": 2, "cluster.k": 8}
 
