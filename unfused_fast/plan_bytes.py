@@ -34,7 +34,7 @@ JSON_BYTES = 256
 SOURCE_BYTES = 24
 """Of the name of a clip's file in the clips table. Ours: AudioSet's are 16 to 24 letters."""
 KMEANS_SHARE = 0.08
-"""Most memory that spherical k-means takes beside the bank, as a share of it. Source: tests/test_kmeans_memory.py."""
+"""Most memory that spherical k-means takes beside the bank, as a share of it. Source: test_kmeans_memory.py."""
 _MOMENTUM = ("momentum_buffer",)
 OPTIMIZER_STATE = {"larc": _MOMENTUM, "lars": _MOMENTUM, "sgd": _MOMENTUM, "adamw": ("exp_avg", "exp_avg_sq")}
 """State of an optimiser that has the shape of its parameter."""
