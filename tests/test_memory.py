@@ -59,6 +59,32 @@ def test_freed_memory_is_kept_for_the_next_step(kind: str, given_back: bool) -> 
     assert int(done.stdout) == 0 if not given_back else int(done.stdout) >= 8 * 20 * 2**20
 
 
+GIVEN_BACK = """
+import os
+import torch
+from unfused_fast.memory import keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+assert keep_freed_memory()
+log_mels = [torch.ones(5 * 2**20) for _ in range(8)]
+on_top = torch.ones(5 * 2**20)
+del log_mels
+kept = resident()
+keep_freed_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library gives nothing back")
+def test_holes_that_earlier_work_left_go_back_when_the_next_begins() -> None:
+    """160 MB below a block that is in use, which by itself keeps the heap from shrinking."""
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 7 * 20 * 2**20
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
     ("limits", "own", "room"),

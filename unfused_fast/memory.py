@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -37,17 +36,19 @@ def free_memory(device: torch.device) -> Free:
     return Free(_on_gpu(device) if device.type == "cuda" else 0, min(_available(), group_room()))
 
 
-@cache
 def keep_freed_memory() -> bool:
-    """Has glibc keep what this process frees, up to 2 GB, so that the next step takes it again; whether it does.
+    """Has glibc keep what this process frees from now on, so that the next step takes it again; whether it does. What
+    it has kept so far goes back to the system.
 
     Ours: by default glibc maps each large activation anew and gets it page by page, in which a training step on a CPU
-    spent a third of its time (benchmarks/freed_memory.py); here all come from its heap. Elsewhere nothing changes.
+    spent a third of its time (benchmarks/freed_memory.py); here all come from its heap. The heap's holes of earlier
+    work of other sizes, such as the log-mels of another set, would add up. Elsewhere nothing changes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(
-        mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST_KEPT))
-    )
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        return False
+    libc.malloc_trim(0)
+    return all(libc.mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST_KEPT)))
 
 
 def pinned_bytes(size: int) -> int:
