@@ -23,8 +23,10 @@ def channels_last(log_mel: Tensor) -> Tensor:
     """(B, 1, F, T) with the strides of the channels-last layout, which the first convolution passes on to all maps.
 
     `contiguous` leaves a single channel's strides as they are, and the first block, the largest, would run in the other
-    layout.
+    layout. A graph for export keeps any number of frames, for which strides must not be asked.
     """
+    if torch.compiler.is_exporting():
+        return log_mel
     return log_mel.to(memory_format=torch.channels_last)
 
 
