@@ -1,4 +1,4 @@
-"""Clips a second of a training step on the CPU, with glibc as it is and with memory.keep_freed_memory, in turns."""
+"""Clips a second of a training step on the CPU, with glibc as it is and with memory.freed_memory_kept, in turns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 from measure import record
 
 from unfused_fast.demo import width_values
-from unfused_fast.memory import keep_freed_memory
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.settings import preset, with_values
 
@@ -47,9 +48,8 @@ def main() -> None:
     parser.add_argument("--one", choices=list(KINDS), help="print what one process measures")
     given = parser.parse_args()
     if given.one:
-        if KINDS[given.one] and not keep_freed_memory():
-            sys.exit("this system's malloc has no mallopt")
-        print(json.dumps(step_rates(given.width[0], given.batch_size, given.steps, given.bf16)))
+        with freed_memory_kept(CPU) if KINDS[given.one] else nullcontext():
+            print(json.dumps(step_rates(given.width[0], given.batch_size, given.steps, given.bf16)))
         return
     for width in given.width:
         rates: dict[str, list[float]] = {kind: [] for kind in KINDS}

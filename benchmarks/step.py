@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from unfused_fast.augment import Augmenter
 from unfused_fast.config import Config
 from unfused_fast.mel import log_mel_statistics
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.model import PretrainNetwork
 from unfused_fast.optim import build_optimizer
 from unfused_fast.placement import placed
@@ -100,28 +101,39 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     device = torch.device(given.device)
-    for width, amp, compile_ in product(given.width, given.precisions, (False, True)):
-        values = {"model.channels": width, "model.dim": 32 * width, "model.proj_hidden": 32 * width, "train.amp": amp}
-        step = Step(with_values(Config(), values), device, given.batch_size, compile_)
+    with freed_memory_kept(device):
+        for width, amp, compile_ in product(given.width, given.precisions, (False, True)):
+            values = {
+                "model.channels": width,
+                "model.dim": 32 * width,
+                "model.proj_hidden": 32 * width,
+                "train.amp": amp,
+            }
+            step = Step(with_values(Config(), values), device, given.batch_size, compile_)
 
-        def steps(step: Step = step) -> None:
-            for _ in range(given.steps):
-                step()
+            def steps(step: Step = step) -> None:
+                for _ in range(given.steps):
+                    step()
 
-        def rate(steps: Callable[[], None] = steps) -> float:
-            return float(given.steps * given.batch_size / seconds_of(steps, device))
+            def rate(steps: Callable[[], None] = steps) -> float:
+                return float(given.steps * given.batch_size / seconds_of(steps, device))
 
-        settings = {"width": width, "batch": given.batch_size, "amp": amp, "compile": compile_}
-        record("step", "pre-training step", "clips/s", repeat(rate, given.repeats), device, **settings)
-    for width in given.width:
-        values = {"model.channels": width, "model.dim": 32 * width, "model.proj_hidden": 32 * width, "cluster.k": 32}
-        config = with_values(Config(), {**values, "train.batch_size": given.batch_size, "train.amp": "fp32"})
-        whole, bare = whole_and_bare(config, device, given.steps, given.repeats)
-        settings = {"width": width, "batch": given.batch_size, "amp": "fp32"}
-        record("step", "train pretrain, from memory", "clips/s", whole, device, **settings)
-        record("step", "bare forward + forward + backward", "clips/s", bare, device, **settings)
-        ratios = [other / one for one, other in zip(whole, bare, strict=True)]
-        record("step", "time of training / bare, same repeat", "ratio", ratios, device, **settings)
+            settings = {"width": width, "batch": given.batch_size, "amp": amp, "compile": compile_}
+            record("step", "pre-training step", "clips/s", repeat(rate, given.repeats), device, **settings)
+        for width in given.width:
+            values = {
+                "model.channels": width,
+                "model.dim": 32 * width,
+                "model.proj_hidden": 32 * width,
+                "cluster.k": 32,
+            }
+            config = with_values(Config(), {**values, "train.batch_size": given.batch_size, "train.amp": "fp32"})
+            whole, bare = whole_and_bare(config, device, given.steps, given.repeats)
+            settings = {"width": width, "batch": given.batch_size, "amp": "fp32"}
+            record("step", "train pretrain, from memory", "clips/s", whole, device, **settings)
+            record("step", "bare forward + forward + backward", "clips/s", bare, device, **settings)
+            ratios = [other / one for one, other in zip(whole, bare, strict=True)]
+            record("step", "time of training / bare, same repeat", "ratio", ratios, device, **settings)
 
 
 if __name__ == "__main__":

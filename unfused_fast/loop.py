@@ -16,6 +16,7 @@ from unfused_fast.collapse import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.errors import UserError
 from unfused_fast.losses import READ_EVERY, Losses, check_finite, not_finite
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.pipeline import Batch, Batches
 from unfused_fast.profiling import Profile
 from unfused_fast.progress import EpochProgress, PartTimer
@@ -118,7 +119,8 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
 
     state.timer.told = ranks.doing
     precision = full_precision(state.config, state.options.device)
-    with precision, saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
+    kept = freed_memory_kept(state.options.device)
+    with precision, kept, saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
         while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
             epoch = progress.position.epoch + 1
             _train_epoch(state, run, progress, saves, stepped)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -16,10 +18,12 @@ VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fi
 VERSION_2 = "memory.max", "memory.current", "inactive_file"
 """Files of a control group with its limit and what is taken, and the entry of memory.stat with what can be dropped."""
 NO_BOUND = 1 << 62
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Names of mallopt's parameters in C. Source: malloc.h of glibc."""
-MOST_KEPT = 2**31 - 1
-"""Most free memory that glibc keeps at the end of its heap, in bytes: the largest value that it accepts."""
+KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+"""Nothing is mapped, and up to 2 GB stay free at the end of the heap, the largest number that glibc accepts."""
+AS_USUAL = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 64 * 2**20, M_MMAP_THRESHOLD: 32 * 2**20}
+"""What glibc comes to by itself in a process with large blocks. Source: mallopt(3), dynamic mmap threshold."""
 
 
 class Free(NamedTuple):
@@ -36,19 +40,25 @@ def free_memory(device: torch.device) -> Free:
     return Free(_on_gpu(device) if device.type == "cuda" else 0, min(_available(), group_room()))
 
 
-def keep_freed_memory() -> bool:
-    """Has glibc keep what this process frees from now on, so that the next step takes it again; whether it does. What
-    it has kept so far goes back to the system.
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[bool]:
+    """On a CPU, glibc keeps what the block frees, so that the next step takes it again, and gives it back at the end;
+    whether it does.
 
-    Ours: by default glibc maps each large activation anew and gets it page by page, in which a training step on a CPU
-    spent a third of its time (benchmarks/freed_memory.py); here all come from its heap. The heap's holes of earlier
-    work of other sizes, such as the log-mels of another set, would add up. Elsewhere nothing changes.
+    For steps that are all alike: work of many sizes would leave holes. Ours: by default glibc maps each large
+    activation anew and gets it page by page, in which a training step spent a third of its time
+    (benchmarks/freed_memory.py).
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        return False
-    libc.malloc_trim(0)
-    return all(libc.mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST_KEPT)))
+    if device.type != "cpu" or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield False
+        return
+    try:
+        yield all(libc.mallopt(name, value) == 1 for name, value in KEPT.items())
+    finally:
+        for name, value in AS_USUAL.items():
+            libc.mallopt(name, value)
+        libc.malloc_trim(0)
 
 
 def pinned_bytes(size: int) -> int:

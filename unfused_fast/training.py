@@ -16,7 +16,6 @@ from unfused_fast.console import progress_bar as progress_bar
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.launch import Place
-from unfused_fast.memory import keep_freed_memory
 from unfused_fast.optional import missing_compiler
 from unfused_fast.ranks import ALONE, Ranks
 from unfused_fast.save_every import SaveEvery
@@ -164,11 +163,7 @@ def full_precision(config: Config, device: torch.device) -> AbstractContextManag
 
 
 def prepare_for(network: Module, device: torch.device) -> Module:
-    """Moves a network to the device, channels last: the layout its convolutions run fastest in, on CPU and GPU; on a
-    CPU freed memory is kept, see keep_freed_memory.
-    """
-    if device.type == "cpu":
-        keep_freed_memory()
+    """Moves a network to the device, channels last: the layout its convolutions run fastest in, on CPU and GPU."""
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
