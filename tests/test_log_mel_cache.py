@@ -191,13 +191,13 @@ def test_ctrl_c_in_the_first_pass_leaves_nothing(shards: ShardSet, monkeypatch: 
 
 KILLED = """
 import os, signal, sys, torch
-from unfused_fast import log_mel_cache
+import unfused_fast.log_mel_cache
 from unfused_fast.config import Config
 from unfused_fast.pipeline import Loader
 from unfused_fast.placement import placed
 from unfused_fast.shards.table import open_shards
 from pathlib import Path
-original, log_mel_cache.PASS_CLIPS = Loader.whole_clips, 8
+original, unfused_fast.log_mel_cache.PASS_CLIPS = Loader.whole_clips, 8
 def killed(self):
     yield next(original(self))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -60,11 +60,13 @@ class Finder:
 
 def test_the_package_of_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs", reason="needs the extra `remote`")
+    registry = pytest.importorskip("fsspec.registry")
     for missing in ("s3fs", "aiobotocore"):
         with monkeypatch.context() as patch:
             for name in [name for name in sys.modules if name.split(".")[0] in ("s3fs", "aiobotocore")]:
                 patch.delitem(sys.modules, name)
             patch.setitem(sys.modules, missing, None)
+            patch.delitem(registry._registry, "s3", raising=False)  # of an earlier test
             with pytest.raises(
                 UserError, match=rf"Install s3fs to access S3: .*{missing}.* pip install '\.\[remote\]'"
             ):

@@ -32,12 +32,14 @@ def test_a_directory_is_locked_once_and_free_again(tmp_path: Path) -> None:
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
     first.take()
-    with pytest.raises(UserError, match=f"process {os.getpid()} on {re.escape(socket.gethostname())} is at work"):
+    with pytest.raises(
+        UserError, match=f"process {os.getpid()} on {re.escape(socket.gethostname())} is using this run directory"
+    ):
         second.take()
     first.release()
     assert list(tmp_path.iterdir()) == []
     second.take()
-    with pytest.raises(UserError, match="is at work"):
+    with pytest.raises(UserError, match="is using this run directory"):
         first.take()
     second.release()
 
@@ -101,7 +103,10 @@ def test_a_second_process_is_refused_and_a_dead_one_is_no_hindrance(
         config = (out / "config.json").read_bytes()
         for flag in ("--resume", "--overwrite"):
             second = cli(*command, "--epochs", 5000, flag)
-            assert second.code == 1 and f"process {first.pid} on {socket.gethostname()} is at work" in second.error
+            assert (
+                second.code == 1
+                and f"process {first.pid} on {socket.gethostname()} is using this run directory" in second.error
+            )
         assert (out / "config.json").read_bytes() == config
     finally:
         os.kill(first.pid, signal.SIGKILL)

@@ -31,7 +31,7 @@ import torch
 from collapsing import FlatProjector
 from torch import nn
 
-from unfused_fast import distill, losses, model, pipeline, pretraining
+from unfused_fast import distill, efficientnet, losses, model, pipeline, pretraining
 from unfused_fast.cli import app
 from unfused_fast.gradients import sum_gradients
 from unfused_fast.launch import place_of
@@ -190,6 +190,8 @@ def prepare() -> None:
     torch.set_num_threads(1)
     for module in (pretraining, distill):
         module.prepare_for = lambda network, device: network  # type: ignore[attr-defined]
+    for layout in (model, efficientnet):
+        layout.channels_last = lambda log_mel: log_mel  # type: ignore[attr-defined]
     torch.backends.mkldnn.set_flags(False)
     torch.backends.nnpack.set_flags(False)
 
