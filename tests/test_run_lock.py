@@ -32,14 +32,12 @@ def test_a_directory_is_locked_once_and_free_again(tmp_path: Path) -> None:
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
     first.take()
-    with pytest.raises(
-        UserError, match=f"process {os.getpid()} on {re.escape(socket.gethostname())} is using this run directory"
-    ):
+    with pytest.raises(UserError, match=f"process {os.getpid()} on {re.escape(socket.gethostname())} is using"):
         second.take()
     first.release()
     assert list(tmp_path.iterdir()) == []
     second.take()
-    with pytest.raises(UserError, match="is using this run directory"):
+    with pytest.raises(UserError, match="is using"):
         first.take()
     second.release()
 
@@ -103,10 +101,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_no_hindrance(
         config = (out / "config.json").read_bytes()
         for flag in ("--resume", "--overwrite"):
             second = cli(*command, "--epochs", 5000, flag)
-            assert (
-                second.code == 1
-                and f"process {first.pid} on {socket.gethostname()} is using this run directory" in second.error
-            )
+            assert second.code == 1 and f"process {first.pid} on {socket.gethostname()} is using" in second.error
         assert (out / "config.json").read_bytes() == config
     finally:
         os.kill(first.pid, signal.SIGKILL)
