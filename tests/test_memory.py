@@ -74,21 +74,16 @@ with freed_memory_kept(torch.device("cpu")):
     result = torch.ones(5 * 2**20)
     del activations
     kept = resident()
-given_back = kept - resident()
-mapped = torch.ones(20 * 2**20)
-before = resident()
-del mapped
-print(given_back, before - resident())
+print(kept - resident())
 """
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library gives nothing back")
-def test_what_was_kept_goes_back_at_the_end_and_nothing_is_kept_afterwards() -> None:
-    """160 MB below a block that is in use, which by itself keeps the heap from shrinking; then 80 MB."""
+def test_what_was_kept_goes_back_at_the_end() -> None:
+    """160 MB below a block that is in use, which by itself keeps the heap from shrinking."""
     done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    given_back, afterwards = map(int, done.stdout.split())
-    assert given_back >= 150 * 2**20 and afterwards >= 75 * 2**20
+    assert int(done.stdout) >= 150 * 2**20
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import multiprocessing
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +49,17 @@ def test_what_a_dead_process_left_does_not_hinder(tmp_path: Path) -> None:
     lock.release()
 
 
-def _many(directory: Path, rounds: int, seen: Any) -> None:
-    for _ in range(rounds):
+MANY = """
+import fcntl, multiprocessing, sys
+from pathlib import Path
+from unfused_fast.errors import UserError
+from unfused_fast.run_lock import RunLock
+
+directory, context = Path(sys.argv[1]), multiprocessing.get_context("fork")
+seen = context.Value("i", 0)
+
+def many():
+    for _ in range(2000):
         lock = RunLock(directory)
         try:
             lock.take()
@@ -62,18 +70,22 @@ def _many(directory: Path, rounds: int, seen: Any) -> None:
             seen.value += 1
         lock.release()
 
+workers = [context.Process(target=many) for _ in range(3)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+print(*(worker.exitcode for worker in workers), seen.value)
+"""
+
 
 def test_no_two_are_ever_inside(tmp_path: Path) -> None:
     """The file is removed at each release: who opened it before holds a lock on nothing, and has to notice."""
-    directory, context = tmp_path / "run", multiprocessing.get_context("fork")
+    directory = tmp_path / "run"
     directory.mkdir()
-    seen = context.Value("i", 0)
-    workers = [context.Process(target=_many, args=(directory, 2000, seen)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0] and seen.value > 100
+    done = subprocess.run([sys.executable, "-c", MANY, str(directory)], capture_output=True, text=True)
+    *codes, seen = map(int, done.stdout.split())
+    assert codes == [0, 0, 0] and seen > 100, done.stderr
 
 
 def test_a_run_made_since_the_directory_was_looked_at_is_kept(tones: Path, tmp_path: Path) -> None:
