@@ -8,20 +8,14 @@ from typing import Annotated, Any, get_args
 import typer
 
 from unfused_fast import __version__
-from unfused_fast.ablate_commands import ablate
-from unfused_fast.bank_commands import bank_app
-from unfused_fast.bench_commands import bench
-from unfused_fast.clusters_commands import clusters
-from unfused_fast.embed_commands import embed
-from unfused_fast.errors import UserError
-from unfused_fast.evaluate_commands import evaluate
-from unfused_fast.export_commands import export, import_
-from unfused_fast.lape_commands import lape, tasks
-from unfused_fast.names import PresetName, Stage
-from unfused_fast.plan_commands import plan
-from unfused_fast.set_commands import check, peek
-from unfused_fast.shard_commands import merge, shard
-from unfused_fast.terminal import (
+from unfused_fast.commands.ablate import ablate
+from unfused_fast.commands.bank import bank_app
+from unfused_fast.commands.bench import bench
+from unfused_fast.commands.clusters import clusters
+from unfused_fast.commands.embed import embed
+from unfused_fast.commands.evaluate import evaluate
+from unfused_fast.commands.export import export, import_
+from unfused_fast.commands.flags import (
     Compile,
     Device,
     Json,
@@ -35,7 +29,13 @@ from unfused_fast.terminal import (
     run_options,
     stdout_console,
 )
-from unfused_fast.train_commands import train_app
+from unfused_fast.commands.lape import lape, tasks
+from unfused_fast.commands.plan import plan
+from unfused_fast.commands.sets import check, peek
+from unfused_fast.commands.shard import merge, shard
+from unfused_fast.commands.train import train_app
+from unfused_fast.config import PresetName, Stage
+from unfused_fast.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
@@ -89,8 +89,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
-    from unfused_fast.demo import DemoSize, demo_table, run_demo
-    from unfused_fast.report import terminal_table
+    from unfused_fast.commands.demo import DemoSize, demo_table, run_demo
+    from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise UserError(
@@ -125,7 +125,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One table from the result.json files of finished runs."""
-    from unfused_fast.report import REPORT_COLUMNS, collect_results, markdown, table_rows, terminal_table
+    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows, terminal_table
 
     results = collect_results(runs)
     if as_json:
@@ -155,8 +155,8 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
-    from unfused_fast.settings import chosen_fields, differences, field_texts, flatten, with_values
-    from unfused_fast.settings import preset as preset_of
+    from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
+    from unfused_fast.config import preset as preset_of
 
     given, wanted = pairs(settings), chosen_fields(fields or [])
     if diff is not None:
@@ -206,8 +206,8 @@ def doctor(as_json: Json = False) -> None:
 
     Exit code 1 when training cannot run.
     """
-    from unfused_fast.doctor import examine
-    from unfused_fast.report import terminal_table
+    from unfused_fast.commands.doctor import examine
+    from unfused_fast.evaluation import terminal_table
 
     findings = examine()
     if as_json:

@@ -21,9 +21,9 @@ import torch
 import zarr
 from measure import record, seconds_of
 
-from unfused_fast.bank import MemoryBank
-from unfused_fast.bank_manifest import layout
-from unfused_fast.bank_read import open_bank
+from unfused_fast.clustering.bank import MemoryBank
+from unfused_fast.clustering.bank_manifest import layout
+from unfused_fast.clustering.bank_read import open_bank
 
 WARM_UP = 3
 """Turns that do not count: they make the buffers, and in a virtual machine touch memory that was never used before."""

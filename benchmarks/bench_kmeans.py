@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering import Backend, resolve_backend, spherical_kmeans
+from unfused_fast.clustering.kmeans import Backend, resolve_backend, spherical_kmeans
 from unfused_fast.errors import UserError
 
 GRID = [

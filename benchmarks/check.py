@@ -26,9 +26,9 @@ import soundfile
 import torch
 from measure import record
 
-from unfused_fast.shards.shard_files import index_path, read_index, read_members
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members
+from unfused_fast.shards.sources.source_rows import source_rows
 
 RATE_HZ = 16000
 BLOCK_BYTES = 1 << 20

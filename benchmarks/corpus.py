@@ -23,25 +23,25 @@ from typing import Any
 
 from page_parts import write_part
 
-from unfused_fast.checkpoint import write_json
-from unfused_fast.clip_scores import metric_of
-from unfused_fast.config import Config
-from unfused_fast.demo import width_values
+from unfused_fast.commands.demo import width_values
+from unfused_fast.commands.flags import pairs, run_app, run_options
+from unfused_fast.commands.measuring import circumstances
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Plan, measure
-from unfused_fast.measuring import circumstances
+from unfused_fast.evaluation.measure import Plan, measure
+from unfused_fast.evaluation.report import markdown, mean_and_error
+from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.plots import plot_errors
-from unfused_fast.report import markdown, mean_and_error
-from unfused_fast.run_pool import PooledRun, RunPool
-from unfused_fast.settings import preset, with_values
-from unfused_fast.shards.csv_sources import csv_rows
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.shard_files import replace_file
-from unfused_fast.shards.table import ShardSet, open_shards
-from unfused_fast.shards.write import pack
-from unfused_fast.terminal import pairs, run_app, run_options
-from unfused_fast.training import console, quietly
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.csv_rows import csv_rows
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.clip_scores import metric_of
+from unfused_fast.training.checkpoint import write_json
+from unfused_fast.training.options import console, quietly
+from unfused_fast.training.plots import plot_errors
 
 BASELINES = {"log-mel": "logmel", "random encoder": "random"}
 JUDGED = (

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from unfused_fast.embedder import Embedder
+    from unfused_fast.embedding.embedder import Embedder
 
 
 def main() -> None:
     import torch
     from measure import record, seconds_of
 
-    from unfused_fast.config import Config
-    from unfused_fast.embed import embed_files
-    from unfused_fast.embed_sources import embed_rows
-    from unfused_fast.embedder import Embedder
-    from unfused_fast.features import FrozenEncoder
-    from unfused_fast.model import build_encoder
-    from unfused_fast.shards.workers import available_cores
-    from unfused_fast.training import prepare_for
+    from unfused_fast.commands.embed_sources import embed_rows
+    from unfused_fast.config.fields import Config
+    from unfused_fast.embedding.embedder import Embedder
+    from unfused_fast.embedding.files import embed_files
+    from unfused_fast.models.audiontt import build_encoder
+    from unfused_fast.shards.packing.workers import available_cores
+    from unfused_fast.stages.features import FrozenEncoder
+    from unfused_fast.training.options import prepare_for
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=256)
@@ -87,8 +87,8 @@ def loaded(embedder: Embedder, folder: Path) -> list[torch.Tensor]:
     import soundfile
     import torch
 
-    from unfused_fast.audio import log_mel
-    from unfused_fast.clip_pieces import in_batches
+    from unfused_fast.data.front_end import log_mel
+    from unfused_fast.embedding.pieces import in_batches
 
     samples = round(soundfile.info(next(folder.iterdir())).duration * embedder.sample_rate)
     count = len(list(folder.iterdir()))

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from measure import record
 
-from unfused_fast.demo import width_values
+from unfused_fast.commands.demo import width_values
+from unfused_fast.config.presets import preset, with_values
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.pretrain import pretrain
-from unfused_fast.settings import preset, with_values
 from unfused_fast.shards.demo import union_rows
-from unfused_fast.shards.write import pack
-from unfused_fast.training import Options
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.stages.pretraining import pretrain
+from unfused_fast.training.options import Options
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from contextlib import nullcontext
 import torch
 from measure import record
 
-from unfused_fast.demo import width_values
-from unfused_fast.memory import freed_memory_kept
-from unfused_fast.model import PretrainNetwork
-from unfused_fast.settings import preset, with_values
+from unfused_fast.commands.demo import width_values
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.data.memory import freed_memory_kept
+from unfused_fast.models.audiontt import PretrainNetwork
 
 KINDS = {"as it is": False, "freed memory kept": True}
 CPU = torch.device("cpu")

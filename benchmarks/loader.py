@@ -19,14 +19,14 @@ import torch
 from measure import record, seconds_of
 from peer import usual_loader
 
-from unfused_fast.augment import Augmenter
-from unfused_fast.config import Config
+from unfused_fast.config.fields import Config
+from unfused_fast.data.augment import Augmenter
+from unfused_fast.data.store import placed
+from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.pipeline import Batches, Loader
-from unfused_fast.placement import placed
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.workers import available_cores
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.packing.workers import available_cores
+from unfused_fast.shards.sources.row import SourceRow
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from unfused_fast.measuring import circumstances, spread
-from unfused_fast.measuring import seconds_of as seconds_of
-from unfused_fast.report import terminal_table
+from unfused_fast.commands.measuring import circumstances, spread
+from unfused_fast.commands.measuring import seconds_of as seconds_of
+from unfused_fast.evaluation.report import terminal_table
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("what", "unit", "p20", "p50", "p80", "repeats", "settings", "device", "cores", "versions", "commit", "date")

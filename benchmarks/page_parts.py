@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unfused_fast.shards.shard_files import replace_file
+from unfused_fast.shards.sets.shard_files import replace_file
 
 
 def write_part(page: Path, name: str, text: str) -> None:

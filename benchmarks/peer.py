@@ -1,7 +1,7 @@
 """The usual loader of this field, written after its public description (BYOL-A section 3 and loaders that follow it).
 
 torch DataLoader workers; for each clip soundfile, a random crop, librosa's log-mel, then twice log-mixup-exp with a
-FIFO memory and a random resize crop by F.interpolate; default collate. The same numbers (config.py) as ours.
+FIFO memory and a random resize crop by F.interpolate; default collate. The same numbers (config/fields.py) as ours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from unfused_fast.config import Config
+from unfused_fast.config.fields import Config
 
 
 class UsualMixup:

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from measure import record
 
-from unfused_fast.demo import width_values
-from unfused_fast.memory import free_memory
-from unfused_fast.plan import Machine, clusters_of, plan
-from unfused_fast.plan_bytes import FLAC_SHARE, step_cost
-from unfused_fast.plan_rates import measured_here
-from unfused_fast.pretrain import pretrain
-from unfused_fast.settings import preset, with_values
-from unfused_fast.synthetic import synthetic_set
-from unfused_fast.training import Options, resolve_batch_size
+from unfused_fast.commands.demo import width_values
+from unfused_fast.commands.estimate import Machine, clusters_of, plan
+from unfused_fast.commands.plan_bytes import FLAC_SHARE, step_cost
+from unfused_fast.commands.plan_rates import measured_here
+from unfused_fast.commands.synthetic import synthetic_set
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.data.memory import free_memory
+from unfused_fast.stages.pretraining import pretrain
+from unfused_fast.training.options import Options, resolve_batch_size
 
 WARM_UP = 2
 """Epochs of a round that do not count: the first compiles and allocates, the second's time holds the first save and its

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from measure import record
 
-from unfused_fast.demo import width_values
-from unfused_fast.synthetic import synthetic_set
+from unfused_fast.commands.demo import width_values
+from unfused_fast.commands.synthetic import synthetic_set
 
 
 def counts(device: str) -> list[int]:

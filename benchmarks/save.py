@@ -15,19 +15,19 @@ import torch
 from loader import write_noise
 from measure import record, seconds_of
 
-from unfused_fast.checkpoint import Position
-from unfused_fast.config import Config
-from unfused_fast.loop import Progress
-from unfused_fast.losses import Losses
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.data.store import placed
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.placement import placed
-from unfused_fast.pretraining import Pretraining
-from unfused_fast.run import Run
-from unfused_fast.save_every import DEFAULT_SECONDS
-from unfused_fast.settings import with_values
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.write import pack
-from unfused_fast.training import Options, quietly
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.pretraining_state import Pretraining
+from unfused_fast.training.checkpoint import Position
+from unfused_fast.training.loop import Progress
+from unfused_fast.training.losses import Losses
+from unfused_fast.training.options import Options, quietly
+from unfused_fast.training.run_directory import Run
+from unfused_fast.training.save_every import DEFAULT_SECONDS
 
 
 def with_and_without(

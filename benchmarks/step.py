@@ -15,19 +15,19 @@ from loader import write_noise
 from measure import record, repeat, seconds_of
 from torch.nn.functional import cross_entropy, normalize
 
-from unfused_fast.augment import Augmenter
-from unfused_fast.config import Config
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.data.augment import Augmenter
+from unfused_fast.data.memory import freed_memory_kept
+from unfused_fast.data.store import placed
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.memory import freed_memory_kept
-from unfused_fast.model import PretrainNetwork
-from unfused_fast.optim import build_optimizer
-from unfused_fast.placement import placed
-from unfused_fast.pretraining import Pretraining
-from unfused_fast.run import Run
-from unfused_fast.settings import with_values
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.write import pack
-from unfused_fast.training import Options, autocast, compiled, full_precision, prepare_for, quietly
+from unfused_fast.models.audiontt import PretrainNetwork
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.pretraining_state import Pretraining
+from unfused_fast.training.optim import build_optimizer
+from unfused_fast.training.options import Options, autocast, compiled, full_precision, prepare_for, quietly
+from unfused_fast.training.run_directory import Run
 
 
 class Step:

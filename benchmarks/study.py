@@ -25,24 +25,24 @@ from study_page import page
 from study_search import search, search_cells
 from study_setup import Study, sized
 
-from unfused_fast.ablation import STAGES, Ablated
-from unfused_fast.checkpoint import write_json
-from unfused_fast.demo import TASKS, DemoSize, packed_set
-from unfused_fast.encoder_cost import Cost, encoder_cost
+from unfused_fast.commands.demo import TASKS, DemoSize, packed_set
+from unfused_fast.commands.flags import pairs, run_app, run_options
+from unfused_fast.commands.measuring import circumstances
+from unfused_fast.config.presets import PresetName, with_values
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Measured, Plan, measure, refuse_label_fraction
-from unfused_fast.evaluation_table import comparisons, result_rows
-from unfused_fast.judged import judged
-from unfused_fast.labelled import LabelledClips, labelled_clips
-from unfused_fast.linear import labels_of_splits
-from unfused_fast.measuring import circumstances
-from unfused_fast.protocol import rounds_of
-from unfused_fast.run_pool import PooledRun, RunPool
-from unfused_fast.settings import PresetName, with_values
-from unfused_fast.shards.shard_files import replace_file
-from unfused_fast.shards.table import ShardSet, open_shards
-from unfused_fast.terminal import pairs, run_app, run_options
-from unfused_fast.training import console
+from unfused_fast.evaluation.ablation import STAGES, Ablated
+from unfused_fast.evaluation.intervals import judged
+from unfused_fast.evaluation.measure import Measured, Plan, measure, refuse_label_fraction
+from unfused_fast.evaluation.run_pool import PooledRun, RunPool
+from unfused_fast.evaluation.table import comparisons, result_rows
+from unfused_fast.models.cost import Cost, encoder_cost
+from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.linear_heads import labels_of_splits
+from unfused_fast.stages.protocol import rounds_of
+from unfused_fast.training.checkpoint import write_json
+from unfused_fast.training.options import console
 
 LOG_MEL, RANDOM, RANDOM_B0, RANDOM_3 = "log-mel", "random", "random EfficientNet-B0", "random, student3"
 DECAR1: dict[str, dict[str, Any]] = {"DECAR-v1, PIC": {}, "DECAR-v1, k-means": {"cluster.algo": "pca_kmeans"}}

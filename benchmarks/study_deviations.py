@@ -7,11 +7,11 @@ from typing import Any
 
 from study_setup import Study
 
-from unfused_fast.ablation import ablate, cells_of
+from unfused_fast.config.presets import PresetName, Stage, differences, preset, with_values
 from unfused_fast.errors import UserError
-from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
-from unfused_fast.shards.table import ShardSet
-from unfused_fast.training import precision
+from unfused_fast.evaluation.ablation import ablate, cells_of
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.training.options import precision
 
 SIZES = ("cluster.k", "train.batch_size")
 """Fields that the study's size gives every preset alike: the presets' own numbers are tried where there are as many

@@ -7,8 +7,8 @@ from typing import Any
 
 from study_search import best_of
 
-from unfused_fast.evaluation_table import TABLE_COLUMNS, table_texts
-from unfused_fast.report import markdown, mean_and_error
+from unfused_fast.evaluation.report import markdown, mean_and_error
+from unfused_fast.evaluation.table import TABLE_COLUMNS, table_texts
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; with more the last is kept, a little too wide."""

@@ -15,12 +15,12 @@ import torch
 from study_setup import Study
 from torch import Tensor
 
-from unfused_fast.ablation import Cell, ablate, cells_of
+from unfused_fast.clustering.scores import normalised_mutual_information
 from unfused_fast.errors import UserError
-from unfused_fast.partitions import normalised_mutual_information
-from unfused_fast.pseudo_labels import PSEUDO_LABELS
-from unfused_fast.report import mean_and_error
-from unfused_fast.shards.table import ShardSet
+from unfused_fast.evaluation.ablation import Cell, ablate, cells_of
+from unfused_fast.evaluation.report import mean_and_error
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.stages.pseudo_labels import PSEUDO_LABELS
 
 SEARCHED: dict[str, list[Any]] = {
     "train.epochs": [5, 50],

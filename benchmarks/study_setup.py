@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.ablation import STAGES, Ablated
-from unfused_fast.config import Config
-from unfused_fast.demo import DemoSize, size_values
-from unfused_fast.run_pool import RunPool
-from unfused_fast.settings import PresetName, Stage, differences, preset, with_values
-from unfused_fast.shards.table import ShardSet
+from unfused_fast.commands.demo import DemoSize, size_values
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import PresetName, Stage, differences, preset, with_values
+from unfused_fast.evaluation.ablation import STAGES, Ablated
+from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.shards.sets.table import ShardSet
 
 
 @dataclass(frozen=True)

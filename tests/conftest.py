@@ -17,13 +17,13 @@ import soundfile
 import torch
 from generations import DIM
 
-from unfused_fast import bank_manifest
 from unfused_fast.cli import app
+from unfused_fast.clustering import bank_manifest
+from unfused_fast.commands.flags import run_app
 from unfused_fast.console import console
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.write import pack
-from unfused_fast.terminal import run_app
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.row import SourceRow
 
 RATE = 16000
 CLASSES = {"low": 300, "middle": 1200, "high": 3600}

@@ -12,7 +12,7 @@ import pytest
 from page_parts import write_part
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.row import SourceRow
 
 
 @pytest.fixture

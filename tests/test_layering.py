@@ -1,115 +1,56 @@
-"""The import direction of the architecture, and what importing the package may load."""
+"""The import direction of the wings, and what importing the package may load."""
 
 import ast
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "unfused_fast"
-# From the bottom to the top: a module imports only from lines above its own, or from its own line where two stand on
-# one.
+# From the bottom to the top: imports go to lines above only, or stay within a wing.
 LAYERS = [
-    {"float32"},
-    {"errors", "names", "kernels", "encoder", "console", "memory", "metrics", "neighbours", "shares"},
-    {"optional", "profiling", "reading", "expected", "save_every", "background", "launch", "beats"},
-    {"ranks"},
-    {"shared_layers", "gradients"},
-    {"config_audio"},
-    {"config_eval", "config_distill", "tasks"},
-    {"config", "shards"},
-    {"mel", "config_checks", "measuring"},
-    {"settings", "randomness", "audio", "efficientnet", "plots", "rows", "kmeans_backends"},
-    {"set_statistics", "normalisation", "dali_operators"},
-    {"order", "augment", "kmeans_start", "clip_pieces", "waveforms", "losses", "collapse"},
-    {"reading_errors"},
-    {"damaged_clips"},
-    {"skipped_clips"},
-    {"batches"},
-    {"progress"},
-    {"spec_augment", "windows"},
-    {"pipeline", "model"},
-    {"encoder_cost"},
-    {"log_mel_cache", "resident"},
-    {"log_mel_pass"},
-    {"placement"},
-    {"bank_manifest"},
-    {"bank_read", "bank_write"},
-    {"bank", "clustering", "pic", "optim", "checkpoint"},
-    {"training", "partitions", "run_lock", "run_differences", "run_description"},
-    {"run", "assignment", "model_folder"},
-    {"run_together"},
-    {"saves", "features", "prediction"},
-    {"further_heads"},
-    {"loop"},
-    {"embedder"},
-    {"hear", "transformer", "export", "foreign"},
-    {"embed_reading", "embed_store"},
-    {"embed_formats"},
-    {"embed"},
-    {"pretraining"},
-    {"pretrain"},
-    {"pseudo_labels"},
-    {"distill"},
-    {"hold_out"},
-    {"labelled"},
-    {"protocol"},
-    {"linear"},
-    {
-        "report",
-        "doctor",
-        "everything",
-        "peek",
-        "bench",
-        "bank_export",
-        "clusters",
-        "plan_bytes",
-        "synthetic",
-        "run_pool",
-    },
-    {"plan_rates"},
-    {"plan"},
-    {"demo", "ablation_report"},
-    {"ablation"},
-    {"clip_scores"},
+    {"errors", "float32"},
+    {"console", "optional", "launch", "json_files", "strict_state", "kernels"},
+    {"config"},
+    {"mel", "shards"},
+    {"distributed"},
+    {"data"},
+    {"models"},
+    {"clustering"},
+    {"training"},
+    {"stages"},
     {"evaluation"},
-    {"judged"},
-    {"evaluation_table", "predictions", "finetune"},
-    {"evaluate", "lape_data", "lape_report"},
-    {"lape"},
-    {"launcher"},
-    {"ray_launcher", "exits"},
-    {"terminal"},
-    {"embed_sources"},
-    {
-        "train_commands",
-        "shard_commands",
-        "set_commands",
-        "bench_commands",
-        "bank_commands",
-        "clusters_commands",
-        "export_commands",
-        "embed_commands",
-        "plan_commands",
-        "ablate_commands",
-    },
-    {"evaluate_commands"},
-    {"lape_commands"},
+    {"embedding"},
+    {"hear"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
+SHARDS = [
+    {"telling"},
+    {"sources"},
+    {"audio"},
+    {"sets"},
+    {"packing"},
+    {"datasets"},
+    {"check"},
+    {"demo"},
+]
+"""Of `shards/`, likewise; these are imported by file."""
+WINGS = {name for layer in LAYERS for name in layer if (PACKAGE / name).is_dir()} - {"kernels", "shards"}
 GPU_LIBRARIES = {"nvidia", "cupy", "cuml", "faiss", "triton"}
 ONE_FILE_EACH = {
-    "nvidia": {"pipeline"},
-    "triton": {"kernels"},
+    "nvidia": {"data/stream.py"},
+    "triton": {"kernels/assign.py", "kernels/centroids.py", "kernels/views.py"},
     "cupy": set(),
-    "cuml": {"kmeans_backends"},
-    "faiss": {"kmeans_backends"},
+    "cuml": {"clustering/backends.py"},
+    "faiss": {"clustering/backends.py"},
 }
 
 
 def modules() -> dict[str, list[Path]]:
-    """First part of a module's name below unfused_fast -> its files."""
+    """A wing, or a module at the root -> its files."""
     found: dict[str, list[Path]] = {}
     walked = (Path(folder) / name for folder, _, names in os.walk(PACKAGE, followlinks=True) for name in names)
     for path in sorted(path for path in walked if path.suffix == ".py"):
@@ -119,8 +60,8 @@ def modules() -> dict[str, list[Path]]:
     return found
 
 
-def imported(path: Path) -> list[tuple[str, bool]]:
-    """(dotted name, whether inside a function or a TYPE_CHECKING block) of every import."""
+def imported(path: Path) -> list[tuple[str, str, bool]]:
+    """(module, name or "", whether inside a function or a TYPE_CHECKING block) of every import."""
     tree = ast.parse(path.read_text())
     guarded = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
@@ -130,9 +71,9 @@ def imported(path: Path) -> list[tuple[str, bool]]:
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names += [(alias.name, id(node) in late) for alias in node.names]
+            names += [(alias.name, "", id(node) in late) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [(f"{node.module}.{alias.name}", id(node) in late) for alias in node.names]
+            names += [(node.module, alias.name, id(node) in late) for alias in node.names]
     return names
 
 
@@ -141,39 +82,72 @@ def test_the_package_links_to_the_top_level() -> None:
         assert (PACKAGE / name).is_symlink() and (PACKAGE / name).readlink() == Path("..") / name
 
 
-def test_every_module_has_a_layer() -> None:
-    known = set().union(*LAYERS)
-    assert set(modules()) == known
+def test_every_wing_has_a_layer() -> None:
+    assert set(modules()) == set().union(*LAYERS)
 
 
-def test_nothing_imports_upward() -> None:
+def test_nothing_imports_upward_or_past_the_door_of_a_wing() -> None:
     level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    for module, paths in modules().items():
+    for wing, paths in modules().items():
         for path in paths:
-            for name, _ in imported(path):
-                parts = name.split(".")
-                if parts[0] != "unfused_fast" or len(parts) < 2 or parts[1] not in level or parts[1] == module:
+            for module, name, _ in imported(path):
+                parts = f"{module}.{name}".split(".")
+                if parts[0] != "unfused_fast" or parts[1] not in level or parts[1] == wing:
                     continue
-                # terminal.py holds what commands share, and looks down into the stages only inside functions
-                assert level[parts[1]] < level[module], f"{path.name} imports {name}, which lies above or beside it"
+                assert level[parts[1]] < level[wing], f"{path} imports {module}, which lies above or beside it"
+                if parts[1] in WINGS - {"commands"}:
+                    assert module == f"unfused_fast.{parts[1]}", f"{path} imports {module}; import from its wing"
+
+
+def test_nothing_in_shards_imports_upward() -> None:
+    level = {name: number for number, layer in enumerate(SHARDS) for name in layer}
+    folders = {path.relative_to(PACKAGE / "shards").with_suffix("").parts[0] for path in modules()["shards"]}
+    assert folders - {"__init__"} == set(level)
+    for path in modules()["shards"]:
+        own = path.relative_to(PACKAGE / "shards").with_suffix("").parts[0]
+        for module, name, _ in imported(path):
+            parts = f"{module}.{name}".split(".")
+            if parts[:2] == ["unfused_fast", "shards"] and parts[2] != own:
+                assert level[parts[2]] < level[own], f"{path} imports {module}, which lies above or beside it"
+
+
+def test_modules_of_a_wing_import_each_other_without_a_circle() -> None:
+    within = {
+        str(path.relative_to(PACKAGE).with_suffix("")): {
+            f"{module}.{name}".removeprefix("unfused_fast.").replace(".", "/")
+            for module, name, late in imported(path)
+            if module.startswith("unfused_fast.") and not late
+        }
+        for paths in modules().values()
+        for path in paths
+    }
+    graph = {
+        module: {other for name in names for other in (name, name.rpartition("/")[0]) if other in within} - {module}
+        for module, names in within.items()
+    }
+    while graph:
+        leaves = [module for module, names in graph.items() if not names & set(graph)]
+        assert leaves, f"these import each other: {sorted(graph)}"
+        for module in leaves:
+            del graph[module]
 
 
 def test_each_gpu_library_is_imported_in_one_place_and_late() -> None:
-    for module, paths in modules().items():
+    for paths in modules().values():
         for path in paths:
-            for name, late in imported(path):
-                library = name.split(".")[0]
+            for module, _, late in imported(path):
+                library = module.split(".")[0]
                 if library in GPU_LIBRARIES:
-                    assert module in ONE_FILE_EACH[library], f"{path} imports {library}"
+                    assert str(path.relative_to(PACKAGE)) in ONE_FILE_EACH[library], f"{path} imports {library}"
                     assert late, f"{path} imports {library} when it is itself imported"
 
 
 def test_kernels_and_shards_know_only_their_own() -> None:
     for path in modules()["kernels"]:
-        outside = {name.split(".")[0] for name, _ in imported(path)} - set(sys.stdlib_module_names)
+        outside = {module.split(".")[0] for module, _, _ in imported(path)} - set(sys.stdlib_module_names)
         assert outside <= {"torch", "triton", "cupy", "unfused_fast"}, path
     for path in modules()["shards"]:
-        assert "torch" not in {name.split(".")[0] for name, _ in imported(path)}
+        assert "torch" not in {module.split(".")[0] for module, _, _ in imported(path)}
 
 
 def test_importing_and_help_load_no_heavy_library() -> None:
@@ -185,6 +159,18 @@ def test_importing_and_help_load_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("LOADED []")
+
+
+def test_packing_does_not_wait_for_torch() -> None:
+    code = "import sys, unfused_fast.mel, unfused_fast.shards.packing.pack; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_picture_of_the_wings_is_that_of_their_imports() -> None:
+    """Drawn anew by python docs/draw_wings.py."""
+    docs = PACKAGE.parent / "docs"
+    drawn = runpy.run_path(str(docs / "draw_wings.py"))["picture"]()
+    assert (docs / "wings.svg").read_text() == drawn
 
 
 def test_no_file_has_outgrown_its_room() -> None:

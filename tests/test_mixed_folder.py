@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from unfused_fast.shards import demo
-from unfused_fast.shards.table import open_shards
+from unfused_fast.shards.sets.table import open_shards
 
 Cli = Callable[..., Any]
 DEMO = Path(demo.__file__).parent
@@ -151,7 +151,7 @@ def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(
     cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unfused_fast.pretrain as stage
+    import unfused_fast.stages.pretraining as stage
 
     real = stage.Pretraining._write_bank
 

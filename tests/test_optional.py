@@ -11,10 +11,12 @@ import pytest
 import torch
 from outcomes import Cli, refused
 
-from unfused_fast import kmeans_backends, pipeline
+from unfused_fast.clustering import backends as kmeans_backends
+from unfused_fast.data import stream as pipeline
 from unfused_fast.errors import UserError
 from unfused_fast.optional import importing, missing_compiler, present
-from unfused_fast.shards import ray_engine, remote, stores
+from unfused_fast.shards.packing import ray_engine
+from unfused_fast.shards.sources import remote, stores
 
 BROKEN = "libexample.so.1: cannot open shared object file: No such file or directory"
 

@@ -22,13 +22,13 @@ from scipy.stats import t as student
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from unfused_fast.config import Config
-from unfused_fast.demo import DemoSize
+from unfused_fast.commands.demo import DemoSize
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import preset
 from unfused_fast.errors import UserError
-from unfused_fast.run_pool import RunPool
-from unfused_fast.settings import preset
-from unfused_fast.shards.table import open_shards
-from unfused_fast.training import Options, precision
+from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.training.options import Options, precision
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.2, 0.1], [0.01 * n for n in range(10)]])

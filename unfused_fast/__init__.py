@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from unfused_fast.embedder import Embedder as Embedder
-    from unfused_fast.embedder import load as load
+    from unfused_fast.embedding import Embedder as Embedder
+    from unfused_fast.embedding import load as load
 
 
 def __getattr__(name: str) -> Any:
     """`load` and `Embedder`, which need torch, when they are asked for."""
     if name in ("load", "Embedder"):
-        from unfused_fast import embedder
+        from unfused_fast.embedding import embedder
 
         return getattr(embedder, name)
     raise AttributeError(f"module 'unfused_fast' has no attribute {name!r}")

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unfused_fast.embedder import Embedder, load
+from unfused_fast.embedding import Embedder, load
 from unfused_fast.errors import UserError
-from unfused_fast.model_folder import WEIGHTS
+from unfused_fast.training import WEIGHTS
 
 
 def load_model(model_file_path: str = "") -> Embedder:

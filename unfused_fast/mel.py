@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from unfused_fast.config_audio import FrontendConfig
+from unfused_fast.config import FrontendConfig
 
 STATISTICS_SECONDS = 1.0
 """Middle part of a clip that is measured. Ours: clips differ more than the parts of one do, so that many clips say more

@@ -13,9 +13,9 @@ from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen, records_of, walk
 from unfused_fast.shards.datasets.splits import class_balanced
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.walking import is_audio
+from unfused_fast.shards.sources.listing import is_audio
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 NAME, CLASSES = "audioset", 527
 LABELS = "class_labels_indices.csv"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 NUMBER, PATH = "N", "PATH"
 """Among an option's values: any whole number, any path."""

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.walking import CLUTTER, is_audio
+from unfused_fast.shards.sources.listing import CLUTTER, is_audio
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 
 def chosen(name: str, options: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:

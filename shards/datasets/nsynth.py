@@ -9,8 +9,8 @@ from typing import Any
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, files_below, listed_and_there, require
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 NAME = "nsynth"
 LAYOUT = "nsynth-train/, nsynth-valid/ and nsynth-test/, each with examples.json and audio/<note>.wav"

@@ -12,8 +12,8 @@ import soundfile
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, lines_of
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 TEN = frozenset({"down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"})
 """The words of the 12-class task; every other word is `unknown`."""

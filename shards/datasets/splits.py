@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow
+from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
 
 
 def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int = 0) -> list[SourceRow]:

@@ -18,8 +18,8 @@ from unfused_fast.shards.datasets.layout import (
     listed_and_there,
     require,
 )
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 NAME, FOLDER = "tut2018", "TUT-urban-acoustic-scenes-2018-development"
 LAYOUT = f"{FOLDER}/audio/*.wav and {FOLDER}/evaluation_setup/fold1_train.txt and fold1_evaluate.txt"

@@ -15,8 +15,8 @@ from unfused_fast.shards.datasets.layout import (
     records_of,
     require,
 )
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 NAME, FOLDER = "urbansound8k", "UrbanSound8K"
 LAYOUT = (

@@ -16,8 +16,8 @@ from unfused_fast.shards.datasets.layout import (
     listed_and_there,
     require,
 )
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.row import SourceRow
 
 NAME, TABLE = "voxceleb1", "iden_split.txt"
 LAYOUT = "iden_split.txt and wav/idXXXXX/<youtube id>/<number>.wav, or dev/wav/ and test/wav/ in place of wav/"

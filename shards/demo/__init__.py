@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from unfused_fast.shards.rows import DEFAULT_SPLIT, SourceRow
-from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 DemoName = Literal["spoken-prompts", "instrument-notes"]
 DEMO_NAMES: tuple[DemoName, ...] = get_args(DemoName)

@@ -19,14 +19,14 @@ from outcomes import Cli, refused
 from same_runs import assert_same_run
 from stopping import signalled_after
 
-import unfused_fast.checkpoint
-import unfused_fast.loop
-import unfused_fast.pretraining
-from unfused_fast.losses import Losses
+import unfused_fast.stages.pretraining_state
+import unfused_fast.training.checkpoint
+import unfused_fast.training.loop
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.optional import missing_compiler
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.training.losses import Losses
 
 
 @contextmanager
@@ -58,10 +58,10 @@ def test_a_disk_that_is_full_for_a_while(
     assert pretrain(tones, tmp_path / "whole", *flags).code == 0
     with (
         monkeypatch.context() as patch,
-        after_steps(2, lambda: patch.setattr("unfused_fast.checkpoint.save_file", full)),
+        after_steps(2, lambda: patch.setattr("unfused_fast.training.checkpoint.save_file", full)),
     ):
-        real = unfused_fast.checkpoint.save_file
-        with after_steps(5, lambda: patch.setattr("unfused_fast.checkpoint.save_file", real)):
+        real = unfused_fast.training.checkpoint.save_file
+        with after_steps(5, lambda: patch.setattr("unfused_fast.training.checkpoint.save_file", real)):
             done = pretrain(tones, tmp_path / "out", *flags)
     assert done.code == 0 and "not saved, training goes on" in done.err and "No space left on device" in done.err
     assert_same_run(tmp_path / "out", tmp_path / "whole")
@@ -131,13 +131,13 @@ def test_losses_that_are_no_numbers(
     """Weights break in the fifth of fifteen steps: the run ends in the middle of the epoch, at the next save or after
     some steps, whichever comes first.
     """
-    real = unfused_fast.pretraining.learning_rate
+    real = unfused_fast.stages.pretraining_state.learning_rate
     monkeypatch.setattr(
-        unfused_fast.pretraining,
+        unfused_fast.stages.pretraining_state,
         "learning_rate",
         lambda config, now, *more: math.inf if now == 4 else real(config, now, *more),
     )
-    monkeypatch.setattr(unfused_fast.loop, "READ_EVERY", 10)
+    monkeypatch.setattr(unfused_fast.training.loop, "READ_EVERY", 10)
     steps = list[int]()
     original = Losses.add
     monkeypatch.setattr(Losses, "add", lambda self, loss: (steps.append(1), original(self, loss))[1])

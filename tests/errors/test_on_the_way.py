@@ -12,17 +12,17 @@ import pytest
 import soundfile
 from outcomes import Cli, contents, refused, same_checkpoint
 
-import unfused_fast.checkpoint
-import unfused_fast.linear
-import unfused_fast.pretraining
-import unfused_fast.shards.journal
+import unfused_fast.shards.packing.journal
+import unfused_fast.stages.linear_heads
+import unfused_fast.stages.pretraining_state
+import unfused_fast.training.checkpoint
 
 
 def test_the_disk_is_full_while_packing(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tone_rows: list[Any]
 ) -> None:
     folder, out = tone_rows[0].path.parent, tmp_path / "out"
-    publish = unfused_fast.shards.journal.Journal.publish
+    publish = unfused_fast.shards.packing.journal.Journal.publish
 
     def full(journal: Any, name: str, first_id: int, written: Any) -> None:
         if name == "train-000001":
@@ -31,7 +31,7 @@ def test_the_disk_is_full_while_packing(
 
     def stopped(*flags: str) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(unfused_fast.shards.journal.Journal, "publish", full)
+            patch.setattr(unfused_fast.shards.packing.journal.Journal, "publish", full)
             done = cli("shard", folder, out, "--workers", 1, *flags)
         refused(done, tmp_path, "No space left on device", "is in out.partial", "make room and give the same command")
 
@@ -54,8 +54,8 @@ def test_the_disk_is_full_while_training(
 
     out = tmp_path / "out"
     module, name = {
-        "tensors": (unfused_fast.checkpoint, "save_file"),
-        "json": (unfused_fast.checkpoint.os, "fsync"),
+        "tensors": (unfused_fast.training.checkpoint, "save_file"),
+        "json": (unfused_fast.training.checkpoint.os, "fsync"),
         "bank": (zarr.Group, "create_array"),
     }[where]
     real = getattr(module, name)
@@ -94,9 +94,9 @@ def test_a_loss_that_becomes_nan_later(
     pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Three steps an epoch: the weights break in the middle of the second epoch, or in its last step."""
-    real = unfused_fast.pretraining.learning_rate
+    real = unfused_fast.stages.pretraining_state.learning_rate
     monkeypatch.setattr(
-        unfused_fast.pretraining,
+        unfused_fast.stages.pretraining_state,
         "learning_rate",
         lambda config, now, *more: math.inf if now == step else real(config, now, *more),
     )
@@ -115,7 +115,7 @@ def test_ctrl_c_outside_the_epochs(linear: Cli, tones: Path, tmp_path: Path, mon
     def pressed(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(unfused_fast.linear, "train_heads", pressed)
+    monkeypatch.setattr(unfused_fast.stages.linear_heads, "train_heads", pressed)
     done = linear(tones, "random", tmp_path / "out")
     assert done.code == 130 and done.err.splitlines()[-1] == "interrupted" and "Traceback" not in done.err
     monkeypatch.undo()

@@ -12,8 +12,8 @@ import pytest
 from outcomes import Cli, refused
 from permissions import mode
 
-from unfused_fast import checkpoint
-from unfused_fast.shards.rows import SourceRow
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.training import checkpoint
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -143,5 +143,5 @@ def test_an_error_of_the_system_that_no_command_expects(
     def failing(*_: object) -> None:
         raise OSError(number, os.strerror(number), "/a/file")
 
-    monkeypatch.setattr("unfused_fast.report.collect_results", failing)
+    monkeypatch.setattr("unfused_fast.evaluation.collect_results", failing)
     refused(cli("report", pretrained), f"/a/file: {os.strerror(number)}; ")

@@ -72,7 +72,7 @@ def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path, monkeypatch: pytest
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("unfused_fast.report.collect_results", broken)
+    monkeypatch.setattr("unfused_fast.evaluation.collect_results", broken)
     done = cli("report", tmp_path)
     assert done.code == 70 and "ZeroDivisionError: by zero (this is a bug in unfused-fast; --debug" in done.error
 

@@ -15,9 +15,9 @@ from same_runs import assert_same_run
 from stopping import signalled_after
 
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.shard_files import Member, read_index
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.shard_files import Member, read_index
+from unfused_fast.shards.sources.row import SourceRow
 
 GARBLED, LOST = [7], [57, 58, 59]
 """Clips of the train split that are made unreadable: in the middle of a FLAC, and where a shard ends early."""

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import ShardSet
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.row import SourceRow
 
 
 def tone(seconds: float, rate: int, hertz: float, level: float = 0.5, channels: int = 1) -> NDArray[np.float64]:

@@ -19,12 +19,12 @@ from archive_files import (
 )
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards import archives, stores
-from unfused_fast.shards.audio_files import probe
-from unfused_fast.shards.places import Place
-from unfused_fast.shards.reasons import Rejected
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.stores import open_place
+from unfused_fast.shards.audio.decode import probe
+from unfused_fast.shards.sources import archives, stores
+from unfused_fast.shards.sources.places import Place
+from unfused_fast.shards.sources.reasons import Rejected
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.stores import open_place
 
 HOSTILE = {
     "../up.wav": "its path leads out of the archive",

@@ -14,9 +14,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards import audio_files
-from unfused_fast.shards.audio_files import decode_samples, probe, samples_16k
-from unfused_fast.shards.clip_codec import decode_clip, encode_clip
+from unfused_fast.shards.audio import decode as audio_files
+from unfused_fast.shards.audio.codec import decode_clip, encode_clip
+from unfused_fast.shards.audio.decode import decode_samples, probe, samples_16k
 
 Tone = Callable[..., NDArray[np.float64]]
 

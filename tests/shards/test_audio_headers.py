@@ -13,9 +13,10 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from unfused_fast.shards import audio_files, mp3
-from unfused_fast.shards.audio_files import Probe, decode_samples, probe
-from unfused_fast.shards.reasons import Reason, Rejected
+from unfused_fast.shards.audio import decode as audio_files
+from unfused_fast.shards.audio import mp3
+from unfused_fast.shards.audio.decode import Probe, decode_samples, probe
+from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 Tone = Callable[..., NDArray[np.float64]]
 

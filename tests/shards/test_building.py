@@ -14,15 +14,15 @@ import pytest
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.building import building
-from unfused_fast.shards.check import check
-from unfused_fast.shards.finish import PackResult
-from unfused_fast.shards.options import PackOptions
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.shard_files import ShardWriter
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.table import ShardSet, open_shards
-from unfused_fast.shards.write import pack, pack_part
+from unfused_fast.shards.check.check import check
+from unfused_fast.shards.packing.building import building
+from unfused_fast.shards.packing.finish import PackResult
+from unfused_fast.shards.packing.options import PackOptions
+from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.sets.shard_files import ShardWriter
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -105,7 +105,7 @@ def test_a_full_disk_says_what_is_still_needed(
     rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the shards that are not there, but for ends of tars and indexes; not what the others take."""
-    monkeypatch.setattr("unfused_fast.shards.building._gigabytes", str)
+    monkeypatch.setattr("unfused_fast.shards.packing.building._gigabytes", str)
     monkeypatch.setattr(ShardWriter, "add", _failing_add(25, FULL))
     with pytest.raises(UserError, match=r" up to \d+ are still needed") as raised:
         _pack(rows, tmp_path / "out", clips_per_shard=10)
@@ -126,7 +126,7 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"begun with other options \(seed 0 there, 3 now\)"):
         _pack(rows, out, clips_per_shard=10, seed=3)
-    monkeypatch.setattr("unfused_fast.shards.options.SCHEMA_VERSION", 99)
+    monkeypatch.setattr("unfused_fast.shards.packing.options.SCHEMA_VERSION", 99)
     with pytest.raises(UserError, match=r"program unfused-fast \S+, schema 5 there, unfused-fast \S+, schema 99 now"):
         _pack(rows, out, clips_per_shard=10, resume=True)
     monkeypatch.undo()
@@ -194,7 +194,7 @@ def test_disk_that_is_too_small_is_noticed_first(
     rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr("unfused_fast.shards.building.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("unfused_fast.shards.packing.building.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"needs up to 0\.00 GB more, but the disk has 0\.00 GB free"):
         _pack(rows, tmp_path / "out")
 

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.check import check
-from unfused_fast.shards.check_shard import ShardTask
-from unfused_fast.shards.findings import Finding, Kind
-from unfused_fast.shards.reasons import Reason, Rejected
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.shard_files import check_index, index_path
-from unfused_fast.shards.table import ShardSet
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.check.check import check
+from unfused_fast.shards.check.findings import Finding, Kind
+from unfused_fast.shards.check.shard import ShardTask
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.shard_files import check_index, index_path
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.reasons import Reason, Rejected
+from unfused_fast.shards.sources.row import SourceRow
 
 
 def _damage(path: Path, old: bytes, new: bytes) -> None:
@@ -111,7 +111,7 @@ def test_one_flipped_bit_of_audio(copy: Path) -> None:
 def test_a_flipped_bit_of_flac_that_is_not_listened_to(
     rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    monkeypatch.setattr("unfused_fast.shards.check.SPECTRUM_CLIPS", 1)
+    monkeypatch.setattr("unfused_fast.shards.check.check.SPECTRUM_CLIPS", 1)
     folder = pack(rows, tmp_path / "set", codec="flac", workers=0, clips_per_shard=10).shard_set.directory
     assert _corrupt(folder) == []
     tar = folder / "train-000001.tar"

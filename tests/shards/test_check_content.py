@@ -12,14 +12,14 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards import audio_files
-from unfused_fast.shards.audio_files import decode_piece
-from unfused_fast.shards.check import Checked, check
+from unfused_fast.shards.audio import decode as audio_files
+from unfused_fast.shards.audio.decode import decode_piece
+from unfused_fast.shards.audio.measures import CLIPPED_SHARE, Clipping, dc_offset, is_quiet, narrow_band_hz
+from unfused_fast.shards.check.check import Checked, check
+from unfused_fast.shards.check.findings import Finding, Kind
 from unfused_fast.shards.demo import demo_rows
-from unfused_fast.shards.findings import Finding, Kind
-from unfused_fast.shards.measures import CLIPPED_SHARE, Clipping, dc_offset, is_quiet, narrow_band_hz
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.row import SourceRow
 
 RATE = 16000
 AUDIO_KINDS = {Kind.CLIPPED, Kind.CONSTANT, Kind.QUIET, Kind.DC_OFFSET, Kind.NARROW_BAND}
@@ -180,7 +180,7 @@ def test_check_names_every_clipped_clip_of_flac_too(tmp_path: Path) -> None:
 def test_every_clip_of_flac_is_listened_to_where_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unfused_fast.shards.check.SPECTRUM_CLIPS", 1)
+    monkeypatch.setattr("unfused_fast.shards.check.check.SPECTRUM_CLIPS", 1)
     rows = [_row(tmp_path, f"{n}.wav", _noise(n) * (2e-3 if n < 3 else 1)) for n in range(9)]
     pack(rows, tmp_path / "out", workers=0, codec="flac")
     sampled, every = (check(tmp_path / "out", every_clip=all_of_them, workers=0) for all_of_them in (False, True))

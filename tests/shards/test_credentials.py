@@ -12,9 +12,9 @@ import pytest
 import soundfile
 from remote_files import served
 
-from unfused_fast.shards.places import place_title, shown
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import ShardSet
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.places import place_title, shown
+from unfused_fast.shards.sources.row import SourceRow
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")

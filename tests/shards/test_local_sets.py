@@ -14,11 +14,11 @@ import pytest
 from remote_files import URL, bytes_of, pack_remote, remote_bytes, served, stop_at
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.check import check
-from unfused_fast.shards.local_sets import local_set
-from unfused_fast.shards.remote_sets import RemoteSet
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import ShardSet, open_shards
+from unfused_fast.shards.check.check import check
+from unfused_fast.shards.packing.download import local_set
+from unfused_fast.shards.packing.upload import RemoteSet
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytestmark = pytest.mark.usefixtures("cache")
@@ -96,7 +96,7 @@ def test_stopped_download_goes_on_with_what_is_missing(memory: Any, rows: list[S
     pack_remote(rows)
     with pytest.MonkeyPatch.context() as patch:
         before = stop_at(memory, patch, "get_file", "train-000002", KeyboardInterrupt())
-        patch.setattr("unfused_fast.shards.local_sets.DOWNLOADS", 1)
+        patch.setattr("unfused_fast.shards.packing.download.DOWNLOADS", 1)
         with pytest.raises(KeyboardInterrupt):
             local_set(URL)
     with pytest.MonkeyPatch.context() as patch:
@@ -203,7 +203,7 @@ def test_too_small_a_disk_is_noticed_before_the_download(
 ) -> None:
     pack_remote(rows)
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr("unfused_fast.shards.local_sets.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("unfused_fast.shards.packing.download.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"0\.00 GB are to be downloaded, .* set UNFUSED_CACHE"):
         local_set(URL)
 

@@ -13,12 +13,12 @@ import pytest
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.check import check
-from unfused_fast.shards.merge import merge
-from unfused_fast.shards.options import PackOptions
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import ShardSet
-from unfused_fast.shards.write import pack, pack_part
+from unfused_fast.shards.check.check import check
+from unfused_fast.shards.packing.merge import merge
+from unfused_fast.shards.packing.options import PackOptions
+from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.row import SourceRow
 
 OPTIONS = PackOptions(clips_per_shard=10)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from unfused_fast.peek import contents, examples_of
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import ShardSet
-from unfused_fast.shards.write import pack
+from unfused_fast.commands.peek import contents, examples_of
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.row import SourceRow
 
 
 def test_the_table_counts_what_was_packed(packed: ShardSet, rows: list[SourceRow]) -> None:

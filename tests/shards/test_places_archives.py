@@ -25,12 +25,13 @@ from archive_files import (
     read_row,
 )
 
-from unfused_fast.shards import mp3, stores, tree
-from unfused_fast.shards.audio_files import decode_samples, probe
-from unfused_fast.shards.places import Place
-from unfused_fast.shards.reasons import Rejected
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.audio import mp3
+from unfused_fast.shards.audio.decode import decode_samples, probe
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources import stores, tree
+from unfused_fast.shards.sources.places import Place
+from unfused_fast.shards.sources.reasons import Rejected
+from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def _packed(source: Path, out: Path, workers: int = 1) -> str:

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards import remote, stores
-from unfused_fast.shards.audio_files import probe
-from unfused_fast.shards.places import Place, shown
-from unfused_fast.shards.reasons import Rejected
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.stores import open_place
-from unfused_fast.shards.trees import folder_of
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.audio.decode import probe
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources import remote, stores
+from unfused_fast.shards.sources.places import Place, shown
+from unfused_fast.shards.sources.reasons import Rejected
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.stores import open_place
+from unfused_fast.shards.sources.trees import folder_of
 
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
 

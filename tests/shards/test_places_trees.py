@@ -21,12 +21,12 @@ from archive_files import (
     reasons,
 )
 
-from unfused_fast.shards.branch import Branch
 from unfused_fast.shards.datasets import dataset_rows
 from unfused_fast.shards.datasets.speechcommands import TEN, V1
-from unfused_fast.shards.places import Kind, Place
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.trees import folder_of
+from unfused_fast.shards.sources.branch import Branch
+from unfused_fast.shards.sources.places import Kind, Place
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.trees import folder_of
 
 
 @pytest.mark.parametrize("into", ["", "a"])

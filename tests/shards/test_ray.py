@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from unfused_fast.shards.ray_engine import _knock
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.packing.ray_engine import _knock
+from unfused_fast.shards.sources.source_rows import source_rows
 
 ray = pytest.importorskip("ray", reason="comes with the extra ray")
 

@@ -12,14 +12,14 @@ import pytest
 from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards import finish as finishing
-from unfused_fast.shards.local_sets import local_set
-from unfused_fast.shards.merge import merge
-from unfused_fast.shards.options import PackOptions
-from unfused_fast.shards.remote_sets import destination
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.table import ShardSet, open_shards
-from unfused_fast.shards.write import pack, pack_part
+from unfused_fast.shards.packing import finish as finishing
+from unfused_fast.shards.packing.download import local_set
+from unfused_fast.shards.packing.merge import merge
+from unfused_fast.shards.packing.options import PackOptions
+from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.packing.upload import destination
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytestmark = pytest.mark.usefixtures("cache")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.audio_files import probe
+from unfused_fast.shards.audio.decode import probe
 from unfused_fast.shards.demo import DEMO_NAMES, demo_rows, union_rows
-from unfused_fast.shards.reasons import Rejected
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.sources import source_rows
+from unfused_fast.shards.sources.reasons import Rejected
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def _touch(folder: Path, *names: str) -> Path:

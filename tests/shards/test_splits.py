@@ -16,11 +16,11 @@ import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
-from unfused_fast.shards.remarks import remarks
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.split_names import unread_splits, usual_splits
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.remarks import remarks
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.split_names import unread_splits, usual_splits
 
 
 @pytest.mark.parametrize(

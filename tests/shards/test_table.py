@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.table import CLIPS_SCHEMA, ShardSet, open_shards, read_manifest
+from unfused_fast.shards.sets.table import CLIPS_SCHEMA, ShardSet, open_shards, read_manifest
 
 
 def _edit(folder: Path, **changes: Any) -> None:

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from unfused_fast.shards import endings
-from unfused_fast.shards.audio_files import Probe, decode_samples, probe
-from unfused_fast.shards.reasons import Reason, Rejected
+from unfused_fast.shards.audio import truncation as endings
+from unfused_fast.shards.audio.decode import Probe, decode_samples, probe
+from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 RATE = 44100
 SECONDS = 3

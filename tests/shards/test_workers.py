@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.check_shard import DigestTask
-from unfused_fast.shards.reasons import Reason
-from unfused_fast.shards.table import ShardSet, clips_digest, read_clips
-from unfused_fast.shards.workers import Workers
+from unfused_fast.shards.check.shard import DigestTask
+from unfused_fast.shards.packing.workers import Workers
+from unfused_fast.shards.sets.table import ShardSet, clips_digest, read_clips
+from unfused_fast.shards.sources.reasons import Reason
 
 JOBS = """
 import os, signal, time

@@ -21,15 +21,15 @@ import soxr
 from numpy.typing import NDArray
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards import finish
-from unfused_fast.shards.check import check
-from unfused_fast.shards.plan import plan_pieces
-from unfused_fast.shards.remarks import remarks
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.shard_files import OWNER, index_path, member_header
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.table import ShardSet, open_shards
-from unfused_fast.shards.write import PackResult, pack
+from unfused_fast.shards.check.check import check
+from unfused_fast.shards.packing import finish
+from unfused_fast.shards.packing.layout import plan_pieces
+from unfused_fast.shards.packing.pack import PackResult, pack
+from unfused_fast.shards.sets.remarks import remarks
+from unfused_fast.shards.sets.shard_files import OWNER, index_path, member_header
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 Tone = Callable[..., NDArray[np.float64]]
 
@@ -321,8 +321,8 @@ def test_options_out_of_range(rows: list[SourceRow], tmp_path: Path, options: di
 
 def test_packing_needs_neither_torch_nor_dali_to_be_imported() -> None:
     program = (
-        "import sys; import unfused_fast.shards.write, unfused_fast.shards.check\n"
-        "import unfused_fast.shards.table, unfused_fast.shards.demo; print(*sys.modules)"
+        "import sys; import unfused_fast.shards.packing.pack, unfused_fast.shards.check.check\n"
+        "import unfused_fast.shards.sets.table, unfused_fast.shards.demo; print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert not {"torch", "nvidia", "nvidia.dali", "webdataset"} & set(loaded.stdout.split())

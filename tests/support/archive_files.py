@@ -9,10 +9,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from unfused_fast.shards.places import Place
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.stores import open_place
+from unfused_fast.shards.sources.places import Place
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.stores import open_place
 
 
 def make_tar(path: Path, folder: Path, mode: str = "w") -> Path:

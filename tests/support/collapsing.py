@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from unfused_fast import model
+from unfused_fast.models import audiontt as model
 
 COLLAPSES = ["--set", "optim.lr=1e-12"]
 """Flags of a run that stays as flat as it began."""

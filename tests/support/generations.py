@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unfused_fast.bank_manifest import layout
-from unfused_fast.bank_write import create_generation, publish, write_part
+from unfused_fast.clustering.bank_manifest import layout
+from unfused_fast.clustering.bank_write import create_generation, publish, write_part
 
 DIM = 8
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from unfused_fast import bank_manifest
-from unfused_fast.bank import GENERATIONS_KEPT, MemoryBank
-from unfused_fast.bank_read import Generation
+from unfused_fast.clustering import bank_manifest
+from unfused_fast.clustering.bank import GENERATIONS_KEPT, MemoryBank
+from unfused_fast.clustering.bank_read import Generation
 
 ROWS, DIM, FIRST_ID = 2000, 16, 100
 

@@ -33,9 +33,13 @@ from ranks import environment, free_port
 from safetensors.torch import save_file
 from same_runs import assert_same_linear, assert_same_run
 
-from unfused_fast import beats, linear, losses, pipeline, ranks, run
 from unfused_fast.cli import app
-from unfused_fast.terminal import run_app
+from unfused_fast.commands.flags import run_app
+from unfused_fast.data import stream as pipeline
+from unfused_fast.distributed import beats, ranks
+from unfused_fast.stages import linear_heads as linear
+from unfused_fast.training import losses
+from unfused_fast.training import run_directory as run
 
 TINY = (
     "model.channels=4 model.dim=32 model.proj_hidden=32 model.proj_dim=16 cluster.k=4 train.batch_size=16 "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering import KMeans
+from unfused_fast.clustering.kmeans import KMeans
 
 
 def blobs(count: int, dim: int, centres: int, noise: float = 0.6, seed: int = 0) -> Tensor:

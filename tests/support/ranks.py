@@ -31,13 +31,18 @@ import torch
 from collapsing import FlatProjector
 from torch import nn
 
-from unfused_fast import distill, efficientnet, losses, model, pipeline, pretraining
 from unfused_fast.cli import app
-from unfused_fast.gradients import sum_gradients
+from unfused_fast.commands.flags import run_app
+from unfused_fast.data import stream as pipeline
+from unfused_fast.distributed.gradients import sum_gradients
+from unfused_fast.distributed.ranks import Ranks, SaidElsewhere
+from unfused_fast.distributed.shared_layers import share_layers
 from unfused_fast.launch import place_of
-from unfused_fast.ranks import Ranks, SaidElsewhere
-from unfused_fast.shared_layers import share_layers
-from unfused_fast.terminal import run_app
+from unfused_fast.models import audiontt as model
+from unfused_fast.models import efficientnet
+from unfused_fast.stages import distillation as distill
+from unfused_fast.stages import pretraining_state as pretraining
+from unfused_fast.training import losses
 
 
 def free_port() -> int:

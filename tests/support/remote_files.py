@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from unfused_fast.shards.finish import PackResult
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.finish import PackResult
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.row import SourceRow
 
 URL = "memory://bucket/set"
 

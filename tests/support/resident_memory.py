@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from unfused_fast.config import Config
-from unfused_fast.pipeline import Loader
-from unfused_fast.placement import placed
-from unfused_fast.resident import ResidentLoader
-from unfused_fast.shards.table import open_shards
+from unfused_fast.config.fields import Config
+from unfused_fast.data.resident import ResidentLoader
+from unfused_fast.data.store import placed
+from unfused_fast.data.stream import Loader
+from unfused_fast.shards.sets.table import open_shards
 
 
 def status(name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from unfused_fast.bank_read import Generation
+from unfused_fast.clustering.bank_read import Generation
 
 TIMES = {"seconds", "epoch_seconds", "start_seconds", "first_epoch_seconds", "cluster_seconds", "clips_per_second"}
 

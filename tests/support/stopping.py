@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from unfused_fast.losses import Losses
-from unfused_fast.progress import EpochProgress
-from unfused_fast.training import Interrupted
+from unfused_fast.training.losses import Losses
+from unfused_fast.training.options import Interrupted
+from unfused_fast.training.progress import EpochProgress
 
 
 @contextmanager

@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.branch import Branch
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery
-from unfused_fast.shards.places import Folder
-from unfused_fast.shards.tree import Tree
-from unfused_fast.shards.trees import archive_named
+from unfused_fast.shards.sources.branch import Branch
+from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.tree import Tree
+from unfused_fast.shards.sources.trees import archive_named
 
 
 @pytest.fixture

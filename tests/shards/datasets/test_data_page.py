@@ -6,10 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
-from unfused_fast.shards.csv_sources import COLUMNS
 from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.datasets.layout import chosen
-from unfused_fast.shards.split_names import SPLIT_NAMES
+from unfused_fast.shards.sources.csv_rows import COLUMNS
+from unfused_fast.shards.sources.split_names import SPLIT_NAMES
 
 PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
 

@@ -17,9 +17,9 @@ from unfused_fast.shards.datasets import DATASETS, dataset_rows, described
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH
 from unfused_fast.shards.datasets.layout import chosen, files_below, walk
 from unfused_fast.shards.datasets.splits import class_balanced, with_validation
-from unfused_fast.shards.rows import SourceRow
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.table import open_shards
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 SCENES = ("airport", "bus", "tram")
 

@@ -12,7 +12,7 @@ import pytest
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.freesound import freesound_ids
 from unfused_fast.shards.datasets.fsd50k import DATASET
-from unfused_fast.shards.table import open_shards
+from unfused_fast.shards.sets.table import open_shards
 
 DEV = {
     "64760": ("Electric_guitar,Guitar,Plucked_string_instrument,Musical_instrument,Music", "train"),

@@ -12,7 +12,7 @@ import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.speechcommands import DATASET_V1, DATASET_V2, TEN, V1, V2
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
 
 
 def _clip(path: Path) -> None:

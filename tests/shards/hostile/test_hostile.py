@@ -12,9 +12,9 @@ import pytest
 from hostile.case import EITHER, PACKED, UNLISTED, Case, build_all
 from hostile.corpus import audio_cases
 
-from unfused_fast.shards.check import check
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.check.check import check
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.source_rows import source_rows
 
 CASES = audio_cases()
 

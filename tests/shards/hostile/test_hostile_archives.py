@@ -9,8 +9,8 @@ import pytest
 from hostile.archive_files import Archive, cases
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.source_rows import source_rows
 
 CASES = cases()
 

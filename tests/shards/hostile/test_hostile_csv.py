@@ -10,8 +10,8 @@ import soundfile
 from hostile.csv_files import Case, cases
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sources import source_rows
-from unfused_fast.shards.write import pack
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources.source_rows import source_rows
 
 CASES = cases()
 

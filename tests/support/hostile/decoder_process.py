@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unfused_fast.shards.audio_files import decode_samples, probe
-from unfused_fast.shards.opening import MP3_SLACK_FRAMES
-from unfused_fast.shards.reasons import Rejected
+from unfused_fast.shards.audio.decode import decode_samples, probe
+from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES
+from unfused_fast.shards.sources.reasons import Rejected
 
 PIECE_SAMPLES = 16_000
 SECONDS = 30.0

@@ -1,0 +1,183 @@
+"""An audio file, wherever its bytes are, opened by libsndfile."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from numpy.typing import NDArray
+
+from unfused_fast.shards.audio import mp3
+from unfused_fast.shards.audio import truncation as endings
+from unfused_fast.shards.audio.other_formats import HEAD_BYTES, format_named
+from unfused_fast.shards.sources.places import Location, Place, shown
+from unfused_fast.shards.sources.reasons import Reason, Rejected
+from unfused_fast.shards.sources.stores import Window, open_place
+
+LONGEST_NAME = 1000
+"""Bytes. libsndfile refuses names of 1024 and more."""
+UNSUPPORTED_ENCODING = 4
+"""libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
+MP3_SLACK_FRAMES = 4 * 1152
+"""A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
+
+
+class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read in one go.
+
+    Ours: python-soundfile tells and seeks around every read of a seekable file, which costs time and fails at the end
+    of a FLAC without a length; `seek` itself goes on working.
+    """
+
+    def __init__(self, file: bytes | io.BufferedIOBase, window: Window | None = None) -> None:
+        """Args: window: what the bytes come from, whose failures libsndfile takes for the end of the file.
+
+        Raises:
+            Rejected: the bytes cannot be had.
+            UserError: their server does not answer.
+        """
+        self._window = window
+        try:
+            super().__init__(file)
+        finally:
+            self.check_window()
+
+    def seekable(self) -> bool:
+        return False
+
+    def can_seek(self) -> bool:
+        """Whether `seek` works: not for GSM, G.72x, NMS, nor for DWVW, of which libsndfile says that it does."""
+        return bool(super().seekable()) and not self.subtype.startswith("DWVW")
+
+    def read(self, *args: Any, **options: Any) -> NDArray[Any]:
+        """As soundfile's. Raises Rejected as well: the bytes cannot be had."""
+        try:
+            samples: NDArray[Any] = super().read(*args, **options)
+        finally:
+            self.check_window()
+        return samples
+
+    def check_window(self) -> None:
+        """As _check_window."""
+        _check_window(self._window)
+
+
+def _check_window(window: Window | None) -> None:
+    """Raises what the window could not raise through libsndfile: Rejected or UserError."""
+    failure = None if window is None else window.failure
+    if isinstance(failure, OSError):
+        raise Rejected(Reason.UNREADABLE, shown(failure.strerror or str(failure))) from failure
+    if failure is not None:
+        raise failure
+
+
+def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
+    """An open file.
+
+    Args:
+        frames: samples per channel, if they are known from opening it before: then MP3 frames are not counted again
+            where libsndfile counts as many.
+
+    Raises:
+        Rejected: it cannot be read, is no audio that libsndfile reads, or holds more than libsndfile would read of it.
+        UserError: as open_place().
+    """
+    window = None
+    try:
+        if isinstance(location, Place):
+            source = open_place(location)
+            window = source.raw if isinstance(source.raw, Window) else None
+        else:
+            status = location.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise Rejected(Reason.UNREADABLE, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device")
+            source = location.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
+        raise Rejected(Reason.UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
+    if window is not None:
+        window.raises = False
+    path = location if isinstance(location, Path) else None
+    try:
+        if not source.seek(0, io.SEEK_END):
+            raise Rejected(Reason.EMPTY)
+        if (whole := endings.with_its_end(source)) is not None:
+            source, path = whole, None
+        source.seek(0)
+        try:
+            file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
+        except soundfile.SoundFileError as error:
+            return _not_read(source, location, window, error)
+        if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
+            return file
+        place = source.tell()
+        counted = mp3.frames_of(source, location)
+        file.check_window()
+        if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
+            source.seek(place)
+            _check_mp3(counted)
+            return file
+        file.close()
+        return _counted_mp3(source, counted, window)
+    except OverflowError as error:
+        raise Rejected(Reason.UNREADABLE, str(error)) from error
+    except TypeError as error:  # by its ending python-soundfile takes it for headerless samples
+        raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
+    finally:
+        if path is not None:
+            source.close()
+
+
+def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: Window | None) -> ForwardFile:
+    """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
+    _check_mp3(counted)
+    file = ForwardFile(mp3.with_length(source, counted), window)
+    file.check_window()
+    return file
+
+
+def _check_mp3(counted: mp3.Frames | None) -> None:
+    """Raises Rejected for a truncated MP3, and for several in one whose sound libsndfile cannot put together."""
+    if counted is None:
+        return
+    if counted.other:
+        first, then = mp3.described(counted.header), mp3.described(counted.other)
+        raise Rejected(Reason.JOINED, f"MP3 of {first}, behind it of {then}; {endings.AS_FILES}")
+    if counted.promised_samples > counted.samples + MP3_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.promised_samples} samples")
+
+
+def _not_read(source: io.BufferedReader, location: Location, window: Window | None, error: Exception) -> ForwardFile:
+    """The MP3 that follows tags and padding which libsndfile does not pass over. Raises Rejected: there is none."""
+    source.seek(0)
+    counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None
+    _check_window(window)
+    if counted is not None:
+        return _counted_mp3(source, counted, window)
+    source.seek(mp3.behind_tags(source))
+    name = format_named(source.read(HEAD_BYTES))
+    if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
+        name = "a codec in a format of libsndfile's"
+    _check_window(window)
+    if name is not None:
+        raise Rejected(
+            Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; convert it with: ffmpeg -i IN OUT.flac"
+        )
+    raise Rejected(Reason.NOT_AUDIO, message(error)) from error
+
+
+def _name(path: Path, descriptor: int) -> bytes:
+    """What libsndfile opens: the name's bytes, so that any name works, or the open file where it is too long."""
+    name = os.fsencode(path)
+    return name if len(name) < LONGEST_NAME else f"/proc/self/fd/{descriptor}".encode()
+
+
+def message(error: Exception) -> str:
+    """libsndfile's own sentence, without the path that python-soundfile puts before it."""
+    text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
+    if text.startswith(("File does not exist", "Internal error")):  # what it says of an open file named .mp3, or broken
+        return "Format not recognised"
+    return text.rstrip(".")[:120]

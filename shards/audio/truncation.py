@@ -1,0 +1,292 @@
+"""What tells that a file ends before or behind the place that its header promises: libsndfile reports no error."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from unfused_fast.shards.sources.reasons import Reason, Rejected
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+STREAMED_BYTES = 0x7F000000
+"""A larger promise is none. Ours: a streaming writer cannot know the size and leaves the largest number instead."""
+LAST_BYTES = 1 << 17
+"""Where the last Ogg page is looked for: a page has 65307 bytes at most, and a tag may follow it. Source: RFC 3533."""
+REST_BYTES = 1024
+"""Most bytes behind the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds,
+at most 30 ms of sound."""
+MOST_PADDING_BYTES = 1 << 24
+"""Most zeros behind the samples that are taken for padding."""
+MOST_GAP_BYTES = 1 << 20
+"""How far behind something else the next Ogg page is looked for. Ours: tags with a picture are smaller."""
+AS_FILES = "save each as a file of its own"
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff")
+_W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+"""What follows the four letters of a W64 chunk's name, but for the first, `riff`."""
+_FLAC = b"fLaC\0\0\0\x22"
+"""How a FLAC begins: its mark, and the header of STREAMINFO. Source: RFC 9639."""
+SCANNED_BYTES = 1 << 20
+_PAGE_HEADER_BYTES = 27
+_NIST_HEADER_BYTES = 1024
+_LOGGED_BYTES = re.compile(
+    r"^ *(?:data|SSND|BODY|riff|Data Size|Data length) *:? (\d+) \(?should be (\d+)", re.MULTILINE
+)
+"""Promised and there, in WAV, AIFF, SVX, W64, AU, WVE."""
+_LOGGED_FRAMES = re.compile(r"from 'ds64' chunk of (\d+)")
+"""Promised, in RF64."""
+_SAMPLE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+
+
+def logged_frames(log: str, frames: int) -> int:
+    """Samples per channel that the header promised, by libsndfile's log of opening a file with `frames`; 0: as many."""
+    promised = [int(count) for count in _LOGGED_FRAMES.findall(log)]
+    promised += [
+        frames * int(size) // int(there)
+        for size, there in _LOGGED_BYTES.findall(log)
+        if int(size) < STREAMED_BYTES and int(there)
+    ]
+    return max(promised, default=0)
+
+
+def ogg_ends_within_a_page(file: BinaryIO) -> bool:
+    """Whether the last page is cut, as an interrupted download leaves it."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - LAST_BYTES))
+    tail = file.read()
+    page = tail[place:] if (place := tail.rfind(b"OggS")) >= 0 else b""
+    if len(page) < _PAGE_HEADER_BYTES:
+        return bool(page)
+    segments = page[_PAGE_HEADER_BYTES - 1]
+    lengths = page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments]
+    return len(lengths) < segments or len(page) < _PAGE_HEADER_BYTES + segments + sum(lengths)
+
+
+def nist_frames(file: BinaryIO) -> int:
+    """Samples per channel that a SPHERE header promises; 0 where it does not say."""
+    file.seek(0)
+    found = _SAMPLE_COUNT.search(file.read(_NIST_HEADER_BYTES))
+    return int(found[1]) if found else 0
+
+
+def chained_streams(file: BinaryIO) -> int:
+    """How many Ogg streams follow the first one (and what is multiplexed with it), each of which begins anew."""
+    end, place, later, within = file.seek(0, io.SEEK_END), 0, 0, False
+    while place + _PAGE_HEADER_BYTES <= end:
+        file.seek(place)
+        page = file.read(_PAGE_HEADER_BYTES + 255)
+        if page[:4] != b"OggS":  # a tag, padding or damage between pages
+            file.seek(place)
+            gap = file.read(MOST_GAP_BYTES).find(b"OggS\0")
+            if gap < 0:
+                break
+            place += gap
+            continue
+        begins = bool(page[5] & 2)
+        later += begins and within
+        within = not begins  # of streams that are multiplexed the first pages stand together
+        segments = page[_PAGE_HEADER_BYTES - 1]
+        place += _PAGE_HEADER_BYTES + segments + sum(page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments])
+    return later
+
+
+def second_flac(file: BinaryIO) -> int | None:
+    """Where another FLAC begins behind the first, in bytes; None: nowhere."""
+    file.seek(0)
+    place, found, kept = 0, False, b""
+    while block := file.read(SCANNED_BYTES):
+        block = kept + block
+        start = block.find(_FLAC)
+        while start >= 0:
+            if found:
+                return place + start
+            found = True
+            start = block.find(_FLAC, start + 1)
+        kept = block[1 - len(_FLAC) :]
+        place += len(block) - len(kept)
+    return None
+
+
+@dataclass(frozen=True)
+class _SoundChunk:
+    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF or W64 file lie."""
+
+    format: bytes
+    """Of RIFF and RF64, the chunk that says how the samples are coded, header included."""
+    start: int
+    promised: int
+    """Bytes, by the chunk's header."""
+    there: int
+    """Bytes up to the end of the file."""
+    rest: int
+    """Bytes at the end of the file that are in no chunk, zeros apart."""
+    rest_begins: bytes
+    """The first of these."""
+
+
+def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
+    """The same WAV or RF64 with a header that promises all its samples, where it is sure that its own promises fewer.
+
+    That is so where it promises none, because the recorder died, and where the file has more than 4 GB, which its 32
+    bits cannot say. None: libsndfile may open the file as it is. The file is closed with what is given.
+
+    Raises:
+        Rejected: something else follows the samples that are promised.
+    """
+    file.seek(0)
+    sound = _sound_chunk(file, file.read(12))
+    if sound is None or sound.rest <= REST_BYTES:
+        return None
+    if sound.rest_begins in _MAGICS:
+        raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another follow the first; {AS_FILES}")
+    wraps = (sound.there - sound.promised) >> 32
+    if sound.format and (wraps or not sound.promised):
+        size = sound.promised + (wraps << 32) if sound.promised else sound.there
+        return io.BufferedReader(_Spliced(_header(sound, size), file, sound.start, size))
+    if not sound.promised:
+        raise Rejected(Reason.NO_SAMPLES, f"its header promises none, but {sound.rest} bytes follow")
+    raise Rejected(
+        Reason.DAMAGED,
+        f"its header promises {sound.promised} bytes of samples, but {sound.rest} more bytes follow"
+        + ("; if they are sound, write it anew with: ffmpeg -ignore_length 1 -i IN OUT.wav" if sound.format else ""),
+    )
+
+
+def _header(sound: _SoundChunk, size: int) -> bytes:
+    """The start of a WAV that ends behind `size` bytes of samples; of an RF64 where 32 bits do not hold the size."""
+    behind, most = len(sound.format) + 12 + size, b"\xff" * 4
+    if behind < 1 << 32:
+        return struct.pack("<4sI4s", b"RIFF", behind, b"WAVE") + sound.format + struct.pack("<4sI", b"data", size)
+    ds64 = struct.pack("<4sIQQQI", b"ds64", 28, behind + 36, size, 0, 0)
+    return b"RF64" + most + b"WAVE" + ds64 + sound.format + b"data" + most
+
+
+def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
+    """None where there is no such chunk."""
+    if head[:4] == b".snd":
+        return _au_samples(file, head)
+    if head[:4] in (b"caff", b"riff"):
+        return _wide_chunk(file, head[:4] == b"caff")
+    kind = head[8:12]
+    name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
+    if head[:4] not in _MAGICS or not name:
+        return None
+    order: Literal["big", "little"] = "big" if head[:4] in (b"RIFX", b"FORM") else "little"
+    end, place, long_size, padded, coded = file.seek(0, io.SEEK_END), 12, 0, 0, b""
+    found: tuple[int, int] | None = None
+    while place + 8 <= end:
+        file.seek(place)
+        header = file.read(24)
+        if len(header) < 8:  # of a server that does not answer; who opens the file says so
+            return None
+        size = int.from_bytes(header[4:8], order)
+        if header[:4] == b"ds64":
+            long_size = int.from_bytes(header[16:24], "little")
+        if header[:4] == b"fmt " and size <= REST_BYTES and found is None and order == "little":
+            coded = (header + file.read(size))[: 8 + size + (size & 1)]
+        if found is None and header[:4] == name:
+            size = long_size if size == 0xFFFFFFFF and head[:4] == b"RF64" else size
+            found = place + 8, size
+        elif place + 8 + size > end or (found is not None and not _names_chunk(header[:4])):
+            if not padded:
+                break
+            place, padded = place - 1, 0  # where a writer left out the byte that makes a size even
+            continue
+        padded = size & 1
+        place += 8 + size + padded
+    if found is None:
+        return None
+    rest = max(0, end - place)
+    file.seek(min(place, end))  # a size may be promised that no file has
+    begins = file.read(4)
+    if found[1] and not any(begins) and _all_zero(file, rest):
+        rest = 0
+    return _SoundChunk(coded, *found, max(0, end - found[0]), rest, begins)
+
+
+def _au_samples(file: BinaryIO, head: bytes) -> _SoundChunk | None:
+    """The samples of an AU file, which has no chunks; None where it does not say how many bytes they are."""
+    start, promised = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
+    there = max(0, file.seek(0, io.SEEK_END) - start)
+    if promised == 0xFFFFFFFF:
+        return None
+    file.seek(start + promised)
+    begins = file.read(4)
+    return _SoundChunk(b"", start, promised, there, max(0, there - promised), begins)
+
+
+def _wide_chunk(file: BinaryIO, caf: bool) -> _SoundChunk | None:
+    """The samples of a CAF or W64 file, whose sizes have 64 bits; None where they go to the end, whatever it is.
+    Source: Apple's Core Audio Format specification; Sony's of W64, whose sizes count their headers.
+    """
+    end, place, wide = file.seek(0, io.SEEK_END), 8 if caf else 40, 12 if caf else 24
+    found: tuple[int, int] | None = None
+    while place + wide <= end:
+        file.seek(place)
+        header = file.read(wide)
+        name, size = header[:4], int.from_bytes(header[-8:], "big" if caf else "little")
+        if len(header) < wide or (caf and size == (1 << 64) - 1):
+            return None
+        if not _names_chunk(name) or not (caf or header[4:16] == _W64_GUID):
+            break
+        size = size if caf else max(0, size - wide)
+        if found is None and name == b"data":
+            found = place + wide, size
+        place += wide + (size if caf else -(-size // 8) * 8)
+    if found is None:
+        return None
+    file.seek(min(place, end))
+    begins = file.read(4)
+    rest = max(0, end - place)
+    if found[1] and not any(begins) and _all_zero(file, rest):
+        rest = 0
+    return _SoundChunk(b"", *found, max(0, end - found[0]), rest, begins)
+
+
+def _names_chunk(name: bytes) -> bool:
+    return name not in _MAGICS and all(0x20 <= byte < 0x7F for byte in name)
+
+
+def _all_zero(file: BinaryIO, size: int) -> bool:
+    """Whether what follows, of this size, is padding."""
+    return size <= MOST_PADDING_BYTES and not any(file.read(size))
+
+
+class _Spliced(io.RawIOBase):
+    """A header of its own before a part of a file."""
+
+    def __init__(self, header: bytes, file: io.BufferedReader, start: int, size: int) -> None:
+        self._header, self._file, self._start, self._place = header, file, start, 0
+        self._stop = len(header) + size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._place = offset + (0, self._place, self._stop)[whence]
+        return self._place
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        wanted = min(len(memoryview(buffer).cast("B")), self._stop - self._place)
+        data = self._header[self._place : self._place + wanted] if wanted > 0 else b""
+        if not data and wanted > 0:
+            self._file.seek(self._place - len(self._header) + self._start)
+            data = self._file.read(wanted)
+        memoryview(buffer).cast("B")[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

@@ -1,0 +1,178 @@
+"""Headers of all files -> every piece in its final order, laid out in shards, before anything is decoded.
+
+N rows, P pieces. Ours: shards are cut from the plan, not from what turns out to be usable, so that each can be made
+without the others, by any process of any machine, in any order, at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.split_names import split_rank
+
+SHARD_BYTES = 256 * 2**20
+"""Largest tar, in bytes. Ours: a set of 80 GB becomes 300 shards, enough to permute and few enough to handle."""
+SHARDS_PER_SPLIT = 16
+"""Fewest shards of a split, if `SHARD_CLIPS` allows. Ours: readers permute shards and shuffle within them."""
+SHARD_CLIPS = 64
+"""Fewest clips of a shard, but for the last. Ours: below that files and their indexes cost more than they bring."""
+WHOLE_UP_TO = 1.05
+"""A file of up to so many times `max_seconds` is one clip. Ours: a recorder, or MP3's padding, makes 10 s files a hair
+longer, and two halves of 5 s are other clips than the published ones; trimming would lose sound."""
+
+_TAR_BLOCK = 512
+_SIDE_MEMBERS_BYTES = 2 * 2 * _TAR_BLOCK + _TAR_BLOCK
+"""Headers and contents of .json and .index, and the audio's header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A clip to be: a span of a file, in samples at 16 kHz."""
+
+    row: SourceRow
+    frames: int
+    """Of the whole file, per channel, at its own rate."""
+    number: int
+    """From 0."""
+    pieces: int
+    """Of this row; 1: it is not cut."""
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """Consecutive pieces of one split that share a tar."""
+
+    name: str
+    """Of its files, without their endings."""
+    split: str
+    first: int
+    """Place of its first piece in the plan: the id of its first clip, were no piece before it rejected."""
+    last: int
+    """Place after its last piece."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All pieces in their final order, as columns: (P,) each but `frames`."""
+
+    rows: Sequence[SourceRow]
+    frames: NDArray[np.int64]
+    """(N,) of each row's file."""
+    row: NDArray[np.int64]
+    number: NDArray[np.int32]
+    pieces: NDArray[np.int32]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def pieces_of(self, shard: PlannedShard) -> list[Piece]:
+        """The pieces of a shard, in order."""
+        return [
+            Piece(
+                self.rows[self.row[place]],
+                int(self.frames[self.row[place]]),
+                int(self.number[place]),
+                int(self.pieces[place]),
+                int(self.start[place]),
+                int(self.stop[place]),
+            )
+            for place in range(shard.first, shard.last)
+        ]
+
+    def bytes(self) -> NDArray[np.int64]:
+        """(P,) what each piece takes up in a tar as WAV; FLAC takes up to twice less."""
+        audio = 44 + 2 * (self.stop - self.start)
+        sizes: NDArray[np.int64] = _SIDE_MEMBERS_BYTES + -(-audio // _TAR_BLOCK) * _TAR_BLOCK
+        return sizes
+
+
+def plan_pieces(
+    rows: Sequence[SourceRow],
+    frames: NDArray[np.int64],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    max_seconds: float,
+    seed: int,
+) -> Plan:
+    """Cuts long rows into equal pieces and shuffles all of them, split by split.
+
+    A row of d > WHOLE_UP_TO x max_seconds becomes ceil(d / max_seconds) pieces whose lengths differ by one sample at
+    most.
+    Ours: sorted before they are shuffled, so that the order depends on names and seed alone.
+
+    Args:
+        start, stop: (N,) what is packed of each row, in samples at 16 kHz; nothing where they are equal.
+    """
+    longest = int(max_seconds * SAMPLE_RATE_HZ)
+    usable = np.flatnonzero(stop > start)
+    named = sorted(usable.tolist(), key=lambda row: (rows[row].split, rows[row].source))
+    row = np.asarray(named, np.int64)
+    length = stop[row] - start[row]
+    count = np.where(length <= int(WHOLE_UP_TO * max_seconds * SAMPLE_RATE_HZ), 1, -(-length // longest))
+    first = np.repeat(np.cumsum(count) - count, count)
+    row, pieces = np.repeat(row, count), np.repeat(count, count)
+    number = np.arange(len(row)) - first
+    length = (stop - start)[row]
+    begin, end = (start[row] + length * place // pieces for place in (number, number + 1))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(row))
+    splits = sorted({rows[place].split for place in named}, key=split_rank)
+    rank_of_row = np.zeros(len(rows), np.int64)
+    rank_of_row[named] = [splits.index(rows[place].split) for place in named]
+    order = order[np.argsort(rank_of_row[row[order]], kind="stable")]
+    return Plan(
+        rows,
+        frames,
+        row[order],
+        number[order].astype(np.int32),
+        pieces[order].astype(np.int32),
+        begin[order],
+        end[order],
+    )
+
+
+def plan_shards(plan: Plan, clips_per_shard: int | None) -> list[PlannedShard]:
+    """Cuts the pieces into shards: at a new split, at `clips_per_shard`, and before `SHARD_BYTES`.
+
+    Args:
+        clips_per_shard: None: a sixteenth of the split (`SHARDS_PER_SPLIT`), but at least `SHARD_CLIPS`.
+    """
+    sizes = plan.bytes()
+    shards = []
+    for split, first, last in _splits(plan):
+        limit = clips_per_shard or max(SHARD_CLIPS, -(-(last - first) // SHARDS_PER_SPLIT))
+        ends = np.cumsum(sizes[first:last])
+        number, start = 0, first
+        while start < last:
+            used = int(ends[start - first - 1]) if start > first else 0
+            fitting = first + int(np.searchsorted(ends, used + SHARD_BYTES, side="right"))
+            stop = min(start + limit, max(fitting, start + 1), last)
+            shards.append(PlannedShard(f"{split}-{number:06d}", split, start, stop))
+            number, start = number + 1, stop
+    return shards
+
+
+def share(shards: Sequence[PlannedShard], part: int, parts: int) -> list[PlannedShard]:
+    """Those of `shards` that part `part` of `parts`, counted from 1, makes: consecutive ones, about as many pieces."""
+    pieces = shards[-1].last if shards else 0
+    low, high = pieces * (part - 1) / parts, pieces * part / parts
+    return [shard for shard in shards if low <= (shard.first + shard.last) / 2 < high]
+
+
+def _splits(plan: Plan) -> Iterator[tuple[str, int, int]]:
+    """Each split with the place of its first piece and the place after its last."""
+    first = 0
+    for place in range(1, len(plan) + 1):
+        split = plan.rows[plan.row[first]].split
+        if place == len(plan) or plan.rows[plan.row[place]].split != split:
+            yield split, first, place
+            first = place

@@ -1,0 +1,57 @@
+"""rejected.csv: every file, or piece of one, that did not make it, and why."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from unfused_fast.errors import UserError, escaped
+from unfused_fast.shards.packing.pack_shard import Rejection
+from unfused_fast.shards.sets.table import REJECTED
+
+_PIECE = re.compile(r"piece \d+ of \d+: ")
+
+
+def by_reason(rejected: Sequence[Rejection]) -> dict[str, int]:
+    """Rows of each reason, most frequent first."""
+    return _counted(reason for _, _, reason, _ in rejected)
+
+
+def read_reasons(folder: Path) -> dict[str, int]:
+    """As by_reason, of the rejected.csv of a finished set.
+
+    Raises:
+        UserError: there is none, or it is malformed.
+    """
+    path = folder / REJECTED
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            texts = [_PIECE.sub("", row["reason"], count=1) for row in csv.DictReader(stream, strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: not what a packer writes there ({getattr(error, 'strerror', None) or error}); copy the set again "
+            "or replace it with --overwrite"
+        ) from error
+    return _counted(text.partition(": ")[0] for text in texts)
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def write_rejected(folder: Path, rejected: Sequence[Rejection]) -> None:
+    """Writes rejected.csv: path, reason; sorted by path."""
+    with (folder / REJECTED).open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        writer.writerows((source, text) for source, _, _, text in sorted(rejected))
+
+
+def summary(rejected: Sequence[Rejection], files: int) -> str:
+    """One sentence for the case that nothing was usable."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason(rejected).items())
+    examples = "; ".join(f"{escaped(source)} ({text})" for source, _, _, text in sorted(rejected)[:3])
+    return f"{files} files, none of them usable: {reasons}; for example {examples}"

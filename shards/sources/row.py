@@ -1,0 +1,48 @@
+"""One file to pack: what every source of files, and every adapter of a data set, gives."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sources.branch import Branch
+from unfused_fast.shards.sources.places import Location
+
+DEFAULT_SPLIT = "train"
+
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One file to pack."""
+
+    path: Location
+    """Where its bytes are; never written into a shard set."""
+    source: str
+    """Its name in the clips table: relative, with forward slashes, the same on every machine. No two rows share it."""
+    label: str | None = None
+    """None: unlabelled, or of a multi-label set, see `labels`."""
+    split: str = DEFAULT_SPLIT
+    group: str | None = None
+    """What must not be on both sides of a split (speaker, recording); None: the file itself."""
+    fold: int | None = None
+    """Number of the cross-validation fold, 0 or more; None where the set has none."""
+    labels: tuple[str, ...] = ()
+    """All labels of a clip of a multi-label set, whose `label` is None."""
+    span: tuple[float, float] | None = None
+    """Start and end of the part that is packed, in seconds; None: the whole file."""
+
+    def __post_init__(self) -> None:
+        """Adapters name a file of a tree as they name a Path; a worker process needs only where its bytes are."""
+        if isinstance(self.path, Branch):
+            object.__setattr__(self, "path", self.path.location())
+
+
+def check_split_name(split: str, where: str) -> None:
+    """Raises UserError for a split name that cannot be part of a file name everywhere."""
+    if not _SPLIT_NAME.fullmatch(split):
+        raise UserError(
+            f"{where}: split {split!r}, but a split is named by letters, digits and underscores, such as train"
+        )

@@ -1,0 +1,177 @@
+"""The memory bank on the device: exact cover, rows by clip id, saving beside training, loading only what fits."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unfused_fast.clustering import bank as bank_module
+from unfused_fast.clustering.bank import MemoryBank
+from unfused_fast.clustering.bank_manifest import DamagedBank
+from unfused_fast.clustering.bank_read import Generation, open_bank
+from unfused_fast.errors import UserError
+from unfused_fast.training import checkpoint
+
+CPU = torch.device("cpu")
+IDS = torch.arange(10) % 3
+
+
+def filled(clips: int = 10, dim: int = 4, first_id: int = 100, dtype: str = "fp32") -> MemoryBank:
+    bank = MemoryBank(clips, dim, first_id, CPU, dtype)
+    bank.write(torch.arange(first_id, first_id + clips), torch.randn(clips, dim))
+    return bank
+
+
+def test_rows_belong_to_clip_ids() -> None:
+    bank, rows = MemoryBank(6, 3, 100, CPU), torch.randn(6, 3)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    bank.write(100 + order[:4], rows[order[:4]])
+    bank.write(100 + order[4:], rows[order[4:]])
+    assert torch.equal(bank.rows, rows)
+    bank.check_cover()
+
+
+def test_a_clip_missed_or_written_twice_is_named() -> None:
+    bank = filled()
+    bank.start_epoch()
+    bank.write(torch.tensor([100, 101, 101, 103, 104, 105, 106, 107, 108, 109]), torch.randn(10, 4))
+    with pytest.raises(RuntimeError, match=r"2 of 10 clips .* 101 \(2 times\), 102 \(0 times\)"):
+        bank.check_cover()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_generations_round_trip_bit_for_bit_and_as_many_stay_as_checkpoints(tmp_path: Path, dtype: str) -> None:
+    bank, saved = filled(dtype=dtype), {}
+    # what rounding, or a fill value that is not stored, would lose
+    odd = torch.tensor([[-0.0, 0.0, 1e-40, float("nan")], [float("inf"), -float("inf"), 1 / 3, 3.4e38]])
+    for epoch in (1, 2, 3):
+        bank.write(torch.tensor([103, 107]), odd if epoch == 2 else torch.zeros(2, 4))
+        bank.save(tmp_path, epoch, IDS, step=7 * epoch)
+        saved[epoch] = bank.rows.clone()
+    assert bank.wait() == tmp_path / "gen-000003" and bank.wait() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000002", "gen-000003"]
+    assert checkpoint.KEPT == bank_module.GENERATIONS_KEPT
+    other = MemoryBank(10, 4, 100, CPU, dtype)
+    for epoch in (2, 3):
+        assert torch.equal(other.load(tmp_path, epoch), IDS)
+        bits = torch.int32 if dtype == "fp32" else torch.int16
+        assert torch.equal(other.rows.view(bits), saved[epoch].view(bits))
+    manifest = open_bank(tmp_path, 2).manifest
+    assert (manifest.epoch, manifest.step, manifest.first_clip_id, manifest.norms.not_finite) == (2, 14, 100, 2)
+
+
+def test_training_goes_on_while_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is held; save returns, rows change, and what is written is what was there when save was called."""
+    go, real = threading.Event(), bank_module.write_part
+    monkeypatch.setattr(bank_module, "write_part", lambda *given: (go.wait(30), real(*given)))
+    bank, published = filled(), []
+    before = bank.rows.clone()
+    bank.save(tmp_path, 1, IDS, then=lambda: published.append(sorted(path.name for path in tmp_path.iterdir())))
+    bank.write(torch.arange(100, 110), torch.full((10, 4), 9.0))
+    assert published == [] and not (tmp_path / "gen-000001").exists()
+    go.set()
+    bank.wait()
+    assert torch.equal(open_bank(tmp_path).block(0, 10), before)
+    assert published == [["gen-000001"]], "what refers to a generation is published after it"
+
+
+def test_files_that_a_reader_holds_do_not_stop_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, where a file that is open elsewhere stays under another name and cannot be deleted."""
+    real, bank = os.unlink, filled()
+
+    def unlink(path: str, **options: Any) -> None:
+        if Path(path).name.startswith(".nfs"):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        for epoch in (1, 2, 3, 3, 3, 4):  # also as after going back to an earlier epoch
+            bank.save(tmp_path, epoch, IDS)
+            kept = bank.wait()
+            (tmp_path / f"gen-{epoch:06d}/embeddings/.nfs01").touch()
+        assert kept == tmp_path / "gen-000004"
+        assert sorted(path.name for path in tmp_path.glob("gen-??????")) == ["gen-000003", "gen-000004"]
+        assert list(tmp_path.glob("*.stale")), "what stays is no generation"
+    bank.save(tmp_path, 5, IDS)
+    bank.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000004", "gen-000005"]
+
+
+def test_nothing_is_deleted_before_what_refers_to_the_next_is_published(tmp_path: Path) -> None:
+    bank, seen = filled(), []
+    for epoch in (1, 2, 3):
+        bank.save(
+            tmp_path, epoch, IDS, then=lambda: seen.append([int(path.name[4:]) for path in sorted(tmp_path.iterdir())])
+        )
+    bank.wait()
+    assert seen == [[1], [1, 2], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("failing", ["write_part", "publish", "then"])
+def test_a_failed_save_is_told_once_and_the_generation_before_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    bank = filled()
+    bank.save(tmp_path, 1, IDS)
+    bank.wait()
+    before = bank.rows.clone()
+
+    def full(*given: object, **named: object) -> None:
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        if failing != "then":
+            patch.setattr(bank_module, failing, full)
+        bank.write(torch.tensor([100]), torch.ones(1, 4))
+        bank.save(tmp_path, 2, IDS, then=full if failing == "then" else None)
+        with pytest.raises(UserError, match="the disk is full"):
+            bank.save(tmp_path, 3, IDS)
+    assert torch.equal(open_bank(tmp_path, 1).block(0, 10), before)
+    with bank:
+        bank.save(tmp_path, 3, IDS)
+    assert torch.equal(open_bank(tmp_path).block(0, 10), bank.rows) and not list(tmp_path.glob("*.partial"))
+
+
+def test_the_end_of_a_block_waits_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = filled()
+    with pytest.raises(ZeroDivisionError), bank:
+        bank.save(tmp_path, 1, IDS)
+        raise ZeroDivisionError
+    assert Generation(tmp_path / "gen-000001").manifest.epoch == 1
+
+
+def test_only_what_fits_is_loaded(tmp_path: Path) -> None:
+    with filled() as bank:
+        bank.save(tmp_path, 1, IDS)
+    for clips, dim, first_id in ((11, 4, 100), (10, 5, 100), (10, 4, 99)):
+        with pytest.raises(DamagedBank, match="another shard set"):
+            MemoryBank(clips, dim, first_id, CPU).load(tmp_path, 1)
+    with pytest.raises(DamagedBank, match="in float32, but this run needs epoch 1 in bfloat16"):
+        MemoryBank(10, 4, 100, CPU, "bf16").load(tmp_path, 1)
+    with pytest.raises(DamagedBank, match="missing"):
+        MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
+    (tmp_path / "gen-000001").rename(tmp_path / "gen-000002")
+    with pytest.raises(DamagedBank, match="epoch 1"):
+        MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rows_leave_a_gpu_through_pinned_memory_as_they_were(tmp_path: Path, dtype: str) -> None:
+    cuda = torch.device("cuda")
+    bank = MemoryBank(50_000, 128, 0, cuda, dtype)
+    ids = torch.arange(50_000, device=cuda)
+    for epoch in (1, 2):
+        bank.write(ids, torch.randn(50_000, 128, device=cuda))
+        before = bank.rows.clone()
+        bank.save(tmp_path, epoch, ids)
+        bank.write(ids, torch.zeros(50_000, 128, device=cuda))
+    bank.wait()
+    assert bank._host is not None and bank._host[0].is_pinned()
+    other = MemoryBank(50_000, 128, 0, cuda, dtype)
+    assert torch.equal(other.load(tmp_path, 2), ids) and torch.equal(other.rows, before)

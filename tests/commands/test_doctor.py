@@ -1,0 +1,163 @@
+"""`unfused-fast doctor` against pyproject.toml; the first lines of its help and of its neighbours'."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from outcomes import Cli
+
+from unfused_fast.commands import doctor
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[><=!~;\\[ ]", line)[0] for line in requirements}
+
+
+def test_every_requirement_of_the_project_is_looked_for(cli: Cli) -> None:
+    found = {line["name"]: line for line in json.loads(cli("doctor", "--json").out)}
+    assert names(PROJECT["dependencies"]) <= found.keys()
+    assert {"google-crc32c", "indexed_gzip"} <= found.keys()
+    extras = PROJECT["optional-dependencies"]
+    ways = extras.keys() - {"cpu", "cuda12", "cuda13", "dev"}
+    optional = set[str]().union(*(names(extras[way]) for way in ways))
+    assert {"ray", "fsspec", "s3fs", "gcsfs", "scikit-learn", "onnx"} <= optional <= found.keys()
+    for name in names(PROJECT["dependencies"]) | optional:
+        version = found[name]["found"]
+        assert version == "missing" or version.startswith(importlib.metadata.version(name).split("+")[0])
+
+
+def test_what_is_missing_is_named_with_what_installs_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name in ("soxr", "s3fs"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    done = cli("doctor", "--json")
+    found = {line["name"]: line for line in json.loads(done.out)}
+    assert done.code == 1
+    assert not found["soxr"]["works"] and re.search(r"needed; .* pip install '\.\[", found["soxr"]["note"])
+    assert found["s3fs"]["works"] and found["s3fs"]["note"].endswith(
+        "behind URLs; in a checkout: pip install '.[remote]'"
+    )
+
+
+def test_a_checkout_that_is_not_installed_is_not_ready(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", none)
+    done = cli("doctor")
+    assert done.code == 1 and "what it needs is not known" in done.out and "not ready" in done.out
+
+
+def test_what_does_not_load_is_not_ready(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = importlib.import_module
+
+    def broken(name: str, package: str | None = None) -> ModuleType:
+        if name in ("soxr", "s3fs"):
+            raise ImportError("libexample.so.1: cannot open shared object file")
+        return load(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    done = cli("doctor", "--json")
+    found = {line["name"]: line for line in json.loads(done.out)}
+    assert done.code == 1
+    for name in ("soxr", "s3fs"):
+        assert not found[name]["works"] and "does not load (libexample.so.1" in found[name]["note"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch_cuda", "extra", "works", "note"),
+    [
+        ("13.0", "13.0", "cuda13", True, ""),
+        ("14.1", "13.0", "cuda13", True, ""),
+        ("13.0", "12.8", "cuda13", True, ""),
+        ("12.4", "12.8", "cuda12", True, ""),
+        (
+            "12.4",
+            "13.0",
+            "cuda12",
+            False,
+            "too old for torch (CUDA 13.0); in a checkout, in a new virtual environment: ",
+        ),
+        ("12.4", None, "cuda12", True, "not used, because torch is a CPU build; in a checkout"),
+        ("11.8", "13.0", "cuda12", False, "too old; update the NVIDIA driver to 525 or newer"),
+        (None, "13.0", "cpu", True, None),
+    ],
+)
+def test_the_driver_decides_the_build(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    driver: str | None,
+    torch_cuda: str | None,
+    extra: str,
+    works: bool,
+    note: str | None,
+) -> None:
+    version = driver or "N/A"
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text(f"#!/bin/sh\necho '| Driver Version: 1.2.3    CUDA Version: {version:6} |'\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(doctor, "builds", dict)
+    found = {line["name"]: line for line in json.loads(cli("doctor", "--json").out)}
+    if note is None:
+        assert "driver" not in found
+    else:
+        assert (found["driver"]["works"], found["driver"]["found"]) == (works, f"CUDA {driver}")
+        assert found["driver"]["note"].startswith(note) and bool(note) == bool(found["driver"]["note"])
+        if "pip" in found["driver"]["note"]:
+            assert found["driver"]["note"].endswith(f"pip install -c requirements/{extra}.txt '.[{extra}]'")
+    if shutil.which("make"):
+        root = Path(__file__).parents[2]
+        said = subprocess.run(["make", "-n", "demo", f"VENV={tmp_path}"], cwd=root, capture_output=True, text=True)
+        assert f"-c requirements/{extra}.txt -e '.[{extra}]'" in said.stdout
+
+
+def test_builds_by_name_and_by_what_they_require(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"nvidia-dali-cuda130": "2.4.0", "cupy-cuda12x": "14.2.0", "cuml-cu13": "26.10.0", "faiss-gpu": "1.15.1"}
+    monkeypatch.setattr(doctor, "installed", lambda name: f"{name} {here[name]}" if name in here else None)
+    asked = {"faiss-gpu": ["numpy", "nvidia-cublas-cu12<13"]}
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked.get(name))
+    assert doctor.builds() == {
+        "nvidia-dali-cuda130 2.4.0": "13",
+        "faiss-gpu 1.15.1": "12",
+        "cuml-cu13 26.10.0": "13",
+        "cupy-cuda12x 14.2.0": "12",
+    }
+
+
+def test_training_on_a_gpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    on_gpu, on_cpu = doctor._compiler(True), doctor._compiler(False)
+    assert not on_gpu.works and "without --no-compile needs a C compiler (no-such-compiler)" in on_gpu.note
+    assert on_cpu.works and "--compile needs a C++ compiler" in on_cpu.note
+
+
+@pytest.mark.parametrize("command", [["clusters"], ["doctor"], ["train", "pretrain"]])
+def test_the_first_sentence_of_the_help_fits_a_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    listed = cli(*command[:-1], "--help").out
+    (line,) = [line for line in listed.splitlines() if re.match(rf"\W*{command[-1]}\s", line)]
+    sentence = line.split(command[-1], 1)[1].strip(" │|")
+    assert len(sentence) <= 75 and sentence.endswith(".")

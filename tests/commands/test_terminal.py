@@ -1,0 +1,115 @@
+"""What the command line says: on terminals without Unicode, of wrong options, of what comes next."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_lines import parse
+from outcomes import Cli, refused
+
+from unfused_fast.cli import app
+from unfused_fast.commands.flags import run_app
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.training.plots import plot_confusion, plot_log_mels
+
+JAPANESE = "\u65e5\u672c\u8a9e"
+
+
+@pytest.fixture(scope="module")
+def japanese(
+    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    rows = [SourceRow(row.path, f"{JAPANESE} {row.source}", f"{JAPANESE} $x^") for row in tone_rows[:4]]
+    return pack_rows(rows, tmp_path_factory.mktemp("sets") / f"a {JAPANESE} set")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", ["peek", "check"])
+def test_names_that_the_terminal_cannot_show(
+    japanese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, command: str
+) -> None:
+    """They are escaped, JSON stays JSON, and nothing warns."""
+    for flags in ([], ["--json"]):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        more = ["--out", str(tmp_path / f"{JAPANESE}.png")] if command == "peek" else []
+        monkeypatch.setattr(sys, "argv", ["unfused-fast", command, str(japanese), *more, *flags])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            warnings.simplefilter("error")
+            run_app(app)
+        out.flush()
+        text = out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert ended.value.code == 0
+        if flags:
+            assert json.loads(text)["shards"] == str(japanese)
+        else:
+            assert (JAPANESE if encoding == "utf-8" else "\\u65e5") in text
+
+
+def test_labels_that_no_font_has(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No warning of Python's; private characters, which no font has, are counted in a line. Dollars are no formula."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_confusion(tmp_path / "a.png", [[1, 2], [3, 4]], ["\U000f1234", "$\\frac"], "$")
+        clip = ("0 $a.wav", 1.0, np.random.default_rng(0).random((8, 9)))
+        plot_log_mels(tmp_path / "b.png", [("$x^", [clip])], "plain")
+    said = capfd.readouterr().err
+    assert "a.png: no font here has 1 of the characters" in said and "b.png" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (["no-such"], ["No such command 'no-such'", "unfused-fast --help"]),
+        (["config", "--no-such"], ["No such option: --no-such", "unfused-fast config --help"]),
+        (["config", "--preset", "wrong"], ["'--preset'", "'wrong' is not one of", "decar-v1"]),
+        (["train", "no-such"], ["No such command", "unfused-fast train --help"]),
+        (["train", "pretrain"], ["Missing argument", "unfused-fast train pretrain --help"]),
+        (["embed", "a.wav", "--encoder", "b", "--out", "c.npz", "--workers", "0"], ["'--workers'", "1"]),
+        (["export", "run"], ["nothing to write: give --hub FOLDER"]),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_code_2(cli: Cli, given: list[str], parts: list[str]) -> None:
+    done = cli(*given)
+    assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1
+    assert all(part in done.error for part in parts), done.err
+
+
+def test_a_group_without_a_command_prints_its_help(cli: Cli) -> None:
+    done = cli("bank")
+    assert done.code == 2 and "export" in done.out + done.err and "error:" not in done.err
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+def test_what_comes_next_can_be_typed(
+    cli: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """With the set and the run that were given, quoted."""
+    shards, run = tmp_path / "my 'set'", tmp_path / "a run"
+    shards.symlink_to(tones)
+    monkeypatch.setattr(f"unfused_fast.stages.{stage}", lambda *_: {"run": str(run), "loss": 1.0})
+    teacher = ["--teacher", tmp_path] if stage == "distill" else []
+    done = cli("train", stage, shards, "--out", run, "--device", "cpu", *teacher)
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if line.startswith("next: unfused-fast "))
+    words = shlex.split(line.removeprefix("next: unfused-fast "))
+    parse(words)
+    assert str(shards) in words and str(run) in words
+
+
+def test_config_of_a_field_and_of_a_section(cli: Cli) -> None:
+    assert json.loads(cli("config", "cluster.k", "optim.lr", "--json").out) == {"cluster.k": "auto", "optim.lr": 1.0}
+    section = json.loads(cli("config", "loss", "--json").out)
+    assert section and all(name.startswith("loss.") for name in section)
+    assert "cluster.k" in cli("config", "cluster.k").out and "optim.lr" not in cli("config", "cluster.k").out
+    differing = json.loads(cli("config", "optim", "--diff", "authors", "--json").out)
+    assert differing and all(line["field"].startswith("optim.") for line in differing)
+    refused(cli("config", "cluster.kk"), "cluster.kk: neither a field nor a section", "did you mean cluster.k?")

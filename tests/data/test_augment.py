@@ -1,0 +1,138 @@
+"""Views against torch.nn.functional.interpolate and hand-worked mixing."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from unfused_fast.config.audio import RandomResizeCropConfig
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.data.augment import Augmenter, MixupMemory, resize_crops
+from unfused_fast.data.randomness import Stream, uniform
+from unfused_fast.kernels.views import augmented_reference, log_mixup_exp, resize_weights
+
+
+def expected_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: RandomResizeCropConfig) -> torch.Tensor:
+    """Clip by clip as BYOL-A describes it: place on a zero canvas, cut, F.interpolate."""
+    bins, frames = log_mel.shape[-2:]
+    canvas_frames = int(frames * config.canvas_time)
+    made = []
+    for clip, draw in zip(log_mel, draws.tolist(), strict=True):
+        canvas = torch.zeros(1, bins, canvas_frames)
+        left = (canvas_frames - frames) // 2
+        canvas[:, :, left : left + frames] = clip
+        height = min(
+            bins,
+            max(
+                1,
+                math.floor(
+                    torch.tensor(
+                        bins * (config.freq_scale[0] + (config.freq_scale[1] - config.freq_scale[0]) * draw[0])
+                    ).item()
+                ),
+            ),
+        )
+        width = min(
+            canvas_frames,
+            max(
+                1,
+                math.floor(
+                    torch.tensor(
+                        frames * (config.time_scale[0] + (config.time_scale[1] - config.time_scale[0]) * draw[2])
+                    ).item()
+                ),
+            ),
+        )
+        top = min(math.floor(draw[1] * (bins - height + 1)), bins - height)
+        start = min(math.floor(draw[3] * (canvas_frames - width + 1)), canvas_frames - width)
+        cut = canvas[None, :, top : top + height, start : start + width]
+        made.append(interpolate(cut, size=(bins, frames), mode="bicubic", align_corners=True)[0])
+    return torch.stack(made)
+
+
+def random_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: RandomResizeCropConfig) -> torch.Tensor:
+    return augmented_reference(log_mel, None, None, None, *resize_crops(*log_mel.shape[-2:], draws, config))
+
+
+@pytest.mark.parametrize(("bins", "frames"), [(64, 96), (64, 101), (40, 33)])
+def test_random_resize_crop_is_interpolate(bins: int, frames: int) -> None:
+    torch.manual_seed(0)
+    log_mel, draws, config = torch.randn(40, 1, bins, frames), torch.rand(40, 4), RandomResizeCropConfig()
+    found = random_resize_crop(log_mel, draws, config)
+    torch.testing.assert_close(found, expected_resize_crop(log_mel, draws, config), atol=1e-5, rtol=0)
+
+
+def test_random_resize_crop_reaches_the_canvas_edges() -> None:
+    draws = torch.tensor(
+        [[0.0, 0.0, 0.0, 0.0], [0.999999, 0.999999, 0.999999, 0.999999], [0.0, 0.999999, 0.0, 0.999999]]
+    )
+    log_mel, config = torch.randn(3, 1, 64, 96), RandomResizeCropConfig()
+    torch.testing.assert_close(
+        random_resize_crop(log_mel, draws, config), expected_resize_crop(log_mel, draws, config), atol=1e-5, rtol=0
+    )
+
+
+def test_resize_weights_of_a_single_sample_repeat_it() -> None:
+    weights = resize_weights(torch.tensor([2.0]), torch.tensor([1.0]), 5, 4)
+    torch.testing.assert_close(weights[0], torch.tensor([[0.0, 0, 1, 0, 0]] * 4))
+
+
+def test_log_mixup_exp_by_hand() -> None:
+    # log(0.75 * exp(0) + 0.25 * exp(log 5)) = log(0.75 + 1.25) = log 2
+    mixed = log_mixup_exp(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), math.log(5)), torch.tensor([0.25]))
+    assert mixed.item() == pytest.approx(math.log(2), abs=1e-6)
+    same = torch.randn(2, 1, 3, 4)
+    assert torch.equal(log_mixup_exp(same, torch.randn(2, 1, 3, 4), torch.zeros(2)), same)
+
+
+def test_mixup_never_takes_the_own_clip_and_holds_the_last() -> None:
+    memory = MixupMemory(4, 1, 1, torch.device("cpu"))
+    ids = torch.tensor([7, 8, 9])
+    _, share = memory.draw(ids, torch.rand(3, 2), 0.4)
+    assert share.tolist() == [0, 0, 0], "an empty memory mixes nothing"
+    memory.push(ids, ids.reshape(3, 1, 1, 1).float())
+    memory.push(torch.tensor([10, 11]), torch.tensor([10.0, 11.0]).reshape(2, 1, 1, 1))
+    assert sorted(memory.clip_ids.tolist()) == [8, 9, 10, 11]
+    draws = torch.tensor([[slot / 4 + 0.01, 0.5] for slot in range(4)])
+    for own in (8, 9, 10, 11):
+        slots, share = memory.draw(torch.full((4,), own), draws, 0.4)
+        assert torch.equal(share == 0, memory.crops[slots].flatten() == own)
+        assert share.max().item() == pytest.approx(0.2)
+
+
+def test_mixup_share_is_uniform_up_to_the_ratio() -> None:
+    memory = MixupMemory(8, 1, 1, torch.device("cpu"))
+    memory.push(torch.arange(8) + 100000, torch.zeros(8, 1, 1, 1))
+    ids = torch.arange(20000)
+    _, share = memory.draw(ids, uniform(ids, 2, seed=1, epoch=1, stream=Stream.MIXUP), 0.4)
+    assert share.max() < 0.4
+    assert share.mean().item() == pytest.approx(0.2, abs=0.003)
+
+
+def test_views_do_not_depend_on_batch_order_and_differ_between_views() -> None:
+    config = with_values(Config(), {"aug.mixup.ratio": 0, "train.seed": 3})
+    make = Augmenter(config, 10, torch.device("cpu"))
+    ids, crops = torch.tensor([4, 1, 9]), torch.randn(3, 1, 64, 96)
+    first, second = make(ids, (crops, crops), epoch=2)
+    order = torch.tensor([2, 0, 1])
+    again, _ = make(ids[order], (crops[order], crops[order]), epoch=2)
+    torch.testing.assert_close(again, first[order], atol=1e-6, rtol=0)
+    assert (first - second).abs().max() > 0.1
+    other_epoch, _ = make(ids, (crops, crops), epoch=3)
+    assert (first - other_epoch).abs().max() > 0.1
+
+
+def test_augmenter_state_round_trip() -> None:
+    def fresh() -> Augmenter:
+        return Augmenter(
+            with_values(Config(), {"frontend.n_mels": 8, "data.crop_seconds": 0.08}), 6, torch.device("cpu")
+        )
+
+    one, two = fresh(), fresh()
+    for start in (0, 4):
+        one(torch.arange(start, start + 4), (torch.randn(4, 1, 8, 9),), epoch=1)
+    two.load_state(one.state())
+    crops, ids = torch.randn(4, 1, 8, 9), torch.arange(4)
+    assert torch.equal(one(ids, (crops,), 2)[0], two(ids, (crops,), 2)[0])

@@ -1,0 +1,328 @@
+"""Log-mels on disk: used when sound, made again when not, never half there, made once by many."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from unfused_fast.config.audio import Store
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.data import log_mel_cache, log_mel_pass
+from unfused_fast.data.resident import ResidentLoader
+from unfused_fast.data.store import placed
+from unfused_fast.data.stream import Batch, Loader
+from unfused_fast.errors import UserError
+from unfused_fast.mel import log_mel_statistics
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.features import baseline_encoder, extract
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """30 clips of 0.5 to 1.5 s in two shards."""
+    folder, generator, rows = tmp_path_factory.mktemp("noise"), np.random.default_rng(0), []
+    for number in range(30):
+        pcm = (generator.standard_normal(int(generator.integers(8000, 24000))) * 3000).astype(np.int16)
+        soundfile.write(folder / f"{number}.wav", pcm, 16000, subtype="PCM_16")
+        rows.append(SourceRow(folder / f"{number}.wav", f"{number}.wav"))
+    return pack(rows, folder / "set", workers=0, clips_per_shard=15, statistics=log_mel_statistics).shard_set
+
+
+@pytest.fixture
+def shards(packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSet:
+    """That set in a folder of its own, without a cache."""
+    (tmp_path / "set").mkdir()
+    for path in packed.directory.iterdir():
+        (tmp_path / "set" / path.name).symlink_to(path)
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "elsewhere"))
+    return open_shards(tmp_path / "set")
+
+
+def stream(shards: ShardSet, values: dict[str, object] | None = None, **options: object) -> Loader:
+    return Loader(shards, "train", with_values(Config(), values or {}), **{"device": CPU, "batch_size": 8, **options})
+
+
+def caches(folder: Path) -> list[Path]:
+    """Everything that looks like a cache, a finished or a partial one."""
+    return sorted(folder.rglob("log-mel-*.cache*"))
+
+
+def views(loader: object) -> torch.Tensor:
+    assert isinstance(loader, ResidentLoader)
+    return torch.cat([torch.cat(batch.views) for batch in loader.epoch(1)])
+
+
+@pytest.fixture
+def no_audio(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Once called, reading audio fails."""
+
+    def read(self: Loader) -> Iterator[Batch]:
+        raise AssertionError("the audio was read")
+
+    return lambda: monkeypatch.setattr(Loader, "whole_clips", read)
+
+
+def test_the_second_start_reads_the_cache(
+    shards: ShardSet, no_audio: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = views(placed(stream(shards), "resident"))
+    assert "from the audio" in capsys.readouterr().err
+    (folder,) = caches(shards.directory)
+    assert (folder / "frames.npy").stat().st_size > 30 * 50 * 128
+    assert np.load(folder / "frames.npy").dtype == np.float16, "anyone's numpy reads it"
+    no_audio()
+    for store in ("resident", "mmap"):
+        assert torch.equal(views(placed(stream(shards), store)), first)
+        assert f"from the cache ({folder})" in capsys.readouterr().err
+
+
+def cut(folder: Path) -> None:
+    with (folder / "frames.npy").open("r+b") as file:
+        file.truncate(1000)
+
+
+def grow(folder: Path) -> None:
+    with (folder / "frames.npy").open("ab") as file:
+        file.write(b"more")
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "frames.npy").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "frames.npy").write_bytes(data)
+
+
+def other_digest(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["identity"]["digest"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def other_front_end(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["identity"]["frontend"]["n_mels"] = 40
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def index_of_another(folder: Path) -> None:
+    np.save(folder / "index.npy", np.load(folder / "index.npy")[::-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (cut, "bytes short"),
+        (grow, "4 bytes too long"),
+        (flip, "1 of 1 parts are not what was written"),
+        (other_digest, "made with digest = 0000"),
+        (other_front_end, "made with frontend.n_mels = 40, now 64"),
+        (index_of_another, "index.npy is not what was written"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
+        (lambda folder: (folder / "frames.npy").unlink(), "No such file"),
+        (lambda folder: (folder / "frames.npy").write_bytes(b""), "damaged"),
+    ],
+)
+def test_what_is_not_sound_is_made_again_with_the_reason(
+    shards: ShardSet, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], says: str
+) -> None:
+    store: Store = "mmap" if damage in (cut, flip) else "resident"
+    whole = views(placed(stream(shards), store))
+    (folder,) = caches(shards.directory)
+    damage(folder)
+    capsys.readouterr()
+    assert torch.equal(views(placed(stream(shards), store)), whole)
+    said = capsys.readouterr().err
+    assert says in said and "it is made again" in said and "from the audio" in said
+    assert torch.equal(views(placed(stream(shards), store)), whole)
+    assert "made again" not in capsys.readouterr().err
+
+
+def test_another_front_end_has_a_cache_of_its_own(shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
+    placed(stream(shards), "resident")
+    placed(stream(shards, {"frontend.n_mels": 40}), "resident")
+    said = capsys.readouterr().err
+    assert "made with frontend.n_mels = 64, now 40; it is not used" in said
+    placed(stream(shards, {"data.crop_seconds": 1.2}), "resident")
+    assert "made with padded_to_samples = 15200, now 19200" in capsys.readouterr().err
+    assert len(caches(shards.directory)) == 3
+
+
+def test_many_parts_are_verified_each(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (log_mel_cache, log_mel_pass):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 10000)  # no multiple of a frame, nor of a batch
+    whole = views(placed(stream(shards), "resident"))
+    (folder,) = caches(shards.directory)
+    digests = json.loads((folder / "manifest.json").read_text())["sha256_of_chunks"]
+    assert len(digests) == -(-log_mel_cache.layout(stream(shards)).bytes // 10000) > 20
+    assert torch.equal(views(placed(stream(shards), "resident")), whole)
+
+
+def test_ctrl_c_in_the_first_pass_leaves_nothing(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loader.whole_clips
+
+    def stopped(self: Loader) -> Iterator[Batch]:
+        yield next(original(self))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log_mel_cache, "PASS_CLIPS", 8)
+        patch.setattr(Loader, "whole_clips", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            placed(stream(shards), "resident")
+    assert not caches(shards.directory)
+
+
+KILLED = """
+import os, signal, sys, torch
+import unfused_fast.data.log_mel_cache
+from unfused_fast.config.fields import Config
+from unfused_fast.data.stream import Loader
+from unfused_fast.data.store import placed
+from unfused_fast.shards.sets.table import open_shards
+from pathlib import Path
+original, unfused_fast.data.log_mel_cache.PASS_CLIPS = Loader.whole_clips, 8
+def killed(self):
+    yield next(original(self))
+    os.kill(os.getpid(), signal.SIGKILL)
+Loader.whole_clips = killed
+placed(Loader(open_shards(Path(sys.argv[1])), "train", Config(), device=torch.device("cpu"), batch_size=8), "mmap")
+"""
+
+
+def test_a_killed_first_pass_is_not_taken_for_a_cache(shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(shards.directory)], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = caches(shards.directory)
+    assert left.suffix == ".partial"
+    made = views(placed(stream(shards), "resident"))
+    assert "from the audio" in capsys.readouterr().err
+    assert [path.suffix for path in caches(shards.directory)] == [".cache"]
+    assert torch.equal(views(placed(stream(shards), "resident")), made)
+
+
+def test_of_two_writers_one_waits_and_reads(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, passes, made = Loader.whole_clips, [], []
+
+    def counted(self: Loader) -> Iterator[Batch]:
+        passes.append(1)
+        time.sleep(0.5)
+        yield from original(self)
+
+    monkeypatch.setattr(Loader, "whole_clips", counted)
+    threads = [
+        threading.Thread(target=lambda: made.append(views(placed(stream(shards), "resident")))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(passes) == 1 and len(made) == 3
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert "waiting for another process" in capsys.readouterr().err
+    assert [path.suffix for path in caches(shards.directory)] == [".cache"]
+
+
+def test_a_set_not_to_be_written_to_is_cached_elsewhere(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_audio, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = os.access
+    # root may write anywhere, so that permissions alone would not keep these tests out
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shards.directory and allowed(path, mode))
+    whole = views(placed(stream(shards), "resident"))
+    assert f"{shards.directory}: may not be written to" in capsys.readouterr().err
+    assert not caches(shards.directory) and len(caches(tmp_path / "elsewhere")) == 1
+    no_audio()
+    assert torch.equal(views(placed(stream(shards), "mmap")), whole)
+
+
+def test_without_any_room_the_log_mels_are_not_kept(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = views(placed(stream(shards), "resident"))
+    for path in caches(shards.directory):
+        path.rename(tmp_path / path.name)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(log_mel_pass.shutil, "disk_usage", lambda path: usage)
+    assert torch.equal(views(placed(stream(shards), "auto")), whole)
+    said = capsys.readouterr().err
+    assert "0.00 GB free, the log-mels take" in said and "every run computes them again" in said
+    assert not caches(shards.directory)
+    with pytest.raises(UserError, match=r"no folder has room for .* use --data stream"):
+        placed(stream(shards), "mmap")
+
+
+def test_what_a_killed_pass_left_counts_as_room(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = stream(shards)
+    wanted = log_mel_cache.layout(loader)
+    free = log_mel_cache.CHUNK_BYTES + wanted.bytes // 2
+    monkeypatch.setattr(log_mel_pass.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+    assert log_mel_pass.writable_place(loader, wanted) is None
+    partial = shards.directory / f"{wanted.name}.partial"
+    partial.mkdir()
+    (partial / "frames.npy").write_bytes(bytes(wanted.bytes))
+    assert log_mel_pass.writable_place(loader, wanted) == shards.directory
+
+
+def test_a_single_pass_takes_a_cache_but_makes_none(
+    shards: ShardSet, no_audio: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = baseline_encoder("logmel", Config(), CPU)
+
+    def features(store: Store = "auto") -> torch.Tensor:
+        return extract(encoder, shards, "train", "logmel", "mean", CPU, store=store)
+
+    streamed = features()
+    assert "auto is stream for train: it is read once" in capsys.readouterr().err
+    assert not caches(shards.directory)
+    kept = features("resident")
+    (folder,) = caches(shards.directory)
+    flip(folder)
+    assert torch.equal(features(), streamed)
+    said = capsys.readouterr().err
+    assert "1 of 1 parts are not what was written; train is read from the shards" in said
+    assert caches(shards.directory) == [folder], "left for who pays for another"
+    flip(folder)
+    grow(folder)
+    assert torch.equal(features(), streamed)
+    assert "4 bytes too long; it is not used" in capsys.readouterr().err
+    with (folder / "frames.npy").open("r+b") as file:
+        file.truncate((folder / "frames.npy").stat().st_size - 4)
+    no_audio()
+    assert torch.equal(features(), kept)
+    assert f"from the cache ({folder})" in capsys.readouterr().err
+
+
+def test_a_command_that_reads_a_split_twice_computes_it_once(
+    cli: Any, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    for path in tones.iterdir():
+        if not path.name.startswith("log-mel-"):
+            (tmp_path / "set" / path.name).symlink_to(path)
+    done = cli(
+        "train", "distill", tmp_path / "set", "--teacher", pretrained, "--out", tmp_path / "d", "--epochs", 1, *tiny
+    )
+    assert done.code == 0 and done.err.count("first pass over train") == 1 and "from the cache" in done.err
+    (cache,) = caches(tmp_path / "set")
+    done = cli("train", "linear", tmp_path / "set", "--encoder", tmp_path / "d", "--out", tmp_path / "l", *tiny)
+    assert done.code == 0 and "auto is stream for valid: it is read once" in done.err
+    assert f"from the cache ({cache})" in done.err and caches(tmp_path / "set") == [cache]

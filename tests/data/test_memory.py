@@ -1,0 +1,147 @@
+"""What is free: of the machine, of its control groups as the kernel lays them out, of the GPU; what pinning takes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unfused_fast.data.memory import NO_BOUND, free_memory, group_room, pinned_bytes
+
+
+def test_free_memory_is_that_of_the_machine() -> None:
+    total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
+    assert 0 < free_memory(torch.device("cpu")).host <= total
+
+
+HELD = """
+import ctypes, sys
+import torch
+from contextlib import ExitStack
+from unfused_fast.data.memory import freed_memory_kept
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena o s hblks hblkhd u f uordblks fordblks keepcost".split()]
+
+c = ctypes.CDLL(None)
+c.mallinfo2.restype = Mallinfo2
+
+def of_the_system():
+    info = c.mallinfo2()
+    return info.arena + info.hblkhd
+
+kept = ExitStack()
+if sys.argv[1] == "keep":
+    assert kept.enter_context(freed_memory_kept(torch.device("cpu")))
+activations = [torch.zeros(5 * 2**20) for _ in range(8)]
+before = of_the_system()
+del activations
+print(before - of_the_system())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library does not say what it holds")
+@pytest.mark.parametrize(("kind", "given_back"), [("keep", False), ("as it is", True)])
+def test_freed_memory_is_kept_for_the_next_step(kind: str, given_back: bool) -> None:
+    """Eight tensors of 20 MB. Source: glibc's own account of what it has of the system; its threshold is set to the
+    default from outside, which keeps it from moving by itself.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, kind],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 0 if not given_back else int(done.stdout) >= 8 * 20 * 2**20
+
+
+GIVEN_BACK = """
+import os
+import torch
+from unfused_fast.data.memory import freed_memory_kept
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+with freed_memory_kept(torch.device("cpu")):
+    activations = [torch.ones(20 * 2**20) for _ in range(2)]
+    result = torch.ones(5 * 2**20)
+    del activations
+    kept = resident()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library gives nothing back")
+def test_what_was_kept_goes_back_at_the_end() -> None:
+    """160 MB below a block that is in use, which by itself keeps the heap from shrinking."""
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 150 * 2**20
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("limits", "own", "room"),
+    [
+        ({"": None, "job": 5000, "job/step": None}, "/job/step", 5000 - 700 + 100),  # a parent's
+        ({"": None, "job": 5000, "job/step": 3000}, "/job/step", 3000 - 700 + 100),
+        ({"": 2000, "job": 5000, "job/step": 3000}, "/job/step", 2000 - 700 + 100),
+        ({"": None, "job": 5000, "other": 1000}, "/job", 5000 - 700 + 100),
+        ({"": 4000}, "/docker/0123", 4000 - 700 + 100),  # a path that is not mounted in the container
+        ({"": 4000, "other": 1000}, "/../other", 4000 - 700 + 100),  # a path outside its name space
+        ({"": 600}, "/", 0),
+        ({"": None, "job": None}, "/job", NO_BOUND),
+    ],
+)
+def test_the_least_limit_of_all_groups_holds(
+    tmp_path: Path, version: int, limits: dict[str, int | None], own: str, room: int
+) -> None:
+    for name, limit in limits.items():
+        group = tmp_path / "fs" / ("memory" if version == 1 else "") / name
+        group.mkdir(parents=True, exist_ok=True)
+        if version == 1:
+            (group / "memory.limit_in_bytes").write_text(f"{limit or 9223372036854771712}\n")
+            (group / "memory.usage_in_bytes").write_text("700\n")
+            (group / "memory.stat").write_text("cache 9\ninactive_file 40\ntotal_inactive_file 100\n")
+        else:
+            (group / "memory.max").write_text(f"{limit or 'max'}\n")
+            (group / "memory.current").write_text("700\n")
+            (group / "memory.stat").write_text("anon 9\ninactive_file 100\n")
+    groups = tmp_path / "cgroup"
+    lines = ["9:name=systemd:/x", "8:cpu,cpuacct:/other", f"4:memory:{own}", "0::/"] if version == 1 else [f"0::{own}"]
+    groups.write_text("\n".join(lines) + "\n")
+    found = group_room(groups, tmp_path / "fs")
+    assert found == room or (room == NO_BOUND and found >= NO_BOUND)
+    assert group_room(tmp_path / "nothing", tmp_path / "fs") == NO_BOUND
+
+
+def test_pinned_memory_is_rounded_up_to_a_power_of_two() -> None:
+    assert [pinned_bytes(size) for size in (0, 1, 2, 3, 4, 5, 2**30, 2**30 + 1)] == [0, 1, 2, 4, 4, 8, 2**30, 2**31]
+
+
+@pytest.mark.gpu
+def test_what_the_allocator_holds_unused_is_free() -> None:
+    device = torch.device("cuda")
+    before = free_memory(device).device
+    held = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    assert free_memory(device).device == pytest.approx(before - len(held), abs=1 << 28)
+    del held
+    assert torch.cuda.memory_reserved(device) >= 1 << 30, "not given back to the driver"
+    assert free_memory(device).device == pytest.approx(before, abs=1 << 28)
+
+
+@pytest.mark.gpu
+def test_pinning_takes_what_is_said() -> None:
+    if not hasattr(torch.cuda, "host_memory_stats"):
+        pytest.skip("this PyTorch does not count pinned memory")
+    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+    held = torch.empty((1 << 25) + 1, dtype=torch.uint8, pin_memory=True)
+    taken = torch.cuda.host_memory_stats()["allocated_bytes.current"] - before
+    assert taken == pinned_bytes(len(held))

@@ -1,0 +1,276 @@
+"""The DALI graph against librosa and the torch reference; exact cover of an epoch on any number of ranks."""
+
+from pathlib import Path
+from typing import Literal
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.data.front_end import log_mel
+from unfused_fast.data.order import Line
+from unfused_fast.data.stream import Loader
+from unfused_fast.distributed.shares import Share
+from unfused_fast.errors import UserError
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.row import SourceRow
+
+CPU = torch.device("cpu")
+CLIPS = 53
+NO_MASKS = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
+
+
+@pytest.fixture(scope="module", params=["wav", "flac"])
+def noise(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[ShardSet, list[np.ndarray]]:
+    """53 clips of 0.3 to 2 s in several shards, and their waveforms by clip id."""
+    folder, generator = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    rows = []
+    for number in range(CLIPS):
+        pcm = (
+            (generator.standard_normal(int(generator.integers(4800, 32000))) * 3000)
+            .clip(-32768, 32767)
+            .astype(np.int16)
+        )
+        soundfile.write(folder / f"{number}.wav", pcm, 16000, subtype="PCM_16")
+        rows.append(SourceRow(folder / f"{number}.wav", f"{number}.wav"))
+    out = folder / "shards"
+    shards = pack(rows, out, codec=request.param, workers=0, clips_per_shard=20).shard_set
+    assert len(shards.shard_paths("train")) == 3
+    sources = shards.clips.column("source").to_pylist()
+    return shards, [soundfile.read(folder / source, dtype="float32")[0] for source in sources]
+
+
+def padded(waveform: np.ndarray, config: Config) -> np.ndarray:
+    return np.pad(waveform, (0, max(0, (config.crop_frames - 1) * 160 - len(waveform))))
+
+
+Engine = Literal["dali", "torch"]
+ENGINES = pytest.mark.parametrize("engine", ["dali", "torch"])
+
+
+def librosa_log_mel(waveform: np.ndarray) -> np.ndarray:
+    power = librosa.feature.melspectrogram(
+        y=waveform, sr=16000, n_fft=1024, hop_length=160, n_mels=64, fmin=60, fmax=7800, pad_mode="reflect"
+    )
+    return np.log(power + np.finfo(np.float32).eps)
+
+
+@ENGINES
+def test_whole_clips_are_librosas_log_mel(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
+    shards, waveforms = noise
+    config = with_values(Config(), {"data.norm": "none"})
+    seen = []
+    for batch in Loader(shards, "train", config, device=CPU, batch_size=8, log_mel=engine).whole_clips():
+        for clip, log_mel_FT, frames in zip(
+            batch.clip_ids.tolist(), batch.views[0][:, 0], batch.frame_counts, strict=True
+        ):
+            expected = librosa_log_mel(padded(waveforms[clip], config))
+            assert frames == expected.shape[1]
+            np.testing.assert_allclose(log_mel_FT[:, :frames].numpy(), expected, atol=1e-4)
+            assert not log_mel_FT[:, frames:].any()
+            seen.append(clip)
+    assert sorted(seen) == list(range(CLIPS))
+
+
+@ENGINES
+def test_crops_are_frames_of_the_whole_clips_log_mel(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
+    shards, waveforms = noise
+    config = with_values(Config(), {"data.norm": "none", **NO_MASKS})
+    starts = set()
+    for batch in Loader(shards, "train", config, device=CPU, batch_size=7, log_mel=engine).epoch(3):
+        assert torch.equal(*batch.views), "one crop serves both views"
+        for clip, crop in zip(batch.clip_ids.tolist(), batch.views[0][:, 0], strict=True):
+            whole = log_mel(torch.from_numpy(padded(waveforms[clip], config)))
+            distances = (whole.unfold(1, 96, 1).permute(1, 0, 2) - crop).abs().amax(dim=(1, 2))
+            assert distances.min() < 1e-4
+            starts.add(int(distances.argmin()))
+    assert 0 in starts and len(starts) > 10
+
+
+@ENGINES
+def test_normalisation_is_that_of_the_set(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
+    shards, _ = noise
+    raw = with_values(Config(), {"data.norm": "none", **NO_MASKS})
+    scaled = with_values(Config(), NO_MASKS)
+    statistics = {"mean": -3.0, "std": 2.5}
+    for plain, normal in zip(
+        Loader(shards, "train", raw, device=CPU, batch_size=16, log_mel=engine).epoch(1),
+        Loader(shards, "train", scaled, device=CPU, batch_size=16, statistics=statistics, log_mel=engine).epoch(1),
+        strict=True,
+    ):
+        torch.testing.assert_close(normal.views[0], (plain.views[0] + 3.0) / 2.5, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [7, 16, 64])
+def test_an_epoch_is_every_clip_once_on_any_number_of_ranks(
+    noise: tuple[ShardSet, list[np.ndarray]], world_size: int, batch_size: int
+) -> None:
+    shards, _ = noise
+    whole = [batch.clip_ids for batch in Loader(shards, "train", Config(), device=CPU, batch_size=batch_size).epoch(2)]
+    assert sorted(torch.cat(whole).tolist()) == list(range(CLIPS))
+    assert all(len(ids) == batch_size for ids in whole[:-1]), "only the last batch is partial"
+    parts = []
+    for rank in range(world_size):
+        share = Share(rank, world_size)
+        loader = Loader(shards, "train", Config(), device=CPU, batch_size=batch_size, share=share)
+        parts.append(list(loader.epoch(2)))
+        assert loader.full_batches == CLIPS // batch_size
+        assert {len(batch.clip_ids) - batch_size // world_size for batch in parts[-1][: loader.full_batches]} <= {0, 1}
+        left = [list(loader.epoch(2, first_batch=first)) for first in range(len(whole) + 1)]
+        assert [len(batches) for batches in left] == list(range(len(whole), -1, -1))
+        assert torch.equal(left[-2][0].clip_ids, parts[-1][-1].clip_ids)
+    for number, ids in enumerate(whole):
+        found = [part[number] for part in parts]
+        assert torch.equal(torch.cat([batch.clip_ids for batch in found]), ids), (
+            "the same batches on all ranks together"
+        )
+        assert all(view.shape == (len(batch.clip_ids), 1, 64, 96) for batch in found for view in batch.views)
+
+
+def test_a_batch_of_fewer_clips_than_ranks_is_refused(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    with pytest.raises(UserError, match="a batch of 3 clips is fewer than the 4 processes that share it"):
+        Loader(noise[0], "train", Config(), device=CPU, batch_size=3, share=Share(1, 4))
+
+
+def test_order_repeats_by_seed_and_epoch(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    shards, _ = noise
+
+    def ids(epoch: int, seed: int = 0) -> list[int]:
+        config = with_values(Config(), {"train.seed": seed})
+        loader = Loader(shards, "train", config, device=CPU, batch_size=16)
+        return torch.cat([batch.clip_ids for batch in loader.epoch(epoch)]).tolist()
+
+    assert ids(1) == ids(1)
+    assert len({tuple(ids(1)), tuple(ids(2)), tuple(ids(1, seed=1)), tuple(range(CLIPS))}) == 4
+
+
+def test_views_are_a_function_of_the_clip_not_of_batch_size_or_rank(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    shards, _ = noise
+
+    def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:
+        found = {}
+        for rank in range(world_size):
+            share = Share(rank, world_size)
+            loader = Loader(shards, "train", Config(), device=CPU, batch_size=batch_size, share=share)
+            for batch in loader.epoch(5):
+                found.update(zip(batch.clip_ids.tolist(), torch.stack(batch.views, dim=1), strict=True))
+        return found
+
+    one, other = views(16, 1), views(9, 3)
+    assert all(torch.equal(one[clip], other[clip]) for clip in range(CLIPS))
+
+
+@ENGINES
+def test_specaugment_masks_rows_and_columns_with_the_mean(
+    noise: tuple[ShardSet, list[np.ndarray]], engine: Engine
+) -> None:
+    shards, _ = noise
+    masked = with_values(Config(), {"aug.specaug.freq_masks": 2, "aug.specaug.time_masks": 1})
+    plain = with_values(Config(), NO_MASKS)
+    frequency, time, differ = [], [], 0
+    for with_masks, without in zip(
+        Loader(shards, "train", masked, device=CPU, batch_size=16, log_mel=engine).epoch(1),
+        Loader(shards, "train", plain, device=CPU, batch_size=16, log_mel=engine).epoch(1),
+        strict=True,
+    ):
+        first, second = with_masks.views
+        differ += int((first != second).flatten(1).any(dim=1).sum())
+        changed = (first != without.views[0])[:, 0]
+        assert not first[:, 0][changed].any(), "a mask holds zeros: the set's mean after normalisation"
+        rows, columns = changed.all(dim=2), changed.all(dim=1)
+        assert torch.equal(changed, rows[:, :, None] | columns[:, None, :]), "masks are whole rows and columns"
+        frequency += rows.sum(dim=1).tolist()
+        time += columns.sum(dim=1).tolist()
+    assert max(frequency) <= 2 * 8 and max(time) <= 12 and max(frequency) > 8 and max(time) > 6
+    assert differ > CLIPS // 2, "each view has masks of its own"
+
+
+@ENGINES
+def test_two_crops_when_the_views_do_not_share_one(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
+    shards, _ = noise
+    config = with_values(Config(), {"views.same_crop": False, **NO_MASKS})
+    batch = next(Loader(shards, "train", config, device=CPU, batch_size=32, log_mel=engine).epoch(1))
+    roomy = torch.from_numpy(shards.clips.column("samples").to_numpy()[batch.clip_ids.numpy()] > 24000)
+    assert (batch.views[0] != batch.views[1]).flatten(1).any(dim=1)[roomy].float().mean() > 0.9
+
+
+def test_batches_stay_valid_after_the_pipeline_moves_on(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    shards, _ = noise
+    kept = [
+        (batch.views[0], batch.views[0].clone())
+        for batch in Loader(shards, "train", Config(), device=CPU, batch_size=4).epoch(1)
+    ]
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+@ENGINES
+def test_crop_at_start(noise: tuple[ShardSet, list[np.ndarray]], engine: Engine) -> None:
+    shards, waveforms = noise
+    config = with_values(Config(), {"data.norm": "none", "data.crop": "start", **NO_MASKS})
+    batch = next(Loader(shards, "train", config, device=CPU, batch_size=8, log_mel=engine).epoch(1))
+    for clip, crop in zip(batch.clip_ids.tolist(), batch.views[0][:, 0], strict=True):
+        expected = librosa_log_mel(padded(waveforms[clip], config))[:, :96]
+        np.testing.assert_allclose(crop.numpy(), expected, atol=1e-4)
+
+
+@ENGINES
+@pytest.mark.parametrize("same_crop", [True, False])
+def test_the_part_of_a_wav_that_is_read_gives_what_the_whole_flac_gives(
+    tmp_path: Path, engine: Engine, same_crop: bool
+) -> None:
+    generator = np.random.default_rng(0)
+    for clip in range(20):
+        waveform = generator.standard_normal(generator.integers(4800, 48000)) * 0.1
+        soundfile.write(tmp_path / f"{clip:03d}.wav", waveform, 16000)
+    rows = [SourceRow(path, path.name) for path in sorted(tmp_path.glob("*.wav"))]
+    config = with_values(Config(), {"views.same_crop": same_crop, "data.norm": "none"})
+    sets = [pack(rows, tmp_path / codec, codec=codec, workers=0).shard_set for codec in ("wav", "flac")]
+    for wav, flac in zip(
+        *(Loader(one, "train", config, device=CPU, batch_size=16, log_mel=engine).epoch(2) for one in sets),
+        strict=True,
+    ):
+        assert torch.equal(wav.clip_ids, flac.clip_ids)
+        assert all(torch.equal(*views) for views in zip(wav.views, flac.views, strict=True))
+
+
+def test_a_wav_shorter_than_the_table_says_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(20000) * 0.1, 16000)
+    shards = pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "set", workers=0).shard_set
+    loader = Loader(shards, "train", with_values(Config(), {"data.crop": "start"}), device=CPU, batch_size=4)
+    loader._shards = [
+        (tar, [Line(line.clip_id, _shortened(line.text)) for line in lines]) for tar, lines in loader._shards
+    ]
+    with pytest.raises(UserError, match=r"train-000000.tar: .*wav has 5000 bytes, but the clips table says at least"):
+        next(loader.epoch(1))
+
+
+def _shortened(text: str) -> str:
+    others, offset, _, name = text.rsplit(" ", 3)
+    return f"{others} {offset} 5000 {name}"
+
+
+@pytest.mark.gpu
+def test_gpu_graph_is_the_cpu_graph(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    shards, _ = noise
+    for cpu, gpu in zip(
+        Loader(shards, "train", Config(), device=CPU, batch_size=16).epoch(1),
+        Loader(shards, "train", Config(), device=torch.device("cuda"), batch_size=16).epoch(1),
+        strict=True,
+    ):
+        assert gpu.views[0].is_cuda and torch.equal(gpu.clip_ids.cpu(), cpu.clip_ids)
+        torch.testing.assert_close(gpu.views[0].cpu(), cpu.views[0], atol=1e-4, rtol=0)
+
+
+def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(20000) * 0.1, 16000)
+    shards = pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "Töne und Klänge", workers=0).shard_set
+    (batch,) = Loader(shards, "train", Config(), device=CPU, batch_size=1).epoch(1)
+    assert batch.clip_ids.tolist() == [0]

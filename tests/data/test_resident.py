@@ -1,0 +1,331 @@
+"""Batches out of memory against the stream's: ids exactly, values to float16; where log-mels lie, and what says so."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from unfused_fast.config.audio import Store
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.data import store as placement
+from unfused_fast.data.memory import Free
+from unfused_fast.data.resident import HeldLogMels, ResidentLoader, sliding_windows
+from unfused_fast.data.spec_augment import mask
+from unfused_fast.data.store import choose, placed
+from unfused_fast.data.stream import Batches, Loader
+from unfused_fast.distributed.shares import Share
+from unfused_fast.errors import UserError
+from unfused_fast.mel import log_mel_statistics
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.features import WHOLE_CLIP_BATCH, baseline_encoder, extract
+
+CPU, CLIPS = torch.device("cpu"), 53
+NO_MASKS = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[np.ndarray]]:
+    """53 clips of 0.3 to 2 s, some shorter than a crop, in three shards; and their waveforms by clip id."""
+    folder, generator, rows = tmp_path_factory.mktemp("noise"), np.random.default_rng(0), []
+    for number in range(CLIPS):
+        samples = 15360 if number == 0 else int(generator.integers(4800, 32000))
+        pcm = (generator.standard_normal(samples) * generator.uniform(30, 3000)).astype(np.int16)
+        soundfile.write(folder / f"{number}.wav", pcm, 16000, subtype="PCM_16")
+        rows.append(SourceRow(folder / f"{number}.wav", f"{number}.wav"))
+    shards = pack(rows, folder / "set", workers=0, clips_per_shard=20, statistics=log_mel_statistics).shard_set
+    assert len(shards.shard_paths("train")) == 3
+    return shards, [
+        soundfile.read(folder / source, dtype="float32")[0] for source in shards.clips.column("source").to_pylist()
+    ]
+
+
+def stream(shards: ShardSet, values: dict[str, object] | None = None, **options: object) -> Loader:
+    return Loader(shards, "train", with_values(Config(), values or {}), **{"device": CPU, "batch_size": 16, **options})
+
+
+def assert_rounded(found: torch.Tensor, wanted: torch.Tensor, held: Batches) -> None:
+    """Equal up to what float16 rounds of a normalised log-mel, 2 ** -11 of it, however it is normalised afterwards;
+    and up to 1e-4, by which DALI's own log-mels of a crop and of a whole clip differ.
+    """
+    assert isinstance(held, ResidentLoader)
+    shift = (held.held.mean - held.stream.mean) / held.stream.std
+    bound = 2**-11 * (wanted - shift).abs() + 1e-4
+    assert found.shape == wanted.shape and bool(((found - wanted).abs() <= bound).all())
+
+
+@pytest.mark.parametrize(
+    ("values", "views", "options"),
+    [
+        ({}, 2, {}),
+        ({"views.same_crop": False}, 2, {}),
+        ({"views.same_crop": False, **NO_MASKS}, 3, {"batch_size": 7}),
+        ({"data.crop": "start", **NO_MASKS}, 2, {"batch_size": 64}),
+        ({"data.norm": "none"}, 1, {}),
+        ({"data.crop_seconds": 0.5}, 2, {"statistics": {"mean": -3.0, "std": 2.5}}),
+        ({"aug.specaug.freq_masks": 3, "aug.specaug.time_masks": 2, "aug.specaug.freq_width": 64}, 2, {}),
+    ],
+)
+def test_crops_masks_and_order_are_the_streams(
+    noise: tuple[ShardSet, list[np.ndarray]], values: dict[str, object], views: int, options: dict[str, object]
+) -> None:
+    for rank, world_size in ((0, 1), (0, 2), (1, 2), (0, 7)):
+        read = stream(noise[0], values, share=Share(rank, world_size), **options)
+        held = placed(read, "resident")
+        assert isinstance(held, ResidentLoader) and (held.clips, held.full_batches) == (CLIPS, read.full_batches)
+        for wanted, found in zip(read.epoch(3, views), held.epoch(3, views), strict=True):
+            assert torch.equal(found.clip_ids, wanted.clip_ids) and found.frame_counts is None
+            assert len(found.views) == views
+            for one, other in zip(found.views, wanted.views, strict=True):
+                assert one.dtype == torch.float32 and one.is_contiguous()
+                assert_rounded(one, other, held)
+                if not set(NO_MASKS) <= set(values):
+                    assert torch.equal(one == 0, other == 0), "the same rectangles are masked"
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_draws_over_clusters_are_the_streams(noise: tuple[ShardSet, list[np.ndarray]], masks: bool) -> None:
+    clusters = np.r_[np.zeros(45, dtype=np.int64), np.full(CLIPS - 45, 2)]
+    read = stream(noise[0], {"views.same_crop": False})
+    held = placed(read, "resident")
+    for wanted, found in zip(
+        read.epoch(3, masks=masks, clusters=clusters), held.epoch(3, masks=masks, clusters=clusters), strict=True
+    ):
+        assert torch.equal(found.clip_ids, wanted.clip_ids) and torch.equal(found.counters, wanted.counters)
+        for one, other in zip(found.views, wanted.views, strict=True):
+            assert_rounded(one, other, held)
+
+
+@pytest.mark.parametrize("store", ["resident", "mmap"])
+@pytest.mark.parametrize("values", [{}, {"data.norm": "none"}])
+def test_whole_clips_are_the_streams(
+    noise: tuple[ShardSet, list[np.ndarray]], store: Store, values: dict[str, object]
+) -> None:
+    for rank in (0, 1):
+        read = stream(noise[0], values, batch_size=8, share=Share(rank, 2))
+        held = placed(read, store)
+        for wanted, found in zip(read.whole_clips(), held.whole_clips(), strict=True):
+            assert torch.equal(found.clip_ids, wanted.clip_ids)
+            assert torch.equal(found.frame_counts, wanted.frame_counts)
+            assert_rounded(found.views[0], wanted.views[0], held)
+
+
+def test_a_held_crop_is_librosas(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    shards, waveforms = noise
+    held = placed(stream(shards, {"data.norm": "none", "data.crop": "start", **NO_MASKS}), "resident")
+    for batch in held.epoch(1):
+        for clip, crop in zip(batch.clip_ids.tolist(), batch.views[0][:, 0], strict=True):
+            padded = np.pad(waveforms[clip], (0, max(0, 95 * 160 - len(waveforms[clip]))))
+            power = librosa.feature.melspectrogram(
+                y=padded, sr=16000, n_fft=1024, hop_length=160, n_mels=64, fmin=60, fmax=7800, pad_mode="reflect"
+            )
+            expected = np.log(power + np.finfo(np.float32).eps)[:, :96]
+            # values lie within 20 of the mean, in whose distance float16 rounds
+            np.testing.assert_allclose(crop.numpy(), expected, rtol=0, atol=20 * 2**-11)
+
+
+def test_float16_errs_by_a_fraction_of_a_thousandth_of_the_spread(tones: Path) -> None:
+    read = stream(open_shards(tones), NO_MASKS)
+    pairs = zip(read.epoch(1, 1), placed(read, "resident").epoch(1, 1), strict=True)
+    errors = torch.cat([(found.views[0] - wanted.views[0]).flatten() for wanted, found in pairs])
+    assert errors.square().mean().sqrt() < 3e-4
+
+
+@pytest.mark.parametrize("batch_size", [7, CLIPS + 1])
+@pytest.mark.parametrize("same_crop", [True, False])
+def test_batches_copied_ahead_are_those_of_memory(
+    noise: tuple[ShardSet, list[np.ndarray]], batch_size: int, same_crop: bool
+) -> None:
+    """What feeds a GPU out of pinned memory, here on a CPU: the staging buffers are filled again while kept batches
+    stay what they were.
+    """
+    read = stream(noise[0], {"views.same_crop": same_crop}, batch_size=batch_size)
+    held = placed(read, "resident")
+    assert isinstance(held, ResidentLoader)
+    ahead = ResidentLoader(read, held.held, "pinned", 0.0)
+    pairs = list(zip(held.epoch(3), ahead.epoch(3), strict=True))
+    assert len(pairs) == -(-CLIPS // batch_size)
+    for wanted, found in pairs:
+        assert torch.equal(found.clip_ids, wanted.clip_ids)
+        assert all(torch.equal(*views) for views in zip(found.views, wanted.views, strict=True))
+
+
+def test_views_do_not_depend_on_batch_size_or_rank(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for rank in range(world_size):
+            read = stream(noise[0], batch_size=batch_size, share=Share(rank, world_size))
+            for batch in placed(read, "resident").epoch(5):
+                found.update(zip(batch.clip_ids.tolist(), torch.stack(batch.views, dim=1), strict=True))
+        return found
+
+    one, other = views(16, 1), views(9, 3)
+    assert one.keys() == other.keys() == set(range(CLIPS))
+    assert all(torch.equal(one[clip], other[clip]) for clip in one)
+
+
+def test_sliding_windows_are_slices() -> None:
+    frames = torch.arange(60.0).reshape(20, 3)
+    windows = sliding_windows(frames, 4)
+    assert len(windows) == 17 and all(torch.equal(windows[start], frames[start : start + 4]) for start in range(17))
+
+
+def test_masks_by_hand() -> None:
+    anchors, shapes = torch.tensor([[1.0, 0.0, 0.0, 2.0]]), torch.tensor([[1.0, 4.0, 3.0, 2.0]])
+    found = mask(torch.ones(1, 3, 4), anchors, shapes)
+    assert found[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], "row 1, columns 2 and 3"
+
+
+def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {}
+    for store in ("stream", "resident", "mmap", "auto"):
+        flags = ["--epochs", 2, "--data", store, "--set", "optim.lr=0.1", "--json"]
+        done = cli("train", "pretrain", tones, "--out", tmp_path / store, *tiny, *flags)
+        assert done.code == 0, done.err
+        rows = [json.loads(line) for line in (tmp_path / store / "log.jsonl").read_text().splitlines()]
+        losses[store] = [row["loss"] for row in rows]
+        result = json.loads(done.out)
+        assert rows[0]["start_seconds"] == result["start_seconds"] and "start_seconds" not in rows[1]
+        assert result["first_epoch_seconds"] == rows[0]["epoch_seconds"]
+        assert (result["start_seconds"] > 0) == (store != "stream")
+        assert ("auto is resident" in done.err) == (store == "auto")
+
+    def copied_ahead(read: Loader, **more: object) -> ResidentLoader:
+        """As pinned memory feeds a GPU."""
+        held = placed(read, "resident")
+        assert isinstance(held, ResidentLoader)
+        return ResidentLoader(read, held.held, "pinned", held.start_seconds)
+
+    monkeypatch.setattr("unfused_fast.stages.pretraining.placed", copied_ahead)
+    flags = ["--epochs", 2, "--set", "optim.lr=0.1"]
+    assert cli("train", "pretrain", tones, "--out", tmp_path / "pinned", *tiny, *flags).code == 0
+    losses["pinned"] = [json.loads(line)["loss"] for line in (tmp_path / "pinned/log.jsonl").read_text().splitlines()]
+    same = losses["resident"]
+    assert all(losses[store] == same for store in ("mmap", "auto", "pinned")), "the same float16, wherever it lies"
+    np.testing.assert_allclose(losses["resident"], losses["stream"], rtol=2e-3)
+    assert cli("check", tones).code == 0, "a cache beside the shards is no damage"
+
+
+def test_distillation_and_linear_take_the_store(cli, tones: Path, pretrained: Path, tiny, tmp_path: Path) -> None:
+    flags = ["--epochs", 1, "--data", "resident", *tiny]
+    done = cli("train", "distill", tones, "--teacher", pretrained, "--out", tmp_path / "d", *flags)
+    assert done.code == 0, done.err
+    assert "log-mels of train ready" in done.err
+    done = cli("train", "linear", tones, "--encoder", tmp_path / "d", "--out", tmp_path / "l", *flags)
+    assert done.code == 0 and all(f"log-mels of {split} ready" in done.err for split in ("train", "valid", "test"))
+
+
+def test_features_are_the_streams(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    encoder = baseline_encoder("random", with_values(Config(), {"model.channels": 4, "model.dim": 32}), CPU)
+    assert WHOLE_CLIP_BATCH < CLIPS
+    made = [extract(encoder, noise[0], "train", "encoder", "maxmean", CPU, store=store) for store in ("stream", "mmap")]
+    torch.testing.assert_close(made[1], made[0], atol=2e-3 * float(made[0].abs().max()), rtol=0)
+
+
+def test_pinned_needs_a_gpu(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny, "--data", "pinned")
+    assert done.code == 1 and "pinned memory feeds a GPU" in done.error and "--data resident" in done.error
+    assert not (tmp_path / "run").exists()
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "free", "room", "wanted"),
+    [
+        (30, "cuda", (78, 100), True, "resident"),
+        (60, "cuda", (78, 100), True, "pinned"),
+        (70, "cuda", (78, 100), True, "mmap"),  # 137 GB pinned
+        (70, "cuda", (78, 190), True, "pinned"),
+        (80, "cuda", (78, 100), True, "mmap"),
+        (80, "cuda", (78, 100), False, "stream"),
+        (30, "cpu", (0, 100), True, "resident"),
+        (80, "cpu", (0, 100), True, "mmap"),
+        (80, "cpu", (0, 100), False, "stream"),
+    ],
+)
+def test_auto_goes_by_what_is_free(size: int, device: str, free: tuple[int, int], room: bool, wanted: str) -> None:
+    sizes = Free(free[0] * GB, free[1] * GB)
+    found, why = choose(size * GB, torch.device(device), sizes, room)
+    assert found == wanted and f"{size}.00 GB" in why and f"{free[1]}.00 GB" in why
+
+
+def test_what_does_not_fit_is_refused(
+    noise: tuple[ShardSet, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "free_memory", lambda device: Free(0, 1000))
+    with pytest.raises(UserError, match=r"take 0\.\d+ MB, but 0\.00 MB are free in memory; use --data mmap or stream"):
+        placed(stream(noise[0]), "resident")
+    assert isinstance(placed(stream(noise[0]), "auto"), ResidentLoader), "mapped from disk"
+
+
+def test_memory_is_that_of_the_log_mels_and_a_tenth(tmp_path: Path) -> None:
+    """Clips of a second or less, so that what is kept of each clip weighs most. Fresh processes, and the kernel's count
+    of their pages.
+    """
+    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 1600), 16000)
+    for name, clips in (("small", 20), ("large", 3000)):
+        rows = [SourceRow(tmp_path / "clip.wav", f"{number}.wav") for number in range(clips)]
+        pack(rows, tmp_path / name, workers=0, statistics=log_mel_statistics)
+    script, sets = (
+        Path(__file__).parents[1] / "support" / "resident_memory.py",
+        [tmp_path / "small", tmp_path / "large"],
+    )
+    for cached in ("no", "yes"):
+        done = subprocess.run([sys.executable, script, *sets, cached], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    size, loaded, peak = map(int, done.stdout.split())
+    assert size == 3000 * 96 * 64 * 2 <= max(loaded, peak) <= 1.1 * size
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_is_that_of_the_log_mels_and_a_tenth(tones: Path) -> None:
+    device, config = torch.device("cuda"), {"frontend.hop_samples": 20, "data.crop_seconds": 0.05}
+    loader = stream(open_shards(tones), config, device=device)
+    placed(loader, "mmap")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    held = placed(loader, "resident")
+    assert isinstance(held, ResidentLoader)
+    for _ in held.epoch(1):
+        pass
+    assert torch.cuda.max_memory_allocated() - before <= 1.1 * held.held.frames.nbytes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("store", ["resident", "pinned", "mmap"])
+def test_gpu_batches_are_the_cpus_without_host_sync(noise: tuple[ShardSet, list[np.ndarray]], store: Store) -> None:
+    values: dict[str, object] = {"views.same_crop": False}
+    wanted = list(placed(stream(noise[0], values), "resident").epoch(2))
+    held = placed(stream(noise[0], values, device=torch.device("cuda")), store)
+    for _ in range(2):
+        batches, found = held.epoch(2), []
+        found.append(next(batches))  # what an epoch draws is uploaded here
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found += batches
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for one, other in zip(found, wanted, strict=True):
+            assert one.clip_ids.tolist() == other.clip_ids.tolist()
+            for view, expected in zip(one.views, other.views, strict=True):
+                assert view.is_cuda
+                assert_rounded(view.cpu(), expected, held)
+    for one, other in zip(held.whole_clips(), placed(stream(noise[0], values), "resident").whole_clips(), strict=True):
+        assert_rounded(one.views[0].cpu(), other.views[0], held)
+
+
+def test_held_log_mels_know_what_they_were_normalised_by(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
+    held = placed(stream(noise[0]), "resident")
+    assert isinstance(held, ResidentLoader) and isinstance(held.held, HeldLogMels)
+    assert {"mean": held.held.mean, "std": held.held.std}.items() <= dict(noise[0].manifest.log_mel or {}).items()
+    assert held.held.frames.dtype == torch.float16 and len(held.held.frames) == held.held.counts.sum()

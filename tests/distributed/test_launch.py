@@ -1,0 +1,237 @@
+"""Processes of one run: how they are started, find their places and their share, and end."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranks as harness
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from waiting import wait_for
+
+from unfused_fast.distributed.ranks import ALONE
+from unfused_fast.distributed.shares import Share
+from unfused_fast.errors import UserError
+from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
+
+Start = Callable[..., "subprocess.Popen[str]"]
+Cli = Callable[..., Any]
+
+
+def test_devices_starts_processes_that_stop_together(
+    cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--save-every", "1steps"]
+    started = cli_process(*command, "--epochs", 5000)
+    wait_for(lambda: (out / "log.jsonl").exists(), started)
+    for process in (started.pid, _rank(started.pid, 0), _rank(started.pid, 1)):
+        assert set(_listens_on(process)) <= {"127.0.0.1"}, (
+            "the processes of one machine are not to be reached from others"
+        )
+    started.send_signal(signal.SIGTERM)
+    said = started.communicate(timeout=300)[1]
+    assert started.returncode == 130 and "saved; go on with --resume" in said and "Traceback" not in said, said
+    assert said.count("saved; go on with --resume") == 1, "what all ranks have to say is said once"
+    refused = cli_process(*command, "--epochs", 5000)
+    said = refused.communicate(timeout=300)[1]
+    # a rank that is slow to end may be ended, and that is an error of its own
+    assert refused.returncode == 1 and said.count("use --resume to continue") == 1, said
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_gone_or_hangs_is_named(
+    cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--save-every", "1steps"]
+    started = cli_process(*command, "--epochs", 5000, "--timeout", 8)
+    wait_for(lambda: (out / "log.jsonl").exists(), started)
+    time.sleep(2.5)  # a sign of life comes every second
+    victim = _rank(started.pid, 1)
+    os.kill(victim, how)
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode != 0 and "Traceback" not in said, said
+    told = re.sub(r"\s+", " ", said)
+    assert f"rank 1 (process {victim} on " in told and "ended or does not answer" in told, said
+    assert re.search(r"at: epoch \d+", told) and "is the last one saved, go on with --resume" in told, said
+    assert "was ended by SIGKILL" in told
+    assert not Path(f"/proc/{victim}").exists()
+    checkpoint = max(json.loads(path.read_text())["step"] for path in (out / "checkpoints").glob("*.json"))
+    assert checkpoint > 0 and (out / "config.json").exists()
+
+
+def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    command = ["train", "pretrain", tones, "--out", tmp_path / "run", *tiny]
+    assert (
+        "--devices 2: PyTorch"
+        in cli("train", "pretrain", tones, "--out", tmp_path, "--device", "cuda", "--devices", 2).error
+    )
+    assert "a batch of 16 clips a process has 16" in cli(*command, "--accumulate", 17).error
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "want a whole number; start the processes by torchrun or srun" in cli(*command).error
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(harness.free_port()))
+    assert "--devices 3: this process was started as one of 2" in cli(*command, "--devices", 3).error
+    assert "2 processes take a GPU each" in cli(*command, "--device", "cuda:0").error
+    assert "did not find each other at 127.0.0.1" in cli(*command, "--timeout", 5).error
+
+
+def test_places_by_torchrun_and_slurm() -> None:
+    assert place_of({}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    torchrun |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+    assert place_of(torchrun) == Place(3, 8, 1, 2, "node1", 29500, hosted=False)
+    assert place_of({**torchrun, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Place(3, 8, 1, 2, "node1", 29500, True)
+    assert place_of({**torchrun, "TORCHELASTIC_RESTART_COUNT": "2"}) == Place(3, 8, 1, 2, "node1", 29500, False, "2")
+    assert place_of({**torchrun, "RANK": "0", "WORLD_SIZE": "1"}) is None
+    slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+    slurm |= {"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[03-04]"}
+    assert place_of(slurm) == Place(5, 6, 1, 2, "gpu03", 20000 + 123456 % 20000, hosted=False)
+    assert place_of({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None, "a batch script, no srun"
+    with pytest.raises(UserError, match="SLURM_PROCID=: want a whole number"):
+        place_of({"SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x: want a whole number"):
+        place_of({**slurm, "SLURM_STEP_NUM_TASKS": "x"})
+    with pytest.raises(UserError, match="MASTER_PORT=http: want a whole number"):
+        place_of({**slurm, "MASTER_PORT": "http"})
+    with pytest.raises(UserError, match="SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"):
+        place_of({**slurm, "SLURM_NODEID": "2"})
+    with pytest.raises(UserError, match="these do not say which process this is"):
+        place_of({**torchrun, "RANK": "8"})
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "device"),
+    [(4, 3, "cuda:3"), (8, 3, "cuda:3"), (1, 0, "cuda:0"), (1, 3, "cuda:0"), (2, 3, "cuda:1"), (0, 3, "cuda:0")],
+)
+def test_each_process_takes_a_gpu_that_it_sees(
+    monkeypatch: pytest.MonkeyPatch, visible: int, local_rank: int, device: str
+) -> None:
+    """All of a machine's, or under `srun --gpus-per-task` its own, counted from 0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    place = Place(local_rank, 4, local_rank, 4, "node1", 29500, hosted=False)
+    assert place.device("cuda") == device and place.device("cpu") == "cpu"
+    assert place.device("auto") == (device if visible else "cpu")
+    with pytest.raises(UserError, match="4 processes take a GPU each"):
+        place.device("cuda:0")
+
+
+def test_a_job_that_torchrun_starts_again_reads_nothing_of_the_start_before() -> None:
+    """Its agent keeps one store for all of them."""
+    port, minute = harness.free_port(), timedelta(minutes=1)
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    first, again = (
+        Place(0, 2, 0, 2, "127.0.0.1", port, hosted=True, attempt=count).store(minute) for count in ("0", "1")
+    )
+    first.set("unfused/first/1", "an old answer")
+    assert first.check(["unfused/first/1"]) and not again.check(["unfused/first/1"])
+    del agent
+
+
+@pytest.mark.soak
+def test_torchrun_starts_a_run_again_that_goes_on(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", tones, "--out", out, *tiny, "--epochs", 60, "--save-every", "1steps", "--resume"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 1]
+    started = subprocess.Popen(
+        [str(word) for word in (*launch, "-m", "unfused_fast", *command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    wait_for(lambda: (out / "log.jsonl").exists(), started)
+    os.kill(_rank(started.pid, 1), signal.SIGKILL)
+    said = started.communicate(timeout=180)[0]
+    assert started.returncode == 0, said
+    assert json.loads((out / "result.json").read_text())["last_epoch"] == 60
+    epochs = [json.loads(line)["epoch"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 61))
+
+
+def test_names_and_numbers_of_slurm() -> None:
+    for nodes, first in [
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("gpu[7,9-11]", "gpu7"),
+        ("a1,b2", "a1"),
+        ("rack1-node[001-004]-ib", "rack1-node001-ib"),
+        ("login.example.org", "login.example.org"),
+        ("rack[1-2]node[07,9],cpu1", "rack1node07"),
+    ]:
+        assert first_node(nodes) == first
+    assert tasks_per_node("4(x2),3") == [4, 4, 3] and tasks_per_node("2") == [2]
+    with pytest.raises(UserError, match="it names no node"):
+        first_node("")
+
+
+def test_shares_cover_every_batch_once() -> None:
+    for clips, batch_size, ranks in ((61, 16, 3), (64, 16, 4), (5, 5, 5), (17, 8, 7)):
+        found = np.concatenate([Share(rank, ranks).positions(clips, batch_size) for rank in range(ranks)])
+        assert sorted(found.tolist()) == list(range(clips))
+        for begin in range(0, clips, batch_size):
+            sizes = Share(0, ranks).sizes(min(batch_size, clips - begin))
+            assert sum(sizes) == min(batch_size, clips - begin) and max(sizes) - min(sizes) <= 1
+        assert len({len(Share(rank, ranks).batches(clips, batch_size)) for rank in range(ranks)}) == 1
+
+
+def test_a_process_alone_exchanges_nothing() -> None:
+    tensor = torch.arange(3.0)
+    assert ALONE.leads and not ALONE.together and ALONE.first(lambda: 5) == 5
+    assert (
+        ALONE.sum(tensor) is tensor
+        and ALONE.gather_rows(tensor) is tensor
+        and ALONE.agree(True, False) == (True, False)
+    )
+    assert ALONE.texts("x") == ["x"]
+
+
+def test_an_answer_given_just_before_the_end_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 answers, then ends: a rank that finds it gone has its answer."""
+    answered = False
+
+    def gone(rank: int) -> bool:
+        nonlocal answered
+        answered = True
+        return True
+
+    monkeypatch.setattr(ALONE, "_gone", gone)
+    monkeypatch.setattr(ALONE, "rank", 1)
+    ALONE._wait(lambda: answered, [0])
+
+
+def _rank(launcher: int, rank: int) -> int:
+    """The process of a rank that a launcher started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in map(int, children):
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return child
+    raise AssertionError(f"{launcher} has no rank {rank}: {children}")
+
+
+def _listens_on(process: int) -> list[str]:
+    """Addresses at which a process takes connections."""
+    links = [str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()]
+    found = []
+    for name, width in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                turned = b"".join(words[at : at + 4][::-1] for at in range(0, width, 4))
+                found.append(str(ipaddress.ip_address(turned)))
+    return found

@@ -1,0 +1,210 @@
+"""Several processes that train together: the same run as one, on any number of them; what they say of each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks as harness
+import torch
+from collapsing import COLLAPSES
+from same_runs import assert_same_run, log_of
+
+from unfused_fast.clustering.bank_read import Generation
+from unfused_fast.shards.sets.shard_files import read_index
+
+Start = Callable[..., "subprocess.Popen[str]"]
+Cli = Callable[..., Any]
+RANKS = (1, 2, 4)
+DECAR_V1 = "model.encoder=audiontt data.crop_seconds=0.95 cluster.algo=pca_kmeans cluster.pca_dim=8"
+KINDS = {
+    "pretrain": ["pretrain", "--set", "optim.lr=0.05"],
+    "streamed, running norm, two heads": [
+        *("pretrain", "--data", "stream", "--set", "optim.lr=0.05", "--set", "data.norm=running"),
+        *("--set", "cluster.k=4,6", "--set", "bank.init_mode=train", "--set", "train.batch_size=17"),
+    ],
+    "decar-v1": [
+        "pretrain",
+        "--preset",
+        "decar-v1",
+        *(word for value in DECAR_V1.split() for word in ("--set", value)),
+    ],
+    "distill": ["distill", "--set", "pseudo.refresh_epochs=2"],
+}
+"""Name -> stage and flags. Sixty clips: the last batch of an epoch is partial, and shares of a batch differ in size."""
+
+
+def environment() -> dict[str, str]:
+    """Of processes that tests start: they find what this one imports."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
+    """What tests/support/ranks.py gives."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, str(Path(harness.__file__)), str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tones: Path, pretrained: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Path]:
+    """`trained(kind, ranks)`: a finished run of three epochs."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def out(kind: str, ranks: int) -> Path:
+        return folder / f"{kind.split()[0]}-{ranks}-{len(kind)}"
+
+    jobs = []
+    for kind, (stage, *flags) in KINDS.items():
+        more = ["--teacher", str(pretrained)] if stage == "distill" else []
+        for ranks in RANKS:
+            command = ["train", stage, str(tones), *more, "--out", str(out(kind, ranks)), "--epochs", "3"]
+            jobs.append({"ranks": ranks, "arguments": [*command, *tiny, *flags]})
+    for job, ends in zip(jobs, run_jobs(jobs, folder), strict=True):
+        assert [end["code"] for end in ends] == [0] * job["ranks"], (job, ends)
+        assert all(not end["said"] for end in ends[1:]), "rank 0 alone speaks"
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_ranks_trains_the_same(trained: Callable[[str, int], Path], kind: str) -> None:
+    one, *others = (trained(kind, ranks) for ranks in RANKS)
+    for other in others:
+        for wanted, found in zip(log_of(one), log_of(other), strict=True):
+            assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), "the loss of each epoch"
+            rounded = {"mean_cosine", "mean_direction", "effective_rank", "first_direction"} & set(wanted)
+            spread = {name: wanted[name] for name in rounded}
+            assert {name: found[name] for name in rounded} == pytest.approx(spread, rel=1e-4, abs=1e-4)
+            exact = set(wanted) - rounded - {"loss"}
+            assert {name: found[name] for name in exact} == {name: wanted[name] for name in exact}, "clusters, rates"
+        if KINDS[kind][0] == "pretrain":
+            banks = [Generation(run / "bank.zarr" / "gen-000003") for run in (one, other)]
+            for block, same in zip(*(bank.chunks() for bank in banks), strict=True):
+                assert torch.equal(block.assignments, same.assignments)
+                torch.testing.assert_close(block.rows, same.rows, rtol=0, atol=1e-4)
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(
+    trained: Callable[[str, int], Path], tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Stopped within an epoch on two ranks, to the end on two: the same bits; on one or three, rounded otherwise."""
+    stage, *flags = KINDS["pretrain"]
+    whole = trained("pretrain", 2)
+    stopped = [tmp_path / f"on-{ranks}" for ranks in (1, 2, 3)]
+    command = ["train", stage, str(tones), *tiny, *flags, "--epochs", "3", "--out"]
+    begun = run_jobs([{"ranks": 2, "arguments": [*command, str(out)], "stop_after": 5} for out in stopped], tmp_path)
+    assert all(end["code"] == 130 for ends in begun for end in ends), begun
+    assert "stopped in epoch 2 after 2 of 3 steps, saved" in begun[0][0]["said"]
+    ended = run_jobs(
+        [
+            {"ranks": ranks, "arguments": [*command, str(out), "--resume"]}
+            for ranks, out in zip((1, 2, 3), stopped, strict=True)
+        ],
+        tmp_path,
+    )
+    assert all(end["code"] == 0 for ends in ended for end in ends), ended
+    assert_same_run(stopped[1], whole)
+    for ranks, out, ends in zip((1, 3), stopped[::2], ended[::2], strict=True):
+        assert f"on {ranks} ranks now, 2 before" in re.sub(r"\s+", " ", ends[0]["said"])
+        losses = [[row["loss"] for row in log_of(run)] for run in (out, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_no_rank_ends_before_the_last_save_is_written(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Who started them takes an end for a fault, and would end rank 0 at its work."""
+    command = ["train", "pretrain", str(tones), *tiny, "--out", str(tmp_path / "run")]
+    job = {"ranks": 2, "arguments": command, "stop_after": 2, "slow_saves": str(tmp_path / "run" / "checkpoints")}
+    (ends,) = run_jobs([job], tmp_path)
+    assert [end["code"] for end in ends] == [130, 130], ends
+    assert all(re.search(r"at the end: epoch-\S+json", end["said"]) for end in ends), ends
+
+
+def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_caches: Path, tmp_path: Path) -> None:
+    """A shard ends before its last three clips: they are silent on any number of ranks, and named once."""
+    tar = sorted(copy_without_caches.glob("train-*.tar"))[-1]
+    lost = [members[0] for members in read_index(tar.with_suffix(".idx"))][-3:]
+    tar.write_bytes(tar.read_bytes()[: lost[0].offset])
+    flags = ["--epochs", "2", "--data", "stream", "--skip-bad", "3", "--set", "train.batch_size=17"]
+    flags += ["--set", "optim.lr=0.05"]  # as in KINDS: at the recommended 1 rounding grows tenfold in a few steps
+    command = ["train", "pretrain", str(copy_without_caches), *tiny, *flags, "--out"]
+    outs = {ranks: tmp_path / f"on-{ranks}" for ranks in (1, 2)}
+    jobs = [{"ranks": ranks, "arguments": [*command, str(out)]} for ranks, out in outs.items()]
+    for job, ends in zip(jobs, run_jobs(jobs, tmp_path), strict=True):
+        assert [end["code"] for end in ends] == [0] * job["ranks"], ends
+        keys = [member.name.partition(".")[0] for member in lost]
+        assert [re.sub(r"\s+", " ", ends[0]["said"]).count(f"clip {key} of {tar.name}: ") for key in keys] == [1, 1, 1]
+        assert all(not end["said"] for end in ends[1:])
+        out = outs[job["ranks"]]
+        assert json.loads((out / "result.json").read_text())["skipped"] == {"clips": 3, "keys": keys}
+        noted = json.loads((out / "checkpoints/epoch-000002.json").read_text())["skipped"]
+        assert len(noted) == job["ranks"] and {clip for ids in noted for clip in ids} == set(map(int, keys))
+    for wanted, found in zip(*map(log_of, outs.values()), strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+
+
+@pytest.fixture
+def copy_without_caches(tones: Path, tmp_path: Path) -> Path:
+    """A copy of the set, to be damaged."""
+    return Path(shutil.copytree(tones, tmp_path / "copy", ignore=shutil.ignore_patterns("*.cache")))
+
+
+def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path: Path) -> None:
+    """BatchNorm, dropout, gradients and gathered rows against torch's own layers on the whole batch, in float64."""
+    (ends,) = run_jobs([{"ranks": 3, "check": "layers"}], tmp_path)
+    assert [end["code"] for end in ends] == [0, 0, 0], ends
+
+
+def test_collapsed_clusters_stop_every_rank(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "pretrain", str(tones), "--out", str(out), "--epochs", "8", *tiny, *COLLAPSES]
+    ((first, second),) = run_jobs([{"ranks": 2, "flat": True, "arguments": arguments}], tmp_path)
+    assert first["code"] == second["code"] == 1, first["said"] + second["said"]
+    assert "error: epoch 3: the clusters have collapsed" in first["said"] and "Traceback" not in second["said"]
+    assert sorted(path.name for path in (out / "checkpoints").glob("*.json"))[-1] == "epoch-000002.json"
+
+
+def test_parts_of_a_batch_are_ranks_without_shared_statistics(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """--accumulate 2 on one process takes the parts that two ranks take at once with model.sync_bn = false."""
+    values = "model.sync_bn=false model.dropout=0 optim.lr=0.05 bank.init_mode=eval train.batch_size=20"
+    flags = [*tiny, *(word for value in values.split() for word in ("--set", value)), "--epochs", "1"]
+    command = ["train", "pretrain", str(tones), *flags, "--out"]
+    ends = run_jobs(
+        [
+            {"ranks": 1, "arguments": [*command, str(tmp_path / "parts"), "--accumulate", "2"]},
+            {"ranks": 2, "arguments": [*command, str(tmp_path / "ranks")]},
+            {"ranks": 1, "arguments": [*command, str(tmp_path / "whole")]},
+        ],
+        tmp_path,
+    )
+    assert all(end["code"] == 0 for job in ends for end in job), ends
+    parts, ranks, whole = (log_of(tmp_path / name)[0]["loss"] for name in ("parts", "ranks", "whole"))
+    assert parts == pytest.approx(ranks, rel=1e-5) and parts != pytest.approx(whole, rel=1e-4)
+
+
+def test_gradients_in_bf16_are_near(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    command = ["train", "pretrain", str(tones), *tiny, "--epochs", "2", "--out"]
+    run_jobs(
+        [
+            {"ranks": 2, "arguments": [*command, str(tmp_path / name), "--set", f"train.gradients={name}"]}
+            for name in ("fp32", "bf16")
+        ],
+        tmp_path,
+    )
+    fp32, bf16 = (log_of(tmp_path / name)[0]["loss"] for name in ("fp32", "bf16"))
+    assert fp32 != bf16 and bf16 == pytest.approx(fp32, rel=0.01)

@@ -1,0 +1,342 @@
+"""`unfused-fast embed`: what is written is what the embedder gives for the same recordings, whatever interrupts it."""
+
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+import zarr
+from numpy.typing import NDArray
+from outcomes import Cli, refused
+
+import unfused_fast
+from unfused_fast.commands.embed_sources import embed_rows
+from unfused_fast.embedding import formats as embed_formats
+from unfused_fast.embedding import reading as embed_reading
+from unfused_fast.embedding.embedder import Embedder
+from unfused_fast.embedding.files import embed_files
+from unfused_fast.embedding.store import EmbeddingStore
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.features import extract, load_encoder
+from unfused_fast.training.options import Interrupted
+
+Table = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def embedder(pretrained: Path) -> Embedder:
+    return unfused_fast.load(pretrained, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tone_rows: list[SourceRow]) -> Path:
+    assert isinstance(tone_rows[0].path, Path)
+    return tone_rows[0].path.parent
+
+
+def expected(embedder: Embedder, paths: list[Path]) -> NDArray[np.float32]:
+    """(N, D) of whole files, one by one."""
+    waves = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    return np.concatenate([embedder.embed(wave, 16000).numpy() for wave in waves])
+
+
+def table_of(out: Path) -> Table:
+    """Columns of a file of any format, by the reader of that format."""
+    if out.suffix == ".npz":
+        with np.load(out, allow_pickle=False) as arrays:
+            return {**{name: arrays[name] for name in arrays.files}, "about": json.loads(str(arrays["about"]))}
+    if out.suffix == ".parquet":
+        table = pq.read_table(out)
+        columns = {name: table[name].to_numpy() for name in table.schema.names if name != "embedding"}
+        about = json.loads(table.schema.metadata[b"about"])
+        return {**columns, "embeddings": np.stack(table["embedding"].to_pylist()).astype(np.float32), "about": about}
+    group = zarr.open_group(out, mode="r")
+    return {**{name: np.asarray(array[:]) for name, array in group.arrays()}, "about": group.attrs["about"]}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet", "zarr"])
+def test_a_folder(cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"tones.{ending}"
+    done = cli("embed", folder, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1, "--json")
+    assert done.code == 0, done.err
+    paths = sorted(folder.iterdir())
+    found, facts = table_of(out), json.loads(done.out)
+    np.testing.assert_allclose(found["embeddings"], expected(embedder, paths), rtol=1e-4, atol=1e-5)
+    assert list(found["path"]) == [str(path) for path in paths]
+    np.testing.assert_allclose(found["seconds"], [soundfile.info(path).duration for path in paths], atol=1e-4)
+    assert found["about"]["encoder"] == embedder.digest == facts["encoder"] and found["about"]["pool"] == "maxmean"
+    assert (facts["files"], facts["rows"], facts["rejected"]) == (96, 96, {})
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.rejected.csv"}
+    refused(cli("embed", folder, "--encoder", pretrained, "--out", out), out, "--overwrite")
+
+
+def test_a_shard_set_gives_the_features_of_training(cli: Cli, pretrained: Path, tones: Path, tmp_path: Path) -> None:
+    done = cli("embed", tones, "--encoder", pretrained, "--out", tmp_path / "set.npz", "--device", "cpu")
+    assert done.code == 0, done.err
+    shards, cpu = open_shards(tones), torch.device("cpu")
+    encoder = load_encoder(pretrained, cpu)
+    splits = [extract(encoder, shards, name, "encoder", "maxmean", cpu) for name in shards.manifest.splits]
+    found = table_of(tmp_path / "set.npz")
+    np.testing.assert_allclose(found["embeddings"], torch.cat(splits).numpy(), rtol=1e-4, atol=1e-4)
+    assert list(found["path"]) == shards.clips["source"].to_pylist()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "zarr"])
+def test_frames(cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, ending: str) -> None:
+    paths, out = sorted(folder.iterdir())[:5], tmp_path / f"steps.{ending}"
+    done = cli("embed", *paths, "--encoder", pretrained, "--out", out, "--frames", "--device", "cpu", "--workers", 1)
+    assert done.code == 0, done.err
+    found = table_of(out)
+    if ending == "zarr":
+        spans = list(zip(found["first_row"], found["first_row"] + found["rows"], strict=True))
+    else:
+        spans = [tuple(np.flatnonzero(found["path"] == str(path))[[0, -1]] + [0, 1]) for path in paths]
+    for path, (first, stop) in zip(paths, spans, strict=True):
+        steps, times = embedder.embed_frames(soundfile.read(path, dtype="float32")[0], 16000)
+        np.testing.assert_allclose(found["embeddings"][first:stop], steps[0].numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(found["timestamp_ms"][first:stop], times[0].numpy())
+    assert sum(stop - first for first, stop in spans) == len(found["embeddings"])
+    refused(cli("embed", *paths, "--encoder", pretrained, "--out", tmp_path / "a.npz", "--frames"), "--frames")
+
+
+def test_lists_and_archives_and_what_cannot_be_used(
+    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path
+) -> None:
+    paths = sorted(folder.iterdir())
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        archive.add(paths[0], "inside/a.wav")
+    (tmp_path / "list.csv").write_text(f"path\n{paths[1]}\n")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "notes.wav").write_text("no audio")
+    soundfile.write(mixed / "short.wav", np.ones(100), 16000)
+    soundfile.write(mixed / "silent.wav", np.zeros(16000), 16000)
+    (mixed / "sound.wav").write_bytes(paths[2].read_bytes())
+    out = tmp_path / "x.npz"
+    given = (tmp_path / "more.tar", tmp_path / "list.csv", mixed, paths[3])
+    done = cli("embed", *given, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1, "--json")
+    assert done.code == 0, done.err
+    found = table_of(out)
+    used = [*paths[:2], mixed / "silent.wav", *paths[2:4]]
+    np.testing.assert_allclose(found["embeddings"], expected(embedder, used), rtol=1e-4, atol=1e-5)
+    assert np.isfinite(found["embeddings"]).all()
+    names = [f"{tmp_path}/more.tar/inside/a.wav", paths[1].name, f"{mixed}/silent.wav", f"{mixed}/sound.wav"]
+    names.append(str(paths[3]))
+    assert list(found["path"]) == names
+    lines = (tmp_path / "x.npz.rejected.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "path",
+        *(f"{mixed}/{name}.wav" for name in ("notes", "short")),
+    ]
+    assert json.loads(done.out)["rejected"] == {"not audio": 1, "too short": 1}
+    done = cli("embed", mixed / "notes.wav", "--encoder", pretrained, "--out", tmp_path / "y.npz", "--device", "cpu")
+    refused(done, "1 files, none of them usable", "not audio")
+    assert not (tmp_path / "y.npz").exists()
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_recording_of_many_pieces(embedder: Embedder, tmp_path: Path, frames: bool) -> None:
+    """250 seconds at 22050 Hz go through the encoder in two pieces, between short ones; a cut one is rejected whole."""
+    generator = np.random.default_rng(0)
+    wave = 0.1 * generator.standard_normal(250 * 22050)
+    soundfile.write(tmp_path / "b.flac", wave, 22050, subtype="PCM_16")
+    soundfile.write(tmp_path / "c.wav", wave[:30000], 22050, subtype="PCM_16")
+    soundfile.write(tmp_path / "d.wav", wave[:40000], 22050, subtype="PCM_16")
+    data = (tmp_path / "b.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(data[: len(data) * 9 // 10])
+    rows = embed_rows([str(tmp_path)], None, print)
+    facts = embed_files(embedder, rows, tmp_path / "out.zarr", frames=frames, workers=0)
+    assert facts["files"] == 3 and facts["rejected"] == {"truncated or damaged": 1}
+    found = table_of(tmp_path / "out.zarr")
+    assert [Path(path).name for path in found["path"]] == ["b.flac", "c.wav", "d.wav"]
+    for number, path in enumerate(found["path"]):
+        stored, rate = soundfile.read(path, dtype="float32")
+        if not frames:
+            whole = embedder.embed(stored, rate).numpy()
+            # 22050 Hz are resampled to 16 bit in `embed`, to float32 in the embedder
+            np.testing.assert_allclose(found["embeddings"][number : number + 1], whole, rtol=1e-2, atol=2e-3)
+            continue
+        steps, times = embedder.embed_frames(stored, rate)
+        span = slice(found["first_row"][number], found["first_row"][number] + found["rows"][number])
+        np.testing.assert_allclose(found["embeddings"][span], steps[0].numpy(), rtol=1e-2, atol=2e-3)
+        np.testing.assert_array_equal(found["timestamp_ms"][span], times[0].numpy())
+
+
+@pytest.mark.parametrize("ending", ["npz", "zarr"])
+def test_stopped_at_any_batch_and_gone_on_with(
+    embedder: Embedder, folder: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 7)
+    rows, out, asked = embed_rows([str(folder)], None, print), tmp_path / f"x.{ending}", list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) % 5 == 0
+
+    runs = 0
+    while not out.exists():
+        runs += 1
+        try:
+            embed_files(embedder, rows, out, workers=0, resume=True, stopping=stopping)
+        except Interrupted:
+            assert (tmp_path / f"x.{ending}.partial").is_dir() and not out.exists()
+    assert runs > 2
+    found = table_of(out)
+    np.testing.assert_allclose(found["embeddings"], expected(embedder, sorted(folder.iterdir())), rtol=1e-4, atol=1e-5)
+    assert len(found["path"]) == 96
+
+
+def test_ctrl_c_and_a_kill(
+    cli: Cli,
+    cli_process: Callable[..., subprocess.Popen[str]],
+    pretrained: Path,
+    embedder: Embedder,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    """A process is interrupted, then another killed, each after it has saved; a third finishes."""
+    out, state = tmp_path / "x.parquet", tmp_path / "x.parquet.partial" / "state.json"
+    given = ["embed", *[folder] * 6, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1]
+
+    def files_done() -> int:
+        return int(json.loads(state.read_text())["files_done"]) if state.exists() else 0
+
+    for sent, flags in ((signal.SIGINT, []), (signal.SIGKILL, ["--resume"])):
+        before, process = files_done(), cli_process(*given, *flags)
+        while files_done() == before and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid, sent)
+        _, said = process.communicate(timeout=60)
+        if sent == signal.SIGINT:
+            assert process.returncode == 130 and "--resume" in said, said
+    assert not out.exists()
+    saved = files_done()
+    done = cli(*given)
+    assert done.code == 0 and f"unfinished, {saved} files were done; going on" in done.err, done.err
+    whole = expected(embedder, sorted(folder.iterdir()))
+    np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_refused(cli: Cli, pretrained: Path, folder: Path, tmp_path: Path) -> None:
+    common = ("--encoder", pretrained, "--device", "cpu")
+    refused(cli("embed", folder, *common, "--out", tmp_path / "x.csv"), ".npz, .parquet or .zarr")
+    refused(cli("embed", tmp_path / "none", *common, "--out", tmp_path / "x.npz"), "none", "no such file")
+    (tmp_path / "there.npz").touch()
+    nothing = ("--encoder", tmp_path, "--out", tmp_path / "there.npz")
+    refused(cli("embed", folder, *nothing), "there.npz: it exists")  # before the encoder is looked for
+
+
+def test_an_interrupted_overwrite_goes_on(
+    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is replaced stays until the new one is whole."""
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
+    out, asked, paths = tmp_path / "x.zarr", list[int](), sorted(folder.iterdir())
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
+    embed_files(embedder, embed_rows([str(paths[0])], None, print), out, workers=0)
+    rows = embed_rows([str(folder)], None, print)
+    with pytest.raises(Interrupted, match="go on with --resume --overwrite"):
+        embed_files(embedder, rows, out, workers=0, overwrite=True, stopping=stopping)
+    done = json.loads((tmp_path / "x.zarr.partial" / "state.json").read_text())["files_done"]
+    assert done > 0 and len(table_of(out)["path"]) == 1
+    flags = ("--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
+    refused(cli("embed", folder, *flags, "--resume"), f"{done} files are done", "--resume --overwrite")
+    counted = list[int]()
+    embed_files(
+        embedder,
+        rows,
+        out,
+        workers=0,
+        resume=True,
+        overwrite=True,
+        progress=lambda files, *_: counted.append(files),
+    )
+    assert counted[0] > done and {path.name for path in tmp_path.iterdir()} == {"x.zarr", "x.zarr.rejected.csv"}
+    np.testing.assert_allclose(table_of(out)["embeddings"], expected(embedder, paths), rtol=1e-4, atol=1e-5)
+
+
+def test_zarr_rows_are_appended_and_each_chunk_is_written_once(
+    embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
+    monkeypatch.setattr(embed_formats, "CHUNK_BYTES", 4 * embedder.scene_embedding_size * 7)
+    rows, out, asked = embed_rows([str(folder)], None, print)[:5], tmp_path / "x.zarr", list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    with pytest.raises(Interrupted):
+        embed_files(embedder, rows, out, frames=True, workers=0, stopping=stopping)
+    partial = tmp_path / "x.zarr.partial"
+    names = {path.name for path in partial.iterdir()}
+    assert names == {"state.json", "files.jsonl", "rejected.jsonl", "rows.f32"}
+    embed_files(embedder, rows, out, frames=True, workers=0, resume=True)
+    found = table_of(out)
+    for row, first, count in zip(rows, found["first_row"], found["rows"], strict=True):
+        steps, _ = embedder.embed_frames(soundfile.read(row.path, dtype="float32")[0], 16000)
+        np.testing.assert_allclose(found["embeddings"][first : first + count], steps[0].numpy(), rtol=1e-4, atol=1e-5)
+    chunks = list((out / "embeddings" / "c").rglob("0"))
+    assert len([path for path in chunks if path.is_file()]) == -(-len(found["embeddings"]) // 7)
+
+
+def test_resume_takes_the_same_request_only(
+    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
+    rows, asked = embed_rows([str(folder)], None, print), list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
+    with pytest.raises(Interrupted):
+        embed_files(embedder, rows, tmp_path / "x.npz", workers=0, stopping=stopping)
+    flags = ("--encoder", pretrained, "--out", tmp_path / "x.npz", "--device", "cpu", "--resume")
+    refused(cli("embed", folder, *flags, "--pool", "mean"), "pool", "--overwrite")
+    refused(cli("embed", sorted(folder.iterdir())[0], *flags), "files")
+
+
+def test_nothing_that_a_failed_run_left_is_in_the_way(
+    cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of a run without a usable file, nor of another request, nor what is damaged."""
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
+    out, partial, wave = tmp_path / "x.npz", tmp_path / "x.npz.partial", tmp_path / "a.wav"
+    paths = sorted(folder.iterdir())
+    flags = ("--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
+    wave.write_text("no audio")
+    refused(cli("embed", wave, *flags), "none of them usable")
+    assert not partial.exists()
+    wave.write_bytes(paths[0].read_bytes())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EmbeddingStore, "publish", full)
+    done = cli("embed", *paths[:3], *flags)
+    assert done.code == 1 and "No space left on device" in done.error and partial.is_dir()
+    monkeypatch.undo()
+    done = cli("embed", wave, *flags)
+    assert done.code == 0 and "3 files were done with other files, sources, and are replaced" in done.err, done.err
+    assert list(table_of(out)["path"]) == [str(wave)] and not partial.exists()
+    partial.mkdir()
+    (partial / "state.json").write_text("{")
+    out.unlink()
+    refused(cli("embed", wave, *flags, "--resume"), "state.json: cannot be read", "delete")
+    assert cli("embed", wave, *flags).code == 0 and not partial.exists()

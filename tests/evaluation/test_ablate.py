@@ -1,0 +1,194 @@
+"""`ablate`: the numbers of the single commands, cells that fail, what is shared, what goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import Stage, preset, with_values
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation.ablation import ablate, cells_of
+from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.training.options import Options
+
+FEW = ["--set", "eval.epochs=5", "--set", "pseudo.n_init=1"]
+
+
+def configs() -> dict[Stage, Config]:
+    return {
+        "pretrain": preset("recommended", "pretrain"),
+        "distill": preset("recommended", "distill"),
+        "linear": Config(),
+    }
+
+
+def test_a_grid_has_every_combination_and_a_value_goes_to_the_stages_that_read_it() -> None:
+    cells = cells_of(configs(), "all", {"cluster.k": ["8", "16"], "distill.beta": ["0", "0.003", "0.0"]}, False)
+    assert [cell.name for cell in cells] == [
+        f"cluster.k={k} distill.beta={beta}" for k in (8, 16) for beta in (0.0, 0.003)
+    ]
+    assert [cell.configs["pretrain"].cluster.k for cell in cells] == [8, 8, 16, 16]
+    assert [cell.configs["distill"].distill.beta for cell in cells] == [0.0, 0.003] * 2
+    assert {cell.configs["distill"].cluster.k for cell in cells} == {configs()["distill"].cluster.k}
+    (wide,) = cells_of(configs(), "distill", {"model.channels": ["8"]}, False)
+    assert (wide.configs["pretrain"].model.channels, wide.configs["distill"].model.channels) == (64, 8)
+
+
+def test_one_at_a_time_has_the_base_first_and_no_value_twice() -> None:
+    cells = cells_of(configs(), "all", {"eval.pool": ["maxmean", "mean"], "eval.lr_grid": ["0.1,0.3", "()"]}, True)
+    assert [cell.values for cell in cells] == [
+        {},
+        {"eval.pool": "mean"},
+        {"eval.lr_grid": (0.1, 0.3)},
+        {"eval.lr_grid": ()},
+    ]
+    assert cells[0].configs == configs() and cells[2].configs["linear"].eval.lr_grid == (0.1, 0.3)
+
+
+def test_what_is_refused_before_anything_runs(cli: Callable[..., Any], tones: Path, tmp_path: Path) -> None:
+    def error(*arguments: object) -> str:
+        done = cli(*arguments, "--out", tmp_path / "out", "--device", "cpu")
+        assert done.code == 1 and not (tmp_path / "out").exists()
+        return str(done.error)
+
+    for setting in ("clusters.k=4", "cluster.kk=4", "cluster.k=many", "cluster.algo=pic"):
+        assert error("ablate", tones, "--vary", setting) == error("train", "pretrain", tones, "--set", setting)
+    assert "does not read it; use --stage distill" in error(
+        "ablate", tones, "--stage", "pretrain", "--vary", "distill.beta=0"
+    )
+    assert "want section.field=value,value" in error("ablate", tones, "--vary", "cluster.k")
+    assert "a value is empty" in error("ablate", tones, "--vary", "cluster.k=4,,8")
+    assert "given twice" in error("ablate", tones, "--vary", "cluster.k=4", "--vary", "cluster.k=8")
+    assert "use --seeds" in error("ablate", tones, "--vary", "train.seed=0,1")
+    (tmp_path / "photos").mkdir()
+    done = cli("ablate", tones, "--vary", "cluster.k=4", "--out", tmp_path, "--device", "cpu")
+    assert done.code == 1 and "holds photos" in done.error
+
+
+def test_a_set_without_labels_is_refused_before_stage_1(
+    cli: Callable[..., Any], unlabelled: Path, tmp_path: Path
+) -> None:
+    done = cli("ablate", unlabelled, "--vary", "cluster.k=4", "--out", tmp_path / "out", "--device", "cpu")
+    assert done.code == 1 and "have no label" in done.error and not (tmp_path / "out").exists()
+
+
+def test_what_stage_3_would_refuse_of_any_cell_is_refused_before_stage_1(
+    cli: Callable[..., Any],
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    def error(rows: list[SourceRow], *arguments: object) -> str:
+        shards, out = tmp_path / "shards", tmp_path / "out"
+        shutil.rmtree(shards, ignore_errors=True)
+        pack_rows(rows, shards)
+        done = cli("ablate", shards, "--out", out, "--epochs", 1, *tiny, *FEW, *arguments)
+        assert done.code == 1 and not out.exists()
+        return str(done.error)
+
+    without_test = [row for row in tone_rows if row.split != "test"]
+    assert "no test split; use valid" in error(without_test, "--vary", "eval.select=valid,best_test")
+    # each of two groups holds all clips of a class, and some of the third
+    of_class = {"middle": "A", "high": "B"}
+    train = [row for row in tone_rows if row.split == "train"]
+    needed = [replace(row, group=of_class.get(str(row.label), "AB"[number % 2])) for number, row in enumerate(train)]
+    assert "no group of its train clips can be held out" in error(needed, "--vary", "cluster.k=2,4")
+
+
+def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_line(
+    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out, flags = tmp_path / "out", ["--epochs", 1, *tiny, *FEW]
+    varied = ["--vary", "cluster.k=4,2", "--vary", "optim.lr=1e30", "--one-at-a-time", "--stage", "pretrain"]
+    done = cli("ablate", tones, "--out", out, *varied, "--seeds", 2, *flags, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary == json.loads((out / "ablation.json").read_text())
+    base, two, diverged = summary["rows"]
+    assert [row["settings"] for row in summary["rows"]] == ["base", "cluster.k=2", "optim.lr=1e+30"]
+    run, scored, seed = tmp_path / "run", tmp_path / "linear", 1
+    trained = cli("train", "pretrain", tones, "--out", run, "--seed", seed, *flags, "--set", "cluster.k=2")
+    assert trained.code == 0, trained.err
+    scores = cli("train", "linear", tones, "--encoder", run, "--out", scored, "--seed", seed, *tiny, *FEW, "--json")
+    tests = two["test"]["values"]
+    assert tests[seed] == json.loads(scores.out)["test"] and two["seeds"] == [0, 1] and two["state"] == "done"
+    assert two["test"]["mean"] == pytest.approx(np.mean(tests))
+    assert two["test"]["standard_error"] == pytest.approx(np.std(tests, ddof=1) / 2**0.5)
+    assert two["difference"]["mean"] == pytest.approx(two["test"]["mean"] - base["test"]["mean"])
+    # three convolutions of 3 x 3 with 4 channels and BatchNorm, two layers of 32 from 4 channels x 8 bins
+    assert base["parameters"] == 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4 + 32 * 32 + 32 + 32 * 32 + 32
+    assert diverged["state"] == "failed" and diverged["seeds"] == [] and diverged["test"]["mean"] is None
+    assert [one["seed"] for one in diverged["failed"]] == [0, 1]
+    assert "learning rate is too high" in diverged["failed"][0]["reason"]
+    markdown = (out / "ablation.md").read_text()
+    assert f"seeds 0, 1: {diverged['failed'][0]['reason'].split(';')[0]} |" in markdown
+    assert f"| {100 * two['test']['mean']:.1f} ± " in markdown
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_diverged_in_a_pool_is_not_tried_again_by_an_ablation_that_shares_it(tones: Path, tmp_path: Path) -> None:
+    shards, options = open_shards(tones), Options(torch.device("cpu"))
+    tiny = {"model.channels": 4, "model.dim": 32, "cluster.k": 4, "train.epochs": 1, "optim.lr": 1e30}
+    diverging = {stage: with_values(config, tiny) for stage, config in configs().items()}
+    pool = RunPool(tmp_path / "pool", options)
+    with pytest.raises(UserError, match="learning rate is too high") as first:
+        pool.pretrain(diverging["pretrain"], shards)
+    shutil.rmtree(tmp_path / "pool")
+    (cell,) = cells_of(diverging, "pretrain", {"cluster.k": ["4"]}, False)
+    summary = ablate([cell], "pretrain", shards, shards, tmp_path / "out", 1, options, pool)
+    assert summary["rows"][0]["failed"] == [{"seed": 0, "reason": str(first.value)}]
+    assert not (tmp_path / "pool").exists() and not (tmp_path / "out/runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_stage_1_is_shared(
+    cli: Callable[..., Any],
+    cli_process: Callable[..., subprocess.Popen[str]],
+    tones: Path,
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    arguments = [tones, "--vary", "distill.alpha=0.7,1", "--vary", "distill.beta=0", "--epochs", 1, *tiny, *FEW]
+    whole = cli("ablate", *arguments, "--out", tmp_path / "whole", "--json")
+    assert whole.code == 0, whole.err
+    runs = sorted(path.name.split("-")[0] for path in (tmp_path / "whole/runs").iterdir())
+    assert runs == ["distill", "distill", "linear", "linear", "pretrain"]
+    out = tmp_path / "out"
+    process = cli_process("ablate", *arguments, "--out", out)
+    deadline = time.monotonic() + 120
+    while len([*out.glob("runs/distill-*")]) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
+    assert process.returncode == -signal.SIGKILL and 3 <= len(before) < 5
+    (out / "ablation.json.new").write_text("{")  # what a kill may leave too
+    done = cli("ablate", *arguments, "--out", out, "--json")
+    assert done.code == 0, done.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    resumed, straight = json.loads(done.out)["rows"], json.loads(whole.out)["rows"]
+    assert [row["settings"] for row in resumed] == [
+        "distill.alpha=0.7 distill.beta=0.0",
+        "distill.alpha=1.0 distill.beta=0.0",
+    ]
+    assert [(row["valid"], row["test"]) for row in resumed] == [(row["valid"], row["test"]) for row in straight]
+    # another value adds to what is there
+    more = cli("ablate", *arguments[:2], "distill.alpha=1,0.5", *arguments[3:], "--out", out, "--json")
+    assert more.code == 0 and len([*out.glob("runs/distill-*")]) == 3
+    assert json.loads(more.out)["rows"][0]["test"] == straight[1]["test"]

@@ -1,0 +1,297 @@
+"""`evaluate`: the same numbers as scikit-learn on the same features, folds, few labels, errors, predictions kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
+from unfused_fast.evaluation.measure import Plan, measure
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages.features import baseline_encoder, extract
+from unfused_fast.stages.labels import labelled_clips
+from unfused_fast.stages.linear_heads import Split, train_heads
+from unfused_fast.stages.protocol import few_labels, rounds_of
+
+CPU = torch.device("cpu")
+TINY_MODEL = {"model.channels": 4, "model.dim": 32}
+
+
+@pytest.fixture(scope="module")
+def folded(
+    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """60 clips in four folds, all in split train, as UrbanSound8K is published; one more without a fold."""
+    rows = [
+        replace(row, split="train", fold=1 + number // 3 % 4)
+        for number, row in enumerate(row for row in tone_rows if row.split == "train")
+    ]
+    extra = next(row for row in tone_rows if row.split == "test")
+    return pack_rows([*rows, replace(extra, split="train")], tmp_path_factory.mktemp("sets") / "folded")
+
+
+@pytest.fixture(scope="module")
+def several(
+    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tones with one or two labels each: pitch, and `loud` where a tone is twenty times as loud."""
+    folder, rows = tmp_path_factory.mktemp("several"), []
+    for number, row in enumerate(tone_rows):
+        audio, rate = soundfile.read(row.path)
+        loud = number % 5 < 2
+        soundfile.write(folder / row.source, audio * (1.0 if loud else 0.05), rate)
+        labels = (row.label or "", *(("loud",) if loud else ()))
+        rows.append(SourceRow(folder / row.source, row.source, None, row.split, row.group, labels=labels))
+    return pack_rows(rows, tmp_path_factory.mktemp("sets") / "several")
+
+
+def test_scores_are_scikit_learns_on_the_same_features(tones: Path) -> None:
+    shards, config = open_shards(tones), with_values(Config(), {**TINY_MODEL, "eval.epochs": 200})
+    clips, measured = measure(config, shards, {"random": ["random"]}, Plan(("linear", "knn")), CPU)
+    frozen = baseline_encoder("random", config, CPU)
+    features = {name: extract(frozen, shards, name, "encoder", "maxmean", CPU).numpy() for name in ("train", "test")}
+    labels = {name: shards.clips_in(name).column("label").to_numpy() for name in ("train", "test")}
+    scaler = StandardScaler().fit(features["train"])
+    train, test = scaler.transform(features["train"]), scaler.transform(features["test"])
+    linear, knn = measured
+    theirs = KNeighborsClassifier(10, weights="distance", metric="cosine", algorithm="brute").fit(
+        train, labels["train"]
+    )
+    assert np.array_equal(knn.scores.argmax(axis=1), theirs.predict(test))
+    assert np.array_equal(clips.targets[linear.rows], labels["test"])
+    ours = (linear.scores.argmax(axis=1) == labels["test"]).mean()
+    best = LogisticRegression(max_iter=2000).fit(train, labels["train"]).score(test, labels["test"])
+    assert abs(ours - best) <= 0.06, "one of 18 clips"
+
+
+def test_a_linear_head_is_within_a_point_of_logistic_regression() -> None:
+    generator = np.random.default_rng(0)
+    centres = 0.6 * generator.standard_normal((5, 16))
+    labels = generator.integers(0, 5, 6000)
+    points = (centres[labels] + generator.standard_normal((6000, 16))).astype(np.float32)
+    train, test = slice(0, 2000), slice(2000, 6000)
+    split = Split(torch.from_numpy(points[train]), torch.from_numpy(labels[train]))
+    weights, biases = train_heads(split, 5, (0.003,), Config())
+    ours = (points[test] @ weights[0].numpy() + biases[0].numpy()).argmax(axis=1)
+    model = LogisticRegression(C=1e6, max_iter=1000).fit(points[train], labels[train])
+    theirs = model.score(points[test], labels[test])
+    assert 0.5 < theirs < 0.9 and (ours == labels[test]).mean() == pytest.approx(theirs, abs=0.01)
+
+
+def test_every_clip_of_a_fold_is_tested_once_by_heads_that_never_saw_its_fold(folded: Path) -> None:
+    clips = labelled_clips(open_shards(folded), by_folds=True)
+    rounds = rounds_of(clips, True, 0.15, seed=0)
+    assert len(clips.clip_ids) == 60, "the clip without a fold is left out"
+    assert [part.name for part in rounds] == ["fold 1", "fold 2", "fold 3", "fold 4"]
+    assert sorted(np.concatenate([part.test for part in rounds]).tolist()) == list(range(60))
+    for number, part in enumerate(rounds):
+        assert set(clips.fold_of[part.test]) == {number + 1}
+        assert set(clips.fold_of[part.valid]) == {(number + 1) % 4 + 1}
+        assert set(clips.fold_of[part.train]) == {1, 2, 3, 4} - {number + 1, (number + 1) % 4 + 1}
+
+
+def test_few_labels_are_nested_in_train_and_of_every_class(tones: Path) -> None:
+    clips = labelled_clips(open_shards(tones), by_folds=False)
+    (part,) = rounds_of(clips, False, 0.15, seed=0)
+    rows = few_labels(clips, part.train, 0.1, seed=1)
+    assert set(rows) <= set(part.train) and np.bincount(clips.targets[rows]).tolist() == [2, 2, 2]
+    assert not np.array_equal(rows, few_labels(clips, part.train, 0.1, seed=2))
+
+
+def test_the_command_compares_encoders(cli: Callable[..., Any], tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    arguments = ["evaluate", tones, "--encoder", f"DECAR={pretrained}", "--out", out, "--knn"]
+    arguments += ["--label-fraction", "0.1,1", "--seeds", 2, "--device", "cpu", "--set", "eval.epochs=30"]
+    done = cli(*arguments, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result == json.loads((out / "evaluation.json").read_text())
+    rows = {(row["encoder"], row["method"], row["label_fraction"]): row for row in result["rows"]}
+    assert len(rows) == 3 * 2 * 2 and result["metric"] == "accuracy"
+    for row in rows.values():
+        assert 0 <= row["interval"][0] <= row["test"] <= row["interval"][1] <= 1
+        assert row["repetitions"] == 2 and row["test_clips"] == 18
+    assert rows["DECAR", "linear", 0.1]["train_clips"] == 6
+    assert rows["DECAR", "linear", 1.0]["test"] > 0.6, "three classes that differ by pitch"
+    assert rows["DECAR", "linear", 1.0]["parameters"] == rows["random", "knn", 1.0]["parameters"]
+    assert rows["logmel", "linear", 1.0]["parameters"] is None
+    # every number can be had again from the predictions
+    kept = pq.read_table(out / "predictions.parquet").to_pylist()
+    for (encoder, method, fraction), row in rows.items():
+        mine = [k for k in kept if (k["encoder"], k["method"], k["label_fraction"]) == (encoder, method, fraction)]
+        assert len(mine) == 36 and {k["seed"] for k in mine} == {0, 1}
+        assert np.mean([k["label"] == k["prediction"] for k in mine]) == pytest.approx(row["test"])
+    pair = next(
+        pair
+        for pair in result["comparisons"]
+        if (pair["first"], pair["second"], pair["method"], pair["label_fraction"]) == ("random", "DECAR", "knn", 0.1)
+    )
+    right = {
+        name: {
+            k["clip_id"]: k["label"] == k["prediction"]
+            for k in kept
+            if (k["encoder"], k["method"], k["label_fraction"], k["seed"]) == (name, "knn", 0.1, 0)
+        }
+        for name in ("random", "DECAR")
+    }
+    assert pair["mcnemar"]["only_second"] == sum(right["DECAR"][i] and not right["random"][i] for i in right["random"])
+    assert "± " in cli(*arguments, "--overwrite").out
+    again = cli(*arguments)
+    assert again.code == 1 and "--overwrite" in again.error
+
+
+def test_the_command_cross_validates(cli: Callable[..., Any], folded: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", folded, "--encoder", "logmel", "--out", tmp_path / "out", "--device", "cpu"]
+    refused = cli(*arguments)
+    assert refused.code == 1 and "--folds" in refused.error
+    done = cli(*arguments, "--folds", "--json", "--no-baselines", "--set", "eval.epochs=20")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["rows"]
+    assert len(row["folds"]) == 4 and row["test"] == pytest.approx(np.mean(row["folds"]))
+    assert row["test_clips"] == 60 and row["fold_error"] is not None
+    assert row["test"] > 0.8, "log-mel means tell three pitches apart"
+
+
+def test_several_labels_are_scored_by_mean_average_precision(
+    cli: Callable[..., Any], several: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = cli(
+        "evaluate", several, "--encoder", "logmel", "--no-baselines", "--knn", "--out", out, "--device", "cpu", "--json"
+    )
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    kept = pq.read_table(out / "predictions.parquet").to_pylist()
+    assert result["metric"] == "mAP"
+    for row in result["rows"]:
+        mine = [k for k in kept if k["method"] == row["method"]]
+        truth = np.array([[c in k["labels"] for c in range(4)] for k in mine])
+        theirs = average_precision_score(truth, np.array([k["scores"] for k in mine]), average="macro")
+        assert row["test"] == pytest.approx(theirs) and row["interval"][0] <= theirs <= row["interval"][1]
+        assert row["test"] > truth.mean() + 0.3, "above chance, which is a class's share of the clips"
+
+
+def test_train_linear_wants_one_label_a_clip(cli: Callable[..., Any], several: Path, tmp_path: Path) -> None:
+    done = cli("train", "linear", several, "--encoder", "logmel", "--device", "cpu", "--out", tmp_path / "out")
+    assert done.code == 1 and "several labels each" in done.error and "use unfused-fast evaluate" in done.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_shuffled_labels_score_chance(tones: Path) -> None:
+    config = with_values(Config(), {"eval.shuffle_labels": True, "eval.epochs": 20})
+    shares = []
+    for seed in range(6):
+        clips, (found,) = measure(
+            with_values(config, {"train.seed": seed}), open_shards(tones), {"logmel": ["logmel"]}, Plan(), CPU
+        )
+        shares.append((found.scores.argmax(axis=1) == clips.targets[found.rows]).mean())
+    assert 0.15 < np.mean(shares) < 0.52, "a third, of 108 clips"
+
+
+def test_what_cannot_be_evaluated_is_said(
+    cli: Callable[..., Any], unlabelled: Path, tones: Path, tmp_path: Path
+) -> None:
+    def error(*arguments: object) -> str:
+        done = cli("evaluate", *arguments, "--device", "cpu", "--out", tmp_path / "out")
+        assert done.code == 1 and not (tmp_path / "out").exists()
+        return done.error
+
+    assert "train and test are wanted" in error(unlabelled, "--encoder", "random")
+    assert "no fold" in error(tones, "--encoder", "random", "--folds")
+    assert "no run of unfused-fast" in error(tones, "--encoder", tmp_path / "nothing")
+    assert "0 < fraction <= 1" in error(tones, "--encoder", "random", "--label-fraction", "0,1")
+    assert "numbers between commas" in error(tones, "--encoder", "random", "--label-fraction", "all")
+    assert "given twice" in error(tones, "--encoder", "a=x", "--encoder", "a=x")
+    assert "given twice" in error(tones, "--encoder", "a=x/y", "--encoder", "a=x/./z/../y")
+    assert "given twice" in error(tones, "--encoder", "x", "--encoder", f"b={Path.cwd() / 'x'}")
+    assert "name of a baseline" in error(tones, "--encoder", "random=x")
+    assert "name of a baseline" in error(tones, "--encoder", "logmel=x", "--no-baselines")
+    assert "at least 1" in error(tones, "--encoder", "random", "--seeds", "0")
+    few = error(tones, "--encoder", "random", "--set", "eval.label_fraction=0.1")
+    assert "use --label-fraction 0.1" in few
+
+
+def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
+    cli: Callable[..., Any], tones: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 250)):  # with .partial its name is too long
+        done = cli("evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", out)
+        assert done.code == 1 and f"{out}: cannot be written (" in done.error and "choose another --out" in done.error
+        assert "evaluate: logmel" not in done.err
+    measured = cli(
+        "evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", tmp_path / "o"
+    )
+    assert measured.code == 0 and "evaluate: logmel" in measured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "o"]
+
+
+def test_a_head_chosen_by_the_test_is_the_best_of_all_epochs(tones: Path) -> None:
+    config = with_values(Config(), {**TINY_MODEL, "eval.lr_grid": "", "eval.lr": "0.03"})
+    shares = []
+    for epochs in range(1, 8):
+        values = {"eval.epochs": epochs}
+        clips, (found,) = measure(with_values(config, values), open_shards(tones), {"random": ["random"]}, Plan(), CPU)
+        shares.append((found.scores.argmax(axis=1) == clips.targets[found.rows]).mean())
+    values = {"eval.epochs": 7, "eval.select": "best_test"}
+    clips, (found,) = measure(with_values(config, values), open_shards(tones), {"random": ["random"]}, Plan(), CPU)
+    assert (found.scores.argmax(axis=1) == clips.targets[found.rows]).mean() == max(shares)
+
+
+def test_labels_are_permuted_within_each_split_as_train_linear_does(tones: Path, folded: Path) -> None:
+    config = with_values(Config(), {"eval.shuffle_labels": True, "eval.epochs": 1})
+    shards, logmel = open_shards(tones), {"logmel": ["logmel"]}
+    shuffled, _ = measure(config, shards, logmel, Plan(), CPU)
+    splits, true = np.array(shuffled.split_of), labelled_clips(shards, False).targets
+    assert not np.array_equal(shuffled.targets, true)
+    for name in ("train", "valid", "test"):
+        assert np.array_equal(np.sort(shuffled.targets[splits == name]), np.sort(true[splits == name]))
+    folds, _ = measure(config, open_shards(folded), logmel, Plan(by_folds=True), CPU)
+    assert [np.bincount(folds.targets[folds.fold_of == fold]).tolist() for fold in range(1, 5)] == [[5, 5, 5]] * 4
+
+
+def test_train_linear_chooses_rate_and_epoch_by_the_test_where_it_is_told_to(
+    cli: Callable[..., Any], tones: Path, tmp_path: Path
+) -> None:
+    def result(rates: str, epochs: int, *more: str) -> dict[str, Any]:
+        # permuted labels: no head is good, the best is so by chance, and validation knows nothing of it
+        fields = [f"eval.lr_grid={rates}", f"eval.lr={rates.split(',')[0]}", "eval.shuffle_labels=True", *more]
+        arguments: list[object] = [
+            "--encoder",
+            "logmel",
+            "--device",
+            "cpu",
+            "--epochs",
+            epochs,
+            "--json",
+            "--overwrite",
+            "--seed",
+            9,
+        ]
+        for field in fields:
+            arguments += ["--set", field]
+        done = cli("train", "linear", tones, "--out", tmp_path / "run", *arguments)
+        assert done.code == 0, done.err
+        return dict(json.loads(done.out))
+
+    tests = {(rate, epochs): result(rate, epochs)["test"] for rate in ("0.0003", "0.03") for epochs in (1, 2, 3)}
+    honest, best = result("0.0003,0.03", 3), result("0.0003,0.03", 3, "eval.select=best_test")
+    assert (honest["select"], best["select"]) == ("valid", "best_test")
+    assert best["lr"] == 0.03 and best["valid_by_lr"]["0.0003"] > best["valid_by_lr"]["0.03"], "seed 9 tells them apart"
+    assert best["test"] == max(tests.values()) > max(tests["0.0003", epochs] for epochs in (1, 2, 3))
+    assert best["test"] > max(tests[rate, 3] for rate in ("0.0003", "0.03")) >= honest["test"]

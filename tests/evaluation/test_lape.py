@@ -1,0 +1,235 @@
+"""`lape` on miniatures of all data sets: every task runs, a killed command goes on, what lacks or is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from miniatures import all_of_lape, iemocap, tut, urbansound
+
+from unfused_fast.config.tasks import LAPE_COLUMNS, LAPE_TASKS, TASKS
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation.lape_data import find, shards_of
+from unfused_fast.shards.sources.row import SourceRow
+
+FLAGS = ["--epochs", 1, "--set", "eval.epochs=10", "--set", "data.crop_seconds=0.3", "--set", "pseudo.n_init=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    all_of_lape(root)
+    return root
+
+
+def _state(out: Path) -> dict[str, Any]:
+    return {row["task"]: row for row in json.loads((out / "lape.json").read_text())["tasks"]}
+
+
+@pytest.mark.slow
+def test_every_task_runs_and_the_table_stands_beside_the_papers(
+    cli: Callable[..., Any], data: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["lape", data, "--teacher", pretrained, "--out", out, "--label-fraction", "0.5,1", *FLAGS, *tiny]
+    done = cli(*arguments)
+    assert done.code == 0, done.err
+    rows = _state(out)
+    assert list(rows) == [task.name for task in LAPE_TASKS]
+    assert {name: row.get("reason", row["state"]) for name, row in rows.items()} == dict.fromkeys(rows, "done")
+    classes = {"sc-v1": 12, "sc-v2-12": 12, "sc-v2-35": 35, "lbs": 4, "vc": 3, "ic": 4, "vf": 6, "ns": 3, "bsd": 2}
+    assert {name: row["classes"] for name, row in rows.items()} == classes | {"tut": 10, "us8k": 10}
+    assert all(0 <= row["interval"][0] <= row["test"] <= row["interval"][1] <= 1 for row in rows.values())
+    assert all(set(row["by_fraction"]) == {"0.5", "1"} for row in rows.values())
+    assert rows["bsd"]["test"] > 0.5, "one octave tells the classes apart"
+    summary = json.loads((out / "lape.json").read_text())
+    average = summary["average"]["lape"]
+    assert average["tasks"] == "11 of 11"
+    assert average["test"] == pytest.approx(sum(row["test"] for row in rows.values()) / 11)
+    assert average["paper"]["UnFuSeD"] == pytest.approx(81.6, abs=0.06) and average["paper"]["BYOL-A"] is None
+    # all clips of UrbanSound8K are tested, each by heads of other folds
+    tested = pq.read_table(out / "tasks/us8k/seed-0/predictions.parquet").to_pylist()
+    assert len({line["clip_id"] for line in tested if line["label_fraction"] == 1.0}) == 100
+    assert {line["fold"] for line in tested} == set(range(1, 11))
+    markdown = (out / "lape.md").read_text()
+    for words in ("| SC-V1 |", *LAPE_COLUMNS, "average of 11 of 11", "3 classes here, 1,251 in the paper"):
+        assert (words in markdown and words in done.out.replace("  ", " ")) or words.startswith("|"), words
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert len(before) == 2 * 11
+    # again: nothing is done twice; another encoder would be another benchmark
+    again = cli(*arguments, "--json")
+    assert again.code == 0 and json.loads(again.out)["tasks"] == summary["tasks"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
+    refused = cli(*arguments, "--encoder", "student3")
+    assert refused.code == 1 and "linear eval.encoder was full, now student3" in refused.error
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(
+    cli: Callable[..., Any],
+    cli_process: Callable[..., subprocess.Popen[str]],
+    pretrained: Path,
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    tut(data / "tut2018")
+    iemocap(data / "ic")
+    arguments = ["--teacher", pretrained, *FLAGS, *tiny, "--tasks", "ic,tut", "--seeds", 2, "--encoder", "student3"]
+    whole = cli("lape", data, "--out", tmp_path / "whole", *arguments, "--json")
+    assert whole.code == 0, whole.err
+    process = cli_process("lape", data, "--out", out, *arguments)
+    finished, begun = out / "tasks/ic/seed-0/result.json", out / "tasks/ic/seed-1/distill/checkpoints"
+    deadline = time.monotonic() + 300
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert finished.exists() and process.returncode == -signal.SIGKILL
+    assert not (out / "tasks/tut/seed-1/result.json").exists()
+    written = finished.stat().st_mtime_ns
+    done = cli("lape", data, "--out", out, *arguments, "--json")
+    assert done.code == 0, done.err
+    assert finished.stat().st_mtime_ns == written
+    resumed, straight = json.loads(done.out), json.loads(whole.out)
+    for mine, theirs in zip(resumed["tasks"], straight["tasks"], strict=True):
+        assert mine["state"] == "done" and mine["seeds"] == [0, 1] and mine["standard_error"] is not None
+        assert (mine["test"], mine["by_fraction"]) == (theirs["test"], theirs["by_fraction"])
+        assert mine["interval"] == theirs["interval"] and mine["interval"][0] <= mine["test"] <= mine["interval"][1]
+        alone = [json.loads((Path(run) / "result.json").read_text()) for run in mine["runs"]]
+        assert mine["test"] == pytest.approx((alone[0]["test"] + alone[1]["test"]) / 2), "of both seeds"
+    assert resumed["tasks"][0]["cost"]["parameters"] == 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4
+
+
+def test_missing_and_wrong_sets_are_named_and_not_fatal(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    tut(data / "tut2018")
+    urbansound(data / "UrbanSound8K")
+    (data / "UrbanSound8K/metadata/UrbanSound8K.csv").write_text("nothing\n")
+    (data / "nsynth").mkdir()
+    assert cli("shard", "--dataset", "tut2018", data / "tut2018", data / "ic", "--workers", 1).code == 0
+    (data / "bsd").symlink_to(tones)
+    tasks = "lbs,us8k,ns,ic,bsd,tut"
+    arguments = ["--teacher", pretrained, "--out", out, *FLAGS, *tiny, "--tasks", tasks, "--workers", 1]
+    done = cli("lape", data, *arguments)
+    assert done.code == 0, done.err
+    rows = _state(out)
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "lbs": "missing",
+        "us8k": "wrong",
+        "ns": "wrong",
+        "ic": "wrong",
+        "bsd": "done",
+        "tut": "done",
+    }
+    assert "slice_file_name" in rows["us8k"]["reason"] and "nsynth wants" in rows["ns"]["reason"]
+    assert "packed as tut2018" in rows["ic"]["reason"] and "--dataset iemocap" in rows["ic"]["reason"]
+    assert "https://www.openslr.org/12" in rows["lbs"]["get"]["source"]
+    shown = done.out
+    assert "lbs is missing: put it in a folder" in shown and "https://www.openslr.org/12" in shown
+    assert "us8k is wrong" in shown and "average of 2 of 6" in shown
+    average = json.loads((out / "lape.json").read_text())["average"]["lape"]
+    assert average["paper"]["UnFuSeD"] == pytest.approx((90.0 + 66.8) / 2)
+    assert average["test"] == pytest.approx((rows["bsd"]["test"] + rows["tut"]["test"]) / 2)
+    assert any("a set of your own" in note for note in rows["bsd"]["notes"])
+    # tut was found already packed in the folder `ic`, which is what its manifest says
+    assert not (out / "shards/tut").exists()
+
+
+def test_what_ends_the_command_before_anything_is_packed(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    def error(data: Path, teacher: Path, out: Path, *more: str) -> str:
+        done = cli("lape", data, "--teacher", teacher, "--out", out, "--device", "cpu", *more)
+        assert done.code == 1
+        return str(done.error)
+
+    assert "no such folder" in error(tmp_path / "nothing", pretrained, tmp_path / "out")
+    assert "no run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
+    assert "did you mean us8k?" in error(tmp_path, pretrained, tmp_path / "out", "--tasks", "us9k")
+    few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
+    assert "use --label-fraction 0.1" in few
+    assert not (tmp_path / "out").exists()
+    assert "not made by unfused-fast lape" in error(tmp_path, pretrained, tones)
+    assert len(TASKS) == 20
+
+
+def test_a_set_that_was_packed_from_other_files_is_not_taken(tmp_path: Path) -> None:
+    data, out, task = tmp_path / "data", tmp_path / "out", TASKS["tut"]
+    tut(data / "tut2018")
+
+    def packed() -> tuple[int, int]:
+        place = find(task, data)
+        assert place is not None
+        there = shards_of(task, place, out, 0)
+        return there.clips.num_rows, (out / "manifest.json").stat().st_mtime_ns
+
+    first = packed()
+    assert first[0] == 40 and packed() == first, "made once"
+    train = data / "tut2018/evaluation_setup/fold1_train.txt"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match=rf"packed from other sources .* delete it to pack {data / 'tut2018'} again"):
+        packed()
+    shutil.rmtree(out)
+    assert packed()[0] == 39
+
+
+def test_several_labels_a_clip_are_said_before_stage_2(
+    cli: Callable[..., Any],
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    pretrained: Path,
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    rows = [replace(row, label=None, labels=(row.label or "", "sound")) for row in tone_rows]
+    pack_rows(rows, tmp_path / "data/bsd")
+    out = tmp_path / "out"
+    done = cli(
+        "lape", tmp_path / "data", "--teacher", pretrained, "--out", out, *FLAGS, *tiny, "--tasks", "bsd", "--json"
+    )
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["tasks"]
+    assert row["state"] == "wrong" and "several labels each" in row["reason"] and not (out / "tasks").exists()
+
+
+def test_a_model_folder_is_the_teacher_that_its_run_is(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/bsd").symlink_to(tones)
+    assert cli("export", pretrained, "--hub", tmp_path / "folder").code == 0
+    arguments = ["--out", tmp_path / "out", *FLAGS, *tiny, "--tasks", "bsd", "--json"]
+    done = cli("lape", tmp_path / "data", "--teacher", tmp_path / "folder", *arguments)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["tasks"][0]["state"] == "done"
+    again = cli("lape", tmp_path / "data", "--teacher", pretrained, *arguments)
+    assert again.code == 0 and "finished already" in again.err
+    other = cli(
+        "lape", tmp_path / "data", "--teacher", json.loads(done.out)["tasks"][0]["runs"][0] + "/distill", *arguments
+    )
+    assert "begun with other settings: teacher config" in other.error
+
+
+def test_results_that_cannot_be_deleted_are_not_taken_for_new_ones(
+    cli: Callable[..., Any], pretrained: Path, tmp_path: Path
+) -> None:
+    data, out, old = tmp_path / "data", tmp_path / "out", tmp_path / "old"
+    for folder in (data, out, old):
+        folder.mkdir()
+    (out / "request.json").write_text("{}")
+    (out / "tasks").symlink_to(old)
+    done = cli("lape", data, "--teacher", pretrained, "--out", out, "--overwrite", "--device", "cpu")
+    assert done.code == 1 and "cannot be used" in done.error and (out / "request.json").read_text() == "{}"

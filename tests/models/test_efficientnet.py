@@ -1,0 +1,167 @@
+"""EfficientNet-B0 against Table 1 of arXiv 1905.11946, and a batch of padded clips against each clip alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unfused_fast.models.efficientnet import EfficientNetB0
+from unfused_fast.models.encoder import mask_time
+
+
+@pytest.fixture
+def model() -> EfficientNetB0:
+    """In eval mode, with statistics and scales of batch normalisation that are not those of a new model."""
+    torch.manual_seed(0)
+    model = EfficientNetB0()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def test_parameters_are_those_of_b0_without_classifier() -> None:
+    # B0 as published: 5,288,548. Its classifier: 1280 x 1000 + 1000. Two of its three input channels: 2 x 32 x 9.
+    assert sum(p.numel() for p in EfficientNetB0().parameters()) == 4_006_972 == 5_288_548 - 1_281_000 - 576
+
+
+def test_shapes_are_those_of_the_table(model: EfficientNetB0) -> None:
+    shapes: list[tuple[int, ...]] = []
+    for module in (model.stem, *(stage[-1] for stage in model.stages), model.head):
+        module.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output[0].shape)))
+    blocks, frames, frame_counts = model(torch.randn(2, 1, 64, 96))
+    # Worked by hand from Table 1: 224 -> 112 in the stem, then entering resolutions 112, 112, 56, 28, 14, 14, 7, 7.
+    assert shapes == [
+        (2, 32, 32, 48),
+        (2, 16, 32, 48),
+        (2, 24, 16, 24),
+        (2, 40, 8, 12),
+        (2, 80, 4, 6),
+        (2, 112, 4, 6),
+        (2, 192, 2, 3),
+        (2, 320, 2, 3),
+        (2, 1280, 2, 3),
+    ]
+    assert [tuple(block.shape) for block in blocks] == [(2, 24, 16, 24), (2, 40, 8, 12), (2, 112, 4, 6)]
+    assert frames.shape == (2, 3, 1280) and frame_counts is None
+    assert model.dim == 1280
+
+
+@pytest.mark.parametrize("n_mels", [1, 64, 77, 80, 128])
+def test_block_dims_are_those_of_the_maps(model: EfficientNetB0, n_mels: int) -> None:
+    blocks, _, _ = model(torch.randn(1, 1, n_mels, 33))
+    assert model.block_dims(n_mels) == tuple(block.shape[1] * block.shape[2] for block in blocks)
+
+
+@pytest.mark.parametrize("frequency_pool", ["mean", "max"])
+@pytest.mark.parametrize("padding", [0.0, 1e3, float("nan")])
+def test_a_padded_clip_gives_what_it_gives_alone(model: EfficientNetB0, frequency_pool: str, padding: float) -> None:
+    model.frequency_pool = frequency_pool  # type: ignore[assignment]
+    lengths = [1, 31, 32, 33, 64, 97, 120]
+    clips = [torch.randn(1, 1, 40, length) for length in lengths]
+    batch = torch.full((len(clips), 1, 40, 130), padding)
+    for i, clip in enumerate(clips):
+        batch[i, ..., : lengths[i]] = clip[0]
+    together = model(batch, torch.tensor(lengths))
+    assert together.frame_counts.dtype == torch.int64
+    assert together.frame_counts.tolist() == [math.ceil(length / 32) for length in lengths]
+    for i, clip in enumerate(clips):
+        alone = model(clip)
+        steps = alone.frames.shape[1]
+        assert steps == together.frame_counts[i]
+        torch.testing.assert_close(together.frames[i, :steps], alone.frames[0], atol=1e-4, rtol=1e-4)
+        assert not together.frames[i, steps:].any()
+        for padded, block in zip(together.blocks, alone.blocks, strict=True):
+            torch.testing.assert_close(padded[i, ..., : block.shape[-1]], block[0], atol=1e-4, rtol=1e-4)
+            assert not padded[i, ..., block.shape[-1] :].any()
+
+
+def test_full_counts_change_nothing(model: EfficientNetB0) -> None:
+    log_mel = torch.randn(2, 1, 64, 96)
+    with_counts, without = model(log_mel, torch.tensor([96, 96])), model(log_mel)
+    torch.testing.assert_close(with_counts.frames, without.frames, atol=1e-5, rtol=1e-5)
+
+
+def test_max_pool_over_frequency_and_time_is_the_global_one(model: EfficientNetB0) -> None:
+    log_mel, maps = torch.randn(2, 1, 64, 96), []
+    model.head.register_forward_hook(lambda _module, _inputs, output: maps.append(nn.functional.silu(output[0])))
+    model.frequency_pool = "max"
+    assert torch.equal(model(log_mel).frames.amax(dim=1), maps[0].amax(dim=(2, 3)))
+
+
+def test_gradient_reaches_every_parameter_and_no_padding() -> None:
+    torch.manual_seed(0)
+    model = EfficientNetB0(drop_connect=0.2)
+    log_mel = torch.randn(4, 1, 64, 96, requires_grad=True)
+    blocks, frames, _ = model(log_mel, torch.tensor([96, 50, 64, 96]))
+    (frames.square().mean() + sum(block.square().mean() for block in blocks)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    assert log_mel.grad is not None and log_mel.grad[0].any()
+    assert not log_mel.grad[1, ..., 50:].any()
+
+
+def test_drop_connect_acts_in_training_only() -> None:
+    log_mel = torch.randn(2, 1, 32, 32)
+    model = EfficientNetB0(drop_connect=0.9)
+    drops = [block.drop for stage in model.stages for block in stage]
+    assert drops == pytest.approx([0.9 * depth / 16 for depth in range(16)])
+    model.eval()
+    assert torch.equal(model(log_mel).frames, model(log_mel).frames)
+    model.train()
+    torch.manual_seed(1)
+    first = model(log_mel).frames
+    assert not torch.allclose(first, model(log_mel).frames)
+    always = EfficientNetB0().train()
+    assert torch.equal(always(log_mel).frames, always(log_mel).frames)
+
+
+def test_weights_start_with_fan_out_variance() -> None:
+    torch.manual_seed(0)
+    model = EfficientNetB0()
+    depthwise = torch.cat(
+        [block.depthwise.conv.weight.detach().flatten() for block in model.stages[5]]
+    )  # 5 x 5 filters
+    assert depthwise.std().item() == pytest.approx(math.sqrt(2 / 25), rel=0.05)
+    assert model.head.conv.weight.std().item() == pytest.approx(math.sqrt(2 / 1280), rel=0.05)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_one_graph(model: EfficientNetB0, counted: bool) -> None:
+    log_mel, counts = torch.randn(2, 1, 64, 96), torch.tensor([96, 70]) if counted else None
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(log_mel, counts).frames, model(log_mel, counts).frames)
+
+
+def test_mask_time_by_hand() -> None:
+    x = torch.tensor([[1.0, 2.0, float("inf")], [4.0, 5.0, 6.0]])[:, None, None]
+    expected = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])[:, None, None]
+    assert torch.equal(mask_time(x, torch.tensor([2, 0])), expected)
+    assert mask_time(x, None) is x
+
+
+@pytest.mark.parametrize(
+    ("log_mel", "counts", "message"),
+    [
+        (torch.ones(2, 64, 96), None, r"\(B, 1, F, T\)"),
+        (torch.ones(2, 3, 64, 96), None, r"\(2, 3, 64, 96\)"),
+        (torch.ones(2, 1, 64, 96), torch.tensor([96]), r"here \(2,\)"),
+        (torch.ones(2, 1, 64, 96), torch.tensor([96.0, 96.0]), "int64"),
+    ],
+)
+def test_wrong_input_is_named(log_mel: Tensor, counts: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EfficientNetB0()(log_mel, counts)
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="frequency_pool is 'sum'"):
+        EfficientNetB0(frequency_pool="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="drop_connect is 1"):
+        EfficientNetB0(drop_connect=1.0)

@@ -1,0 +1,210 @@
+"""The stages end to end through the command line: loss falls, compile and resume change nothing, labels do not leak."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from safetensors.numpy import load_file
+from stopping import stopped_after
+
+from unfused_fast.optional import missing_compiler
+from unfused_fast.shards.sources.row import SourceRow
+
+PLAIN = ["--set", "aug.mixup.ratio=0", "--set", "aug.rrc.enabled=false", "--set", "model.dropout=0"]
+"""Flags without augmentation and dropout: what a network of four channels can learn in seconds."""
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    (newest,) = sorted((run / "checkpoints").glob("*.safetensors"))[-1:]
+    return {name: value for name, value in load_file(newest).items() if name.startswith("model.")}
+
+
+def assert_equal_weights(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_pretrain_learns_its_clusters(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    # clustered once: from one epoch to the next the targets stay, so losses can be compared
+    flags = ["--epochs", 20, "--set", "cluster.every_epochs=99", "--set", "optim.name=adamw", "--set", "optim.lr=0.01"]
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny, *PLAIN, *flags)
+    assert done.code == 0, done.err
+    losses = [row["loss"] for row in log(tmp_path / "run")]
+    assert losses[-1] < losses[0] - 0.15
+
+
+def test_pretrain_writes_everything(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli("train", "pretrain", tones, "--out", run, "--epochs", 3, "--json", *tiny)
+    assert done.code == 0, done.err
+    rows, result = log(run), json.loads(done.out)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(row["ln_k"] == pytest.approx(math.log(4), abs=1e-4) for row in rows)
+    assert rows[0]["nmi"] is None and all(0 <= row["nmi"] <= 1 for row in rows[1:])
+    for name in ("empty_clusters", "perplexity", "largest_cluster", "mean_cosine", "lr", "clips_per_second", "parts"):
+        assert name in rows[0]
+    assert result == json.loads((run / "result.json").read_text())
+    assert {"stage", "clips", "seed", "seconds", "config_digest", "data_digest", "k"} <= result.keys()
+    recorded = json.loads((run / "config.json").read_text())
+    assert recorded["versions"]["torch"] and recorded["shards"] == result["data_digest"]
+    assert any((run / "tensorboard").iterdir())
+    bank = zarr.open_group(run / "bank.zarr" / "gen-000003", mode="r")
+    np.testing.assert_allclose(np.linalg.norm(bank["embeddings"][:], axis=1), 1, atol=1e-5)
+    assert not list(run.rglob("*.pt")) and not list(run.rglob("*.pkl"))
+
+
+def test_pretrain_repeats_bit_for_bit_and_differs_by_seed(
+    cli, unlabelled: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = cli("train", "pretrain", unlabelled, "--out", tmp_path / name, "--epochs", 2, "--seed", seed, *tiny)
+        assert done.code == 0, done.err
+    assert_equal_weights(tmp_path / "a", tmp_path / "b")
+    assert log(tmp_path / "a")[-1]["loss"] != log(tmp_path / "c")[-1]["loss"]
+
+
+@pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
+def test_compiled_losses_are_the_eager_ones(cli, unlabelled: Path, tiny: list[str], tmp_path: Path) -> None:
+    # without dropout, whose random numbers the compiler draws in another order
+    for flag in ("--compile", "--no-compile"):
+        flags = ["--epochs", 2, "--set", "model.dropout=0", "--set", "optim.lr=0.5", flag]
+        done = cli("train", "pretrain", unlabelled, "--out", tmp_path / flag, *tiny, *flags)
+        assert done.code == 0, done.err
+    losses = [[row["loss"] for row in log(tmp_path / flag)] for flag in ("--compile", "--no-compile")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, stage: str
+) -> None:
+    def train(name: str, *flags: str):
+        teacher = ["--teacher", pretrained] if stage == "distill" else []
+        return cli("train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 4, *tiny, *flags)
+
+    assert train("whole").code == 0
+    with stopped_after(2):
+        assert train("parts").code == 130
+    assert [row["epoch"] for row in log(tmp_path / "parts")] == [1, 2]
+    assert train("parts", "--resume").code == 0
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    assert [row["loss"] for row in log(tmp_path / "whole")] == [row["loss"] for row in log(tmp_path / "parts")]
+    again = train("parts", "--resume")
+    assert again.code == 0 and "finished already" in again.err
+
+
+def test_pseudo_labels_and_student_do_not_see_labels(
+    cli, tones: Path, tone_rows: list[SourceRow], pack_rows, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    labels = np.random.default_rng(3).permutation([row.label for row in tone_rows])
+    shuffled = pack_rows(
+        [replace(row, label=str(label)) for row, label in zip(tone_rows, labels, strict=True)], tmp_path / "set"
+    )
+    for name, shards in (("true", tones), ("shuffled", shuffled)):
+        done = cli("train", "distill", shards, "--teacher", pretrained, "--out", tmp_path / name, "--epochs", 2, *tiny)
+        assert done.code == 0, done.err
+    first, second = (tmp_path / name / "pseudo_labels.parquet" for name in ("true", "shuffled"))
+    assert first.read_bytes() == second.read_bytes()
+    assert set(pq.read_table(first).column("pseudo_label").to_pylist()) == {0, 1, 2}, "K is the number of class names"
+    assert_equal_weights(tmp_path / "true", tmp_path / "shuffled")
+
+
+def test_distill_loss_falls(cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--teacher", pretrained, "--epochs", 12, "--set", "optim.lr=0.05"]
+    done = cli("train", "distill", tones, "--out", tmp_path / "run", *tiny, *PLAIN, *flags)
+    assert done.code == 0, done.err
+    losses = [row["loss"] for row in log(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("encoder", ["random", "logmel", "pretrained"])
+def test_linear_tells_separable_classes_apart(
+    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, encoder: str
+) -> None:
+    source = pretrained if encoder == "pretrained" else encoder
+    done = cli("train", "linear", tones, "--encoder", source, "--out", tmp_path / "run", "--json", *tiny)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["test"] > 0.8 and result["clips"] == {"train": 60, "valid": 18, "test": 18}
+    assert np.array(result["confusion"]).sum() == 18
+    assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_shuffled_labels_score_chance(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    scores = []
+    for seed in range(6):
+        flags = ["--set", "eval.shuffle_labels=true", "--seed", seed, "--json", "--epochs", 10]
+        done = cli("train", "linear", tones, "--encoder", "logmel", "--out", tmp_path / str(seed), *tiny, *flags)
+        scores.append(json.loads(done.out)["test"])
+    # 108 draws at chance 1/3: four standard deviations are 0.18
+    assert np.mean(scores) == pytest.approx(1 / 3, abs=0.18)
+
+
+def test_linear_makes_a_validation_split_and_reports_no_test_where_there_is_none(
+    cli, tone_rows: list[SourceRow], pack_rows, tiny: list[str], tmp_path: Path
+) -> None:
+    shards = pack_rows([row for row in tone_rows if row.split == "train"], tmp_path / "set")
+    done = cli("train", "linear", shards, "--encoder", "logmel", "--out", tmp_path / "run", "--json", *tiny)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["test"] is None and 0 < result["clips"]["valid"] < 30
+    assert result["clips"]["train"] + result["clips"]["valid"] == 60
+
+
+def test_student3_and_low_labels(cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--set", "eval.encoder=student3", "--set", "eval.label_fraction=0.1", "--json"]
+    done = cli("train", "linear", tones, "--encoder", pretrained, "--out", tmp_path / "run", *tiny, *flags)
+    result = json.loads(done.out)
+    assert result["features"] == 4 * 8 and result["clips"]["train"] == 6
+
+
+def test_all_says_which_encoder_to_keep(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli("train", "all", tones, "--out", run, "--epochs", 2, "--json", *tiny)
+    assert done.code == 0, done.err
+    verdict = json.loads(done.out)
+    best = max(("stage 1 (DECAR-v2)", "stage 2 (UnFuSeD)"), key=lambda name: verdict["valid"][name])
+    assert verdict["keep"] == best and set(verdict["valid"]) == {"random", "stage 1 (DECAR-v2)", "stage 2 (UnFuSeD)"}
+    table = cli("report", run)
+    assert table.code == 0 and "linear" in table.out and "distill" in table.out
+    rows = json.loads(cli("report", run, "--json").out)
+    assert sorted(row["stage"] for row in rows) == ["distill", "linear", "linear", "linear", "pretrain"]
+    markdown = cli("report", run, "--markdown").out.splitlines()
+    assert len(markdown) == 2 + 5 and all(line.startswith("| ") for line in markdown)
+
+
+def test_efficientnet_trains(cli, unlabelled: Path, tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--epochs", 1, "--set", "model.encoder=efficientnet_b0"]
+    assert cli("train", "pretrain", unlabelled, "--out", tmp_path / "run", *tiny, *flags).code == 0
+
+
+@pytest.mark.parametrize("preset", ["recommended", "paper", "authors"])
+def test_presets_train(cli, unlabelled: Path, tiny: list[str], tmp_path: Path, preset: str) -> None:
+    done = cli("train", "pretrain", unlabelled, "--out", tmp_path / "run", "--preset", preset, "--epochs", 1, *tiny)
+    assert done.code == 0, done.err
+
+
+def test_shard_prints_json_and_counts_rejections(cli, tone_rows: list[SourceRow], tmp_path: Path) -> None:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for row in tone_rows[:4]:
+        (folder / row.path.name).symlink_to(row.path)
+    (folder / "notes.txt").write_text("not audio")
+    done = cli("shard", folder, tmp_path / "set", "--workers", 1, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["clips"] == 4 and sum(summary["rejected"].values()) == 1
+    with (tmp_path / "set" / "rejected.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["notes.txt"]
+    assert cli("check", tmp_path / "set").code == 0

@@ -1,0 +1,95 @@
+"""A clock that is set back or forth by a day changes no result and no save."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from same_runs import assert_same_run
+
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages import pretraining_state as pretraining
+from unfused_fast.training.checkpoint import Position
+from unfused_fast.training.save_every import SaveEvery
+from unfused_fast.training.saves import Saves
+
+Cli = Callable[..., Any]
+DAY = 86400.0
+
+
+@pytest.fixture
+def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day goes by one to nine days forth or back from one look to the next; a thread that looks all the
+    time, as TensorBoard's does then, takes it no further.
+    """
+    real, looks = time.time, itertools.count(1)
+    monkeypatch.setattr(time, "time", lambda: real() + DAY * (1 + (look := next(looks)) % 9) * (-1) ** look)
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
+    """Positions at which a run of stage 1 saves."""
+    found, save = list[Position](), pretraining.Pretraining.save
+
+    def noted(state: Any, run: Any, position: Position, *more: Any) -> None:
+        found.append(position)
+        save(state, run, position, *more)
+
+    monkeypatch.setattr(pretraining.Pretraining, "save", noted)
+    return found
+
+
+def test_a_run_saves_when_it_would_and_ends_the_same(
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, saved: list[Position], request: pytest.FixtureRequest
+) -> None:
+    command = ["train", "pretrain", tones, "--epochs", 3, "--save-every", "3600s", *tiny, "--out"]
+    assert cli(*command, tmp_path / "whole").code == 0
+    request.getfixturevalue("jumping")
+    before = time.time()
+    assert abs(time.time() - before) > DAY
+    done = cli(*command, tmp_path / "jumped")
+    assert done.code == 0, done.err
+    assert saved == 2 * [Position(1), Position(2), Position(3)], "none within an epoch, though days seem to have passed"
+    assert_same_run(tmp_path / "jumped", tmp_path / "whole")
+
+
+def test_a_save_is_due_by_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the time of day goes back by a day."""
+    passed, real = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed)
+    nothing: Any = None
+    saves = Saves(nothing, nothing, SaveEvery(seconds=600), Position(0))
+    monkeypatch.setattr(time, "time", lambda: -DAY)
+    assert not saves.due(1)
+    passed = 601.0
+    assert saves.due(2)
+
+
+def test_a_set_is_packed_the_same(
+    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tones: Path, tmp_path: Path, jumping: None
+) -> None:
+    there = pack_rows(tone_rows, tmp_path / "set")
+    assert open_shards(there).manifest.digest == open_shards(tones).manifest.digest
+    for path in tones.glob("*.tar"):
+        assert (there / path.name).read_bytes() == path.read_bytes(), "no time of day is written"
+
+
+def test_a_lock_and_a_cache_have_no_age(
+    cli: Cli,
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    tiny: list[str],
+    tmp_path: Path,
+    jumping: None,
+) -> None:
+    """What another day wrote, before or after, is used: kept log-mels, and a run that is gone on with."""
+    shards = pack_rows(tone_rows, tmp_path / "set")
+    command = ["train", "pretrain", shards, "--out", tmp_path / "run", "--data", "resident", *tiny, "--epochs"]
+    assert cli(*command, 1).code == 0
+    again = cli(*command, 2, "--resume-anyway")
+    assert again.code == 0 and "from the cache" in again.err and "going on after epoch 1" in again.err, again.err

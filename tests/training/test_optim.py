@@ -1,0 +1,121 @@
+"""LARC and LARS by their formulas, worked by hand; the schedule; the groups."""
+
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unfused_fast.config.fields import OptimConfig
+from unfused_fast.training.optim import LARC, LARS, build_optimizer, learning_rate, set_rate
+
+
+def test_larc_two_steps_by_hand() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))  # norm 5
+    optimizer = LARC([weight], lr=0.1, momentum=0.9, weight_decay=0.01, trust=0.02)
+    weight.grad = torch.tensor([0.6, 0.8])  # norm 1
+    optimizer.step()
+    # rate = 0.02 * 5 / (1 + 0.01 * 5) = 0.0952381; g + wd p = (0.63, 0.84); buffer = (0.06, 0.08); p -= 0.1 * buffer
+    torch.testing.assert_close(weight.data, torch.tensor([2.994, 3.992]))
+    weight.grad = torch.tensor([0.0, 2.0])
+    optimizer.step()
+    rate = 0.02 * 4.99 / (2 + 0.01 * 4.99)
+    buffer = [0.9 * 0.06 + rate * 0.02994, 0.9 * 0.08 + rate * 2.03992]
+    torch.testing.assert_close(weight.data, torch.tensor([2.994 - 0.1 * buffer[0], 3.992 - 0.1 * buffer[1]]))
+
+
+def test_larc_leaves_zero_weights_to_plain_sgd() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, -2.0])
+    LARC([weight], lr=0.1).step()
+    torch.testing.assert_close(weight.data, torch.tensor([-0.1, 0.2]))
+
+
+def test_larc_without_trust_scaling_is_torch_sgd() -> None:
+    torch.manual_seed(0)
+    one, two = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    two.load_state_dict(one.state_dict())
+    ours = LARC([{"params": list(one.parameters()), "adaptive": False}], lr=0.05, momentum=0.9, weight_decay=0.1)
+    theirs = torch.optim.SGD(two.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    for _ in range(4):
+        inputs = torch.randn(7, 5)
+        for network, optimizer in ((one, ours), (two, theirs)):
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(one.weight, two.weight)
+
+
+def test_lars_keeps_the_rate_of_each_step_in_its_momentum() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))  # norm 5
+    optimizer = build_optimizer(
+        torch.nn.ParameterList([weight]), OptimConfig(name="lars", lr=0.1, weight_decay=0.01, trust=0.02)
+    )
+    assert type(optimizer) is LARS
+    weight.grad = torch.tensor([0.6, 0.8])  # norm 1
+    optimizer.step()
+    # rate = 0.02 * 5 / (1 + 0.01 * 5) = 0.0952381; g + wd p = (0.63, 0.84); v = 0.1 * (0.06, 0.08); p -= v
+    torch.testing.assert_close(weight.data, torch.tensor([2.994, 3.992]))
+    set_rate(optimizer, 0.5)
+    weight.grad = torch.tensor([0.0, 2.0])
+    optimizer.step()
+    rate = 0.02 * 4.99 / (2 + 0.01 * 4.99)
+    update = [0.9 * 0.006 + 0.5 * rate * 0.02994, 0.9 * 0.008 + 0.5 * rate * 2.03992]
+    torch.testing.assert_close(weight.data, torch.tensor([2.994 - update[0], 3.992 - update[1]]))
+
+
+def test_lars_is_larc_while_the_rate_stays() -> None:
+    torch.manual_seed(0)
+    one, two = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    two.load_state_dict(one.state_dict())
+    pairs = ((one, LARC(one.parameters(), 0.5, trust=0.1)), (two, LARS(two.parameters(), 0.5, trust=0.1)))
+    for step in range(6):
+        inputs = torch.randn(7, 5)
+        for network, optimizer in pairs:
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            set_rate(optimizer, 0.5 if step < 4 else 0.1)
+            optimizer.step()
+        if step < 4:
+            torch.testing.assert_close(one.weight, two.weight)
+    assert (one.weight - two.weight).abs().max() > 1e-3
+
+
+def test_momentum_is_made_in_the_first_step_alone() -> None:
+    """In later steps nothing is filled with zeros: a parameter's size of memory, written once a step, for nothing."""
+    made = list[str]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    optimizer = LARC(network.parameters(), lr=0.1)
+    counts = []
+    for _ in range(3):
+        network(torch.ones(3, 4)).sum().backward()
+        made.clear()
+        with Watch():
+            optimizer.step()
+        counts.append(sum(name.startswith("zeros") for name in made))
+    assert counts == [4, 0, 0], made
+
+
+@pytest.mark.parametrize("name", ["larc", "lars"])
+def test_exclude_1d_keeps_decay_and_adaptation_off_biases(name: Literal["larc", "lars"]) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    groups = build_optimizer(network, OptimConfig(name=name, exclude_1d=True)).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 3]
+    assert groups[1]["weight_decay"] == 0 and groups[1]["adaptive"] is False and groups[0]["adaptive"] is True
+
+
+def test_cosine_schedule() -> None:
+    config = OptimConfig(lr=2.0, schedule="cosine", warmup_epochs=1)
+    rates = [learning_rate(config, step, 10, 20) for step in range(200)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and rates[10] == pytest.approx(2.0)
+    assert rates[105] == pytest.approx(1.0) and rates[199] == pytest.approx(1 - math.cos(math.pi / 190), rel=1e-6)
+    short = [learning_rate(OptimConfig(lr=1.0, warmup_epochs=10), step, 10, 5) for step in range(50)]
+    assert short[4] == pytest.approx(1.0), "the warm-up takes a tenth of a short run"
+    assert learning_rate(OptimConfig(lr=0.3, schedule="constant"), 0, 10, 5) == 0.3

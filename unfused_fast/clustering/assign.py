@@ -1,0 +1,124 @@
+"""The assignment phase: rows of the memory bank become clusters, by `cluster.algo`.
+
+N clips, D features, K clusters.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unfused_fast.clustering.kmeans import Init, euclidean_kmeans, spherical_kmeans
+from unfused_fast.clustering.pic import power_iteration_clustering
+from unfused_fast.clustering.rows import ExchangeFailed
+from unfused_fast.clustering.scores import pca_whiten, resolve_pca_dim
+from unfused_fast.config import Config
+from unfused_fast.distributed import ALONE, Ranks
+from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normalise_centroids
+
+BLOCK_ROWS = 4096
+"""Rows that are turned to float32 unit rows at a time. Ours: 8 MB at D = 512."""
+
+
+class Clustering(NamedTuple):
+    """Clusters of the bank's rows; tensors on their device."""
+
+    assignments: Tensor
+    """(N,) int64."""
+    counts: Tensor
+    """(K,) int64 clips in each cluster."""
+    mean_cosine: Tensor
+    """() float32: mean cosine of a row to its own cluster's mean direction, in the space that was clustered."""
+    prototypes: Tensor | None
+    """(K, D) unit centroids in the space of the bank; None where the clusters were found among principal components."""
+
+
+def clustered_points(rows: Tensor, config: Config) -> Tensor:
+    """(N, D) rows of the bank -> (N, D') unit rows in the space that `cluster.algo` clusters; `rows` themselves where
+    they are that already.
+    """
+    settings = config.cluster
+    if settings.algo != "spherical":
+        return pca_whiten(rows, resolve_pca_dim(settings.pca_dim, len(rows)), settings.whiten)
+    return rows if config.model.l2_normalize else normalize(rows, dim=1)
+
+
+def cluster_rows(
+    rows: Tensor,
+    k: int,
+    config: Config,
+    seed: int,
+    start: Tensor | None = None,
+    previous: Tensor | None = None,
+    ranks: Ranks = ALONE,
+) -> Clustering:
+    """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
+
+    `start`, `previous`: centroids (K, D) and assignments (N,) of the last clustering, for `cluster.init = warm`.
+    `ranks` that all hold the rows: each clusters its share of them (spherical), or all do the same.
+    Source: paper section 3 (spherical); DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
+    """
+    settings = config.cluster
+    generator = torch.Generator(device=rows.device).manual_seed(seed)
+    points = clustered_points(rows, config)
+    if settings.algo == "spherical":
+        own = ranks.share.of(len(points))
+        init: Init | Tensor = settings.init if settings.init != "warm" else "random" if start is None else start
+        with ranks.watched(ExchangeFailed):
+            found = spherical_kmeans(
+                points[own],
+                k,
+                iterations=settings.iterations,
+                init=init,
+                empty=settings.empty,
+                n_init=settings.n_init,
+                generator=generator,
+                backend=settings.backend,
+                group=ranks.group,
+                previous=previous[own] if previous is not None and settings.init == "warm" else None,
+            )
+        assignments = ranks.gather_parts(found.assignments, ranks.share.sizes(len(points)))
+        return Clustering(assignments, found.counts, found.objective, found.centroids)
+    if settings.algo == "pca_kmeans":
+        found = euclidean_kmeans(points, k, iterations=settings.iterations, n_init=settings.n_init, generator=generator)
+        assignments, least = ranks.from_first(found.assignments), k
+    else:
+        found_ids = power_iteration_clustering(
+            points,
+            neighbours=settings.pic_neighbours,
+            sigma=settings.pic_sigma,
+            alpha=settings.pic_alpha,
+            iterations=settings.pic_iterations,
+        )
+        assignments, least = ranks.from_first(found_ids), 0
+    counts = torch.bincount(assignments, minlength=least)
+    return Clustering(assignments, counts, mean_cosine(points, assignments, len(counts)), None)
+
+
+def mean_directions(points: Tensor, assignments: Tensor, k: int) -> Tensor:
+    """(N, D), (N,) -> (K, D) float32 unit means of each cluster's unit rows, 0 for an empty one. The sums are exact, so
+    the order of the rows does not matter.
+    """
+    scale = fixed_point_scale(1.0)
+    sums = torch.zeros(k, points.shape[1], dtype=torch.int64, device=points.device)
+    counts = torch.bincount(assignments, minlength=k)
+    for rows, ids in zip(torch.split(points, BLOCK_ROWS), torch.split(assignments, BLOCK_ROWS), strict=True):
+        add_points(sums, normalize(rows.float(), dim=1), ids, scale)
+    return normalise_centroids(sums, counts, torch.zeros(sums.shape, device=points.device))
+
+
+def own_similarities(points: Tensor, assignments: Tensor, k: int) -> Tensor:
+    """(N, D), (N,) -> (N,) float32 cosine of each row to the mean direction of its cluster."""
+    directions = mean_directions(points, assignments, k)
+    found = torch.empty(len(points), device=points.device)
+    for rows, ids, own in zip(*(torch.split(part, BLOCK_ROWS) for part in (points, assignments, found)), strict=True):
+        torch.sum(normalize(rows.float(), dim=1) * directions[ids], dim=1, out=own)
+    return found
+
+
+def mean_cosine(points: Tensor, assignments: Tensor, k: int) -> Tensor:
+    """() mean of own_similarities."""
+    return own_similarities(points, assignments, k).mean()

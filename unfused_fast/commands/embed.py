@@ -1,0 +1,94 @@
+"""`embed`: recordings to embeddings; part of the command line, cli.py."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+from unfused_fast.commands.flags import Device, Json, Overwrite, bar, print_json
+from unfused_fast.errors import escaped
+
+
+def embed(
+    audio: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, CSVs with a column path, tar, tar.gz and zip archives, URLs of these, or shard sets.",
+            show_default=False,
+        ),
+    ],
+    encoder: Annotated[
+        Path, typer.Option(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
+    frames: Annotated[
+        bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
+    ] = False,
+    pool: Annotated[
+        Literal["maxmean", "mean", "max"] | None,
+        typer.Option(help="Pooling over time.", show_default="as the encoder was trained"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode.", show_default="one a core")
+    ] = None,
+    device: Device = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an unfinished OUT of the same files and options only; with --overwrite one that replaces "
+            "another.",
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Embed recordings of any kind and length by a trained encoder: one row a file, with its path and seconds.
+
+    Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
+    """
+    from unfused_fast.commands.embed_sources import embed_rows
+    from unfused_fast.console import console
+    from unfused_fast.embedding import check_place, embed_files, format_of, load, rejected_path
+
+    format_of(out, frames)
+    check_place(out, resume, overwrite)
+    embedder = load(encoder, device, pool)
+    stopped = list[int]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        console.print("stopping after this batch; press Ctrl-C again to stop immediately", style="yellow")
+
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, stop))
+        with console.status("looking at what there is to embed"):
+            rows = embed_rows(audio, None, console.print)
+        facts = embed_files(
+            embedder,
+            rows,
+            out,
+            frames=frames,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            progress=stack.enter_context(bar("embedding")),
+            stopping=lambda: bool(stopped),
+        )
+    if as_json:
+        print_json(facts)
+        return
+    rate = f"{facts['files_per_second']:g} files/s"
+    print(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
+    for reason, count in facts["rejected"].items():
+        print(f"  rejected {count}: {reason}")
+    if facts["rejected"]:
+        print(escaped(f"  each one is named in {rejected_path(out)}"))

@@ -1,0 +1,84 @@
+"""What `embed` embeds: files, folders, CSVs, archives, URLs and shard sets -> rows, each one recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from unfused_fast.errors import UserError, in_unicode
+from unfused_fast.shards.packing.upload import RemoteSet
+from unfused_fast.shards.sets.shard_files import index_path, read_index
+from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
+from unfused_fast.shards.sources.listing import is_audio
+from unfused_fast.shards.sources.places import Kind, Place, local_path, shown
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.trees import archive_named
+from unfused_fast.shards.telling import Say
+
+
+def embed_rows(audio: Sequence[str], work: Path | None, say: Say) -> list[SourceRow]:
+    """Every recording that the arguments name, in their order; `source` is its path, below the argument as given.
+
+    A shard set gives its clips in order of clip_id, named by their sources.
+
+    Args:
+        work, say: as sources.source_rows.
+
+    Raises:
+        UserError: an argument that is nothing of the kind, or holds no files.
+    """
+    rows = [row for given in audio for row in _rows(given, work, say)]
+    if not rows:
+        raise UserError("nothing to embed; name a file, a folder, a CSV, an archive, a URL or a shard set")
+    return rows
+
+
+def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
+    where = local_path(given)
+    title = shown(given).rstrip("/")
+    if isinstance(where, Path):
+        if (where / MANIFEST).is_file():
+            return shard_set_rows(open_shards(where))
+        is_list = where.suffix.lower() == ".csv"
+        if where.is_file() and not is_list and archive_named(where) is None:
+            return [SourceRow(where, in_unicode(title))]
+    else:
+        name = PurePosixPath(unquote(urlsplit(where).path))
+        is_list = name.suffix.lower() == ".csv"
+        if is_audio(name.name):  # any other URL may be a folder
+            return [SourceRow(Place((where,)), in_unicode(title))]
+        if not is_list and archive_named(where) is None and _is_remote_set(where):
+            from unfused_fast.commands.flags import local_shards
+
+            return shard_set_rows(open_shards(local_shards(given)))
+    rows = source_rows(given, work=work, say=say)
+    return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
+
+
+def _is_remote_set(url: str) -> bool:
+    """Whether a shard set, which may be unfinished, is behind a URL."""
+    remote = RemoteSet(url)
+    try:
+        remote.read(MANIFEST)
+    except FileNotFoundError:
+        return remote.claim() is not None
+    except OSError:
+        return True  # who opens it says why it cannot be asked, or takes the copy that was used last
+    return True
+
+
+def shard_set_rows(shards: ShardSet) -> list[SourceRow]:
+    """The clips of a set, as members of its tars."""
+    sources, rows = shards.clips["source"].to_pylist(), list[SourceRow]()
+    for split in shards.manifest.splits:
+        for tar in shards.shard_paths(split):
+            for members in read_index(index_path(tar)):
+                clip = next((member for member in members if member.extension == shards.manifest.codec), None)
+                if clip is None or len(rows) == len(sources):
+                    raise UserError(f"{index_path(tar)}: not the index that its set was packed with; pack it again")
+                place = Place((str(tar),), Kind.STORED, clip.offset, clip.size)
+                rows.append(SourceRow(place, sources[len(rows)]))
+    return rows

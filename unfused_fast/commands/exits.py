@@ -1,0 +1,64 @@
+"""How a command ends that was not given what it needs, or failed: one line on standard error, and the exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from unfused_fast.commands.launcher import last_words
+from unfused_fast.errors import UserError, cause, escaped
+
+USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
+_FULL, _NO_RIGHT = "free space, then go on with --resume", "name another place, or get the right to use this one"
+_OTHER_KIND = "name another place"
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_RIGHT),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), _OTHER_KIND),
+}
+"""Numbers of what a file system refuses -> what to do, for errors that no command has a sentence of its own for."""
+
+
+def end_of_usage(error: Any) -> NoReturn:
+    """Ends on a command line with unknown, missing or wrong parts, in one line as other errors."""
+    message = str(error.format_message()).strip().removeprefix("Invalid value: ").replace("Value error, ", "")
+    if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed its help
+        asked = "" if error.ctx is None else f"; see: {error.ctx.command_path} --help"
+        message = f"error: {escaped(' '.join(message.removesuffix('.').split()))}{asked}"
+    if message:
+        print(message, file=sys.stderr)
+    if named := next((name for name in sys.argv[1:] if name.startswith("-") and Path(name).exists()), None):
+        shown = escaped(named)
+        print(f"{shown} is a file here, but reads as an option: write ./{shown}, or ./* for all files", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def end(error: Exception) -> NoReturn:
+    """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault in here."""
+    last_words(f"error: {error}")
+    if isinstance(error, UserError):
+        if type(error).__name__ != "SaidElsewhere":
+            lines = "\n".join(map(escaped, str(error).split("\n")))
+            print(f"error: {lines}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    if type(error).__name__ == "Interrupted":
+        print(error, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(USER_ERROR)
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {escaped(f'{where}{cause(error)}; {_REFUSALS[error.errno]}')}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    print(
+        f"error: {type(error).__name__}: {error} (this is a bug in unfused-fast; --debug shows where)",
+        file=sys.stderr,
+    )
+    sys.exit(FAULT)

@@ -1,0 +1,321 @@
+"""`shard` and `merge`: audio -> shard sets."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from unfused_fast.commands.flags import Json, Overwrite, bar, pairs, print_json
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sources.places import LARGEST_DEFLATED_GB, is_url, local_path, place_title
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from unfused_fast.shards.datasets.dataset import Discovery
+    from unfused_fast.shards.packing.finish import PackResult
+    from unfused_fast.shards.packing.pack import PartResult
+
+PackResume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Resume an unfinished OUT (the default); keep a finished one.",
+    ),
+]
+
+
+def shard(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of audio (any depth; its tar, tar.gz and zip archives are read without unpacking), an "
+            "archive, a CSV with columns path[,label or labels,split,group,fold], or a URL of one of these.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Argument(
+            help="Shard set to make: a folder, or a URL (s3://, gs://), whose shards are sent one by one while they "
+            "are made in UNFUSED_CACHE or ~/.cache/unfused-fast.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the data set, as key=value; repeatable.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
+    labels_from_folders: Annotated[
+        bool,
+        typer.Option(
+            "--labels-from-folders",
+            help="The first folder's name is the label, or the second's where the first are train, valid, test.",
+        ),
+    ] = False,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Make splits of a source that has none: percentages of train, valid and test, as 70/10/20, or of "
+            "train and test, as 80/20; by whole groups, with labels in the same shares, drawn by --seed.",
+            show_default=False,
+        ),
+    ] = None,
+    codec: Annotated[
+        Literal["wav", "flac"], typer.Option(help="wav is decoded faster, flac takes fewer bytes.")
+    ] = "wav",
+    max_seconds: Annotated[float, typer.Option(help="Files more than 5 % longer are cut into equal pieces.")] = 10.0,
+    min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
+    max_file_hours: Annotated[float, typer.Option(help="Longer files are rejected.")] = 24.0,
+    max_member_gb: Annotated[
+        float,
+        typer.Option(
+            "--max-member-gb",
+            help="Compressed members of zip archives that unpack to more are rejected: they are unpacked in memory. "
+            "Nothing else is limited: tar and tar.gz archives and uncompressed zips are read in parts.",
+        ),
+    ] = LARGEST_DEFLATED_GB,
+    seed: Annotated[int, typer.Option(help="Seeds the global shuffle, and --split.")] = 0,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="ray: on the cluster at RAY_ADDRESS, whose nodes share the storage of SOURCE and OUT."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
+    ] = None,
+    resume: PackResume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Pack audio files into a shard set: 16 kHz mono WebDataset tars with DALI indexes, clips table and manifest.
+
+    Stopped at any moment, the same command goes on where it was.
+    """
+    if list_:
+        _list_datasets(as_json)
+        return
+    if source is None or out is None:
+        lacking = "SOURCE and OUT" if source is None else "OUT"
+        raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list goes without them")
+    from unfused_fast.console import console
+    from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
+    from unfused_fast.shards.packing.options import PackOptions
+    from unfused_fast.shards.packing.pack import pack, pack_part
+
+    shares = None if split is None else parsed_shares(split)
+    share = None if part is None else _part(part)
+    if engine == "ray" and (share is not None or workers is not None):
+        flag = "--part" if share else "--workers"
+        raise UserError(f"{flag} with --engine ray: the cluster shares out the work itself; leave it out")
+    with ExitStack() as stack:
+        work = None
+        if engine == "ray":  # what the nodes need to read archives has to be where they see it
+            shared = _folder(out).absolute().parent
+            shared.mkdir(parents=True, exist_ok=True)
+            work = Path(stack.enter_context(TemporaryDirectory(prefix=".unfused-fast-", dir=shared)))
+        set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
+        found, about = _found(source, dataset, set_options, labels_from_folders, max_member_gb, work)
+        rows = found.rows
+        if shares is not None:
+            rows, made = with_shares(rows, shares, seed)
+            console.print(f"--split {split}: {made}")
+        given: dict[str, Any] = {
+            "workers": workers,
+            "overwrite": overwrite,
+            "resume": resume,
+            "dataset": about,
+            "files": found.files,
+        }
+        asked: dict[str, Any] = {
+            "codec": codec,
+            "max_seconds": max_seconds,
+            "min_seconds": min_seconds,
+            "seed": seed,
+            "max_file_hours": max_file_hours,
+        }
+        if share is not None:
+            advance = stack.enter_context(bar("packing"))
+            done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
+            stack.close()
+            _print_part(done, place_title(out), as_json)
+            return
+        if work is not None:
+            from unfused_fast.shards.packing.ray_engine import RayWorkers
+
+            seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
+            given["pool"] = stack.enter_context(RayWorkers(seen))
+        advance = stack.enter_context(bar("packing"))
+        packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
+    _print_packed(packed, place_title(out), as_json)
+
+
+def merge(
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make, a folder or a URL."),
+    ],
+    resume: PackResume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make one set of the parts that `unfused-fast shard --part i/n` packed: the same bytes as from one machine."""
+    if len(places) < 2:
+        raise typer.BadParameter("missing OUT: unfused-fast merge PART... OUT")
+    from unfused_fast.shards.packing.merge import merge as merge_parts
+
+    *parts, out = places
+    with bar("merging") as advance:
+        folders = [_folder(part) for part in parts]
+        merged = merge_parts(folders, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
+    _print_packed(merged, place_title(out), as_json)
+
+
+def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
+    from unfused_fast.mel import log_mel_statistics
+
+    return log_mel_statistics(clips)
+
+
+def _folder(given: str) -> Path:
+    folder = local_path(given)
+    if isinstance(folder, str):
+        raise UserError(
+            f"{place_title(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge"
+        )
+    return folder
+
+
+def _part(given: str) -> tuple[int, int]:
+    number, slash, count = given.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part {given}: want i/n, with i from 1 to n, for example --part 3/8")
+    return int(number), int(count)
+
+
+def _print_part(done: PartResult, out: str, as_json: bool) -> None:
+    if as_json:
+        print_json({**vars(done), "directory": out, "wall_seconds": round(done.wall_seconds, 2)})
+        return
+    number, count = done.part
+    typer.echo(f"{out}: part {number}/{count}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
+    typer.echo("when all parts are there: unfused-fast merge PART... OUT")
+
+
+def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
+    from unfused_fast.shards.sets.remarks import remarks
+
+    manifest = packed.shard_set.manifest
+    notes = remarks(packed.shard_set)
+    splits = {name: split.clips for name, split in manifest.splits.items()}
+    summary = {
+        "out": out,
+        "clips": packed.packed,
+        "splits": splits,
+        "labels": len(manifest.label_names),
+        "rejected": packed.rejected,
+        "audio_seconds": round(packed.audio_seconds, 1),
+        "bytes": packed.shard_bytes,
+        "shards": packed.shards,
+        "shards_made": packed.shards_made,
+        "seconds": round(packed.wall_seconds, 2),
+        "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
+        "digest": manifest.digest,
+        "notes": notes,
+    }
+    if as_json:
+        print_json(summary)
+        return
+    typer.echo(
+        f"{out}: {packed.packed} clips ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
+        f"{len(manifest.label_names)} labels, {packed.audio_seconds / 60:.1f} minutes, "
+        f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
+    )
+    if packed.shards_made < packed.shards:
+        typer.echo(f"  {packed.shards - packed.shards_made} of {packed.shards} shards were there already")
+    for note in notes:
+        typer.echo(f"  {note}")
+    for reason, count in packed.rejected.items():
+        typer.echo(f"  rejected {count}: {reason}")
+    if packed.rejected:
+        typer.echo(f"  each one is named in {out.rstrip('/')}/rejected.csv")
+
+
+def _found(
+    source: str,
+    dataset: str | None,
+    options: Mapping[str, str],
+    labels_from_folders: bool,
+    max_member_gb: float,
+    work: Path | None,
+) -> tuple[Discovery, dict[str, Any] | None]:
+    """What is to be packed, and what the manifest says of the data set; notes go to the screen."""
+    from unfused_fast.console import console
+    from unfused_fast.shards.datasets import DATASETS, dataset_rows
+    from unfused_fast.shards.datasets.dataset import PATH, Discovery
+    from unfused_fast.shards.datasets.local_files import CSV, FOLDER
+    from unfused_fast.shards.sources.branch import Branch
+    from unfused_fast.shards.sources.source_rows import source_rows
+    from unfused_fast.shards.sources.trees import folder_of
+
+    if not 0 < max_member_gb < math.inf:
+        raise UserError(
+            f"--max-member-gb {max_member_gb:g}, but it must be a finite size above 0; leave it out for the default"
+        )
+    if is_url(source) and dataset in (CSV.name, FOLDER.name):
+        raise UserError(
+            f"{place_title(source)}: behind a URL, which is read without --dataset {dataset}; leave that out"
+        )
+    largest = round(max_member_gb * 1e9)
+    with console.status("looking at what there is to pack"):
+        if dataset is None:
+            if options:
+                raise UserError(f"--option {next(iter(options))}: options belong to a data set; name it with --dataset")
+            rows = source_rows(
+                source,
+                labels_from_folders=labels_from_folders,
+                work=work,
+                largest=largest,
+                say=console.print,
+                note=console.print,
+            )
+            return Discovery(rows), None
+        if labels_from_folders:
+            raise UserError(
+                f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
+            )
+        plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
+        root = Path(source) if plain else folder_of(source, work=work, largest=largest, say=console.print)
+        found = dataset_rows(dataset, root, options)
+    if isinstance(root, Branch) and (refused := root.tree.refused):
+        named = "; ".join(f"{name} ({why})" for name, why in refused[:5])
+        console.print(
+            f"{dataset}: {len(refused)} files in archives are not read: {named}{'' if len(refused) < 6 else '; ...'}"
+        )
+    for note in found.notes:
+        console.print(f"{dataset}: {note}")
+    known = DATASETS[dataset].options  # a set holds no path of the machine that packed it
+    told = {key: Path(value).name if PATH in known[key] else value for key, value in options.items()}
+    return found, {"name": dataset, "options": told}
+
+
+def _list_datasets(as_json: bool) -> None:
+    from unfused_fast.shards.datasets import described, described_as_text
+
+    if as_json:
+        print_json(described())
+    else:
+        typer.echo(described_as_text())

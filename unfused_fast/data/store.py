@@ -1,0 +1,207 @@
+"""Where a split's log-mels lie while a stage trains on them: `data.store`, and what its `auto` chooses."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from unfused_fast.config import Store
+from unfused_fast.console import console
+from unfused_fast.data import log_mel_cache, log_mel_pass
+from unfused_fast.data.batches import Batches
+from unfused_fast.data.log_mel_cache import DamagedCache, Layout
+from unfused_fast.data.memory import Free, free_memory, pinned_bytes
+from unfused_fast.data.order import crop_samples
+from unfused_fast.data.resident import HeldLogMels, ResidentLoader
+from unfused_fast.data.stream import Loader
+from unfused_fast.distributed import ALONE, Ranks
+from unfused_fast.errors import UserError
+
+MEMORY_SHARE = 0.75
+"""Share of the free memory, of the device or of the host, that `auto` gives to log-mels. Ours: the rest is for the
+network, its activations and the page cache; at the paper's settings a step takes about 7 GB."""
+
+
+def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | None) -> tuple[Store, str]:
+    """What `auto` takes for `size` bytes, and why: the fastest place in which they fit.
+
+    Args:
+        room_on_disk: None: nobody has looked.
+    """
+    cuda, on_host = device.type == "cuda", host_bytes(size, device)
+    taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
+    on_gpu = f"{gigabytes(free.device)} on the GPU and " if cuda else ""
+    said = (
+        f"the log-mels take {taken}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
+        f"{100 * MEMORY_SHARE:.0f} % may be taken"
+    )
+    if cuda and size <= MEMORY_SHARE * free.device:
+        return "resident", said
+    if on_host <= MEMORY_SHARE * free.host:
+        return ("pinned" if cuda else "resident"), said
+    if room_on_disk is None:
+        return "mmap", f"{said}; if the disk has room for {gigabytes(size)}"
+    return ("mmap", f"{said}; on disk there is room") if room_on_disk else ("stream", f"{said}; nor is there on disk")
+
+
+def host_bytes(size: int, device: torch.device) -> int:
+    """What `size` bytes take of the host's memory: pinned where there is a GPU to feed."""
+    return pinned_bytes(size) if device.type == "cuda" else size
+
+
+def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE) -> Batches:
+    """The loader itself, or its batches out of memory, by `wanted`, else by `data.store` of its config; says which.
+
+    The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py). Ours:
+    for a `single_pass` over the split `auto` takes a cache that is there but makes none, which would cost more. Each of
+    several `ranks` holds all log-mels, where rank 0 says, in its part of the machine's memory.
+
+    Raises UserError: memory or disk that is named and does not do.
+    """
+    begin, device = time.perf_counter(), loader.device
+    store: Store = wanted or loader.config.data.store
+    _say_padded(loader)
+    if store == "stream" or not loader.clips:
+        return loader
+    if store == "pinned" and device.type != "cuda":
+        raise UserError(
+            f"data.store = pinned: pinned memory feeds a GPU, but this run is on {device}; use --data resident, mmap "
+            "or stream"
+        )
+    layout, free = log_mel_cache.layout(loader), free_memory(device)
+    free = free._replace(host=free.host // ranks.local_size)
+    make = not (single_pass and store == "auto")
+    found = log_mel_cache.find(loader, layout)
+    place = log_mel_pass.writable_place(loader, layout) if found is None and make else None
+    if store == "auto":
+        store, why = choose(layout.bytes, device, free, found is not None or place is not None)
+        if found is None and not make:
+            store, why = "stream", "it is read once, and a cache is not made for that"
+        store, why = ranks.first(lambda: (store, why))
+        console.once(
+            f"data.store: auto is {store} for {loader.split}: {why}",
+            about=("store", loader.shards.directory, loader.split, store),
+        )
+        if store == "stream":
+            return loader
+    _refuse_too_large(store, layout, device, free)
+    if found is None and place is None and store == "mmap":
+        raise UserError(
+            f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
+            "UNFUSED_CACHE to a folder on another disk, or use --data stream"
+        )
+    # where they are to be made rank 0 does it, then a process of each machine that does not see rank 0's files
+    (missing,) = ranks.agree(found is None)
+    taken, turn = None, 0 if ranks.leads or not missing else 1 if ranks.local_rank == 0 else 2
+    for now in range(3 if missing else 1):
+        if now == turn:
+            found = found or log_mel_cache.find(loader, layout)
+            taken = _held(loader, layout, store, found, place, make)
+        ranks.meet()  # a first pass takes as long as it takes
+    if taken is None:
+        return loader
+    held, source = taken
+    seconds = time.perf_counter() - begin
+    sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
+    if source.startswith("from the audio"):
+        console.print(sentence)
+    else:
+        console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
+    return ResidentLoader(loader, held, store, seconds)
+
+
+def _say_padded(loader: Loader) -> None:
+    shortest = crop_samples(loader.config)
+    if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
+        console.once(
+            f"data: {short} of {loader.clips} clips of {loader.split} are shorter than a crop of "
+            f"{loader.config.data.crop_seconds:g} s and are padded with silence",
+            about=("padded", loader.shards.directory, loader.split, shortest),
+        )
+
+
+def gigabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def _held(
+    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, make: bool
+) -> tuple[HeldLogMels, str] | None:
+    """The log-mels where `store` says, and where they came from: the cache, which is made where there is none.
+
+    None: the cache is damaged, and without `make` no other is made.
+    """
+    source = "from the cache"
+
+    def take(folder: Path) -> torch.Tensor:
+        target = None if store == "mmap" else _empty(layout, store, loader.device)
+        log_mel_cache.load(folder, layout, target)
+        return log_mel_cache.mapped(folder) if target is None else target
+
+    while True:
+        if found is None and place is None:
+            return _hold(layout, _computed(loader, layout, store)), "from the audio, not kept"
+        if found is None:
+            assert place is not None
+            source = "from the audio"
+            try:
+                made = log_mel_pass.make(loader, layout, place, take)
+            except DamagedCache as error:
+                raise _unsound(place, error) from error
+            if isinstance(made, torch.Tensor):
+                return _hold(layout, made), f"{source}, not kept"
+            found = made
+        try:
+            frames = take(found)
+        except DamagedCache as error:
+            if source != "from the cache":
+                raise _unsound(found, error) from error
+            if not make:
+                console.print(f"{found}: {error}; {loader.split} is read from the shards", style="yellow")
+                return None
+            console.print(f"{found}: {error}; it is made again", style="yellow")
+            shutil.rmtree(found, ignore_errors=True)
+            found, place = None, place or log_mel_pass.writable_place(loader, layout)
+            continue
+        return _hold(layout, frames), f"{source} ({found})"
+
+
+def _unsound(folder: Path, error: DamagedCache) -> UserError:
+    return UserError(f"{folder}: {error}, though just written; is the disk sound? use --data stream")
+
+
+def _hold(layout: Layout, frames: torch.Tensor) -> HeldLogMels:
+    identity, spans = layout.identity, layout.spans
+    return HeldLogMels(frames, spans[:, 0].copy(), spans[:, 1].copy(), identity["mean"], identity["std"])
+
+
+def _empty(layout: Layout, store: Store, device: torch.device) -> torch.Tensor:
+    where = device if store == "resident" else torch.device("cpu")
+    return torch.empty(layout.shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
+
+
+def _computed(loader: Loader, layout: Layout, store: Store) -> torch.Tensor:
+    """The log-mels without a cache: straight to where they will lie."""
+    console.once("data: no folder can keep the log-mels, so every run computes them again", style="yellow")
+    frames, done = _empty(layout, store, loader.device), 0
+    for rows in log_mel_pass.computed(loader, layout):
+        frames[done : done + len(rows)] = rows.to(frames.device)
+        done += len(rows)
+    return frames
+
+
+def _refuse_too_large(store: Store, layout: Layout, device: torch.device, free: Free) -> None:
+    if store == "mmap":
+        return
+    on_gpu = store == "resident" and device.type == "cuda"
+    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
+    if needed > room:
+        other = "pinned, mmap or stream" if on_gpu else "mmap or stream"
+        raise UserError(
+            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
+            f"{'on ' + str(device) if on_gpu else 'in memory'}; use --data {other}"
+        )

@@ -1,0 +1,142 @@
+"""What callers give as clips -> tensors, checked.   B clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Number, Real
+from pathlib import PurePath
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+from unfused_fast.shards.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, RESAMPLING_QUALITY
+
+Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
+"""(samples,), (B, samples), or B of (samples,); float, in [-1, 1], one channel. (channels, samples), as torchaudio.load
+gives, would be taken for that many clips: average it first."""
+FEWEST_COLUMNS = 160
+"""An array with fewer columns than this, and than rows, is refused as (samples, channels). Ours: a clip of less than 10
+ms holds nothing to hear, and what has so many channels is rare."""
+LARGEST_SAMPLE = 64.0
+"""Ours: 36 dB above full scale, which no recording reaches, but integers do that were made float without scaling."""
+_SCALES = {"uint8": "subtract 128, then divide by 128", "int32": "divide by 2147483648"}
+_MONO = "average the channels, with waveform.mean(axis=1)"
+
+
+def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None) -> list[Tensor]:
+    """Each clip as (samples,) float32 at 16 kHz, where it was given.
+
+    Args:
+        sample_rate: of `waveform`, in hertz; resampled by soxr HQ where it differs.
+        lengths: samples of each row of a (B, samples) batch; what lies behind them is not looked at.
+
+    Raises:
+        UserError: what Embedder.embed refuses.
+    """
+    _check_rate(sample_rate)
+    rows = _rows(waveform)
+    if lengths is not None:
+        if len(lengths) != len(rows) or any(
+            not 0 < int(length) <= len(row) for length, row in zip(lengths, rows, strict=False)
+        ):
+            raise UserError(
+                f"lengths {[int(length) for length in lengths]}: want one from 1 to the samples of each clip"
+            )
+        rows = [row[: int(length)] for row, length in zip(rows, lengths, strict=True)]
+    peaks = torch.stack([row.abs().amax().to(rows[0].device, torch.float32) for row in rows]).tolist()  # read once
+    for number, peak in enumerate(peaks):
+        if not math.isfinite(peak):
+            raise UserError(f"clip {number}: it holds NaN or infinity; repair the recording, or leave it out")
+        if peak > LARGEST_SAMPLE:
+            raise UserError(
+                f"clip {number}: samples up to {peak:g}: want float in [-1, 1]; divide 16-bit integers by 32768"
+            )
+    if sample_rate == SAMPLE_RATE_HZ:
+        return [row.float() for row in rows]
+    arrays = [row.detach().cpu().float().numpy() for row in rows]
+    made = [soxr.resample(array, sample_rate, SAMPLE_RATE_HZ, RESAMPLING_QUALITY) for array in arrays]
+    if not all(map(len, made)):
+        raise UserError(f"a clip is shorter than one sample at {SAMPLE_RATE_HZ} Hz; give a longer one")
+    return [torch.from_numpy(array) for array in made]
+
+
+def check_batch(waveform: object) -> None:
+    """Raises UserError for what is no batch of clips, before its rows are looked at: a file's name, the pair that
+    soundfile.read returns, a list of numbers, an array (samples, channels).
+    """
+    if isinstance(waveform, str | bytes | PurePath):
+        raise UserError(f"waveform is a name, {str(waveform)!r}: want samples; read the file with soundfile.read")
+    if _is_array(waveform):
+        shape = tuple(waveform.shape)  # type: ignore[attr-defined]
+        if len(shape) not in (1, 2):
+            raise UserError(f"waveform is {shape}: want (samples,) or (clips, samples), one channel")
+        if len(shape) == 2 and 0 < shape[1] < min(shape[0], FEWEST_COLUMNS):
+            raise UserError(
+                f"waveform is {shape}, which looks like (samples, channels): want (samples,) or (clips, samples), one "
+                f"channel; {_MONO}, or give clips as short as this as a list"
+            )
+    elif not isinstance(waveform, Sequence):
+        raise UserError(f"waveform is of type {type(waveform).__name__}: want an array, or a list of arrays")
+    elif len(waveform) == 2 and sum(isinstance(item, Number) for item in waveform) == 1:
+        raise UserError(
+            "waveform is a pair of samples and sample rate, as soundfile.read returns: want the samples and the rate "
+            "as two arguments"
+        )
+    elif any(isinstance(item, Number) for item in waveform[:1]):
+        raise UserError("waveform is a list of numbers: want an array; make one with numpy.asarray")
+
+
+def _check_rate(sample_rate: object) -> None:
+    """As `shard`: of a rate in kilohertz, resampling would make a thousand times the samples."""
+    number = isinstance(sample_rate, Real) and not isinstance(sample_rate, bool)
+    if not number or not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:  # type: ignore[operator]
+        found = f"{sample_rate}" if number else f"a {type(sample_rate).__name__}"
+        raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
+
+
+def _rows(waveform: Waveform) -> list[Tensor]:
+    """B tensors (samples,) of a floating type, which share the caller's memory where they can."""
+    check_batch(waveform)
+    if isinstance(waveform, Tensor) or _is_array(waveform):
+        whole = _tensor(waveform, "waveform")
+        rows = list(whole[None] if whole.ndim == 1 else whole)
+    else:
+        rows = [_tensor(clip, f"clip {number}") for number, clip in enumerate(waveform)]
+    if not rows:
+        raise UserError("no clips; give at least one")
+    for number, row in enumerate(rows):
+        if row.ndim != 1 or not len(row):
+            channels = row.ndim == 2 and row.shape[1] < row.shape[0]
+            raise UserError(
+                f"clip {number} is {tuple(row.shape)}: want (samples,), one channel, 1 sample or more"
+                f"{f'; {_MONO}' if channels else ''}"
+            )
+    return rows
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or hasattr(value, "__array__")
+
+
+def _tensor(value: object, name: str) -> Tensor:
+    """Raises UserError unless its numbers are floating. What torch does not take (negative strides, foreign byte order,
+    long doubles) is copied.
+    """
+    try:
+        array = value if isinstance(value, Tensor) else np.asarray(value)
+    except ValueError as error:
+        raise UserError(f"{name} is a list of lists of different lengths: want an array (samples,)") from error
+    if isinstance(array, Tensor):
+        if array.is_floating_point():
+            return array
+    elif array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinity is refused later
+            return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+    kind = str(array.dtype).removeprefix("torch.")
+    raise UserError(f"{name} is {kind}: want float in [-1, 1]; {_SCALES.get(kind, 'divide int16 by 32768')}")

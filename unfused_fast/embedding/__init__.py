@@ -1,0 +1,37 @@
+"""A trained encoder for other people's audio.
+
+In: a run, a model folder, a foreign checkpoint. Out: `load` gives an `Embedder`; files and sets to embeddings; exports.
+Read first: embedder.py, then files.py.
+"""
+
+from unfused_fast.embedding.embedder import (
+    Embedder,
+    load,
+)
+from unfused_fast.embedding.export import (
+    export_graph,
+    export_hub,
+)
+from unfused_fast.embedding.files import (
+    embed_files,
+    format_of,
+)
+from unfused_fast.embedding.foreign import (
+    import_checkpoint,
+)
+from unfused_fast.embedding.store import (
+    check_place,
+    rejected_path,
+)
+
+__all__ = [
+    "Embedder",
+    "check_place",
+    "embed_files",
+    "export_graph",
+    "export_hub",
+    "format_of",
+    "import_checkpoint",
+    "load",
+    "rejected_path",
+]

@@ -1,0 +1,217 @@
+"""A trained encoder for waveforms.   B clips, F mel bins, T frames, T' steps of the encoder, D features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unfused_fast.data import Waveform, clips_16k, log_mel, unit_norm
+from unfused_fast.embedding.pieces import ClipPiece, cutting_of, in_batches
+from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
+from unfused_fast.models import EncoderOutput, Pool
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+from unfused_fast.stages import FrozenEncoder, load_encoder
+from unfused_fast.training import encoder_digest, resolve_device
+
+
+class PieceSteps(NamedTuple):
+    """What the encoder gives for B pieces."""
+
+    steps: Tensor
+    """(B, T', D) float32."""
+    kept: Tensor
+    """(B, T') bool: steps that belong to the clip; the others are context or padding."""
+
+
+class Pooled(NamedTuple):
+    """What pooling over time needs of B pieces, so that those of one clip can be joined."""
+
+    total: Tensor
+    """(B, D) sums over the kept steps."""
+    largest: Tensor
+    """(B, D)"""
+    steps: Tensor
+    """(B,) how many are kept."""
+
+    @staticmethod
+    def together(parts: Iterable[Pooled]) -> Pooled:
+        """All pieces of several, in their order."""
+        return Pooled(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def taken(self, rows: slice | Tensor) -> Pooled:
+        """Some of the pieces."""
+        return Pooled(*(values[rows] for values in self))
+
+    def joined(self, rows: slice) -> Pooled:
+        """The pieces of one clip as one."""
+        total, largest, steps = self.total[rows].sum(0), self.largest[rows].amax(0), self.steps[rows].sum(0)
+        return Pooled(total[None], largest[None], steps[None])
+
+    def embedding(self, pool: Pool) -> Tensor:
+        """(B, D), as model.pool_time."""
+        mean = self.total / self.steps[:, None]
+        return {"maxmean": mean + self.largest, "mean": mean, "max": self.largest}[pool]
+
+
+class Embedder(nn.Module):
+    """Waveforms to embeddings, by a frozen encoder in eval mode, in float32 on any device.
+
+    The log-mel is that of training: 16 kHz, normalised by the statistics of the set that the encoder was trained on, a
+    clip shorter than a training crop followed by silence. A clip's embedding does not depend on the clips beside it.
+    Clips beyond PIECE_FRAMES go through the encoder in pieces, in bounded memory, and are pooled over all of them:
+    exact for AudioNTT; EfficientNet-B0 sees each piece by itself (pieces.py).
+    """
+
+    def __init__(self, encoder: FrozenEncoder, pool: Pool | None = None) -> None:
+        """Takes the encoder over. `pool`: over time; None: as the encoder was trained (`model.pool`)."""
+        super().__init__()
+        if encoder.network is None:
+            raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain, distill or finetune")
+        self.name, self.config = encoder.name, encoder.config
+        self.pool: Pool = pool or encoder.config.model.pool
+        self.cutting = cutting_of(encoder.config)
+        norm = encoder.config.data.norm
+        scaled, self.unit_norm = encoder.log_mel if norm in ("dataset", "running") else None, norm == "wave_l2"
+        self.mean, self.std = (0.0, 1.0) if scaled is None else (scaled["mean"], scaled["std"])
+        self.encoder = encoder.network
+        self.sample_rate = SAMPLE_RATE_HZ
+        self.scene_embedding_size = self.timestamp_embedding_size = int(self.encoder.dim)  # type: ignore[arg-type]
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is, and embeddings lie."""
+        return next(self.parameters()).device
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the encoder's tensors."""
+        return encoder_digest(self.encoder)
+
+    def train(self, mode: bool = True) -> Embedder:
+        """Stays in eval mode: batch statistics and dropout would make a clip depend on the others."""
+        return super().train(False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, samples) at 16 kHz -> (B, D), as embed."""
+        return self.embed(waveform, self.sample_rate)
+
+    @torch.no_grad()
+    def embed(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """(B, D) float32 on the encoder's device: each clip pooled over time; B is 1 for a single (samples,).
+
+        Args:
+            waveform: see Waveform; a list holds clips of any lengths.
+            sample_rate: of `waveform`, in hertz; resampled by soxr HQ to 16 kHz where it differs, as `shard` does.
+            lengths: samples of each row of a (B, samples) batch; what lies behind them is not looked at.
+
+        Raises:
+            UserError: an empty clip, integers or samples far beyond 1, another shape, one that looks like (samples,
+                channels), NaN or infinity, or a sample rate that audio does not have.
+        """
+        clips = self._clips(waveform, sample_rate, lengths)
+        pieces = [self.cutting.pieces(len(clip)) for clip in clips]
+        flat = [(_samples(clip, piece), piece) for clip, own in zip(clips, pieces, strict=True) for piece in own]
+        batches = in_batches([piece for _, piece in flat])
+        pooled = Pooled.together(self.pooled(self.piece_steps([flat[number] for number in batch])) for batch in batches)
+        order = torch.tensor([number for batch in batches for number in batch])
+        pooled = pooled.taken(torch.argsort(order).to(self.device))
+        if len(flat) > len(clips):
+            spans = [slice(end - len(own), end) for end, own in zip(accumulate(map(len, pieces)), pieces, strict=True)]
+            one = (pooled.joined(span) if span.stop - span.start > 1 else pooled.taken(span) for span in spans)
+            pooled = Pooled.together(one)
+        return pooled.embedding(self.pool)
+
+    @torch.no_grad()
+    def embed_frames(
+        self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, T', D) float32 before pooling, and (B, T') float32 milliseconds of the centre of each step.
+
+        T' is that of the longest clip; a clip has `cutting.steps(samples at 16 kHz)` steps, and zeros behind them. The
+        silence behind a clip shorter than a training crop has steps too, as in embed. Args and Raises: as embed.
+        """
+        clips = self._clips(waveform, sample_rate, lengths)
+        steps = [self.cutting.steps(len(clip)) for clip in clips]
+        made = torch.zeros(len(clips), max(steps), self.timestamp_embedding_size, device=self.device)
+        flat: list[tuple[Tensor, ClipPiece]] = []
+        places: list[tuple[int, int]] = []
+        for row, clip in enumerate(clips):
+            first = 0
+            for piece in self.cutting.pieces(len(clip)):
+                flat.append((_samples(clip, piece), piece))
+                places.append((row, first))
+                first += piece.steps
+        for batch in in_batches([piece for _, piece in flat]):
+            found = self.piece_steps([flat[number] for number in batch])
+            for values, number in zip(found.steps, batch, strict=True):
+                (row, first), piece = places[number], flat[number][1]
+                made[row, first : first + piece.steps] = values[piece.span]
+        centres = np.asarray(self.cutting.centre_ms(np.arange(max(steps))), np.float32)
+        return made, torch.from_numpy(centres).to(self.device).expand(len(clips), -1)
+
+    @ieee_float32()
+    def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
+        """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the encoder's steps."""
+        frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not clip by clip
+        edged = [self._edged(wave.to(where, torch.float32), piece) for wave, piece in pieces]
+        padded = nn.utils.rnn.pad_sequence(edged, batch_first=True).to(self.device)
+        normalised = (log_mel(padded, frontend, edges=False) - self.mean) * (1.0 / self.std)
+        spans = [(piece.frames, piece.first_step, piece.first_step + piece.steps) for _, piece in pieces]
+        lengths, first, stop = torch.tensor(spans, device=self.device).unbind(1)
+        # without padding there is nothing to mask, which takes a tenth of the time
+        counts = None if len({frames for frames, _, _ in spans}) == 1 else lengths
+        output: EncoderOutput = self.encoder(normalised[:, None], counts)
+        place = torch.arange(output.frames.shape[1], device=self.device)
+        return PieceSteps(output.frames.float(), (place >= first[:, None]) & (place < stop[:, None]))
+
+    def pooled(self, found: PieceSteps) -> Pooled:
+        """Sums and maxima over the kept steps."""
+        steps, kept = found.steps, found.kept[..., None]
+        largest = steps.masked_fill(~kept, -torch.inf).amax(dim=1)
+        return Pooled(steps.masked_fill(~kept, 0.0).sum(dim=1), largest, found.kept.sum(dim=1))
+
+    def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:
+        """Samples under a piece's windows: by `frontend.pad_mode` at the clip's edges, silence behind its end."""
+        low, high = self.cutting.span(piece.first_frame, piece.first_frame + piece.frames)
+        start, length = piece.start, piece.length
+        silence = max(min(high, length), 1 - low) - start - len(wave)
+        there = nn.functional.pad(wave, (0, max(0, silence)))
+        parts = [there[max(low, 0) - start : min(high, length) - start]]
+        if self.config.frontend.pad_mode == "constant":
+            return nn.functional.pad(parts[0], (max(0, -low), max(0, high - length)))
+        if low < 0:
+            parts.insert(0, there[1 : 1 - low].flip(0))
+        if high > length:
+            parts.append(there[2 * length - 1 - high - start : length - 1 - start].flip(0))
+        return torch.cat(parts)
+
+    def _clips(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
+        """Each clip alone, at 16 kHz, and where the encoder was trained so, divided by its L2 norm."""
+        clips = clips_16k(waveform, sample_rate, lengths)
+        return [unit_norm(clip) for clip in clips] if self.unit_norm else clips
+
+
+def _samples(clip: Tensor, piece: ClipPiece) -> Tensor:
+    return clip[piece.start : piece.stop]
+
+
+def load(run: str | Path, device: str = "auto", pool: Pool | None = None) -> Embedder:
+    """The encoder of a run directory of train pretrain, distill or finetune, or of a model folder that `export --hub`
+    wrote.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        pool: see Embedder.
+
+    Raises:
+        UserError: nothing of the kind there, damaged, or no such device.
+    """
+    return Embedder(load_encoder(Path(run), resolve_device(device)), pool)

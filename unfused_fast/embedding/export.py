@@ -1,0 +1,217 @@
+"""A run's encoder for other programs: a model folder, ONNX, torch.export.   B clips, F bins, T frames, D features."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unfused_fast.data import log_mel, unit_norm
+from unfused_fast.embedding.embedder import Embedder, load
+from unfused_fast.errors import UserError, cause, unreadable
+from unfused_fast.models import pool_time
+from unfused_fast.optional import importing
+from unfused_fast.shards.packing.building import to_disk
+from unfused_fast.training import config_digest, read_description, write_model_folder
+
+Input = Literal["log-mel", "waveform"]
+OPSET = 18
+"""Of ONNX. Ours: 17 brought the DFT that the waveform's spectrum needs; the exporter is tested with 18."""
+_CARD_FIELDS = {
+    "pretrain": ("cluster.algo", "cluster.k"),
+    "distill": ("pseudo.feature", "pseudo.k", "distill.alpha", "distill.beta", "distill.init"),
+    "finetune": ("eval.label_fraction", "eval.select"),
+}
+"""What a stage reads and its card shows, beside what all of them read."""
+_NO_RESULTS = ("stage", "run", "config_digest", "data_digest", "seed", "epochs", "k", "clips", "encoder")
+
+
+class LogMelEncoder(nn.Module):
+    """(B, 1, F, T) log-mel as audio.log_mel gives it -> (B, D): normalisation, encoder, pooling over all T frames."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        """Takes over the encoder, in the plain memory layout: channels last would tie the graph to a length."""
+        super().__init__()
+        self.encoder = embedder.encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.mean, self.std, self.pool = embedder.mean, embedder.std, embedder.pool
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """See the class."""
+        output = self.encoder((log_mel - self.mean) * (1.0 / self.std))
+        return pool_time(output.frames.float(), None, self.pool)
+
+
+class WaveformEncoder(nn.Module):
+    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are followed by silence,
+    as in Embedder.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        """As LogMelEncoder."""
+        super().__init__()
+        self.inner, self.frontend = LogMelEncoder(embedder), embedder.config.frontend
+        self.unit_norm, self.shortest = embedder.unit_norm, embedder.cutting.shortest
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """See the class."""
+        scaled = unit_norm(waveform) if self.unit_norm else waveform
+        samples = scaled.shape[1]
+        # a length of this form, unlike max(samples, shortest), is known to torch.export to be at least `shortest`
+        length = self.shortest + torch.sym_max(samples - self.shortest, 0)  # type: ignore[no-untyped-call]
+        place = torch.arange(length, device=scaled.device)
+        padded = torch.where(place < samples, scaled[:, place.clamp(max=samples - 1)], 0.0)
+        made: Tensor = self.inner(log_mel(padded, self.frontend)[:, None])
+        return made
+
+
+def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Writes a model folder, which embedder.load reads: config.json, model.safetensors and a model card.
+
+    config.json names no file of this machine. Returns facts for the screen. Raises UserError: no run there, or the
+    folder cannot be written.
+    """
+    embedder = load(run, device="cpu")
+    recorded = read_description(run)
+    assert recorded is not None
+    if embedder.config.data.norm == "running":  # what the run ended with, which its checkpoint alone tells
+        recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
+    description = {**recorded, "inputs": {}}
+    card = model_card(embedder, recorded, _result(run), folder.name)
+    write_model_folder(folder, embedder.encoder, description, card, overwrite)
+    return {"out": str(folder), "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size}
+
+
+def export_graph(
+    run: Path, out: Path, kind: Literal["onnx", "torch"], given: Input = "log-mel", overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes one graph with any B and any T (or samples), weights inside: ONNX, or what torch.export.load reads.
+
+    The input is named `log_mel` or `waveform`, the output `embedding`. From waveforms of any length it gives what
+    Embedder gives (of EfficientNet-B0 up to PIECE_FRAMES frames); a log-mel is taken as it is, whatever its length.
+    Returns facts for the screen.
+
+    Raises:
+        UserError: no run there, `out` exists without `overwrite` or cannot be written, or a package is missing.
+    """
+    if out.exists() and (out.is_dir() or not overwrite):
+        raise UserError(f"{out}: it exists; name another place, or replace a file with --overwrite")
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript"):
+            with importing(package, package, "export --onnx", "pip install '.[export]'"):
+                importlib.import_module(package)
+    embedder = load(run, device="cpu")
+    shortest, digest = embedder.cutting.shortest, embedder.digest
+    stride = embedder.cutting.stride
+    if given == "log-mel":
+        module: nn.Module = LogMelEncoder(embedder)
+        example = torch.zeros(2, 1, embedder.config.frontend.n_mels, embedder.cutting.frames(shortest))
+        sizes: dict[int, Any] = {0: torch.export.Dim("clips"), 3: torch.export.Dim("frames", min=2 * stride)}
+    else:
+        module, example = WaveformEncoder(embedder), torch.zeros(2, shortest + 160)
+        sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=1)}
+    program = torch.export.export(module.eval(), (example,), dynamic_shapes=(sizes,), strict=False)
+    name = given.replace("-", "_")
+
+    def write(path: Path) -> None:
+        if kind == "torch":
+            buffer = io.BytesIO()  # on a full disk torch's own writer ends the program
+            torch.export.save(program, buffer)
+            path.write_bytes(buffer.getbuffer())
+        else:
+            made = torch.onnx.export(
+                program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
+            )
+            assert made is not None
+            made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
+            made.save(str(path), external_data=False)
+
+    _published(out, write)
+    facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}
+    return {**facts, "bytes": out.stat().st_size}
+
+
+def _published(out: Path, write: Callable[[Path], None]) -> None:
+    """`write` writes under a temporary name."""
+    partial = out.with_name(f".partial-{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        to_disk(partial)
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def model_card(
+    embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str = "An UnFuSeD encoder"
+) -> str:
+    """README.md of a model folder: what the run recorded, and nothing else."""
+    values = recorded["config"]
+    log_mel = recorded["log_mel"] if values["data.norm"] in ("dataset", "running") else None
+    parameters = sum(parameter.numel() for parameter in embedder.encoder.parameters())
+    facts = {
+        "stage": recorded["stage"],
+        "encoder": values["model.encoder"],
+        "parameters": f"{parameters:,}",
+        "embedding size": embedder.scene_embedding_size,
+        "pooling over time": embedder.pool,
+        "input": "16 kHz, one channel",
+        "waveform normalisation": "divided by the L2 norm of the clip" if embedder.unit_norm else "none",
+        "log-mel normalisation": "none" if log_mel is None else f"mean {log_mel['mean']}, std {log_mel['std']}",
+        "training data (digest of the shard set)": recorded["shards"],
+        "settings (digest)": config_digest(values),
+        "encoder (digest)": embedder.digest,
+        "written by": ", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items()),
+    }
+    fields = _CARD_FIELDS.get(recorded["stage"], ())  # another program's settings are not known
+    fields += ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed") if fields else ()
+    measured = {name: value for name, value in _numbers(result) if name not in _NO_RESULTS}
+    parts = [
+        "---\nlibrary_name: unfused-fast\ntags: [audio, self-supervised-learning, audio-embeddings]\n---",
+        f"# {title}",
+        "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
+        if fields
+        else f"An audio encoder, {recorded['stage']} by unfused-fast.",
+        _table("what", "value", facts),
+        "## Settings",
+        _table("field", "value", {name: values[name] for name in fields}) + "\n\nAll of them are in `config.json`."
+        if fields
+        else "Those of its training are not known.",
+        "## Measured by the run",
+        _table("what", "value", measured) if measured else "The run recorded no result.",
+        "## Use",
+        '```python\nimport unfused_fast\n\nencoder = unfused_fast.load("FOLDER")\n'
+        "embeddings = encoder.embed(waveform, sample_rate)  # (B, D)\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(left: str, right: str, rows: Mapping[str, Any]) -> str:
+    return "\n".join([f"| {left} | {right} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _numbers(result: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Every number of a result, nested ones by dotted name."""
+    found: list[tuple[str, float]] = []
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            found += [] if name in _NO_RESULTS else _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((prefix + name, value))
+    return found
+
+
+def _result(run: Path) -> dict[str, Any]:
+    path = run / "result.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error, "run the stage again") from error

@@ -1,0 +1,123 @@
+"""A clip of any length in pieces of bounded size, such that the steps of the pieces are the steps of the clip.
+
+T frames of a clip, T' steps of the encoder, `stride` frames a step. Imports no torch: worker processes use it too.
+
+The clip is followed by silence up to `length` samples, as in training, and both of its edges are reflected. A piece
+after the first begins one step early, and a piece before the last ends one step late; these steps are thrown away.
+AudioNTT's step depends on 7 frames before and behind its own 8, so that its steps are exactly those of the whole clip.
+Squeeze-and-excitation of EfficientNet-B0 averages over all it is given, which is a piece at a time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfused_fast.config import Config
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+
+PIECE_FRAMES = 16384
+"""Frames that go through the encoder at once, of one clip or of several. Ours: 164 s; the first convolution's maps of
+64 channels and 64 mel bins take 268 MB in float32."""
+
+
+class ClipPiece(NamedTuple):
+    """A part of a clip."""
+
+    start: int
+    stop: int
+    """Samples of the clip that are needed, [start, stop); those behind its end are silence and not counted."""
+    first_frame: int
+    frames: int
+    """Frames that are computed."""
+    first_step: int
+    steps: int
+    """Steps that are kept, of those that the frames give."""
+    length: int
+    """Samples of the whole clip with the silence behind it."""
+
+    @property
+    def span(self) -> slice:
+        """The steps that are kept."""
+        return slice(self.first_step, self.first_step + self.steps)
+
+
+class Cutting(NamedTuple):
+    """How clips are cut: what of a config decides it."""
+
+    n_fft: int
+    hop_samples: int
+    shortest: int
+    """Samples up to which clips are followed by silence."""
+    stride: int
+    rounds_up: bool
+    """Whether the encoder gives a step for frames that do not fill one."""
+
+    def frames(self, samples: int) -> int:
+        """T of a clip."""
+        return 1 + max(samples, self.shortest) // self.hop_samples
+
+    def steps(self, samples: int) -> int:
+        """T' of a clip."""
+        return self._steps(self.frames(samples))
+
+    def centre_ms(self, step: int | NDArray[np.int64]) -> float | NDArray[np.float64]:
+        """Where a step lies in the clip, in milliseconds: AudioNTT's at the middle of its 8 frames; EfficientNet-B0's,
+        whose strided layers centre on every 32nd frame, there.
+        """
+        middle = 0.0 if self.rounds_up else (self.stride - 1) / 2
+        return (step * self.stride + middle) * self.hop_samples * 1000 / SAMPLE_RATE_HZ
+
+    def pieces(self, samples: int) -> list[ClipPiece]:
+        """A clip of at least 1 sample -> its pieces, in order."""
+        frames, stride = self.frames(samples), self.stride
+        if frames <= PIECE_FRAMES:
+            return [self._piece(samples, 0, frames, 0, self._steps(frames))]
+        inner = PIECE_FRAMES // stride - 2
+        starts = range(0, self._steps(frames), inner)
+        pieces = []
+        for start in starts:
+            first = max(0, start - 1)
+            stop = min(self._steps(frames), start + inner)
+            last = frames if stop == self._steps(frames) else (stop + 1) * stride
+            pieces.append(self._piece(samples, first * stride, min(last, frames), start - first, stop - start))
+        return pieces
+
+    def _piece(self, samples: int, first_frame: int, stop_frame: int, first_step: int, steps: int) -> ClipPiece:
+        length = max(samples, self.shortest)
+        low, high = self.span(first_frame, stop_frame)
+        mirrored = 2 * (length - 1) - (high - 1)  # the earliest sample that the reflected end needs
+        start = 0 if low < 0 else min(low, max(0, mirrored) if high > length else low)
+        stop = min(samples, max(high, 1 - low))
+        return ClipPiece(min(start, stop), stop, first_frame, stop_frame - first_frame, first_step, steps, length)
+
+    def span(self, first_frame: int, stop_frame: int) -> tuple[int, int]:
+        """Samples under the windows of frames, counted from the clip's first; some lie before it or behind the last."""
+        reach = self.n_fft // 2
+        return first_frame * self.hop_samples - reach, (stop_frame - 1) * self.hop_samples + self.n_fft - reach
+
+    def _steps(self, frames: int) -> int:
+        return -(-frames // self.stride) if self.rounds_up else frames // self.stride
+
+
+def cutting_of(config: Config) -> Cutting:
+    """How clips are cut for the encoder of a config."""
+    frontend, audiontt = config.frontend, config.model.encoder == "audiontt"
+    stride = 8 if audiontt else 32
+    crop = (config.crop_frames - 1) * frontend.hop_samples  # as order.whole_crops
+    shortest = max(crop, frontend.n_fft // 2 + 1, (stride - 1) * frontend.hop_samples)
+    return Cutting(frontend.n_fft, frontend.hop_samples, shortest, stride, not audiontt)
+
+
+def in_batches(pieces: list[ClipPiece]) -> list[list[int]]:
+    """Numbers of pieces, of similar length together, PIECE_FRAMES at most once padded to the longest."""
+    order = sorted(range(len(pieces)), key=lambda number: pieces[number].frames)
+    batches: list[list[int]] = []
+    for number in order:
+        if batches and (len(batches[-1]) + 1) * pieces[number].frames <= PIECE_FRAMES:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches

@@ -1,0 +1,96 @@
+"""A trained encoder as a step of a scikit-learn Pipeline; needs the extra `sklearn`.   N clips, D features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfused_fast.data import check_batch
+from unfused_fast.embedding.embedder import Embedder, load
+from unfused_fast.errors import UserError
+from unfused_fast.models import Pool
+from unfused_fast.optional import importing
+from unfused_fast.shards.audio.decode import decode_samples, probe
+from unfused_fast.shards.sources.reasons import Rejected
+
+with importing("sklearn", "scikit-learn", "UnfusedEmbedder", "pip install '.[sklearn]'"):
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+
+Clip = str | Path | NDArray[np.floating]
+
+
+class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Audio to embeddings: `make_pipeline(UnfusedEmbedder("run"), LogisticRegression())`.
+
+    Nothing is learnt from X: fit loads the encoder. X is a list of paths of audio files of any rate, of arrays
+    (samples,) float in [-1, 1], or of both; or one array (N, samples).
+
+    Args:
+        encoder: a run of train pretrain, distill or finetune, or a model folder.
+        pool: over time, "maxmean", "mean" or "max"; None: as the encoder was trained.
+        sample_rate: of arrays, in hertz; files say their own.
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: clips that are decoded at a time.
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path,
+        pool: Pool | None = None,
+        sample_rate: int = 16000,
+        device: str = "auto",
+        batch_size: int = 64,
+    ) -> None:
+        self.encoder = encoder
+        self.pool = pool
+        self.sample_rate = sample_rate
+        self.device = device
+        self.batch_size = batch_size
+
+    def fit(self, X: Sequence[Clip] | NDArray[np.floating], y: Any = None) -> Self:
+        """Loads the encoder. Raises UserError: no encoder there, or no such device."""
+        self.embedder_: Embedder = load(self.encoder, self.device, self.pool)
+        self._n_features_out = self.embedder_.scene_embedding_size
+        return self
+
+    def transform(self, X: Sequence[Clip] | NDArray[np.floating]) -> NDArray[np.float32]:
+        """(N, D) float32. Raises UserError: not fitted, a file that cannot be used, or what Embedder.embed refuses."""
+        if not hasattr(self, "embedder_"):
+            raise UserError("UnfusedEmbedder is not fitted; call fit first, which loads the encoder")
+        check_batch(X)
+        clips, rows = iter(X), list[NDArray[np.float32]]()
+        while some := list(islice(clips, self.batch_size)):
+            rows.append(self._embedded(some))
+        size = self.embedder_.scene_embedding_size
+        return np.concatenate(rows) if rows else np.empty((0, size), np.float32)
+
+    def _embedded(self, clips: list[Clip]) -> NDArray[np.float32]:
+        """(n, D). Arrays and files are embedded apart, because their rates differ."""
+        made = np.empty((len(clips), self.embedder_.scene_embedding_size), np.float32)
+        for files, rate in ((True, self.embedder_.sample_rate), (False, self.sample_rate)):
+            places = [place for place, clip in enumerate(clips) if isinstance(clip, str | Path) == files]
+            if places:
+                waves = [_decoded(clips[place]) for place in places]
+                made[places] = self.embedder_.embed(waves, rate).cpu().numpy()
+        return made
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "embedder_")
+
+
+def _decoded(clip: Clip) -> NDArray[np.floating]:
+    """An array as it is; a file as (samples,) float32 at 16 kHz, rounded to 16 bit as `shard` does."""
+    if not isinstance(clip, str | Path):
+        return np.asarray(clip)
+    path = Path(clip)
+    try:
+        found = probe(path)
+        pcm = decode_samples(path, found.frames, 0, found.samples)
+    except Rejected as error:
+        raise UserError(f"{path}: {error}; leave it out, or mend it") from error
+    return pcm.astype(np.float32) / 32768

@@ -1,0 +1,71 @@
+"""Frozen encoders to tables with intervals.
+
+In: encoders and labelled sets. Out: evaluation.md and .json, predictions.parquet, LAPE's table, ablations.
+Read first: comparison.py, then measure.py.
+"""
+
+from unfused_fast.evaluation.ablation import (
+    ablate,
+    cells_of,
+)
+from unfused_fast.evaluation.ablation_report import (
+    ABLATION_COLUMNS,
+    ablation_texts,
+    ablation_title,
+)
+from unfused_fast.evaluation.comparison import (
+    evaluate,
+    evaluation_title,
+)
+from unfused_fast.evaluation.lape_benchmark import (
+    LapePlan,
+    lape,
+)
+from unfused_fast.evaluation.lape_report import (
+    sentences,
+    tables,
+)
+from unfused_fast.evaluation.measure import (
+    Plan,
+)
+from unfused_fast.evaluation.report import (
+    REPORT_COLUMNS,
+    collect_results,
+    held_out_text,
+    markdown,
+    mean_and_error,
+    table_rows,
+    terminal_table,
+)
+from unfused_fast.evaluation.table import (
+    PAIR_COLUMNS,
+    TABLE_COLUMNS,
+    pair_texts,
+    table_texts,
+)
+
+__all__ = [
+    "ABLATION_COLUMNS",
+    "PAIR_COLUMNS",
+    "REPORT_COLUMNS",
+    "TABLE_COLUMNS",
+    "LapePlan",
+    "Plan",
+    "ablate",
+    "ablation_texts",
+    "ablation_title",
+    "cells_of",
+    "collect_results",
+    "evaluate",
+    "evaluation_title",
+    "held_out_text",
+    "lape",
+    "markdown",
+    "mean_and_error",
+    "pair_texts",
+    "sentences",
+    "table_rows",
+    "table_texts",
+    "tables",
+    "terminal_table",
+]

@@ -1,0 +1,176 @@
+"""Ablations: cells of settings that differ in a few fields, each run with several seeds, and one table.
+
+OUT/runs/                                   a run pool: what cells have in common is run once
+OUT/ablation.json, ablation.md, .png        the table, written again after each cell and seed
+
+Stopped at any moment, the same command goes on, and one with more values, fields or seeds adds to what is there.
+Ours; the tables it is made for are DECAR's Table 3 and the like.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unfused_fast.config import Config, Stage, flatten, with_values
+from unfused_fast.console import console
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation.ablation_report import summary_of, write_picture, write_report
+from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.models import Cost, encoder_cost
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.stages import refuse_unevaluable
+from unfused_fast.training import Options
+
+Ablated = Literal["pretrain", "distill", "linear"]
+Varied = Literal[Ablated, "all"]
+STAGES: tuple[Ablated, ...] = ("pretrain", "distill", "linear")
+READS: dict[Stage, frozenset[str]] = {
+    "pretrain": frozenset(
+        ["frontend", "data", "views", "aug", "model", "cluster", "prototypes", "loss", "bank", "optim", "train"]
+    ),
+    "distill": frozenset(["frontend", "data", "aug", "model", "optim", "train", "pseudo", "distill"]),
+    "linear": frozenset({"eval"}),
+}
+"""Sections of the config that change what a stage computes; stage 3 takes the rest from the encoder's run."""
+FILES = {"runs", "ablation.json", "ablation.md", "ablation.png"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of settings."""
+
+    values: dict[str, Any]
+    """Varied field -> value; empty for the settings that all others are compared with."""
+    configs: dict[Stage, Config]
+
+    @property
+    def name(self) -> str:
+        """`cluster.k=256 distill.beta=0.0`, or `base`."""
+        return " ".join(f"{name}={_text(value)}" for name, value in self.values.items()) or "base"
+
+
+def cells_of(
+    configs: Mapping[Stage, Config], varied: Varied, values: Mapping[str, Sequence[Any]], one_at_a_time: bool
+) -> list[Cell]:
+    """Each combination of the fields' values; or one at a time: the base, then each value alone that is not the base's.
+
+    A value goes to the stages of `varied` that read its section. Raises UserError for an unknown field or value, as
+    --set does, for values that do not go together, and for a field that none of the stages reads.
+    """
+    stages = STAGES if varied == "all" else (varied,)
+    for name, given in values.items():
+        if name not in flatten(Config()):
+            with_values(Config(), {name: given[0]})
+        if name == "train.seed":
+            raise UserError("--vary train.seed: seeds are repetitions of each cell; use --seeds")
+        if not any(name.split(".")[0] in READS[stage] for stage in stages):
+            readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
+            raise UserError(f"--vary {name}: --stage {varied} does not read it; use --stage {readers[0]}, or all")
+    if one_at_a_time:
+        chosen = [{}, *({name: value} for name, given in values.items() for value in given)]
+    else:
+        chosen = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
+    cells: dict[str, Cell] = {}
+    for picked in chosen:
+        made, typed = dict(configs), dict[str, Any]()
+        for stage in stages:
+            read = {name: value for name, value in picked.items() if name.split(".")[0] in READS[stage]}
+            made[stage] = with_values(configs[stage], read)
+            typed |= {name: flatten(made[stage])[name] for name in read}
+        cell = Cell({name: typed[name] for name in picked}, made)
+        if not (one_at_a_time and cells and made == cells["base"].configs):
+            cells.setdefault(cell.name, cell)
+    return list(cells.values())
+
+
+def ablate(
+    cells: Sequence[Cell],
+    varied: Varied,
+    shards: ShardSet,
+    target: ShardSet,
+    out: Path,
+    seeds: int,
+    options: Options,
+    pool: RunPool | None = None,
+    holdout: float | None = None,
+) -> dict[str, Any]:
+    """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
+
+    Stage 1 trains on `shards`, stages 2 and 3 on `target`; `varied` = pretrain evaluates the encoder of stage 1, all
+    others that of stage 2. A run that ends in a UserError, such as one that diverges, is a line of the table with its
+    reason. `pool` is one in OUT/runs with `holdout` unless given. Raises UserError for an `out` or a target that cannot
+    be used, Interrupted after Ctrl-C.
+    """
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: want at least 1")
+    _refuse_other(out)
+    pool, found = pool or RunPool(out / "runs", options, holdout), list[dict[str, Any]]()
+    _refuse_unevaluable(cells, target, seeds, pool.holdout)
+    part: Stage = "pretrain" if varied == "pretrain" else "distill"
+    costs = {cell.name: cost_of(cell, part) for cell in cells}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    for number, cell in itertools.product(range(seeds), cells):
+        seed = cell.configs["pretrain"].train.seed + number
+        console.print(f"ablate: {cell.name}, seed {seed}")
+        try:
+            line = _run_cell(cell, part, shards, target, seed, pool)
+        except UserError as error:
+            console.print(f"ablate: {cell.name}, seed {seed}: {error}", style="yellow")
+            line = {"reason": str(error)}
+        found.append({"cell": cell.name, "seed": seed, **line})
+        summary = summary_of(
+            [(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out, pool.holdout
+        )
+        write_report(out, summary)
+    write_picture(out, summary)
+    return summary
+
+
+def cost_of(cell: Cell, stage: Stage) -> Cost:
+    """Parameters and multiply-accumulates of what stage 3 evaluates of the stage's encoder."""
+    return encoder_cost(cell.configs[stage], cell.configs["linear"].eval.encoder)
+
+
+def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed: int, pool: RunPool) -> dict[str, Any]:
+    configs = {stage: with_values(config, {"train.seed": seed}) for stage, config in cell.configs.items()}
+    runs = [pool.pretrain(configs["pretrain"], shards)]
+    if part == "distill":
+        runs.append(pool.distill(configs["distill"], target, runs[0]))
+    runs.append(pool.linear(configs["linear"], target, runs[-1]))
+    scores = runs[-1].result
+    return {
+        "valid": scores["valid"],
+        "test": scores["test"],
+        "seconds": round(sum(run.result["seconds"] for run in runs), 2),
+        "runs": [str(run.path) for run in runs],
+    }
+
+
+def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int, holdout: float | None) -> None:
+    """What stage 3 would refuse of any cell and seed, it refuses before stage 1 has run for hours."""
+    checked = set[tuple[Any, ...]]()
+    for number, cell in itertools.product(range(seeds), cells):
+        config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
+        made_of = (config.eval.select, config.eval.valid_fraction, config.train.seed)
+        if made_of not in checked:
+            refuse_unevaluable(config, target, holdout)
+            checked.add(made_of)
+
+
+def _refuse_other(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: it is a file, but an ablation is a directory; choose another --out")
+    others = {path.name.removesuffix(".new") for path in out.iterdir()} - FILES if out.exists() else set()
+    if others:
+        raise UserError(f"{out}: it holds {sorted(others)[0]}, which is no part of an ablation; choose another --out")
+
+
+def _text(value: Any) -> str:
+    return (",".join(map(str, value)) or "()") if isinstance(value, tuple) else str(value)

@@ -1,0 +1,95 @@
+"""Runs that many experiments share: each in a directory named by what it is made of, so that none is made twice.
+
+DIR/<stage>-<digest>/   a run directory, whose result.json says that it is finished
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unfused_fast.config import Config, Stage, flatten
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
+from unfused_fast.training import Options, config_digest, quietly
+
+
+@dataclass(frozen=True)
+class PooledRun:
+    """A finished run."""
+
+    path: Path
+    digest: str
+    """sha256 of stage, settings, data, and of the run that it started from."""
+    result: dict[str, Any]
+    """Its result.json."""
+
+
+@dataclass(frozen=True)
+class RunPool:
+    """Finished runs are taken as they are, begun ones go on. Ours: neither order nor names of experiments matter."""
+
+    directory: Path
+    options: Options
+    holdout: float | None = None
+    """As of linear.linear."""
+    failed: dict[str, UserError] = field(default_factory=dict)
+    """Digest -> why a run ended: what diverged once is not tried again by the same command."""
+
+    def pretrain(self, config: Config, shards: ShardSet) -> PooledRun:
+        """Stage 1. Raises UserError where it cannot be run or diverges, as the others do."""
+        return self._run("pretrain", config, shards, "", lambda out, options: pretrain(config, shards, out, options))
+
+    def distill(self, config: Config, shards: ShardSet, teacher: PooledRun, given: Tensor | None = None) -> PooledRun:
+        """Stage 2, from a run of stage 1; `given`: as of distill.distill."""
+        return self._run(
+            "distill",
+            config,
+            shards,
+            teacher.digest + ("" if given is None else labels_digest(given)),
+            lambda out, options: distill(config, shards, teacher.path, out, options, given),
+        )
+
+    def linear(self, config: Config, shards: ShardSet, encoder: PooledRun) -> PooledRun:
+        """Stage 3, of a run of stage 1 or 2."""
+
+        def run(out: Path, options: Options) -> dict[str, Any]:
+            with quietly():
+                return linear(config, shards, str(encoder.path), out, options, self.holdout)
+
+        given = "".join(f" {name} {value}" for name, value in holdout_input(self.holdout).items())
+        return self._run("linear", config, shards, encoder.digest + given, run)
+
+    def _run(
+        self,
+        stage: Stage,
+        config: Config,
+        shards: ShardSet,
+        source: str,
+        run: Callable[[Path, Options], dict[str, Any]],
+    ) -> PooledRun:
+        made_of = {"stage": stage, "config": flatten(config), "shards": shards.manifest.digest, "from": source}
+        digest = config_digest(made_of)
+        if digest in self.failed:
+            raise self.failed[digest]
+        out = self.directory / f"{stage}-{digest[:16]}"
+        path = out / "result.json"
+        if path.is_file():
+            try:
+                return PooledRun(out, digest, dict(json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{path}: cannot be read ({error}); delete {out} to run it again") from error
+        if out.exists() and not (out / "config.json").exists():  # killed before it was a run
+            shutil.rmtree(out)
+        try:
+            return PooledRun(out, digest, run(out, replace(self.options, resume=True, overwrite=False)))
+        except UserError as error:
+            self.failed[digest] = error
+            raise

@@ -1,0 +1,41 @@
+"""Log-mels to embeddings; padding is never seen.
+
+In: log-mels (B, 1, F, T). Out: networks: encoders, projection heads, heads of distillation.
+Read first: audiontt.py.
+"""
+
+from unfused_fast.models.audiontt import (
+    AudioNTT,
+    DistillNetwork,
+    FinetuneNetwork,
+    Pool,
+    PretrainNetwork,
+    block_features,
+    build_encoder,
+    pool_time,
+)
+from unfused_fast.models.cost import (
+    Cost,
+    encoder_cost,
+)
+from unfused_fast.models.efficientnet import (
+    EfficientNetB0,
+)
+from unfused_fast.models.encoder import (
+    EncoderOutput,
+)
+
+__all__ = [
+    "AudioNTT",
+    "Cost",
+    "DistillNetwork",
+    "EfficientNetB0",
+    "EncoderOutput",
+    "FinetuneNetwork",
+    "Pool",
+    "PretrainNetwork",
+    "block_features",
+    "build_encoder",
+    "encoder_cost",
+    "pool_time",
+]

@@ -1,0 +1,203 @@
+"""AudioNTT2020 with per-block outputs, projection head, and the heads of self-distillation.
+
+B clips in a batch, F mel bins, T frames, C channels, D size of an embedding, P size of a projection, K clusters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unfused_fast.config import Config, ModelConfig
+from unfused_fast.errors import UserError
+from unfused_fast.models.efficientnet import EfficientNetB0
+from unfused_fast.models.encoder import EncoderOutput, channels_last, mask_time
+
+Pool = Literal["maxmean", "mean", "max"]
+
+
+class AudioNTT(nn.Module):
+    """AudioNTT2020Task6: three convolution blocks, then two fully connected layers on each time step.
+
+    5,321,856 parameters with 64 channels, 64 mel bins and D = 2048; 9,518,208 with a third connected layer. Source:
+    paper reference 21; BYOL-A section 4; the third layer: authors' distillation code.
+    The first three blocks are the student f_sd^s of the paper, the fully connected block its teacher f_sd^t.
+    """
+
+    def __init__(
+        self, n_mels: int = 64, dim: int = 2048, channels: int = 64, dropout: float = 0.3, fc_layers: int = 2
+    ) -> None:
+        super().__init__()
+        if n_mels % 8:
+            raise UserError(
+                f"frontend.n_mels = {n_mels}: AudioNTT halves the mel bins three times; want a multiple of 8"
+            )
+        self.dim, self.channels = dim, channels
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(1 if block == 0 else channels, channels, 3, padding=1),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            )
+            for block in range(3)
+        )
+        layers: list[nn.Module] = [nn.Linear(channels * n_mels // 8, dim), nn.ReLU()]
+        for _ in range(fc_layers - 1):
+            layers += [nn.Dropout(dropout), nn.Linear(dim, dim), nn.ReLU()]
+        self.fully_connected = nn.Sequential(*layers)
+
+    def block_dims(self, n_mels: int) -> tuple[int, ...]:
+        """Size of each block's flattened map: channels x mel bins left (2048, 1024, 512 for the paper's encoder)."""
+        return tuple(self.channels * (n_mels >> block) for block in (1, 2, 3))
+
+    def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> EncoderOutput:
+        """(B, 1, F, T) -> three maps and (B, T // 8, D). With frame_counts a clip's result ignores its padding."""
+        blocks, x = [], channels_last(mask_time(log_mel, frame_counts))
+        for convolution in self.convolutions:
+            frame_counts = None if frame_counts is None else frame_counts // 2
+            x = mask_time(convolution(x), frame_counts)
+            blocks.append(x)
+        steps = x.permute(0, 3, 2, 1).flatten(2)
+        return EncoderOutput(tuple(blocks), self.fully_connected(steps), frame_counts)
+
+
+def build_encoder(config: Config) -> AudioNTT | EfficientNetB0:
+    """A randomly initialised encoder by `model.encoder`."""
+    model = config.model
+    if model.encoder == "audiontt":
+        return AudioNTT(config.frontend.n_mels, model.dim, model.channels, model.dropout, model.fc_layers)
+    # DECAR's global max-pooling takes the largest over frequency and time, so with it frequency is pooled by max too.
+    return EfficientNetB0("max" if model.pool == "max" else "mean")
+
+
+def pool_time(steps: Tensor, counts: Tensor | None, how: Pool) -> Tensor:
+    """(B, T, D), valid steps (B,) or None -> (B, D): max over time plus mean over time, or one of them."""
+    if counts is None:
+        mean, largest = steps.mean(dim=1), steps.amax(dim=1)
+    else:
+        valid = (torch.arange(steps.shape[1], device=steps.device) < counts[:, None]).unsqueeze(-1)
+        mean = (steps * valid).sum(dim=1) / counts[:, None]
+        largest = steps.masked_fill(~valid, -torch.inf).amax(dim=1)
+    return {"maxmean": mean + largest, "mean": mean, "max": largest}[how]
+
+
+def block_features(block: Tensor, counts: Tensor | None = None, how: Pool = "mean") -> Tensor:
+    """(B, C, F, T) -> (B, C * F): the flattened map pooled over time, by its mean for student heads. Source:
+    authors.
+    """
+    return pool_time(block.permute(0, 3, 1, 2).flatten(2), counts, how)
+
+
+class Projector(nn.Sequential):
+    """h_proj: Linear, BatchNorm, ReLU, Linear. Source: authors; paper section 4 (R^2048 -> R^512)."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+class DropoutProjector(nn.Sequential):
+    """g of DECAR-v1: Dropout, Linear, ReLU, Dropout, Linear. Without the last ReLU, which `PredictionHead` applies:
+    what is clustered has both signs. Source: authors of DECAR; its paper says one layer of 512 units.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int, dropout: float) -> None:
+        super().__init__(
+            nn.Dropout(dropout), nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out)
+        )
+
+
+def build_projector(model: ModelConfig, dim: int) -> Projector | DropoutProjector:
+    """A projection head by `model.projector`, (B, dim) -> (B, P)."""
+    if model.projector == "batchnorm":
+        return Projector(dim, model.proj_hidden, model.proj_dim)
+    return DropoutProjector(dim, model.proj_hidden, model.proj_dim, model.proj_dropout)
+
+
+class PretrainNetwork(nn.Module):
+    """f_pre and h_proj of DECAR-v2, or f and g of DECAR-v1."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model: ModelConfig = config.model
+        self.encoder = build_encoder(config)
+        self.projector = build_projector(model, self.encoder.dim)
+        self.pool: Pool = model.pool
+        self.l2_normalize = model.l2_normalize
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """(B, 1, F, T) -> projections (B, P) in float32, of unit norm with `model.l2_normalize`."""
+        output = self.encoder(log_mel)
+        projection = self.projector(pool_time(output.frames, output.frame_counts, self.pool)).float()
+        return nn.functional.normalize(projection, dim=1) if self.l2_normalize else projection
+
+
+class DistillOutput(NamedTuple):
+    """What the loss of distillation reads; float32."""
+
+    deepest: Tensor
+    """(B, K) logits l of the deepest classifier."""
+    blocks: list[Tensor]
+    """(B, K) logits z^i of each block."""
+    pooled: Tensor | None = None
+    """(B, D) features of the deepest block, with `distill.mse` = features; and"""
+    adapted: tuple[Tensor, ...] = ()
+    """(B, D) a linear map of the features of each block."""
+
+
+class DistillNetwork(nn.Module):
+    """f_sd with h_cl on its last block and h_proj^i on its first three (paper section 3, part 2)."""
+
+    def __init__(self, config: Config, k: int) -> None:
+        super().__init__()
+        self.encoder = build_encoder(config)
+        self.pool: Pool = config.model.pool
+        dims = self.encoder.block_dims(config.frontend.n_mels)
+        self.heads = nn.ModuleList(_block_head(dim, k, config.distill.head) for dim in dims)
+        self.classifier = nn.Linear(self.encoder.dim, k)
+        by_features = config.distill.mse == "features"
+        self.adapters = nn.ModuleList(nn.Linear(dim, self.encoder.dim) for dim in (dims if by_features else ()))
+
+    def forward(self, log_mel: Tensor) -> DistillOutput:
+        """(B, 1, F, T) -> logits of the deepest classifier and of each block, and where wanted their features."""
+        output = self.encoder(log_mel)
+        pooled = pool_time(output.frames, output.frame_counts, self.pool)
+        deepest = self.classifier(pooled).float()
+        shallow = [block_features(block) for block in output.blocks]
+        logits = [head(features).float() for head, features in zip(self.heads, shallow, strict=True)]
+        if not self.adapters:
+            return DistillOutput(deepest, logits)
+        adapted = (adapter(features).float() for adapter, features in zip(self.adapters, shallow, strict=True))
+        return DistillOutput(deepest, logits, pooled.float(), tuple(adapted))
+
+
+class FinetuneNetwork(nn.Module):
+    """An encoder and a linear head on what it gives, pooled over time by `model.pool`. Source: DECAR section 5."""
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        self.encoder = build_encoder(config)
+        self.pool: Pool = config.model.pool
+        self.classifier = nn.Linear(self.encoder.dim, classes)
+
+    def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> Tensor:
+        """(B, 1, F, T), valid frames (B,) or None -> logits (B, C) in float32, C classes."""
+        output = self.encoder(log_mel, frame_counts)
+        logits: Tensor = self.classifier(pool_time(output.frames, output.frame_counts, self.pool))
+        return logits.float()
+
+
+def _block_head(dim: int, k: int, kind: Literal["mlp3", "linear"]) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(dim, k)
+    return nn.Sequential(
+        nn.Linear(dim, k, bias=False),
+        nn.BatchNorm1d(k),
+        nn.ReLU(),
+        nn.Linear(k, k, bias=False),
+        nn.BatchNorm1d(k),
+        nn.ReLU(),
+        nn.Linear(k, k, bias=False),
+    )

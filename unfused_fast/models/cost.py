@@ -1,0 +1,44 @@
+"""What an encoder costs: parameters, and multiply-accumulates for one crop, both counted, never quoted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from unfused_fast.config import Config
+from unfused_fast.models.audiontt import build_encoder
+
+CROP_FRAMES = 96
+"""Frames of the crop that is counted, 0.95 s. Ours: the crop of the recipe, whatever a run was trained with."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one encoder, frozen."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates of convolutions and linear layers for (1, 1, F, 96): 0.95 s of audio."""
+
+
+def encoder_cost(config: Config, part: Literal["full", "student3"]) -> Cost:
+    """Cost of the whole encoder, or of what the third block's map needs: the paper's student f_sd^s.
+
+    A parameter counts when the features' gradient reaches it; multiply-accumulates are PyTorch's FLOP counts of the
+    layers that own such a parameter, halved.
+    """
+    network: nn.Module = build_encoder(config).eval()
+    log_mel = torch.zeros(1, 1, config.frontend.n_mels, CROP_FRAMES)
+    with FlopCounterMode(display=False) as counter:
+        output = network(log_mel)
+    features = output.frames if part == "full" else output.blocks[2]
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(features.sum(), [parameter for _, parameter in named], allow_unused=True)
+    used = [(name, parameter) for (name, parameter), found in zip(named, gradients, strict=True) if found is not None]
+    layers = {f"{type(network).__name__}.{name.rpartition('.')[0]}" for name, _ in used}
+    flops = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in layers)
+    return Cost(sum(parameter.numel() for _, parameter in used), flops // 2)

@@ -1,0 +1,62 @@
+"""`train all`: the three stages on one set, the stage-1 and stage-2 encoders side by side, and which one to keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unfused_fast.config import Config, Stage
+from unfused_fast.console import console
+from unfused_fast.distributed import ALONE
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.stages.distillation import distill
+from unfused_fast.stages.linear_heads import labels_of_splits, linear
+from unfused_fast.stages.pretraining import pretrain
+from unfused_fast.training import Options, write_json
+
+
+def train_all(
+    configs: dict[Stage, Config],
+    shards: ShardSet,
+    target: ShardSet,
+    out: Path,
+    options: Options,
+    holdout: float | None = None,
+) -> dict[str, Any]:
+    """Pre-trains on `shards`, distils on `target`, evaluates both encoders and a random one on `target`.
+
+    The verdict goes by validation accuracy alone; test is only reported. Ours: on a small target set stage 2 may not
+    pay, and a user should see that before keeping its encoder.
+    """
+    labels_of_splits(target, holdout)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
+    pretrain(configs["pretrain"], shards, out / "pretrain", options)
+    distill(configs["distill"], target, out / "pretrain", out / "distill", options)
+    if not options.ranks.leads:  # stage 3 takes seconds, on one process
+        return {}
+    options = replace(options, ranks=ALONE)
+    first = "DECAR-v2" if configs["pretrain"].model.prediction == "prototypes" else "DECAR-v1"
+    encoders = {
+        "random": "random",
+        f"stage 1 ({first})": str(out / "pretrain"),
+        "stage 2 (UnFuSeD)": str(out / "distill"),
+    }
+    results = {
+        name: linear(configs["linear"], target, encoder, out / f"linear-{encoder.rsplit('/', 1)[-1]}", options, holdout)
+        for name, encoder in encoders.items()
+    }
+    keep = max((name for name in results if name != "random"), key=lambda name: float(results[name]["valid"]))
+    verdict = {
+        "stage": "all",
+        "task": target.directory.name,
+        "valid": {name: result["valid"] for name, result in results.items()},
+        "test": {name: result["test"] for name, result in results.items()},
+        "held_out": results[keep].get("held_out"),
+        "keep": keep,
+        "encoder": encoders[keep],
+        "beats_random": results[keep]["valid"] > results["random"]["valid"],
+        "run": str(out),
+    }
+    write_json(out / "verdict.json", verdict)
+    console.print(f"all: keep {keep}: {encoders[keep]}")
+    return verdict

@@ -1,0 +1,167 @@
+"""What a pre-training run has clustered, for people: sizes, most central clips, and how the clusters agree with labels.
+
+N clips of the train split, D size of a projection, K clusters. Labels are read here only, never in training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unfused_fast.clustering import (
+    BANK,
+    Generation,
+    RowSpread,
+    cluster_sizes,
+    clustered_points,
+    generation_name,
+    normalised_mutual_information,
+    own_similarities,
+    row_spread,
+)
+from unfused_fast.config import from_flat
+from unfused_fast.console import console
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
+from unfused_fast.training import Position, load_checkpoint, read_description
+
+
+class Clusters(NamedTuple):
+    """The last clustering of a run, on the CPU."""
+
+    epoch: int
+    points: Tensor
+    """(N, D) unit rows of the memory bank as saved with that epoch, in the space that was clustered."""
+    spread: RowSpread
+    """Of the bank's rows."""
+    assignments: Tensor
+    """(N,) int64: the targets of that epoch."""
+    k: int
+    first_id: int
+    """Clip id of row 0."""
+
+
+def last_clusters(run: Path) -> Clusters:
+    """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch; says why newer ones are
+    not used. Raises UserError for what is not such a run, or one without such a checkpoint.
+    """
+    recorded = read_description(run)
+    if recorded is None or recorded["stage"] != "pretrain":
+        found = "no config.json" if recorded is None else f"a run of stage {recorded['stage']}"
+        raise UserError(f"{run}: {found}, but clusters are those of a run of train pretrain; give its directory")
+    _, state, unused = load_checkpoint(run / "checkpoints", _fault)
+    for sentence in unused:
+        console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
+    blocks = list((bank := Generation(run / BANK / generation_name(state["epoch"]))).chunks())
+    rows, assignments = (
+        torch.cat(parts) for parts in zip(*((block.rows, block.assignments) for block in blocks), strict=True)
+    )
+    points = clustered_points(rows, from_flat(recorded["config"]))
+    first_id = bank.manifest.first_clip_id
+    return Clusters(int(state["epoch"]), points, row_spread(rows), assignments, int(state["k"]), first_id)
+
+
+def _fault(state: dict[str, Any]) -> str | None:
+    """Why a checkpoint has no generation of its own: it holds the bank itself, which is partly of the next epoch."""
+    position = Position(state["epoch"], state.get("batch", 0))
+    if not position.batch and state.get("bank") != "here":
+        return None
+    return (
+        f"{position.name} was saved within epoch {state['epoch'] + 1}, of which there is no whole memory bank yet; "
+        "train on with --resume to its end"
+    )
+
+
+def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:
+    """Raises UserError unless the run was trained on this set."""
+    recorded = read_description(run)
+    if recorded is None or recorded["shards"] != shards.manifest.digest:
+        raise UserError(
+            f"{shards.directory}: {run} was trained on another set (their digests differ); give that one to --shards"
+        )
+    clips = shards.manifest.splits["train"].clips
+    if clips != len(clusters.points) or shards.first_id("train") != clusters.first_id:
+        raise UserError(f"{run}: its memory bank has {len(clusters.points)} clips, the set's train split {clips}")
+
+
+def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str, Any]:
+    """Totals and, largest first, each non-empty cluster: size, share, its `top` most central clips, and with labels
+    its commonest one and purity, the share of its labelled clips that have it.
+
+    Central are clips of largest cosine to the mean direction of the cluster, in the space that was clustered. Clips are
+    named by source where a set is given, else by clip id. Labels of a multi-label set are not read: purity is of one
+    label a clip.
+    """
+    ids, k = clusters.assignments, clusters.k
+    counts = torch.bincount(ids, minlength=k)
+    similarities = own_similarities(clusters.points, ids, k)
+    # by cluster, within it from the most central, equal ones by clip
+    order = torch.argsort(similarities, descending=True, stable=True)
+    order = order[torch.argsort(ids[order], stable=True)]
+    starts = (counts.cumsum(dim=0) - counts).tolist()
+    sources = None if shards is None else shards.clips_in("train").column("source")
+    labels, names = _labels(shards)
+    joint = None if labels is None else _joint(ids.numpy(), labels, k, len(names))
+    found = []
+    for cluster in torch.argsort(counts, descending=True, stable=True).tolist():
+        size = int(counts[cluster])
+        if not size:
+            break
+        rows = order[starts[cluster] : starts[cluster] + min(top, size)].tolist()
+        entry: dict[str, Any] = {
+            "cluster": cluster,
+            "clips": size,
+            "share": round(size / len(ids), 6),
+            "mean_cosine": round(float(similarities[order[starts[cluster] : starts[cluster] + size]].mean()), 4),
+            "central": [
+                {
+                    "clip_id": clusters.first_id + row,
+                    **({} if sources is None else {"source": sources[row].as_py()}),
+                    "cosine": round(float(similarities[row]), 4),
+                }
+                for row in rows
+            ],
+        }
+        if joint is not None:
+            labelled, most = int(joint[cluster].sum()), int(joint[cluster].argmax())
+            entry["label"] = names[most] if labelled else None
+            entry["purity"] = round(int(joint[cluster, most]) / labelled, 4) if labelled else None
+        found.append(entry)
+    shape = cluster_sizes(counts)
+    totals: dict[str, Any] = {
+        "epoch": clusters.epoch,
+        "clips": len(ids),
+        "clusters": len(found),
+        "empty_clusters": shape.empty,
+        "perplexity": round(shape.perplexity, 2),
+        "largest_cluster": round(shape.largest_share, 4),
+        "mean_cosine": round(float(similarities.mean()), 4),
+        **{name: round(value, 4) for name, value in clusters.spread._asdict().items()},
+    }
+    if joint is not None and labels is not None and joint.any():
+        known = torch.from_numpy(labels != NO_LABEL)
+        totals["labelled_clips"] = int(joint.sum())
+        totals["label_nmi"] = round(
+            normalised_mutual_information(ids[known], torch.from_numpy(labels)[known].to(torch.int64)), 4
+        )
+        totals["purity"] = round(int(joint.max(axis=1).sum()) / int(joint.sum()), 4)
+    return {**totals, "sizes": counts.tolist(), "found": found}
+
+
+def _labels(shards: ShardSet | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """(N,) labels of the train split and the names of all; None where no clip has one label."""
+    if shards is None:
+        return None, ()
+    labels: NDArray[np.int64] = shards.clips_in("train").column("label").to_numpy().astype(np.int64)
+    return (labels if (labels != NO_LABEL).any() else None), shards.manifest.label_names
+
+
+def _joint(ids: NDArray[np.int64], labels: NDArray[np.int64], k: int, classes: int) -> NDArray[np.int64]:
+    """(K, C) labelled clips of each cluster and class."""
+    known = labels != NO_LABEL
+    return np.bincount(ids[known] * classes + labels[known], minlength=k * classes).reshape(k, classes)

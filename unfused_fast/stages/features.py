@@ -1,0 +1,253 @@
+"""Features of whole clips from a frozen encoder.   N clips of a split, B clips in a batch, F mel bins, T frames, D
+features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from unfused_fast.config import Config, Store, from_flat
+from unfused_fast.console import console
+from unfused_fast.data import Loader, SkippedClips, Window, eval_window, final_statistics, placed
+from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
+from unfused_fast.models import EncoderOutput, Pool, PretrainNetwork, block_features, build_encoder, pool_time
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.training import (
+    WEIGHTS,
+    load_checkpoint,
+    load_network,
+    prepare_for,
+    read_description,
+    read_model_folder,
+    refuse_misfit,
+    seed_everything,
+)
+
+BEST = "best."
+"""Begins the names of a fine-tuned network's tensors, as they were after the epoch that selection chose."""
+Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
+WHOLE_CLIP_BATCH = 32
+"""Whole clips a batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is only read: its config, the log-mel statistics it was trained with, and a network in eval
+    mode.
+    """
+
+    name: str
+    config: Config
+    log_mel: dict[str, float] | None
+    """Mean and std it expects; None means those of the shard set it is given (baselines)."""
+    network: torch.nn.Module | None
+    projector: torch.nn.Module | None
+
+    def features(self, log_mel: Tensor, frame_counts: Tensor, kind: Kind, pool: Pool) -> Tensor:
+        """(B, 1, F, T) normalised, (B,) valid frames -> (B, D) float32, pooled over the whole clip."""
+        if self.network is None or kind == "logmel":
+            return log_mel_statistics_features(log_mel, frame_counts)
+        output: EncoderOutput = self.network(log_mel, frame_counts)
+        if kind in ("encoder", "projector"):
+            pooled = pool_time(output.frames, output.frame_counts, pool)
+            if kind == "encoder":
+                return pooled.float()
+            if self.projector is None:
+                raise UserError(
+                    f"{self.name}: it has no projection head (only pre-training runs do); use pseudo.feature=encoder"
+                )
+            return torch.as_tensor(self.projector(pooled)).float()
+        block = int(kind[-1]) - 1
+        counts = frame_counts * output.blocks[block].shape[-1] // log_mel.shape[-1]
+        return block_features(output.blocks[block], counts, pool).float()
+
+
+def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor:
+    """(B, 1, F, T) -> (B, 2 F): mean and standard deviation of each mel bin over the clip's frames, the `logmel`
+    baseline.
+    """
+    valid = (torch.arange(log_mel.shape[-1], device=log_mel.device) < frame_counts[:, None])[:, None, :]
+    counts = frame_counts[:, None].float()
+    values = log_mel[:, 0].float()
+    mean = (values * valid).sum(dim=-1) / counts
+    variance = ((values - mean[..., None]).square() * valid).sum(dim=-1) / counts
+    return torch.cat([mean, variance.sqrt()], dim=1)
+
+
+def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
+    """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, that of
+    the chosen epoch of a fine-tuning run, or the encoder of a model folder (training/model_folder.py).
+    """
+    recorded = read_description(run)
+    if recorded is None:
+        raise UserError(
+            f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain, distill or "
+            "finetune wrote"
+        )
+    if (run / WEIGHTS).is_file():
+        config, network = read_model_folder(run, recorded)
+        return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), None)
+    if recorded["stage"] not in ("pretrain", "distill", "finetune"):
+        raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain, distill or finetune")
+    tensors, _, damaged = load_checkpoint(run / "checkpoints")
+    for sentence in damaged:
+        console.print(f"{sentence}; using the one before it", style="yellow")
+    prefix = BEST if recorded["stage"] == "finetune" else "model."
+    model = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    projector = None
+    try:
+        config = from_flat(recorded["config"])
+        _refuse_other_sizes(config, recorded["stage"] == "pretrain", model)
+        if recorded["stage"] == "pretrain":
+            whole = PretrainNetwork(config)
+            load_network(whole, model)
+            network, projector = whole.encoder, prepare_for(whole.projector, device).eval()
+        else:
+            network = build_encoder(config)
+            encoder = {name: tensor for name, tensor in model.items() if name.startswith("encoder.")}
+            load_network(network, {name.removeprefix("encoder."): tensor for name, tensor in encoder.items()})
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from error
+    statistics = final_statistics(recorded["log_mel"], tensors)
+    return FrozenEncoder(str(run), config, statistics, prepare_for(network, device).eval(), projector)
+
+
+def _refuse_other_sizes(config: Config, whole: bool, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError unless the tensors are those of the config, before a network of its sizes is made in memory."""
+    try:
+        with torch.device("meta"):
+            own = PretrainNetwork(config).state_dict() if whole else build_encoder(config).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UserError("its config asks for a network of no possible size; train again") from error
+    if not whole:
+        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items() if name[:8] == "encoder."}
+    refuse_misfit(own, tensors)
+
+
+def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenEncoder:
+    """`random`: the config's encoder as initialised by its seed; `logmel`: no encoder."""
+    if name == "logmel":
+        return FrozenEncoder(name, config, None, None, None)
+    seed_everything(config.train.seed)
+    return FrozenEncoder(name, config, None, prepare_for(build_encoder(config), device).eval(), None)
+
+
+@torch.no_grad()
+@ieee_float32()
+def extract(
+    encoder: FrozenEncoder,
+    shards: ShardSet,
+    split: str,
+    kind: Kind,
+    pool: Pool,
+    device: torch.device,
+    note: str = "",
+    store: Store = "stream",
+    read_again: bool = False,
+    window: Window | None = None,
+    skipped: SkippedClips | None = None,
+) -> Tensor:
+    """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or
+    a `window` of it.
+
+    Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. And
+    with `store` auto the log-mels come from the shards where none are kept yet: one pass does not pay for keeping them,
+    unless the split is `read_again` by the same command.
+    """
+    stream = Loader(
+        shards,
+        split,
+        encoder.config,
+        device=device,
+        batch_size=WHOLE_CLIP_BATCH,
+        statistics=encoder.log_mel,
+        skipped=skipped,
+    )
+    loader = placed(stream, store, single_pass=not read_again)
+    first = shards.first_id(split)
+    rows: Tensor | None = None
+    batches = -(-loader.clips // loader.batch_size)
+    for batch in track(
+        loader.whole_clips(),
+        note or f"features of {split}",
+        total=batches,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        assert batch.frame_counts is not None
+        log_mel, counts = batch.views[0], batch.frame_counts
+        if window is not None:
+            log_mel, counts = window.cut(log_mel, counts, batch.clip_ids, encoder.config)
+        features = encoder.features(log_mel, counts, kind, pool)
+        rows = torch.full((loader.clips, features.shape[1]), torch.nan, device=device) if rows is None else rows
+        rows[batch.clip_ids - first] = features
+    if rows is None:
+        raise UserError(f"{shards.directory}: split {split} holds no clips")
+    if not bool(torch.isfinite(rows).all()):
+        raise UserError(f"{encoder.name}: features of split {split} are not finite; the encoder's training diverged")
+    return rows
+
+
+def eval_features(
+    encoder: FrozenEncoder,
+    config: Config,
+    shards: ShardSet,
+    splits: Sequence[str],
+    device: torch.device,
+    skipped: SkippedClips | None = None,
+) -> dict[str, Tensor]:
+    """Split -> features (N, D) by the `eval` settings of `config`; only of train clips may be `skipped`, for no score
+    is to come from silence.
+
+    With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode; the others then go
+    through it in eval mode, with the BatchNorm statistics that this left. `encoder` itself stays as it is.
+    """
+    settings = config.eval
+    kind: Kind = "encoder" if settings.encoder == "full" else "block3"
+    window = eval_window(config, encoder.config, shards)
+    if settings.encoder_mode == "train" and encoder.network is not None:
+        encoder = replace(encoder, network=copy.deepcopy(encoder.network))
+        seed_everything(config.train.seed)
+    found = dict[str, Tensor]()
+    for split in sorted(splits, key=lambda name: name != "train"):
+        if encoder.network is not None:
+            encoder.network.train(settings.encoder_mode == "train" and split == "train")
+        found[split] = extract(
+            encoder,
+            shards,
+            split,
+            kind,
+            settings.pool,
+            device,
+            store=config.data.store,
+            window=window,
+            skipped=skipped if split == "train" else None,
+        )
+    return found
+
+
+def start_from(network: torch.nn.Module, teacher: FrozenEncoder) -> None:
+    """Gives an encoder the teacher's weights, `distill.init` = teacher. Raises UserError where sizes differ."""
+    assert teacher.network is not None
+    own, theirs = network.state_dict(), teacher.network.state_dict()
+    other = sorted(
+        name
+        for name in own.keys() | theirs.keys()
+        if name not in own or name not in theirs or own[name].shape != theirs[name].shape
+    )
+    if other:
+        raise UserError(
+            f"distill.init = teacher, but the encoder of {teacher.name} has other tensors than f_sd ({len(other)}, "
+            f"such as {other[0]}); give f_sd the teacher's model settings, or use distill.init=random"
+        )
+    network.load_state_dict(theirs)

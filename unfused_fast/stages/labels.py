@@ -1,0 +1,225 @@
+"""The labelled clips of a set, and the recordings that they are pieces of.   N clips, R recordings, C classes.
+
+Packing cuts a long file into clips. Heads learn from clips; validation and test are of recordings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unfused_fast.console import console
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
+from unfused_fast.shards.sources.split_names import FIRST_SPLITS
+from unfused_fast.stages.hold_out import TEST, hold_out_groups, units_to_hold_out
+from unfused_fast.training import say_unused_splits
+
+Rows = NDArray[np.int64]
+
+HOLD_OUT_SEED = 0
+"""Of the draw of a held-out test. Ours: always the same, so that every command, encoder, `--seed` and repetition has
+the same test, and no encoder was fine-tuned on another's."""
+
+
+class Recordings(NamedTuple):
+    """Which recordings some rows are pieces of."""
+
+    rows: Rows
+    """(R,) first row of each, which has its labels, group and fold."""
+    of_row: Rows
+    """(N,) number of each row's recording, in `rows`."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(N, D) of the pieces -> (R, D) mean over the pieces of each recording, which are equally long."""
+        order = np.argsort(self.of_row, kind="stable")
+        counts = torch.from_numpy(np.bincount(self.of_row)).to(values.device)
+        return torch.segment_reduce(values[torch.from_numpy(order).to(values.device)], "mean", lengths=counts)
+
+
+class HeldOut(NamedTuple):
+    """A test that was held out of the train split."""
+
+    fraction: float
+    """That was asked for."""
+    recordings: int
+    groups: int
+    whole_groups: bool
+    """Whether no group is on both sides; False: every class is one group, so that recordings were held out."""
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """The clips that have labels and are in a split or fold that is read; row i is one clip throughout."""
+
+    splits: tuple[str, ...]
+    """Splits that are read, in order of the rows."""
+    kept: Rows
+    """(N,) position of each row among all clips of `splits`."""
+    clip_ids: Rows
+    keys: list[str]
+    split_of: list[str]
+    """What each row is used as: its split, or `test` where it was held out."""
+    fold_of: Rows
+    """(N,) published fold, -1 where there is none."""
+    groups: list[str]
+    targets: NDArray[Any]
+    """(N,) int64 labels, or (N, C) bool of a multi-label set."""
+    label_names: tuple[str, ...]
+    recording_of: Rows
+    """(N,) number of the file that the row is a piece of, in order of first rows."""
+    held_out: HeldOut | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several labels: then the metric is mAP, else accuracy."""
+        return self.targets.ndim == 2
+
+    def classes(self, rows: Rows) -> set[int]:
+        """Those that the rows have."""
+        return set(
+            (np.flatnonzero(self.targets[rows].any(axis=0)) if self.multi_label else self.targets[rows]).tolist()
+        )
+
+    def recordings(self, rows: Rows) -> Recordings:
+        """The recordings that `rows` are pieces of."""
+        _, first, of_row = np.unique(self.recording_of[rows], return_index=True, return_inverse=True)
+        return Recordings(rows[first], of_row)
+
+
+def labelled_clips(
+    shards: ShardSet, by_folds: bool, tested: bool = True, holdout: float | None = None
+) -> LabelledClips:
+    """The clips of train, valid and test; by folds, those of every split that have a fold. Says what is left out.
+
+    Raises UserError for a set without labels, for one without folds or, where it is to be `tested`, a test split, and
+    for a `holdout` that cannot be.
+
+    Args:
+        holdout: share of the train recordings that become the test.
+    """
+    if not by_folds:
+        say_unused_splits(shards)
+    there = tuple(shards.manifest.splits)
+    splits = there if by_folds else tuple(name for name in FIRST_SPLITS if name in there)
+    folds_there = shards.clips.column("fold").null_count < shards.clips.num_rows
+    if by_folds and not folds_there:
+        raise UserError(f"{shards.directory}: its clips have no fold, so there is no cross-validation; leave --folds")
+    if holdout is not None:
+        _refuse_holdout(shards, by_folds, holdout)
+    elif not by_folds and tested and not {"train", "test"} <= set(splits):
+        ways = ["pack it with a split train and a split test"]
+        if folds_there:
+            ways.insert(0, "cross-validate with --folds")
+        if "train" in splits:
+            ways.insert(0, "hold a test out of train with --holdout 0.2")
+        raise UserError(
+            f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are wanted; "
+            f"{', or '.join(ways)}"
+        )
+    if holdout is None and not tested and "test" not in there:
+        console.once(f"{shards.directory}: no test split, so validation alone is scored; --holdout 0.2 makes a test")
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("clip_id", "key", "split", "fold", "group", "label", "labels", "source")
+    }
+    for split in splits:
+        table = shards.clips_in(split)
+        for name, values in columns.items():
+            values += table.column(name).to_pylist()
+    folds = np.array([-1 if fold is None else fold for fold in columns["fold"]], dtype=np.int64)
+    kept = np.flatnonzero(folds >= 0) if by_folds else np.arange(len(folds))
+    if len(kept) < len(folds):
+        console.once(
+            f"{shards.directory}: {len(folds) - len(kept)} of {len(folds)} clips have no fold and are not used"
+        )
+    chosen = {name: [values[row] for row in kept] for name, values in columns.items()}
+    numbers: dict[str, int] = {}
+    clips = LabelledClips(
+        splits,
+        kept,
+        np.array(chosen["clip_id"], dtype=np.int64),
+        chosen["key"],
+        chosen["split"],
+        folds[kept],
+        chosen["group"],
+        _targets(shards, chosen["split"], chosen["label"], chosen["labels"]),
+        shards.manifest.label_names,
+        np.array([numbers.setdefault(source, len(numbers)) for source in chosen["source"]], dtype=np.int64),
+    )
+    if len(numbers) < len(kept):
+        console.once(
+            f"{shards.directory}: {len(kept)} labelled clips are pieces of {len(numbers)} recordings; scores are of "
+            "recordings, by the mean of their pieces"
+        )
+    return clips if holdout is None else _with_test(shards, clips, holdout)
+
+
+def held_out_rows(
+    clips: LabelledClips, train: Rows, fraction: float, seed: int, stream: int
+) -> tuple[NDArray[np.bool_], bool]:
+    """Which train rows are held out, all pieces of a recording together, and whether no group is on both sides."""
+    first, of_row = clips.recordings(train)
+    groups, targets = [clips.groups[row] for row in first], clips.targets[first]
+    units = units_to_hold_out(groups, targets)
+    return hold_out_groups(units, targets, fraction, seed, stream)[of_row], units is groups
+
+
+def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise UserError(f"--holdout {fraction:g}: want a share of the train split, such as 0.2")
+    if by_folds:
+        raise UserError("--holdout and --folds: with folds each clip is tested already; give one of them")
+    if "test" in shards.manifest.splits:
+        raise UserError(f"{shards.directory}: it has a test split, which is the test; leave --holdout")
+    if "train" not in shards.manifest.splits:
+        raise UserError(
+            f"{shards.directory}: it has no train split to hold a test out of, only "
+            f"{', '.join(shards.manifest.splits)}; pack it with a split train"
+        )
+
+
+def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> LabelledClips:
+    """The same clips, of which some of train are the test; says how many, and which classes have none."""
+    train = np.flatnonzero(np.array(clips.split_of) == "train")
+    out, whole = held_out_rows(clips, train, fraction, HOLD_OUT_SEED, TEST)
+    first = clips.recordings(train[out]).rows
+    held = HeldOut(fraction, len(first), len({clips.groups[row] for row in first}), whole)
+    how = f"of {held.groups} whole groups" if whole else "whose groups train has too, since each class is one group"
+    console.once(
+        f"{shards.directory}: no test split; {held.recordings} of {len(clips.recordings(train).rows)} train recordings "
+        f"are held out as test, {how}"
+    )
+    if without := sorted(clips.classes(train) - clips.classes(first)):
+        console.once(
+            f"{shards.directory}: {len(without)} of {len(clips.label_names)} classes are not in the held-out test, "
+            f"such as {clips.label_names[without[0]]}: no group of theirs can be spared",
+            style="yellow",
+        )
+    splits = np.array(clips.split_of, dtype=object)
+    splits[train[out]] = "test"
+    return replace(clips, split_of=splits.tolist(), held_out=held)
+
+
+def _targets(shards: ShardSet, split_of: list[str], label: list[int], labels: list[list[int] | None]) -> NDArray[Any]:
+    single = np.array(label, dtype=np.int64)
+    several = np.array([len(found or ()) for found in labels])
+    multi_label = (single == NO_LABEL).all() and several.any()
+    without = several == 0 if multi_label else single == NO_LABEL
+    if without.any():
+        split = split_of[int(without.argmax())]
+        own = np.array(split_of) == split
+        raise UserError(
+            f"{shards.directory}: {int(without[own].sum())} of {int(own.sum())} clips of split {split} have no label; "
+            "evaluation needs one each: pack with a `label` column, with --labels-from-folders, or with --dataset"
+        )
+    if not multi_label:
+        return single
+    truth = np.zeros((len(labels), len(shards.manifest.label_names)), dtype=bool)
+    for row, found in enumerate(labels):
+        truth[row, found] = True
+    return truth

@@ -1,0 +1,293 @@
+"""Stage 3: linear evaluation on frozen features.   N clips, D features, C classes, G heads (one a learning rate), B
+clips a batch.
+
+Features are computed once; G linear heads train side by side in one pass over them; validation picks one; test is read
+once. Validation and test are of recordings, whose features are the mean of their pieces'.
+Source: paper section 3, part 3, and section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from unfused_fast.config import BASELINES, Config
+from unfused_fast.console import console
+from unfused_fast.data import SkippedClips
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.stages.features import baseline_encoder, eval_features, load_encoder
+from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.protocol import Round, counts, split_round
+from unfused_fast.training import Options, Profile, Run, plot_confusion, read_description, train_clips
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set. Of train
+    its clips, of validation and test their recordings.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How predictions (N,) compare with labels (N,)."""
+
+    accuracy: float
+    macro_f1: float
+    confusion: list[list[int]]
+    """Rows are classes, columns predictions; counts of recordings."""
+
+
+def train_heads(
+    train: Split,
+    classes: int,
+    rates: tuple[float, ...],
+    config: Config,
+    metric: Callable[[Tensor], float] | None = None,
+    stepped: Callable[[], object] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """Trains G = len(rates) heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
+
+    Softmax over classes, or for labels (N, C) a sigmoid each. Heads start at zero (the problem is convex), and each has
+    its own rate: a head's result is the one it would have alone. With `metric` of a head (D + 1, C), whose last row is
+    its bias, each head is that of the epoch whose metric is largest, else that of the last.
+    Source: paper section 4 (batch 32, 50 epochs); authors (Adam). `stepped` is called after each step.
+    """
+    device, (clips, dim) = train.features.device, train.features.shape
+    generator = torch.Generator().manual_seed(config.train.seed)
+    weights = [torch.zeros(dim, classes, device=device, requires_grad=True) for _ in rates]
+    biases = [torch.zeros(classes, device=device, requires_grad=True) for _ in rates]
+    groups = [{"params": [weight, bias], "lr": rate} for weight, bias, rate in zip(weights, biases, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups, weight_decay=config.eval.weight_decay, fused=True)
+    batch_size = min(config.eval.batch_size, clips)
+    best: list[tuple[float, Tensor]] = []
+    for _ in range(config.eval.epochs):
+        order = torch.randperm(clips, generator=generator).to(device)
+        for rows in torch.split(order, batch_size):
+            logits = torch.baddbmm(
+                torch.stack(biases)[:, None], train.features[rows].expand(len(rates), -1, -1), torch.stack(weights)
+            )
+            # mean over clips, sum over heads: each head's gradient is that of its own mean loss
+            head_losses(logits, train.labels[rows]).sum().div(len(rows)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stepped()
+        if metric is not None:
+            heads = [torch.cat([w, b[None]]).detach() for w, b in zip(weights, biases, strict=True)]
+            found = [(metric(head), head) for head in heads]
+            best = [max(old, new, key=lambda pair: pair[0]) for old, new in zip(best or found, found, strict=True)]
+    if best:
+        chosen = torch.stack([head for _, head in best])
+        return chosen[:, :-1], chosen[:, -1]
+    return torch.stack(weights).detach(), torch.stack(biases).detach()
+
+
+def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """(G, B, C), labels (B,) or (B, C) -> (G, B): cross-entropy, or the sum of the classes' binary ones."""
+    if labels.ndim == 2:
+        targets = labels.to(logits.dtype).expand_as(logits)
+        return binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=2)
+    targets = labels.expand(len(logits), -1)
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
+    """Accuracy, macro-F1 over the classes that occur in labels, and the confusion matrix (C, C).
+
+    Ours: classes that only predictions have are left out of the mean, so that every encoder is averaged over the same.
+    """
+    confusion = (
+        torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes).double()
+    )
+    hits, support = confusion.diagonal(), confusion.sum(dim=1)
+    f1 = 2 * hits / (support + confusion.sum(dim=0)).clamp(min=1)
+    return Scores(
+        round(float(hits.sum() / confusion.sum()), 6),
+        round(float(f1[support > 0].mean()), 6),
+        confusion.long().tolist(),
+    )
+
+
+def labels_of_splits(shards: ShardSet, holdout: float | None = None) -> LabelledClips:
+    """The clips of train, valid and test, as far as the set has them or `holdout` makes one, one label each. Raises
+    UserError for a set that cannot be evaluated.
+    """
+    train_clips(shards)
+    clips = labelled_clips(shards, by_folds=False, tested=False, holdout=holdout)
+    if clips.multi_label:
+        raise UserError(
+            f"{shards.directory}: its clips have several labels each, but train linear wants one; use unfused-fast "
+            "evaluate or train finetune"
+        )
+    used_as = np.array(clips.split_of)
+    labels = {name: clips.classes(np.flatnonzero(used_as == name)) for name in dict.fromkeys(clips.split_of)}
+    if len(labels["train"]) < 2:
+        raise UserError(
+            f"{shards.directory}: the train split has clips of one class only; linear evaluation needs at least two"
+        )
+    for split, found in labels.items():
+        unknown = sorted(clips.label_names[label] for label in found - labels["train"])
+        if unknown:
+            raise UserError(
+                f"{shards.directory}: split {split} has labels that train lacks: {', '.join(unknown[:5])}; add such "
+                "clips to train or drop them"
+            )
+    return clips
+
+
+def refuse_unevaluable(config: Config, shards: ShardSet, holdout: float | None = None) -> None:
+    """Raises UserError for a set and a config that linear() would refuse, before anything is computed."""
+    split_round(config, shards, labels_of_splits(shards, holdout))
+
+
+def say_heard(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -> None:
+    """Says which runs have heard a held-out test in their training, and which have seen its labels."""
+    if clips.held_out is None:
+        return
+    for run in encoders:
+        recorded = None if run in BASELINES else read_description(Path(run))
+        if recorded is None or recorded["shards"] != shards.manifest.digest:
+            continue
+        if recorded["stage"] != "finetune":
+            console.once(f"{run}: trained on this set, so it has heard the held-out test, without its labels")
+        elif recorded["inputs"].get("holdout") != f"{clips.held_out.fraction:g}":
+            console.once(
+                f"{run}: fine-tuned on this set without --holdout {clips.held_out.fraction:g}, so it has seen labels "
+                "of the held-out test, and its scores are too high",
+                style="yellow",
+            )
+
+
+def _splits(
+    config: Config,
+    shards: ShardSet,
+    encoder: str,
+    device: torch.device,
+    skipped: SkippedClips,
+    clips: LabelledClips,
+    part: Round,
+) -> dict[str, Split]:
+    """Features and labels of the train clips that the head may use, of the recordings of valid and (where there is one)
+    of test.
+    """
+    frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
+    say_heard([encoder], shards, clips)
+    apart = "valid" in clips.splits and clips.held_out is None
+    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
+    features = torch.cat([parts[name] for name in clips.splits])
+    if config.eval.standardize:
+        learnt = features[torch.from_numpy(part.train).to(device)]
+        mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
+        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
+    found = {}
+    for name, rows in (("train", part.train), ("valid", part.valid), ("test", part.test)):
+        if len(rows):
+            given = features[torch.from_numpy(rows).to(device)]
+            if name != "train":
+                recordings = clips.recordings(rows)
+                rows, given = recordings.rows, recordings.mean(given)
+            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(device))
+    return found
+
+
+def linear(
+    config: Config, shards: ShardSet, encoder: str, out: Path, options: Options, holdout: float | None = None
+) -> dict[str, Any]:
+    """Evaluates `encoder` (a run directory, `random` or `logmel`) on a labelled set; returns result.json's content.
+
+    Raises UserError for a set or run that cannot be evaluated.
+
+    Args:
+        holdout: share of the train recordings that are the test, of a set without one.
+    """
+    with Run(out, "linear", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
+        result = run.result() or _evaluated(run, config, shards, encoder, options, holdout)
+        draw_confusion(run.out, result)
+        return result
+
+
+def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:
+    """confusion.png of a finished run, by its result.json, where it is missing."""
+    path = out / "confusion.png"
+    if "confusion" not in result or path.exists():
+        return
+    split = "valid" if result["test"] is None else "test"
+    trained = " fine-tuned" if result["stage"] == "finetune" else ""
+    title = f"{result['encoder']}{trained}, {split} accuracy {result[split]:.3f}"
+    plot_confusion(path, result["confusion"], result["label_names"], title)
+
+
+def holdout_input(holdout: float | None) -> dict[str, str]:
+    """What a run records of --holdout, so that it goes on with the same only."""
+    return {} if holdout is None else {"holdout": f"{holdout:g}"}
+
+
+def _evaluated(
+    run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
+) -> dict[str, Any]:
+    skipped = SkippedClips(options.skip_bad)
+    clips, part = split_round(config, shards, labels_of_splits(shards, holdout))
+    splits = _splits(config, shards, encoder, options.device, skipped, clips, part)
+    by_test = config.eval.select == "best_test"
+    run.start()
+    classes = len(shards.manifest.label_names)
+    rates = tuple(sorted({config.eval.lr, *config.eval.lr_grid}))
+    console.print(
+        f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features, {classes} "
+        f"classes, {len(rates)} learning rates"
+    )
+
+    def hits(head: Tensor) -> float:
+        chosen = splits["test"]
+        return float(((chosen.features @ head[:-1] + head[-1]).argmax(dim=1) == chosen.labels).float().mean())
+
+    metric = hits if by_test else None
+    with Profile(run.out / "profile", options.device, options.profile) as profile:
+        weights, biases = train_heads(splits["train"], classes, rates, config, metric, profile.step)
+
+    def predict(split: str, head: int) -> Scores:
+        chosen = splits[split]
+        return score(chosen.labels, (chosen.features @ weights[head] + biases[head]).argmax(dim=1), classes)
+
+    valid = [predict("valid", head) for head in range(len(rates))]
+    judged = [predict("test", head) for head in range(len(rates))] if by_test else valid
+    best = max(range(len(rates)), key=lambda head: judged[head].accuracy)
+    paper = rates.index(config.eval.lr)
+    test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
+    shown = test.get(best, valid[best])
+    return run.finish(
+        {
+            "task": shards.directory.name,
+            "encoder": encoder,
+            "metric": "accuracy",
+            "valid": valid[best].accuracy,
+            "test": test[best].accuracy if test else None,
+            "macro_f1": {"valid": valid[best].macro_f1, "test": test[best].macro_f1 if test else None},
+            "select": config.eval.select,
+            "lr": rates[best],
+            "paper_lr": {
+                "lr": config.eval.lr,
+                "valid": valid[paper].accuracy,
+                "test": test[paper].accuracy if test else None,
+            },
+            "valid_by_lr": {f"{rate:g}": scores.accuracy for rate, scores in zip(rates, valid, strict=True)},
+            "classes": classes,
+            "label_names": list(shards.manifest.label_names),
+            **counts(clips, part),
+            "label_fraction": config.eval.label_fraction,
+            "features": splits["train"].features.shape[1],
+            "confusion": shown.confusion,
+            **skipped.result(),
+        }
+    )

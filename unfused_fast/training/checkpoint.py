@@ -1,0 +1,260 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest; written whole or not at all, verified when read, never
+pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unfused_fast.errors import UserError, cause, unreadable
+from unfused_fast.json_files import is_count, is_number, read_json
+from unfused_fast.shards.packing.building import to_disk
+from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.strict_state import expected, misfit
+
+KEPT = 2
+"""Checkpoints kept: the last, and the one before it in case the last is damaged."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, written as replace_file does."""
+    replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions of any new file; the library's own files are for their owner only.
+
+    Raises OSError or SafetensorError.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises OSError, with the system's reason, or SafetensorError."""
+    with path.open("rb"):  # the library calls a file that may not be read one that is not there
+        return load_file(path)
+
+
+class Position(NamedTuple):
+    """Where a run stands: how many epochs are done, and how many batches of the next."""
+
+    epoch: int
+    batch: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint; names sort as positions do."""
+        return f"epoch-{self.epoch:06d}" + (f"-batch-{self.batch:09d}" if self.batch else "")
+
+    def __str__(self) -> str:
+        return f"batch {self.batch} of epoch {self.epoch + 1}" if self.batch else f"epoch {self.epoch}"
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """JSON files of the checkpoints, from the earliest position to the latest. Raises OSError for a folder that cannot
+    be read, which glob takes for an empty one.
+    """
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted((path for path in paths if path.match("epoch-*.json")), key=lambda path: path.stem)
+
+
+def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Copies tensors to the host; what it returns gives the copies, once they are there.
+
+    From a GPU they go to pinned memory in the order of its work, so that the caller goes on at once and may change the
+    tensors; only who writes the copies waits for them.
+    """
+    copies, event = dict[str, Tensor](), None
+    for name, tensor in tensors.items():
+        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name].copy_(tensor.detach(), non_blocking=True)
+    on_gpu = next((tensor for tensor in tensors.values() if tensor.is_cuda), None)
+    if on_gpu is not None:
+        event = torch.cuda.current_stream(on_gpu.device).record_event()
+
+    def copied() -> dict[str, Tensor]:
+        if event is not None:
+            event.synchronize()
+        return copies
+
+    return copied
+
+
+def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Writes `epoch-<n>[-batch-<m>].safetensors` of tensors on the CPU and, last, the JSON with its digest.
+
+    Then all others go but the one before it, and the last one at the end of an epoch with a generation of the bank,
+    which is what other commands ask for: later ones are damaged ones of a run that went back. Raises UserError when the
+    disk refuses.
+    """
+    path = directory / f"{position.name}.safetensors"
+    partial = path.with_name(path.name + ".partial")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_tensors(partial, tensors)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.replace(path)
+        write_json(path.with_suffix(".json"), {**position._asdict(), "sha256": digest, **state})
+        to_disk(directory)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
+    _prune(directory, position)
+    return path
+
+
+def _prune(directory: Path, newest: Position) -> None:
+    before = [path for path in checkpoints_in(directory) if path.stem <= newest.name]
+    whole = [path for path in before if "-batch-" not in path.stem and read_json(path).get("bank") != "here"]
+    kept = before[-KEPT:] + whole[-1:]
+    for old in directory.glob("epoch-*"):
+        if old.with_suffix(".json") not in kept:
+            old.unlink()
+
+
+def _not_written(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on with "
+        "--resume"
+    )
+
+
+def load_checkpoint(
+    directory: Path, fault: Callable[[dict[str, Any]], str | None] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """The newest sound checkpoint: tensors on the CPU, its JSON, and a sentence for each newer one that is damaged.
+
+    `fault` is given the JSON of a sound one, and returns why what it refers to cannot be used, or None. Raises
+    UserError when there is none left, or the newest may not be read.
+    """
+    damaged: list[str] = []
+    try:
+        checkpoints = checkpoints_in(directory)
+    except OSError as error:
+        raise unreadable(directory, error, "train again, or name another run") from error
+    for path in reversed(checkpoints):
+        tensors_path = path.with_suffix(".safetensors")
+        try:
+            state = _checked(path, read_json(path))
+            with tensors_path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != state["sha256"]:
+                raise ValueError("its digest does not match")
+            if fault is None or (found := fault(state)) is None:
+                tensors = read_tensors(tensors_path)
+                for name in ("prototypes", "head.bias"):
+                    if name in tensors and "k" in state and tensors[name].shape[:1] != (state["k"],):
+                        raise ValueError(f"{name} is {tuple(tensors[name].shape)}, but k is {state['k']}")
+                return tensors, state, damaged
+            damaged.append(found)
+        except PermissionError as error:  # an earlier one would be used without need
+            raise unreadable(Path(error.filename or tensors_path), error, "") from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            damaged.append(f"{tensors_path} is damaged ({cause(error)})")
+    reasons = "; ".join(damaged) if damaged else "there is none"
+    raise UserError(f"{directory}: no usable checkpoint: {reasons}; train again, or point to another run")
+
+
+def _checked(path: Path, state: Any) -> dict[str, Any]:
+    """The JSON of a checkpoint. Raises ValueError unless its parts are what they were written as."""
+    if not isinstance(state, dict) or not isinstance(state.get("sha256"), str):
+        raise ValueError(f"{path.name} is not what was written")
+    nmis = state.get("nmis", [])
+    for name in ("epoch", "batch", "step", "k", "collapsed"):
+        if not is_count(state.get(name, 0)):
+            raise ValueError(f"its {name} is {str(state[name])[:40]}")
+    if Position(state.get("epoch", 0), state.get("batch", 0)).name != path.stem:
+        raise ValueError(f"its epoch is {str(state.get('epoch'))[:40]}, its batch {str(state.get('batch', 0))[:40]}")
+    if not isinstance(nmis, list) or not all(map(is_number, nmis)):
+        raise ValueError("its nmis are no list of numbers")
+    skipped = state.get("skipped", [])
+    if not isinstance(skipped, list) or not all(isinstance(ids, list) and all(map(is_count, ids)) for ids in skipped):
+        raise ValueError("its skipped are no lists of clip ids")
+    return state
+
+
+def collect(network: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
+    """`model.*` and `optim.*` tensors of a network and its optimiser, and the generators' states."""
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    if optimizer is not None:
+        for name, parameter in network.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optim.{name}.{key}"] = torch.as_tensor(value)
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Inverse of collect. Strict: raises UserError that lists what is missing, unexpected or of another shape."""
+    load_network(
+        network, {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    )
+    if optimizer is not None:
+        for name, parameter in network.named_parameters():
+            prefix = f"optim.{name}."
+            for full, value in tensors.items():
+                key = full.removeprefix(prefix)
+                if full.startswith(prefix) and "." not in key:
+                    if value.ndim and value.shape != parameter.shape:
+                        raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                    optimizer.state[parameter][key] = _like(value, parameter)
+    torch.set_rng_state(expected(tensors, "rng.cpu", torch.uint8, tuple(torch.get_rng_state().shape)))
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        own = torch.cuda.get_rng_state()
+        torch.cuda.set_rng_state(expected(tensors, "rng.cuda", torch.uint8, tuple(own.shape)))
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device and, if it has its shape, in its memory layout, which fused optimisers rely on."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value)
+
+
+def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads exactly the network's tensors. Raises UserError when names, shapes or types differ."""
+    refuse_misfit(network.state_dict(), tensors)
+    network.load_state_dict(tensors)
+
+
+def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError when names, shapes or types differ from a network's own, which may be without content."""
+    missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    types = [
+        f"{name} {tensors[name].dtype} for {own[name].dtype}"
+        for name in own
+        if name in tensors and tensors[name].dtype != own[name].dtype
+    ]
+    if missing or unexpected or shapes or types:
+        parts = [
+            f"{label} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes), ("type", types))
+            if names
+        ]
+        raise misfit("; ".join(parts))

@@ -1,0 +1,188 @@
+"""What the stages share: the console, device, precision, compile, batch size, seeding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from unfused_fast.config import Config
+from unfused_fast.console import console as console
+from unfused_fast.console import progress_bar as progress_bar
+from unfused_fast.distributed import ALONE, Ranks
+from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
+from unfused_fast.launch import Place
+from unfused_fast.optional import missing_compiler
+from unfused_fast.shards.packing.workers import available_cores
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.split_names import FIRST_SPLITS
+from unfused_fast.training.save_every import SaveEvery
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); what was finished is saved."""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing is printed to the console inside the block: for small steps of a larger job."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a stage runs, apart from what it computes."""
+
+    device: torch.device
+    compile: bool | None = None
+    """torch.compile; None is on for CUDA and off for CPU, where compiling takes longer than a short run."""
+    resume: bool = False
+    resume_anyway: bool = False
+    """Go on even where config, data or versions are others."""
+    overwrite: bool = False
+    save_every: SaveEvery = field(default_factory=SaveEvery)
+    profile: bool = False
+    """See profiling.py."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""
+    skip_bad: int = 0
+    """Clips that a process may come upon that cannot be read or decoded, and that then count as silence."""
+
+    @property
+    def threads(self) -> int:
+        """Of this process that decode: its share of the machine's cores, up to 16."""
+        return max(1, min(available_cores() // self.ranks.local_size, 16))
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> device, which is then the current one: generators and events are its own.
+
+    Raises UserError for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: want auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: want auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise UserError(
+            f"--device {name}: PyTorch {torch.__version__} sees {found} here; use --device cpu (see: unfused-fast "
+            "doctor)"
+        )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def join(place: Place | None, device: torch.device, timeout_s: float) -> Ranks:
+    """The processes that train together, of which only rank 0 speaks. Raises UserError when they do not come."""
+    if place is None:
+        return ALONE
+    if not torch.distributed.is_available():
+        raise UserError(f"PyTorch {torch.__version__} was built without torch.distributed; use one process")
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // place.local_size))
+    console.quiet = place.rank != 0
+    return Ranks(place, device, timeout_s)
+
+
+def train_clips(shards: ShardSet) -> int:
+    """Clips of the train split; says which splits no stage reads. Raises UserError for a set without one."""
+    if "train" not in shards.manifest.splits:
+        raise UserError(
+            f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
+        )
+    say_unused_splits(shards)
+    return shards.manifest.splits["train"].clips
+
+
+def say_unused_splits(shards: ShardSet) -> None:
+    """Says which splits are read by no stage, nor by an evaluation without folds."""
+    for name, info in shards.manifest.splits.items():
+        if name not in FIRST_SPLITS:
+            console.once(
+                f"{shards.directory}: split '{name}' ({info.clips} clips) is not used: only splits named "
+                f"{', '.join(FIRST_SPLITS)} are; to use it, pack it again under one of these names",
+                style="yellow",
+            )
+
+
+def resolve_batch_size(config: Config, clips: int) -> int:
+    """The batch size of a run over `clips` clips: never more than there are, so that an epoch has a step."""
+    if clips < 2:
+        raise UserError(f"the train split has {clips} clip; training needs at least 2")
+    wanted = config.train.batch_size
+    if wanted == "auto":
+        found = min(512, max(16, 1 << max(0, (clips // 16).bit_length() - 1)), clips)
+        console.once(f"train.batch_size: auto is {found} for {clips} clips")
+        return found
+    return min(wanted, clips)
+
+
+def resolve_amp(config: Config, device: torch.device) -> bool:
+    """Whether forward passes run in bf16: by `train.amp`; `auto` where the device multiplies bf16 in hardware.
+
+    Ours: on a CPU with AVX-512 BF16 or AMX a step took half the time of float32; without them bf16 is emulated and
+    slow.
+    """
+    if config.train.amp != "auto":
+        return config.train.amp == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def precision(config: Config, device: torch.device) -> Literal["bf16", "fp32"]:
+    """What resolve_amp means, in a word."""
+    return "bf16" if resolve_amp(config, device) else "fp32"
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing, by resolve_amp."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if resolve_amp(config, device) else nullcontext()
+
+
+def full_precision(config: Config, device: torch.device) -> AbstractContextManager[None]:
+    """Around whole steps, their backward passes too: where resolve_amp says float32 it is that, not TF32."""
+    return nullcontext() if resolve_amp(config, device) else ieee_float32()
+
+
+def prepare_for(network: Module, device: torch.device) -> Module:
+    """Moves a network to the device, channels last: the layout its convolutions run fastest in, on CPU and GPU."""
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks.
+
+    What was compiled before is forgotten: networks of other sizes that one command trains would else add up to more
+    graphs of one function than torch.compile allows. Raises UserError where there is no compiler for what torch.compile
+    writes.
+    """
+    on_gpu = options.device.type == "cuda"
+    if not (on_gpu if options.compile is None else options.compile):
+        return function
+    if (missing := missing_compiler("C" if on_gpu else "C++")) is not None:
+        raise UserError(f"torch.compile needs {missing}, or go on with --no-compile")
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=not options.ranks.together)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch's generators; order and views have their own counter-based numbers."""
+    torch.manual_seed(seed)
