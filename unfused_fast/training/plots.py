@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from unfused_fast.console import console
 from unfused_fast.optional import importing
+from unfused_fast.shards.sets.shard_files import replace_file
 
 
 def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Any, Any]:
@@ -31,9 +33,11 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
     fonts, lacking = _fonts_for({char for text in texts for char in text.get_text() if not char.isspace()})
     for text in texts if fonts else ():
         text.set_fontfamily(["sans-serif", *fonts])
+    drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(drawn, format="png", dpi=dpi)
+    replace_file(path, drawn.getvalue())  # a half-written picture would be taken for a whole one
     if lacking:
         console.print(
             f"{path}: no font here has {len(lacking)} of the characters ({''.join(sorted(lacking)[:8])}), which are "
