@@ -36,7 +36,7 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
     drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(drawn, format="png", dpi=dpi)
+        figure.savefig(drawn, format=path.suffix[1:] or "png", dpi=dpi)
     replace_file(path, drawn.getvalue())  # a half-written picture would be taken for a whole one
     if lacking:
         console.print(
