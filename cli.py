@@ -62,8 +62,11 @@ def root(
 ) -> None:
     """UnFuSeD: audio representations from few labels, on one device or many.
 
-    Start with [bold]unfused-fast demo[/], or with your own folder of audio: [bold]unfused-fast shard FOLDER SHARDS[/],
-    then [bold]unfused-fast train pretrain SHARDS --out RUN[/].
+    Try it: [bold]unfused-fast demo[/]
+
+    Your own audio: [bold]unfused-fast shard FOLDER SHARDS[/]
+
+    then [bold]unfused-fast train pretrain SHARDS --out RUN[/]
     """
     if version:
         print(f"unfused-fast {__version__}")

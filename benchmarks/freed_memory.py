@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--one", choices=list(KINDS), help="print what one process measures")
     given = parser.parse_args()
     if given.one:
-        with freed_memory_kept(CPU) if KINDS[given.one] else nullcontext():
+        with freed_memory_kept(CPU) if KINDS[given.one] else nullcontext(True) as kept:
+            if not kept:
+                sys.exit("this system's malloc keeps nothing")
             print(json.dumps(step_rates(given.width[0], given.batch_size, given.steps, given.bf16)))
         return
     for width in given.width:

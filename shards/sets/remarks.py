@@ -41,7 +41,8 @@ def remarks(shard_set: ShardSet) -> list[str]:
     spread = clips.group_by("sha256").aggregate([("split", "count_distinct")])["split_count_distinct"]
     if repeated := pc.sum(pc.greater(spread, 1)).as_py():
         said.append(
-            f"{repeated} clips are in more than one split, sample by sample the same; unfused-fast check names them"
+            f"recordings with a copy in another split, sample by sample the same: {repeated}; "
+            "unfused-fast check names them"
         )
     if 0 < clips["fold"].null_count < clips.num_rows:
         said.append(f"{clips['fold'].null_count} of {clips.num_rows} clips have no fold")

@@ -6,6 +6,7 @@ import torch
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.models.audiontt import AudioNTT, DistillNetwork, PretrainNetwork, Projector, block_features, pool_time
+from unfused_fast.models.efficientnet import EfficientNetB0
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -24,6 +25,13 @@ def test_head_parameters() -> None:
     for k, heads, classifier in ((12, 44_016, 24_588), (99, 414_810, 202_851), (585, 4_157_010, 1_198_665)):
         network = DistillNetwork(Config(), k)
         assert (parameters(network.heads), parameters(network.classifier)) == (heads, classifier)
+
+
+@pytest.mark.parametrize("encoder", [AudioNTT(channels=4, dim=8), EfficientNetB0()], ids=["audiontt", "efficientnet"])
+def test_every_map_is_channels_last(encoder: torch.nn.Module) -> None:
+    """From the first convolution on, although one channel's layout is ambiguous: a third of a CPU's training time."""
+    blocks = encoder(torch.randn(2, 1, 64, 32)).blocks
+    assert all(block.is_contiguous(memory_format=torch.channels_last) for block in blocks)
 
 
 def test_block_shapes_are_the_papers() -> None:

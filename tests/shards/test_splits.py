@@ -279,7 +279,7 @@ def test_the_same_sound_in_two_splits_is_said_and_all_copies_are_named(
     table.write_text("path,split\n1.wav,train\n2.wav,train\n3.wav,test\n4.wav,test\n")
     done = cli("shard", table, tmp_path / "set", "--json")
     assert json.loads(done.out)["notes"] == [
-        "1 clips are in more than one split, sample by sample the same; unfused-fast check names them"
+        "recordings with a copy in another split, sample by sample the same: 1; unfused-fast check names them"
     ]
     checked = cli("check", tmp_path / "set")
     named = re.findall(r"same as (\d\.wav \(\w+\)), (\d\.wav \(\w+\))", " ".join((checked.out + checked.err).split()))
