@@ -128,6 +128,9 @@ def test_the_driver_decides_the_build(
             assert found["driver"]["note"].endswith(f"pip install -c requirements/{extra}.txt '.[{extra}]'")
     if shutil.which("make"):
         root = Path(__file__).parents[2]
+        # What `make test EXTRA=cpu` hands on would decide here too.
+        for given in ("EXTRA", "MAKEFLAGS", "MAKEOVERRIDES"):
+            monkeypatch.delenv(given, raising=False)
         said = subprocess.run(["make", "-n", "demo", f"VENV={tmp_path}"], cwd=root, capture_output=True, text=True)
         assert f"-c requirements/{extra}.txt -e '.[{extra}]'" in said.stdout
 
