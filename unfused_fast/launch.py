@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
+    from torch.distributed import Store
 
 TIMEOUT_SECONDS = 600.0
 """How long a process waits for the others. Ours: longer than a compile, shorter than a night."""
@@ -51,7 +51,7 @@ class Place(NamedTuple):
 
     def store(self, timeout: timedelta) -> Store:
         """A connection of its own. Raises RuntimeError when nobody answers."""
-        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+        from torch.distributed import PrefixStore, TCPStore
 
         leads = self.rank == 0 and not self.hosted
         store = TCPStore(

@@ -12,11 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive_files import (
-    make_archive,
-    make_zip,
-    reasons,
-)
+from archive_files import make_archive, make_zip, reasons
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.decode import probe

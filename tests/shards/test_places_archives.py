@@ -17,13 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from archive_files import (
-    contents_of,
-    cut_in_pieces,
-    make_archive,
-    make_zip,
-    read_row,
-)
+from archive_files import contents_of, cut_in_pieces, make_archive, make_zip, read_row
 
 from unfused_fast.shards.audio import mp3
 from unfused_fast.shards.audio.decode import decode_samples, probe

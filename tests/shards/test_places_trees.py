@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from archive_files import (
-    make_archive,
-    make_tar,
-    make_zip,
-    read_row,
-    reasons,
-)
+from archive_files import make_archive, make_tar, make_zip, read_row, reasons
 
 from unfused_fast.shards.datasets import dataset_rows
 from unfused_fast.shards.datasets.speechcommands import TEN, V1

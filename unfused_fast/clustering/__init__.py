@@ -5,52 +5,16 @@ and disk.
 Read first: kmeans.py, then bank.py.
 """
 
-from unfused_fast.clustering.assign import (
-    Clustering,
-    cluster_rows,
-    clustered_points,
-    own_similarities,
-)
-from unfused_fast.clustering.backends import (
-    resolve_backend,
-)
-from unfused_fast.clustering.background import (
-    Background,
-)
-from unfused_fast.clustering.bank import (
-    GENERATIONS_KEPT,
-    MemoryBank,
-)
-from unfused_fast.clustering.bank_export import (
-    describe,
-    export,
-    format_of,
-)
-from unfused_fast.clustering.bank_manifest import (
-    DamagedBank,
-    Layout,
-    Manifest,
-    Norms,
-    generation_name,
-    layout,
-)
-from unfused_fast.clustering.bank_read import (
-    BANK,
-    DTYPES,
-    Generation,
-    generation_paths,
-    open_bank,
-)
-from unfused_fast.clustering.collapse import (
-    Collapse,
-    Collapsed,
-)
-from unfused_fast.clustering.kmeans import (
-    spherical_kmeans,
-)
-from unfused_fast.clustering.rows import (
-    Points,
-)
+from unfused_fast.clustering.assign import Clustering, cluster_rows, clustered_points, own_similarities
+from unfused_fast.clustering.backends import resolve_backend
+from unfused_fast.clustering.background import Background
+from unfused_fast.clustering.bank import GENERATIONS_KEPT, MemoryBank
+from unfused_fast.clustering.bank_export import describe, export, format_of
+from unfused_fast.clustering.bank_manifest import DamagedBank, Layout, Manifest, Norms, generation_name, layout
+from unfused_fast.clustering.bank_read import BANK, DTYPES, Generation, generation_paths, open_bank
+from unfused_fast.clustering.collapse import Collapse, Collapsed
+from unfused_fast.clustering.kmeans import spherical_kmeans
+from unfused_fast.clustering.rows import Points
 from unfused_fast.clustering.scores import (
     RowSpread,
     cluster_sizes,
@@ -60,43 +24,4 @@ from unfused_fast.clustering.scores import (
     row_spread,
     stalled,
 )
-from unfused_fast.clustering.seeding import (
-    match_clusters,
-)
-
-__all__ = [
-    "BANK",
-    "DTYPES",
-    "GENERATIONS_KEPT",
-    "Background",
-    "Clustering",
-    "Collapse",
-    "Collapsed",
-    "DamagedBank",
-    "Generation",
-    "Layout",
-    "Manifest",
-    "MemoryBank",
-    "Norms",
-    "Points",
-    "RowSpread",
-    "cluster_rows",
-    "cluster_sizes",
-    "clustered_points",
-    "describe",
-    "export",
-    "format_of",
-    "generation_name",
-    "generation_paths",
-    "layout",
-    "match_clusters",
-    "normalised_mutual_information",
-    "open_bank",
-    "own_similarities",
-    "pseudo_label_kmeans",
-    "resolve_backend",
-    "resolve_pca_dim",
-    "row_spread",
-    "spherical_kmeans",
-    "stalled",
-]
+from unfused_fast.clustering.seeding import match_clusters

@@ -78,7 +78,7 @@ def last_words(text: str) -> None:
 
 
 def _run(count: int) -> int:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore
 
     with socket.create_server(("127.0.0.1", 0), backlog=count) as listening:  # the store alone would listen everywhere
         port = listening.getsockname()[1]

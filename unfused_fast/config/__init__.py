@@ -4,62 +4,9 @@ In: a preset's name and `--set` values. Out: a frozen `Config`, checked. Imports
 Read first: presets.py, then fields.py.
 """
 
-from unfused_fast.config.audio import (
-    FrontendConfig,
-    RandomResizeCropConfig,
-    Store,
-)
-from unfused_fast.config.distillation import (
-    DistillConfig,
-)
-from unfused_fast.config.fields import (
-    Config,
-    ModelConfig,
-    OptimConfig,
-)
-from unfused_fast.config.names import (
-    BASELINES,
-    PresetName,
-    Stage,
-)
-from unfused_fast.config.presets import (
-    chosen_fields,
-    differences,
-    field_texts,
-    flatten,
-    from_flat,
-    preset,
-    with_values,
-)
-from unfused_fast.config.tasks import (
-    DECAR_TASKS,
-    LAPE_TASKS,
-    TASKS,
-    Task,
-    chosen_tasks,
-)
-
-__all__ = [
-    "BASELINES",
-    "DECAR_TASKS",
-    "LAPE_TASKS",
-    "TASKS",
-    "Config",
-    "DistillConfig",
-    "FrontendConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PresetName",
-    "RandomResizeCropConfig",
-    "Stage",
-    "Store",
-    "Task",
-    "chosen_fields",
-    "chosen_tasks",
-    "differences",
-    "field_texts",
-    "flatten",
-    "from_flat",
-    "preset",
-    "with_values",
-]
+from unfused_fast.config.audio import FrontendConfig, RandomResizeCropConfig, Store
+from unfused_fast.config.distillation import DistillConfig
+from unfused_fast.config.fields import Config, ModelConfig, OptimConfig
+from unfused_fast.config.names import BASELINES, PresetName, Stage
+from unfused_fast.config.presets import chosen_fields, differences, field_texts, flatten, from_flat, preset, with_values
+from unfused_fast.config.tasks import DECAR_TASKS, LAPE_TASKS, TASKS, Task, chosen_tasks

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import Store
 
 SECONDS = 1.0
 """From one sign of life to the next."""

@@ -4,34 +4,8 @@ In: a run, a model folder, a foreign checkpoint. Out: `load` gives an `Embedder`
 Read first: embedder.py, then files.py.
 """
 
-from unfused_fast.embedding.embedder import (
-    Embedder,
-    load,
-)
-from unfused_fast.embedding.export import (
-    export_graph,
-    export_hub,
-)
-from unfused_fast.embedding.files import (
-    embed_files,
-    format_of,
-)
-from unfused_fast.embedding.foreign import (
-    import_checkpoint,
-)
-from unfused_fast.embedding.store import (
-    check_place,
-    rejected_path,
-)
-
-__all__ = [
-    "Embedder",
-    "check_place",
-    "embed_files",
-    "export_graph",
-    "export_hub",
-    "format_of",
-    "import_checkpoint",
-    "load",
-    "rejected_path",
-]
+from unfused_fast.embedding.embedder import Embedder, load
+from unfused_fast.embedding.export import export_graph, export_hub
+from unfused_fast.embedding.files import embed_files, format_of
+from unfused_fast.embedding.foreign import import_checkpoint
+from unfused_fast.embedding.store import check_place, rejected_path

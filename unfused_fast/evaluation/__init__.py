@@ -4,30 +4,12 @@ In: encoders and labelled sets. Out: evaluation.md and .json, predictions.parque
 Read first: comparison.py, then measure.py.
 """
 
-from unfused_fast.evaluation.ablation import (
-    ablate,
-    cells_of,
-)
-from unfused_fast.evaluation.ablation_report import (
-    ABLATION_COLUMNS,
-    ablation_texts,
-    ablation_title,
-)
-from unfused_fast.evaluation.comparison import (
-    evaluate,
-    evaluation_title,
-)
-from unfused_fast.evaluation.lape_benchmark import (
-    LapePlan,
-    lape,
-)
-from unfused_fast.evaluation.lape_report import (
-    sentences,
-    tables,
-)
-from unfused_fast.evaluation.measure import (
-    Plan,
-)
+from unfused_fast.evaluation.ablation import ablate, cells_of
+from unfused_fast.evaluation.ablation_report import ABLATION_COLUMNS, ablation_texts, ablation_title
+from unfused_fast.evaluation.comparison import evaluate, evaluation_title
+from unfused_fast.evaluation.lape_benchmark import LapePlan, lape
+from unfused_fast.evaluation.lape_report import sentences, tables
+from unfused_fast.evaluation.measure import Plan
 from unfused_fast.evaluation.report import (
     REPORT_COLUMNS,
     collect_results,
@@ -37,35 +19,4 @@ from unfused_fast.evaluation.report import (
     table_rows,
     terminal_table,
 )
-from unfused_fast.evaluation.table import (
-    PAIR_COLUMNS,
-    TABLE_COLUMNS,
-    pair_texts,
-    table_texts,
-)
-
-__all__ = [
-    "ABLATION_COLUMNS",
-    "PAIR_COLUMNS",
-    "REPORT_COLUMNS",
-    "TABLE_COLUMNS",
-    "LapePlan",
-    "Plan",
-    "ablate",
-    "ablation_texts",
-    "ablation_title",
-    "cells_of",
-    "collect_results",
-    "evaluate",
-    "evaluation_title",
-    "held_out_text",
-    "lape",
-    "markdown",
-    "mean_and_error",
-    "pair_texts",
-    "sentences",
-    "table_rows",
-    "table_texts",
-    "tables",
-    "terminal_table",
-]
+from unfused_fast.evaluation.table import PAIR_COLUMNS, TABLE_COLUMNS, pair_texts, table_texts

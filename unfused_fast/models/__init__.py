@@ -14,28 +14,6 @@ from unfused_fast.models.audiontt import (
     build_encoder,
     pool_time,
 )
-from unfused_fast.models.cost import (
-    Cost,
-    encoder_cost,
-)
-from unfused_fast.models.efficientnet import (
-    EfficientNetB0,
-)
-from unfused_fast.models.encoder import (
-    EncoderOutput,
-)
-
-__all__ = [
-    "AudioNTT",
-    "Cost",
-    "DistillNetwork",
-    "EfficientNetB0",
-    "EncoderOutput",
-    "FinetuneNetwork",
-    "Pool",
-    "PretrainNetwork",
-    "block_features",
-    "build_encoder",
-    "encoder_cost",
-    "pool_time",
-]
+from unfused_fast.models.cost import Cost, encoder_cost
+from unfused_fast.models.efficientnet import EfficientNetB0
+from unfused_fast.models.encoder import EncoderOutput

@@ -4,34 +4,13 @@ In: a `Config`, a shard set, OUT. Out: a finished run directory and its result.
 Read first: pretraining.py, then pretraining_state.py.
 """
 
-from unfused_fast.stages.all_stages import (
-    train_all,
-)
-from unfused_fast.stages.clip_scores import (
-    metric_of,
-)
-from unfused_fast.stages.cluster_report import (
-    check_set,
-    describe,
-    last_clusters,
-)
-from unfused_fast.stages.distillation import (
-    distill,
-)
-from unfused_fast.stages.features import (
-    FrozenEncoder,
-    baseline_encoder,
-    eval_features,
-    load_encoder,
-)
-from unfused_fast.stages.finetuning import (
-    finetune,
-)
-from unfused_fast.stages.labels import (
-    LabelledClips,
-    Rows,
-    labelled_clips,
-)
+from unfused_fast.stages.all_stages import train_all
+from unfused_fast.stages.clip_scores import metric_of
+from unfused_fast.stages.cluster_report import check_set, describe, last_clusters
+from unfused_fast.stages.distillation import distill
+from unfused_fast.stages.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
+from unfused_fast.stages.finetuning import finetune
+from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.linear_heads import (
     Split,
     holdout_input,
@@ -50,56 +29,7 @@ from unfused_fast.stages.metrics import (
     percentile_interval,
     unweighted_recall,
 )
-from unfused_fast.stages.pretraining import (
-    pretrain,
-)
-from unfused_fast.stages.protocol import (
-    Round,
-    few_labels,
-    permuted,
-    rounds_of,
-)
-from unfused_fast.stages.prototypes import (
-    resolve_k,
-)
-from unfused_fast.stages.pseudo_labels import (
-    labels_digest,
-)
-
-__all__ = [
-    "AveragePrecision",
-    "Floats",
-    "FrozenEncoder",
-    "LabelledClips",
-    "Round",
-    "Rows",
-    "Split",
-    "baseline_encoder",
-    "bootstrap_map",
-    "bootstrap_means",
-    "check_set",
-    "describe",
-    "distill",
-    "eval_features",
-    "few_labels",
-    "finetune",
-    "holdout_input",
-    "labelled_clips",
-    "labels_digest",
-    "last_clusters",
-    "linear",
-    "load_encoder",
-    "mcnemar",
-    "metric_of",
-    "percentile_interval",
-    "permuted",
-    "pretrain",
-    "refuse_unevaluable",
-    "resolve_k",
-    "rounds_of",
-    "say_heard",
-    "score",
-    "train_all",
-    "train_heads",
-    "unweighted_recall",
-]
+from unfused_fast.stages.pretraining import pretrain
+from unfused_fast.stages.protocol import Round, few_labels, permuted, rounds_of
+from unfused_fast.stages.prototypes import resolve_k
+from unfused_fast.stages.pseudo_labels import labels_digest
