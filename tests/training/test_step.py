@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
-from unfused_fast.data.skipped_clips import SkippedClips
 from unfused_fast.models.audiontt import DistillNetwork, PretrainNetwork
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages.distillation import Distillation
@@ -78,7 +77,7 @@ def test_a_step_of_distillation_never_waits(tones: Path, tiny: list[str]) -> Non
     shards = open_shards(tones)
     config = with_values(preset("recommended", "distill"), _values(tiny))
     targets = torch.arange(shards.clips_in("train").num_rows) % 3
-    state = Distillation(config, shards, targets, 3, Options(CPU, compile=False), SkippedClips())
+    state = Distillation(config, shards, targets, 3, Options(CPU, compile=False), ())
     first, second, *_ = state.batches(1)
     state.train_batch(first, 1)
     with Recorded() as seen:

@@ -7,7 +7,7 @@ labels are never read. Source: paper section 3, part 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, s
 from unfused_fast.clustering import Background
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console
-from unfused_fast.data import Augmenter, Batch, Batches, SkippedClips, placed
+from unfused_fast.data import Augmenter, Batch, Batches, find_unreadable, left_out_input, placed, skipped
 from unfused_fast.distributed import first_buffers, first_state, in_words, share_layers, sum_gradients
 from unfused_fast.errors import UserError
 from unfused_fast.models import DistillNetwork
@@ -112,7 +112,7 @@ class Distillation:
     """The state that lives through the epochs of stage 2."""
 
     def __init__(
-        self, config: Config, shards: ShardSet, targets: Tensor, k: int, options: Options, skipped: SkippedClips
+        self, config: Config, shards: ShardSet, targets: Tensor, k: int, options: Options, left_out: Sequence[int]
     ) -> None:
         self.config, self.options, device = config, options, options.device
         seed_everything(config.train.seed)
@@ -120,7 +120,7 @@ class Distillation:
         self.first_id = shards.first_id("train")
         self.batch_size = resolve_batch_size(config, clips)
         self.ranks = options.ranks
-        stream = train_loader(config, shards, options, self.batch_size, skipped)
+        stream = train_loader(config, shards, options, self.batch_size, left_out)
         self.loader: Batches = placed(stream, ranks=self.ranks)
         self.network = prepare_for(share_layers(DistillNetwork(config, k), self.ranks, config.model.sync_bn), device)
         self.forward = compiled(self.network, options)
@@ -227,28 +227,34 @@ def distill(
                 f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
             )
         inputs["pseudo_labels"] = labels_digest(given)
+    left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
+    inputs |= left_out_input(left_out)
     with open_run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
-        return _trained(run, config, shards, teacher, options, given)
+        return _trained(run, config, shards, teacher, options, given, left_out)
 
 
 def _trained(
-    run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options, given: Tensor | None
+    run: Run,
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    options: Options,
+    given: Tensor | None,
+    left_out: Sequence[int],
 ) -> dict[str, Any]:
-    skipped = SkippedClips(options.skip_bad, options.ranks)
     if run.resumed:
         tensors, saved = load_together(run, options.ranks)
-        skipped.load(saved, shards)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     elif given is not None:
         targets, k = given.to(options.device), int(given.max()) + 1
     else:
-        targets, k = pseudo_labels_together(config, shards, teacher, options, skipped)
-    state = Distillation(config, shards, targets, k, options, skipped)
+        targets, k = pseudo_labels_together(config, shards, teacher, options, left_out)
+    state = Distillation(config, shards, targets, k, options, left_out)
 
     def relabelled(epoch: int, before: Tensor) -> Tensor:
-        found, _ = pseudo_labels_together(config, shards, teacher, options, skipped, epoch, before)
+        found, _ = pseudo_labels_together(config, shards, teacher, options, left_out, epoch, before)
         if options.ranks.leads:
             write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
         return found
@@ -280,6 +286,6 @@ def _trained(
             "k": k,
             "batch_size": state.batch_size,
             **trained,
-            **skipped.result(),
+            **skipped(left_out),
         }
     )

@@ -17,7 +17,7 @@ import torch
 from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import placed
+from unfused_fast.data import find_unreadable, left_out_input, placed, skipped
 from unfused_fast.distributed import in_words
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.pretraining_state import Pretraining
@@ -29,11 +29,12 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
-    state = Pretraining(config, shards, options)
+    left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
+    state = Pretraining(config, shards, options, left_out)
     spherical = config.cluster.algo == "spherical"
     dtype = torch.float32 if config.bank.dtype == "fp32" else torch.bfloat16
     backend = f" ({resolve_backend(config.cluster.backend, options.device, dtype)})" if spherical else ""
-    with open_run(out, "pretrain", config, shards, options) as run:
+    with open_run(out, "pretrain", config, shards, options, **left_out_input(left_out)) as run:
         if (finished := run.result()) is not None:
             return finished
         return _trained(state, run, backend)
@@ -56,4 +57,4 @@ def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
     facts = {"encoder": config.model.encoder, "clips": {"train": state.loader.clips}, "k": state.k}
     if options.ranks.leads:
         state.draw(run, trained["last_epoch"])
-    return run.finish({**facts, "batch_size": state.batch_size, **trained, **state.loader.skipped.result()})
+    return run.finish({**facts, "batch_size": state.batch_size, **trained, **skipped(state.loader.left_out)})

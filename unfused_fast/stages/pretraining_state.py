@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from unfused_fast.clustering import (
 )
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import Augmenter, Batch, Batches, SkippedClips, key
+from unfused_fast.data import Augmenter, Batch, Batches, fill_left_out, key
 from unfused_fast.distributed import first_buffers, share_layers, sum_gradients
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.sets.table import ShardSet
@@ -74,14 +74,14 @@ PLOT_SECONDS = 60
 class Pretraining:
     """The state that lives through the epochs of stage 1."""
 
-    def __init__(self, config: Config, shards: ShardSet, options: Options) -> None:
+    def __init__(self, config: Config, shards: ShardSet, options: Options, left_out: Sequence[int] = ()) -> None:
+        """`left_out`: ids of clips that cannot be read."""
         self.config, self.options, device = config, options, options.device
         seed_everything(config.train.seed)
         clips = train_clips(shards)
         self.k, self.batch_size = resolve_k(config, clips), resolve_batch_size(config, clips)
         self.ranks = options.ranks
-        skipped = SkippedClips(options.skip_bad, self.ranks)
-        self.stream = train_loader(config, shards, options, self.batch_size, skipped)
+        self.stream = train_loader(config, shards, options, self.batch_size, left_out)
         self.loader: Batches = self.stream
         self.network = prepare_for(share_layers(PretrainNetwork(config), self.ranks, config.model.sync_bn), device)
         self.forward = compiled(self.network, options)
@@ -125,6 +125,12 @@ class Pretraining:
                 (run.stopping,) = self.ranks.agree(run.stopping)
                 if run.stopping:
                     raise Interrupted(f"{run.out}: stopped while the memory bank was filled")
+        self._check_cover()
+
+    def _check_cover(self) -> None:
+        """Every row was written exactly once; clips that are left out get the row of another."""
+        fill_left_out(self.bank.rows, self.stream.left_out, self.bank.first_id)
+        fill_left_out(self.bank.writes, self.stream.left_out, self.bank.first_id)
         self.bank.check_cover()
 
     def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
@@ -230,7 +236,7 @@ class Pretraining:
     def end_epoch(self) -> None:
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
         if self.config.bank.fill == "training":
-            self.bank.check_cover()
+            self._check_cover()
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -304,7 +310,6 @@ class Pretraining:
                 torch.empty_like(self.bank.writes, dtype=torch.int64) if self.assignments is None else self.assignments
             )
         self.step, self.k, self.nmis = state["step"], state["k"], state["nmis"]
-        self.stream.skipped.load(state, self.stream.shards)
         self.collapse.in_a_row = state.get("collapsed", 0)  # an earlier version wrote none
         return progress_of(tensors, state)
 

@@ -6,6 +6,7 @@ N target clips, K pseudo-classes. The target's labels are never read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from unfused_fast.clustering import Points, match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config
-from unfused_fast.data import SkippedClips, Window, key
+from unfused_fast.data import Window, key
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder
@@ -32,7 +33,7 @@ def pseudo_labels(
     device: torch.device,
     epoch: int = 0,
     previous: Tensor | None = None,
-    skipped: SkippedClips | None = None,
+    left_out: Sequence[int] = (),
 ) -> tuple[Tensor, int]:
     """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, and K.
 
@@ -41,7 +42,7 @@ def pseudo_labels(
     Args:
         epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
         previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
-        skipped: as of Loader.
+        left_out: clips of train that cannot be read; each gets the pseudo-label of another.
     """
     k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
     if k < 2:
@@ -70,7 +71,7 @@ def pseudo_labels(
             store,
             read_again=split == "train",
             window=window,
-            skipped=skipped,
+            left_out=left_out if split == "train" else (),
         )
         for split in ("train", *(split for split in settings.splits if split != "train"))
     ]
@@ -95,7 +96,7 @@ def pseudo_labels_together(
     shards: ShardSet,
     teacher: Path,
     options: Options,
-    skipped: SkippedClips,
+    left_out: Sequence[int],
     epoch: int = 0,
     before: Tensor | None = None,
 ) -> tuple[Tensor, int]:
@@ -105,7 +106,7 @@ def pseudo_labels_together(
     def cluster() -> int:
         on_gpu = [options.device] if options.device.type == "cuda" else []
         with torch.random.fork_rng(on_gpu):  # what the student draws is not to depend on which rank does this
-            targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped)
+            targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out)
         found.append(targets)
         return k
 

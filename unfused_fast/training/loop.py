@@ -141,7 +141,7 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
             (run.stopping,) = ranks.agree(run.stopping)
             last = epoch == epochs or state.finished
             if last or run.stopping or epoch % state.config.train.save_every == 0:
-                saves.begin(progress.position, {}, _notes(state, progress))
+                saves.begin(progress.position, {}, progress.notes())
             shown.epoch(epoch, note)
             if run.stopping and not last:
                 _settled(saves, ranks)
@@ -159,7 +159,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     (done, first), steps, config = progress.position, state.loader.full_batches, state.config
     epoch, began = done + 1, time.perf_counter() - progress.seconds
     state.options.ranks.stand(f"epoch {epoch}")
-    losses, ranks, skipped = Losses(state.loader.device), state.options.ranks, state.loader.skipped
+    losses, ranks = Losses(state.loader.device), state.options.ranks
     if first:
         losses.load(progress.tensors)
     else:
@@ -167,7 +167,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             progress.values = state.begin_epoch(epoch, run)
         except (Interrupted, Collapsed) as stopped:
             if done and saves.last != progress.position:
-                saves.begin(progress.position, {}, _notes(state, progress))
+                saves.begin(progress.position, {}, progress.notes())
             if isinstance(stopped, Collapsed):
                 raise UserError(f"{stopped}; {ranks.first(saves.said)}") from stopped
             if not done:
@@ -183,7 +183,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     def save() -> None:
         check_finite(losses, state.network, epoch, said, config)
         progress.position, progress.seconds = Position(done, taken), time.perf_counter() - began
-        saves.begin(progress.position, losses.tensors(), _notes(state, progress))
+        saves.begin(progress.position, losses.tensors(), progress.notes())
 
     while True:
         batch, unread = None, None
@@ -193,9 +193,7 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             unread = error
         ranks.stand(f"epoch {epoch}, step {min(taken + 1, steps)} of {steps}")
         due = taken > first and ranks.leads and saves.due(state.step)
-        run.stopping, due, failed, news = ranks.agree(run.stopping, due, unread is not None, skipped.news)
-        if news:
-            skipped.tell()
+        run.stopping, due, failed = ranks.agree(run.stopping, due, unread is not None)
         if failed:
             told = "; ".join(text for text in ranks.texts("" if unread is None else str(unread)) if text)
             if taken > first:
@@ -232,10 +230,6 @@ def _settled(saves: Saves, ranks: Ranks) -> None:
     """Waits until rank 0 has written: who started the processes would soon end it when another one ends."""
     ranks.first(saves.settle)
     saves.settle()
-
-
-def _notes(state: Stage, progress: Progress) -> dict[str, Any]:
-    return {**progress.notes(), **state.loader.skipped.notes()}
 
 
 @contextmanager

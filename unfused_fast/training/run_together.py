@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import Loader, SkippedClips
+from unfused_fast.data import Loader
 from unfused_fast.distributed import Ranks, Share
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
@@ -103,10 +103,12 @@ def load_together(
     return ranks.tensors_from_first(read[0] if read else None), dict(state)
 
 
-def train_loader(config: Config, shards: ShardSet, options: Options, batch_size: int, skipped: SkippedClips) -> Loader:
+def train_loader(
+    config: Config, shards: ShardSet, options: Options, batch_size: int, left_out: Sequence[int]
+) -> Loader:
     """The train split, of whose batches of all ranks this one reads its share.
 
-    Raises UserError unless every rank has a clip for each of `train.accumulate` parts of a batch.
+    Raises UserError unless there is a full batch, and of it on every rank a clip for each of `train.accumulate` parts.
     """
     share = options.ranks.share
     loader = Loader(
@@ -117,8 +119,13 @@ def train_loader(config: Config, shards: ShardSet, options: Options, batch_size:
         batch_size=batch_size,
         share=share,
         threads=options.threads,
-        skipped=skipped,
+        left_out=left_out,
     )
+    if not loader.full_batches:
+        raise UserError(
+            f"{shards.directory}: only {loader.clips} clips of train can be read; want train.batch_size = {batch_size} "
+            "at least"
+        )
     least = min(share.sizes(batch_size))
     if config.train.accumulate > least:
         raise UserError(
