@@ -64,7 +64,7 @@ class ShardWriter:
             self._file.write(data)
             self._file.write(bytes(-len(data) % _BLOCK))
             line.append(f"{extension} {self._offset + _BLOCK} {len(data)} {name}")
-            self._offset += _BLOCK + _padded(len(data))
+            self._offset += _BLOCK + padded(len(data))
         self._lines.append(" ".join(line))
         self.clips += 1
 
@@ -191,7 +191,7 @@ def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Me
     for member in (member for members in samples for member in members):
         if member.offset - _BLOCK != free:
             raise UserError(f"{index}: {member.name} does not follow the member before it: it was changed; {REPACK}")
-        free = member.offset + _padded(member.size)
+        free = member.offset + padded(member.size)
     check_ends(tar, index, samples[0][0], samples[-1][-1], cut_short)
     return samples
 
@@ -200,7 +200,7 @@ def check_ends(tar: Path, index: Path, first: Member, last: Member, cut_short: b
     """Whether a tar begins with the header of `first` and, unless it may be `cut_short`, ends with `last`. Raises
     UserError as check_index.
     """
-    end = last.offset + _padded(last.size)
+    end = last.offset + padded(last.size)
     try:
         with tar.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -283,5 +283,5 @@ def _index_text(lines: Sequence[str]) -> str:
     return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines]) + "\n"
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
