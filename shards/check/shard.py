@@ -18,7 +18,7 @@ from unfused_fast.shards.audio import measures
 from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.check.findings import Example, Finding, Kind, Tally, finding
 from unfused_fast.shards.packing.workers import At, Bad
-from unfused_fast.shards.sets.shard_files import IN_JSON, Member, check_index, index_path, member_header, padded
+from unfused_fast.shards.sets.shard_files import IN_JSON, Member, check_index, index_path, other_header, padded
 from unfused_fast.shards.sets.table import clips_digest, read_clips
 
 READ_BYTES = 1 << 20
@@ -106,10 +106,11 @@ class ShardTask:
             return Kind.KEY, first.offset, f"members {said}, where the clips table has {key}"
         if row["split"] != self.split:
             return Kind.SPLIT, first.offset, f"{key} is of split {row['split']} in the clips table"
-        for name, offset, size in ((member.name, member.offset, member.size) for member in members):
+        for member in members:
+            _, offset, size, name = member
             start = offset - first.offset + tarfile.BLOCKSIZE
-            header, content = clip[start - tarfile.BLOCKSIZE : start], clip[start : start + size]
-            if header != member_header(name, size) and (problem := _header_problem(header, name, size)):
+            content = clip[start : start + size]
+            if problem := other_header(bytes(clip[start - tarfile.BLOCKSIZE : start]), member):
                 text = f"{problem}, where the index has {name}, {size} bytes"
                 return Kind.TAR, offset - tarfile.BLOCKSIZE, text
             if any(clip[start + size : start + padded(size)]):
@@ -179,15 +180,6 @@ def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member
         while rest := file.read(READ_BYTES):
             if any(rest):
                 raise EOFError(f"something follows its last member, after byte {place}")
-
-
-def _header_problem(header: memoryview, name: str, size: int) -> str | None:
-    """What is there instead of a member's tar header; None: a header that differs from the packer's in nothing else."""
-    try:
-        info = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "strict")
-    except tarfile.HeaderError as error:
-        return f"no tar header ({error})"
-    return None if (info.name, info.size) == (name, size) else f"{info.name}, {info.size} bytes"
 
 
 def _json_problem(content: memoryview, row: Row, label_names: tuple[str, ...]) -> str | None:
