@@ -16,7 +16,7 @@ from unfused_fast.commands import plan_bytes
 from unfused_fast.commands.plan_rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
-from unfused_fast.stages import resolve_k
+from unfused_fast.methods import resolve_k
 from unfused_fast.training import KEPT, quietly, resolve_amp, resolve_batch_size
 
 ORDER_BYTES = 64

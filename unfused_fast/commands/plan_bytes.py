@@ -172,15 +172,13 @@ def checkpoint_bytes(clips: int, heads: Sequence[int], config: Config, cuda: boo
     if config.data.norm == "running":
         tensors[RUNNING_NORM] = (torch.float64, (3,))
     width = config.model.proj_dim
-    for number, clusters in enumerate(heads, 1):
-        head = "" if number == 1 else f"head{number}."
+    for number, clusters in enumerate(heads):
+        tensors[f"heads.{number}.assignments"] = (torch.int64, (clips,))
         if config.model.prediction == "prototypes":
-            tensors[f"{head}prototypes"] = (torch.float32, (clusters, width))
+            tensors[f"heads.{number}.prototypes"] = (torch.float32, (clusters, width))
         else:
-            tensors[f"{head}head.weight"] = (torch.float32, (clusters, width))
-            tensors[f"{head}head.bias"] = (torch.float32, (clusters,))
-        if head:
-            tensors[f"{head}assignments"] = (torch.int64, (clips,))
+            tensors[f"heads.{number}.weight"] = (torch.float32, (clusters, width))
+            tensors[f"heads.{number}.bias"] = (torch.float32, (clusters,))
     return _safetensors_bytes(tensors)
 
 

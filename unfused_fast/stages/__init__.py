@@ -1,7 +1,7 @@
 """What is trained: stage 1 (pretrain), stage 2 (distill), stage 3 (linear heads, or finetune), and all in turn.
 
 In: a `Config`, a shard set, OUT. Out: a finished run directory and its result.
-Read first: pretraining.py, then pretraining_state.py.
+Read first: pretraining.py, then distillation.py.
 """
 
 from unfused_fast.stages.all_stages import train_all
@@ -31,5 +31,4 @@ from unfused_fast.stages.metrics import (
 )
 from unfused_fast.stages.pretraining import pretrain
 from unfused_fast.stages.protocol import Round, few_labels, permuted, rounds_of
-from unfused_fast.stages.prototypes import resolve_k
 from unfused_fast.stages.pseudo_labels import labels_digest

@@ -28,10 +28,8 @@ def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> 
     return accuracy(clips.targets[rows], scores.argmax(axis=1))
 
 
-class JudgedClips:
-    """Recordings of one split, and how good a network is on them: its scores are the mean over their clips, which it
-    hears whole.
-    """
+class ScoredClips:
+    """Recordings of one split, and how good a network is on them: its scores are the mean over their whole clips."""
 
     def __init__(
         self,
@@ -47,7 +45,7 @@ class JudgedClips:
         rows: (n,) of `clips`, all of one split.
         once: they are read once, so that no cache is made for them.
         """
-        self.clips, self._recordings = clips, clips.recordings(rows)
+        self.clips, self.statistics, self._recordings = clips, statistics, clips.recordings(rows)
         self.rows = self._recordings.rows
         """(R,) of `clips`, one a recording."""
         ids = clips.clip_ids[rows]

@@ -25,23 +25,9 @@ PSEUDO_LABELS = "pseudo_labels.parquet"
 """File of a run: those of the last clustering."""
 
 
-def pseudo_labels(
-    config: Config,
-    shards: ShardSet,
-    teacher: Path,
-    device: torch.device,
-    epoch: int = 0,
-    previous: Tensor | None = None,
-    skipped: SkippedClips | None = None,
-) -> tuple[Tensor, int]:
-    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, and K.
-
-    K is `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t).
-
-    Args:
-        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
-        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
-        skipped: as of Loader.
+def pseudo_classes(config: Config, shards: ShardSet) -> int:
+    """K: `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t). Raises
+    UserError where it does not fit the set.
     """
     k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
     if k < 2:
@@ -53,12 +39,30 @@ def pseudo_labels(
         raise UserError(
             f"pseudo.k = {k}, but the train split has {clips} clips; use --set pseudo.k=N with N up to {clips}"
         )
-    frozen, kind = load_encoder(teacher, device), config.pseudo.feature
+    return k
+
+
+def pseudo_labels(
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    device: torch.device,
+    epoch: int = 0,
+    previous: Tensor | None = None,
+    skipped: SkippedClips | None = None,
+) -> Tensor:
+    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device.
+
+    Args:
+        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
+        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
+        skipped: as of Loader.
+    """
+    k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
+    frozen, kind = load_encoder(teacher, device), settings.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
-    settings, note, store, seed = config.pseudo, "teacher features", config.data.store, config.train.seed
     window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
     parts = [
-        # `train` is read again by the student
         extract(
             frozen,
             shards,
@@ -66,9 +70,9 @@ def pseudo_labels(
             kind,
             pool,
             device,
-            note,
-            store,
-            read_again=split == "train",
+            "teacher features",
+            config.data.store,
+            read_again=split == "train",  # by the student
             window=window,
             skipped=skipped,
         )
@@ -85,9 +89,7 @@ def pseudo_labels(
         seed=key(seed, epoch) >> 1 if epoch else seed,
     )
     labels = found.assignments[:clips]
-    if previous is not None:
-        labels = match_clusters(labels, previous, k, Points(features, None))[labels]
-    return labels, k
+    return labels if previous is None else match_clusters(labels, previous, k, Points(features, None))[labels]
 
 
 def pseudo_labels_together(
@@ -98,21 +100,17 @@ def pseudo_labels_together(
     skipped: SkippedClips,
     epoch: int = 0,
     before: Tensor | None = None,
-) -> tuple[Tensor, int]:
+) -> Tensor:
     """pseudo_labels of rank 0, on every rank."""
-    found = list[Tensor]()
+    found = torch.empty(train_clips(shards), dtype=torch.int64, device=options.device)
 
-    def cluster() -> int:
+    def cluster() -> None:
         on_gpu = [options.device] if options.device.type == "cuda" else []
-        with torch.random.fork_rng(on_gpu):  # what the student draws is not to depend on which rank does this
-            targets, k = pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped)
-        found.append(targets)
-        return k
+        with torch.random.fork_rng(on_gpu):  # what the student draws must not depend on which rank does this
+            found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped))
 
-    k = int(options.ranks.first(cluster))
-    if not found:
-        found.append(torch.empty(train_clips(shards), dtype=torch.int64, device=options.device))
-    return options.ranks.from_first(found[0]), k
+    options.ranks.first(cluster)
+    return options.ranks.from_first(found)
 
 
 def labels_digest(labels: Tensor) -> str:
