@@ -17,7 +17,6 @@ from same_runs import assert_same_run
 from stopping import stopped_twice
 from torch import Tensor
 
-from unfused_fast.commands import plan_bytes
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import flatten, from_flat, with_values
 from unfused_fast.distributed import ALONE
@@ -67,7 +66,7 @@ def test_lists_are_read_and_written() -> None:
         with_values(Config(), {"cluster.k": "2,3", "cluster.algo": "pic", "model.prediction": "linear"})
 
 
-def test_a_run_of_three_heads_learns_goes_on_exactly_and_is_planned(
+def test_a_run_of_three_heads_learns_and_goes_on_exactly(
     cli: Cli, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     def train(name: str, *more: object) -> Any:
@@ -82,8 +81,6 @@ def test_a_run_of_three_heads_learns_goes_on_exactly_and_is_planned(
     tensors = load_file(newest)
     assert [len(tensors[f"heads.{head}.prototypes"]) for head in range(3)] == [4, 3, 5]
     assert tensors["heads.2.assignments"].shape == (60,)
-    config = from_flat(json.loads((tmp_path / "whole" / "config.json").read_text())["config"])
-    assert plan_bytes.checkpoint_bytes(60, [4, 3, 5], config) == newest.stat().st_size
     losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert all(math.isfinite(loss) for loss in losses)
     refused = cli("train", "pretrain", tones, "--out", tmp_path / "no", *tiny, "--set", "cluster.k=4,61")
