@@ -168,13 +168,7 @@ def _tuned(
     ids, targets = (torch.from_numpy(found[part.train]).to(device) for found in (clips.clip_ids, clips.targets))
     task, size = Finetuning(frozen, config, targets, ids, chooser), resolve_batch_size(config, len(ids))
     stream = Loader(
-        shards,
-        "train",
-        config,
-        device=device,
-        batch_size=size,
-        statistics=statistics,
-        only=clips.clip_ids[part.train],
+        shards, "train", config, device=device, batch_size=size, statistics=statistics, only=clips.clip_ids[part.train]
     )
     trainer = Trainer(task, stream, config, options, run, augment=config.finetune.augment)
     trainer.start()
