@@ -30,9 +30,8 @@ from unfused_fast.errors import UserError
 from unfused_fast.methods.decar_v2 import Prototypes
 from unfused_fast.models.audiontt import DistillNetwork, build_encoder
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.stages.distillation import distill_loss
+from unfused_fast.stages.distillation import distill_loss, pseudo_labels
 from unfused_fast.stages.features import baseline_encoder, eval_features, extract, load_encoder, start_from
-from unfused_fast.stages.pseudo_labels import pseudo_labels
 
 Cli = Callable[..., Any]
 CPU = torch.device("cpu")

@@ -7,30 +7,27 @@ labels are never read. Source: paper section 3, part 2.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
+from unfused_fast.clustering import Points, match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console
-from unfused_fast.data import SkippedClips
+from unfused_fast.data import SkippedClips, Window, key
 from unfused_fast.distributed import first_state, in_words
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Log, Passes, Trainable
 from unfused_fast.models import DistillNetwork
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.features import load_encoder, start_from
-from unfused_fast.stages.pseudo_labels import (
-    PSEUDO_LABELS,
-    labels_digest,
-    pseudo_classes,
-    pseudo_labels_together,
-    write_pseudo_labels,
-)
+from unfused_fast.stages.features import extract, load_encoder, start_from
 from unfused_fast.training import (
     Options,
     Trainer,
@@ -41,6 +38,113 @@ from unfused_fast.training import (
     train_clips,
     train_loader,
 )
+
+PSEUDO_LABELS = "pseudo_labels.parquet"
+"""File of a run: those of the last clustering."""
+
+
+def pseudo_classes(config: Config, shards: ShardSet) -> int:
+    """K: `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t). Raises
+    UserError where it does not fit the set.
+    """
+    k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
+    if k < 2:
+        raise UserError(
+            f"{shards.directory}: the set names {k} classes, so K is not known; give it with --set pseudo.k=N (at "
+            "least 2)"
+        )
+    if k > (clips := train_clips(shards)):
+        raise UserError(
+            f"pseudo.k = {k}, but the train split has {clips} clips; use --set pseudo.k=N with N up to {clips}"
+        )
+    return k
+
+
+def pseudo_labels(
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    device: torch.device,
+    epoch: int = 0,
+    previous: Tensor | None = None,
+    skipped: SkippedClips | None = None,
+) -> Tensor:
+    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device.
+
+    Args:
+        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
+        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
+        skipped: as of Loader.
+    """
+    k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
+    frozen, kind = load_encoder(teacher, device), settings.feature
+    pool = "mean" if kind.startswith("block") else frozen.config.model.pool
+    window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
+    parts = [
+        extract(
+            frozen,
+            shards,
+            split,
+            kind,
+            pool,
+            device,
+            "teacher features",
+            config.data.store,
+            read_again=split == "train",  # by the student
+            window=window,
+            skipped=skipped,
+        )
+        for split in ("train", *(split for split in settings.splits if split != "train"))
+    ]
+    features = torch.cat(parts)
+    found = pseudo_label_kmeans(
+        features,
+        k,
+        pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
+        whiten=settings.whiten,
+        iterations=settings.iterations,
+        n_init=settings.n_init,
+        seed=key(seed, epoch) >> 1 if epoch else seed,
+    )
+    labels = found.assignments[:clips]
+    return labels if previous is None else match_clusters(labels, previous, k, Points(features, None))[labels]
+
+
+def pseudo_labels_together(
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    options: Options,
+    skipped: SkippedClips,
+    epoch: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:
+    """pseudo_labels of rank 0, on every rank."""
+    found = torch.empty(train_clips(shards), dtype=torch.int64, device=options.device)
+
+    def cluster() -> None:
+        on_gpu = [options.device] if options.device.type == "cuda" else []
+        with torch.random.fork_rng(on_gpu):  # what the student draws must not depend on which rank does this
+            found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped))
+
+    options.ranks.first(cluster)
+    return options.ranks.from_first(found)
+
+
+def labels_digest(labels: Tensor) -> str:
+    """sha256 of pseudo-labels (N,) int64 that were given."""
+    return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()
+
+
+def write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:
+    """clip_id, key, pseudo_label: one row a clip of the train split."""
+    clips = shards.clips_in("train")
+    pq.write_table(
+        pa.table(
+            {"clip_id": clips.column("clip_id"), "key": clips.column("key"), "pseudo_label": targets.cpu().numpy()}
+        ),
+        path,
+    )
 
 
 def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -9,27 +9,94 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unfused_fast.config import Config, with_values
 from unfused_fast.console import console
-from unfused_fast.data import Loader, set_statistics
+from unfused_fast.data import Loader, placed, set_statistics
 from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
 from unfused_fast.json_files import is_number
 from unfused_fast.methods import Log, Trainable
 from unfused_fast.models import FinetuneNetwork
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.clip_scores import ScoredClips
-from unfused_fast.stages.features import FrozenEncoder, baseline_encoder, load_encoder
-from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.features import WHOLE_CLIP_BATCH, FrozenEncoder, baseline_encoder, load_encoder
+from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.linear_heads import draw_confusion, head_losses, holdout_input, say_heard, score
+from unfused_fast.stages.metrics import AveragePrecision, accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
 from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, seed_everything, train_clips
+
+
+def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
+    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
+    if clips.multi_label:
+        return AveragePrecision(clips.targets[rows], scores).mean()
+    return accuracy(clips.targets[rows], scores.argmax(axis=1))
+
+
+def row_numbers(clip_ids: Tensor) -> Tensor:
+    """(N,) ids -> (largest id + 1,) the row of each id, to be indexed by ids."""
+    found = torch.zeros(int(clip_ids.max()) + 1, dtype=torch.int64, device=clip_ids.device)
+    found[clip_ids] = torch.arange(len(clip_ids), device=clip_ids.device)
+    return found
+
+
+class ScoredClips:
+    """Recordings of one split, and how good a network is on them: its scores are the mean over their whole clips."""
+
+    def __init__(
+        self,
+        config: Config,
+        shards: ShardSet,
+        clips: LabelledClips,
+        rows: Rows,
+        statistics: Mapping[str, float] | None,
+        device: torch.device,
+        once: bool,
+    ) -> None:
+        """Args:
+        rows: (n,) of `clips`, all of one split.
+        once: they are read once, so that no cache is made for them.
+        """
+        self.clips, self.statistics, self._recordings = clips, statistics, clips.recordings(rows)
+        self.rows = self._recordings.rows
+        """(R,) of `clips`, one a recording."""
+        ids = clips.clip_ids[rows]
+        stream = Loader(
+            shards,
+            str(shards.clips["split"][int(ids[0])]),
+            config,
+            device=device,
+            batch_size=WHOLE_CLIP_BATCH,
+            statistics=statistics,
+            only=ids,
+        )
+        self._loader, self._row_of = placed(stream, single_pass=once), row_numbers(torch.from_numpy(ids).to(device))
+
+    @torch.no_grad()
+    @ieee_float32()
+    def scores(self, network: FinetuneNetwork) -> NDArray[np.float32]:
+        """(R, C) logits, in float32 whatever the training used, as features.extract; leaves the network in eval
+        mode. The head is linear: the mean of the clips' logits is the logits of their mean features.
+        """
+        network.eval()
+        found = torch.full((self._loader.clips, len(self.clips.label_names)), torch.nan, device=self._loader.device)
+        for batch in self._loader.whole_clips():
+            found[self._row_of[batch.clip_ids]] = network(batch.views[0], batch.frame_counts)
+        return self._recordings.mean(found).cpu().numpy()
+
+    def metric(self, scores: NDArray[np.float32]) -> float:
+        """Accuracy, or of a multi-label set mAP, of scores (R, C)."""
+        return metric_of(self.clips, self.rows, scores)
 
 
 class Finetuning(Trainable):
@@ -50,9 +117,7 @@ class Finetuning(Trainable):
         network.encoder.load_state_dict(frozen.network.state_dict())
         super().__init__(network)
         self.scored, self.by = scored, "test" if config.eval.select == "best_test" else "valid"
-        self._targets, device = targets, targets.device
-        self._row_of = torch.zeros(int(clip_ids.max()) + 1, dtype=torch.int64, device=device)
-        self._row_of[clip_ids] = torch.arange(len(clip_ids), device=device)
+        self._targets, self._row_of = targets, row_numbers(clip_ids)
         self._digest = hashlib.sha256(clip_ids.cpu().numpy().tobytes()).hexdigest()
         self.best = copy.deepcopy(network).requires_grad_(False)
         """After the chosen epoch; before the first has ended, as it began."""
