@@ -57,7 +57,7 @@ def embed(
     from unfused_fast.embedding import check_place, embed_files, format_of, load, rejected_path
 
     format_of(out, frames)
-    check_place(out, resume, overwrite)
+    check_place(out, overwrite)
     embedder = load(encoder, device, pool)
     stopped = list[int]()
 

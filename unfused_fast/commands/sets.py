@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ def check(
         bool,
         typer.Option(
             "--every-clip",
-            help="Listen to all clips (FLAC is decoded, all spectra are looked at), not to a sample of some 250.",
+            help="Decode and measure every clip, not a sample of some 250.",
         ),
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
@@ -42,8 +43,8 @@ def check(
             {
                 "shards": display_name(shards),
                 "clips": found.clips,
-                "corrupt": [finding.as_json() for finding in found.corrupt],
-                "warnings": [finding.as_json() for finding in found.warnings],
+                "corrupt": [asdict(finding) for finding in found.corrupt],
+                "warnings": [asdict(finding) for finding in found.warnings],
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
