@@ -73,7 +73,7 @@ def local_shards(shards: str) -> Path:
     if not is_url(shards):
         return Path(shards)
     from unfused_fast.console import console
-    from unfused_fast.shards.packing.download import local_set
+    from unfused_fast.shards.sets.download import local_set
 
     with bar("downloading") as advance:
         return local_set(shards, say=console.print, progress=advance)
