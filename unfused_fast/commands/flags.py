@@ -253,9 +253,9 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
 
 def next_command(*arguments: object) -> str:
     """The line that says what to type next: quoted for a shell, and URLs without what may be secret."""
-    from unfused_fast.shards.sources.places import place_title
+    from unfused_fast.shards.sources.location import display_name
 
-    return f"next: unfused-fast {shlex.join(place_title(str(argument)) for argument in arguments)}"
+    return f"next: unfused-fast {shlex.join(display_name(str(argument)) for argument in arguments)}"
 
 
 @contextmanager
@@ -274,7 +274,7 @@ def bar(title: str, noted: str = "rejected") -> Iterator[Callable[[int, int, int
 
 def local_shards(shards: str) -> Path:
     """The folder of a set; what is behind a URL is copied to this machine first."""
-    from unfused_fast.shards.sources.places import is_url
+    from unfused_fast.shards.sources.location import is_url
 
     if not is_url(shards):
         return Path(shards)

@@ -17,7 +17,7 @@ from unfused_fast.shards.audio.decode import LONGEST_FILE_SECONDS, decode_sample
 from unfused_fast.shards.packing.options import PackOptions
 from unfused_fast.shards.packing.pack_shard import ProbeJob
 from unfused_fast.shards.packing.workers import At, Bad, Pool
-from unfused_fast.shards.sources.places import Location
+from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
 

@@ -14,8 +14,7 @@ from unfused_fast.shards.datasets import DATASETS, dataset_rows
 from unfused_fast.shards.datasets.layout import chosen
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import MANIFEST, Manifest, ShardSet, open_shards, read_manifest
-from unfused_fast.shards.sources.branch import Branch
-from unfused_fast.shards.sources.trees import folder_of
+from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
 
 FOLDERS = {
     "speechcommands-v1": ("speech_commands_v0.01",),
@@ -69,7 +68,7 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
         return open_shards(place)
     root = folder_of(place, say=console.print)
     found = dataset_rows(task.dataset, root, task.options)
-    if isinstance(root, Branch) and (refused := root.tree.refused):
+    if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         console.print(f"{task.name}: {len(refused)} files in archives are not read, such as {refused[0][0]}")
     for note in found.notes:
         console.print(f"{task.name}: {note}")
