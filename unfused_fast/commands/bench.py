@@ -42,7 +42,7 @@ def bench(
     compile_: Compile = None,
     as_json: Json = False,
 ) -> None:
-    """How fast each part of training runs here, beside what this machine could do, measured in the same run."""
+    """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
     from unfused_fast.commands.benchmarks import PARTS, Bench, Measured, limit
     from unfused_fast.commands.flags import run_options, stage_config
     from unfused_fast.commands.machine import circumstances
