@@ -83,9 +83,7 @@ def demo(
     from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
-        raise UserError(
-            f"{out}: an earlier demo is there; use --resume to continue it, --overwrite to start again, or another --out"
-        )
+        raise UserError(f"{out}: holds an earlier demo; use --resume, --overwrite, or another --out")
     given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
     size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in given.items()})

@@ -148,9 +148,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
         taken = time.perf_counter() - start
     if not isinstance(held, ResidentLoader):
         why = "as data.store is stream" if bench.config.data.store == "stream" else "as there is no room for log-mels"
-        console.print(
-            f"bench loader: training here streams, {why}, so loading from memory is not measured", style="yellow"
-        )
+        console.print(f"bench loader: training here streams, {why}, not from memory", style="yellow")
         return
     if kept is None:
         samples = bench.shards.clips_in("train").column("samples").to_numpy()
