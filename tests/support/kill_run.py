@@ -50,7 +50,7 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "pretrain": [(loop.Trainer, "train_batch")],
     "distill": [(loop.Trainer, "train_batch")],
     "linear": [
-        *((linear, name) for name in ("eval_features", "head_losses", "plot_confusion")),
+        *((linear, name) for name in ("eval_features", "head_losses", "plot_confusions")),
         *((run, name) for name in ("RunLock", "write_json")),
     ],
 }

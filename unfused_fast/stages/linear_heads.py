@@ -27,7 +27,7 @@ from unfused_fast.stages.features import baseline_encoder, eval_features, load_e
 from unfused_fast.stages.labels import LabelledClips, labelled_clips
 from unfused_fast.stages.metrics import accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
-from unfused_fast.training import Options, Profile, Run, plot_confusion, read_description, train_clips
+from unfused_fast.training import Options, Profile, Run, plot_confusions, read_description, train_clips
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:
     split = "valid" if result["test"] is None else "test"
     trained = " fine-tuned" if result["stage"] == "finetune" else ""
     title = f"{result['encoder']}{trained}, {split} accuracy {result[split]:.3f}"
-    plot_confusion(path, result["confusion"], result["label_names"], title)
+    plot_confusions(path, [(title, result["confusion"], result["label_names"])])
 
 
 def holdout_input(holdout: float | None) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +19,15 @@ from stopping import after_steps, signalled_after
 import unfused_fast.training.checkpoint
 import unfused_fast.training.loop
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training.loop import Trainer
+
+
+@pytest.fixture
+def pretrain(cli: Cli, tiny: list[str]) -> Cli:
+    """`pretrain(shards, out, ...)`: two tiny epochs, the settings of the run `pretrained`."""
+    return lambda shards, out, *more: cli("train", "pretrain", shards, "--out", out, "--epochs", 2, *tiny, *more)
 
 
 def full(*_: Any, **__: Any) -> None:
@@ -151,30 +155,6 @@ def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: 
     refused(done, "no memory for batches of 60 clips (CUDA out of memory)", "--set train.batch_size=30")
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
-def test_a_signal_while_the_first_step_is_compiled(
-    pretrain: Cli, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch._inductor.compile_fx as compiler
-
-    real, compiled = compiler.compile_fx, list[str]()
-
-    def told(*arguments: Any, **named: Any) -> Any:
-        if not compiled:
-            signal.raise_signal(signal.SIGTERM)
-        compiled.append("a graph")
-        return real(*arguments, **named)
-
-    torch._dynamo.reset()
-    with monkeypatch.context() as patch:
-        patch.setattr(compiler, "compile_fx", told)
-        done = pretrain(unlabelled, tmp_path / "out", "--compile")
-    assert compiled and done.code == 130 and "Traceback" not in done.err, done.err
-    assert done.err.splitlines()[-1].endswith("stopped in epoch 1 after 1 of 3 steps, saved; go on with --resume")
-    assert pretrain(unlabelled, tmp_path / "out", "--resume").code == 0
-
-
 SMALL_DISK = """
 mount -t tmpfs -o size=64m tmpfs "$1" || exit 42
 out="$1/out" python="$2" said="$3" copied="$4"; shift 4
@@ -188,6 +168,7 @@ cp -r "$out" "$copied"
 """
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     """A file system of its own, filled to the last byte while the run is at work, then emptied."""
     disk, said, copied = tmp_path / "disk", tmp_path / "said", tmp_path / "copied"
@@ -205,18 +186,3 @@ def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str],
     assert "not saved, training goes on" in told and "No space left on device" in told and "Traceback" not in told
     assert pretrain(tones, tmp_path / "whole", "--epochs", 30).code == 0
     assert_same_run(copied, tmp_path / "whole")
-
-
-def test_a_picture_that_cannot_be_drawn_loses_no_result(
-    linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Matplotlib is gone; where it is back, the finished run gets its picture without training."""
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
-        refused(linear(tones, "logmel", out), "a picture needs Matplotlib")
-    assert (out / "result.json").exists()
-    result = (out / "result.json").read_bytes()
-    done = linear(tones, "logmel", out, "--resume")
-    assert done.code == 0 and "finished already" in done.err and (out / "confusion.png").exists()
-    assert (out / "result.json").read_bytes() == result
