@@ -52,7 +52,8 @@ def test_set_on_a_web_server_is_read(packed: ShardSet, tmp_path: Path) -> None:
     (tmp_path / "www/lacking").mkdir(parents=True)
     (tmp_path / "www/packed").symlink_to(packed.directory)
     (tmp_path / "www/lacking/manifest.json").symlink_to(packed.directory / "manifest.json")
-    with served(tmp_path / "www", "me:hunter2") as url:
+    with served(tmp_path / "www") as server:
+        url = server.url.replace("//", "//me:hunter2@")
         assert bytes_of(local_set(f"{url}/packed")) == bytes_of(packed.directory)
         with pytest.raises(UserError, match=r"^http://127.0.0.1:\d+/nothing: holds no manifest.json"):
             local_set(f"{url}/nothing")
