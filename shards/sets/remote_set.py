@@ -82,7 +82,7 @@ class RemoteSet:
     def _try(self, what: str, action: Callable[[], Result]) -> Result:
         """With retries. Args: what: "read" or "written"."""
         try:
-            return with_retries(action)
+            return with_retries(self.shown, action)
         except FileNotFoundError:
             raise
         except NotImplementedError as error:
