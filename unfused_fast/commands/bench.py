@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets, local_shards, print_json, stdout_console
+from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets
+from unfused_fast.commands.output import local_shards, print_json, stdout_console
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def bench(
     compile_: Compile = None,
     as_json: Json = False,
 ) -> None:
-    """How fast each part of training runs here, beside what this machine could do, measured in the same run."""
+    """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
     from unfused_fast.commands.benchmarks import PARTS, Bench, Measured, limit
     from unfused_fast.commands.flags import run_options, stage_config
     from unfused_fast.commands.machine import circumstances
@@ -80,7 +81,7 @@ def bench(
 
 
 def _print(found: list[Measured], title: str) -> None:
-    from unfused_fast.commands.benchmarks import spread
+    from unfused_fast.commands.machine import spread
     from unfused_fast.evaluation import terminal_table
 
     lines = []

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.benchmark import Timer
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmeans
 from unfused_fast.commands import machine
+from unfused_fast.commands.machine import spread
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
@@ -41,19 +41,6 @@ from unfused_fast.training import (
 )
 
 VIEWS = 2
-
-
-class Spread(NamedTuple):
-    """Of repeated measurements: p20, median, p80."""
-
-    p20: float
-    p50: float
-    p80: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Quantiles of one or more values."""
-    return Spread(*map(float, np.quantile(values, (0.2, 0.5, 0.8))))
 
 
 class Measured(NamedTuple):
@@ -160,8 +147,8 @@ def loader(bench: Bench) -> Iterator[Measured]:
         held = placed(stream)
         taken = time.perf_counter() - start
     if not isinstance(held, ResidentLoader):
-        why = "as data.store says" if bench.config.data.store == "stream" else "as there is no room for log-mels"
-        console.print(f"bench loader: training here streams, {why}, so nothing is measured from memory", style="yellow")
+        why = "as data.store is stream" if bench.config.data.store == "stream" else "as there is no room for log-mels"
+        console.print(f"bench loader: training here streams, {why}, not from memory", style="yellow")
         return
     if kept is None:
         samples = bench.shards.clips_in("train").column("samples").to_numpy()
@@ -263,7 +250,7 @@ def kmeans(bench: Bench) -> Iterator[Measured]:
 
 
 def bank(bench: Bench) -> Iterator[Measured]:
-    """A generation of the bank: until training goes on, and until it is on the disk."""
+    """A generation of the bank: until training continues, and until it is on disk."""
     n, d, dtype = (20_000 if bench.quick else 250_000), 512, bench.config.bank.dtype
     held = MemoryBank(n, d, 0, bench.device, dtype)
     assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)

@@ -50,7 +50,7 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
         if is_audio(name.name):  # any other URL may be a folder
             return [SourceRow(ByteLocation((where,)), in_unicode(title))]
         if not is_list and archive_named(where) is None and _is_remote_set(where):
-            from unfused_fast.commands.flags import local_shards
+            from unfused_fast.commands.output import local_shards
 
             return shard_set_rows(open_shards(local_shards(given)))
     rows = source_rows(given, work=work, say=say)

@@ -7,12 +7,14 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
@@ -21,6 +23,19 @@ from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.sets.table import ShardSet
+
+
+class Spread(NamedTuple):
+    """Of repeated measurements: p20, median, p80."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Quantiles of one or more values."""
+    return Spread(*map(float, np.quantile(values, (0.2, 0.5, 0.8))))
 
 
 def circumstances(device: torch.device) -> dict[str, str | int]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Preset, Sets, print_json, run_options, stage_config, stdout_console
+from unfused_fast.commands.flags import Json, Preset, Sets, run_options, stage_config
+from unfused_fast.commands.output import print_json, stdout_console
 
 
 def plan(

@@ -118,7 +118,7 @@ def _positive(value: Any) -> float:
 
 def _match(pattern: str, text: str) -> re.Match[str]:
     if (found := re.search(pattern, text)) is None:
-        raise ValueError(f"{text[:60]!r} does not say what was measured")
+        raise ValueError(f"{text[:60]!r} does not name what was measured")
     return found
 
 

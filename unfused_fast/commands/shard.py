@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Overwrite, bar, pairs, print_json
+from unfused_fast.commands.flags import Json, Overwrite, pairs
+from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url, local_path
 
