@@ -15,7 +15,7 @@ from remote_files import URL, bytes_of, pack_remote, remote_bytes, served, stop_
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
 from unfused_fast.shards.sets.download import local_set
-from unfused_fast.shards.sets.remote_set import RemoteSet
+from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -66,9 +66,9 @@ def test_set_on_a_web_server_is_read(packed: ShardSet, tmp_path: Path) -> None:
 
 def test_two_at_once_download_once(memory: Any, rows: list[SourceRow], monkeypatch: pytest.MonkeyPatch) -> None:
     pack_remote(rows)
-    fetch, fetched, started, second_waits = RemoteSet.fetch, list[str](), threading.Event(), threading.Event()
+    fetch, fetched, started, second_waits = RemoteFolder.fetch, list[str](), threading.Event(), threading.Event()
 
-    def slow(self: RemoteSet, name: str, path: Path) -> None:
+    def slow(self: RemoteFolder, name: str, path: Path) -> None:
         fetched.append(name)
         started.set()
         assert second_waits.wait(10)
@@ -78,7 +78,7 @@ def test_two_at_once_download_once(memory: Any, rows: list[SourceRow], monkeypat
         assert "waiting for another process" in text
         second_waits.set()
 
-    monkeypatch.setattr(RemoteSet, "fetch", slow)
+    monkeypatch.setattr(RemoteFolder, "fetch", slow)
     with ThreadPoolExecutor(1) as other:
         first = other.submit(local_set, URL)
         assert started.wait(10)
@@ -160,9 +160,9 @@ def test_set_that_changes_while_it_is_downloaded_is_refused(
     memory: Any, rows: list[SourceRow], new: bytes | None
 ) -> None:
     pack_remote(rows)
-    fetch = RemoteSet.fetch
+    fetch = RemoteFolder.fetch
 
-    def changing(self: RemoteSet, name: str, path: Path) -> None:
+    def changing(self: RemoteFolder, name: str, path: Path) -> None:
         fetch(self, name, path)
         if name == "clips.parquet":
             memory.rm_file("/bucket/set/manifest.json")
@@ -170,7 +170,7 @@ def test_set_that_changes_while_it_is_downloaded_is_refused(
                 memory.pipe_file("/bucket/set/manifest.json", new)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RemoteSet, "fetch", changing)
+        patch.setattr(RemoteFolder, "fetch", changing)
         with pytest.raises(UserError, match="was changed while it was downloaded; give the same command again"):
             local_set(URL)
 
