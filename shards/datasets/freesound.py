@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import birdsong, urbansound8k
-from unfused_fast.shards.datasets.layout import records_of
+from unfused_fast.shards.datasets.layout import not_published, records_of
 from unfused_fast.shards.sources.places import Folder
 
 _FIELD_RECORDINGS = birdsong.HALVES[0]
@@ -30,7 +30,11 @@ def freesound_ids(place: Folder) -> dict[str, set[str]]:
         UserError: nothing there, or neither UrbanSound8K nor freefield1010.
     """
     if place.is_file():
-        tables = {name: place for name, (_, paths) in _TABLES.items() if place.name in {_name(path) for path in paths}}
+        tables = {
+            name: place
+            for name, (_, paths) in _TABLES.items()
+            if place.name in {path.rpartition("/")[2] for path in paths}
+        }
     else:
         found = {
             name: next((place / path for path in paths if (place / path).is_file()), None)
@@ -43,15 +47,10 @@ def freesound_ids(place: Folder) -> dict[str, set[str]]:
             "or birdsong, or their table UrbanSound8K.csv or ff1010bird_metadata_2018.csv"
         )
     ids = {
-        name: {record[column].removesuffix(".wav") for record in records_of(path, (column,))}
+        name: {record[_TABLES[name][0]].removesuffix(".wav") for record in records_of(path, _TABLES[name][:1])}
         for name, path in tables.items()
-        for column in _TABLES[name][:1]
     }
     for name, numbers in ids.items():
         if not any(number.isdecimal() for number in numbers):
-            raise UserError(f"{tables[name]}: no numbers in column {_TABLES[name][0]}; fetch the file again")
+            raise not_published(tables[name], f"no numbers in column {_TABLES[name][0]}")
     return ids
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

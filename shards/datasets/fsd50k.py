@@ -9,50 +9,33 @@ from pathlib import Path
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.freesound import freesound_ids
-from unfused_fast.shards.datasets.layout import (
-    against_published,
-    chosen,
-    files_below,
-    listed_and_there,
-    records_of,
-    require,
-)
+from unfused_fast.shards.datasets.layout import listed_and_there, not_published, records_of, require
 from unfused_fast.shards.sources.places import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-NAME, CLASSES = "fsd50k", 200
+CLASSES = 200
 TRUTH = "FSD50K.ground_truth"
 AUDIO = {"dev": "FSD50K.dev_audio", "eval": "FSD50K.eval_audio"}
 SPLITS = {"train": "train", "val": "valid"}
 CLIPS = {"train": 36_796, "valid": 4_170, "test": 10_231}
-OPTIONS = {"clips": ("dev", "all"), "exclude": ("none", PATH)}
-LAYOUT = (
-    f"ROOT/{AUDIO['dev']}/<fname>.wav, ROOT/{TRUTH}/dev.csv and vocabulary.csv; with clips=all also "
-    f"ROOT/{AUDIO['eval']}/<fname>.wav and ROOT/{TRUTH}/eval.csv"
-)
 
 
-def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """labels: all classes of a clip, its ancestors in the ontology among them; group: the Freesound id.
 
     clips=dev gives train and valid; clips=all also eval, as test. exclude leaves out what other data sets use, in every
     split: their paths, separated by commas.
     """
-    choice = chosen(NAME, OPTIONS, given)
     parts = ["dev", "eval"] if choice["clips"] == "all" else ["dev"]
     needed = [entry for part in parts for entry in (AUDIO[part], f"{TRUTH}/{part}.csv")]
-    require(root, [*needed, f"{TRUTH}/vocabulary.csv"], NAME, LAYOUT)
-    notes: list[str] = []
+    require(root, [*needed, f"{TRUTH}/vocabulary.csv"])
+    rows, notes = list[SourceRow](), list[str]()
     vocabulary = _vocabulary(root / TRUTH / "vocabulary.csv", notes)
-    rows: list[SourceRow] = []
     for part in parts:
-        listed = _listed(root, part, vocabulary)
-        there = {f"{AUDIO[part]}/{name}" for name in files_below(root / AUDIO[part], ".wav")}
-        found = listed_and_there(listed, there, f"{TRUTH}/{part}.csv", root)
+        published = {split: CLIPS[split] for split in CLIPS if (split == "test") == (part == "eval")}
+        found = listed_and_there(root, _listed(root, part, vocabulary), f"{TRUTH}/{part}.csv", [AUDIO[part]], published)
         rows += found.rows
         notes += found.notes
-    splits = {split: CLIPS[split] for split in CLIPS if split != "test" or "eval" in parts}
-    notes += against_published((row.split for row in rows), splits)
     if choice["exclude"] != "none":
         rows = _without(rows, choice["exclude"], notes)
     return Discovery(rows, notes)
@@ -74,9 +57,9 @@ def _listed(root: Folder, part: str, vocabulary: set[str]) -> list[SourceRow]:
     for record in records_of(table, columns):
         name, labels = record["fname"], tuple(record["labels"].split(","))
         if unknown := set(labels) - vocabulary:
-            raise UserError(f"{table}: {name} has the label {min(unknown)!r}, which vocabulary.csv does not name")
+            raise not_published(table, f"{name} has the label {min(unknown)!r}, which vocabulary.csv does not name")
         if part == "dev" and record["split"] not in SPLITS:
-            raise UserError(f"{table}: {name} is in split {record['split']!r}, but splits are train and val")
+            raise not_published(table, f"{name} is in split {record['split']!r}, but splits are train and val")
         source = f"{AUDIO[part]}/{name}.wav"
         split = SPLITS[record["split"]] if part == "dev" else "test"
         rows.append(SourceRow(root / source, source, None, split, name, labels=labels))
@@ -100,7 +83,7 @@ def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[Sourc
 
 
 DATASET = Dataset(
-    name=NAME,
+    name="fsd50k",
     task="sound events, multi-label",
     variants=(
         Variant("dev: train and valid", {"clips": "dev"}, CLASSES, {"train": CLIPS["train"], "valid": CLIPS["valid"]}),
@@ -109,8 +92,9 @@ DATASET = Dataset(
     licence="CC BY 4.0; each clip has its own: CC0, CC BY, CC BY-NC or CC Sampling+",
     source="https://zenodo.org/records/4060432 (FSD50K.dev_audio.z01 to .z05 and .zip, FSD50K.eval_audio.z01 and .zip, "
     "FSD50K.ground_truth.zip)",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout=f"ROOT/{AUDIO['dev']}/<fname>.wav, ROOT/{TRUTH}/dev.csv and vocabulary.csv; with clips=all also "
+    f"ROOT/{AUDIO['eval']}/<fname>.wav and ROOT/{TRUTH}/eval.csv",
+    find=find,
+    options={"clips": ("dev", "all"), "exclude": ("none", PATH)},
     not_verified=("that LAPE pre-trains on dev alone", "that freefield1010's item ids are Freesound's (exclude)"),
 )

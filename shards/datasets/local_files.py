@@ -6,11 +6,9 @@ from collections.abc import Mapping
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen
 from unfused_fast.shards.sources.places import Folder
 from unfused_fast.shards.sources.source_rows import source_rows
 
-FOLDER_OPTIONS = {"labels": ("none", "folders")}
 FOLDER_LAYOUT = (
     "ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
     "or below those of the splits (train, valid, test), is the label"
@@ -18,18 +16,16 @@ FOLDER_LAYOUT = (
 CSV_LAYOUT = "ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder"
 
 
-def discover_folder(root: Folder, given: Mapping[str, str]) -> Discovery:
+def find_folder(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """As `shard FOLDER` finds it; labels=folders is its --labels-from-folders."""
-    labels = chosen("folder", FOLDER_OPTIONS, given)["labels"]
     if not root.is_dir():
         raise UserError(f"{root}: not a folder; folder wants {FOLDER_LAYOUT}; for a table say --dataset csv")
     notes: list[str] = []
-    return Discovery(source_rows(root, labels_from_folders=labels == "folders", note=notes.append), notes)
+    return Discovery(source_rows(root, labels_from_folders=choice["labels"] == "folders", note=notes.append), notes)
 
 
-def discover_csv(root: Folder, given: Mapping[str, str]) -> Discovery:
+def find_csv(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """As `shard TABLE.csv` finds it."""
-    chosen("csv", {}, given)
     if not root.is_file():
         raise UserError(f"{root}: not a file; csv wants: {CSV_LAYOUT}; for a folder say --dataset folder")
     notes: list[str] = []
@@ -46,8 +42,8 @@ FOLDER = Dataset(
     licence="yours",
     source="your disk",
     layout=FOLDER_LAYOUT,
-    discover=discover_folder,
-    options=FOLDER_OPTIONS,
+    find=find_folder,
+    options={"labels": ("none", "folders")},
     holds_out=False,
 )
 CSV = Dataset(
@@ -57,6 +53,6 @@ CSV = Dataset(
     licence="yours",
     source="your disk",
     layout=CSV_LAYOUT,
-    discover=discover_csv,
+    find=find_csv,
     holds_out=False,
 )

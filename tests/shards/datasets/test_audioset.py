@@ -116,8 +116,8 @@ def test_a_table_that_was_cut_is_said(root: Path) -> None:
     ("old", "new", "words"),
     [
         ("/t/dd00088", "/m/nothing", r"line 4: '/m/nothing' is no class of class_labels_indices\.csv"),
-        ('"/m/09x0r,/t/dd00088"', "/m/09x0r,/t/dd00088", "line 4: .* but a line must be like"),
-        ("--PJHxphWEs,", "PJHx,", "line 4: .* but a line must be like"),
+        ('"/m/09x0r,/t/dd00088"', "/m/09x0r,/t/dd00088", "line 4 is .* but a line must be like"),
+        ("--PJHxphWEs,", "PJHx,", "line 4 is .* but a line must be like"),
     ],
 )
 def test_lines_that_are_not_published_ones(root: Path, old: str, new: str, words: str) -> None:
@@ -131,9 +131,7 @@ def test_lines_that_are_not_published_ones(root: Path, old: str, new: str, words
 def test_another_folder(root: Path) -> None:
     for name in AUDIO:
         (root / name).unlink()
-    with pytest.raises(
-        UserError, match="0 audio files, but none is named by a listed video; the layout must be: ROOT/"
-    ):
+    with pytest.raises(UserError, match="0 audio files, but none is named by a listed video; audioset needs this layout: ROOT/"):
         DATASET.discover(root, {})
 
 
@@ -179,7 +177,7 @@ def test_sample_is_of_what_is_there(uneven: Path) -> None:
     for size in ("38", "0"):
         with pytest.raises(UserError, match="37 train clips are here; want 1 to 37"):
             DATASET.discover(uneven, {**given, "sample": size})
-    with pytest.raises(UserError, match="sample=half: audioset wants one of all, N"):
+    with pytest.raises(UserError, match="sample=half: audioset takes one of all, N"):
         DATASET.discover(uneven, {"sample": "half"})
     with pytest.raises(UserError, match="the seed is of the sample; add --option sample=N"):
         DATASET.discover(uneven, {"seed": "4"})

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.birdsong import DATASET, stratified_test
+from unfused_fast.shards.datasets.birdsong import DATASET
 
 FIELD = [(64486, 0), (2525, 1), (44981, 0), (101323, 0), (165746, 1), (488, 0), (7, 1)]
 WARBLR = [("759808e5-f824-401e-9058", 1), ("1d94fc4a-1c63-4da0-9cac", 1), ("bb0099ce", 0), ("00ab", 1), ("ff11", 0)]
@@ -51,13 +50,6 @@ def test_rows(tmp_path: Path, wav: Callable[..., None], field: str, warblr: str,
     assert "9 clips of split train here; published: 12,552." in found.notes
 
 
-@pytest.mark.parametrize(("size", "share"), [(15690, 0.49), (1001, 0.25), (333, 0.1), (12, 0.5)])
-def test_the_split_is_that_of_scikit_learn(size: int, share: float) -> None:
-    labels = np.where(np.random.default_rng(size).random(size) < share, "present", "absent")
-    _, test = train_test_split(np.arange(size), test_size=0.2, random_state=1, stratify=labels)
-    assert np.flatnonzero(stratified_test(labels.tolist(), 0.2, 1)).tolist() == sorted(test.tolist())
-
-
 def test_a_gap_does_not_move_the_split(tmp_path: Path, wav: Callable[..., None]) -> None:
     _make(tmp_path, wav, "ff1010bird", "warblrb10k", True)
     whole = {row.source: row.split for row in DATASET.discover(tmp_path, {}).rows}
@@ -78,7 +70,7 @@ def test_another_layout_and_other_tables(tmp_path: Path, wav: Callable[..., None
     with pytest.raises(UserError, match="its columns are itemid, datasetid, bird, but itemid, hasbird are needed"):
         DATASET.discover(tmp_path, {})
     table.unlink()
-    with pytest.raises(UserError, match=r"no ff1010bird_metadata_2018\.csv here, but birdsong wants"):
+    with pytest.raises(UserError, match=r"no ff1010bird_metadata_2018\.csv here; birdsong needs this layout:"):
         DATASET.discover(tmp_path, {})
     with pytest.raises(UserError, match="no ff1010bird/wav here"):
         DATASET.discover(tmp_path / "warblrb10k", {})

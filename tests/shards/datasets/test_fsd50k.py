@@ -124,9 +124,9 @@ def test_exclude_names_what_it_wants(root: Path, others: Path) -> None:
         ("dev.csv", ",val", ",validation", "44981 is in split 'validation'"),
         ("dev.csv", "Bark,Dog", "Bark,Wolf", "100032 has the label 'Wolf'"),
         ("dev.csv", ",split", "", "but fname, labels, split are needed"),
-        ("eval.csv", '37199,"Guitar', "37199\n3", "fewer fields than fname, labels need"),
-        ("vocabulary.csv", "0,Animal,/m/0", "0,Animal", "line 1: fewer fields"),
-        ("vocabulary.csv", "0,Animal,/m/0", "0,Animal, tame,/m/0", "line 1: more fields than the header's 3"),
+        ("eval.csv", '37199,"Guitar', "37199\n3", "line 2 has fewer fields than fname, labels, mids"),
+        ("vocabulary.csv", "0,Animal,/m/0", "0,Animal", "line 1 has fewer fields"),
+        ("vocabulary.csv", "0,Animal,/m/0", "0,Animal, tame,/m/0", "line 1 has more fields than number, class, mid"),
     ],
 )
 def test_tables_that_are_not_the_published_ones(root: Path, table: str, old: str, new: str, words: str) -> None:
@@ -143,7 +143,9 @@ def test_gaps_are_said_and_another_layout_refused(root: Path) -> None:
     notes = DATASET.discover(root, {}).notes
     assert any("1 of the 4 files that FSD50K.ground_truth/dev.csv lists are not there" in note for note in notes)
     (root / "FSD50K.eval_audio").rename(root / "eval_audio")
-    with pytest.raises(UserError, match=r"no FSD50K\.eval_audio here, but fsd50k wants ROOT/FSD50K\.dev_audio"):
+    with pytest.raises(
+        UserError, match=r"no FSD50K\.eval_audio here; fsd50k needs this layout: ROOT/FSD50K\.dev_audio"
+    ):
         DATASET.discover(root, {"clips": "all"})
 
 

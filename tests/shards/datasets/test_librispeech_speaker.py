@@ -71,7 +71,7 @@ def test_readers_are_checked_against_speakers(root: Path) -> None:
     notes = " ".join(DATASET.discover(root, {}).notes)
     assert "does not list in train-clean-100: 103." in notes and "not here: 19." in notes
     table.write_text("60 | M | train-clean-100\n")
-    with pytest.raises(UserError, match="line 1: 3 fields"):
+    with pytest.raises(UserError, match="train-clean-100' has 3 fields"):
         DATASET.discover(root, {})
     table.unlink()
     assert any("were not checked" in note for note in DATASET.discover(root, {}).notes)
@@ -120,7 +120,7 @@ def test_misplaced_files_are_left_out(root: Path) -> None:
 
 
 def test_errors(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="label=book: librispeech-speaker wants one of chapter, reader"):
+    with pytest.raises(UserError, match="label=book: librispeech-speaker takes one of chapter, reader"):
         DATASET.discover(root, {"label": "book"})
     with pytest.raises(UserError, match="protocol=lape: librispeech-speaker has no such option"):
         DATASET.discover(root, {"protocol": "lape"})
@@ -128,5 +128,5 @@ def test_errors(root: Path, tmp_path: Path) -> None:
     (empty / "train-clean-100").mkdir(parents=True)
     with pytest.raises(UserError, match="no utterances"):
         DATASET.discover(empty, {})
-    with pytest.raises(UserError, match=r"the layout must be: ROOT/LibriSpeech/train-clean-100"):
+    with pytest.raises(UserError, match=r"needs this layout: ROOT/LibriSpeech/train-clean-100"):
         DATASET.discover(empty / "train-clean-100", {})

@@ -81,9 +81,9 @@ def test_rows(root: Path) -> None:
 def test_the_valid_split_can_be_the_test(root: Path) -> None:
     found = DATASET.discover(root, {"test": "valid"})
     assert [row.split for row in found.rows] == ["train", "train", "train", "test", "test"]
-    assert "2 clips of split valid here; published: 12,678." in found.notes
+    assert "2 clips of split test here; published: 12,678." in found.notes
     assert any("the official test split is left out" in note for note in found.notes)
-    with pytest.raises(UserError, match="test=train: nsynth wants one of test, valid"):
+    with pytest.raises(UserError, match="test=train: nsynth takes one of test, valid"):
         DATASET.discover(root, {"test": "train"})
     with pytest.raises(UserError, match="no such option; it has: test"):
         DATASET.discover(root, {"pitch": "yes"})
@@ -121,5 +121,7 @@ def test_copies_with_gaps_and_other_folders(root: Path, wav: Callable[..., None]
     )
     assert any("left out, such as nsynth-train/audio/mine.wav" in note for note in found.notes)
     (root / "nsynth-valid/examples.json").unlink()
-    with pytest.raises(UserError, match=r"no nsynth-valid/examples\.json here, but nsynth wants nsynth-train/"):
+    with pytest.raises(
+        UserError, match=r"no nsynth-valid/examples\.json here; nsynth needs this layout: nsynth-train/"
+    ):
         DATASET.discover(root, {})

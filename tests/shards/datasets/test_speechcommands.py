@@ -155,7 +155,7 @@ def test_odd_files_are_said(v1: Path) -> None:
 
 
 def test_errors(v1: Path, v2: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="protocol=hear: speechcommands-v1 wants one of lape, tf12, words"):
+    with pytest.raises(UserError, match="protocol=hear: speechcommands-v1 takes one of lape, tf12, words"):
         DATASET_V1.discover(v1, {"protocol": "hear"})
     with pytest.raises(UserError, match="say --dataset speechcommands-v1"):
         DATASET_V2.discover(v1, {})
@@ -167,7 +167,7 @@ def test_errors(v1: Path, v2: Path, tmp_path: Path) -> None:
     (v1 / "testing_list.txt").unlink()
     with pytest.raises(UserError, match=r"no testing_list\.txt"):
         DATASET_V1.discover(v1, {})
-    with pytest.raises(UserError, match=r"the layout must be: ROOT/<word>/"):
+    with pytest.raises(UserError, match=r"needs this layout: ROOT/<word>/"):
         DATASET_V1.discover(tmp_path, {})
 
 

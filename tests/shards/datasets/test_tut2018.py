@@ -55,7 +55,7 @@ def test_a_location_on_both_sides_another_format_and_gaps_are_said(root: Path, w
     notes = DATASET.discover(root, {}).notes
     assert "1 locations are in train and in test, such as barcelona-0." in notes
     assert (
-        f"1 of 3 files looked at have 44100 Hz, 1 channel(s), PCM_16, such as audio/{TRAIN[0]}, "
+        f"1 of 3 files examined have 44100 Hz, 1 channel(s), PCM_16, such as audio/{TRAIN[0]}, "
         "but 48000, 2, PCM_24 are published." in notes
     )
     assert any("1 of the 6 files that evaluation_setup lists are not there" in note for note in notes)
@@ -67,7 +67,7 @@ def test_a_location_on_both_sides_another_format_and_gaps_are_said(root: Path, w
         ("audio/airport-barcelona-0-0-a.wav", "a line must be like"),
         ("filename\tscene_label", "a line must be like"),
         ("audio/airport-barcelona-0-0-a.wav\tbus", "is listed as bus, but its name says airport"),
-        (f"audio/{TRAIN[0]}\tairport", "1 files are listed twice"),
+        (f"audio/{TRAIN[0]}\tairport", "is listed twice"),
     ],
 )
 def test_lists_that_are_not_the_published_ones(root: Path, line: str, words: str) -> None:
@@ -79,5 +79,5 @@ def test_lists_that_are_not_the_published_ones(root: Path, line: str, words: str
 
 def test_another_layout(root: Path) -> None:
     (root / FOLDER / "evaluation_setup/fold1_evaluate.txt").unlink()
-    with pytest.raises(UserError, match=r"no evaluation_setup/fold1_evaluate\.txt here, but tut2018 wants"):
+    with pytest.raises(UserError, match=r"no evaluation_setup/fold1_evaluate\.txt here; tut2018 needs this layout:"):
         DATASET.discover(root, {})

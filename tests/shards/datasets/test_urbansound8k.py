@@ -87,7 +87,7 @@ def test_a_table_that_is_not_the_published_one(root: Path, old: str, new: str, w
 
 
 def test_another_layout(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no metadata/UrbanSound8K\.csv here, but urbansound8k wants"):
+    with pytest.raises(UserError, match=r"no metadata/UrbanSound8K\.csv here; urbansound8k needs this layout:"):
         DATASET.discover(root / "UrbanSound8K/audio", {})
     for path in sorted((root / "UrbanSound8K/audio").rglob("*.wav")):
         path.unlink()

@@ -73,7 +73,7 @@ def test_another_layout(root: Path, tmp_path: Path) -> None:
     (root / "iden_split.txt").write_text("4 id10001/1zcIwhmdeo4/00001.wav\n")
     with pytest.raises(UserError, match="a line must be like 1 id10001"):
         DATASET.discover(root, {})
-    with pytest.raises(UserError, match=r"no iden_split\.txt here, but voxceleb1 wants"):
+    with pytest.raises(UserError, match=r"no iden_split\.txt here; voxceleb1 needs this layout:"):
         DATASET.discover(next(path for path in root.iterdir() if path.is_dir()), {})
 
 

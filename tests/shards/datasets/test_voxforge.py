@@ -122,12 +122,12 @@ def test_evar_list_gives_labels_and_splits_to_archives_without_a_language(tmp_pa
 
 
 def test_errors(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="protocol=lape: voxforge wants one of tfds, evar, random"):
+    with pytest.raises(UserError, match="protocol=lape: voxforge takes one of tfds, evar, random"):
         DATASET.discover(root, {"protocol": "lape"})
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "user-20100101-abc.tgz").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"1 archives are still to be unpacked.*the layout must be: ROOT/"):
+    with pytest.raises(UserError, match=r"1 archives are still to be unpacked.*needs this layout: ROOT/"):
         DATASET.discover(packed, {})
     _archive(packed / "de" / "one-2010-x")
     with pytest.raises(UserError, match="1 speakers, but protocol=tfds"):
