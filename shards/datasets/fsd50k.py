@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets import birdsong, urbansound8k
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.freesound import freesound_ids
 from unfused_fast.shards.datasets.layout import listed_and_there, not_published, records_of, require
 from unfused_fast.shards.sources.places import Folder
 from unfused_fast.shards.sources.row import SourceRow
@@ -18,6 +18,21 @@ TRUTH = "FSD50K.ground_truth"
 AUDIO = {"dev": "FSD50K.dev_audio", "eval": "FSD50K.eval_audio"}
 SPLITS = {"train": "train", "val": "valid"}
 CLIPS = {"train": 36_796, "valid": 4_170, "test": 10_231}
+
+_FIELD_RECORDINGS = birdsong.HALVES[0]
+_TABLES = {
+    urbansound8k.NAME: ("fsID", [f"{place}{urbansound8k.TABLE}" for place in (f"{urbansound8k.FOLDER}/", "")]),
+    _FIELD_RECORDINGS.name: (
+        "itemid",
+        [
+            f"{place}{table}"
+            for place in ("", *(f"{folder}/" for folder in _FIELD_RECORDINGS.folders))
+            for table in _FIELD_RECORDINGS.tables
+        ],
+    ),
+}
+"""Data set -> the column of Freesound ids, and where its table may lie. Source for fsID: soundata urbansound8k.py.
+Not verified for itemid: freefield1010 is cut from Freesound, and its items are taken to be named by Freesound's ids."""
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
@@ -80,6 +95,39 @@ def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[Sourc
     if not rows:
         raise UserError(f"--option exclude={places}: no clips are left")
     return rows
+
+
+def freesound_ids(place: Folder) -> dict[str, set[str]]:
+    """Data set -> Freesound ids it uses, for those that lie in a folder; or for the one whose table is named.
+
+    Raises:
+        UserError: nothing there, or neither UrbanSound8K nor freefield1010.
+    """
+    if place.is_file():
+        tables = {
+            name: place
+            for name, (_, paths) in _TABLES.items()
+            if place.name in {path.rpartition("/")[2] for path in paths}
+        }
+    else:
+        found = {
+            name: next((place / path for path in paths if (place / path).is_file()), None)
+            for name, (_, paths) in _TABLES.items()
+        }
+        tables = {name: path for name, path in found.items() if path is not None}
+    if not tables:
+        raise UserError(
+            f"{place}: neither UrbanSound8K nor freefield1010; name the folder that you give to --dataset urbansound8k "
+            "or birdsong, or their table UrbanSound8K.csv or ff1010bird_metadata_2018.csv"
+        )
+    ids = {
+        name: {record[_TABLES[name][0]].removesuffix(".wav") for record in records_of(path, _TABLES[name][:1])}
+        for name, path in tables.items()
+    }
+    for name, numbers in ids.items():
+        if not any(number.isdecimal() for number in numbers):
+            raise not_published(tables[name], f"no numbers in column {_TABLES[name][0]}")
+    return ids
 
 
 DATASET = Dataset(

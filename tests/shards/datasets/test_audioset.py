@@ -131,7 +131,9 @@ def test_lines_that_are_not_published_ones(root: Path, old: str, new: str, words
 def test_another_folder(root: Path) -> None:
     for name in AUDIO:
         (root / name).unlink()
-    with pytest.raises(UserError, match="0 audio files, but none is named by a listed video; audioset needs this layout: ROOT/"):
+    with pytest.raises(
+        UserError, match="0 audio files, but none is named by a listed video; audioset needs this layout: ROOT/"
+    ):
         DATASET.discover(root, {})
 
 

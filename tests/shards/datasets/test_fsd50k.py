@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.freesound import freesound_ids
-from unfused_fast.shards.datasets.fsd50k import DATASET
+from unfused_fast.shards.datasets.fsd50k import DATASET, freesound_ids
 from unfused_fast.shards.sets.table import open_shards
 
 DEV = {
