@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import soundfile
+from miniatures import BUILDERS
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery
@@ -30,6 +33,26 @@ def wav() -> Callable[..., None]:
         soundfile.write(path, noise, rate, subtype)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of an adapter -> its data set in miniature, made once; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            BUILDERS[name](made[name])
+        return made[name]
+
+    return of
+
+
+@pytest.fixture
+def miniature(whole: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Name -> a copy of its miniature, whose files are links: they are replaced, not written to."""
+    return lambda name: Path(shutil.copytree(whole(name), tmp_path / name, copy_function=os.link))
 
 
 def in_a_tar(root: Path, tar: Path) -> Folder | None:
