@@ -19,9 +19,9 @@ from unfused_fast.shards.audio import truncation as endings
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import Clipping
 from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
-from unfused_fast.shards.sources.places import Location, Place
+from unfused_fast.shards.sources.location import ByteLocation, Location
+from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
-from unfused_fast.shards.sources.stores import open_place
 
 MINIMUM_SAMPLES = 514
 """Shortest clip that a set may hold. Ours: half a window of 1024 reflected at the edge needs more than 513 samples."""
@@ -208,7 +208,7 @@ def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
     """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
     promised = endings.logged_frames(file.extra_info, frames)
     if file.format in ("OGG", "NIST", "FLAC"):
-        with open_place(path) if isinstance(path, Place) else path.open("rb") as stream:
+        with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
             if file.format == "NIST":
                 promised = endings.nist_frames(stream)
             elif file.format == "FLAC":

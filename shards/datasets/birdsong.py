@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import first_of, listed_and_there, not_published, records_of
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 TEST_FRACTION, SEED = 0.2, 1

@@ -10,7 +10,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import birdsong, urbansound8k
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import listed_and_there, not_published, records_of, require
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 CLASSES = 200

@@ -12,7 +12,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
 from unfused_fast.shards.datasets.layout import first_of, lines_of, not_published
 from unfused_fast.shards.datasets.splits import with_test
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 SUBSET = "train-clean-100"

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import listed_and_there, not_published, require
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 CLIPS = {"train": 289205, "valid": 12678, "test": 4096}

@@ -13,7 +13,7 @@ from unfused_fast.shards.datasets.layout import (
     records_of,
     require,
 )
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME, FOLDER, TABLE = "urbansound8k", "UrbanSound8K", "metadata/UrbanSound8K.csv"

@@ -15,7 +15,7 @@ from unfused_fast.shards.datasets.layout import (
     on_several_sides,
     require,
 )
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 TABLE = "iden_split.txt"

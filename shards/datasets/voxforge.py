@@ -14,7 +14,7 @@ from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant, WrongLayout
 from unfused_fast.shards.datasets.layout import not_published, records_of, walk
 from unfused_fast.shards.datasets.splits import with_test
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "ru")
