@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.source_rows import source_rows
 
 FOLDER_OPTIONS = {"labels": ("none", "folders")}

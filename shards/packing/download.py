@@ -23,7 +23,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.upload import SHARD_NAME, RemoteSet, cache_folder
 from unfused_fast.shards.sets.shard_files import index_path, replace_file
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, clips_digest, read_clips, read_manifest
-from unfused_fast.shards.sources.places import local_path
+from unfused_fast.shards.sources.location import local_path
 from unfused_fast.shards.telling import Progress, Say, unheard, unseen
 
 DOWNLOADS = 8

@@ -25,8 +25,8 @@ from unfused_fast.shards.packing.journal import DoneShard, Journal
 from unfused_fast.shards.packing.rejections import read_reasons
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, ShardSet, read_clips, read_manifest
-from unfused_fast.shards.sources.places import local_path, shown
-from unfused_fast.shards.sources.remote import DISK_ERRORS, file_system, patiently
+from unfused_fast.shards.sources.location import local_path, without_secrets
+from unfused_fast.shards.sources.remote import DISK_ERRORS, file_system, with_retries
 
 CLAIM = "writing.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d+\.tar")
@@ -64,7 +64,7 @@ class RemoteSet:
     def __init__(self, url: str) -> None:
         """Raises UserError: no such protocol, or a package for it is missing. Nothing is asked yet."""
         url = url.rstrip("/")
-        self.shown = shown(url)
+        self.shown = without_secrets(url)
         self.key = hashlib.sha256(self.shown.encode()).hexdigest()[:16]
         self.name = re.sub(r"[^\w.-]", "_", self.shown.rpartition("/")[2]).lstrip(".") or "set"
         self._system, path = file_system(url)
@@ -92,7 +92,7 @@ class RemoteSet:
 
     def read(self, name: str) -> bytes:
         """A small file. Raises FileNotFoundError; OSError: the reason, with no more words than the server's."""
-        return patiently(lambda: self._cat(name))
+        return with_retries(lambda: self._cat(name))
 
     def fetch(self, name: str, path: Path) -> None:
         """Downloads a file. Raises FileNotFoundError, OSError of remote.DISK_ERRORS: the disk here, or UserError."""
@@ -253,7 +253,7 @@ class RemoteSet:
 
     def _try(self, what: str, action: Callable[[], Result]) -> Result:
         try:
-            return patiently(action)
+            return with_retries(action)
         except FileNotFoundError:
             raise
         except NotImplementedError as error:
@@ -266,7 +266,7 @@ class RemoteSet:
                 if what == "written"
                 else "look at the name, the credentials and the network"
             )
-            raise UserError(f"{self.shown}: cannot be {what} ({shown(str(error))}); {mend}") from error
+            raise UserError(f"{self.shown}: cannot be {what} ({without_secrets(str(error))}); {mend}") from error
 
     def _cat(self, name: str) -> bytes:
         return bytes(self._system.cat_file(self._of(name)))

@@ -32,7 +32,7 @@ from collapsing import FlatProjector
 from torch import nn
 
 from unfused_fast.cli import app
-from unfused_fast.commands.flags import run_app
+from unfused_fast.commands.exits import run_app
 from unfused_fast.data import stream as pipeline
 from unfused_fast.distributed.gradients import sum_gradients
 from unfused_fast.distributed.ranks import Ranks, SaidElsewhere

@@ -20,15 +20,7 @@ from unfused_fast.stages.linear_heads import (
     score,
     train_heads,
 )
-from unfused_fast.stages.metrics import (
-    AveragePrecision,
-    Floats,
-    bootstrap_map,
-    bootstrap_means,
-    mcnemar,
-    percentile_interval,
-    unweighted_recall,
-)
+from unfused_fast.stages.metrics import AveragePrecision, Floats
 from unfused_fast.stages.pretraining import pretrain
 from unfused_fast.stages.protocol import Round, few_labels, permuted, rounds_of
 from unfused_fast.stages.prototypes import resolve_k
