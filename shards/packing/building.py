@@ -98,7 +98,7 @@ def is_complete(folder: Path) -> bool:
 
 def complete(folder: Path, name: str, text: str) -> None:
     """Brings every file to the disk, then the one whose presence says that the others are complete."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         to_disk(path)
     (folder / name).write_text(text, encoding="utf-8", newline="\n")
     to_disk(folder / name)

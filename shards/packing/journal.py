@@ -2,7 +2,7 @@
 
 OUT.partial/journal/request.json   what was asked for; another request does not continue this set
 OUT.partial/journal/headers.jsonl  headers of the files, a block a line
-OUT.partial/journal/NAME.parquet   written when NAME.tar and NAME.idx are on the disk: their clips and rejections
+OUT.partial/journal/NAME.parquet   written when NAME.tar and NAME.idx have their names: their clips and rejections
 OUT.partial/journal/NAME.sent      of a set behind a URL: written when both files are there; they may be gone here
 OUT.partial/journal/owner          of a set behind a URL: the id by which its writing.json names this journal
 OUT.partial/journal/making/        shards being written
@@ -111,29 +111,25 @@ class Journal:
         return self.making / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tar"
 
     def publish(self, name: str, written: WrittenShard) -> None:
-        """Brings a shard to the disk, gives it its name, and notes that it is there."""
+        """Gives a shard its name, and notes that it is there."""
         clips = pa.table(written.columns, schema=DONE_SCHEMA)
         for new, path in zip((written.tar, index_path(written.tar)), self._files(name), strict=True):
-            if clips.num_rows:
-                with new.open("rb") as file:
-                    os.fsync(file.fileno())
-                new.replace(path)
-            else:
-                new.unlink()
+            new.replace(path) if clips.num_rows else new.unlink()
         self.note(DoneShard(name, clips, written.rejected, written.bytes if clips.num_rows else 0))
 
     def note(self, done: DoneShard) -> None:
         """Notes that the files of a shard are there."""
         about = json.dumps({"rejected": done.rejected, "bytes": done.bytes}).encode()
-        table = pa.BufferOutputStream()
-        pq.write_table(done.clips.replace_schema_metadata({_ABOUT: about}), table, compression="zstd")
-        replace_file(self.folder / f"{done.name}.parquet", table.getvalue().to_pybytes())
+        new = self.making / f"{done.name}.parquet"
+        with new.open("wb") as file:  # Python's own file, whose errors carry the number of a full disk
+            pq.write_table(done.clips.replace_schema_metadata({_ABOUT: about}), file, compression="zstd")
+        new.replace(self.folder / new.name)
 
     def done(self, name: str) -> DoneShard | None:
-        """What is known of a shard; None: it is not (or not wholly) there."""
+        """What is known of a shard; None: it is not (or not wholly) there, also where the machine lost its power."""
         try:
             table = pq.read_table(self.folder / f"{name}.parquet")
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowInvalid):
             return None
         about = json.loads(table.schema.metadata[_ABOUT])
         sizes = [file.stat().st_size if file.is_file() else 0 for file in self._files(name)]

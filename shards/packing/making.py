@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
 
 import numpy as np
 
-from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import Probe
 from unfused_fast.shards.packing.building import check_space
-from unfused_fast.shards.packing.finish import Contents
+from unfused_fast.shards.packing.finish import Contents, Numbering
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob, WrittenShard
+from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
 from unfused_fast.shards.packing.workers import Pool
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
@@ -24,8 +22,8 @@ from unfused_fast.shards.telling import Progress
 
 HEADER_BLOCK = 128
 """Files whose headers are read by one job and kept together."""
-PUBLISHING = 4
-"""Shards that may be on their way to the disk, or to a URL, while others are made."""
+NUMBERING_BEHIND = 4
+"""Shards that may wait for their numbers, or to be sent to a URL, while others are made."""
 
 
 def plan_set(
@@ -34,8 +32,8 @@ def plan_set(
     rows: Sequence[SourceRow],
     options: PackOptions,
     part: tuple[int, int] | None,
-    files: Mapping[str, str],
-    report: Progress,
+    files: Mapping[str, str] | None,
+    progress: Progress,
 ) -> tuple[Plan, list[PlannedShard], Contents]:
     """Reads all headers: all pieces in order, and the shards of the set or of a part of it."""
     found = journal.headers()
@@ -50,7 +48,7 @@ def plan_set(
         journal.add_headers(job.first, answer)
         found[job.first] = answer
         done, unusable = done + len(answer), unusable + _rejected(answer)
-        report(done, len(rows), unusable)
+        progress(done, len(rows), unusable)
     frames, start, stop = (np.zeros(len(rows), np.int64) for _ in range(3))
     rejected: list[Rejection] = []
     headers = (header for first in sorted(found) for header in found[first])
@@ -60,14 +58,14 @@ def plan_set(
             rejected.append((row.source, 0, str(span.reason), str(span)))
         elif isinstance(header, Probe):
             frames[number], (start[number], stop[number]) = header.frames, span
-    report(len(rows), len(rows), len(rejected))
+    progress(len(rows), len(rows), len(rejected))
     plan = plan_pieces(rows, frames, start, stop, options.max_seconds, options.seed)
     usable = (rows[row] for row in np.unique(plan.row))
     labels = sorted({name for row in usable for name in (row.labels or [row.label]) if name is not None})
     shards = plan_shards(plan, options.clips_per_shard)
     if part is not None:
         shards = share(shards, *part)
-    return plan, shards, Contents([shard.name for shard in shards], labels, rejected, dict(files))
+    return plan, shards, Contents([shard.name for shard in shards], labels, rejected, dict(files or {}))
 
 
 def _rejected(answer: Sequence[Probe | Rejected]) -> int:
@@ -89,20 +87,19 @@ def _packed_span(row: SourceRow, header: Probe | Rejected, options: PackOptions)
 def make_shards(
     pool: Pool,
     journal: Journal,
-    plan: Plan,
-    shards: Sequence[PlannedShard],
-    contents: Contents,
+    planned: tuple[Plan, list[PlannedShard], Contents],
     options: PackOptions,
-    report: Progress,
-    published: Callable[[], None],
-    stays: bool,
+    progress: Progress,
+    numbering: Numbering | None,
+    stays: bool = True,
 ) -> int:
     """Makes the shards that are not there yet, and returns their number.
 
     Args:
-        published: called after each shard is on the disk.
+        numbering: advanced after each shard.
         stays: all shards need room on the disk at the same time.
     """
+    plan, shards, contents = planned
     missing = [shard for shard in shards if journal.done(shard.name) is None]
     if stays and options.codec == "wav":
         clip_bytes = plan.bytes()
@@ -122,33 +119,26 @@ def make_shards(
         )
         for shard in missing
     )
-    publishing, stopped = list[Future[None]](), Event()
 
-    def progress(items: int) -> None:
-        report(min(done + items, total), total, rejected)
+    def report(items: int = 0) -> None:
+        progress(min(done + items, total), total, rejected)
 
-    def publish(name: str, written: WrittenShard) -> None:
-        journal.publish(name, written)
-        if not stopped.is_set():
-            try:
-                published()
-            except UserError:
-                stopped.set()
-                raise
-
-    with ThreadPoolExecutor(1) as publisher:
+    with ThreadPoolExecutor(1) as background:
+        waiting = list[Future[None]]()
         try:
-            progress(0)
-            for job, written in pool.answers(jobs, progress):
+            report()
+            for job, written in pool.answers(jobs, report):
                 assert isinstance(job, ShardJob)
-                publishing.append(publisher.submit(publish, job.name, written))
-                while len(publishing) > PUBLISHING:
-                    publishing.pop(0).result()
+                journal.publish(job.name, written)
+                if numbering is not None:
+                    waiting.append(background.submit(numbering.advance))
+                while waiting and (waiting[0].done() or len(waiting) > NUMBERING_BEHIND):
+                    waiting.pop(0).result()
                 done, rejected = done + len(job.pieces), rejected + len(written.rejected)
-                progress(0)
-            for future in publishing:
+                report()
+            for future in waiting:
                 future.result()
-        except BaseException:  # what is made is still brought to the disk, and not sent
-            stopped.set()
+        except BaseException:
+            background.shutdown(cancel_futures=True)
             raise
     return len(missing)

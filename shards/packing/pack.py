@@ -96,9 +96,9 @@ def pack(
     with ExitStack() as stack:
         journal = stack.enter_context(building(folder, request, None, overwrite, resume, remote))
         pool = pool or stack.enter_context(Workers(_processes(workers)))
-        plan, shards, contents = plan_set(pool, journal, rows, options, None, files or {}, progress)
+        *_, contents = planned = plan_set(pool, journal, rows, options, None, files, progress)
         numbering = Numbering(journal, contents.shards, remote)
-        made = make_shards(pool, journal, plan, shards, contents, options, progress, numbering.advance, remote is None)
+        made = make_shards(pool, journal, planned, options, progress, numbering, stays=remote is None)
         result = finish(journal, folder, contents, request, numbering, statistics, remote, made, started)
     if remote is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,8 +136,8 @@ def pack_part(
             shown = f"{part[0]}/{part[1]}"
             journal = stack.enter_context(building(out, request, shown, overwrite, resume))
             pool = stack.enter_context(Workers(_processes(workers)))
-            plan, shards, contents = plan_set(pool, journal, rows, options, part, files or {}, progress)
-            made = make_shards(pool, journal, plan, shards, contents, options, progress, lambda: None, True)
+            *_, contents = planned = plan_set(pool, journal, rows, options, part, files, progress)
+            made = make_shards(pool, journal, planned, options, progress, None)
             about = {"request": request, "part": part, "contents": asdict(contents)}
             complete(journal.set_folder, PART, json.dumps(about, indent=2, sort_keys=True) + "\n")
     done = [shard for name in contents.shards if (shard := Journal(out).done(name)) is not None]

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from unfused_fast.errors import UserError
@@ -87,9 +86,7 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for worker in self._all:
             worker.process.kill()
         for worker in self._all:
@@ -183,7 +180,7 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
     os.environ.update(environment)  # a fork server has that of its own start
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as null:  # native libraries write to the screen
         os.dup2(null.fileno(), sys.__stderr__.fileno() if sys.__stderr__ else 2)
 
@@ -209,6 +206,7 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
         pipe.send((answer, error))
 
 
-def _end_with(parent: Any) -> None:
-    parent.join()
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)
