@@ -33,8 +33,8 @@ from unfused_fast.data.order import Int64s
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.errors import UserError, cause
 from unfused_fast.json_files import LARGEST_JSON, read_json
-from unfused_fast.shards.packing.upload import cache_folder
 from unfused_fast.shards.packing.workers import available_cores
+from unfused_fast.shards.sets.remote_folder import cache_folder
 
 SCHEMA_VERSION = 2
 CHUNK_BYTES = 1 << 25
