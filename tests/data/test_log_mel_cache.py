@@ -94,32 +94,27 @@ def test_the_second_start_reads_the_cache(
         assert f"from the cache ({folder})" in capsys.readouterr().err
 
 
-def cut(folder: Path) -> None:
-    with (folder / "frames.npy").open("r+b") as file:
-        file.truncate(1000)
+def rewrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """What changes a file of a cache."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def grow(folder: Path) -> None:
-    with (folder / "frames.npy").open("ab") as file:
-        file.write(b"more")
+def flipped(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
 
 
-def flip(folder: Path) -> None:
-    data = bytearray((folder / "frames.npy").read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / "frames.npy").write_bytes(data)
+flip, grow = rewrite("frames.npy", flipped), rewrite("frames.npy", lambda data: data + b"more")
 
 
-def other_digest(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["identity"]["digest"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def of_another(name: str, value: object) -> Callable[[Path], object]:
+    """What makes a cache one of another set or front end."""
 
+    def change(data: bytes) -> bytes:
+        manifest = json.loads(data)
+        manifest["identity"][name] = value
+        return json.dumps(manifest).encode()
 
-def other_front_end(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["identity"]["frontend.n_mels"] = 40
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return rewrite("manifest.json", change)
 
 
 def npy(path: Path, header: str, data: bytes = b"") -> None:
@@ -135,48 +130,39 @@ def change(folder: Path, **values: object) -> None:
 
 SIGN = Path(tempfile.gettempdir()) / f"executed-{os.getpid()}"
 """What hostile content would make if it were executed."""
-HOSTILE: list[tuple[Callable[[Path], object], str]] = [
-    (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "nested too deeply"),
-    (lambda folder: (folder / "manifest.json").write_text("7"), "manifest.json cannot be read"),
-    (lambda folder: change(folder, identity=7), "manifest.json cannot be read"),
-    (lambda folder: change(folder, sha256_of_chunks=7), "manifest.json cannot be read"),
-    (lambda folder: change(folder, sha256_of_chunks="a"), "parts are not what was written"),
-    (
-        lambda folder: npy(
-            folder / "frames.npy", "{'descr': '|O', 'fortran_order': False, 'shape': (60, 2), }", pickled(SIGN)
-        ),
-        "damaged",
-    ),
-    (
-        lambda folder: npy(
-            folder / "frames.npy", "{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000, 64), }"
-        ),
-        "damaged",
-    ),
-    (lambda folder: npy(folder / "frames.npy", f"open({str(SIGN)!r}, 'w')"[:118]), "damaged"),
-    (lambda folder: np.save(folder / "frames.npy", np.zeros((3, 64), np.float16)), "another size"),
-]
+OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (60, 2), }"
+ENDLESS = "{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000, 64), }"
+CALLS = f"open({str(SIGN)!r}, 'w')"[:118]
 
 
+@pytest.mark.parametrize("store", ["resident", "mmap"])
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        *HOSTILE,
-        (cut, "mmap length"),
+        (rewrite("frames.npy", lambda data: data[:1000]), "mmap length"),
         (grow, "another size"),
         (flip, "1 of 1 parts are not what was written"),
-        (other_digest, "made with digest = 0000"),
-        (other_front_end, "made with frontend.n_mels = 40, now 64"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (of_another("digest", "0" * 64), "made with digest = 0000"),
+        (of_another("frontend.n_mels", 40), "made with frontend.n_mels = 40, now 64"),
+        (rewrite("manifest.json", lambda data: b"{"), "manifest.json cannot be read"),
+        (rewrite("manifest.json", lambda data: b"7"), "manifest.json cannot be read"),
+        (rewrite("manifest.json", lambda data: b"[" * 100_000), "nested too deeply"),
+        (lambda folder: change(folder, identity=7), "manifest.json cannot be read"),
+        (lambda folder: change(folder, sha256_of_chunks=7), "manifest.json cannot be read"),
+        (lambda folder: change(folder, sha256_of_chunks="a"), "parts are not what was written"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
         (lambda folder: (folder / "frames.npy").unlink(), "No such file"),
-        (lambda folder: (folder / "frames.npy").write_bytes(b""), "damaged"),
+        (rewrite("frames.npy", lambda data: b""), "damaged"),
+        (lambda folder: npy(folder / "frames.npy", OBJECTS, pickled(SIGN)), "damaged"),
+        (lambda folder: npy(folder / "frames.npy", ENDLESS), "damaged"),
+        (lambda folder: npy(folder / "frames.npy", CALLS), "damaged"),
+        (lambda folder: np.save(folder / "frames.npy", np.zeros((3, 64), np.float16)), "another size"),
     ],
 )
 def test_what_is_not_sound_is_made_again_with_the_reason(
-    shards: ShardSet, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], says: str
+    shards: ShardSet, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object], says: str, store: Store
 ) -> None:
-    store: Store = "mmap" if damage in (cut, flip) else "resident"
+    """Nothing of a stranger's cache is executed, and none takes much memory."""
     whole = views(placed(stream(shards), store))
     (folder,) = caches(shards.directory)
     damage(folder)

@@ -165,27 +165,30 @@ def load(folder: Path, wanted: Layout, target: Tensor | None) -> Tensor:
     Raises DamagedCache for content that is not what was written.
     """
     frames, digests = _open(folder, wanted)
-    with (folder / "frames.npy").open("rb") as file:
-        flat = None if target is None else target.view(-1)
+    found = _read(folder / "frames.npy", frames.offset, wanted.bytes, target)
+    if different := sum(one != other for one, other in zip(found, digests, strict=True)):
+        raise DamagedCache(f"damaged: {different} of {len(digests)} parts are not what was written")
+    return torch.from_numpy(frames) if target is None else target
 
-        def chunk(number: int) -> bool:
-            start = number * CHUNK_BYTES
-            values = min(CHUNK_BYTES, wanted.bytes - start) // 2
+
+def _read(path: Path, begin: int, size: int, target: Tensor | None) -> list[str]:
+    """Reads `size` bytes from `begin` on into a tensor, if there is one; returns the sha256 of their parts."""
+    flat = None if target is None else target.view(-1)
+    with path.open("rb") as file, ThreadPoolExecutor(min(available_cores(), 8)) as pool:
+
+        def part(start: int) -> str:
+            values = min(CHUNK_BYTES, size - start) // 2
             there = None if flat is None else flat[start // 2 : start // 2 + values]
             on_cpu = there is not None and there.device.type == "cpu"
             here = there if there is not None and on_cpu else torch.empty(values, dtype=torch.float16)
             read, done = memoryview(here.numpy().data).cast("B"), 0
-            while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], frames.offset + start + done)):
+            while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], begin + start + done)):
                 done += count
             if there is not None and not on_cpu:
                 there.copy_(here)
-            return bool(hashlib.sha256(read).hexdigest() == digests[number])
+            return hashlib.sha256(read).hexdigest()
 
-        with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
-            sound = list(pool.map(chunk, range(len(digests))))
-    if not all(sound):
-        raise DamagedCache(f"damaged: {sound.count(False)} of {len(sound)} parts are not what was written")
-    return torch.from_numpy(frames) if target is None else target
+        return list(pool.map(part, range(0, size, CHUNK_BYTES)))
 
 
 def writable_place(loader: Batches, wanted: Layout) -> Path | None:
@@ -280,20 +283,13 @@ def computed(loader: Batches, wanted: Layout) -> Iterator[Tensor]:
 
 
 def _write(loader: Batches, wanted: Layout, folder: Path) -> None:
-    with (folder / "frames.npy").open("wb") as file:
+    path = folder / "frames.npy"
+    with path.open("wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": wanted.shape}
         np.lib.format.write_array_header_1_0(file, header)
-        digests, digest, room = list[str](), hashlib.sha256(), CHUNK_BYTES
+        begin = file.tell()
         for rows in computed(loader, wanted):
-            data = memoryview(rows.numpy().data).cast("B")
-            file.write(data)
-            while data:
-                digest.update(data[:room])
-                data, room = data[room:], max(0, room - len(data))
-                if not room:
-                    digests.append(digest.hexdigest())
-                    digest, room = hashlib.sha256(), CHUNK_BYTES
-        if room < CHUNK_BYTES:
-            digests.append(digest.hexdigest())
+            file.write(memoryview(rows.numpy().data).cast("B"))
+    digests = _read(path, begin, wanted.bytes, None)
     manifest = {"identity": wanted.identity, "sha256_of_chunks": digests}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
