@@ -36,7 +36,6 @@ from same_runs import assert_same_linear, assert_same_run
 from unfused_fast.cli import app
 from unfused_fast.commands.flags import run_app
 from unfused_fast.data import stream as pipeline
-from unfused_fast.distributed import beats, ranks
 from unfused_fast.stages import linear_heads as linear
 from unfused_fast.training import losses
 from unfused_fast.training import run_directory as run
@@ -51,7 +50,7 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "distill": [(losses.Losses, "add")],
     "linear": [
         *((linear, name) for name in ("eval_features", "head_losses", "plot_confusion")),
-        *((run, name) for name in ("RunLock", "write_json")),
+        *((run, name) for name in ("FileLock", "write_json")),
     ],
 }
 """Stage -> what it does again and again, from which the moments of kills count."""
@@ -162,7 +161,6 @@ def main() -> int:
     pipeline.import_dali()  # once for all processes, as what follows
     for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
         importlib.import_module(heavy)
-    beats.SECONDS, beats.LOOK_SECONDS, ranks.PARTING_SECONDS = 0.05, 0.3, 1.0
     torch.set_num_threads(1)
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
     kills, runs = 0, 0

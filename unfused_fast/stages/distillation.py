@@ -36,8 +36,6 @@ from unfused_fast.training import (
     collect,
     compiled,
     learning_rate,
-    load_together,
-    open_run,
     parts_of,
     precision,
     prepare_for,
@@ -227,7 +225,7 @@ def distill(
                 f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
             )
         inputs["pseudo_labels"] = labels_digest(given)
-    with open_run(out, "distill", config, shards, options, **inputs) as run:
+    with Run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
         return _trained(run, config, shards, teacher, options, given)
@@ -238,7 +236,7 @@ def _trained(
 ) -> dict[str, Any]:
     skipped = SkippedClips(options.skip_bad, options.ranks)
     if run.resumed:
-        tensors, saved = load_together(run, options.ranks)
+        tensors, saved = run.load()
         skipped.load(saved, shards)
         targets, k = tensors["targets"].to(options.device), int(saved["k"])
     elif given is not None:
@@ -260,7 +258,6 @@ def _trained(
         first_state(state.network, options.ranks)
     progress = state.load(tensors, saved) if run.resumed else None
     run.start()
-    options.ranks.meet()
     if options.ranks.leads and not run.resumed:
         write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
     sizes = torch.bincount(targets, minlength=k)

@@ -21,7 +21,7 @@ from unfused_fast.data import placed
 from unfused_fast.distributed import in_words
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.pretraining_state import Pretraining
-from unfused_fast.training import Options, Run, open_run, precision, run_epochs
+from unfused_fast.training import Options, Run, precision, run_epochs
 
 
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     spherical = config.cluster.algo == "spherical"
     dtype = torch.float32 if config.bank.dtype == "fp32" else torch.bfloat16
     backend = f" ({resolve_backend(config.cluster.backend, options.device, dtype)})" if spherical else ""
-    with open_run(out, "pretrain", config, shards, options) as run:
+    with Run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
             return finished
         return _trained(state, run, backend)
@@ -44,7 +44,6 @@ def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
     progress = state.load(run) if run.resumed else None
     state.loader = placed(state.stream, ranks=options.ranks)
     run.start()
-    options.ranks.meet()
     console.print(
         f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k or 'found'}, "
         f"{config.train.epochs} epochs, "

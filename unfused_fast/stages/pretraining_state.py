@@ -48,7 +48,6 @@ from unfused_fast.training import (
     collect,
     compiled,
     learning_rate,
-    load_together,
     parts_of,
     plot_cluster_sizes,
     prepare_for,
@@ -287,10 +286,8 @@ class Pretraining:
 
     def load(self, run: Run) -> Progress:
         """Restores all state from the newest checkpoint that is sound, its bank too; returns how far it was."""
-        tensors, state = load_together(
-            run,
-            self.ranks,
-            lambda state: None if state["bank"] == "here" else self._load_bank(run.out / BANK, state["epoch"]),
+        tensors, state = run.load(
+            lambda state: None if state["bank"] == "here" else self._load_bank(run.out / BANK, state["epoch"])
         )
         restore(tensors, self.network, self.optimizer)
         self.augment.load_state(tensors)

@@ -46,7 +46,7 @@ from unfused_fast.training.plots import (
 )
 from unfused_fast.training.profiling import Profile
 from unfused_fast.training.progress import PartTimer
-from unfused_fast.training.run_description import config_digest, read_description
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_together import load_together, open_run, parts_of, train_loader
+from unfused_fast.training.run_record import config_digest, read_description
+from unfused_fast.training.run_together import parts_of, train_loader
 from unfused_fast.training.save_every import parse_save_every

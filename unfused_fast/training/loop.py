@@ -117,7 +117,6 @@ def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict
         shown.step()
         profile.step()
 
-    state.timer.told = ranks.doing
     precision = full_precision(state.config, state.options.device)
     kept = freed_memory_kept(state.options.device)
     with precision, kept, saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
@@ -158,7 +157,6 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
     """The epoch after `progress`, or what is left of it; `progress` then stands at its end."""
     (done, first), steps, config = progress.position, state.loader.full_batches, state.config
     epoch, began = done + 1, time.perf_counter() - progress.seconds
-    state.options.ranks.stand(f"epoch {epoch}")
     losses, ranks, skipped = Losses(state.loader.device), state.options.ranks, state.loader.skipped
     if first:
         losses.load(progress.tensors)
@@ -191,7 +189,6 @@ def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepp
             batch = state.timer.next("load", batches)
         except UserError as error:
             unread = error
-        ranks.stand(f"epoch {epoch}, step {min(taken + 1, steps)} of {steps}")
         due = taken > first and ranks.leads and saves.due(state.step)
         run.stopping, due, failed, news = ranks.agree(run.stopping, due, unread is not None, skipped.news)
         if news:

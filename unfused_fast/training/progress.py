@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -25,8 +25,6 @@ class PartTimer:
         self.seconds: dict[str, float] = {}
         self.profile: Profile | None = None
         """What gets the parts' names."""
-        self.told: Callable[[str], None] | None = None
-        """What is told of each part that begins."""
         self._events = deque[tuple[str, torch.cuda.Event, torch.cuda.Event]]()
         """Of parts that the device has not finished, oldest first."""
         self._free = list[torch.cuda.Event]()
@@ -35,8 +33,6 @@ class PartTimer:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Adds what the block takes to a part."""
-        if self.told is not None:
-            self.told(name)
         with nullcontext() if self.profile is None else self.profile.part(name):
             if self.cuda:
                 self._collect()
