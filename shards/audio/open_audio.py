@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from unfused_fast.shards.audio import mp3
 from unfused_fast.shards.audio import truncation as endings
 from unfused_fast.shards.audio.other_formats import HEAD_BYTES, format_named
-from unfused_fast.shards.sources.places import Location, Place, shown
+from unfused_fast.shards.sources.location import ByteLocation, Location, without_secrets
+from unfused_fast.shards.sources.reader import ByteReader, open_location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
-from unfused_fast.shards.sources.stores import Window, open_place
 
 LONGEST_NAME = 1000
 """Bytes. libsndfile refuses names of 1024 and more."""
@@ -33,7 +33,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     of a FLAC without a length; `seek` itself goes on working.
     """
 
-    def __init__(self, file: bytes | io.BufferedIOBase, window: Window | None = None) -> None:
+    def __init__(self, file: bytes | io.BufferedIOBase, window: ByteReader | None = None) -> None:
         """Args: window: what the bytes come from, whose failures libsndfile takes for the end of the file.
 
         Raises:
@@ -66,11 +66,11 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         _check_window(self._window)
 
 
-def _check_window(window: Window | None) -> None:
+def _check_window(window: ByteReader | None) -> None:
     """Raises what the window could not raise through libsndfile: Rejected or UserError."""
     failure = None if window is None else window.failure
     if isinstance(failure, OSError):
-        raise Rejected(Reason.UNREADABLE, shown(failure.strerror or str(failure))) from failure
+        raise Rejected(Reason.UNREADABLE, without_secrets(failure.strerror or str(failure))) from failure
     if failure is not None:
         raise failure
 
@@ -84,13 +84,13 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
 
     Raises:
         Rejected: it cannot be read, is no audio that libsndfile reads, or holds more than libsndfile would read of it.
-        UserError: as open_place().
+        UserError: as open_location().
     """
     window = None
     try:
-        if isinstance(location, Place):
-            source = open_place(location)
-            window = source.raw if isinstance(source.raw, Window) else None
+        if isinstance(location, ByteLocation):
+            source = open_location(location)
+            window = source.raw if isinstance(source.raw, ByteReader) else None
         else:
             status = location.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -131,7 +131,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             source.close()
 
 
-def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: Window | None) -> ForwardFile:
+def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: ByteReader | None) -> ForwardFile:
     """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
     _check_mp3(counted)
     file = ForwardFile(mp3.with_length(source, counted), window)
@@ -150,7 +150,9 @@ def _check_mp3(counted: mp3.Frames | None) -> None:
         raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.promised_samples} samples")
 
 
-def _not_read(source: io.BufferedReader, location: Location, window: Window | None, error: Exception) -> ForwardFile:
+def _not_read(
+    source: io.BufferedReader, location: Location, window: ByteReader | None, error: Exception
+) -> ForwardFile:
     """The MP3 that follows tags and padding which libsndfile does not pass over. Raises Rejected: there is none."""
     source.seek(0)
     counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None

@@ -24,7 +24,7 @@ from unfused_fast.shards.datasets import (
 )
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery
 from unfused_fast.shards.datasets.splits import with_validation
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset

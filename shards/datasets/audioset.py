@@ -14,7 +14,7 @@ from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Var
 from unfused_fast.shards.datasets.layout import chosen, records_of, walk
 from unfused_fast.shards.datasets.splits import class_balanced
 from unfused_fast.shards.sources.listing import is_audio
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME, CLASSES = "audioset", 527

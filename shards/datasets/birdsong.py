@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, files_below, listed_and_there, records_of
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME = "birdsong"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NUMBER, PATH = "N", "PATH"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import birdsong, urbansound8k
 from unfused_fast.shards.datasets.layout import records_of
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 
 _FIELD_RECORDINGS = birdsong.HALVES[0]
 _TABLES = {

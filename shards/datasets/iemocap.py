@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 EMOTIONS = ("neu", "ang", "sad", "hap")

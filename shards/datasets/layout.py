@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
 from unfused_fast.shards.sources.listing import CLUTTER, is_audio
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen, lines_of
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 SUBSET = "train-clean-100"

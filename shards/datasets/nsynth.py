@@ -9,7 +9,7 @@ from typing import Any
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, files_below, listed_and_there, require
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME = "nsynth"

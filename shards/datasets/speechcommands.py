@@ -12,7 +12,7 @@ import soundfile
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import against_published, chosen, lines_of
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 TEN = frozenset({"down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"})

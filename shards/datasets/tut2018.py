@@ -18,7 +18,7 @@ from unfused_fast.shards.datasets.layout import (
     listed_and_there,
     require,
 )
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME, FOLDER = "tut2018", "TUT-urban-acoustic-scenes-2018-development"

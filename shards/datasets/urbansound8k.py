@@ -15,7 +15,7 @@ from unfused_fast.shards.datasets.layout import (
     records_of,
     require,
 )
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME, FOLDER = "urbansound8k", "UrbanSound8K"

@@ -16,7 +16,7 @@ from unfused_fast.shards.datasets.layout import (
     listed_and_there,
     require,
 )
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NAME, TABLE = "voxceleb1", "iden_split.txt"

@@ -14,7 +14,7 @@ import numpy as np
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import chosen, records_of, walk
-from unfused_fast.shards.sources.places import Folder
+from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "ru")

@@ -20,7 +20,7 @@ from unfused_fast.shards.packing.building import Building
 from unfused_fast.shards.packing.journal import DoneShard, Journal
 from unfused_fast.shards.packing.options import PackOptions, Request
 from unfused_fast.shards.packing.rejections import by_reason, summary, write_rejected
-from unfused_fast.shards.packing.upload import RemoteSet
+from unfused_fast.shards.packing.upload import UploadedSet
 from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members, renumber
 from unfused_fast.shards.sets.table import (
     DONE_SCHEMA,
@@ -63,7 +63,7 @@ class PackResult:
 class Sender:
     """Sends shards to where the set is made, in order, and takes them from the disk."""
 
-    def __init__(self, journal: Journal, remote: RemoteSet) -> None:
+    def __init__(self, journal: Journal, remote: UploadedSet) -> None:
         """Of the set whose plan is in the journal."""
         self._journal, self._remote, self._waiting = journal, remote, deque(journal.plan().shards)
         self._first_id = self._measured = 0
@@ -91,7 +91,7 @@ def finish(
     options: PackOptions,
     request: Request,
     statistics: Statistics | None,
-    remote: RemoteSet | None = None,
+    remote: UploadedSet | None = None,
 ) -> ShardSet:
     """Numbers the clips of all shards in order, and writes what makes a set of them, here or at `remote`.
 
@@ -160,7 +160,7 @@ def result_of(
     rejected: dict[str, int],
     shards_made: int,
     wall_seconds: float,
-    remote: RemoteSet | None = None,
+    remote: UploadedSet | None = None,
 ) -> PackResult:
     """The numbers of a set that lies in `directory`, or at `remote`."""
     splits = shard_set.manifest.splits.values()

@@ -19,7 +19,7 @@ from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.making import make_shards, plan_set, read_headers
 from unfused_fast.shards.packing.options import Codec, PackOptions, Request, request_of
 from unfused_fast.shards.packing.rejections import read_reasons
-from unfused_fast.shards.packing.upload import RemoteSet, destination
+from unfused_fast.shards.packing.upload import UploadedSet, destination
 from unfused_fast.shards.packing.workers import Pool, Workers, available_cores
 from unfused_fast.shards.sets.table import PART, ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
@@ -174,7 +174,7 @@ def journaled(
     request: Request,
     overwrite: bool,
     resume: bool,
-    remote: RemoteSet | None = None,
+    remote: UploadedSet | None = None,
 ) -> Iterator[tuple[Journal, Building]]:
     """The journal of the set that is made in `folder`, and what building() gives; see there."""
     if remote is not None:  # it is there, and complete, when a run was killed at its very end
@@ -195,7 +195,7 @@ def journaled(
         yield journal, build
 
 
-def finished(folder: Path, remote: RemoteSet | None, request: Request) -> tuple[ShardSet, dict[str, int]] | None:
+def finished(folder: Path, remote: UploadedSet | None, request: Request) -> tuple[ShardSet, dict[str, int]] | None:
     """The set of this request that is there, and its rejections by reason, if there is a set.
 
     Raises:

@@ -15,7 +15,7 @@ from unfused_fast.shards.packing.layout import Piece
 from unfused_fast.shards.packing.workers import At, Bad
 from unfused_fast.shards.sets.shard_files import ShardWriter, clip_json, clip_key
 from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
-from unfused_fast.shards.sources.places import Location
+from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 Rejection = tuple[str, int, str, str]

@@ -16,7 +16,7 @@ from command_lines import parse
 from outcomes import Cli, refused
 
 from unfused_fast.cli import app
-from unfused_fast.commands.flags import run_app
+from unfused_fast.commands.exits import run_app
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training.plots import plot_confusion, plot_log_mels
 

@@ -8,8 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +15,15 @@ import pytest
 import torch
 from outcomes import Cli, refused
 from same_runs import assert_same_run
-from stopping import signalled_after
+from stopping import after_steps, signalled_after
 
-import unfused_fast.stages.pretraining_state
 import unfused_fast.training.checkpoint
 import unfused_fast.training.loop
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.training.losses import Losses
-
-
-@contextmanager
-def after_steps(steps: int, act: Callable[[], None]) -> Iterator[None]:
-    """`act` is called once so many steps are done inside the block."""
-    original, done = Losses.add, 0
-
-    def add(self: Losses, loss: torch.Tensor) -> None:
-        nonlocal done
-        original(self, loss)
-        done += 1
-        if done == steps:
-            act()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Losses, "add", add)
-        yield
+from unfused_fast.training.loop import Trainer
 
 
 def full(*_: Any, **__: Any) -> None:
@@ -131,16 +111,16 @@ def test_losses_that_are_no_numbers(
     """Weights break in the fifth of fifteen steps: the run ends in the middle of the epoch, at the next save or after
     some steps, whichever comes first.
     """
-    real = unfused_fast.stages.pretraining_state.learning_rate
+    real = unfused_fast.training.loop.learning_rate
     monkeypatch.setattr(
-        unfused_fast.stages.pretraining_state,
+        unfused_fast.training.loop,
         "learning_rate",
         lambda config, now, *more: math.inf if now == 4 else real(config, now, *more),
     )
     monkeypatch.setattr(unfused_fast.training.loop, "READ_EVERY", 10)
     steps = list[int]()
-    original = Losses.add
-    monkeypatch.setattr(Losses, "add", lambda self, loss: (steps.append(1), original(self, loss))[1])
+    original = Trainer.train_batch
+    monkeypatch.setattr(Trainer, "train_batch", lambda self, *given: (steps.append(1), original(self, *given))[1])
     for flags, kept, taken in (
         (["--save-every", "1epochs"], "nothing was saved", 10),
         (["--save-every", "2steps"], "batch 4 of epoch 1 is the last one saved", 6),
@@ -149,20 +129,6 @@ def test_losses_that_are_no_numbers(
         done = pretrain(tones, tmp_path / str(taken), "--set", "train.batch_size=4", *flags)
         refused(done, f"epoch 1: the loss became nan; {kept}", "learning rate is too high", "start again")
         assert len(steps) == taken
-
-
-def test_losses_are_summed_and_one_that_is_no_number_is_told() -> None:
-    losses = Losses(torch.device("cpu"))
-    for value in (1.0, 3.0):
-        losses.add(torch.tensor(value))
-    assert losses.fault() is None and losses.mean(2) == 2.0
-    other = Losses(torch.device("cpu"))
-    other.load(losses.tensors())
-    other.add(torch.tensor(5.0))
-    assert other.fault() is None and other.mean(3) == 3.0
-    for value in (math.inf, 1.0):
-        other.add(torch.tensor(value))
-        assert other.fault() == "the loss became inf"
 
 
 def test_a_device_without_memory(pretrain: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

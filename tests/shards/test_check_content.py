@@ -186,9 +186,9 @@ def test_every_clip_of_flac_is_listened_to_where_that_is_asked_for(
     sampled, every = (check(tmp_path / "out", every_clip=all_of_them, workers=0) for all_of_them in (False, True))
     assert sampled.corrupt == every.corrupt == []
     quiet = _of(every, Kind.QUIET)
-    assert quiet is not None and quiet.count == 3 and "3 of 9 clips looked at" in quiet.message
+    assert quiet is not None and quiet.count == 3 and "3 of 9 clips examined" in quiet.message
     few = _of(sampled, Kind.QUIET)
-    assert few is None or "1 of 1 clips looked at" in few.message
+    assert few is None or "1 of 1 clips examined" in few.message
 
 
 def test_the_embedded_recordings_raise_no_false_alarm() -> None:

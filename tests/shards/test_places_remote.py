@@ -19,13 +19,13 @@ import pytest
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.decode import probe
 from unfused_fast.shards.packing.pack import pack
-from unfused_fast.shards.sources import remote, stores
-from unfused_fast.shards.sources.places import Place, shown
+from unfused_fast.shards.sources import reader, remote
+from unfused_fast.shards.sources.listed_path import folder_of
+from unfused_fast.shards.sources.location import ByteLocation, without_secrets
+from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
-from unfused_fast.shards.sources.stores import open_place
-from unfused_fast.shards.sources.trees import folder_of
 
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
 
@@ -134,8 +134,8 @@ def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
 
 
 def _bytes(row: SourceRow) -> bytes:
-    assert isinstance(row.path, Place)
-    with open_place(row.path) as file:
+    assert isinstance(row.path, ByteLocation)
+    with open_location(row.path) as file:
         return file.read()
 
 
@@ -182,17 +182,17 @@ def test_passing_failures_are_tried_again(
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     folder = _copies(rows, tmp_path / "www/audio", 1)
-    place = Place((f"{server.url}/audio/" + next(folder.iterdir()).name,))
+    place = ByteLocation((f"{server.url}/audio/" + next(folder.iterdir()).name,))
     server.failures = 2
     assert probe(place) == probe(next(folder.iterdir()))
     assert waits[:2] == [0.25, 0.5]
     server.failures = 1000
     with pytest.raises(UserError, match=NO_ANSWER):
-        probe(Place((f"{server.url}/audio/{next(folder.iterdir()).name}?again",)))
-    assert len(waits) <= 2 + 2 * remote.ATTEMPTS
+        probe(ByteLocation((f"{server.url}/audio/{next(folder.iterdir()).name}?again",)))
+    assert len(waits) <= 2 + 2 * 4
 
 
-NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the server answers 503.* goes on where it was"
+NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the server answers 503.* it resumes"
 
 
 def test_failures_that_last_end_the_pack_and_reject_nothing(
@@ -232,8 +232,8 @@ def test_failures_that_last_are_none_of_the_archive(
             tar.add(folder, "x")
     url = f"{server.url}/{path.name}"
     (row,) = (row for row in source_rows(url) if row.source.endswith(".wav"))
-    stores._opened.cache_clear()
-    stores._inflated.cache_clear()
+    reader._opened.cache_clear()
+    reader._inflated.cache_clear()
     server.failures = 1000
     with pytest.raises(UserError, match=NO_ANSWER):
         probe(row.path)
@@ -250,7 +250,7 @@ def test_missing_package_of_a_listed_file_ends_the_pack(tmp_path: Path, monkeypa
 
 def test_what_is_not_on_the_server(server: _Server) -> None:
     with pytest.raises(Rejected, match=r"^unreadable: no such file$"):
-        probe(Place((f"{server.url}/gone.wav",)))
+        probe(ByteLocation((f"{server.url}/gone.wav",)))
     with pytest.raises(UserError, match=r"gone\.csv: cannot be read: no such file"):
         source_rows(f"{server.url}/gone.csv")
     with pytest.raises(UserError, match=r"gone\.zip: not readable as an archive: no such file"):
@@ -263,19 +263,19 @@ def test_server_that_is_not_there_is_said_to_be_so(server: _Server, monkeypatch:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     server.server_close()
-    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* goes on where it was"):
+    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* it resumes"):
         source_rows(f"{server.url}/a.zip")
-    assert len(waits) == remote.ATTEMPTS - 1
+    assert len(waits) == len(remote.WAITS_SECONDS)
 
 
 def test_secrets_of_a_url_are_not_shown(server: _Server) -> None:
     url = server.url.replace("http://", "http://user:hunter2@") + "/gone.zip?X-Signature=hunter2"
-    assert shown(url) == f"{server.url}/gone.zip"
+    assert without_secrets(url) == f"{server.url}/gone.zip"
     with pytest.raises(UserError) as raised:
         source_rows(url)
     assert "hunter2" not in str(raised.value) and "gone.zip" in str(raised.value)
     with pytest.raises(Rejected) as rejected:
-        probe(Place((url,)))
+        probe(ByteLocation((url,)))
     assert "hunter2" not in str(rejected.value)
 
 

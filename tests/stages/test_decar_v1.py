@@ -15,9 +15,9 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import from_flat, preset, with_values
 from unfused_fast.data.stream import Loader
 from unfused_fast.errors import UserError
+from unfused_fast.methods.decar_v1 import PredictionHead
 from unfused_fast.models.audiontt import PretrainNetwork, build_encoder
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.stages.prototypes import PredictionHead
 
 CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
 """Flags that make the preset's run on one-second clips a matter of seconds."""
@@ -171,7 +171,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert train("parts").code == 130
     assert train("parts", "--resume").code == 0
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
-    assert whole.keys() == parts.keys() and {"head.weight", "head.bias"} <= whole.keys()
+    assert whole.keys() == parts.keys() and {"heads.0.weight", "heads.0.bias"} <= whole.keys()
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)
     shown = ("loss", "nmi", "k", "perplexity")
     rows = [[[row[name] for name in shown] for row in log(tmp_path / run)] for run in ("whole", "parts")]
@@ -182,7 +182,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     spread = {"mean_cosine", "mean_direction", "effective_rank", "first_direction"}
     assert {"empty_clusters", "largest_cluster", "cluster_seconds", *spread} <= first.keys()
     assert last["ln_k"] == pytest.approx(math.log(last["k"]), abs=1e-4)
-    assert whole["head.weight"].shape == (last["k"], 16)
+    assert whole["heads.0.weight"].shape == (last["k"], 16)
     assert (tmp_path / "whole" / "clusters.png").read_bytes().startswith(b"\x89PNG")
     bank = zarr.open_group(tmp_path / "whole" / "bank.zarr" / "gen-000004", mode="r")
     assert len(np.unique(bank["assignments"][:])) <= last["k"] <= 60
@@ -212,7 +212,7 @@ def test_training_stops_when_the_clusterings_agree_no_better(
     cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nmis = iter([0.4, 0.6, 0.5, 0.55, 0.9, 0.9])
-    monkeypatch.setattr("unfused_fast.stages.pretraining_state.normalised_mutual_information", lambda *_: next(nmis))
+    monkeypatch.setattr("unfused_fast.methods.deep_clustering.normalised_mutual_information", lambda *_: next(nmis))
     flags = [*tiny, *CHEAP, *ALGORITHMS[0], "--preset", "decar-v1", "--epochs", 7, "--set", "train.patience=2"]
     run = tmp_path / "run"
     done = cli("train", "pretrain", unlabelled, "--out", run, *flags, "--set", "train.save_every=50", "--json")

@@ -10,16 +10,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmeans
-from unfused_fast.commands import measuring
+from unfused_fast.commands import machine
+from unfused_fast.commands.machine import spread
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
@@ -58,12 +60,12 @@ class Measured(NamedTuple):
         """How much of the floor's speed is reached, by the median; 1 is all of it."""
         if self.floor is None:
             return None
-        median = measuring.spread(self.values).p50
+        median = spread(self.values).p50
         return self.floor / median if self.unit == "ms" else median / self.floor
 
     def as_json(self, **circumstances: object) -> dict[str, object]:
         """A row: the figures and what they mean nothing without."""
-        quantiles = {name: float(f"{value:.5g}") for name, value in measuring.spread(self.values)._asdict().items()}
+        quantiles = {name: float(f"{value:.5g}") for name, value in spread(self.values)._asdict().items()}
         return {
             "part": self.part,
             "what": self.what,
@@ -97,20 +99,17 @@ class Bench:
     @cached_property
     def copy_rate(self) -> float:
         """Bytes a second."""
-        return measuring.copy_rate(self.device)
+        return machine.copy_rate(self.device)
 
     @cached_property
     def matmul_rate(self) -> float:
         """Operations a second in the precision of training."""
-        return measuring.matmul_rate(self.device, torch.bfloat16 if self.amp else torch.float32)
+        return machine.matmul_rate(self.device, torch.bfloat16 if self.amp else torch.float32)
 
-    def seconds(self, run: Callable[[], object], least: float = 0.5) -> list[float]:
-        """Of each of `repeats` calls, or of as many as `least` seconds take, after one that does not count."""
-        run()
-        found = list[float]()
-        while len(found) < self.repeats or sum(found) < least:
-            found.append(measuring.seconds_of(run, self.device))
-        return found
+    def seconds(self, run: Callable[[], object]) -> list[float]:
+        """Of repeated calls, after one that does not count."""
+        timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        return [float(one) for one in timer.blocked_autorange(min_run_time=0.5 if self.quick else 2.0).times]
 
     def crop(self) -> torch.Tensor:
         """(B, 1, F, T) of noise."""
@@ -139,7 +138,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
         return found
 
     limit = 2.0 if bench.quick else 8.0
-    decode = measuring.decode_rate(bench.shards, 256 if bench.quick else 1024)
+    decode = machine.decode_rate(bench.shards, 256 if bench.quick else 1024)
     streamed = rates(stream, limit)
     yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
     with quietly():
@@ -234,27 +233,20 @@ def kmeans(bench: Bench) -> Iterator[Measured]:
     def run(iterations: int) -> Callable[[], object]:
         return lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend)
 
-    floor = 1e3 * 2 * n * d * k / measuring.matmul_rate(bench.device, torch.float32)
+    floor = 1e3 * 2 * n * d * k / machine.matmul_rate(bench.device, torch.float32)
     what = f"iteration, {n:,} x {d}, K {k}, {backend}"
-    few = bench.seconds(run(1), 0)
+    few = bench.seconds(run(1))
     for more in (3, 12, 48):
-        taken = iteration_ms(few, bench.seconds(run(1 + more), 0), more)
-        if taken is not None:
+        many = bench.seconds(run(1 + more))
+        taken = [1e3 * (long - short) / more for short, long in zip(sorted(few), sorted(many), strict=False)]
+        if min(taken) > 0:
             yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
             return
     console.print(
-        "bench kmeans: runs here differ by more than 48 iterations take, so none is measured; try again on a quieter "
-        "machine",
+        "bench kmeans: repeated runs here differ by more than 48 iterations take, so none is measured; try again on a "
+        "quieter machine",
         style="yellow",
     )
-
-
-def iteration_ms(few: list[float], many: list[float], more: int) -> list[float] | None:
-    """Milliseconds of an iteration, from seconds of runs of a few and of `more` iterations; None: they vary too much
-    to tell.
-    """
-    taken = [1e3 * (long - short) / more for short, long in zip(sorted(few), sorted(many), strict=True)]
-    return taken if min(taken) > 0 else None
 
 
 def bank(bench: Bench) -> Iterator[Measured]:
@@ -264,12 +256,14 @@ def bank(bench: Bench) -> Iterator[Measured]:
     assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rate = measuring.write_rate(folder, 1 << 26 if bench.quick else 1 << 28)
+        rate = machine.write_rate(folder, 1 << 26 if bench.quick else 1 << 28)
         blocked, total = list[float](), list[float]()
         for epoch in range(bench.repeats + 1):
-            save = partial(held.save, folder / "bank.zarr", epoch, assignments)
-            blocked.append(measuring.seconds_of(save, bench.device))
-            total.append(blocked[-1] + measuring.seconds_of(held.wait, bench.device))
+            start = time.perf_counter()
+            held.save(folder / "bank.zarr", epoch, assignments)
+            blocked.append(time.perf_counter() - start)
+            held.wait()
+            total.append(time.perf_counter() - start)
     size = n * (d * held.rows.element_size() + 8)
     disk = [n / seconds for seconds in total[1:]]
     what = f"generation of {n:,} x {d} on disk, {dtype}"
@@ -313,7 +307,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
 
 def limit(rows: list[Measured]) -> str | None:
     """What bounds an epoch here, in a sentence; None where no epoch was measured."""
-    shares = {row.what.removeprefix("share of "): measuring.spread(row.values).p50 for row in rows if row.unit == "%"}
+    shares = {row.what.removeprefix("share of "): spread(row.values).p50 for row in rows if row.unit == "%"}
     if not shares:
         return None
     part, share = max(shares.items(), key=lambda entry: entry[1])

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Device, Json, Overwrite, bar, print_json
+from unfused_fast.commands.flags import Device, Json, Overwrite
+from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import escaped
 
 
@@ -57,7 +58,7 @@ def embed(
     from unfused_fast.embedding import check_place, embed_files, format_of, load, rejected_path
 
     format_of(out, frames)
-    check_place(out, resume, overwrite)
+    check_place(out, overwrite)
     embedder = load(encoder, device, pool)
     stopped = list[int]()
 

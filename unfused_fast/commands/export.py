@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Overwrite, print_json
+from unfused_fast.commands.flags import Json, Overwrite
+from unfused_fast.commands.output import print_json
 from unfused_fast.errors import escaped
 
 

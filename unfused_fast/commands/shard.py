@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Overwrite, bar, pairs, print_json
+from unfused_fast.commands.flags import Json, Overwrite, pairs
+from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sources.places import LARGEST_DEFLATED_GB, is_url, local_path, place_title
+from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -151,7 +152,7 @@ def shard(
             advance = stack.enter_context(bar("packing"))
             done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
             stack.close()
-            _print_part(done, place_title(out), as_json)
+            _print_part(done, display_name(out), as_json)
             return
         if work is not None:
             from unfused_fast.shards.packing.ray_engine import RayWorkers
@@ -160,7 +161,7 @@ def shard(
             given["pool"] = stack.enter_context(RayWorkers(seen))
         advance = stack.enter_context(bar("packing"))
         packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
-    _print_packed(packed, place_title(out), as_json)
+    _print_packed(packed, display_name(out), as_json)
 
 
 def merge(
@@ -181,7 +182,7 @@ def merge(
     with bar("merging") as advance:
         folders = [_folder(part) for part in parts]
         merged = merge_parts(folders, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
-    _print_packed(merged, place_title(out), as_json)
+    _print_packed(merged, display_name(out), as_json)
 
 
 def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
@@ -194,7 +195,7 @@ def _folder(given: str) -> Path:
     folder = local_path(given)
     if isinstance(folder, str):
         raise UserError(
-            f"{place_title(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge"
+            f"{display_name(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge"
         )
     return folder
 
@@ -267,9 +268,8 @@ def _found(
     from unfused_fast.shards.datasets import DATASETS, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
     from unfused_fast.shards.datasets.local_files import CSV, FOLDER
-    from unfused_fast.shards.sources.branch import Branch
+    from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
     from unfused_fast.shards.sources.source_rows import source_rows
-    from unfused_fast.shards.sources.trees import folder_of
 
     if not 0 < max_member_gb < math.inf:
         raise UserError(
@@ -277,7 +277,7 @@ def _found(
         )
     if is_url(source) and dataset in (CSV.name, FOLDER.name):
         raise UserError(
-            f"{place_title(source)}: behind a URL, which is read without --dataset {dataset}; leave that out"
+            f"{display_name(source)}: behind a URL, which is read without --dataset {dataset}; leave that out"
         )
     largest = round(max_member_gb * 1e9)
     with console.status("looking at what there is to pack"):
@@ -300,7 +300,7 @@ def _found(
         plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
         root = Path(source) if plain else folder_of(source, work=work, largest=largest, say=console.print)
         found = dataset_rows(dataset, root, options)
-    if isinstance(root, Branch) and (refused := root.tree.refused):
+    if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         named = "; ".join(f"{name} ({why})" for name, why in refused[:5])
         console.print(
             f"{dataset}: {len(refused)} files in archives are not read: {named}{'' if len(refused) < 6 else '; ...'}"

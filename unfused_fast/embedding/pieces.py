@@ -63,7 +63,7 @@ class Cutting(NamedTuple):
         """T' of a clip."""
         return self._steps(self.frames(samples))
 
-    def centre_ms(self, step: int | NDArray[np.int64]) -> float | NDArray[np.float64]:
+    def centre_ms(self, step: NDArray[np.int64]) -> NDArray[np.float64]:
         """Where a step lies in the clip, in milliseconds: AudioNTT's at the middle of its 8 frames; EfficientNet-B0's,
         whose strided layers centre on every 32nd frame, there.
         """

@@ -18,9 +18,10 @@ from typing import Any, Literal
 from unfused_fast.config import Config, Stage, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.ablation_report import summary_of, write_picture, write_report
+from unfused_fast.evaluation.ablation_report import ablation_table, summary_of, write_picture
+from unfused_fast.evaluation.report import claim, write_report
 from unfused_fast.evaluation.run_pool import RunPool
-from unfused_fast.models import Cost, encoder_cost
+from unfused_fast.models import encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import refuse_unevaluable
 from unfused_fast.training import Options
@@ -67,8 +68,8 @@ def cells_of(
             with_values(Config(), {name: given[0]})
         if name == "train.seed":
             raise UserError("--vary train.seed: seeds are repetitions of each cell; use --seeds")
-        if not any(name.split(".")[0] in READS[stage] for stage in stages):
-            readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
+        readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
+        if not {*readers} & {*stages}:
             raise UserError(f"--vary {name}: --stage {varied} does not read it; use --stage {readers[0]}, or all")
     if one_at_a_time:
         chosen = [{}, *({name: value} for name, given in values.items() for value in given)]
@@ -107,15 +108,14 @@ def ablate(
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: want at least 1")
-    _refuse_other(out)
     pool, found = pool or RunPool(out / "runs", options, holdout), list[dict[str, Any]]()
     _refuse_unevaluable(cells, target, seeds, pool.holdout)
     part: Stage = "pretrain" if varied == "pretrain" else "distill"
-    costs = {cell.name: cost_of(cell, part) for cell in cells}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    described = [
+        (cell.name, cell.values, encoder_cost(cell.configs[part], cell.configs["linear"].eval.encoder))
+        for cell in cells
+    ]
+    claim(out, FILES, "an ablation")
     for number, cell in itertools.product(range(seeds), cells):
         seed = cell.configs["pretrain"].train.seed + number
         console.print(f"ablate: {cell.name}, seed {seed}")
@@ -125,17 +125,10 @@ def ablate(
             console.print(f"ablate: {cell.name}, seed {seed}: {error}", style="yellow")
             line = {"reason": str(error)}
         found.append({"cell": cell.name, "seed": seed, **line})
-        summary = summary_of(
-            [(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out, pool.holdout
-        )
-        write_report(out, summary)
+        summary = summary_of(described, found, varied, target, out, pool.holdout)
+        write_report(out, "ablation", summary, [ablation_table(summary)])
     write_picture(out, summary)
     return summary
-
-
-def cost_of(cell: Cell, stage: Stage) -> Cost:
-    """Parameters and multiply-accumulates of what stage 3 evaluates of the stage's encoder."""
-    return encoder_cost(cell.configs[stage], cell.configs["linear"].eval.encoder)
 
 
 def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed: int, pool: RunPool) -> dict[str, Any]:
@@ -155,21 +148,12 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
 
 def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int, holdout: float | None) -> None:
     """What stage 3 would refuse of any cell and seed, it refuses before stage 1 has run for hours."""
-    checked = set[tuple[Any, ...]]()
+    checked = dict[tuple[Any, ...], Config]()
     for number, cell in itertools.product(range(seeds), cells):
         config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
-        made_of = (config.eval.select, config.eval.valid_fraction, config.train.seed)
-        if made_of not in checked:
-            refuse_unevaluable(config, target, holdout)
-            checked.add(made_of)
-
-
-def _refuse_other(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: it is a file, but an ablation is a directory; choose another --out")
-    others = {path.name.removesuffix(".new") for path in out.iterdir()} - FILES if out.exists() else set()
-    if others:
-        raise UserError(f"{out}: it holds {sorted(others)[0]}, which is no part of an ablation; choose another --out")
+        checked[config.eval.select, config.eval.valid_fraction, config.train.seed] = config
+    for config in checked.values():
+        refuse_unevaluable(config, target, holdout)
 
 
 def _text(value: Any) -> str:

@@ -1,19 +1,19 @@
-"""The table of an ablation: as JSON, markdown, text for a terminal, and a picture."""
+"""The table of an ablation: as JSON, text, and a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.evaluation.report import held_out_text, markdown, mean_and_error
+from unfused_fast.evaluation.report import TextTable, held_out_text, mean_and_error, percent
 from unfused_fast.models import Cost
-from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.training import plot_errors, write_json
+from unfused_fast.training import plot_errors
 
-ABLATION_COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
+COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
 
 
 def summary_of(
@@ -52,82 +52,55 @@ def summary_of(
                 "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
             }
         )
-    return {
-        "stage": varied,
-        "task": target.directory.name,
-        "metric": "accuracy",
-        "holdout": holdout,
-        "rows": rows,
-        "run": str(out),
-    }
+    facts = {"stage": varied, "task": target.directory.name, "metric": "accuracy", "holdout": holdout}
+    return {**facts, "rows": rows, "run": str(out)}
 
 
-def ablation_texts(summary: dict[str, Any]) -> list[list[str]]:
-    """The rows as text in the order of ABLATION_COLUMNS, accuracies in per cent with standard errors over seeds."""
+def ablation_table(summary: Mapping[str, Any]) -> TextTable:
+    """The rows as text, accuracies in per cent with standard errors over seeds."""
+    encoder, held = "1" if summary["stage"] == "pretrain" else "2", held_out_text(summary["holdout"])
+    title = f"{summary['task']}: accuracy in % of stage {encoder}'s encoder, mean ± standard error over seeds{held}"
     rows = []
     for row in summary["rows"]:
-        said = "; ".join(_trouble(row["failed"]))
         seconds = row["seconds"]["mean"]
+        valid, test, difference = (row[name] for name in ("valid", "test", "difference"))
         rows.append(
             [
                 row["settings"],
                 str(len(row["seeds"])),
-                percent(row["valid"]),
-                percent(row["test"]),
-                percent(row["difference"], "+"),
+                percent(valid["mean"], valid["standard_error"]),
+                percent(test["mean"], test["standard_error"]),
+                percent(difference["mean"], difference["standard_error"], "+"),
                 f"{row['parameters']:,}",
                 f"{row['macs']:,}",
                 "" if seconds is None else f"{seconds:.1f}",
-                said or ("waiting" if row["state"] == "waiting" else ""),
+                _trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else ""),
             ]
         )
-    return rows
+    return title, COLUMNS, rows
 
 
-def ablation_title(summary: dict[str, Any]) -> str:
-    """What the table is of."""
-    encoder = "1" if summary["stage"] == "pretrain" else "2"
-    held = held_out_text(summary["holdout"])
-    return f"{summary['task']}: accuracy in % of stage {encoder}'s encoder, mean ± standard error over seeds{held}"
-
-
-def percent(spread: dict[str, Any], sign: str = "") -> str:
-    """`81.2 ± 0.4`, empty where nothing was measured; `sign` = + shows the sign of a difference."""
-    mean, error = spread["mean"], spread["standard_error"]
-    if mean is None:
-        return ""
-    return f"{100 * mean:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
-
-
-def write_report(out: Path, summary: dict[str, Any]) -> None:
-    """OUT/ablation.json and OUT/ablation.md."""
-    write_json(out / "ablation.json", summary)
-    text = f"{ablation_title(summary)}\n\n{markdown(ABLATION_COLUMNS, ablation_texts(summary))}\n"
-    replace_file(out / "ablation.md", text.encode())
-
-
-def write_picture(out: Path, summary: dict[str, Any]) -> None:
+def write_picture(out: Path, summary: Mapping[str, Any]) -> None:
     """OUT/ablation.png: validation and test accuracy of each cell that finished, bars of one standard error."""
     shown = [row for row in summary["rows"] if row["seeds"]]
     points = {
         name: [
-            (100 * spread["mean"], 100 * (spread["standard_error"] or 0.0)) if spread["seeds"] else None
-            for spread in (row[name] for row in shown)
+            (100 * row[name]["mean"], 100 * (row[name]["standard_error"] or 0.0)) if row[name]["seeds"] else None
+            for row in shown
         ]
         for name in ("valid", "test")
     }
     if shown:
-        plot_errors(
-            out / "ablation.png", [row["settings"] for row in shown], points, f"{summary['task']}: accuracy in %"
-        )
+        names, title = [row["settings"] for row in shown], f"{summary['task']}: accuracy in %"
+        plot_errors(out / "ablation.png", names, points, title)
 
 
-def _trouble(failed: Sequence[dict[str, Any]]) -> list[str]:
+def _trouble(failed: Sequence[dict[str, Any]]) -> str:
     """`seeds 0, 1: what happened`: a reason up to its advice, which is for single runs; the JSON has all of it."""
-    seeds: dict[str, list[str]] = {}
+    seeds = defaultdict[str, list[str]](list)
     for one in failed:
-        seeds.setdefault(one["reason"].split(";")[0], []).append(str(one["seed"]))
-    return [f"seed{'s' if len(those) > 1 else ''} {', '.join(those)}: {reason}" for reason, those in seeds.items()]
+        seeds[one["reason"].split(";")[0]].append(str(one["seed"]))
+    return "; ".join(f"seed{'s'[: len(of) - 1]} {', '.join(of)}: {reason}" for reason, of in seeds.items())
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""predictions.parquet: what every head said of every test recording, and what several of them say.   C classes."""
+"""predictions.parquet: what every head said of every test recording.   C classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unfused_fast.errors import UserError
-from unfused_fast.evaluation.intervals import fold_weights
 from unfused_fast.evaluation.measure import Measured
-from unfused_fast.stages import LabelledClips, bootstrap_means, percentile_interval
+from unfused_fast.stages import LabelledClips
 
 
 def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
@@ -45,25 +43,3 @@ def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measu
             columns["prediction"] = found.scores.argmax(axis=1)
         tables.append(pa.table(columns))
     pq.write_table(pa.concat_tables(tables), path, compression="zstd")
-
-
-def accuracy_interval(paths: Sequence[Path], fraction: float, by_folds: bool, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap over test recordings of an encoder's mean accuracy over repetitions, a file each, all on the
-    same resamples; by folds of the mean over folds.
-
-    Raises UserError for a file that cannot be read, or that has other clips than the first.
-    """
-    clips, right = None, []
-    for path in paths:
-        try:
-            table = pq.read_table(path, filters=[("label_fraction", "=", fraction)])
-            ids, folds, labels, predictions = (
-                table.column(name).to_numpy() for name in ("clip_id", "fold", "label", "prediction")
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete {path.parent} to run it again") from error
-        if not len(ids) or (clips is not None and not np.array_equal(ids, clips)):
-            raise UserError(f"{path}: other clips than in {paths[0]}; delete {path.parent} to run it again")
-        clips, round_of = ids, np.unique(folds, return_inverse=True)[1] if by_folds else np.zeros(len(ids), np.int64)
-        right.append((labels == predictions) * fold_weights(round_of))
-    return percentile_interval(bootstrap_means(np.mean(right, axis=0), seed))

@@ -14,10 +14,9 @@ import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery
-from unfused_fast.shards.sources.branch import Branch
-from unfused_fast.shards.sources.places import Folder
-from unfused_fast.shards.sources.tree import Tree
-from unfused_fast.shards.sources.trees import archive_named
+from unfused_fast.shards.sources.listed_path import ListedPath
+from unfused_fast.shards.sources.listing import is_clutter, list_source
+from unfused_fast.shards.sources.location import Folder
 
 
 @pytest.fixture
@@ -40,17 +39,14 @@ def in_a_tar(root: Path, tar: Path) -> Folder | None:
         return None
     with tarfile.open(tar, "w", errors="surrogateescape") as archive:
         for path in root.rglob("*"):
-            empty = path.is_dir() and not any(path.iterdir())
+            empty = path.is_dir() and all(is_clutter(each.name) for each in path.iterdir())
             if empty or path.is_symlink() or path.suffix in (".zip", ".tar", ".gz", ".tgz"):
                 return None
             if path.is_file():
                 archive.add(path, path.relative_to(root).as_posix())
-    tree = Tree(str(root), None, None, 1 << 30, print)
-    found = archive_named(tar)
-    assert found is not None
-    tree.add_archive(found, "", (str(tar),))
-    tree.settle()
-    return cast(Folder, Branch(tree))
+    listing = list_source(tar)
+    listing.title = str(root)
+    return cast(Folder, ListedPath(listing))
 
 
 @pytest.fixture(autouse=True)

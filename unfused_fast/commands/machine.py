@@ -1,20 +1,22 @@
-"""What every measurement shares: quantiles, its circumstances, and the rates of this machine that bound all others."""
+"""Of this machine: what it is, and the rates that bound all others."""
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
 from unfused_fast import __version__
 from unfused_fast.shards.audio.codec import decode_clip
@@ -33,9 +35,7 @@ class Spread(NamedTuple):
 
 def spread(values: Sequence[float]) -> Spread:
     """Quantiles of one or more values."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    return Spread(*statistics.quantiles(values, n=10, method="inclusive")[1::3])
+    return Spread(*map(float, np.quantile(values, (0.2, 0.5, 0.8))))
 
 
 def circumstances(device: torch.device) -> dict[str, str | int]:
@@ -49,15 +49,10 @@ def circumstances(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call, with the device's queue drained before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of several calls."""
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return float(min(timer.timeit(1).mean for _ in range(6)))
 
 
 def copy_rate(device: torch.device, size: int = 1 << 28) -> float:
@@ -67,29 +62,26 @@ def copy_rate(device: torch.device, size: int = 1 << 28) -> float:
     """
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * size / min(seconds_of(lambda: target.copy_(source), device) for _ in range(6))
+    return 2 * size / _best(lambda: target.copy_(source))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
     """Operations a second of a square matrix product in `dtype`: the best of several."""
     size = size or (8192 if device.type == "cuda" else 2048)
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds_of(lambda: first @ second, device) for _ in range(5))
+    return 2 * size**3 / _best(lambda: first @ second)
 
 
 def decode_rate(shards: ShardSet, most: int) -> float:
     """Clips a second that libsndfile decodes whole with all cores, files in the page cache: `most` of the train
     split's first.
     """
-    contents = list[bytes]()
-    for tar in shards.shard_paths("train"):
-        for members in read_members(tar, read_index(index_path(tar))):
-            contents.append(bytes(members[shards.manifest.codec]))
-            if len(contents) == most:
-                break
-        else:
-            continue
-        break
+    clips = (
+        bytes(members[shards.manifest.codec])
+        for tar in shards.shard_paths("train")
+        for members in read_members(tar, read_index(index_path(tar)))
+    )
+    contents = list(islice(clips, most))
     with ThreadPoolExecutor(available_cores()) as pool:
         start = time.perf_counter()
         for _ in pool.map(lambda content: decode_clip(memoryview(content)).astype("float32"), contents):

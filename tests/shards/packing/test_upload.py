@@ -13,11 +13,11 @@ from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing import finish as finishing
-from unfused_fast.shards.packing.download import local_set
 from unfused_fast.shards.packing.merge import merge
 from unfused_fast.shards.packing.options import PackOptions
 from unfused_fast.shards.packing.pack import pack, pack_part
 from unfused_fast.shards.packing.upload import destination
+from unfused_fast.shards.sets.download import local_set
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 
