@@ -43,8 +43,8 @@ from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
 from unfused_fast.training import loop, saves
 
-KEPT = contextlib.ExitStack()
-"""What stays patched until the process ends."""
+TO_THE_END = contextlib.ExitStack()
+"""What holds until the process ends."""
 
 
 def free_port() -> int:
@@ -111,7 +111,7 @@ def slow_saves() -> None:
 
 def stop_after(steps: int) -> None:
     """Lets this process send itself SIGTERM once so many steps are done."""
-    KEPT.enter_context(signalled_after(steps))
+    TO_THE_END.enter_context(signalled_after(steps))
 
 
 def check_layers(own: dict[str, str]) -> None:
