@@ -11,8 +11,7 @@ import torch
 
 from unfused_fast.clustering import bank as bank_module
 from unfused_fast.clustering.bank import MemoryBank
-from unfused_fast.clustering.bank_manifest import DamagedBank
-from unfused_fast.clustering.bank_read import Generation, open_bank
+from unfused_fast.clustering.bank_files import DamagedBank, open_bank
 from unfused_fast.errors import UserError
 from unfused_fast.training import checkpoint
 
@@ -24,6 +23,10 @@ def filled(clips: int = 10, dim: int = 4, first_id: int = 100, dtype: str = "fp3
     bank = MemoryBank(clips, dim, first_id, CPU, dtype)
     bank.write(torch.arange(first_id, first_id + clips), torch.randn(clips, dim))
     return bank
+
+
+def rows_of(directory: Path, epoch: int | None = None) -> torch.Tensor:
+    return torch.cat([block.rows for block in open_bank(directory, epoch).blocks()])
 
 
 def test_rows_belong_to_clip_ids() -> None:
@@ -46,14 +49,16 @@ def test_a_clip_missed_or_written_twice_is_named() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_generations_round_trip_bit_for_bit_and_as_many_stay_as_checkpoints(tmp_path: Path, dtype: str) -> None:
     bank, saved = filled(dtype=dtype), {}
-    # what rounding, or a fill value that is not stored, would lose
     odd = torch.tensor([[-0.0, 0.0, 1e-40, float("nan")], [float("inf"), -float("inf"), 1 / 3, 3.4e38]])
+    seen: list[list[str]] = []
     for epoch in (1, 2, 3):
         bank.write(torch.tensor([103, 107]), odd if epoch == 2 else torch.zeros(2, 4))
-        bank.save(tmp_path, epoch, IDS, step=7 * epoch)
+        there = lambda: seen.append(sorted(path.name for path in tmp_path.iterdir()))  # noqa: E731
+        bank.save(tmp_path, epoch, IDS, step=7 * epoch, then=there)
         saved[epoch] = bank.rows.clone()
     assert bank.wait() == tmp_path / "gen-000003" and bank.wait() is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000002", "gen-000003"]
+    assert [len(names) for names in seen] == [1, 2, 3], "none is deleted before what refers to the next is written"
     assert checkpoint.KEPT == bank_module.GENERATIONS_KEPT
     other = MemoryBank(10, 4, 100, CPU, dtype)
     for epoch in (2, 3):
@@ -66,8 +71,10 @@ def test_generations_round_trip_bit_for_bit_and_as_many_stay_as_checkpoints(tmp_
 
 def test_training_goes_on_while_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer is held; save returns, rows change, and what is written is what was there when save was called."""
-    go, real = threading.Event(), bank_module.write_part
-    monkeypatch.setattr(bank_module, "write_part", lambda *given: (go.wait(30), real(*given)))
+    go, real = threading.Event(), bank_module.write_generation
+    monkeypatch.setattr(
+        bank_module, "write_generation", lambda *given, **named: (go.wait(30), real(*given, **named))[1]
+    )
     bank, published = filled(), []
     before = bank.rows.clone()
     bank.save(tmp_path, 1, IDS, then=lambda: published.append(sorted(path.name for path in tmp_path.iterdir())))
@@ -75,7 +82,7 @@ def test_training_goes_on_while_rows_are_written(tmp_path: Path, monkeypatch: py
     assert published == [] and not (tmp_path / "gen-000001").exists()
     go.set()
     bank.wait()
-    assert torch.equal(open_bank(tmp_path).block(0, 10), before)
+    assert torch.equal(rows_of(tmp_path), before)
     assert published == [["gen-000001"]], "what refers to a generation is published after it"
 
 
@@ -96,23 +103,13 @@ def test_files_that_a_reader_holds_do_not_stop_a_save(tmp_path: Path, monkeypatc
             (tmp_path / f"gen-{epoch:06d}/embeddings/.nfs01").touch()
         assert kept == tmp_path / "gen-000004"
         assert sorted(path.name for path in tmp_path.glob("gen-??????")) == ["gen-000003", "gen-000004"]
-        assert list(tmp_path.glob("*.stale")), "what stays is no generation"
+        assert list(tmp_path.glob("tmp-*")), "what stays is no generation"
     bank.save(tmp_path, 5, IDS)
     bank.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000004", "gen-000005"]
 
 
-def test_nothing_is_deleted_before_what_refers_to_the_next_is_published(tmp_path: Path) -> None:
-    bank, seen = filled(), []
-    for epoch in (1, 2, 3):
-        bank.save(
-            tmp_path, epoch, IDS, then=lambda: seen.append([int(path.name[4:]) for path in sorted(tmp_path.iterdir())])
-        )
-    bank.wait()
-    assert seen == [[1], [1, 2], [1, 2, 3]]
-
-
-@pytest.mark.parametrize("failing", ["write_part", "publish", "then"])
+@pytest.mark.parametrize("failing", ["write_generation", "then"])
 def test_a_failed_save_is_told_once_and_the_generation_before_it_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -131,32 +128,34 @@ def test_a_failed_save_is_told_once_and_the_generation_before_it_stays(
         bank.save(tmp_path, 2, IDS, then=full if failing == "then" else None)
         with pytest.raises(UserError, match="the disk is full"):
             bank.save(tmp_path, 3, IDS)
-    assert torch.equal(open_bank(tmp_path, 1).block(0, 10), before)
+    assert torch.equal(rows_of(tmp_path, 1), before)
     with bank:
         bank.save(tmp_path, 3, IDS)
-    assert torch.equal(open_bank(tmp_path).block(0, 10), bank.rows) and not list(tmp_path.glob("*.partial"))
+    assert torch.equal(rows_of(tmp_path), bank.rows) and not list(tmp_path.glob("tmp-*"))
 
 
-def test_the_end_of_a_block_waits_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = filled()
-    with pytest.raises(ZeroDivisionError), bank:
+def test_the_end_of_a_block_waits(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), filled() as bank:
         bank.save(tmp_path, 1, IDS)
         raise ZeroDivisionError
-    assert Generation(tmp_path / "gen-000001").manifest.epoch == 1
+    assert open_bank(tmp_path).manifest.epoch == 1
 
 
 def test_only_what_fits_is_loaded(tmp_path: Path) -> None:
     with filled() as bank:
         bank.save(tmp_path, 1, IDS)
-    for clips, dim, first_id in ((11, 4, 100), (10, 5, 100), (10, 4, 99)):
-        with pytest.raises(DamagedBank, match="another shard set"):
-            MemoryBank(clips, dim, first_id, CPU).load(tmp_path, 1)
-    with pytest.raises(DamagedBank, match="in float32, but this run needs epoch 1 in bfloat16"):
-        MemoryBank(10, 4, 100, CPU, "bf16").load(tmp_path, 1)
+    for clips, dim, first_id, dtype in (
+        (11, 4, 100, "fp32"),
+        (10, 5, 100, "fp32"),
+        (10, 4, 99, "fp32"),
+        (10, 4, 100, "bf16"),
+    ):
+        with pytest.raises(DamagedBank, match=r"epoch 1, 10 x 4 float32 from clip 100 on, but this run needs epoch 1"):
+            MemoryBank(clips, dim, first_id, CPU, dtype).load(tmp_path, 1)
     with pytest.raises(DamagedBank, match="missing"):
         MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
     (tmp_path / "gen-000001").rename(tmp_path / "gen-000002")
-    with pytest.raises(DamagedBank, match="epoch 1"):
+    with pytest.raises(DamagedBank, match=r"epoch 1, .* but this run needs epoch 2"):
         MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
 
 

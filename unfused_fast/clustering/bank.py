@@ -1,28 +1,63 @@
 """The memory bank: a device tensor of record, persisted to zarr generations while training goes on.
 
 N clips of the split, D size of a projection, B clips in a batch. Row i belongs to clip first_id + i, where the ids of a
-split are contiguous in the clips table. Files: bank_manifest.py; writing them: bank_write.py; reading: bank_read.py.
+split are contiguous in the clips table. Files: bank_files.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from unfused_fast.clustering.background import Background
-from unfused_fast.clustering.bank_manifest import BankType, DamagedBank, generation_name, layout
-from unfused_fast.clustering.bank_read import DTYPES, Generation
-from unfused_fast.clustering.bank_write import create_generation, prune, publish, write_part
+from unfused_fast.clustering.bank_files import (
+    DTYPES,
+    BankType,
+    DamagedBank,
+    Generation,
+    generation_name,
+    write_generation,
+)
 from unfused_fast.errors import UserError
 
+Result = TypeVar("Result")
 GENERATIONS_KEPT = 2
 """As many as checkpoints, so that each checkpoint has its generation."""
+
+
+class Background(Generic[Result]):
+    """Work in a thread of its own while the caller continues, one piece at a time."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is that of the threads."""
+        self._name = name
+        self._future: Future[Result] | None = None
+
+    def start(self, work: Callable[[], Result]) -> None:
+        """Begins the work, once the work before it is done; raises what that raised."""
+        self.wait()
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._future = future
+        # a daemon: a second Ctrl-C ends at once, and a write that is cut off leaves the files before it
+        Thread(target=run, name=self._name, daemon=True).start()
+
+    def wait(self) -> Result | None:
+        """Waits for the last work: its result, or None before the first. Raises what it raised, once."""
+        future, self._future = self._future, None
+        return None if future is None else future.result()
 
 
 class MemoryBank:
@@ -90,8 +125,8 @@ class MemoryBank:
             directory: of the generations.
             assignments: (N,) int64, on any device.
             step: optimiser steps done, for the manifest.
-            then: called in the thread when the generation is published and proved, before older ones are deleted: what
-                refers to it (a checkpoint) is published here, so that nothing ever refers to rows that are not there.
+            then: called in the thread when the generation is complete, before older ones are deleted: what refers to it
+                (a checkpoint) is written here, so that nothing ever refers to rows that are not there.
 
         Raises:
             UserError: the save before this one failed; see wait.
@@ -105,7 +140,16 @@ class MemoryBank:
         def write() -> Path:
             if copied is not None:
                 copied.synchronize()
-            return self._write(directory, epoch, step, then)
+            return write_generation(
+                directory,
+                rows,
+                ids,
+                epoch=epoch,
+                step=step,
+                first_clip_id=self.first_id,
+                keep=GENERATIONS_KEPT,
+                then=then,
+            )
 
         self._saving.start(write)
 
@@ -137,27 +181,20 @@ class MemoryBank:
         """Reads generation `gen-<epoch>` into the rows, every chunk verified; returns its assignments (N,) int64.
 
         Raises:
-            DamagedBank: it is missing, damaged, or of other clips, another width or another type.
+            DamagedBank: it is missing, damaged, or of other clips, another width, type or epoch.
         """
         generation = Generation(directory / generation_name(epoch))
-        manifest, wanted = generation.manifest, tuple(self.rows.shape)
-        if (manifest.rows, manifest.dim) != wanted or manifest.first_clip_id != self.first_id:
+        has = generation.manifest
+        found = f"epoch {has.epoch}, {has.rows} x {has.dim} {has.dtype} from clip {has.first_clip_id} on"
+        rows, dim = self.rows.shape
+        wanted = f"epoch {epoch}, {rows} x {dim} {self.dtype} from clip {self.first_id} on"
+        if found != wanted:
             raise DamagedBank(
-                f"{generation.path}: a memory bank of {(manifest.rows, manifest.dim)} from clip "
-                f"{manifest.first_clip_id} on, but this run needs {wanted} from clip {self.first_id} on; is it of "
-                "another shard set?"
+                f"{generation.path}: a memory bank of {found}, but this run needs {wanted}; is it of another shard set?"
             )
-        if manifest.dtype != self.dtype or manifest.epoch != epoch:
-            raise DamagedBank(
-                f"{generation.path}: a memory bank of epoch {manifest.epoch} in {manifest.dtype}, but this run needs "
-                f"epoch {epoch} in {self.dtype}"
-            )
-        assignments = torch.empty(manifest.rows, dtype=torch.int64)
-        for block in generation.chunks():
-            rows = slice(block.first_row, block.first_row + len(block.rows))
-            self.rows[rows].copy_(block.rows)
-            assignments[rows] = block.assignments
-        return assignments.to(self.rows.device)
+        for block in generation.blocks():
+            self.rows[block.first_row : block.first_row + len(block.rows)].copy_(block.rows)
+        return generation.assignments().to(self.rows.device)
 
     def _host_buffers(self) -> tuple[Tensor, Tensor]:
         if self._host is None:
@@ -167,16 +204,3 @@ class MemoryBank:
                 torch.empty(len(self.rows), dtype=torch.int64, pin_memory=pinned),
             )
         return self._host
-
-    def _write(self, directory: Path, epoch: int, step: int, then: Callable[[], object] | None) -> Path:
-        rows, ids = self._host_buffers()
-        cut = layout(len(rows), rows.shape[1], self.dtype)
-        # numpy knows no bfloat16: its bits are stored, so that nothing is rounded
-        bits = rows.view(torch.int16).numpy().view(np.uint16) if self.dtype == "bfloat16" else rows.numpy()
-        partial = create_generation(directory, epoch, cut)
-        write_part(partial, cut, 0, bits, ids.numpy())
-        final = publish(partial, cut, epoch=epoch, step=step, first_clip_id=self.first_id)
-        if then is not None:
-            then()
-        prune(directory, GENERATIONS_KEPT)
-        return final

@@ -1,15 +1,16 @@
 """The memory bank for other programs: npz, parquet, or TensorBoard's projector.   N rows, D features.
 
-Rows are read chunk by chunk, each verified against its digest, and written as they come: no more than a chunk is held.
+Rows are read chunk by chunk, each verified, and written as they come: no more than a chunk of them is held.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -18,14 +19,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from unfused_fast.clustering.bank_read import Block, Generation
+from unfused_fast.clustering.bank_files import Block, Generation
 from unfused_fast.errors import UserError, cause, escaped
-from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.table import ShardSet
 
 Format = Literal["npz", "parquet", "projector"]
 Progress = Callable[[int, int, int], None]
-"""Told (rows done, rows in all, 0)."""
+"""Called with (rows done, rows in all, 0)."""
 
 
 def format_of(out: Path) -> Format:
@@ -56,30 +56,24 @@ def export(
     if out.exists():
         raise UserError(f"{out}: it exists; name another place, or remove it first")
     clips = None if shards is None else _clips(bank, shards)
-    partial = out.with_name(out.name + ".partial")
-    blocks = _told(bank, progress)
+    blocks = _with_progress(bank, progress)
     try:
-        _remove(partial)
         out.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "npz":
-            _write_npz(bank, blocks, partial)
-        elif kind == "parquet":
-            _write_parquet(bank, blocks, partial, clips)
-        else:
-            _write_projector(bank, blocks, partial, clips)
-        for path in (*partial.rglob("*"), partial):
-            to_disk(path)
-        partial.rename(out)
-        to_disk(out.parent)
-    except BaseException as error:
-        _remove(partial)
-        if isinstance(error, OSError):
-            raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
-        raise
+        with TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
+            partial = Path(folder) / out.name
+            if kind == "npz":
+                _write_npz(bank, blocks, partial)
+            elif kind == "parquet":
+                _write_parquet(bank, blocks, partial, clips)
+            else:
+                _write_projector(bank, blocks, partial, clips)
+            partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
 
 
-def _told(bank: Generation, progress: Progress | None) -> Iterator[Block]:
-    for block in bank.chunks():
+def _with_progress(bank: Generation, progress: Progress | None) -> Iterator[Block]:
+    for block in bank.blocks():
         yield block
         if progress is not None:
             progress(block.first_row + len(block.rows), bank.manifest.rows, 0)
@@ -92,25 +86,20 @@ def _float32(block: Block) -> NDArray[np.float32]:
 
 
 def _write_npz(bank: Generation, blocks: Iterator[Block], path: Path) -> None:
-    """np.savez's format: a zip of .npy files, not compressed (numbers like these do not shrink)."""
+    """np.savez's format, a zip of .npy files, without holding all rows; not compressed: numbers like these do not
+    shrink.
+    """
+    ids = np.arange(bank.clip_ids.start, bank.clip_ids.stop, dtype=np.int64)
     rows, dim = bank.manifest.rows, bank.manifest.dim
-    assignments = np.empty(rows, np.int64)
-
-    def header(file: IO[bytes], dtype: type, shape: tuple[int, ...]) -> None:
-        value = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, value)
-
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-            header(file, np.float32, (rows, dim))
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+            np.lib.format.write_array_header_1_0(file, header)
             for block in blocks:
                 file.write(_float32(block).data.cast("B"))
-                assignments[block.first_row : block.first_row + len(block.rows)] = block.assignments.numpy()
-        ids = np.arange(bank.clip_ids.start, bank.clip_ids.stop, dtype=np.int64)
-        for name, values in (("assignments", assignments), ("clip_ids", ids)):
+        for name, values in (("assignments", bank.assignments().numpy()), ("clip_ids", ids)):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                header(file, np.int64, (rows,))
-                file.write(values.data.cast("B"))
+                np.lib.format.write_array(file, values)
 
 
 def _write_parquet(bank: Generation, blocks: Iterator[Block], path: Path, clips: pa.Table | None) -> None:
@@ -203,29 +192,7 @@ def _cell(text: str) -> str:
     return escaped(text).replace('"', "''")
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def describe(generation: Generation) -> dict[str, Any]:
     """What `unfused-fast bank info` says of a generation that opens."""
-    manifest = generation.manifest
     size = sum(path.stat().st_size for path in generation.path.rglob("*") if path.is_file())
-    return {
-        "epoch": manifest.epoch,
-        "step": manifest.step,
-        "rows": manifest.rows,
-        "dim": manifest.dim,
-        "dtype": manifest.dtype,
-        "bytes": size,
-        "first_clip_id": manifest.first_clip_id,
-        "norms": {
-            "min": manifest.norms.min,
-            "mean": manifest.norms.mean,
-            "max": manifest.norms.max,
-            "not_finite": manifest.norms.not_finite,
-        },
-    }
+    return {**asdict(generation.manifest), "bytes": size}

@@ -20,7 +20,7 @@ Bank = Annotated[
 @bank_app.command("info")
 def bank_info(
     bank: Bank,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all rows and compare with their digests.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all rows and compare with their checksums.")] = False,
     as_json: Json = False,
 ) -> None:
     """Generations, their epochs, sizes and norms; exit code 1 when one is damaged."""
@@ -38,7 +38,7 @@ def bank_info(
             with bar(path.name, "damaged") as advance:
                 for done, fact in enumerate(generation.verify(), 1):
                     damaged += [] if fact is None else [fact]
-                    advance(done, len(generation.manifest.chunks), len(damaged))
+                    advance(done, sum(1 for _ in generation.manifest.files()), len(damaged))
         found.append({"generation": str(path), **describe(generation), "verified": verify, "damaged": damaged})
     facts = [fact for item in found for fact in item["damaged"]]
     if as_json:
@@ -88,7 +88,7 @@ def bank_export(
 def _print_table(bank: Path, found: list[dict[str, Any]]) -> None:
     from unfused_fast.evaluation import terminal_table
 
-    columns = ["epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "digests"]
+    columns = ["epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "checksums"]
     rows = []
     for item in found:
         if "rows" not in item:

@@ -10,13 +10,13 @@ import json
 import math
 import tarfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unfused_fast.clustering import DTYPES, Layout, Manifest, Norms, layout
+from unfused_fast.clustering import DTYPES, Manifest, Norms
 from unfused_fast.config import Config
 from unfused_fast.data import TENSOR as RUNNING_NORM
 from unfused_fast.models import PretrainNetwork
@@ -109,14 +109,15 @@ def log_mel_cache_bytes(clips: int, seconds: float, config: Config) -> int:
     return log_mel_bytes(clips, seconds, config) + 16 * clips + 2 * 128
 
 
-def bank_layout(clips: int, config: Config) -> Layout:
-    """How the rows of a run's memory bank are cut."""
-    return layout(clips, config.model.proj_dim, "float32" if config.bank.dtype == "fp32" else "bfloat16")
+def bank_manifest(clips: int, config: Config) -> Manifest:
+    """What a generation of a run's memory bank holds."""
+    dtype: Literal["float32", "bfloat16"] = "float32" if config.bank.dtype == "fp32" else "bfloat16"
+    return Manifest(0, 0, 0, clips, config.model.proj_dim, dtype, Norms(None, None, None, 0))
 
 
 def bank_rows_bytes(clips: int, config: Config) -> int:
     """Of the rows of the memory bank, (N, D)."""
-    return clips * bank_layout(clips, config).row_bytes
+    return clips * bank_manifest(clips, config).row_bytes
 
 
 def bank_memory_bytes(clips: int, config: Config) -> int:
@@ -125,10 +126,8 @@ def bank_memory_bytes(clips: int, config: Config) -> int:
 
 
 def bank_generation_bytes(clips: int, config: Config) -> int:
-    """Of the files of rows of one generation on disk; headers and manifest, a few kilobytes, are left out."""
-    cut, norms = bank_layout(clips, config), Norms(None, None, None, 0)
-    described = Manifest(0, 0, 0, cut.rows, cut.dim, cut.dtype, cut.chunk_rows, cut.shard_rows, norms, (), {})
-    return sum(described.file_sizes().values())
+    """Of the files of rows of one generation on disk; its headers, a few kilobytes, are left out."""
+    return sum(size for _, size in bank_manifest(clips, config).files())
 
 
 def kmeans_bytes(clips: int, k: int, config: Config) -> int:

@@ -86,7 +86,7 @@ def pseudo_labels(
     )
     labels = found.assignments[:clips]
     if previous is not None:
-        labels = match_clusters(labels, previous, k, Points(features, None))[labels]
+        labels = match_clusters(labels, previous, k, Points(features))[labels]
     return labels, k
 
 
