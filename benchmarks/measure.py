@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import csv
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from unfused_fast.commands.measuring import circumstances, spread
-from unfused_fast.commands.measuring import seconds_of as seconds_of
+from unfused_fast.commands.measure.machine import circumstances, spread
 from unfused_fast.evaluation.report import terminal_table
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("what", "unit", "p20", "p50", "p80", "repeats", "settings", "device", "cores", "versions", "commit", "date")
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall seconds of one call, with the device's queue drained before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def repeat(run: Callable[[], float], repeats: int, warm_up: int = 1) -> list[float]:

@@ -15,14 +15,13 @@ import torch
 from measure import record
 
 from unfused_fast.commands.demo import width_values
-from unfused_fast.commands.estimate import Machine, clusters_of, plan
-from unfused_fast.commands.plan_bytes import FLAC_SHARE, step_cost
-from unfused_fast.commands.plan_rates import measured_here
-from unfused_fast.commands.synthetic import synthetic_set
+from unfused_fast.commands.measure.estimate import Machine, estimate
+from unfused_fast.commands.measure.rates import measured_here
+from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.data.memory import free_memory
 from unfused_fast.stages.pretraining import pretrain
-from unfused_fast.training.options import Options, resolve_batch_size
+from unfused_fast.training.options import Options
 
 WARM_UP = 2
 """Epochs of a round that do not count: the first compiles and allocates, the second's time holds the first save and its
@@ -52,16 +51,15 @@ def main() -> None:
     ratios: dict[int, list[float]] = {clips: [] for clips in given.clips}
     for _ in range(given.rounds):
         for clips, found in ratios.items():
-            rates = measured_here(config, options, given.seconds, resolve_batch_size(config, clips))
-            cost = step_cost(config, clusters_of(config, clips))
-            planned = plan(config, clips, given.seconds, machine, rates, FLAC_SHARE, cost)
+            rates = measured_here(config, options, clips, given.seconds)
+            planned = estimate(config, clips, given.seconds, machine, rates)
             with tempfile.TemporaryDirectory() as name:
                 out = Path(name) / "run"
                 pretrain(config, synthetic_set(Path(name), clips, given.seconds), out, options)
                 rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][WARM_UP:]
             measured = [row["epoch_seconds"] + row["parts"].get("save", 0.0) for row in rows]
-            found += [planned.epoch_seconds / seconds for seconds in measured]
-            print(f"{clips} clips planned {planned.epoch_seconds:.3f} s: {_parts(planned.epoch)}")
+            found += [planned["epoch_seconds"] / seconds for seconds in measured]
+            print(f"{clips} clips planned {planned['epoch_seconds']:.3f} s: {_parts(planned['epoch'])}")
             print(f"{clips} clips measured {statistics.median(measured):.3f} s: {_parts(rows[-1]['parts'])}")
     for clips, found in ratios.items():
         settings = {"clips": clips, "seconds": given.seconds, "width": given.width, "rounds": given.rounds}

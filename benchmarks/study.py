@@ -26,12 +26,13 @@ from study_search import search, search_cells
 from study_setup import Study, sized
 
 from unfused_fast.commands.demo import TASKS, DemoSize, packed_set
-from unfused_fast.commands.flags import pairs, run_app, run_options
-from unfused_fast.commands.measuring import circumstances
+from unfused_fast.commands.exits import run_app
+from unfused_fast.commands.flags import pairs, run_options
+from unfused_fast.commands.measure.machine import circumstances
 from unfused_fast.config.presets import PresetName, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.ablation import STAGES, Ablated
-from unfused_fast.evaluation.intervals import judged
+from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured, Plan, measure, refuse_label_fraction
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.evaluation.table import comparisons, result_rows
@@ -193,17 +194,17 @@ def _target(study: Study, target: ShardSet, failed: list[str]) -> dict[str, Any]
             measured += found
     if clips is None:
         raise UserError(f"no encoder could be trained: {'; '.join(failed)}")
-    judgements = judged(clips, measured, seed=0)
-    found_pairs = comparisons(clips, judgements)
+    scores = scored(clips, measured, seed=0)
+    found_pairs = comparisons(clips, scores)
     by_seed: dict[str, dict[int, float]] = {}
-    for one in judgements:
+    for one in scores:
         by_seed.setdefault(one.found.encoder, {})[one.found.seed] = one.test
     return {
         "task": study.task(target),
         "classes": len(clips.label_names),
         "clips": {name: split.clips for name, split in target.manifest.splits.items()},
         "metric": "mAP" if clips.multi_label else "accuracy",
-        "rows": result_rows(clips, judgements, _costs(study)),
+        "rows": result_rows(clips, scores, _costs(study)),
         "pairs": [line for pair in COMPARED if (line := _pair(found_pairs, by_seed, *pair))],
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from study_search import best_of
 
 from unfused_fast.evaluation.report import markdown, mean_and_error
-from unfused_fast.evaluation.table import TABLE_COLUMNS, table_texts
+from unfused_fast.evaluation.table import TABLE_COLUMNS, result_table
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; with more the last is kept, a little too wide."""
@@ -117,7 +117,7 @@ def page(study: dict[str, Any]) -> str:
 
 def _target(target: dict[str, Any]) -> list[str]:
     kept = [number for number, column in enumerate(TABLE_COLUMNS) if column not in HIDDEN]
-    rows = [[texts[number] for number in kept] for texts in table_texts(target["rows"])]
+    rows = [[texts[number] for number in kept] for texts in result_table("", target["rows"])[2]]
     clips = ", ".join(f"{count:,} {name}" for name, count in target["clips"].items())
     chance = f" (chance {100 / target['classes']:.1f} %)" if target["metric"] == "accuracy" else ""
     pairs = [

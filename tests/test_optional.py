@@ -16,7 +16,7 @@ from unfused_fast.data import stream as pipeline
 from unfused_fast.errors import UserError
 from unfused_fast.optional import importing, missing_compiler, present
 from unfused_fast.shards.packing import ray_engine
-from unfused_fast.shards.sources import remote, stores
+from unfused_fast.shards.sources import reader, remote
 
 BROKEN = "libexample.so.1: cannot open shared object file: No such file or directory"
 
@@ -26,7 +26,7 @@ IMPORTERS: dict[str, Callable[[], object]] = {
     "cuml": lambda: kmeans_backends.resolve_backend("cuml", torch.device("cuda")),
     "ray": ray_engine.connect,
     "fsspec": lambda: remote.file_system("memory://folder"),
-    "indexed_gzip": lambda: stores.GzipStore(None),  # type: ignore[arg-type]
+    "indexed_gzip": lambda: reader.InflatedGzip(None),  # type: ignore[arg-type]
 }
 
 

@@ -19,9 +19,9 @@ from unfused_fast.shards.audio import truncation as endings
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import Clipping
 from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
-from unfused_fast.shards.sources.places import Location, Place
+from unfused_fast.shards.sources.location import ByteLocation, Location
+from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
-from unfused_fast.shards.sources.stores import open_place
 
 MINIMUM_SAMPLES = 514
 """Shortest clip that a set may hold. Ours: half a window of 1024 reflected at the edge needs more than 513 samples."""
@@ -77,7 +77,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
             raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
         longest = int(longest_seconds * rate_hz)
         if frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
-            frames = _count(file, longest)
+            frames = _passed(file, longest + 1)  # counting ends beyond the longest
         else:
             _check_end(path, file, frames)
     if frames <= 0:
@@ -150,7 +150,7 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping
         if start and file.can_seek():
             file.seek(first)
         elif start:
-            _skip(file, first)
+            _passed(file, first)
         mono = _read_mono(file, last - first, slice(*own), clipping)
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.DAMAGED, message(error)) from error
@@ -191,20 +191,13 @@ def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -
     return mono[:done]
 
 
-def _skip(file: ForwardFile, frames: int) -> None:
-    """Decodes and forgets."""
+def _passed(file: ForwardFile, most: int) -> int:
+    """Decodes and forgets up to `most` frames -> how many there were. Raises Rejected."""
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
-    while frames > 0 and len(got := file.read(min(frames, len(block)), out=block)):
-        frames -= len(got)
-
-
-def _count(file: ForwardFile, longest: int) -> int:
-    """Frames that decoding gives, for a header that does not say; counting ends beyond `longest`. Raises Rejected."""
-    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
-    frames, got = 0, len(block)
+    frames, got = 0, -1
     try:
-        while got == len(block) and frames <= longest:
-            got = len(file.read(out=block))
+        while frames < most and got:
+            got = len(file.read(min(most - frames, len(block)), out=block))
             frames += got
     except soundfile.SoundFileError as error:
         raise Rejected(Reason.DAMAGED, message(error)) from error
@@ -215,7 +208,7 @@ def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
     """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
     promised = endings.logged_frames(file.extra_info, frames)
     if file.format in ("OGG", "NIST", "FLAC"):
-        with open_place(path) if isinstance(path, Place) else path.open("rb") as stream:
+        with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
             if file.format == "NIST":
                 promised = endings.nist_frames(stream)
             elif file.format == "FLAC":

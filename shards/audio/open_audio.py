@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 
 from unfused_fast.shards.audio import mp3
 from unfused_fast.shards.audio import truncation as endings
-from unfused_fast.shards.audio.other_formats import HEAD_BYTES, format_named
-from unfused_fast.shards.sources.places import Location, Place, shown
+from unfused_fast.shards.sources.location import ByteLocation, Location, without_secrets
+from unfused_fast.shards.sources.reader import ByteReader, open_location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
-from unfused_fast.shards.sources.stores import Window, open_place
 
 LONGEST_NAME = 1000
 """Bytes. libsndfile refuses names of 1024 and more."""
@@ -24,6 +24,37 @@ UNSUPPORTED_ENCODING = 4
 """libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
 MP3_SLACK_FRAMES = 4 * 1152
 """A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
+
+HEAD_BYTES = 256
+"""Of a file, behind its tags, by which a format is known."""
+_FORMATS = [
+    (re.compile(start, re.DOTALL), name)
+    for start, name in (
+        (rb"....ftyp", "MPEG-4 audio (AAC or ALAC)"),
+        (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", "AAC"),
+        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (ASF)"),
+        (rb"\x1a\x45\xdf\xa3", "Matroska or WebM"),
+        (rb"#!AMR", "AMR"),
+        (rb"\x0b\x77|\x77\x0b", "AC-3"),
+        (rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\x00|\xff\x1f\x00\xe8", "DTS"),
+        (rb"wvpk", "WavPack"),
+        (rb"MAC ", "Monkey's Audio"),
+        (rb"TTA[12]", "True Audio"),
+        (rb"MPCK|MP\+", "Musepack"),
+        (rb"DSD |FRM8", "DSD"),
+        (rb"\.RMF|\.ra\xfd", "RealAudio"),
+        (rb"FLV\x01", "Flash video"),
+        (rb"\x00\x00\x01[\xb3\xba]|\x47.{187}\x47", "MPEG video"),
+        (
+            rb"RIFF.{4}WAVEfmt .{4}(?:[\x20\x45\x50\x64\xff]\x00|[\x60-\x63]\x01|\x8f\x02|[\x00\x01]\x20)",
+            "a codec in WAV",
+        ),
+        (rb"OggS.{24}Speex   ", "Speex"),
+        (rb"OggS.{24}\x7fFLAC", "FLAC in Ogg"),
+    )
+]
+"""Formats that libsndfile does not read. Source: each format's own definition, as file(1) has them; of WAV the codecs
+of Yamaha, G.726, MPEG layer II, AAC, Windows Media, G.722, AC-3 and DTS, by RFC 2361 and its successors."""
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -33,7 +64,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     of a FLAC without a length; `seek` itself goes on working.
     """
 
-    def __init__(self, file: bytes | io.BufferedIOBase, window: Window | None = None) -> None:
+    def __init__(self, file: bytes | io.BufferedIOBase, window: ByteReader | None = None) -> None:
         """Args: window: what the bytes come from, whose failures libsndfile takes for the end of the file.
 
         Raises:
@@ -66,11 +97,11 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         _check_window(self._window)
 
 
-def _check_window(window: Window | None) -> None:
+def _check_window(window: ByteReader | None) -> None:
     """Raises what the window could not raise through libsndfile: Rejected or UserError."""
     failure = None if window is None else window.failure
     if isinstance(failure, OSError):
-        raise Rejected(Reason.UNREADABLE, shown(failure.strerror or str(failure))) from failure
+        raise Rejected(Reason.UNREADABLE, without_secrets(failure.strerror or str(failure))) from failure
     if failure is not None:
         raise failure
 
@@ -84,13 +115,13 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
 
     Raises:
         Rejected: it cannot be read, is no audio that libsndfile reads, or holds more than libsndfile would read of it.
-        UserError: as open_place().
+        UserError: as open_location().
     """
     window = None
     try:
-        if isinstance(location, Place):
-            source = open_place(location)
-            window = source.raw if isinstance(source.raw, Window) else None
+        if isinstance(location, ByteLocation):
+            source = open_location(location)
+            window = source.raw if isinstance(source.raw, ByteReader) else None
         else:
             status = location.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -131,7 +162,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             source.close()
 
 
-def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: Window | None) -> ForwardFile:
+def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: ByteReader | None) -> ForwardFile:
     """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
     _check_mp3(counted)
     file = ForwardFile(mp3.with_length(source, counted), window)
@@ -150,7 +181,9 @@ def _check_mp3(counted: mp3.Frames | None) -> None:
         raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.promised_samples} samples")
 
 
-def _not_read(source: io.BufferedReader, location: Location, window: Window | None, error: Exception) -> ForwardFile:
+def _not_read(
+    source: io.BufferedReader, location: Location, window: ByteReader | None, error: Exception
+) -> ForwardFile:
     """The MP3 that follows tags and padding which libsndfile does not pass over. Raises Rejected: there is none."""
     source.seek(0)
     counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None
@@ -158,7 +191,8 @@ def _not_read(source: io.BufferedReader, location: Location, window: Window | No
     if counted is not None:
         return _counted_mp3(source, counted, window)
     source.seek(mp3.behind_tags(source))
-    name = format_named(source.read(HEAD_BYTES))
+    head = source.read(HEAD_BYTES)
+    name = next((name for start, name in _FORMATS if start.match(head)), None)
     if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
         name = "a codec in a format of libsndfile's"
     _check_window(window)

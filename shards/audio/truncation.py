@@ -6,12 +6,10 @@ import io
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
+from unfused_fast.shards.sources.reader import ByteReader
 from unfused_fast.shards.sources.reasons import Reason, Rejected
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 STREAMED_BYTES = 0x7F000000
 """A larger promise is none. Ours: a streaming writer cannot know the size and leaves the largest number instead."""
@@ -166,125 +164,77 @@ def _header(sound: _SoundChunk, size: int) -> bytes:
 
 
 def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
-    """None where there is no such chunk."""
-    if head[:4] == b".snd":
-        return _au_samples(file, head)
-    if head[:4] in (b"caff", b"riff"):
-        return _wide_chunk(file, head[:4] == b"caff")
-    kind = head[8:12]
-    name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
-    if head[:4] not in _MAGICS or not name:
-        return None
-    order: Literal["big", "little"] = "big" if head[:4] in (b"RIFX", b"FORM") else "little"
-    end, place, long_size, padded, coded = file.seek(0, io.SEEK_END), 12, 0, 0, b""
-    found: tuple[int, int] | None = None
-    while place + 8 <= end:
-        file.seek(place)
-        header = file.read(24)
-        if len(header) < 8:  # of a server that does not answer; who opens the file says so
-            return None
-        size = int.from_bytes(header[4:8], order)
-        if header[:4] == b"ds64":
-            long_size = int.from_bytes(header[16:24], "little")
-        if header[:4] == b"fmt " and size <= REST_BYTES and found is None and order == "little":
-            coded = (header + file.read(size))[: 8 + size + (size & 1)]
-        if found is None and header[:4] == name:
-            size = long_size if size == 0xFFFFFFFF and head[:4] == b"RF64" else size
-            found = place + 8, size
-        elif place + 8 + size > end or (found is not None and not _names_chunk(header[:4])):
-            if not padded:
-                break
-            place, padded = place - 1, 0  # where a writer left out the byte that makes a size even
-            continue
-        padded = size & 1
-        place += 8 + size + padded
-    if found is None:
-        return None
-    rest = max(0, end - place)
-    file.seek(min(place, end))  # a size may be promised that no file has
-    begins = file.read(4)
-    if found[1] and not any(begins) and _all_zero(file, rest):
-        rest = 0
-    return _SoundChunk(coded, *found, max(0, end - found[0]), rest, begins)
+    """None where there is no such chunk, or where it says that it goes to the end of the file, whatever that is.
 
-
-def _au_samples(file: BinaryIO, head: bytes) -> _SoundChunk | None:
-    """The samples of an AU file, which has no chunks; None where it does not say how many bytes they are."""
-    start, promised = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
-    there = max(0, file.seek(0, io.SEEK_END) - start)
-    if promised == 0xFFFFFFFF:
-        return None
-    file.seek(start + promised)
-    begins = file.read(4)
-    return _SoundChunk(b"", start, promised, there, max(0, there - promised), begins)
-
-
-def _wide_chunk(file: BinaryIO, caf: bool) -> _SoundChunk | None:
-    """The samples of a CAF or W64 file, whose sizes have 64 bits; None where they go to the end, whatever it is.
-    Source: Apple's Core Audio Format specification; Sony's of W64, whose sizes count their headers.
+    Source of the sizes of 64 bits: Apple's Core Audio Format specification; Sony's of W64, whose sizes count their
+    headers.
     """
-    end, place, wide = file.seek(0, io.SEEK_END), 8 if caf else 40, 12 if caf else 24
+    magic, kind, end = head[:4], head[8:12], file.seek(0, io.SEEK_END)
+    if magic == b".snd":  # AU, without chunks
+        start, size = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
+        return None if size == 0xFFFFFFFF else _with_rest(file, end, b"", start, size, start + size)
+    name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
+    order: Literal["big", "little"] = "big" if magic in (b"RIFX", b"FORM", b"caff") else "little"
+    place, wide, even = 12, 8, 2
+    if magic in (b"caff", b"riff"):
+        name, (place, wide, even) = b"data", (8, 12, 1) if magic == b"caff" else (40, 24, 8)
+    if magic not in _MAGICS or not name:
+        return None
+    long_size, padding, coded = 0, 0, b""
     found: tuple[int, int] | None = None
     while place + wide <= end:
         file.seek(place)
-        header = file.read(wide)
-        name, size = header[:4], int.from_bytes(header[-8:], "big" if caf else "little")
-        if len(header) < wide or (caf and size == (1 << 64) - 1):
+        header = file.read(24)
+        if len(header) < wide:  # of a server that does not answer; who opens the file says so
             return None
-        if not _names_chunk(name) or not (caf or header[4:16] == _W64_GUID):
-            break
-        size = size if caf else max(0, size - wide)
-        if found is None and name == b"data":
-            found = place + wide, size
-        place += wide + (size if caf else -(-size // 8) * 8)
-    if found is None:
-        return None
-    file.seek(min(place, end))
-    begins = file.read(4)
-    rest = max(0, end - place)
-    if found[1] and not any(begins) and _all_zero(file, rest):
+        size = int.from_bytes(header[max(4, wide - 8) : wide], order)
+        named = _names_chunk(header[:4]) and (magic != b"riff" or header[4:16] == _W64_GUID)
+        if magic == b"riff":
+            size = max(0, size - wide)
+        if header[:4] == b"ds64":
+            long_size = int.from_bytes(header[16:24], "little")
+        if header[:4] == b"fmt " and wide == 8 and size <= REST_BYTES and found is None and order == "little":
+            coded = (header + file.read(size))[: 8 + size + (size & 1)]
+        if found is None and header[:4] == name:
+            if magic == b"caff" and size == (1 << 64) - 1:
+                return None
+            found = place + wide, long_size if size == 0xFFFFFFFF and magic == b"RF64" else size
+            size = found[1]
+        elif place + wide + size > end or (not named and (found is not None or wide > 8)):
+            if not padding or wide > 8:
+                break
+            place, padding = place - 1, 0  # where a writer left out the byte that makes a size even
+            continue
+        padding = -size % even
+        place += wide + size + padding
+    return None if found is None else _with_rest(file, end, coded, *found, place)
+
+
+def _with_rest(file: BinaryIO, end: int, coded: bytes, start: int, promised: int, behind: int) -> _SoundChunk:
+    """Args: behind: where what is in no chunk begins; a size may be promised that no file has."""
+    file.seek(min(behind, end))
+    begins, rest = file.read(4), max(0, end - behind)
+    if promised and not any(begins) and rest <= MOST_PADDING_BYTES and not any(file.read(rest)):
         rest = 0
-    return _SoundChunk(b"", *found, max(0, end - found[0]), rest, begins)
+    return _SoundChunk(coded, start, promised, max(0, end - start), rest, begins)
 
 
 def _names_chunk(name: bytes) -> bool:
     return name not in _MAGICS and all(0x20 <= byte < 0x7F for byte in name)
 
 
-def _all_zero(file: BinaryIO, size: int) -> bool:
-    """Whether what follows, of this size, is padding."""
-    return size <= MOST_PADDING_BYTES and not any(file.read(size))
-
-
-class _Spliced(io.RawIOBase):
-    """A header of its own before a part of a file."""
+class _Spliced(ByteReader):
+    """A header of its own before a part of a file, which is closed with it."""
 
     def __init__(self, header: bytes, file: io.BufferedReader, start: int, size: int) -> None:
-        self._header, self._file, self._start, self._place = header, file, start, 0
-        self._stop = len(header) + size
+        super().__init__(self._read_part, 0, len(header) + size)
+        self._header, self._file, self._offset = header, file, start - len(header)
+        self.raises = False
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._place = offset + (0, self._place, self._stop)[whence]
-        return self._place
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        wanted = min(len(memoryview(buffer).cast("B")), self._stop - self._place)
-        data = self._header[self._place : self._place + wanted] if wanted > 0 else b""
-        if not data and wanted > 0:
-            self._file.seek(self._place - len(self._header) + self._start)
-            data = self._file.read(wanted)
-        memoryview(buffer).cast("B")[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+    def _read_part(self, position: int, count: int) -> bytes:
+        data = self._header[position : position + count]
+        self._file.seek(position + len(data) + self._offset)
+        return data + self._file.read(count - len(data))
 
     def close(self) -> None:
         if not self.closed:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -19,11 +20,11 @@ from unfused_fast.shards.sets.table import CLIPS, MANIFEST, Manifest, read_clips
 from unfused_fast.shards.telling import Progress, unseen
 
 SPECTRUM_CLIPS = 256
-"""Clips whose DC offset and band are looked at, and of FLAC all that takes decoding. Ours: ids are shuffled, so these
-are a random sample, in which a fault that one clip in a hundred has is seen with a chance of 92 %; all of them would
-take longer than reading the set."""
+"""Clips that are examined for DC offset and band, and decoded if they are FLAC. Ours: ids are shuffled, so these are a
+random sample, in which a fault of one clip in a hundred is found with a chance of 92 %; all of them would take longer
+than reading the set."""
 NARROW_SHARE = 0.02
-"""Of the clips looked at: fewer with a narrow band are no finding. Ours: of clean instrument notes 1 % look so."""
+"""Of the clips examined: fewer with a narrow band are no finding. Ours: of clean instrument notes 1 % look so."""
 SECONDS_PER_CLIP = 120.0
 """Longest that one clip may take. Ours: a clip is an hour long at most, and decoded in seconds."""
 
@@ -40,9 +41,8 @@ class Checked:
     """In the clips table."""
 
 
-@dataclass(frozen=True)
-class _Span:
-    """The part of the clips table that a shard holds, as far as the first lines of its index tell."""
+class _Span(NamedTuple):
+    """The part of the clips table that a shard holds, by the first lines of its index."""
 
     tar: Path
     split: str
@@ -56,19 +56,18 @@ def check(
     """Reads all of a set and compares: tars with indexes, members with the table, the table with the manifest.
 
     Args:
-        every_clip: what takes decoding or a spectrum is looked at in every clip, not in a sample of SPECTRUM_CLIPS.
+        every_clip: every clip is decoded and measured, not a sample of SPECTRUM_CLIPS.
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
         progress: called with clips done, clips in all, findings so far.
     """
+    kind, name = Kind.MANIFEST, MANIFEST
     try:
         manifest = read_manifest(directory)
-    except UserError as error:
-        return Checked([Finding(Kind.MANIFEST, str(error), str(directory / MANIFEST))], [])
-    try:
+        kind, name = Kind.TABLE, CLIPS
         clips = read_clips(directory)
     except UserError as error:
-        return Checked([Finding(Kind.TABLE, str(error), str(directory / CLIPS))], [])
-    corrupt, seen = list(table_damage(directory, manifest, clips)), Tally()
+        return Checked([Finding(kind, str(error), str(directory / name))], [])
+    corrupt, measured = list(table_damage(directory, manifest, clips)), Tally()
     spans = list(_spans(directory, manifest, clips.num_rows))
     every = 1 if every_clip else max(1, -(-clips.num_rows // SPECTRUM_CLIPS))
     digest: Job[ShardReport | str] = DigestTask(directory, manifest.label_names)
@@ -84,27 +83,29 @@ def check(
             faults = sum(bool(report.broken or report.problems.counts) for report in reports.values())
             progress(sum(report.clips for report in reports.values()), clips.num_rows, len(corrupt) + faults)
     for span in spans:
-        corrupt += _shard_findings(span, reports[span.tar])
-        seen.merge(reports[span.tar].warnings)
-    whole = [span for span in spans if reports[span.tar].broken is None]
-    listened, spectra = (sum(getattr(report, name) for report in reports.values()) for name in ("listened", "spectra"))
-    corrupt += _order_findings(directory, manifest, spans, whole)
-    warnings = [*table_warnings(directory, manifest, clips), *_audio_warnings(directory, seen, listened, spectra)]
+        report = reports[span.tar]
+        for kind, times in report.problems.counts.items():
+            said = f"{times} of {report.clips} clips" if times > 1 else ""
+            corrupt.append(finding(kind, span.tar, said, report.problems.examples[kind], times))
+        corrupt += [report.broken] if report.broken is not None else []
+        measured.merge(report.warnings)
+    corrupt += _order_damage(directory, manifest, spans, reports)
+    decoded, spectra = (sum(getattr(report, name) for report in reports.values()) for name in ("decoded", "spectra"))
+    warnings = [*table_warnings(directory, manifest, clips), *_audio_warnings(directory, measured, decoded, spectra)]
     return Checked(corrupt, warnings, clips.num_rows)
 
 
 def _spans(directory: Path, manifest: Manifest, rows: int) -> Iterator[_Span]:
     """What each shard holds by its index: the clips from its first key on, or after the shard before it."""
-    start = 0
+    first_of_split = 0
     for split, info in manifest.splits.items():
-        expected = start
+        start = first_of_split
         for name in info.shards:
-            count, first = _head(index_path(directory / name))
-            if first is not None and first < rows:
-                expected = first
-            yield _Span(directory / name, split, expected, count)
-            expected += count
-        start += info.clips
+            clips, first = _head(index_path(directory / name))
+            start = first if first is not None and first < rows else start
+            yield _Span(directory / name, split, start, clips)
+            start += clips
+        first_of_split += info.clips
 
 
 def _head(index: Path) -> tuple[int, int | None]:
@@ -120,53 +121,42 @@ def _head(index: Path) -> tuple[int, int | None]:
 
 
 def _task(span: _Span, manifest: Manifest, clips: pa.Table, spectrum_every: int) -> ShardTask:
-    rows = clips.slice(span.start, span.clips)
     stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, rows.schema) as writer:
-        writer.write_table(rows)
+    with pa.ipc.new_stream(stream, clips.schema) as writer:
+        writer.write_table(clips.slice(span.start, span.clips))
     stored = stream.getvalue().to_pybytes()
     return ShardTask(span.tar, span.split, manifest.codec, manifest.label_names, stored, spectrum_every)
 
 
-def _shard_findings(span: _Span, report: ShardReport) -> Iterator[Finding]:
-    for kind, count in report.problems.counts.items():
-        said = f"{count} of {report.clips} clips" if count > 1 else ""
-        yield finding(kind, span.tar, said, report.problems.examples[kind], count)
-    if report.broken is not None:
-        yield report.broken
-
-
-def _order_findings(directory: Path, manifest: Manifest, spans: list[_Span], whole: list[_Span]) -> Iterator[Finding]:
+def _order_damage(
+    directory: Path, manifest: Manifest, spans: list[_Span], reports: dict[Path, ShardReport]
+) -> Iterator[Finding]:
     """Whether the shards of each split, as far as they are readable, hold its clips once and in order."""
-    start = 0
+    first_of_split = 0
     for split, info in manifest.splits.items():
-        there = [span for span in whole if span.split == split]
-        ordered = sorted(there, key=lambda span: span.start)
-        for span, wanted in zip(there, ordered, strict=True):
-            if span.start != wanted.start:
-                said = f"begins with clip {span.start}, where clip {wanted.start} has its place: shards were renamed"
+        place: int | None = first_of_split
+        for span in (span for span in spans if span.split == split):
+            if reports[span.tar].broken is not None:
+                place = None  # how many clips it had is not known
+                continue
+            if place is not None and span.start != place:
+                said = f"begins with clip {span.start}, where clip {place} has its place: shards were renamed"
                 yield finding(Kind.ORDER, span.tar, said)
-        free, missing = start, 0
-        for span in ordered:
-            if span.start < free:
-                said = f"begins with clip {span.start}, which another shard of split {split} or another split holds too"
-                yield finding(Kind.ORDER, span.tar, said)
-            missing += max(0, span.start - free)
-            free = max(free, span.start + span.clips)
-        missing += max(0, start + info.clips - free)
-        if missing and len(there) == sum(span.split == split for span in spans):
-            said = f"split {split} has {info.clips - missing} clips in its shards, but the manifest {info.clips}"
+            place = (span.start if place is None else place) + span.clips
+        first_of_split += info.clips
+        if place is not None and place != first_of_split:
+            held = place - first_of_split + info.clips
+            said = f"split {split} has {held} clips in its shards, but {info.clips} in the manifest"
             yield finding(Kind.COUNT, directory, said)
-        start += info.clips
 
 
-def _audio_warnings(directory: Path, seen: Tally, listened: int, spectra: int) -> Iterator[Finding]:
-    said = {
-        Kind.QUIET: f"of {listened} clips looked at are all but silent, below -60 dB",
-        Kind.DC_OFFSET: f"of {spectra} clips looked at have a DC offset: their mean is not zero",
-        Kind.NARROW_BAND: f"of {spectra} clips looked at were recorded at a lower rate than 16000 Hz",
+def _audio_warnings(directory: Path, measured: Tally, decoded: int, spectra: int) -> Iterator[Finding]:
+    sentences = {
+        Kind.QUIET: f"of {decoded} clips examined are all but silent, below -60 dB",
+        Kind.DC_OFFSET: f"of {spectra} clips examined have a DC offset: their mean is not zero",
+        Kind.NARROW_BAND: f"of {spectra} clips examined were recorded at a lower rate than 16000 Hz",
     }
-    for kind, sentence in said.items():
-        count = seen.counts.get(kind, 0)
+    for kind, sentence in sentences.items():
+        count = measured.counts.get(kind, 0)
         if count and (kind is not Kind.NARROW_BAND or count >= NARROW_SHARE * spectra):
-            yield finding(kind, directory, f"{count} {sentence}", seen.examples[kind], count)
+            yield finding(kind, directory, f"{count} {sentence}", measured.examples[kind], count)

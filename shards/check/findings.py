@@ -6,10 +6,9 @@ Ours: a finding names three examples and counts the rest, because a set with one
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 EXAMPLES = 3
 """Clips that a finding names."""
@@ -21,7 +20,6 @@ class Kind(StrEnum):
     MANIFEST = "manifest"
     TABLE = "table"
     DIGEST = "digest"
-    LABEL_ID = "label-id"
     COUNT = "count"
     REJECTED = "rejected"
     INDEX = "index"
@@ -89,10 +87,6 @@ class Finding:
     sources: tuple[str, ...] = ()
     """Their source files."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For `check --json`."""
-        return asdict(self)
-
 
 @dataclass
 class Tally:
@@ -103,14 +97,14 @@ class Tally:
 
     def add(self, kind: Kind, example: Example) -> None:
         """Counts one, and keeps it if it is among the first."""
-        self._count(kind, 1, [example])
+        self._add(kind, 1, [example])
 
     def merge(self, other: Tally) -> None:
         """Adds what another tally has."""
         for kind, count in other.counts.items():
-            self._count(kind, count, other.examples[kind])
+            self._add(kind, count, other.examples[kind])
 
-    def _count(self, kind: Kind, count: int, examples: Iterable[Example]) -> None:
+    def _add(self, kind: Kind, count: int, examples: Iterable[Example]) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + count
         kept = self.examples.setdefault(kind, [])
         kept += list(examples)[: EXAMPLES - len(kept)]

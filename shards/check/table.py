@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from unfused_fast.errors import cause
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import CLIPPED_SHARE
 from unfused_fast.shards.check.findings import EXAMPLES, Example, Finding, Kind, finding
 from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.sets.shard_files import KEY_DIGITS, index_path
-from unfused_fast.shards.sets.table import CLIPS, NO_LABEL, REJECTED, Manifest
+from unfused_fast.shards.sets.table import CLIPS, REJECTED, Manifest
 from unfused_fast.shards.sources.split_names import unread_splits
 
 OUTLIER_FACTOR = 4.0
@@ -30,63 +31,31 @@ OUTLIER_SPREADS = 3.0
 
 
 def table_damage(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
-    """What cannot be in a table that the packer wrote."""
-    table = directory / CLIPS
-    counted = sum(info.clips for info in manifest.splits.values())
-    if counted != clips.num_rows:
-        yield finding(Kind.COUNT, table, f"{clips.num_rows} clips, but the manifest has {counted}")
-    start = 0
+    """What disagrees with the manifest, or with itself; the digest of the table, another task, covers the rest."""
+    table, start = directory / CLIPS, 0
     for split, info in manifest.splits.items():
         rows = clips.slice(start, info.clips)
-        wrong = _rows_where(pc.not_equal(rows["split"], split)) + start
-        if len(wrong):
-            said = f"rows {start} to {start + info.clips - 1} are split {split} in the manifest, but not all here"
-            yield _of_rows(Kind.SPLIT, table, said, clips, wrong)
         seconds = (pc.sum(rows["samples"]).as_py() or 0) / SAMPLE_RATE_HZ
-        if not len(wrong) and not np.isclose(seconds, info.seconds, rtol=1e-6, atol=1e-3):
-            said = f"split {split} has {seconds:.3f} s, but the manifest says {info.seconds:.3f} s"
-            yield finding(Kind.COUNT, table, said)
+        same_length = np.isclose(seconds, info.seconds, rtol=1e-6, atol=1e-3)
+        if len(rows) != info.clips or rows["split"].unique().to_pylist() != [split] or not same_length:
+            said = f"rows {start} to {start + info.clips - 1} are not split {split} of the manifest"
+            yield finding(Kind.COUNT, table, f"{said}, {info.clips} clips and {info.seconds:.3f} s")
         start += info.clips
+    if start != clips.num_rows:
+        yield finding(Kind.COUNT, table, f"{clips.num_rows} clips, but the manifest has {start}")
     keys = pc.utf8_lpad(pc.cast(clips["clip_id"], pa.string()), KEY_DIGITS, "0")
-    for kind, wrong_rows, said in (
-        (Kind.KEY, pc.not_equal(clips["key"], keys), "keys that are not the clips' ids"),
-        (
-            Kind.COUNT,
-            pc.not_equal(clips["seconds"], pc.divide(pc.cast(clips["samples"], pa.float64()), float(SAMPLE_RATE_HZ))),
-            f"seconds that are not samples / {SAMPLE_RATE_HZ}",
-        ),
-    ):
-        if len(wrong := _rows_where(wrong_rows)):
-            yield _of_rows(kind, table, said, clips, wrong)
-    yield from _label_damage(table, manifest, clips)
-    yield from _rejected_damage(directory / REJECTED, manifest)
-
-
-def _label_damage(table: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
-    classes, (parents, ids) = len(manifest.label_names), _labels(clips)
-    label = clips["label"].to_numpy()
-    outside = np.union1d(parents[(ids < 0) | (ids >= classes)], np.flatnonzero((label < NO_LABEL) | (label >= classes)))
-    if len(outside):
-        said = f"labels that are none of the manifest's {classes}"
-        yield _of_rows(
-            Kind.LABEL_ID, table, said, clips, outside, [f"label {label[row]}" for row in outside[:EXAMPLES]]
-        )
-    per_clip = np.bincount(parents, minlength=clips.num_rows)
-    first = np.full(clips.num_rows, NO_LABEL)
-    first[parents[::-1]] = ids[::-1]
-    if len(wrong := np.flatnonzero((label != NO_LABEL) & ((per_clip != 1) | (first != label)))):
-        yield _of_rows(Kind.LABEL_ID, table, "a label that is not the one in labels", clips, wrong)
-
-
-def _rejected_damage(path: Path, manifest: Manifest) -> Iterator[Finding]:
+    lengths = pc.divide(pc.cast(clips["samples"], pa.float64()), float(SAMPLE_RATE_HZ))
+    wrong = pc.or_(pc.not_equal(clips["key"], keys), pc.not_equal(clips["seconds"], lengths))
+    if len(found := np.flatnonzero(pc.fill_null(wrong, True).to_numpy())):
+        yield _of_rows(Kind.KEY, table, "keys or seconds that do not follow from id and samples", clips, found)
+    rejected = directory / REJECTED
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with rejected.open(encoding="utf-8", newline="") as stream:
             lines = sum(1 for _ in csv.reader(stream)) - 1
+        if lines != manifest.rejected:
+            yield finding(Kind.REJECTED, rejected, f"{lines} rows, but the manifest says {manifest.rejected}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        yield finding(Kind.REJECTED, path, f"cannot be read ({error})")
-        return
-    if lines != manifest.rejected:
-        yield finding(Kind.REJECTED, path, f"{lines} rows, but the manifest says {manifest.rejected}")
+        yield finding(Kind.REJECTED, rejected, f"cannot be read ({cause(error)})")
 
 
 def table_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
@@ -112,74 +81,72 @@ def _label_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Ite
     names, (parents, ids) = manifest.label_names, _labels(clips)
     if not len(ids) or ids.min() < 0 or ids.max() >= len(names):
         return
-    splits, split_names = _codes(clips["split"])
+    split_of, of_split = clips["split"].to_numpy(), dict[str, NDArray[np.int64]]()
     labelled = np.bincount(parents, minlength=clips.num_rows) > 0
-    for code, split in enumerate(split_names):
-        without = np.flatnonzero((splits == code) & ~labelled)
-        if len(without) and labelled[splits == code].any():
-            said = f"{len(without)} of {(splits == code).sum()} clips of split {split} have no label"
+    for split in manifest.splits:
+        there = split_of == split
+        of_split[split] = np.bincount(ids[there[parents]], minlength=len(names))
+        without = np.flatnonzero(there & ~labelled)
+        if len(without) and of_split[split].any():
+            said = f"{len(without)} of {there.sum()} clips of split {split} have no label"
             yield _of_rows(Kind.UNLABELLED, directory, said, clips, without)
-    of_split = {
-        split: np.bincount(ids[splits[parents] == code], minlength=len(names)) for code, split in enumerate(split_names)
-    }
-    for split in ("valid", "test"):
-        if split in of_split and "train" in of_split and of_split["train"].any():
-            unseen = np.flatnonzero((of_split[split] > 0) & (of_split["train"] == 0))
-            if len(unseen):
-                said = f"{len(unseen)} classes of split {split} have no clip in train"
-                yield _of_classes(Kind.UNSEEN_CLASS, directory, said, names, unseen)
-    clips_of = np.bincount(ids, minlength=len(names))
-    if len(rare := np.flatnonzero(clips_of == 1)):
-        yield _of_classes(Kind.RARE_CLASS, directory, f"{len(rare)} classes have one clip", names, rare)
-    if len(empty := np.flatnonzero(clips_of == 0)):
-        yield _of_classes(Kind.EMPTY_CLASS, directory, f"{len(empty)} classes have no clip", names, empty)
+    train, total = of_split.get("train", np.zeros(len(names))), np.bincount(ids, minlength=len(names))
+    unseen = [split for split in ("valid", "test") if split in of_split and train.any()]
+    for kind, found, said in (
+        *(
+            (Kind.UNSEEN_CLASS, (of_split[split] > 0) & (train == 0), f"classes of split {split} have no clip in train")
+            for split in unseen
+        ),
+        (Kind.RARE_CLASS, total == 1, "classes have one clip"),
+        (Kind.EMPTY_CLASS, total == 0, "classes have no clip"),
+    ):
+        if count := int(found.sum()):
+            examples = [Example(names[number]) for number in np.flatnonzero(found)[:EXAMPLES]]
+            yield finding(kind, directory, f"{count} {said}", examples, count)
 
 
 def _group_leaks(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     """Groups on both sides of a split, and of a published fold."""
-    groups, group_names = _codes(clips["group"])
-    for column, side in (("split", "split"), ("fold", "fold")):
-        sides, side_names = _codes(clips[column])
-        leaking = _on_two_sides(groups, sides)
-        if not len(leaking):
+    for side in ("split", "fold"):
+        known = clips.filter(pc.and_(pc.is_valid(clips["group"]), pc.is_valid(clips[side])))
+        sides = known.group_by("group").aggregate([(side, "distinct"), (side, "count_distinct"), ("clip_id", "min")])
+        leaking = sides.filter(pc.greater(sides[f"{side}_count_distinct"], 1)).sort_by("clip_id_min")
+        if not leaking.num_rows:
             continue
-        examples = []
-        for group in leaking[:EXAMPLES]:
-            rows = np.flatnonzero(groups == group)
-            where = " and ".join(sorted({str(side_names[code]) for code in sides[rows]}))
-            examples.append(_example(clips, int(rows[0]), f"{group_names[group]} in {where}"))
-        said = f"{len(leaking)} groups (speakers, recordings) are in more than one {side}"
-        yield finding(Kind.GROUP_LEAK, directory, said, examples, len(leaking))
+        first = leaking.slice(0, EXAMPLES)
+        texts = [
+            f"{row['group']} in {' and '.join(sorted(map(str, row[f'{side}_distinct'])))}" for row in first.to_pylist()
+        ]
+        said = f"{leaking.num_rows} groups (speakers, recordings) are in more than one {side}"
+        yield _of_rows(Kind.GROUP_LEAK, directory, said, clips, leaking["clip_id_min"].to_numpy(), texts)
 
 
 def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     """Clips with the same samples: in two splits, twice in one, with different labels."""
-    audio, _ = _codes(clips["sha256"])
-    repeated = np.flatnonzero(np.bincount(audio) > 1)
-    if not len(repeated):
-        return
-    rows = np.flatnonzero(np.isin(audio, repeated))
-    rows = rows[np.argsort(audio[rows], kind="stable")]
-    copies = np.split(rows, np.flatnonzero(np.diff(audio[rows])) + 1)
-    taken = clips.take(pa.array(rows)).select(["split", "labels"])
-    split_of = dict(zip(rows.tolist(), taken["split"].to_pylist(), strict=True))
-    labels_of = dict(zip(rows.tolist(), map(tuple, taken["labels"].to_pylist()), strict=True))
-    leaks = [same for same in copies if len({split_of[row] for row in same.tolist()}) > 1]
-    twice = [same for same in copies if len({split_of[row] for row in same.tolist()}) < len(same)]
-    conflicts = [same for same in copies if len({labels_of[row] for row in same.tolist()}) > 1]
+    times = clips.group_by("sha256").aggregate([([], "count_all")])
+    repeated = times.filter(pc.greater(times["count_all"], 1))["sha256"].combine_chunks()
+    rows = clips.filter(pc.is_in(clips["sha256"], value_set=repeated))
+    copies: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.select(["clip_id", "split", "labels", "source", "sha256"]).to_pylist():
+        copies.setdefault(row["sha256"], []).append(row)
+    splits = {audio: {row["split"] for row in same} for audio, same in copies.items()}
+    same_audio = list(copies.items())
+    in_splits = [same for audio, same in same_audio if len(splits[audio]) > 1]
+    in_one_split = [same for audio, same in same_audio if len(splits[audio]) < len(same)]
+    otherwise = [same for _, same in same_audio if len({tuple(row["labels"]) for row in same}) > 1]
     for kind, found, said in (
-        (Kind.AUDIO_LEAK, leaks, "recordings are in more than one split, sample by sample the same"),
-        (Kind.DUPLICATE, twice, "recordings are more than once in one split, sample by sample the same"),
-        (Kind.LABEL_CONFLICT, conflicts, "recordings have different labels in different copies"),
+        (Kind.AUDIO_LEAK, in_splits, "recordings are in more than one split, sample by sample the same"),
+        (Kind.DUPLICATE, in_one_split, "recordings are more than once in one split, sample by sample the same"),
+        (Kind.LABEL_CONFLICT, otherwise, "recordings have different labels in different copies"),
     ):
+        texts = []
+        for _, *others in found[:EXAMPLES]:
+            named = [f"{row['source']} ({row['split']})" for row in others[:EXAMPLES]]
+            more = f" and {len(others) - EXAMPLES} more" if len(others) > EXAMPLES else ""
+            texts.append(f"same as {', '.join(named)}{more}")
         if found:
-            sources = clips["source"]
-            examples = []
-            for first, *others in (same.tolist() for same in found[:EXAMPLES]):
-                named = [f"{sources[row].as_py()} ({split_of[row]})" for row in others[:EXAMPLES]]
-                more = f" and {len(others) - EXAMPLES} more" if len(others) > EXAMPLES else ""
-                examples.append(_example(clips, first, f"same as {', '.join(named)}{more}"))
-            yield finding(kind, directory, f"{len(found)} {said}", examples, len(found))
+            first = np.array([same[0]["clip_id"] for same in found])
+            yield _of_rows(kind, directory, f"{len(found)} {said}", clips, first, texts)
 
 
 def _duration_outliers(directory: Path, clips: pa.Table) -> Iterator[Finding]:
@@ -240,38 +207,9 @@ def _labels(clips: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return parents.to_numpy(zero_copy_only=False).astype(np.int64), ids.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
-    """A column as numbers, -1 for null, and what each number stands for."""
-    encoded = column.combine_chunks().dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, encoded.dictionary.to_pylist()
-
-
-def _on_two_sides(codes: NDArray[np.int64], sides: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The codes that occur with more than one side; a side of -1 is none."""
-    known = (codes >= 0) & (sides >= 0)
-    if not known.any():
-        return np.empty(0, np.int64)
-    width = int(sides.max()) + 1
-    pairs = np.unique(codes[known] * width + sides[known])
-    return np.flatnonzero(np.bincount(pairs // width) > 1)
-
-
-def _rows_where(wrong: Any) -> NDArray[np.int64]:
-    """Rows that are true or null."""
-    return np.flatnonzero(pc.fill_null(wrong, True).to_numpy())
-
-
-def _example(clips: pa.Table, row: int, text: str = "") -> Example:
-    return Example(text, row, clips["source"][row].as_py())
-
-
 def _of_rows(
     kind: Kind, file: Path, said: str, clips: pa.Table, rows: NDArray[np.int64], texts: Iterable[str] = ("",) * EXAMPLES
 ) -> Finding:
-    examples = [_example(clips, int(row), text) for row, text in zip(rows, texts, strict=False)]
+    sources = clips["source"]
+    examples = [Example(text, int(row), sources[row].as_py()) for row, text in zip(rows, texts, strict=False)]
     return finding(kind, file, said, examples, len(rows))
-
-
-def _of_classes(kind: Kind, file: Path, said: str, names: tuple[str, ...], classes: NDArray[np.int64]) -> Finding:
-    return finding(kind, file, said, [Example(names[number]) for number in classes[:EXAMPLES]], len(classes))

@@ -13,6 +13,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -64,7 +65,7 @@ class ShardWriter:
             self._file.write(data)
             self._file.write(bytes(-len(data) % _BLOCK))
             line.append(f"{extension} {self._offset + _BLOCK} {len(data)} {name}")
-            self._offset += _BLOCK + _padded(len(data))
+            self._offset += _BLOCK + padded(len(data))
         self._lines.append(" ".join(line))
         self.clips += 1
 
@@ -152,14 +153,20 @@ def index_path(tar: Path) -> Path:
 def read_index(index: Path) -> list[list[Member]]:
     """The members of every sample. Raises UserError: missing, or not an index of this version."""
     try:
-        lines = index.read_text(encoding="utf-8").splitlines()
+        lines = index.read_text(encoding="utf-8").splitlines() or ["an empty file"]
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(index, error, REPACK) from error
-    head = lines[0].split() if lines else []
-    if len(head) != 2 or head[0] != INDEX_VERSION or not head[1].isdigit():
-        found = lines[0][:40] if lines else "an empty file"
+    head = lines[0].split()
+    if (
+        len(head) != 2
+        or head[0] != INDEX_VERSION
+        or not head[1].isdigit()
+        or int(head[1]) != len(lines) - 1
+        or not lines[1:]
+    ):
+        found = f"{lines[0][:40]!r} and {len(lines) - 1} samples"
         raise UserError(
-            f"{index}: begins with {found!r}, but a DALI index begins with {INDEX_VERSION} and a count; {REPACK}"
+            f"{index}: holds {found}, but a DALI index holds {INDEX_VERSION!r}, a count and as many; {REPACK}"
         )
     samples = []
     for number, line in enumerate(lines[1:], 2):
@@ -169,8 +176,6 @@ def read_index(index: Path) -> list[list[Member]]:
             raise UserError(f"{index}, line {number}: not extension, offset, size and name of members; {REPACK}")
         places = range(0, len(words), 4)
         samples.append([Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places])
-    if len(samples) != int(head[1]):
-        raise UserError(f"{index}: {len(samples)} samples, but its first line says {head[1]}: truncated; {REPACK}")
     return samples
 
 
@@ -184,39 +189,40 @@ def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Me
         UserError: a file is missing, the index is malformed or its members overlap, the tar ends before or goes on
             after the last member of the index, or the headers of the first and last member are not what the index says.
     """
-    samples = read_index(index)
-    if not samples:
-        raise UserError(f"{index}: lists no samples; {REPACK}")
-    free = 0
-    for member in (member for members in samples for member in members):
-        if member.offset - _BLOCK != free:
+    samples, end = read_index(index), 0
+    for member in chain.from_iterable(samples):
+        if member.offset - _BLOCK != end:
             raise UserError(f"{index}: {member.name} does not follow the member before it: it was changed; {REPACK}")
-        free = member.offset + _padded(member.size)
-    check_ends(tar, index, samples[0][0], samples[-1][-1], cut_short)
-    return samples
-
-
-def check_ends(tar: Path, index: Path, first: Member, last: Member, cut_short: bool = False) -> None:
-    """Whether a tar begins with the header of `first` and, unless it may be `cut_short`, ends with `last`. Raises
-    UserError as check_index.
-    """
-    end = last.offset + _padded(last.size)
+        end = member.offset + padded(member.size)
     try:
         with tar.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size >= first.offset:
-                _check_header(tar, index, first, file.read(_BLOCK))
-            if size < end + 2 * _BLOCK and cut_short:
-                return
-            if size < end + 2 * _BLOCK:
+            for member in (samples[0][0], samples[-1][-1]):
+                file.seek(member.offset - _BLOCK)
+                if member.offset <= size and (found := other_header(file.read(_BLOCK), member)):
+                    raise UserError(
+                        f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {found} there: the index "
+                        f"of another tar; {REPACK}"
+                    )
+            if size < end + 2 * _BLOCK and not cut_short:
                 raise UserError(f"{tar}: {size} bytes, but its index needs {end + 2 * _BLOCK}: truncated; {COPY_AGAIN}")
-            file.seek(last.offset - _BLOCK)
-            _check_header(tar, index, last, file.read(_BLOCK))
             file.seek(end)
             if any(file.read(_BLOCK)):
                 raise UserError(f"{index}: ends before {tar.name} does: the index of another tar; {REPACK}")
     except OSError as error:
         raise unreadable(tar, error, COPY_AGAIN) from error
+    return samples
+
+
+def other_header(header: bytes, member: Member) -> str | None:
+    """What stands in a tar instead of the header of a member; None: a header of its name and size."""
+    if header == member_header(member.name, member.size):
+        return None
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except tarfile.HeaderError as error:
+        return f"no tar header ({error})"
+    return None if (info.name, info.size) == (member.name, member.size) else f"{info.name}, {info.size} bytes"
 
 
 def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, bytes]]:
@@ -232,20 +238,6 @@ def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, b
                         f"{tar}: ends inside {member.name}, from byte {member.offset}: truncated; {COPY_AGAIN}"
                     )
             yield contents
-
-
-def _check_header(tar: Path, index: Path, member: Member, header: bytes) -> None:
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-    except tarfile.HeaderError as error:
-        raise UserError(
-            f"{index}: places {member.name} where {tar.name} has no header: the index of another tar; {REPACK}"
-        ) from error
-    if (info.name, info.size) != (member.name, member.size):
-        raise UserError(
-            f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {info.name} of {info.size} bytes "
-            f"there: the index of another tar; {REPACK}"
-        )
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -283,5 +275,5 @@ def _index_text(lines: Sequence[str]) -> str:
     return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines]) + "\n"
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK

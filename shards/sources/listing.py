@@ -1,11 +1,33 @@
-"""Names below a folder: which are listed, and how they are written."""
+"""Source -> the name and location of every file in it, as if its archives had been unpacked in place."""
 
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from unfused_fast.errors import UserError, escaped
+from unfused_fast.shards.sources import remote
+from unfused_fast.shards.sources.archives import (
+    LARGEST_INFLATED,
+    Archive,
+    archives_among,
+    is_archive,
+    is_unread_archive,
+    list_archive,
+    stem,
+    unsafe,
+)
+from unfused_fast.shards.sources.location import ByteLocation, Location, display_name, local_path, refused
+from unfused_fast.shards.sources.reader import open_files
+from unfused_fast.shards.sources.split_names import look_like_splits
+from unfused_fast.shards.telling import Say, unheard
 
 CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
@@ -15,6 +37,185 @@ _CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
 _PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
 AUDIO_ENDINGS = _CODED + _PLAIN
 """How names of recordings end, in lower case. Ours: what libsndfile reads, by its usual names."""
+
+_Members = dict[str, ByteLocation]
+
+
+def is_clutter(name: str) -> bool:
+    """Whether this file or folder is left out without a word."""
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file is audio by the ending of its name."""
+    return name.lower().endswith(AUDIO_ENDINGS)
+
+
+@dataclass
+class Listing:
+    """The files of a source."""
+
+    title: str
+    """The source, as messages name it."""
+    files: dict[str, Location] = field(default_factory=dict)
+    """Path below the source, with forward slashes -> location. A folder that may not be read ends in a slash."""
+    not_read: list[tuple[str, str]] = field(default_factory=list)
+    """(name, why) of members of archives that are not read."""
+    sets: list[Path] = field(default_factory=list)
+    """Folders of shard sets, which are left out."""
+    is_plain: bool = False
+    """A folder of this machine without archives."""
+
+    @cached_property
+    def folders(self) -> dict[str, set[str]]:
+        """Path of each folder -> names in it."""
+        folders: dict[str, set[str]] = {"": set()}
+        for path in self.files:
+            folder, _, name = path.rstrip("/").rpartition("/")
+            while name not in folders.setdefault(folder, set()):
+                folders[folder].add(name)
+                folder, _, name = folder.rpartition("/")
+                if not name:
+                    break
+        return folders
+
+
+def list_source(
+    source: Path | str,
+    *,
+    work: Path | None = None,
+    largest: int = LARGEST_INFLATED,
+    say: Say = unheard,
+    splits_apart: bool = False,
+) -> Listing:
+    """What is in a folder, an archive, or behind a URL of one.
+
+    Files beside an archive come first: a member that is there unpacked too is the file. What is in two archives is
+    listed once where zips say that both are the same; archives that hold different files of one name are shown in
+    folders of their names (ours: unpacked in place, the last would replace the others' files).
+
+    Args:
+        work: folder for seek points of large tar.gz archives, which must stay until the set is packed; None: a
+            temporary one, until the program ends.
+        largest: largest deflated member of a zip that is read, in bytes.
+        say: called with a sentence on what works otherwise than hoped.
+        splits_apart: an archive that is called as a split, and has no folder of a split, is shown in its folder too.
+
+    Raises:
+        UserError: nothing there, neither a folder nor an archive, one that cannot be read, or no server that answers.
+    """
+    source = local_path(source)
+    listing = Listing(display_name(source).rstrip("/"))
+    alone = archive_named(source)
+    there: dict[str, Location] = {}
+    if alone is not None:
+        there = {
+            part: source.parent / part if isinstance(source, Path) else ByteLocation((source,)) for part in alone.parts
+        }
+    elif isinstance(source, str):
+        for name, url in remote.files_below(source):
+            if why := unsafe(name):
+                listing.not_read.append((escaped(name), why))
+            elif not _has_clutter(name):
+                there[name] = ByteLocation((url,))
+    elif source.is_dir():
+        for path, closed in files_below(source, listing.sets):
+            there[path.relative_to(source).as_posix() + "/" * closed] = path
+    else:
+        raise UserError(f"{source}: neither a folder nor an archive; name a folder, or a tar, tar.gz or zip archive")
+
+    folders = defaultdict(list)
+    for name in filter(_may_be_archive, there):
+        folder, _, name = name.rpartition("/")
+        folders[folder].append(name)
+    archives = [(folder, archive) for folder, names in sorted(folders.items()) for archive in archives_among(names)]
+    found: list[tuple[str, Archive, _Members]] = []
+    for folder, archive in archives:
+        title = posixpath.join(folder, archive.name)
+        parts = [there[posixpath.join(folder, part)] for part in archive.parts]
+        files = tuple(part.files[0] if isinstance(part, ByteLocation) else str(part) for part in parts)
+        try:
+            opened = open_files(files)
+            members, not_read = list_archive(files, opened, work, largest)
+        except OSError as error:
+            if alone is not None:
+                raise UserError(
+                    f"{listing.title}: not readable as an archive: {remote.reason(error)}; fetch it again from where "
+                    "it came"
+                ) from error
+            listing.not_read.append((title, remote.reason(error)))
+            continue
+        if any(part.whole is not None for part in opened.remote):
+            say(f"{display_name(files[0])}: its server gives no parts of files; each process reads it whole")
+        listing.not_read += [
+            (f"{title}/{name}" if name else title, why) for name, why in not_read if not _has_clutter(name)
+        ]
+        members = {name: location for name, location in members.items() if not _has_clutter(name)}
+        if members:
+            found.append((folder, archive, members))
+    for folder, archive in archives:
+        for part in archive.parts:
+            there.pop(posixpath.join(folder, part), None)
+    listing.is_plain = isinstance(source, Path) and not archives
+    listing.files = there
+    _merge(listing, found, splits_apart)
+    for name in listing.files:
+        if is_archive(name):
+            listing.files[name] = refused("an archive inside an archive; unpack the outer one")
+        elif is_unread_archive(name):
+            listing.files[name] = refused(
+                "an archive of a kind that is not read; unpack it, or pack it as tar.gz or zip"
+            )
+    return listing
+
+
+def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], splits_apart: bool) -> None:
+    """Adds the members of archives, in the folder of the archive or in one of its name."""
+    first: dict[str, tuple[int, ByteLocation]] = {}
+    apart: set[int] = set()
+    for number, (folder, archive, members) in enumerate(found):
+        for name, location in members.items():
+            other, there = first.setdefault(posixpath.join(folder, name), (number, location))
+            if other != number and not _are_same(location, there):
+                apart |= {number, other}
+        if splits_apart and look_like_splits([stem(archive.name)]):
+            tops = {name.partition("/")[0] for name in members if "/" in name}
+            apart |= set() if any(look_like_splits([top]) for top in tops) else {number}
+    beside = set(listing.files)
+    for number, (folder, archive, members) in enumerate(found):
+        example, own = next(iter(members)), posixpath.join(folder, stem(archive.name))
+        unpacked = (place for place in (folder, own) if posixpath.join(place, example) in beside)
+        place = next(unpacked, own if number in apart else folder)
+        for name, location in members.items():
+            path = posixpath.join(place, name)
+            known = listing.files.setdefault(path, location)
+            if known is not location and path not in beside and not _are_same(location, known):
+                why = "another archive holds another file of this name; unpack one elsewhere"
+                listing.not_read.append((f"{posixpath.join(folder, archive.name)}/{name}", why))
+
+
+def _are_same(one: ByteLocation, other: Location) -> bool:
+    """Whether two zips say that a member is the same; tars do not say."""
+    return isinstance(other, ByteLocation) and one.crc != 0 and (one.size, one.crc) == (other.size, other.crc)
+
+
+def _may_be_archive(name: str) -> bool:
+    """Whether a name is one of an archive or of a part of one, in a folder that holds the others."""
+    end = name.lower()[-7:]
+    return is_archive(end) or end[-4:-2] == ".z" or "part" in end or end[-3:].isdigit()
+
+
+def _has_clutter(name: str) -> bool:
+    return any(is_clutter(part) for part in name.split("/") if part not in ("", ".", ".."))
+
+
+def archive_named(path: Path | str) -> Archive | None:
+    """The archive that this file, or URL, is or is a part of; None for another file."""
+    if isinstance(path, str):
+        name = posixpath.basename(urlsplit(path).path)
+        return next(iter(archives_among([unquote(name)])), None)
+    beside = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
+    return next((archive for archive in beside if path.name in archive.parts), None)
 
 
 def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:
@@ -55,13 +256,3 @@ def _mode(path: Path) -> int:
         return path.lstat().st_mode
     except OSError:
         return 0
-
-
-def is_clutter(name: str) -> bool:
-    """Whether this file or folder is left out without a word."""
-    return name.startswith(".") or name.lower() in CLUTTER
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file is audio by the ending of its name."""
-    return name.lower().endswith(AUDIO_ENDINGS)

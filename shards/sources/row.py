@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sources.branch import Branch
-from unfused_fast.shards.sources.places import Location
+from unfused_fast.shards.sources.listed_path import ListedPath
+from unfused_fast.shards.sources.location import Location
 
 DEFAULT_SPLIT = "train"
 
@@ -35,8 +35,8 @@ class SourceRow:
     """Start and end of the part that is packed, in seconds; None: the whole file."""
 
     def __post_init__(self) -> None:
-        """Adapters name a file of a tree as they name a Path; a worker process needs only where its bytes are."""
-        if isinstance(self.path, Branch):
+        """A worker process needs only the location of what an adapter lists as a ListedPath."""
+        if isinstance(self.path, ListedPath):
             object.__setattr__(self, "path", self.path.location())
 
 

@@ -25,7 +25,7 @@ from unfused_fast.embedding import formats as embed_formats
 from unfused_fast.embedding import reading as embed_reading
 from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.embedding.files import embed_files
-from unfused_fast.embedding.store import EmbeddingStore
+from unfused_fast.embedding.parts import EmbeddingParts
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import extract, load_encoder
@@ -49,6 +49,15 @@ def expected(embedder: Embedder, paths: list[Path]) -> NDArray[np.float32]:
     """(N, D) of whole files, one by one."""
     waves = [soundfile.read(path, dtype="float32")[0] for path in paths]
     return np.concatenate([embedder.embed(wave, 16000).numpy() for wave in waves])
+
+
+def rows_of(*given: Path) -> list[SourceRow]:
+    return embed_rows([str(path) for path in given], None, print)
+
+
+def done_of(out: Path) -> int:
+    """Files that an unfinished run has saved."""
+    return max([0, *(int(path.stem) for path in out.with_name(f"{out.name}.partial").glob("*.parquet"))])
 
 
 def table_of(out: Path) -> Table:
@@ -155,7 +164,7 @@ def test_a_recording_of_many_pieces(embedder: Embedder, tmp_path: Path, frames: 
     soundfile.write(tmp_path / "d.wav", wave[:40000], 22050, subtype="PCM_16")
     data = (tmp_path / "b.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(data[: len(data) * 9 // 10])
-    rows = embed_rows([str(tmp_path)], None, print)
+    rows = rows_of(tmp_path)
     facts = embed_files(embedder, rows, tmp_path / "out.zarr", frames=frames, workers=0)
     assert facts["files"] == 3 and facts["rejected"] == {"truncated or damaged": 1}
     found = table_of(tmp_path / "out.zarr")
@@ -173,28 +182,45 @@ def test_a_recording_of_many_pieces(embedder: Embedder, tmp_path: Path, frames: 
         np.testing.assert_array_equal(found["timestamp_ms"][span], times[0].numpy())
 
 
-@pytest.mark.parametrize("ending", ["npz", "zarr"])
+@pytest.mark.parametrize(("ending", "frames"), [("npz", False), ("zarr", False), ("parquet", True), ("zarr", True)])
 def test_stopped_at_any_batch_and_gone_on_with(
-    embedder: Embedder, folder: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+    embedder: Embedder, folder: Path, tmp_path: Path, ending: str, frames: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With --overwrite too: what is replaced stays until the new one is whole. Each chunk of zarr is written once."""
     monkeypatch.setattr(embed_reading, "BLOCK_FILES", 7)
-    rows, out, asked = embed_rows([str(folder)], None, print), tmp_path / f"x.{ending}", list[int]()
+    monkeypatch.setattr(embed_formats, "CHUNK_BYTES", 4 * embedder.scene_embedding_size * 50)
+    out, asked, counted = tmp_path / f"x.{ending}", list[int](), list[int]()
+    embed_files(embedder, rows_of(sorted(folder.iterdir())[0]), out, workers=0, frames=frames)
 
     def stopping() -> bool:
         asked.append(1)
         return len(asked) % 5 == 0
 
-    runs = 0
-    while not out.exists():
-        runs += 1
+    for run in range(99):
         try:
-            embed_files(embedder, rows, out, workers=0, resume=True, stopping=stopping)
-        except Interrupted:
-            assert (tmp_path / f"x.{ending}.partial").is_dir() and not out.exists()
-    assert runs > 2
+            embed_files(
+                embedder,
+                rows_of(folder),
+                out,
+                workers=0,
+                frames=frames,
+                resume=run > 0,
+                overwrite=True,
+                stopping=stopping,
+                progress=lambda files, *_: counted.append(files),
+            )
+            break
+        except Interrupted as stopped:
+            assert "go on with --resume --overwrite" in str(stopped) and len(set(table_of(out)["path"])) == 1
+    assert run > 2 and counted == sorted(set(counted)) and counted[-1] == 96, "nothing is done twice"
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.rejected.csv"}
     found = table_of(out)
-    np.testing.assert_allclose(found["embeddings"], expected(embedder, sorted(folder.iterdir())), rtol=1e-4, atol=1e-5)
-    assert len(found["path"]) == 96
+    waves = [soundfile.read(path, dtype="float32")[0] for path in sorted(folder.iterdir())]
+    made = [embedder.embed_frames(wave, 16000)[0][0] if frames else embedder.embed(wave, 16000) for wave in waves]
+    np.testing.assert_allclose(found["embeddings"], np.concatenate(made), rtol=1e-4, atol=1e-5)
+    if ending == "zarr":
+        chunks = [path for path in (out / "embeddings" / "c").rglob("0") if path.is_file()]
+        assert len(chunks) == -(-len(found["embeddings"]) // 50)
 
 
 def test_ctrl_c_and_a_kill(
@@ -206,24 +232,21 @@ def test_ctrl_c_and_a_kill(
     tmp_path: Path,
 ) -> None:
     """A process is interrupted, then another killed, each after it has saved; a third finishes."""
-    out, state = tmp_path / "x.parquet", tmp_path / "x.parquet.partial" / "state.json"
+    out = tmp_path / "x.parquet"
     given = ["embed", *[folder] * 6, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1]
 
-    def files_done() -> int:
-        return int(json.loads(state.read_text())["files_done"]) if state.exists() else 0
-
     for sent, flags in ((signal.SIGINT, []), (signal.SIGKILL, ["--resume"])):
-        before, process = files_done(), cli_process(*given, *flags)
-        while files_done() == before and process.poll() is None:
+        before, process = done_of(out), cli_process(*given, *flags)
+        while done_of(out) == before and process.poll() is None:
             time.sleep(0.02)
         os.kill(process.pid, sent)
         _, said = process.communicate(timeout=60)
         if sent == signal.SIGINT:
             assert process.returncode == 130 and "--resume" in said, said
     assert not out.exists()
-    saved = files_done()
+    saved = done_of(out)
     done = cli(*given)
-    assert done.code == 0 and f"unfinished, {saved} files were done; going on" in done.err, done.err
+    assert done.code == 0 and f"{saved} files were done; going on" in done.err, done.err
     whole = expected(embedder, sorted(folder.iterdir()))
     np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
 
@@ -237,85 +260,10 @@ def test_what_is_refused(cli: Cli, pretrained: Path, folder: Path, tmp_path: Pat
     refused(cli("embed", folder, *nothing), "there.npz: it exists")  # before the encoder is looked for
 
 
-def test_an_interrupted_overwrite_goes_on(
-    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is replaced stays until the new one is whole."""
-    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
-    out, asked, paths = tmp_path / "x.zarr", list[int](), sorted(folder.iterdir())
-
-    def stopping() -> bool:
-        asked.append(1)
-        return len(asked) == 4
-
-    embed_files(embedder, embed_rows([str(paths[0])], None, print), out, workers=0)
-    rows = embed_rows([str(folder)], None, print)
-    with pytest.raises(Interrupted, match="go on with --resume --overwrite"):
-        embed_files(embedder, rows, out, workers=0, overwrite=True, stopping=stopping)
-    done = json.loads((tmp_path / "x.zarr.partial" / "state.json").read_text())["files_done"]
-    assert done > 0 and len(table_of(out)["path"]) == 1
-    flags = ("--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
-    refused(cli("embed", folder, *flags, "--resume"), f"{done} files are done", "--resume --overwrite")
-    counted = list[int]()
-    embed_files(
-        embedder,
-        rows,
-        out,
-        workers=0,
-        resume=True,
-        overwrite=True,
-        progress=lambda files, *_: counted.append(files),
-    )
-    assert counted[0] > done and {path.name for path in tmp_path.iterdir()} == {"x.zarr", "x.zarr.rejected.csv"}
-    np.testing.assert_allclose(table_of(out)["embeddings"], expected(embedder, paths), rtol=1e-4, atol=1e-5)
-
-
-def test_zarr_rows_are_appended_and_each_chunk_is_written_once(
-    embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
-    monkeypatch.setattr(embed_formats, "CHUNK_BYTES", 4 * embedder.scene_embedding_size * 7)
-    rows, out, asked = embed_rows([str(folder)], None, print)[:5], tmp_path / "x.zarr", list[int]()
-
-    def stopping() -> bool:
-        asked.append(1)
-        return len(asked) == 2
-
-    with pytest.raises(Interrupted):
-        embed_files(embedder, rows, out, frames=True, workers=0, stopping=stopping)
-    partial = tmp_path / "x.zarr.partial"
-    names = {path.name for path in partial.iterdir()}
-    assert names == {"state.json", "files.jsonl", "rejected.jsonl", "rows.f32"}
-    embed_files(embedder, rows, out, frames=True, workers=0, resume=True)
-    found = table_of(out)
-    for row, first, count in zip(rows, found["first_row"], found["rows"], strict=True):
-        steps, _ = embedder.embed_frames(soundfile.read(row.path, dtype="float32")[0], 16000)
-        np.testing.assert_allclose(found["embeddings"][first : first + count], steps[0].numpy(), rtol=1e-4, atol=1e-5)
-    chunks = list((out / "embeddings" / "c").rglob("0"))
-    assert len([path for path in chunks if path.is_file()]) == -(-len(found["embeddings"]) // 7)
-
-
-def test_resume_takes_the_same_request_only(
-    cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 8)
-    rows, asked = embed_rows([str(folder)], None, print), list[int]()
-
-    def stopping() -> bool:
-        asked.append(1)
-        return len(asked) == 4
-
-    with pytest.raises(Interrupted):
-        embed_files(embedder, rows, tmp_path / "x.npz", workers=0, stopping=stopping)
-    flags = ("--encoder", pretrained, "--out", tmp_path / "x.npz", "--device", "cpu", "--resume")
-    refused(cli("embed", folder, *flags, "--pool", "mean"), "pool", "--overwrite")
-    refused(cli("embed", sorted(folder.iterdir())[0], *flags), "files")
-
-
-def test_nothing_that_a_failed_run_left_is_in_the_way(
+def test_what_an_unfinished_run_left(
     cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither of a run without a usable file, nor of another request, nor what is damaged."""
+    """It is gone on with by the same request only, is named where it is damaged, and is no obstacle to --overwrite."""
     monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
     out, partial, wave = tmp_path / "x.npz", tmp_path / "x.npz.partial", tmp_path / "a.wav"
     paths = sorted(folder.iterdir())
@@ -328,15 +276,18 @@ def test_nothing_that_a_failed_run_left_is_in_the_way(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(EmbeddingStore, "publish", full)
+    monkeypatch.setattr(EmbeddingParts, "publish", full)
     done = cli("embed", *paths[:3], *flags)
     assert done.code == 1 and "No space left on device" in done.error and partial.is_dir()
     monkeypatch.undo()
-    done = cli("embed", wave, *flags)
-    assert done.code == 0 and "3 files were done with other files, sources, and are replaced" in done.err, done.err
+    for more in ((), ("--resume",)):
+        refused(cli("embed", wave, *flags, *more), "unfinished, with other files, sources", "--overwrite")
+        refused(cli("embed", *paths[:3], *flags, "--pool", "mean", *more), "unfinished, with other pool")
+    done = cli("embed", wave, *flags, "--overwrite")
+    assert done.code == 0, done.err
     assert list(table_of(out)["path"]) == [str(wave)] and not partial.exists()
     partial.mkdir()
-    (partial / "state.json").write_text("{")
+    (partial / "000000000001.parquet").write_text("{")
     out.unlink()
-    refused(cli("embed", wave, *flags, "--resume"), "state.json: cannot be read", "delete")
-    assert cli("embed", wave, *flags).code == 0 and not partial.exists()
+    refused(cli("embed", wave, *flags), "000000000001.parquet: cannot be read", "delete")
+    assert cli("embed", wave, *flags, "--overwrite").code == 0 and not partial.exists()

@@ -192,11 +192,3 @@ def test_an_overwritten_run_may_lie_behind_a_link(
     assert pretrain(tones, link, "--overwrite").code == 0
     assert not stale.exists()
     same_checkpoint(link, pretrained)
-
-
-def test_report_of_what_is_no_result(cli: Cli, tmp_path: Path) -> None:
-    result = tmp_path / "run/result.json"
-    result.parent.mkdir()
-    for text, part in (("{", "cannot be read"), ('{"score": 3}', "not the result of a run"), ("[]", "not the result")):
-        result.write_text(text)
-        refused(cli("report", tmp_path), result, part)

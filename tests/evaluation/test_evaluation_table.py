@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from sklearn.metrics import average_precision_score
 
-from unfused_fast.errors import UserError
-from unfused_fast.evaluation import intervals as judging
-from unfused_fast.evaluation.intervals import judged
+from unfused_fast.evaluation import intervals
+from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured
-from unfused_fast.evaluation.predictions import accuracy_interval, write_predictions
-from unfused_fast.evaluation.table import comparisons, result_rows, table_texts
+from unfused_fast.evaluation.table import comparisons, result_rows, result_table
 from unfused_fast.stages.labels import LabelledClips
 from unfused_fast.stages.metrics import AveragePrecision
 
@@ -57,12 +55,12 @@ def test_seeds_of_a_run_are_averaged_before_the_error_over_runs() -> None:
         for run, counts in tests.items()
         for seed, count in enumerate(counts)
     ]
-    (row,) = result_rows(SINGLE, judged(SINGLE, measured, 0), {"ours": None})
+    (row,) = result_rows(SINGLE, scored(SINGLE, measured, 0), {"ours": None})
     assert row["test"] == pytest.approx(0.705)
     assert row["standard_error"] == pytest.approx(np.std([0.61, 0.80], ddof=1) / 2**0.5), "two encoders, not six"
     assert (row["repetitions"], row["repeated"]) == (2, "runs")
-    assert "± 9.5 (2 runs)" in table_texts([row])[0]
-    (alone,) = result_rows(SINGLE, judged(SINGLE, measured[:3], 0), {"ours": None})
+    assert "± 9.5 (2 runs)" in result_table("", [row])[2][0]
+    (alone,) = result_rows(SINGLE, scored(SINGLE, measured[:3], 0), {"ours": None})
     assert alone["standard_error"] == pytest.approx(np.std([0.60, 0.62, 0.61], ddof=1) / 3**0.5)
     assert (alone["repetitions"], alone["repeated"]) == (3, "seeds")
 
@@ -70,10 +68,10 @@ def test_seeds_of_a_run_are_averaged_before_the_error_over_runs() -> None:
 def test_encoders_are_compared_over_the_seeds_of_both() -> None:
     measured = [measurement("A", f"A{seed}", seed, right_on(count)) for seed, count in enumerate([90, 80, 10])]
     measured += [measurement("B", f"B{seed}", seed, right_on(count)) for seed, count in ((1, 70), (0, 70), (3, 0))]
-    (pair,) = comparisons(SINGLE, judged(SINGLE, measured, 0))
+    (pair,) = comparisons(SINGLE, scored(SINGLE, measured, 0))
     assert pair["seeds"] == [0, 1] and pair["difference"] == pytest.approx(0.15)
     assert 0 < pair["interval"][0] < 0.15 < pair["interval"][1]
-    assert comparisons(SINGLE, judged(SINGLE, [measured[0], measured[-1]], 0)) == [], "no seed is of both"
+    assert comparisons(SINGLE, scored(SINGLE, [measured[0], measured[-1]], 0)) == [], "no seed is of both"
 
 
 def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_once(
@@ -91,12 +89,12 @@ def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_
             made.append(len(truth))
             super().__init__(truth, scores)
 
-    monkeypatch.setattr(judging, "AveragePrecision", Counted)
+    monkeypatch.setattr(intervals, "AveragePrecision", Counted)
     clips = clips_of(truth)
     measured = [measurement(name, name, 0, scores, round_of) for name in ("A", "B")]
-    judgements = judged(clips, measured, 0)
-    row, _ = result_rows(clips, judgements, {"A": None, "B": None})
-    comparisons(clips, judgements)
+    scores_of = scored(clips, measured, 0)
+    row, _ = result_rows(clips, scores_of, {"A": None, "B": None})
+    comparisons(clips, scores_of)
     folds = [average_precision_score(truth[round_of == n], scores[round_of == n], average="macro") for n in (0, 1)]
     assert row["folds"] == pytest.approx(folds) and row["test"] == pytest.approx(np.mean(folds))
     assert row["test"] != pytest.approx(average_precision_score(truth, scores, average="macro"), abs=0.01)
@@ -104,16 +102,17 @@ def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_
     assert made == [20, 40, 20, 40]
 
 
-def test_the_interval_of_several_predictions_is_that_of_their_mean(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{seed}.parquet" for seed in range(2)]
-    for seed, count in enumerate([100, 50]):
-        write_predictions(paths[seed], SINGLE, [measurement("ours", "run", seed, right_on(count))])
+def test_the_interval_of_several_runs_is_that_of_their_mean() -> None:
+    measured = [measurement("ours", f"run{seed}", seed, right_on(count)) for seed, count in enumerate([100, 50])]
+    (row,) = result_rows(SINGLE, scored(SINGLE, measured, 0), {"ours": None})
     # half the clips are right in both, half in one: the mean is a half and half a share of Binomial(100, 0.5)
     expected = 0.5 + 0.5 * binom.ppf([0.025, 0.975], 100, 0.5) / 100
-    assert accuracy_interval(paths, 1.0, False, 0) == pytest.approx(tuple(expected), abs=0.011)
-    assert accuracy_interval(paths[:1], 1.0, False, 0) == (1.0, 1.0)
-    with pytest.raises(UserError, match=r"other clips than in .*0\.parquet"):
-        accuracy_interval(paths, 0.5, False, 0)
-    paths[1].write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"1\.parquet: cannot be read"):
-        accuracy_interval(paths, 1.0, False, 0)
+    assert row["interval"] == pytest.approx([*expected], abs=0.011)
+
+
+def test_f1_and_recall_are_over_the_classes_that_occur() -> None:
+    labels, names = np.array([0, 0, 0, 2]), np.eye(3, dtype=np.float32)
+    clips = clips_of(labels)
+    clips = replace(clips, label_names=("a", "b", "c"))
+    (row,) = result_rows(clips, scored(clips, [measurement("ours", "run", 0, names[[0, 0, 1, 2]])], 0), {"ours": None})
+    assert row["macro_f1"] == pytest.approx((2 * 2 / (3 + 2) + 1) / 2) and row["uar"] == pytest.approx((2 / 3 + 1) / 2)

@@ -6,31 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom, binomtest, chi2
-from sklearn.metrics import average_precision_score, balanced_accuracy_score
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from unfused_fast.stages.metrics import (
-    AveragePrecision,
-    accuracy,
-    bootstrap_map,
-    bootstrap_means,
-    mcnemar,
-    percentile_interval,
-    unweighted_recall,
-)
-
-
-def test_accuracy_by_hand() -> None:
-    assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 0])) == 0.75
-
-
-def test_unweighted_recall_is_scikit_learns_balanced_accuracy() -> None:
-    generator = np.random.default_rng(4)
-    labels, predictions = generator.choice([0, 1, 4], 200, p=[0.8, 0.15, 0.05]), generator.integers(0, 6, 200)
-    with pytest.warns(UserWarning, match="not in y_true"):
-        theirs = balanced_accuracy_score(labels, predictions)
-    assert unweighted_recall(labels, predictions) == pytest.approx(theirs)
+from unfused_fast.evaluation.intervals import bootstrap_map, bootstrap_means, mcnemar, percentile_interval
+from unfused_fast.evaluation.measure import neighbour_shares
+from unfused_fast.stages.metrics import AveragePrecision
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -82,34 +65,25 @@ def test_the_bootstrap_of_map_is_scikit_learns_under_weights_that_leave_no_class
     assert low < precision.mean() < high
 
 
-@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (3, 3), (8, 2), (0, 12), (20, 5)])
-def test_mcnemar_with_few_discordant_clips_is_the_exact_binomial_test(only_first: int, only_second: int) -> None:
-    found = mcnemar(*_outcomes(only_first, only_second))
-    discordant = only_first + only_second
-    theirs = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
-    assert found.exact and (found.only_first, found.only_second) == (only_first, only_second)
-    assert found.p_value == pytest.approx(theirs)
-
-
-@pytest.mark.parametrize(("only_first", "only_second"), [(20, 6), (40, 41), (300, 200)])
-def test_mcnemar_with_many_is_chi_squared_with_continuity_correction(only_first: int, only_second: int) -> None:
-    found = mcnemar(*_outcomes(only_first, only_second))
-    statistic = (abs(only_first - only_second) - 1) ** 2 / (only_first + only_second)
-    assert not found.exact and found.p_value == pytest.approx(chi2.sf(statistic, 1))
-    assert found.p_value == pytest.approx(binomtest(only_first, only_first + only_second, 0.5).pvalue, abs=0.01)
-
-
-def _outcomes(only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
+@pytest.mark.parametrize(
+    ("only_first", "only_second"),
+    [(0, 0), (1, 0), (3, 3), (8, 2), (0, 12), (20, 5), (20, 6), (40, 41), (300, 200)],
+)
+def test_mcnemar_is_the_exact_test_for_few_and_chi_squared_with_continuity_correction_for_many(
+    only_first: int, only_second: int
+) -> None:
     pairs = [(True, False)] * only_first + [(False, True)] * only_second + [(True, True)] * 9 + [(False, False)] * 5
-    first, second = np.array(pairs).T
-    return first, second
+    found, discordant = mcnemar(*np.array(pairs).T), only_first + only_second
+    assert (found["only_first"], found["only_second"]) == (only_first, only_second)
+    assert found["exact"] == (discordant <= 25)
+    exact = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
+    assert found["p_value"] == pytest.approx(exact, abs=1e-9 if found["exact"] else 0.01)
+    if not found["exact"]:
+        statistic = (abs(only_first - only_second) - 1) ** 2 / discordant
+        assert found["p_value"] == pytest.approx(chi2.sf(statistic, 1))
 
 
 def test_neighbours_are_scikit_learns() -> None:
-    import torch
-
-    from unfused_fast.evaluation.neighbours import neighbour_shares
-
     generator = np.random.default_rng(2)
     labels = generator.integers(0, 5, 300)
     train = generator.standard_normal((300, 8)) + 1.5 * np.eye(8)[labels]
@@ -122,10 +96,6 @@ def test_neighbours_are_scikit_learns() -> None:
 
 
 def test_neighbours_of_several_labels_vote_for_each() -> None:
-    import torch
-
-    from unfused_fast.evaluation.neighbours import neighbour_shares
-
     # cosines with (1, 0): 0.6, 0.8 and 0; distances 0.4, 0.2 and 1; weights 2.5, 5 and 1
     train = torch.tensor([[3.0, 4.0], [0.8, 0.6], [0.0, 1.0]])
     truth = torch.tensor([[True, True], [True, False], [False, True]])

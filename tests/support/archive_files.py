@@ -9,10 +9,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from unfused_fast.shards.sources.places import Place
+from unfused_fast.shards.sources.location import ByteLocation
+from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
-from unfused_fast.shards.sources.stores import open_place
 
 
 def make_tar(path: Path, folder: Path, mode: str = "w") -> Path:
@@ -97,12 +97,12 @@ def make_archive(kind: str, audio: Path, where: Path) -> Path:
 
 def read_row(row: SourceRow) -> bytes:
     """Content of a row that is no file of its own."""
-    assert isinstance(row.path, Place)
-    with open_place(row.path) as file:
+    assert isinstance(row.path, ByteLocation)
+    with open_location(row.path) as file:
         return file.read()
 
 
 def reasons(path: Path, **options: int) -> dict[str, str]:
     """Name -> reason, empty for members that are read."""
     rows = source_rows(path, **options)  # type: ignore[arg-type]
-    return {row.source: row.path.why if isinstance(row.path, Place) else "" for row in rows}
+    return {row.source: row.path.why if isinstance(row.path, ByteLocation) else "" for row in rows}

@@ -14,8 +14,6 @@ from unfused_fast.clustering.bank_files import (
     DTYPES,
     DamagedBank,
     Generation,
-    Manifest,
-    Norms,
     generation_name,
     generation_paths,
     open_bank,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets, local_shards, print_json, stdout_console
+from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets
+from unfused_fast.commands.output import local_shards, print_json, stdout_console
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from unfused_fast.commands.benchmarks import Measured
+    from unfused_fast.commands.measure.parts import Measured
 
+COLUMNS = [
+    *("part", "what", "unit", "p20", "p50", "p80", "repeats", "floor", "floor_is", "share", "clips", "batch", "device"),
+    *("cores", "versions", "commit", "date"),
+]
+"""Of `--rows`."""
 Part = Literal["all", "loader", "views", "step", "kmeans", "bank", "epoch"]
 
 
@@ -29,10 +33,6 @@ def bench(
     synthetic: Annotated[int, typer.Option(help="Clips of the synthetic set.", min=16)] = 512,
     seconds: Annotated[float, typer.Option(help="Their length.", min=0.1)] = 10.0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats on smaller data: minutes on a laptop.")] = False,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(help="Two files that --json made: measure nothing, put them side by side.", show_default=False),
-    ] = None,
     rows_file: Annotated[
         Path | None, typer.Option("--rows", help="CSV that the rows are appended to.", show_default="none")
     ] = None,
@@ -42,14 +42,11 @@ def bench(
     compile_: Compile = None,
     as_json: Json = False,
 ) -> None:
-    """How fast each part of training runs here, beside what this machine could do, measured in the same run."""
-    if compare is not None:
-        _compare(*compare, as_json)
-        return
-    from unfused_fast.commands.benchmarks import PARTS, Bench, Measured, limit
+    """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
     from unfused_fast.commands.flags import run_options, stage_config
-    from unfused_fast.commands.measuring import circumstances
-    from unfused_fast.commands.synthetic import synthetic_set
+    from unfused_fast.commands.measure.machine import circumstances
+    from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
+    from unfused_fast.commands.measure.synthetic import synthetic_set
     from unfused_fast.console import console
     from unfused_fast.shards.sets.table import open_shards
 
@@ -57,8 +54,7 @@ def bench(
         config = stage_config("pretrain", preset, settings, None, 0)
         options = run_options(device, compile_, False, False)
         if rows_file is not None:
-            empty = Measured("", "", "", [0.0]).as_json(clips=0, batch=0, **circumstances(options.device))
-            _check_rows_file(rows_file, list(empty))
+            _append(rows_file, [])  # before minutes of measuring, not after them
         if shards is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unfused-bench-")))
             shard_set = synthetic_set(folder, synthetic, seconds)
@@ -85,7 +81,7 @@ def bench(
 
 
 def _print(found: list[Measured], title: str) -> None:
-    from unfused_fast.commands.measuring import spread
+    from unfused_fast.commands.measure.machine import spread
     from unfused_fast.evaluation import terminal_table
 
     lines = []
@@ -95,7 +91,7 @@ def _print(found: list[Measured], title: str) -> None:
         floor = "" if row.floor is None else _figure(row.floor)
         spans = f"{_figure(low)} - {_figure(high)}"
         lines.append([row.part, row.what, _figure(median), spans, row.unit, floor, reached, row.floor_is])
-    columns = ["part", "what", "median", "p20 - p80", "unit", "floor", "reached", "the floor is"]
+    columns = ["part", "what", "median", "p20 - p80", "unit", "limit", "of it", "limit set by"]
     stdout_console().print(terminal_table(title, columns, lines))
 
 
@@ -104,64 +100,17 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _check_rows_file(path: Path, columns: list[str]) -> None:
-    """Raises UserError unless rows can be appended: before minutes of measuring, not after them."""
-    if not path.parent.is_dir():
-        raise UserError(f"--rows {path}: {path.parent} is no folder; make it, or name a file in another")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"--rows {path}: it cannot be written to; name another file")
-    found = _header(path)
-    if found and found != columns:
-        raise UserError(
-            f"--rows {path}: its header is {','.join(found)[:200]!r}, but rows of this version have "
-            f"{','.join(columns)!r}; name another file"
-        )
-
-
-def _header(path: Path) -> list[str]:
-    """Columns of a CSV; none where there is no file, or an empty one."""
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--rows {path}: not a CSV file ({error}); name another file") from error
-
-
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    new = not _header(path)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Adds rows to a CSV, with a header where it is new. Raises UserError: other columns, or not writable."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return {(row["part"], row["what"]): row for row in rows if row["p50"] is not None}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no rows of a bench in it ({error}); make it with: bench --json > FILE") from error
-
-
-def _compare(first: Path, second: Path, as_json: bool) -> None:
-    from unfused_fast.evaluation import terminal_table
-
-    one, other = _read(first), _read(second)
-    both = [name for name in one if name in other]
-    if not both:
-        raise UserError(f"{first} and {second}: no part was measured in both; name two files of the same parts")
-    rows = []
-    for name in both:
-        before, after = one[name]["p50"], other[name]["p50"]
-        rows.append({"part": name[0], "what": name[1], "unit": one[name]["unit"], "first": before, "second": after})
-        rows[-1]["ratio"] = round(after / before, 4) if before else None
-    if as_json:
-        print_json({"first": str(first), "second": str(second), "rows": rows})
-        return
-    columns = ["part", "what", "unit", "first", "second", "ratio"]
-    stdout_console().print(
-        terminal_table(f"{first} -> {second}", columns, [[str(row[key]) for key in columns] for row in rows])
-    )
+        with path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            found = next(csv.reader(file), None)
+            if found and found != COLUMNS:
+                raise ValueError(f"its columns are {','.join(found)[:200]}")
+            writer = csv.writer(file)
+            if rows and not found:
+                writer.writerow(COLUMNS)
+            writer.writerows([row[column] for column in COLUMNS] for row in rows)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"--rows {path}: no rows can be appended ({error}); name another file") from error

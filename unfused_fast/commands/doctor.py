@@ -28,7 +28,6 @@ OLDEST_CUDA, OLDEST_DRIVER = 12, 525
 NEEDED_FOR = {
     "ray": "--engine ray",
     "remote": "sources and shards behind URLs",
-    "sklearn": "UnfusedEmbedder",
     "export": "export --onnx",
 }
 """Extras that bring a way to work, whatever the device."""

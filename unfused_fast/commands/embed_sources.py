@@ -8,14 +8,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
-from unfused_fast.shards.packing.upload import RemoteSet
+from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.shard_files import index_path, read_index
 from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
-from unfused_fast.shards.sources.listing import is_audio
-from unfused_fast.shards.sources.places import Kind, Place, local_path, shown
+from unfused_fast.shards.sources.listing import archive_named, is_audio
+from unfused_fast.shards.sources.location import ByteLocation, Kind, local_path, without_secrets
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
-from unfused_fast.shards.sources.trees import archive_named
 from unfused_fast.shards.telling import Say
 
 
@@ -38,7 +37,7 @@ def embed_rows(audio: Sequence[str], work: Path | None, say: Say) -> list[Source
 
 def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
     where = local_path(given)
-    title = shown(given).rstrip("/")
+    title = without_secrets(given).rstrip("/")
     if isinstance(where, Path):
         if (where / MANIFEST).is_file():
             return shard_set_rows(open_shards(where))
@@ -49,9 +48,9 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
         name = PurePosixPath(unquote(urlsplit(where).path))
         is_list = name.suffix.lower() == ".csv"
         if is_audio(name.name):  # any other URL may be a folder
-            return [SourceRow(Place((where,)), in_unicode(title))]
+            return [SourceRow(ByteLocation((where,)), in_unicode(title))]
         if not is_list and archive_named(where) is None and _is_remote_set(where):
-            from unfused_fast.commands.flags import local_shards
+            from unfused_fast.commands.output import local_shards
 
             return shard_set_rows(open_shards(local_shards(given)))
     rows = source_rows(given, work=work, say=say)
@@ -60,13 +59,13 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
 
 def _is_remote_set(url: str) -> bool:
     """Whether a shard set, which may be unfinished, is behind a URL."""
-    remote = RemoteSet(url)
+    remote = RemoteFolder(url)
     try:
         remote.read(MANIFEST)
     except FileNotFoundError:
         return remote.claim() is not None
-    except OSError:
-        return True  # who opens it says why it cannot be asked, or takes the copy that was used last
+    except UserError:
+        return True  # opening it gives the reason
     return True
 
 
@@ -79,6 +78,6 @@ def shard_set_rows(shards: ShardSet) -> list[SourceRow]:
                 clip = next((member for member in members if member.extension == shards.manifest.codec), None)
                 if clip is None or len(rows) == len(sources):
                     raise UserError(f"{index_path(tar)}: not the index that its set was packed with; pack it again")
-                place = Place((str(tar),), Kind.STORED, clip.offset, clip.size)
+                place = ByteLocation((str(tar),), Kind.STORED, clip.offset, clip.size)
                 rows.append(SourceRow(place, sources[len(rows)]))
     return rows

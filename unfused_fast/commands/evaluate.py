@@ -1,30 +1,32 @@
-"""`unfused-fast evaluate`: frozen encoders side by side on a labelled set; part of the command line in cli.py."""
+"""`unfused-fast evaluate`, `lape`, `tasks` and `ablate`: tables of encoders; part of the command line in cli.py."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unfused_fast.commands.flags import (
-    Data,
-    Device,
+    Compile,
+    ConfigFlags,
     Holdout,
     Json,
     Overwrite,
-    Preset,
-    Seed,
-    Sets,
     Shards,
-    local_shards,
-    print_json,
+    pairs,
     run_options,
-    stage_config,
-    stdout_console,
+    with_flags,
 )
-from unfused_fast.config import BASELINES
+from unfused_fast.commands.output import local_shards, print_json, stdout_console
+from unfused_fast.config import BASELINES, Stage
 from unfused_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from unfused_fast.config import Config
+    from unfused_fast.evaluation import TextTable
 
 Fractions = Annotated[
     str,
@@ -32,6 +34,26 @@ Fractions = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TableFlags(ConfigFlags):
+    """Flags that all of these commands have."""
+
+    holdout: Holdout = None
+
+    def show(self, result: Any, tables: Sequence[TextTable], sentences: Sequence[str] = ()) -> None:
+        """The result as JSON, or its tables and sentences."""
+        if self.as_json:
+            print_json(result)
+            return
+        from unfused_fast.evaluation import terminal_table
+
+        for table in tables:
+            stdout_console().print(terminal_table(*table))
+        for sentence in sentences:
+            typer.echo(sentence)
+
+
+@with_flags(TableFlags)
 def evaluate(
     shards: Shards,
     encoders: Annotated[
@@ -39,61 +61,38 @@ def evaluate(
         typer.Option(
             "--encoder",
             help="Run directory of pretrain, distill or finetune, or NAME=RUN: runs of one NAME are repetitions of one "
-            "encoder. "
-            "Repeatable.",
+            "encoder. Repeatable.",
             show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
+    flags: TableFlags,
     knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours (--set eval.neighbours=10).")] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
-    holdout: Holdout = None,
     fractions: Fractions = "1",
     seeds: Annotated[int, typer.Option(help="Repetitions of heads, few labels and the random encoder.")] = 1,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also a random encoder and log-mel means.")
     ] = True,
-    preset: Preset = "recommended",
-    settings: Sets = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    data: Data = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
 ) -> None:
     """Compare encoders: accuracy or mAP with bootstrap intervals over test recordings and errors over seeds and folds;
     paired bootstrap and McNemar's test of each two. Every prediction is kept.
     """
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
-    from unfused_fast.evaluation import (
-        PAIR_COLUMNS,
-        TABLE_COLUMNS,
-        Plan,
-        evaluation_title,
-        pair_texts,
-        table_texts,
-        terminal_table,
-    )
+    from unfused_fast.evaluation import Plan, evaluation_tables
     from unfused_fast.evaluation import evaluate as run_evaluation
     from unfused_fast.shards.sets.table import open_shards
 
-    config = stage_config("linear", preset, settings, None, seed, data)
-    plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, holdout)
-    options = run_options(device, None, False, overwrite)
-    result = run_evaluation(config, open_shards(local_shards(shards)), named, plan, out, options)
-    if as_json:
-        print_json(result)
-        return
-    printed = stdout_console()
-    printed.print(terminal_table(evaluation_title(result), TABLE_COLUMNS, table_texts(result["rows"])))
+    plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
+    options = run_options(flags.device, None, False, overwrite)
+    result = run_evaluation(flags.config("linear"), open_shards(local_shards(shards)), named, plan, out, options)
+    sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
-        typer.echo(
-            "the linear heads were selected on the test set (eval.select = best_test): these numbers are optimistic"
-        )
-    if result["comparisons"]:
-        printed.print(terminal_table("differences in points", PAIR_COLUMNS, pair_texts(result["comparisons"])))
-    typer.echo(f"predictions of every test recording: {out / 'predictions.parquet'}")
+        chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
+        sentences.insert(0, f"{chosen_by}: these numbers are optimistic")
+    flags.show(result, evaluation_tables(result), sentences)
 
 
 def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:
@@ -111,14 +110,13 @@ def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:
             raise UserError(f"--encoder {item}: want RUN, or NAME=RUN")
         if name in BASELINES and run != name:
             raise UserError(f"--encoder {item}: {name} is the name of a baseline; give the run another NAME")
-        if run in BASELINES:
-            if run not in named.get(name, []):
-                named.setdefault(name, []).append(run)
+        runs, place = named.setdefault(name, []), Path(run).resolve()
+        if run in BASELINES and run in runs:
             continue
-        if (place := Path(run).resolve()) in places:
+        if run not in BASELINES and place in places:
             raise UserError(f"--encoder {item}: {run} is given twice; name each run once")
         places.add(place)
-        named.setdefault(name, []).append(run)
+        runs.append(run)
     return named
 
 
@@ -128,3 +126,152 @@ def fractions_of(given: str) -> tuple[float, ...]:
         return tuple(dict.fromkeys(float(part) for part in given.split(",")))
     except ValueError:
         raise UserError(f"--label-fraction {given}: want numbers between commas, such as 0.01,0.1,1") from None
+
+
+def tasks(as_json: Json = False) -> None:
+    """The papers' tasks: data set, labels, split, and the numbers that the papers print."""
+    from unfused_fast.config import DECAR_TASKS, LAPE_TASKS, TASKS
+
+    tables, columns = list[Any](), ["name", "title", "data set", "classes", "seconds", "split"]
+    for title, listed in (("LAPE, by UnFuSeD Table 1", LAPE_TASKS), ("DECAR, Tables 1 to 3", DECAR_TASKS)):
+        rows = [
+            [
+                task.name,
+                task.title,
+                " ".join([task.dataset, *(f"{key}={value}" for key, value in task.options.items())]),
+                f"{task.classes:,}",
+                f"{task.seconds:g}",
+                task.split,
+            ]
+            for task in listed
+        ]
+        numbers = [
+            [task.title, *("" if value is None else f"{value:.1f}" for value in task.results.values())]
+            for task in listed
+        ]
+        printed = "accuracy in %, as printed", ["task", *listed[0].results], numbers
+        tables += [(title, columns, rows), printed]
+    unclear = [f"{task.name}: {task.unclear}" for task in TASKS.values() if task.unclear]
+    TableFlags(as_json=as_json).show([asdict(task) for task in TASKS.values()], tables, unclear)
+
+
+@with_flags(TableFlags)
+def lape(
+    data_dir: Annotated[
+        Path,
+        typer.Argument(help="Holds the data sets, each a shard set or as its publisher ships it.", show_default=False),
+    ],
+    teacher: Annotated[Path, typer.Option(help="Run directory of train pretrain.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
+    flags: TableFlags,
+    names: Annotated[
+        str | None,
+        typer.Option("--tasks", help="Names between commas (see: unfused-fast tasks).", show_default="LAPE's eleven"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of stages 2 and 3.")] = 1,
+    encoder: Annotated[
+        Literal["full", "student3"],
+        typer.Option(help="The whole distilled encoder, or its first three blocks, the paper's student."),
+    ] = "full",
+    fractions: Fractions = "1",
+    epochs: Annotated[int | None, typer.Option(help="Of distillation.", show_default="preset's")] = None,
+    compile_: Compile = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that pack.", show_default="one a core")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
+
+    Stopped at any moment, the same command goes on where it was. Stage 2 sees crops of each task's own seconds, but
+    for --preset authors or --set data.crop_seconds.
+    """
+    from unfused_fast.config import chosen_tasks
+    from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
+    from unfused_fast.evaluation import lape as run_lape
+
+    chosen = chosen_tasks(names)
+    plan = LapePlan(
+        flags.config("distill", epochs),
+        flags.config("linear", None, **{"eval.encoder": encoder}),
+        Plan(fractions=fractions_of(fractions)).fractions,
+        seeds,
+        flags.holdout,
+        flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
+    )
+    options = run_options(flags.device, compile_, False, overwrite)
+    summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
+    flags.show(summary, tables(summary), sentences(summary))
+
+
+@with_flags(TableFlags)
+def ablate(
+    shards: Shards,
+    out: Annotated[Path, typer.Option("--out", help="Directory for runs and the table.", show_default=False)],
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            "--vary",
+            help="A config field and values between commas, section.field=v1,v2; between semicolons where a value has "
+            "commas itself. Repeatable (see: unfused-fast config).",
+            show_default=False,
+        ),
+    ],
+    flags: TableFlags,
+    target: Annotated[
+        str | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
+    ] = None,
+    stage: Annotated[
+        Literal["pretrain", "distill", "linear", "all"],
+        typer.Option(
+            help="Which stage gets the values: pretrain (then its own encoder is evaluated), distill, linear, or all "
+            "that read the field."
+        ),
+    ] = "all",
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid/--one-at-a-time",
+            help="Every combination of the values; or the preset's, then each value alone beside it.",
+        ),
+    ] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each cell.")] = 1,
+    epochs: Annotated[
+        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
+    ] = None,
+    compile_: Compile = None,
+) -> None:
+    """What fields are worth: trains and evaluates with each of their values, one table with errors over seeds.
+
+    Stopped at any moment, the same command goes on; with more values or seeds it adds to what is there. A cell that
+    diverges is a line of the table.
+    """
+    half = None if epochs is None else max(1, epochs // 2)
+    stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
+    configs: Mapping[Stage, Config] = {name: flags.config(name, count) for name, count in stages.items()}
+    values = varied_values(vary)
+    from unfused_fast.evaluation import ablate as run_ablation
+    from unfused_fast.evaluation import ablation_table, cells_of
+    from unfused_fast.shards.sets.table import open_shards
+
+    cells = cells_of(configs, stage, values, not grid)
+    trained_on, evaluated_on = (open_shards(local_shards(given)) for given in (shards, target or shards))
+    options = run_options(flags.device, compile_, False, False)
+    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, options, holdout=flags.holdout)
+    places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
+    flags.show(summary, [ablation_table(summary)], [places])
+    if not any(row["seeds"] for row in summary["rows"]):
+        raise typer.Exit(1)
+
+
+def varied_values(given: list[str]) -> dict[str, list[str]]:
+    """`FIELD=v1,v2` flags as field -> values, as text. Raises UserError for one without values, or given twice."""
+    values: dict[str, list[str]] = {}
+    for item in given:
+        wanted = "section.field=value,value, for example --vary cluster.k=256,512,1024 (see: unfused-fast config)"
+        ((name, text),) = pairs([item], "--vary", wanted).items()
+        parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
+        if not all(parts):
+            raise UserError(f"--vary {item}: a value is empty; want {wanted}")
+        if name in values:
+            raise UserError(f"--vary {name} is given twice; put all its values into one, between commas")
+        values[name] = parts
+    return values

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unfused_fast.commands.flags import Json, Shards, bar, local_shards, print_json, stdout_console
+from unfused_fast.commands.flags import Json, Shards
+from unfused_fast.commands.output import bar, local_shards, print_json, stdout_console
 from unfused_fast.errors import escaped
 
 
@@ -18,7 +20,7 @@ def check(
         bool,
         typer.Option(
             "--every-clip",
-            help="Listen to all clips (FLAC is decoded, all spectra are looked at), not to a sample of some 250.",
+            help="Decode and measure every clip, not a sample of some 250.",
         ),
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
@@ -30,7 +32,7 @@ def check(
     """
     from unfused_fast.shards.check.check import check as checked
     from unfused_fast.shards.sets.table import MANIFEST, read_manifest
-    from unfused_fast.shards.sources.places import place_title
+    from unfused_fast.shards.sources.location import display_name
 
     started, folder = time.perf_counter(), local_shards(shards)
     if not (folder / MANIFEST).exists():
@@ -40,10 +42,10 @@ def check(
     if as_json:
         print_json(
             {
-                "shards": place_title(shards),
+                "shards": display_name(shards),
                 "clips": found.clips,
-                "corrupt": [finding.as_json() for finding in found.corrupt],
-                "warnings": [finding.as_json() for finding in found.warnings],
+                "corrupt": [asdict(finding) for finding in found.corrupt],
+                "warnings": [asdict(finding) for finding in found.warnings],
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
@@ -53,7 +55,7 @@ def check(
         for finding in found.warnings:
             print(escaped(f"warning: {finding.message}"))
         if not found.corrupt:
-            print(f"{place_title(shards)}: all shards are as they were written, {found.clips} clips")
+            print(f"{display_name(shards)}: all shards are as they were written, {found.clips} clips")
     if found.corrupt:
         raise typer.Exit(1)
 
@@ -71,10 +73,10 @@ def peek(
     from unfused_fast.commands.peek import contents, examples_of, write_clips, write_sheet
     from unfused_fast.evaluation import terminal_table
     from unfused_fast.shards.sets.table import open_shards
-    from unfused_fast.shards.sources.places import place_title
+    from unfused_fast.shards.sources.location import display_name
 
     shard_set = open_shards(local_shards(shards))
-    name, table = place_title(shards), contents(shard_set)
+    name, table = display_name(shards), contents(shard_set)
     chosen = examples_of(shard_set, examples)
     write_sheet(out, chosen, f"{name}: log-mel of {len(chosen)} clips")
     written = [] if play_to is None else write_clips(play_to, chosen)

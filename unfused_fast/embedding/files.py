@@ -1,15 +1,16 @@
-"""Recordings to embeddings on disk: decoded in worker processes, embedded in batches of similar length, kept in blocks.
-
-N files, D features.
+"""Recordings to embeddings on disk: decoded in worker processes, embedded in batches of similar length, saved in
+blocks.   D features.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from unfused_fast import __version__
 from unfused_fast.embedding.embedder import Embedder, Pooled
-from unfused_fast.embedding.formats import FORMATS, Format, write_rows
-from unfused_fast.embedding.reading import Block, Part, Pcm, Reader, ReadJob, ahead
-from unfused_fast.embedding.store import EmbeddingStore, FileRecord
+from unfused_fast.embedding.formats import format_of, write_result
+from unfused_fast.embedding.parts import EmbeddedFile, EmbeddingParts, check_place
+from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
 from unfused_fast.errors import UserError, escaped
+from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.packing.workers import Workers, available_cores
 from unfused_fast.shards.sources.reasons import Rejected
@@ -28,18 +30,10 @@ from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training import Interrupted
 
 Progress = Callable[[int, int, int], None]
-Result = NDArray[np.float32] | Pooled | Rejected
-"""Of a piece: its steps (T', D), its pooled sums, or why there are none."""
-
-
-def format_of(out: Path, frames: bool) -> Format:
-    """What OUT's ending means. Raises UserError for another ending, and for frames in an npz."""
-    ending = out.suffix.removeprefix(".")
-    if ending not in FORMATS:
-        raise UserError(f"{out}: want a name that ends in .npz, .parquet or .zarr")
-    if frames and ending == "npz":
-        raise UserError(f"{out}: --frames gives many rows a file, which .zarr and .parquet hold; name one of these")
-    return next(known for known in FORMATS if known == ending)
+Results = Pooled | IO[bytes]
+"""Of a block so far: its files' embeddings, or a file of their steps (4 D bytes each)."""
+STEPS_AT_ONCE = 4096
+"""Steps of a block that are held at once."""
 
 
 def embed_files(
@@ -59,14 +53,12 @@ def embed_files(
     Decoded as `shard` decodes, to 16 bit at 16 kHz, so that a file's embedding is that of its clip in a shard set.
     Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT.rejected.csv.
     What is in memory does not grow with the number of files or their length; a file beyond PIECE_FRAMES is embedded in
-    pieces, see pieces.py. Whatever ends this function, `resume` goes on after the last saved block of at most
+    pieces, see pieces.py. Whatever ends this function, the same call goes on after the last saved block, of at most
     BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a block of its own.
 
     Args:
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
-        resume: go on with what an unfinished run left, or refuse where that was asked for something else. Without it,
-            and without `overwrite`, what was asked for something else is replaced.
-        overwrite: replace `out`, and what an unfinished run left (unless `resume`).
+        overwrite: replace `out`, and without `resume` what an unfinished run left, which is else gone on with.
         stopping: asked after each batch whether to end.
 
     Returns:
@@ -93,28 +85,27 @@ def embed_files(
     for row in rows:
         sources.update(row.source.encode() + b"\n")
     request = {**about, "format": kind, "files": len(rows), "sources": sources.hexdigest()}
-    store = EmbeddingStore(out, request, embedder.scene_embedding_size, resume, overwrite)
-    before = store.files_done
+    centres = embedder.cutting.centre_ms if frames else None
+    check_place(out, overwrite)
+    parts = EmbeddingParts(out, request, embedder.scene_embedding_size, centres, overwrite and not resume)
+    before = parts.files_done
     try:
-        _embed(embedder, rows, store, frames, workers, progress, stopping)
-        rejected = dict(sorted(store.reasons.items(), key=lambda entry: (-entry[1], entry[0])))
-        if not store.rows:
-            examples = "; ".join(f"{escaped(path)} ({text})" for path, _, text in list(store.rejections())[:3])
+        _embed(embedder, rows, parts, workers, progress, stopping)
+        rejected = dict(sorted(parts.reasons.items(), key=lambda entry: (-entry[1], entry[0])))
+        if not parts.rows:
+            every = (each for block in parts.blocks() for each in block.rejected)
+            examples = "; ".join(f"{escaped(path)} ({text})" for path, _, text in islice(every, 3))
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
             raise UserError(f"{len(rows)} files, none of them usable: {reasons}; for example {examples}")
-
-        def centres(steps: NDArray[np.int64]) -> NDArray[np.float32]:
-            return np.asarray(embedder.cutting.centre_ms(steps), np.float32)
-
-        store.publish(write_rows(store, kind, about, centres if frames else None))
+        parts.publish(write_result(parts, kind, about))
     finally:
-        store.close()
+        parts.close()
     seconds = time.perf_counter() - start
     return {
         "out": str(out),
         "files": len(rows) - sum(rejected.values()),
-        "rows": store.rows,
-        "embedding_size": store.dim,
+        "rows": parts.rows,
+        "embedding_size": parts.dim,
         "rejected": rejected,
         "seconds": round(seconds, 2),
         "files_per_second": round((len(rows) - before) / seconds, 1),
@@ -125,101 +116,87 @@ def embed_files(
 def _embed(
     embedder: Embedder,
     rows: Sequence[SourceRow],
-    store: EmbeddingStore,
-    frames: bool,
+    parts: EmbeddingParts,
     workers: int | None,
     progress: Progress | None,
     stopping: Callable[[], bool],
 ) -> None:
-    """Everything that is not yet done, block by block."""
+    """Everything that is not yet done. Batches come as they are decoded; blocks are saved in order."""
+    blocks, results, frames = dict[int, Block](), dict[int, Results](), parts.centres is not None
+
+    def jobs() -> Iterator[ReadJob]:
+        for block in blocks_of(rows, parts.files_done, embedder.cutting, frames, headers):
+            found = block.jobs()
+            blocks[block.first] = block
+            yield from found
+
+    def save() -> None:
+        while (block := blocks.get(parts.files_done)) is not None and not block.waiting:
+            _save(blocks.pop(block.first), results.pop(block.first, None), rows, embedder.pool, parts)
+            if progress is not None:
+                progress(parts.files_done, len(rows), sum(parts.reasons.values()))
+
     count = available_cores() if workers is None else workers
     with Workers(count) as pool, Workers(min(count, 1)) as headers:
-        reader = Reader(rows, embedder.cutting, headers)
-        saver = _Saver(embedder, rows, store, frames)
-        early: dict[int, tuple[list[Part], list[Result]]] = {}
-        done = 0
-        for job, answer in ahead(pool.answers(reader.jobs(store.files_done))):
-            assert isinstance(job, ReadJob)
+        for job, answer in ahead(pool.answers(jobs())):
             if stopping():
-                flags = "--resume --overwrite" if store.out.exists() else "--resume"
-                raise Interrupted(f"{store.out}: stopped; {store.files_done} files are saved, go on with {flags}")
-            early[job.number] = (list(job.parts), _results(embedder, job.parts, answer, frames))
-            while done in early:
-                saver.take(*early.pop(done))
-                done += 1
-                while reader.blocks[0].end <= done:
-                    saver.save(reader.blocks.popleft())
-                    if progress is not None:
-                        progress(store.files_done, len(rows), sum(store.reasons.values()))
-                    if not reader.blocks:
-                        break
-        while reader.blocks:  # of unusable files only
-            saver.save(reader.blocks.popleft())
+                flags = "--resume --overwrite" if parts.out.exists() else "--resume"
+                raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, go on with {flags}")
+            assert isinstance(job, ReadJob)
+            block = blocks[job.block]
+            if job.block not in results:
+                results[job.block] = (
+                    tempfile.TemporaryFile(dir=parts.folder)  # noqa: SIM115
+                    if frames
+                    else Pooled(len(block.counts), parts.dim, embedder.device)
+                )
+            _embed_batch(embedder, block, job, answer, results[job.block])
+            block.waiting -= 1
+            save()
+        save()  # blocks of unusable files only
 
 
 @torch.no_grad()
-def _results(embedder: Embedder, parts: Sequence[Part], answer: Sequence[Pcm | Rejected], frames: bool) -> list[Result]:
-    """One result of each part."""
-    made: dict[int, Result] = {number: each for number, each in enumerate(answer) if isinstance(each, Rejected)}
-    usable = [number for number in range(len(answer)) if number not in made]
-    if usable:
-        waves = [torch.from_numpy(np.asarray(answer[number], np.float32) / 32768) for number in usable]
-        found = embedder.piece_steps([(wave, parts[number].piece) for wave, number in zip(waves, usable, strict=True)])
-        if frames:
-            steps = found.steps.cpu().numpy()
-            made |= {number: steps[row, parts[number].piece.span] for row, number in enumerate(usable)}
+def _embed_batch(
+    embedder: Embedder, block: Block, job: ReadJob, answer: Sequence[Pcm | Rejected], results: Results
+) -> None:
+    """A recording of which one piece cannot be used is rejected whole."""
+    usable, waves = [], []
+    for each, found in zip(job.pieces, answer, strict=True):
+        if isinstance(found, Rejected):
+            block.rejected.setdefault(each.row, found)
         else:
-            pooled = Pooled(*(values.cpu() for values in embedder.pooled(found)))
-            made |= {number: pooled.taken(slice(row, row + 1)) for row, number in enumerate(usable)}
-    return [made[number] for number in range(len(answer))]
+            usable.append(each)
+            waves.append((torch.from_numpy(np.asarray(found, np.float32) / 32768), each.piece))
+    if not usable:
+        return
+    made = embedder.piece_steps(waves)
+    if isinstance(results, Pooled):
+        results.add([each.place for each in usable], made)
+        return
+    for values, each in zip(made.steps.cpu().numpy(), usable, strict=True):
+        results.seek(4 * values.shape[1] * each.place)
+        results.write(values[each.piece.span].tobytes())
 
 
-class _Saver:
-    """Puts results, which come in the order of jobs, into the store."""
-
-    def __init__(self, embedder: Embedder, rows: Sequence[SourceRow], store: EmbeddingStore, frames: bool) -> None:
-        self.embedder, self.rows, self.store, self.frames = embedder, rows, store, frames
-        self.pooled: dict[int, Pooled] = {}
-        self.places: dict[int, tuple[int, int]] = {}
-        """Row -> first row and rows in the store, with frames."""
-        self.rejected: dict[int, Rejected] = {}
-
-    def take(self, parts: Sequence[Part], results: Sequence[Result]) -> None:
-        """Results of a job. A recording of which one piece cannot be used is rejected whole."""
-        for part, result in zip(parts, results, strict=True):
-            row = part.row
-            if row in self.rejected:
-                continue
-            if isinstance(result, Rejected):
-                self.rejected[row] = result
-                self.pooled.pop(row, None)
-                if row in self.places:  # its pieces are the last that came
-                    self.store.take_back(self.places.pop(row)[0])
-            elif isinstance(result, Pooled):
-                before = self.pooled.get(row)
-                self.pooled[row] = result if before is None else _together(before, result)
-            else:
-                first = self.store.append(result)
-                begun, count = self.places.get(row, (first, 0))
-                self.places[row] = begun, count + len(result)
-
-    def save(self, block: Block) -> None:
-        """Commits a block whose jobs all came."""
-        rejected = {**block.rejected, **self.rejected}
-        files = list[FileRecord]()
-        usable = [row for row in range(block.first, block.stop) if row in block.samples and row not in rejected]
-        if not self.frames and usable:
-            pooled = Pooled.together(self.pooled[row] for row in usable)
-            first = self.store.append(pooled.embedding(self.embedder.pool).numpy())
-            self.places = {row: (first + number, 1) for number, row in enumerate(usable)}
-        for row in usable:
-            seconds = block.samples[row] / SAMPLE_RATE_HZ
-            files.append(FileRecord(self.rows[row].source, seconds, *self.places[row]))
-        named = [(self.rows[row].source, str(reason.reason), str(reason)) for row, reason in sorted(rejected.items())]
-        self.store.commit(files, named, block.stop)
-        self.pooled, self.places, self.rejected = {}, {}, {}
+def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool: Pool, parts: EmbeddingParts) -> None:
+    usable = {row: count for row, count in block.counts.items() if row not in block.rejected}
+    kept = np.repeat([row in usable for row in block.counts], [*block.counts.values()])
+    embeddings: Iterator[NDArray[np.float32]] = iter(())
+    if isinstance(results, Pooled):
+        embeddings = iter([results.embedding(pool).cpu().numpy()[kept]])
+    elif results is not None:
+        embeddings = _kept_steps(results, kept, parts.dim)
+    seconds = {row: block.samples[row] / SAMPLE_RATE_HZ for row in usable}
+    files = [EmbeddedFile(rows[row].source, seconds[row], count) for row, count in usable.items()]
+    rejected = [(rows[row].source, str(found.reason), str(found)) for row, found in sorted(block.rejected.items())]
+    parts.save(files, rejected, embeddings)
 
 
-def _together(first: Pooled, second: Pooled) -> Pooled:
-    largest = torch.maximum(first.largest, second.largest)
-    return Pooled(first.total + second.total, largest, first.steps + second.steps)
+def _kept_steps(steps: IO[bytes], kept: NDArray[np.bool_], dim: int) -> Iterator[NDArray[np.float32]]:
+    """(n, D) of the steps that are kept, some at a time."""
+    with steps:
+        steps.seek(0)
+        for first in range(0, len(kept), STEPS_AT_ONCE):
+            some = kept[first : first + STEPS_AT_ONCE]
+            yield np.frombuffer(steps.read(4 * dim * len(some)), np.float32).reshape(-1, dim)[some]

@@ -10,20 +10,21 @@ Ours; the tables it is made for are DECAR's Table 3 and the like.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from unfused_fast.config import Config, Stage, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.ablation_report import summary_of, write_picture, write_report
+from unfused_fast.evaluation.report import TextTable, claim, held_out_text, mean_and_error, percent, write_report
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import refuse_unevaluable
-from unfused_fast.training import Options
+from unfused_fast.training import Options, plot_errors
 
 Ablated = Literal["pretrain", "distill", "linear"]
 Varied = Literal[Ablated, "all"]
@@ -36,6 +37,7 @@ READS: dict[Stage, frozenset[str]] = {
     "linear": frozenset({"eval"}),
 }
 """Sections of the config that change what a stage computes; stage 3 takes the rest from the encoder's run."""
+COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
 FILES = {"runs", "ablation.json", "ablation.md", "ablation.png"}
 
 
@@ -67,8 +69,8 @@ def cells_of(
             with_values(Config(), {name: given[0]})
         if name == "train.seed":
             raise UserError("--vary train.seed: seeds are repetitions of each cell; use --seeds")
-        if not any(name.split(".")[0] in READS[stage] for stage in stages):
-            readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
+        readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
+        if not {*readers} & {*stages}:
             raise UserError(f"--vary {name}: --stage {varied} does not read it; use --stage {readers[0]}, or all")
     if one_at_a_time:
         chosen = [{}, *({name: value} for name, given in values.items() for value in given)]
@@ -107,15 +109,14 @@ def ablate(
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: want at least 1")
-    _refuse_other(out)
     pool, found = pool or RunPool(out / "runs", options, holdout), list[dict[str, Any]]()
     _refuse_unevaluable(cells, target, seeds, pool.holdout)
     part: Stage = "pretrain" if varied == "pretrain" else "distill"
-    costs = {cell.name: cost_of(cell, part) for cell in cells}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    described = [
+        (cell.name, cell.values, encoder_cost(cell.configs[part], cell.configs["linear"].eval.encoder))
+        for cell in cells
+    ]
+    claim(out, FILES, "an ablation")
     for number, cell in itertools.product(range(seeds), cells):
         seed = cell.configs["pretrain"].train.seed + number
         console.print(f"ablate: {cell.name}, seed {seed}")
@@ -125,17 +126,10 @@ def ablate(
             console.print(f"ablate: {cell.name}, seed {seed}: {error}", style="yellow")
             line = {"reason": str(error)}
         found.append({"cell": cell.name, "seed": seed, **line})
-        summary = summary_of(
-            [(cell.name, cell.values, costs[cell.name]) for cell in cells], found, varied, target, out, pool.holdout
-        )
-        write_report(out, summary)
+        summary = summary_of(described, found, varied, target, out, pool.holdout)
+        write_report(out, "ablation", summary, [ablation_table(summary)])
     write_picture(out, summary)
     return summary
-
-
-def cost_of(cell: Cell, stage: Stage) -> Cost:
-    """Parameters and multiply-accumulates of what stage 3 evaluates of the stage's encoder."""
-    return encoder_cost(cell.configs[stage], cell.configs["linear"].eval.encoder)
 
 
 def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed: int, pool: RunPool) -> dict[str, Any]:
@@ -155,22 +149,106 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
 
 def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int, holdout: float | None) -> None:
     """What stage 3 would refuse of any cell and seed, it refuses before stage 1 has run for hours."""
-    checked = set[tuple[Any, ...]]()
+    checked = dict[tuple[Any, ...], Config]()
     for number, cell in itertools.product(range(seeds), cells):
         config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
-        made_of = (config.eval.select, config.eval.valid_fraction, config.train.seed)
-        if made_of not in checked:
-            refuse_unevaluable(config, target, holdout)
-            checked.add(made_of)
-
-
-def _refuse_other(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: it is a file, but an ablation is a directory; choose another --out")
-    others = {path.name.removesuffix(".new") for path in out.iterdir()} - FILES if out.exists() else set()
-    if others:
-        raise UserError(f"{out}: it holds {sorted(others)[0]}, which is no part of an ablation; choose another --out")
+        checked[config.eval.select, config.eval.valid_fraction, config.train.seed] = config
+    for config in checked.values():
+        refuse_unevaluable(config, target, holdout)
 
 
 def _text(value: Any) -> str:
     return (",".join(map(str, value)) or "()") if isinstance(value, tuple) else str(value)
+
+
+def summary_of(
+    cells: Sequence[tuple[str, dict[str, Any], Cost]],
+    found: Sequence[dict[str, Any]],
+    varied: str,
+    target: ShardSet,
+    out: Path,
+    holdout: float | None = None,
+) -> dict[str, Any]:
+    """Cells (name, varied values, cost) and what became of each seed -> the content of ablation.json; shares of 1.
+
+    `difference` is test minus the base's test over the seeds that both finished; None without a cell `base`.
+    """
+    base = {line["seed"]: line for line in found if line["cell"] == "base" and "runs" in line}
+    rows = []
+    for name, values, cost in cells:
+        lines = [line for line in found if line["cell"] == name]
+        done = [line for line in lines if "runs" in line]
+        tested = [line for line in done if line["test"] is not None]
+        pairs = [
+            line["test"] - base[line["seed"]]["test"] for line in tested if name != "base" and line["seed"] in base
+        ]
+        rows.append(
+            {
+                "settings": name,
+                "values": values,
+                "state": "waiting" if not lines else "done" if len(done) == len(lines) else "failed",
+                "seeds": [line["seed"] for line in done],
+                "valid": _spread([line["valid"] for line in done]),
+                "test": _spread([line["test"] for line in tested]),
+                "difference": _spread(pairs),
+                **asdict(cost),
+                "seconds": _spread([line["seconds"] for line in done]),
+                "runs": [line["runs"] for line in done],
+                "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
+            }
+        )
+    facts = {"stage": varied, "task": target.directory.name, "metric": "accuracy", "holdout": holdout}
+    return {**facts, "rows": rows, "run": str(out)}
+
+
+def ablation_table(summary: Mapping[str, Any]) -> TextTable:
+    """The rows as text, accuracies in per cent with standard errors over seeds."""
+    encoder, held = "1" if summary["stage"] == "pretrain" else "2", held_out_text(summary["holdout"])
+    title = f"{summary['task']}: accuracy in % of stage {encoder}'s encoder, mean ± standard error over seeds{held}"
+    rows = []
+    for row in summary["rows"]:
+        seconds = row["seconds"]["mean"]
+        valid, test, difference = (row[name] for name in ("valid", "test", "difference"))
+        rows.append(
+            [
+                row["settings"],
+                str(len(row["seeds"])),
+                percent(valid["mean"], valid["standard_error"]),
+                percent(test["mean"], test["standard_error"]),
+                percent(difference["mean"], difference["standard_error"], "+"),
+                f"{row['parameters']:,}",
+                f"{row['macs']:,}",
+                "" if seconds is None else f"{seconds:.1f}",
+                _trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else ""),
+            ]
+        )
+    return title, COLUMNS, rows
+
+
+def write_picture(out: Path, summary: Mapping[str, Any]) -> None:
+    """OUT/ablation.png: validation and test accuracy of each cell that finished, bars of one standard error."""
+    shown = [row for row in summary["rows"] if row["seeds"]]
+    points = {
+        name: [
+            (100 * row[name]["mean"], 100 * (row[name]["standard_error"] or 0.0)) if row[name]["seeds"] else None
+            for row in shown
+        ]
+        for name in ("valid", "test")
+    }
+    if shown:
+        names, title = [row["settings"] for row in shown], f"{summary['task']}: accuracy in %"
+        plot_errors(out / "ablation.png", names, points, title)
+
+
+def _trouble(failed: Sequence[dict[str, Any]]) -> str:
+    """`seeds 0, 1: what happened`: a reason up to its advice, which is for single runs; the JSON has all of it."""
+    seeds = defaultdict[str, list[str]](list)
+    for one in failed:
+        seeds[one["reason"].split(";")[0]].append(str(one["seed"]))
+    return "; ".join(f"seed{'s'[: len(of) - 1]} {', '.join(of)}: {reason}" for reason, of in seeds.items())
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard error of `seeds` values; None where there is none."""
+    mean, error = mean_and_error(values) if values else (None, None)
+    return {"mean": mean, "standard_error": error, "seeds": len(values), "values": list(values)}

@@ -9,18 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from unfused_fast.config import BASELINES, Config, flatten, from_flat
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.intervals import judged
-from unfused_fast.evaluation.measure import Plan, measure
-from unfused_fast.evaluation.predictions import write_predictions
-from unfused_fast.evaluation.report import held_out_text, markdown
-from unfused_fast.evaluation.table import PAIR_COLUMNS, TABLE_COLUMNS, comparisons, pair_texts, result_rows, table_texts
+from unfused_fast.evaluation.intervals import scored
+from unfused_fast.evaluation.measure import Measured, Plan, measure
+from unfused_fast.evaluation.report import TextTable, held_out_text, write_report, writing
+from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.training import Options, config_digest, read_description, write_json
-
-RESULT = "evaluation.json"
+from unfused_fast.stages import LabelledClips
+from unfused_fast.training import Options, config_digest, read_description
 
 
 def evaluate(
@@ -33,85 +35,95 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures `encoders` (name -> runs) on a labelled set; returns the content of evaluation.json.
 
-    Raises UserError for a set, a run or an `out` that cannot be used.
+    Raises UserError for a set, a run or an `out` that cannot be used, the last before anything is measured.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / RESULT).is_file():
+        if not (out / "evaluation.json").is_file():
             raise UserError(f"{out}: it exists and is no evaluation; choose another --out")
         if not options.overwrite:
             raise UserError(f"{out}: there is an evaluation already; use --overwrite, or another --out")
-    making = _place_to_write(out)
-    started = time.perf_counter()
+    started, real = time.perf_counter(), out.resolve()
+    making = real.with_name(f"{real.name}.partial")
+    with writing(out):
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        making.rmdir()
     clips, measured = measure(config, shards, encoders, plan, options.device)
-    judgements = judged(clips, measured, config.train.seed)
-    rows = result_rows(clips, judgements, costs_of(encoders, config))
-    pairs = comparisons(clips, judgements)
+    scores = scored(clips, measured, config.train.seed)
     result = {
         "task": shards.directory.name,
         "metric": "mAP" if clips.multi_label else "accuracy",
-        "rows": rows,
-        "comparisons": pairs,
+        "rows": result_rows(clips, scores, costs_of(encoders, config)),
+        "comparisons": comparisons(clips, scores),
         "held_out": None if clips.held_out is None else clips.held_out._asdict(),
         "plan": asdict(plan),
+        "encoders": {name: [*runs] for name, runs in encoders.items()},
         "select": config.eval.select,
         "classes": len(clips.label_names),
         "config_digest": config_digest(flatten(config)),
         "data_digest": shards.manifest.digest,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    real = out.resolve()
-    try:
-        making.mkdir(parents=True)
+    with writing(out):
+        making.mkdir()
         write_predictions(making / "predictions.parquet", clips, measured)
-        tables = [evaluation_title(result), markdown(TABLE_COLUMNS, table_texts(rows))]
-        tables += [markdown(PAIR_COLUMNS, pair_texts(pairs))] if pairs else []
-        text = "\n\n".join(tables) + "\n"
-        (making / "evaluation.md").write_text(text, encoding="utf-8")
-        write_json(making / RESULT, result)
+        write_report(making, "evaluation", result, evaluation_tables(result))
         if real.exists():
             shutil.rmtree(real)
         making.replace(real)
-    except OSError as error:
-        raise _unwritable(out, error) from error
     return result
 
 
-def evaluation_title(result: Mapping[str, Any]) -> str:
-    """Of the table: what was measured, on which recordings."""
+def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
+    """A row for each test recording, encoder, method, share of labels and repetition.
+
+    Columns clip_id and key (of its first piece in the set), pieces (clips that it was cut into), fold, label, encoder,
+    method, label_fraction, run, seed, prediction; of a multi-label set `labels` and `scores` (C,) in place of label and
+    prediction.
+    """
+    tables, pieces = [], np.bincount(clips.recording_of)
+    for found in measured:
+        size = len(found.rows)
+        columns: dict[str, Any] = {
+            "clip_id": clips.clip_ids[found.rows],
+            "key": [clips.keys[row] for row in found.rows],
+            "pieces": pieces[clips.recording_of[found.rows]],
+            "fold": pa.array([None if fold < 0 else fold for fold in clips.fold_of[found.rows].tolist()], pa.int32()),
+            "encoder": [found.encoder] * size,
+            "method": [found.method] * size,
+            "label_fraction": [found.fraction] * size,
+            "run": [found.run] * size,
+            "seed": [found.seed] * size,
+        }
+        if clips.multi_label:
+            columns["labels"] = [np.flatnonzero(truth).tolist() for truth in clips.targets[found.rows]]
+            columns["scores"] = pa.array(list(found.scores), pa.list_(pa.float32()))
+        else:
+            columns["label"] = clips.targets[found.rows]
+            columns["prediction"] = found.scores.argmax(axis=1)
+        tables.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(tables), path, compression="zstd")
+
+
+def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:
+    """What was measured, on which recordings; and the comparisons of each two encoders, where there are two."""
     recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
     held = held_out_text(result["plan"]["holdout"])
-    return f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
-
-
-def _place_to_write(out: Path) -> Path:
-    """The folder that takes OUT's place when it is complete, not there yet. Raises UserError where it cannot be made,
-    before anything is measured.
-    """
-    real = out.resolve()
-    making = real.with_name(f"{real.name}.partial")
-    try:
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True)
-        making.rmdir()
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    return making
-
-
-def _unwritable(out: Path, error: OSError) -> UserError:
-    return UserError(f"{out}: cannot be written ({error.strerror}); choose another --out")
+    title = f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
+    pairs = result["comparisons"]
+    return [result_table(title, result["rows"]), *([pair_table(pairs)] if pairs else [])]
 
 
 def costs_of(encoders: Mapping[str, Sequence[str]], config: Config) -> dict[str, Cost | None]:
     """Cost of each encoder's first run; of `random`, of the architecture that measure() gives it; None for log-mel."""
-    architecture, costs = config, dict[str, Cost | None]()
-    for run in (run for runs in encoders.values() for run in runs if run not in BASELINES):
-        architecture = _config_of(run)
-        break
-    for name, (run, *_) in encoders.items():
-        of = architecture if run == "random" else config if run == "logmel" else _config_of(run)
-        costs[name] = None if run == "logmel" else encoder_cost(of, config.eval.encoder)
-    return costs
+    runs = [run for runs in encoders.values() for run in runs if run not in BASELINES]
+    first = {name: runs[0] for name, runs in encoders.items()}
+    configs = {run: _config_of(run) for run in {*runs[:1], *first.values()} - set(BASELINES)}
+    configs["random"] = configs[runs[0]] if runs else config
+    return {
+        name: None if run == "logmel" else encoder_cost(configs[run], config.eval.encoder)
+        for name, run in first.items()
+    }
 
 
 def _config_of(run: str) -> Config:

@@ -1,37 +1,37 @@
 """The LAPE benchmark: stages 2 and 3 on every task whose data are here, beside the paper's Table 1.
 
-OUT/shards/<task>/                  packed here, where the data came as published
-OUT/tasks/<task>/seed-<n>/          distill/ (a run), predictions.parquet, result.json: written last, never twice
-OUT/lape.json, lape.md              the table
+OUT/shards/<task>/      packed here, where the data came as published
+OUT/runs/               a run pool: distilled encoders, one a task and seed
+OUT/tasks/<task>/       the evaluation of a task's encoders, as of `evaluate`
+OUT/lape.json, lape.md  the table
 
-Stopped at any moment, the same command goes on: what has a result.json is not done again.
+Stopped at any moment, the same command goes on: what is finished is not done again.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.intervals import judged
+from unfused_fast.evaluation.comparison import evaluate
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
-from unfused_fast.evaluation.lape_report import summary_of, write_report
-from unfused_fast.evaluation.measure import Plan, measure, refuse_label_fraction
-from unfused_fast.evaluation.predictions import accuracy_interval, write_predictions
-from unfused_fast.evaluation.table import result_rows
-from unfused_fast.models import encoder_cost
+from unfused_fast.evaluation.measure import Plan, refuse_label_fraction
+from unfused_fast.evaluation.report import TextTable, claim, percent, percent_span, write_report, writing
+from unfused_fast.evaluation.run_pool import PooledRun, RunPool, finished
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages import FrozenEncoder, distill, holdout_input, labelled_clips, load_encoder, rounds_of
-from unfused_fast.training import Options, encoder_digest, write_json
+from unfused_fast.stages import labelled_clips, load_encoder, rounds_of
+from unfused_fast.training import Options, config_digest, encoder_digest
 
-REQUEST, RESULT, PREDICTIONS = "request.json", "result.json", "predictions.parquet"
+FILES = {"shards", "runs", "tasks", "lape.json", "lape.md"}
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,6 @@ class LapePlan:
     window for each task.
     """
 
-    def request(self, teacher: FrozenEncoder) -> dict[str, Any]:
-        """What must stay the same for OUT to go on: all but tasks and the number of seeds. A run and the model folder
-        that was exported from it are one teacher, unless its projection head is used.
-        """
-        assert teacher.network is not None  # only log-mel has none
-        heads = teacher.projector if self.distill.pseudo.feature == "projector" else None
-        values = {
-            "teacher": {
-                "config": flatten(teacher.config),
-                "log_mel": teacher.log_mel,
-                "encoder": encoder_digest(teacher.network),
-                "projector": None if heads is None else encoder_digest(heads),
-            },
-            "distill": flatten(self.distill),
-            "linear": flatten(self.linear),
-            "fractions": self.fractions,
-            "crops_of_tasks": self.crops_of_tasks,
-            **holdout_input(self.holdout),
-        }
-        return dict(json.loads(json.dumps(values)))
-
 
 def lape(
     data: Path,
@@ -88,43 +67,72 @@ def lape(
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
     refuse_label_fraction(plan.linear)
-    # a teacher that cannot be used is refused before anything is packed
-    _claim(out, plan.request(load_encoder(teacher, options.device)), options.overwrite)
-    lines = []
+    start = _teacher(teacher, plan, options)  # refused before anything is packed
+    claim(out, FILES, "a LAPE benchmark")
+    if options.overwrite:
+        with writing(out):
+            for name in ("runs", "tasks"):
+                if (out / name).exists():
+                    shutil.rmtree(out / name)
+    pool, lines = RunPool(out / "runs", options), []
     for task in tasks:
         try:
-            line = _run_task(task, data, teacher, out, plan, options, workers)
+            line = _run_task(task, data, start, out, plan, pool, workers)
         except UserError as error:
             console.print(f"{task.name}: {error}", style="yellow")
             line = {"state": "wrong", "reason": str(error)}
-        lines.append({"task": task.name, "title": task.title, **line})
+        facts = {"task": task.name, "title": task.title, "benchmark": task.benchmark, "paper": dict(task.results)}
+        lines.append({**facts, **line})
         # The table is there after every task, whatever ends the next.
-        summary = summary_of(tasks[: len(lines)], lines, plan.linear.eval.encoder, str(out))
-        write_report(out, summary)
+        summary = summary_of(lines, plan.linear.eval.encoder, str(out))
+        write_report(out, "lape", summary, tables(summary), sentences(summary))
     return summary
 
 
+def _teacher(run: Path, plan: LapePlan, options: Options) -> PooledRun:
+    """A run and the model folder that was exported from it are one teacher, unless its projection head is used."""
+    teacher = load_encoder(run, options.device)
+    assert teacher.network is not None  # only log-mel has none
+    heads = teacher.projector if plan.distill.pseudo.feature == "projector" else None
+    made_of = {
+        "config": flatten(teacher.config),
+        "log_mel": teacher.log_mel,
+        "encoder": encoder_digest(teacher.network),
+        "projector": None if heads is None else encoder_digest(heads),
+    }
+    return PooledRun(run, config_digest(made_of), {})
+
+
 def _run_task(
-    task: Task, data: Path, teacher: Path, out: Path, plan: LapePlan, options: Options, workers: int | None
+    task: Task, data: Path, teacher: PooledRun, out: Path, plan: LapePlan, pool: RunPool, workers: int | None
 ) -> dict[str, Any]:
     place = find(task, data)
     if place is None:
         return {"state": "missing", "get": where_to_get(task)}
-    console.print(f"{task.name}: {place.path}")
+    console.print(f"{task.name}: {place}")
     shards = shards_of(task, place, out / "shards" / task.name, workers)
     if task.by_folds or "test" in shards.manifest.splits:
         plan = replace(plan, holdout=None)
     first = plan.distill.train.seed
-    folders = {seed: out / "tasks" / task.name / f"seed-{seed}" for seed in range(first, first + plan.seeds)}
-    _refuse_unmeasurable(task, shards, plan, [*folders])
-    results = []
-    for seed, folder in folders.items():
-        results.append(_finished(folder, shards) or _run_seed(task, shards, teacher, folder, plan, seed, options))
-    files = [folder / PREDICTIONS for folder in folders.values()]
+    seeds = range(first, first + plan.seeds)
+    _refuse_unmeasurable(task, shards, plan, seeds)
+    crop: dict[str, Any] = {"data.crop_seconds": task.seconds} if plan.crops_of_tasks else {}
+    configs = [with_values(plan.distill, {"train.seed": seed, **crop}) for seed in seeds]
+    runs = [str(pool.distill(config, shards, teacher).path) for config in configs]
+    result = _evaluated(task, shards, runs, out / "tasks" / task.name, plan, pool.options)
+    rows = {f"{row['label_fraction']:g}": row for row in result["rows"]}
+    shown = rows[max(rows, key=float)]
     return {
         "state": "done",
-        "results": results,
-        "interval": list(accuracy_interval(files, max(plan.fractions), task.by_folds, first)),
+        **{name: shown[name] for name in ("test", "standard_error", "interval", "macro_f1")},
+        "seeds": [*seeds],
+        "by_fraction": {
+            fraction: {name: row[name] for name in ("test", "standard_error")} for fraction, row in rows.items()
+        },
+        "classes": result["classes"],
+        "clips": {split: info.clips for split, info in shards.manifest.splits.items()},
+        "cost": {name: shown[name] for name in ("parameters", "macs")},
+        "runs": runs,
         "notes": _notes(task, shards, plan),
     }
 
@@ -141,68 +149,24 @@ def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Se
         rounds_of(clips, task.by_folds, plan.linear.eval.valid_fraction, seed)
 
 
-def _finished(folder: Path, shards: ShardSet) -> dict[str, Any] | None:
-    """result.json of an earlier command, which must be of the same data."""
-    path = folder / RESULT
-    if not path.is_file():
-        return None
-    try:
-        result = dict(json.loads(path.read_text(encoding="utf-8")))
-        digest = result["data_digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete {folder} to run it again") from error
-    if digest != shards.manifest.digest:
-        raise UserError(f"{path}: of other clips than {shards.directory} has now; delete {folder} to run it again")
-    console.print(f"{folder}: finished already")
-    return result
-
-
-def _run_seed(
-    task: Task, shards: ShardSet, teacher: Path, folder: Path, plan: LapePlan, seed: int, options: Options
+def _evaluated(
+    task: Task, shards: ShardSet, runs: list[str], folder: Path, plan: LapePlan, options: Options
 ) -> dict[str, Any]:
-    """Stages 2 and 3 with one seed; leaves result.json when all is done."""
-    started, run = time.perf_counter(), folder / "distill"
-    if run.exists() and not (run / "config.json").exists():  # killed before it was a run
-        shutil.rmtree(run)
-    values: dict[str, Any] = {"train.seed": seed}
-    crop = {"data.crop_seconds": task.seconds} if plan.crops_of_tasks else {}
-    distill(
-        with_values(plan.distill, {**values, **crop}),
-        shards,
-        teacher,
-        run,
-        replace(options, resume=True, overwrite=False),
-    )
-    config, name = with_values(plan.linear, values), plan.linear.eval.encoder
-    measuring = Plan(("linear",), plan.fractions, task.by_folds, holdout=plan.holdout)
-    clips, measured = measure(config, shards, {name: [str(run)]}, measuring, options.device)
-    cost = encoder_cost(plan.distill, name)
-    rows = result_rows(clips, judged(clips, measured, seed), {name: cost})
-    shown = max(rows, key=lambda row: float(row["label_fraction"]))
-    write_predictions(folder / PREDICTIONS, clips, measured)
-    result = {
-        "stage": "lape",
-        "task": task.name,
-        "encoder": name,
-        "metric": shown["metric"],
-        "select": plan.linear.eval.select,
-        "label_fraction": shown["label_fraction"],
-        "valid": shown["valid"],
-        "test": shown["test"],
-        "macro_f1": {"test": shown["macro_f1"]},
-        "interval": shown["interval"],
-        "rows": rows,
-        "cost": asdict(cost),
-        "clips": {split: info.clips for split, info in shards.manifest.splits.items()},
-        "held_out": None if clips.held_out is None else clips.held_out._asdict(),
-        "classes": len(clips.label_names),
-        "seed": seed,
+    """The content of evaluation.json, of an earlier command where that measured the same."""
+    measuring = Plan(("linear",), plan.fractions, task.by_folds, holdout=plan.holdout, seed_of_run=True)
+    asked = {
+        "config_digest": config_digest(flatten(plan.linear)),
         "data_digest": shards.manifest.digest,
-        "seconds": round(time.perf_counter() - started, 2),
-        "run": str(folder),
+        "plan": json.loads(json.dumps(asdict(measuring))),
+        "encoders": {plan.linear.eval.encoder: runs},
     }
-    write_json(folder / RESULT, result)
-    return result
+    result = finished(folder, "evaluation.json")
+    if result is not None and asked == {name: result.get(name) for name in asked}:
+        console.print(f"{folder}: finished already")
+        return result
+    return evaluate(
+        plan.linear, shards, {plan.linear.eval.encoder: runs}, measuring, folder, replace(options, overwrite=True)
+    )
 
 
 def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
@@ -221,36 +185,84 @@ def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
     return [*notes, *([task.unclear] if task.unclear else [])]
 
 
-def _claim(out: Path, request: dict[str, Any], overwrite: bool) -> None:
-    """Takes OUT for this request, or goes on with it. Raises UserError when it holds something else."""
-    path = out / REQUEST
-    try:
-        if path.is_file() and not overwrite:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
-            if names := _differing(recorded, request):
-                raise UserError(
-                    f"{out}: it was begun with other settings: {'; '.join(names[:4])}; give the same ones to go on, "
-                    "--overwrite to start again (packed sets stay), or another --out"
-                )
-            return
-        killed = path.with_name(path.name + ".new")  # what a kill may leave of the first file written here
-        if not path.is_file() and out.exists() and (not out.is_dir() or {*out.iterdir()} - {killed}):
-            raise UserError(f"{out}: it exists and was not made by unfused-fast lape; choose another --out")
-        if (out / "tasks").exists():
-            shutil.rmtree(out / "tasks")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, request)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out}: cannot be used ({error}); choose another --out") from error
+def summary_of(rows: Sequence[dict[str, Any]], encoder: str, out: str) -> dict[str, Any]:
+    """What became of each task -> the content of lape.json; accuracies are shares, the papers' per cent.
+
+    `average` is over the tasks that are done alone, ours and each of the paper's columns; a column with a dash among
+    them has none.
+    """
+    average = {}
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
+        mine = [row for row in rows if row["benchmark"] == benchmark]
+        done = [row for row in mine if row["state"] == "done"]
+        papers = {name: [row["paper"][name] for row in done] for name in mine[0]["paper"]}
+        average[benchmark] = {
+            "tasks": f"{len(done)} of {len(mine)}",
+            "test": _mean([row["test"] for row in done]),
+            "paper": {name: _mean(numbers) for name, numbers in papers.items()},
+        }
+    return {"encoder": encoder, "tasks": [*rows], "average": average, "run": out}
 
 
-def _differing(recorded: dict[str, Any], request: dict[str, Any], prefix: str = "") -> list[str]:
-    """`name was A, now B` for every leaf that differs."""
-    found = []
-    for name in sorted({*recorded, *request}):
-        before, now = recorded.get(name), request.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _differing(before, now, f"{prefix}{name} ")
-        elif before != now:
-            found.append(f"{prefix}{name} was {before}, now {now}")
+def tables(summary: Mapping[str, Any]) -> list[TextTable]:
+    """A table for each benchmark, in per cent."""
+    found = list[TextTable]()
+    for benchmark, average in summary["average"].items():
+        rows = [row for row in summary["tasks"] if row["benchmark"] == benchmark]
+        fractions = sorted({fraction for row in rows for fraction in row.get("by_fraction", {})}, key=float)[:-1]
+        papers = list(rows[0]["paper"])
+        lines = []
+        for row in rows:
+            few = [row.get("by_fraction", {}).get(fraction) for fraction in fractions]
+            done = row["state"] == "done"
+            lines.append(
+                [
+                    row["title"],
+                    percent(row["test"], row["standard_error"]) if done else row["state"],
+                    percent_span(row["interval"]) if done else "",
+                    *("" if cell is None else percent(cell["test"], cell["standard_error"]) for cell in few),
+                    *_printed(row["paper"].values()),
+                ]
+            )
+        ours = [f"average of {average['tasks']}", percent(average["test"]), "", *[""] * len(fractions)]
+        lines.append([*ours, *_printed(average["paper"].values())])
+        few_labels = [f"{100 * float(fraction):g} % of labels" for fraction in fractions]
+        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *papers]
+        title = "test accuracy in %, beside what the paper prints; the average is over the tasks done here"
+        found.append((f"{benchmark}: {title}", columns, lines))
     return found
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What the tables cannot say: cost, missing tasks and where to get them, wrong ones and why, notes."""
+    said = []
+    cost = next((row["cost"] for row in summary["tasks"] if row["state"] == "done"), None)
+    if cost is not None:
+        said.append(
+            f"Encoder {summary['encoder']}: {cost['parameters']:,} parameters, {cost['macs']:,} multiply-accumulates "
+            "for 0.95 s, both counted here. The paper says that its encoder has about 40 % fewer parameters than "
+            "DeLoRes-M; that is its claim, which no count of ours confirms."
+        )
+    for row in summary["tasks"]:
+        if row["state"] == "missing":
+            get = row["get"]
+            said.append(
+                f"{row['task']} is missing: put it in a folder {get['folder']}. From: {get['source']}. Licence: "
+                f"{get['licence']}. Layout: {get['layout']}."
+            )
+        elif row["state"] == "wrong":
+            said.append(f"{row['task']} is wrong: {row['reason']}")
+        elif row["notes"]:
+            said.append(f"{row['task']}: {'; '.join(row['notes'])}.")
+    return said
+
+
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    """None where there are no numbers, or one of them is a dash."""
+    known = [number for number in numbers if number is not None]
+    return float(np.mean(known)) if known and len(known) == len(numbers) else None
+
+
+def _printed(numbers: Any) -> list[str]:
+    """The papers' numbers, with a blank for a dash."""
+    return ["" if number is None else f"{number:.1f}" for number in numbers]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from unfused_fast.config import Task
@@ -11,11 +11,9 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.datasets import DATASETS, dataset_rows
-from unfused_fast.shards.datasets.layout import chosen
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import MANIFEST, Manifest, ShardSet, open_shards, read_manifest
-from unfused_fast.shards.sources.branch import Branch
-from unfused_fast.shards.sources.trees import folder_of
+from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
 
 FOLDERS = {
     "speechcommands-v1": ("speech_commands_v0.01",),
@@ -38,45 +36,38 @@ VoxCeleb1; a batch of whole clips of 30 s fits in memory.
 """
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a task's data were found."""
-
-    path: Path
-    packed: bool
-    """A shard set, as opposed to the published layout."""
-
-
-def find(task: Task, data: Path) -> Place | None:
+def find(task: Task, data: Path) -> Path | None:
     """The first there is: a folder of the task's name; a shard set that this task's adapter made, whatever its name; a
     folder of the adapter's or the publisher's name; `data` itself; None for none.
     """
-    names = (task.dataset, *FOLDERS[task.dataset])
     made = [path.parent for path in sorted(data.glob(f"*/{MANIFEST}")) if _made_by(path.parent, task)]
+    names = (task.dataset, *FOLDERS[task.dataset])
     for folder in (data / task.name, *made, *(data / name for name in names)):
         if folder.is_dir():
-            return Place(folder, (folder / MANIFEST).is_file())
+            return folder
     part = PARTS.get(task.dataset)
-    return Place(data, False) if part is not None and (data / part).exists() else None
+    return data if part is not None and (data / part).exists() else None
 
 
-def shards_of(task: Task, place: Place, out: Path, workers: int | None) -> ShardSet:
-    """The task's shard set; the published layout is packed to `out`, once, and goes on there after a kill.
+def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardSet:
+    """The shard set at `place`; or the published layout there, packed to `out`, once, which goes on after a kill.
 
     Raises UserError for a set of another data set or other options, for a folder of another layout, and for a set at
     `out` that was packed from other files than the folder has now.
     """
-    if place.packed:
-        manifest = read_manifest(place.path)
+    if (place / MANIFEST).is_file():
+        manifest = read_manifest(place)
         if manifest.dataset is not None and not _made_for(manifest, task):
+            options = "".join(f" --option {key}={value}" for key, value in task.options.items())
             raise UserError(
-                f"{place.path}: packed as {manifest.dataset['name']} {_text(manifest.dataset['options'])}, but "
-                f"{task.name} wants {task.dataset} {_text(task.options)}; pack it again with: {_command(task)}"
+                f"{place}: packed as {manifest.dataset['name']} {_text(manifest.dataset['options'])}, but "
+                f"{task.name} wants {task.dataset} {_text(task.options)}; pack it again with: unfused-fast shard "
+                f"--dataset {task.dataset} ROOT SHARDS{options}"
             )
-        return open_shards(place.path)
-    root = folder_of(place.path, say=console.print)
+        return open_shards(place)
+    root = folder_of(place, say=console.print)
     found = dataset_rows(task.dataset, root, task.options)
-    if isinstance(root, Branch) and (refused := root.tree.refused):
+    if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         console.print(f"{task.name}: {len(refused)} files in archives are not read, such as {refused[0][0]}")
     for note in found.notes:
         console.print(f"{task.name}: {note}")
@@ -96,21 +87,17 @@ def shards_of(task: Task, place: Place, out: Path, workers: int | None) -> Shard
         if not there:
             raise
         reason = str(error).removeprefix(f"{out}: ").split(";")[0]
-        raise UserError(f"{out}: {reason}; delete it to pack {place.path} again") from error
+        raise UserError(f"{out}: {reason}; delete it to pack {place} again") from error
     if not there:
         console.print(f"{task.name}: packed {packed.packed} clips in {packed.wall_seconds:.0f} s")
     return packed.shard_set
 
 
 def where_to_get(task: Task) -> dict[str, str]:
-    """What a user needs to know to have the data set: source, licence, layout, command."""
+    """What a user needs to know to have the data set."""
     dataset = DATASETS[task.dataset]
-    return {
-        "source": dataset.source,
-        "licence": dataset.licence,
-        "layout": dataset.layout,
-        "folder": " or ".join((task.dataset, *FOLDERS[task.dataset])),
-    }
+    folder = " or ".join((task.dataset, *FOLDERS[task.dataset]))
+    return {"source": dataset.source, "licence": dataset.licence, "layout": dataset.layout, "folder": folder}
 
 
 def _made_by(folder: Path, task: Task) -> bool:
@@ -126,14 +113,9 @@ def _made_for(manifest: Manifest, task: Task) -> bool:
     made = manifest.dataset
     if made is None or made["name"] != task.dataset:
         return False
-    options = {**chosen(task.dataset, DATASETS[task.dataset].options, {}), **made["options"]}
+    options = {**DATASETS[task.dataset].chosen({}), **made["options"]}
     return all(options[key] == value for key, value in task.options.items())
 
 
-def _command(task: Task) -> str:
-    options = "".join(f" --option {key}={value}" for key, value in task.options.items())
-    return f"unfused-fast shard --dataset {task.dataset} ROOT SHARDS{options}"
-
-
-def _text(options: object) -> str:
-    return " ".join(f"{key}={value}" for key, value in options.items()) if isinstance(options, dict) else ""
+def _text(options: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in options.items())

@@ -7,7 +7,7 @@ Source of the linear head: paper section 3, part 3. Ours: nearest neighbours, fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
 from unfused_fast.config import BASELINES, Config, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.neighbours import neighbour_shares
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import (
     FrozenEncoder,
@@ -41,6 +41,10 @@ from unfused_fast.stages import (
 )
 
 Method = Literal["linear", "knn"]
+QUERIES = 1024
+"""Queries whose similarities to all train clips are held at once."""
+NO_DISTANCE = 1e-12
+"""A neighbour that is nearer counts as one at this distance: it outvotes all others."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Plan:
     """Repetitions: seeds of the order of batches, of few labels, of held-out validation, and of the random encoder."""
     holdout: float | None = None
     """Share of the train recordings that are the test, of a set without one."""
+    seed_of_run: bool = False
+    """Whether the runs of an encoder have a seed each, one after the other, in place of `seeds`."""
 
     def __post_init__(self) -> None:
         for fraction in self.fractions:
@@ -119,83 +125,70 @@ def measure(
     clips = labelled_clips(shards, plan.by_folds, holdout=plan.holdout)
     if config.eval.shuffle_labels:
         clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
-    seeds = [config.train.seed + number for number in range(plan.seeds)]
-    rounds = {seed: rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed) for seed in seeds}
-    loaded = {
-        run: load_encoder(Path(run), device) for runs in encoders.values() for run in runs if run not in BASELINES
-    }
+    given = [(name, run, number) for name, runs in encoders.items() for number, run in enumerate(runs)]
+    loaded = {run: load_encoder(Path(run), device) for _, run, _ in given if run not in BASELINES}
     say_heard(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
-    found = []
-    for name, runs in encoders.items():
-        for run in runs:
-            for seed, frozen, features in _features(config, architecture, shards, clips, run, loaded, seeds, device):
-                of = name if name == frozen.name else f"{name} ({frozen.name})"
-                console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
-                found += list(_measure_one(config, clips, rounds[seed], plan, name, run, seed, features))
+    found, features = list[Measured](), torch.empty(0)
+    for name, run, number in given:
+        seeds = [number] if plan.seed_of_run else range(plan.seeds)
+        for seed in (config.train.seed + number for number in seeds):
+            rounds = rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed)
+            seeded = with_values(config, {"train.seed": seed})
+            if seed == config.train.seed + seeds[0] or run == "random":  # which is another with each seed
+                random = with_values(architecture, {"train.seed": seed})
+                frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
+                features = _features(frozen, seeded, shards, clips, device)
+            of = name if name == run else f"{name} ({run})"
+            console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
+            for fraction in plan.fractions:
+                parts = [part._replace(train=few_labels(clips, part.train, fraction, seed)) for part in rounds]
+                for method in plan.methods:
+                    found.append(_measured(seeded, clips, parts, features, name, run, method, fraction))
     return clips, found
 
 
 def _features(
-    config: Config,
-    architecture: Config,
-    shards: ShardSet,
-    clips: LabelledClips,
-    run: str,
-    loaded: Mapping[str, FrozenEncoder],
-    seeds: Sequence[int],
-    device: torch.device,
-) -> Iterator[tuple[int, FrozenEncoder, Tensor]]:
-    """(seed, encoder, features (N, D)): computed once, but for the random encoder, which every seed makes anew."""
-    features: Tensor | None = None
-    for seed in seeds:
-        if features is None or run == "random":
-            seeded = with_values(architecture, {"train.seed": seed})
-            frozen = loaded[run] if run in loaded else baseline_encoder(run, seeded, device)
-            parts = eval_features(frozen, config, shards, clips.splits, device)
-            features = torch.cat([parts[split] for split in clips.splits])[torch.from_numpy(clips.kept).to(device)]
-        yield seed, frozen, features
+    frozen: FrozenEncoder, config: Config, shards: ShardSet, clips: LabelledClips, device: torch.device
+) -> Tensor:
+    """(N, D) of the labelled clips."""
+    parts = eval_features(frozen, config, shards, clips.splits, device)
+    return torch.cat([parts[split] for split in clips.splits])[torch.from_numpy(clips.kept).to(device)]
 
 
-def _measure_one(
+def _measured(
     config: Config,
     clips: LabelledClips,
     rounds: Sequence[Round],
-    plan: Plan,
+    features: Tensor,
     name: str,
     run: str,
-    seed: int,
-    features: Tensor,
-) -> Iterator[Measured]:
-    """Every method and share of labels on one encoder's features (N, D)."""
-    config = with_values(config, {"train.seed": seed})
-    for fraction in plan.fractions:
-        chosen = [few_labels(clips, part.train, fraction, seed) for part in rounds]
-        tests = [clips.recordings(part.test).rows for part in rounds]
-        for method in plan.methods:
-            tested = [
-                _test(config, clips, part, rows, features, method) for part, rows in zip(rounds, chosen, strict=True)
-            ]
-            yield Measured(
-                name,
-                method,
-                fraction,
-                run,
-                seed,
-                np.concatenate(tests),
-                np.repeat(np.arange(len(rounds)), [len(rows) for rows in tests]),
-                np.concatenate([scores for scores, _, _ in tested]),
-                float(np.mean([valid for _, valid, _ in tested])),
-                tuple(rate for _, _, rate in tested),
-                len(chosen[0]),
-                len(clips.recordings(chosen[0]).rows),
-                sum(len(part.test) for part in rounds),
-                features.shape[1],
-            )
+    method: Method,
+    fraction: float,
+) -> Measured:
+    """One method on the features (N, D) of one encoder."""
+    tests = [clips.recordings(part.test).rows for part in rounds]
+    scores, valid, rates = zip(*(_test(config, clips, part, features, method) for part in rounds), strict=True)
+    return Measured(
+        name,
+        method,
+        fraction,
+        run,
+        config.train.seed,
+        np.concatenate(tests),
+        np.repeat(np.arange(len(rounds)), [len(rows) for rows in tests]),
+        np.concatenate(scores),
+        float(np.mean(valid)),
+        rates,
+        len(rounds[0].train),
+        len(clips.recordings(rounds[0].train).rows),
+        sum(len(part.test) for part in rounds),
+        features.shape[1],
+    )
 
 
 def _test(
-    config: Config, clips: LabelledClips, part: Round, train: Rows, features: Tensor, method: Method
+    config: Config, clips: LabelledClips, part: Round, features: Tensor, method: Method
 ) -> tuple[NDArray[np.float32], float, float | None]:
     """Scores (T, C) of a round's test recordings, the metric on its validation's, and the chosen learning rate.
 
@@ -203,41 +196,55 @@ def _test(
     recording could be all k.
     """
     settings, classes = config.eval, len(clips.label_names)
+
+    def of_clips(rows: Rows) -> Tensor:
+        return features[torch.from_numpy(rows).to(features.device)]
+
+    def labels(rows: Rows) -> Tensor:
+        return torch.from_numpy(clips.targets[rows]).to(features.device)
+
     if settings.standardize:
-        learnt = features[torch.from_numpy(train).to(features.device)]
+        learnt = of_clips(part.train)
         mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
         features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
-
-    def of_recordings(rows: Rows) -> tuple[Rows, Tensor]:
-        found = clips.recordings(rows)
-        return found.rows, found.mean(features[torch.from_numpy(rows).to(features.device)])
-
-    def split_of(rows: Rows, given: Tensor) -> Split:
-        return Split(given, torch.from_numpy(clips.targets[rows]).to(features.device))
-
-    valid_rows, valid_features = of_recordings(part.valid)
-    test_rows, test_features = of_recordings(part.test)
+    known, valid, test = (clips.recordings(rows) for rows in (part.train, part.valid, part.test))
+    valid_features, test_features = valid.mean(of_clips(part.valid)), test.mean(of_clips(part.test))
     if method == "knn":
-        known = split_of(*of_recordings(train))
+        train = known.mean(of_clips(part.train)), labels(known.rows)
+        scores, judged = (
+            neighbour_shares(*train, queries, settings.neighbours, classes).cpu().numpy()
+            for queries in (test_features, valid_features)
+        )
+        return scores, metric_of(clips, valid.rows, judged), None
 
-        def by_neighbours(queries: Tensor) -> NDArray[np.float32]:
-            shares = neighbour_shares(known.features, known.labels, queries, settings.neighbours, classes)
-            return shares.cpu().numpy()
-
-        return by_neighbours(test_features), metric_of(clips, valid_rows, by_neighbours(valid_features)), None
-
-    def scored(queries: Tensor, head: tuple[Tensor, Tensor]) -> NDArray[np.float32]:
-        return (queries @ head[0] + head[1]).cpu().numpy()
-
-    rates = tuple(sorted({settings.lr, *settings.lr_grid}))
-    by_test = settings.select == "best_test"
+    def scored(queries: Tensor, head: Tensor) -> NDArray[np.float32]:
+        return (queries @ head[:-1] + head[-1]).cpu().numpy()
 
     def of_test(head: Tensor) -> float:
-        return metric_of(clips, test_rows, scored(test_features, (head[:-1], head[-1])))
+        return metric_of(clips, test.rows, scored(test_features, head))
 
-    split = split_of(train, features[torch.from_numpy(train).to(features.device)])
-    heads = list(zip(*train_heads(split, classes, rates, config, of_test if by_test else None), strict=True))
-    valid = [metric_of(clips, valid_rows, scored(valid_features, head)) for head in heads]
-    judged = [of_test(torch.cat([head[0], head[1][None]])) for head in heads] if by_test else valid
-    best = max(range(len(rates)), key=lambda number: judged[number])
-    return scored(test_features, heads[best]), valid[best], rates[best]
+    rates, by_test = tuple(sorted({settings.lr, *settings.lr_grid})), settings.select == "best_test"
+    split = Split(of_clips(part.train), labels(part.train))
+    weights, biases = train_heads(split, classes, rates, config, of_test if by_test else None)
+    heads = torch.cat([weights, biases[:, None]], dim=1)
+    metrics = [metric_of(clips, valid.rows, scored(valid_features, head)) for head in heads]
+    best = int(np.argmax([of_test(head) for head in heads] if by_test else metrics))
+    return scored(test_features, heads[best]), metrics[best], rates[best]
+
+
+def neighbour_shares(train: Tensor, targets: Tensor, queries: Tensor, k: int, classes: int) -> Tensor:
+    """k nearest neighbours by cosine similarity, N train recordings (N, D), their (N,) int64 labels or (N, C) bool, Q
+    queries (Q, D) -> (Q, C): share of the votes of a query's k neighbours for each class. k is at most N.
+
+    A vote weighs 1 / (1 - cosine), as in scikit-learn's KNeighborsClassifier(metric="cosine", weights="distance").
+    Ours: with one label a class, equal votes would all be ties.
+    """
+    if targets.ndim == 1:
+        targets = one_hot(targets, classes)
+    unit, votes, k = normalize(train.double(), dim=1), targets.double(), min(k, len(train))
+    shares = []
+    for block in torch.split(normalize(queries.double(), dim=1), QUERIES):
+        similarity, nearest = (block @ unit.T).topk(k, dim=1)
+        weights = 1 / (1 - similarity).clamp(min=NO_DISTANCE)
+        shares.append(torch.einsum("qk,qkc->qc", weights / weights.sum(dim=1, keepdim=True), votes[nearest]))
+    return torch.cat(shares).float()

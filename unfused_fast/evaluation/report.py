@@ -1,46 +1,24 @@
-"""Results of runs as one table: on the terminal, as markdown, as JSON."""
+"""Results as tables: on the terminal, as markdown, as JSON."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
+from scipy.stats import sem
 
-from unfused_fast.errors import UserError, unreadable
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import read_json
+from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.training import write_json
 
+TextTable = tuple[str, Sequence[str], list[list[str]]]
+"""Title, columns, rows."""
 REPORT_COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
-
-
-KINDS: Mapping[str, tuple[type, ...]] = {
-    "stage": (str,),
-    "task": (str,),
-    "encoder": (str,),
-    "label_fraction": (int, float),
-    "valid": (int, float),
-    "test": (int, float),
-    "macro_f1": (dict,),
-    "clips": (dict,),
-    "seed": (int,),
-    "seconds": (int, float),
-}
-"""What a result's entries are."""
-NEEDED = ("stage", "seconds")
-
-
-def _is_kind(result: Mapping[str, Any], name: str) -> bool:
-    """Whether an entry of a result is what a table can show."""
-    value, inner = result.get(name), (int, float) if name == "macro_f1" else (int,)
-    if value is None:
-        return name not in NEEDED and (name not in result or dict not in KINDS[name])
-    if isinstance(value, dict) and dict in KINDS[name]:
-        return all(
-            isinstance(item, inner) and not isinstance(item, bool) for item in value.values() if item is not None
-        )
-    return isinstance(value, KINDS[name]) and not isinstance(value, bool)
 
 
 def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -53,18 +31,19 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(f"{path}: it {state}; give directories that unfused-fast train wrote")
         for file in files:
             try:
-                result = read_json(file)
-            except (OSError, ValueError) as error:
+                result = {**read_json(file), "run": str(file.parent)}
+                table_rows([result])
+            except OSError as error:
                 raise unreadable(file, error, "run the stage again") from error
-            if not isinstance(result, dict) or "stage" not in result:
-                raise UserError(f"{file}: not the result of a run of unfused-fast; name the run directories one by one")
-            if wrong := [name for name in KINDS if not _is_kind(result, name)]:
-                raise UserError(f"{file}: its {', '.join(wrong)} is not what a stage writes; run the stage again")
-            results.append({**result, "run": str(file.parent)})
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f"{file}: not a valid result of a run ({error}); run the stage again, or name other directories"
+                ) from error
+            results.append(result)
     return results
 
 
-def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+def table_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """One row of text a result, in the order of REPORT_COLUMNS; what a stage does not measure is empty."""
 
     def share(value: float | None) -> str:
@@ -72,13 +51,12 @@ def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
     rows = []
     for result in results:
-        clips, f1 = result.get("clips", {}), result.get("macro_f1", {})
+        clips, f1, fraction = result.get("clips", {}), result.get("macro_f1", {}), result.get("label_fraction")
         macro = f1.get("test") if f1.get("test") is not None else f1.get("valid")
-        fraction = result.get("label_fraction")
         rows.append(
             [
-                result["run"],
-                result["stage"],
+                str(result["run"]),
+                str(result["stage"]),
                 str(result.get("task", "")),
                 str(result.get("encoder", "")),
                 "" if fraction is None else f"{fraction:.0%}",
@@ -93,9 +71,32 @@ def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def held_out_text(holdout: float | None) -> str:
-    """What the title of a table says of a held-out test."""
-    return "" if holdout is None else f", test held out of train (--holdout {holdout:g})"
+def claim(out: Path, files: set[str], what: str) -> None:
+    """Makes the folder OUT, which may hold `files` of an earlier command. Raises UserError where it holds others."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: it is a file, but {what} is a directory; choose another --out")
+    if others := {path.name.removesuffix(".new") for path in out.glob("*")} - files:
+        raise UserError(f"{out}: it holds {min(others)}, which is no part of {what}; choose another --out")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Around what writes OUT. Raises UserError where it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({cause(error)}); choose another --out") from error
+
+
+def write_report(
+    out: Path, name: str, summary: Mapping[str, Any], tables: Sequence[TextTable], sentences: Sequence[str] = ()
+) -> None:
+    """OUT/NAME.json and OUT/NAME.md."""
+    write_json(out / f"{name}.json", summary)
+    parts = [f"{title}\n\n{markdown(columns, rows)}" for title, columns, rows in tables]
+    replace_file(out / f"{name}.md", "\n\n".join([*parts, *sentences]).encode() + b"\n")
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -114,9 +115,23 @@ def terminal_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[s
     return table
 
 
+def held_out_text(holdout: float | None) -> str:
+    """What the title of a table says of a held-out test."""
+    return "" if holdout is None else f", test held out of train (--holdout {holdout:g})"
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard error of the mean (sample deviation over root n); no error for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return float(np.mean(values)), float(sem(values)) if len(values) > 1 else None
+
+
+def percent(mean: float | None, error: float | None = None, sign: str = "") -> str:
+    """Shares as `81.2 ± 0.4`, empty for None; `sign` = + shows the sign of a difference."""
+    if mean is None:
+        return ""
+    return f"{100 * mean:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def percent_span(interval: Sequence[float]) -> str:
+    """Shares as `79.0 to 83.1`."""
+    return " to ".join(percent(end) for end in interval)

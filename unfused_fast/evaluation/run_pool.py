@@ -5,7 +5,6 @@ DIR/<stage>-<digest>/   a run directory, whose result.json says that it is finis
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from unfused_fast.config import Config, Stage, flatten
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, unreadable
+from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
 from unfused_fast.training import Options, config_digest, quietly
@@ -49,23 +49,22 @@ class RunPool:
 
     def distill(self, config: Config, shards: ShardSet, teacher: PooledRun, given: Tensor | None = None) -> PooledRun:
         """Stage 2, from a run of stage 1; `given`: as of distill.distill."""
-        return self._run(
-            "distill",
-            config,
-            shards,
-            teacher.digest + ("" if given is None else labels_digest(given)),
-            lambda out, options: distill(config, shards, teacher.path, out, options, given),
-        )
+        source = teacher.digest + ("" if given is None else labels_digest(given))
+
+        def run(out: Path, options: Options) -> dict[str, Any]:
+            return distill(config, shards, teacher.path, out, options, given)
+
+        return self._run("distill", config, shards, source, run)
 
     def linear(self, config: Config, shards: ShardSet, encoder: PooledRun) -> PooledRun:
         """Stage 3, of a run of stage 1 or 2."""
+        source = encoder.digest + "".join(f" {name} {value}" for name, value in holdout_input(self.holdout).items())
 
         def run(out: Path, options: Options) -> dict[str, Any]:
             with quietly():
                 return linear(config, shards, str(encoder.path), out, options, self.holdout)
 
-        given = "".join(f" {name} {value}" for name, value in holdout_input(self.holdout).items())
-        return self._run("linear", config, shards, encoder.digest + given, run)
+        return self._run("linear", config, shards, source, run)
 
     def _run(
         self,
@@ -75,21 +74,28 @@ class RunPool:
         source: str,
         run: Callable[[Path, Options], dict[str, Any]],
     ) -> PooledRun:
-        made_of = {"stage": stage, "config": flatten(config), "shards": shards.manifest.digest, "from": source}
-        digest = config_digest(made_of)
+        digest = config_digest(
+            {"stage": stage, "config": flatten(config), "shards": shards.manifest.digest, "from": source}
+        )
         if digest in self.failed:
             raise self.failed[digest]
         out = self.directory / f"{stage}-{digest[:16]}"
-        path = out / "result.json"
-        if path.is_file():
+        result = finished(out)
+        if result is None:
+            if out.exists() and not (out / "config.json").exists():  # killed before it was a run
+                shutil.rmtree(out)
             try:
-                return PooledRun(out, digest, dict(json.loads(path.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); delete {out} to run it again") from error
-        if out.exists() and not (out / "config.json").exists():  # killed before it was a run
-            shutil.rmtree(out)
-        try:
-            return PooledRun(out, digest, run(out, replace(self.options, resume=True, overwrite=False)))
-        except UserError as error:
-            self.failed[digest] = error
-            raise
+                result = run(out, replace(self.options, resume=True, overwrite=False))
+            except UserError as error:
+                self.failed[digest] = error
+                raise
+        return PooledRun(out, digest, result)
+
+
+def finished(folder: Path, name: str = "result.json") -> dict[str, Any] | None:
+    """The folder's result; None where there is none. Raises UserError where it is damaged."""
+    path = folder / name
+    try:
+        return dict(read_json(path)) if path.is_file() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error, f"delete {folder} to run it again") from error

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from sklearn.metrics import f1_score, recall_score
 
-from unfused_fast.evaluation.intervals import Judged
-from unfused_fast.evaluation.measure import Measured, Method
-from unfused_fast.evaluation.report import mean_and_error
+from unfused_fast.evaluation.intervals import Floats, Scored, mcnemar, percentile_interval, right_of
+from unfused_fast.evaluation.measure import Method
+from unfused_fast.evaluation.report import TextTable, mean_and_error, percent, percent_span
 from unfused_fast.models import Cost
-from unfused_fast.stages import Floats, LabelledClips, mcnemar, percentile_interval, score, unweighted_recall
+from unfused_fast.stages import LabelledClips
 
 Key = tuple[str, Method, float]
+"""Encoder, method, share of labels."""
 TABLE_COLUMNS = (
     "encoder",
     "method",
@@ -34,7 +35,7 @@ PAIR_COLUMNS = ("first", "second", "method", "labels", "difference", "95 % inter
 
 
 def result_rows(
-    clips: LabelledClips, judgements: Sequence[Judged], costs: Mapping[str, Cost | None]
+    clips: LabelledClips, scores: Sequence[Scored], costs: Mapping[str, Cost | None]
 ) -> list[dict[str, Any]]:
     """One row an encoder, method and share of labels, shares between 0 and 1; `costs` by encoder, None for log-mel.
 
@@ -44,12 +45,10 @@ def result_rows(
     encoder.
     """
     rows = []
-    for (encoder, method, fraction), group in _grouped(judgements).items():
-        measured = [one.found for one in group]
-        tests, over = _repetitions(group)
+    for (encoder, method, fraction), group in _grouped(scores).items():
+        first, cost, tests = group[0].found, costs[encoder], _repetitions(group)
         mean, error = mean_and_error(tests)
-        low, high = percentile_interval(_mean_draws(group))
-        folds = [float(value) for value in np.mean([one.rounds for one in group], axis=0)]
+        folds = np.mean([one.rounds for one in group], axis=0).tolist()
         rows.append(
             {
                 "encoder": encoder,
@@ -57,43 +56,43 @@ def result_rows(
                 "label_fraction": fraction,
                 "metric": "mAP" if clips.multi_label else "accuracy",
                 "test": mean,
-                "interval": [low, high],
+                "interval": [*percentile_interval(_mean_draws(group))],
                 "repetitions": len(tests),
-                "repeated": over,
+                "repeated": "runs" if len(_runs(group)) > 1 else "seeds",
                 "standard_error": error,
                 "folds": folds if len(folds) > 1 else None,
                 "fold_error": mean_and_error(folds)[1],
-                "macro_f1": None if clips.multi_label else _macro_f1(clips, measured),
-                "uar": None if clips.multi_label else _recall(clips, measured),
-                "valid": mean_and_error([found.valid for found in measured])[0],
-                "train_clips": measured[0].train_clips,
-                "train_recordings": measured[0].train_recordings,
-                "test_clips": measured[0].test_clips,
-                "test_recordings": len(measured[0].rows),
-                "features": measured[0].features,
-                "parameters": None if (cost := costs[encoder]) is None else cost.parameters,
+                "macro_f1": _over_classes(f1_score, clips, group),
+                "uar": _over_classes(recall_score, clips, group),
+                "valid": float(np.mean([one.found.valid for one in group])),
+                "train_clips": first.train_clips,
+                "train_recordings": first.train_recordings,
+                "test_clips": first.test_clips,
+                "test_recordings": len(first.rows),
+                "features": first.features,
+                "parameters": None if cost is None else cost.parameters,
                 "macs": None if cost is None else cost.macs,
-                "runs": [{"run": found.run, "seed": found.seed, "lr": list(found.rates)} for found in measured],
+                "runs": [{"run": one.found.run, "seed": one.found.seed, "lr": list(one.found.rates)} for one in group],
             }
         )
     return rows
 
 
-def comparisons(clips: LabelledClips, judgements: Sequence[Judged]) -> list[dict[str, Any]]:
+def comparisons(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str, Any]]:
     """Each two encoders under the same method and share of labels, over the seeds that both were measured with.
 
     Paired bootstrap of the difference first - second over the same resamples, two-sided; McNemar's test on the first
     repetition of each, for single labels.
     """
     pairs = []
-    for (first, these), (second, those) in itertools.combinations(_grouped(judgements).items(), 2):
+    for (first, these), (second, those) in itertools.combinations(_grouped(scores).items(), 2):
         shared = {one.found.seed for one in these} & {one.found.seed for one in those}
         if first[1:] != second[1:] or not shared:
             continue
         ours, theirs = ([one for one in group if one.found.seed in shared] for group in (these, those))
         difference = _mean_draws(ours) - _mean_draws(theirs)
-        low, high = percentile_interval(difference)
         fewer = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
+        right = [] if clips.multi_label else [right_of(clips, group[0].found) for group in (ours, theirs)]
         pairs.append(
             {
                 "first": first[0],
@@ -101,112 +100,91 @@ def comparisons(clips: LabelledClips, judgements: Sequence[Judged]) -> list[dict
                 "method": first[1],
                 "label_fraction": first[2],
                 "seeds": sorted(shared),
-                "difference": _mean_test(ours) - _mean_test(theirs),
-                "interval": [low, high],
+                "difference": float(np.mean(_repetitions(ours)) - np.mean(_repetitions(theirs))),
+                "interval": [*percentile_interval(difference)],
                 "p_bootstrap": min(1.0, 2 * (fewer + 1) / (len(difference) + 1)),
-                "mcnemar": None
-                if clips.multi_label
-                else asdict(mcnemar(_right(clips, ours[0].found), _right(clips, theirs[0].found))),
+                "mcnemar": mcnemar(*right) if right else None,
             }
         )
     return pairs
 
 
-def table_texts(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The rows as text, in the order of TABLE_COLUMNS, in per cent."""
-    return [
-        [
-            row["encoder"],
-            row["method"],
-            f"{100 * row['label_fraction']:.3g} %",
-            f"{100 * row['test']:.1f}",
-            _span(row["interval"]),
-            _error(row),
-            "" if row["fold_error"] is None else f"± {100 * row['fold_error']:.1f}",
-            "" if row["macro_f1"] is None else f"{100 * row['macro_f1']:.1f}",
-            f"{100 * row['valid']:.1f}",
-            *("" if row[name] is None else f"{row[name]:,}" for name in ("parameters", "macs")),
-        ]
-        for row in rows
-    ]
+def result_table(title: str, rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    """The rows as text, in per cent."""
+    texts = []
+    for row in rows:
+        over = f" ({row['repetitions']} {row['repeated']})"
+        texts.append(
+            [
+                row["encoder"],
+                row["method"],
+                f"{100 * row['label_fraction']:.3g} %",
+                percent(row["test"]),
+                percent_span(row["interval"]),
+                "" if row["standard_error"] is None else f"± {percent(row['standard_error'])}{over}",
+                "" if row["fold_error"] is None else f"± {percent(row['fold_error'])}",
+                percent(row["macro_f1"]),
+                percent(row["valid"]),
+                *("" if row[name] is None else f"{row[name]:,}" for name in ("parameters", "macs")),
+            ]
+        )
+    return title, TABLE_COLUMNS, texts
 
 
-def pair_texts(pairs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Comparisons as text, in the order of PAIR_COLUMNS, differences in percentage points."""
-    return [
+def pair_table(pairs: Sequence[Mapping[str, Any]]) -> TextTable:
+    """Comparisons as text, differences in percentage points."""
+    texts = [
         [
             pair["first"],
             pair["second"],
             pair["method"],
             f"{100 * pair['label_fraction']:.3g} %",
-            f"{100 * pair['difference']:+.1f}",
-            _span(pair["interval"]),
+            percent(pair["difference"], sign="+"),
+            percent_span(pair["interval"]),
             f"{pair['p_bootstrap']:.3f}",
             "" if pair["mcnemar"] is None else f"{pair['mcnemar']['p_value']:.3g}",
         ]
         for pair in pairs
     ]
+    return "differences in points", PAIR_COLUMNS, texts
 
 
-def _span(interval: Sequence[float]) -> str:
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
-
-
-def _error(row: dict[str, Any]) -> str:
-    """`± 0.4 (3 runs)`, empty where there is one repetition."""
-    if row["standard_error"] is None:
-        return ""
-    return f"± {100 * row['standard_error']:.1f} ({row['repetitions']} {row['repeated']})"
-
-
-def _grouped(judgements: Sequence[Judged]) -> dict[Key, list[Judged]]:
-    groups: dict[Key, list[Judged]] = {}
-    for one in judgements:
-        groups.setdefault((one.found.encoder, one.found.method, one.found.fraction), []).append(one)
+def _grouped(scores: Sequence[Scored]) -> dict[Key, list[Scored]]:
+    groups = defaultdict[Key, list[Scored]](list)
+    for one in scores:
+        groups[one.found.encoder, one.found.method, one.found.fraction].append(one)
     return groups
 
 
-def _runs(group: Sequence[Judged]) -> list[list[Judged]]:
+def _runs(group: Sequence[Scored]) -> list[list[Scored]]:
     """A run's seeds together."""
-    runs: dict[str, list[Judged]] = {}
+    runs = defaultdict[str, list[Scored]](list)
     for one in group:
-        runs.setdefault(one.found.run, []).append(one)
+        runs[one.found.run].append(one)
     return list(runs.values())
 
 
-def _repetitions(group: Sequence[Judged]) -> tuple[list[float], str]:
-    """Metric of each run, mean over its seeds, and `runs`; or of each seed of the only run, and `seeds`."""
+def _repetitions(group: Sequence[Scored]) -> list[float]:
+    """Metric of each run, mean over its seeds; or of each seed of the only run."""
     tests = [[one.test for one in run] for run in _runs(group)]
-    return ([mean_and_error(run)[0] for run in tests], "runs") if len(tests) > 1 else (tests[0], "seeds")
+    return [float(np.mean(run)) for run in tests] if len(tests) > 1 else tests[0]
 
 
-def _mean_test(group: Sequence[Judged]) -> float:
-    return mean_and_error(_repetitions(group)[0])[0]
-
-
-def _mean_draws(group: Sequence[Judged]) -> Floats:
+def _mean_draws(group: Sequence[Scored]) -> Floats:
     """(R,) the mean over repetitions in each resample of the test recordings."""
     draws: Floats = np.mean([np.mean([one.draws for one in run], axis=0) for run in _runs(group)], axis=0)
     return draws
 
 
-def _right(clips: LabelledClips, found: Measured) -> Any:
-    return found.scores.argmax(axis=1) == clips.targets[found.rows]
-
-
-def _recall(clips: LabelledClips, group: Sequence[Measured]) -> float:
-    return mean_and_error(
-        [unweighted_recall(clips.targets[found.rows], found.scores.argmax(axis=1)) for found in group]
-    )[0]
-
-
-def _macro_f1(clips: LabelledClips, group: Sequence[Measured]) -> float:
-    classes = len(clips.label_names)
-    return mean_and_error(
-        [
-            score(
-                torch.from_numpy(clips.targets[found.rows]), torch.from_numpy(found.scores.argmax(axis=1)), classes
-            ).macro_f1
-            for found in group
-        ]
-    )[0]
+def _over_classes(metric: Callable[..., float], clips: LabelledClips, group: Sequence[Scored]) -> float | None:
+    """Mean over repetitions of the mean over the classes that occur in the labels, so that every encoder is averaged
+    over the same; None for several labels a clip.
+    """
+    if clips.multi_label:
+        return None
+    found = [
+        metric(labels, one.found.scores.argmax(axis=1), labels=np.unique(labels), average="macro", zero_division=0)
+        for one in group
+        for labels in [clips.targets[one.found.rows]]
+    ]
+    return float(np.mean(found))

@@ -1,0 +1,219 @@
+"""Reads the bytes of a ByteLocation at any position. Each process keeps a few archives open."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import zlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unfused_fast.errors import UserError
+from unfused_fast.optional import importing
+from unfused_fast.shards.sources.location import ByteLocation, Kind, is_url
+from unfused_fast.shards.sources.remote import RemoteFile
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+OPEN_ARCHIVES = 8
+"""Archives that a process keeps open. Ours: members are read in random order, mostly from few archives."""
+READ_BYTES = 1 << 14
+"""Read at once from a member. Ours: a header in one read, and little too much of the next member."""
+SPACING_BYTES, SEEK_POINTS = 1 << 20, 4096
+"""Least distance of the seek points of a gzip file, and most of them. Ours: a point holds 32 KiB, so that an index
+takes at most 128 MiB; reading a member costs inflating half the distance, 1 ms a MiB or two."""
+UNKNOWN_SIZE = 1 << 62
+"""Size of what a gzip file inflates to."""
+
+ReadAt = Callable[[int, int], bytes]
+"""(position, count) -> bytes, fewer only at the end. Raises OSError, or UserError: a server does not answer."""
+
+
+class Unreadable(OSError):
+    """Bytes that cannot be read; `str()` is the reason, without paths or secrets."""
+
+
+class ByteReader(io.RawIOBase):
+    """Part of what `read_at` reads, as a file."""
+
+    def __init__(self, read_at: ReadAt, start: int, size: int) -> None:
+        self._read_at, self._start, self._size, self._position = read_at, start, size, 0
+        self.failure: OSError | UserError | None = None
+        """Why a read failed; every later read fails too."""
+        self.raises = True
+        """False: a failure reads as the end of the file, for a native library that cannot pass on exceptions."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise OSError(errno.EINVAL, f"seek to {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), self._size - self._position)
+        if wanted <= 0:
+            return 0
+        try:
+            if self.failure is not None:
+                raise self.failure
+            data = self._read_at(self._start + self._position, wanted)
+            if len(data) < wanted and self._size < UNKNOWN_SIZE:
+                raise Unreadable("the archive ends inside it")
+        except (OSError, UserError) as error:
+            self.failure = error
+            if self.raises:
+                raise
+            return 0
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class JoinedFiles:
+    """One or several files as one."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        """Raises OSError, or UserError when a package is missing or a server does not answer."""
+        self.remote = [RemoteFile(name) for name in names if is_url(name)]
+        self._local = [Path(name).open("rb", buffering=0) for name in names if not is_url(name)]  # noqa: SIM115
+        sizes = [file.size for file in self.remote] + [os.fstat(file.fileno()).st_size for file in self._local]
+        self._parts: list[ReadAt] = [file.read_at for file in self.remote]
+        self._parts += [partial(_pread, file) for file in self._local]
+        *self.starts, self.size = accumulate(sizes, initial=0)
+
+    def read_at(self, position: int, count: int) -> bytes:
+        pieces: list[bytes] = []
+        for part, start, end in zip(self._parts, self.starts, [*self.starts[1:], self.size], strict=True):
+            while count > 0 and start <= position < end:
+                piece = part(position - start, min(count, end - position))
+                if not piece:
+                    return b"".join(pieces)
+                pieces.append(piece)
+                position, count = position + len(piece), count - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pread(file: io.FileIO, position: int, count: int) -> bytes:
+    return os.pread(file.fileno(), count, position)
+
+
+class InflatedGzip:
+    """What a gzip file inflates to, read from the nearest seek point on."""
+
+    def __init__(self, packed: JoinedFiles, index: str = "") -> None:
+        with importing("indexed_gzip", "indexed_gzip", "reading a gzip file", "pip install '.[cpu]'"):
+            import indexed_gzip
+
+        self._errors = (indexed_gzip.ZranError, OSError, EOFError, ValueError, zlib.error)
+        self._packed = ByteReader(packed.read_at, 0, packed.size)
+        self._file: Any = indexed_gzip.IndexedGzipFile(
+            fileobj=io.BufferedReader(self._packed, 1 << 16),
+            spacing=max(SPACING_BYTES, packed.size * 4 // SEEK_POINTS),
+            buffer_size=READ_BYTES,
+            index_file=index or None,
+        )
+
+    def read_at(self, position: int, count: int) -> bytes:
+        try:
+            self._file.seek(position)
+            return bytes(self._file.read(count))
+        except self._errors as error:
+            if isinstance(self._packed.failure, UserError):
+                raise self._packed.failure from error
+            words = str(error).partition("\n")[0].partition(" [")[0][:80] or type(error).__name__
+            raise Unreadable(f"gzip data are truncated or damaged ({words})") from error
+
+    def write_index(self, path: Path) -> None:
+        """Writes the seek points passed so far, for other processes."""
+        self._file.export_index(str(path))
+
+
+class InflatedMember:
+    """A deflated member of a zip, inflated as far as it is read and no further than its declared size."""
+
+    def __init__(self, packed: ByteReader, size: int, crc: int) -> None:
+        self._packed, self._size, self._crc = packed, size, crc
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self.data = bytearray()
+
+    def read_at(self, position: int, count: int) -> bytes:
+        while len(self.data) < min(position + count, self._size):
+            self._inflate()
+        return bytes(self.data[position : position + count])
+
+    def _inflate(self) -> None:
+        packed = self._inflater.unconsumed_tail or self._packed.read(1 << 16)
+        try:
+            block = self._inflater.decompress(packed, min(1 << 16, self._size - len(self.data) + 1))
+        except zlib.error as error:
+            raise Unreadable(f"deflated data are damaged ({error})") from error
+        self.data += block
+        if len(self.data) > self._size:
+            raise Unreadable(f"inflates to more than the {self._size} bytes that the zip promises")
+        if not block and (not packed or self._inflater.eof):
+            raise Unreadable(f"inflates to {len(self.data)} bytes, but the zip promises {self._size}")
+        if len(self.data) == self._size and zlib.crc32(self.data) != self._crc:
+            raise Unreadable("its check sum (CRC) is not that of the zip's list")
+
+
+def open_files(names: tuple[str, ...]) -> JoinedFiles:
+    """These files, joined. Raises OSError, or UserError when a package is missing or a server does not answer."""
+    return _opened(names, _stamps(names))
+
+
+@lru_cache(maxsize=OPEN_ARCHIVES)
+def _opened(names: tuple[str, ...], stamps: tuple[float, ...]) -> JoinedFiles:
+    return JoinedFiles(names)
+
+
+@lru_cache(maxsize=OPEN_ARCHIVES // 2)
+def _inflated(names: tuple[str, ...], stamps: tuple[float, ...], index: str) -> InflatedGzip:
+    return InflatedGzip(open_files(names), index)
+
+
+def _stamps(names: tuple[str, ...]) -> tuple[float, ...]:
+    """Inodes, sizes and times of the files, so that a file that was replaced is opened anew."""
+    status = [Path(name).stat() for name in names if not is_url(name)]
+    return tuple(number for each in status for number in (each.st_ino, each.st_size, each.st_mtime_ns))
+
+
+def open_location(location: ByteLocation) -> io.BufferedReader:
+    """The bytes of a location as a seekable file; its `raw` is a ByteReader, whose `failure` tells why a read failed.
+
+    Raises:
+        OSError: nothing there, or not read; its text is the reason.
+        UserError: a package is missing, or a server does not answer.
+    """
+    if location.kind == Kind.REFUSED:
+        raise Unreadable(location.why)
+    files, start, size = open_files(location.files), location.start, location.size
+    read_at = files.read_at
+    if location.kind == Kind.WHOLE:
+        size = files.size
+    elif location.kind == Kind.GZIP:
+        read_at = _inflated(location.files, _stamps(location.files), location.index).read_at
+    elif location.kind != Kind.STORED:
+        header = files.read_at(start, 30)
+        if header[:4] != b"PK\3\4" or len(header) < 30:
+            raise Unreadable("the zip has no file where its list says")
+        start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    if location.kind == Kind.ZIP_DEFLATED:
+        read_at = InflatedMember(ByteReader(read_at, start, location.packed), size, location.crc).read_at
+        start = 0
+    return io.BufferedReader(ByteReader(read_at, start, size), READ_BYTES)

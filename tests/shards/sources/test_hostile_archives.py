@@ -1,0 +1,132 @@
+"""Hostile, damaged and odd archives: what is sound is packed, all else is rejected by name, nothing is unpacked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import pytest
+from archive_files import make_zip, reasons
+from hostile.hostile_archives import Archive, cases
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources import archives, reader
+from unfused_fast.shards.sources.location import ByteLocation
+from unfused_fast.shards.sources.source_rows import source_rows
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_only_what_is_sound_is_packed(tmp_path: Path, case: Archive) -> None:
+    path = tmp_path / "a/b" / case.name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(case.build())
+    out = tmp_path / "sets/out"
+    out.parent.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        rows = source_rows(path)
+        result = pack(rows, out, workers=1)
+    except UserError as refused:
+        assert not case.packed and case.why in str(refused), refused
+        assert case.name in str(refused) or "none of them usable" in str(refused)
+    else:
+        sources = result.shard_set.clips["source"].to_pylist()
+        assert {PurePosixPath(source).name for source in sources} == case.packed
+        with (out / "rejected.csv").open(encoding="utf-8", newline="") as stream:
+            _, *lines = csv.reader(stream)
+        assert bool(case.why) == bool(lines) and case.why in " ".join(why for _, why in lines)
+        rejected = {source for source, _ in lines}  # a long file once for each of its pieces
+        assert not rejected & set(sources) and all(name.isprintable() for name in rejected)
+        assert sorted([*set(sources), *rejected]) == sorted(row.source for row in rows)
+    assert [entry for entry in sorted(tmp_path.rglob("*")) if out not in (entry, *entry.parents)] == before
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.packed], ids=lambda case: case.name)
+def test_archive_that_cannot_be_read_is_named_among_the_files_of_its_folder(case: Archive, tmp_path: Path) -> None:
+    (tmp_path / case.name).write_bytes(case.build())
+    (tmp_path / "b.wav").write_text("x")
+    why = reasons(tmp_path)
+    assert why.pop("b.wav") == "" and (case.name.startswith("empty.") or case.why in why[case.name])
+
+
+def test_archive_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.rar").write_text("x")
+    assert reasons(tmp_path)["a.rar"].startswith("an archive of a kind that is not read; unpack it")
+
+
+def test_deflated_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "bomb.zip", {"bomb.wav": bytes(5_000_000), "fine.wav": b"x"})
+    assert reasons(path, largest=1_000_000) == {
+        "bomb.zip/bomb.wav": "inflates to 5,000,000 bytes; the limit is 1,000,000",
+        "fine.wav": "",
+    }
+
+
+def test_deflated_bomb_that_lies_stops_at_what_it_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_zip(tmp_path / "bomb.zip", {"bomb.wav": bytes(50_000_000)})
+    data = bytearray(path.read_bytes())
+    entry = data.find(b"PK\1\2")
+    data[entry + 24 : entry + 28] = struct.pack("<L", 1000)
+    path.write_bytes(data)
+    opened: list[reader.InflatedMember] = []
+    made = reader.InflatedMember.__init__
+
+    def noted(self: reader.InflatedMember, packed: reader.ByteReader, size: int, crc: int) -> None:
+        made(self, packed, size, crc)
+        opened.append(self)
+
+    monkeypatch.setattr(reader.InflatedMember, "__init__", noted)
+    (row,) = source_rows(path)
+    assert isinstance(row.path, ByteLocation)
+    with pytest.raises(OSError, match="inflates to more than the 1000 bytes"):
+        reader.open_location(row.path).read()
+    assert len(opened[0].data) < 200_000
+
+
+def test_damaged_member_fails_its_check_sum_and_stays_damaged(tmp_path: Path) -> None:
+    """Also where it was read before the damage was seen."""
+    content = bytes(200_000)
+    path = make_zip(tmp_path / "a.zip", {"a.wav": content})
+    data = bytearray(path.read_bytes())
+    data[data.find(b"PK\1\2") + 16] ^= 1
+    path.write_bytes(data)
+    (row,) = source_rows(path)
+    assert isinstance(row.path, ByteLocation)
+    file = reader.open_location(row.path).raw
+    assert file.read(10) == content[:10]
+    for position in (len(content) - 10, 0, len(content) - 10):
+        file.seek(position)
+        with pytest.raises(reader.Unreadable, match=r"its check sum \(CRC\)"):
+            file.read(10)
+
+
+def test_member_is_inflated_and_summed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    (row,) = source_rows(make_zip(tmp_path / "a.zip", {"a.wav": content}))
+    summed, crc32 = list[int](), zlib.crc32
+    monkeypatch.setattr("zlib.crc32", lambda block: (summed.append(len(block)), crc32(block))[1])
+    assert isinstance(row.path, ByteLocation)
+    file = reader.open_location(row.path)
+    for position in (0, 1 << 19, 1000, len(content) - 10, 0):
+        file.seek(position)
+        assert file.read(10) == content[position : position + 10]
+    assert summed == [len(content)]
+
+
+def test_gzip_bomb_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "BOMB_BYTES", 1 << 20)
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        for name, size in (("fine.wav", 10), ("bomb.wav", 4 << 20), ("behind.wav", 10)):
+            about = tarfile.TarInfo(name)
+            about.size = size
+            tar.addfile(about, io.BytesIO(bytes(size)))
+    why = reasons(tmp_path / "a.tgz")
+    assert why["fine.wav"] == "" and "bomb.wav" not in why and "behind.wav" not in why
+    assert "inflates to more than 200 times its size" in why["a.tgz"]
