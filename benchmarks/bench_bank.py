@@ -2,8 +2,8 @@
 
 python benchmarks/bench_bank.py --rows 200000 --dim 512
 
-In one run and by turns: the asynchronous save, and the floor: the same bytes into one file, then fsync. Also reading
-from the disk: all rows verified, and raw.
+In one run and by turns: the snapshot and its writer, and the floor: the same bytes into one file, then fsync. Also
+reading from the disk: all rows verified, and raw.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
         folder = Path(name)
         for turn in range(-WARM_UP, given.repeats):
             measured: dict[str, Callable[[], object]] = {
-                "rows to the disk: MemoryBank.save": partial(
-                    saved, bank, folder / "bank", 2 * (turn + WARM_UP), assignments
+                "rows to the disk: MemoryBank.snapshot": partial(
+                    saved, bank, folder / "bank", turn + WARM_UP, assignments
                 ),
                 "rows to the disk: write + fsync of one file": lambda: written(folder / "raw", bits),
                 "rows from the disk: every chunk verified": lambda: read_verified(folder / "bank", given.rows),
@@ -56,10 +56,9 @@ def main() -> None:
                 took = seconds_of(work, device)
                 if turn >= 0:
                     seconds.setdefault(what, []).append(took)
-            blocked = seconds_of(partial(bank.save, folder / "bank", 2 * (turn + WARM_UP) + 1, assignments), device)
+            blocked = seconds_of(lambda: bank.snapshot(folder / "bank", 0, assignments), device)
             if turn >= 0:
-                seconds.setdefault("rows of which training waits: MemoryBank.save", []).append(blocked)
-            bank.wait()
+                seconds.setdefault("rows of which training waits: MemoryBank.snapshot", []).append(blocked)
         size = bits.nbytes + 8 * given.rows
     settings = {
         "rows": given.rows,
@@ -70,14 +69,15 @@ def main() -> None:
     }
     for what, values in seconds.items():
         record("bench_bank", what, "rows/s", [given.rows / value for value in values], device, **settings)
-    waits = seconds["rows of which training waits: MemoryBank.save"]
-    record("bench_bank", "training waits: MemoryBank.save", "ms", [1000 * value for value in waits], device, **settings)
+    waits = seconds["rows of which training waits: MemoryBank.snapshot"]
+    record(
+        "bench_bank", "training waits: MemoryBank.snapshot", "ms", [1000 * value for value in waits], device, **settings
+    )
 
 
 def saved(bank: MemoryBank, folder: Path, epoch: int, assignments: torch.Tensor) -> None:
     """The save from its start until the generation is published and the oldest deleted."""
-    bank.save(folder, epoch, assignments)
-    bank.wait()
+    bank.snapshot(folder, epoch, assignments)()
 
 
 def written(path: Path, bits: object) -> None:
@@ -98,7 +98,7 @@ def read_verified(folder: Path, rows: int) -> None:
     for path in generation.path.rglob("0"):
         if path.is_file():
             forget(path)
-    if sum(len(block.rows) for block in generation.blocks()) != rows:
+    if sum(len(block) for _, block in generation.blocks()) != rows:
         raise SystemExit("rows are missing")
 
 

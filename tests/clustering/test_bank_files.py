@@ -45,15 +45,14 @@ def written(directory: Path, rows: int = 100, dtype: torch.dtype = torch.float32
 def test_any_zarr_reads_the_bits(tmp_path: Path, rows: int, dtype: torch.dtype) -> None:
     generation = written(tmp_path, rows, dtype)
     group, read = zarr.open_group(generation, mode="r"), Generation(generation)
-    blocks = list(read.blocks())
     assert group.metadata.zarr_format == 3
     as_numpy, as_torch = (np.uint32, torch.uint32) if dtype == torch.float32 else (np.uint16, torch.uint16)
-    ours = torch.cat([block.rows for block in blocks])
+    ours = read.rows()
     assert ours.dtype == dtype
     assert np.array_equal(group["embeddings"][:].view(as_numpy), ours.view(as_torch).numpy())
     expected = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows)).to(dtype)
     assert torch.equal(ours[:-2], expected[:-2])
-    assert torch.equal(torch.cat([block.assignments for block in blocks]), torch.from_numpy(group["assignments"][:]))
+    assert torch.equal(read.assignments(), torch.from_numpy(group["assignments"][:]))
     assert set(read.verify()) == {None} and read.clip_ids == range(1000, 1000 + rows)
     norms = np.linalg.norm(ours.double().numpy(), axis=1)
     finite, found = norms[np.isfinite(norms)], read.manifest.norms
@@ -81,7 +80,7 @@ def test_every_byte_of_the_rows_is_watched_and_the_rest_still_read(tmp_path: Pat
             (damaged,) = [fact for fact in read.verify() if fact]
             assert f"{path}: {rows}" in damaged and "not as they were written" in damaged
             with pytest.raises(DamagedBank, match=rows.split(" (")[0]):
-                list(read.blocks())
+                read.rows(), read.assignments()
         path.write_bytes(whole)
     path.write_bytes(whole[:-1])
     with pytest.raises(DamagedBank, match=r"assignments/c/1: 203 bytes, but it was written with 204"):
@@ -100,7 +99,7 @@ def test_opening_reads_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
 
     before = bytes_read()
-    assert torch.equal(next(open_bank(tmp_path).blocks()).rows[:10], rows[:10])
+    assert torch.equal(next(open_bank(tmp_path).blocks())[1][:10], rows[:10])
     assert bytes_read() - before < 30 * 2**20 < rows.nbytes
 
 
@@ -129,20 +128,17 @@ from unfused_fast.errors import UserError
 disk = Path(sys.argv[1])
 bank, ids = MemoryBank(20000, 64, 0, torch.device("cpu")), torch.zeros(20000, dtype=torch.int64)
 bank.rows.normal_()
-bank.save(disk / "bank", 1, ids)
-bank.wait()
+bank.snapshot(disk / "bank", 1, ids)()
 (disk / "other").write_bytes(bytes(3 * 2**20))
-bank.save(disk / "bank", 2, ids)
 try:
-    bank.wait()
+    bank.snapshot(disk / "bank", 2, ids)()
 except UserError as error:
     print(error)
 other = MemoryBank(20000, 64, 0, torch.device("cpu"))
 other.load(disk / "bank", 1)
 print(torch.equal(other.rows, bank.rows), [path.name for path in (disk / "bank").iterdir()])
 (disk / "other").unlink()
-bank.save(disk / "bank", 2, ids)
-print(bank.wait().name)
+print(bank.snapshot(disk / "bank", 2, ids)().name)
 """
 
 

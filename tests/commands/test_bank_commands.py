@@ -28,16 +28,16 @@ IDS = torch.arange(100) % 7
 def bank(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hundred rows in several chunks, epochs 3 and 4."""
     monkeypatch.setattr(bank_files, "CHUNK_BYTES", 512)
-    with MemoryBank(100, 16, 50, torch.device("cpu"), request.param) as filled:
-        for epoch in (3, 4):
-            filled.write(torch.arange(50, 150), torch.randn(100, 16) * torch.logspace(-30, 30, 100)[:, None])
-            filled.save(tmp_path / "bank.zarr", epoch, IDS, step=epoch * 9)
+    filled = MemoryBank(100, 16, 50, torch.device("cpu"), request.param)
+    for epoch in (3, 4):
+        filled.write(torch.arange(50, 150), torch.randn(100, 16) * torch.logspace(-30, 30, 100)[:, None])
+        filled.snapshot(tmp_path / "bank.zarr", epoch, IDS, step=epoch * 9)()
     assert len(list(open_bank(tmp_path).blocks())) > 4
     return tmp_path / "bank.zarr"
 
 
 def rows_of(bank: Path, epoch: int | None = None) -> np.ndarray:
-    return torch.cat([block.rows for block in open_bank(bank, epoch).blocks()]).float().numpy()
+    return open_bank(bank, epoch).rows().float().numpy()
 
 
 def test_info(cli: Cli, bank: Path) -> None:

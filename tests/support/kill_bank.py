@@ -62,7 +62,7 @@ def keep_saving(folder: Path, told: int) -> None:
         epoch += 1
         rows, assignments = content(epoch)
         bank.write(torch.arange(ROWS) + FIRST_ID, rows)
-        bank.save(folder, epoch, assignments, then=partial(publish, epoch))
+        bank.snapshot(folder, epoch, assignments, then=partial(publish, epoch))()
 
 
 def check(folder: Path) -> None:
@@ -71,9 +71,7 @@ def check(folder: Path) -> None:
     for epoch in generations:
         generation, (rows, assignments) = Generation(folder / f"gen-{epoch:06d}"), content(epoch)
         assert generation.manifest.epoch == epoch
-        blocks = list(generation.blocks())
-        assert torch.equal(torch.cat([block.rows for block in blocks]), rows), epoch
-        assert torch.equal(torch.cat([block.assignments for block in blocks]), assignments), epoch
+        assert torch.equal(generation.rows(), rows) and torch.equal(generation.assignments(), assignments), epoch
     assert len(generations) <= GENERATIONS_KEPT + 1
     if checkpoints:
         assert checkpoints[-1] in generations, (checkpoints[-1], generations)

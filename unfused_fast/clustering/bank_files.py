@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -86,16 +86,6 @@ class Manifest:
     def row_bytes(self) -> int:
         """Of a row of embeddings."""
         return self.dim * DTYPES[self.dtype].itemsize
-
-
-class Block(NamedTuple):
-    """A chunk's rows, verified."""
-
-    first_row: int
-    rows: Tensor
-    """(n, D) on the CPU."""
-    assignments: Tensor
-    """(n,) int64 on the CPU."""
 
 
 def generation_name(epoch: int) -> str:
@@ -242,12 +232,14 @@ class Generation:
         """(N,) int64, verified. Raises DamagedBank that names file and clips."""
         return torch.cat([self._read("assignments", start) for start in self._starts("assignments")])
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in order, verified, a chunk at a time. Raises DamagedBank that names file and clips."""
-        assignments = self.assignments()
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """First row and rows (n, D) of each chunk, verified. Raises DamagedBank that names file and clips."""
         for start in self._starts("embeddings"):
-            rows = self._read("embeddings", start)
-            yield Block(start, rows.view(DTYPES[self.manifest.dtype]), assignments[start : start + len(rows)])
+            yield start, self._read("embeddings", start).view(DTYPES[self.manifest.dtype])
+
+    def rows(self) -> Tensor:
+        """All blocks, (N, D)."""
+        return torch.cat([rows for _, rows in self.blocks()])
 
     def verify(self) -> Iterator[str | None]:
         """For each file of rows: None, or what is damaged: the file, and the clips of its rows."""
@@ -271,6 +263,11 @@ class Generation:
             place = f"{self.path / _file(name, start // array.chunks[0])}: rows {start} to {start + len(clips) - 1}"
             which = f"(clips {clips[0]} to {clips[-1]})"
             raise DamagedBank(f"{place} {which} are not as they were written ({cause(error)})") from error
+
+    def describe(self) -> dict[str, Any]:
+        """What `unfused-fast bank info` says of it."""
+        size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        return {**asdict(self.manifest), "bytes": size}
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -25,7 +25,7 @@ def bank_info(
     as_json: Json = False,
 ) -> None:
     """Generations, their epochs, sizes and norms; exit code 1 when one is damaged."""
-    from unfused_fast.clustering import DamagedBank, Generation, describe, generation_paths
+    from unfused_fast.clustering import DamagedBank, Generation, generation_paths
 
     found: list[dict[str, Any]] = []
     for path in generation_paths(bank):
@@ -40,7 +40,7 @@ def bank_info(
                 for done, fact in enumerate(generation.verify(), 1):
                     damaged += [] if fact is None else [fact]
                     advance(done, sum(1 for _ in generation.manifest.files()), len(damaged))
-        found.append({"generation": str(path), **describe(generation), "verified": verify, "damaged": damaged})
+        found.append({"generation": str(path), **generation.describe(), "verified": verify, "damaged": damaged})
     facts = [fact for item in found for fact in item["damaged"]]
     if as_json:
         print_json({"bank": str(bank), "generations": found})
@@ -69,7 +69,7 @@ def bank_export(
     as_json: Json = False,
 ) -> None:
     """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
-    from unfused_fast.clustering import describe, export, format_of, open_bank
+    from unfused_fast.clustering import export, format_of, open_bank
     from unfused_fast.shards.sets.table import open_shards
 
     kind = format_of(out)
@@ -77,7 +77,7 @@ def bank_export(
     shard_set = None if shards is None else open_shards(local_shards(shards))
     with bar("exporting") as advance:
         export(generation, out, kind, shard_set, advance)
-    described = {"generation": str(generation.path), **describe(generation), "format": kind, "out": str(out)}
+    described = {"generation": str(generation.path), **generation.describe(), "format": kind, "out": str(out)}
     if as_json:
         print_json(described)
         return

@@ -58,7 +58,7 @@ def last_clusters(run: Path) -> Clusters:
     for sentence in unused:
         console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
     bank = Generation(run / BANK / generation_name(state["epoch"]))
-    rows, assignments = torch.cat([block.rows for block in bank.blocks()]), bank.assignments()
+    rows, assignments = bank.rows(), bank.assignments()
     points = clustered_points(rows, from_flat(recorded["config"]))
     first_id = bank.manifest.first_clip_id
     return Clusters(int(state["epoch"]), points, row_spread(rows), assignments, int(state["k"]), first_id)
