@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
-from unfused_fast.commands.rates import Rates
+from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
 from unfused_fast.methods import resolve_k
@@ -158,7 +158,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
 def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
     """`--data`: as set, or what `auto` would choose with what is left of the machine."""
     if config.data.store != "auto":
-        return config.data.store, "as data.store says"
+        return config.data.store, "as set by data.store"
     host_left = (machine.host_bytes or 0) - on_host - (on_device if machine.kind == "cpu" else 0)
     free = Free(max(0, round((machine.device_bytes or 0) - on_device)), max(0, round(host_left)) // machine.devices)
     store, why = choose(log_mels, torch.device(machine.kind), free, None)
