@@ -23,7 +23,6 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import (
-    FrozenEncoder,
     LabelledClips,
     Round,
     Rows,
@@ -138,7 +137,10 @@ def measure(
             if seed == config.train.seed + seeds[0] or run == "random":  # which is another with each seed
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
-                features = _features(frozen, seeded, shards, clips, device)
+                read = seeded if plan.seed_of_run else config  # all seeds of a run see the same crops
+                splits = eval_features(frozen, read, shards, clips.splits, device)
+                features = torch.cat([splits[split] for split in clips.splits])
+                features = features[torch.from_numpy(clips.kept).to(device)]
             of = name if name == run else f"{name} ({run})"
             console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
             for fraction in plan.fractions:
@@ -146,14 +148,6 @@ def measure(
                 for method in plan.methods:
                     found.append(_measured(seeded, clips, parts, features, name, run, method, fraction))
     return clips, found
-
-
-def _features(
-    frozen: FrozenEncoder, config: Config, shards: ShardSet, clips: LabelledClips, device: torch.device
-) -> Tensor:
-    """(N, D) of the labelled clips."""
-    parts = eval_features(frozen, config, shards, clips.splits, device)
-    return torch.cat([parts[split] for split in clips.splits])[torch.from_numpy(clips.kept).to(device)]
 
 
 def _measured(
