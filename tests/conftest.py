@@ -19,7 +19,7 @@ from generations import DIM
 
 from unfused_fast.cli import app
 from unfused_fast.clustering import bank_manifest
-from unfused_fast.commands.flags import run_app
+from unfused_fast.commands.exits import run_app
 from unfused_fast.console import console
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.packing.pack import pack

@@ -1,39 +1,22 @@
-"""Audio of one's own under the same door as the data sets: a folder, or a CSV that lists it."""
+"""Audio of one's own, named like the data sets: a folder, or a CSV that lists it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.source_rows import source_rows
 
-FOLDER_OPTIONS = {"labels": ("none", "folders")}
-FOLDER_LAYOUT = (
-    "ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
-    "or below those of the splits (train, valid, test), is the label"
-)
-CSV_LAYOUT = "ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder"
 
-
-def discover_folder(root: Folder, given: Mapping[str, str]) -> Discovery:
-    """As `shard FOLDER` finds it; labels=folders is its --labels-from-folders."""
-    labels = chosen("folder", FOLDER_OPTIONS, given)["labels"]
-    if not root.is_dir():
-        raise UserError(f"{root}: not a folder; folder wants {FOLDER_LAYOUT}; for a table say --dataset csv")
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
+    """As `shard FOLDER` and `shard TABLE.csv` find it; labels=folders is --labels-from-folders."""
+    if "labels" in choice and not root.is_dir():
+        raise WrongLayout(f"{root}: not a folder; for a table say --dataset csv")
+    if "labels" not in choice and not root.is_file():
+        raise WrongLayout(f"{root}: not a file; for a folder say --dataset folder")
     notes: list[str] = []
-    return Discovery(source_rows(root, labels_from_folders=labels == "folders", note=notes.append), notes)
-
-
-def discover_csv(root: Folder, given: Mapping[str, str]) -> Discovery:
-    """As `shard TABLE.csv` finds it."""
-    chosen("csv", {}, given)
-    if not root.is_file():
-        raise UserError(f"{root}: not a file; csv wants: {CSV_LAYOUT}; for a folder say --dataset folder")
-    notes: list[str] = []
-    return Discovery(source_rows(root, note=notes.append), notes)
+    return Discovery(source_rows(root, labels_from_folders=choice.get("labels") == "folders", note=notes.append), notes)
 
 
 FOLDER = Dataset(
@@ -45,9 +28,10 @@ FOLDER = Dataset(
     ),
     licence="yours",
     source="your disk",
-    layout=FOLDER_LAYOUT,
-    discover=discover_folder,
-    options=FOLDER_OPTIONS,
+    layout="ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
+    "or below those of the splits (train, valid, test), is the label",
+    find=find,
+    options={"labels": ("none", "folders")},
     holds_out=False,
 )
 CSV = Dataset(
@@ -56,7 +40,7 @@ CSV = Dataset(
     variants=(Variant("labels of the table", {}, None, {}),),
     licence="yours",
     source="your disk",
-    layout=CSV_LAYOUT,
-    discover=discover_csv,
+    layout="ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder",
+    find=find,
     holds_out=False,
 )

@@ -80,7 +80,7 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
         "--devices 2: PyTorch"
         in cli("train", "pretrain", tones, "--out", tmp_path, "--device", "cuda", "--devices", 2).error
     )
-    assert "a batch of 16 clips a process has 16" in cli(*command, "--accumulate", 17).error
+    assert "a batch of 16 clips a process has 16" in cli(*command, "--set", "train.accumulate=17").error
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "want a whole number; start the processes by torchrun or srun" in cli(*command).error

@@ -180,13 +180,13 @@ def test_collapsed_clusters_stop_every_rank(tones: Path, tiny: list[str], tmp_pa
 
 
 def test_parts_of_a_batch_are_ranks_without_shared_statistics(tones: Path, tiny: list[str], tmp_path: Path) -> None:
-    """--accumulate 2 on one process takes the parts that two ranks take at once with model.sync_bn = false."""
+    """train.accumulate=2 on one process takes the parts that two ranks take at once with model.sync_bn = false."""
     values = "model.sync_bn=false model.dropout=0 optim.lr=0.05 bank.init_mode=eval train.batch_size=20"
     flags = [*tiny, *(word for value in values.split() for word in ("--set", value)), "--epochs", "1"]
     command = ["train", "pretrain", str(tones), *flags, "--out"]
     ends = run_jobs(
         [
-            {"ranks": 1, "arguments": [*command, str(tmp_path / "parts"), "--accumulate", "2"]},
+            {"ranks": 1, "arguments": [*command, str(tmp_path / "parts"), "--set", "train.accumulate=2"]},
             {"ranks": 2, "arguments": [*command, str(tmp_path / "ranks")]},
             {"ranks": 1, "arguments": [*command, str(tmp_path / "whole")]},
         ],

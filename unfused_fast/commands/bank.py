@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from unfused_fast.commands.flags import Json, bar, local_shards, print_json, stdout_console
+from unfused_fast.commands.flags import Json
+from unfused_fast.commands.output import bar, local_shards, print_json, stdout_console
 from unfused_fast.errors import escaped
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")

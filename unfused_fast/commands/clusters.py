@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from unfused_fast.commands.flags import Json, local_shards, print_json, stdout_console
+from unfused_fast.commands.flags import Json
+from unfused_fast.commands.output import local_shards, print_json, stdout_console
 from unfused_fast.errors import UserError, cause, escaped
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Device, Json, Overwrite, bar, print_json
+from unfused_fast.commands.flags import Device, Json, Overwrite
+from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import escaped
 
 

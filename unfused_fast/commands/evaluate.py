@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,22 +11,16 @@ import typer
 
 from unfused_fast.commands.flags import (
     Compile,
-    Data,
-    Device,
+    ConfigFlags,
     Holdout,
     Json,
     Overwrite,
-    Preset,
-    Seed,
-    Sets,
     Shards,
-    local_shards,
     pairs,
-    print_json,
     run_options,
-    stage_config,
-    stdout_console,
+    with_flags,
 )
+from unfused_fast.commands.output import local_shards, print_json, stdout_console
 from unfused_fast.config import BASELINES, Stage
 from unfused_fast.errors import UserError
 
@@ -41,21 +34,11 @@ Fractions = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class TableFlags:
+@dataclass(frozen=True, kw_only=True)
+class TableFlags(ConfigFlags):
     """Flags that all of these commands have."""
 
-    preset: Preset = "recommended"
-    settings: Sets = None
-    seed: Seed = 0
-    device: Device = "auto"
-    data: Data = None
     holdout: Holdout = None
-    as_json: Json = False
-
-    def config(self, stage: Stage, epochs: int | None = None, more: Sequence[str] = ()) -> Config:
-        """Of a stage; `more` as of --set."""
-        return stage_config(stage, self.preset, [*(self.settings or []), *more], epochs, self.seed, self.data)
 
     def show(self, result: Any, tables: Sequence[TextTable], sentences: Sequence[str] = ()) -> None:
         """The result as JSON, or its tables and sentences."""
@@ -70,24 +53,7 @@ class TableFlags:
             typer.echo(sentence)
 
 
-def with_table_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of TableFlags as flags, in place of its parameter `flags`."""
-    own = [each for each in signature(command, eval_str=True).parameters.values() if each.name != "flags"]
-    common = [
-        each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature(TableFlags, eval_str=True).parameters.values()
-    ]
-
-    def run(**given: Any) -> None:
-        command(flags=TableFlags(**{each.name: given.pop(each.name) for each in common}), **given)
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    every = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in [*own, *common]]
-    run.__annotations__ = {each.name: each.annotation for each in every}
-    run.__signature__ = Signature(every)  # type: ignore[attr-defined]
-    return run
-
-
-@with_table_flags
+@with_flags(TableFlags)
 def evaluate(
     shards: Shards,
     encoders: Annotated[
@@ -189,7 +155,7 @@ def tasks(as_json: Json = False) -> None:
     TableFlags(as_json=as_json).show([asdict(task) for task in TASKS.values()], tables, unclear)
 
 
-@with_table_flags
+@with_flags(TableFlags)
 def lape(
     data_dir: Annotated[
         Path,
@@ -225,7 +191,7 @@ def lape(
     chosen = chosen_tasks(names)
     plan = LapePlan(
         flags.config("distill", epochs),
-        flags.config("linear", more=[f"eval.encoder={encoder}"]),
+        flags.config("linear", None, **{"eval.encoder": encoder}),
         Plan(fractions=fractions_of(fractions)).fractions,
         seeds,
         flags.holdout,
@@ -236,7 +202,7 @@ def lape(
     flags.show(summary, tables(summary), sentences(summary))
 
 
-@with_table_flags
+@with_flags(TableFlags)
 def ablate(
     shards: Shards,
     out: Annotated[Path, typer.Option("--out", help="Directory for runs and the table.", show_default=False)],

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
+from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,8 +18,8 @@ from unfused_fast.errors import UserError, cause, escaped
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
-_FULL, _NO_RIGHT = "free space, then go on with --resume", "name another place, or get the right to use this one"
-_OTHER_KIND = "name another place"
+_FULL, _NO_RIGHT = "free space, then continue with --resume", "name another path, or get permission for this one"
+_OTHER_KIND = "name another path"
 _REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_RIGHT),
@@ -62,3 +65,28 @@ def end(error: Exception) -> NoReturn:
         file=sys.stderr,
     )
     sys.exit(FAULT)
+
+
+def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
+    """Runs the command line; ends with one sentence and an exit code instead of a traceback, unless --debug is
+    given.
+    """
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("UNFUSED_DEBUG"))
+    sys.argv[1:] = [
+        *(["--debug"] if "--debug" in sys.argv[1:] else []),
+        *(item for item in sys.argv[1:] if item != "--debug"),
+    ]
+    if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+    except UsageError as error:
+        end_of_usage(error)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        end(error)
+    else:
+        if code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
+            print("interrupted", file=sys.stderr)
+        sys.exit(code or 0)

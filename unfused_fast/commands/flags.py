@@ -1,32 +1,23 @@
-"""What the commands of the command line share: settings from flags, output, errors and exit codes. Imports nothing
-heavy.
-"""
+"""What the commands of the command line share: flags, and settings from them. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
+import functools
+import inspect
 import os
-import shlex
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from io import TextIOWrapper
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from unfused_fast.commands.exits import INTERRUPTED, UsageError, end, end_of_usage
 from unfused_fast.commands.launcher import start_devices
 from unfused_fast.commands.ray_launcher import start_on_ray
 from unfused_fast.config import BASELINES, PresetName, Stage, Store
-from unfused_fast.errors import UserError, escaped
-from unfused_fast.launch import place_of
+from unfused_fast.errors import UserError
+from unfused_fast.launch import TIMEOUT_SECONDS, place_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from unfused_fast.config import Config
     from unfused_fast.training import Options
 
@@ -47,9 +38,7 @@ Seed = Annotated[int, typer.Option(help="Seeds weights, order, views, clustering
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[
     bool | None,
-    typer.Option(
-        "--compile/--no-compile", help="torch.compile; on for CUDA unless said otherwise.", show_default=False
-    ),
+    typer.Option("--compile/--no-compile", help="torch.compile; on by default on CUDA.", show_default=False),
 ]
 Data = Annotated[
     Store | None,
@@ -81,15 +70,6 @@ Devices = Annotated[
 Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="Where --devices starts its processes: this machine, or the Ray cluster at RAY_ADDRESS."),
-]
-Accumulate = Annotated[
-    int | None,
-    typer.Option(
-        "--accumulate",
-        min=1,
-        help="Parts in which a batch goes through the network, where it does not fit. As --set train.accumulate.",
-        show_default="1",
-    ),
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=5, help="Seconds that a process waits for the others before it gives up.")
@@ -143,30 +123,105 @@ def pairs(
     return values
 
 
-def stage_config(
-    stage: Stage,
-    preset_name: PresetName,
-    settings: list[str] | None,
-    epochs: int | None,
-    seed: int,
-    data: str | None = None,
-    save_every: str | None = None,
-    accumulate: int | None = None,
-) -> Config:
-    """Preset, then the flags of the stage, then `--set`, which wins."""
-    from unfused_fast.config import preset, with_values
-    from unfused_fast.training import parse_save_every
+def with_flags(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorates a command whose last parameter is `flags`, a dataclass of flags: each field becomes a flag."""
 
-    epochs_field = "eval.epochs" if stage == "linear" else "train.epochs"
-    flags: dict[str, Any] = {
-        "train.seed": seed,
-        epochs_field: epochs,
-        "data.store": data,
-        "train.save_every": parse_save_every(save_every)[1],
-        "train.accumulate": accumulate,
-    }
-    flags = {name: value for name, value in flags.items() if value is not None}
-    return with_values(preset(preset_name, stage), {**flags, **pairs(settings)})
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
+        shared, kinds = inspect.signature(group).parameters, get_type_hints(group, include_extras=True)
+        every = [*own, *(one.replace(annotation=kinds[name]) for name, one in shared.items())]
+        every = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in every]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**{one.name: given[one.name] for one in own}, flags=group(**{name: given[name] for name in shared}))
+
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in every}
+        return run
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFlags:
+    """Flags of everything that is made from a preset."""
+
+    preset: Preset = "recommended"
+    settings: Sets = None
+    seed: Seed = 0
+    device: Device = "auto"
+    data: Data = None
+    as_json: Json = False
+
+    def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
+        """Preset, then the flags of the stage, then `--set`, which wins."""
+        given = {"data.store": self.data, **flags}
+        return stage_config(stage, self.preset, self.settings, epochs, self.seed, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFlags(ConfigFlags):
+    """Flags of every trained stage."""
+
+    resume: Resume = False
+    resume_anyway: ResumeAnyway = False
+    overwrite: Overwrite = False
+    profile: Profile = False
+
+    def options(self) -> Options:
+        """How the stage runs."""
+        return run_options(self.device, resume=self.resume, overwrite=self.overwrite, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"resume_anyway": self.resume_anyway, "profile": self.profile}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFlags(StageFlags):
+    """Flags of the stages that train a network, on one process."""
+
+    compile_: Compile = None
+    save_every: SaveInterval = None
+
+    def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
+        """As ConfigFlags.config, with --save-every."""
+        from unfused_fast.training import parse_save_every
+
+        return super().config(stage, epochs, **{"train.save_every": parse_save_every(self.save_every)[1]}, **flags)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "compile_": self.compile_, "save_every": self.save_every}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksFlags(EpochFlags):
+    """Flags of the stages that several processes can train together."""
+
+    devices: Devices = None
+    engine: Engine = "local"
+    timeout: Timeout = TIMEOUT_SECONDS
+    skip_bad: SkipBad = 0
+
+    def start_processes(self) -> None:
+        """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
+        work.
+        """
+        start_processes(self.devices, self.device, self.engine)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "timeout": self.timeout, "skip_bad": self.skip_bad}
+
+
+def stage_config(
+    stage: Stage, preset_name: PresetName, settings: list[str] | None, epochs: int | None, seed: int, **flags: Any
+) -> Config:
+    """Preset, then fields that flags set, where they are not None, then `--set`, which wins."""
+    from unfused_fast.config import preset, with_values
+
+    flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return with_values(preset(preset_name, stage), {**given, **pairs(settings)})
 
 
 def say_unread(settings: list[str] | None, encoder: str, read: str = "") -> None:
@@ -183,9 +238,9 @@ def say_unread(settings: list[str] | None, encoder: str, read: str = "") -> None
 
 def run_options(
     device: str,
-    compile_: bool | None,
-    resume: bool,
-    overwrite: bool,
+    compile_: bool | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     profile: bool = False,
     save_every: str | None = None,
     resume_anyway: bool = False,
@@ -199,7 +254,7 @@ def run_options(
     from unfused_fast.training import Options, join, parse_save_every, resolve_device
 
     if (resume or resume_anyway) and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+        raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
     place = None if timeout is None else place_of(os.environ)
     chosen = resolve_device(device if place is None else place.device(device))
     return Options(
@@ -220,91 +275,3 @@ def start_processes(devices: int | None, device: str, engine: Literal["local", "
     code = start_devices(devices, device) if engine == "local" else start_on_ray(devices or 1, device)
     if code is not None:
         raise typer.Exit(code)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    print(json.dumps(value, indent=2, ensure_ascii=not in_unicode))
-
-
-def stdout_console() -> Console:
-    """For tables: as wide as the terminal, or 160 columns where there is none."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 160
-    return Console(highlight=False, markup=False, emoji=False, width=width)
-
-
-def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
-    """A stage's result: JSON, or its main numbers and what comes next."""
-    if as_json:
-        print_json(result)
-        return
-    shown = ("valid", "test", "loss", "k", "clips_per_second", "seconds", "run")
-    numbers = (
-        f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
-        for name in shown
-        if result.get(name) is not None
-    )
-    print(escaped("  ".join(numbers)))
-    print(escaped(closing))
-
-
-def next_command(*arguments: object) -> str:
-    """The line that says what to type next: quoted for a shell, and URLs without what may be secret."""
-    from unfused_fast.shards.sources.location import display_name
-
-    return f"next: unfused-fast {shlex.join(display_name(str(argument)) for argument in arguments)}"
-
-
-@contextmanager
-def bar(title: str, noted: str = "rejected") -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar on standard error that is told (done, total, how many are `noted`)."""
-    from unfused_fast.console import progress_bar
-
-    with progress_bar() as progress:
-        task = progress.add_task(title, note="")
-
-        def advance(done: int, total: int, count: int) -> None:
-            progress.update(task, completed=done, total=total, note=f"{count} {noted}" if count else "")
-
-        yield advance
-
-
-def local_shards(shards: str) -> Path:
-    """The folder of a set; what is behind a URL is copied to this machine first."""
-    from unfused_fast.shards.sources.location import is_url
-
-    if not is_url(shards):
-        return Path(shards)
-    from unfused_fast.console import console
-    from unfused_fast.shards.packing.download import local_set
-
-    with bar("downloading") as advance:
-        return local_set(shards, say=console.print, progress=advance)
-
-
-def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
-    """Runs the command line; ends with one sentence and an exit code instead of a traceback, unless --debug is
-    given.
-    """
-    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("UNFUSED_DEBUG"))
-    sys.argv[1:] = [
-        *(["--debug"] if "--debug" in sys.argv[1:] else []),
-        *(item for item in sys.argv[1:] if item != "--debug"),
-    ]
-    if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        code = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
-    except UsageError as error:
-        end_of_usage(error)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        end(error)
-    else:
-        if code == INTERRUPTED:  # so typer ends on Ctrl-C, without a word
-            print("interrupted", file=sys.stderr)
-        sys.exit(code or 0)

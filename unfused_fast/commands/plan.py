@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Preset, Sets, print_json, run_options, stage_config, stdout_console
+from unfused_fast.commands.flags import Json, Preset, Sets, run_options, stage_config
+from unfused_fast.commands.output import print_json, stdout_console
 
 
 def plan(
@@ -42,8 +43,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
-    from unfused_fast.commands.estimate import GPU_BYTES, Machine, estimate
-    from unfused_fast.commands.rates import measured_here, read_rates
+    from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
+    from unfused_fast.commands.measure.rates import measured_here, read_rates
     from unfused_fast.data import free_memory
 
     config = stage_config("pretrain", preset, settings, epochs, 0)

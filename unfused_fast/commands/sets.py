@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from unfused_fast.commands.flags import Json, Shards, bar, local_shards, print_json, stdout_console
+from unfused_fast.commands.flags import Json, Shards
+from unfused_fast.commands.output import bar, local_shards, print_json, stdout_console
 from unfused_fast.errors import escaped
 
 
