@@ -20,8 +20,7 @@ from unfused_fast.console import Sentences
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.hold_out import TEST, hold_out_groups, label_subset, units_to_hold_out
-from unfused_fast.stages.labels import labelled_clips
+from unfused_fast.stages.labels import TEST, hold_out_groups, labelled_clips, units_to_hold_out
 
 Cli = Callable[..., Any]
 LOGMEL = ["--encoder", "logmel", "--device", "cpu", "--set", "eval.epochs=5", "--json"]
@@ -159,8 +158,6 @@ def test_groups_over_classes_and_draws() -> None:
     chapters, classes = ["a"] * 10 + ["b"] * 10, np.repeat([0, 1], 10)
     assert hold_out_groups(units_to_hold_out(chapters, classes), classes, 0.2, seed=0).sum() == 4, "a group a class"
     assert units_to_hold_out(groups, labels) == groups
-    few = label_subset(np.repeat([0, 1, 2], [100, 30, 3]), 0.1, seed=1)
-    assert np.bincount(np.repeat([0, 1, 2], [100, 30, 3])[few]).tolist() == [10, 3, 1]
 
 
 def test_speakers_that_are_the_classes_are_shared_and_that_is_said(
