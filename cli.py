@@ -11,10 +11,9 @@ from unfused_fast import __version__
 from unfused_fast.commands.bank import bank_app
 from unfused_fast.commands.bench import bench
 from unfused_fast.commands.clusters import clusters
-from unfused_fast.commands.embed import embed
+from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
-from unfused_fast.commands.export import export, import_
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
 from unfused_fast.commands.output import print_json, stdout_console
 from unfused_fast.commands.plan import plan
@@ -83,9 +82,7 @@ def demo(
     from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
-        raise UserError(
-            f"{out}: an earlier demo is there; use --resume to go on, --overwrite to start again, or another --out"
-        )
+        raise UserError(f"{out}: holds an earlier demo; use --resume, --overwrite, or another --out")
     given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
     size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in given.items()})
@@ -144,7 +141,7 @@ def config(
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
+    """Every field that --set can change: its value, type, meaning and source; or what two presets differ in."""
     from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.config import preset as preset_of
 

@@ -1,0 +1,192 @@
+"""DECAR-v1: the documented values, its head and bank, early stop, later stages."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import from_flat, preset, with_values
+from unfused_fast.data.stream import Loader
+from unfused_fast.errors import UserError
+from unfused_fast.methods import deep_clustering
+from unfused_fast.methods.decar_v1 import PredictionHead
+from unfused_fast.models.audiontt import PretrainNetwork, build_encoder
+from unfused_fast.shards.sets.table import open_shards
+
+CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
+"""Flags that make the preset's run on one-second clips a matter of seconds."""
+UNREAD = {"cluster.init": "kmeans++", "cluster.empty": "split", "cluster.backend": "torch", "cluster.n_init": "2"}
+"""Fields that pca_kmeans (the first three) and pic do not read."""
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_preset_is_the_papers_and_where_it_is_silent_the_codes() -> None:
+    config = preset("decar-v1", "pretrain")
+    # the paper, section 5
+    assert (config.model.encoder, config.model.pool) == ("efficientnet_b0", "max")
+    assert (config.optim.name, config.optim.lr, config.train.batch_size) == ("sgd", 0.05, 64)
+    assert (config.train.epochs, config.train.patience) == (100, 10)
+    assert (config.frontend.n_mels, config.frontend.hop_samples) == (64, 160)
+    assert (config.frontend.fmin_hz, config.frontend.fmax_hz) == (60, 7800)
+    # sections 3, 4 and 7
+    assert (config.cluster.algo, config.cluster.whiten, config.cluster.k) == ("pic", True, 512)
+    assert (config.data.sampler, config.bank.fill, config.data.crop_seconds) == ("uniform_clusters", "pass", 10)
+    # the authors' code
+    assert (config.model.projector, config.model.proj_hidden, config.model.proj_dim) == ("dropout", 512, 512)
+    assert (config.model.proj_dropout, config.model.prediction, config.model.l2_normalize) == (0.5, "linear", False)
+    assert (config.optim.momentum, config.optim.weight_decay, config.optim.schedule) == (0.9, 1e-5, "constant")
+    assert (config.optim.head_lr, config.optim.head_weight_decay) == (0.05, 1e-5)
+    assert (config.cluster.pic_neighbours, config.cluster.pic_sigma) == (5, 0.2)
+    assert (config.cluster.pic_alpha, config.cluster.pic_iterations, config.cluster.iterations) == (0.001, 200, 20)
+    masks = config.aug.specaug
+    assert (masks.freq_masks, masks.freq_width, masks.time_masks, masks.time_width) == (2, 30, 2, 40)
+    assert config.aug.mixup.ratio == 0 and not config.aug.rrc.enabled
+    linear = preset("decar-v1", "linear").eval
+    assert (linear.lr, linear.batch_size, linear.epochs, linear.lr_grid, linear.pool) == (0.001, 64, 50, (), "max")
+
+
+def test_the_networks_have_the_published_sizes_and_the_papers_pooling() -> None:
+    config = preset("decar-v1", "pretrain")
+    torch.manual_seed(0)
+    network = PretrainNetwork(config).eval()
+    assert sum(parameter.numel() for parameter in network.encoder.parameters()) == 4_006_972
+    assert sum(parameter.numel() for parameter in network.projector.parameters()) == 918_528
+    log_mel = torch.randn(2, 1, 64, 96)
+    maps: list[torch.Tensor] = []
+    network.encoder.head.register_forward_hook(lambda _module, _inputs, output: maps.append(output[0]))
+    with torch.no_grad():
+        found = network(log_mel)
+        pooled = torch.nn.functional.silu(maps[0]).amax(dim=(2, 3))  # one maximum over frequency and time
+        torch.testing.assert_close(found, network.projector(pooled))
+    assert (found < 0).any(), "clustered before the last ReLU"
+    assert build_encoder(with_values(config, {"model.pool": "mean"})).frequency_pool == "mean"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"cluster.algo": "pic"}, "model.prediction=linear"),
+        ({"cluster.algo": "pca_kmeans"}, "model.prediction=linear"),
+        ({"data.sampler": "uniform_clusters"}, "bank.fill=pass"),
+        ({"cluster.init": "warm", "model.prediction": "linear"}, "cluster.init=random or kmeans++"),
+        *(
+            ({"cluster.algo": algorithm, "model.prediction": "linear", name: value}, f"{algorithm} does not read it")
+            for algorithm, names in (("pca_kmeans", 3), ("pic", 4))
+            for name, value in list(UNREAD.items())[:names]
+        ),
+        ({"cluster.pca_dim": "0"}, "1 or more, or auto"),
+        ({"cluster.pic_alpha": "1"}, "0 < alpha < 1"),
+        ({"train.patience": "-1"}, "0 (never stop early) or more"),
+    ],
+)
+def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        with_values(Config(), values)
+    assert says in str(raised.value)
+
+
+def test_values_that_are_read_are_taken() -> None:
+    linear = {"model.prediction": "linear"}
+    assert with_values(Config(), {**linear, "cluster.algo": "pca_kmeans", "cluster.n_init": "3"}).cluster.n_init == 3
+    for name, value in UNREAD.items():
+        with_values(Config(), {**linear, name: value})
+        with_values(Config(), {name: value})
+
+
+def test_the_head_is_new_by_seed_and_learns_by_plain_sgd() -> None:
+    from unfused_fast.clustering.assign import Clustering
+
+    config, cpu = preset("decar-v1", "pretrain"), torch.device("cpu")
+    ids = torch.arange(400)
+    clustering = Clustering(ids, torch.ones(400, dtype=torch.int64), torch.tensor(0.0), None)
+    heads = [PredictionHead(config, cpu) for _ in range(3)]
+    for head, seed in zip(heads, (1, 1, 2), strict=True):
+        head.remake(clustering, seed)
+    assert torch.equal(heads[0].weight, heads[1].weight) and not torch.equal(heads[0].weight, heads[2].weight)
+    assert heads[0].weight.shape == (400, 512) and not heads[0].bias.any()
+    assert heads[0].weight.std().item() == pytest.approx(0.01, rel=0.01)
+    before, projections = heads[0].weight.detach().clone(), torch.randn(8, 512)
+    for _ in range(2):  # a second step shows that nothing of the first is kept
+        weight = heads[0].weight.detach().clone().requires_grad_()
+        bias = heads[0].bias.detach().clone()
+        torch.nn.functional.cross_entropy(projections.clamp(min=0) @ weight.T + bias, ids[:8]).backward()
+        torch.nn.functional.cross_entropy(heads[0].scores(projections), ids[:8]).backward()
+        heads[0].step()
+        torch.testing.assert_close(heads[0].weight, weight - 0.05 * (weight.grad + 1e-5 * weight))
+    assert not torch.equal(before, heads[0].weight)
+
+
+def test_the_bank_holds_clean_features_of_the_network_and_the_epoch_is_drawn_from_its_clusters(
+    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[int, np.ndarray | None] = {}
+    original = Loader.epoch
+
+    def noted(self: Loader, epoch: int, views: int = 2, **given):
+        drawn[epoch] = given.get("clusters")
+        return original(self, epoch, views, **given)
+
+    monkeypatch.setattr(Loader, "epoch", noted)
+    flags = ["--preset", "decar-v1", "--epochs", 1, "--data", "stream", *tiny, *CHEAP]
+    assert cli("train", "pretrain", unlabelled, "--out", tmp_path / "run", *flags).code == 0
+    monkeypatch.undo()
+    bank = zarr.open_group(tmp_path / "run" / "bank.zarr" / "gen-000001", mode="r")
+    assert drawn[0] is None and np.array_equal(drawn[1], bank["assignments"][:])
+    config = from_flat(json.loads((tmp_path / "run" / "config.json").read_text())["config"])
+    torch.manual_seed(config.train.seed)
+    network, shards = PretrainNetwork(config).eval(), open_shards(unlabelled)
+    loader = Loader(shards, "train", config, device=torch.device("cpu"), batch_size=20)
+    for batch in loader.epoch(0, views=1, masks=False):
+        with torch.no_grad():
+            expected = network(batch.views[0]).numpy()
+        np.testing.assert_allclose(bank["embeddings"][:][batch.clip_ids.numpy()], expected, atol=1e-5)
+
+
+def test_the_network_learns_clusters_that_stay(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    values = "cluster.algo=pca_kmeans cluster.every_epochs=99 aug.specaug.freq_masks=0 aug.specaug.time_masks=0 "
+    values += "model.proj_dropout=0 model.dropout=0 optim.name=adamw optim.lr=0.01 optim.head_lr=1"
+    flags = [*tiny, *CHEAP, *(word for value in values.split() for word in ("--set", value)), "--preset", "decar-v1"]
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *flags, "--epochs", 10)
+    assert done.code == 0, done.err
+    losses = [row["loss"] for row in log(tmp_path / "run")]
+    assert losses[0] == pytest.approx(math.log(4), abs=0.1) and losses[-1] < 0.6 * losses[0]
+
+
+def test_training_stops_when_the_clusterings_agree_no_better(
+    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nmis = iter([0.4, 0.6, 0.5, 0.55, 0.9, 0.9])
+    monkeypatch.setattr(deep_clustering, "normalised_mutual_information", lambda *_: next(nmis))
+    run = tmp_path / "run"
+    flags = [*tiny, *CHEAP, "--set", "cluster.algo=pca_kmeans", "--preset", "decar-v1", "--epochs", 7, "--json"]
+    train = partial(cli, "train", "pretrain", unlabelled, "--out", run, *flags, "--set", "train.patience=2")
+    done = train("--save-every", "50epochs")
+    assert done.code == 0, done.err
+    assert [row["nmi"] for row in log(run)] == [None, 0.4, 0.6, 0.5, 0.55]
+    assert json.loads(done.out)["last_epoch"] == 5 and "stopped after epoch 5 of 7" in done.err
+    assert [path.name for path in (run / "checkpoints").glob("*.json")] == ["epoch-000005.json"]
+    (run / "result.json").unlink()  # as if killed before it was written: there is nothing left to train
+    again = train("--save-every", "50epochs", "--resume")
+    assert again.code == 0 and json.loads(again.out)["last_epoch"] == 5 and len(log(run)) == 5
+
+
+def test_the_run_serves_the_later_stages(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    run, flags = tmp_path / "run", ["--preset", "decar-v1", *tiny]
+    cheap = ["--set", "data.crop_seconds=0.5", "--set", "cluster.algo=pca_kmeans", "--set", "train.batch_size=32"]
+    done = cli("train", "pretrain", tones, "--out", run, *flags, *cheap, "--epochs", 1)
+    assert done.code == 0, done.err
+    done = cli("train", "linear", tones, "--encoder", run, "--out", tmp_path / "linear", *flags, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["features"] == 1280
+    small = ["--set", "model.encoder=audiontt", "--set", "pseudo.feature=projector", "--epochs", 1]
+    done = cli("train", "distill", tones, "--teacher", run, "--out", tmp_path / "distill", *flags, *small)
+    assert done.code == 0, done.err

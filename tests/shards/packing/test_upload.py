@@ -1,0 +1,293 @@
+"""Sets made behind URLs, in an S3 of this machine and in fsspec's memory: stopped, taken over, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.packing import finish as finishing
+from unfused_fast.shards.packing.merge import merge
+from unfused_fast.shards.packing.options import PackOptions
+from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.packing.upload import destination
+from unfused_fast.shards.sets.download import local_set
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
+
+pytest.importorskip("fsspec", reason="needs the extra `remote`")
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
+    s3: Any, tone_rows: list[SourceRow], cli: Callable[..., Any], tiny: list[str], tmp_path: Path, cache: Path
+) -> None:
+    url, folder = "s3://bucket/deep/tones", tmp_path / "audio"
+    folder.mkdir()
+    lines = ["path,label,split"]
+    for row in tone_rows:
+        assert isinstance(row.path, Path)
+        lines.append(f"{row.path},{row.label},{row.split}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    here = cli("shard", folder / "list.csv", tmp_path / "tones", "--json")
+    there = cli("shard", folder / "list.csv", url, "--json")
+    assert (here.code, there.code) == (0, 0), there.err
+    local, remote = json.loads(here.out), json.loads(there.out)
+    assert remote["out"] == url and remote["bytes"] == local["bytes"] and remote["digest"] == local["digest"]
+    assert remote_bytes(s3, "bucket/deep/tones") == bytes_of(tmp_path / "tones")
+    assert not list((cache / "packing").iterdir())
+
+    results = []
+    for shards, run in ((tmp_path / "tones", "a"), (url, "b")):
+        done = cli("train", "pretrain", shards, "--out", tmp_path / run, "--epochs", "1", "--json", *tiny)
+        assert done.code == 0, done.err
+        results.append(json.loads(done.out)["loss"])
+    assert results[0] == results[1]
+    assert cli("check", url).out.strip() == f"{url}: all shards are as they were written, 96 clips"
+    assert cli("shard", folder / "list.csv", url).error.startswith(f"{url}: a shard set is already there")
+    assert "shards were there already" in cli("shard", folder / "list.csv", url, "--resume").out
+
+
+def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
+    for number in (1, 2):
+        pack_part(rows, tmp_path / str(number), (number, 2), PackOptions(clips_per_shard=10), workers=0)
+    there: list[tuple[int, int, int]] = []
+
+    def seen(done: int, total: int, rejected: int) -> None:
+        there.append((sum(name.endswith(".idx") for name in remote_bytes(memory)), done, total))
+
+    merge([tmp_path / "1", tmp_path / "2"], URL, progress=seen)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+    assert there == [(number, number, 6) for number in range(1, 7)], "a shard counts when it is behind the URL"
+
+
+def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
+    memory: Any,
+    rows: list[SourceRow],
+    mixed: Any,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With files that are rejected, so that later shards are numbered anew before they are sent."""
+    broken = mixed.folder / "nan.wav"
+    rows = [*rows, *(SourceRow(broken, f"s{number}", "dog", "train", "x") for number in range(9))]
+    monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 11)
+    here: list[int] = []
+    put = type(memory).put_file
+
+    def seen(self: Any, local: str, *rest: Any, **options: Any) -> None:
+        here.append(len(list(Path(local).parent.glob("*.tar"))))
+        put(self, local, *rest, **options)
+
+    monkeypatch.setattr(type(memory), "put_file", seen)
+    measured: list[int] = []
+
+    def statistics(clips: Iterator[Any]) -> dict[str, float]:
+        measured.append(sum(1 for _ in clips))
+        return {"mean": 0.0}
+
+    result = pack_remote(rows, statistics=statistics, clips_per_shard=5)
+    wanted = pack(rows, tmp_path / "here", workers=0, clips_per_shard=5, statistics=statistics)
+    assert measured == [11, 11]
+    assert result.shards > 8 and max(here) <= 4
+    assert remote_bytes(memory) == bytes_of(tmp_path / "here")
+    again = pack_remote(rows, clips_per_shard=5, resume=True)
+    assert again.shards_made == 0
+    for described in (result, again):
+        assert (described.shard_bytes, described.rejected) == (wanted.shard_bytes, {"non-finite samples": 9})
+
+
+@pytest.mark.parametrize("stopped_at", ["train-000001.idx", "valid-000000.tar", "clips.parquet", "manifest.json"])
+def test_stopped_upload_is_unfinished_for_readers_and_gone_on_with(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, stopped_at: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        calls = stop_at(memory, patch, "put_file", stopped_at, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows)
+    sent = {name for name in calls[:-1] if name.endswith(".tar")} - {stopped_at, stopped_at.replace("idx", "tar")}
+    with pytest.raises(UserError, match=r"set: unfinished, .*@.* has been packing to it since .*; wait for it, or fin"):
+        local_set(URL)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = stop_at(memory, patch, "put_file", "nothing", KeyboardInterrupt())
+        resumed = pack_remote(rows)
+    assert not sent & set(calls) and resumed.shards_made <= 6 - len(sent)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+    assert not list((cache / "packing").iterdir())
+
+
+def test_shard_that_changed_or_went_there_is_made_and_sent_again(
+    memory: Any, rows: list[SourceRow], packed: ShardSet
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(memory, patch, "put_file", "test-", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows)
+    memory.rm_file("/bucket/set/train-000001.idx")
+    memory.pipe_file("/bucket/set/valid-000000.tar", b"half")
+    pack_remote(rows)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
+def test_passing_errors_are_tried_again_and_lasting_ones_said(
+    memory: Any, rows: list[SourceRow], packed: ShardSet
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        calls = stop_at(memory, patch, "put_file", "train-000000.tar", OSError("slow down"), times=2)
+        pack_remote(rows[:9], "memory://bucket/set-one")
+        assert calls.count("train-000000.tar") == 3
+    for error, said in (
+        (OSError(28, "bucket is full"), "bucket is full"),
+        (PermissionError("Access Denied"), "Denied"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            calls = stop_at(memory, patch, "put_file", "train-000002.tar", error)
+            with pytest.raises(
+                UserError, match=rf"^memory://bucket/set: cannot be written .*{said}.*is kept"
+            ) as raised:
+                pack_remote(rows)
+            assert "Traceback" not in str(raised.value)
+    assert "manifest.json" not in remote_bytes(memory)
+    assert pack_remote(rows).shards_made < 6
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
+def test_missing_bucket_and_secrets(s3: Any, rows: list[SourceRow], cache: Path) -> None:
+    with pytest.raises(UserError, match=r"s3://nowhere/set: cannot be written \(no such bucket or folder\); make it"):
+        pack_remote(rows, "s3://nowhere/set")
+    with pytest.raises(UserError, match="web server is only read") as raised:
+        pack_remote(rows, "https://me:hunter2@example.org/set")
+    assert "hunter2" not in str(raised.value)
+    assert not list((cache / "packing").iterdir())
+
+
+def test_url_that_is_only_read(memory: Any, rows: list[SourceRow]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(memory, patch, "pipe_file", "writing.json", NotImplementedError())
+        with pytest.raises(UserError, match="bucket/set: files of this kind of URL cannot be written; name a URL"):
+            pack_remote(rows)
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_no_hindrance(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
+) -> None:
+    pack_remote(rows[:9])
+    folder, _ = destination(URL)
+    shutil.copytree(packed.directory, folder)
+    pack_remote(rows, overwrite=True)
+    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
+
+
+def test_file_url_is_a_folder(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
+    out = tmp_path / "with space"
+    pack_remote(rows, out.as_uri())
+    assert bytes_of(out) == bytes_of(packed.directory) and local_set(out.as_uri()) == out
+    assert local_set(str(out)) == local_set(out) == out
+
+
+def test_what_is_there_stays_unless_it_may_go(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
+    memory.pipe_file("/bucket/set/thesis.txt", b"years")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"bucket/set: holds other files \(thesis.txt\)"):
+            pack_remote(rows, overwrite=overwrite)
+    memory.rm_file("/bucket/set/thesis.txt")
+    pack_remote(rows, clips_per_shard=3)
+    before = remote_bytes(memory)
+    with pytest.raises(UserError, match=r"a shard set is already there; .* --overwrite"):
+        pack_remote(rows)
+    with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
+        pack_remote(rows, resume=True)
+    assert remote_bytes(memory) == before
+    pack_remote(rows, overwrite=True)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+    again = pack_remote(rows, resume=True)
+    assert (again.packed, again.shards_made) == (45, 0)
+
+
+def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_is_gone_on_with(
+    memory: Any, rows: list[SourceRow], packed: ShardSet
+) -> None:
+    pack_remote(rows[:9])
+    before = remote_bytes(memory)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(memory, patch, "rm_file", "manifest.json", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows, overwrite=True)
+    after = remote_bytes(memory)
+    assert {name: after[name] for name in before} == before and set(after) - set(before) == {"writing.json"}
+    assert open_shards(local_set(URL)).clips.num_rows == 9
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows)
+    assert "manifest.json" not in remote_bytes(memory)
+    pack_remote(rows)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
+def test_set_stopped_between_its_manifest_and_the_end_is_ended_by_the_same_command(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
+) -> None:
+    for left in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(memory, patch, "rm_file", "writing.json", KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                pack_remote(rows, overwrite=True)
+        if not left:
+            memory.rm_file("/bucket/set/writing.json")
+        assert pack_remote(rows).shards_made == 0
+        assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
+
+
+def test_second_writer_is_refused_until_it_overwrites_and_then_the_first_stops(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines are two cache folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows)
+    with monkeypatch.context() as other:
+        other.setenv("UNFUSED_CACHE", str(tmp_path / "other"))
+        with pytest.raises(UserError, match=r"bucket/set: .*@.* has been packing to it since .* --overwrite"):
+            pack_remote(rows)
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                pack_remote(rows, overwrite=True)
+        with monkeypatch.context() as first:
+            first.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
+            with pytest.raises(UserError, match="has been packing to it since"):
+                pack_remote(rows)
+        pack_remote(rows)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
+def test_writer_that_lost_the_set_to_another_stops(memory: Any, rows: list[SourceRow]) -> None:
+    put = type(memory).put_file
+
+    def taken(self: Any, local: str, path: str, **options: Any) -> None:
+        put(self, local, path, **options)
+        if "train-000001.tar" in path:
+            claim = {"owner": "other", "by": "b@c", "since": "now"}
+            self.pipe_file("/bucket/set/writing.json", json.dumps(claim).encode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(memory), "put_file", taken)
+        with pytest.raises(UserError, match="not this command's any more, b@c has been packing to it since now"):
+            pack_remote(rows)
+    assert "train-000002.tar" not in remote_bytes(memory) and "manifest.json" not in remote_bytes(memory)
+
+
+def test_nothing_usable_leaves_nothing(memory: Any, mixed: Any, cache: Path) -> None:
+    broken = SourceRow(mixed.folder / "nan.wav", "nan.wav", None, "train", "x")
+    with pytest.raises(UserError, match="nothing was written"):
+        pack_remote([broken])
+    assert remote_bytes(memory) == {} and not list((cache / "packing").iterdir())

@@ -1,0 +1,106 @@
+"""User, password and signature of a URL stay out of everything that is printed or written."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from remote_files import served
+
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.location import display_name, without_secrets
+from unfused_fast.shards.sources.row import SourceRow
+
+fsspec = pytest.importorskip("fsspec", reason="needs the extra `remote`")
+pytest.importorskip("aiohttp", reason="needs the extra `remote`")
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a server of the folder www, with user and password."""
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "www").mkdir()
+    with served(tmp_path / "www") as server:
+        yield server.url.replace("//", f"//me:{SECRET}@")
+
+
+@pytest.mark.parametrize("given", ["me:hunter2@", "me:hunt@hunter2@", "hunter2@"])
+def test_user_and_password_are_taken_out_whole(given: str) -> None:
+    assert without_secrets(f"s3://{given}bucket/a@b/c?hunter2=hunter2 and more") == "s3://bucket/a@b/c and more"
+
+
+def test_a_path_is_called_what_it_is_called() -> None:
+    assert [display_name(path) for path in ("what?/a@b", Path("what?"))] == ["what?/a@b", "what?"]
+
+
+def test_a_source_with_a_password(url: str, cli: Callable[..., Any], write_tone: Any, tmp_path: Path) -> None:
+    """Of three archives two hold different files of one name, and one holds what lies beside it too, or a folder."""
+    www = tmp_path / "www"
+    for number, rate in enumerate((8000, 16000)):
+        soundfile.write(tmp_path / "a.wav", write_tone(0.5, rate, 300), rate)
+        with zipfile.ZipFile(www / f"{number}.zip", "w") as archive:
+            archive.write(tmp_path / "a.wav", "a.wav")
+            archive.writestr("../up.wav", "x")
+    (www / "top.wav").write_text("another")
+    (www / "b").mkdir()
+    (www / "b/b.wav").write_text("no audio")
+    with zipfile.ZipFile(www / "2.zip", "w") as archive:
+        archive.writestr("top.wav", "x")
+        archive.writestr("b", "x")
+        archive.writestr("b.wav/c.wav", "x")
+    for flags in ([], ["--json"]):
+        out = tmp_path / f"out{len(flags)}"
+        done = cli("shard", f"{url}/", out, "--workers", 1, *flags)
+        assert done.code == 0, done.err
+        assert SECRET not in done.out + done.err
+        assert SECRET not in "".join(
+            path.read_text(encoding="utf-8") for path in out.iterdir() if path.suffix in (".csv", ".json")
+        )
+        assert "2.zip" not in (out / "rejected.csv").read_text(encoding="utf-8")  # what is unpacked beside it counts
+
+
+def test_errors_of_a_source_with_a_password(url: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    for words in (
+        ["gone.zip"],
+        ["gone.csv"],
+        ["gone.csv", "--dataset", "csv"],
+        ["gone/", "--dataset", "folder"],
+        ["gone/", "--dataset", "nsynth"],
+    ):
+        done = cli("shard", f"{url}/{words[0]}", tmp_path / "out", *words[1:])
+        assert done.code == 1 and "gone" in done.error and SECRET not in done.out + done.err, words
+    (tmp_path / "a.wav").touch()
+    done = cli("shard", tmp_path, f"{url}/out", "--part", "1/2")
+    assert done.code == 1 and "/out" in done.error and SECRET not in done.out + done.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_set_with_a_password(
+    url: str, cli: Callable[..., Any], packed: ShardSet, tmp_path: Path, flags: list[str]
+) -> None:
+    (tmp_path / "www/set").symlink_to(packed.directory)
+    plain = url.replace(f"me:{SECRET}@", "") + "/set"
+    for command in (["check"], ["peek", "--out", tmp_path / "peek.png"]):
+        done = cli(*command, f"{url}/set", *flags)
+        assert done.code == 0 and SECRET not in done.out + done.err, done.err
+        if flags:
+            assert json.loads(done.out)["shards"] == plain
+        else:
+            assert plain in done.out
+
+
+def test_a_set_made_at_a_url_with_a_password(cli: Callable[..., Any], rows: list[SourceRow], url: str) -> None:
+    assert isinstance(rows[0].path, Path)
+    memory = fsspec.filesystem("memory")
+    for flags in (["--json"], ["--resume"], []):
+        done = cli("shard", rows[0].path.parent, f"memory://me:{SECRET}@bucket/set", "--workers", 1, *flags)
+        assert SECRET not in done.out + done.err
+        assert "memory://bucket/set" in done.out + done.err and done.code == (not flags)
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]

@@ -1,0 +1,257 @@
+"""Sources behind URLs: servers with and without ranges, that fail now and then, and an S3 of this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from remote_files import Server, served
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.audio.decode import probe
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sources import reader, remote
+from unfused_fast.shards.sources.listed_path import folder_of
+from unfused_fast.shards.sources.location import ByteLocation, without_secrets
+from unfused_fast.shards.sources.reader import open_location
+from unfused_fast.shards.sources.reasons import Rejected
+from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
+
+pytest.importorskip("aiohttp", reason="needs the extra `remote`")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "www").mkdir()
+    with served(tmp_path / "www") as server:
+        yield server
+
+
+def _copies(rows: list[SourceRow], folder: Path, number: int = 5) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows[:number]:
+        assert isinstance(row.path, Path)
+        (folder / f"ü {row.source}").write_bytes(row.path.read_bytes())
+    return folder
+
+
+def _digest(rows: list[SourceRow], out: Path, workers: int = 1) -> str:
+    result = pack(rows, out, workers=workers)
+    assert (result.packed, result.rejected) == (5, {})
+    return result.shard_set.manifest.digest
+
+
+def _zipped(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    return path
+
+
+def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
+    server: Server, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    folder = _copies(rows, tmp_path / "www/audio")
+    _zipped(folder, tmp_path / "www/audio.zip")
+    names = [path.name for path in folder.iterdir()]
+    (tmp_path / "www/audio/list.csv").write_text("\n".join(["path", *names]))
+    (tmp_path / "here.csv").write_text("\n".join(["path", *(f"{server.url}/audio/{name}" for name in names)]))
+    plain = _digest([row for row in source_rows(folder) if row.source != "list.csv"], tmp_path / "plain")
+    listed = source_rows(f"{server.url}/audio/list.csv")
+    assert _digest(listed, tmp_path / "a") == plain
+    assert _digest(source_rows(f"{server.url}/audio.zip"), tmp_path / "b", workers=2) == plain
+    found = source_rows(f"{server.url}/audio")
+    assert _digest([row for row in found if row.source != "list.csv"], tmp_path / "c") == plain
+    elsewhere = source_rows(tmp_path / "here.csv")
+    assert {row.source for row in elsewhere} == {f"127.0.0.1:{server.server_port}/audio/{name}" for name in names}
+    assert sorted(map(_bytes, elsewhere)) == sorted(map(_bytes, listed))
+
+
+def _bytes(row: SourceRow) -> bytes:
+    assert isinstance(row.path, ByteLocation)
+    with open_location(row.path) as file:
+        return file.read()
+
+
+def test_folder_of_archives_on_a_server_is_shown_unpacked(
+    server: Server, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    folder = _copies(rows, tmp_path / "audio")
+    (tmp_path / "www/deep").mkdir()
+    _zipped(folder, tmp_path / "www/deep/a.zip")
+    assert [row.source for row in source_rows(server.url)] == sorted(f"deep/{path.name}" for path in folder.iterdir())
+    assert len(list(folder_of(server.url).glob("deep/*.wav"))) == 5
+
+
+def test_of_a_large_archive_only_parts_are_fetched(server: Server, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
+        archive.writestr("large.bin", os.urandom(8 << 20))
+        archive.writestr("small.wav", b"small")
+    (row,) = (row for row in source_rows(f"{server.url}/a.zip") if row.source == "small.wav")
+    assert _bytes(row) == b"small"
+    assert server.sent < 2 << 20
+
+
+def test_server_without_ranges_is_read_whole_and_that_is_said(
+    server: Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.ranges = False
+    folder = _copies(rows, tmp_path / "audio")
+    (folder / "large.bin").write_bytes(os.urandom(2 * remote.BLOCK_BYTES))
+    path = _zipped(folder, tmp_path / "www/a.zip")
+    said: list[str] = []
+    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", say=said.append))) == sorted(
+        file.read_bytes() for file in folder.iterdir()
+    )
+    assert any("no parts of files" in text for text in said)
+    monkeypatch.setattr(remote, "WHOLE_BYTES", path.stat().st_size - 1)
+    path.rename(tmp_path / "www/b.zip")
+    with pytest.raises(UserError, match=r"no part of a file .* download it first"):
+        source_rows(f"{server.url}/b.zip")
+
+
+def test_passing_failures_are_tried_again(
+    server: Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    folder = _copies(rows, tmp_path / "www/audio", 1)
+    place = ByteLocation((f"{server.url}/audio/" + next(folder.iterdir()).name,))
+    server.failures = 2
+    assert probe(place) == probe(next(folder.iterdir()))
+    assert waits[:2] == [0.25, 0.5]
+    server.failures = 1000
+    with pytest.raises(UserError, match=NO_ANSWER):
+        probe(ByteLocation((f"{server.url}/audio/{next(folder.iterdir()).name}?again",)))
+    assert len(waits) <= 2 + 2 * 4
+
+
+NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the server answers 503.* it resumes"
+
+
+def test_failures_that_last_end_the_pack_and_reject_nothing(
+    server: Server, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    """What is not there, or may not be had, is rejected; what may be had tomorrow is not."""
+    folder, out = _copies(rows, tmp_path / "www/audio", 7), tmp_path / "out"
+    gone, locked, *_ = sorted(folder.iterdir())
+    found = source_rows(f"{server.url}/audio")
+    gone.unlink()
+    server.forbidden = locked.name
+    server.spared, server.failures = 3, 1000
+    with pytest.raises(UserError, match=NO_ANSWER):
+        pack(found, out, workers=1)
+    assert server.failures < 1000 and not out.exists()
+    server.failures = 0
+    assert pack(found, out, workers=1).packed == 5
+    rejected = (out / "rejected.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert rejected == [
+        f"{gone.name},unreadable: no such file",
+        f"{locked.name},unreadable: the server answers 403 Forbidden",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_failures_that_last_are_none_of_the_archive(
+    server: Server, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[SourceRow]
+) -> None:
+    """When it is listed, and when a member is read, through libsndfile and through the inflater."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    path, folder = tmp_path / f"www/a.{kind}", _copies(rows, tmp_path / "audio", 1)
+    (folder / "noise.bin").write_bytes(os.urandom(8 * remote.BLOCK_BYTES))
+    if kind == "zip":
+        _zipped(folder, path)
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(folder, "x")
+    url = f"{server.url}/{path.name}"
+    (row,) = (row for row in source_rows(url) if row.source.endswith(".wav"))
+    reader._opened.cache_clear()
+    reader._inflated.cache_clear()
+    server.failures = 1000
+    with pytest.raises(UserError, match=NO_ANSWER):
+        probe(row.path)
+    with pytest.raises(UserError, match=NO_ANSWER):
+        source_rows(url)
+
+
+def test_missing_package_of_a_listed_file_ends_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.csv").write_text("path\ns3://bucket/a.wav\n")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UserError, match=r"s3://bucket/a.wav needs .* pip install '\.\[remote\]'"):
+        pack(source_rows(tmp_path / "list.csv"), tmp_path / "out", workers=0)
+
+
+def test_what_is_not_on_the_server(server: Server) -> None:
+    with pytest.raises(Rejected, match=r"^unreadable: no such file$"):
+        probe(ByteLocation((f"{server.url}/gone.wav",)))
+    with pytest.raises(UserError, match=r"gone\.csv: cannot be read: no such file"):
+        source_rows(f"{server.url}/gone.csv")
+    with pytest.raises(UserError, match=r"gone\.zip: not readable as an archive: no such file"):
+        source_rows(f"{server.url}/gone.zip")
+    with pytest.raises(UserError, match="gone"):
+        source_rows(f"{server.url}/gone/")
+
+
+def test_server_that_is_not_there_is_said_to_be_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    server.server_close()
+    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* it resumes"):
+        source_rows(f"{server.url}/a.zip")
+    assert len(waits) == len(remote.WAITS_SECONDS)
+
+
+def test_secrets_of_a_url_are_not_shown(server: Server) -> None:
+    url = server.url.replace("http://", "http://user:hunter2@") + "/gone.zip?X-Signature=hunter2"
+    assert without_secrets(url) == f"{server.url}/gone.zip"
+    with pytest.raises(UserError) as raised:
+        source_rows(url)
+    assert "hunter2" not in str(raised.value) and "gone.zip" in str(raised.value)
+    with pytest.raises(Rejected) as rejected:
+        probe(ByteLocation((url,)))
+    assert "hunter2" not in str(rejected.value)
+
+
+def test_file_url_is_a_path(tmp_path: Path, rows: list[SourceRow]) -> None:
+    folder = _copies(rows, tmp_path / "with space")
+    assert source_rows(folder.as_uri()) == source_rows(folder)
+
+
+@pytest.mark.parametrize("module", ["fsspec", "s3fs"])
+def test_missing_package_names_the_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == "s3fs":
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    with pytest.raises(UserError, match=r"s3://bucket/x(:| needs) .* pip install '\.\[remote\]'"):
+        source_rows("s3://bucket/x")
+
+
+def test_unknown_protocol_is_named() -> None:
+    with pytest.raises(UserError, match="zzz://bucket/x: Protocol not known"):
+        source_rows("zzz://bucket/x")
+
+
+def test_s3_folder_archive_and_csv_pack_to_the_digest_of_the_files(
+    s3: Any, rows: list[SourceRow], tmp_path: Path
+) -> None:
+    folder = _copies(rows, tmp_path / "audio")
+    path = _zipped(folder, tmp_path / "a.zip", zipfile.ZIP_STORED)
+    s3.put(str(path), "bucket/a.zip")
+    s3.put(f"{folder}/", "bucket/set/", recursive=True)
+    names = [path.name for path in folder.iterdir()]
+    s3.pipe_file("bucket/set/list.csv", "\n".join(["path", *names]).encode())
+    plain = _digest(source_rows(folder), tmp_path / "plain")
+    assert _digest(source_rows("s3://bucket/a.zip"), tmp_path / "a") == plain
+    assert _digest(source_rows("s3://bucket/set/list.csv"), tmp_path / "b") == plain
+    s3.rm("bucket/set/list.csv")
+    assert _digest(source_rows("s3://bucket/set"), tmp_path / "c") == plain
+    with pytest.raises(UserError, match="s3://bucket/nothing: "):
+        source_rows("s3://bucket/nothing")

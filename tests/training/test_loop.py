@@ -1,0 +1,191 @@
+"""Runs that are stopped within an epoch go on there, and end as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from same_runs import assert_same_run, log_of
+from stopping import signalled_after, stopped_after
+
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.data.store import placed
+from unfused_fast.data.stream import Loader
+from unfused_fast.errors import UserError
+from unfused_fast.methods.deep_clustering import DeepClustering
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.training.options import SaveEvery, parse_save_every
+
+Cli = Callable[..., Any]
+DECAR_V1 = ["--preset", "decar-v1", "--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95"]
+KINDS = {
+    "pretrain": ("pretrain", ["--data", "resident"]),
+    "pretrain from the shards": ("pretrain", ["--data", "stream"]),
+    "pretrain in bf16 by adamw": ("pretrain", ["--set", "bank.dtype=bf16", "--set", "optim.name=adamw"]),
+    "pretrain by lars": ("pretrain", ["--set", "optim.name=lars"]),
+    "decar-v1": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pca_kmeans", "--set", "cluster.pca_dim=8"]),
+    "decar-v1 by pic": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pic", "--set", "cluster.pca_dim=8"]),
+    "distill": ("distill", ["--data", "stream"]),
+}
+"""Name -> stage and flags. Three steps an epoch and twelve clips more; three epochs."""
+
+
+@pytest.fixture
+def train(cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path) -> Cli:
+    """`train(kind, name, ...)`: three epochs into a directory of that name."""
+
+    def run(kind: str, name: str, *flags: object) -> Any:
+        stage, more = KINDS[kind]
+        teacher = ["--teacher", pretrained] if stage == "distill" else []
+        return cli(
+            "train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 3, *tiny, *more, *flags
+        )  # fmt: skip
+
+    return run
+
+
+def positions(run: Path) -> list[tuple[int, int]]:
+    """(epochs done, batches of the next) of the checkpoints."""
+    states = [json.loads(path.read_text()) for path in (run / "checkpoints").glob("*.json")]
+    return sorted((state["epoch"], state["batch"]) for state in states)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(train: Cli, tmp_path: Path, kind: str) -> None:
+    assert train(kind, "whole").code == 0
+    parts = tmp_path / "parts"
+    stops = [(1, signal.SIGTERM, (0, 1)), (4, signal.SIGUSR1, (1, 2)), (2, signal.SIGINT, (2, 1))]
+    for steps, number, (done, batch) in stops:
+        with signalled_after(steps, number):
+            stopped = train(kind, "parts", *(["--resume"] if done else []))
+        assert stopped.code == 130 and "Traceback" not in stopped.err, stopped.err
+        assert positions(parts)[-1] == (done, batch)
+        said = f"stopped in epoch {done + 1} after {batch} of 3 steps, saved; go on with --resume"
+        assert stopped.err.splitlines()[-1] == f"{parts}: {said}"
+        assert len(log_of(parts)) == done if done else not (parts / "log.jsonl").exists()
+    resumed = train(kind, "parts", "--resume")
+    assert resumed.code == 0 and "going on after batch 1 of epoch 3" in resumed.err, resumed.err
+    assert_same_run(parts, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "decar-v1"])
+def test_a_stop_while_the_bank_is_filled_loses_no_epoch(
+    train: Cli, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the pass before the second epoch, where there is one; the end of the first epoch was not to be saved."""
+    assert train(kind, "whole", "--save-every", "3epochs").code == 0
+    real, passes = DeepClustering._write_bank, 0
+
+    def pressed(method: Any, *batch: Any) -> None:
+        nonlocal passes
+        real(method, *batch)
+        passes += 1
+        if passes == 6:  # of four batches each
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeepClustering, "_write_bank", pressed)
+        stopped = train(kind, "parts", "--save-every", "3epochs")
+    assert stopped.code == 130, stopped.err
+    assert "stopped before epoch 2, saved" in stopped.err or kind == "pretrain"
+    assert train(kind, "parts", "--save-every", "3epochs", "--resume").code == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_saves_by_steps_and_by_time(train: Cli, tmp_path: Path) -> None:
+    with stopped_after(2):
+        assert train("pretrain", "steps", "--save-every", "2steps").code == 130
+    assert positions(tmp_path / "steps") == [(1, 3), (2, 0)], "after six steps, the batch without a step still to come"
+    with stopped_after(1):
+        assert train("distill", "time", "--save-every", "1s").code == 130
+    assert positions(tmp_path / "time")[-1] == (1, 0)
+    with stopped_after(2):
+        assert train("pretrain", "epochs", "--save-every", "2epochs").code == 130
+    assert positions(tmp_path / "epochs") == [(2, 0)]
+    assert train("pretrain", "epochs", "--resume").code == 0, "how often to save may change"
+    assert "resumed_with" not in json.loads((tmp_path / "epochs" / "config.json").read_text())
+    refused = train("pretrain", "no", "--save-every", "often")
+    assert refused.code == 1 and "--save-every often: want a whole number of steps, seconds or epochs" in refused.error
+
+
+@pytest.mark.parametrize("store", ["stream", "resident"])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_an_epoch_begun_at_a_batch(tones: Path, store: Any, drawn: bool) -> None:
+    config = with_values(preset("recommended", "pretrain"), {"train.batch_size": 16})
+    stream = Loader(open_shards(tones), "train", config, device=torch.device("cpu"), batch_size=16)
+    loader = placed(stream, store)
+    clusters = np.arange(60) % 7 // 3 if drawn else None
+    whole = list(loader.epoch(5, clusters=clusters))
+    assert len(whole) == 4
+    for first in range(5):
+        left = list(loader.epoch(5, clusters=clusters, first_batch=first))
+        assert len(left) == 4 - first
+        for one, other in zip(left, whole[first:], strict=True):
+            assert torch.equal(one.clip_ids, other.clip_ids) and torch.equal(one.counters, other.counters)
+            assert all(torch.equal(view, same) for view, same in zip(one.views, other.views, strict=True))
+    read = [line.clip_id for _, lines in stream.order(5, clusters).after(32).order for line in lines]
+    assert read == torch.cat([batch.clip_ids for batch in whole[2:]]).tolist(), "what went before is not read"
+
+
+def test_what_save_every_takes() -> None:
+    assert parse_save_every(None) == (SaveEvery(None, 600.0), None)
+    assert parse_save_every("500steps") == (SaveEvery(500, None), None)
+    assert parse_save_every("1 step") == (SaveEvery(1, None), None)
+    assert parse_save_every("300s") == (SaveEvery(None, 300), None)
+    assert parse_save_every("2epochs") == (SaveEvery(None, None), 2)
+    for text in ("", "0s", "5", "-3steps", "1.5s", "1h", "epochs"):
+        with pytest.raises(UserError, match="want a whole number of steps, seconds or epochs"):
+            parse_save_every(text)
+
+
+def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tiny: list[str]) -> None:
+    with signalled_after(5):
+        assert train("pretrain", "run").code == 130
+    run, other = tmp_path / "run", ["--set", "loss.temperature=0.2"]
+    described = json.loads((run / "config.json").read_text())
+    described["versions"]["torch"] = "1.0"
+    (run / "config.json").write_text(json.dumps(described))
+    refused = train("pretrain", "run", "--resume", *other)
+    assert refused.code == 1 and "loss.temperature was 0.1, now 0.2; version of torch was 1.0, now" in refused.error
+    assert "--resume-anyway" in refused.error
+    done = train("pretrain", "run", "--resume-anyway", *other)
+    assert done.code == 0 and "going on anyway, though loss.temperature was 0.1, now 0.2" in done.err, done.err
+    assert "going on after batch 2 of epoch 2" in done.err
+    now = json.loads((run / "config.json").read_text())
+    # what is installed may leave out the build: 2.13.0 of torch 2.13.0+cu130
+    assert now["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert now["config"]["loss.temperature"] == 0.2
+    assert [set(entry) for entry in now["resumed_with"]] == [{"loss.temperature", "version of torch"}]
+    assert now["resumed_with"][0]["loss.temperature"] == {"was": 0.1, "now": 0.2}
+    assert train("pretrain", "run", "--resume", *other).code == 0
+    assert len(json.loads((run / "config.json").read_text())["resumed_with"]) == 1
+
+
+def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cli, tmp_path: Path) -> None:
+    assert train("distill", "run").code == 0
+    run = tmp_path / "run"
+    again = train("distill", "run", "--resume")
+    assert again.code == 0 and "finished already" in again.err
+    refused = train("distill", "run", "--resume", "--epochs", 4)
+    assert refused.code == 1 and "train.epochs was 3, now 4" in refused.error
+    assert json.loads((run / "result.json").read_text())["last_epoch"] == 3
+    done = train("distill", "run", "--resume-anyway", "--epochs", 4)
+    assert done.code == 0 and "going on after epoch 3" in done.err
+    assert json.loads((run / "result.json").read_text())["last_epoch"] == 4
+    assert [row["epoch"] for row in log_of(run)] == [1, 2, 3, 4]
+    described = json.loads((run / "config.json").read_text())
+    assert described["resumed_with"] == [{"train.epochs": {"was": 3, "now": 4}}]
+
+
+def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path) -> None:
+    with signalled_after(5):
+        assert train("pretrain", "run").code == 130
+    done = train("pretrain", "run", "--resume-anyway", "--set", "train.batch_size=10")
+    assert done.code == 0 and "epoch-000001-batch-000000002: it lies within an epoch of other batches" in done.err
+    assert "going on after epoch 1" in done.err and [row["epoch"] for row in log_of(tmp_path / "run")] == [1, 2, 3]

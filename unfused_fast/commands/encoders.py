@@ -1,0 +1,157 @@
+"""`embed`, `export`, `import`: encoders for recordings and other programs; part of the command line, cli.py."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from unfused_fast.commands.flags import Device, Json, Overwrite
+from unfused_fast.commands.output import bar, print_json
+from unfused_fast.errors import escaped
+
+
+def embed(
+    audio: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, CSVs with a column path, tar, tar.gz and zip archives, URLs of these, or shard sets.",
+            show_default=False,
+        ),
+    ],
+    encoder: Annotated[
+        Path, typer.Option(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
+    frames: Annotated[
+        bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
+    ] = False,
+    pool: Annotated[
+        Literal["maxmean", "mean", "max"] | None,
+        typer.Option(help="Pooling over time.", show_default="as the encoder was trained"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode.", show_default="one a core")
+    ] = None,
+    device: Device = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an unfinished OUT of the same files and options only; with --overwrite one that replaces "
+            "another.",
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Embed recordings of any kind and length by a trained encoder: one row a file, with its path and seconds.
+
+    Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
+    """
+    from unfused_fast.commands.embed_sources import embed_rows
+    from unfused_fast.console import console
+    from unfused_fast.embedding import check_place, embed_files, format_of, load, rejected_path
+
+    format_of(out, frames)
+    check_place(out, overwrite)
+    embedder = load(encoder, device, pool)
+    stopped = list[int]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        console.print("stopping after this batch; press Ctrl-C again to stop immediately", style="yellow")
+
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, stop))
+        with console.status("looking at what there is to embed"):
+            rows = embed_rows(audio, None, console.print)
+        facts = embed_files(
+            embedder,
+            rows,
+            out,
+            frames=frames,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            progress=stack.enter_context(bar("embedding")),
+            stopping=lambda: bool(stopped),
+        )
+    if as_json:
+        print_json(facts)
+        return
+    rate = f"{facts['files_per_second']:g} files/s"
+    print(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
+    for reason, count in facts["rejected"].items():
+        print(f"  rejected {count}: {reason}")
+    if facts["rejected"]:
+        print(escaped(f"  each one is named in {rejected_path(out)}"))
+
+
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False),
+    ],
+    hub: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write: config.json, model.safetensors, README.md.", show_default=False),
+    ] = None,
+    onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
+    torch_export: Annotated[
+        Path | None, typer.Option("--torch-export", help="File to write, for torch.export.load.", show_default=False)
+    ] = None,
+    given: Annotated[
+        Literal["log-mel", "waveform"],
+        typer.Option("--input", help="What the graph takes: log-mel (B, 1, F, T), or 16 kHz waveforms (B, samples)."),
+    ] = "log-mel",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Hand a trained encoder on: as a folder that unfused_fast.load reads, as ONNX, or for torch.export.load."""
+    if hub is None and onnx is None and torch_export is None:
+        raise typer.BadParameter("nothing to write: give --hub FOLDER, --onnx FILE or --torch-export FILE")
+    from unfused_fast.embedding import export_graph, export_hub
+
+    made: list[dict[str, Any]] = []
+    if hub is not None:
+        made.append({"kind": "hub", **export_hub(run, hub, overwrite)})
+    if onnx is not None:
+        made.append({"kind": "onnx", **export_graph(run, onnx, "onnx", given, overwrite)})
+    if torch_export is not None:
+        made.append({"kind": "torch", **export_graph(run, torch_export, "torch", given, overwrite)})
+    if as_json:
+        print_json(made)
+        return
+    for facts in made:
+        taken = f" from {facts['input']}" if "input" in facts else ""
+        print(escaped(f"{facts['out']}: embeddings of {facts['embedding_size']} features{taken}"))
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A file of torch.save.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
+    layout: Annotated[
+        Literal["byol-a", "decar-v2"], typer.Option(help="Layout of the checkpoint's tensor names.", show_default=False)
+    ],
+    mean: Annotated[float, typer.Option(help="Mean of the log-mels used in training.", show_default=False)],
+    std: Annotated[float, typer.Option(help="Standard deviation of the same.", show_default=False)],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a model folder of a public AudioNTT checkpoint; of the file, tensors are read and nothing is run."""
+    from unfused_fast.embedding import import_checkpoint
+
+    facts = import_checkpoint(checkpoint, folder, layout, mean, std, overwrite)
+    if as_json:
+        print_json(facts)
+        return
+    without = f"; left out: {', '.join(facts['left_out'])}" if facts["left_out"] else ""
+    print(escaped(f"{folder}: an encoder of {facts['embedding_size']} features{without}"))

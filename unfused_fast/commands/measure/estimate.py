@@ -1,0 +1,263 @@
+"""What pre-training on a set of some size needs: bytes by formula, times by rates that `unfused-fast bench` measured.
+
+N clips, D size of a projection, K clusters, F mel bins, T frames of a crop.
+"""
+
+from __future__ import annotations
+
+import math
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
+from unfused_fast.commands.measure.rates import Rates
+from unfused_fast.config import Config, Store
+from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
+from unfused_fast.methods import resolve_k
+from unfused_fast.models import PretrainNetwork
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
+from unfused_fast.shards.packing.layout import SHARD_BYTES, SHARD_CLIPS, SHARDS_PER_SPLIT
+from unfused_fast.training import KEPT, quietly, resolve_amp, resolve_batch_size
+
+GPU_BYTES: Mapping[str, float] = {"h100": 80e9, "h200": 141e9, "a100": 80e9}
+"""Memory of the SXM cards. Source: NVIDIA's data sheets."""
+FLAC_SHARE = 0.56
+"""Bytes of FLAC for one of 16-bit samples. Ours: of every seventh of the embedded recordings; noise takes more."""
+INDEX_BYTES = 90
+"""Of a clip's three lines in the index of its tar. Ours: with offsets of nine digits."""
+TABLE_BYTES = 260
+"""Of a clip's row in the clips table in memory. Ours: with a source name of 24 letters."""
+ORDER_BYTES = 64
+"""Of a clip's place in an epoch on the host. Ours: eight columns of 8 bytes."""
+KMEANS_SHARE = 0.08
+"""Most memory that spherical k-means takes beside the bank, as a share of it. Source: test_kmeans_memory.py."""
+PIC_CLUSTERS = 512
+"""K that is assumed where the algorithm finds it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run on; sizes in bytes, None where unknown."""
+
+    kind: str
+    """`cuda` or `cpu`."""
+    device_bytes: float | None
+    """Of each device."""
+    host_bytes: float | None
+    devices: int = 1
+
+
+def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates: Rates | None) -> dict[str, Any]:
+    """Bytes on disk, device and host, seconds of an epoch's parts and of what comes once, and what does not fit.
+
+    Several devices are those of one machine, a process each: every one holds the whole bank, and all log-mels where
+    they are resident or pinned; steps, clustering and reading from memory are shared.
+    """
+    with quietly():
+        heads = (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
+        batch_size = resolve_batch_size(config, clips)
+    cuda, devices, settings = machine.kind == "cuda", machine.devices, config.cluster
+    flops, kept_bytes = step_cost(config, sum(heads))
+    network, trained = network_bytes(config)
+    bank = clips * config.model.proj_dim * DTYPES["bfloat16" if config.bank.dtype == "bf16" else "float32"].itemsize
+    kept = -(-batch_size // (devices * config.train.accumulate)) * kept_bytes
+    device = {
+        "memory bank": bank + clips * (4 + 2 * 8 * len(heads)),  # write counts, this and the last assignments
+        "k-means, about": kmeans_bytes(-(-clips // devices), max(heads), config),
+        "network, gradients, optimiser": network + trained,
+    }
+    if devices > 1:
+        device["gradients in buckets"] = trained
+    host = {
+        "clips table": TABLE_BYTES * clips * devices,
+        "order of an epoch, about": ORDER_BYTES * clips * devices,
+        "copy of the bank being saved": sum(pinned_bytes(size) if cuda else size for size in (bank, 8 * clips)),
+    }
+    log_mels = log_mel_bytes(clips, seconds, config)
+    store, why = _store(config, log_mels, machine, sum(device.values()), sum(host.values()))
+    half = cuda or resolve_amp(config, torch.device("cpu"))
+    device["kept for the backward pass, about"] = kept // 2 if half else kept
+    if store == "resident":
+        device["log-mels"] = log_mels
+    elif store == "pinned":
+        host["log-mels, pinned"] = pinned_bytes(log_mels) * devices
+    mixup = min(config.aug.mixup.memory, clips) * 2 * config.frontend.n_mels * config.crop_frames
+    checkpoint = network + (mixup if config.aug.mixup.ratio > 0 else 0) + sum(heads) * config.model.proj_dim * 4
+    checkpoint += 8 * clips * len(heads)
+    generation = bank + 8 * clips
+    within = checkpoint + generation + 4 * clips
+    disk = {
+        f"shards, wav ({_tars(clips, seconds):,} tars)": shard_bytes(clips, seconds),
+        f"shards, flac (about, at {FLAC_SHARE:g} of the samples)": shard_bytes(clips, seconds, FLAC_SHARE),
+        "log-mel cache": log_mels + 16 * clips,
+        "one checkpoint": checkpoint,
+        "one generation of the bank": generation,
+        "one checkpoint within an epoch, with the bank": within,
+        f"run, at most: {KEPT + 1} of these, 1 of an epoch's end, {GENERATIONS_KEPT + 1} generations": (KEPT + 1)
+        * within
+        + checkpoint
+        + (GENERATIONS_KEPT + 1) * generation,
+    }
+    found: dict[str, Any] = {
+        "clips": clips,
+        "seconds": seconds,
+        "epochs": config.train.epochs,
+        "devices": devices,
+        "heads": heads,
+        "batch_size": batch_size,
+        "store": store,
+        "why": why,
+        "disk": disk,
+        "device": device,
+        "device_bytes": sum(device.values()),
+        "host": host,
+        "host_bytes": sum(host.values()),
+        "problems": list(_problems(machine, device, host)),
+        "flops_per_clip": flops,
+    }
+    if rates is None:
+        found |= {"basis": "none", "epoch": {}, "epoch_seconds": None, "once": {}, "hours": None}
+        return {**found, "unknown": ["all of them: give --rates, measured on that machine"]}
+    ratio = 1.0 if rates.gflop_per_clip is None else rates.gflop_per_clip * 1e9 / flops
+    scaled = f"; scaled from {rates.gflop_per_clip:g} GFLOP a clip" if abs(ratio - 1) > 0.01 else ""
+    epoch, unknown = {"training": clips / (rates.training * (ratio if scaled else 1.0)) / devices}, list[str]()
+    if devices > 1:
+        unknown.append("communication of the devices")
+    if store in rates.loader:
+        share = devices if store in ("resident", "pinned") else 1  # else the one host's
+        epoch["loading"] = clips / rates.loader[store] / share
+        if config.bank.fill == "pass":  # one view at a time, which spares half where it is cut from memory
+            epoch["loading"] *= (1 + 1 / settings.every_epochs) / (2 if store == "resident" else 1)
+    else:
+        unknown.append(f"loading with --data {store}")
+    if settings.algo == "spherical":
+        passes = settings.n_init * settings.iterations + 1
+        products = passes * 2 * clips * config.model.proj_dim * sum(heads) / rates.kmeans / devices
+        epoch["k-means"] = (products + len(heads) * rates.clustering) / settings.every_epochs
+    else:
+        unknown.append(f"clustering by {settings.algo}")
+    every = config.train.save_every  # saved in a thread, which the next save waits for
+    epoch["saving"] = max(0.0, (checkpoint + generation) / rates.disk / every - sum(epoch.values()))
+    once = {"first pass of the bank": epoch["training"] / 4} if config.bank.fill != "pass" else {}
+    if store != "stream" and rates.first_pass is None:
+        unknown.append("making the log-mels, once a set")
+    elif store != "stream":
+        once["log-mels, once a set"] = clips * seconds / (rates.first_pass or 1.0)
+    total = sum(epoch.values())
+    hours = (config.train.epochs * total + sum(once.values())) / 3600
+    times = {"epoch": epoch, "epoch_seconds": total, "once": once, "hours": hours, "unknown": unknown}
+    return {**found, "basis": rates.basis + scaled, **times}
+
+
+def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
+    """`--data`: as set, or what `auto` would choose with what is left of the machine."""
+    if config.data.store != "auto":
+        return config.data.store, "as set by data.store"
+    host_left = (machine.host_bytes or 0) - on_host - (on_device if machine.kind == "cpu" else 0)
+    free = Free(max(0, round((machine.device_bytes or 0) - on_device)), max(0, round(host_left)) // machine.devices)
+    store, why = choose(log_mels, torch.device(machine.kind), free, None)
+    return store, why if machine.host_bytes is not None else f"{why}; the host's memory is unknown without --host-gb"
+
+
+def _problems(machine: Machine, device: Mapping[str, int], host: Mapping[str, int]) -> Iterator[str]:
+    """What does not fit, and what to do."""
+    on_device = dict(device) if machine.kind == "cuda" else {}
+    for where, sizes, memory in (
+        ("on a device", on_device, machine.device_bytes),
+        ("in the host's memory", host if on_device else {**host, **device}, machine.host_bytes),
+    ):
+        if memory is None or sum(sizes.values()) <= memory:
+            continue
+        largest = max(sizes, key=lambda name: sizes[name])
+        advice = (
+            "use --set bank.dtype=bf16, more memory, or fewer clips"
+            if largest == "memory bank"
+            else "use a smaller train.batch_size, or --data mmap or stream"
+        )
+        yield (
+            f"does not fit: {gigabytes(sum(sizes.values()))} {where} of {gigabytes(round(memory))}, of which {largest} "
+            f"takes {gigabytes(sizes[largest])}; {advice}"
+        )
+
+
+def _padded(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _planned_bytes(seconds: float) -> int:
+    """Of a clip in a tar: three headers, its index and JSON of one block each, and the WAV."""
+    return 5 * tarfile.BLOCKSIZE + _padded(WAV_HEADER_BYTES + 2 * round(seconds * SAMPLE_RATE_HZ))
+
+
+def _tars(clips: int, seconds: float) -> int:
+    limit = max(SHARD_CLIPS, -(-clips // SHARDS_PER_SPLIT))
+    return -(-clips // min(limit, max(1, SHARD_BYTES // _planned_bytes(seconds))))
+
+
+def shard_bytes(clips: int, seconds: float, flac_share: float | None = None) -> int:
+    """Of the tars and indexes of one split; of WAV within a per cent. Source: shards/packing/layout.py."""
+    size = _planned_bytes(seconds)
+    if flac_share is not None:
+        size = 5 * tarfile.BLOCKSIZE + _padded(round(2 * round(seconds * SAMPLE_RATE_HZ) * flac_share))
+    return clips * (size + INDEX_BYTES) + _tars(clips, seconds) * tarfile.RECORDSIZE
+
+
+def log_mel_bytes(clips: int, seconds: float, config: Config) -> int:
+    """Of the log-mels of clips of one length, as float16 in memory. Source: log_mel_cache.layout."""
+    longest = round(max(seconds, config.data.crop_seconds) * SAMPLE_RATE_HZ)
+    return clips * (1 + longest // config.frontend.hop_samples) * config.frontend.n_mels * 2
+
+
+def kmeans_bytes(clips: int, k: int, config: Config) -> int:
+    """Of a clustering beside the bank: about, and at most for `spherical`."""
+    dim, settings = config.model.proj_dim, config.cluster
+    rows = clips * dim * 4
+    if settings.algo == "spherical":
+        return (0 if config.model.l2_normalize else rows) + math.ceil(KMEANS_SHARE * rows) + k * dim * (4 + 8 + 4)
+    components = min(dim, 128 if settings.pca_dim == "auto" else settings.pca_dim)
+    graph = clips * settings.pic_neighbours * 16 if settings.algo == "pic" else 0
+    return 4 * clips * components + graph + dim * dim * 8 + k * components * 16
+
+
+def network_bytes(config: Config) -> tuple[int, int]:
+    """Of network and optimiser state, and of the gradients, in float32."""
+    with torch.device("meta"):
+        network = PretrainNetwork(config)
+    trained = 4 * sum(parameter.numel() for parameter in network.parameters())
+    held = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return int(held) + trained * (2 if config.optim.name == "adamw" else 1), trained
+
+
+def step_cost(config: Config, k: int) -> tuple[int, int]:
+    """What one clip costs in a step: operations of a forward pass without gradient, one with, and its backward pass,
+    scores of K prototypes included; and float32 bytes kept for the backward pass.
+    """
+    with torch.device("meta"):
+        network = PretrainNetwork(config).train()
+    (first, kept), (second, more) = (_counted(network, config, k, batch) for batch in (2, 4))
+    return (second - first) // 2, (more - kept) // 2
+
+
+def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tuple[int, int]:
+    """Operations of a step of a batch, and bytes of distinct tensors kept for its backward pass."""
+    crops = torch.empty(batch, 1, config.frontend.n_mels, config.crop_frames, device="meta")
+    prototypes = torch.empty(config.model.proj_dim, max(k, 1), device="meta")
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            network(crops)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = network(crops) @ prototypes
+        torch.autograd.backward(scores.sum())
+    return int(counter.get_total_flops()), sum(tensor.nbytes for tensor in kept.values())

@@ -1,0 +1,318 @@
+"""`unfused-fast bench`: how fast each part runs here, and how far that is from what this machine could do.
+
+B clips in a batch, N clips, D features, K clusters. A floor is what the part would take if nothing but the work that
+cannot be left out were done at the rates measured here: bytes at the copy rate, products at the matmul rate.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmeans
+from unfused_fast.commands.measure import machine
+from unfused_fast.commands.measure.machine import spread
+from unfused_fast.config import Config
+from unfused_fast.console import console
+from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
+from unfused_fast.kernels.views import augmented_reference
+from unfused_fast.models import PretrainNetwork
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.training import (
+    Options,
+    autocast,
+    build_optimizer,
+    compiled,
+    full_precision,
+    prepare_for,
+    quietly,
+    resolve_amp,
+)
+
+VIEWS = 2
+
+
+class Measured(NamedTuple):
+    """One line of the table."""
+
+    part: str
+    what: str
+    unit: str
+    """`clips/s` and the like, of which more is better, or `ms`, of which less is."""
+    values: list[float]
+    floor: float | None = None
+    """What this machine could do, in the same unit."""
+    floor_is: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """How much of the floor's speed is reached, by the median; 1 is all of it."""
+        if self.floor is None:
+            return None
+        median = spread(self.values).p50
+        return self.floor / median if self.unit == "ms" else median / self.floor
+
+    def as_json(self, **circumstances: object) -> dict[str, object]:
+        """A row: the figures and what they mean nothing without."""
+        quantiles = {name: float(f"{value:.5g}") for name, value in spread(self.values)._asdict().items()}
+        return {
+            "part": self.part,
+            "what": self.what,
+            "unit": self.unit,
+            **quantiles,
+            "repeats": len(self.values),
+            "floor": None if self.floor is None else float(f"{self.floor:.5g}"),
+            "floor_is": self.floor_is,
+            "share": None if self.share is None else round(self.share, 4),
+            **circumstances,
+        }
+
+
+@dataclass
+class Bench:
+    """What all parts measure on: a set, a config, a device."""
+
+    shards: ShardSet
+    config: Config
+    options: Options
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        self.device = self.options.device
+        self.clips = self.shards.manifest.splits["train"].clips
+        wanted = self.config.train.batch_size
+        self.batch_size = min(self.clips, 64 if self.device.type == "cpu" else 512) if wanted == "auto" else wanted
+        self.repeats = 3 if self.quick else 7
+        self.amp = resolve_amp(self.config, self.device)
+
+    @cached_property
+    def copy_rate(self) -> float:
+        """Bytes a second."""
+        return machine.copy_rate(self.device)
+
+    @cached_property
+    def matmul_rate(self) -> float:
+        """Operations a second in the precision of training."""
+        return machine.matmul_rate(self.device, torch.bfloat16 if self.amp else torch.float32)
+
+    def seconds(self, run: Callable[[], object]) -> list[float]:
+        """Of repeated calls, after one that does not count."""
+        timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        return [float(one) for one in timer.blocked_autorange(min_run_time=0.5 if self.quick else 2.0).times]
+
+    def crop(self) -> torch.Tensor:
+        """(B, 1, F, T) of noise."""
+        shape = self.batch_size, 1, self.config.frontend.n_mels, self.config.crop_frames
+        return torch.randn(shape, device=self.device)
+
+
+def loader(bench: Bench) -> Iterator[Measured]:
+    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from where data.store keeps them;
+    and the one pass over whole clips that puts them there.
+    """
+    stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
+
+    def rates(batches: Batches, seconds: float) -> list[float]:
+        found, epoch = list[float](), 0
+        while len(found) < bench.repeats:
+            done, start = 0, time.perf_counter()
+            for batch in batches.epoch(epoch, views=VIEWS):
+                done += len(batch.clip_ids)
+                if time.perf_counter() - start > seconds:
+                    break
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize(bench.device)
+            found.append(done / (time.perf_counter() - start))
+            epoch += 1
+        return found
+
+    limit = 2.0 if bench.quick else 8.0
+    decode = machine.decode_rate(bench.shards, 256 if bench.quick else 1024)
+    streamed = rates(stream, limit)
+    yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
+    with quietly():
+        kept = log_mel_cache.find(stream, log_mel_cache.layout(stream))
+        start = time.perf_counter()
+        held = placed(stream)
+        taken = time.perf_counter() - start
+    if not isinstance(held, ResidentLoader):
+        why = "as data.store is stream" if bench.config.data.store == "stream" else "as there is no room for log-mels"
+        console.print(f"bench loader: training here streams, {why}, not from memory", style="yellow")
+        return
+    if kept is None:
+        samples = bench.shards.clips_in("train").column("samples").to_numpy()
+        what = f"first pass over the audio, clips of {samples.mean() / SAMPLE_RATE_HZ:.2f} s"
+        yield Measured("loader", what, "clips/s", [bench.clips / taken], decode, "decoding alone, all cores")
+    else:
+        console.print(f"bench loader: {kept} holds the log-mels, so the pass that makes them is not measured")
+    values = bench.config.frontend.n_mels * bench.config.crop_frames
+    moved = VIEWS * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
+    floor = (bench.copy_rate / moved, "copies at the copy rate") if held.store == "resident" else (None, "")
+    yield Measured("loader", f"{held.store}, two views", "clips/s", rates(held, limit), *floor)
+
+
+def views(bench: Bench) -> Iterator[Measured]:
+    """Mixup and random resize crop of a batch."""
+    augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
+    crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
+    taken = bench.seconds(lambda: augment(ids, (crop, crop), 1))
+    moved = VIEWS * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
+    floor = bench.copy_rate / moved
+    rates = [bench.batch_size / seconds for seconds in taken]
+    yield Measured("views", "mixup + random resize crop, two views", "clips/s", rates, floor, "one read, one write")
+    if bench.device.type == "cuda":
+        augment.augmented = augmented_reference
+        rates = [bench.batch_size / seconds for seconds in bench.seconds(lambda: augment(ids, (crop, crop), 1))]
+        yield Measured("views", "the same by batched products", "clips/s", rates, floor, "one read, one write")
+
+
+def step(bench: Bench) -> Iterator[Measured]:
+    """A pre-training step on views that are there: two forwards, loss, backward, update, bank."""
+    torch.manual_seed(0)
+    config, device, size = bench.config, bench.device, bench.batch_size
+    network = prepare_for(PretrainNetwork(config), device).train()
+    forward, optimizer = compiled(network, bench.options), build_optimizer(network, config.optim)
+    first, second, ids = bench.crop(), bench.crop(), torch.arange(size, device=device)
+    prototypes = normalize(torch.randn(512, config.model.proj_dim, device=device), dim=1)
+    targets = torch.randint(512, (size,), device=device)
+    bank = MemoryBank(size, config.model.proj_dim, 0, device)
+
+    def products(train: Callable[..., Any]) -> None:
+        with full_precision(config, device):
+            with torch.no_grad(), autocast(config, device):
+                projections = train(first)
+            with autocast(config, device):
+                predicted = train(second)
+            loss = cross_entropy(predicted @ prototypes.T / config.loss.temperature, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+        bank.write(ids, projections)
+
+    def whole() -> None:
+        products(forward)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def bare() -> None:
+        products(forward)
+        network.zero_grad(set_to_none=True)
+
+    with FlopCounterMode(display=False) as counter:
+        products(network)
+    network.zero_grad(set_to_none=True)
+    floor = size * bench.matmul_rate / counter.get_total_flops()
+    said = f"{counter.get_total_flops() / size / 1e9:.2f} GFLOP a clip at the matmul rate"
+    with freed_memory_kept(device):
+        rates = [size / seconds for seconds in bench.seconds(whole)]
+    name = f"{config.model.encoder}, {'bf16' if bench.amp else 'fp32'}, batch {size}"
+    yield Measured("step", name, "clips/s", rates, floor, said)
+    with freed_memory_kept(device):
+        alone = [size / seconds for seconds in bench.seconds(bare)]
+    yield Measured("step", "the same without update", "clips/s", alone, floor, said)
+
+
+def kmeans(bench: Bench) -> Iterator[Measured]:
+    """One iteration of spherical k-means at the paper's K and D, by two runs that differ in iterations."""
+    n = {True: 10_000, False: 100_000}[bench.quick] if bench.device.type == "cpu" else 250_000
+    d, k = 512, 512
+    generator = torch.Generator(bench.device).manual_seed(0)
+    points = normalize(torch.randn(n, d, device=bench.device, generator=generator), dim=1)
+    start = points[:k].clone()
+    backend = resolve_backend(bench.config.cluster.backend, bench.device)
+
+    def run(iterations: int) -> Callable[[], object]:
+        return lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend)
+
+    floor = 1e3 * 2 * n * d * k / machine.matmul_rate(bench.device, torch.float32)
+    what = f"iteration, {n:,} x {d}, K {k}, {backend}"
+    few = bench.seconds(run(1))
+    for more in (3, 12, 48):
+        many = bench.seconds(run(1 + more))
+        taken = [1e3 * (long - short) / more for short, long in zip(sorted(few), sorted(many), strict=False)]
+        if min(taken) > 0:
+            yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
+            return
+    console.print(
+        "bench kmeans: repeated runs here differ by more than 48 iterations take, so none is measured; try again on a "
+        "quieter machine",
+        style="yellow",
+    )
+
+
+def bank(bench: Bench) -> Iterator[Measured]:
+    """A generation of the bank: until training continues, and until it is on disk."""
+    n, d, dtype = (20_000 if bench.quick else 250_000), 512, bench.config.bank.dtype
+    held = MemoryBank(n, d, 0, bench.device, dtype)
+    assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rate = machine.write_rate(folder, 1 << 26 if bench.quick else 1 << 28)
+        blocked, total = list[float](), list[float]()
+        for epoch in range(bench.repeats + 1):
+            start = time.perf_counter()
+            held.save(folder / "bank.zarr", epoch, assignments)
+            blocked.append(time.perf_counter() - start)
+            held.wait()
+            total.append(time.perf_counter() - start)
+    size = n * (d * held.rows.element_size() + 8)
+    disk = [n / seconds for seconds in total[1:]]
+    what = f"generation of {n:,} x {d} on disk, {dtype}"
+    yield Measured("bank", what, "rows/s", disk, n * rate / size, "raw write + fsync")
+    waits = [1e3 * seconds for seconds in blocked[1:]]
+    yield Measured("bank", "training waits for it", "ms", waits, 1e3 * 2 * size / bench.copy_rate, "one copy")
+
+
+def epoch(bench: Bench) -> Iterator[Measured]:
+    """Epochs of the real `train pretrain`, the first left out, and the share of each part."""
+    import json
+
+    from unfused_fast.config import with_values
+    from unfused_fast.stages import pretrain
+
+    epochs = 3 if bench.quick and bench.clips > 256 else 6
+    values = {"train.epochs": epochs, "train.batch_size": bench.batch_size, "train.save_every": epochs}
+    with tempfile.TemporaryDirectory() as name, quietly():
+        out = Path(name) / "run"
+        pretrain(with_values(bench.config, values), bench.shards, out, bench.options)
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    warm = rows[1:]
+    yield Measured(
+        "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]
+    )
+    yield Measured("epoch", "the same", "clips/s", [row["clips_per_second"] for row in warm])
+    for part in dict.fromkeys(name for row in warm for name in row["parts"]):  # not every epoch has all
+        shares = [100 * row["parts"].get(part, 0.0) / row["epoch_seconds"] for row in warm]
+        yield Measured("epoch", f"share of {part}", "%", shares)
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
+    "loader": loader,
+    "views": views,
+    "step": step,
+    "kmeans": kmeans,
+    "bank": bank,
+    "epoch": epoch,
+}
+
+
+def limit(rows: list[Measured]) -> str | None:
+    """What bounds an epoch here, in a sentence; None where no epoch was measured."""
+    shares = {row.what.removeprefix("share of "): spread(row.values).p50 for row in rows if row.unit == "%"}
+    if not shares:
+        return None
+    part, share = max(shares.items(), key=lambda entry: entry[1])
+    said = f"bottleneck: {part}, {share:.0f} % of an epoch"
+    steps = [row for row in rows if row.part == "step" and row.share is not None]
+    if part.startswith(("forward", "backward")) and steps:
+        return f"{said}; the step runs at {100 * (steps[0].share or 0):.0f} % of what the matmul rate allows"
+    return said
