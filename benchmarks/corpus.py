@@ -26,7 +26,7 @@ from page_parts import write_part
 from unfused_fast.commands.demo import width_values
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import pairs, run_options
-from unfused_fast.commands.machine import circumstances
+from unfused_fast.commands.measure.machine import circumstances
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError

@@ -2,122 +2,127 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.packing.journal import Journal
+from unfused_fast.shards.packing.options import digest_of
+from unfused_fast.shards.packing.upload import RemoteSet
 from unfused_fast.shards.sets.table import MANIFEST, PART
-
-PARTIAL, REPLACED = ".partial", ".replaced"
-"""Endings of OUT's siblings: the set being made; the set that was there, between two renames."""
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-@dataclass
-class Building:
-    """A set being made."""
-
-    out: Path
-    folder: Path
-    """OUT.partial."""
-    needed_bytes: int = 0
-    """What is still to be written, at most; 0 while that is not known."""
-
-    def check_space(self) -> None:
-        """Raises UserError when the disk has less room than the set needs."""
-        free = shutil.disk_usage(self.folder).free
-        if self.needed_bytes > free:
-            raise UserError(
-                f"{self.folder.parent}: the set needs up to {_gigabytes(self.needed_bytes)} more, but the disk has "
-                f"{_gigabytes(free)} free; nothing at {self.out} was touched: make room and give the same command "
-                "again, pack to another disk, or halve the set with --codec flac"
-            )
-
-    def finish(self, name: str, text: str) -> None:
-        """Brings every file to the disk, then the one whose presence says that the others are complete."""
-        for path in sorted(self.folder.iterdir()):
-            to_disk(path)
-        (self.folder / name).write_text(text, encoding="utf-8", newline="\n")
-        to_disk(self.folder / name)
-        to_disk(self.folder)
-
-    def discard(self) -> None:
-        """Deletes everything made so far."""
-        for path in self.folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
 @contextmanager
-def building(out: Path, replace: bool, fresh: bool, shown: str | None = None) -> Iterator[Building]:
-    """OUT.partial, which becomes OUT when the block ends, and stays to be gone on with when it raises; OUT is always
-    whole.
+def building(
+    out: Path,
+    request: Mapping[str, Any],
+    part: str | None,
+    overwrite: bool,
+    resume: bool,
+    remote: RemoteSet | None = None,
+) -> Iterator[Journal]:
+    """The journal of the set made in OUT.partial, which becomes OUT when the block ends, and is kept to be continued
+    when the block raises; OUT is always whole.
 
     Args:
-        replace: a finished set at `out` may be replaced.
-        fresh: what an unfinished run left is deleted first.
-        shown: what `out` is called in errors.
+        part: as --part takes it; "merged": of parts.
+        overwrite: a finished set at `out` may be replaced, and what an unfinished run left is deleted.
+        resume: nothing is deleted, and `out` may be replaced if the unfinished run might have replaced it.
+        remote: the set is made there; `out` is the folder on this machine.
 
     Raises:
-        UserError: `out` is a file, a set without `replace`, or a folder with other things in it; another process packs
-            to it; or the disk refuses to be written.
+        UserError: `out` is a file, a set that may not be replaced, or a folder with other things in it; another process
+            packs to it; what is unfinished was begun with other options; or the disk refuses to be written.
     """
-    given, out = out, Path(os.path.realpath(out))
-    partial, replaced = partial_of(out), out.with_name(out.name + REPLACED)
-    build = Building(out, partial)
+    shown = str(out) if remote is None else remote.shown
+    real, partial = Path(os.path.realpath(out)), partial_of(out)
+    replaced, journal = real.with_name(f"{real.name}.replaced"), Journal(partial)
+    if remote is not None:  # it is there, and complete, when a run was killed at its very end
+        shutil.rmtree(out, ignore_errors=True)
     try:
-        if not out.exists() and is_complete(replaced):  # killed between the two renames
-            replaced.rename(out)
-        _check_replaceable(given, replace)
+        if not real.exists() and is_complete(replaced):  # killed between the two renames
+            replaced.rename(real)
+        replace = overwrite or (resume and journal.replaces)
+        _check_replaceable(out, replace)
         partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
-        try:
-            _lock(lock, partial, shown or str(given))
-            if fresh:
-                build.discard()
+        with _lock(partial, shown):
+            if overwrite and not resume:
+                discard(partial)
+            begun = journal.begun
             try:
-                yield build
+                journal.begin({**request, "part": part}, replace, shown)
+                if remote is not None:
+                    remote.begin(journal, digest_of(request), overwrite)
+                begun = True
+                yield journal
             except BaseException:
+                if not begun:
+                    discard(partial)
+                shutil.rmtree(journal.making, ignore_errors=True)
                 if not any(partial.iterdir()):
                     partial.rmdir()
                 raise
-            if out.exists() and any(out.iterdir()):
+            if real.exists() and any(real.iterdir()):
                 shutil.rmtree(replaced, ignore_errors=True)
-                out.rename(replaced)
-            partial.replace(out)
-        finally:
-            os.close(lock)
-        to_disk(out.parent)
+                real.rename(replaced)
+            partial.replace(real)
+        to_disk(real.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        needed = f" up to {_gigabytes(build.needed_bytes)} are still needed;" if build.needed_bytes else ""
         raise UserError(
-            f"{partial.parent}: cannot be written, {error.strerror or os.strerror(error.errno)};{needed} what is "
-            f"packed so far is in {partial.name}: make room and give the same command again, or pack to another disk"
+            f"{partial.parent}: cannot be written, {cause(error)}; what is packed so far is in {partial.name}: make "
+            "room and give the same command again, or pack to another disk"
         ) from error
 
 
 def partial_of(out: Path) -> Path:
     """Where the set `out` is made."""
     real = Path(os.path.realpath(out))
-    return real.with_name(real.name + PARTIAL)
+    return real.with_name(f"{real.name}.partial")
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder holds a finished set, or a finished part of one."""
     return (folder / MANIFEST).is_file() or (folder / PART).is_file()
+
+
+def complete(folder: Path, name: str, text: str) -> None:
+    """Brings every file to the disk, then the one whose presence says that the others are complete."""
+    for path in sorted(folder.rglob("*")):
+        to_disk(path)
+    (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    to_disk(folder / name)
+    to_disk(folder)
+
+
+def discard(folder: Path) -> None:
+    """Deletes all that is in a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises UserError when the disk has less room than the set made in `folder` needs, in bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder.parent}: the set needs up to {needed / 1e9:.2f} GB more, but the disk has "
+            f"{free / 1e9:.2f} GB free; make room and give the same command again, pack to another disk, or halve the "
+            "set with --codec flac"
+        )
 
 
 def _check_replaceable(out: Path, replace: bool) -> None:
@@ -134,27 +139,32 @@ def _check_replaceable(out: Path, replace: bool) -> None:
         raise UserError(f"{out}: a shard set is already there; name another place, or replace it with --overwrite")
 
 
-def _lock(folder: int, partial: Path, out: str) -> None:
-    """Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file."""
+@contextmanager
+def _lock(partial: Path, shown: str) -> Iterator[None]:
+    """Keeps other processes away while the block runs. Raises UserError: one is packing there, or has just finished.
+
+    Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file.
+    """
+    folder = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{out}: another process is packing to it; wait for it, or name another place") from None
-    except OSError:  # a file system without locks
-        return
-    if not partial.exists() or partial.stat().st_ino != os.fstat(folder).st_ino:
-        raise UserError(f"{out}: another process has just finished packing to it; look at what it made")
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{shown}: another process is packing to it; wait for it, or name another place") from None
+        except OSError:  # a file system without locks
+            pass
+        if not partial.exists() or partial.stat().st_ino != os.fstat(folder).st_ino:
+            raise UserError(f"{shown}: another process has just finished packing to it; look at what it made")
+        yield
+    finally:
+        os.close(folder)
 
 
 def to_disk(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(PermissionError):
+        with suppress(PermissionError):
             os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -1,12 +1,15 @@
-"""All shards are there -> numbers, clips table, rejected.csv, manifest."""
+"""Shards -> a set: ids for their clips, clips table, rejected.csv, manifest."""
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +17,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unfused_fast import __version__
-from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
-from unfused_fast.shards.packing.building import Building
+from unfused_fast.shards.packing.building import complete, discard
 from unfused_fast.shards.packing.journal import DoneShard, Journal
-from unfused_fast.shards.packing.options import PackOptions, Request
-from unfused_fast.shards.packing.rejections import by_reason, summary, write_rejected
+from unfused_fast.shards.packing.options import digest_of
+from unfused_fast.shards.packing.pack_shard import Rejection
+from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, write_rejected
 from unfused_fast.shards.packing.upload import RemoteSet
-from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members, renumber
+from unfused_fast.shards.sets.shard_files import clip_key, index_path, read_index, read_members, renumber
 from unfused_fast.shards.sets.table import (
     DONE_SCHEMA,
     MANIFEST,
@@ -45,7 +48,7 @@ class PackResult:
     """What pack() or merge() did."""
 
     shard_set: ShardSet
-    """Of a set behind a URL there are only the manifest and the table; local_sets.local_set() fetches the rest."""
+    """Of a set behind a URL there are only the manifest and the table; download.local_set() fetches the rest."""
     packed: int
     """Clips in the set."""
     rejected: dict[str, int]
@@ -60,137 +63,139 @@ class PackResult:
     shards: int
 
 
-class Sender:
-    """Sends shards to where the set is made, in order, and takes them from the disk."""
+@dataclass(frozen=True)
+class Contents:
+    """What a set, or a part of one, is made of, once all headers are read."""
 
-    def __init__(self, journal: Journal, remote: RemoteSet) -> None:
-        """Of the set whose plan is in the journal."""
-        self._journal, self._remote, self._waiting = journal, remote, deque(journal.plan().shards)
-        self._first_id = self._measured = 0
+    shards: list[str]
+    """Names, in order."""
+    label_names: list[str]
+    rejected: list[Rejection]
+    """By their headers."""
+    files: dict[str, str]
+    """Name -> text of what is written beside the shards."""
+
+
+class Numbering:
+    """Gives clips their ids, shard by shard in order, and sends shards to where the set is made.
+
+    Ours: a worker numbers the clips of its shard as if nothing before them were rejected; where something was, the ids
+    are written over in place, so that all shards can be made at the same time and ids have no gaps.
+    """
+
+    def __init__(self, journal: Journal, names: list[str], remote: RemoteSet | None) -> None:
+        """Of all shards of the set, in order."""
+        self._journal, self._remote, self._waiting = journal, remote, deque(names)
+        self._clips = self._measured = 0
+        self.numbered: list[DoneShard] = []
 
     def advance(self) -> None:
-        """Sends all whose numbers are final, because every shard before them is there.
+        """Numbers all shards before which none is missing, and sends them.
 
-        The first ones stay on the disk too, for `statistics`.
+        The first ones that are sent stay on the disk too, for `statistics`.
         """
         while self._waiting and (done := self._journal.done(self._waiting[0])) is not None:
-            if done.clips.num_rows:
-                _number(self._journal, done, self._first_id)
+            if done.clips.num_rows and self._journal.sent(done.name) is None:
+                self._number(self._journal.set_folder / f"{done.name}.tar")
+            if done.clips.num_rows and self._remote is not None:
                 self._remote.send(self._journal, done)
                 if _split(done) != STATISTICS_SPLIT or self._measured >= STATISTICS_CLIPS:
                     self._journal.drop(done.name)
                 else:
                     self._measured += done.clips.num_rows
-            self._first_id += done.clips.num_rows
+            self._clips += done.clips.num_rows
+            self.numbered.append(done)
             self._waiting.popleft()
+
+    def _number(self, tar: Path) -> None:
+        """Gives a shard's clips the next ids, unless they have them."""
+        if read_index(index_path(tar))[0][0].name.partition(".")[0] == clip_key(self._clips):
+            return
+        if tar.stat().st_nlink > 1:  # the file of a part, too, which stays as it is
+            copy = self._journal.temporary(tar.stem)
+            shutil.copyfile(tar, copy)
+            copy.replace(tar)
+        renumber(tar, self._clips)
 
 
 def finish(
-    build: Building,
     journal: Journal,
-    options: PackOptions,
-    request: Request,
+    out: Path,
+    contents: Contents,
+    request: Mapping[str, Any],
+    numbering: Numbering,
     statistics: Statistics | None,
-    remote: RemoteSet | None = None,
-) -> ShardSet:
-    """Numbers the clips of all shards in order, and writes what makes a set of them, here or at `remote`.
+    remote: RemoteSet | None,
+    made: int,
+    started: float,
+) -> PackResult:
+    """Writes what makes a set of the shards, here or at `remote`.
+
+    Args:
+        out: where the set will be.
+        made: shards made in this run, since `started` (time.perf_counter()).
 
     Raises:
         UserError: there is not one clip.
     """
-    if remote is not None:
-        Sender(journal, remote).advance()
-    plan = journal.plan()
-    shards: list[DoneShard] = []
-    rejected = list(plan.rejected)
-    first_id = 0
-    for name in plan.shards:
-        done = journal.done(name)
-        assert done is not None, f"{name} is not there"
-        rejected += done.rejected
-        if done.clips.num_rows:
-            _number(journal, done, first_id)
-            shards.append(done)
-        first_id += done.clips.num_rows
-    if not first_id:
+    numbering.advance()
+    assert len(numbering.numbered) == len(contents.shards), "a shard is missing"
+    folder, shards = journal.set_folder, [shard for shard in numbering.numbered if shard.clips.num_rows]
+    rejected = contents.rejected + [row for shard in numbering.numbered for row in shard.rejected]
+    if not shards:
         if remote is not None:
             remote.release()
-        build.discard()
-        raise UserError(
-            f"{summary(rejected, request.values['files'])}; nothing was written: name audio that libsndfile reads"
-        )
+        discard(folder)
+        raise nothing_usable(rejected, request["files"])
     clips = numbered(pa.concat_tables([shard.clips for shard in shards]).cast(DONE_SCHEMA).combine_chunks())
     splits = {}
-    for split in dict.fromkeys(_split(shard) for shard in shards):
+    for split in dict.fromkeys(map(_split, shards)):
         of_split = [shard for shard in shards if _split(shard) == split]
         samples = sum(pc.sum(shard.clips["samples"]).as_py() for shard in of_split)
         names = tuple(f"{shard.name}.tar" for shard in of_split)
         splits[split] = SplitInfo(names, sum(shard.clips.num_rows for shard in of_split), samples / SAMPLE_RATE_HZ)
-    write_rejected(build.folder, rejected)
-    for name, text in plan.files.items():
-        (build.folder / name).write_text(text, encoding="utf-8", newline="\n")
-    write_clips(build.folder, clips)
+    write_rejected(folder, rejected)
+    for name, text in contents.files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    write_clips(folder, clips)
     log_mel = None
     if statistics is not None and STATISTICS_SPLIT in splits:
-        first_clips = stored_clips(build.folder, splits[STATISTICS_SPLIT].shards, options.codec)
+        first_clips = stored_clips(folder, splits[STATISTICS_SPLIT].shards, request["codec"])
         log_mel = dict(statistics(islice(first_clips, STATISTICS_CLIPS)))
     manifest = Manifest(
-        codec=options.codec,
-        max_seconds=float(options.max_seconds),
-        seed=options.seed,
+        codec=request["codec"],
+        max_seconds=request["max_seconds"],
+        seed=request["seed"],
         splits=splits,
-        label_names=plan.label_names,
-        digest=clips_digest(clips, plan.label_names),
+        label_names=tuple(contents.label_names),
+        digest=clips_digest(clips, contents.label_names),
         rejected=len(rejected),
         log_mel=log_mel,
         written_by=f"unfused-fast {__version__}",
-        request=request.digest,
-        dataset=request.values["dataset"],
+        request=digest_of(request),
+        dataset=request["dataset"],
     )
-    build.finish(MANIFEST, manifest.to_json())
+    complete(folder, MANIFEST, manifest.to_json())
     if remote is not None:
         remote.complete(journal, [shard.name for shard in shards])
     journal.end()
-    return ShardSet(build.out, manifest, clips)
+    size = sum(shard.bytes for shard in shards)
+    return result_of(ShardSet(out, manifest, clips), by_reason(rejected), size, made, started)
 
 
-def result_of(
-    shard_set: ShardSet,
-    directory: Path,
-    rejected: dict[str, int],
-    shards_made: int,
-    wall_seconds: float,
-    remote: RemoteSet | None = None,
-) -> PackResult:
-    """The numbers of a set that lies in `directory`, or at `remote`."""
+def result_of(shard_set: ShardSet, rejected: dict[str, int], shard_bytes: int, made: int, started: float) -> PackResult:
+    """The facts of a finished set."""
     splits = shard_set.manifest.splits.values()
-    tars = [directory / name for info in splits for name in info.shards]
     return PackResult(
-        shard_set=ShardSet(directory, shard_set.manifest, shard_set.clips),
+        shard_set=shard_set,
         packed=shard_set.clips.num_rows,
         rejected=rejected,
         audio_seconds=sum(info.seconds for info in splits),
-        shard_bytes=sum(path.stat().st_size for tar in tars for path in (tar, index_path(tar)))
-        if remote is None
-        else remote.shard_bytes,
-        wall_seconds=wall_seconds,
-        shards_made=shards_made,
-        shards=len(tars),
+        shard_bytes=shard_bytes,
+        wall_seconds=time.perf_counter() - started,
+        shards_made=made,
+        shards=sum(len(info.shards) for info in splits),
     )
-
-
-def rejected_reasons(journal: Journal) -> dict[str, int]:
-    """Rejections so far by reason, most frequent first."""
-    plan = journal.plan()
-    done = (journal.done(name) for name in plan.shards)
-    return by_reason([*plan.rejected, *(row for shard in done if shard is not None for row in shard.rejected)])
-
-
-def _number(journal: Journal, shard: DoneShard, first_id: int) -> None:
-    """Gives a shard's clips the ids from `first_id` on, unless they have them."""
-    if shard.first_id != first_id:
-        renumber(journal.set_folder / f"{shard.name}.tar", first_id)
-        journal.note(DoneShard(shard.name, first_id, shard.clips, shard.rejected, shard.bytes))
 
 
 def _split(shard: DoneShard) -> str:

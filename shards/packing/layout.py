@@ -6,8 +6,9 @@ without the others, by any process of any machine, in any order, at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,27 +68,16 @@ class Plan:
     frames: NDArray[np.int64]
     """(N,) of each row's file."""
     row: NDArray[np.int64]
-    number: NDArray[np.int32]
-    pieces: NDArray[np.int32]
+    number: NDArray[np.int64]
+    pieces: NDArray[np.int64]
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.row)
-
     def pieces_of(self, shard: PlannedShard) -> list[Piece]:
         """The pieces of a shard, in order."""
-        return [
-            Piece(
-                self.rows[self.row[place]],
-                int(self.frames[self.row[place]]),
-                int(self.number[place]),
-                int(self.pieces[place]),
-                int(self.start[place]),
-                int(self.stop[place]),
-            )
-            for place in range(shard.first, shard.last)
-        ]
+        columns = (self.row, self.frames[self.row], self.number, self.pieces, self.start, self.stop)
+        values = (column[shard.first : shard.last].tolist() for column in columns)
+        return [Piece(self.rows[row], *others) for row, *others in zip(*values, strict=True)]
 
     def bytes(self) -> NDArray[np.int64]:
         """(P,) what each piece takes up in a tar as WAV; FLAC takes up to twice less."""
@@ -114,30 +104,19 @@ def plan_pieces(
         start, stop: (N,) what is packed of each row, in samples at 16 kHz; nothing where they are equal.
     """
     longest = int(max_seconds * SAMPLE_RATE_HZ)
-    usable = np.flatnonzero(stop > start)
-    named = sorted(usable.tolist(), key=lambda row: (rows[row].split, rows[row].source))
+    named = sorted(np.flatnonzero(stop > start).tolist(), key=lambda row: (rows[row].split, rows[row].source))
     row = np.asarray(named, np.int64)
     length = stop[row] - start[row]
     count = np.where(length <= int(WHOLE_UP_TO * max_seconds * SAMPLE_RATE_HZ), 1, -(-length // longest))
-    first = np.repeat(np.cumsum(count) - count, count)
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     row, pieces = np.repeat(row, count), np.repeat(count, count)
-    number = np.arange(len(row)) - first
     length = (stop - start)[row]
     begin, end = (start[row] + length * place // pieces for place in (number, number + 1))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(row))
     splits = sorted({rows[place].split for place in named}, key=split_rank)
-    rank_of_row = np.zeros(len(rows), np.int64)
-    rank_of_row[named] = [splits.index(rows[place].split) for place in named]
-    order = order[np.argsort(rank_of_row[row[order]], kind="stable")]
-    return Plan(
-        rows,
-        frames,
-        row[order],
-        number[order].astype(np.int32),
-        pieces[order].astype(np.int32),
-        begin[order],
-        end[order],
-    )
+    rank = np.asarray([splits.index(rows[place].split) for place in row.tolist()], np.int64)
+    order = order[np.argsort(rank[order], kind="stable")]
+    return Plan(rows, frames, row[order], number[order], pieces[order], begin[order], end[order])
 
 
 def plan_shards(plan: Plan, clips_per_shard: int | None) -> list[PlannedShard]:
@@ -146,15 +125,14 @@ def plan_shards(plan: Plan, clips_per_shard: int | None) -> list[PlannedShard]:
     Args:
         clips_per_shard: None: a sixteenth of the split (`SHARDS_PER_SPLIT`), but at least `SHARD_CLIPS`.
     """
-    sizes = plan.bytes()
-    shards = []
-    for split, first, last in _splits(plan):
+    sizes, shards, last = plan.bytes(), list[PlannedShard](), 0
+    for split, of_split in groupby(plan.rows[row].split for row in plan.row.tolist()):
+        first, last = last, last + sum(1 for _ in of_split)
         limit = clips_per_shard or max(SHARD_CLIPS, -(-(last - first) // SHARDS_PER_SPLIT))
-        ends = np.cumsum(sizes[first:last])
+        ends = np.concatenate([[0], np.cumsum(sizes[first:last])])
         number, start = 0, first
         while start < last:
-            used = int(ends[start - first - 1]) if start > first else 0
-            fitting = first + int(np.searchsorted(ends, used + SHARD_BYTES, side="right"))
+            fitting = first - 1 + int(np.searchsorted(ends, ends[start - first] + SHARD_BYTES, side="right"))
             stop = min(start + limit, max(fitting, start + 1), last)
             shards.append(PlannedShard(f"{split}-{number:06d}", split, start, stop))
             number, start = number + 1, stop
@@ -166,13 +144,3 @@ def share(shards: Sequence[PlannedShard], part: int, parts: int) -> list[Planned
     pieces = shards[-1].last if shards else 0
     low, high = pieces * (part - 1) / parts, pieces * part / parts
     return [shard for shard in shards if low <= (shard.first + shard.last) / 2 < high]
-
-
-def _splits(plan: Plan) -> Iterator[tuple[str, int, int]]:
-    """Each split with the place of its first piece and the place after its last."""
-    first = 0
-    for place in range(1, len(plan) + 1):
-        split = plan.rows[plan.row[first]].split
-        if place == len(plan) or plan.rows[plan.row[place]].split != split:
-            yield split, first, place
-            first = place

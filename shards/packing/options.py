@@ -1,4 +1,4 @@
-"""How a set is packed."""
+"""How a set is packed, and what it is packed from, in a form that can be kept and compared."""
 
 from __future__ import annotations
 
@@ -29,42 +29,36 @@ class PackOptions:
     codec: Codec = "wav"
     max_seconds: float = 10.0
     """Files more than 5 % longer are cut into equal pieces, each a clip whose group is the file's; see
-    plan.WHOLE_UP_TO."""
+    layout.WHOLE_UP_TO."""
     min_seconds: float = 0.1
     """Shorter clips are rejected."""
     seed: int = 0
     """Of the shuffle."""
     clips_per_shard: int | None = None
-    """Most clips of a tar; None: see plan.plan_shards."""
+    """Most clips of a tar; None: see layout.plan_shards."""
     max_file_hours: float = LONGEST_FILE_SECONDS / 3600
     """Longer files are rejected. Ours: a bomb of a megabyte decodes to days of silence."""
 
     def __post_init__(self) -> None:
-        shortest = MINIMUM_SAMPLES / SAMPLE_RATE_HZ
-        checks = (
-            (
-                self.codec in ("wav", "flac"),
-                f"codec {self.codec}, but a shard set holds wav or flac; choose one of them",
-            ),
-            (
-                math.isfinite(self.min_seconds) and self.min_seconds >= shortest,
-                f"min_seconds {self.min_seconds:g}, but a log-mel needs {shortest:.4f} s or more; take the default 0.1",
-            ),
-            (
-                2 * self.min_seconds <= self.max_seconds <= LONGEST_SECONDS,
-                f"max_seconds {self.max_seconds:g}, but it must lie between {2 * self.min_seconds:g}, twice "
-                f"min_seconds, and {LONGEST_SECONDS:g}",
-            ),
-            (self.seed >= 0, f"seed {self.seed}, but a seed is 0 or more"),
-            (
-                self.clips_per_shard is None or self.clips_per_shard >= 1,
-                f"{self.clips_per_shard} clips per shard, but at least 1 is needed",
-            ),
-            (self.max_file_hours > 0, f"max_file_hours {self.max_file_hours:g}, but it must be above 0"),
-        )
-        for fine, message in checks:
-            if not fine:
-                raise UserError(message)
+        shortest, twice = MINIMUM_SAMPLES / SAMPLE_RATE_HZ, 2 * self.min_seconds
+        problem = ""
+        if self.codec not in ("wav", "flac"):
+            problem = f"codec {self.codec}, but a shard set holds wav or flac"
+        elif not (math.isfinite(self.min_seconds) and self.min_seconds >= shortest):
+            problem = f"min_seconds {self.min_seconds:g}, but a log-mel needs {shortest:.4f} s or more"
+        elif not twice <= self.max_seconds <= LONGEST_SECONDS:
+            problem = (
+                f"max_seconds {self.max_seconds:g}, but it must lie between {twice:g}, twice min_seconds, and "
+                f"{LONGEST_SECONDS:g}"
+            )
+        elif self.seed < 0:
+            problem = f"seed {self.seed}, but a seed is 0 or more"
+        elif self.clips_per_shard is not None and self.clips_per_shard < 1:
+            problem = f"{self.clips_per_shard} clips per shard, but at least 1 is needed"
+        elif not self.max_file_hours > 0:
+            problem = f"max_file_hours {self.max_file_hours:g}, but it must be above 0"
+        if problem:
+            raise UserError(f"{problem}; change it, or leave it out for the default")
 
     @property
     def minimum_samples(self) -> int:
@@ -72,19 +66,7 @@ class PackOptions:
         return round(self.min_seconds * SAMPLE_RATE_HZ)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a set is made from, in a form that can be kept and compared."""
-
-    values: Mapping[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """The sha256 (hex): the same request gives the same set."""
-        return hashlib.sha256(json.dumps(dict(self.values), sort_keys=True).encode()).hexdigest()
-
-
-def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping[str, Any] | None) -> Request:
+def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
     """What `rows`, sorted by source, and options ask for; rows by name, label, split, group, fold, span, not by place.
 
     Raises:
@@ -98,7 +80,17 @@ def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping
     for row in rows:
         about = (row.source, row.label, row.labels, row.split, row.group, row.fold, row.span)
         digest.update(json.dumps(about).encode() + b"\n")
-    asked = {**asdict(options), "max_seconds": float(options.max_seconds), "min_seconds": float(options.min_seconds)}
-    known = None if dataset is None else json.loads(json.dumps(dict(dataset)))
-    program = f"unfused-fast {__version__}, schema {SCHEMA_VERSION}"
-    return Request({**asked, "dataset": known, "files": len(rows), "program": program, "sources": digest.hexdigest()})
+    return {
+        **asdict(options),
+        "max_seconds": float(options.max_seconds),
+        "min_seconds": float(options.min_seconds),
+        "dataset": None if dataset is None else json.loads(json.dumps(dict(dataset))),
+        "files": len(rows),
+        "program": f"unfused-fast {__version__}, schema {SCHEMA_VERSION}",
+        "sources": digest.hexdigest(),
+    }
+
+
+def digest_of(request: Mapping[str, Any]) -> str:
+    """The sha256 (hex) of a request: the same request gives the same set."""
+    return hashlib.sha256(json.dumps(dict(request), sort_keys=True).encode()).hexdigest()

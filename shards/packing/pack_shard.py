@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class ShardJob:
     label_names: Sequence[str]
 
     def answer(self, bad: Bad, at: At) -> WrittenShard:
-        """Decodes the pieces and writes them in order. Raises OSError: the disk refuses; nothing is left then."""
+        """Decodes the pieces and writes them in order."""
         numbers = {name: number for number, name in enumerate(self.label_names)}
         columns: dict[str, list[Any]] = {name: [] for name in DONE_SCHEMA.names}
         rejected: list[Rejection] = []
@@ -81,48 +80,44 @@ class ShardJob:
                 try:
                     if item in bad:
                         raise bad[item]
-                    decoded = decode_piece(piece.row.path, piece.frames, piece.start, piece.stop)
-                    pcm = decoded.pcm
-                    if len(pcm) < self.minimum_samples:
-                        raise Rejected(Reason.TOO_SHORT, f"{len(pcm) / SAMPLE_RATE_HZ:.3f} s")
+                    self._add(writer, piece, numbers, columns)
                 except Rejected as rejection:
-                    rejected.append(rejection_of(piece, rejection))
-                    continue
-                row = piece.row
-                names = row.labels or ([] if row.label is None else [row.label])
-                stored = encode_clip(pcm, self.codec)
-                values = {
-                    "split": row.split,
-                    "label": NO_LABEL if row.label is None else numbers[row.label],
-                    "labels": sorted(numbers[name] for name in names),
-                    "group": row.source if row.group is None else row.group,
-                    "fold": row.fold,
-                    "seconds": len(pcm) / SAMPLE_RATE_HZ,
-                    "samples": len(pcm),
-                    "constant": bool(pcm.min() == pcm.max()),
-                    "clipped_share": decoded.clipped_share,
-                    "file_rate_hz": decoded.rate_hz,
-                    "file_channels": decoded.channels,
-                    "source": row.source,
-                    "sha256": hashlib.sha256(pcm.data).hexdigest(),
-                    "stored_sha256": hashlib.sha256(stored).hexdigest(),
-                }
-                clip_id = self.first_id + writer.clips
-                key = clip_key(clip_id)
-                text = clip_json({"clip_id": clip_id, **values}, self.label_names)
-                writer.add(key, {self.codec: stored, "json": text, "index": key.encode()})
-                for name, value in values.items():
-                    columns[name].append(value)
+                    where = f"piece {piece.number + 1} of {piece.pieces}: " if piece.pieces > 1 else ""
+                    rejected.append((piece.row.source, piece.number, str(rejection.reason), f"{where}{rejection}"))
             size = writer.close()
         except BaseException:
             writer.give_up()
-            with contextlib.suppress(OSError):
-                writer.delete()
             raise
         return WrittenShard(self.tar, columns, rejected, size)
 
-
-def rejection_of(piece: Piece, rejection: Rejected) -> Rejection:
-    """A rejected piece as it stands in rejected.csv."""
-    where = f"piece {piece.number + 1} of {piece.pieces}: " if piece.pieces > 1 else ""
-    return piece.row.source, piece.number, str(rejection.reason), f"{where}{rejection}"
+    def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: dict[str, list[Any]]) -> None:
+        """Writes one clip and what the clips table holds of it. Raises Rejected."""
+        row = piece.row
+        decoded = decode_piece(row.path, piece.frames, piece.start, piece.stop)
+        pcm = decoded.pcm
+        if len(pcm) < self.minimum_samples:
+            raise Rejected(Reason.TOO_SHORT, f"{len(pcm) / SAMPLE_RATE_HZ:.3f} s")
+        names = row.labels or ([] if row.label is None else [row.label])
+        stored = encode_clip(pcm, self.codec)
+        values = {
+            "split": row.split,
+            "label": NO_LABEL if row.label is None else numbers[row.label],
+            "labels": sorted(numbers[name] for name in names),
+            "group": row.source if row.group is None else row.group,
+            "fold": row.fold,
+            "seconds": len(pcm) / SAMPLE_RATE_HZ,
+            "samples": len(pcm),
+            "constant": bool(pcm.min() == pcm.max()),
+            "clipped_share": decoded.clipped_share,
+            "file_rate_hz": decoded.rate_hz,
+            "file_channels": decoded.channels,
+            "source": row.source,
+            "sha256": hashlib.sha256(pcm.data).hexdigest(),
+            "stored_sha256": hashlib.sha256(stored).hexdigest(),
+        }
+        clip_id = self.first_id + writer.clips
+        key = clip_key(clip_id)
+        text = clip_json({"clip_id": clip_id, **values}, self.label_names)
+        writer.add(key, {self.codec: stored, "json": text, "index": key.encode()})
+        for name, value in values.items():
+            columns[name].append(value)

@@ -12,8 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from unfused_fast.errors import UserError
 from unfused_fast.optional import importing
@@ -36,7 +35,7 @@ def connect() -> Any:
         import ray
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
-        _knock(address)
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -47,7 +46,7 @@ def connect() -> Any:
 
 
 class RayWorkers:
-    """All cores of a running Ray cluster, as a Pool."""
+    """All cores of a running Ray cluster, as a Pool. Ends the connection with `close()`."""
 
     def __init__(self, shared: Sequence[Path]) -> None:
         """Connects as connect().
@@ -59,64 +58,47 @@ class RayWorkers:
             UserError: no Ray here, no cluster there, or a node that does not see the files.
         """
         self._ray: Any = connect()
+        self.close: Callable[[], None] = self._ray.shutdown
         self._answer: Any = self._ray.remote(num_cpus=1, max_retries=TRIES, scheduling_strategy="SPREAD")(_answer)
-        self._check(shared)
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ray.shutdown()
+        for node in [node for node in self._ray.nodes() if node["Alive"]]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            look = self._ray.remote(num_cpus=0, scheduling_strategy=there)(_missing)
+            if missing := self._ray.get(look.remote([path.resolve() for path in shared])):
+                raise UserError(
+                    f"node {node['NodeManagerHostname']} does not see {', '.join(map(str, missing))}; "
+                    "with --engine ray SOURCE and OUT must be on storage that all nodes share"
+                )
 
     def answers(
         self, jobs: Iterable[Job[Answer]], progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Job[Answer], Answer]]:
-        """As Workers.answers(); `progress` is told of nothing, because nobody looks into a task on its way."""
+        """As Workers.answers(), but `progress` is not called: what a task has done is known only when it is done."""
         waiting = iter(jobs)
-        out: dict[Any, Job[Answer]] = {}
+        running: dict[Any, Job[Answer]] = {}
         while True:
             cores = int(self._ray.cluster_resources().get("CPU", 1))
-            while len(out) < TASKS_PER_CORE * max(1, cores) and (job := next(waiting, None)) is not None:
-                out[self._answer.remote(job)] = job
-            if not out:
+            while len(running) < TASKS_PER_CORE * max(1, cores) and (job := next(waiting, None)) is not None:
+                running[self._answer.remote(job)] = job
+            if not running:
                 return
-            ready, _ = self._ray.wait(list(out), num_returns=1, timeout=LOOK_EVERY_SECONDS)
+            ready, _ = self._ray.wait(list(running), num_returns=1, timeout=LOOK_EVERY_SECONDS)
             for reference in ready:
-                yield out.pop(reference), self._get(reference)
-
-    def _get(self, reference: Any) -> Any:
-        try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except self._ray.exceptions.RayError as error:
-            raise UserError(
-                f"Ray could not finish a shard in {TRIES} tries ({str(error).splitlines()[0]}); check the nodes "
-                "and give the same command again, it goes on where it was"
-            ) from error
-
-    def _check(self, shared: Sequence[Path]) -> None:
-        """Raises UserError unless every node sees all of `shared`."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        looked = []
-        for node in self._ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                missing = self._ray.remote(num_cpus=0, scheduling_strategy=there)(_missing)
-                looked.append(missing.remote([path.resolve() for path in shared]))
-        for host, missing in self._ray.get(looked):
-            if missing:
-                raise UserError(
-                    f"node {host} does not see {', '.join(map(str, missing))}; "
-                    "with --engine ray SOURCE and OUT must be on storage that all nodes share"
-                )
+                try:
+                    answer = self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except self._ray.exceptions.RayError as error:
+                    raise UserError(
+                        f"Ray could not finish a shard in {TRIES} tries ({str(error).splitlines()[0]}); check the "
+                        "nodes and give the same command again, it continues where it stopped"
+                    ) from error
+                yield running.pop(reference), answer
 
 
-def _knock(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT or ray://HOST:PORT; Ray itself goes on asking for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raises OSError where no server listens at HOST:PORT or ray://HOST:PORT; Ray itself asks again for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -132,5 +114,5 @@ def _answer(job: Job[Answer]) -> Answer:
     return next(answer for _, answer in _own_process().answers([job]))
 
 
-def _missing(paths: Sequence[Path]) -> tuple[str, list[Path]]:
-    return socket.gethostname(), [path for path in paths if not path.exists()]
+def _missing(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if not path.exists()]

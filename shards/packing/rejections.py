@@ -1,4 +1,4 @@
-"""rejected.csv: every file, or piece of one, that did not make it, and why."""
+"""rejected.csv: every file, or piece of one, that is not in the set, and why."""
 
 from __future__ import annotations
 
@@ -15,25 +15,21 @@ from unfused_fast.shards.sets.table import REJECTED
 _PIECE = re.compile(r"piece \d+ of \d+: ")
 
 
-def by_reason(rejected: Sequence[Rejection]) -> dict[str, int]:
+def by_reason(rejected: Iterable[Rejection]) -> dict[str, int]:
     """Rows of each reason, most frequent first."""
     return _counted(reason for _, _, reason, _ in rejected)
 
 
 def read_reasons(folder: Path) -> dict[str, int]:
-    """As by_reason, of the rejected.csv of a finished set.
-
-    Raises:
-        UserError: there is none, or it is malformed.
-    """
+    """As by_reason, of the rejected.csv of a finished set. Raises UserError: there is none, or it is malformed."""
     path = folder / REJECTED
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             texts = [_PIECE.sub("", row["reason"], count=1) for row in csv.DictReader(stream, strict=True)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
-            f"{path}: not what a packer writes there ({getattr(error, 'strerror', None) or error}); copy the set again "
-            "or replace it with --overwrite"
+            f"{path}: not a valid list of rejected files ({getattr(error, 'strerror', None) or error}); copy the set "
+            "again or replace it with --overwrite"
         ) from error
     return _counted(text.partition(": ")[0] for text in texts)
 
@@ -50,8 +46,11 @@ def write_rejected(folder: Path, rejected: Sequence[Rejection]) -> None:
         writer.writerows((source, text) for source, _, _, text in sorted(rejected))
 
 
-def summary(rejected: Sequence[Rejection], files: int) -> str:
-    """One sentence for the case that nothing was usable."""
+def nothing_usable(rejected: Sequence[Rejection], files: int) -> UserError:
+    """The error of a pack in which every file was rejected."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason(rejected).items())
     examples = "; ".join(f"{escaped(source)} ({text})" for source, _, _, text in sorted(rejected)[:3])
-    return f"{files} files, none of them usable: {reasons}; for example {examples}"
+    return UserError(
+        f"{files} files, none of them usable: {reasons}; for example {examples}; nothing was written: name audio that "
+        "libsndfile reads"
+    )

@@ -1,4 +1,7 @@
-"""Worker processes: each answers one task at a time, item by item; a process that dies or hangs costs one item."""
+"""Worker processes: each answers one job at a time, item by item; a process that dies or hangs costs one item.
+
+Ours, not pebble's pool: there all workers share one pipe, and one killed while it sends its answer blocks the others.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,12 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from unfused_fast.errors import UserError
@@ -27,32 +29,36 @@ At = Callable[[int], None]
 
 SECONDS_PER_ITEM = 120.0
 """Longest that one item may take. Ours: an hour of audio is decoded and resampled in seconds."""
-LOOK_EVERY_SECONDS = 0.25
+PROGRESS_SECONDS = 0.25
 
 
 class Job(Protocol[AnswerOut]):
-    """A task: pickled, sent to a process, answered there."""
+    """Pickled, sent to a process, and answered there."""
 
     def answer(self, bad: Bad, at: At) -> AnswerOut:
-        """Does the task, calling `at(item)` before each item; items in `bad` are rejected without being touched."""
+        """Does the job. Calls `at(item)` before each item; items in `bad` are rejected without being touched."""
 
 
 class Pool(Protocol):
-    """Where tasks are answered."""
+    """Where jobs are answered."""
 
     def answers(
         self, jobs: Iterable[Job[Answer]], progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Job[Answer], Answer]]:
-        """Every job with its answer, as they come."""
+        """Every job with its answer, in the order in which they finish."""
 
 
 @dataclass
-class _Process:
+class _Worker:
     process: Any
     pipe: Connection
-    place: Any
-    """Shared with the process: the item it is at, and since when (time.monotonic)."""
-    job: Any = None
+    item: Any
+    """Shared with the process: the item that it works on; -1 before the first."""
+
+
+@dataclass
+class _Task:
+    job: Any
     bad: dict[int, Rejected] = field(default_factory=dict)
     suspected: set[int] = field(default_factory=set)
     """Items at which a process died once."""
@@ -74,134 +80,120 @@ class Workers:
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             self._context.set_forkserver_preload(["unfused_fast.shards.packing.pack_shard"])
-        self._processes: list[_Process] = []
+        self._all: list[_Worker] = []
+        self._idle: list[_Worker] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for worker in self._processes:
+    def __exit__(self, *error: object) -> None:
+        for worker in self._all:
             worker.process.kill()
-        for worker in self._processes:
+        for worker in self._all:
             worker.process.join()
             worker.pipe.close()
-        self._processes = []
+        self._all, self._idle = [], []
 
     def answers(
         self, jobs: Iterable[Job[Answer]], progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Job[Answer], Answer]]:
-        """Every job with its answer, as they come; jobs are drawn from the iterable as processes become free.
+        """Every job with its answer, as they finish; jobs are drawn from the iterable as processes become free.
 
         An item at which a process dies is tried once more; when it dies there again, or takes longer than
         `seconds_per_item`, the job is done anew with that item rejected, `Reason.CRASHED` or `Reason.HUNG`.
 
         Args:
-            progress: told now and then how many items of unfinished jobs are done.
+            progress: called now and then with the number of finished items of unfinished jobs.
 
         Raises:
-            UserError: processes die or hang before they begin, or at an item that is rejected already. Whatever else a
-                job raises.
+            UserError: processes die or hang before their first item, or at an item that is rejected already. Whatever
+                else a job raises.
         """
         if not self.count:
-            yield from ((job, job.answer({}, _ignore)) for job in jobs)
+            yield from ((job, job.answer({}, lambda item: None)) for job in jobs)
             return
-        waiting, again = iter(jobs), deque[tuple[Any, dict[int, Rejected], set[int]]]()
-        busy: list[_Process] = []
+        waiting, again = map(_Task, jobs), deque[_Task]()
+        busy: dict[Any, tuple[_Worker, _Task]] = {}
         while True:
             while len(busy) < self.count:
-                job: Any
-                job, bad, suspected = again.popleft() if again else (next(waiting, None), {}, set())
-                if job is None:
+                task = again.popleft() if again else next(waiting, None)
+                if task is None:
                     break
-                worker = next((known for known in self._processes if known not in busy), None) or self._start()
-                worker.job, worker.bad, worker.suspected = job, bad, suspected
-                worker.place[:] = (-1, time.monotonic())
-                with contextlib.suppress(OSError):  # dead: found below
-                    worker.pipe.send((job, bad))
-                busy.append(worker)
+                worker = self._idle.pop() if self._idle else self._start()
+                worker.item.value = -1
+                with contextlib.suppress(OSError):  # it died; found below
+                    worker.pipe.send((task.job, task.bad))
+                busy[worker.pipe] = worker, task
             if not busy:
                 return
-            ready = wait(
-                [worker.pipe for worker in busy] + [worker.process.sentinel for worker in busy], LOOK_EVERY_SECONDS
-            )
+            ready = wait(list(busy), PROGRESS_SECONDS)
             if progress is not None:
-                progress(sum(max(0, int(worker.place[0])) for worker in busy))
-            for worker in list(busy):
-                stuck = time.monotonic() - worker.place[1] > self.seconds_per_item
-                if not (stuck or worker.pipe in ready or worker.process.sentinel in ready):
-                    continue
+                progress(sum(max(0, worker.item.value) for worker, _ in busy.values()))
+            for pipe in ready:
+                worker, task = busy.pop(pipe)
                 try:
-                    answer, error = worker.pipe.recv() if worker.pipe.poll() else self._end(worker, stuck)
+                    answer, error = worker.pipe.recv()
                 except (EOFError, OSError):
-                    answer, error = self._end(worker, stuck)
-                busy.remove(worker)
+                    self._note_end(worker, task)
+                    again.append(task)
+                    continue
+                self._idle.append(worker)
                 if error is not None:
                     raise error
-                if answer is _LOST:
-                    again.append((worker.job, worker.bad, worker.suspected))
-                else:
-                    yield worker.job, answer
+                yield task.job, answer
 
-    def _end(self, worker: _Process, stuck: bool) -> tuple[Any, Exception | None]:
-        """Takes a dead or stuck process out, and notes the item that it was at."""
-        worker.process.kill()
+    def _note_end(self, worker: _Worker, task: _Task) -> None:
+        """Takes a dead process out, and notes the item that it worked on."""
         worker.process.join()
         worker.pipe.close()
-        self._processes.remove(worker)
-        item, late = int(worker.place[0]), f"longer than {self.seconds_per_item:g} s"
-        if item < 0 and item in worker.suspected:
-            return None, UserError(
-                f"a worker process takes {late} to begin; look at what keeps the machine or its disks busy, and give "
-                "the same command again"
-                if stuck
-                else "the worker processes end as soon as they start; call pack() below `if __name__ == '__main__':`, "
-                "or look for the reason (memory?) in the system's log"
+        self._all.remove(worker)
+        item, hung = worker.item.value, worker.process.exitcode == -signal.SIGALRM
+        if item in (task.suspected if item < 0 else task.bad):
+            how = f"take longer than {self.seconds_per_item:g} s" if hung else "end"
+            where = "before their first file" if item < 0 else "at the same place of a job"
+            raise UserError(
+                f"worker processes {how} again and again {where}; look for the reason (memory? a disk that hangs?) in "
+                "the system's log, call pack() below `if __name__ == '__main__':`, and give the same command again"
             )
-        if item in worker.bad:
-            return None, UserError(
-                f"a worker process {f'takes {late}' if stuck else 'ends'} again and again at the same place of a job; "
-                "look for the reason (memory? a disk that hangs?) in the system's log, and give the same command again"
-            )
-        if stuck and item >= 0:
-            worker.bad[item] = Rejected(Reason.HUNG, f"took {late}")
-        elif item in worker.suspected:
-            worker.bad[item] = Rejected(Reason.CRASHED)
-        else:
-            worker.suspected.add(item)
-        return _LOST, None
+        if hung and item >= 0:
+            task.bad[item] = Rejected(Reason.HUNG, f"took longer than {self.seconds_per_item:g} s")
+        elif item in task.suspected:
+            task.bad[item] = Rejected(Reason.CRASHED)
+        task.suspected.add(item)
 
-    def _start(self) -> _Process:
+    def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        place = self._context.RawArray("d", 2)
-        process = self._context.Process(target=_work, args=(theirs, place, dict(os.environ)), daemon=True)
+        item = self._context.RawValue("i", -1)
+        arguments = (theirs, item, self.seconds_per_item, dict(os.environ))
+        process = self._context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        self._processes.append(_Process(process, ours, place))
-        return self._processes[-1]
+        self._all.append(_Worker(process, ours, item))
+        return self._all[-1]
 
 
-_LOST = object()
+def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: dict[str, str]) -> None:
+    """A process: jobs come in, answers or exceptions go out, until the pipe is closed.
 
-
-def _ignore(item: int) -> None:
-    """Nobody watches."""
-
-
-def _work(pipe: Connection, place: Any, environment: dict[str, str]) -> None:
-    """A process: jobs come in, answers or exceptions go out, until the pipe is closed."""
+    An item that takes too long ends the process by SIGALRM, whatever native code it is in.
+    """
     os.environ.update(environment)  # a fork server has that of its own start
-    _prepare_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as null:  # native libraries write to the screen
+        os.dup2(null.fileno(), sys.__stderr__.fileno() if sys.__stderr__ else 2)
 
     def at(item: int) -> None:
-        place[:] = (item, time.monotonic())
+        signal.setitimer(signal.ITIMER_REAL, seconds_per_item)
+        place.value = item
 
     while True:
         try:
             job, bad = pipe.recv()
         except EOFError:
             return
+        at(-1)
         answer: Any = None
         error: Exception | None = None
         try:
@@ -209,22 +201,12 @@ def _work(pipe: Connection, place: Any, environment: dict[str, str]) -> None:
         except Exception as raised:  # the parent raises it
             raised.add_note(traceback.format_exc())
             error = raised
-        at(-1)
+        place.value = -1
+        signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send((answer, error))
 
 
-def _prepare_process() -> None:
-    """Ctrl-C is the parent's to handle, this process ends with the parent, native libraries keep off the screen."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    with contextlib.suppress(OSError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.__stderr__.fileno() if sys.__stderr__ else 2)
-        os.close(null)
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from unfused_fast.commands.benchmarks import PARTS, Bench, Measured, limit
-from unfused_fast.commands.machine import spread
+from unfused_fast.commands.measure.machine import spread
+from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
 from unfused_fast.config.fields import Config
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Options

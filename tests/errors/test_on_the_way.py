@@ -24,10 +24,10 @@ def test_the_disk_is_full_while_packing(
     folder, out = tone_rows[0].path.parent, tmp_path / "out"
     publish = unfused_fast.shards.packing.journal.Journal.publish
 
-    def full(journal: Any, name: str, first_id: int, written: Any) -> None:
+    def full(journal: Any, name: str, written: Any) -> None:
         if name == "train-000001":
             raise OSError(errno.ENOSPC, "No space left on device")
-        publish(journal, name, first_id, written)
+        publish(journal, name, written)
 
     def stopped(*flags: str) -> None:
         with monkeypatch.context() as patch:

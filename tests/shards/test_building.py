@@ -15,7 +15,7 @@ import soundfile
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
-from unfused_fast.shards.packing.building import building
+from unfused_fast.shards.packing.building import building, complete
 from unfused_fast.shards.packing.finish import PackResult
 from unfused_fast.shards.packing.options import PackOptions
 from unfused_fast.shards.packing.pack import pack, pack_part
@@ -56,13 +56,12 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
 
 
 def test_two_packs_to_one_place(rows: list[SourceRow], tmp_path: Path) -> None:
-    with building(tmp_path / "out", replace=False, fresh=False) as build:
-        (build.folder / "kept").write_text("x")
+    with building(tmp_path / "out", {}, None, overwrite=False, resume=False) as journal:
         for overwrite in (False, True):
             with pytest.raises(UserError, match="another process is packing to it"):
                 _pack(rows[:9], tmp_path / "out", overwrite=overwrite)
-        assert (build.folder / "kept").exists()
-        build.finish("manifest.json", "{}")
+        assert journal.begun
+        complete(journal.set_folder, "manifest.json", "{}")
 
 
 # What is left when it is stopped, and how it goes on
@@ -101,21 +100,6 @@ def test_a_stopped_run_leaves_out_as_it_was_and_is_gone_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_a_full_disk_says_what_is_still_needed(
-    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The size of the shards that are not there, but for ends of tars and indexes; not what the others take."""
-    monkeypatch.setattr("unfused_fast.shards.packing.building._gigabytes", str)
-    monkeypatch.setattr(ShardWriter, "add", _failing_add(25, FULL))
-    with pytest.raises(UserError, match=r" up to \d+ are still needed") as raised:
-        _pack(rows, tmp_path / "out", clips_per_shard=10)
-    sizes = {path.name: path.stat().st_size for path in packed.directory.glob("*-*")}
-    there = {path.name for path in (tmp_path / "out.partial").glob("*-*")}
-    left = sum(size for name, size in sizes.items() if name not in there)
-    needed = int(str(raised.value).partition(" up to ")[2].split()[0])
-    assert len(there) == 6 and 0.9 * left < needed < 1.1 * left < sum(sizes.values())
-
-
 def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +134,7 @@ def test_rejections_of_a_finished_set_are_told_again(
     again = _pack(rows, tmp_path / "out", max_seconds=1.0, resume=True)
     assert again.shards_made == 0 and list(again.rejected.items()) == list(first.rejected.items())
     (tmp_path / "out/rejected.csv").write_text("something,else\na,b\n")
-    with pytest.raises(UserError, match=r"out/rejected.csv: not what a packer writes there .* with --overwrite"):
+    with pytest.raises(UserError, match=r"out/rejected.csv: not a valid list of rejected files .* with --overwrite"):
         _pack(rows, tmp_path / "out", max_seconds=1.0, resume=True)
 
 

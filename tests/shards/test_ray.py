@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from unfused_fast.shards.packing.pack import pack
-from unfused_fast.shards.packing.ray_engine import _knock
+from unfused_fast.shards.packing.ray_engine import _check_reachable
 from unfused_fast.shards.sources.source_rows import source_rows
 
 ray = pytest.importorskip("ray", reason="comes with the extra ray")
@@ -81,12 +81,12 @@ def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_address_is_knocked_at_with_and_without_its_scheme(scheme: str) -> None:
+def test_address_is_check_reachableed_at_with_and_without_its_scheme(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
-        _knock(address)
+        _check_reachable(address)
     with pytest.raises(ConnectionRefusedError):
-        _knock(address)
+        _check_reachable(address)
 
 
 def test_no_cluster(source: Path, tmp_path: Path) -> None:

@@ -93,12 +93,12 @@ def test_an_item_that_hangs_costs_itself(double: Any) -> None:
 
 
 def test_an_item_that_kills_even_when_it_is_left_out_ends_the_work(double: Any) -> None:
-    with pytest.raises(UserError, match="ends again and again at the same place of a job; look for the reason"):
+    with pytest.raises(UserError, match="end again and again at the same place of a job; look for the reason"):
         _answers(double, 1, "dies whatever")
 
 
 def test_a_process_that_does_not_come_to_its_first_item_is_said_to_be_late(double: Any) -> None:
-    with pytest.raises(UserError, match=r"takes longer than 0.5 s to begin; look at what keeps the machine"):
+    with pytest.raises(UserError, match=r"take longer than 0.5 s again and again before their first file"):
         _answers(double, 1, "never begins", seconds=0.5)
 
 

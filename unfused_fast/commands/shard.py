@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from unfused_fast.shards.datasets.dataset import Discovery
     from unfused_fast.shards.packing.finish import PackResult
-    from unfused_fast.shards.packing.pack import PartResult
 
 PackResume = Annotated[
     bool,
@@ -107,61 +106,57 @@ def shard(
     Stopped at any moment, the same command goes on where it was.
     """
     if list_:
-        _list_datasets(as_json)
+        from unfused_fast.shards.datasets import described, described_as_text
+
+        if as_json:
+            print_json(described())
+        else:
+            typer.echo(described_as_text())
         return
     if source is None or out is None:
         lacking = "SOURCE and OUT" if source is None else "OUT"
-        raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list goes without them")
+        raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
     from unfused_fast.console import console
     from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
     from unfused_fast.shards.packing.options import PackOptions
     from unfused_fast.shards.packing.pack import pack, pack_part
 
-    shares = None if split is None else parsed_shares(split)
-    share = None if part is None else _part(part)
+    shares, share = None if split is None else parsed_shares(split), None if part is None else _part(part)
     if engine == "ray" and (share is not None or workers is not None):
         flag = "--part" if share else "--workers"
-        raise UserError(f"{flag} with --engine ray: the cluster shares out the work itself; leave it out")
+        raise UserError(f"{flag} with --engine ray: the cluster divides the work itself; leave it out")
     with ExitStack() as stack:
-        work = None
+        pool = work = None
         if engine == "ray":  # what the nodes need to read archives has to be where they see it
+            from unfused_fast.shards.packing.ray_engine import RayWorkers
+
             shared = _folder(out).absolute().parent
             shared.mkdir(parents=True, exist_ok=True)
             work = Path(stack.enter_context(TemporaryDirectory(prefix=".unfused-fast-", dir=shared)))
+            pool = stack.enter_context(closing(RayWorkers([shared, *([] if is_url(source) else [Path(source)])])))
         set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
         found, about = _found(source, dataset, set_options, labels_from_folders, max_member_gb, work)
         rows = found.rows
         if shares is not None:
             rows, made = with_shares(rows, shares, seed)
             console.print(f"--split {split}: {made}")
-        given: dict[str, Any] = {
-            "workers": workers,
-            "overwrite": overwrite,
-            "resume": resume,
-            "dataset": about,
-            "files": found.files,
-        }
-        asked: dict[str, Any] = {
-            "codec": codec,
-            "max_seconds": max_seconds,
-            "min_seconds": min_seconds,
-            "seed": seed,
-            "max_file_hours": max_file_hours,
-        }
-        if share is not None:
-            advance = stack.enter_context(bar("packing"))
-            done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given, progress=advance)
-            stack.close()
-            _print_part(done, display_name(out), as_json)
-            return
-        if work is not None:
-            from unfused_fast.shards.packing.ray_engine import RayWorkers
-
-            seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
-            given["pool"] = stack.enter_context(RayWorkers(seen))
         advance = stack.enter_context(bar("packing"))
-        packed = pack(rows, out, **asked, **given, statistics=_statistics, progress=advance)
-    _print_packed(packed, display_name(out), as_json)
+        given: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "dataset": about, "files": found.files}
+        given |= {"workers": workers, "progress": advance}
+        asked: dict[str, Any] = {"codec": codec, "max_seconds": max_seconds, "min_seconds": min_seconds, "seed": seed}
+        asked["max_file_hours"] = max_file_hours
+        if share is None:
+            packed = pack(rows, out, **asked, **given, pool=pool, statistics=_statistics)
+        else:
+            done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given)
+    if share is None:
+        _print_packed(packed, display_name(out), as_json)
+    elif as_json:
+        print_json({**vars(done), "directory": display_name(out), "wall_seconds": round(done.wall_seconds, 2)})
+    else:
+        clips = f"{done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s"
+        typer.echo(f"{display_name(out)}: part {part}: {clips}")
+        typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
 
 
 def merge(
@@ -205,15 +200,6 @@ def _part(given: str) -> tuple[int, int]:
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--part {given}: want i/n, with i from 1 to n, for example --part 3/8")
     return int(number), int(count)
-
-
-def _print_part(done: PartResult, out: str, as_json: bool) -> None:
-    if as_json:
-        print_json({**vars(done), "directory": out, "wall_seconds": round(done.wall_seconds, 2)})
-        return
-    number, count = done.part
-    typer.echo(f"{out}: part {number}/{count}: {done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s")
-    typer.echo("when all parts are there: unfused-fast merge PART... OUT")
 
 
 def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
@@ -310,12 +296,3 @@ def _found(
     known = DATASETS[dataset].options  # a set holds no path of the machine that packed it
     told = {key: Path(value).name if PATH in known[key] else value for key, value in options.items()}
     return found, {"name": dataset, "options": told}
-
-
-def _list_datasets(as_json: bool) -> None:
-    from unfused_fast.shards.datasets import described, described_as_text
-
-    if as_json:
-        print_json(described())
-    else:
-        typer.echo(described_as_text())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
-from unfused_fast.commands.rates import Rates
+from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
 from unfused_fast.methods import resolve_k

@@ -20,8 +20,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmeans
-from unfused_fast.commands import machine
-from unfused_fast.commands.machine import spread
+from unfused_fast.commands.measure import machine
+from unfused_fast.commands.measure.machine import spread
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
