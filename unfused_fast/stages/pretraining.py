@@ -16,7 +16,6 @@ from unfused_fast.training import (
     Options,
     Run,
     Trainer,
-    open_run,
     plot_cluster_sizes,
     precision,
     resolve_batch_size,
@@ -32,7 +31,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
     left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
-    with open_run(out, "pretrain", config, shards, options, **left_out_input(left_out)) as run:
+    with Run(out, "pretrain", config, shards, options, **left_out_input(left_out)) as run:
         if (finished := run.result()) is not None:
             return finished
         method, trainer = pretrainer(config, shards, options, run, left_out)
