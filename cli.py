@@ -83,9 +83,7 @@ def demo(
     from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
-        raise UserError(
-            f"{out}: an earlier demo is there; use --resume to go on, --overwrite to start again, or another --out"
-        )
+        raise UserError(f"{out}: holds an earlier demo; use --resume, --overwrite, or another --out")
     given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
     size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in given.items()})
@@ -144,7 +142,7 @@ def config(
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Every field that --set knows: its value, type, meaning and source; or what two presets differ in."""
+    """Every field that --set can change: its value, type, meaning and source; or what two presets differ in."""
     from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.config import preset as preset_of
 

@@ -26,7 +26,7 @@ from page_parts import write_part
 from unfused_fast.commands.demo import width_values
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import pairs, run_options
-from unfused_fast.commands.machine import circumstances
+from unfused_fast.commands.measure.machine import circumstances
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
@@ -39,7 +39,7 @@ from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.csv_rows import csv_rows
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.clip_scores import metric_of
+from unfused_fast.stages.finetuning import metric_of
 from unfused_fast.training.checkpoint import write_json
 from unfused_fast.training.options import console, quietly
 from unfused_fast.training.plots import plot_errors

@@ -50,7 +50,7 @@ done
 profiled=$(mktemp -d)
 stage profile-shards 60 "$python" -c "
 from pathlib import Path
-from unfused_fast.commands.synthetic import synthetic_set
+from unfused_fast.commands.measure.synthetic import synthetic_set
 if __name__ == '__main__':
     synthetic_set(Path('$profiled'), 4096, 2.0)"
 stage profile 120 "$python" -m unfused_fast train pretrain "$profiled/shards" --out "$profiled/run" --epochs 3 \

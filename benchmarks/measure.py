@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from unfused_fast.commands.machine import circumstances, spread
+from unfused_fast.commands.measure.machine import circumstances, spread
 from unfused_fast.evaluation.report import terminal_table
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,9 +15,9 @@ import torch
 from measure import record
 
 from unfused_fast.commands.demo import width_values
-from unfused_fast.commands.estimate import Machine, estimate
-from unfused_fast.commands.rates import measured_here
-from unfused_fast.commands.synthetic import synthetic_set
+from unfused_fast.commands.measure.estimate import Machine, estimate
+from unfused_fast.commands.measure.rates import measured_here
+from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.data.memory import free_memory
 from unfused_fast.stages.pretraining import pretrain

@@ -21,7 +21,7 @@ import torch
 from measure import record
 
 from unfused_fast.commands.demo import width_values
-from unfused_fast.commands.synthetic import synthetic_set
+from unfused_fast.commands.measure.synthetic import synthetic_set
 
 
 def counts(device: str) -> list[int]:

@@ -17,17 +17,13 @@ from measure import record, seconds_of
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.data.store import placed
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.pretraining_state import Pretraining
+from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training.checkpoint import Position
-from unfused_fast.training.loop import Progress
-from unfused_fast.training.losses import Losses
-from unfused_fast.training.options import Options, quietly
+from unfused_fast.training.options import DEFAULT_SECONDS, Options, quietly
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.save_every import DEFAULT_SECONDS
 
 
 def with_and_without(
@@ -40,18 +36,21 @@ def with_and_without(
     rows = [SourceRow(path, path.name) for path in write_noise(folder, clips, 1.0)]
     shards = pack(rows, folder / "set", statistics=log_mel_statistics).shard_set
     options = Options(device, compile=False)
-    run, state = Run(folder / "run", "pretrain", config, shards, options), Pretraining(config, shards, options)
-    state.loader = placed(state.stream, "resident")
-    state.begin_epoch(1, run)
-    more, losses = bank_rows - len(state.bank.rows), Losses(device)
-    state.bank.rows = torch.cat([state.bank.rows, torch.randn(max(0, more), state.bank.rows.shape[1], device=device)])
+    config = with_values(config, {"data.store": "resident"})
+    run = Run(folder / "run", "pretrain", config, shards, options)
+    method, trainer = pretrainer(config, shards, options, run)
+    trainer.start()
+    trainer.begin_epoch(1)
+    assert method.bank is not None
+    more = torch.randn(max(0, bank_rows - len(method.bank.rows)), method.bank.rows.shape[1], device=device)
+    method.bank.rows = torch.cat([method.bank.rows, more])
 
     def epoch(batch: int | None) -> None:
         if batch is not None:
-            state.save(run, Position(1, batch), losses.tensors(), Progress().notes())
-        for item in state.batches(1):
-            state.train_batch(item, 1)
-        state.wait()
+            trainer.saves.begin(Position(1, batch), {}, {"step": trainer.step})
+        for item in trainer.batches(1):
+            trainer.train_batch(item, 1)
+        trainer.saves.settle()
 
     epoch(1)
     pairs = [

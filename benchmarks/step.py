@@ -19,12 +19,11 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.data.augment import Augmenter
 from unfused_fast.data.memory import freed_memory_kept
-from unfused_fast.data.store import placed
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.models.audiontt import PretrainNetwork
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.pretraining_state import Pretraining
+from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training.optim import build_optimizer
 from unfused_fast.training.options import Options, autocast, compiled, full_precision, prepare_for, quietly
 from unfused_fast.training.run_directory import Run
@@ -67,14 +66,15 @@ def whole_and_bare(config: Config, device: torch.device, steps: int, repeats: in
         rows = [SourceRow(path, path.name) for path in write_noise(folder, steps * size, 2.0)]
         shards = pack(rows, folder / "set", statistics=log_mel_statistics).shard_set
         options = Options(device, compile=False)
-        state = Pretraining(config, shards, options)
-        state.loader = placed(state.stream, "resident")
-        state.begin_epoch(1, Run(folder / "run", "pretrain", config, shards, options))
+        config = with_values(config, {"data.store": "resident"})
+        trainer = pretrainer(config, shards, options, Run(folder / "run", "pretrain", config, shards, options))[1]
+        trainer.start()
+        trainer.begin_epoch(1)
         bare, view = prepare_for(PretrainNetwork(config), device).train(), torch.randn(size, 1, 64, 96, device=device)
 
         def epoch() -> None:
-            for batch in state.batches(1):
-                state.train_batch(batch, 1)
+            for batch in trainer.batches(1):
+                trainer.train_batch(batch, 1)
 
         def alone() -> None:
             for _ in range(steps):

@@ -20,7 +20,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.evaluation.ablation import Cell, ablate, cells_of
 from unfused_fast.evaluation.report import mean_and_error
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.pseudo_labels import PSEUDO_LABELS
+from unfused_fast.stages.distillation import PSEUDO_LABELS
 
 SEARCHED: dict[str, list[Any]] = {
     "train.epochs": [5, 50],

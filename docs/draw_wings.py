@@ -20,6 +20,7 @@ WINGS = {
     "data": "shard sets -> batches of log-mels and views",
     "models": "log-mels -> embeddings",
     "clustering": "rows -> assignments; the memory bank",
+    "methods": "ways to learn without labels",
     "training": "a stage -> epochs, saves, a run directory",
     "stages": "pretrain, distill, linear, finetune, all",
     "evaluation": "encoders -> tables with intervals",

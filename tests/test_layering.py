@@ -18,6 +18,7 @@ LAYERS = [
     {"data"},
     {"models"},
     {"clustering"},
+    {"methods"},
     {"training"},
     {"stages"},
     {"evaluation"},

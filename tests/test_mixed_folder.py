@@ -151,15 +151,15 @@ def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(
     cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unfused_fast.stages.pretraining as stage
+    from unfused_fast.methods.deep_clustering import DeepClustering
 
-    real = stage.Pretraining._write_bank
+    real = DeepClustering._write_bank
 
     def pressed(*arguments: Any) -> None:
         real(*arguments)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(stage.Pretraining, "_write_bank", pressed)
+    monkeypatch.setattr(DeepClustering, "_write_bank", pressed)
     done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny)
     assert done.code == 130 and done.err.splitlines()[-1].endswith(
         "stopped before the first epoch; nothing is saved yet"

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Sentences(Console):
-    """A console that says a sentence once in a process, which is once a command, however many steps would say it."""
+    """A console that prints a message once per process, however many steps repeat it."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """What came, what was wanted, what to do, in a sentence; the command line prints it without a traceback.
+    """One sentence: what came, what was expected, what to do. The command line prints it without a traceback.
 
     Ours: one class for the whole project, because what a caller does with it never depends on where it arose.
     """
 
 
 def cause(error: BaseException) -> str:
-    """Why something failed: the system's words where it has some (Permission denied), or else the error's own."""
+    """Why something failed: the operating system's message (Permission denied), or else the error's own."""
     words = error.strerror if isinstance(error, OSError) else None
     return words or str(error) or type(error).__name__
 
@@ -24,7 +24,7 @@ def unreadable(path: Path, error: Exception, advice: str) -> UserError:
     to read it is what lacks, nothing has to be made again.
     """
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
-        advice = "its owner can give you the right to read it, with chmod"
+        advice = "its owner can give you permission to read it, with chmod"
     return UserError(f"{path}: cannot be read ({cause(error)}); {advice}")
 
 

@@ -20,11 +20,11 @@ LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, TypeError, Va
 
 @contextmanager
 def importing(package: str, name: str, wanted: str, install: str) -> Iterator[None]:
-    """Around the import of an optional package, which is told apart from one that is there and does not load.
+    """Around the import of an optional package, which distinguishes an absent package from one that fails to load.
 
     Args:
         package: the module's dotted name.
-        name: as people say it.
+        name: for messages.
         wanted: what needs it, the start of a sentence.
         install: the command that installs it, and what else helps.
 

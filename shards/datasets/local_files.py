@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
@@ -10,30 +11,20 @@ from unfused_fast.shards.datasets.layout import chosen
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.source_rows import source_rows
 
-FOLDER_OPTIONS = {"labels": ("none", "folders")}
-FOLDER_LAYOUT = (
-    "ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
-    "or below those of the splits (train, valid, test), is the label"
-)
-CSV_LAYOUT = "ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder"
 
-
-def discover_folder(root: Folder, given: Mapping[str, str]) -> Discovery:
-    """As `shard FOLDER` finds it; labels=folders is its --labels-from-folders."""
-    labels = chosen("folder", FOLDER_OPTIONS, given)["labels"]
-    if not root.is_dir():
-        raise UserError(f"{root}: not a folder; folder wants {FOLDER_LAYOUT}; for a table say --dataset csv")
+def _discover(name: str, root: Folder, given: Mapping[str, str]) -> Discovery:
+    """As `shard` finds it without --dataset; labels=folders is its --labels-from-folders."""
+    dataset, other = (FOLDER, CSV) if name == "folder" else (CSV, FOLDER)
+    options = chosen(name, dataset.options, given)
+    if not (root.is_dir() if dataset is FOLDER else root.is_file()):
+        raise UserError(
+            f"{root}: not a {'folder' if dataset is FOLDER else 'file'}; {name} wants {dataset.layout}; "
+            f"else say --dataset {other.name}"
+        )
     notes: list[str] = []
-    return Discovery(source_rows(root, labels_from_folders=labels == "folders", note=notes.append), notes)
-
-
-def discover_csv(root: Folder, given: Mapping[str, str]) -> Discovery:
-    """As `shard TABLE.csv` finds it."""
-    chosen("csv", {}, given)
-    if not root.is_file():
-        raise UserError(f"{root}: not a file; csv wants: {CSV_LAYOUT}; for a folder say --dataset folder")
-    notes: list[str] = []
-    return Discovery(source_rows(root, note=notes.append), notes)
+    return Discovery(
+        source_rows(root, labels_from_folders=options.get("labels") == "folders", note=notes.append), notes
+    )
 
 
 FOLDER = Dataset(
@@ -45,9 +36,10 @@ FOLDER = Dataset(
     ),
     licence="yours",
     source="your disk",
-    layout=FOLDER_LAYOUT,
-    discover=discover_folder,
-    options=FOLDER_OPTIONS,
+    layout="ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
+    "or below those of the splits (train, valid, test), is the label",
+    discover=partial(_discover, "folder"),
+    options={"labels": ("none", "folders")},
     holds_out=False,
 )
 CSV = Dataset(
@@ -56,7 +48,7 @@ CSV = Dataset(
     variants=(Variant("labels of the table", {}, None, {}),),
     licence="yours",
     source="your disk",
-    layout=CSV_LAYOUT,
-    discover=discover_csv,
+    layout="ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder",
+    discover=partial(_discover, "csv"),
     holds_out=False,
 )

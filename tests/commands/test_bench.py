@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from unfused_fast.commands.benchmarks import PARTS, Bench, Measured, limit
-from unfused_fast.commands.machine import spread
+from unfused_fast.commands.measure.machine import spread
+from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
 from unfused_fast.config.fields import Config
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Options
@@ -103,7 +103,7 @@ def test_the_loader_is_measured_where_training_would_take_it_from(
     assert done.code == 0, done.err
     measured = [row["what"] for row in json.loads(done.out)["rows"] if not row["what"].startswith("first pass")]
     assert measured == ["stream, two views"] + ["mmap, two views"] * (store == "mmap")
-    assert ("training here streams, as data.store says" in done.err) == (store == "stream")
+    assert ("training here streams, as data.store is stream" in done.err) == (store == "stream")
 
 
 def test_a_synthetic_set_of_any_size(cli: Callable[..., Any], tiny: list[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from unfused_fast.commands import estimate
+from unfused_fast.commands.measure import estimate
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.mel import log_mel_statistics

@@ -18,7 +18,7 @@ from outcomes import Cli, refused
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.training.plots import plot_confusion, plot_log_mels
+from unfused_fast.training.plots import plot_confusions, plot_log_mels
 
 JAPANESE = "\u65e5\u672c\u8a9e"
 
@@ -58,7 +58,7 @@ def test_labels_that_no_font_has(tmp_path: Path, capfd: pytest.CaptureFixture[st
     """No warning of Python's; private characters, which no font has, are counted in a line. Dollars are no formula."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_confusion(tmp_path / "a.png", [[1, 2], [3, 4]], ["\U000f1234", "$\\frac"], "$")
+        plot_confusions(tmp_path / "a.png", [("$", [[1, 2], [3, 4]], ["\U000f1234", "$\\frac"])])
         clip = ("0 $a.wav", 1.0, np.random.default_rng(0).random((8, 9)))
         plot_log_mels(tmp_path / "b.png", [("$x^", [clip])], "plain")
     said = capfd.readouterr().err

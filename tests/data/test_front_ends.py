@@ -14,10 +14,9 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from unfused_fast.commands.plan_bytes import checkpoint_bytes
 from unfused_fast.config.audio import FrontendConfig
 from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import from_flat, with_values
+from unfused_fast.config.presets import with_values
 from unfused_fast.data.augment import Augmenter
 from unfused_fast.data.front_end import log_mel, mel_filters, unit_norm
 from unfused_fast.data.normalisation import RunningNorm, final_statistics
@@ -232,8 +231,7 @@ def test_a_run_with_a_running_norm_hands_on_what_it_ended_with(
     embedders = [load(folder, device="cpu") for folder in (run, tmp_path / "model")]
     assert (embedders[0].mean, embedders[0].std) == (embedders[1].mean, embedders[1].std)
     recorded = json.loads((run / "config.json").read_text())
-    of_the_set, (newest, *_) = recorded["log_mel"], (run / "checkpoints").glob("*.safetensors")
-    assert checkpoint_bytes(60, [4], from_flat(recorded["config"])) == newest.stat().st_size
+    of_the_set = recorded["log_mel"]
     assert embedders[0].mean != of_the_set["mean"]
     assert abs(embedders[0].mean - of_the_set["mean"]) < of_the_set["std"]
 

@@ -204,7 +204,7 @@ def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path, mo
         assert isinstance(held, ResidentLoader)
         return ResidentLoader(read, held.held, "pinned", held.start_seconds)
 
-    monkeypatch.setattr("unfused_fast.stages.pretraining.placed", copied_ahead)
+    monkeypatch.setattr("unfused_fast.training.loop.placed", copied_ahead)
     flags = ["--epochs", 2, "--set", "optim.lr=0.1"]
     assert cli("train", "pretrain", tones, "--out", tmp_path / "pinned", *tiny, *flags).code == 0
     losses["pinned"] = [json.loads(line)["loss"] for line in (tmp_path / "pinned/log.jsonl").read_text().splitlines()]

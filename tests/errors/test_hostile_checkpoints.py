@@ -112,8 +112,8 @@ RESUMED: dict[str, Callable[[Tensors], Any]] = {
     "a generator of another type": lambda tensors: tensors.update({"rng.cpu": torch.zeros(5056)}),
     "no mixup memory": lambda tensors: tensors.pop("mixup.crops"),
     "a mixup memory of another shape": lambda tensors: tensors.update({"mixup.crops": torch.zeros(3, 2, 1, 1)}),
-    "no prototypes": lambda tensors: tensors.pop("prototypes"),
-    "prototypes of another width": lambda tensors: tensors.update({"prototypes": torch.zeros(4, 3)}),
+    "no prototypes": lambda tensors: tensors.pop("heads.0.prototypes"),
+    "prototypes of another width": lambda tensors: tensors.update({"heads.0.prototypes": torch.zeros(4, 3)}),
     "momentum of another shape": lambda tensors: tensors.update(
         {FIRST.replace("model", "optim") + ".momentum_buffer": torch.zeros(9)}
     ),

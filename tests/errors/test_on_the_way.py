@@ -14,8 +14,8 @@ from outcomes import Cli, contents, refused, same_checkpoint
 
 import unfused_fast.shards.packing.journal
 import unfused_fast.stages.linear_heads
-import unfused_fast.stages.pretraining_state
 import unfused_fast.training.checkpoint
+import unfused_fast.training.loop
 
 
 def test_the_disk_is_full_while_packing(
@@ -94,9 +94,9 @@ def test_a_loss_that_becomes_nan_later(
     pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Three steps an epoch: the weights break in the middle of the second epoch, or in its last step."""
-    real = unfused_fast.stages.pretraining_state.learning_rate
+    real = unfused_fast.training.loop.learning_rate
     monkeypatch.setattr(
-        unfused_fast.stages.pretraining_state,
+        unfused_fast.training.loop,
         "learning_rate",
         lambda config, now, *more: math.inf if now == step else real(config, now, *more),
     )

@@ -127,14 +127,8 @@ def test_the_chosen_network_is_what_the_scores_say_and_what_is_loaded(tune: Cli,
     assert np.array(result["confusion"]).sum() == 18 and (run / "confusion.png").is_file()
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--data", "stream"],
-        ["--data", "resident", "--set", "finetune.augment=true", "--set", "eval.label_fraction=0.9"],
-    ],
-)
-def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(tune: Cli, tmp_path: Path, flags: list[str]) -> None:
+def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(tune: Cli, tmp_path: Path) -> None:
+    flags = ["--set", "finetune.augment=true", "--set", "eval.label_fraction=0.9"]
     assert tune("whole", *flags).code == 0
     parts = tmp_path / "parts"
     stops = [(1, signal.SIGTERM, (0, 1)), (4, signal.SIGUSR1, (1, 2)), (2, signal.SIGINT, (2, 1))]
@@ -299,12 +293,3 @@ def test_what_cannot_be_fine_tuned_is_said(
     assert "the set has no test split" in error("--set", "eval.select=best_test", shards=untested)
     tested = pack_rows([row for row in tone_rows if row.split == "test"], tmp_path / "tested")
     assert "no train split" in error(shards=tested)
-
-
-def test_help_and_config_name_the_stage(cli: Cli) -> None:
-    assert "finetune" in cli("train", "--help").out
-    shown = cli("train", "finetune", "--help").out
-    assert all(flag in shown for flag in ("--encoder", "--save-every", "--compile", "--profile", "--resume-anyway"))
-    values = json.loads(cli("config", "--stage", "finetune", "--json").out)
-    assert (values["optim.name"], values["optim.lr"], values["train.batch_size"]) == ("adamw", 0.001, 64)
-    assert values["finetune.augment"] is False

@@ -38,7 +38,7 @@ from unfused_fast.commands.exits import run_app
 from unfused_fast.data import stream as pipeline
 from unfused_fast.distributed import beats, ranks
 from unfused_fast.stages import linear_heads as linear
-from unfused_fast.training import losses
+from unfused_fast.training import loop
 from unfused_fast.training import run_directory as run
 
 TINY = (
@@ -47,10 +47,10 @@ TINY = (
 )
 EPOCHS = 3
 STEPS: dict[str, list[tuple[Any, str]]] = {
-    "pretrain": [(losses.Losses, "add")],
-    "distill": [(losses.Losses, "add")],
+    "pretrain": [(loop.Trainer, "train_batch")],
+    "distill": [(loop.Trainer, "train_batch")],
     "linear": [
-        *((linear, name) for name in ("eval_features", "head_losses", "plot_confusion")),
+        *((linear, name) for name in ("eval_features", "head_losses", "plot_confusions")),
         *((run, name) for name in ("RunLock", "write_json")),
     ],
 }

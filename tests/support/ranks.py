@@ -18,7 +18,6 @@ import copy
 import importlib
 import json
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 from collapsing import FlatProjector
+from stopping import signalled_after
 from torch import nn
 
 from unfused_fast.cli import app
@@ -40,9 +40,7 @@ from unfused_fast.distributed.shared_layers import share_layers
 from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
-from unfused_fast.stages import distillation as distill
-from unfused_fast.stages import pretraining_state as pretraining
-from unfused_fast.training import losses
+from unfused_fast.training import loop, saves
 
 
 def free_port() -> int:
@@ -98,27 +96,18 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
 
 def slow_saves() -> None:
     """Makes a checkpoint take three seconds."""
-    original = pretraining.save_checkpoint
+    original = saves.save_checkpoint
 
     def save_checkpoint(*arguments: Any) -> Path:
         time.sleep(3)
         return original(*arguments)
 
-    pretraining.save_checkpoint = save_checkpoint
+    saves.save_checkpoint = save_checkpoint
 
 
 def stop_after(steps: int) -> None:
     """Lets this process send itself SIGTERM once so many steps are done."""
-    original, done = losses.Losses.add, 0
-
-    def add(self: losses.Losses, loss: torch.Tensor) -> None:
-        nonlocal done
-        original(self, loss)
-        done += 1
-        if done == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    losses.Losses.add = add  # type: ignore[method-assign]
+    signalled_after(steps).__enter__()
 
 
 def check_layers(own: dict[str, str]) -> None:
@@ -193,8 +182,7 @@ def prepare() -> None:
     for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
         importlib.import_module(heavy)
     torch.set_num_threads(1)
-    for module in (pretraining, distill):
-        module.prepare_for = lambda network, device: network  # type: ignore[attr-defined]
+    loop.prepare_for = lambda network, device: network  # type: ignore[attr-defined]
     for layout in (model, efficientnet):
         layout.channels_last = lambda log_mel: log_mel  # type: ignore[attr-defined]
     torch.backends.mkldnn.set_flags(False)

@@ -1,4 +1,4 @@
-"""Runs that stop early, as Ctrl-C would stop them."""
+"""Runs in which something happens after some steps, and runs that stop early, as Ctrl-C would stop them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-from unfused_fast.training.losses import Losses
+from unfused_fast.training.loop import Trainer
 from unfused_fast.training.options import Interrupted
 from unfused_fast.training.progress import EpochProgress
 
@@ -32,20 +31,25 @@ def stopped_after(last: int) -> Iterator[None]:
 
 
 @contextmanager
-def signalled_after(steps: int, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
-    """This process gets a signal once so many steps are done inside the block."""
-    original, done = Losses.add, 0
+def after_steps(steps: int, act: Callable[[], object]) -> Iterator[None]:
+    """`act` is called once so many steps of training are done inside the block."""
+    original, done = Trainer.train_batch, 0
 
-    def add(self: Losses, loss: Tensor) -> None:
+    def train_batch(self: Trainer, *given: Any) -> None:
         nonlocal done
-        original(self, loss)
+        original(self, *given)
         done += 1
         if done == steps:
-            os.kill(os.getpid(), number)
+            act()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Losses, "add", add)
+        patch.setattr(Trainer, "train_batch", train_batch)
         yield
+
+
+def signalled_after(steps: int, number: signal.Signals = signal.SIGTERM) -> Any:
+    """This process gets a signal once so many steps are done inside the block."""
+    return after_steps(steps, lambda: os.kill(os.getpid(), number))
 
 
 def stopped_twice(train: Callable[..., Any]) -> None:

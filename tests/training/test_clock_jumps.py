@@ -13,9 +13,8 @@ from same_runs import assert_same_run
 
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages import pretraining_state as pretraining
 from unfused_fast.training.checkpoint import Position
-from unfused_fast.training.save_every import SaveEvery
+from unfused_fast.training.options import SaveEvery
 from unfused_fast.training.saves import Saves
 
 Cli = Callable[..., Any]
@@ -34,13 +33,13 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
     """Positions at which a run of stage 1 saves."""
-    found, save = list[Position](), pretraining.Pretraining.save
+    found, begin = list[Position](), Saves.begin
 
-    def noted(state: Any, run: Any, position: Position, *more: Any) -> None:
+    def noted(saves: Saves, position: Position, *more: Any) -> None:
         found.append(position)
-        save(state, run, position, *more)
+        begin(saves, position, *more)
 
-    monkeypatch.setattr(pretraining.Pretraining, "save", noted)
+    monkeypatch.setattr(Saves, "begin", noted)
     return found
 
 
@@ -63,7 +62,7 @@ def test_a_save_is_due_by_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) 
     passed, real = 0.0, time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + passed)
     nothing: Any = None
-    saves = Saves(nothing, nothing, SaveEvery(seconds=600), Position(0))
+    saves = Saves(nothing, nothing, nothing, nothing, SaveEvery(seconds=600), nothing, nothing)
     monkeypatch.setattr(time, "time", lambda: -DAY)
     assert not saves.due(1)
     passed = 601.0

@@ -15,7 +15,7 @@ from unfused_fast.commands.output import local_shards, print_json, stdout_consol
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from unfused_fast.commands.benchmarks import Measured
+    from unfused_fast.commands.measure.parts import Measured
 
 COLUMNS = [
     *("part", "what", "unit", "p20", "p50", "p80", "repeats", "floor", "floor_is", "share", "clips", "batch", "device"),
@@ -42,11 +42,11 @@ def bench(
     compile_: Compile = None,
     as_json: Json = False,
 ) -> None:
-    """How fast each part of training runs here, beside what this machine could do, measured in the same run."""
-    from unfused_fast.commands.benchmarks import PARTS, Bench, Measured, limit
+    """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
     from unfused_fast.commands.flags import run_options, stage_config
-    from unfused_fast.commands.machine import circumstances
-    from unfused_fast.commands.synthetic import synthetic_set
+    from unfused_fast.commands.measure.machine import circumstances
+    from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
+    from unfused_fast.commands.measure.synthetic import synthetic_set
     from unfused_fast.console import console
     from unfused_fast.shards.sets.table import open_shards
 
@@ -81,7 +81,7 @@ def bench(
 
 
 def _print(found: list[Measured], title: str) -> None:
-    from unfused_fast.commands.machine import spread
+    from unfused_fast.commands.measure.machine import spread
     from unfused_fast.evaluation import terminal_table
 
     lines = []

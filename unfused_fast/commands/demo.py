@@ -59,7 +59,7 @@ def width_values(width: int) -> dict[str, Any]:
 
 
 def size_values(stage: Stage, size: DemoSize, widths: bool = True) -> dict[str, Any]:
-    """What a size sets in any preset, with AudioNTT's `widths` or without: 819 clips want smaller batches and fewer
+    """What a size sets in any preset, with AudioNTT's `widths` or without: 819 clips need smaller batches and fewer
     clusters than 250,000.
     """
     values: dict[str, Any] = {**(width_values(size.width) if widths else {}), "cluster.k": size.clusters}

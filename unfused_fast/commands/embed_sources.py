@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
-from unfused_fast.shards.packing.upload import RemoteSet
+from unfused_fast.shards.sets.remote_set import RemoteSet
 from unfused_fast.shards.sets.shard_files import index_path, read_index
 from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
 from unfused_fast.shards.sources.listing import archive_named, is_audio
@@ -64,8 +64,8 @@ def _is_remote_set(url: str) -> bool:
         remote.read(MANIFEST)
     except FileNotFoundError:
         return remote.claim() is not None
-    except OSError:
-        return True  # who opens it says why it cannot be asked, or takes the copy that was used last
+    except UserError:
+        return True  # opening it gives the reason
     return True
 
 

@@ -18,8 +18,8 @@ from unfused_fast.errors import UserError, cause, escaped
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
-_FULL, _NO_RIGHT = "free space, then go on with --resume", "name another place, or get the right to use this one"
-_OTHER_KIND = "name another place"
+_FULL, _NO_RIGHT = "free space, then continue with --resume", "name another path, or get permission for this one"
+_OTHER_KIND = "name another path"
 _REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_RIGHT),

@@ -38,9 +38,7 @@ Seed = Annotated[int, typer.Option(help="Seeds weights, order, views, clustering
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[
     bool | None,
-    typer.Option(
-        "--compile/--no-compile", help="torch.compile; on for CUDA unless said otherwise.", show_default=False
-    ),
+    typer.Option("--compile/--no-compile", help="torch.compile; on by default on CUDA.", show_default=False),
 ]
 Data = Annotated[
     Store | None,
@@ -256,7 +254,7 @@ def run_options(
     from unfused_fast.training import Options, join, parse_save_every, resolve_device
 
     if (resume or resume_anyway) and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+        raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
     place = None if timeout is None else place_of(os.environ)
     chosen = resolve_device(device if place is None else place.device(device))
     return Options(

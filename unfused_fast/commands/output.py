@@ -46,7 +46,7 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
 
 
 def next_command(*arguments: object) -> str:
-    """The line that says what to type next: quoted for a shell, and URLs without what may be secret."""
+    """The command to run next, quoted for a shell; secrets are removed from URLs."""
     from unfused_fast.shards.sources.location import display_name
 
     return f"next: unfused-fast {shlex.join(display_name(str(argument)) for argument in arguments)}"
@@ -54,7 +54,7 @@ def next_command(*arguments: object) -> str:
 
 @contextmanager
 def bar(title: str, noted: str = "rejected") -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar on standard error that is told (done, total, how many are `noted`)."""
+    """A progress bar on standard error that takes (done, total, how many are `noted`)."""
     from unfused_fast.console import progress_bar
 
     with progress_bar() as progress:
@@ -73,7 +73,7 @@ def local_shards(shards: str) -> Path:
     if not is_url(shards):
         return Path(shards)
     from unfused_fast.console import console
-    from unfused_fast.shards.packing.download import local_set
+    from unfused_fast.shards.sets.download import local_set
 
     with bar("downloading") as advance:
         return local_set(shards, say=console.print, progress=advance)

@@ -43,8 +43,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
-    from unfused_fast.commands.estimate import GPU_BYTES, Machine, estimate
-    from unfused_fast.commands.rates import measured_here, read_rates
+    from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
+    from unfused_fast.commands.measure.rates import measured_here, read_rates
     from unfused_fast.data import free_memory
 
     config = stage_config("pretrain", preset, settings, epochs, 0)

@@ -51,8 +51,8 @@ class FrontendConfig:
     log_floor: float = 1.1920929e-07
     """Added to the mel power before the logarithm, in `byola`. Source: authors (float32 eps)."""
     pad_mode: Literal["reflect", "constant"] = "reflect"
-    """What lies beyond a clip's edges under a window: the clip reflected, or zeros. Source: librosa 0.8.1, which LAPE
-    pins (reflect); later librosa has zeros.
+    """How a clip is padded at its edges: the clip reflected, or zeros. Source: librosa 0.8.1, pinned by LAPE (reflect);
+    later librosa has zeros.
     """
 
     @property
@@ -87,7 +87,7 @@ class DataConfig:
     DECAR-v2 code has 0.98, their distillation code 12. `decar-v1` has 10, the whole clips of DECAR's section 4.
     """
     crop: Literal["random", "start"] = "random"
-    """Where the crop lies. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by a fault."""
+    """Place of the crop. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by mistake."""
     norm: Literal["dataset", "running", "wave_l2", "none"] = "dataset"
     """Normalisation: log-mels by mean and standard deviation of the set's train split; by those of the crops trained on
     so far (data/normalisation.py); waveforms by the L2 norm of the whole clip, log-mels not at all; or neither. Ours:

@@ -1,4 +1,4 @@
-"""Values of different fields that do not go together: refused in words before a run starts."""
+"""Values of different fields that exclude each other, refused before a run starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ read would be taken for one that was tried. `k` and `iterations`, which presets 
 
 
 def check_together(config: Config) -> None:
-    """Raises UserError for values that do not go together; settings.with_values calls it when all are set."""
+    """Raises UserError for values that exclude each other; presets.with_values calls it when all are set."""
     cluster = config.cluster
     check(
         cluster.algo == "spherical" or config.model.prediction == "linear",

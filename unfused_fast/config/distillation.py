@@ -31,7 +31,7 @@ class PseudoConfig:
     (LibriSpeech), or 0.95 in LAPE.
     """
     crop: Literal["centre", "start", "random"] = "centre"
-    """Where the window lies; `random`: elsewhere at each clustering. Ours: centre; the authors' code has start, or
+    """Position of the window; `random`: a new one at each clustering. Ours: centre; the authors' code has start, or
     random in LAPE.
     """
     splits: tuple[str, ...] = ("train",)
@@ -48,7 +48,7 @@ class PseudoConfig:
         check(self.refresh_epochs >= 0, f"pseudo.refresh_epochs = {self.refresh_epochs}: want 0 (once) or more")
         check(
             "train" in self.splits and len(set(self.splits)) == len(self.splits),
-            f"pseudo.splits = {','.join(self.splits)}: want train, and others beside it, each once",
+            f"pseudo.splits = {','.join(self.splits)}: want train, and optionally others, each once",
         )
         check(self.k == "auto" or self.k >= 1, f"pseudo.k = {self.k}: want at least 1, or auto")
         check(self.pca_dim == "auto" or self.pca_dim >= 0, f"pseudo.pca_dim = {self.pca_dim}: want 0 or more")
@@ -75,7 +75,7 @@ class DistillConfig:
     """Heads of the blocks: three linear layers with BatchNorm and ReLU between, or one. Source: authors."""
     init: Literal["random", "teacher"] = "random"
     """First weights of f_sd's encoder: random, or the teacher's, whose sizes must then be its own. Source: paper
-    section 3. Ours: teacher, to tell what the random start costs.
+    section 3. Ours: teacher, to measure what the random start costs.
     """
 
     def __post_init__(self) -> None:

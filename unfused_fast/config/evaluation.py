@@ -34,7 +34,7 @@ class EvalConfig:
     lr: float = 0.001
     """The paper's learning rate (Adam), always among those tried. Source: paper section 4."""
     lr_grid: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
-    """Learning rates trained side by side; validation picks one. Ours: no encoder is judged by another's best rate."""
+    """Learning rates trained side by side; validation picks one. Ours: each encoder gets its own best rate."""
     batch_size: int = 32
     """Clips a step. Source: paper section 4."""
     epochs: int = 50

@@ -144,7 +144,8 @@ class LossConfig:
 
     temperature: float = 0.1
     """Divides prototype scores before the softmax; `model.prediction` = linear does not read it. Source:
-    DeepCluster-v2's default; at 1 unit-norm scores say nothing. The authors' code has 1, on projections of any norm.
+    DeepCluster-v2's default; at 1 unit-norm scores are nearly uniform. The authors' code has 1, on projections of any
+    norm.
     """
 
     def __post_init__(self) -> None:

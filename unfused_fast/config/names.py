@@ -1,4 +1,4 @@
-"""Names that both the command line and the stages know; on its own, so that `--help` builds no config."""
+"""Names that the command line and the stages share."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with dotted fields replaced; text is parsed by the field's type. Raises UserError for an unknown
-    name, a wrong value, or values that do not go with each other.
+    name, a wrong value, or values that exclude each other.
     """
     for name, value in values.items():
         config = _replaced(config, name.split("."), value, name)

@@ -1,7 +1,7 @@
 """The tasks of the papers as data: LAPE's eleven and DECAR's nine, with the numbers that the papers print.
 
-"Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released. What no source says
-is None, or said to be ours.
+"Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released. What no source gives
+is None, or marked as ours.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Task:
     seconds: float
     """lape: the window of the authors' code, in seconds; decar: average duration in DECAR Table 1."""
     split: str
-    """How train and test are told apart, and by whom."""
+    """How train and test are separated, and by whom."""
     results: Mapping[str, float | None]
     """Column of the paper -> accuracy in per cent; None where the paper has a dash."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Task:
     """Cross-validated over the folds that the publisher made."""
     metric: Literal["accuracy"] = "accuracy"
     unclear: str = ""
-    """What the sources leave open, or say in two ways."""
+    """What the sources leave open, or state in two ways."""
 
 
 def _lape(*numbers: float | None) -> dict[str, float | None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,33 +29,26 @@ class PieceSteps(NamedTuple):
     """(B, T') bool: steps that belong to the clip; the others are context or padding."""
 
 
-class Pooled(NamedTuple):
-    """What pooling over time needs of B pieces, so that those of one clip can be joined."""
+class Pooled:
+    """Pooling over time of B clips that come in pieces, in any order."""
 
-    total: Tensor
-    """(B, D) sums over the kept steps."""
-    largest: Tensor
-    """(B, D)"""
-    steps: Tensor
-    """(B,) how many are kept."""
+    def __init__(self, clips: int, dim: int, device: torch.device) -> None:
+        # in float64, so that the sum of many pieces does not depend on their order
+        self.total = torch.zeros(clips, dim, dtype=torch.float64, device=device)
+        self.largest = torch.full((clips, dim), -torch.inf, device=device)
+        self.steps = torch.zeros(clips, 1, dtype=torch.int64, device=device)
 
-    @staticmethod
-    def together(parts: Iterable[Pooled]) -> Pooled:
-        """All pieces of several, in their order."""
-        return Pooled(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-    def taken(self, rows: slice | Tensor) -> Pooled:
-        """Some of the pieces."""
-        return Pooled(*(values[rows] for values in self))
-
-    def joined(self, rows: slice) -> Pooled:
-        """The pieces of one clip as one."""
-        total, largest, steps = self.total[rows].sum(0), self.largest[rows].amax(0), self.steps[rows].sum(0)
-        return Pooled(total[None], largest[None], steps[None])
+    def add(self, clips: Sequence[int], found: PieceSteps) -> None:
+        """The pieces of some clips."""
+        rows, outside = torch.tensor(clips, device=self.total.device), ~found.kept[..., None]
+        largest = found.steps.masked_fill(outside, -torch.inf).amax(dim=1)
+        self.total.index_add_(0, rows, found.steps.masked_fill(outside, 0.0).sum(dim=1).double())
+        self.largest.scatter_reduce_(0, rows[:, None].expand_as(largest), largest, "amax")
+        self.steps.index_add_(0, rows, found.kept.sum(dim=1, keepdim=True))
 
     def embedding(self, pool: Pool) -> Tensor:
-        """(B, D), as model.pool_time."""
-        mean = self.total / self.steps[:, None]
+        """(B, D) float32, as model.pool_time."""
+        mean = (self.total / self.steps).float()
         return {"maxmean": mean + self.largest, "mean": mean, "max": self.largest}[pool]
 
 
@@ -117,16 +109,9 @@ class Embedder(nn.Module):
                 channels), NaN or infinity, or a sample rate that audio does not have.
         """
         clips = self._clips(waveform, sample_rate, lengths)
-        pieces = [self.cutting.pieces(len(clip)) for clip in clips]
-        flat = [(_samples(clip, piece), piece) for clip, own in zip(clips, pieces, strict=True) for piece in own]
-        batches = in_batches([piece for _, piece in flat])
-        pooled = Pooled.together(self.pooled(self.piece_steps([flat[number] for number in batch])) for batch in batches)
-        order = torch.tensor([number for batch in batches for number in batch])
-        pooled = pooled.taken(torch.argsort(order).to(self.device))
-        if len(flat) > len(clips):
-            spans = [slice(end - len(own), end) for end, own in zip(accumulate(map(len, pieces)), pieces, strict=True)]
-            one = (pooled.joined(span) if span.stop - span.start > 1 else pooled.taken(span) for span in spans)
-            pooled = Pooled.together(one)
+        pooled = Pooled(len(clips), self.scene_embedding_size, self.device)
+        for numbers, found, _ in self._batches(clips):
+            pooled.add(numbers, found)
         return pooled.embedding(self.pool)
 
     @torch.no_grad()
@@ -141,21 +126,20 @@ class Embedder(nn.Module):
         clips = self._clips(waveform, sample_rate, lengths)
         steps = [self.cutting.steps(len(clip)) for clip in clips]
         made = torch.zeros(len(clips), max(steps), self.timestamp_embedding_size, device=self.device)
-        flat: list[tuple[Tensor, ClipPiece]] = []
-        places: list[tuple[int, int]] = []
-        for row, clip in enumerate(clips):
-            first = 0
-            for piece in self.cutting.pieces(len(clip)):
-                flat.append((_samples(clip, piece), piece))
-                places.append((row, first))
-                first += piece.steps
-        for batch in in_batches([piece for _, piece in flat]):
-            found = self.piece_steps([flat[number] for number in batch])
-            for values, number in zip(found.steps, batch, strict=True):
-                (row, first), piece = places[number], flat[number][1]
-                made[row, first : first + piece.steps] = values[piece.span]
+        for numbers, found, pieces in self._batches(clips):
+            for values, number, piece in zip(found.steps, numbers, pieces, strict=True):
+                first = piece.first_frame // self.cutting.stride + piece.first_step
+                made[number, first : first + piece.steps] = values[piece.span]
         centres = np.asarray(self.cutting.centre_ms(np.arange(max(steps))), np.float32)
         return made, torch.from_numpy(centres).to(self.device).expand(len(clips), -1)
+
+    def _batches(self, clips: Sequence[Tensor]) -> Iterator[tuple[list[int], PieceSteps, list[ClipPiece]]]:
+        """The numbers of the clips of some pieces, what the encoder gives for them, and the pieces."""
+        flat = [(number, piece) for number, clip in enumerate(clips) for piece in self.cutting.pieces(len(clip))]
+        for batch in in_batches([piece for _, piece in flat]):
+            numbers, pieces = [flat[place][0] for place in batch], [flat[place][1] for place in batch]
+            waves = [clips[number][piece.start : piece.stop] for number, piece in zip(numbers, pieces, strict=True)]
+            yield numbers, self.piece_steps(list(zip(waves, pieces, strict=True))), pieces
 
     @ieee_float32()
     def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
@@ -171,12 +155,6 @@ class Embedder(nn.Module):
         output: EncoderOutput = self.encoder(normalised[:, None], counts)
         place = torch.arange(output.frames.shape[1], device=self.device)
         return PieceSteps(output.frames.float(), (place >= first[:, None]) & (place < stop[:, None]))
-
-    def pooled(self, found: PieceSteps) -> Pooled:
-        """Sums and maxima over the kept steps."""
-        steps, kept = found.steps, found.kept[..., None]
-        largest = steps.masked_fill(~kept, -torch.inf).amax(dim=1)
-        return Pooled(steps.masked_fill(~kept, 0.0).sum(dim=1), largest, found.kept.sum(dim=1))
 
     def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:
         """Samples under a piece's windows: by `frontend.pad_mode` at the clip's edges, silence behind its end."""
@@ -197,10 +175,6 @@ class Embedder(nn.Module):
         """Each clip alone, at 16 kHz, and where the encoder was trained so, divided by its L2 norm."""
         clips = clips_16k(waveform, sample_rate, lengths)
         return [unit_norm(clip) for clip in clips] if self.unit_norm else clips
-
-
-def _samples(clip: Tensor, piece: ClipPiece) -> Tensor:
-    return clip[piece.start : piece.stop]
 
 
 def load(run: str | Path, device: str = "auto", pool: Pool | None = None) -> Embedder:

@@ -22,6 +22,7 @@ from unfused_fast.embedding.formats import format_of, write_result
 from unfused_fast.embedding.parts import EmbeddedFile, EmbeddingParts, check_place
 from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
 from unfused_fast.errors import UserError, escaped
+from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.packing.workers import Workers, available_cores
 from unfused_fast.shards.sources.reasons import Rejected
@@ -29,8 +30,8 @@ from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training import Interrupted
 
 Progress = Callable[[int, int, int], None]
-Results = dict[int, Pooled] | IO[bytes]
-"""Of the pieces of a block so far: place -> Pooled, or a file of all steps (4 D bytes each)."""
+Results = Pooled | IO[bytes]
+"""Of a block so far: its files' embeddings, or a file of their steps (4 D bytes each)."""
 STEPS_AT_ONCE = 4096
 """Steps of a block that are held at once."""
 
@@ -121,17 +122,17 @@ def _embed(
     stopping: Callable[[], bool],
 ) -> None:
     """Everything that is not yet done. Batches come as they are decoded; blocks are saved in order."""
-    blocks, results = dict[int, Block](), dict[int, Results]()
+    blocks, results, frames = dict[int, Block](), dict[int, Results](), parts.centres is not None
 
     def jobs() -> Iterator[ReadJob]:
-        for block in blocks_of(rows, parts.files_done, embedder.cutting, headers):
+        for block in blocks_of(rows, parts.files_done, embedder.cutting, frames, headers):
             found = block.jobs()
             blocks[block.first] = block
             yield from found
 
     def save() -> None:
         while (block := blocks.get(parts.files_done)) is not None and not block.waiting:
-            _save(blocks.pop(block.first), results.pop(block.first, {}), rows, embedder, parts)
+            _save(blocks.pop(block.first), results.pop(block.first, None), rows, embedder.pool, parts)
             if progress is not None:
                 progress(parts.files_done, len(rows), sum(parts.reasons.values()))
 
@@ -142,17 +143,24 @@ def _embed(
                 flags = "--resume --overwrite" if parts.out.exists() else "--resume"
                 raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, go on with {flags}")
             assert isinstance(job, ReadJob)
+            block = blocks[job.block]
             if job.block not in results:
-                results[job.block] = {} if parts.centres is None else tempfile.TemporaryFile(dir=parts.folder)  # noqa: SIM115
-            _take(embedder, blocks[job.block], job, answer, results[job.block])
-            blocks[job.block].waiting -= 1
+                results[job.block] = (
+                    tempfile.TemporaryFile(dir=parts.folder)  # noqa: SIM115
+                    if frames
+                    else Pooled(len(block.counts), parts.dim, embedder.device)
+                )
+            _embed_batch(embedder, block, job, answer, results[job.block])
+            block.waiting -= 1
             save()
         save()  # blocks of unusable files only
 
 
 @torch.no_grad()
-def _take(embedder: Embedder, block: Block, job: ReadJob, answer: Sequence[Pcm | Rejected], results: Results) -> None:
-    """Embeds a batch. A recording of which one piece cannot be used is rejected whole."""
+def _embed_batch(
+    embedder: Embedder, block: Block, job: ReadJob, answer: Sequence[Pcm | Rejected], results: Results
+) -> None:
+    """A recording of which one piece cannot be used is rejected whole."""
     usable, waves = [], []
     for each, found in zip(job.pieces, answer, strict=True):
         if isinstance(found, Rejected):
@@ -163,31 +171,24 @@ def _take(embedder: Embedder, block: Block, job: ReadJob, answer: Sequence[Pcm |
     if not usable:
         return
     made = embedder.piece_steps(waves)
-    if isinstance(results, dict):
-        pooled = Pooled(*(values.cpu() for values in embedder.pooled(made)))
-        results |= {each.place: pooled.taken(slice(number, number + 1)) for number, each in enumerate(usable)}
+    if isinstance(results, Pooled):
+        results.add([each.place for each in usable], made)
         return
     for values, each in zip(made.steps.cpu().numpy(), usable, strict=True):
         results.seek(4 * values.shape[1] * each.place)
         results.write(values[each.piece.span].tobytes())
 
 
-def _save(block: Block, results: Results, rows: Sequence[SourceRow], embedder: Embedder, parts: EmbeddingParts) -> None:
-    steps = {row: sum(each.piece.steps for each in pieces) for row, pieces in block.pieces.items()}
-    usable = [row for row in steps if row not in block.rejected]
+def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool: Pool, parts: EmbeddingParts) -> None:
+    usable = {row: count for row, count in block.counts.items() if row not in block.rejected}
+    kept = np.repeat([row in usable for row in block.counts], [*block.counts.values()])
     embeddings: Iterator[NDArray[np.float32]] = iter(())
-    if not isinstance(results, dict):
-        kept = np.repeat([row not in block.rejected for row in steps], [*steps.values()])
+    if isinstance(results, Pooled):
+        embeddings = iter([results.embedding(pool).cpu().numpy()[kept]])
+    elif results is not None:
         embeddings = _kept_steps(results, kept, parts.dim)
-    elif usable:
-        own = ([results[each.place] for each in block.pieces[row]] for row in usable)
-        joined = Pooled.together(Pooled.together(pieces).joined(slice(None)) for pieces in own)
-        embeddings = iter([joined.embedding(embedder.pool).numpy()])
-    counts = [1 if parts.centres is None else steps[row] for row in usable]
-    files = [
-        EmbeddedFile(rows[row].source, block.samples[row] / SAMPLE_RATE_HZ, count)
-        for row, count in zip(usable, counts, strict=True)
-    ]
+    seconds = {row: block.samples[row] / SAMPLE_RATE_HZ for row in usable}
+    files = [EmbeddedFile(rows[row].source, seconds[row], count) for row, count in usable.items()]
     rejected = [(rows[row].source, str(found.reason), str(found)) for row, found in sorted(block.rejected.items())]
     parts.save(files, rejected, embeddings)
 

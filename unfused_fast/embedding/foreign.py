@@ -27,9 +27,12 @@ from unfused_fast.training import encoder_digest, write_model_folder
 
 Layout = Literal["byol-a", "decar-v2"]
 PREFIXES: Mapping[Layout, str] = {"byol-a": "", "decar-v2": "module."}
-LEFT_OUT: Mapping[Layout, tuple[str, ...]] = {"byol-a": (), "decar-v2": ("projection_head.", "prototypes.")}
+LEFT_OUT: Mapping[Layout, tuple[str, ...]] = {
+    "byol-a": (),
+    "decar-v2": ("module.projection_head.", "module.prototypes."),
+}
 SHOWN = 8
-"""Names that an error lists of each kind."""
+"""Tensors that an error lists."""
 
 
 def import_checkpoint(
@@ -49,23 +52,27 @@ def import_checkpoint(
     """
     if not std > 0:
         raise UserError(f"--std {std}: want a number above 0, the standard deviation of the log-mels it was trained on")
-    tensors, left_out = encoder_tensors(read_tensors(checkpoint), layout, str(checkpoint))
-    channels = tensors["convolutions.0.0.weight"].shape[0]
-    dim, inputs = tensors["fully_connected.0.weight"].shape
-    if inputs % channels:
-        raise UserError(f"{checkpoint}: fc.0 takes {inputs} values of {channels} channels: want a multiple of them")
-    given = {"model.channels": channels, "model.dim": dim, "frontend.n_mels": 8 * inputs // channels}
-    config = with_values(Config(), given)
-    network = AudioNTT(config.frontend.n_mels, dim, channels, config.model.dropout)
-    own = network.state_dict()
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if tensors[name].shape != own[name].shape
-    ]
+    given = read_tensors(checkpoint)
+    left_out = sorted(name for name in given if name.startswith(LEFT_OUT[layout]))
+    tensors = {name: value for name, value in given.items() if name not in left_out}
+    config = _config_of(tensors, PREFIXES[layout])
+    network = AudioNTT(config.frontend.n_mels, config.model.dim, config.model.channels, config.model.dropout)
+    theirs = {ours: PREFIXES[layout] + name for ours, name in _names().items()}
+    own = {theirs[ours]: value for ours, value in network.state_dict().items()}
+    for name in own:
+        if name.endswith("num_batches_tracked"):  # not in files of old torch
+            tensors.setdefault(name, own[name])
+    shapes = {
+        name: [tuple(held[name].shape) if name in held else "none" for held in (tensors, own)]
+        for name in {*tensors, *own}
+    }
+    wrong = [f"{name} is {found}, want {wanted}" for name, (found, wanted) in sorted(shapes.items()) if found != wanted]
     if wrong:
-        raise UserError(f"{checkpoint}: shapes that do not go together: {_listed(wrong)}; is it another architecture?")
-    network.load_state_dict(tensors)
+        listed = "; ".join(map(escaped, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if wrong[SHOWN:] else "")
+        raise UserError(
+            f"{checkpoint}: not of layout {layout}: {listed}; name its layout ({', '.join(PREFIXES)}) with --layout"
+        )
+    network.load_state_dict({ours: tensors[name] for ours, name in theirs.items()})
     description = {
         "stage": f"imported from {layout}",
         "config": flatten(config),
@@ -74,7 +81,7 @@ def import_checkpoint(
         "inputs": {},
     }
     write_model_folder(folder, network, description, None, overwrite)
-    sizes = {"channels": channels, "n_mels": config.frontend.n_mels, "embedding_size": dim}
+    sizes = {"channels": config.model.channels, "n_mels": config.frontend.n_mels, "embedding_size": config.model.dim}
     return {"out": str(folder), "layout": layout, **sizes, "left_out": left_out, "digest": encoder_digest(network)}
 
 
@@ -103,29 +110,14 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in value.items()}
 
 
-def encoder_tensors(found: Mapping[str, Tensor], layout: Layout, where: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors by their names in a layout -> by those of AudioNTT, and the names that are left out.
-
-    Raises:
-        UserError: names that lack or do not belong, all told.
-    """
-    prefix = PREFIXES[layout]
-    wanted = {prefix + theirs: ours for ours, theirs in _names().items()}
-    others = tuple(prefix + part for part in LEFT_OUT[layout])
-    left_out = sorted(name for name in found if others and name.startswith(others))
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # not in files of old torch
-    missing = sorted(set(wanted) - set(found) - counters)
-    unexpected = sorted(set(found) - set(wanted) - set(left_out))
-    if missing or unexpected:
-        parts = [
-            f"{label} {_listed(names)}" for label, names in (("missing", missing), ("unexpected", unexpected)) if names
-        ]
-        known = ", ".join(PREFIXES)
-        raise UserError(f"{where}: not of layout {layout}: {'; '.join(parts)}; name its layout ({known}) with --layout")
-    tensors = {ours: found[theirs] for theirs, ours in wanted.items() if theirs in found}
-    for theirs in counters - set(found):
-        tensors[wanted[theirs]] = torch.tensor(0)
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, left_out
+def _config_of(tensors: Mapping[str, Tensor], prefix: str) -> Config:
+    """The sizes that the first convolution and the first linear layer have; the default's where they are missing."""
+    convolution, linear = (tensors.get(f"{prefix}{name}.weight") for name in ("features.0", "fc.0"))
+    if convolution is None or linear is None or convolution.ndim != 4 or linear.ndim != 2:
+        return Config()
+    channels, (dim, inputs) = convolution.shape[0], linear.shape
+    sizes = {"model.channels": channels, "model.dim": dim, "frontend.n_mels": 8 * max(1, inputs // channels)}
+    return with_values(Config(), sizes)
 
 
 def _names() -> dict[str, str]:
@@ -137,8 +129,3 @@ def _names() -> dict[str, str]:
         names |= {f"convolutions.{block}.0.{part}": f"features.{4 * block}.{part}" for part in weights}
         names |= {f"convolutions.{block}.1.{part}": f"features.{4 * block + 1}.{part}" for part in norms}
     return names | {f"fully_connected.{layer}.{part}": f"fc.{layer}.{part}" for layer in (0, 3) for part in weights}
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(escaped, names[:SHOWN])) + more

@@ -42,7 +42,7 @@ class FilePiece(NamedTuple):
     """Of the file, at its own rate."""
     piece: ClipPiece
     place: int
-    """Steps of the encoder before it in its block."""
+    """Rows of its block before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Block:
     """Row -> samples at 16 kHz, of files with a usable header."""
     pieces: dict[int, list[FilePiece]] = field(default_factory=dict)
     rejected: dict[int, Rejected] = field(default_factory=dict)
-    steps: int = 0
-    """Of all pieces."""
+    counts: dict[int, int] = field(default_factory=dict)
+    """Row -> rows of the result: steps of the encoder, or 1."""
     waiting: int = 0
     """Batches that are not embedded yet."""
 
@@ -91,7 +91,9 @@ class Block:
         return [ReadJob(self.first, batch) for batch in batches]
 
 
-def blocks_of(rows: Sequence[SourceRow], first_row: int, cutting: Cutting, headers: Pool) -> Iterator[Block]:
+def blocks_of(
+    rows: Sequence[SourceRow], first_row: int, cutting: Cutting, frames: bool, headers: Pool
+) -> Iterator[Block]:
     """The rows from `first_row` on, in blocks of at most BLOCK_SECONDS, or of one file. `headers` reads headers."""
     for first in range(first_row, len(rows), BLOCK_FILES):
         some = range(first, min(first + BLOCK_FILES, len(rows)))
@@ -107,10 +109,12 @@ def blocks_of(rows: Sequence[SourceRow], first_row: int, cutting: Cutting, heade
             elif samples < PackOptions().minimum_samples:
                 block.rejected[row] = Rejected(Reason.TOO_SHORT, f"{samples / SAMPLE_RATE_HZ:.3f} s")
             else:
+                place = sum(block.counts.values())
                 block.samples[row], block.pieces[row] = samples, []
                 for piece in cutting.pieces(samples):
-                    block.pieces[row].append(FilePiece(row, rows[row].path, found.frames, piece, block.steps))
-                    block.steps += piece.steps
+                    block.pieces[row].append(FilePiece(row, rows[row].path, found.frames, piece, place))
+                    place += piece.steps if frames else 0
+                block.counts[row] = cutting.steps(samples) if frames else 1
         yield block
 
 

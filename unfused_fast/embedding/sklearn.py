@@ -1,4 +1,4 @@
-"""A trained encoder as a step of a scikit-learn Pipeline; needs the extra `sklearn`.   N clips, D features."""
+"""A trained encoder as a step of a scikit-learn Pipeline.   N clips, D features."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from unfused_fast.data import check_batch
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.models import Pool
-from unfused_fast.optional import importing
 from unfused_fast.shards.audio.decode import decode_samples, probe
 from unfused_fast.shards.sources.reasons import Rejected
-
-with importing("sklearn", "scikit-learn", "UnfusedEmbedder", "pip install '.[sklearn]'"):
-    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 Clip = str | Path | NDArray[np.floating]
 

@@ -1,15 +1,14 @@
 """What is trained: stage 1 (pretrain), stage 2 (distill), stage 3 (linear heads, or finetune), and all in turn.
 
 In: a `Config`, a shard set, OUT. Out: a finished run directory and its result.
-Read first: pretraining.py, then pretraining_state.py.
+Read first: pretraining.py, then distillation.py.
 """
 
 from unfused_fast.stages.all_stages import train_all
-from unfused_fast.stages.clip_scores import metric_of
 from unfused_fast.stages.cluster_report import check_set, describe, last_clusters
-from unfused_fast.stages.distillation import distill
+from unfused_fast.stages.distillation import distill, labels_digest
 from unfused_fast.stages.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
-from unfused_fast.stages.finetuning import finetune
+from unfused_fast.stages.finetuning import finetune, metric_of
 from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.linear_heads import (
     Split,
@@ -23,5 +22,3 @@ from unfused_fast.stages.linear_heads import (
 from unfused_fast.stages.metrics import AveragePrecision, Floats
 from unfused_fast.stages.pretraining import pretrain
 from unfused_fast.stages.protocol import Round, few_labels, permuted, rounds_of
-from unfused_fast.stages.prototypes import resolve_k
-from unfused_fast.stages.pseudo_labels import labels_digest

@@ -9,6 +9,7 @@ from typing import Any
 from unfused_fast.config import Config, Stage
 from unfused_fast.console import console
 from unfused_fast.distributed import ALONE
+from unfused_fast.methods import method_class
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
 from unfused_fast.stages.linear_heads import labels_of_splits, linear
@@ -35,10 +36,9 @@ def train_all(
     if not options.ranks.leads:  # stage 3 takes seconds, on one process
         return {}
     options = replace(options, ranks=ALONE)
-    first = "DECAR-v2" if configs["pretrain"].model.prediction == "prototypes" else "DECAR-v1"
     encoders = {
         "random": "random",
-        f"stage 1 ({first})": str(out / "pretrain"),
+        f"stage 1 ({method_class(configs['pretrain']).title})": str(out / "pretrain"),
         "stage 2 (UnFuSeD)": str(out / "distill"),
     }
     results = {

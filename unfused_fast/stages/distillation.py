@@ -7,51 +7,144 @@ labels are never read. Source: paper section 3, part 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
-from unfused_fast.clustering import Background
+from unfused_fast.clustering import Points, match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console
-from unfused_fast.data import Augmenter, Batch, Batches, SkippedClips, placed
-from unfused_fast.distributed import first_buffers, first_state, in_words, share_layers, sum_gradients
+from unfused_fast.data import SkippedClips, Window, key
+from unfused_fast.distributed import first_state, in_words
 from unfused_fast.errors import UserError
+from unfused_fast.methods import Log, Passes, Trainable
 from unfused_fast.models import DistillNetwork
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.features import load_encoder, start_from
-from unfused_fast.stages.pseudo_labels import PSEUDO_LABELS, labels_digest, pseudo_labels_together, write_pseudo_labels
+from unfused_fast.stages.features import extract, load_encoder, start_from
 from unfused_fast.training import (
     Options,
-    PartTimer,
-    Position,
-    Progress,
-    Run,
-    autocast,
-    build_optimizer,
-    collect,
-    compiled,
-    learning_rate,
-    load_together,
+    Trainer,
     open_run,
-    parts_of,
     precision,
-    prepare_for,
-    progress_of,
     resolve_batch_size,
-    restore,
-    run_epochs,
-    save_checkpoint,
     seed_everything,
-    set_rate,
-    to_host,
     train_clips,
     train_loader,
 )
+
+PSEUDO_LABELS = "pseudo_labels.parquet"
+"""File of a run: those of the last clustering."""
+
+
+def pseudo_classes(config: Config, shards: ShardSet) -> int:
+    """K: `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t). Raises
+    UserError where it does not fit the set.
+    """
+    k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
+    if k < 2:
+        raise UserError(
+            f"{shards.directory}: the set names {k} classes, so K is not known; give it with --set pseudo.k=N (at "
+            "least 2)"
+        )
+    if k > (clips := train_clips(shards)):
+        raise UserError(
+            f"pseudo.k = {k}, but the train split has {clips} clips; use --set pseudo.k=N with N up to {clips}"
+        )
+    return k
+
+
+def pseudo_labels(
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    device: torch.device,
+    epoch: int = 0,
+    previous: Tensor | None = None,
+    skipped: SkippedClips | None = None,
+) -> Tensor:
+    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device.
+
+    Args:
+        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
+        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
+        skipped: as of Loader.
+    """
+    k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
+    frozen, kind = load_encoder(teacher, device), settings.feature
+    pool = "mean" if kind.startswith("block") else frozen.config.model.pool
+    window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
+    parts = [
+        extract(
+            frozen,
+            shards,
+            split,
+            kind,
+            pool,
+            device,
+            "teacher features",
+            config.data.store,
+            read_again=split == "train",  # by the student
+            window=window,
+            skipped=skipped,
+        )
+        for split in ("train", *(split for split in settings.splits if split != "train"))
+    ]
+    features = torch.cat(parts)
+    found = pseudo_label_kmeans(
+        features,
+        k,
+        pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
+        whiten=settings.whiten,
+        iterations=settings.iterations,
+        n_init=settings.n_init,
+        seed=key(seed, epoch) >> 1 if epoch else seed,
+    )
+    labels = found.assignments[:clips]
+    return labels if previous is None else match_clusters(labels, previous, k, Points(features, None))[labels]
+
+
+def pseudo_labels_together(
+    config: Config,
+    shards: ShardSet,
+    teacher: Path,
+    options: Options,
+    skipped: SkippedClips,
+    epoch: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:
+    """pseudo_labels of rank 0, on every rank."""
+    found = torch.empty(train_clips(shards), dtype=torch.int64, device=options.device)
+
+    def cluster() -> None:
+        on_gpu = [options.device] if options.device.type == "cuda" else []
+        with torch.random.fork_rng(on_gpu):  # what the student draws must not depend on which rank does this
+            found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped))
+
+    options.ranks.first(cluster)
+    return options.ranks.from_first(found)
+
+
+def labels_digest(labels: Tensor) -> str:
+    """sha256 of pseudo-labels (N,) int64 that were given."""
+    return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()
+
+
+def write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:
+    """clip_id, key, pseudo_label: one row a clip of the train split."""
+    clips = shards.clips_in("train")
+    pq.write_table(
+        pa.table(
+            {"clip_id": clips.column("clip_id"), "key": clips.column("key"), "pseudo_label": targets.cpu().numpy()}
+        ),
+        path,
+    )
 
 
 def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -108,38 +201,22 @@ def distill_loss(
     return {"total": total, **parts}
 
 
-class Distillation:
-    """The state that lives through the epochs of stage 2."""
+class Distillation(Trainable):
+    """The student and its pseudo-labels."""
 
-    def __init__(
-        self, config: Config, shards: ShardSet, targets: Tensor, k: int, options: Options, skipped: SkippedClips
-    ) -> None:
-        self.config, self.options, device = config, options, options.device
-        seed_everything(config.train.seed)
-        self.targets, self.k, clips = targets, k, len(targets)
-        self.first_id = shards.first_id("train")
-        self.batch_size = resolve_batch_size(config, clips)
-        self.ranks = options.ranks
-        stream = train_loader(config, shards, options, self.batch_size, skipped)
-        self.loader: Batches = placed(stream, ranks=self.ranks)
-        self.network = prepare_for(share_layers(DistillNetwork(config, k), self.ranks, config.model.sync_bn), device)
-        self.forward = compiled(self.network, options)
-        self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(config, clips, device, self.ranks)
-        self.timer = PartTimer(device)
-        self.step = 0
+    network: DistillNetwork
+    targets: Tensor
+
+    def __init__(self, config: Config, first_id: int, targets: Tensor, k: int) -> None:
+        """`targets` (N,) of the clips whose ids begin at `first_id`."""
+        super().__init__(DistillNetwork(config, k))
+        self.config, self.first_id, self.k = config, first_id, k
+        self.register_buffer("targets", targets)
         self.relabelled: Callable[[int, Tensor], Tensor] | None = None
         """Gives new pseudo-labels, by epoch and the old ones, for `pseudo.refresh_epochs`."""
-        self._saving = Background[Path]("checkpoint")
 
-    @property
-    def finished(self) -> bool:
-        """Distillation has no early stop."""
-        return False
-
-    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """The pseudo-labels stay, or are refreshed by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
-        self.network.train()
         every = self.config.pseudo.refresh_epochs
         if not every or epoch == 1 or (epoch - 1) % every:
             return {}
@@ -147,65 +224,16 @@ class Distillation:
         before, self.targets = self.targets, self.relabelled(epoch, self.targets)
         return {"relabelled": round(float((before != self.targets).float().mean()), 4)}
 
-    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Every clip once, from a batch on."""
-        return self.loader.epoch(epoch, first_batch=first_batch)
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """Paper Eq. 1, on one view of each clip."""
+        with self.part("forward"):
+            deepest, blocks, *features = self.run(*views)
+            targets = self.targets[clip_ids - self.first_id]
+            return distill_loss(deepest, blocks, targets, self.config.distill, *features)["total"]
 
-    def train_batch(self, batch: Batch, epoch: int) -> Tensor:
-        """One step on one view of each clip: returns the detached loss."""
-        with self.timer.part("augment"):
-            self.ranks.batch(self.batch_size)
-            (view,) = self.augment(batch.clip_ids, batch.views[:1], epoch)
-        targets, total = self.targets[batch.clip_ids - self.first_id], torch.zeros((), device=view.device)
-        for rows in parts_of(self.config, self.ranks, self.batch_size):
-            with self.timer.part("forward"):
-                with autocast(self.config, self.options.device):
-                    deepest, blocks, *features = self.forward(view[rows])
-                parts = distill_loss(deepest, blocks, targets[rows], self.config.distill, *features)
-                loss = parts["total"] * (len(deepest) / self.batch_size)
-            with self.timer.part("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach()
-        with self.timer.part("optimizer"):
-            total = sum_gradients(self.network.parameters(), total, self.ranks, self.config.train.gradients)
-            set_rate(self.optimizer, self.rate(self.step))
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if not self.config.model.sync_bn:
-                first_buffers(self.network, self.ranks)
-        self.step += 1
-        return total
-
-    def tail(self, batch: Batch, epoch: int) -> None:
-        """The partial batch waits for another epoch's order: a BatchNorm over a few clips would mislead."""
-
-    def end_epoch(self) -> None:
-        """Nothing to check: there is no bank."""
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step."""
-        return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
-
-    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Writes the checkpoint, which holds the pseudo-labels too."""
-        if not self.ranks.leads:
-            return
-        self.wait()
-        own = {**collect(self.network, self.optimizer), **self.augment.state(), "targets": self.targets}
-        copied, state = to_host({**own, **tensors}), {"step": self.step, "k": self.k, "order": run.order, **notes}
-        state["ranks"] = self.ranks.world_size
-        self._saving.start(lambda: save_checkpoint(run.checkpoints, position, copied(), state))
-
-    def wait(self) -> None:
-        """Waits for the last save. Raises UserError where it failed."""
-        self._saving.wait()
-
-    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
-        """Restores all state; returns how far it was."""
-        restore(tensors, self.network, self.optimizer)
-        self.augment.load_state(tensors)
-        self.step = state["step"]
-        return progress_of(tensors, state)
+    def notes(self) -> dict[str, Any]:
+        """K."""
+        return {"k": self.k}
 
 
 def distill(
@@ -219,7 +247,7 @@ def distill(
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
-    clips, inputs = train_clips(shards), {"teacher": str(teacher)}
+    clips, ranks, inputs = train_clips(shards), options.ranks, {"teacher": str(teacher)}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:
             raise UserError(
@@ -230,56 +258,41 @@ def distill(
     with open_run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
-        return _trained(run, config, shards, teacher, options, given)
+        skipped, k = SkippedClips(options.skip_bad, ranks), _classes(config, shards, given)
+        if given is not None:
+            targets = given.to(options.device)
+        elif run.resumed:
+            targets = torch.zeros(clips, dtype=torch.int64, device=options.device)  # the checkpoint has them
+        else:
+            targets = pseudo_labels_together(config, shards, teacher, options, skipped)
+        seed_everything(config.train.seed)
+        student = Distillation(config, shards.first_id("train"), targets, k)
+
+        def relabelled(epoch: int, before: Tensor) -> Tensor:
+            found = pseudo_labels_together(config, shards, teacher, options, skipped, epoch, before)
+            if ranks.leads:
+                write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
+            return found
+
+        student.relabelled = relabelled
+        stream = train_loader(config, shards, options, resolve_batch_size(config, clips), skipped)
+        trainer = Trainer(student, stream, config, options, run)
+        if config.distill.init == "teacher" and not run.resumed:
+            if ranks.leads:
+                start_from(student.network.encoder, load_encoder(teacher, options.device))
+            first_state(student.network, ranks)
+        trainer.start()
+        if ranks.leads and not run.resumed:
+            write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
+        sizes = torch.bincount(student.targets, minlength=k)
+        console.print(
+            f"distill: {clips} clips, batch {trainer.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
+            f"{int(sizes.max())} clips, {config.train.epochs} epochs, on {options.device} in "
+            f"{precision(config, options.device)}{in_words(ranks)}"
+        )
+        facts = {"encoder": config.model.encoder, "teacher": str(teacher), "clips": {"train": clips}, "k": k}
+        return run.finish({**facts, **trainer.fit()})
 
 
-def _trained(
-    run: Run, config: Config, shards: ShardSet, teacher: Path, options: Options, given: Tensor | None
-) -> dict[str, Any]:
-    skipped = SkippedClips(options.skip_bad, options.ranks)
-    if run.resumed:
-        tensors, saved = load_together(run, options.ranks)
-        skipped.load(saved, shards)
-        targets, k = tensors["targets"].to(options.device), int(saved["k"])
-    elif given is not None:
-        targets, k = given.to(options.device), int(given.max()) + 1
-    else:
-        targets, k = pseudo_labels_together(config, shards, teacher, options, skipped)
-    state = Distillation(config, shards, targets, k, options, skipped)
-
-    def relabelled(epoch: int, before: Tensor) -> Tensor:
-        found, _ = pseudo_labels_together(config, shards, teacher, options, skipped, epoch, before)
-        if options.ranks.leads:
-            write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
-        return found
-
-    state.relabelled = relabelled
-    if config.distill.init == "teacher" and not run.resumed:
-        if options.ranks.leads:
-            start_from(state.network.encoder, load_encoder(teacher, options.device))
-        first_state(state.network, options.ranks)
-    progress = state.load(tensors, saved) if run.resumed else None
-    run.start()
-    options.ranks.meet()
-    if options.ranks.leads and not run.resumed:
-        write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
-    sizes = torch.bincount(targets, minlength=k)
-    console.print(
-        f"distill: {len(targets)} clips, batch {state.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
-        f"{int(sizes.max())} clips, "
-        f"{config.train.epochs} epochs, on {options.device} in "
-        f"{precision(config, options.device)}{in_words(options.ranks)}"
-    )
-    with run.signals():
-        trained = run_epochs(state, run, progress)
-    return run.finish(
-        {
-            "encoder": config.model.encoder,
-            "teacher": str(teacher),
-            "clips": {"train": len(targets)},
-            "k": k,
-            "batch_size": state.batch_size,
-            **trained,
-            **skipped.result(),
-        }
-    )
+def _classes(config: Config, shards: ShardSet, given: Tensor | None) -> int:
+    return pseudo_classes(config, shards) if given is None else int(given.max()) + 1

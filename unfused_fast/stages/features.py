@@ -5,10 +5,10 @@ features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from rich.progress import track
@@ -24,7 +24,6 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
     WEIGHTS,
     load_checkpoint,
-    load_network,
     prepare_for,
     read_description,
     read_model_folder,
@@ -34,6 +33,7 @@ from unfused_fast.training import (
 
 BEST = "best."
 """Begins the names of a fine-tuned network's tensors, as they were after the epoch that selection chose."""
+Network = TypeVar("Network", bound=torch.nn.Module)
 Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips a batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
@@ -103,34 +103,31 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
         console.print(f"{sentence}; using the one before it", style="yellow")
     prefix = BEST if recorded["stage"] == "finetune" else "model."
     model = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    projector = None
     try:
         config = from_flat(recorded["config"])
-        _refuse_other_sizes(config, recorded["stage"] == "pretrain", model)
         if recorded["stage"] == "pretrain":
-            whole = PretrainNetwork(config)
-            load_network(whole, model)
+            whole = _built(lambda: PretrainNetwork(config), model)
             network, projector = whole.encoder, prepare_for(whole.projector, device).eval()
         else:
-            network = build_encoder(config)
-            encoder = {name: tensor for name, tensor in model.items() if name.startswith("encoder.")}
-            load_network(network, {name.removeprefix("encoder."): tensor for name, tensor in encoder.items()})
+            own = {name.removeprefix("encoder."): value for name, value in model.items() if name[:8] == "encoder."}
+            network, projector = _built(lambda: build_encoder(config), own), None
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
     statistics = final_statistics(recorded["log_mel"], tensors)
     return FrozenEncoder(str(run), config, statistics, prepare_for(network, device).eval(), projector)
 
 
-def _refuse_other_sizes(config: Config, whole: bool, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError unless the tensors are those of the config, before a network of its sizes is made in memory."""
+def _built(build: Callable[[], Network], tensors: dict[str, Tensor]) -> Network:
+    """A network with these tensors. Raises UserError unless they are its own, before memory of its sizes is taken."""
     try:
         with torch.device("meta"):
-            own = PretrainNetwork(config).state_dict() if whole else build_encoder(config).state_dict()
+            own = build().state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:
         raise UserError("its config asks for a network of no possible size; train again") from error
-    if not whole:
-        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items() if name[:8] == "encoder."}
     refuse_misfit(own, tensors)
+    network = build()
+    network.load_state_dict(tensors)
+    return network
 
 
 def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenEncoder:

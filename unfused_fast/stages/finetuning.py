@@ -1,201 +1,172 @@
 """Stage 3, end to end: the encoder is trained together with a linear head on labelled clips.
 
-B clips in a batch, N labelled train clips, C classes. Crops are random in training, clips are
-whole when they are judged; validation picks the epoch, and test is read once. Source: DECAR section 5, setting 2, and
-Table 2. Labels, few labels and held-out clips are those of protocol.py, as in `evaluate`.
+B clips in a batch, N labelled train clips, C classes. Crops are random in training, clips are whole when they are
+scored; validation picks the epoch, and test is read once. Source: DECAR section 5, setting 2, and Table 2. Labels, few
+labels and held-out clips are those of protocol.py, as in `evaluate`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from unfused_fast.clustering import Background
 from unfused_fast.config import Config, with_values
 from unfused_fast.console import console
-from unfused_fast.data import GIVEN, Augmenter, Batch, Batches, Loader, placed, set_statistics
+from unfused_fast.data import Loader, placed, set_statistics
 from unfused_fast.errors import UserError
+from unfused_fast.float32 import ieee_float32
 from unfused_fast.json_files import is_number
+from unfused_fast.methods import Log, Trainable
 from unfused_fast.models import FinetuneNetwork
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.clip_scores import JudgedClips
-from unfused_fast.stages.features import BEST, FrozenEncoder, baseline_encoder, load_encoder
-from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.features import WHOLE_CLIP_BATCH, FrozenEncoder, baseline_encoder, load_encoder
+from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.linear_heads import draw_confusion, head_losses, holdout_input, say_heard, score
+from unfused_fast.stages.metrics import AveragePrecision, accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
-from unfused_fast.training import (
-    Options,
-    PartTimer,
-    Position,
-    Progress,
-    Run,
-    autocast,
-    build_optimizer,
-    collect,
-    compiled,
-    learning_rate,
-    precision,
-    prepare_for,
-    progress_of,
-    refuse_misfit,
-    resolve_batch_size,
-    restore,
-    run_epochs,
-    save_checkpoint,
-    seed_everything,
-    set_rate,
-    to_host,
-    train_clips,
-)
+from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, seed_everything, train_clips
 
 
-class Finetuning:
-    """The state that lives through the epochs."""
+def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
+    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
+    if clips.multi_label:
+        return AveragePrecision(clips.targets[rows], scores).mean()
+    return accuracy(clips.targets[rows], scores.argmax(axis=1))
+
+
+def row_numbers(clip_ids: Tensor) -> Tensor:
+    """(N,) ids -> (largest id + 1,) the row of each id, to be indexed by ids."""
+    found = torch.zeros(int(clip_ids.max()) + 1, dtype=torch.int64, device=clip_ids.device)
+    found[clip_ids] = torch.arange(len(clip_ids), device=clip_ids.device)
+    return found
+
+
+class ScoredClips:
+    """Recordings of one split, and how good a network is on them: its scores are the mean over their whole clips."""
 
     def __init__(
         self,
         config: Config,
         shards: ShardSet,
         clips: LabelledClips,
-        part: Round,
-        frozen: FrozenEncoder,
-        options: Options,
+        rows: Rows,
+        statistics: Mapping[str, float] | None,
+        device: torch.device,
+        once: bool,
     ) -> None:
-        self.config, self.options, device = config, options, options.device
-        seed_everything(config.train.seed)
-        self.statistics = frozen.log_mel or set_statistics(shards, config.frontend)
-        ids, self.by = clips.clip_ids[part.train], "test" if config.eval.select == "best_test" else "valid"
-        self.digest = hashlib.sha256(ids.tobytes()).hexdigest()
-        self.batch_size = resolve_batch_size(config, len(ids))
+        """Args:
+        rows: (n,) of `clips`, all of one split.
+        once: they are read once, so that no cache is made for them.
+        """
+        self.clips, self.statistics, self._recordings = clips, statistics, clips.recordings(rows)
+        self.rows = self._recordings.rows
+        """(R,) of `clips`, one a recording."""
+        ids = clips.clip_ids[rows]
         stream = Loader(
             shards,
-            "train",
+            str(shards.clips["split"][int(ids[0])]),
             config,
             device=device,
-            batch_size=self.batch_size,
-            statistics=self.statistics,
+            batch_size=WHOLE_CLIP_BATCH,
+            statistics=statistics,
             only=ids,
         )
-        self.loader: Batches = placed(stream)
-        self._row_of = torch.zeros(shards.clips.num_rows, dtype=torch.int64, device=device)
-        self._row_of[torch.from_numpy(ids).to(device)] = torch.arange(len(ids), device=device)
-        self._targets = torch.from_numpy(clips.targets[part.train]).to(device)
-        rows = part.test if self.by == "test" else part.valid
-        self.judged_by = JudgedClips(config, shards, clips, rows, self.statistics, device, once=False)
-        network = FinetuneNetwork(config, len(clips.label_names))
+        self._loader, self._row_of = placed(stream, single_pass=once), row_numbers(torch.from_numpy(ids).to(device))
+
+    @torch.no_grad()
+    @ieee_float32()
+    def scores(self, network: FinetuneNetwork) -> NDArray[np.float32]:
+        """(R, C) logits, in float32 whatever the training used, as features.extract; leaves the network in eval
+        mode. The head is linear: the mean of the clips' logits is the logits of their mean features.
+        """
+        network.eval()
+        found = torch.full((self._loader.clips, len(self.clips.label_names)), torch.nan, device=self._loader.device)
+        for batch in self._loader.whole_clips():
+            found[self._row_of[batch.clip_ids]] = network(batch.views[0], batch.frame_counts)
+        return self._recordings.mean(found).cpu().numpy()
+
+    def metric(self, scores: NDArray[np.float32]) -> float:
+        """Accuracy, or of a multi-label set mAP, of scores (R, C)."""
+        return metric_of(self.clips, self.rows, scores)
+
+
+class Finetuning(Trainable):
+    """The network, its labels, and the network as it was after the best epoch."""
+
+    network: FinetuneNetwork
+    best: FinetuneNetwork
+
+    def __init__(
+        self, frozen: FrozenEncoder, config: Config, targets: Tensor, clip_ids: Tensor, scored: ScoredClips
+    ) -> None:
+        """Args:
+        targets: (N,) int64, or (N, C) bool of a multi-label set, of the train clips (N,).
+        scored: what chooses the epoch.
+        """
         assert frozen.network is not None
+        network = FinetuneNetwork(config, len(scored.clips.label_names))
         network.encoder.load_state_dict(frozen.network.state_dict())
-        self.network = prepare_for(network, device)
-        self.forward = compiled(self.network, options)
-        self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(config, len(ids), device) if config.finetune.augment else None
-        self.timer = PartTimer(device)
-        self.step = 0
-        self.judged: list[float] = []
-        """Metric after each epoch."""
-        self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        """The network after the chosen epoch; before the first has ended, as it began."""
-        self._saving = Background[Path]("checkpoint")
+        super().__init__(network)
+        self.scored, self.by = scored, "test" if config.eval.select == "best_test" else "valid"
+        self._targets, self._row_of = targets, row_numbers(clip_ids)
+        self._digest = hashlib.sha256(clip_ids.cpu().numpy().tobytes()).hexdigest()
+        self.best = copy.deepcopy(network).requires_grad_(False)
+        """After the chosen epoch; before the first has ended, as it began."""
+        self.metrics: list[float] = []
+        """After each epoch."""
+        self.norm = nn.Module()
+        """In a checkpoint, what log-mels were normalised by: see data/normalisation.py."""
+        if scored.statistics is not None:
+            given = [scored.statistics["mean"], scored.statistics["std"]]
+            self.norm.register_buffer("given", torch.tensor(given, dtype=torch.float64))
 
     @property
     def chosen_epoch(self) -> int:
         """The first whose metric is the largest so far."""
-        return 1 + self.judged.index(max(self.judged))
+        return 1 + self.metrics.index(max(self.metrics))
 
-    @property
-    def finished(self) -> bool:
-        """No early stop: the chosen epoch is the same as with one. Source: DECAR section 5 (at most 50 epochs)."""
-        return False
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """Of one crop of each clip."""
+        with self.part("forward"):
+            return head_losses(self.run(*views)[None], self._targets[self._row_of[clip_ids]]).mean()
 
-    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
-        """Nothing changes between epochs."""
-        self.network.train()
-        return {}
+    def end_epoch(self) -> Log:
+        """Scores the network, and keeps it where it is better than after every epoch before."""
+        with self.part("judge"):
+            self.metrics.append(self.scored.metric(self.scored.scores(self.network)))
+            if self.chosen_epoch == len(self.metrics):
+                self.best.load_state_dict(self.network.state_dict())
+        return {self.by: self.metrics[-1]}
 
-    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Every labelled clip once, from a batch on."""
-        return self.loader.epoch(epoch, views=1, masks=self.augment is not None, first_batch=first_batch)
+    def summary(self, log: Log) -> str:
+        """The metric that chooses the epoch."""
+        return f"  {self.by} {log[self.by]:.3f}"
 
-    def train_batch(self, batch: Batch, epoch: int) -> Tensor:
-        """One step on one crop of each clip: returns the detached loss."""
-        (view,) = batch.views
-        if self.augment is not None:
-            with self.timer.part("augment"):
-                (view,) = self.augment(batch.clip_ids, batch.views, epoch)
-        with self.timer.part("forward"):
-            with autocast(self.config, self.options.device):
-                logits = self.forward(view)
-            loss = head_losses(logits[None], self._targets[self._row_of[batch.clip_ids]]).mean()
-        with self.timer.part("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
-        with self.timer.part("optimizer"):
-            set_rate(self.optimizer, self.rate(self.step))
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return loss.detach()
+    def notes(self) -> dict[str, Any]:
+        """The metrics, and of which clips."""
+        return {"judged": self.metrics, "clips": self._digest}
 
-    def tail(self, batch: Batch, epoch: int) -> None:
-        """The partial batch waits for another epoch's order: a BatchNorm over a few clips would mislead."""
+    def load_notes(self, notes: dict[str, Any]) -> None:
+        """The metrics."""
+        self.metrics = list(notes["judged"])
 
-    def end_epoch(self) -> dict[str, Any]:
-        """Judges the network, and keeps it where it is better than after every epoch before."""
-        with self.timer.part("judge"):
-            self.judged.append(self.judged_by.metric(self.judged_by.scores(self.network)))
-            if self.chosen_epoch == len(self.judged):
-                self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        return {self.by: self.judged[-1]}
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step."""
-        return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
-
-    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Writes the checkpoint, which holds the network of the chosen epoch too."""
-        self.wait()
-        own = collect(self.network, self.optimizer) | {f"{BEST}{name}": tensor for name, tensor in self.best.items()}
-        if self.augment is not None:
-            own |= self.augment.state()
-        if self.statistics is not None:
-            own[GIVEN] = torch.tensor([self.statistics["mean"], self.statistics["std"]], dtype=torch.float64)
-        copied = to_host({**own, **tensors})
-        state = {"step": self.step, "judged": list(self.judged), "clips": self.digest, "order": run.order, **notes}
-        self._saving.start(lambda: save_checkpoint(run.checkpoints, position, copied(), state))
-
-    def wait(self) -> None:
-        """Waits for the last save. Raises UserError where it failed."""
-        self._saving.wait()
-
-    def fault(self, state: dict[str, Any]) -> str | None:
-        """Why a checkpoint cannot be gone on from, or None."""
-        judged = state.get("judged")
-        if not isinstance(judged, list) or len(judged) != state["epoch"] or not all(map(is_number, judged)):
-            return f"epoch {state['epoch']}: its judged are not one number an epoch"
-        if state.get("batch", 0) and state.get("clips") != self.digest:
-            return f"epoch {state['epoch']}: it lies within an epoch of other clips"
+    def fault(self, notes: dict[str, Any]) -> str | None:
+        """Other clips within an epoch, or metrics that are not one number an epoch."""
+        metrics = notes.get("judged")
+        if not isinstance(metrics, list) or len(metrics) != notes["epoch"] or not all(map(is_number, metrics)):
+            return f"epoch {notes['epoch']}: its metrics are not one number an epoch"
+        if notes["batch"] and notes.get("clips") != self._digest:
+            return f"epoch {notes['epoch']}: it was saved within an epoch of other clips"
         return None
-
-    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
-        """Restores all state; returns how far it was."""
-        restore(tensors, self.network, self.optimizer)
-        best = {name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)}
-        refuse_misfit(self.best, best)
-        self.best = {name: tensor.to(self.best[name].device) for name, tensor in best.items()}
-        if self.augment is not None:
-            self.augment.load_state(tensors)
-        self.step, self.judged = state["step"], list(state["judged"])
-        return progress_of(tensors, state)
-
-    def choose(self) -> FinetuneNetwork:
-        """The network of the chosen epoch, once training is over."""
-        self.network.load_state_dict(self.best)
-        return self.network
 
 
 def finetune(
@@ -225,7 +196,7 @@ def finetune(
     )
     config = config_of(config, frozen)
     with Run(out, "finetune", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
-        result = run.result() or _trained(run, config, shards, encoder, clips, part, frozen, options)
+        result = run.result() or _tuned(run, config, shards, encoder, clips, part, frozen, options)
         draw_confusion(run.out, result)
         return result
 
@@ -241,7 +212,7 @@ def config_of(config: Config, frozen: FrozenEncoder) -> Config:
     return with_values(made, {})  # which checks that the parts go together
 
 
-def _trained(
+def _tuned(
     run: Run,
     config: Config,
     shards: ShardSet,
@@ -251,30 +222,31 @@ def _trained(
     frozen: FrozenEncoder,
     options: Options,
 ) -> dict[str, Any]:
-    state = Finetuning(config, shards, clips, part, frozen, options)
-    progress = state.load(*run.load(state.fault)) if run.resumed else None
-    run.start()
-    console.print(
-        f"finetune: {len(part.train)} train clips, batch {state.batch_size}, {len(clips.label_names)} classes, "
-        f"{config.train.epochs} epochs, on {options.device} in {precision(config, options.device)}"
+    statistics, device = frozen.log_mel or set_statistics(shards, config.frontend), options.device
+    parts = {name: rows for name, rows in (("valid", part.valid), ("test", part.test)) if len(rows)}
+
+    def scored(name: str, once: bool) -> ScoredClips:
+        return ScoredClips(config, shards, clips, parts[name], statistics, device, once=once)
+
+    seed_everything(config.train.seed)
+    chooser = scored("test" if config.eval.select == "best_test" else "valid", once=False)
+    ids, targets = (torch.from_numpy(found[part.train]).to(device) for found in (clips.clip_ids, clips.targets))
+    task, size = Finetuning(frozen, config, targets, ids, chooser), resolve_batch_size(config, len(ids))
+    stream = Loader(
+        shards, "train", config, device=device, batch_size=size, statistics=statistics, only=clips.clip_ids[part.train]
     )
-    with run.signals():
-        trained = run_epochs(state, run, progress)
-    return run.finish({**_result(state, shards, encoder, clips, part), **trained})
-
-
-def _result(state: Finetuning, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round) -> dict[str, Any]:
-    """What the network of the chosen epoch reaches, as train linear says it; test is read here, and only here unless
-    the epoch is chosen by it.
-    """
-    config, device = state.config, state.options.device
-    network, names = state.choose(), clips.label_names
-    judged = {state.by: state.judged_by}
-    for name, rows in (("valid", part.valid), ("test", part.test)):
-        if len(rows) and name not in judged:
-            judged[name] = JudgedClips(config, shards, clips, rows, state.statistics, device, once=True)
-    scores = {name: one.scores(network) for name, one in judged.items()}
-    metrics = {name: round(judged[name].metric(found), 6) for name, found in scores.items()}
+    trainer = Trainer(task, stream, config, options, run, augment=config.finetune.augment)
+    trainer.start()
+    console.print(
+        f"finetune: {len(ids)} train clips, batch {size}, {len(clips.label_names)} classes, {config.train.epochs} "
+        f"epochs, on {device} in {precision(config, device)}"
+    )
+    trained = trainer.fit()
+    task.network.load_state_dict(task.best.state_dict())
+    # what the network of the chosen epoch reaches; test is read here, and only here unless it chose the epoch
+    sets = {name: chooser if name == task.by else scored(name, once=True) for name in parts}
+    scores = {name: one.scores(task.network) for name, one in sets.items()}
+    metrics = {name: round(sets[name].metric(found), 6) for name, found in scores.items()}
     result: dict[str, Any] = {
         "task": shards.directory.name,
         "encoder": encoder,
@@ -282,22 +254,24 @@ def _result(state: Finetuning, shards: ShardSet, encoder: str, clips: LabelledCl
         "valid": metrics["valid"],
         "test": metrics.get("test"),
         "select": config.eval.select,
-        "chosen_epoch": state.chosen_epoch,
+        "chosen_epoch": task.chosen_epoch,
         "lr": config.optim.lr,
-        "classes": len(names),
-        "label_names": list(names),
+        "classes": len(clips.label_names),
+        "label_names": list(clips.label_names),
         **counts(clips, part),
         "label_fraction": config.eval.label_fraction,
-        "features": network.encoder.dim,
-        "batch_size": state.batch_size,
+        "features": task.network.encoder.dim,
+        **trained,
     }
-    if clips.multi_label:
-        return result
-    found = {
-        name: score(
-            torch.from_numpy(clips.targets[judged[name].rows]), torch.from_numpy(values.argmax(axis=1)), len(names)
-        )
-        for name, values in scores.items()
-    }
-    f1 = {name: found[name].macro_f1 if name in found else None for name in ("valid", "test")}
-    return {**result, "macro_f1": f1, "confusion": found["test" if "test" in found else "valid"].confusion}
+    if not clips.multi_label:
+        found = {
+            name: score(
+                torch.from_numpy(clips.targets[sets[name].rows]),
+                torch.from_numpy(values.argmax(axis=1)),
+                len(clips.label_names),
+            )
+            for name, values in scores.items()
+        }
+        result["macro_f1"] = {name: found[name].macro_f1 if name in found else None for name in ("valid", "test")}
+        result["confusion"] = found["test" if "test" in found else "valid"].confusion
+    return run.finish(result)

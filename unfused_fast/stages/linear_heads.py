@@ -25,8 +25,9 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import baseline_encoder, eval_features, load_encoder
 from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.metrics import accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
-from unfused_fast.training import Options, Profile, Run, plot_confusion, read_description, train_clips
+from unfused_fast.training import Options, Profile, Run, plot_confusions, read_description, train_clips
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,12 @@ def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
 
     Ours: classes that only predictions have are left out of the mean, so that every encoder is averaged over the same.
     """
-    confusion = (
-        torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes).double()
-    )
-    hits, support = confusion.diagonal(), confusion.sum(dim=1)
-    f1 = 2 * hits / (support + confusion.sum(dim=0)).clamp(min=1)
-    return Scores(
-        round(float(hits.sum() / confusion.sum()), 6),
-        round(float(f1[support > 0].mean()), 6),
-        confusion.long().tolist(),
-    )
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    truth, found = labels.cpu().numpy(), predictions.cpu().numpy()
+    f1 = f1_score(truth, found, labels=np.unique(truth), average="macro", zero_division=0)
+    confusion = confusion_matrix(truth, found, labels=range(classes))
+    return Scores(round(accuracy(truth, found), 6), round(float(f1), 6), confusion.tolist())
 
 
 def labels_of_splits(shards: ShardSet, holdout: float | None = None) -> LabelledClips:
@@ -225,7 +222,7 @@ def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:
     split = "valid" if result["test"] is None else "test"
     trained = " fine-tuned" if result["stage"] == "finetune" else ""
     title = f"{result['encoder']}{trained}, {split} accuracy {result[split]:.3f}"
-    plot_confusion(path, result["confusion"], result["label_names"], title)
+    plot_confusions(path, [(title, result["confusion"], result["label_names"])])
 
 
 def holdout_input(holdout: float | None) -> dict[str, str]:
@@ -236,36 +233,37 @@ def holdout_input(holdout: float | None) -> dict[str, str]:
 def _evaluated(
     run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
 ) -> dict[str, Any]:
-    skipped = SkippedClips(options.skip_bad)
+    skipped, settings = SkippedClips(options.skip_bad), config.eval
     clips, part = split_round(config, shards, labels_of_splits(shards, holdout))
     splits = _splits(config, shards, encoder, options.device, skipped, clips, part)
-    by_test = config.eval.select == "best_test"
     run.start()
-    classes = len(shards.manifest.label_names)
-    rates = tuple(sorted({config.eval.lr, *config.eval.lr_grid}))
+    classes, rates = len(clips.label_names), tuple(sorted({settings.lr, *settings.lr_grid}))
     console.print(
         f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features, {classes} "
         f"classes, {len(rates)} learning rates"
     )
+    chooser = "test" if settings.select == "best_test" else "valid"
 
-    def hits(head: Tensor) -> float:
-        chosen = splits["test"]
-        return float(((chosen.features @ head[:-1] + head[-1]).argmax(dim=1) == chosen.labels).float().mean())
+    def predicted(split: str, head: Tensor) -> Tensor:
+        return (splits[split].features @ head[:-1] + head[-1]).argmax(dim=1)
 
-    metric = hits if by_test else None
+    def metric(head: Tensor) -> float:
+        return float((predicted("test", head) == splits["test"].labels).float().mean())
+
     with Profile(run.out / "profile", options.device, options.profile) as profile:
-        weights, biases = train_heads(splits["train"], classes, rates, config, metric, profile.step)
+        weights, biases = train_heads(
+            splits["train"], classes, rates, config, metric if chooser == "test" else None, profile.step
+        )
+    heads = torch.cat([weights, biases[:, None]], dim=1)
 
-    def predict(split: str, head: int) -> Scores:
-        chosen = splits[split]
-        return score(chosen.labels, (chosen.features @ weights[head] + biases[head]).argmax(dim=1), classes)
+    def scores(split: str, number: int) -> Scores:
+        return score(splits[split].labels, predicted(split, heads[number]), classes)
 
-    valid = [predict("valid", head) for head in range(len(rates))]
-    judged = [predict("test", head) for head in range(len(rates))] if by_test else valid
-    best = max(range(len(rates)), key=lambda head: judged[head].accuracy)
-    paper = rates.index(config.eval.lr)
-    test = {head: predict("test", head) for head in {best, paper}} if "test" in splits else {}
-    shown = test.get(best, valid[best])
+    valid = [scores("valid", number) for number in range(len(rates))]
+    choice = valid if chooser == "valid" else [scores("test", number) for number in range(len(rates))]
+    best = max(range(len(rates)), key=lambda number: choice[number].accuracy)
+    paper = rates.index(settings.lr)
+    test = {number: scores("test", number) for number in {best, paper}} if "test" in splits else {}
     return run.finish(
         {
             "task": shards.directory.name,
@@ -274,20 +272,20 @@ def _evaluated(
             "valid": valid[best].accuracy,
             "test": test[best].accuracy if test else None,
             "macro_f1": {"valid": valid[best].macro_f1, "test": test[best].macro_f1 if test else None},
-            "select": config.eval.select,
+            "select": settings.select,
             "lr": rates[best],
             "paper_lr": {
-                "lr": config.eval.lr,
+                "lr": settings.lr,
                 "valid": valid[paper].accuracy,
                 "test": test[paper].accuracy if test else None,
             },
-            "valid_by_lr": {f"{rate:g}": scores.accuracy for rate, scores in zip(rates, valid, strict=True)},
+            "valid_by_lr": {f"{rate:g}": found.accuracy for rate, found in zip(rates, valid, strict=True)},
             "classes": classes,
-            "label_names": list(shards.manifest.label_names),
+            "label_names": list(clips.label_names),
             **counts(clips, part),
-            "label_fraction": config.eval.label_fraction,
+            "label_fraction": settings.label_fraction,
             "features": splits["train"].features.shape[1],
-            "confusion": shown.confusion,
+            "confusion": test.get(best, valid[best]).confusion,
             **skipped.result(),
         }
     )

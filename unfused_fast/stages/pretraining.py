@@ -1,27 +1,33 @@
-"""Stage 1: pre-training by deep clustering.   N clips of the train split, B clips in a batch, K clusters, P size of a
-projection.
-
-DECAR-v2, each epoch: cluster the memory bank (assignment phase), make the centroids the frozen prototypes, predict each
-clip's cluster from one view while another view's projection goes to the bank (training phase). Source: paper section 3,
-part 1. DECAR-v1 is the same loop by other settings (preset decar-v1): the bank is filled by a pass of its own, and a
-linear layer re-made each epoch predicts clusters of PCA-whitened rows. Source: DECAR section 3.
-"""
+"""Stage 1: pre-training without labels, by the method that the config asks for (methods/)."""
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from unfused_fast.clustering import resolve_backend
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import placed
+from unfused_fast.data import SkippedClips
 from unfused_fast.distributed import in_words
+from unfused_fast.methods import Method, method_class
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.pretraining_state import Pretraining
-from unfused_fast.training import Options, Run, open_run, precision, run_epochs
+from unfused_fast.training import (
+    Options,
+    Run,
+    Trainer,
+    open_run,
+    plot_cluster_sizes,
+    precision,
+    resolve_batch_size,
+    seed_everything,
+    train_clips,
+    train_loader,
+)
+
+PLOT_SECONDS = 60
+"""Least time from one picture of the clusters to the next. Ours: drawing takes as long as a small epoch."""
 
 
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
@@ -29,31 +35,48 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
-    state = Pretraining(config, shards, options)
-    spherical = config.cluster.algo == "spherical"
-    dtype = torch.float32 if config.bank.dtype == "fp32" else torch.bfloat16
-    backend = f" ({resolve_backend(config.cluster.backend, options.device, dtype)})" if spherical else ""
     with open_run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
             return finished
-        return _trained(state, run, backend)
+        method, trainer = pretrainer(config, shards, options, run)
+        trainer.start()
+        clips, parameters = trainer.loader.clips, method.network.get_submodule("encoder").parameters()
+        console.print(
+            f"pretrain: {clips} clips, batch {trainer.batch_size}, {config.train.epochs} epochs, "
+            f"{sum(parameter.numel() for parameter in parameters):,} encoder parameters, on {options.device} in "
+            f"{precision(config, options.device)}{in_words(options.ranks)}; {method.description()}"
+        )
+        trained = trainer.fit()
+        if options.ranks.leads:
+            _draw_clusters(run, method, trained["last_epoch"])
+        return run.finish({"encoder": config.model.encoder, "clips": {"train": clips}, **method.facts(), **trained})
 
 
-def _trained(state: Pretraining, run: Run, backend: str) -> dict[str, Any]:
-    config, options = state.config, state.options
-    progress = state.load(run) if run.resumed else None
-    state.loader = placed(state.stream, ranks=options.ranks)
-    run.start()
-    options.ranks.meet()
-    console.print(
-        f"pretrain: {state.loader.clips} clips, batch {state.batch_size}, K {state.k or 'found'}, "
-        f"{config.train.epochs} epochs, "
-        f"{sum(p.numel() for p in state.network.encoder.parameters()):,} encoder parameters, on {options.device} in "
-        f"{precision(config, options.device)}{in_words(options.ranks)}, clusters by {config.cluster.algo}{backend}"
-    )
-    with run.signals():
-        trained = run_epochs(state, run, progress)
-    facts = {"encoder": config.model.encoder, "clips": {"train": state.loader.clips}, "k": state.k}
-    if options.ranks.leads:
-        state.draw(run, trained["last_epoch"])
-    return run.finish({**facts, "batch_size": state.batch_size, **trained, **state.loader.skipped.result()})
+def pretrainer(config: Config, shards: ShardSet, options: Options, run: Run) -> tuple[Method, Trainer]:
+    """The method, and what trains it on the train split; as it saves, it draws the clusters of a method that has some.
+
+    Raises UserError where the config does not fit the set.
+    """
+    clips, drawn = train_clips(shards), -math.inf
+    seed_everything(config.train.seed)
+    method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
+
+    def draw(epoch: int) -> None:
+        nonlocal drawn
+        if options.ranks.leads and time.monotonic() - drawn >= PLOT_SECONDS:
+            _draw_clusters(run, method, epoch)
+            drawn = time.monotonic()
+
+    skipped, size = SkippedClips(options.skip_bad, options.ranks), resolve_batch_size(config, clips)
+    stream = train_loader(config, shards, options, size, skipped)
+    return method, Trainer(method, stream, config, options, run, on_saved=draw)
+
+
+def _draw_clusters(run: Run, method: Method, epoch: int) -> None:
+    """Their sizes, as clusters.png of the run."""
+    if (sizes := method.cluster_sizes()) is None:
+        return
+    try:
+        plot_cluster_sizes(run.out / "clusters.png", sizes.tolist(), f"{run.out.name}, epoch {epoch}")
+    except OSError as error:
+        console.print(f"not drawn: {run.out / 'clusters.png'}: {error.strerror or error}", style="yellow")

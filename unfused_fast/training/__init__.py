@@ -16,16 +16,18 @@ from unfused_fast.training.checkpoint import (
     to_host,
     write_json,
 )
-from unfused_fast.training.loop import Progress, progress_of, run_epochs
+from unfused_fast.training.loop import Trainer
 from unfused_fast.training.model_folder import WEIGHTS, encoder_digest, read_model_folder, write_model_folder
 from unfused_fast.training.optim import build_optimizer, learning_rate, set_rate
 from unfused_fast.training.options import (
     Interrupted,
     Options,
+    SaveEvery,
     autocast,
     compiled,
     full_precision,
     join,
+    parse_save_every,
     precision,
     prepare_for,
     quietly,
@@ -36,17 +38,8 @@ from unfused_fast.training.options import (
     seed_everything,
     train_clips,
 )
-from unfused_fast.training.plots import (
-    plot_cluster_sizes,
-    plot_confusion,
-    plot_confusions,
-    plot_curves,
-    plot_errors,
-    plot_log_mels,
-)
-from unfused_fast.training.profiling import Profile
-from unfused_fast.training.progress import PartTimer
+from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels
+from unfused_fast.training.progress import PartTimer, Profile
 from unfused_fast.training.run_description import config_digest, read_description
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.run_together import load_together, open_run, parts_of, train_loader
-from unfused_fast.training.save_every import parse_save_every

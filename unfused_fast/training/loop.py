@@ -1,295 +1,327 @@
-"""The epochs that stages 1 and 2 go through: batches, steps, the partial last batch, logs, saving, stopping."""
+"""The only training loop: epochs, steps, the partial last batch, logs, saving, stopping, resuming.
+
+A stage gives it a Trainable (a network with its loss) and batches; it makes the optimiser, takes the steps, and keeps
+the run directory. Order within a step: views, loss, backward, gradients of all ranks, optimiser, `after_step`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unfused_fast.clustering import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import Batch, Batches, freed_memory_kept
-from unfused_fast.distributed import RankLost, Ranks
+from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed
+from unfused_fast.distributed import RankLost, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
+from unfused_fast.methods import Trainable
 from unfused_fast.training.checkpoint import Position
-from unfused_fast.training.losses import READ_EVERY, Losses, check_finite, not_finite
-from unfused_fast.training.options import Interrupted, Options, full_precision
-from unfused_fast.training.profiling import Profile
-from unfused_fast.training.progress import EpochProgress, PartTimer
+from unfused_fast.training.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
+from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
 from unfused_fast.training.run_directory import Run
+from unfused_fast.training.run_together import parts_of
 from unfused_fast.training.saves import Saves
 
+READ_EVERY = 100
+"""Steps after which it is read whether a loss was not finite: the host waits for its device then. Ours: the first such
+loss breaks the weights, so there is no use in going on."""
+PASS_EPOCH = 0
+"""Views of passes over the clips between two epochs are those of epoch 0; training epochs count from 1."""
 
-class Stage(Protocol):
-    """What run_epochs asks of a stage's state."""
 
-    config: Config
-    options: Options
-    loader: Batches
-    batch_size: int
-    timer: PartTimer
-    step: int
+class Trainer:
+    """Trains a task in a run directory: start(), then fit()."""
 
-    @property
-    def network(self) -> nn.Module:
-        """What is trained."""
+    def __init__(
+        self,
+        task: Trainable,
+        stream: Loader,
+        config: Config,
+        options: Options,
+        run: Run,
+        augment: bool = True,
+        on_saved: Callable[[int], object] = lambda epoch: None,
+    ) -> None:
+        """Args:
+        stream: the train clips; start() may put their log-mels into memory.
+        augment: whether views are augmented, and masked.
+        on_saved: given each epoch at whose end a save begins.
+        """
+        self.task, self.config, self.options, self.run = task, config, options, run
+        self.ranks, self.batch_size, device = options.ranks, stream.batch_size, options.device
+        self._stream, self._on_saved = stream, on_saved
+        self.loader: Batches = stream
+        prepare_for(share_layers(task, self.ranks, config.model.sync_bn), device)
+        self.optimizer = build_optimizer(task.network, config.optim)
+        self.augment = Augmenter(config, stream.clips, device, self.ranks) if augment else None
+        self._compiled, self._partial = compiled(task.network, options), False
+        self.profile = Profile(run.out / "profile", device, options.profile and self.ranks.leads)
+        self.timer = PartTimer(device, self.profile)
+        task.run, task.part = self._run_network, self.timer.part
+        self.saves = Saves(run, task, self.optimizer, self.augment, options.save_every, self.ranks, self.timer)
+        self.position = Position(0)
+        self.step = 0
+        """Optimiser steps done, over all epochs."""
+        self._total = torch.zeros((), device=device)
+        """Sum of the losses of the epoch's steps."""
+        self._odd = torch.zeros((), dtype=torch.int64, device=device)
+        """How many of them were not finite."""
+        self._state: dict[str, Any] = {"loss": None, "log": {}, "seconds": 0.0, "start": {}}
+        """Mean loss of the last whole epoch; of the epoch begun what the task logged and the seconds spent; seconds of
+        the start and of the first epoch. Noted in checkpoints."""
 
-    @property
-    def finished(self) -> bool:
-        """Whether to stop before `train.epochs`."""
+    def start(self) -> None:
+        """Restores what is to be resumed, fills the memory with log-mels where asked for, and takes the directory."""
+        if self.run.resumed:
+            self._load()
+        self.loader = placed(self._stream, ranks=self.ranks)
+        self.run.start()
+        self.ranks.meet()
 
-    def begin_epoch(self, epoch: int, run: Run) -> dict[str, Any]:
-        """Prepares an epoch; returns numbers for the log."""
+    def fit(self) -> dict[str, Any]:
+        """Trains to the end of epoch `train.epochs`, or until the task is finished; returns the last loss, the last
+        epoch, the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
+
+        Raises UserError when losses are NaN or infinite, clusters have collapsed, the data cannot be read or the last
+        save failed, Interrupted when a signal came; what was done is saved then.
+        """
+        epochs, steps = self.config.train.epochs, self.loader.full_batches
+        before = self.run.last_logged() if self.run.resumed else {}  # reported when no epoch is left
+        rates, done = list[float](), self.position.epoch * steps + self.position.batch
+        precision, kept = full_precision(self.config, self.options.device), freed_memory_kept(self.options.device)
+        shown = EpochProgress(self.run.stage, epochs, steps, done)
+        with self.run.signals(), precision, kept, self.saves, self.profile, self._explained(), shown:
+            while self.position.epoch < epochs and (self.position.batch or not self.task.finished):
+                self._train_epoch(shown)
+                rates.append(self.loader.clips / self._state["seconds"])
+                self._end_epoch(rates[-1], shown)
+            self.saves.settle()
+        done = self.position.epoch
+        if self.task.finished and done < epochs:
+            console.print(f"{self.run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
+        rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
+        facts = {"loss": self._state["loss"], "last_epoch": done, "clips_per_second": rate, **self._state["start"]}
+        return {"batch_size": self.batch_size, **facts, **self.loader.skipped.result()}
+
+    def _train_epoch(self, shown: EpochProgress) -> None:
+        """The epoch after the position, or what is left of it; the position is then at its end."""
+        (done, first), steps = self.position, self.loader.full_batches
+        epoch, began = done + 1, time.perf_counter() - self._state["seconds"]
+        if not first:
+            self.begin_epoch(epoch)
+        taken, batches = first, self.batches(epoch, first)
+
+        def save() -> None:
+            self._check_finite(epoch)
+            self.position, self._state["seconds"] = Position(done, taken), time.perf_counter() - began
+            self._save({"losses.total": self._total})
+
+        while True:
+            batch, unread = None, None
+            try:
+                batch = self.timer.next("load", batches)
+            except UserError as error:
+                unread = error
+            due = taken > first and self.ranks.leads and self.saves.due(self.step)
+            flags = self.run.stopping, due, unread is not None, self.loader.skipped.news
+            self.run.stopping, due, failed, news = self.ranks.agree(*flags)
+            if news:
+                self.loader.skipped.tell()
+            if taken > first and (failed or (batch is not None and (self.run.stopping or due))):
+                save()
+            if failed:
+                said = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
+                if taken > first:
+                    self.saves.settle()
+                try:
+                    raise UserError(
+                        f"{said}; {self.saves.on_disk()}, go on with --resume when that is mended"
+                    ) from unread
+                finally:
+                    del unread  # it holds this frame, and so would keep the reader and its files open
+            if batch is None:
+                break
+            if taken > first and self.run.stopping:
+                self.saves.settle()
+                raise Interrupted(
+                    f"{self.run.out}: stopped in epoch {epoch} after {taken} of {steps} steps, saved; go on with "
+                    "--resume"
+                )
+            taken += 1
+            if taken > steps:
+                self._partial_batch(batch, epoch)
+                continue
+            self.train_batch(batch, epoch)
+            shown.step()
+            self.profile.step()
+            if taken % READ_EVERY == 0:
+                self._check_finite(epoch, weights=False)
+        self._state["log"] |= self.task.end_epoch()
+        self._check_finite(epoch)
+        self.position, self._state["loss"] = Position(epoch), float(self._total) / steps
+        self._state["seconds"] = time.perf_counter() - began
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Lets the task prepare an epoch. Where it stops here, the epoch before is saved."""
+        self._total, self._odd = torch.zeros_like(self._total), torch.zeros_like(self._odd)
+        self.task.network.train()
+        done = epoch - 1
+        try:
+            self._state["log"] = self.task.begin_epoch(epoch, self._passes)
+        except (Interrupted, Collapsed) as stopped:
+            if done and self.saves.last != self.position:
+                self._save({})
+            if isinstance(stopped, Collapsed):
+                raise UserError(f"{stopped}; {self.saves.last_saved()}") from stopped
+            if not done:
+                raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet") from stopped
+            self.saves.settle()
+            raise Interrupted(f"{self.run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
 
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """What the epoch trains on, from a batch on."""
+        """What an epoch trains on, from a batch on: each clip once, or drawn evenly over clusters."""
+        evenly = self.task.clusters if self.config.data.sampler == "uniform_clusters" else None
+        clusters = None if evenly is None else evenly.cpu().numpy()
+        masks = self.augment is not None
+        return self.loader.epoch(epoch, self.task.views, masks=masks, clusters=clusters, first_batch=first_batch)
 
-    def train_batch(self, batch: Batch, epoch: int) -> Tensor:
-        """One step on a full batch; returns the detached loss."""
+    def train_batch(self, batch: Batch, epoch: int) -> None:
+        """One step on a full batch, in `train.accumulate` parts; nothing waits for the device."""
+        views, total = batch.views, torch.zeros_like(self._total)
+        if self.augment is not None:
+            with self.timer.part("augment"):
+                self.ranks.batch(self.batch_size)
+                views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
+        for rows in parts_of(self.config, self.ranks, self.batch_size):
+            ids = batch.clip_ids[rows]
+            loss = self.task.loss(tuple(view[rows] for view in views), ids) * (len(ids) / self.batch_size)
+            with self.timer.part("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        with self.timer.part("optimizer"):
+            total = sum_gradients(self.task.parameters(), total, self.ranks, self.config.train.gradients)
+            set_rate(self.optimizer, self._rate(self.step))
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if not self.config.model.sync_bn:
+                first_buffers(self.task.network, self.ranks)
+        self.ranks.batch(self.batch_size)
+        self.task.after_step(batch.clip_ids)
+        self._total = self._total + total
+        self._odd = self._odd + (~total.isfinite()).long()
+        self.step += 1
 
-    def tail(self, batch: Batch, epoch: int) -> None:
-        """The last, partial batch of an epoch, which takes no step."""
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
 
-    def end_epoch(self) -> dict[str, Any] | None:
-        """Checks what must hold after an epoch; returns numbers for the log, if it has any."""
+    def _run_network(self, *inputs: Tensor) -> Any:
+        """Trainable.run. The last, partial batch gets no graph of its own."""
+        with autocast(self.config, self.options.device):
+            return (self.task.network if self._partial else self._compiled)(*inputs)
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+    def _partial_batch(self, batch: Batch, epoch: int) -> None:
+        """It takes no step: a BatchNorm over a few clips would mislead."""
+        if self.task.uses_partial_batch:
+            self.task.partial_batch(*self._one_view(batch, self.loader.full_batches, epoch))
+            self._partial = False
 
-    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Copies everything that going on from the position needs, beside what is given, and writes it in a thread."""
+    def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """See methods.Passes."""
+        for number, batch in enumerate(self.loader.epoch(PASS_EPOCH, views=1, masks=augmented)):
+            yield self._one_view(batch, number, PASS_EPOCH, augmented)
+            self._partial = False
+            (self.run.stopping,) = self.ranks.agree(self.run.stopping)
+            if self.run.stopping:
+                raise Interrupted("stopped in a pass over the clips")
 
-    def wait(self) -> None:
-        """Waits for the last save. Raises UserError where it failed."""
+    def _one_view(self, batch: Batch, number: int, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
+        """The first view of batch `number`, which is then the batch at hand, and partial if it is the last."""
+        clips = min(self.batch_size, self.loader.clips - number * self.batch_size)
+        self._partial = clips != self.batch_size
+        self.ranks.batch(clips)
+        if augmented and self.augment is not None:
+            return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], epoch)[0]
+        return batch.clip_ids, batch.views[0]
 
+    def _end_epoch(self, clips_per_second: float, shown: EpochProgress) -> None:
+        """Logs the epoch, saves where that is due, and stops where a signal came."""
+        state, epoch, log = self._state, self.position.epoch, self._state["log"]
+        timing = {"clips_per_second": round(clips_per_second, 1), "epoch_seconds": round(state["seconds"], 3)}
+        if not state["start"]:  # what a start costs is logged apart from what an epoch costs
+            timing["start_seconds"] = round(self.loader.start_seconds, 3)
+            first = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
+            state["start"] = first
+        numbers = {"loss": round(state["loss"], 6), "lr": self._rate(self.step - 1), **log, **timing}
+        self.run.log(epoch, {**numbers, "parts": self.timer.read()})
+        state["log"], state["seconds"] = {}, 0.0
+        (self.run.stopping,) = self.ranks.agree(self.run.stopping)
+        last = epoch == self.config.train.epochs or self.task.finished
+        if last or self.run.stopping or epoch % self.config.train.save_every == 0:
+            self._save({})
+            self._on_saved(epoch)
+        shown.epoch(epoch, f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s")
+        if self.run.stopping and not last:
+            self.saves.settle()
+            raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; go on with --resume")
 
-@dataclass
-class Progress:
-    """How far run_epochs has come; what it notes in a checkpoint."""
+    def _save(self, tensors: dict[str, Tensor]) -> None:
+        notes = {"step": self.step, "loop": dict(self._state), **self.loader.skipped.notes()}
+        self.saves.begin(self.position, tensors, notes)
 
-    position: Position = field(default_factory=lambda: Position(0))
-    loss: float | None = None
-    """Mean loss of the last whole epoch."""
-    values: dict[str, Any] = field(default_factory=dict)
-    """What begin_epoch gave for the log of the epoch begun."""
-    seconds: float = 0.0
-    """Spent in the epoch begun."""
-    start: dict[str, float] = field(default_factory=dict)
-    """Seconds of the start and of the first epoch."""
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    """Of the losses of the epoch begun."""
+    def _load(self) -> None:
+        tensors, notes = self.saves.load()
+        self.step, self.position, self._state = notes["step"], self.saves.last, notes["loop"]
+        if self.position.batch:
+            self._total = tensors["losses.total"].to(self._total.device)
+        self._stream.skipped.load(notes, self._stream.shards)
 
-    def notes(self) -> dict[str, Any]:
-        """For the JSON of a checkpoint; inverse of progress_of."""
-        return {"loop": {"loss": self.loss, "values": self.values, "seconds": self.seconds, "start": self.start}}
+    def _check_finite(self, epoch: int, weights: bool = True) -> None:
+        """Raises UserError when the losses, or the weights that they led to, are not finite.
 
-
-def progress_of(tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
-    """What a checkpoint says of the loop: its tensors and JSON."""
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith("losses.")}
-    return Progress(Position(state["epoch"], state["batch"]), **state["loop"], tensors=own)
-
-
-def run_epochs(state: Stage, run: Run, progress: Progress | None = None) -> dict[str, Any]:
-    """Trains from `progress` to the end of epoch `train.epochs`, or until the stage is finished; returns the last loss,
-    the last epoch, the median clips/s, and the seconds of the start (log-mels to memory) and of the first epoch.
-
-    Raises UserError when losses are NaN or infinite, clusters have collapsed, the data cannot be read or the last save
-    failed, Interrupted when a signal came; what was done is saved then.
-    """
-    epochs, steps, ranks = state.config.train.epochs, state.loader.full_batches, state.options.ranks
-    before = run.last_logged() if progress else {}  # all there is to tell when no epoch is left
-    progress = progress or Progress()
-    rates = list[float]()
-    profile = Profile(run.out / "profile", state.loader.device, state.options.profile and ranks.leads)
-    state.timer.profile = profile
-    done = progress.position.epoch * steps + progress.position.batch
-    saves = Saves(state, run, state.options.save_every, progress.position)
-    shown = EpochProgress(run.stage, epochs, steps, done)
-
-    def stepped() -> None:
-        shown.step()
-        profile.step()
-
-    state.timer.told = ranks.doing
-    precision = full_precision(state.config, state.options.device)
-    kept = freed_memory_kept(state.options.device)
-    with precision, kept, saves, profile, _memory(state), _others(saves), _compiler(run, saves), shown:
-        while progress.position.epoch < epochs and (progress.position.batch or not state.finished):
-            epoch = progress.position.epoch + 1
-            _train_epoch(state, run, progress, saves, stepped)
-            rates.append(state.loader.clips / progress.seconds)
-            timing = {"clips_per_second": round(rates[-1], 1), "epoch_seconds": round(progress.seconds, 3)}
-            if not progress.start:  # what a start costs stands apart from what an epoch costs
-                timing["start_seconds"] = round(state.loader.start_seconds, 3)
-                progress.start = {
-                    "start_seconds": timing["start_seconds"],
-                    "first_epoch_seconds": timing["epoch_seconds"],
-                }
-            assert progress.loss is not None
-            numbers = {"loss": round(progress.loss, 6), "lr": state.rate(state.step - 1), **progress.values, **timing}
-            run.log(epoch, {**numbers, "parts": state.timer.read()})
-            words = f"{_clusters_note(progress.values)}{_judged_note(progress.values)}"
-            note = f"loss {progress.loss:.3f}{words}  {rates[-1]:.0f} clips/s"
-            progress.values, progress.seconds = {}, 0.0
-            (run.stopping,) = ranks.agree(run.stopping)
-            last = epoch == epochs or state.finished
-            if last or run.stopping or epoch % state.config.train.save_every == 0:
-                saves.begin(progress.position, {}, _notes(state, progress))
-            shown.epoch(epoch, note)
-            if run.stopping and not last:
-                _settled(saves, ranks)
-                raise Interrupted(f"{run.out}: stopped after epoch {epoch}, saved; go on with --resume")
-        saves.settle()
-    done = progress.position.epoch
-    if state.finished and done < epochs:
-        console.print(f"{run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
-    rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
-    return {"loss": progress.loss, "last_epoch": done, "clips_per_second": rate, **progress.start}
-
-
-def _train_epoch(state: Stage, run: Run, progress: Progress, saves: Saves, stepped: Callable[[], object]) -> None:
-    """The epoch after `progress`, or what is left of it; `progress` then stands at its end."""
-    (done, first), steps, config = progress.position, state.loader.full_batches, state.config
-    epoch, began = done + 1, time.perf_counter() - progress.seconds
-    state.options.ranks.stand(f"epoch {epoch}")
-    losses, ranks, skipped = Losses(state.loader.device), state.options.ranks, state.loader.skipped
-    if first:
-        losses.load(progress.tensors)
-    else:
-        try:
-            progress.values = state.begin_epoch(epoch, run)
-        except (Interrupted, Collapsed) as stopped:
-            if done and saves.last != progress.position:
-                saves.begin(progress.position, {}, _notes(state, progress))
-            if isinstance(stopped, Collapsed):
-                raise UserError(f"{stopped}; {ranks.first(saves.said)}") from stopped
-            if not done:
-                raise Interrupted(f"{run.out}: stopped before the first epoch; nothing is saved yet") from stopped
-            _settled(saves, ranks)
-            raise Interrupted(f"{run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
-    taken, batches = first, state.batches(epoch, first)
-
-    def said() -> str:
-        """On every rank when rank 0 has written: see _settled."""
-        return str(ranks.first(saves.said))
-
-    def save() -> None:
-        check_finite(losses, state.network, epoch, said, config)
-        progress.position, progress.seconds = Position(done, taken), time.perf_counter() - began
-        saves.begin(progress.position, losses.tensors(), _notes(state, progress))
-
-    while True:
-        batch, unread = None, None
-        try:
-            batch = state.timer.next("load", batches)
-        except UserError as error:
-            unread = error
-        ranks.stand(f"epoch {epoch}, step {min(taken + 1, steps)} of {steps}")
-        due = taken > first and ranks.leads and saves.due(state.step)
-        run.stopping, due, failed, news = ranks.agree(run.stopping, due, unread is not None, skipped.news)
-        if news:
-            skipped.tell()
-        if failed:
-            told = "; ".join(text for text in ranks.texts("" if unread is None else str(unread)) if text)
-            if taken > first:
-                save()
-                _settled(saves, ranks)
-            try:
-                raise UserError(f"{told}; {saves.said()}, go on with --resume when that is mended") from unread
-            finally:
-                del unread  # it holds this frame, and so would keep the reader and its files open
-        if batch is None:
-            break
-        if taken > first and (run.stopping or due):
-            save()
-            if run.stopping:
-                _settled(saves, ranks)
-                raise Interrupted(
-                    f"{run.out}: stopped in epoch {epoch} after {taken} of {steps} steps, saved; go on with --resume"
-                )
-        taken += 1
-        if taken > steps:
-            state.tail(batch, epoch)
-            continue
-        losses.add(state.train_batch(batch, epoch))
-        stepped()
-        if taken % READ_EVERY == 0 and (fault := losses.fault()) is not None:
-            raise not_finite(fault, epoch, said(), config)
-    progress.values |= state.end_epoch() or {}
-    check_finite(losses, state.network, epoch, said, config)
-    progress.position, progress.loss = Position(epoch), losses.mean(steps)
-    progress.seconds = time.perf_counter() - began
-
-
-def _settled(saves: Saves, ranks: Ranks) -> None:
-    """Waits until rank 0 has written: who started the processes would soon end it when another one ends."""
-    ranks.first(saves.settle)
-    saves.settle()
-
-
-def _notes(state: Stage, progress: Progress) -> dict[str, Any]:
-    return {**progress.notes(), **state.loader.skipped.notes()}
-
-
-@contextmanager
-def _others(saves: Saves) -> Iterator[None]:
-    """Says what is saved when another process of the run is gone."""
-    try:
-        yield
-    except RankLost as error:
-        raise RankLost(f"{error}; {saves.said()}, go on with --resume") from error
-
-
-@contextmanager
-def _compiler(run: Run, saves: Saves) -> Iterator[None]:
-    """A signal to all processes of a job, as by Ctrl-C, ends the compiler that torch.compile waits for: then the run
-    was stopped, and nothing is wrong.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        from torch._dynamo.exc import TorchDynamoException
-
-        if not (run.stopping and isinstance(error, TorchDynamoException)):
-            raise
-        raise Interrupted(f"{run.out}: stopped while a graph was compiled; {saves.said()}") from error
-
-
-@contextmanager
-def _memory(state: Stage) -> Iterator[None]:
-    """Turns a device without memory left into a UserError that says what to try."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        size = state.batch_size
+        Ours: the weights too, because a step that breaks them may show in no loss yet, and such a checkpoint is of no
+        use.
+        """
+        optim, fault = self.config.optim, f"the loss became {float(self._total)}" if int(self._odd) else None
+        if weights and fault is None:
+            values = [tensor for tensor in self.task.network.state_dict().values() if tensor.is_floating_point()]
+            if not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+                fault = "the network's weights are not finite"
+        if fault is None:
+            return
         raise UserError(
-            f"{state.options.device}: it has no memory for batches of {size} clips ({str(error).split('. ')[0]}); "
-            f"start again with --overwrite --set train.batch_size={max(2, size // 2)}"
-            + ("" if state.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
-        ) from error
+            f"epoch {epoch}: {fault}; {self.saves.last_saved()}. Most often the learning rate is too high (optim.lr = "
+            f"{optim.lr:g}, optim.name = {optim.name}): start again with --overwrite --set optim.lr={optim.lr / 10:g}"
+            + ("" if self.config.train.amp == "fp32" else ", or with --set train.amp=fp32")
+        )
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says what to try when the device has no memory left, and what is saved when another process has ended.
 
-def _judged_note(values: dict[str, Any]) -> str:
-    """What the screen says of clips that an epoch was judged by: nothing where there were none."""
-    return "".join(f"  {name} {values[name]:.3f}" for name in ("valid", "test") if name in values)
+        A signal to all processes of a job, as by Ctrl-C, ends the compiler that torch.compile waits for: then the run
+        was stopped, and nothing is wrong.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.options.device}: it has no memory for batches of {self.batch_size} clips "
+                f"({str(error).split('. ')[0]}); start again with --overwrite --set train.batch_size="
+                f"{max(2, self.batch_size // 2)}"
+                + ("" if self.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
+            ) from error
+        except RankLost as error:
+            raise RankLost(f"{error}; {self.saves.on_disk()}, go on with --resume") from error
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException
 
-
-def _clusters_note(values: dict[str, Any]) -> str:
-    """What the screen says of an epoch's clustering: nothing where there was none."""
-    words = [f" (ln K {values['ln_k']:.2f})"] if "ln_k" in values else []
-    if values.get("nmi") is not None:
-        words.append(f"NMI {values['nmi']:.2f}")
-    if "perplexity" in values:
-        words += [
-            f"K {values['k']}, perplexity {values['perplexity']:.0f}, {values['empty_clusters']} empty, "
-            f"largest {values['largest_cluster']:.1%}, mean cosine {values['mean_cosine']:.3f}, "
-            f"effective rank {values['effective_rank']:.1f}, clustered in {values['cluster_seconds']:.2f} s"
-        ]
-    return "  ".join(words)
+            if not (self.run.stopping and isinstance(error, TorchDynamoException)):
+                raise
+            raise Interrupted(f"{self.run.out}: stopped while a graph was compiled; {self.saves.on_disk()}") from error

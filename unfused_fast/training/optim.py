@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,45 +16,30 @@ class LARC(Optimizer):
     """SGD whose gradients are scaled, layer by layer, by trust * |p| / (|g| + weight_decay * |p|).
 
     All norms and updates are foreach operations on the device: no host sync, no Python arithmetic per layer. Layers
-    with a
-    zero norm keep their gradient; a group with `adaptive` false is plain SGD. Source: You et al., arXiv 1708.03888; the
-    authors' use (trust 0.001, no clipping).
+    with a zero norm keep their gradient; a group with `adaptive` false is plain SGD. Source: You et al., arXiv
+    1708.03888; the authors' use (trust 0.001, no clipping).
     """
 
     rate_in_momentum = False
     """Whether the momentum buffer sums updates, each by the rate of its own step, or gradients."""
 
     def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 0.001,
+        self, parameters: Any, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ) -> None:
-        super().__init__(
-            parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adaptive": True}
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adaptive": True}
+        super().__init__(parameters, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            decay = group["weight_decay"]
-            gradients = torch._foreach_add([p.grad for p in parameters if p.grad is not None], parameters, alpha=decay)
+            raw, decay = [p.grad for p in parameters if p.grad is not None], group["weight_decay"]
+            gradients = torch._foreach_add(raw, parameters, alpha=decay)
             if group["adaptive"]:
-                weight_norms = torch.stack(list(torch._foreach_norm(parameters)))
-                gradient_norms = torch.stack(
-                    list(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
-                )
+                weight_norms, gradient_norms = (torch.stack(torch._foreach_norm(of)) for of in (parameters, raw))
                 rates = group["trust"] * weight_norms / (gradient_norms + decay * weight_norms)
                 rates = torch.where((weight_norms > 0) & (gradient_norms > 0), rates, torch.ones_like(rates))
                 torch._foreach_mul_(gradients, list(rates.unbind()))
@@ -66,7 +50,6 @@ class LARC(Optimizer):
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, gradients, alpha=group["lr"] if self.rate_in_momentum else 1.0)
             torch._foreach_add_(parameters, buffers, alpha=-1.0 if self.rate_in_momentum else -group["lr"])
-        return loss
 
 
 class LARS(LARC):
@@ -83,21 +66,16 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser by `optim.name`; with `exclude_1d`, biases and norms get no weight decay and no adaptive rate."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trainable}]
+    layerwise = {"larc": LARC, "lars": LARS}.get(config.name)
     if config.exclude_1d:
         plain: dict[str, Any] = {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0}
-        if config.name in ("larc", "lars"):
-            plain["adaptive"] = False
-        groups = [{"params": [p for p in trainable if p.ndim > 1]}, plain]
-    if config.name in ("larc", "lars"):
-        kind = LARC if config.name == "larc" else LARS
-        return kind(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust)
+        groups = [{"params": [p for p in trainable if p.ndim > 1]}, plain | ({"adaptive": False} if layerwise else {})]
+    momentum, decay = config.momentum, config.weight_decay
+    if layerwise is not None:
+        return layerwise(groups, config.lr, momentum=momentum, weight_decay=decay, trust=config.trust)
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
-    return torch.optim.AdamW(
-        groups, config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay, fused=True
-    )
+        return torch.optim.SGD(groups, config.lr, momentum=momentum, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, config.lr, betas=(momentum, 0.999), weight_decay=decay, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:

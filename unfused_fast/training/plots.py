@@ -63,41 +63,23 @@ def _fonts_for(chars: set[str]) -> tuple[list[str], set[str]]:
     return found, lacking
 
 
-def _draw_confusion(axes: Any, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
-    shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("class")
-    if len(names) <= 40:
-        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize=7, parse_math=False)
-        axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-    if len(names) <= 15:
-        for row, counts in enumerate(confusion):
-            for column, count in enumerate(counts):
-                if count:
-                    axes.text(
-                        column,
-                        row,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        color="white" if shares[row][column] > 0.5 else "black",
-                    )
-
-
-def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
-    """One confusion matrix (C, C) of counts; colour is the share of the class."""
-    plot_confusions(path, [(title, confusion, names)])
-
-
 def plot_confusions(path: Path, matrices: Sequence[tuple[str, Sequence[Sequence[int]], Sequence[str]]]) -> None:
-    """Several confusion matrices side by side: (title, counts, class names)."""
+    """Confusion matrices side by side: (title, counts (C, C), class names); colour is the share of the class."""
     size = 2.2 + 0.28 * min(40, max(len(names) for _, _, names in matrices))
     figure, axes = _figure(len(matrices), 1, size, size)
     for cell, (title, confusion, names) in zip(axes[0], matrices, strict=True):
-        _draw_confusion(cell, confusion, names, title)
+        shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
+        cell.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        cell.set_title(title, fontsize=9, parse_math=False)
+        cell.set(xlabel="predicted", ylabel="class")
+        turn = 90 if len(names) > 6 else 0
+        if len(names) <= 40:
+            cell.set_xticks(range(len(names)), names, rotation=turn, fontsize=7, parse_math=False)
+            cell.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+        for row, counts in enumerate(confusion if len(names) <= 15 else ()):
+            for column, count in enumerate(counts):
+                colour = "white" if shares[row][column] > 0.5 else "black"
+                cell.text(column, row, str(count or ""), ha="center", va="center", fontsize=7, color=colour)
     _save(figure, path, 130)
 
 
@@ -111,8 +93,7 @@ def plot_curves(
             points = [(row["epoch"], row[quantity]) for row in rows if row.get(quantity) is not None]
             if points:
                 cell.plot(*zip(*points, strict=True), label=name, linewidth=1.3)
-        cell.set_xlabel("epoch")
-        cell.set_ylabel(label)
+        cell.set(xlabel="epoch", ylabel=label)
         cell.grid(alpha=0.3)
         if len(runs) > 1:
             cell.legend(fontsize=7)
@@ -132,8 +113,7 @@ def plot_errors(
             places = [row + step * (number - (len(points) - 1) / 2) for row in rows]
             axes.errorbar(values, places, xerr=errors, fmt="o", markersize=4, capsize=2, linewidth=1.2, label=quantity)
     axes.set_yticks(range(len(names)), [_shortened(name, 60) for name in names], fontsize=8, parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(label)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path, 130)
@@ -143,20 +123,13 @@ def plot_cluster_sizes(path: Path, counts: Sequence[int], title: str) -> None:
     """Sizes of clusters (K), largest first, empty ones last, with a line where all would be equal."""
     sizes, even = sorted(counts, reverse=True), sum(counts) / len(counts)
     figure, ((axes,),) = _figure(1, 1, 6.4, 3.6)
-    axes.fill_between(
-        range(len(sizes) + 1), [*sizes, sizes[-1]], step="post", color="tab:blue", alpha=0.75, linewidth=0
-    )
+    steps = range(len(sizes) + 1), [*sizes, sizes[-1]]
+    axes.fill_between(*steps, step="post", color="tab:blue", alpha=0.75, linewidth=0)
     axes.axhline(even, color="black", linewidth=1, linestyle="--", label=f"uniform: {even:.4g}")
-    axes.set_xlim(0, len(sizes))
-    axes.set_ylim(0, 1.08 * max(sizes[0], even))
-    axes.set_xlabel("cluster, by size")
-    axes.set_ylabel("clips")
+    axes.set(xlim=(0, len(sizes)), ylim=(0, 1.08 * max(sizes[0], even)), xlabel="cluster, by size", ylabel="clips")
     empty = sizes.count(0)
-    axes.set_title(
-        f"{title}: {sum(sizes):,} clips in {len(sizes) - empty:,} clusters" + (f", {empty:,} empty" if empty else ""),
-        fontsize=10,
-        parse_math=False,
-    )
+    words = f"{title}: {sum(sizes):,} clips in {len(sizes) - empty:,} clusters"
+    axes.set_title(words + (f", {empty:,} empty" if empty else ""), fontsize=10, parse_math=False)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path, 120)
 
@@ -174,15 +147,8 @@ def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, f
             name, seconds, picture = clips[column]
             top = float(picture.max())
             # 80 dB below the loudest bin: ln(10^8)
-            cell.imshow(
-                picture,
-                origin="lower",
-                aspect="auto",
-                cmap="magma",
-                vmin=top - 18.4,
-                vmax=top,
-                extent=(0, seconds, 0, 1),
-            )
+            drawn = {"cmap": "magma", "vmin": top - 18.4, "vmax": top, "extent": (0, seconds, 0, 1)}
+            cell.imshow(picture, origin="lower", aspect="auto", **drawn)
             cell.set_title(_shortened(name, 40), fontsize=7, loc="left", parse_math=False)
             cell.set_yticks([])
             cell.tick_params(labelsize=6)

@@ -1,45 +1,56 @@
-"""When a run saves, and what becomes of a save that fails."""
+"""When a run saves, what a checkpoint holds, and what happens when a save fails.
+
+A checkpoint is the state of the network (`model.*`), of its optimiser, of the random generators, of the augmenter and
+of what the task has besides its network, under the names of `state_dict`; and in JSON the position and `notes`.
+"""
 
 from __future__ import annotations
 
+import copy
 import time
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from unfused_fast.clustering import BANK, Background, DamagedBank
 from unfused_fast.console import console
+from unfused_fast.data import Augmenter
+from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
-from unfused_fast.training.checkpoint import Position
+from unfused_fast.methods import Trainable
+from unfused_fast.training.checkpoint import Position, collect, refuse_misfit, restore, save_checkpoint, to_host
+from unfused_fast.training.options import SaveEvery
 from unfused_fast.training.progress import PartTimer
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.save_every import SaveEvery
-
-
-class Saved(Protocol):
-    """What saves."""
-
-    timer: PartTimer
-
-    def save(self, run: Run, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """As Stage.save."""
-
-    def wait(self) -> None:
-        """As Stage.wait."""
+from unfused_fast.training.run_together import load_together
 
 
 class Saves:
-    """The saves of a run: one at a time, written while training goes on.
+    """The checkpoints of a run: one at a time, written by rank 0 while training goes on.
 
-    One that fails is told, and the next is tried; only the last one may not fail. As a context manager it waits for
+    One that fails is reported, and the next is tried; only the last one may not fail. As a context manager it waits for
     what is being written when the block ends.
     """
 
-    def __init__(self, state: Saved, run: Run, every: SaveEvery, saved: Position) -> None:
-        """`saved` is where the run went on; Position(0) where it begins."""
-        self._state, self._run, self._every = state, run, every
-        self._saved, self.last = saved, saved
+    def __init__(
+        self,
+        run: Run,
+        task: Trainable,
+        optimizer: Optimizer,
+        augment: Augmenter | None,
+        every: SaveEvery,
+        ranks: Ranks,
+        timer: PartTimer,
+    ) -> None:
+        self._run, self._task, self._optimizer, self._augment = run, task, optimizer, augment
+        self._every, self._ranks, self._timer = every, ranks, timer
+        self._saved = self.last = Position(0)
         self._when = time.monotonic()
+        self._writing = Background[Path]("checkpoint")
 
     def __enter__(self) -> Saves:
         return self
@@ -48,7 +59,7 @@ class Saves:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and not issubclass(kind, KeyboardInterrupt):  # who presses Ctrl-C twice will not wait
-            self._tried()
+            self._try()
 
     def due(self, step: int) -> bool:
         """Whether to save within the epoch, after so many steps of the run."""
@@ -57,25 +68,97 @@ class Saves:
         return self._every.seconds is not None and time.monotonic() - self._when >= self._every.seconds
 
     def begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Saves at a position, once the save before it is done."""
-        with self._state.timer.part("save"):
-            self._tried()
-            self._state.save(self._run, position, tensors, notes)
+        """Saves at a position, once the save before it is done: state is copied at once, and written in a thread."""
+        with self._timer.part("save"):
+            self._try()
+            if self._ranks.leads:
+                self._begin(position, tensors, notes)
         self.last, self._when = position, time.monotonic()
 
-    def settle(self) -> None:
-        """Waits for the last save. Raises UserError where it failed."""
-        self._state.wait()
-        self._saved = self.last
+    def _begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """At the end of an epoch the bank's generation and then the checkpoint that refers to it; within one, or while
+        the bank is refilled, a checkpoint that holds the bank.
+        """
+        task, bank = self._task, self._task.bank
+        whole = not position.batch and not task.refilling
+        notes = {**copy.deepcopy(task.notes()), "order": self._run.order, "ranks": self._ranks.world_size, **notes}
+        tensors = {**collect(task.network, self._optimizer), **beside_network(task), **tensors}
+        if self._augment is not None:
+            tensors |= self._augment.state()
+        if bank is not None:
+            assert task.clusters is not None
+            notes["bank"] = "generation" if whole else "here"
+            tensors |= {} if whole else bank.tensors(task.clusters)
+        copied = to_host(tensors)
 
-    def said(self) -> str:
-        """What is saved, in words; waits for the last save."""
-        self._tried()
+        def write() -> Path:
+            return save_checkpoint(self._run.checkpoints, position, copied(), notes)
+
+        if bank is None or not whole:
+            self._writing.start(write)
+        else:
+            assert task.clusters is not None
+            bank.save(self._run.out / BANK, position.epoch, task.clusters, step=notes["step"], then=write)
+
+    def settle(self) -> None:
+        """Waits until rank 0 has written, on every rank: once one process ends, its launcher ends the others. Raises
+        UserError where the last save failed.
+        """
+        self._ranks.first(self._wait)
+        self._wait()
+
+    def last_saved(self) -> str:
+        """What is saved, in words, on every rank; waits for the last save."""
+        return str(self._ranks.first(self.on_disk))
+
+    def on_disk(self) -> str:
+        """What is saved, as this process knows."""
+        self._try()
         return f"{self._saved} is the last one saved" if any(self._saved) else "nothing was saved"
 
-    def _tried(self) -> None:
+    def _wait(self) -> None:
+        self._writing.wait()
+        if self._task.bank is not None:
+            self._task.bank.wait()
+        self._saved = self.last
+
+    def _try(self) -> None:
         try:
-            self.settle()
+            self._wait()
         except UserError as error:
             self.last = self._saved
             console.print(f"not saved, training goes on: {error}", style="yellow")
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Restores all state from the newest checkpoint that is sound, its bank too. Returns its tensors and notes."""
+        task, bank = self._task, self._task.bank
+        tensors, notes = load_together(self._run, self._ranks, self._fault)
+        restore(tensors, task.network, self._optimizer)
+        task.load_notes(notes)
+        own = beside_network(task)
+        refuse_misfit(own, {name: tensors[name] for name in own if name in tensors})
+        task.load_state_dict({name: tensors[name] for name in own}, strict=False)
+        if self._augment is not None:
+            self._augment.load_state(tensors)
+        if bank is not None and notes["bank"] == "here":
+            bank.load_tensors(tensors)
+        elif bank is not None and self._ranks.together:
+            self._ranks.from_first(bank.rows)
+        self._saved = self.last = Position(notes["epoch"], notes["batch"])
+        return tensors, notes
+
+    def _fault(self, notes: dict[str, Any]) -> str | None:
+        """Why a checkpoint or its generation of the bank cannot be used; the generation is read."""
+        if (fault := self._task.fault(notes)) is not None:
+            return fault
+        if self._task.bank is not None and notes["bank"] != "here":
+            try:
+                self._task.bank.load(self._run.out / BANK, notes["epoch"])
+            except DamagedBank as error:
+                return error.fact
+        return None
+
+
+def beside_network(task: torch.nn.Module) -> dict[str, Tensor]:
+    """State of a task without that of its network."""
+    return {name: tensor for name, tensor in task.state_dict().items() if not name.startswith("network.")}

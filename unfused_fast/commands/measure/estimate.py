@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
-from unfused_fast.commands.rates import Rates
+from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
+from unfused_fast.methods import resolve_k
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
 from unfused_fast.shards.packing.layout import SHARD_BYTES, SHARD_CLIPS, SHARDS_PER_SPLIT
-from unfused_fast.stages import resolve_k
 from unfused_fast.training import KEPT, quietly, resolve_amp, resolve_batch_size
 
 GPU_BYTES: Mapping[str, float] = {"h100": 80e9, "h200": 141e9, "a100": 80e9}
@@ -89,7 +89,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         host["log-mels, pinned"] = pinned_bytes(log_mels) * devices
     mixup = min(config.aug.mixup.memory, clips) * 2 * config.frontend.n_mels * config.crop_frames
     checkpoint = network + (mixup if config.aug.mixup.ratio > 0 else 0) + sum(heads) * config.model.proj_dim * 4
-    checkpoint += 8 * clips * (len(heads) - 1)
+    checkpoint += 8 * clips * len(heads)
     generation = bank + 8 * clips
     within = checkpoint + generation + 4 * clips
     disk = {
@@ -158,7 +158,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
 def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
     """`--data`: as set, or what `auto` would choose with what is left of the machine."""
     if config.data.store != "auto":
-        return config.data.store, "as data.store says"
+        return config.data.store, "as set by data.store"
     host_left = (machine.host_bytes or 0) - on_host - (on_device if machine.kind == "cpu" else 0)
     free = Free(max(0, round((machine.device_bytes or 0) - on_device)), max(0, round(host_left)) // machine.devices)
     store, why = choose(log_mels, torch.device(machine.kind), free, None)

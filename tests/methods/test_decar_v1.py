@@ -1,38 +1,32 @@
-"""DECAR-v1 through the command line: the documented values, both algorithms, resume, early stop, later stages."""
+"""DECAR-v1: the documented values, its head and bank, early stop, later stages."""
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
-from safetensors.numpy import load_file
-from stopping import stopped_after
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import from_flat, preset, with_values
 from unfused_fast.data.stream import Loader
 from unfused_fast.errors import UserError
+from unfused_fast.methods import deep_clustering
+from unfused_fast.methods.decar_v1 import PredictionHead
 from unfused_fast.models.audiontt import PretrainNetwork, build_encoder
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.stages.prototypes import PredictionHead
 
 CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
 """Flags that make the preset's run on one-second clips a matter of seconds."""
 UNREAD = {"cluster.init": "kmeans++", "cluster.empty": "split", "cluster.backend": "torch", "cluster.n_init": "2"}
 """Fields that pca_kmeans (the first three) and pic do not read."""
-ALGORITHMS = [["--set", "cluster.algo=pca_kmeans"], ["--set", "cluster.algo=pic"]]
 
 
 def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def tensors(run: Path) -> dict[str, np.ndarray]:
-    (newest,) = sorted((run / "checkpoints").glob("*.safetensors"))[-1:]
-    return load_file(newest)
 
 
 def test_the_preset_is_the_papers_and_where_it_is_silent_the_codes() -> None:
@@ -157,52 +151,11 @@ def test_the_bank_holds_clean_features_of_the_network_and_the_epoch_is_drawn_fro
         np.testing.assert_allclose(bank["embeddings"][:][batch.clip_ids.numpy()], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_resumed_run_is_the_uninterrupted_one(
-    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, algorithm: list[str]
-) -> None:
-    def train(name: str, *flags: str):
-        arguments = [*tiny, *CHEAP, *algorithm, "--preset", "decar-v1", "--epochs", 4, *flags]
-        return cli("train", "pretrain", unlabelled, "--out", tmp_path / name, *arguments)
-
-    done = train("whole")
-    assert done.code == 0, done.err
-    with stopped_after(2):
-        assert train("parts").code == 130
-    assert train("parts", "--resume").code == 0
-    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
-    assert whole.keys() == parts.keys() and {"head.weight", "head.bias"} <= whole.keys()
-    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
-    shown = ("loss", "nmi", "k", "perplexity")
-    rows = [[[row[name] for name in shown] for row in log(tmp_path / run)] for run in ("whole", "parts")]
-    assert rows[0] == rows[1] and len(rows[0]) == 4
-
-    first, last = log(tmp_path / "whole")[0], log(tmp_path / "whole")[-1]
-    assert first["nmi"] is None and 0 <= last["nmi"] <= 1
-    spread = {"mean_cosine", "mean_direction", "effective_rank", "first_direction"}
-    assert {"empty_clusters", "largest_cluster", "cluster_seconds", *spread} <= first.keys()
-    assert last["ln_k"] == pytest.approx(math.log(last["k"]), abs=1e-4)
-    assert whole["head.weight"].shape == (last["k"], 16)
-    assert (tmp_path / "whole" / "clusters.png").read_bytes().startswith(b"\x89PNG")
-    bank = zarr.open_group(tmp_path / "whole" / "bank.zarr" / "gen-000004", mode="r")
-    assert len(np.unique(bank["assignments"][:])) <= last["k"] <= 60
-    screen = [line for line in done.err.splitlines() if line.startswith("pretrain 4/4")]
-    assert all(word in screen[0] for word in ("NMI", "perplexity", "empty", "largest", "mean cosine", "effective rank"))
-
-
 def test_the_network_learns_clusters_that_stay(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
-    flags = [
-        "--set",
-        "cluster.algo=pca_kmeans",
-        "--set",
-        "cluster.every_epochs=99",
-        "--set",
-        "aug.specaug.freq_masks=0",
-    ]
-    flags += ["--set", "model.proj_dropout=0", "--set", "optim.name=adamw", "--set", "optim.lr=0.01"]
-    flags += ["--set", "aug.specaug.time_masks=0", "--set", "model.dropout=0", "--set", "optim.head_lr=1"]
-    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny, *CHEAP, *flags, "--preset", "decar-v1",
-               "--epochs", 10)  # fmt: skip
+    values = "cluster.algo=pca_kmeans cluster.every_epochs=99 aug.specaug.freq_masks=0 aug.specaug.time_masks=0 "
+    values += "model.proj_dropout=0 model.dropout=0 optim.name=adamw optim.lr=0.01 optim.head_lr=1"
+    flags = [*tiny, *CHEAP, *(word for value in values.split() for word in ("--set", value)), "--preset", "decar-v1"]
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *flags, "--epochs", 10)
     assert done.code == 0, done.err
     losses = [row["loss"] for row in log(tmp_path / "run")]
     assert losses[0] == pytest.approx(math.log(4), abs=0.1) and losses[-1] < 0.6 * losses[0]
@@ -212,17 +165,17 @@ def test_training_stops_when_the_clusterings_agree_no_better(
     cli, unlabelled: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nmis = iter([0.4, 0.6, 0.5, 0.55, 0.9, 0.9])
-    monkeypatch.setattr("unfused_fast.stages.pretraining_state.normalised_mutual_information", lambda *_: next(nmis))
-    flags = [*tiny, *CHEAP, *ALGORITHMS[0], "--preset", "decar-v1", "--epochs", 7, "--set", "train.patience=2"]
+    monkeypatch.setattr(deep_clustering, "normalised_mutual_information", lambda *_: next(nmis))
     run = tmp_path / "run"
-    done = cli("train", "pretrain", unlabelled, "--out", run, *flags, "--set", "train.save_every=50", "--json")
+    flags = [*tiny, *CHEAP, "--set", "cluster.algo=pca_kmeans", "--preset", "decar-v1", "--epochs", 7, "--json"]
+    train = partial(cli, "train", "pretrain", unlabelled, "--out", run, *flags, "--set", "train.patience=2")
+    done = train("--save-every", "50epochs")
     assert done.code == 0, done.err
     assert [row["nmi"] for row in log(run)] == [None, 0.4, 0.6, 0.5, 0.55]
     assert json.loads(done.out)["last_epoch"] == 5 and "stopped after epoch 5 of 7" in done.err
     assert [path.name for path in (run / "checkpoints").glob("*.json")] == ["epoch-000005.json"]
     (run / "result.json").unlink()  # as if killed before it was written: there is nothing left to train
-    again = cli("train", "pretrain", unlabelled, "--out", run, *flags, "--set", "train.save_every=50", "--json",
-                "--resume")  # fmt: skip
+    again = train("--save-every", "50epochs", "--resume")
     assert again.code == 0 and json.loads(again.out)["last_epoch"] == 5 and len(log(run)) == 5
 
 

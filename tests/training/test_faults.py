@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +14,20 @@ import pytest
 import torch
 from outcomes import Cli, refused
 from same_runs import assert_same_run
-from stopping import signalled_after
+from stopping import after_steps, signalled_after
 
-import unfused_fast.stages.pretraining_state
 import unfused_fast.training.checkpoint
 import unfused_fast.training.loop
 from unfused_fast.mel import log_mel_statistics
-from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.training.losses import Losses
+from unfused_fast.training.loop import Trainer
 
 
-@contextmanager
-def after_steps(steps: int, act: Callable[[], None]) -> Iterator[None]:
-    """`act` is called once so many steps are done inside the block."""
-    original, done = Losses.add, 0
-
-    def add(self: Losses, loss: torch.Tensor) -> None:
-        nonlocal done
-        original(self, loss)
-        done += 1
-        if done == steps:
-            act()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Losses, "add", add)
-        yield
+@pytest.fixture
+def pretrain(cli: Cli, tiny: list[str]) -> Cli:
+    """`pretrain(shards, out, ...)`: two tiny epochs, the settings of the run `pretrained`."""
+    return lambda shards, out, *more: cli("train", "pretrain", shards, "--out", out, "--epochs", 2, *tiny, *more)
 
 
 def full(*_: Any, **__: Any) -> None:
@@ -131,16 +115,16 @@ def test_losses_that_are_no_numbers(
     """Weights break in the fifth of fifteen steps: the run ends in the middle of the epoch, at the next save or after
     some steps, whichever comes first.
     """
-    real = unfused_fast.stages.pretraining_state.learning_rate
+    real = unfused_fast.training.loop.learning_rate
     monkeypatch.setattr(
-        unfused_fast.stages.pretraining_state,
+        unfused_fast.training.loop,
         "learning_rate",
         lambda config, now, *more: math.inf if now == 4 else real(config, now, *more),
     )
     monkeypatch.setattr(unfused_fast.training.loop, "READ_EVERY", 10)
     steps = list[int]()
-    original = Losses.add
-    monkeypatch.setattr(Losses, "add", lambda self, loss: (steps.append(1), original(self, loss))[1])
+    original = Trainer.train_batch
+    monkeypatch.setattr(Trainer, "train_batch", lambda self, *given: (steps.append(1), original(self, *given))[1])
     for flags, kept, taken in (
         (["--save-every", "1epochs"], "nothing was saved", 10),
         (["--save-every", "2steps"], "batch 4 of epoch 1 is the last one saved", 6),
@@ -149,20 +133,6 @@ def test_losses_that_are_no_numbers(
         done = pretrain(tones, tmp_path / str(taken), "--set", "train.batch_size=4", *flags)
         refused(done, f"epoch 1: the loss became nan; {kept}", "learning rate is too high", "start again")
         assert len(steps) == taken
-
-
-def test_losses_are_summed_and_one_that_is_no_number_is_told() -> None:
-    losses = Losses(torch.device("cpu"))
-    for value in (1.0, 3.0):
-        losses.add(torch.tensor(value))
-    assert losses.fault() is None and losses.mean(2) == 2.0
-    other = Losses(torch.device("cpu"))
-    other.load(losses.tensors())
-    other.add(torch.tensor(5.0))
-    assert other.fault() is None and other.mean(3) == 3.0
-    for value in (math.inf, 1.0):
-        other.add(torch.tensor(value))
-        assert other.fault() == "the loss became inf"
 
 
 def test_a_device_without_memory(pretrain: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,30 +155,6 @@ def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: 
     refused(done, "no memory for batches of 60 clips (CUDA out of memory)", "--set train.batch_size=30")
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
-def test_a_signal_while_the_first_step_is_compiled(
-    pretrain: Cli, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch._inductor.compile_fx as compiler
-
-    real, compiled = compiler.compile_fx, list[str]()
-
-    def told(*arguments: Any, **named: Any) -> Any:
-        if not compiled:
-            signal.raise_signal(signal.SIGTERM)
-        compiled.append("a graph")
-        return real(*arguments, **named)
-
-    torch._dynamo.reset()
-    with monkeypatch.context() as patch:
-        patch.setattr(compiler, "compile_fx", told)
-        done = pretrain(unlabelled, tmp_path / "out", "--compile")
-    assert compiled and done.code == 130 and "Traceback" not in done.err, done.err
-    assert done.err.splitlines()[-1].endswith("stopped in epoch 1 after 1 of 3 steps, saved; go on with --resume")
-    assert pretrain(unlabelled, tmp_path / "out", "--resume").code == 0
-
-
 SMALL_DISK = """
 mount -t tmpfs -o size=64m tmpfs "$1" || exit 42
 out="$1/out" python="$2" said="$3" copied="$4"; shift 4
@@ -222,6 +168,7 @@ cp -r "$out" "$copied"
 """
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     """A file system of its own, filled to the last byte while the run is at work, then emptied."""
     disk, said, copied = tmp_path / "disk", tmp_path / "said", tmp_path / "copied"
@@ -239,18 +186,3 @@ def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str],
     assert "not saved, training goes on" in told and "No space left on device" in told and "Traceback" not in told
     assert pretrain(tones, tmp_path / "whole", "--epochs", 30).code == 0
     assert_same_run(copied, tmp_path / "whole")
-
-
-def test_a_picture_that_cannot_be_drawn_loses_no_result(
-    linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Matplotlib is gone; where it is back, the finished run gets its picture without training."""
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
-        refused(linear(tones, "logmel", out), "a picture needs Matplotlib")
-    assert (out / "result.json").exists()
-    result = (out / "result.json").read_bytes()
-    done = linear(tones, "logmel", out, "--resume")
-    assert done.code == 0 and "finished already" in done.err and (out / "confusion.png").exists()
-    assert (out / "result.json").read_bytes() == result

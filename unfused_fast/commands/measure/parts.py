@@ -20,8 +20,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmeans
-from unfused_fast.commands import machine
-from unfused_fast.commands.machine import spread
+from unfused_fast.commands.measure import machine
+from unfused_fast.commands.measure.machine import spread
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
@@ -147,8 +147,8 @@ def loader(bench: Bench) -> Iterator[Measured]:
         held = placed(stream)
         taken = time.perf_counter() - start
     if not isinstance(held, ResidentLoader):
-        why = "as data.store says" if bench.config.data.store == "stream" else "as there is no room for log-mels"
-        console.print(f"bench loader: training here streams, {why}, so nothing is measured from memory", style="yellow")
+        why = "as data.store is stream" if bench.config.data.store == "stream" else "as there is no room for log-mels"
+        console.print(f"bench loader: training here streams, {why}, not from memory", style="yellow")
         return
     if kept is None:
         samples = bench.shards.clips_in("train").column("samples").to_numpy()
@@ -250,7 +250,7 @@ def kmeans(bench: Bench) -> Iterator[Measured]:
 
 
 def bank(bench: Bench) -> Iterator[Measured]:
-    """A generation of the bank: until training goes on, and until it is on the disk."""
+    """A generation of the bank: until training continues, and until it is on disk."""
     n, d, dtype = (20_000 if bench.quick else 250_000), 512, bench.config.bank.dtype
     held = MemoryBank(n, d, 0, bench.device, dtype)
     assignments = torch.zeros(n, dtype=torch.int64, device=bench.device)

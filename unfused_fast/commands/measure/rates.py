@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.commands.benchmarks import PARTS, Bench
-from unfused_fast.commands.synthetic import synthetic_set
+from unfused_fast.commands.measure.parts import PARTS, Bench
+from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import Config, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.json_files import read_json
@@ -118,7 +118,7 @@ def _positive(value: Any) -> float:
 
 def _match(pattern: str, text: str) -> re.Match[str]:
     if (found := re.search(pattern, text)) is None:
-        raise ValueError(f"{text[:60]!r} does not say what was measured")
+        raise ValueError(f"{text[:60]!r} does not name what was measured")
     return found
 
 

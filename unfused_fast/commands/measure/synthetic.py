@@ -1,4 +1,4 @@
-"""A shard set of noise, for measuring where there is no other."""
+"""A shard set of noise, for measuring without a real one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""A shard set behind a URL, brought to this machine.
+
+CACHE/sets/KEY_OF_URL/KEY_OF_MANIFEST/NAME is a copy, which is never changed; it is complete once it has a manifest.
+
+CACHE is UNFUSED_CACHE, or ~/.cache/unfused-fast. Ours: nothing there is deleted by itself, because a training run may
+be reading it; CACHE/sets, or any folder in it, may be deleted when no run does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.sets.remote_set import RemoteSet, cache_folder
+from unfused_fast.shards.sets.shard_files import index_path, replace_file
+from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, Manifest, clips_digest, read_clips, read_manifest
+from unfused_fast.shards.sources.location import local_path
+from unfused_fast.shards.telling import Progress, Say, unheard, unseen
+
+DOWNLOADS = 8
+"""Files fetched at once. Ours: one connection seldom fills the line."""
+
+
+def local_set(place: str | Path, *, say: Say = unheard, progress: Progress = unseen) -> Path:
+    """The folder of a set: a folder itself, or a complete local copy of what is behind a URL now, for open_shards().
+
+    A copy that is there is used again while the manifest behind the URL is the same. A stopped download resumes with
+    the files that are missing.
+
+    Args:
+        progress: called with files there, files in all, 0.
+
+    Raises:
+        UserError: no set there, an unfinished one, one that changes meanwhile; not to be read; too little room.
+    """
+    folder = local_path(place)
+    if isinstance(folder, Path):
+        return folder
+    remote = RemoteSet(str(place))
+    home = cache_folder() / "sets" / remote.key
+    try:
+        manifest = remote.read(MANIFEST)
+    except FileNotFoundError:
+        raise _no_set(remote) from None
+    folder = home / hashlib.sha256(manifest).hexdigest()[:16] / remote.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(home / "lock", say, remote):
+            with TemporaryDirectory() as name, remote.named(Path(name)):
+                (Path(name) / MANIFEST).write_bytes(manifest)
+                info = read_manifest(Path(name))
+            shards = [folder / name for split in info.splits.values() for name in split.shards]
+            files = [folder / CLIPS, folder / REJECTED, *(path for tar in shards for path in (tar, index_path(tar)))]
+            missing = [path for path in files if not path.is_file()]
+            if missing or not (folder / MANIFEST).is_file():
+                _download(remote, missing, len(files), progress)
+                _check(remote, manifest, info, folder)
+                replace_file(folder / MANIFEST, manifest)
+    except OSError as error:
+        raise UserError(
+            f"{home}: cannot be written ({cause(error)}); correct that, or set UNFUSED_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _no_set(remote: RemoteSet) -> UserError:
+    claim = remote.claim()
+    if claim is not None:
+        return UserError(
+            f"{remote.shown}: unfinished, {claim['by']} has been packing to it since {claim['since']}; wait "
+            "for it, or finish it with the same unfused-fast shard command that began it, on that machine"
+        )
+    return UserError(
+        f"{remote.shown}: holds no {MANIFEST}, so it is no shard set; make one with: "
+        f"unfused-fast shard SOURCE {remote.shown}"
+    )
+
+
+def _download(remote: RemoteSet, missing: list[Path], files: int, progress: Progress) -> None:
+    there = {} if remote.is_web else remote.listing()  # a web server has no listing
+    sizes = {path: there.get(path.name, (0, ""))[0] for path in missing}
+    if gone := [path.name for path in missing if there and path.name not in there]:
+        raise _incomplete(remote, gone[0])
+    needed = sum(sizes.values())
+    free = shutil.disk_usage(missing[0].parent).free if missing else 0
+    if needed > free:
+        raise UserError(
+            f"{remote.shown}: {needed / 1e9:.2f} GB are to be downloaded, but {missing[0].parent} has "
+            f"{free / 1e9:.2f} GB free; make room, or set UNFUSED_CACHE to a folder on a larger disk"
+        )
+    progress(files - len(missing), files, 0)
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        try:
+            fetched = [pool.submit(_fetch, remote, path, sizes[path]) for path in missing]
+            for done, future in enumerate(as_completed(fetched), files - len(missing) + 1):
+                future.result()
+                progress(done, files, 0)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch(remote: RemoteSet, path: Path, size: int) -> None:
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        remote.fetch(path.name, new)
+    except FileNotFoundError:
+        raise _incomplete(remote, path.name) from None
+    if size and new.stat().st_size != size:
+        raise UserError(
+            f"{remote.shown}/{path.name}: {new.stat().st_size} of {size} bytes arrived; give the same command again"
+        )
+    new.replace(path)
+
+
+def _incomplete(remote: RemoteSet, name: str) -> UserError:
+    return UserError(
+        f"{remote.shown}: {name}: missing, but {MANIFEST} lists it; if the set is being replaced, give the same "
+        "command again, else copy the whole set or pack it again"
+    )
+
+
+def _check(remote: RemoteSet, manifest: bytes, info: Manifest, folder: Path) -> None:
+    """Raises UserError: the set changed during the download, or its table is that of another set."""
+    try:
+        unchanged = remote.read(MANIFEST) == manifest
+    except FileNotFoundError:
+        unchanged = False
+    if not unchanged:
+        shutil.rmtree(folder)
+        raise UserError(f"{remote.shown}: was changed while it was downloaded; give the same command again")
+    if clips_digest(read_clips(folder), info.label_names) != info.digest:
+        (folder / CLIPS).unlink()
+        raise UserError(f"{remote.shown}/{CLIPS}: its digest is not the manifest's; copy or pack the set there again")
+
+
+@contextmanager
+def _locked(path: Path, say: Say, remote: RemoteSet) -> Iterator[None]:
+    """Keeps other processes from downloading this set while the block runs, if the file system has locks."""
+    with path.open("w") as file:
+        with suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{remote.shown}: waiting for another process that downloads it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

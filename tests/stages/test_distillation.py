@@ -1,0 +1,106 @@
+"""Stage 2: every term of paper Eq. 1 on hand-worked numbers; pseudo-labels that are given."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from same_runs import assert_same_run
+from torch import Tensor
+
+from unfused_fast.commands.flags import pairs
+from unfused_fast.config.fields import Config, DistillConfig
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.errors import UserError
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.stages.distillation import distill, distill_loss, kl_term, mse_term
+from unfused_fast.training.options import Options
+
+OPTIONS = Options(torch.device("cpu"))
+
+
+def test_kl_by_hand() -> None:
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])  # p = (3/4, 1/4), q = (1/2, 1/2)
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert kl_term(student, teacher).item() == pytest.approx(expected, abs=1e-6)
+    assert kl_term(student, 2 * teacher, temperature=2.0).item() == pytest.approx(4 * expected, abs=1e-6)
+    # the other direction differs, so the direction is pinned: KL(teacher || student)
+    assert kl_term(teacher, student).item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), abs=1e-6
+    )
+
+
+def test_kl_is_a_mean_over_clips() -> None:
+    student, teacher = torch.randn(1, 4), torch.randn(1, 4)
+    torch.testing.assert_close(kl_term(student.repeat(5, 1), teacher.repeat(5, 1)), kl_term(student, teacher))
+
+
+def test_mse_by_hand() -> None:
+    student, teacher = torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 4.0], [0.0, 5.0]])
+    # cosines 0 and 1: (2 - 2 * 0 + 2 - 2 * 1) / 2 = 1
+    assert mse_term(student, teacher).item() == pytest.approx(1.0)
+    assert mse_term(student, teacher, "logits").item() == pytest.approx((9 + 16 + 0 + 9) / 4)
+
+
+def test_equation_1_by_hand() -> None:
+    log3 = math.log(3)
+    deepest = torch.tensor([[log3, 0.0]])  # (3/4, 1/4)
+    blocks = [torch.tensor([[0.0, 0.0]]), torch.tensor([[log3, 0.0]]), torch.tensor([[0.0, log3]])]
+    parts = distill_loss(deepest, blocks, torch.tensor([0]), DistillConfig(alpha=0.7, beta=0.003))
+    ce, ce_blocks = -math.log(0.75), -math.log(0.5) - math.log(0.75) - math.log(0.25)
+    kl_blocks = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) + 0 + (0.75 * math.log(3) + 0.25 * math.log(1 / 3))
+    mse_blocks = 1 + 0 + 2  # a zero vector has no direction: |0 - unit|^2 = 1; equal: 0; orthogonal: 2
+    assert parts["ce"].item() == pytest.approx(ce, abs=1e-6)
+    assert parts["ce_blocks"].item() == pytest.approx(ce_blocks, abs=1e-6)
+    assert parts["kl_blocks"].item() == pytest.approx(kl_blocks, abs=1e-6)
+    assert parts["mse_blocks"].item() == pytest.approx(mse_blocks, abs=1e-6)
+    assert parts["total"].item() == pytest.approx(ce + 0.7 * ce_blocks + 0.3 * kl_blocks + 0.003 * mse_blocks, abs=1e-6)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detach_teacher_stops_the_gradient_of_kl_and_mse(detach: bool) -> None:
+    deepest = torch.randn(4, 3, requires_grad=True)
+    config = DistillConfig(detach_teacher=detach)
+    parts = distill_loss(deepest, [torch.randn(4, 3)], torch.tensor([0, 1, 2, 0]), config)
+    (parts["kl_blocks"] + parts["mse_blocks"]).backward() if not detach else None
+    assert (parts["kl_blocks"].requires_grad or parts["mse_blocks"].requires_grad) is not detach
+
+
+@pytest.fixture
+def config(tiny: list[str]) -> Config:
+    values = pairs([word for word in tiny if "=" in word])
+    return with_values(preset("recommended", "distill"), {**values, "train.epochs": 2})
+
+
+def labels_of(run: Path) -> Tensor:
+    return torch.from_numpy(pq.read_table(run / "pseudo_labels.parquet").column("pseudo_label").to_numpy().copy())
+
+
+def test_the_teachers_own_give_the_same_student(config: Config, tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    shards = open_shards(tones)
+    distill(config, shards, pretrained, tmp_path / "clustered", OPTIONS)
+    own = labels_of(tmp_path / "clustered")
+    distill(config, shards, pretrained, tmp_path / "given", OPTIONS, own)
+    assert_same_run(tmp_path / "clustered", tmp_path / "given")
+    other = own.flip(0)
+    distill(config, shards, pretrained, tmp_path / "other", OPTIONS, other)
+    assert torch.equal(labels_of(tmp_path / "other"), other)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "given", tmp_path / "other")
+    resume = dataclasses.replace(OPTIONS, resume=True)
+    with pytest.raises(UserError, match="pseudo_labels"):
+        distill(config, shards, pretrained, tmp_path / "given", resume, other)
+
+
+def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    shards = open_shards(tones)
+    clips = shards.manifest.splits["train"].clips
+    for given in (torch.zeros(clips - 1, dtype=torch.int64), torch.full((clips,), -1)):
+        with pytest.raises(UserError, match="want one a clip, none negative, and no refreshing"):
+            distill(config, shards, pretrained, tmp_path / "run", OPTIONS, given)
+    refreshed = with_values(config, {"pseudo.refresh_epochs": 1})
+    with pytest.raises(UserError, match=r"refresh_epochs = 1; want one a clip"):
+        distill(refreshed, shards, pretrained, tmp_path / "run", OPTIONS, torch.zeros(clips, dtype=torch.int64))
+    assert not (tmp_path / "run").exists()

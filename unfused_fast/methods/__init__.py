@@ -1,0 +1,11 @@
+"""Ways to learn from clips without labels, one file each: heads, loss, state between epochs, source.
+
+In: a `Config`, views of clips (B, 1, F, T). Out: a `Method`, which the training loop trains; its encoder is kept.
+Read first: method.py, then decar_v2.py. A new method is a file here and a line in METHODS; its defaults are a preset.
+"""
+
+from unfused_fast.methods.decar_v1 import DecarV1
+from unfused_fast.methods.decar_v2 import DecarV2
+from unfused_fast.methods.deep_clustering import resolve_k
+from unfused_fast.methods.method import Log, Method, Passes, Trainable
+from unfused_fast.methods.registry import METHODS, method_class

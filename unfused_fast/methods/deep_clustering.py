@@ -1,0 +1,256 @@
+"""Deep clustering: each epoch the memory bank is clustered, and the network learns to predict each clip's cluster.
+
+N clips of the train split, B clips in a batch, K clusters, P size of a projection.
+
+What predicts the clusters is a Head; DECAR-v2 and v1 differ in it and in their settings. With `cluster.k` as a list
+every head has its own clustering of the same bank, and the loss is the mean over heads. Source: DeepCluster-v2 (several
+heads in one run); the authors' code takes a list, of one entry.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from unfused_fast.clustering import (
+    Clustering,
+    Collapse,
+    MemoryBank,
+    cluster_rows,
+    cluster_sizes,
+    normalised_mutual_information,
+    resolve_backend,
+    row_spread,
+    stalled,
+)
+from unfused_fast.config import Config
+from unfused_fast.console import console
+from unfused_fast.data import key
+from unfused_fast.distributed import Ranks
+from unfused_fast.errors import UserError
+from unfused_fast.methods.method import Log, Method, Passes
+
+
+class Head(nn.Module):
+    """Predicts a clip's cluster from its projection; re-made at each clustering, so K may change."""
+
+    assignments: Tensor | None
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__()
+        self.config, self.device, self.width = config, device, config.model.proj_dim
+        self.register_buffer("assignments", None)
+
+    def make(self, k: int, centroids: Tensor | None, generator: torch.Generator) -> None:
+        """Parameters for K clusters. `centroids` (K, P) are those in the space of the bank, where there are any."""
+        raise NotImplementedError
+
+    def scores(self, projections: Tensor) -> Tensor:
+        """(B, P) float32 -> (B, K) logits."""
+        raise NotImplementedError
+
+    def loss(self, projections: Tensor, rows: Tensor) -> Tensor:
+        """(B, P) float32 and (B,) rows of the bank -> () mean cross-entropy with their clusters."""
+        assert self.assignments is not None
+        return cross_entropy(self.scores(projections), self.assignments[rows])
+
+    def centroids(self) -> Tensor | None:
+        """(K, P) to start the next clustering from, with `cluster.init` = warm."""
+        return None
+
+    def step(self) -> None:
+        """One update of what is trained, by SGD without momentum, which has no state."""
+
+    def remake(self, clustering: Clustering, seed: int) -> None:
+        """For new clusters."""
+        self.assignments = clustering.assignments
+        self.make(len(clustering.counts), clustering.prototypes, torch.Generator().manual_seed(seed))
+
+
+class DeepClustering(Method):
+    """The memory bank, its clusterings, and the heads that predict them."""
+
+    head: type[Head]
+
+    def __init__(self, config: Config, clips: int, first_id: int, device: torch.device, ranks: Ranks) -> None:
+        super().__init__(config, clips, first_id, device, ranks)
+        self.k = resolve_k(config, clips)
+        self.filled_by_training = config.bank.fill == "training"
+        self.views, self.uses_partial_batch = 1 + self.filled_by_training, self.filled_by_training
+        self.bank: MemoryBank = MemoryBank(clips, config.model.proj_dim, first_id, device, config.bank.dtype)
+        heads = nn.ModuleList(self.head(config, device) for _ in config.cluster.heads)
+        self.heads = cast(Sequence[Head], heads)
+        self.nmis: list[float] = []
+        self.collapse = Collapse(config)
+        self._projected = list[tuple[Tensor, ...]]()
+        """Of the parts of the batch at hand, what goes to the bank."""
+        self._backend = ""
+        if config.cluster.algo == "spherical":
+            self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"
+
+    @property
+    def clusters(self) -> Tensor | None:  # type: ignore[override]
+        """(N,) of the first head."""
+        return self.heads[0].assignments
+
+    @property
+    def finished(self) -> bool:
+        """Whether the clusterings have stopped agreeing better."""
+        return stalled(self.nmis, self.config.train.patience, self.config.cluster.every_epochs)
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        """Assignment phase, then the bank is ready to be written again."""
+        log: Log = {}
+        if self.clusters is None or (epoch - 1) % self.config.cluster.every_epochs == 0:
+            if self.clusters is None or not self.filled_by_training:
+                self._fill_bank(passes)
+            with self.part("clustering"):
+                log = self._cluster(epoch)
+            self.refilling = False
+        self.network.train()
+        self.bank.start_epoch()
+        return {"k": self.k, "ln_k": round(math.log(self.k), 4), **log}
+
+    def _fill_bank(self, passes: Passes) -> None:
+        """A pass of one view of every clip through the network: the isolated assignment phase of DECAR-v2's first
+        epoch, or the first of DECAR-v1's two passes, over the same crops each epoch.
+        """
+        self.network.train(self.filled_by_training and self.config.bank.init_mode == "train")
+        self.bank.start_epoch()
+        self.refilling = True
+        with self.part("bank pass"):
+            for clip_ids, view in passes(self.filled_by_training):
+                self._write_bank(clip_ids, view)
+        self.bank.check_cover()
+
+    def _cluster(self, epoch: int) -> Log:
+        """Clusters the bank for each head, and re-makes the heads; changes nothing if Collapsed."""
+        began, previous = time.perf_counter(), self.clusters
+        first = self._clustering(0, epoch)
+        sizes, spread = cluster_sizes(first.counts), row_spread(self.bank.rows)
+        self.collapse.check(sizes.largest_share, len(first.counts), epoch)
+        self.collapse.check_spread(spread.mean_direction, epoch)
+        found = [first, *(self._clustering(number, epoch) for number in range(1, len(self.heads)))]
+        for number, (head, clustering) in enumerate(zip(self.heads, found, strict=True)):
+            head.remake(clustering, key(self.config.train.seed, epoch, 2 * number + 1) >> 1)
+        self.k = len(first.counts)
+        if previous is not None:
+            self.nmis.append(normalised_mutual_information(previous, first.assignments))
+        return {
+            "nmi": None if previous is None else round(self.nmis[-1], 4),
+            "empty_clusters": sizes.empty,
+            "perplexity": round(sizes.perplexity, 2),
+            "largest_cluster": round(sizes.largest_share, 4),
+            "mean_cosine": round(float(first.mean_cosine), 4),
+            **{name: round(value, 4) for name, value in spread._asdict().items()},
+            "cluster_seconds": round(time.perf_counter() - began, 4),  # the objective was read, so all is done
+        }
+
+    def _clustering(self, number: int, epoch: int) -> Clustering:
+        """Of one head; the seeds of heads and of their clusterings are all different."""
+        head, stream = self.heads[number], (2 * number,) if number else ()
+        k = int(self.config.cluster.heads[number]) if number else self.k
+        start, seed = head.centroids(), key(self.config.train.seed, epoch, *stream) >> 1
+        return cluster_rows(self.bank.rows, k, self.config, seed, start, head.assignments, self.ranks)
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """The last view is learned from, one before it goes to the bank.
+
+        p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32.
+        """
+        *bank_views, train_view = views
+        with self.part("forward bank view"), torch.no_grad():
+            self._projected.append(tuple(self.run(view) for view in bank_views))
+        with self.part("forward train view"):
+            projections, rows = self.run(train_view), clip_ids - self.bank.first_id
+            return torch.stack([head.loss(projections, rows) for head in self.heads]).mean()
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        """Updates heads that are trained; projections of the bank's views become its rows."""
+        for head in self.heads:
+            head.step()
+        parts, self._projected = self._projected, []
+        with self.part("bank"):
+            for projected in zip(*parts, strict=True):
+                self.bank.write(self.ranks.gather_rows(clip_ids), self.ranks.gather_rows(torch.cat(projected)))
+
+    def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
+        """The bank gets these rows in eval mode."""
+        self.network.eval()
+        self._write_bank(clip_ids, view)
+        self.network.train()
+
+    @torch.no_grad()
+    def _write_bank(self, clip_ids: Tensor, view: Tensor) -> None:
+        projections = self.run(view)
+        self.bank.write(self.ranks.gather_rows(clip_ids), self.ranks.gather_rows(projections))
+
+    def end_epoch(self) -> Log:
+        """Every row of the bank was written exactly once by the epoch, where training fills it."""
+        if self.filled_by_training:
+            self.bank.check_cover()
+        return {}
+
+    def summary(self, log: Log) -> str:
+        """ln K, beside which the loss says something; NMI with the clustering before; sizes."""
+        words = [f" (ln K {log['ln_k']:.2f})"]
+        if log.get("nmi") is not None:
+            words.append(f"NMI {log['nmi']:.2f}")
+        if "perplexity" in log:
+            words.append(
+                f"K {log['k']}, perplexity {log['perplexity']:.0f}, {log['empty_clusters']} empty, "
+                f"largest {log['largest_cluster']:.1%}, mean cosine {log['mean_cosine']:.3f}, "
+                f"effective rank {log['effective_rank']:.1f}, clustered in {log['cluster_seconds']:.2f} s"
+            )
+        return "  ".join(words)
+
+    def notes(self) -> dict[str, Any]:
+        """K of the first head, and how the clusterings went."""
+        return {"k": self.k, "nmis": self.nmis, "collapsed": self.collapse.in_a_row}
+
+    def load_notes(self, notes: dict[str, Any]) -> None:
+        """Also makes the heads for as many clusters."""
+        self.k, self.nmis, self.collapse.in_a_row = notes["k"], notes["nmis"], notes["collapsed"]
+        for head, k in zip(self.heads, (self.k, *self.config.cluster.heads[1:]), strict=True):
+            head.assignments = torch.zeros_like(self.bank.writes, dtype=torch.int64)
+            head.make(int(k), torch.zeros(int(k), head.width, device=head.device), torch.Generator())
+
+    def fault(self, notes: dict[str, Any]) -> str | None:
+        """More clusters than clips."""
+        clips = len(self.bank.writes)
+        return None if 0 < notes["k"] <= clips else f"its k is {notes['k']}, but the train split has {clips} clips"
+
+    def description(self) -> str:
+        """K and the algorithm."""
+        return f"{self.title}: K {self.k or 'found'}, clusters by {self.config.cluster.algo}{self._backend}"
+
+    def cluster_sizes(self) -> Tensor | None:
+        """(K,) of the first head."""
+        return None if self.clusters is None else torch.bincount(self.clusters, minlength=self.k)
+
+    def facts(self) -> dict[str, Any]:
+        """K of the first head."""
+        return {"k": self.k}
+
+
+def resolve_k(config: Config, clips: int) -> int:
+    """Clusters of the first head; 0: the algorithm finds them. Raises UserError: more than clips, in any head."""
+    wanted = max(config.cluster.heads, key=lambda k: 0 if k == "auto" else k)
+    if config.cluster.algo == "pic":
+        return 0
+    if wanted == "auto":
+        found = max(2, min(512, clips // 8))
+        console.once(f"cluster.k: auto is {found} for {clips} clips")
+        return min(found, clips)
+    if wanted > clips:
+        raise UserError(
+            f"cluster.k = {wanted}, but the train split has {clips} clips; "
+            f"use --set cluster.k=auto, or a number up to {clips}"
+        )
+    return int(config.cluster.heads[0])

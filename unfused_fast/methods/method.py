@@ -1,0 +1,121 @@
+"""What the training loop trains: a network with its loss; and a way to learn without labels, which is one of these.
+
+B clips in a batch, F mel bins, T frames of a crop, N clips of the train split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfused_fast.clustering import MemoryBank
+from unfused_fast.config import Config
+from unfused_fast.distributed import Ranks
+from unfused_fast.models import PretrainNetwork
+
+Log = dict[str, Any]
+"""Numbers of an epoch for log.jsonl."""
+Passes = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
+"""`passes(augmented)` goes once through the train split: (B,) clip ids and one view (B, 1, F, T) of each. The crops are
+the same in every pass; with `augmented` they are masked and augmented. Raises training's Interrupted after a signal.
+"""
+
+
+class Trainable(nn.Module):
+    """A network with its loss. State is what `state_dict` says, and `notes`; the training loop saves and restores both.
+
+    The defaults are those of a task that learns from one view of each clip and does nothing between two steps.
+    """
+
+    views = 1
+    """Views of each clip in a step: of one crop, or with `views.same_crop` false of a crop each."""
+    uses_partial_batch = False
+    """Whether the last, partial batch of an epoch, which takes no step, is given to `partial_batch`."""
+    bank: MemoryBank | None = None
+    """Rows of all clips. A generation of it is written with each checkpoint at the end of an epoch."""
+    refilling = False
+    """Whether rows of the bank are being replaced between two epochs, so that they are no generation."""
+    clusters: Tensor | None = None
+    """(N,) clusters of the bank's rows, kept with its generation; `data.sampler` may draw clips evenly over them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """`network` is what the optimiser of `optim` trains; parameters elsewhere are updated in `after_step`."""
+        super().__init__()
+        self.network = network
+        self.run: Callable[..., Any] = network.__call__
+        """The network on a batch of views. The training loop puts it under torch.compile and autocast; what follows it
+        in `loss` is in float32."""
+        self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        """Names a part of the epoch in log.jsonl and in the trace of --profile."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether to stop before `train.epochs`."""
+        return False
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        """Prepares an epoch, counted from 1. Raises Collapsed where nothing is left to learn."""
+        return {}
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """`views` tensors (B, 1, F, T), (B,) ids -> () mean loss of the clips; without waiting for the device."""
+        raise NotImplementedError
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        """After the optimiser's step on a batch (B,): moving averages, queues, the bank, heads with own rates."""
+
+    def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
+        """The clips of the last, partial batch: (B,) and (B, 1, F, T)."""
+
+    def end_epoch(self) -> Log:
+        """Checks and measures after an epoch: what the network reaches, signs of collapse."""
+        return {}
+
+    def summary(self, log: Log) -> str:
+        """What the screen shows of an epoch's log besides loss and rate."""
+        return ""
+
+    def notes(self) -> dict[str, Any]:
+        """State that is no tensor, as JSON holds it."""
+        return {}
+
+    def load_notes(self, notes: dict[str, Any]) -> None:
+        """Inverse of notes; makes room for tensors whose sizes they give."""
+
+    def fault(self, notes: dict[str, Any]) -> str | None:
+        """Why a checkpoint with these notes cannot be resumed from, or None."""
+        return None
+
+
+class Method(Trainable):
+    """A way to learn from clips without labels. `network.encoder` is kept in the end; heads beside `network.projector`,
+    queues and moving averages are submodules and buffers of the method.
+    """
+
+    title: str
+    """Name in tables."""
+
+    def __init__(self, config: Config, clips: int, first_id: int, device: torch.device, ranks: Ranks) -> None:
+        """Of `clips` clips whose ids begin at `first_id`. Raises UserError where the config does not fit them."""
+        super().__init__(self.build(config))
+        self.config, self.device, self.ranks = config, device, ranks
+
+    def build(self, config: Config) -> nn.Module:
+        """The network that `optim` trains."""
+        return PretrainNetwork(config)
+
+    def description(self) -> str:
+        """For the line that a run begins with."""
+        return self.title
+
+    def cluster_sizes(self) -> Tensor | None:
+        """(K,) clips in each cluster, of a method that has clusters."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What result.json says of the method."""
+        return {}
