@@ -36,7 +36,7 @@ def building(
         part: as --part takes it; "merged": of parts.
         overwrite: a finished set at `out` may be replaced, and what an unfinished run left is deleted.
         resume: nothing is deleted, and `out` may be replaced if the unfinished run might have replaced it.
-        remote: the set is made there; `out` is the folder on this machine.
+        remote: the set is made there; `out` is the folder on this machine, which is deleted in the end.
 
     Raises:
         UserError: `out` is a file, a set that may not be replaced, or a folder with other things in it; another process
@@ -75,7 +75,7 @@ def building(
                 real.rename(replaced)
             partial.replace(real)
         to_disk(real.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(replaced if remote is None else real, ignore_errors=True)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

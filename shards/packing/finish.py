@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from unfused_fast import __version__
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
 from unfused_fast.shards.packing.building import complete, discard
-from unfused_fast.shards.packing.journal import DoneShard, Journal
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
-from unfused_fast.shards.packing.pack_shard import Rejection
+from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
 from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, write_rejected
 from unfused_fast.shards.packing.upload import UploadedSet
 from unfused_fast.shards.sets.shard_files import clip_key, index_path, read_index, read_members, renumber

@@ -127,14 +127,14 @@ def make_shards(
         waiting = list[Future[None]]()
         try:
             report()
-            for job, written in pool.answers(jobs, report):
+            for job, made in pool.answers(jobs, report):
                 assert isinstance(job, ShardJob)
-                journal.publish(job.name, written)
+                journal.publish(job.tar, made)
                 if numbering is not None:
                     waiting.append(background.submit(numbering.advance))
                 while waiting and (waiting[0].done() or len(waiting) > NUMBERING_BEHIND):
                     waiting.pop(0).result()
-                done, rejected = done + len(job.pieces), rejected + len(written.rejected)
+                done, rejected = done + len(job.pieces), rejected + len(made.rejected)
                 report()
             for future in waiting:
                 future.result()

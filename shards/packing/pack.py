@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -99,10 +98,7 @@ def pack(
         *_, contents = planned = plan_set(pool, journal, rows, options, None, files, progress)
         numbering = Numbering(journal, contents.shards, remote)
         made = make_shards(pool, journal, planned, options, progress, numbering, stays=remote is None)
-        result = finish(journal, folder, contents, request, numbering, statistics, remote, made, started)
-    if remote is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+        return finish(journal, folder, contents, request, numbering, statistics, remote, made, started)
 
 
 def pack_part(
