@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from unfused_fast.shards.audio import mp3
 from unfused_fast.shards.audio import truncation as endings
-from unfused_fast.shards.audio.other_formats import HEAD_BYTES, format_named
 from unfused_fast.shards.sources.location import ByteLocation, Location, without_secrets
 from unfused_fast.shards.sources.reader import ByteReader, open_location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
@@ -24,6 +24,37 @@ UNSUPPORTED_ENCODING = 4
 """libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
 MP3_SLACK_FRAMES = 4 * 1152
 """A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
+
+HEAD_BYTES = 256
+"""Of a file, behind its tags, by which a format is known."""
+_FORMATS = [
+    (re.compile(start, re.DOTALL), name)
+    for start, name in (
+        (rb"....ftyp", "MPEG-4 audio (AAC or ALAC)"),
+        (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", "AAC"),
+        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (ASF)"),
+        (rb"\x1a\x45\xdf\xa3", "Matroska or WebM"),
+        (rb"#!AMR", "AMR"),
+        (rb"\x0b\x77|\x77\x0b", "AC-3"),
+        (rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\x00|\xff\x1f\x00\xe8", "DTS"),
+        (rb"wvpk", "WavPack"),
+        (rb"MAC ", "Monkey's Audio"),
+        (rb"TTA[12]", "True Audio"),
+        (rb"MPCK|MP\+", "Musepack"),
+        (rb"DSD |FRM8", "DSD"),
+        (rb"\.RMF|\.ra\xfd", "RealAudio"),
+        (rb"FLV\x01", "Flash video"),
+        (rb"\x00\x00\x01[\xb3\xba]|\x47.{187}\x47", "MPEG video"),
+        (
+            rb"RIFF.{4}WAVEfmt .{4}(?:[\x20\x45\x50\x64\xff]\x00|[\x60-\x63]\x01|\x8f\x02|[\x00\x01]\x20)",
+            "a codec in WAV",
+        ),
+        (rb"OggS.{24}Speex   ", "Speex"),
+        (rb"OggS.{24}\x7fFLAC", "FLAC in Ogg"),
+    )
+]
+"""Formats that libsndfile does not read. Source: each format's own definition, as file(1) has them; of WAV the codecs
+of Yamaha, G.726, MPEG layer II, AAC, Windows Media, G.722, AC-3 and DTS, by RFC 2361 and its successors."""
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -160,7 +191,8 @@ def _not_read(
     if counted is not None:
         return _counted_mp3(source, counted, window)
     source.seek(mp3.behind_tags(source))
-    name = format_named(source.read(HEAD_BYTES))
+    head = source.read(HEAD_BYTES)
+    name = next((name for start, name in _FORMATS if start.match(head)), None)
     if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
         name = "a codec in a format of libsndfile's"
     _check_window(window)

@@ -6,12 +6,10 @@ import io
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
+from unfused_fast.shards.sources.reader import ByteReader
 from unfused_fast.shards.sources.reasons import Reason, Rejected
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 STREAMED_BYTES = 0x7F000000
 """A larger promise is none. Ours: a streaming writer cannot know the size and leaves the largest number instead."""
@@ -225,36 +223,18 @@ def _names_chunk(name: bytes) -> bool:
     return name not in _MAGICS and all(0x20 <= byte < 0x7F for byte in name)
 
 
-class _Spliced(io.RawIOBase):
-    """A header of its own before a part of a file."""
+class _Spliced(ByteReader):
+    """A header of its own before a part of a file, which is closed with it."""
 
     def __init__(self, header: bytes, file: io.BufferedReader, start: int, size: int) -> None:
-        self._header, self._file, self._start, self._place = header, file, start, 0
-        self._stop = len(header) + size
+        super().__init__(self._read_part, 0, len(header) + size)
+        self._header, self._file, self._offset = header, file, start - len(header)
+        self.raises = False
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._place = offset + (0, self._place, self._stop)[whence]
-        return self._place
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self._stop - self._place))
-        data = self._header[self._place : self._place + wanted]
-        if not data:
-            self._file.seek(self._place - len(self._header) + self._start)
-            data = self._file.read(wanted)
-        view[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+    def _read_part(self, position: int, count: int) -> bytes:
+        data = self._header[position : position + count]
+        self._file.seek(position + len(data) + self._offset)
+        return data + self._file.read(count - len(data))
 
     def close(self) -> None:
         if not self.closed:

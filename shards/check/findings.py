@@ -20,7 +20,6 @@ class Kind(StrEnum):
     MANIFEST = "manifest"
     TABLE = "table"
     DIGEST = "digest"
-    LABEL_ID = "label-id"
     COUNT = "count"
     REJECTED = "rejected"
     INDEX = "index"

@@ -57,7 +57,7 @@ def dataset_rows(name: str, root: Folder, options: Mapping[str, str]) -> Discove
     if name not in DATASETS:
         raise UserError(f"--dataset {name}: no such data set; there are: {', '.join(DATASETS)}")
     if not root.is_dir() and DATASETS[name] is not local_files.CSV:
-        raise UserError(f"{root}: no such folder; {name} wants {DATASETS[name].layout}")
+        raise UserError(f"{root}: no such folder; {name} needs this layout: {DATASETS[name].layout}")
     found = DATASETS[name].discover(root, options)
     before = Counter(row.split for row in found.rows)
     # Without a test it is for cross-validation, or for pre-training.
@@ -73,26 +73,13 @@ def dataset_rows(name: str, root: Folder, options: Mapping[str, str]) -> Discove
 
 def described() -> list[dict[str, Any]]:
     """What `shard --list --json` prints."""
+    hidden = {"find", "holds_out"}
     return [
-        {
-            "name": dataset.name,
-            "task": dataset.task,
+        {key: value for key, value in vars(dataset).items() if key not in hidden}
+        | {
             "classes": dataset.classes,
-            "clips": dict(dataset.clips),
-            "variants": [
-                {
-                    "name": variant.name,
-                    "options": dict(variant.options),
-                    "classes": variant.classes,
-                    "clips": dict(variant.clips),
-                }
-                for variant in dataset.variants
-            ],
-            "licence": dataset.licence,
-            "source": dataset.source,
-            "layout": dataset.layout,
-            "options": {key: list(values) for key, values in dataset.options.items()},
-            "not_verified": list(dataset.not_verified),
+            "clips": dataset.clips,
+            "variants": [vars(variant) for variant in dataset.variants],
         }
         for dataset in DATASETS.values()
     ]

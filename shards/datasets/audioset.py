@@ -7,17 +7,16 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from unfused_fast.errors import UserError, in_unicode
-from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen, records_of, walk
+from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Variant, WrongLayout
+from unfused_fast.shards.datasets.layout import first_of, not_published, records_of, walk
 from unfused_fast.shards.datasets.splits import class_balanced
 from unfused_fast.shards.sources.listing import is_audio
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-NAME, CLASSES = "audioset", 527
+CLASSES = 527
 LABELS = "class_labels_indices.csv"
 TABLES = {
     "balanced": "balanced_train_segments.csv",
@@ -27,40 +26,20 @@ TABLES = {
 SEGMENTS = {"balanced": 22_160, "unbalanced": 2_041_789, "eval": 20_371}
 """Lines of the tables, as their second line says and as EVAR counts (2,084,320 in all). The page that offers them says
 22,176, 2,042,985 and 20,383."""
-OPTIONS = {
-    "split": ("both", "balanced", "unbalanced"),
-    "eval": ("test", "none"),
-    "sample": ("all", NUMBER),
-    "seed": ("0", NUMBER),
-}
 SAMPLE_FILE = "audioset-sample.csv"
 PLACES = ("", "metadata/", "csv/")
 """Where the tables may lie, below the root."""
-LAYOUT = (
-    f"ROOT/{LABELS}, ROOT/{TABLES['balanced']}, ROOT/{TABLES['unbalanced']} and ROOT/{TABLES['eval']} (or in "
-    "ROOT/metadata), and anywhere below ROOT audio named by the video: <id>.wav, <id>_<seconds>.flac, Y<id>.wav"
-)
 
 _ID_LENGTH = 11
 _COUNT = re.compile(r"#.*\bnum_segs=(\d+)")
 
 
-@dataclass
-class _Files:
-    """The audio that is there."""
-
-    by_id: dict[str, str]
-    """Video -> name, relative to the root."""
-    names: list[str]
-
-
-def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Rows of the listed clips that are there. labels: the display_name of each mid; group: the video.
 
     The tables say what a clip is, whatever folder it lies in. Names as people write them are known: the id is the first
     11 characters, or those after a `Y`.
     """
-    choice = chosen(NAME, OPTIONS, given)
     if choice["seed"] != "0" and choice["sample"] == "all":
         raise UserError(f"--option seed={choice['seed']}: the seed is of the sample; add --option sample=N")
     parts = ["balanced", "unbalanced"] if choice["split"] == "both" else [choice["split"]]
@@ -68,14 +47,14 @@ def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
     tables = {part: _table(root, TABLES[part], part) for part in parts}
     notes: list[str] = []
     label_of = _label_names(_table(root, LABELS, ""), notes)
-    files = _files(root)
+    names, name_of = _files(root)
     rows: dict[str, SourceRow] = {}
     again = 0
     for part, table in tables.items():
         listed = there = 0
         for video, labels in _segments(table, label_of, notes):
             listed += 1
-            name = files.by_id.get(video)
+            name = name_of.get(video)
             if name is None:
                 continue
             there += 1
@@ -88,29 +67,24 @@ def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
         if listed != SEGMENTS[part]:
             notes.append(f"{TABLES[part]} lists {listed:,} clips; published: {SEGMENTS[part]:,}.")
     if not rows:
-        raise UserError(
-            f"{root}: {len(files.names)} audio files, but none is named by a listed video; the layout must be: {LAYOUT}"
-        )
+        raise WrongLayout(f"{root}: {len(names)} audio files, but none is named by a listed video")
     if again:
         notes.append(f"{again} clips are listed twice; the first line counts.")
-    if len(files.names) > len(rows):
+    if more := len(names) - len(rows):
         used = {row.source for row in rows.values()}
-        example = next(name for name in map(in_unicode, files.names) if name not in used)
-        notes.append(
-            f"{len(files.names) - len(rows):,} audio files left out: not listed, or a further copy, such as {example}."
-        )
+        example = next(name for name in map(in_unicode, names) if name not in used)
+        notes.append(f"{more:,} audio files left out: not listed, or a further copy, such as {example}.")
     if choice["sample"] == "all":
         return Discovery(list(rows.values()), notes)
     return _sampled(rows, int(choice["sample"]), int(choice["seed"]), notes)
 
 
 def _table(root: Folder, name: str, part: str) -> Folder:
-    found = next((root / place / name for place in PLACES if (root / place / name).is_file()), None)
-    if found is None:
+    try:
+        return first_of(root, [place + name for place in PLACES])
+    except WrongLayout as error:
         without = {"eval": "eval=none", "balanced": "split=unbalanced", "unbalanced": "split=balanced"}
-        hint = f" (fetch it, or say --option {without[part]})" if part else ""
-        raise UserError(f"{root}: no {name} here{hint}; the layout must be: {LAYOUT}")
-    return found
+        raise WrongLayout(f"{error} (fetch it, or say --option {without[part]})" if part else error) from None
 
 
 def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
@@ -128,23 +102,21 @@ def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
     }
 
 
-def _files(root: Folder) -> _Files:
-    """Every audio file below the root, under each id that its name may mean; the first of several in order of names."""
-    files = _Files({}, [])
+def _files(root: Folder) -> tuple[list[str], dict[str, str]]:
+    """Every audio file below the root, relative to it; and the first of them for each id that a name may mean."""
+    found, by_id = list[str](), dict[str, str]()
     for parent, _, names in walk(root):
         prefix = parent.relative_to(root).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
-        for name in names:
-            if not is_audio(name):
-                continue
+        for name in filter(is_audio, names):
             stem = name.rpartition(".")[0]
-            files.names.append(f"{prefix}{name}")
+            found.append(f"{prefix}{name}")
             prefixed = stem.startswith("Y") and len(stem) > _ID_LENGTH
             if not (prefixed and len(stem) == _ID_LENGTH + 1):
-                files.by_id.setdefault(stem[:_ID_LENGTH], files.names[-1])
+                by_id.setdefault(stem[:_ID_LENGTH], found[-1])
             if prefixed:
-                files.by_id.setdefault(stem[1 : _ID_LENGTH + 1], files.names[-1])
-    return files
+                by_id.setdefault(stem[1 : _ID_LENGTH + 1], found[-1])
+    return found, by_id
 
 
 def _segments(table: Folder, label_of: Mapping[str, str], notes: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -164,23 +136,19 @@ def _segments(table: Folder, label_of: Mapping[str, str], notes: list[str]) -> I
                         promised = int(count[1])
                     continue
                 if len(fields) != 4 or len(fields[0]) != _ID_LENGTH:
-                    raise UserError(
-                        f"{table}, line {reader.line_num}: {', '.join(fields)[:80]!r}, but a line must be like "
-                        '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"; fetch the file again'
-                    )
+                    wanted = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
+                    said = f"line {reader.line_num} is {', '.join(fields)[:80]!r}, but a line must be like {wanted}"
+                    raise not_published(table, said)
                 mids = fields[3]
                 if mids not in names_of:
                     unknown = [mid for mid in mids.split(",") if mid not in label_of]
                     if unknown:
-                        raise UserError(
-                            f"{table}, line {reader.line_num}: {unknown[0]!r} is no class of {LABELS}; "
-                            "fetch both files again"
-                        )
+                        raise not_published(table, f"line {reader.line_num}: {unknown[0]!r} is no class of {LABELS}")
                     names_of[mids] = tuple(dict.fromkeys(label_of[mid] for mid in mids.split(",")))
                 lines += 1
                 yield fields[0], names_of[mids]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: cannot be read ({error}); fetch it again from its publisher") from error
+        raise not_published(table, f"cannot be read ({error})") from error
     if promised not in (None, lines):
         notes.append(f"{table.name} has {lines:,} clips, but its second line says {promised:,}: it is not whole.")
 
@@ -205,7 +173,7 @@ def _sampled(rows: Mapping[str, SourceRow], size: int, seed: int, notes: list[st
 
 
 DATASET = Dataset(
-    name=NAME,
+    name="audioset",
     task="sound events of videos, multi-label; pre-training needs no labels",
     variants=(
         Variant(
@@ -229,8 +197,14 @@ DATASET = Dataset(
     ),
     licence="tables CC BY 4.0 (not verified); the audio belongs to the videos' owners and is not distributed",
     source="tables: https://research.google.com/audioset/download.html; audio: your own download of the videos",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout=f"ROOT/{LABELS}, ROOT/{TABLES['balanced']}, ROOT/{TABLES['unbalanced']} and ROOT/{TABLES['eval']} (or in "
+    "ROOT/metadata), and anywhere below ROOT audio named by the video: <id>.wav, <id>_<seconds>.flac, Y<id>.wav",
+    find=find,
+    options={
+        "split": ("both", "balanced", "unbalanced"),
+        "eval": ("test", "none"),
+        "sample": ("all", NUMBER),
+        "seed": ("0", NUMBER),
+    },
     not_verified=("licence", "lines of the unbalanced table", "LAPE's list of 0.2 million clips is not published"),
 )

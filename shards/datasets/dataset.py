@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from unfused_fast.errors import UserError
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 NUMBER, PATH = "N", "PATH"
 """Among an option's values: any whole number, any path."""
+
+
+class WrongLayout(Exception):
+    """What a folder lacks of the published layout, which `Dataset.discover` adds."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,10 @@ class Dataset:
     """Where to get it."""
     layout: str
     """What the folder must look like, in a line or two."""
-    discover: Callable[[Folder, Mapping[str, str]], Discovery]
-    """(root, options) -> what is there. Raises UserError for a folder of another layout or an unknown option."""
+    find: Callable[[Folder, Mapping[str, str]], Discovery]
+    """(root, the value of every option) -> what is there. Raises WrongLayout, or UserError for tables that are not the
+    published ones.
+    """
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Option -> its values, the first the default; `NUMBER` and `PATH` stand for many."""
     not_verified: tuple[str, ...] = ()
@@ -68,3 +75,22 @@ class Dataset:
     def clips(self) -> Mapping[str, int]:
         """Of the default variant."""
         return self.variants[0].clips
+
+    def chosen(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Every option's value: the given one, or the first, the default. Raises UserError: no such option or value."""
+        for key, value in given.items():
+            if key not in self.options:
+                there = ", ".join(self.options) or "none"
+                raise UserError(f"--option {key}={value}: {self.name} has no such option; it has: {there}")
+            named = set(self.options[key]) - {NUMBER, PATH}
+            whole = NUMBER in self.options[key] and value.isascii() and value.isdecimal()
+            if value not in named and not whole and not (PATH in self.options[key] and value):
+                raise UserError(f"--option {key}={value}: {self.name} takes one of {', '.join(self.options[key])}")
+        return {key: given.get(key, values[0]) for key, values in self.options.items()}
+
+    def discover(self, root: Folder, given: Mapping[str, str]) -> Discovery:
+        """What is in `root`. Raises UserError: another layout, other tables, an unknown option."""
+        try:
+            return self.find(root, self.chosen(given))
+        except WrongLayout as error:
+            raise UserError(f"{error}; {self.name} needs this layout: {self.layout}") from None

@@ -7,52 +7,50 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets import birdsong, urbansound8k
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.freesound import freesound_ids
-from unfused_fast.shards.datasets.layout import (
-    against_published,
-    chosen,
-    files_below,
-    listed_and_there,
-    records_of,
-    require,
-)
+from unfused_fast.shards.datasets.layout import listed_and_there, not_published, records_of, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-NAME, CLASSES = "fsd50k", 200
+CLASSES = 200
 TRUTH = "FSD50K.ground_truth"
 AUDIO = {"dev": "FSD50K.dev_audio", "eval": "FSD50K.eval_audio"}
 SPLITS = {"train": "train", "val": "valid"}
 CLIPS = {"train": 36_796, "valid": 4_170, "test": 10_231}
-OPTIONS = {"clips": ("dev", "all"), "exclude": ("none", PATH)}
-LAYOUT = (
-    f"ROOT/{AUDIO['dev']}/<fname>.wav, ROOT/{TRUTH}/dev.csv and vocabulary.csv; with clips=all also "
-    f"ROOT/{AUDIO['eval']}/<fname>.wav and ROOT/{TRUTH}/eval.csv"
-)
+
+_FIELD_RECORDINGS = birdsong.HALVES[0]
+_TABLES = {
+    urbansound8k.NAME: ("fsID", [f"{place}{urbansound8k.TABLE}" for place in (f"{urbansound8k.FOLDER}/", "")]),
+    _FIELD_RECORDINGS.name: (
+        "itemid",
+        [
+            f"{place}{table}"
+            for place in ("", *(f"{folder}/" for folder in _FIELD_RECORDINGS.folders))
+            for table in _FIELD_RECORDINGS.tables
+        ],
+    ),
+}
+"""Data set -> the column of Freesound ids, and where its table may lie. Source for fsID: soundata urbansound8k.py.
+Not verified for itemid: freefield1010 is cut from Freesound, and its items are taken to be named by Freesound's ids."""
 
 
-def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """labels: all classes of a clip, its ancestors in the ontology among them; group: the Freesound id.
 
     clips=dev gives train and valid; clips=all also eval, as test. exclude leaves out what other data sets use, in every
     split: their paths, separated by commas.
     """
-    choice = chosen(NAME, OPTIONS, given)
     parts = ["dev", "eval"] if choice["clips"] == "all" else ["dev"]
     needed = [entry for part in parts for entry in (AUDIO[part], f"{TRUTH}/{part}.csv")]
-    require(root, [*needed, f"{TRUTH}/vocabulary.csv"], NAME, LAYOUT)
-    notes: list[str] = []
+    require(root, [*needed, f"{TRUTH}/vocabulary.csv"])
+    rows, notes = list[SourceRow](), list[str]()
     vocabulary = _vocabulary(root / TRUTH / "vocabulary.csv", notes)
-    rows: list[SourceRow] = []
     for part in parts:
-        listed = _listed(root, part, vocabulary)
-        there = {f"{AUDIO[part]}/{name}" for name in files_below(root / AUDIO[part], ".wav")}
-        found = listed_and_there(listed, there, f"{TRUTH}/{part}.csv", root)
+        published = {split: CLIPS[split] for split in CLIPS if (split == "test") == (part == "eval")}
+        found = listed_and_there(root, _listed(root, part, vocabulary), f"{TRUTH}/{part}.csv", [AUDIO[part]], published)
         rows += found.rows
         notes += found.notes
-    splits = {split: CLIPS[split] for split in CLIPS if split != "test" or "eval" in parts}
-    notes += against_published((row.split for row in rows), splits)
     if choice["exclude"] != "none":
         rows = _without(rows, choice["exclude"], notes)
     return Discovery(rows, notes)
@@ -74,9 +72,9 @@ def _listed(root: Folder, part: str, vocabulary: set[str]) -> list[SourceRow]:
     for record in records_of(table, columns):
         name, labels = record["fname"], tuple(record["labels"].split(","))
         if unknown := set(labels) - vocabulary:
-            raise UserError(f"{table}: {name} has the label {min(unknown)!r}, which vocabulary.csv does not name")
+            raise not_published(table, f"{name} has the label {min(unknown)!r}, which vocabulary.csv does not name")
         if part == "dev" and record["split"] not in SPLITS:
-            raise UserError(f"{table}: {name} is in split {record['split']!r}, but splits are train and val")
+            raise not_published(table, f"{name} is in split {record['split']!r}, but splits are train and val")
         source = f"{AUDIO[part]}/{name}.wav"
         split = SPLITS[record["split"]] if part == "dev" else "test"
         rows.append(SourceRow(root / source, source, None, split, name, labels=labels))
@@ -99,8 +97,41 @@ def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[Sourc
     return rows
 
 
+def freesound_ids(place: Folder) -> dict[str, set[str]]:
+    """Data set -> Freesound ids it uses, for those that lie in a folder; or for the one whose table is named.
+
+    Raises:
+        UserError: nothing there, or neither UrbanSound8K nor freefield1010.
+    """
+    if place.is_file():
+        tables = {
+            name: place
+            for name, (_, paths) in _TABLES.items()
+            if place.name in {path.rpartition("/")[2] for path in paths}
+        }
+    else:
+        found = {
+            name: next((place / path for path in paths if (place / path).is_file()), None)
+            for name, (_, paths) in _TABLES.items()
+        }
+        tables = {name: path for name, path in found.items() if path is not None}
+    if not tables:
+        raise UserError(
+            f"{place}: neither UrbanSound8K nor freefield1010; name the folder that you give to --dataset urbansound8k "
+            "or birdsong, or their table UrbanSound8K.csv or ff1010bird_metadata_2018.csv"
+        )
+    ids = {
+        name: {record[_TABLES[name][0]].removesuffix(".wav") for record in records_of(path, _TABLES[name][:1])}
+        for name, path in tables.items()
+    }
+    for name, numbers in ids.items():
+        if not any(number.isdecimal() for number in numbers):
+            raise not_published(tables[name], f"no numbers in column {_TABLES[name][0]}")
+    return ids
+
+
 DATASET = Dataset(
-    name=NAME,
+    name="fsd50k",
     task="sound events, multi-label",
     variants=(
         Variant("dev: train and valid", {"clips": "dev"}, CLASSES, {"train": CLIPS["train"], "valid": CLIPS["valid"]}),
@@ -109,8 +140,9 @@ DATASET = Dataset(
     licence="CC BY 4.0; each clip has its own: CC0, CC BY, CC BY-NC or CC Sampling+",
     source="https://zenodo.org/records/4060432 (FSD50K.dev_audio.z01 to .z05 and .zip, FSD50K.eval_audio.z01 and .zip, "
     "FSD50K.ground_truth.zip)",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout=f"ROOT/{AUDIO['dev']}/<fname>.wav, ROOT/{TRUTH}/dev.csv and vocabulary.csv; with clips=all also "
+    f"ROOT/{AUDIO['eval']}/<fname>.wav and ROOT/{TRUTH}/eval.csv",
+    find=find,
+    options={"clips": ("dev", "all"), "exclude": ("none", PATH)},
     not_verified=("that LAPE pre-trains on dev alone", "that freefield1010's item ids are Freesound's (exclude)"),
 )

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
+from unfused_fast.shards.datasets.layout import lines_of, not_published
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -15,25 +15,18 @@ EMOTIONS = ("neu", "ang", "sad", "hap")
 SESSIONS = range(1, 6)
 CLIPS = {"drop": {"train": 3_548, "test": 942}, "hap": {"train": 4_290, "test": 1_241}}
 """exc -> clips of sessions 1 to 4 and of session 5. Source: DECAR notebook cells 4-8 (drop); s3prl meta JSON (hap)."""
-OPTIONS = {"exc": ("drop", "hap"), "test": ("session5", "cv5")}
-LAYOUT = (
-    "ROOT/IEMOCAP_full_release/Session<1-5>/sentences/wav/<dialog>/<turn>.wav and "
-    "Session<1-5>/dialog/EmoEvaluation/<dialog>.txt"
-)
 
-_TURN = re.compile(r"Ses[0-9A-Za-z_]+_[0-9A-Za-z]+")
+_TURN = re.compile(r"\[[^\t]*\t\s*(Ses[0-9A-Za-z_]+_[0-9A-Za-z]+)\s*\t([^\t]*)(?:\t.*)?")
 
 
-def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every turn with one of the four emotions; fold and group are the session, whose two actors are in no other."""
-    choice = chosen("iemocap", OPTIONS, options)
     exc, test = choice["exc"], choice["test"]
     bases = (root / "IEMOCAP_full_release", root / "IEMOCAP", root)
     base = next((base for base in bases if any((base / f"Session{number}").is_dir() for number in SESSIONS)), None)
     if base is None:
-        raise UserError(f"{root}: no folders Session1 to Session5 here; the layout must be: {LAYOUT}")
-
-    rows, notes, absent = [], list[str](), list[str]()
+        raise WrongLayout(f"{root}: no folders Session1 to Session5 here")
+    rows, notes, absent = list[SourceRow](), list[str](), list[str]()
     for session in SESSIONS:
         evaluations = base / f"Session{session}" / "dialog" / "EmoEvaluation"
         if not evaluations.is_dir():
@@ -50,18 +43,19 @@ def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
             split = "test" if test == "session5" and session == 5 else "train"
             rows.append(SourceRow(base / source, source, label, split, f"Session{session}", fold=session))
     if not rows:
-        raise UserError(f"{base}: no turn with both an emotion and a WAV file; the layout must be: {LAYOUT}")
-    if test == "session5" and {row.fold for row in rows} <= {5}:
-        raise UserError(f"{base}: session 5 alone, which is the test; add sessions 1 to 4 or say test=cv5")
-    if test == "session5" and 5 not in {row.fold for row in rows}:
-        raise UserError(f"{base}: no clips of session 5, which is the test; add Session5 or say test=cv5")
-
+        raise WrongLayout(f"{base}: no turn with both an emotion and a WAV file")
+    counts = {
+        "sessions 1 to 4": (sum(row.fold != 5 for row in rows), CLIPS[exc]["train"]),
+        "session 5": (sum(row.fold == 5 for row in rows), CLIPS[exc]["test"]),
+    }
     if absent:
         notes.append(f"{len(absent):,} turns left out: they have an emotion but no WAV file, such as {absent[0]}.")
-    for part, published in CLIPS[exc].items():
-        found = sum((row.fold == 5) == (part == "test") for row in rows)
+    for sessions, (found, published) in counts.items():
+        if test == "session5" and not found:
+            raise UserError(
+                f"{base}: no clips of {sessions}, but session 5 is the test; add {sessions} or say test=cv5"
+            )
         if found != published:
-            sessions = "session 5" if part == "test" else "sessions 1 to 4"
             notes.append(f"{found:,} clips in {sessions} here; published with exc={exc}: {published:,}.")
     if test == "cv5":
         notes.append("All clips are in split train; the fold is the session, each of which is the test once.")
@@ -77,19 +71,17 @@ def _turns(evaluations: Folder) -> Iterator[tuple[str, str]]:
     for path in sorted(evaluations.glob("*.txt"), key=lambda path: path.name):
         if path.name.startswith("."):  # macOS leaves ._ files in this archive
             continue
-        for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        for line in lines_of(path, errors="replace"):
             if not line.startswith("["):
                 continue
-            fields = [field.strip() for field in line.split("\t")]
-            if len(fields) < 3 or not _TURN.fullmatch(fields[1]):
-                raise UserError(
-                    f"{path}, line {number}: no turn and emotion after the times, separated by tabs; "
-                    "take the file from the IEMOCAP release again"
-                )
-            if fields[1] in seen:
-                raise UserError(f"{path}, line {number}: {fields[1]} a second time; delete the copy of its dialog")
-            seen.add(fields[1])
-            yield fields[1], fields[2]
+            match = _TURN.fullmatch(line)
+            if match is None:
+                raise not_published(path, f"no turn and emotion after the times in {line[:80]!r}, separated by tabs")
+            turn, emotion = match.groups()
+            if turn in seen:
+                raise UserError(f"{path}: {turn} a second time; delete the copy of its dialog")
+            seen.add(turn)
+            yield turn, emotion.strip()
 
 
 DATASET = Dataset(
@@ -101,7 +93,8 @@ DATASET = Dataset(
     ),
     licence="by signed form, for research",
     source="https://sail.usc.edu/iemocap (signed form; no open download)",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout="ROOT/IEMOCAP_full_release/Session<1-5>/sentences/wav/<dialog>/<turn>.wav and "
+    "Session<1-5>/dialog/EmoEvaluation/<dialog>.txt",
+    find=find,
+    options={"exc": ("drop", "hap"), "test": ("session5", "cv5")},
 )

@@ -4,48 +4,43 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import NUMBER, PATH, Discovery
+from unfused_fast.shards.datasets.dataset import Discovery, WrongLayout
 from unfused_fast.shards.sources.listing import CLUTTER, is_audio
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-
-def chosen(name: str, options: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:
-    """Every option's value: the given one, or the first, the default. Raises UserError for one that is not there."""
-    for key, value in given.items():
-        if key not in options:
-            there = ", ".join(options) or "none"
-            raise UserError(f"--option {key}={value}: {name} has no such option; it has: {there}")
-        named = set(options[key]) - {NUMBER, PATH}
-        whole = NUMBER in options[key] and value.isascii() and value.isdecimal()
-        if value not in named and not whole and not (PATH in options[key] and value):
-            raise UserError(f"--option {key}={value}: {name} wants one of {', '.join(options[key])}")
-    return {key: given.get(key, values[0]) for key, values in options.items()}
+REFETCH = "fetch it again from its publisher"
 
 
-def require(root: Folder, needed: Iterable[str], name: str, layout: str) -> None:
-    """Raises UserError, with the layout, unless everything in `needed` lies below `root`."""
-    missing = [entry for entry in needed if not (root / entry).exists()]
-    if missing:
-        raise UserError(
-            f"{root}: no {', '.join(missing)} here, but {name} wants {layout}; name the folder that holds it"
-        )
+def not_published(path: Folder, said: str) -> UserError:
+    """The error for a table that is not as published."""
+    return UserError(f"{path}: {said}; {REFETCH}")
 
 
-def inside(root: Folder, folder: str) -> Folder:
-    """`root` itself, or `root/folder` where the data set was unpacked one level deeper."""
-    return root / folder if (root / folder).is_dir() else root
+def require(root: Folder, needed: Iterable[str]) -> None:
+    """Raises WrongLayout unless everything in `needed` lies below `root`."""
+    if missing := [entry for entry in needed if not (root / entry).exists()]:
+        raise WrongLayout(f"{root}: no {', '.join(missing)} here")
 
 
-def lines_of(path: Folder) -> list[str]:
+def first_of(root: Folder, places: Sequence[str], holds: str = "") -> Folder:
+    """The first of these places below `root` in which `holds` is. Raises WrongLayout: none."""
+    for place in places:
+        if (root / place / holds).exists():
+            return root / place
+    raise WrongLayout(f"{root}: no {'/'.join(filter(None, (places[0], holds)))} here")
+
+
+def lines_of(path: Folder, errors: str = "strict") -> list[str]:
     """Lines of a text file without their ends, empty ones left out. Raises UserError: not readable as UTF-8."""
     try:
-        return [line.rstrip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig", errors=errors)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
+        raise not_published(path, f"cannot be read ({error})") from error
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> list[dict[str, str]]:
@@ -59,27 +54,19 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
             reader = csv.DictReader(stream, columns if headless else None)
             names = [(name or "").strip() for name in reader.fieldnames or []]
             if not set(columns) <= set(names):
-                raise UserError(
-                    f"{path}: its columns are {', '.join(names) or 'none'}, but {', '.join(columns)} are needed; "
-                    "fetch it again from its publisher"
-                )
+                said = f"its columns are {', '.join(names) or 'none'}, but {', '.join(columns)} are needed"
+                raise not_published(path, said)
             reader.fieldnames = names
             records = []
             for record in reader:
-                if any(record[name] is None for name in columns):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: fewer fields than {', '.join(columns)} need; "
-                        "fetch it again from its publisher"
-                    )
-                if any(record.get(None) or ()):  # fields behind the last column
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: more fields than the header's {len(names)}; "
-                        "fetch it again from its publisher"
-                    )
+                fewer, more = any(record[name] is None for name in columns), any(record.get(None) or ())
+                if fewer or more:
+                    said = f"line {reader.line_num} has {'fewer' if fewer else 'more'} fields than {', '.join(names)}"
+                    raise not_published(path, said)
                 records.append({name: record[name].strip() for name in columns})
             return records
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch it again from its publisher") from error
+        raise not_published(path, f"cannot be read ({error})") from error
 
 
 def walk(folder: Folder) -> Iterator[tuple[Folder, list[str], list[str]]]:
@@ -119,13 +106,9 @@ def files_below(folder: Folder, ending: str) -> set[str]:
     }
 
 
-def against_published(found: Iterable[str], published: Mapping[str, int]) -> list[str]:
-    """A sentence for each split whose number of clips is not the published one.
-
-    Args:
-        found: the split of every clip.
-    """
-    counts = Counter(found)
+def against_published(rows: Iterable[SourceRow], published: Mapping[str, int]) -> list[str]:
+    """A sentence for each split whose number of clips is not the published one."""
+    counts = Counter(row.split for row in rows)
     return [
         f"{counts[split]:,} clips of split {split} here; published: {number:,}."
         for split, number in published.items()
@@ -133,27 +116,38 @@ def against_published(found: Iterable[str], published: Mapping[str, int]) -> lis
     ]
 
 
-def listed_and_there(rows: Sequence[SourceRow], there: Collection[str], table: str, root: Folder) -> Discovery:
-    """The rows whose file is there, and notes of listed files that are not there and of files that are not listed.
+def listed_and_there(
+    root: Folder, rows: Sequence[SourceRow], table: str, folders: Iterable[str], published: Mapping[str, int]
+) -> Discovery:
+    """The rows whose file is there; notes of listed files that are not there, of files that are not listed, and of
+    counts that are not the published ones.
 
     Args:
-        there: names of the files found, as in SourceRow.source.
         table: what lists the rows, for the notes.
+        folders: folders below `root` in which every .wav should be listed.
+        published: clips of each split.
 
     Raises:
         UserError: none of the listed files is there.
     """
+    there = {
+        f"{folder}/{name}" if folder else name for folder in folders for name in files_below(root / folder, ".wav")
+    }
     kept = [row for row in rows if row.source in there]
     if not kept:
         example = f", such as {rows[0].source}" if rows else ""
         raise UserError(f"{root}: none of the {len(rows)} files that {table} lists is there{example}; unpack the audio")
     notes = []
-    if len(kept) < len(rows):
-        lost = next(row.source for row in rows if row.source not in there)
-        notes.append(
-            f"{len(rows) - len(kept)} of the {len(rows)} files that {table} lists are not there, such as {lost}."
-        )
-    strange = sorted(set(there) - {row.source for row in rows})
-    if strange:
+    if absent := [row.source for row in rows if row.source not in there]:
+        notes.append(f"{len(absent)} of the {len(rows)} files that {table} lists are not there, such as {absent[0]}.")
+    if strange := sorted(there - {row.source for row in rows}):
         notes.append(f"{len(strange)} audio files are not in {table} and left out, such as {strange[0]}.")
-    return Discovery(kept, notes)
+    return Discovery(kept, [*notes, *against_published(kept, published)])
+
+
+def on_several_sides(rows: Iterable[SourceRow], side: Callable[[SourceRow], object]) -> list[str]:
+    """Groups whose rows differ in `side`, such as their split; sorted."""
+    sides: dict[str, set[object]] = {}
+    for row in rows:
+        sides.setdefault(row.group or row.source, set()).add(side(row))
+    return sorted(group for group, found in sides.items() if len(found) > 1)

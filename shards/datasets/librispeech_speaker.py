@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -10,8 +9,9 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen, lines_of
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
+from unfused_fast.shards.datasets.layout import first_of, lines_of, not_published
+from unfused_fast.shards.datasets.splits import with_test
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -21,54 +21,57 @@ UTTERANCES, READERS, CHAPTERS = 28_539, 251, 585
 CLIPS = {"train": 22_830, "test": 5_708}
 """Lines of the lists. Source: s3prl speaker_linear_utter_libri/data/{train,test}_split.txt."""
 LISTS = {"train": "train_split.txt", "test": "test_split.txt"}
-OPTIONS = {"label": ("chapter", "reader"), "split": ("seeded", "files", "chapters")}
 SEED = 0
 """Of split=seeded. Ours: the lists of the authors are not shipped here."""
-LAYOUT = (
-    f"ROOT/LibriSpeech/{SUBSET}/<reader>/<chapter>/<reader>-<chapter>-<utterance>.flac and "
-    "ROOT/LibriSpeech/SPEAKERS.TXT; with split=files also ROOT/train_split.txt and ROOT/test_split.txt"
-)
 
 _FILE = re.compile(r"([0-9]+)-([0-9]+)-[0-9]+\.flac")
 
 
-def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every utterance of the subset; the group is the chapter, of which one recording session made all utterances."""
-    choice = chosen("librispeech-speaker", OPTIONS, options)
-    label, split = choice["label"], choice["split"]
-    if split == "chapters" and label != "reader":
+    split = choice["split"]
+    if split == "chapters" and choice["label"] != "reader":
         raise UserError(
             "split=chapters keeps each chapter on one side, so a chapter cannot be the label; add label=reader"
         )
-    base = next((base for base in (root / "LibriSpeech", root) if (base / SUBSET).is_dir()), None)
-    if base is None:
-        raise UserError(f"{root}: no folder LibriSpeech/{SUBSET} here; the layout must be: {LAYOUT}")
+    base = first_of(root, ("LibriSpeech", ""), SUBSET)
     notes: list[str] = []
-    rows = list(_utterances(base, label, notes))
+    rows = list(_utterances(base, choice["label"], notes))
     if not rows:
-        raise UserError(f"{base / SUBSET}: no utterances in it; the layout must be: {LAYOUT}")
-    notes += _against_published(rows) + _against_speakers(base / "SPEAKERS.TXT", rows)
+        raise WrongLayout(f"{base / SUBSET}: no utterances in it")
+    found = (len(rows), len({_reader(row) for row in rows}), len({row.group for row in rows}))
+    if found != (UTTERANCES, READERS, CHAPTERS):
+        notes.append(
+            f"{found[0]:,} utterances of {found[1]} readers in {found[2]} chapters here; "
+            f"published: {UTTERANCES:,} of {READERS} in {CHAPTERS}."
+        )
+    notes += _against_speakers(base / "SPEAKERS.TXT", rows)
     if split == "files":
-        rows = _by_lists(rows, root, base, notes)
-    elif split == "chapters":
-        rows = _by_chapters(rows, notes)
-    else:
-        rows = _by_seed(rows, notes)
-    return Discovery(rows, notes)
+        return Discovery(_by_lists(rows, root, base, notes), notes)
+    if split == "chapters":
+        return Discovery(_by_chapters(rows, notes), notes)
+    share = CLIPS["test"] / sum(CLIPS.values())
+    notes.append(
+        f"The train/test split is ours (seed {SEED}, {share:.0%} of each chapter in test), not the authors' lists; "
+        "for those put train_split.txt and test_split.txt of s3prl into ROOT and say split=files. "
+        "As in theirs, every chapter is on both sides."
+    )
+    # Each chapter on both sides in the proportion of the authors' lists.
+    return Discovery(
+        with_test(rows, lambda row: row.group, SEED, lambda n: min(max(1, round(share * n)), n - 1)), notes
+    )
 
 
 def speaker_subsets(table: Folder) -> dict[str, str]:
     """SPEAKERS.TXT -> reader -> subset. A name may hold `|`, as in `60 | M | train-clean-100 | 20.18 | |CBW|Simon`."""
     subsets: dict[str, str] = {}
-    for number, line in enumerate(table.read_text("utf-8-sig", errors="replace").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith(";"):
-            continue
+    for line in lines_of(table, errors="replace"):
         fields = [field.strip() for field in line.split("|", maxsplit=4)]
+        if line.lstrip().startswith(";"):
+            continue
         if len(fields) < 5:
-            raise UserError(
-                f"{table}, line {number}: {len(fields)} fields, but ID | SEX | SUBSET | MINUTES | NAME are 5; "
-                "take the file from the LibriSpeech archive again"
-            )
+            said = f"the line {line[:80]!r} has {len(fields)} fields, but ID | SEX | SUBSET | MINUTES | NAME are 5"
+            raise not_published(table, said)
         subsets[fields[0]] = fields[2]
     return subsets
 
@@ -88,16 +91,6 @@ def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRo
         notes.append(f"{strays} FLAC files left out: their names do not say the reader and chapter of their folder.")
 
 
-def _against_published(rows: list[SourceRow]) -> list[str]:
-    found = (len(rows), len({_reader(row) for row in rows}), len({row.group for row in rows}))
-    if found == (UTTERANCES, READERS, CHAPTERS):
-        return []
-    return [
-        f"{found[0]:,} utterances of {found[1]} readers in {found[2]} chapters here; "
-        f"published: {UTTERANCES:,} of {READERS} in {CHAPTERS}."
-    ]
-
-
 def _against_speakers(table: Folder, rows: list[SourceRow]) -> list[str]:
     if not table.is_file():
         return [f"No {table.name} beside {SUBSET}, so the readers were not checked against it."]
@@ -111,30 +104,11 @@ def _against_speakers(table: Folder, rows: list[SourceRow]) -> list[str]:
     return notes
 
 
-def _by_seed(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
-    """Each chapter on both sides in the proportion of the authors' lists; a chapter's split depends on no other."""
-    share = CLIPS["test"] / sum(CLIPS.values())
-    chapters: dict[str | None, list[SourceRow]] = defaultdict(list)
-    for row in rows:
-        chapters[row.group].append(row)
-    test: set[str] = set()
-    for chapter, members in chapters.items():
-        names = [row.source for row in members]
-        random.Random(f"{SEED} {chapter}").shuffle(names)
-        test.update(names[: min(max(1, round(share * len(names))), len(names) - 1)])
-    notes.append(
-        f"The train/test split is ours (seed {SEED}, {share:.0%} of each chapter in test), not the authors' lists; "
-        "for those put train_split.txt and test_split.txt of s3prl into ROOT and say split=files. "
-        "As in theirs, every chapter is on both sides."
-    )
-    return [replace(row, split="test" if row.source in test else "train") for row in rows]
-
-
 def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str]) -> list[SourceRow]:
     splits: dict[str, str] = {}
     for split, name in LISTS.items():
-        path = next((folder / name for folder in (root, base) if (folder / name).is_file()), None)
-        if path is None:
+        path = root / name if (root / name).is_file() else base / name
+        if not path.is_file():
             raise UserError(f"{root}: no {name}, which split=files needs; put it there or say split=seeded")
         listed = {PurePosixPath(line.split()[0]).stem for line in lines_of(path)}
         if both := listed & splits.keys():
@@ -190,7 +164,8 @@ DATASET = Dataset(
     ),
     licence="CC BY 4.0",
     source="https://www.openslr.org/12 (train-clean-100.tar.gz)",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout=f"ROOT/LibriSpeech/{SUBSET}/<reader>/<chapter>/<reader>-<chapter>-<utterance>.flac and "
+    "ROOT/LibriSpeech/SPEAKERS.TXT; with split=files also ROOT/train_split.txt and ROOT/test_split.txt",
+    find=find,
+    options={"label": ("chapter", "reader"), "split": ("seeded", "files", "chapters")},
 )

@@ -1,30 +1,22 @@
-"""Audio of one's own under the same door as the data sets: a folder, or a CSV that lists it."""
+"""Audio of one's own, named like the data sets: a folder, or a CSV that lists it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
-from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.source_rows import source_rows
 
 
-def _discover(name: str, root: Folder, given: Mapping[str, str]) -> Discovery:
-    """As `shard` finds it without --dataset; labels=folders is its --labels-from-folders."""
-    dataset, other = (FOLDER, CSV) if name == "folder" else (CSV, FOLDER)
-    options = chosen(name, dataset.options, given)
-    if not (root.is_dir() if dataset is FOLDER else root.is_file()):
-        raise UserError(
-            f"{root}: not a {'folder' if dataset is FOLDER else 'file'}; {name} wants {dataset.layout}; "
-            f"else say --dataset {other.name}"
-        )
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
+    """As `shard FOLDER` and `shard TABLE.csv` find it; labels=folders is --labels-from-folders."""
+    if "labels" in choice and not root.is_dir():
+        raise WrongLayout(f"{root}: not a folder; for a table say --dataset csv")
+    if "labels" not in choice and not root.is_file():
+        raise WrongLayout(f"{root}: not a file; for a folder say --dataset folder")
     notes: list[str] = []
-    return Discovery(
-        source_rows(root, labels_from_folders=options.get("labels") == "folders", note=notes.append), notes
-    )
+    return Discovery(source_rows(root, labels_from_folders=choice.get("labels") == "folders", note=notes.append), notes)
 
 
 FOLDER = Dataset(
@@ -38,7 +30,7 @@ FOLDER = Dataset(
     source="your disk",
     layout="ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
     "or below those of the splits (train, valid, test), is the label",
-    discover=partial(_discover, "folder"),
+    find=find,
     options={"labels": ("none", "folders")},
     holds_out=False,
 )
@@ -49,6 +41,6 @@ CSV = Dataset(
     licence="yours",
     source="your disk",
     layout="ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder",
-    discover=partial(_discover, "csv"),
+    find=find,
     holds_out=False,
 )

@@ -6,41 +6,38 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import against_published, chosen, files_below, listed_and_there, require
+from unfused_fast.shards.datasets.layout import listed_and_there, not_published, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-NAME = "nsynth"
-LAYOUT = "nsynth-train/, nsynth-valid/ and nsynth-test/, each with examples.json and audio/<note>.wav"
-OPTIONS = {"test": ("test", "valid")}
-"""valid: the official valid split is tested on and the official test split left out, as LAPE probably did."""
 CLIPS = {"train": 289205, "valid": 12678, "test": 4096}
 FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal")
 """By integer id, as far as the specification remembers them; what the json files say is compared with it."""
 
 
-def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
-    """Label: instrument_family_str. Group: the instrument, the note's name without pitch and velocity."""
-    options = chosen(NAME, OPTIONS, given)
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
+    """Label: instrument_family_str. Group: the instrument, the note's name without pitch and velocity.
+
+    test=valid: the official valid split is tested on and the official test split left out, as LAPE probably did.
+    """
     splits = {"train": "train", "valid": "valid", "test": "test"}
-    if options["test"] == "valid":
+    if choice["test"] == "valid":
         splits = {"train": "train", "valid": "test"}
-    folders = {official: f"nsynth-{official}" for official in splits}
-    require(
-        root, [f"{folder}/{part}" for folder in folders.values() for part in ("examples.json", "audio")], NAME, LAYOUT
-    )
-    rows: list[SourceRow] = []
+    require(root, [f"nsynth-{official}/{part}" for official in splits for part in ("examples.json", "audio")])
+    rows, notes = list[SourceRow](), list[str]()
     ids: dict[int, str] = {}
-    notes = []
-    for official, folder in folders.items():
+    for official, split in splits.items():
+        folder = f"nsynth-{official}"
         table = root / folder / "examples.json"
-        listed = [_row(root, folder, splits[official], note, about, table, ids) for note, about in _notes(table)]
-        there = {f"{folder}/audio/{name}" for name in files_below(root / folder / "audio", ".wav")}
-        found = listed_and_there(listed, there, f"{folder}/examples.json", root)
+        try:
+            examples = dict(json.loads(table.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise not_published(table, f"holds no notes ({error})") from error
+        listed = [_row(root, folder, split, note, about, table, ids) for note, about in sorted(examples.items())]
+        found = listed_and_there(root, listed, f"{folder}/examples.json", [f"{folder}/audio"], {split: CLIPS[official]})
         rows += found.rows
-        notes += [*found.notes, *against_published([official] * len(found.rows), {official: CLIPS[official]})]
+        notes += found.notes
     if strange := {number: name for number, name in ids.items() if dict(enumerate(FAMILIES)).get(number) != name}:
         text = ", ".join(f"{number} is {name}" for number, name in sorted(strange.items()))
         notes.append(f"family ids are not those that were expected: {text}; labels are the names in the json.")
@@ -48,21 +45,11 @@ def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
         absent = sorted(set(ids.values()) - {row.label for row in rows if row.split == split})
         if absent:
             notes.append(f"split {split} has no notes of {', '.join(absent)}.")
-    if options["test"] == "valid":
+    if choice["test"] == "valid":
         notes.append(
             "test=valid: the official valid split is called test here, and the official test split is left out."
         )
     return Discovery(rows, notes)
-
-
-def _notes(table: Folder) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        examples = json.loads(table.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table}: cannot be read ({error}); unpack the archive again") from error
-    if not isinstance(examples, dict):
-        raise UserError(f"{table}: not an object that is keyed by note; unpack the archive again")
-    return sorted(examples.items())
 
 
 def _row(
@@ -73,23 +60,19 @@ def _row(
         number, family = int(about["instrument_family"]), str(about["instrument_family_str"])
         pitch, velocity = int(about["pitch"]), int(about["velocity"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{table}: note {note} lacks a usable {error}; unpack the archive again") from error
-    if ids.setdefault(number, family) != family or sum(name == family for name in ids.values()) != 1:
-        raise UserError(
-            f"{table}: note {note} gives family {family} the id {number}, other notes do not; unpack it again"
-        )
+        raise not_published(table, f"note {note} lacks a usable {error}") from error
+    if ids.setdefault(number, family) != family or list(ids.values()).count(family) != 1:
+        raise not_published(table, f"note {note} gives family {family} the id {number}, other notes do not")
     instrument, *midi = note.rsplit("-", 2)
     if midi != [f"{pitch:03d}", f"{velocity:03d}"]:
-        raise UserError(
-            f"{table}: note {note} has pitch {pitch} and velocity {velocity}, but its name must end in them as in "
-            "bass_synth_033-022-050; unpack the archive again"
-        )
+        said = f"note {note} has pitch {pitch} and velocity {velocity}, but its name must end in them"
+        raise not_published(table, f"{said} as in bass_synth_033-022-050")
     name = f"{folder}/audio/{note}.wav"
     return SourceRow(root / name, name, family, split, instrument)
 
 
 DATASET = Dataset(
-    name=NAME,
+    name="nsynth",
     task="instrument family of a note",
     variants=(
         Variant("official split", {"test": "test"}, len(FAMILIES), CLIPS),
@@ -102,8 +85,8 @@ DATASET = Dataset(
     ),
     licence="CC BY 4.0",
     source="https://magenta.tensorflow.org/datasets/nsynth (nsynth-{train,valid,test}.jsonwav.tar.gz)",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout="nsynth-train/, nsynth-valid/ and nsynth-test/, each with examples.json and audio/<note>.wav",
+    find=find,
+    options={"test": ("test", "valid")},
     not_verified=("integer ids of the families", "which families are in test", "that LAPE tested on valid"),
 )

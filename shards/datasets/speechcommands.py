@@ -6,41 +6,22 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import against_published, chosen, lines_of
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
+from unfused_fast.shards.datasets.layout import against_published, first_of, lines_of, not_published
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 TEN = frozenset({"down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"})
 """The words of the 12-class task; every other word is `unknown`."""
-WORDS_V1 = TEN | frozenset(
-    {
-        "bed",
-        "bird",
-        "cat",
-        "dog",
-        "eight",
-        "five",
-        "four",
-        "happy",
-        "house",
-        "marvin",
-        "nine",
-        "one",
-        "seven",
-        "sheila",
-        "six",
-        "three",
-        "tree",
-        "two",
-        "wow",
-        "zero",
-    }
-)
+WORDS_V1 = TEN | {
+    "bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven", "sheila",
+    "six", "three", "tree", "two", "wow", "zero",
+}  # fmt: skip
 ONLY_V2 = frozenset({"backward", "follow", "forward", "learn", "visual"})
 NOISE = "_background_noise_"
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
@@ -79,54 +60,36 @@ class _Version:
     def test_archive(self) -> str:
         return f"speech_commands_test_set_v0.0{self.number}"
 
-    @property
-    def layout(self) -> str:
-        return (
-            f"ROOT/<word>/<speaker>_nohash_<n>.wav, ROOT/{NOISE}/*.wav, ROOT/validation_list.txt, ROOT/testing_list.txt"
-            f" (or all this in ROOT/{self.archive}; or as on Kaggle: ROOT/train/audio/<word>, the lists in ROOT/train);"
-            f" protocol=tf12 also needs ROOT/{self.test_archive}/<word, _unknown_ or _silence_>/*.wav"
-        )
-
 
 V1 = _Version(1, WORDS_V1, {"train": 51_088, "valid": 6_798, "test": 6_835}, ("lape", "tf12", "words"))
 V2 = _Version(2, WORDS_V1 | ONLY_V2, {"train": 84_843, "valid": 9_981, "test": 11_005}, ("words", "lape", "tf12"))
 """Ours: words is the default of v2, as EVAR and BYOL-A use it; v1 is in the papers with 12 classes only."""
 
 
-def discover_v1(root: Folder, options: Mapping[str, str]) -> Discovery:
-    return _discover(root, options, V1)
-
-
-def discover_v2(root: Folder, options: Mapping[str, str]) -> Discovery:
-    return _discover(root, options, V2)
-
-
-def _discover(root: Folder, options: Mapping[str, str], version: _Version) -> Discovery:
+def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of a word; the group is the speaker's hash before `_nohash_`."""
-    protocol = chosen(version.name, {"protocol": version.protocols}, options)["protocol"]
-    base = _base(root, version)
-    notes: list[str] = []
-    splits = _listed(base, version)
+    protocol, base, notes = choice["protocol"], _base(root, version), list[str]()
+    splits = _listed(base)
     rows, strays = [], 0
     for word in sorted(version.words):
-        for path in sorted((base / word).glob("*.wav"), key=lambda path: path.name):
-            source = f"{word}/{path.name}"
-            name = _FILE.fullmatch(path.name)
+        label = word if protocol == "words" or word in TEN else "unknown"
+        for path in _wavs(base / word):
+            source, name = f"{word}/{path.name}", _FILE.fullmatch(path.name)
             if name is None:
-                strays += not path.name.startswith(".")
-                continue
-            rows.append(SourceRow(path, source, _label(word, protocol), splits.get(source, "train"), name[1]))
+                strays += 1
+            else:
+                rows.append(SourceRow(path, source, label, splits.get(source, "train"), name[1]))
     if not rows:
-        raise UserError(f"{base}: word folders without clips; the layout must be: {version.layout}")
+        raise WrongLayout(f"{base}: word folders without clips")
     if strays:
         notes.append(f"{strays} WAV files left out: their names are not <speaker>_nohash_<n>.wav.")
     if absent := splits.keys() - {row.source for row in rows}:
         notes.append(f"{len(absent):,} clips of the lists are not here, such as {min(absent)}.")
-    notes += against_published((row.split for row in rows), version.clips)
+    notes += against_published(rows, version.clips)
     if other := _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}:
         notes.append(f"Folders left out, no words of v{version.number}: {', '.join(sorted(other)[:5])}.")
     if protocol == "tf12":
-        tested = _test_archive(root, version)
+        tested = _test_archive(root / version.test_archive)
         if len(tested) != TEST_CLIPS[version.number]:
             notes.append(f"{len(tested):,} test clips here; {TEST_CLIPS[version.number]:,} expected (not verified).")
         rows = [row for row in rows if row.split != "test"] + tested
@@ -135,12 +98,8 @@ def _discover(root: Folder, options: Mapping[str, str], version: _Version) -> Di
             "Training keeps every unknown word, in its natural number."
         )
     if protocol != "words":
-        rows += _silence(base, protocol, version, notes)
+        rows += _silence(base, protocol, notes)
     return Discovery(rows, notes)
-
-
-def _label(word: str, protocol: str) -> str:
-    return word if protocol == "words" or word in TEN else "unknown"
 
 
 def _base(root: Folder, version: _Version) -> Folder:
@@ -155,58 +114,51 @@ def _base(root: Folder, version: _Version) -> Folder:
         if version is V2 and not found & ONLY_V2:
             raise UserError(f"{base}: none of {', '.join(sorted(ONLY_V2))}, so this is v1; say --dataset {V1.name}")
         return base
-    raise UserError(f"{root}: no folders of words (yes, no, up, ...) here; the layout must be: {version.layout}")
+    raise WrongLayout(f"{root}: no folders of words (yes, no, up, ...) here")
 
 
 def _folders(base: Folder) -> set[str]:
     return {path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-def _listed(base: Folder, version: _Version) -> dict[str, str]:
+def _wavs(folder: Folder) -> list[Folder]:
+    found = (path for path in folder.glob("*.wav") if not path.name.startswith("."))
+    return sorted(found, key=lambda path: path.name)
+
+
+def _listed(base: Folder) -> dict[str, str]:
     """<word>/<file> -> split, for the clips in a list; the lists lie beside the words, on Kaggle one folder up."""
     splits: dict[str, str] = {}
-    above = [base.parent] if base.parts[-2:] == ("train", "audio") else []
+    kaggle = base.parts[-2:] == ("train", "audio")
     for split, name in LISTS.items():
-        path = next((folder / name for folder in (base, *above) if (folder / name).is_file()), None)
-        if path is None:
-            raise UserError(f"{base}: no {name}, which says the official split; the layout must be: {version.layout}")
+        beside = (base / name).is_file() or not kaggle
+        path = first_of(base if beside else base.parent, (name,))
         listed = {line.strip() for line in lines_of(path)}
         if both := listed & splits.keys():
-            raise UserError(f"{path}: {min(both)} is in {LISTS['valid']} too; take the lists from the archive again")
+            raise not_published(path, f"{min(both)} is in {LISTS['valid']} too")
         splits |= dict.fromkeys(listed, split)
     return splits
 
 
-def _test_archive(root: Folder, version: _Version) -> list[SourceRow]:
+def _test_archive(base: Folder) -> list[SourceRow]:
     """The balanced test set of its own. Not verified: how its `_unknown_` and `_silence_` files are named; any WAV is
     taken.
     """
-    base = root / version.test_archive
-    if not base.is_dir():
-        raise UserError(
-            f"{root}: no {version.test_archive}, the test set of tf12; unpack {version.test_archive}.tar.gz"
-        )
     rows = []
     for word in sorted(TEN | {"_unknown_", "_silence_"}):
-        for path in sorted((base / word).glob("*.wav"), key=lambda path: path.name):
-            if not path.name.startswith("."):
-                speaker = path.stem.partition("_nohash_")[0].rpartition("_")[2] if "_nohash_" in path.stem else None
-                source = f"{version.test_archive}/{word}/{path.name}"
-                rows.append(SourceRow(path, source, word.strip("_"), "test", speaker))
+        for path in _wavs(base / word):
+            speaker = path.stem.partition("_nohash_")[0].rpartition("_")[2] if "_nohash_" in path.stem else None
+            rows.append(SourceRow(path, f"{base.name}/{word}/{path.name}", word.strip("_"), "test", speaker))
     if not rows:
-        raise UserError(f"{base}: no test clips in it; the layout must be: {version.layout}")
+        raise WrongLayout(f"{base.parent}: no {base.name} with clips here, the test set of protocol=tf12")
     return rows
 
 
-def _silence(base: Folder, protocol: str, version: _Version, notes: list[str]) -> list[SourceRow]:
+def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
     """One second each, cut from the noise recordings; the group is the recording."""
-    paths = sorted((base / NOISE).glob("*.wav"), key=lambda path: path.name)
-    paths = [path for path in paths if not path.name.startswith(".")]
+    paths = _wavs(base / NOISE)
     if not paths:
-        raise UserError(
-            f"{base}: no {NOISE}/*.wav, from which protocol={protocol} cuts silence; the layout must be: "
-            f"{version.layout}"
-        )
+        raise WrongLayout(f"{base}: no {NOISE}/*.wav, from which protocol={protocol} cuts silence")
     if len(paths) != NOISE_FILES:
         notes.append(f"{len(paths)} noise recordings in {NOISE}; {NOISE_FILES} are published.")
     rows = []
@@ -266,20 +218,21 @@ def _variants(version: _Version) -> Iterator[Variant]:
         yield Variant(f"{name} ({protocol})", {"protocol": protocol}, classes, clips)
 
 
-def _dataset(version: _Version) -> Dataset:
-    return Dataset(
+DATASET_V1, DATASET_V2 = (
+    Dataset(
         name=version.name,
         task="keyword spotting",
         variants=tuple(_variants(version)),
         licence="CC BY 4.0",
         source=f"http://download.tensorflow.org/data/{version.archive}.tar.gz; for protocol=tf12 also "
         f"http://download.tensorflow.org/data/{version.test_archive}.tar.gz",
-        layout=version.layout,
-        discover=discover_v1 if version is V1 else discover_v2,
+        layout=f"ROOT/<word>/<speaker>_nohash_<n>.wav, ROOT/{NOISE}/*.wav, ROOT/validation_list.txt, "
+        f"ROOT/testing_list.txt (or all this in ROOT/{version.archive}; or as on Kaggle: ROOT/train/audio/<word>, the "
+        f"lists in ROOT/train); protocol=tf12 also needs ROOT/{version.test_archive}/<word, _unknown_ or "
+        "_silence_>/*.wav",
+        find=partial(find, version),
         options={"protocol": version.protocols},
         not_verified=("clips and file names of the separate test archive", "LAPE's 6,000 chops of silence: unseeded"),
     )
-
-
-DATASET_V1 = _dataset(V1)
-DATASET_V2 = _dataset(V2)
+    for version in (V1, V2)
+)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,22 @@ def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int 
             if not held[label]:
                 move(group)
     return [replace(row, split="valid") if row.split == "train" and _group(row) in moved else row for row in rows]
+
+
+def with_test(
+    rows: Sequence[SourceRow], kind: Callable[[SourceRow], str | None], seed: int, count: Callable[[int], int]
+) -> list[SourceRow]:
+    """The rows with split test for `count(n)` of the n rows of each kind, and train for the others; what is drawn of
+    one kind does not depend on the other kinds.
+    """
+    names: dict[str | None, list[str]] = {}
+    for row in rows:
+        names.setdefault(kind(row), []).append(row.source)
+    test: set[str] = set()
+    for name, sources in names.items():
+        random.Random(f"{seed} {name}").shuffle(sources)
+        test.update(sources[: count(len(sources))])
+    return [replace(row, split="test" if row.source in test else "train") for row in rows]
 
 
 def parsed_shares(text: str) -> dict[str, float]:

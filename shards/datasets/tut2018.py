@@ -7,60 +7,46 @@ from pathlib import PurePosixPath
 
 import soundfile
 
-from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
 from unfused_fast.shards.datasets.layout import (
-    against_published,
-    chosen,
-    files_below,
-    inside,
+    first_of,
     lines_of,
     listed_and_there,
+    not_published,
+    on_several_sides,
     require,
 )
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-NAME, FOLDER = "tut2018", "TUT-urban-acoustic-scenes-2018-development"
-LAYOUT = f"{FOLDER}/audio/*.wav and {FOLDER}/evaluation_setup/fold1_train.txt and fold1_evaluate.txt"
+FOLDER = "TUT-urban-acoustic-scenes-2018-development"
 LISTS = {"train": "evaluation_setup/fold1_train.txt", "test": "evaluation_setup/fold1_evaluate.txt"}
 CLIPS = {"train": 6122, "test": 2518}
 PUBLISHED_FORMAT = (48000, 2, "PCM_24")
 """Hertz, channels, libsndfile's subtype."""
 SCENES = (
-    "airport",
-    "bus",
-    "metro",
-    "metro_station",
-    "park",
-    "public_square",
-    "shopping_mall",
-    "street_pedestrian",
-    "street_traffic",
-    "tram",
-)
+    "airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall", "street_pedestrian",
+    "street_traffic", "tram",
+)  # fmt: skip
 
 
-def discover(root: Folder, given: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Label: the scene in the list. Group: the location, such as barcelona-0 of airport-barcelona-0-0-a.wav.
 
     Reads neither meta.csv nor fold1_test.txt, which is fold1_evaluate.txt without labels.
     """
-    chosen(NAME, {}, given)
-    root = inside(root, FOLDER)
-    require(root, ["audio", *LISTS.values()], NAME, LAYOUT)
-    rows = [_row(root, line, split, root / table) for split, table in LISTS.items() for line in lines_of(root / table)]
-    twice = len(rows) - len({row.source for row in rows})
-    if twice:
-        raise UserError(
-            f"{root}: {twice} files are listed twice in {' and '.join(LISTS.values())}; fetch the lists again"
-        )
-    there = {f"audio/{name}" for name in files_below(root / "audio", ".wav")}
-    found = listed_and_there(rows, there, "evaluation_setup", root)
-    shared = {row.group for row in rows if row.split == "train"} & {row.group for row in rows if row.split == "test"}
-    if shared:
-        found.notes.append(f"{len(shared)} locations are in train and in test, such as {min(map(str, shared))}.")
-    found.notes.extend(against_published((row.split for row in found.rows), CLIPS))
+    root = first_of(root, (FOLDER, ""))
+    require(root, ["audio", *LISTS.values()])
+    rows: dict[str, SourceRow] = {}
+    for split, table in LISTS.items():
+        for line in lines_of(root / table):
+            row = _row(root, line, split, root / table)
+            if row.source in rows:
+                raise not_published(root / table, f"{row.source} is listed twice")
+            rows[row.source] = row
+    found = listed_and_there(root, list(rows.values()), "evaluation_setup", ["audio"], CLIPS)
+    if shared := on_several_sides(rows.values(), lambda row: row.split):
+        found.notes.append(f"{len(shared)} locations are in train and in test, such as {shared[0]}.")
     return Discovery(found.rows, [*found.notes, *_unexpected_formats(root, found.rows)])
 
 
@@ -68,12 +54,10 @@ def _row(root: Folder, line: str, split: str, table: Folder) -> SourceRow:
     name, _, scene = (part.strip() for part in line.partition("\t"))
     parts = PurePosixPath(name).stem.split("-")
     if scene not in SCENES or len(parts) < 4 or not name.startswith("audio/"):
-        raise UserError(
-            f"{table}: the line {line!r}, but a line must be like audio/airport-barcelona-0-0-a.wav<TAB>airport; "
-            "fetch the file again"
-        )
+        wanted = "audio/airport-barcelona-0-0-a.wav<TAB>airport"
+        raise not_published(table, f"the line {line!r}, but a line must be like {wanted}")
     if parts[0] != scene:
-        raise UserError(f"{table}: {name} is listed as {scene}, but its name says {parts[0]}; fetch the file again")
+        raise not_published(table, f"{name} is listed as {scene}, but its name says {parts[0]}")
     return SourceRow(root / name, name, scene, split, "-".join(parts[1:-2]))
 
 
@@ -92,19 +76,19 @@ def _unexpected_formats(root: Folder, rows: list[SourceRow]) -> list[str]:
         if (info.samplerate, info.channels, info.subtype) != PUBLISHED_FORMAT:
             others.setdefault((info.samplerate, info.channels, info.subtype), []).append(name)
     return [
-        f"{len(names)} of {len(first)} files looked at have {rate} Hz, {channels} channel(s), {subtype}, such as "
+        f"{len(names)} of {len(first)} files examined have {rate} Hz, {channels} channel(s), {subtype}, such as "
         f"{names[0]}, but {', '.join(map(str, PUBLISHED_FORMAT))} are published."
         for (rate, channels, subtype), names in others.items()
     ]
 
 
 DATASET = Dataset(
-    name=NAME,
+    name="tut2018",
     task="acoustic scene",
     variants=(Variant("scenes", {}, len(SCENES), CLIPS),),
     licence="non-commercial, see the archive's licence file",
     source="https://zenodo.org/records/1228142 (13 audio zips and the meta zip)",
-    layout=LAYOUT,
-    discover=discover,
+    layout=f"{FOLDER}/audio/*.wav and {FOLDER}/evaluation_setup/fold1_train.txt and fold1_evaluate.txt",
+    find=find,
     not_verified=("48000 Hz, 24 bit, stereo",),
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,8 +11,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from unfused_fast.errors import UserError, in_unicode
-from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import chosen, records_of, walk
+from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant, WrongLayout
+from unfused_fast.shards.datasets.layout import not_published, records_of, walk
+from unfused_fast.shards.datasets.splits import with_test
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -24,18 +24,12 @@ TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
 """Of the speakers; the rest is the test. Source: tensorflow_datasets audio/voxforge.py."""
 RANDOM_TEST_SHARE, RANDOM_SEED = 0.2, 1
 """Of the clips of each language. Source: A-SSL's list, a stratified 80/20 split; the draw is ours."""
-OPTIONS = {"protocol": ("tfds", "evar", "random"), "list": ("none", PATH)}
 EVAR_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 """Not verified: how EVAR's list calls its three splits."""
-LAYOUT = (
-    "ROOT/.../<de|en|es|fr|it|ru>/.../<user>-<date>-<xxx>/wav/*.wav (or flac/*.flac): "
-    "each archive unpacked into a folder of its name"
-)
 
 
-def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
+def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of every unpacked archive; the group is the user, the archive's name before its first `-`."""
-    choice = chosen("voxforge", OPTIONS, options)
     protocol, table = choice["protocol"], choice["list"]
     if (protocol == "evar") != (table != "none"):
         raise UserError(
@@ -50,12 +44,20 @@ def discover(root: Folder, options: Mapping[str, str]) -> Discovery:
         notes.append(f"{len(unknown):,} files left out: no language in their path, such as {unknown[0]}.")
     rows = [row for row in rows if row.label is not None]
     if not rows:
-        raise UserError(f"{root}: no folder named {', '.join(LANGUAGES)} in any path; the layout must be: {LAYOUT}")
+        raise WrongLayout(f"{root}: no folder named {', '.join(LANGUAGES)} in any path")
     if len(rows) != FILES:
         notes.append(f"{len(rows):,} clips here; EVAR counted {FILES:,}. There is no fixed published set.")
     if absent := [language for language in LANGUAGES if all(row.label != language for row in rows)]:
         notes.append(f"No clips in {', '.join(absent)}.")
-    return Discovery(_by_speaker(rows, notes) if protocol == "tfds" else _by_clip(rows, notes), notes)
+    if protocol == "tfds":
+        return Discovery(_by_speaker(rows, notes), notes)
+    notes.append(
+        "The random 80/20 split is ours, in the manner of LAPE, whose list is not published; "
+        "speakers are on both sides, so accuracy on it is too high."
+    )
+    return Discovery(
+        with_test(rows, lambda row: row.label, RANDOM_SEED, lambda count: round(RANDOM_TEST_SHARE * count)), notes
+    )
 
 
 def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
@@ -79,7 +81,7 @@ def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
                 rows.append(SourceRow(here / name, in_unicode("/".join((*parts, name))), language, group=user))
     if not rows:
         todo = f"; {packed} archives are still to be unpacked, each into a folder of its name" if packed else ""
-        raise UserError(f"{root}: no unpacked VoxForge archives here{todo}; the layout must be: {LAYOUT}")
+        raise WrongLayout(f"{root}: no unpacked VoxForge archives here{todo}")
     if packed:
         notes.append(f"{packed:,} archives (.tgz) beside them were not read; unpack them to have their clips.")
     if strays:
@@ -113,21 +115,6 @@ def _by_speaker(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     return [replace(row, split=split.get(row.group or "", "test")) for row in rows]
 
 
-def _by_clip(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
-    languages: dict[str | None, list[str]] = defaultdict(list)
-    for row in rows:
-        languages[row.label].append(row.source)
-    test: set[str] = set()
-    for language, names in languages.items():
-        random.Random(f"{RANDOM_SEED} {language}").shuffle(names)
-        test.update(names[: round(RANDOM_TEST_SHARE * len(names))])
-    notes.append(
-        "The random 80/20 split is ours, in the manner of LAPE, whose list is not published; "
-        "speakers are on both sides, so accuracy on it is too high."
-    )
-    return [replace(row, split="test" if row.source in test else "train") for row in rows]
-
-
 def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[SourceRow]:
     """Labels and splits of EVAR's list, whose files are known by the names of archive and clip: archives have names of
     their own, and EVAR unpacks them without their language.
@@ -139,10 +126,8 @@ def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[S
     for record in records_of(table, ("file_name", "label", "split")):
         name, label, split = record["file_name"], record["label"].lower(), record["split"].lower()
         if label not in LANGUAGES or split not in EVAR_SPLITS:
-            raise UserError(
-                f"{table}: {name} has label {record['label']!r} and split {record['split']!r}, but labels are "
-                f"{', '.join(LANGUAGES)} and splits train, valid, test; take the list from EVAR's repository again"
-            )
+            said = f"{name} has label {record['label']!r} and split {record['split']!r}, but labels are "
+            raise not_published(table, f"{said}{', '.join(LANGUAGES)} and splits train, valid, test")
         row = here.get(_archive_and_clip(name))
         if row is None:
             absent.append(name)
@@ -184,8 +169,9 @@ DATASET = Dataset(
     ),
     licence="GPL 3 (not verified)",
     source="https://storage.googleapis.com/tfds-data/downloads/voxforge/voxforge_urls.txt (a list of archives)",
-    layout=LAYOUT,
-    discover=discover,
-    options=OPTIONS,
+    layout="ROOT/.../<de|en|es|fr|it|ru>/.../<user>-<date>-<xxx>/wav/*.wav (or flac/*.flac): "
+    "each archive unpacked into a folder of its name",
+    find=find,
+    options={"protocol": ("tfds", "evar", "random"), "list": ("none", PATH)},
     not_verified=("licence", "that the server still answers", "which archives hold FLAC", "contents of EVAR's list"),
 )

@@ -14,7 +14,7 @@ from typing import Any
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
-from unfused_fast.shards.packing.upload import UploadedSet
+from unfused_fast.shards.packing.upload import RemoteSet
 from unfused_fast.shards.sets.table import MANIFEST, PART
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -27,7 +27,7 @@ def building(
     part: str | None,
     overwrite: bool,
     resume: bool,
-    remote: UploadedSet | None = None,
+    remote: RemoteSet | None = None,
 ) -> Iterator[Journal]:
     """The journal of the set made in OUT.partial, which becomes OUT when the block ends, and is kept to be continued
     when the block raises; OUT is always whole.

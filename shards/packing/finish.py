@@ -23,7 +23,7 @@ from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
 from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, write_rejected
-from unfused_fast.shards.packing.upload import UploadedSet
+from unfused_fast.shards.packing.upload import RemoteSet
 from unfused_fast.shards.sets.shard_files import clip_key, index_path, read_index, read_members, renumber
 from unfused_fast.shards.sets.table import (
     DONE_SCHEMA,
@@ -83,7 +83,7 @@ class Numbering:
     are written over in place, so that all shards can be made at the same time and ids have no gaps.
     """
 
-    def __init__(self, journal: Journal, names: list[str], remote: UploadedSet | None) -> None:
+    def __init__(self, journal: Journal, names: list[str], remote: RemoteSet | None) -> None:
         """Of all shards of the set, in order."""
         self._journal, self._remote, self._waiting = journal, remote, deque(names)
         self._clips = self._measured = 0
@@ -125,7 +125,7 @@ def finish(
     request: Mapping[str, Any],
     numbering: Numbering,
     statistics: Statistics | None,
-    remote: UploadedSet | None,
+    remote: RemoteSet | None,
     made: int,
     started: float,
 ) -> PackResult:

@@ -18,7 +18,7 @@ from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.making import make_shards, plan_set
 from unfused_fast.shards.packing.options import Codec, PackOptions, digest_of, request_of
 from unfused_fast.shards.packing.rejections import by_reason, read_reasons
-from unfused_fast.shards.packing.upload import UploadedSet, destination
+from unfused_fast.shards.packing.upload import RemoteSet, destination
 from unfused_fast.shards.packing.workers import Pool, Workers, available_cores
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import PART, open_shards
@@ -165,7 +165,7 @@ def read_part(directory: Path) -> tuple[dict[str, Any], tuple[int, int], Content
         ) from error
 
 
-def finished(folder: Path, remote: UploadedSet | None, request: Mapping[str, Any], started: float) -> PackResult | None:
+def finished(folder: Path, remote: RemoteSet | None, request: Mapping[str, Any], started: float) -> PackResult | None:
     """The set of this request that is there, if there is a set.
 
     Raises:

@@ -23,7 +23,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.pack_shard import DoneShard
 from unfused_fast.shards.packing.rejections import read_reasons
-from unfused_fast.shards.sets.remote_set import CLAIM, NAME_A_WRITABLE_URL, RemoteSet, about, cache_folder
+from unfused_fast.shards.sets.remote_folder import CLAIM, NAME_A_WRITABLE_URL, RemoteFolder, about, cache_folder
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, ShardSet, read_clips, read_manifest
 from unfused_fast.shards.sources.location import local_path
@@ -32,18 +32,18 @@ Result = TypeVar("Result")
 _SET_FILE = re.compile(r"[A-Za-z0-9_]+-\d+\.(tar|idx)|clips\.parquet|rejected\.csv|manifest\.json")
 
 
-def destination(out: str | Path) -> tuple[Path, UploadedSet | None]:
+def destination(out: str | Path) -> tuple[Path, RemoteSet | None]:
     """The folder where `out` is made, and where its files are sent from there, if that is elsewhere."""
     folder = local_path(out)
     if isinstance(folder, Path):
         return folder, None
-    remote = UploadedSet(str(out))
+    remote = RemoteSet(str(out))
     if remote.is_web:
         raise UserError(f"{remote.shown}: a web server is only read; {NAME_A_WRITABLE_URL}")
     return cache_folder() / "packing" / f"{remote.name}-{remote.key}", remote
 
 
-class UploadedSet(RemoteSet):
+class RemoteSet(RemoteFolder):
     """The set behind one URL, while it is made.
 
     Ours: one process of a machine is kept from another by the lock on the folder where the set is made, two machines by

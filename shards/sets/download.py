@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from unfused_fast.errors import UserError, cause
-from unfused_fast.shards.sets.remote_set import RemoteSet, cache_folder
+from unfused_fast.shards.sets.remote_folder import RemoteFolder, cache_folder
 from unfused_fast.shards.sets.shard_files import index_path, replace_file
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, Manifest, clips_digest, read_clips, read_manifest
 from unfused_fast.shards.sources.location import local_path
@@ -44,7 +44,7 @@ def local_set(place: str | Path, *, say: Say = unheard, progress: Progress = uns
     folder = local_path(place)
     if isinstance(folder, Path):
         return folder
-    remote = RemoteSet(str(place))
+    remote = RemoteFolder(str(place))
     home = cache_folder() / "sets" / remote.key
     try:
         manifest = remote.read(MANIFEST)
@@ -71,7 +71,7 @@ def local_set(place: str | Path, *, say: Say = unheard, progress: Progress = uns
     return folder
 
 
-def _no_set(remote: RemoteSet) -> UserError:
+def _no_set(remote: RemoteFolder) -> UserError:
     claim = remote.claim()
     if claim is not None:
         return UserError(
@@ -84,7 +84,7 @@ def _no_set(remote: RemoteSet) -> UserError:
     )
 
 
-def _download(remote: RemoteSet, missing: list[Path], files: int, progress: Progress) -> None:
+def _download(remote: RemoteFolder, missing: list[Path], files: int, progress: Progress) -> None:
     there = {} if remote.is_web else remote.listing()  # a web server has no listing
     sizes = {path: there.get(path.name, (0, ""))[0] for path in missing}
     if gone := [path.name for path in missing if there and path.name not in there]:
@@ -108,7 +108,7 @@ def _download(remote: RemoteSet, missing: list[Path], files: int, progress: Prog
             raise
 
 
-def _fetch(remote: RemoteSet, path: Path, size: int) -> None:
+def _fetch(remote: RemoteFolder, path: Path, size: int) -> None:
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         remote.fetch(path.name, new)
@@ -121,14 +121,14 @@ def _fetch(remote: RemoteSet, path: Path, size: int) -> None:
     new.replace(path)
 
 
-def _incomplete(remote: RemoteSet, name: str) -> UserError:
+def _incomplete(remote: RemoteFolder, name: str) -> UserError:
     return UserError(
         f"{remote.shown}: {name}: missing, but {MANIFEST} lists it; if the set is being replaced, give the same "
         "command again, else copy the whole set or pack it again"
     )
 
 
-def _check(remote: RemoteSet, manifest: bytes, info: Manifest, folder: Path) -> None:
+def _check(remote: RemoteFolder, manifest: bytes, info: Manifest, folder: Path) -> None:
     """Raises UserError: the set changed during the download, or its table is that of another set."""
     try:
         unchanged = remote.read(MANIFEST) == manifest
@@ -143,7 +143,7 @@ def _check(remote: RemoteSet, manifest: bytes, info: Manifest, folder: Path) -> 
 
 
 @contextmanager
-def _locked(path: Path, say: Say, remote: RemoteSet) -> Iterator[None]:
+def _locked(path: Path, say: Say, remote: RemoteFolder) -> Iterator[None]:
     """Keeps other processes from downloading this set while the block runs, if the file system has locks."""
     with path.open("w") as file:
         with suppress(OSError):

@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -64,9 +64,9 @@ def csv_rows(table: Path | str, note: Say = unheard) -> list[SourceRow]:
         where = f"{title}, line {line}"
         given = fields[column["path"]]  # its spaces may be the file's
         value = {name: fields[place].strip() for name, place in column.items()}
+        split, fold = value.get("split", DEFAULT_SPLIT), value.get("fold", "").removesuffix(".0")
         if not value["path"]:
             raise UserError(f"{where}: the column path is empty; name a file or delete the line")
-        split, fold = value.get("split", DEFAULT_SPLIT), value.get("fold", "").removesuffix(".0")
         if split:
             check_split_name(split, where)
         if fold and not (fold.isascii() and fold.isdecimal() and len(fold) < 10):
@@ -77,22 +77,41 @@ def csv_rows(table: Path | str, note: Say = unheard) -> list[SourceRow]:
             location, full, name = _web_path(value["path"], table if isinstance(table, str) else "")
         else:
             location, full, name = _local_path(given, base)
-        if full in listed:
+        if listed.setdefault(full, line) != line:
             raise UserError(
                 f"{where}: {without_secrets(given)} is already listed in line {listed[full]}; keep one of the two"
             )
-        listed[full] = line
         labels = tuple(dict.fromkeys(filter(None, map(str.strip, value.get("labels", "").split(",")))))
         label, group = value.get("label") or None, value.get("group") or None
         rows.append(SourceRow(location, name, label, split, group, int(fold) if fold else None, labels))
     if not rows:
         raise UserError(f"{title}: a header but no lines; list at least one file")
     counts = Counter(row.split for row in rows)
-    split_of = {**usual_splits(name for name in counts if name), "": DEFAULT_SPLIT}
+    split_of = {**usual_splits(filter(None, counts)), "": DEFAULT_SPLIT}
+    if renamed := [
+        f"{name} ({counts[name]} files) as {new}" for name, new in split_of.items() if name not in ("", new)
+    ]:
+        note(f"{title}: splits are read so: {', '.join(renamed)}")
+    if counts[""]:
+        note(f"{title}: {counts['']} of {len(rows)} files have no split and are taken for {DEFAULT_SPLIT}")
+    if unread := [escaped(name)[:40] or "(no name)" for at, name in enumerate(header) if at not in column.values()]:
+        names = f"{', '.join(unread[:10])}{f' and {len(unread) - 10} more' if len(unread) > 10 else ''}"
+        note(f"{title}: columns not read: {names}; read are {', '.join(COLUMNS)}")
+    if look_like_splits(row.label for row in rows if row.label is not None):
+        note(f"{title}: every label is the name of a split; if splits are meant, call the column split")
+    odd = [row.labels[0] for row in rows if row.labels and re.match(r"[\[{(]|[^,]*[;|]", row.labels[0])]
+    if odd:
+        note(
+            f"{title}: {len(odd)} of {len(rows)} files have labels such as {escaped(odd[0])[:40]}; labels are "
+            "separated by commas, without brackets"
+        )
     rows = [replace(row, split=split_of[row.split]) for row in rows]
-    for sentence in _remarks(header, column, rows, counts, split_of):
-        note(f"{title}: {sentence}")
-    return _named_from_outside(rows)
+    # Ours: the table holds no path of the machine that packed, so that the same input gives the same bytes.
+    outside = [row.path for row in rows if not row.source and isinstance(row.path, Path)]
+    shared = os.path.commonpath([path.parent for path in outside]) if outside else ""
+    return numbered_names(
+        [row if row.source else replace(row, source=in_unicode(os.path.relpath(str(row.path), shared))) for row in rows]
+    )
 
 
 def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
@@ -107,17 +126,16 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
                 text.clear()
                 if not any(map(str.strip, fields)):
                     continue
-                where = f"{title}, line {line}"
                 if width and len(fields) != width:
                     number = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
                     raise UserError(
-                        f"{where}: {number}, but the header has {width}; put quotes around a field that holds a comma, "
-                        "and give each line a field for every column"
+                        f"{title}, line {line}: {number}, but the header has {width}; put quotes around a field that "
+                        "holds a comma, and give each line a field for every column"
                     )
                 if width and '"' in raw and not _RECORD.fullmatch(raw):
                     raise UserError(
-                        f"{where}: a quote in the middle of a field; put quotes around the whole field and double the "
-                        'quotes in it, as in "5"" disc"'
+                        f"{title}, line {line}: a quote in the middle of a field; put quotes around the whole field "
+                        'and double the quotes in it, as in "5"" disc"'
                     )
                 yield line, fields if width else [name.strip() for name in fields]
                 width = width or len(fields)
@@ -148,14 +166,9 @@ def _lines(stream: IO[str], title: str, text: list[str]) -> Iterator[str]:
     """The lines, each appended to `text` too."""
     for number in count(1):
         line = stream.readline(LONGEST_LINE)
-        if "\0" in line:
-            raise UserError(
-                f"{title}, line {number}: a zero byte, so this is not text, or in UTF-16; save it as CSV in UTF-8"
-            )
-        if len(line) == LONGEST_LINE:
-            raise UserError(
-                f"{title}, line {number}: longer than {LONGEST_LINE} characters; a CSV has one line for each audio file"
-            )
+        if "\0" in line or len(line) == LONGEST_LINE:
+            found = "a zero byte" if "\0" in line else f"longer than {LONGEST_LINE} characters"
+            raise UserError(f"{title}, line {number}: {found}, so this is not a CSV in UTF-8; save it as one")
         if not line:
             return
         text.append(line)
@@ -181,43 +194,6 @@ def _columns(header: Sequence[str], title: str) -> dict[str, int]:
     return {name: names.index(name) for name in COLUMNS if name in names}
 
 
-def _remarks(
-    header: Sequence[str],
-    column: Mapping[str, int],
-    rows: Sequence[SourceRow],
-    counts: Mapping[str, int],
-    split_of: Mapping[str, str],
-) -> Iterator[str]:
-    """Sentences about splits that have other names now, columns that are not read, and labels that may be meant
-    otherwise.
-
-    Args:
-        counts: files of each split as the table names it, "" for none; split_of: what it is read as.
-    """
-    taken = [f"{name} ({number} files) as {split_of[name]}" for name, number in counts.items() if name]
-    renamed = [text for text, name in zip(taken, filter(None, counts), strict=True) if split_of[name] != name]
-    if renamed:
-        yield f"splits are read so: {', '.join(renamed)}"
-    if without := counts.get(""):
-        yield f"{without} of {len(rows)} files have no split and are taken for {DEFAULT_SPLIT}"
-    unread = [name for place, name in enumerate(header) if place not in column.values()]
-    if unread:
-        more = f" and {len(unread) - 10} more" if len(unread) > 10 else ""
-        yield (
-            f"columns not read: {', '.join(escaped(name)[:40] or '(no name)' for name in unread[:10])}{more}; "
-            f"read are {', '.join(COLUMNS)}"
-        )
-    if look_like_splits(row.label for row in rows if row.label is not None):
-        yield "every label is the name of a split; if splits are meant, call the column split"
-    if joined := sum(len(row.labels) == 1 and any(mark in row.labels[0] for mark in ";|") for row in rows):
-        yield f"{joined} of {len(rows)} files have one label with a ; or | in it; labels are separated by commas"
-    if lists := [row.labels for row in rows if row.labels and row.labels[0][0] in "[{("]:
-        yield (
-            f"{len(lists)} of {len(rows)} files have brackets around their labels, which become part of them "
-            f"({escaped(lists[0][0])[:40]}); labels are separated by commas, without brackets"
-        )
-
-
 def _local_path(given: str, base: str) -> tuple[Location, str, str]:
     """Where the file is, its whole path, and its name in the table, empty where it is outside of the folder `base`."""
     full = os.path.normpath(os.path.join(base, given))  # noqa: PTH118  normpath has no pathlib twin
@@ -230,35 +206,18 @@ def _web_path(given: str, table: str) -> tuple[Location, str, str]:
 
     Ours: what is elsewhere is named by its URL without scheme, user, password and query.
     """
-    web = table.partition("?")[0]
+    folder = posixpath.dirname(table.partition("?")[0]) + "/"
     if not is_url(given):
-        scheme, _, rest = web.partition("://")
+        scheme, _, rest = folder.partition("://")
         host, _, path = rest.partition("/")
         beside = quote(given) if scheme in ("http", "https") else given
-        given = f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', posixpath.dirname(path), beside))}"
+        given = f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', path, beside))}"
     location = local_path(given)
     if isinstance(location, Path):
         return location, str(location), ""
-    name, folder = without_secrets(location), without_secrets(posixpath.dirname(web) + "/")
-    inside = web and name.startswith(folder)
-    name = name.removeprefix(folder) if inside else name.partition("://")[2]
+    name, folder = without_secrets(location), without_secrets(folder)
+    name = name.removeprefix(folder) if table and name.startswith(folder) else name.partition("://")[2]
     return ByteLocation((location,)), location, in_unicode(unquote(name))
-
-
-def _named_from_outside(rows: list[SourceRow]) -> list[SourceRow]:
-    """Names rows whose absolute path is outside the CSV's folder, relative to the folder that they share.
-
-    Ours: the table holds no path of the machine that packed, so that the same input gives the same bytes.
-    """
-    outside = [row.path for row in rows if not row.source and isinstance(row.path, Path)]
-    shared = os.path.commonpath([path.parent for path in outside]) if outside else ""
-    names = (row.path.relative_to(shared) if isinstance(row.path, Path) and not row.source else None for row in rows)
-    return numbered_names(
-        [
-            row if name is None else replace(row, source=in_unicode(name.as_posix()))
-            for row, name in zip(rows, names, strict=True)
-        ]
-    )
 
 
 def numbered_names(rows: list[SourceRow]) -> list[SourceRow]:
@@ -266,14 +225,12 @@ def numbered_names(rows: list[SourceRow]) -> list[SourceRow]:
     taken = {row.source for row in rows}
     if len(taken) == len(rows):
         return rows
-    seen: set[str] = set()
-    named = []
+    seen, named = set[str](), []
     for row in rows:
         name = row.source
         if name in seen:
             name = next(free for number in count(2) if (free := f"{row.source} ({number})") not in taken)
-            row = replace(row, source=name)
         seen.add(row.source)
         taken.add(name)
-        named.append(row)
+        named.append(replace(row, source=name))
     return named

@@ -37,8 +37,6 @@ _CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
 _PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
 AUDIO_ENDINGS = _CODED + _PLAIN
 """How names of recordings end, in lower case. Ours: what libsndfile reads, by its usual names."""
-LARGE_BYTES = 1 << 30
-"""An archive of this size takes so long to list that a message says so."""
 
 _Members = dict[str, ByteLocation]
 
@@ -100,7 +98,7 @@ def list_source(
         work: folder for seek points of large tar.gz archives, which must stay until the set is packed; None: a
             temporary one, until the program ends.
         largest: largest deflated member of a zip that is read, in bytes.
-        say: called with a sentence on what takes long or works otherwise than hoped.
+        say: called with a sentence on what works otherwise than hoped.
         splits_apart: an archive that is called as a split, and has no folder of a split, is shown in its folder too.
 
     Raises:
@@ -130,34 +128,35 @@ def list_source(
     for name in filter(_may_be_archive, there):
         folder, _, name = name.rpartition("/")
         folders[folder].append(name)
+    archives = [(folder, archive) for folder, names in sorted(folders.items()) for archive in archives_among(names)]
     found: list[tuple[str, Archive, _Members]] = []
-    for folder, names in sorted(folders.items()):
-        for archive in archives_among(names):
-            title = posixpath.join(folder, archive.name)
-            parts = [there.pop(posixpath.join(folder, part)) for part in archive.parts]
-            files = tuple(part.files[0] if isinstance(part, ByteLocation) else str(part) for part in parts)
-            try:
-                opened = open_files(files)
-                if opened.size >= LARGE_BYTES:
-                    say(f"{archive.name}: listing what it holds ({opened.size / 1e9:.1f} GB)")
-                members, not_read = list_archive(files, opened, work, largest)
-            except OSError as error:
-                if alone is not None:
-                    raise UserError(
-                        f"{listing.title}: not readable as an archive: {remote.reason(error)}; fetch it again from "
-                        "where it came"
-                    ) from error
-                listing.not_read.append((title, remote.reason(error)))
-                continue
-            if any(isinstance(part, remote.RemoteFile) and part.whole is not None for part in opened.parts):
-                say(f"{display_name(files[0])}: its server gives no parts of files; each process reads it whole")
-            listing.not_read += [
-                (f"{title}/{name}" if name else title, why) for name, why in not_read if not _has_clutter(name)
-            ]
-            members = {name: location for name, location in members.items() if not _has_clutter(name)}
-            if members:
-                found.append((folder, archive, members))
-    listing.is_plain = isinstance(source, Path) and not found and not listing.not_read and alone is None
+    for folder, archive in archives:
+        title = posixpath.join(folder, archive.name)
+        parts = [there[posixpath.join(folder, part)] for part in archive.parts]
+        files = tuple(part.files[0] if isinstance(part, ByteLocation) else str(part) for part in parts)
+        try:
+            opened = open_files(files)
+            members, not_read = list_archive(files, opened, work, largest)
+        except OSError as error:
+            if alone is not None:
+                raise UserError(
+                    f"{listing.title}: not readable as an archive: {remote.reason(error)}; fetch it again from where "
+                    "it came"
+                ) from error
+            listing.not_read.append((title, remote.reason(error)))
+            continue
+        if any(part.whole is not None for part in opened.remote):
+            say(f"{display_name(files[0])}: its server gives no parts of files; each process reads it whole")
+        listing.not_read += [
+            (f"{title}/{name}" if name else title, why) for name, why in not_read if not _has_clutter(name)
+        ]
+        members = {name: location for name, location in members.items() if not _has_clutter(name)}
+        if members:
+            found.append((folder, archive, members))
+    for folder, archive in archives:
+        for part in archive.parts:
+            there.pop(posixpath.join(folder, part), None)
+    listing.is_plain = isinstance(source, Path) and not archives
     listing.files = there
     _merge(listing, found, splits_apart)
     for name in listing.files:

@@ -7,7 +7,7 @@ import io
 import os
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,36 +85,32 @@ class ByteReader(io.RawIOBase):
         return len(data)
 
 
-class LocalFile:
-    """A file on this machine."""
-
-    def __init__(self, path: str) -> None:
-        """Raises OSError."""
-        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115  closed when the last reader is gone
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def read_at(self, position: int, count: int) -> bytes:
-        return os.pread(self._file.fileno(), count, position)
-
-
 class JoinedFiles:
     """One or several files as one."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         """Raises OSError, or UserError when a package is missing or a server does not answer."""
-        self.parts = [RemoteFile(name) if is_url(name) else LocalFile(name) for name in names]
-        *self.starts, self.size = accumulate((part.size for part in self.parts), initial=0)
+        self.remote = [RemoteFile(name) for name in names if is_url(name)]
+        self._local = [Path(name).open("rb", buffering=0) for name in names if not is_url(name)]  # noqa: SIM115
+        sizes = [file.size for file in self.remote] + [os.fstat(file.fileno()).st_size for file in self._local]
+        self._parts: list[ReadAt] = [file.read_at for file in self.remote]
+        self._parts += [partial(_pread, file) for file in self._local]
+        *self.starts, self.size = accumulate(sizes, initial=0)
 
     def read_at(self, position: int, count: int) -> bytes:
         pieces: list[bytes] = []
-        for part, start in zip(self.parts, self.starts, strict=True):
-            while count > 0 and start <= position < start + part.size:
-                piece = part.read_at(position - start, min(count, start + part.size - position))
+        for part, start, end in zip(self._parts, self.starts, [*self.starts[1:], self.size], strict=True):
+            while count > 0 and start <= position < end:
+                piece = part(position - start, min(count, end - position))
                 if not piece:
                     return b"".join(pieces)
                 pieces.append(piece)
                 position, count = position + len(piece), count - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pread(file: io.FileIO, position: int, count: int) -> bytes:
+    return os.pread(file.fileno(), count, position)
 
 
 class InflatedGzip:
@@ -182,19 +178,19 @@ def open_files(names: tuple[str, ...]) -> JoinedFiles:
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
-def _opened(names: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> JoinedFiles:
-    """Args: stamps: size and time of the files, so that a file that was replaced is opened anew."""
+def _opened(names: tuple[str, ...], stamps: tuple[float, ...]) -> JoinedFiles:
     return JoinedFiles(names)
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES // 2)
-def _inflated(names: tuple[str, ...], stamps: tuple[tuple[int, int], ...], index: str) -> InflatedGzip:
+def _inflated(names: tuple[str, ...], stamps: tuple[float, ...], index: str) -> InflatedGzip:
     return InflatedGzip(open_files(names), index)
 
 
-def _stamps(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    status = [None if is_url(name) else Path(name).stat() for name in names]
-    return tuple((0, 0) if each is None else (each.st_size, each.st_mtime_ns) for each in status)
+def _stamps(names: tuple[str, ...]) -> tuple[float, ...]:
+    """Inodes, sizes and times of the files, so that a file that was replaced is opened anew."""
+    status = [Path(name).stat() for name in names if not is_url(name)]
+    return tuple(number for each in status for number in (each.st_ino, each.st_size, each.st_mtime_ns))
 
 
 def open_location(location: ByteLocation) -> io.BufferedReader:

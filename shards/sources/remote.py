@@ -38,10 +38,6 @@ _LASTING_ERRORS = frozenset(
 """What fsspec's file systems call an answer that will not change. Source: s3fs.errors."""
 
 
-class NoAnswer(OSError):
-    """What may pass, and did not in all tries; `str()` is the reason."""
-
-
 class RemoteFile:
     """A file behind a URL, read in ranges; whole, where the server gives none and it is not too large.
 
@@ -54,7 +50,7 @@ class RemoteFile:
         self._url = url
         self._system, self._path = file_system(url)
         blocks = {"block_size": BLOCK_BYTES, "cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
-        self._file: Any = self._ask(lambda: self._system.open(self._path, "rb", **blocks))
+        self._file: Any = with_retries(url, lambda: self._system.open(self._path, "rb", **blocks))
         self.whole: bytes | None = None
         """The content, if the server gives no ranges."""
         self.size = int(getattr(self._file, "size", None) or 0)
@@ -68,19 +64,10 @@ class RemoteFile:
 
         if self.whole is None:
             try:
-                return self._ask(read)
+                return with_retries(self._url, read)
             except ValueError:  # fsspec's word for a server that answers a range with the whole file
                 self._read_whole()
         return (self.whole or b"")[position : position + count]
-
-    def _ask(self, action: Callable[[], Result]) -> Result:
-        try:
-            return with_retries(action)
-        except NoAnswer as error:
-            raise UserError(
-                f"{without_secrets(self._url)}: the server does not answer as it should, in {len(WAITS_SECONDS) + 1} "
-                f"tries ({error}); check the network, wait, and give the same command again: it resumes"
-            ) from error
 
     def _read_whole(self) -> None:
         def read() -> bytes:
@@ -91,7 +78,7 @@ class RemoteFile:
                     total += len(piece)
             return b"".join(pieces)
 
-        data = b"" if self.size > WHOLE_BYTES else self._ask(read)
+        data = b"" if self.size > WHOLE_BYTES else with_retries(self._url, read)
         if max(len(data), self.size) > WHOLE_BYTES:
             raise OSError(f"{_NO_RANGES}; download it first")
         if self.size and len(data) != self.size:
@@ -122,7 +109,7 @@ def files_below(url: str) -> list[tuple[str, str]]:
     system, path = file_system(url)
     path = path.rstrip("/") + "/"
     try:
-        found = with_retries(lambda: system.find(path))
+        found = with_retries(url, lambda: system.find(path))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{without_secrets(url)}: cannot be listed ({reason(error)}); check the name and that your credentials are "
@@ -138,11 +125,11 @@ def files_below(url: str) -> list[tuple[str, str]]:
     return sorted(files)
 
 
-def with_retries(action: Callable[[], Result]) -> Result:
+def with_retries(url: str, action: Callable[[], Result]) -> Result:
     """What the action returns, tried again after errors that may pass.
 
     Raises:
-        NoAnswer: they did not pass.
+        UserError: they did not pass.
         OSError: the reason; FileNotFoundError, PermissionError and DISK_ERRORS among them.
         ValueError: of the action.
     """
@@ -161,7 +148,10 @@ def with_retries(action: Callable[[], Result]) -> Result:
             if (400 <= status < 500 and status not in (408, 429)) or number in _LASTING_ERRORS:
                 raise OSError(reason(cause)) from error
             if wait is None:
-                raise NoAnswer(reason(cause)) from error
+                raise UserError(
+                    f"{without_secrets(url)}: the server does not answer as it should, in {len(WAITS_SECONDS) + 1} "
+                    f"tries ({reason(cause)}); check the network, wait, and give the same command again: it resumes"
+                ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 

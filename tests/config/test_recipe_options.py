@@ -234,7 +234,7 @@ def test_a_window_splits_and_refreshes_change_the_pseudo_labels(pretrained: Path
     assert best in overlap.diagonal().tolist(), "the two clusters that share most clips have one name"
     with pytest.raises(UserError, match="no split dev"):
         labels(splits="train,dev")
-    with pytest.raises(UserError, match="want train, and others beside it"):
+    with pytest.raises(UserError, match="want train, and optionally others"):
         labels(splits="test")
 
 

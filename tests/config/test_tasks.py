@@ -19,7 +19,6 @@ from unfused_fast.config.tasks import (
 )
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import DATASETS
-from unfused_fast.shards.datasets.layout import chosen
 
 TABLE_1 = """
 SC-V1      --   77.3 82.3 86.1 93.6 94.0 91.6 94.4
@@ -64,7 +63,7 @@ def test_decar_prints_its_pic_column_twice() -> None:
 def test_tasks_are_what_their_adapters_make() -> None:
     for task in TASKS.values():
         dataset = DATASETS[task.dataset]
-        values = chosen(dataset.name, dataset.options, task.options)
+        values = dataset.chosen(task.options)
         variants = [
             variant
             for variant in dataset.variants

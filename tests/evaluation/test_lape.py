@@ -141,7 +141,7 @@ def test_missing_and_wrong_sets_are_named_and_not_fatal(
         "bsd": "done",
         "tut": "done",
     }
-    assert "slice_file_name" in rows["us8k"]["reason"] and "nsynth wants" in rows["ns"]["reason"]
+    assert "slice_file_name" in rows["us8k"]["reason"] and "nsynth needs this layout" in rows["ns"]["reason"]
     assert "packed as tut2018" in rows["ic"]["reason"] and "--dataset iemocap" in rows["ic"]["reason"]
     assert "https://www.openslr.org/12" in rows["lbs"]["get"]["source"]
     shown = done.out

@@ -50,7 +50,7 @@ def test_one_head_is_torch_nn_linear_under_adam() -> None:
 def test_a_trained_head_is_as_good_as_scikit_learns_logistic_regression() -> None:
     train, test = blobs(400), blobs(400, seed=1)
     weights, biases = train_heads(train, 4, (0.01,), Config())
-    ours = score(test.labels, (test.features @ weights[0] + biases[0]).argmax(dim=1), 4).accuracy
+    ours = score(test.labels, (test.features @ weights[0] + biases[0]).argmax(dim=1), 4).metric
     theirs = LogisticRegression(max_iter=500).fit(train.features, train.labels).score(test.features, test.labels)
     assert ours > 0.6 and abs(ours - theirs) < 0.04
 
@@ -59,7 +59,7 @@ def test_scores_are_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     labels, predictions = generator.integers(0, 5, 200), generator.integers(0, 6, 200)  # one class is predicted only
     found = score(torch.from_numpy(labels), torch.from_numpy(predictions), 6)
-    assert found.accuracy == pytest.approx(accuracy_score(labels, predictions), abs=1e-6)
+    assert found.metric == pytest.approx(accuracy_score(labels, predictions), abs=1e-6)
     assert found.macro_f1 == pytest.approx(
         f1_score(labels, predictions, labels=np.unique(labels), average="macro"), abs=1e-6
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,55 +13,44 @@ import soundfile
 RATE = 16000
 TEN = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
 WORDS_V1 = (
-    *TEN,
-    *[
-        "bed",
-        "bird",
-        "cat",
-        "dog",
-        "eight",
-        "five",
-        "four",
-        "happy",
-        "house",
-        "marvin",
-        "nine",
-        "one",
-        "seven",
-        "sheila",
-        "six",
-        "three",
-        "tree",
-        "two",
-        "wow",
-        "zero",
-    ],
-)
+    *TEN, "bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven",
+    "sheila", "six", "three", "tree", "two", "wow", "zero",
+)  # fmt: skip
 WORDS_V2 = (*WORDS_V1, "backward", "follow", "forward", "learn", "visual")
 STREET = [
-    "air_conditioner",
-    "car_horn",
-    "children_playing",
-    "dog_bark",
-    "drilling",
-    "engine_idling",
-    "gun_shot",
-    "jackhammer",
-    "siren",
-    "street_music",
-]
+    "air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling", "engine_idling", "gun_shot",
+    "jackhammer", "siren", "street_music",
+]  # fmt: skip
 SCENES = [
-    "airport",
-    "bus",
-    "metro",
-    "metro_station",
-    "park",
-    "public_square",
-    "shopping_mall",
-    "street_pedestrian",
-    "street_traffic",
-    "tram",
-]
+    "airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall", "street_pedestrian",
+    "street_traffic", "tram",
+]  # fmt: skip
+SEGMENTS = {
+    "balanced_train": {
+        "--PJHxphWEs": "/m/09x0r,/t/dd00088",
+        "_ABCDEFGHIJ": "/m/0l15bq",
+        "YAbcdefghij": "/m/07rv4dm",
+    },
+    "unbalanced_train": {"---1_cCGK4M": "/m/05zppz,/m/09x0r", "zzzzzzzzzzz": "/m/09x0r", "missing1234": "/m/09x0r"},
+    "eval": {"-0RWZT-miFs": "/m/09x0r"},
+}
+SEGMENT_FILES = (
+    "balanced_train_segments/--PJHxphWEs_30.000_40.000.wav",  # EVAR: the id is the first 11 characters
+    "balanced_train_segments/_ABCDEFGHIJ.flac",
+    "audiocaps/YYAbcdefghij.wav",  # a Y before an id that begins with one
+    "---1_cCGK4M.WAV",
+    "audiocaps/Yzzzzzzzzzzz_0_10.wav",
+    "eval_segments/-0RWZT-miFs.wav",
+)
+FREESOUND = {
+    "dev": {
+        "64760": ("Guitar,Music", "train"),
+        "16399": ("Guitar,Music", "train"),
+        "100032": ("Bark,Dog,Animal", "train"),
+        "44981": ("Bird,Animal", "val"),
+    },
+    "eval": {"37199": ("Guitar,Music", ""), "100033": ("Bark,Dog,Animal", "")},
+}
 
 
 def tone(path: Path, pitch: int, seconds: float = 0.4) -> None:
@@ -185,6 +175,41 @@ def urbansound(root: Path) -> None:
     (root / "metadata/UrbanSound8K.csv").write_text("".join(lines))
 
 
+def segments_table(path: Path, lines: dict[str, str]) -> None:
+    """As AudioSet's tables: three lines of comment, then video, start, end, mids."""
+    text = "".join(f'{video}, 30.000, 40.000, "{mids}"\n' for video, mids in lines.items())
+    counts = f"# num_ytids={len(lines)}, num_segs={len(lines)}, num_unique_labels=527, num_positive_labels=52882"
+    head = f"# Segments csv created\n{counts}\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    path.write_text(head + text)
+
+
+def audioset(root: Path) -> None:
+    """Six of seven listed videos, under names of all kinds; two classes have one name."""
+    for pitch, name in enumerate(SEGMENT_FILES):
+        tone(root / name, pitch)
+    for table, lines in SEGMENTS.items():
+        segments_table(root / f"{table}_segments.csv", lines)
+    (root / "class_labels_indices.csv").write_text(
+        'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n'
+        '2,/t/dd00088,"Gargling"\n3,/m/0l15bq,"Clatter"\n4,/m/07rv4dm,"Clatter"\n'
+    )
+
+
+def fsd50k(root: Path) -> None:
+    """Four clips of dev, two of eval, with a vocabulary of six classes."""
+    truth = root / "FSD50K.ground_truth"
+    for part, clips in FREESOUND.items():
+        for pitch, name in enumerate(clips):
+            tone(root / f"FSD50K.{part}_audio" / f"{name}.wav", pitch)
+    truth.mkdir()
+    lines = [f'{name},"{labels}","/m/0,/m/1",{split}' for name, (labels, split) in FREESOUND["dev"].items()]
+    (truth / "dev.csv").write_text("\n".join(["fname,labels,mids,split", *lines]) + "\n")
+    lines = [f'{name},"{labels}","/m/0,/m/1"' for name, (labels, _) in FREESOUND["eval"].items()]
+    (truth / "eval.csv").write_bytes("\r\n".join(["fname,labels,mids", *lines]).encode("utf-8-sig"))
+    classes = ("Animal", "Bark", "Bird", "Dog", "Guitar", "Music")
+    (truth / "vocabulary.csv").write_text("".join(f"{n},{name},/m/{n}\n" for n, name in enumerate(classes)))
+
+
 def all_of_lape(root: Path) -> None:
     """The ten data sets of the eleven tasks, each in a folder as its archive unpacks, or as the adapter is called."""
     speech_commands(root / "speech_commands_v0.01", WORDS_V1)
@@ -197,3 +222,28 @@ def all_of_lape(root: Path) -> None:
     birdsong(root / "birdsong")
     tut(root / "TUT-urban-acoustic-scenes-2018-development")
     urbansound(root / "UrbanSound8K")
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "speechcommands-v1": partial(speech_commands, words=WORDS_V1),
+    "speechcommands-v2": partial(speech_commands, words=WORDS_V2),
+    "librispeech-speaker": librispeech,
+    "voxceleb1": voxceleb,
+    "voxforge": voxforge,
+    "iemocap": iemocap,
+    "nsynth": nsynth,
+    "birdsong": birdsong,
+    "tut2018": tut,
+    "urbansound8k": urbansound,
+    "audioset": audioset,
+    "fsd50k": fsd50k,
+}
+"""By name of the adapter."""
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    """One text in a table by another, at its first place. The file is made anew: a miniature's files may be links."""
+    text = path.read_text(encoding="utf-8-sig")
+    assert old in text
+    path.unlink()
+    path.write_text(text.replace(old, new, 1))

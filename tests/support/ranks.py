@@ -14,6 +14,7 @@ whole, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
@@ -41,6 +42,9 @@ from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
 from unfused_fast.training import loop, saves
+
+TO_THE_END = contextlib.ExitStack()
+"""What holds until the process ends."""
 
 
 def free_port() -> int:
@@ -107,7 +111,7 @@ def slow_saves() -> None:
 
 def stop_after(steps: int) -> None:
     """Lets this process send itself SIGTERM once so many steps are done."""
-    signalled_after(steps).__enter__()
+    TO_THE_END.enter_context(signalled_after(steps))
 
 
 def check_layers(own: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,19 +52,68 @@ def stop_at(
     return calls
 
 
+class Server(ThreadingHTTPServer):
+    """A web server of a folder."""
+
+    ranges = True
+    failures = 0
+    """Requests still to be answered by 503."""
+    spared = 0
+    """Requests to be answered before those."""
+    forbidden = ""
+    """Name of a file that is answered by 403."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+        self.sent = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            super().do_GET()
+            return
+        if path.name == self.server.forbidden:
+            self.send_error(403)
+            return
+        if self.server.failures > 0:
+            self.server.spared -= 1
+            if self.server.spared < 0:
+                self.server.failures -= 1
+                self.send_error(503)
+                return
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted and self.server.ranges:
+            first, last = int(wanted[1]), min(int(wanted[2] or last), last)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(last + 1 - first))
+        if self.server.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+        self.server.sent += last + 1 - first
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps off the screen."""
+
+
 @contextmanager
-def served(folder: Path, user: str) -> Iterator[str]:
-    """The URL, with user and password, of a web server of a folder, which asks for neither and gives no ranges."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+def served(folder: Path) -> Iterator[Server]:
+    """A web server of a folder, which asks for no password."""
+    with Server(folder) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://{user}@127.0.0.1:{server.server_port}"
+            yield server
         finally:
             server.shutdown()
             thread.join()
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps off the screen."""

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
-from unfused_fast.shards.sets.remote_set import RemoteSet
+from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.shard_files import index_path, read_index
 from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
 from unfused_fast.shards.sources.listing import archive_named, is_audio
@@ -59,7 +59,7 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
 
 def _is_remote_set(url: str) -> bool:
     """Whether a shard set, which may be unfinished, is behind a URL."""
-    remote = RemoteSet(url)
+    remote = RemoteFolder(url)
     try:
         remote.read(MANIFEST)
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from unfused_fast.data.order import crop_samples
 from unfused_fast.data.stream import Loader
 from unfused_fast.json_files import LARGEST_JSON, read_json
 from unfused_fast.shards.packing.workers import available_cores
-from unfused_fast.shards.sets.remote_set import cache_folder
+from unfused_fast.shards.sets.remote_folder import cache_folder
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 25

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from unfused_fast.data import log_mel, unit_norm
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError, cause, unreadable
+from unfused_fast.json_files import read_json
 from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
 from unfused_fast.shards.packing.building import to_disk
@@ -29,6 +29,7 @@ _CARD_FIELDS = {
     "finetune": ("eval.label_fraction", "eval.select"),
 }
 """What a stage reads and its card shows, beside what all of them read."""
+_EVERY_CARD = ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed")
 _NO_RESULTS = ("stage", "run", "config_digest", "data_digest", "seed", "epochs", "k", "clips", "encoder")
 
 
@@ -81,9 +82,14 @@ def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, An
     assert recorded is not None
     if embedder.config.data.norm == "running":  # what the run ended with, which its checkpoint alone tells
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
-    description = {**recorded, "inputs": {}}
-    card = model_card(embedder, recorded, _result(run), folder.name)
-    write_model_folder(folder, embedder.encoder, description, card, overwrite)
+    result, path = {}, run / "result.json"
+    if path.is_file():
+        try:
+            result = dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise unreadable(path, error, "run the stage again") from error
+    card = model_card(embedder, recorded, result, folder.name)
+    write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite)
     return {"out": str(folder), "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size}
 
 
@@ -131,13 +137,6 @@ def export_graph(
             made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
             made.save(str(path), external_data=False)
 
-    _published(out, write)
-    facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}
-    return {**facts, "bytes": out.stat().st_size}
-
-
-def _published(out: Path, write: Callable[[Path], None]) -> None:
-    """`write` writes under a temporary name."""
     partial = out.with_name(f".partial-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,19 +147,20 @@ def _published(out: Path, write: Callable[[Path], None]) -> None:
         raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
     finally:
         partial.unlink(missing_ok=True)
+    facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}
+    return {**facts, "bytes": out.stat().st_size}
 
 
 def model_card(
     embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str = "An UnFuSeD encoder"
 ) -> str:
     """README.md of a model folder: what the run recorded, and nothing else."""
-    values = recorded["config"]
-    log_mel = recorded["log_mel"] if values["data.norm"] in ("dataset", "running") else None
-    parameters = sum(parameter.numel() for parameter in embedder.encoder.parameters())
+    values, norm = recorded["config"], recorded["config"]["data.norm"]
+    log_mel = recorded["log_mel"] if norm in ("dataset", "running") else None
     facts = {
         "stage": recorded["stage"],
         "encoder": values["model.encoder"],
-        "parameters": f"{parameters:,}",
+        "parameters": f"{sum(parameter.numel() for parameter in embedder.encoder.parameters()):,}",
         "embedding size": embedder.scene_embedding_size,
         "pooling over time": embedder.pool,
         "input": "16 kHz, one channel",
@@ -171,47 +171,53 @@ def model_card(
         "encoder (digest)": embedder.digest,
         "written by": ", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items()),
     }
-    fields = _CARD_FIELDS.get(recorded["stage"], ())  # another program's settings are not known
-    fields += ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed") if fields else ()
-    measured = {name: value for name, value in _numbers(result) if name not in _NO_RESULTS}
-    parts = [
-        "---\nlibrary_name: unfused-fast\ntags: [audio, self-supervised-learning, audio-embeddings]\n---",
-        f"# {title}",
-        "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
-        if fields
-        else f"An audio encoder, {recorded['stage']} by unfused-fast.",
-        _table("what", "value", facts),
-        "## Settings",
-        _table("field", "value", {name: values[name] for name in fields}) + "\n\nAll of them are in `config.json`."
-        if fields
-        else "Those of its training are not known.",
-        "## Measured by the run",
-        _table("what", "value", measured) if measured else "The run recorded no result.",
-        "## Use",
-        '```python\nimport unfused_fast\n\nencoder = unfused_fast.load("FOLDER")\n'
-        "embeddings = encoder.embed(waveform, sample_rate)  # (B, D)\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
+    known = recorded["stage"] in _CARD_FIELDS  # another program's settings are not known
+    origin, settings = f"An audio encoder, {recorded['stage']} by unfused-fast.", "Those of its training are not known."
+    if known:
+        origin = "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
+        fields = {name: values[name] for name in (*_CARD_FIELDS[recorded["stage"]], *_EVERY_CARD)}
+        settings = f"{_table('field', fields)}\n\nAll of them are in `config.json`."
+    measured = _numbers(result)
+    return f"""---
+library_name: unfused-fast
+tags: [audio, self-supervised-learning, audio-embeddings]
+---
+
+# {title}
+
+{origin}
+
+{_table("what", facts)}
+
+## Settings
+
+{settings}
+
+## Measured by the run
+
+{_table("what", measured) if measured else "The run recorded no result."}
+
+## Use
+
+```python
+import unfused_fast
+
+encoder = unfused_fast.load("FOLDER")
+embeddings = encoder.embed(waveform, sample_rate)  # (B, D)
+```
+"""
 
 
-def _table(left: str, right: str, rows: Mapping[str, Any]) -> str:
-    return "\n".join([f"| {left} | {right} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+def _table(left: str, rows: Mapping[str, Any]) -> str:
+    return "\n".join([f"| {left} | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _numbers(result: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+def _numbers(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Every number of a result, nested ones by dotted name."""
-    found: list[tuple[str, float]] = []
+    found = dict[str, float]()
     for name, value in result.items():
-        if isinstance(value, Mapping):
-            found += [] if name in _NO_RESULTS else _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((prefix + name, value))
+        if isinstance(value, Mapping) and name not in _NO_RESULTS:
+            found |= _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and prefix + name not in _NO_RESULTS:
+            found[prefix + name] = value
     return found
-
-
-def _result(run: Path) -> dict[str, Any]:
-    path = run / "result.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error, "run the stage again") from error

@@ -73,16 +73,13 @@ class Cutting(NamedTuple):
     def pieces(self, samples: int) -> list[ClipPiece]:
         """A clip of at least 1 sample -> its pieces, in order."""
         frames, stride = self.frames(samples), self.stride
-        if frames <= PIECE_FRAMES:
-            return [self._piece(samples, 0, frames, 0, self._steps(frames))]
-        inner = PIECE_FRAMES // stride - 2
-        starts = range(0, self._steps(frames), inner)
+        steps = self._steps(frames)
+        inner = steps if frames <= PIECE_FRAMES else PIECE_FRAMES // stride - 2
         pieces = []
-        for start in starts:
-            first = max(0, start - 1)
-            stop = min(self._steps(frames), start + inner)
-            last = frames if stop == self._steps(frames) else (stop + 1) * stride
-            pieces.append(self._piece(samples, first * stride, min(last, frames), start - first, stop - start))
+        for start in range(0, steps, inner):
+            first, stop = max(0, start - 1), min(steps, start + inner)
+            last = frames if stop == steps else min(frames, (stop + 1) * stride)
+            pieces.append(self._piece(samples, first * stride, last, start - first, stop - start))
         return pieces
 
     def _piece(self, samples: int, first_frame: int, stop_frame: int, first_step: int, steps: int) -> ClipPiece:

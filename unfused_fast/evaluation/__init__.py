@@ -4,11 +4,9 @@ In: encoders and labelled sets. Out: evaluation.md and .json, predictions.parque
 Read first: comparison.py, then measure.py.
 """
 
-from unfused_fast.evaluation.ablation import ablate, cells_of
-from unfused_fast.evaluation.ablation_report import ablation_table
+from unfused_fast.evaluation.ablation import ablate, ablation_table, cells_of
 from unfused_fast.evaluation.comparison import evaluate, evaluation_tables
-from unfused_fast.evaluation.lape_benchmark import LapePlan, lape
-from unfused_fast.evaluation.lape_report import sentences, tables
+from unfused_fast.evaluation.lape_benchmark import LapePlan, lape, sentences, tables
 from unfused_fast.evaluation.measure import Plan
 from unfused_fast.evaluation.report import (
     REPORT_COLUMNS,

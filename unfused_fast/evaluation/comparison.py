@@ -9,15 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from unfused_fast.config import BASELINES, Config, flatten, from_flat
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.intervals import scored
-from unfused_fast.evaluation.measure import Plan, measure
-from unfused_fast.evaluation.predictions import write_predictions
+from unfused_fast.evaluation.measure import Measured, Plan, measure
 from unfused_fast.evaluation.report import TextTable, held_out_text, write_report, writing
 from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.stages import LabelledClips
 from unfused_fast.training import Options, config_digest, read_description
 
 
@@ -68,6 +72,37 @@ def evaluate(
             shutil.rmtree(real)
         making.replace(real)
     return result
+
+
+def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
+    """A row for each test recording, encoder, method, share of labels and repetition.
+
+    Columns clip_id and key (of its first piece in the set), pieces (clips that it was cut into), fold, label, encoder,
+    method, label_fraction, run, seed, prediction; of a multi-label set `labels` and `scores` (C,) in place of label and
+    prediction.
+    """
+    tables, pieces = [], np.bincount(clips.recording_of)
+    for found in measured:
+        size = len(found.rows)
+        columns: dict[str, Any] = {
+            "clip_id": clips.clip_ids[found.rows],
+            "key": [clips.keys[row] for row in found.rows],
+            "pieces": pieces[clips.recording_of[found.rows]],
+            "fold": pa.array([None if fold < 0 else fold for fold in clips.fold_of[found.rows].tolist()], pa.int32()),
+            "encoder": [found.encoder] * size,
+            "method": [found.method] * size,
+            "label_fraction": [found.fraction] * size,
+            "run": [found.run] * size,
+            "seed": [found.seed] * size,
+        }
+        if clips.multi_label:
+            columns["labels"] = [np.flatnonzero(truth).tolist() for truth in clips.targets[found.rows]]
+            columns["scores"] = pa.array(list(found.scores), pa.list_(pa.float32()))
+        else:
+            columns["label"] = clips.targets[found.rows]
+            columns["prediction"] = found.scores.argmax(axis=1)
+        tables.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(tables), path, compression="zstd")
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:

@@ -11,7 +11,6 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.datasets import DATASETS, dataset_rows
-from unfused_fast.shards.datasets.layout import chosen
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import MANIFEST, Manifest, ShardSet, open_shards, read_manifest
 from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
@@ -114,7 +113,7 @@ def _made_for(manifest: Manifest, task: Task) -> bool:
     made = manifest.dataset
     if made is None or made["name"] != task.dataset:
         return False
-    options = {**chosen(task.dataset, DATASETS[task.dataset].options, {}), **made["options"]}
+    options = {**DATASETS[task.dataset].chosen({}), **made["options"]}
     return all(options[key] == value for key, value in task.options.items())
 
 

@@ -47,8 +47,8 @@ class Trainable(nn.Module):
         super().__init__()
         self.network = network
         self.run: Callable[..., Any] = network.__call__
-        """The network on a batch of views. The training loop puts it under torch.compile and autocast; what follows it
-        in `loss` is in float32."""
+        """`run(view)` is the network on a batch of views, by torch.compile and autocast where the training loop is
+        asked for them; `run(view, network=other)` another network, by autocast. What else `loss` does is in float32."""
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
         """Names a part of the epoch in log.jsonl and in the trace of --profile."""
 

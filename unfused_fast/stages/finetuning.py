@@ -30,9 +30,17 @@ from unfused_fast.models import FinetuneNetwork
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import WHOLE_CLIP_BATCH, FrozenEncoder, baseline_encoder, load_encoder
 from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
-from unfused_fast.stages.linear_heads import draw_confusion, head_losses, holdout_input, say_heard, score
+from unfused_fast.stages.linear_heads import (
+    Scores,
+    draw_confusion,
+    head_losses,
+    holdout_input,
+    result_of,
+    say_heard,
+    score,
+)
 from unfused_fast.stages.metrics import AveragePrecision, accuracy
-from unfused_fast.stages.protocol import Round, counts, split_round
+from unfused_fast.stages.protocol import Round, split_round
 from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, seed_everything, train_clips
 
 
@@ -94,9 +102,13 @@ class ScoredClips:
             found[self._row_of[batch.clip_ids]] = network(batch.views[0], batch.frame_counts)
         return self._recordings.mean(found).cpu().numpy()
 
-    def metric(self, scores: NDArray[np.float32]) -> float:
-        """Accuracy, or of a multi-label set mAP, of scores (R, C)."""
-        return metric_of(self.clips, self.rows, scores)
+    def measured(self, network: FinetuneNetwork) -> Scores:
+        """How good the network's scores are."""
+        scores = self.scores(network)
+        if self.clips.multi_label:
+            return Scores(round(metric_of(self.clips, self.rows, scores), 6))
+        labels, predictions = (torch.from_numpy(of) for of in (self.clips.targets[self.rows], scores.argmax(axis=1)))
+        return score(labels, predictions, len(self.clips.label_names))
 
 
 class Finetuning(Trainable):
@@ -142,7 +154,7 @@ class Finetuning(Trainable):
     def end_epoch(self) -> Log:
         """Scores the network, and keeps it where it is better than after every epoch before."""
         with self.part("judge"):
-            self.metrics.append(self.scored.metric(self.scored.scores(self.network)))
+            self.metrics.append(metric_of(self.scored.clips, self.scored.rows, self.scored.scores(self.network)))
             if self.chosen_epoch == len(self.metrics):
                 self.best.load_state_dict(self.network.state_dict())
         return {self.by: self.metrics[-1]}
@@ -244,34 +256,13 @@ def _tuned(
     trained = trainer.fit()
     task.network.load_state_dict(task.best.state_dict())
     # what the network of the chosen epoch reaches; test is read here, and only here unless it chose the epoch
-    sets = {name: chooser if name == task.by else scored(name, once=True) for name in parts}
-    scores = {name: one.scores(task.network) for name, one in sets.items()}
-    metrics = {name: round(sets[name].metric(found), 6) for name, found in scores.items()}
-    result: dict[str, Any] = {
-        "task": shards.directory.name,
-        "encoder": encoder,
-        "metric": "mAP" if clips.multi_label else "accuracy",
-        "valid": metrics["valid"],
-        "test": metrics.get("test"),
-        "select": config.eval.select,
-        "chosen_epoch": task.chosen_epoch,
-        "lr": config.optim.lr,
-        "classes": len(clips.label_names),
-        "label_names": list(clips.label_names),
-        **counts(clips, part),
-        "label_fraction": config.eval.label_fraction,
-        "features": task.network.encoder.dim,
-        **trained,
-    }
-    if not clips.multi_label:
-        found = {
-            name: score(
-                torch.from_numpy(clips.targets[sets[name].rows]),
-                torch.from_numpy(values.argmax(axis=1)),
-                len(clips.label_names),
-            )
-            for name, values in scores.items()
+    found = {name: (chooser if name == task.by else scored(name, once=True)).measured(task.network) for name in parts}
+    return run.finish(
+        {
+            **result_of(config, shards, encoder, clips, part, found),
+            "chosen_epoch": task.chosen_epoch,
+            "lr": config.optim.lr,
+            "features": task.network.encoder.dim,
+            **trained,
         }
-        result["macro_f1"] = {name: found[name].macro_f1 if name in found else None for name in ("valid", "test")}
-        result["confusion"] = found["test" if "test" in found else "valid"].confusion
-    return run.finish(result)
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -82,9 +83,8 @@ class LabelledClips:
 
     def classes(self, rows: Rows) -> set[int]:
         """Those that the rows have."""
-        return set(
-            (np.flatnonzero(self.targets[rows].any(axis=0)) if self.multi_label else self.targets[rows]).tolist()
-        )
+        found = np.flatnonzero(self.targets[rows].any(axis=0)) if self.multi_label else self.targets[rows]
+        return set(found.tolist())
 
     def recordings(self, rows: Rows) -> Recordings:
         """The recordings that `rows` are pieces of."""
@@ -107,53 +107,44 @@ def labelled_clips(
         say_unused_splits(shards)
     there = tuple(shards.manifest.splits)
     splits = there if by_folds else tuple(name for name in FIRST_SPLITS if name in there)
-    folds_there = shards.clips.column("fold").null_count < shards.clips.num_rows
+    folds_there = shards.clips["fold"].null_count < len(shards.clips)
     if by_folds and not folds_there:
         raise UserError(f"{shards.directory}: its clips have no fold, so there is no cross-validation; leave --folds")
     if holdout is not None:
         _refuse_holdout(shards, by_folds, holdout)
     elif not by_folds and tested and not {"train", "test"} <= set(splits):
-        ways = ["pack it with a split train and a split test"]
-        if folds_there:
-            ways.insert(0, "cross-validate with --folds")
-        if "train" in splits:
-            ways.insert(0, "hold a test out of train with --holdout 0.2")
+        ways = ["hold a test out of train with --holdout 0.2"] if "train" in splits else []
+        ways += ["cross-validate with --folds"] if folds_there else []
         raise UserError(
             f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are wanted; "
-            f"{', or '.join(ways)}"
+            f"{', or '.join([*ways, 'pack it with a split train and a split test'])}"
         )
-    if holdout is None and not tested and "test" not in there:
+    elif not tested and "test" not in there:
         console.once(f"{shards.directory}: no test split, so validation alone is scored; --holdout 0.2 makes a test")
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("clip_id", "key", "split", "fold", "group", "label", "labels", "source")
-    }
-    for split in splits:
-        table = shards.clips_in(split)
-        for name, values in columns.items():
-            values += table.column(name).to_pylist()
-    folds = np.array([-1 if fold is None else fold for fold in columns["fold"]], dtype=np.int64)
-    kept = np.flatnonzero(folds >= 0) if by_folds else np.arange(len(folds))
-    if len(kept) < len(folds):
+    table = pa.concat_tables([shards.clips_in(split) for split in splits])
+    kept = np.flatnonzero(table["fold"].is_valid().to_numpy()) if by_folds else np.arange(len(table))
+    if len(kept) < len(table):
         console.once(
-            f"{shards.directory}: {len(folds) - len(kept)} of {len(folds)} clips have no fold and are not used"
+            f"{shards.directory}: {len(table) - len(kept)} of {len(table)} clips have no fold and are not used"
         )
-    chosen = {name: [values[row] for row in kept] for name, values in columns.items()}
-    numbers: dict[str, int] = {}
+    table = table.take(kept).combine_chunks()
+    # numbers in order of first rows
+    recordings = table["source"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     clips = LabelledClips(
         splits,
         kept,
-        np.array(chosen["clip_id"], dtype=np.int64),
-        chosen["key"],
-        chosen["split"],
-        folds[kept],
-        chosen["group"],
-        _targets(shards, chosen["split"], chosen["label"], chosen["labels"]),
+        table["clip_id"].to_numpy().astype(np.int64),
+        table["key"].to_pylist(),
+        table["split"].to_pylist(),
+        table["fold"].fill_null(-1).to_numpy().astype(np.int64),
+        table["group"].to_pylist(),
+        _targets(shards, table),
         shards.manifest.label_names,
-        np.array([numbers.setdefault(source, len(numbers)) for source in chosen["source"]], dtype=np.int64),
+        recordings,
     )
-    if len(numbers) < len(kept):
+    if (files := len(np.unique(recordings))) < len(kept):
         console.once(
-            f"{shards.directory}: {len(kept)} labelled clips are pieces of {len(numbers)} recordings; scores are of "
+            f"{shards.directory}: {len(kept)} labelled clips are pieces of {files} recordings; scores are of "
             "recordings, by the mean of their pieces"
         )
     return clips if holdout is None else _with_test(shards, clips, holdout)
@@ -205,14 +196,16 @@ def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> Label
     return replace(clips, split_of=splits.tolist(), held_out=held)
 
 
-def _targets(shards: ShardSet, split_of: list[str], label: list[int], labels: list[list[int] | None]) -> NDArray[Any]:
-    single = np.array(label, dtype=np.int64)
-    several = np.array([len(found or ()) for found in labels])
+def _targets(shards: ShardSet, table: pa.Table) -> NDArray[Any]:
+    single: Rows = table["label"].to_numpy().astype(np.int64)
+    split_of = np.array(table["split"].to_pylist())
+    labels = [found or () for found in table["labels"].to_pylist()]
+    several = np.array([len(found) for found in labels])
     multi_label = (single == NO_LABEL).all() and several.any()
     without = several == 0 if multi_label else single == NO_LABEL
     if without.any():
-        split = split_of[int(without.argmax())]
-        own = np.array(split_of) == split
+        split = split_of[without.argmax()]
+        own = split_of == split
         raise UserError(
             f"{shards.directory}: {int(without[own].sum())} of {int(own.sum())} clips of split {split} have no label; "
             "evaluation needs one each: pack with a `label` column, with --labels-from-folders, or with --dataset"
@@ -220,6 +213,5 @@ def _targets(shards: ShardSet, split_of: list[str], label: list[int], labels: li
     if not multi_label:
         return single
     truth = np.zeros((len(labels), len(shards.manifest.label_names)), dtype=bool)
-    for row, found in enumerate(labels):
-        truth[row, found] = True
+    truth[np.repeat(np.arange(len(labels)), several), np.concatenate(labels).astype(np.int64)] = True
     return truth

@@ -42,11 +42,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Scores:
-    """How predictions (N,) compare with labels (N,)."""
+    """How good predictions are."""
 
-    accuracy: float
-    macro_f1: float
-    confusion: list[list[int]]
+    metric: float
+    """Accuracy, or of a multi-label set mAP; then there is nothing else."""
+    macro_f1: float | None = None
+    confusion: list[list[int]] | None = None
     """Rows are classes, columns predictions; counts of recordings."""
 
 
@@ -261,31 +262,43 @@ def _evaluated(
 
     valid = [scores("valid", number) for number in range(len(rates))]
     choice = valid if chooser == "valid" else [scores("test", number) for number in range(len(rates))]
-    best = max(range(len(rates)), key=lambda number: choice[number].accuracy)
+    best = max(range(len(rates)), key=lambda number: choice[number].metric)
     paper = rates.index(settings.lr)
     test = {number: scores("test", number) for number in {best, paper}} if "test" in splits else {}
+    found = {"valid": valid[best]} | ({"test": test[best]} if test else {})
     return run.finish(
         {
-            "task": shards.directory.name,
-            "encoder": encoder,
-            "metric": "accuracy",
-            "valid": valid[best].accuracy,
-            "test": test[best].accuracy if test else None,
-            "macro_f1": {"valid": valid[best].macro_f1, "test": test[best].macro_f1 if test else None},
-            "select": settings.select,
+            **result_of(config, shards, encoder, clips, part, found),
             "lr": rates[best],
             "paper_lr": {
                 "lr": settings.lr,
-                "valid": valid[paper].accuracy,
-                "test": test[paper].accuracy if test else None,
+                "valid": valid[paper].metric,
+                "test": test[paper].metric if test else None,
             },
-            "valid_by_lr": {f"{rate:g}": found.accuracy for rate, found in zip(rates, valid, strict=True)},
-            "classes": classes,
-            "label_names": list(clips.label_names),
-            **counts(clips, part),
-            "label_fraction": settings.label_fraction,
+            "valid_by_lr": {f"{rate:g}": scored.metric for rate, scored in zip(rates, valid, strict=True)},
             "features": splits["train"].features.shape[1],
-            "confusion": test.get(best, valid[best]).confusion,
             **skipped.result(),
         }
     )
+
+
+def result_of(
+    config: Config, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round, found: Mapping[str, Scores]
+) -> dict[str, Any]:
+    """What train linear and train finetune report alike, by what was found of valid and, where there is one, test."""
+    alike: dict[str, Any] = {
+        "task": shards.directory.name,
+        "encoder": encoder,
+        "metric": "mAP" if clips.multi_label else "accuracy",
+        "valid": found["valid"].metric,
+        "test": found["test"].metric if "test" in found else None,
+        "select": config.eval.select,
+        "classes": len(clips.label_names),
+        "label_names": list(clips.label_names),
+        **counts(clips, part),
+        "label_fraction": config.eval.label_fraction,
+    }
+    if not clips.multi_label:
+        alike["macro_f1"] = {name: found[name].macro_f1 if name in found else None for name in ("valid", "test")}
+        alike["confusion"] = found["test" if "test" in found else "valid"].confusion
+    return alike

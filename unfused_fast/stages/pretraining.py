@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,6 @@ from unfused_fast.training import (
     train_loader,
 )
 
-PLOT_SECONDS = 60
-"""Least time from one picture of the clusters to the next. Ours: drawing takes as long as a small epoch."""
-
 
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
     """Pre-trains on the train split of `shards` into run directory `out`; returns result.json's content.
@@ -47,36 +42,19 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
             f"{precision(config, options.device)}{in_words(options.ranks)}; {method.description()}"
         )
         trained = trainer.fit()
-        if options.ranks.leads:
-            _draw_clusters(run, method, trained["last_epoch"])
+        if options.ranks.leads and (sizes := method.cluster_sizes()) is not None:
+            path, title = run.out / "clusters.png", f"{run.out.name}, epoch {trained['last_epoch']}"
+            try:
+                plot_cluster_sizes(path, sizes.tolist(), title)
+            except OSError as error:
+                console.print(f"not drawn: {path}: {error.strerror or error}", style="yellow")
         return run.finish({"encoder": config.model.encoder, "clips": {"train": clips}, **method.facts(), **trained})
 
 
 def pretrainer(config: Config, shards: ShardSet, options: Options, run: Run) -> tuple[Method, Trainer]:
-    """The method, and what trains it on the train split; as it saves, it draws the clusters of a method that has some.
-
-    Raises UserError where the config does not fit the set.
-    """
-    clips, drawn = train_clips(shards), -math.inf
+    """The method, and what trains it on the train split. Raises UserError where the config does not fit the set."""
+    clips = train_clips(shards)
     seed_everything(config.train.seed)
     method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
-
-    def draw(epoch: int) -> None:
-        nonlocal drawn
-        if options.ranks.leads and time.monotonic() - drawn >= PLOT_SECONDS:
-            _draw_clusters(run, method, epoch)
-            drawn = time.monotonic()
-
     skipped, size = SkippedClips(options.skip_bad, options.ranks), resolve_batch_size(config, clips)
-    stream = train_loader(config, shards, options, size, skipped)
-    return method, Trainer(method, stream, config, options, run, on_saved=draw)
-
-
-def _draw_clusters(run: Run, method: Method, epoch: int) -> None:
-    """Their sizes, as clusters.png of the run."""
-    if (sizes := method.cluster_sizes()) is None:
-        return
-    try:
-        plot_cluster_sizes(run.out / "clusters.png", sizes.tolist(), f"{run.out.name}, epoch {epoch}")
-    except OSError as error:
-        console.print(f"not drawn: {run.out / 'clusters.png'}: {error.strerror or error}", style="yellow")
+    return method, Trainer(method, train_loader(config, shards, options, size, skipped), config, options, run)

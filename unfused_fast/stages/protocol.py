@@ -35,20 +35,16 @@ def rounds_of(clips: LabelledClips, by_folds: bool, valid_fraction: float, seed:
 
     Source of the folds: the publisher, never reshuffled. Raises UserError when a class of the test is not in train.
     """
-    rounds = []
-    if by_folds:
-        names = sorted(set(clips.fold_of.tolist()))
-        if len(names) < 2:
-            raise UserError(f"all clips are in fold {names[0]}, but cross-validation wants at least two; leave --folds")
-        for number, fold in enumerate(names):
-            after = names[(number + 1) % len(names)] if len(names) > 2 else None
-            test, valid = clips.fold_of == fold, np.zeros(len(clips.fold_of), dtype=bool)
-            valid = clips.fold_of == after if after is not None else valid
-            rounds.append(_round(clips, f"fold {fold}", ~test & ~valid, valid, test, valid_fraction, seed))
-    else:
-        split = np.array(clips.split_of)
-        masks = (split == "train", split == "valid", split == "test")
-        rounds.append(_round(clips, "test", *masks, valid_fraction, seed))
+    split = np.array(clips.split_of)
+    if not by_folds:
+        train, valid, test = (split == name for name in ("train", "valid", "test"))
+        return [_round(clips, "test", train, valid, test, valid_fraction, seed)]
+    names, rounds = sorted(set(clips.fold_of.tolist())), []
+    if len(names) < 2:
+        raise UserError(f"all clips are in fold {names[0]}, but cross-validation wants at least two; leave --folds")
+    for fold, after in zip(names, names[1:] + names[:1], strict=True):
+        test, valid = clips.fold_of == fold, (clips.fold_of == after) & (len(names) > 2)
+        rounds.append(_round(clips, f"fold {fold}", ~test & ~valid, valid, test, valid_fraction, seed))
     return rounds
 
 

@@ -7,12 +7,12 @@ the run directory. Order within a step: views, loss, backward, gradients of all 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unfused_fast.clustering import Collapsed
 from unfused_fast.config import Config
@@ -47,17 +47,14 @@ class Trainer:
         options: Options,
         run: Run,
         augment: bool = True,
-        on_saved: Callable[[int], object] = lambda epoch: None,
     ) -> None:
         """Args:
         stream: the train clips; start() may put their log-mels into memory.
         augment: whether views are augmented, and masked.
-        on_saved: given each epoch at whose end a save begins.
         """
         self.task, self.config, self.options, self.run = task, config, options, run
         self.ranks, self.batch_size, device = options.ranks, stream.batch_size, options.device
-        self._stream, self._on_saved = stream, on_saved
-        self.loader: Batches = stream
+        self._stream, self.loader = stream, cast(Batches, stream)
         prepare_for(share_layers(task, self.ranks, config.model.sync_bn), device)
         self.optimizer = build_optimizer(task.network, config.optim)
         self.augment = Augmenter(config, stream.clips, device, self.ranks) if augment else None
@@ -221,10 +218,11 @@ class Trainer:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config.optim, step, self.loader.full_batches, self.config.train.epochs)
 
-    def _run_network(self, *inputs: Tensor) -> Any:
+    def _run_network(self, *inputs: Tensor, network: nn.Module | None = None) -> Any:
         """Trainable.run. The last, partial batch gets no graph of its own."""
+        own = self.task.network if self._partial else self._compiled
         with autocast(self.config, self.options.device):
-            return (self.task.network if self._partial else self._compiled)(*inputs)
+            return (own if network is None else network)(*inputs)
 
     def _partial_batch(self, batch: Batch, epoch: int) -> None:
         """It takes no step: a BatchNorm over a few clips would mislead."""
@@ -265,7 +263,6 @@ class Trainer:
         last = epoch == self.config.train.epochs or self.task.finished
         if last or self.run.stopping or epoch % self.config.train.save_every == 0:
             self._save({})
-            self._on_saved(epoch)
         shown.epoch(epoch, f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s")
         if self.run.stopping and not last:
             self.saves.settle()

@@ -86,7 +86,7 @@ class Options:
     overwrite: bool = False
     save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False
-    """See profiling.py."""
+    """See Profile in progress.py."""
     ranks: Ranks = ALONE
     """The processes that train together."""
     skip_bad: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import soundfile
+from miniatures import BUILDERS
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery
@@ -29,6 +32,26 @@ def wav() -> Callable[..., None]:
         soundfile.write(path, noise, rate, subtype)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of an adapter -> its data set in miniature, made once; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            BUILDERS[name](made[name])
+        return made[name]
+
+    return of
+
+
+@pytest.fixture
+def miniature(whole: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Name -> a copy of its miniature, whose files are links: they are replaced, not written to."""
+    return lambda name: Path(shutil.copytree(whole(name), tmp_path / name, copy_function=os.link))
 
 
 def in_a_tar(root: Path, tar: Path) -> Folder | None:
@@ -53,22 +76,19 @@ def in_a_tar(root: Path, tar: Path) -> Folder | None:
 def _in_archives_too(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Each answer of an adapter in these tests, an error among them, is the same for a folder in an archive."""
 
-    def answer(discover: Callable[..., Discovery], root: Any, given: dict[str, str]) -> Discovery | str:
+    discover = Dataset.discover
+
+    def answer(dataset: Dataset, root: Any, given: dict[str, str]) -> Discovery | str:
         try:
-            found = discover(root, given)
+            found = discover(dataset, root, given)
         except UserError as error:
             return str(error)
         return replace(found, rows=[replace(row, path=Path()) for row in found.rows])
 
-    def both(self: Dataset) -> Callable[..., Discovery]:
-        discover: Callable[..., Discovery] = self.__dict__["discover"]
+    def compared(self: Dataset, root: Path, given: dict[str, str]) -> Discovery:
+        if self.name not in ("folder", "csv") and isinstance(root, Path):
+            archived = in_a_tar(root, tmp_path_factory.mktemp("archived") / "root.tar")
+            assert archived is None or answer(self, archived, given) == answer(self, root, given)
+        return discover(self, root, given)
 
-        def compared(root: Path, given: dict[str, str]) -> Discovery:
-            if self.name not in ("folder", "csv") and isinstance(root, Path):
-                archived = in_a_tar(root, tmp_path_factory.mktemp("archived") / "root.tar")
-                assert archived is None or answer(discover, archived, given) == answer(discover, root, given)
-            return discover(root, given)
-
-        return compared
-
-    monkeypatch.setattr(Dataset, "discover", property(both), raising=False)
+    monkeypatch.setattr(Dataset, "discover", compared)

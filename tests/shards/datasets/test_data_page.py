@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 from unfused_fast.shards.datasets import DATASETS
-from unfused_fast.shards.datasets.layout import chosen
 from unfused_fast.shards.sources.csv_rows import COLUMNS
 from unfused_fast.shards.sources.split_names import SPLIT_NAMES
 
@@ -20,7 +19,7 @@ def test_every_data_set_has_commands_that_are_taken() -> None:
         words = shlex.split(line, comments=True)
         name = words[words.index("--dataset") + 1]
         given = dict(words[place + 1].split("=", 1) for place, word in enumerate(words) if word == "--option")
-        assert chosen(name, DATASETS[name].options, given).items() >= given.items()
+        assert DATASETS[name].chosen(given).items() >= given.items()
         named.add(name)
     # Of Speech Commands the page shows v2; v1 has the same commands with another number.
     assert named == set(DATASETS) - {"speechcommands-v1"}

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import DATASETS, dataset_rows, described
 from unfused_fast.shards.datasets.dataset import NUMBER, PATH
-from unfused_fast.shards.datasets.layout import chosen, files_below, walk
+from unfused_fast.shards.datasets.layout import files_below, walk
 from unfused_fast.shards.datasets.splits import class_balanced, with_validation
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
@@ -133,16 +134,17 @@ def test_every_variant_can_be_asked_for() -> None:
     for dataset in DATASETS.values():
         for variant in dataset.variants:
             given = {key: "some/where" if value == PATH else value for key, value in variant.options.items()}
-            assert chosen(dataset.name, dataset.options, given).items() >= given.items()
+            assert dataset.chosen(given).items() >= given.items()
 
 
 def test_numbers_and_paths_as_options() -> None:
     options = {"sample": ("all", NUMBER), "exclude": ("none", PATH), "label": ("a", "b")}
-    assert chosen("x", options, {}) == {"sample": "all", "exclude": "none", "label": "a"}
-    assert chosen("x", options, {"sample": "12", "exclude": "/a b", "label": "b"})["exclude"] == "/a b"
+    dataset = replace(DATASETS["folder"], name="x", options=options)
+    assert dataset.chosen({}) == {"sample": "all", "exclude": "none", "label": "a"}
+    assert dataset.chosen({"sample": "12", "exclude": "/a b", "label": "b"})["exclude"] == "/a b"
     for key, value in (("sample", "-1"), ("sample", "1.5"), ("sample", "²"), ("exclude", ""), ("label", "N")):
-        with pytest.raises(UserError, match=f"--option {key}={value}: x wants one of"):
-            chosen("x", options, {key: value})
+        with pytest.raises(UserError, match=f"--option {key}={value}: x takes one of"):
+            dataset.chosen({key: value})
 
 
 def test_walk_ends_in_loops_and_passes_over_clutter(tmp_path: Path, wav: Callable[..., None]) -> None:
@@ -187,7 +189,10 @@ def test_what_cannot_be_asked(cli: Callable[..., Any], tut: Path, tmp_path: Path
     assert "no such option" in cli("shard", "--dataset", "tut2018", tut, out, "--option", "a=b").error
     assert "want key=value" in cli("shard", "--dataset", "tut2018", tut, out, "--option", "a").error
     assert "name it with --dataset" in cli("shard", tut, out, "--option", "a=b").error
-    assert "no such folder; tut2018 wants" in cli("shard", "--dataset", "tut2018", tmp_path / "gone", out).error
+    assert (
+        "no such folder; tut2018 needs this layout"
+        in cli("shard", "--dataset", "tut2018", tmp_path / "gone", out).error
+    )
     for given in ((), (tut,)):
         done = cli("shard", *given)
         assert done.code == 2 and ("missing OUT" if given else "missing SOURCE and OUT") in done.err

@@ -109,7 +109,9 @@ def _commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results"
+        )
         return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+changes" if changed else "")
     except OSError:  # no git here
         return "unknown"

@@ -26,8 +26,8 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Of a server of the folder www, with user and password."""
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
     (tmp_path / "www").mkdir()
-    with served(tmp_path / "www", f"me:{SECRET}") as url:
-        yield url
+    with served(tmp_path / "www") as server:
+        yield server.url.replace("//", f"//me:{SECRET}@")
 
 
 @pytest.mark.parametrize("given", ["me:hunter2@", "me:hunt@hunter2@", "hunter2@"])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from remote_files import Server, served
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.decode import probe
@@ -30,67 +27,11 @@ from unfused_fast.shards.sources.source_rows import source_rows
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
 
 
-class _Server(ThreadingHTTPServer):
-    ranges = True
-    failures = 0
-    """Requests still to be answered by 503."""
-    spared = 0
-    """Requests to be answered before those."""
-    forbidden = ""
-    """Name of a file that is answered by 403."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
-        self.sent = 0
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    server: _Server
-
-    def do_GET(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if path.is_file() and path.name == self.server.forbidden:
-            self.send_error(403)
-            return
-        if self.server.failures > 0 and path.is_file():
-            self.server.spared -= 1
-            if self.server.spared < 0:
-                self.server.failures -= 1
-                self.send_error(503)
-                return
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not path.is_file():
-            super().do_GET()
-            return
-        data = path.read_bytes()
-        first, last = 0, len(data) - 1
-        if wanted and self.server.ranges:
-            first, last = int(wanted[1]), min(int(wanted[2] or last), last)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(last + 1 - first))
-        if self.server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-        self.wfile.write(data[first : last + 1])
-        self.server.sent += last + 1 - first
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps off the screen."""
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[_Server]:
+def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "www").mkdir()
-    with _Server(tmp_path / "www") as served:
-        thread = threading.Thread(target=served.serve_forever, args=(0.01,))
-        thread.start()
-        yield served
-        served.shutdown()
-        thread.join()
+    with served(tmp_path / "www") as server:
+        yield server
 
 
 def _copies(rows: list[SourceRow], folder: Path, number: int = 5) -> Path:
@@ -115,7 +56,7 @@ def _zipped(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Pat
 
 
 def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
-    server: _Server, rows: list[SourceRow], tmp_path: Path
+    server: Server, rows: list[SourceRow], tmp_path: Path
 ) -> None:
     folder = _copies(rows, tmp_path / "www/audio")
     _zipped(folder, tmp_path / "www/audio.zip")
@@ -140,7 +81,7 @@ def _bytes(row: SourceRow) -> bytes:
 
 
 def test_folder_of_archives_on_a_server_is_shown_unpacked(
-    server: _Server, rows: list[SourceRow], tmp_path: Path
+    server: Server, rows: list[SourceRow], tmp_path: Path
 ) -> None:
     folder = _copies(rows, tmp_path / "audio")
     (tmp_path / "www/deep").mkdir()
@@ -149,7 +90,7 @@ def test_folder_of_archives_on_a_server_is_shown_unpacked(
     assert len(list(folder_of(server.url).glob("deep/*.wav"))) == 5
 
 
-def test_of_a_large_archive_only_parts_are_fetched(server: _Server, tmp_path: Path) -> None:
+def test_of_a_large_archive_only_parts_are_fetched(server: Server, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
         archive.writestr("large.bin", os.urandom(8 << 20))
         archive.writestr("small.wav", b"small")
@@ -159,7 +100,7 @@ def test_of_a_large_archive_only_parts_are_fetched(server: _Server, tmp_path: Pa
 
 
 def test_server_without_ranges_is_read_whole_and_that_is_said(
-    server: _Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.ranges = False
     folder = _copies(rows, tmp_path / "audio")
@@ -177,7 +118,7 @@ def test_server_without_ranges_is_read_whole_and_that_is_said(
 
 
 def test_passing_failures_are_tried_again(
-    server: _Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
@@ -196,7 +137,7 @@ NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the serv
 
 
 def test_failures_that_last_end_the_pack_and_reject_nothing(
-    server: _Server, rows: list[SourceRow], tmp_path: Path
+    server: Server, rows: list[SourceRow], tmp_path: Path
 ) -> None:
     """What is not there, or may not be had, is rejected; what may be had tomorrow is not."""
     folder, out = _copies(rows, tmp_path / "www/audio", 7), tmp_path / "out"
@@ -219,7 +160,7 @@ def test_failures_that_last_end_the_pack_and_reject_nothing(
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_failures_that_last_are_none_of_the_archive(
-    server: _Server, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[SourceRow]
+    server: Server, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[SourceRow]
 ) -> None:
     """When it is listed, and when a member is read, through libsndfile and through the inflater."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -248,7 +189,7 @@ def test_missing_package_of_a_listed_file_ends_the_pack(tmp_path: Path, monkeypa
         pack(source_rows(tmp_path / "list.csv"), tmp_path / "out", workers=0)
 
 
-def test_what_is_not_on_the_server(server: _Server) -> None:
+def test_what_is_not_on_the_server(server: Server) -> None:
     with pytest.raises(Rejected, match=r"^unreadable: no such file$"):
         probe(ByteLocation((f"{server.url}/gone.wav",)))
     with pytest.raises(UserError, match=r"gone\.csv: cannot be read: no such file"):
@@ -259,7 +200,7 @@ def test_what_is_not_on_the_server(server: _Server) -> None:
         source_rows(f"{server.url}/gone/")
 
 
-def test_server_that_is_not_there_is_said_to_be_so(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_not_there_is_said_to_be_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     server.server_close()
@@ -268,7 +209,7 @@ def test_server_that_is_not_there_is_said_to_be_so(server: _Server, monkeypatch:
     assert len(waits) == len(remote.WAITS_SECONDS)
 
 
-def test_secrets_of_a_url_are_not_shown(server: _Server) -> None:
+def test_secrets_of_a_url_are_not_shown(server: Server) -> None:
     url = server.url.replace("http://", "http://user:hunter2@") + "/gone.zip?X-Signature=hunter2"
     assert without_secrets(url) == f"{server.url}/gone.zip"
     with pytest.raises(UserError) as raised:

@@ -1,4 +1,4 @@
-"""A shard set behind an fsspec URL: what is there."""
+"""The files of a shard set behind an fsspec URL."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("UNFUSED_CACHE") or Path.home() / ".cache" / "unfused-fast")
 
 
-class RemoteSet:
-    """The set behind one URL."""
+class RemoteFolder:
+    """The files of the set behind one URL."""
 
     def __init__(self, url: str) -> None:
         """Raises UserError: no such protocol, or a package for it is missing. Sends no request yet."""
@@ -82,7 +82,7 @@ class RemoteSet:
     def _try(self, what: str, action: Callable[[], Result]) -> Result:
         """With retries. Args: what: "read" or "written"."""
         try:
-            return with_retries(action)
+            return with_retries(self.shown, action)
         except FileNotFoundError:
             raise
         except NotImplementedError as error:

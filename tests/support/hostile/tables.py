@@ -23,6 +23,8 @@ def cases() -> list[Case]:
         ("no end of the last line", plain.strip().encode(), AB),
         ("empty lines", plain.replace("\n", "\n\n\n").encode(), AB),
         ("spaces around names", b" path , label \na.wav,x\nb.wav,y\n", AB),
+        ("empty lines before the header", b"\n , \npath,label\n\na.wav,x\nb.wav,y\n", AB),
+        ("one name in two folders", b"path\na.wav\n/elsewhere/a.wav\n", ["a.wav", "a.wav (2)"]),
         ("all quoted", b'"path","label"\n"a.wav","x"\n"b.wav","y, ""z"""\n', AB),
         ("line feed in a quoted path", b'path\n"new\nline.wav"\n', ["new\nline.wav"]),
         ("quote that is not closed", b'path,label\na.wav,x\n"b.wav,y\n', "line 3: not readable as CSV: unexpected end"),

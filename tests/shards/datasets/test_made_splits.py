@@ -1,10 +1,9 @@
-"""Splits: their usual names in tables and folders, and those that --split makes."""
+"""Splits that --split makes, and what is said of them."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,145 +18,12 @@ from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.remarks import remarks
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.shards.sources.source_rows import source_rows
-from unfused_fast.shards.sources.split_names import unread_splits, usual_splits
-
-
-@pytest.mark.parametrize(
-    ("names", "taken"),
-    [
-        ("train validation test", "train valid test"),
-        ("training val testing", "train valid test"),
-        ("TRAIN Dev Eval", "train valid test"),
-        ("dev eval", "train test"),  # as FSD50K and DCASE call them
-        ("train dev test", "train valid test"),
-        ("train dev val test", "train dev valid test"),
-        ("train test eval", "train test eval"),
-        ("train extra", "train extra"),
-        ("Train train", "train train"),
-    ],
-)
-def test_usual_names(names: str, taken: str) -> None:
-    assert usual_splits(names.split()) == dict(zip(names.split(), taken.split(), strict=True))
-
-
-def test_splits_that_are_not_read_are_named() -> None:
-    assert unread_splits({"train": 3, "valid": 1, "test": 1}) is None
-    said = unread_splits({"train": 3, "extra": 2, "validation": 1})
-    assert said is not None and "but not extra (2 clips), validation (1 clips)" in said
 
 
 def test_labels_that_a_split_lacks_are_named(tone_rows: list[SourceRow], tmp_path: Path) -> None:
     rows = [row for row in tone_rows if row.split != "test" or row.label == "low"]
     said = remarks(pack(rows, tmp_path / "set", workers=0).shard_set)
     assert said == ["2 of 3 labels have no clip in split test: high, middle"]
-
-
-@pytest.mark.parametrize(
-    ("files", "labels_from_folders", "wanted", "said"),
-    [
-        (
-            "train/dog/1.wav train/cat/old/2.wav val/dog/3.wav test/cat/4.wav",
-            True,
-            "train:dog train:cat valid:dog test:cat",
-            "val (1 files) as valid",
-        ),
-        ("train/dog/1.wav test/cat/4.wav", False, "train:None test:None", "test (1 files)"),
-        ("train/1.wav test/2.wav", True, "train:None test:None", "splits are read from the folders"),
-        ("train/dog/1.wav train/cat/2.wav", True, "train:dog train:cat", "train (2 files)"),
-        # text beside the audio does not change what the folders are
-        (
-            "train/a/1.wav test/a/2.wav docs/licence.txt",
-            True,
-            "train:None train:a test:a",
-            "splits are read from the folders",
-        ),
-        ("loose.wav train/a/1.wav test/a/2.wav", True, "train:None train:a test:a", "1 files beside the folders"),
-        # a folder that holds everything, as in most archives
-        ("esc/train/a/1.wav esc/test/b/2.wav", True, "train:a test:b", "test (1 files)"),
-        # a class that is called test, or train
-        ("test/1.wav dog/2.wav", True, "train:test train:dog", "folders test are labels or parts of them, not splits"),
-        ("train/1.wav bus/2.wav", True, "train:train train:bus", "such as bus"),
-        ("test/1.wav dog/2.wav", False, "train:None train:None", "folders test are not read as splits"),
-        ("train/1.wav test/2.wav noise/3.wav", False, "train:None train:None train:None", "train"),
-        (
-            "dog/train/1.wav dog/test/2.wav cat/train/3.wav",
-            True,
-            "train:dog train:dog train:cat",
-            "are labels or parts of them",
-        ),
-        ("animals/dog/1.wav", True, "train:animals", ""),
-    ],
-)
-@pytest.mark.parametrize("packed_as", ["folder", "zip", "tar"])
-def test_folders(tmp_path: Path, files: str, labels_from_folders: bool, wanted: str, said: str, packed_as: str) -> None:
-    root = tmp_path / "root"
-    for name in files.split():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
-    source = root
-    if packed_as != "folder":
-        source = Path(shutil.make_archive(str(tmp_path / "packed"), packed_as, root))
-    notes: list[str] = []
-    rows = source_rows(source, labels_from_folders=labels_from_folders, note=notes.append)
-    found = Counter(f"{row.split}:{row.label}" for row in rows if not row.source.startswith("docs"))
-    expected = Counter(wanted.split())
-    if "docs" in files:
-        expected["train:None"] -= 1
-    assert found == +expected
-    assert said in " ".join(notes) and bool(notes) == bool(said)
-    assert [row.source for row in rows] == sorted(files.split())
-
-
-@pytest.mark.parametrize("inside", ["", "{split}/"])
-@pytest.mark.parametrize("form", ["zip", "gztar"])
-def test_an_archive_for_each_split(tmp_path: Path, inside: str, form: str) -> None:
-    for split, label in (("train", "dog"), ("test", "cat")):
-        name = tmp_path / split / inside.format(split=split) / label / f"{split}.wav"
-        name.parent.mkdir(parents=True)
-        name.touch()
-        shutil.make_archive(str(tmp_path / "root" / split), form, tmp_path / split)
-    rows = source_rows(tmp_path / "root", labels_from_folders=True)
-    assert [(row.source, row.split, row.label) for row in rows] == [
-        ("test/cat/test.wav", "test", "cat"),
-        ("train/dog/train.wav", "train", "dog"),
-    ]
-
-
-def test_columns_of_a_table(tmp_path: Path) -> None:
-    table, notes = tmp_path / "t.csv", list[str]()
-    table.write_text(
-        'path,labels,fold,split,Speaker,take\na.wav,"dog, bark,dog",1,Training,s,1\n'
-        "b.wav,,2.0,val,s,1\nc.wav,cat,,,s,1\n"
-    )
-    rows = source_rows(table, note=notes.append)
-    assert [(row.label, row.labels, row.fold, row.split) for row in rows] == [
-        (None, ("dog", "bark"), 1, "train"),
-        (None, (), 2, "valid"),
-        (None, ("cat",), None, "train"),
-    ]
-    assert notes == [
-        f"{table}: splits are read so: Training (1 files) as train, val (1 files) as valid",
-        f"{table}: 1 of 3 files have no split and are taken for train",
-        f"{table}: columns not read: Speaker, take; read are path, label, labels, split, group, fold",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("path,label\na.wav,train\nb.wav,Test\n", "every label is the name of a split"),
-        ("path,label\na.wav,train\nb.wav,bus\n", ""),
-        ("path,labels\na.wav,dog;bark\nb.wav,cat\n", "1 of 2 files have one label with a ; or |"),
-        ("path,labels\na.wav,\"['dog', 'bark']\"\nb.wav,cat\n", "1 of 2 files have brackets around their labels"),
-        ("path,label\na.wav,x\n", ""),
-    ],
-)
-def test_tables_that_may_mean_something_else(tmp_path: Path, text: str, said: str) -> None:
-    notes: list[str] = []
-    (tmp_path / "t.csv").write_text(text)
-    source_rows(tmp_path / "t.csv", note=notes.append)
-    assert said in " ".join(notes) and bool(notes) == bool(said)
 
 
 def _rows(count: int, per_group: int, labels: int, several: bool = False) -> list[SourceRow]:

@@ -1,0 +1,508 @@
+"""What only one adapter does: its options, other ways in which people keep its files, notes of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from miniatures import SEGMENTS, WORDS_V1, replaced, segments_table, speech_commands, tone
+from sklearn.model_selection import train_test_split
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.datasets import DATASETS, dataset_rows, voxceleb1
+from unfused_fast.shards.datasets.dataset import Discovery
+from unfused_fast.shards.datasets.fsd50k import freesound_ids
+from unfused_fast.shards.datasets.librispeech_speaker import speaker_subsets
+from unfused_fast.shards.datasets.speechcommands import TEN, V1, V2
+from unfused_fast.shards.packing.pack import pack
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+
+Miniature = Callable[[str], Path]
+NOISE = "_background_noise_"
+
+
+def found(name: str, root: Path, **given: str) -> Discovery:
+    return DATASETS[name].discover(root, given)
+
+
+def notes(name: str, root: Path, **given: str) -> str:
+    return " ".join(found(name, root, **given).notes)
+
+
+def splits(rows: Iterable[SourceRow]) -> Counter[str]:
+    return Counter(row.split for row in rows)
+
+
+def refused(words: str, name: str, root: Path, **given: str) -> None:
+    with pytest.raises(UserError, match=words):
+        found(name, root, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("nsynth", {"test": "train"}, "test=train: nsynth takes one of test, valid"),
+        ("nsynth", {"pitch": "yes"}, "no such option; it has: test"),
+        ("urbansound8k", {"fold": "1"}, "urbansound8k has no such option; it has: none"),
+        ("iemocap", {"exc": "keep"}, "exc=keep: iemocap takes one of drop, hap"),
+        ("librispeech-speaker", {"split": "chapters"}, "add label=reader"),
+        ("voxforge", {"protocol": "evar"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
+        ("voxforge", {"list": "a.csv"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
+        ("audioset", {"sample": "half"}, "sample=half: audioset takes one of all, N"),
+        ("audioset", {"seed": "4"}, "the seed is of the sample; add --option sample=N"),
+    ],
+)
+def test_options_that_there_are_not(miniature: Miniature, name: str, given: dict[str, str], words: str) -> None:
+    refused(words, name, miniature(name), **given)
+
+
+# Speech Commands
+
+
+def _noise(base: Path, **seconds: float) -> None:
+    shutil.rmtree(base / NOISE)
+    for name, length in seconds.items():
+        (base / NOISE).mkdir(exist_ok=True)
+        soundfile.write(base / NOISE / f"{name}.wav", np.zeros(round(length * 16000)), 16000)
+
+
+def test_lape_has_the_natural_unknown_and_silence_in_train_alone(miniature: Miniature) -> None:
+    root = miniature("speechcommands-v1")
+    _noise(root, pink_noise=60.0, running_tap=2.5, white_noise=0.5)
+    (root / NOISE / "broken.wav").write_bytes(b"no audio")
+    rows = found("speechcommands-v1", root).rows
+    assert {row.label for row in rows} == TEN | {"unknown", "silence"}
+    assert Counter(row.label for row in rows if row.split == "test")["unknown"] == 20
+    silence = [row for row in rows if row.label == "silence"]
+    assert {row.split for row in silence} == {"train"}
+    assert Counter(row.group for row in silence) == {f"{NOISE}/pink_noise.wav": 1000, f"{NOISE}/running_tap.wav": 1000}
+    for row in silence:
+        assert row.span is not None and row.source == f"{row.group}@{row.span[0]:.3f}-{row.span[1]:.3f}"
+        assert row.span[0] >= 0 and row.span[1] <= (60.0 if "pink" in row.source else 2.5)
+        assert row.span[1] - row.span[0] == pytest.approx(1.0)
+    starts = [row.span[0] for row in silence if row.span and "pink" in row.source]
+    assert np.histogram(starts, 4, (0, 59))[0].min() > 200  # drawn evenly: 250 expected, sd 14
+    said = notes("speechcommands-v1", root)
+    assert "2,000 clips of silence, all in train, as in LAPE: valid and test have none" in said
+    assert "white_noise.wav: 0.5 s long, so it gives 0 silences, not 1,000." in said
+    assert f"4 noise recordings in {NOISE}; 6 are published." in said
+    assert "broken.wav cannot be read, so it gives no silence" in said
+    words = found("speechcommands-v1", root, protocol="words").rows
+    assert {row.label for row in words} == V1.words and not any(row.span for row in words)
+
+
+def test_tf12_takes_its_own_test_archive_and_the_tap_for_valid(miniature: Miniature) -> None:
+    root = miniature("speechcommands-v2")
+    _noise(root, exercise_bike=2.0, running_tap=2.7)
+    for name in ("yes/c1d39ce8_nohash_0", "_unknown_/bed_d21fd169_nohash_0", "_silence_/pink_noise_1"):
+        tone(root / "speech_commands_test_set_v0.02" / f"{name}.wav", 0)
+    rows = found("speechcommands-v2", root, protocol="tf12").rows
+    assert [(row.source, row.label, row.group) for row in rows if row.split == "test"] == [
+        ("speech_commands_test_set_v0.02/_silence_/pink_noise_1.wav", "silence", None),
+        ("speech_commands_test_set_v0.02/_unknown_/bed_d21fd169_nohash_0.wav", "unknown", "d21fd169"),
+        ("speech_commands_test_set_v0.02/yes/c1d39ce8_nohash_0.wav", "yes", "c1d39ce8"),
+    ]
+    bike, tap = ([(half / 2, half / 2 + 1) for half in range(count)] for count in (3, 4))
+    assert [(row.group, row.split, row.span) for row in rows if row.span] == [
+        *((f"{NOISE}/exercise_bike.wav", "train", span) for span in bike),
+        *((f"{NOISE}/running_tap.wav", "valid", span) for span in tap),
+    ]
+    assert splits(rows) == {"train": 70 + 3, "valid": 35 + 4, "test": 3}
+
+
+def test_speech_commands_as_on_kaggle_and_of_the_other_version(miniature: Miniature, tmp_path: Path) -> None:
+    speech_commands(tmp_path / "train/audio", WORDS_V1)
+    for name in ("validation_list.txt", "testing_list.txt"):
+        (tmp_path / "train/audio" / name).rename(tmp_path / "train" / name)
+    rows = found("speechcommands-v1", tmp_path, protocol="words").rows
+    assert splits(rows) == {"train": 60, "valid": 30, "test": 30} and rows[0].source == "bed/0a7c2a8d_nohash_0.wav"
+    refused("say --dataset speechcommands-v1", "speechcommands-v2", tmp_path)
+    refused("say --dataset speechcommands-v2", "speechcommands-v1", miniature("speechcommands-v2"))
+    assert sum(V1.clips.values()) == 64_721 and sum(V2.clips.values()) == 105_829
+    assert sum(DATASETS["speechcommands-v1"].clips.values()) == 64_721 + 6_000
+    tone(tmp_path / "train/audio/bed/noname.wav", 0)
+    tone(tmp_path / "train/audio/hello/0a7c2a8d_nohash_0.wav", 0)
+    said = notes("speechcommands-v1", tmp_path)
+    assert "1 WAV files left out" in said and "no words of v1: hello" in said
+
+
+def test_silence_is_packed_as_the_second_it_was_cut_from(miniature: Miniature, tmp_path: Path) -> None:
+    root = miniature("speechcommands-v1")
+    _noise(root, pink_noise=1.0)
+    noise = np.random.default_rng(0).integers(-9000, 9000, 5 * 16000).astype(np.int16)
+    soundfile.write(root / NOISE / "pink_noise.wav", noise, 16000)
+    rows = [row for row in found("speechcommands-v1", root).rows if row.label in ("silence", "up")]
+    out = pack(rows, tmp_path / "out", workers=0).shard_set
+    spans = {row.source: row.span for row in rows if row.span}
+    silence = [clip for clip in out.clips.to_pylist() if clip["source"] in spans]
+    assert len(silence) == len(spans) == 1000 and {clip["samples"] for clip in silence} == {16000}
+    for clip in silence:
+        start = round((spans[clip["source"]] or (0.0, 0.0))[0] * 16000)
+        assert clip["sha256"] == hashlib.sha256(noise[start : start + 16000].astype("<i2").tobytes()).hexdigest()
+
+
+# LibriSpeech
+
+
+def test_chapters_are_on_both_sides_or_on_one(miniature: Miniature) -> None:
+    root, name = miniature("librispeech-speaker"), "librispeech-speaker"
+    rows = found(name, root).rows
+    chapters = ("60-121082", "103-1240", "103-1241", "19-198")
+    assert Counter((row.label, row.split) for row in rows) == {
+        **{(chapter, "train"): 8 for chapter in chapters},
+        **{(chapter, "test"): 2 for chapter in chapters},
+    }
+    assert "ours" in notes(name, root) and "not the authors' lists" in notes(name, root)
+    (root / "train-clean-100/103/1241/103-1241-0009.flac").unlink()
+    (root / "train-clean-100/103/1240/103-1240-0000.flac").rename(root / "train-clean-100/103/1240/1-1240-0000.flac")
+    (root / "train-clean-100/103/1240/103-1240-0001.flac").rename(root / "train-clean-100/103/1240/103-1240-1.FLAC")
+    by_chapter = found(name, root, split="chapters", label="reader")
+    assert Counter((row.group, row.split) for row in by_chapter.rows) == {
+        ("103-1240", "test"): 8,
+        ("103-1241", "train"): 9,
+    }
+    said = " ".join(by_chapter.notes)
+    assert "2 readers left out (20 utterances)" in said and "1 FLAC files left out" in said
+
+
+def test_readers_are_checked_against_speakers(miniature: Miniature) -> None:
+    root = miniature("librispeech-speaker")
+    table = root / "SPEAKERS.TXT"
+    assert "SPEAKERS.TXT" not in notes("librispeech-speaker", root)
+    table.unlink()
+    assert "were not checked" in notes("librispeech-speaker", root)
+    table.write_text(
+        "; the name may hold a bar\n14   | F | train-clean-360  | 25.03 | Kristin LeMoine\n"
+        "60   | M | train-clean-100  | 20.18 | |CBW|Simon\n\n7 | F | train-clean-100 | 1.0 | A\n"
+    )
+    assert speaker_subsets(table) == {"14": "train-clean-360", "60": "train-clean-100", "7": "train-clean-100"}
+    said = notes("librispeech-speaker", root)
+    assert "does not list in train-clean-100: 103, 19." in said and "not here: 7." in said
+
+
+def test_lists_of_librispeech_s_authors(miniature: Miniature) -> None:
+    root, name = miniature("librispeech-speaker"), "librispeech-speaker"
+    refused(r"no train_split\.txt", name, root, split="files")
+    (root / "train_split.txt").write_text("103-1240-0000\r\n103-1240-0001\r\n60-121082-0003\r\n")
+    (root / "test_split.txt").write_text("103-1240-0002\n999-1-0000\n\n")
+    made = found(name, root, split="files")
+    assert {row.path.stem: row.split for row in made.rows if isinstance(row.path, Path)} == {
+        "103-1240-0000": "train",
+        "103-1240-0001": "train",
+        "60-121082-0003": "train",
+        "103-1240-0002": "test",
+    }
+    said = " ".join(made.notes)
+    assert "train_split.txt lists 3 utterances; published: 22,830." in said
+    assert "999-1-0000" in said and "36 utterances left out: in neither list" in said
+    (root / "test_split.txt").write_text("103-1240-0000\n")
+    refused("has one side", name, root, split="files")
+    (root / "test_split.txt").write_text("")
+    (root / "train_split.txt").write_text("999-1-0000\n")
+    refused("name none of the utterances", name, root, split="files")
+
+
+# VoxCeleb1, IEMOCAP, NSynth
+
+
+def test_voxceleb_kept_apart_shared_videos_and_counts(miniature: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniature("voxceleb1")
+    whole = found("voxceleb1", root).rows
+    (root / "test").mkdir()
+    (root / "dev").mkdir()
+    (root / "wav").rename(root / "dev/wav")
+    refused("no test/wav here", "voxceleb1", root)
+    (root / "test/wav").mkdir()
+    (root / "dev/wav/id10002").rename(root / "test/wav/id10002")
+    replaced(root / "iden_split.txt", "3 id10000/video05", "3 id10000/video00")
+    (root / "dev/wav/id10000/video05/00001.wav").rename(root / "dev/wav/id10000/video00/00002.wav")
+    replaced(root / "iden_split.txt", "3 id10000/video00/00001", "3 id10000/video00/00002")
+    made = found("voxceleb1", root)
+    assert "1 of 17 videos are in more than one of the official splits." in made.notes
+    apart = {row.source: row.split for row in made.rows}
+    assert apart["test/wav/id10002/video25/00001.wav"] == "test" and len(apart) == len(whole)
+    # As if the 18 lines were the whole set: its size is right, so the clips of each split must be those listed.
+    monkeypatch.setattr(voxceleb1, "UTTERANCES", 18)
+    monkeypatch.setattr(voxceleb1, "SPEAKERS", 3)
+    assert "lists 12 train, 3 valid, 3 test: the clips of each split in --list, not verified, are wrong." in notes(
+        "voxceleb1", root
+    )
+
+
+def test_sessions_and_emotions_of_iemocap(miniature: Miniature) -> None:
+    root = miniature("iemocap")
+    replaced(root / "Session1/dialog/EmoEvaluation/Ses01F_script01_1.txt", "\tneu\t", "\texc\t")
+    replaced(root / "Session2/dialog/EmoEvaluation/Ses02F_script01_1.txt", "\tneu\t", "\tfru\t")
+    below = root / "Session1/dialog/EmoEvaluation/Categorical"
+    below.mkdir()
+    (below / "x.txt").write_text("[1 - 2]\tSes01F_script01_1_F000\thap\t[1, 1, 1]\n")  # one rater's view
+    assert len(found("iemocap", root).rows) == 58
+    happy = found("iemocap", root, exc="hap")
+    assert Counter(row.label for row in happy.rows) == {"neu": 13, "ang": 15, "sad": 15, "hap": 16}
+    assert "47 clips in sessions 1 to 4 here; published with exc=hap: 4,290." in happy.notes
+    folds = found("iemocap", root, test="cv5")
+    assert splits(folds.rows) == {"train": 58} and {row.fold for row in folds.rows} == {1, 2, 3, 4, 5}
+    assert any("the fold is the session" in note for note in folds.notes)
+    (root / "Session5").rename(root / "elsewhere")
+    assert "Session 5 is not here" in notes("iemocap", root, test="cv5")
+    refused("no clips of session 5, but session 5 is the test; add session 5", "iemocap", root)
+
+
+def test_the_valid_split_of_nsynth_can_be_the_test(miniature: Miniature) -> None:
+    root = miniature("nsynth")
+    table = root / "nsynth-train/examples.json"
+    text = table.read_text().replace('"instrument_family": 10,', '"instrument_family": 7,')
+    table.unlink()
+    table.write_text(text)
+    for split in ("valid", "test"):
+        other = root / f"nsynth-{split}/examples.json"
+        text = other.read_text().replace('"instrument_family": 10,', '"instrument_family": 7,')
+        other.unlink()
+        other.write_text(text)
+    made = found("nsynth", root, test="valid")
+    assert splits(made.rows) == {"train": 24, "test": 12}
+    said = " ".join(made.notes)
+    assert "12 clips of split test here; published: 12,678." in said and "the official test split is left out" in said
+    assert "family ids are not those that were expected: 7 is vocal" in said
+    assert {row.label for row in made.rows} == {"bass", "keyboard", "vocal"}
+
+
+# birdsong, TUT 2018, UrbanSound8K
+
+
+def test_birdsong_is_split_as_lape_does_under_older_names_too(miniature: Miniature) -> None:
+    root = miniature("birdsong")
+    rows = found("birdsong", root).rows
+    listed = [
+        (f"{half}/wav/{half}{number}.wav", number % 2) for half in ("ff1010bird", "warblrb10k") for number in range(10)
+    ]
+    _, test = train_test_split(listed, test_size=0.2, random_state=1, stratify=[bird for _, bird in listed])
+    expected = [
+        (name, ("absent", "present")[bird], "test" if (name, bird) in test else "train") for name, bird in listed
+    ]
+    assert [(row.source, row.label, row.split) for row in rows] == expected
+    (root / "ff1010bird").rename(root / "ff1010bird_wav")
+    table = (root / "ff1010bird_metadata_2018.csv").rename(root / "ff1010bird_wav/ff1010bird_metadata.csv")
+    text = table.read_text()
+    table.unlink()
+    table.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    older = found("birdsong", root).rows
+    assert [row.source.replace("_wav/wav", "/wav") for row in older] == [row.source for row in rows]
+    assert [row.split for row in older] == [row.split for row in rows]
+
+
+def test_locations_on_both_sides_and_other_formats_of_tut(miniature: Miniature, wav: Callable[..., None]) -> None:
+    root = miniature("tut2018")
+    evaluate = root / "evaluation_setup/fold1_evaluate.txt"
+    replaced(evaluate, "audio/airport-paris-3-3-a.wav", "audio/airport-paris-0-9-a.wav")
+    (root / "audio/airport-paris-3-3-a.wav").rename(root / "audio/airport-paris-0-9-a.wav")
+    for name in ("airport-paris-0-0-a.wav", "bus-paris-10-0-a.wav"):
+        (root / "audio" / name).unlink()
+        wav(root / "audio" / name, 48000, 2, "PCM_24")
+    said = notes("tut2018", root)
+    assert "1 locations are in train and in test, such as paris-0." in said
+    assert "18 of 20 files examined have 16000 Hz, 1 channel(s), PCM_16, such as audio/metro-" in said
+    assert "but 48000, 2, PCM_24 are published." in said
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_urbansound_as_on_kaggle_and_a_recording_in_two_folds(miniature: Miniature, beside: bool) -> None:
+    """Both moves are Kaggle's; a copy may have made one of them only."""
+    root = miniature("urbansound8k")
+    published = found("urbansound8k", root).rows
+    for folder in list((root / "audio").iterdir()):
+        folder.rename(root / folder.name)
+    (root / "audio").rmdir()
+    if beside:
+        (root / "metadata/UrbanSound8K.csv").rename(root / "UrbanSound8K.csv")
+    rows = found("urbansound8k", root).rows
+    assert [row.source for row in rows] == [row.source.removeprefix("audio/") for row in published]
+    assert [(row.label, row.fold, row.group) for row in rows] == [(row.label, row.fold, row.group) for row in published]
+    replaced(root / ("UrbanSound8K.csv" if beside else "metadata/UrbanSound8K.csv"), ",1001,", ",1002,")
+    assert "1 Freesound recordings have slices in more than one fold, such as 1002." in notes("urbansound8k", root)
+
+
+# FSD50K
+
+
+def test_freesound_recordings_of_other_sets_are_left_out(miniature: Miniature, tmp_path: Path) -> None:
+    """UrbanSound8K with slices of 100032 and 100033, freefield1010 with 44981."""
+    root, others = miniature("fsd50k"), tmp_path / "other sets"
+    urban, bird = others / "UrbanSound8K/metadata/UrbanSound8K.csv", others / "ff1010bird_metadata_2018.csv"
+    urban.parent.mkdir(parents=True)
+    urban.write_text("slice_file_name,fsID\n100032-3-0-0.wav,100032\n100032-3-0-1.wav,100032\nx,100033\ny,7\n")
+    bird.write_text("itemid,datasetid,hasbird\n44981,ff1010bird,1\n8,ff1010bird,0\n")
+    assert freesound_ids(others) == {"urbansound8k": {"100032", "100033", "7"}, "freefield1010": {"44981", "8"}}
+    made = found("fsd50k", root, clips="all", exclude=str(others))
+    assert [row.group for row in made.rows] == ["64760", "16399", "37199"]
+    assert made.notes[-2:] == [
+        "Clips left out because urbansound8k uses their recording (3 in all): 1 of train, 1 of test.",
+        "Clips left out because freefield1010 uses their recording (2 in all): 1 of valid.",
+    ]
+    for places in (str(urban.parent.parent), str(urban), f"{urban}, {urban}"):
+        rows = found("fsd50k", root, exclude=places).rows
+        assert splits(rows) == {"train": 2, "valid": 1} and "100032" not in {row.group for row in rows}
+    refused("name folders or tables, separated by commas", "fsd50k", root, exclude=str(others / "gone"))
+    for place in (root, root / "FSD50K.ground_truth/dev.csv"):
+        refused("neither UrbanSound8K nor freefield1010", "fsd50k", root, exclude=str(place))
+    bird.write_text("itemid,hasbird\nabc-def,1\n")
+    refused("no numbers in column itemid", "fsd50k", root, exclude=str(bird))
+
+
+def test_packed_clips_keep_all_their_labels(cli: Callable[..., Any], miniature: Miniature, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = cli("shard", "--dataset", "fsd50k", miniature("fsd50k"), out, "--workers", 1, "--option", "clips=all")
+    assert done.code == 0, done.err
+    packed = open_shards(out)
+    assert packed.manifest.label_names == ("Animal", "Bark", "Bird", "Dog", "Guitar", "Music")
+    labels = {row["group"]: row["labels"] for row in packed.clips.to_pylist()}
+    assert labels["100033"] == [0, 1, 3] and len(labels) == 6
+
+
+# AudioSet
+
+
+def test_choice_of_tables_and_what_they_lack(miniature: Miniature, wav: Callable[..., None]) -> None:
+    root = miniature("audioset")
+    assert splits(found("audioset", root, split="balanced").rows) == {"train": 3, "test": 1}
+    assert splits(found("audioset", root, split="unbalanced", eval="none").rows) == {"train": 2}
+    said = notes("audioset", root)
+    assert "balanced: 3 of 3 listed clips are here (100.0%)." in said
+    assert "unbalanced: 2 of 3 listed clips are here (66.7%)." in said
+    assert "class_labels_indices.csv names 5 classes; published: 527." in said
+    assert "1 names belong to several classes" in said and "it is not whole" not in said
+    (root / "metadata").mkdir()
+    (root / "class_labels_indices.csv").rename(root / "metadata/class_labels_indices.csv")
+    wav(root / "holiday.wav")
+    wav(root / "zz copies/--PJHxphWEs.wav")
+    lines = {**SEGMENTS["unbalanced_train"], **dict(list(SEGMENTS["balanced_train"].items())[:1])}
+    (root / "unbalanced_train_segments.csv").unlink()
+    segments_table(root / "unbalanced_train_segments.csv", lines)
+    replaced(root / "balanced_train_segments.csv", 'YAbcdefghij, 30.000, 40.000, "/m/07rv4dm"\n', "")
+    made = found("audioset", root)
+    assert len(made.rows) == len({row.source for row in made.rows}) == 5
+    said = " ".join(made.notes)
+    assert "3 audio files left out: not listed, or a further copy, such as holiday.wav." in said
+    assert "1 clips are listed twice; the first line counts." in said
+    assert "balanced_train_segments.csv has 2 clips, but its second line says 3: it is not whole." in said
+    for path in root.rglob("*.*"):
+        if path.suffix != ".csv":
+            path.unlink()
+    refused("0 audio files, but none is named by a listed video; audioset needs this layout", "audioset", root)
+
+
+def test_a_sample_is_class_balanced_seeded_and_listed(miniature: Miniature) -> None:
+    """30 clips of speech, four of gargling and clatter each."""
+    root, given = miniature("audioset"), {"split": "balanced", "sample": "12"}
+    lines = {f"speech{number:05d}": "/m/09x0r" for number in range(30)}
+    lines |= {f"gargle{number:05d}": "/t/dd00088,/m/09x0r" for number in range(4)}
+    lines |= {f"clatter{number:04d}": "/m/0l15bq" for number in range(4)}
+    (root / "balanced_train_segments.csv").unlink()
+    segments_table(root / "balanced_train_segments.csv", lines)
+    for video in lines:
+        (root / f"{video}.wav").write_bytes(b"")
+    made = found("audioset", root, **given)
+    train = [row for row in made.rows if row.split == "train"]
+    # By hand: gargling brings speech along, so 4 gargling, 4 clatter, and 4 of speech alone fill the 12.
+    labels = Counter(name for row in train for name in row.labels)
+    assert labels == {"Speech": 8, "Gargling": 4, "Clatter (/m/0l15bq)": 4}
+    assert [row.group for row in made.rows if row.split == "test"] == ["-0RWZT-miFs"]
+    text = made.files["audioset-sample.csv"]
+    assert text == "ytid\n" + "".join(f"{row}\n" for row in sorted(str(row.group) for row in train))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert made.files["audioset-sample.csv.sha256"] == f"{digest}  audioset-sample.csv\n"
+    assert any(digest in note and "12 of 38 train clips, seed 0" in note for note in made.notes)
+    assert found("audioset", root, **given) == made and dataset_rows("audioset", root, given).files == made.files
+    assert found("audioset", root, **given, seed="1").files != made.files
+    (root / "gargle00000.wav").unlink()
+    assert len(found("audioset", root, split="balanced", eval="none", sample="37").rows) == 37
+    for size in ("38", "0"):
+        refused("37 train clips are here; want 1 to 37", "audioset", root, split="balanced", sample=size)
+
+
+# VoxForge
+
+
+def _archive(folder: Path, kind: str = "wav", clips: int = 5) -> None:
+    (folder / "etc").mkdir(parents=True, exist_ok=True)
+    (folder / "etc/PROMPTS").write_text("x")
+    (folder / kind).mkdir()
+    for number in range(clips):
+        soundfile.write(folder / kind / f"{folder.name[:2]}-{number:03d}.{kind}", np.zeros(160), 16000)
+
+
+def test_voxforge_is_split_by_speaker_as_tfds_does_or_by_clip(miniature: Miniature) -> None:
+    root = miniature("voxforge")
+    sides = {row.group: row.split for row in found("voxforge", root).rows}
+    # The published rule, worked by hand: sorted names, shuffled by RandomState(0) as a list of numbers; of 18 speakers
+    # int(12.6) = 12 are in train, and up to int(14.4) = 14 in valid.
+    places = list(range(18))
+    np.random.RandomState(0).shuffle(places)
+    names = sorted(map(str, sides))
+    assert {names[place] for place in places[14:]} == {name for name in names if sides[name] == "test"}
+    assert {names[place] for place in places[12:14]} == {name for name in names if sides[name] == "valid"}
+    assert "rule of TFDS over the 18 speakers" in notes("voxforge", root)
+    clips = found("voxforge", root, protocol="random")
+    counts = Counter((row.label, row.split) for row in clips.rows)
+    assert set(counts.values()) == {3, 12} and found("voxforge", root, protocol="random") == clips
+    assert any("ours" in note and "on both sides" in note for note in clips.notes)
+
+
+def test_archives_of_voxforge_as_people_have_them(tmp_path: Path) -> None:
+    (tmp_path / "fr").mkdir()
+    (tmp_path / "fr/e-2010-x.tgz").write_bytes(b"x")
+    refused("1 archives are still to be unpacked.*; voxforge needs this layout: ROOT/", "voxforge", tmp_path)
+    _archive(tmp_path / "de/c-2010-x")
+    refused("1 speakers, but protocol=tfds", "voxforge", tmp_path)
+    _archive(tmp_path / "fr/a-2010-x", "flac")
+    _archive(tmp_path / "fr/b-2010-x", "wav")
+    _archive(tmp_path / "fr/b-2010-x", "flac")
+    _archive(tmp_path / "nl/d-2010-x")
+    made = found("voxforge", tmp_path)
+    folders = {row.source.rpartition("/")[0] for row in made.rows}
+    assert folders == {"fr/a-2010-x/flac", "fr/b-2010-x/wav", "de/c-2010-x/wav"}
+    said = " ".join(made.notes)
+    assert "No clips in en, es, it, ru." in said and "1 archives (.tgz)" in said
+    assert "5 files left out: no language" in said and "5 FLAC files left out" in said
+
+
+def test_evar_list_gives_labels_and_splits_to_archives_without_a_language(tmp_path: Path) -> None:
+    _archive(tmp_path / "it-user-2010-x", clips=2)
+    _archive(tmp_path / "deuser-2011-y", "flac", clips=2)
+    _archive(tmp_path / "en/enuser-2012-z", clips=3)
+    table = tmp_path / "voxforge.csv"
+    table.write_text(
+        "file_name,label,split\n"
+        "it-user-2010-x/wav/it-000.wav,it,train\nit-user-2010-x/wav/it-001.wav,it,train\n"
+        "deuser-2011-y/wav/de-001.wav,de,test\nenuser-2012-z/wav/en-000.wav,en,valid\n"
+        "enuser-2012-z/wav/en-001.wav,fr,valid\ngone-2013-w/wav/go-000.wav,ru,test\n"
+    )
+    made = found("voxforge", tmp_path, protocol="evar", list=str(table))
+    assert [(row.source, row.label, row.split, row.group) for row in made.rows] == [
+        ("it-user-2010-x/wav/it-000.wav", "it", "train", "it"),
+        ("it-user-2010-x/wav/it-001.wav", "it", "train", "it"),
+        ("deuser-2011-y/flac/de-001.flac", "de", "test", "deuser"),
+        ("en/enuser-2012-z/wav/en-000.wav", "en", "valid", "enuser"),
+        ("en/enuser-2012-z/wav/en-001.wav", "fr", "valid", "enuser"),
+    ]
+    said = " ".join(made.notes)
+    assert "1 files of voxforge.csv are not here, such as gone-2013-w/wav/go-000.wav." in said
+    assert "2 files left out: not in voxforge.csv." in said and "1 files have another language in their path" in said
+    assert "2 clips come as FLAC." in said and "2 train, 2 valid, 1 test" in said
+    for old, new, words in (
+        (",ru,", ",xx,", "has label 'xx' and split 'test'"),
+        (",it,train", ",it,fold1", "label 'it' and split 'fold1'"),
+        ("file_name", "file", "but file_name, label, split are needed"),
+        ("wav/", "clips/", "none of its 6 files is here"),
+    ):
+        other = tmp_path / "other.csv"
+        other.write_text(table.read_text().replace(old, new))
+        refused(words, "voxforge", tmp_path, protocol="evar", list=str(other))
