@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.packing.building import building, complete, is_complete, partial_of
 from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish, result_of
 from unfused_fast.shards.packing.journal import Journal
@@ -23,7 +24,6 @@ from unfused_fast.shards.packing.workers import Pool, Workers, available_cores
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import PART, open_shards
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.shards.telling import Progress, unseen
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pack(
     dataset: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
     statistics: Statistics | None = None,
-    progress: Progress = unseen,
+    progress: OnProgress = no_progress,
 ) -> PackResult:
     """Packs audio files into a shard set at `out`. The same rows and options give the same bytes for any `workers`.
 
@@ -112,7 +112,7 @@ def pack_part(
     resume: bool = False,
     dataset: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
-    progress: Progress = unseen,
+    progress: OnProgress = no_progress,
 ) -> PartResult:
     """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
 
