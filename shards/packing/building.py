@@ -57,6 +57,11 @@ def building(
             if overwrite and not resume:
                 discard(partial)
             begun = journal.begun
+            if not begun and any(path != journal.folder for path in partial.iterdir()):
+                raise UserError(
+                    f"{partial}: not an unfinished set of this version of unfused-fast; delete it, or begin again with "
+                    "--overwrite"
+                )
             try:
                 journal.begin({**request, "part": part}, replace, shown)
                 if remote is not None:

@@ -55,6 +55,11 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     assert (tmp_path / "mine/thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
     assert _pack(rows[:9], tmp_path / "empty").packed == 9
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial/train-000000.tar").write_text("of an older version")
+    with pytest.raises(UserError, match=r"new.partial: not an unfinished set of this version.*--overwrite"):
+        _pack(rows[:9], tmp_path / "new")
+    assert _pack(rows[:9], tmp_path / "new", overwrite=True).packed == 9
 
 
 def test_two_packs_to_one_place(rows: list[SourceRow], tmp_path: Path) -> None:
