@@ -14,7 +14,7 @@ from typing import Any
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.packing.building import building, complete, is_complete, partial_of
-from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish, result_of
+from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.making import make_shards, plan_set
 from unfused_fast.shards.packing.options import Codec, PackOptions, digest_of, request_of
@@ -187,7 +187,8 @@ def finished(folder: Path, remote: RemoteSet | None, request: Mapping[str, Any],
         raise _other(shown)
     tars = [path for split in shard_set.manifest.splits if remote is None for path in shard_set.shard_paths(split)]
     size = sum(path.stat().st_size for tar in tars for path in (tar, index_path(tar)))
-    return result_of(shard_set, rejected, size if remote is None else remote.shard_bytes, 0, started)
+    size = size if remote is None else remote.shard_bytes
+    return PackResult(shard_set, rejected, size, 0, time.perf_counter() - started)
 
 
 def _other(out: str) -> UserError:

@@ -201,13 +201,14 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
     manifest = packed.shard_set.manifest
     notes = remarks(packed.shard_set)
     splits = {name: split.clips for name, split in manifest.splits.items()}
+    seconds = sum(split.seconds for split in manifest.splits.values())
     summary = {
         "out": out,
         "clips": packed.packed,
         "splits": splits,
         "labels": len(manifest.label_names),
         "rejected": packed.rejected,
-        "audio_seconds": round(packed.audio_seconds, 1),
+        "audio_seconds": round(seconds, 1),
         "bytes": packed.shard_bytes,
         "shards": packed.shards,
         "shards_made": packed.shards_made,
@@ -221,7 +222,7 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         return
     typer.echo(
         f"{out}: {packed.packed} clips ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
-        f"{len(manifest.label_names)} labels, {packed.audio_seconds / 60:.1f} minutes, "
+        f"{len(manifest.label_names)} labels, {seconds / 60:.1f} minutes, "
         f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
     )
     if packed.shards_made < packed.shards:
