@@ -107,7 +107,7 @@ def pseudo_labels(
         seed=key(seed, epoch) >> 1 if epoch else seed,
     )
     labels = found.assignments[:clips]
-    return labels if previous is None else match_clusters(labels, previous, k, Points(features, None))[labels]
+    return labels if previous is None else match_clusters(labels, previous, k, Points(features))[labels]
 
 
 def pseudo_labels_together(
