@@ -27,7 +27,6 @@ from unfused_fast.stages import (
     LabelledClips,
     Round,
     Rows,
-    Split,
     baseline_encoder,
     eval_features,
     few_labels,
@@ -35,9 +34,11 @@ from unfused_fast.stages import (
     load_encoder,
     metric_of,
     permuted,
+    probe,
+    recording_scores,
     rounds_of,
     say_heard,
-    train_heads,
+    standardised,
 )
 
 Method = Literal["linear", "knn"]
@@ -195,41 +196,23 @@ def _test(
     Heads learn from clips. The neighbours are recordings, as the queries are: were they clips, the pieces of one long
     recording could be all k.
     """
-    settings, classes = config.eval, len(clips.label_names)
+    features = standardised(features, part.train, config)
+    if method == "linear":
+        found = probe(config, clips, part, features)
+        head = found.heads[found.best]
+        return recording_scores(clips, features, part.test, head), found.valid[found.best], found.rates[found.best]
 
-    def of_clips(rows: Rows) -> Tensor:
-        return features[torch.from_numpy(rows).to(features.device)]
+    def recordings(rows: Rows) -> tuple[Rows, Tensor]:
+        found = clips.recordings(rows)
+        return found.rows, found.mean(features[torch.from_numpy(rows).to(features.device)])
 
-    def labels(rows: Rows) -> Tensor:
-        return torch.from_numpy(clips.targets[rows]).to(features.device)
-
-    if settings.standardize:
-        learnt = of_clips(part.train)
-        mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
-        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
-    known, valid, test = (clips.recordings(rows) for rows in (part.train, part.valid, part.test))
-    valid_features, test_features = valid.mean(of_clips(part.valid)), test.mean(of_clips(part.test))
-    if method == "knn":
-        train = known.mean(of_clips(part.train)), labels(known.rows)
-        scores, judged = (
-            neighbour_shares(*train, queries, settings.neighbours, classes).cpu().numpy()
-            for queries in (test_features, valid_features)
-        )
-        return scores, metric_of(clips, valid.rows, judged), None
-
-    def scored(queries: Tensor, head: Tensor) -> NDArray[np.float32]:
-        return (queries @ head[:-1] + head[-1]).cpu().numpy()
-
-    def of_test(head: Tensor) -> float:
-        return metric_of(clips, test.rows, scored(test_features, head))
-
-    rates, by_test = tuple(sorted({settings.lr, *settings.lr_grid})), settings.select == "best_test"
-    split = Split(of_clips(part.train), labels(part.train))
-    weights, biases = train_heads(split, classes, rates, config, of_test if by_test else None)
-    heads = torch.cat([weights, biases[:, None]], dim=1)
-    metrics = [metric_of(clips, valid.rows, scored(valid_features, head)) for head in heads]
-    best = int(np.argmax([of_test(head) for head in heads] if by_test else metrics))
-    return scored(test_features, heads[best]), metrics[best], rates[best]
+    (known, train), (valid, queries), (_, tested) = (recordings(rows) for rows in part[1:])
+    labels, classes = torch.from_numpy(clips.targets[known]).to(features.device), len(clips.label_names)
+    of_valid, of_test = (
+        neighbour_shares(train, labels, means, config.eval.neighbours, classes).cpu().numpy()
+        for means in (queries, tested)
+    )
+    return of_test, metric_of(clips, valid, of_valid), None
 
 
 def neighbour_shares(train: Tensor, targets: Tensor, queries: Tensor, k: int, classes: int) -> Tensor:
