@@ -39,7 +39,7 @@ from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.csv_rows import csv_rows
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.linear_heads import metric_of
+from unfused_fast.stages.finetuning import metric_of
 from unfused_fast.training.checkpoint import write_json
 from unfused_fast.training.options import console, quietly
 from unfused_fast.training.plots import plot_errors

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.errors import UserError
-from unfused_fast.stages.hold_out import hold_out_groups, label_subset, units_to_hold_out
-from unfused_fast.stages.linear_heads import Split, train_heads
+from unfused_fast.stages.linear_heads import Split, score, train_heads
 
 
 def blobs(count: int, dim: int = 12, classes: int = 4, seed: int = 0) -> Split:
@@ -49,44 +48,17 @@ def test_one_head_is_torch_nn_linear_under_adam() -> None:
 def test_a_trained_head_is_as_good_as_scikit_learns_logistic_regression() -> None:
     train, test = blobs(400), blobs(400, seed=1)
     weights, biases = train_heads(train, 4, (0.01,), Config())
-    predictions = (test.features @ weights[0] + biases[0]).argmax(dim=1)
-    ours = float((predictions == test.labels).float().mean())
+    ours = score(test.labels, (test.features @ weights[0] + biases[0]).argmax(dim=1), 4).metric
     theirs = LogisticRegression(max_iter=500).fit(train.features, train.labels).score(test.features, test.labels)
     assert ours > 0.6 and abs(ours - theirs) < 0.04
 
 
-def test_label_subset_takes_its_share_of_every_class() -> None:
-    labels = np.repeat([0, 1, 2], [100, 30, 3])
-    rows = label_subset(labels, 0.1, seed=1)
-    assert np.bincount(labels[rows]).tolist() == [10, 3, 1]
-    assert len(set(rows.tolist())) == 14
-    assert np.array_equal(rows, label_subset(labels, 0.1, seed=1)) and not np.array_equal(
-        rows, label_subset(labels, 0.1, seed=2)
+def test_scores_are_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    labels, predictions = generator.integers(0, 5, 200), generator.integers(0, 6, 200)  # one class is predicted only
+    found = score(torch.from_numpy(labels), torch.from_numpy(predictions), 6)
+    assert found.metric == pytest.approx(accuracy_score(labels, predictions), abs=1e-6)
+    assert found.macro_f1 == pytest.approx(
+        f1_score(labels, predictions, labels=np.unique(labels), average="macro"), abs=1e-6
     )
-    assert np.array_equal(label_subset(labels, 1.0, seed=1), np.arange(133))
-
-
-def test_held_out_groups_are_whole_and_near_the_fraction() -> None:
-    groups, labels = [f"speaker{number % 20}" for number in range(400)], np.arange(400) % 3
-    held = hold_out_groups(groups, labels, 0.15, seed=0)
-    inside = {group for group, out in zip(groups, held, strict=True) if out}
-    assert held.mean() == pytest.approx(0.15, abs=0.05)
-    assert all(out == (group in inside) for group, out in zip(groups, held, strict=True))
-    assert np.array_equal(held, hold_out_groups(groups, labels, 0.15, seed=0))
-
-
-def test_holding_out_never_takes_the_last_clips_of_a_class() -> None:
-    groups, labels = ["a", "b", "c", "c", "d"], np.array([0, 0, 1, 1, 0])
-    for seed in range(10):
-        held = hold_out_groups(groups, labels, 0.9, seed)
-        assert held.any() and set(labels[~held]) == {0, 1} and not held[2:4].any()
-    with pytest.raises(UserError, match="no group"):
-        hold_out_groups(["a", "b"], np.array([0, 1]), 0.2, seed=0)
-
-
-def test_clips_are_held_out_where_every_class_is_one_group() -> None:
-    chapters, labels = ["a"] * 10 + ["b"] * 10, np.repeat([0, 1], 10)
-    held = hold_out_groups(units_to_hold_out(chapters, labels), labels, 0.2, seed=0)
-    assert held.sum() == 4 and set(labels[~held]) == {0, 1}
-    speakers = ["a", "b"] * 10
-    assert units_to_hold_out(speakers, labels) == speakers
+    assert found.confusion == confusion_matrix(labels, predictions, labels=range(6)).tolist()

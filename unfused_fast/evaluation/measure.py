@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,6 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import (
-    FrozenEncoder,
     LabelledClips,
     Round,
     Rows,
@@ -34,11 +34,10 @@ from unfused_fast.stages import (
     load_encoder,
     metric_of,
     permuted,
-    probe,
-    recording_scores,
+    round_splits,
     rounds_of,
     say_heard,
-    standardised,
+    train_heads,
 )
 
 Method = Literal["linear", "knn"]
@@ -111,11 +110,7 @@ def refuse_label_fraction(config: Config) -> None:
 
 
 def measure(
-    config: Config,
-    shards: ShardSet,
-    encoders: Mapping[str, Sequence[str]],
-    plan: Plan,
-    device: torch.device,
+    config: Config, shards: ShardSet, encoders: Mapping[str, Sequence[str]], plan: Plan, device: torch.device
 ) -> tuple[LabelledClips, list[Measured]]:
     """Measures every encoder: name -> runs of it (directories), or the baselines `random` and `logmel`.
 
@@ -139,7 +134,10 @@ def measure(
             if seed == config.train.seed + seeds[0] or run == "random":  # which is another with each seed
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
-                features = _features(frozen, seeded, shards, clips, device)
+                read = seeded if plan.seed_of_run else config  # all seeds of a run see the same crops
+                splits = eval_features(frozen, read, shards, clips.splits, device)
+                features = torch.cat([splits[split] for split in clips.splits])
+                features = features[torch.from_numpy(clips.kept).to(device)]
             of = name if name == run else f"{name} ({run})"
             console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
             for fraction in plan.fractions:
@@ -147,14 +145,6 @@ def measure(
                 for method in plan.methods:
                     found.append(_measured(seeded, clips, parts, features, name, run, method, fraction))
     return clips, found
-
-
-def _features(
-    frozen: FrozenEncoder, config: Config, shards: ShardSet, clips: LabelledClips, device: torch.device
-) -> Tensor:
-    """(N, D) of the labelled clips."""
-    parts = eval_features(frozen, config, shards, clips.splits, device)
-    return torch.cat([parts[split] for split in clips.splits])[torch.from_numpy(clips.kept).to(device)]
 
 
 def _measured(
@@ -196,23 +186,31 @@ def _test(
     Heads learn from clips. The neighbours are recordings, as the queries are: were they clips, the pieces of one long
     recording could be all k.
     """
-    features = standardised(features, part.train, config)
-    if method == "linear":
-        found = probe(config, clips, part, features)
-        head = found.heads[found.best]
-        return recording_scores(clips, features, part.test, head), found.valid[found.best], found.rates[found.best]
+    settings, classes = config.eval, len(clips.label_names)
+    splits = round_splits(config, clips, part, features)
+    rows = {"valid": clips.recordings(part.valid).rows, "test": clips.recordings(part.test).rows}
+    if method == "knn":
+        known = clips.recordings(part.train)
+        train = known.mean(splits["train"].features), torch.from_numpy(clips.targets[known.rows]).to(features.device)
+        scores = {
+            name: neighbour_shares(*train, splits[name].features, settings.neighbours, classes).cpu().numpy()
+            for name in rows
+        }
+        return scores["test"], metric_of(clips, rows["valid"], scores["valid"]), None
 
-    def recordings(rows: Rows) -> tuple[Rows, Tensor]:
-        found = clips.recordings(rows)
-        return found.rows, found.mean(features[torch.from_numpy(rows).to(features.device)])
+    def scored(name: str, head: Tensor) -> NDArray[np.float32]:
+        return (splits[name].features @ head[:-1] + head[-1]).cpu().numpy()
 
-    (known, train), (valid, queries), (_, tested) = (recordings(rows) for rows in part[1:])
-    labels, classes = torch.from_numpy(clips.targets[known]).to(features.device), len(clips.label_names)
-    of_valid, of_test = (
-        neighbour_shares(train, labels, means, config.eval.neighbours, classes).cpu().numpy()
-        for means in (queries, tested)
-    )
-    return of_test, metric_of(clips, valid, of_valid), None
+    def metric(name: str, head: Tensor) -> float:
+        return metric_of(clips, rows[name], scored(name, head))
+
+    rates = tuple(sorted({settings.lr, *settings.lr_grid}))
+    chooser = "test" if settings.select == "best_test" else "valid"
+    of_epoch = partial(metric, chooser) if chooser == "test" else None
+    weights, biases = train_heads(splits["train"], classes, rates, config, of_epoch)
+    heads = torch.cat([weights, biases[:, None]], dim=1)
+    best = int(np.argmax([metric(chooser, head) for head in heads]))
+    return scored("test", heads[best]), metric("valid", heads[best]), rates[best]
 
 
 def neighbour_shares(train: Tensor, targets: Tensor, queries: Tensor, k: int, classes: int) -> Tensor:

@@ -8,17 +8,17 @@ from unfused_fast.stages.all_stages import train_all
 from unfused_fast.stages.cluster_report import check_set, describe, last_clusters
 from unfused_fast.stages.distillation import distill, labels_digest
 from unfused_fast.stages.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
-from unfused_fast.stages.finetuning import finetune
+from unfused_fast.stages.finetuning import finetune, metric_of
 from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.linear_heads import (
+    Split,
     holdout_input,
     linear,
-    metric_of,
-    probe,
-    recording_scores,
     refuse_unevaluable,
+    round_splits,
     say_heard,
-    standardised,
+    score,
+    train_heads,
 )
 from unfused_fast.stages.metrics import AveragePrecision, Floats
 from unfused_fast.stages.pretraining import pretrain

@@ -35,13 +35,20 @@ from unfused_fast.stages.linear_heads import (
     draw_confusion,
     head_losses,
     holdout_input,
-    metric_of,
     result_of,
     say_heard,
     score,
 )
+from unfused_fast.stages.metrics import AveragePrecision, accuracy
 from unfused_fast.stages.protocol import Round, split_round
 from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, seed_everything, train_clips
+
+
+def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
+    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
+    if clips.multi_label:
+        return AveragePrecision(clips.targets[rows], scores).mean()
+    return accuracy(clips.targets[rows], scores.argmax(axis=1))
 
 
 def row_numbers(clip_ids: Tensor) -> Tensor:
@@ -97,7 +104,11 @@ class ScoredClips:
 
     def measured(self, network: FinetuneNetwork) -> Scores:
         """How good the network's scores are."""
-        return score(self.clips, self.rows, self.scores(network))
+        scores = self.scores(network)
+        if self.clips.multi_label:
+            return Scores(round(metric_of(self.clips, self.rows, scores), 6))
+        labels, predictions = (torch.from_numpy(of) for of in (self.clips.targets[self.rows], scores.argmax(axis=1)))
+        return score(labels, predictions, len(self.clips.label_names))
 
 
 class Finetuning(Trainable):

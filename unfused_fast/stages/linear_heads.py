@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -27,14 +25,16 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import baseline_encoder, eval_features, load_encoder
 from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
-from unfused_fast.stages.metrics import AveragePrecision, accuracy
+from unfused_fast.stages.metrics import accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
 from unfused_fast.training import Options, Profile, Run, plot_confusions, read_description, train_clips
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features (N, D) and labels of clips, on the device: (N,) int64, or (N, C) bool of a multi-label set."""
+    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set. Of train
+    its clips, of validation and test their recordings.
+    """
 
     features: Tensor
     labels: Tensor
@@ -104,81 +104,17 @@ def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
-def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
-    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
-    if clips.multi_label:
-        return AveragePrecision(clips.targets[rows], scores).mean()
-    return accuracy(clips.targets[rows], scores.argmax(axis=1))
-
-
-def score(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> Scores:
-    """Scores (T, C) for rows (T,): metric_of; with one label a clip also macro-F1 over the classes that occur among
-    them, and the confusion matrix (C, C).
+def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
+    """Accuracy, macro-F1 over the classes that occur in labels, and the confusion matrix (C, C).
 
     Ours: classes that only predictions have are left out of the mean, so that every encoder is averaged over the same.
     """
     from sklearn.metrics import confusion_matrix, f1_score
 
-    metric, labels, found = round(metric_of(clips, rows, scores), 6), clips.targets[rows], scores.argmax(axis=1)
-    if clips.multi_label:
-        return Scores(metric)
-    f1 = f1_score(labels, found, labels=np.unique(labels), average="macro", zero_division=0)
-    return Scores(metric, round(float(f1), 6), confusion_matrix(labels, found, labels=range(scores.shape[1])).tolist())
-
-
-class Probe(NamedTuple):
-    """G = len(rates) heads that were trained side by side on the clips of a round, of which one is chosen."""
-
-    rates: tuple[float, ...]
-    heads: Tensor
-    """(G, D + 1, C); the last row is the bias."""
-    valid: list[float]
-    """Metric of each on the recordings of validation."""
-    best: int
-    """Chosen by validation, or as `eval.select` says by test."""
-
-
-def standardised(features: Tensor, train: Rows, config: Config) -> Tensor:
-    """(N, D) by mean and spread of the train rows, where `eval.standardize` asks for it."""
-    if not config.eval.standardize:
-        return features
-    learnt = features[torch.from_numpy(train).to(features.device)]
-    mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
-    return (features - mean) / torch.where(std > 1e-6, std, 1.0)
-
-
-def recording_scores(clips: LabelledClips, features: Tensor, rows: Rows, head: Tensor) -> NDArray[np.float32]:
-    """(T, C) logits of the T recordings of some rows, by the mean features (N, D) of their clips."""
-    means = clips.recordings(rows).mean(features[torch.from_numpy(rows).to(features.device)])
-    return (means @ head[:-1] + head[-1]).cpu().numpy()
-
-
-def probe(
-    config: Config,
-    clips: LabelledClips,
-    part: Round,
-    features: Tensor,
-    stepped: Callable[[], object] = lambda: None,
-) -> Probe:
-    """Trains a head for each learning rate on a round's train clips, features (N, D) of all clips as standardised gives
-    them. `stepped` as in train_heads.
-    """
-
-    def metric(rows: Rows, head: Tensor) -> float:
-        return metric_of(clips, clips.recordings(rows).rows, recording_scores(clips, features, rows, head))
-
-    settings, by_test = config.eval, config.eval.select == "best_test"
-    rates = tuple(sorted({settings.lr, *settings.lr_grid}))
-    train = Split(
-        features[torch.from_numpy(part.train).to(features.device)],
-        torch.from_numpy(clips.targets[part.train]).to(features.device),
-    )
-    of_test = partial(metric, part.test) if by_test else None
-    weights, biases = train_heads(train, len(clips.label_names), rates, config, of_test, stepped)
-    heads = torch.cat([weights, biases[:, None]], dim=1)
-    valid = [metric(part.valid, head) for head in heads]
-    best = int(np.argmax([metric(part.test, head) for head in heads] if by_test else valid))
-    return Probe(rates, heads, valid, best)
+    truth, found = labels.cpu().numpy(), predictions.cpu().numpy()
+    f1 = f1_score(truth, found, labels=np.unique(truth), average="macro", zero_division=0)
+    confusion = confusion_matrix(truth, found, labels=range(classes))
+    return Scores(round(accuracy(truth, found), 6), round(float(f1), 6), confusion.tolist())
 
 
 def labels_of_splits(shards: ShardSet, holdout: float | None = None) -> LabelledClips:
@@ -231,6 +167,48 @@ def say_heard(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -
             )
 
 
+def _splits(
+    config: Config,
+    shards: ShardSet,
+    encoder: str,
+    device: torch.device,
+    skipped: SkippedClips,
+    clips: LabelledClips,
+    part: Round,
+) -> dict[str, Split]:
+    """Features and labels of the train clips that the head may use, of the recordings of valid and (where there is one)
+    of test.
+    """
+    frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
+    say_heard([encoder], shards, clips)
+    apart = "valid" in clips.splits and clips.held_out is None
+    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
+    return round_splits(config, clips, part, torch.cat([parts[name] for name in clips.splits]))
+
+
+def round_splits(config: Config, clips: LabelledClips, part: Round, features: Tensor) -> dict[str, Split]:
+    """Features (N, D) of all clips -> those of a round's train clips, and of its recordings of valid and test, as far
+    as it has any; by `eval.standardize` scaled by what train has.
+    """
+
+    def of(rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(features.device)
+
+    if config.eval.standardize:
+        learnt = features[of(part.train)]
+        mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
+        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
+    found = {}
+    for name, rows in (("train", part.train), ("valid", part.valid), ("test", part.test)):
+        if len(rows):
+            given = features[of(rows)]
+            if name != "train":
+                recordings = clips.recordings(rows)
+                rows, given = recordings.rows, recordings.mean(given)
+            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(features.device))
+    return found
+
+
 def linear(
     config: Config, shards: ShardSet, encoder: str, out: Path, options: Options, holdout: float | None = None
 ) -> dict[str, Any]:
@@ -266,39 +244,49 @@ def holdout_input(holdout: float | None) -> dict[str, str]:
 def _evaluated(
     run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
 ) -> dict[str, Any]:
-    skipped, settings, device = SkippedClips(options.skip_bad), config.eval, options.device
+    skipped, settings = SkippedClips(options.skip_bad), config.eval
     clips, part = split_round(config, shards, labels_of_splits(shards, holdout))
-    frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
-    say_heard([encoder], shards, clips)
-    apart = "valid" in clips.splits and clips.held_out is None
-    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
-    features = standardised(torch.cat([parts[name] for name in clips.splits]), part.train, config)
+    splits = _splits(config, shards, encoder, options.device, skipped, clips, part)
     run.start()
+    classes, rates = len(clips.label_names), tuple(sorted({settings.lr, *settings.lr_grid}))
     console.print(
-        f"linear: {len(part.train)} train clips, {features.shape[1]} features, {len(clips.label_names)} classes, "
-        f"{len({settings.lr, *settings.lr_grid})} learning rates"
+        f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features, {classes} "
+        f"classes, {len(rates)} learning rates"
     )
-    with Profile(run.out / "profile", device, options.profile) as profile:
-        made = probe(config, clips, part, features, profile.step)
+    chooser = "test" if settings.select == "best_test" else "valid"
 
-    def scores(rows: Rows, number: int) -> Scores:
-        return score(clips, clips.recordings(rows).rows, recording_scores(clips, features, rows, made.heads[number]))
+    def predicted(split: str, head: Tensor) -> Tensor:
+        return (splits[split].features @ head[:-1] + head[-1]).argmax(dim=1)
 
-    by_split = {name: rows for name, rows in (("valid", part.valid), ("test", part.test)) if len(rows)}
-    paper = made.rates.index(settings.lr)
+    def metric(head: Tensor) -> float:
+        return float((predicted("test", head) == splits["test"].labels).float().mean())
+
+    with Profile(run.out / "profile", options.device, options.profile) as profile:
+        weights, biases = train_heads(
+            splits["train"], classes, rates, config, metric if chooser == "test" else None, profile.step
+        )
+    heads = torch.cat([weights, biases[:, None]], dim=1)
+
+    def scores(split: str, number: int) -> Scores:
+        return score(splits[split].labels, predicted(split, heads[number]), classes)
+
+    valid = [scores("valid", number) for number in range(len(rates))]
+    choice = valid if chooser == "valid" else [scores("test", number) for number in range(len(rates))]
+    best = max(range(len(rates)), key=lambda number: choice[number].metric)
+    paper = rates.index(settings.lr)
+    test = {number: scores("test", number) for number in {best, paper}} if "test" in splits else {}
+    found = {"valid": valid[best]} | ({"test": test[best]} if test else {})
     return run.finish(
         {
-            **result_of(
-                config, shards, encoder, clips, part, {name: scores(rows, made.best) for name, rows in by_split.items()}
-            ),
-            "lr": made.rates[made.best],
+            **result_of(config, shards, encoder, clips, part, found),
+            "lr": rates[best],
             "paper_lr": {
                 "lr": settings.lr,
-                "valid": scores(part.valid, paper).metric,
-                "test": scores(part.test, paper).metric if len(part.test) else None,
+                "valid": valid[paper].metric,
+                "test": test[paper].metric if test else None,
             },
-            "valid_by_lr": {f"{rate:g}": round(metric, 6) for rate, metric in zip(made.rates, made.valid, strict=True)},
-            "features": features.shape[1],
+            "valid_by_lr": {f"{rate:g}": scored.metric for rate, scored in zip(rates, valid, strict=True)},
+            "features": splits["train"].features.shape[1],
             **skipped.result(),
         }
     )

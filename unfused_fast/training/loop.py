@@ -80,7 +80,6 @@ class Trainer:
             self._load()
         self.loader = placed(self._stream, ranks=self.ranks)
         self.run.start()
-        self.ranks.meet()
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end of epoch `train.epochs`, or until the task is finished; returns the last loss, the last
@@ -239,7 +238,7 @@ class Trainer:
                 raise Interrupted("stopped in a pass over the clips")
 
     def _one_view(self, batch: Batch, number: int, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
-        """The first view of batch `number`, which is then the batch at hand, and partial if it is the last."""
+        """The first view of batch `number`, which is then the current batch, and partial if it is the last."""
         clips = min(self.batch_size, self.loader.clips - number * self.batch_size)
         self._partial = clips != self.batch_size
         self.ranks.batch(clips)
