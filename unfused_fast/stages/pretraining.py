@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import SkippedClips
@@ -18,7 +20,6 @@ from unfused_fast.training import (
     plot_cluster_sizes,
     precision,
     resolve_batch_size,
-    seed_everything,
     train_clips,
     train_loader,
 )
@@ -53,7 +54,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 def pretrainer(config: Config, shards: ShardSet, options: Options, run: Run) -> tuple[Method, Trainer]:
     """The method, and what trains it on the train split. Raises UserError where the config does not fit the set."""
     clips = train_clips(shards)
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
     skipped, size = SkippedClips(options.skip_bad, options.ranks), resolve_batch_size(config, clips)
     return method, Trainer(method, train_loader(config, shards, options, size, skipped), config, options, run)
