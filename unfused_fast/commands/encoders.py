@@ -42,8 +42,8 @@ def embed(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with an unfinished OUT of the same files and options only; with --overwrite one that replaces "
-            "another.",
+            help="Resume an unfinished OUT of the same files and options (the default); with --overwrite one that "
+            "replaces another.",
         ),
     ] = False,
     overwrite: Overwrite = False,
