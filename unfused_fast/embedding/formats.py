@@ -23,13 +23,11 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from unfused_fast.embedding.parts import EmbeddedFile, EmbeddingParts, parquet_writer
+from unfused_fast.embedding.parts import ROWS, EmbeddedFile, EmbeddingParts, parquet_writer
 from unfused_fast.errors import UserError
 
 Format = Literal["npz", "parquet", "zarr"]
 FORMATS: tuple[Format, ...] = ("npz", "parquet", "zarr")
-ROWS = 1024
-"""Rows of a row group of parquet, at least."""
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk of embeddings of zarr."""
 FILES = 16384

@@ -28,6 +28,8 @@ from unfused_fast.shards.packing.building import to_disk
 
 Centres = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """(n,) numbers of steps -> (n,) milliseconds."""
+ROWS = 1024
+"""Rows that are read at once, and of a row group of a result of parquet, at least."""
 Rejection = tuple[str, str, str]
 """Path, reason, text of a file that cannot be used."""
 
@@ -132,7 +134,7 @@ class EmbeddingParts:
     def embeddings(self) -> Iterator[NDArray[np.float32]]:
         """(n, D) of all rows, some at a time."""
         for block in self.blocks():
-            for batch in block.table.iter_batches(columns=["embedding"]):
+            for batch in block.table.iter_batches(ROWS, columns=["embedding"]):
                 yield batch.column(0).flatten().to_numpy().reshape(-1, self.dim)
 
     def publish(self, made: Path) -> None:
