@@ -52,7 +52,7 @@ def expected(embedder: Embedder, paths: list[Path]) -> NDArray[np.float32]:
 
 
 def rows_of(*given: Path) -> list[SourceRow]:
-    return embed_rows([str(path) for path in given], None, print)
+    return embed_rows([str(path) for path in given], print)
 
 
 def done_of(out: Path) -> int:
