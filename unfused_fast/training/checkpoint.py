@@ -182,9 +182,6 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
         raise ValueError(f"its epoch is {str(state.get('epoch'))[:40]}, its batch {str(state.get('batch', 0))[:40]}")
     if not isinstance(nmis, list) or not all(map(is_number, nmis)):
         raise ValueError("its nmis are no list of numbers")
-    skipped = state.get("skipped", [])
-    if not isinstance(skipped, list) or not all(isinstance(ids, list) and all(map(is_count, ids)) for ids in skipped):
-        raise ValueError("its skipped are no lists of clip ids")
     return state
 
 
