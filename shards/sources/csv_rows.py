@@ -119,7 +119,8 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
     text: list[str] = []  # the lines of one record
     width, line = 0, 0
     try:
-        with _open_table(table) as stream:
+        raw_table = table.open("rb") if isinstance(table, Path) else open_location(ByteLocation((table,)))
+        with io.TextIOWrapper(raw_table, encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(_lines(stream, title, text), strict=True, skipinitialspace=True)
             for fields in reader:
                 line, raw = reader.line_num, "".join(text)
@@ -154,12 +155,6 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
         raise UserError(
             f"{title}: cannot be read: {cause(error)}; change its permissions or name another file"
         ) from error
-
-
-def _open_table(table: Path | str) -> IO[str]:
-    if isinstance(table, Path):
-        return table.open(encoding="utf-8-sig", newline="")
-    return io.TextIOWrapper(open_location(ByteLocation((table,))), encoding="utf-8-sig", newline="")
 
 
 def _lines(stream: IO[str], title: str, text: list[str]) -> Iterator[str]:

@@ -33,12 +33,6 @@ class ListedPath:
     def __str__(self) -> str:
         return posixpath.join(self.listing.title, self.path) if self.path else self.listing.title
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ListedPath) and (self.listing is other.listing) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
-
     @property
     def parts(self) -> tuple[str, ...]:
         return PurePosixPath(str(self)).parts

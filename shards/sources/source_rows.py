@@ -62,7 +62,7 @@ def source_rows(
             f"{title}: neither a folder, an archive nor a CSV; name a folder of audio, "
             "a tar, tar.gz or zip archive, or a .csv with a column path"
         )
-    listing = list_source(source, work=work, largest=largest, say=say, splits_apart=True)
+    listing = list_source(source, work=work, largest=largest, say=say)
     rows = [SourceRow(location, in_unicode(path)) for path, location in listing.files.items()]
     rows += [SourceRow(refused(why), in_unicode(path)) for path, why in listing.not_read]
     if not rows:
