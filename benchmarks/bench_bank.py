@@ -2,15 +2,14 @@
 
 python benchmarks/bench_bank.py --rows 200000 --dim 512
 
-In one run and by turns: the asynchronous save, zarr's own writer (what the bank would be without ours), and the floor:
-the same bytes into one file, then fsync. Also reading from the disk: all rows verified, and raw.
+In one run and by turns: the snapshot and its writer, and the floor: the same bytes into one file, then fsync. Also
+reading from the disk: all rows verified, and raw.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,12 +17,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import zarr
 from measure import record, seconds_of
 
 from unfused_fast.clustering.bank import MemoryBank
-from unfused_fast.clustering.bank_manifest import layout
-from unfused_fast.clustering.bank_read import open_bank
+from unfused_fast.clustering.bank_files import open_bank
 
 WARM_UP = 3
 """Turns that do not count: they make the buffers, and in a virtual machine touch memory that was never used before."""
@@ -48,11 +45,10 @@ def main() -> None:
         folder = Path(name)
         for turn in range(-WARM_UP, given.repeats):
             measured: dict[str, Callable[[], object]] = {
-                "rows to the disk: MemoryBank.save": partial(
-                    saved, bank, folder / "bank", 2 * (turn + WARM_UP), assignments
+                "rows to the disk: MemoryBank.snapshot": partial(
+                    saved, bank, folder / "bank", turn + WARM_UP, assignments
                 ),
                 "rows to the disk: write + fsync of one file": lambda: written(folder / "raw", bits),
-                "rows to the disk: zarr's own writer, fsync": lambda: by_zarr(folder / "zarr", bits),
                 "rows from the disk: every chunk verified": lambda: read_verified(folder / "bank", given.rows),
                 "rows from the disk: read()": lambda: read_raw(folder / "raw"),
             }
@@ -60,10 +56,9 @@ def main() -> None:
                 took = seconds_of(work, device)
                 if turn >= 0:
                     seconds.setdefault(what, []).append(took)
-            blocked = seconds_of(partial(bank.save, folder / "bank", 2 * (turn + WARM_UP) + 1, assignments), device)
+            blocked = seconds_of(lambda: bank.snapshot(folder / "bank", 0, assignments), device)
             if turn >= 0:
-                seconds.setdefault("rows of which training waits: MemoryBank.save", []).append(blocked)
-            bank.wait()
+                seconds.setdefault("rows of which training waits: MemoryBank.snapshot", []).append(blocked)
         size = bits.nbytes + 8 * given.rows
     settings = {
         "rows": given.rows,
@@ -74,14 +69,15 @@ def main() -> None:
     }
     for what, values in seconds.items():
         record("bench_bank", what, "rows/s", [given.rows / value for value in values], device, **settings)
-    waits = seconds["rows of which training waits: MemoryBank.save"]
-    record("bench_bank", "training waits: MemoryBank.save", "ms", [1000 * value for value in waits], device, **settings)
+    waits = seconds["rows of which training waits: MemoryBank.snapshot"]
+    record(
+        "bench_bank", "training waits: MemoryBank.snapshot", "ms", [1000 * value for value in waits], device, **settings
+    )
 
 
 def saved(bank: MemoryBank, folder: Path, epoch: int, assignments: torch.Tensor) -> None:
     """The save from its start until the generation is published and the oldest deleted."""
-    bank.save(folder, epoch, assignments)
-    bank.wait()
+    bank.snapshot(folder, epoch, assignments)()
 
 
 def written(path: Path, bits: object) -> None:
@@ -96,38 +92,13 @@ def written(path: Path, bits: object) -> None:
     before.unlink(missing_ok=True)
 
 
-def by_zarr(path: Path, bits: object) -> None:
-    """The same shards by zarr's writer, each given to it whole, then fsync of each file; an older array deleted."""
-    rows, dim = bits.shape  # type: ignore[attr-defined]
-    cut = layout(rows, dim, "float32" if bits.itemsize == 4 else "bfloat16")  # type: ignore[attr-defined]
-    before = path.with_suffix(".before")
-    if path.exists():
-        path.replace(before)
-    array = zarr.create_array(
-        path,
-        shape=(rows, dim),
-        dtype=bits.dtype,  # type: ignore[attr-defined]
-        chunks=(cut.chunk_rows, dim),
-        shards=(cut.shard_rows, dim),
-        compressors=None,
-        config={"write_empty_chunks": True},
-    )
-    for start in range(0, rows, cut.shard_rows):
-        array[start : start + cut.shard_rows] = bits[start : start + cut.shard_rows]  # type: ignore[index]
-    for file in path.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    shutil.rmtree(before, ignore_errors=True)
-
-
 def read_verified(folder: Path, rows: int) -> None:
-    """Every chunk of the newest generation through zarr, compared with its digest."""
+    """Every chunk of the newest generation through zarr, compared with its checksum."""
     generation = open_bank(folder)
     for path in generation.path.rglob("0"):
         if path.is_file():
             forget(path)
-    if sum(len(block.rows) for block in generation.chunks()) != rows:
+    if sum(len(block) for _, block in generation.blocks()) != rows:
         raise SystemExit("rows are missing")
 
 

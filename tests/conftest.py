@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from generations import DIM
 
 from unfused_fast.cli import app
-from unfused_fast.clustering import bank_manifest
 from unfused_fast.commands.exits import run_app
 from unfused_fast.console import console
 from unfused_fast.mel import log_mel_statistics
@@ -51,13 +49,6 @@ def one_thread() -> None:
 def nothing_was_said() -> None:
     """A test hears what is said once, whatever the tests before it heard."""
     console.said.clear()
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 rows, shards of 3 chunks: a hundred rows then have several of each."""
-    monkeypatch.setattr(bank_manifest, "CHUNK_BYTES", 16 * DIM * 4)
-    monkeypatch.setattr(bank_manifest, "CHUNKS_PER_SHARD", 3)
 
 
 @dataclass(frozen=True)

@@ -151,18 +151,13 @@ def open_shards(directory: Path) -> ShardSet:
                         f"{path}: {state}, but {MANIFEST} lists it; copy the whole set again or pack it again"
                     )
     clips = read_clips(directory)
-    found, start = Counter(clips["split"].to_pylist()), 0
-    for split, info in manifest.splits.items():
-        rows = clips.slice(start, info.clips)
-        if found[split] != info.clips or rows["split"].unique().to_pylist() != [split]:
-            raise UserError(
-                f"{directory / CLIPS}: {found[split]} clips of split {split}, but {MANIFEST} says {info.clips} "
-                f"from row {start} on: the two come from different sets; copy the whole set again or pack it again"
-            )
-        start += info.clips
-    if start != clips.num_rows:
+    splits = [pa.repeat(pa.scalar(split), info.clips) for split, info in manifest.splits.items()]
+    if not clips["split"].combine_chunks().equals(pa.concat_arrays([pa.array([], pa.string()), *splits])):
+        found = ", ".join(f"{count} {split}" for split, count in Counter(clips["split"].to_pylist()).items())
+        wanted = ", ".join(f"{info.clips} {split}" for split, info in manifest.splits.items())
         raise UserError(
-            f"{directory / CLIPS}: {clips.num_rows} clips, but the splits of {MANIFEST} have {start}; pack it again"
+            f"{directory / CLIPS}: has {found} clips, but {MANIFEST} has {wanted}, in this order: the two come from "
+            "different sets; copy the whole set again or pack it again"
         )
     return ShardSet(directory, manifest, clips)
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 
 from unfused_fast.clustering import bank as bank_module
+from unfused_fast.clustering import bank_files
 from unfused_fast.clustering.bank import MemoryBank
-from unfused_fast.clustering.bank_manifest import DamagedBank
-from unfused_fast.clustering.bank_read import Generation, open_bank
+from unfused_fast.clustering.bank_files import DamagedBank, open_bank
 from unfused_fast.errors import UserError
 from unfused_fast.training import checkpoint
 
@@ -24,6 +23,10 @@ def filled(clips: int = 10, dim: int = 4, first_id: int = 100, dtype: str = "fp3
     bank = MemoryBank(clips, dim, first_id, CPU, dtype)
     bank.write(torch.arange(first_id, first_id + clips), torch.randn(clips, dim))
     return bank
+
+
+def rows_of(directory: Path, epoch: int | None = None) -> torch.Tensor:
+    return open_bank(directory, epoch).rows()
 
 
 def test_rows_belong_to_clip_ids() -> None:
@@ -46,14 +49,16 @@ def test_a_clip_missed_or_written_twice_is_named() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_generations_round_trip_bit_for_bit_and_as_many_stay_as_checkpoints(tmp_path: Path, dtype: str) -> None:
     bank, saved = filled(dtype=dtype), {}
-    # what rounding, or a fill value that is not stored, would lose
     odd = torch.tensor([[-0.0, 0.0, 1e-40, float("nan")], [float("inf"), -float("inf"), 1 / 3, 3.4e38]])
+    seen: list[list[str]] = []
     for epoch in (1, 2, 3):
         bank.write(torch.tensor([103, 107]), odd if epoch == 2 else torch.zeros(2, 4))
-        bank.save(tmp_path, epoch, IDS, step=7 * epoch)
+        there = lambda: seen.append(sorted(path.name for path in tmp_path.iterdir()))  # noqa: E731
+        final = bank.snapshot(tmp_path, epoch, IDS, step=7 * epoch, then=there)()
         saved[epoch] = bank.rows.clone()
-    assert bank.wait() == tmp_path / "gen-000003" and bank.wait() is None
+    assert final == tmp_path / "gen-000003"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000002", "gen-000003"]
+    assert [len(names) for names in seen] == [1, 2, 3], "none is deleted before what refers to the next is written"
     assert checkpoint.KEPT == bank_module.GENERATIONS_KEPT
     other = MemoryBank(10, 4, 100, CPU, dtype)
     for epoch in (2, 3):
@@ -64,19 +69,14 @@ def test_generations_round_trip_bit_for_bit_and_as_many_stay_as_checkpoints(tmp_
     assert (manifest.epoch, manifest.step, manifest.first_clip_id, manifest.norms.not_finite) == (2, 14, 100, 2)
 
 
-def test_training_goes_on_while_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer is held; save returns, rows change, and what is written is what was there when save was called."""
-    go, real = threading.Event(), bank_module.write_part
-    monkeypatch.setattr(bank_module, "write_part", lambda *given: (go.wait(30), real(*given)))
-    bank, published = filled(), []
+def test_what_is_written_is_what_was_there_when_the_snapshot_was_taken(tmp_path: Path) -> None:
+    bank = filled()
     before = bank.rows.clone()
-    bank.save(tmp_path, 1, IDS, then=lambda: published.append(sorted(path.name for path in tmp_path.iterdir())))
+    write = bank.snapshot(tmp_path, 1, IDS)
     bank.write(torch.arange(100, 110), torch.full((10, 4), 9.0))
-    assert published == [] and not (tmp_path / "gen-000001").exists()
-    go.set()
-    bank.wait()
-    assert torch.equal(open_bank(tmp_path).block(0, 10), before)
-    assert published == [["gen-000001"]], "what refers to a generation is published after it"
+    assert not list(tmp_path.iterdir())
+    write()
+    assert torch.equal(rows_of(tmp_path), before)
 
 
 def test_files_that_a_reader_holds_do_not_stop_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,72 +91,51 @@ def test_files_that_a_reader_holds_do_not_stop_a_save(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", unlink)
         for epoch in (1, 2, 3, 3, 3, 4):  # also as after going back to an earlier epoch
-            bank.save(tmp_path, epoch, IDS)
-            kept = bank.wait()
+            kept = bank.snapshot(tmp_path, epoch, IDS)()
             (tmp_path / f"gen-{epoch:06d}/embeddings/.nfs01").touch()
         assert kept == tmp_path / "gen-000004"
         assert sorted(path.name for path in tmp_path.glob("gen-??????")) == ["gen-000003", "gen-000004"]
-        assert list(tmp_path.glob("*.stale")), "what stays is no generation"
-    bank.save(tmp_path, 5, IDS)
-    bank.wait()
+        assert list(tmp_path.glob("tmp-*")), "what stays is no generation"
+    bank.snapshot(tmp_path, 5, IDS)()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000004", "gen-000005"]
 
 
-def test_nothing_is_deleted_before_what_refers_to_the_next_is_published(tmp_path: Path) -> None:
-    bank, seen = filled(), []
-    for epoch in (1, 2, 3):
-        bank.save(
-            tmp_path, epoch, IDS, then=lambda: seen.append([int(path.name[4:]) for path in sorted(tmp_path.iterdir())])
-        )
-    bank.wait()
-    assert seen == [[1], [1, 2], [1, 2, 3]]
-
-
-@pytest.mark.parametrize("failing", ["write_part", "publish", "then"])
-def test_a_failed_save_is_told_once_and_the_generation_before_it_stays(
+@pytest.mark.parametrize("failing", ["to_disk", "then"])
+def test_a_failed_save_leaves_the_generation_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     bank = filled()
-    bank.save(tmp_path, 1, IDS)
-    bank.wait()
+    bank.snapshot(tmp_path, 1, IDS)()
     before = bank.rows.clone()
 
-    def full(*given: object, **named: object) -> None:
-        raise UserError("the disk is full")
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         if failing != "then":
-            patch.setattr(bank_module, failing, full)
+            patch.setattr(bank_files, failing, full)
         bank.write(torch.tensor([100]), torch.ones(1, 4))
-        bank.save(tmp_path, 2, IDS, then=full if failing == "then" else None)
-        with pytest.raises(UserError, match="the disk is full"):
-            bank.save(tmp_path, 3, IDS)
-    assert torch.equal(open_bank(tmp_path, 1).block(0, 10), before)
-    with bank:
-        bank.save(tmp_path, 3, IDS)
-    assert torch.equal(open_bank(tmp_path).block(0, 10), bank.rows) and not list(tmp_path.glob("*.partial"))
-
-
-def test_the_end_of_a_block_waits_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = filled()
-    with pytest.raises(ZeroDivisionError), bank:
-        bank.save(tmp_path, 1, IDS)
-        raise ZeroDivisionError
-    assert Generation(tmp_path / "gen-000001").manifest.epoch == 1
+        with pytest.raises(UserError, match=r"gen-000002: .* could not be written \(No space left on device\)"):
+            bank.snapshot(tmp_path, 2, IDS, then=full if failing == "then" else None)()
+    assert torch.equal(rows_of(tmp_path, 1), before) and not list(tmp_path.glob("tmp-*"))
+    bank.snapshot(tmp_path, 3, IDS)()
+    assert torch.equal(rows_of(tmp_path), bank.rows)
 
 
 def test_only_what_fits_is_loaded(tmp_path: Path) -> None:
-    with filled() as bank:
-        bank.save(tmp_path, 1, IDS)
-    for clips, dim, first_id in ((11, 4, 100), (10, 5, 100), (10, 4, 99)):
-        with pytest.raises(DamagedBank, match="another shard set"):
-            MemoryBank(clips, dim, first_id, CPU).load(tmp_path, 1)
-    with pytest.raises(DamagedBank, match="in float32, but this run needs epoch 1 in bfloat16"):
-        MemoryBank(10, 4, 100, CPU, "bf16").load(tmp_path, 1)
+    filled().snapshot(tmp_path, 1, IDS)()
+    for clips, dim, first_id, dtype in (
+        (11, 4, 100, "fp32"),
+        (10, 5, 100, "fp32"),
+        (10, 4, 99, "fp32"),
+        (10, 4, 100, "bf16"),
+    ):
+        with pytest.raises(DamagedBank, match=r"epoch 1, 10 x 4 float32 from clip 100 on, but this run needs epoch 1"):
+            MemoryBank(clips, dim, first_id, CPU, dtype).load(tmp_path, 1)
     with pytest.raises(DamagedBank, match="missing"):
         MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
     (tmp_path / "gen-000001").rename(tmp_path / "gen-000002")
-    with pytest.raises(DamagedBank, match="epoch 1"):
+    with pytest.raises(DamagedBank, match=r"epoch 1, .* but this run needs epoch 2"):
         MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
 
 
@@ -169,9 +148,9 @@ def test_rows_leave_a_gpu_through_pinned_memory_as_they_were(tmp_path: Path, dty
     for epoch in (1, 2):
         bank.write(ids, torch.randn(50_000, 128, device=cuda))
         before = bank.rows.clone()
-        bank.save(tmp_path, epoch, ids)
+        write = bank.snapshot(tmp_path, epoch, ids)
         bank.write(ids, torch.zeros(50_000, 128, device=cuda))
-    bank.wait()
+        write()
     assert bank._host is not None and bank._host[0].is_pinned()
     other = MemoryBank(50_000, 128, 0, cuda, dtype)
     assert torch.equal(other.load(tmp_path, 2), ids) and torch.equal(other.rows, before)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unfused_fast.clustering.kmeans import euclidean_kmeans, resolve_backend, spherical_kmeans
-from unfused_fast.clustering.scores import normalised_mutual_information, pca_whiten, pseudo_label_kmeans
+from unfused_fast.clustering.pca import pca_whiten, pseudo_label_kmeans
+from unfused_fast.clustering.scores import normalised_mutual_information
 from unfused_fast.errors import UserError
 
 

@@ -12,7 +12,7 @@ from collapsing import COLLAPSES, FlatProjector
 from stopping import stopped_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unfused_fast.clustering.collapse import COLLINEAR, IN_A_ROW, LARGEST_SHARE, Collapse, Collapsed
+from unfused_fast.clustering.scores import COLLINEAR, IN_A_ROW, LARGEST_SHARE, Collapse, Collapsed
 from unfused_fast.config.fields import Config
 from unfused_fast.models import audiontt as model
 from unfused_fast.shards.demo import union_rows

@@ -11,12 +11,11 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import normalize
 
 from unfused_fast.clustering.kmeans import spherical_kmeans
-from unfused_fast.clustering.rows import Points
-from unfused_fast.clustering.seeding import kmeans_plus_plus, match_clusters, random_rows
+from unfused_fast.clustering.seeding import Points, kmeans_plus_plus, match_clusters, random_rows
 
 
 def test_random_rows_are_uniform_and_all_different() -> None:
-    points = Points(blobs(40, 4, 3), None)
+    points = Points(blobs(40, 4, 3))
     drawn = torch.stack([random_rows(points, 10, seed) for seed in range(1000)])
     assert all(len(set(row)) == 10 for row in drawn.tolist())
     counts = torch.bincount(drawn.flatten(), minlength=40).double()
@@ -27,7 +26,7 @@ def test_kmeans_plus_plus_has_the_probabilities_of_its_paper() -> None:
     """Second row given the first, over many seeds, beside (1 - cosine) / sum."""
     angles = torch.tensor([0.0, 0.4, 1.0, 2.0, 3.0])
     points = torch.stack([angles.cos(), angles.sin()], dim=1)
-    held, counts = Points(points, None), torch.zeros(5, 5)
+    held, counts = Points(points), torch.zeros(5, 5)
     for seed in range(1500):
         first, second = (points @ row > 1 - 1e-6 for row in kmeans_plus_plus(held, 2, seed, 1.0))
         counts[first.long().argmax(), second.long().argmax()] += 1
@@ -89,7 +88,7 @@ def test_matching_beside_the_best_one(noise: float) -> None:
     previous = generator.integers(0, 12, 3000)
     renaming = generator.permutation(12)
     ids = np.where(generator.random(3000) < noise, generator.integers(0, 12, 3000), renaming[previous])
-    points = Points(torch.zeros(3000, 1), None)
+    points = Points(torch.zeros(3000, 1))
     mapping = match_clusters(torch.from_numpy(ids), torch.from_numpy(previous), 12, points).numpy()
     assert sorted(mapping) == list(range(12))
     overlap = np.zeros((12, 12))

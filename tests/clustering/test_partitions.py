@@ -9,7 +9,8 @@ from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 from unfused_fast.clustering.assign import mean_directions, own_similarities
-from unfused_fast.clustering.scores import cluster_sizes, pca_whiten, resolve_pca_dim, row_spread, stalled
+from unfused_fast.clustering.pca import pca_whiten, resolve_pca_dim, row_spread
+from unfused_fast.clustering.scores import cluster_sizes, stalled
 from unfused_fast.errors import UserError
 
 

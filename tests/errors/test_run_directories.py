@@ -54,7 +54,7 @@ def test_overwrite_keeps_the_old_run_until_the_inputs_are_sound(
 def test_resume_and_overwrite(pretrain: Cli, tones: Path, unfinished: Path) -> None:
     before = contents(unfinished)
     done = pretrain(tones, unfinished, "--resume", "--overwrite")
-    refused(done, "--resume goes on", "--overwrite replaces", "give one of them")
+    refused(done, "--resume continues", "--overwrite replaces", "give one of them")
     assert contents(unfinished) == before
 
 

@@ -11,7 +11,7 @@ import resource
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +64,6 @@ def only_checkpoint(run: Path, data: bytes, state: Any = None) -> Path:
         state = json.dumps({**kept, "sha256": hashlib.sha256(data).hexdigest(), **(state or {})})
     path.with_suffix(".json").write_text(state)
     return path
-
-
-def rewritten(generation: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes a generation's manifest, and gives it the digest that then belongs to it."""
-    path = generation / "manifest.json"
-    value = json.loads(path.read_text())
-    value.pop("digest")
-    value = change(value) or value
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps({**value, "digest": digest}))
-
-
-def with_header(generation: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes one of a generation's zarr headers, and its digest in the manifest."""
-    path = generation / name
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps(change(value) or value))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    rewritten(generation, lambda manifest: manifest["headers"].update({name: digest}))
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from unfused_fast.clustering import bank_manifest
+from unfused_fast.clustering import bank_files
 from unfused_fast.clustering.bank import GENERATIONS_KEPT, MemoryBank
-from unfused_fast.clustering.bank_read import Generation
+from unfused_fast.clustering.bank_files import Generation
 
 ROWS, DIM, FIRST_ID = 2000, 16, 100
 
@@ -62,7 +62,7 @@ def keep_saving(folder: Path, told: int) -> None:
         epoch += 1
         rows, assignments = content(epoch)
         bank.write(torch.arange(ROWS) + FIRST_ID, rows)
-        bank.save(folder, epoch, assignments, then=partial(publish, epoch))
+        bank.snapshot(folder, epoch, assignments, then=partial(publish, epoch))()
 
 
 def check(folder: Path) -> None:
@@ -71,9 +71,7 @@ def check(folder: Path) -> None:
     for epoch in generations:
         generation, (rows, assignments) = Generation(folder / f"gen-{epoch:06d}"), content(epoch)
         assert generation.manifest.epoch == epoch
-        blocks = list(generation.chunks())
-        assert torch.equal(torch.cat([block.rows for block in blocks]), rows), epoch
-        assert torch.equal(torch.cat([block.assignments for block in blocks]), assignments), epoch
+        assert torch.equal(generation.rows(), rows) and torch.equal(generation.assignments(), assignments), epoch
     assert len(generations) <= GENERATIONS_KEPT + 1
     if checkpoints:
         assert checkpoints[-1] in generations, (checkpoints[-1], generations)
@@ -100,7 +98,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=0.15, help="seconds from a save to the kill, at most")
     given = parser.parse_args()
-    bank_manifest.CHUNK_BYTES = 8192  # 128 rows a chunk, 1000 a shard: two shards
+    bank_files.CHUNK_BYTES = 8192  # 16 files of rows
     import zarr  # once for all children
 
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
@@ -121,16 +119,15 @@ def main() -> int:
             if os.WTERMSIG(os.waitpid(writer, 0)[1]) != signal.SIGKILL:
                 raise SystemExit("the writer ended by itself")
             kills += 1
-            left.update({path.suffix for path in folder.glob("gen-*")} - {""} or {"none"})
+            left.update("old" if (path / "old").exists() else "new" for path in folder.glob("tmp-*"))
             if os.waitpid(child(partial(check, folder)), 0)[1]:
                 raise SystemExit(f"seed {given.seed}, kill {kills}: what is left is not whole")
         last = epochs_in(folder, "gen-??????")
     print(
         f"seed {given.seed}, zarr {zarr.__version__}: {kills} kills, {time.perf_counter() - started:.0f} s, every bank "
-        f"whole; epochs {last}; unfinished when killed: {left['.partial']} being written, {left['.stale']} being "
-        f"deleted, {left['none']} between"
+        f"whole; epochs {last}; unfinished when killed: {left['new']} being written, {left['old']} being deleted"
     )
-    return 0 if left[".partial"] and last and last[-1] > 2 else 1
+    return 0 if left["new"] and last and last[-1] > 2 else 1
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "distill": [(loop.Trainer, "train_batch")],
     "linear": [
         *((linear, name) for name in ("eval_features", "head_losses", "plot_confusions")),
-        *((run, name) for name in ("RunLock", "write_json")),
+        *((run, name) for name in ("FileLock", "write_json")),
     ],
 }
 """Stage -> what it does again and again, from which the moments of kills count."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unfused_fast.clustering.kmeans import Init, euclidean_kmeans, spherical_kmeans
+from unfused_fast.clustering.pca import pca_whiten, resolve_pca_dim
 from unfused_fast.clustering.pic import power_iteration_clustering
-from unfused_fast.clustering.rows import ExchangeFailed
-from unfused_fast.clustering.scores import pca_whiten, resolve_pca_dim
+from unfused_fast.clustering.seeding import ExchangeFailed
 from unfused_fast.config import Config
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normalise_centroids

@@ -64,8 +64,11 @@ def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype =
     return backend
 
 
-def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float) -> tuple[Tensor, Tensor]:
-    """(N, D), (K, D) of one dtype -> (N,) int64 nearest centroid by inner product, and (N,) float32 product.
+def nearest(
+    backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float, part: slice
+) -> tuple[Tensor, Tensor]:
+    """Of a part of (N, D), and (K, D) of one dtype: (n,) int64 nearest centroid by inner product, and (n,) float32
+    product.
 
     The caller is inside `ieee_float32`, once for all threads. The first is exact: the lowest index among the products
     that float64 finds equal. The second has the rounding of the back end.
@@ -76,6 +79,7 @@ def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: fl
         centroids: norms about 1.
         largest_norm: of a row of `points`, at least.
     """
+    points = points[part]
     found, best, second = _TOP_TWO[backend](points, centroids)
     tensor_cores = points.is_cuda or backend == "triton"
     gap = 2 * rounding_bound(points.shape[1], tensor_cores) * largest_norm * 1.01  # bfloat16 centroids exceed norm 1
@@ -83,26 +87,13 @@ def nearest(backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: fl
 
 
 def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float) -> None:
-    """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place.
-
-    Raises:
-        ValueError: `old` for triton, which always adds up all points: `moves_points` says so.
-    """
-    if backend == "triton" and old is None:
-        sums += centroid_sums_triton(points, new, len(sums), scale)[0]
-    elif backend == "triton":
-        raise ValueError("the Triton kernels add up all points; start from sums of zero")
-    elif old is None:
-        add_points(sums, points, new, scale)
-    else:
+    """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place."""
+    if old is not None:
         move_points(sums, points, old, new, scale)
-
-
-def moves_points(backend: Chosen) -> bool:
-    """Whether sums follow the points that moved; adding everything up again is cheaper than copying the changes from
-    the GPU.
-    """
-    return backend != "triton"
+    elif backend == "triton":
+        sums += centroid_sums_triton(points, new, len(sums), scale)[0]
+    else:
+        add_points(sums, points, new, scale)
 
 
 Found = tuple[Tensor, Tensor]

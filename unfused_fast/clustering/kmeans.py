@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unfused_fast.clustering.backends import Backend as Backend
-from unfused_fast.clustering.backends import Chosen, Ranges, moves_points, nearest, row_threads, update_sums
+from unfused_fast.clustering.backends import Chosen, Ranges, nearest, row_threads, update_sums
 from unfused_fast.clustering.backends import resolve_backend as resolve_backend
-from unfused_fast.clustering.rows import Points, Rows
 from unfused_fast.clustering.seeding import (
+    Points,
     kmeans_plus_plus,
     match_clusters,
     random_rows,
@@ -52,7 +52,7 @@ class KMeans(NamedTuple):
 
 @torch.no_grad()
 def spherical_kmeans(
-    points: Tensor | Rows,
+    points: Tensor,
     k: int,
     *,
     iterations: int = 10,
@@ -69,12 +69,12 @@ def spherical_kmeans(
     `iterations` times assignment and centroids of unit norm, then a last assignment. Source: paper section 3
     (assignment phase); authors (10 iterations, keep).
 
-    One answer on every back end, number of ranks and size of blocks: assignments are exact (near ties are settled in
-    float64, ties go to the lowest id), cluster sums are integers, and the objective is computed from them. Only the
-    norms of centroids depend on the device, in their last bit. What each library computes is in backends.py.
+    One answer on every back end, number of ranks, threads and size of blocks: assignments are exact (near ties are
+    settled in float64, ties go to the lowest id), cluster sums are integers, and the objective is computed from them.
+    Only the norms of centroids depend on the device, in their last bit. What each library computes is in backends.py.
 
     Args:
-        points: float32 or bfloat16, a tensor or `Rows` that are read in blocks; with a `group` those of this rank.
+        points: float32 or bfloat16; with a `group` those of this rank.
         k: clusters over all ranks.
         iterations: 0 assigns to the initial centroids.
         init: `random` rows, `kmeans++` on 1 - cosine, or centroids (K, D), which are used for the first start.
@@ -133,17 +133,15 @@ def _lloyd(
     for iteration in range(iterations + 1):
         centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
         table = centroids.to(points.dtype)
-        anew = iteration == 0 or not moves_points(backend)
+        anew = iteration == 0 or backend == "triton"  # whose kernels are faster than copying from the GPU what moved
         if anew:
             own_sums.zero_()
-        for block, rows in points.blocks():
-            own, products = assignments[block], similarities[block]
-            work = functools.partial(_nearest, backend, rows, table, largest_norm)
-            for part, (found, best) in ranges(len(rows), work):
-                update_sums(backend, own_sums, rows[part], None if anew else own[part], found, scale)
-                own[part] = found
-                if empty == "reseed":
-                    products[part] = best
+        work = functools.partial(nearest, backend, points.rows, table, largest_norm)
+        for part, (found, best) in ranges(points.count, work):
+            update_sums(backend, own_sums, points.rows[part], None if anew else assignments[part], found, scale)
+            assignments[part] = found
+            if empty == "reseed":
+                similarities[part] = best
         counts = points.sum(torch.bincount(assignments, minlength=k))
         sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
         if iteration == iterations:
@@ -160,12 +158,6 @@ def _lloyd(
     by_part = torch.stack([(total.double() * own).sum() for total, own in parts])
     objective = points.from_first(by_part.sum() / (scale * points.total))
     return KMeans(centroids, assignments, counts, objective.float())
-
-
-def _nearest(
-    backend: Chosen, points: Tensor, centroids: Tensor, largest_norm: float, part: slice
-) -> tuple[Tensor, Tensor]:
-    return nearest(backend, points[part], centroids, largest_norm)
 
 
 def euclidean_kmeans(
@@ -218,11 +210,10 @@ def _draw_seed(points: Points, generator: torch.Generator | None) -> int:
 def _largest_norm(points: Points) -> float:
     """Largest norm of a row on any rank. Raises UserError for rows that are not finite."""
     largest = torch.zeros((), device=points.device)
-    for _, rows in points.blocks():
-        for piece in torch.split(rows, NORM_ROWS):  # norms of bfloat16 rows are those of a float32 copy
-            if len(piece):
-                norms = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float32)
-                largest = torch.maximum(largest, torch.where(norms.isfinite(), norms, torch.inf).max())
+    for rows in torch.split(points.rows, NORM_ROWS):  # norms of bfloat16 rows are those of a float32 copy
+        if len(rows):
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+            largest = torch.maximum(largest, torch.where(norms.isfinite(), norms, torch.inf).max())
     found = points.largest(largest)
     check_finite_rows(found)
     return float(found)

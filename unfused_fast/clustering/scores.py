@@ -1,19 +1,31 @@
-"""What surrounds k-means: PCA and whitening before it, pseudo-labels from it, how clusterings look and compare.
+"""How clusterings look and compare, and the signs that stage 1 is not learning.   N clips, K clusters.
 
-N points, D features, K clusters.
+A bank whose rows are nearly collinear is warned about; clusters that have collapsed, nearly all clips in one, time
+after time, stop the run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unfused_fast.clustering.kmeans import KMeans, check_finite_rows, euclidean_kmeans
+from unfused_fast.config import Config
+from unfused_fast.console import console
 from unfused_fast.errors import UserError
+
+LARGEST_SHARE = 0.95
+"""Share of the clips in one cluster from which a clustering counts as collapsed. Ours: who predicts that cluster for
+every clip has then nearly no loss; what one cluster holds in a run that learns lies far below."""
+IN_A_ROW = 3
+"""Collapsed clusterings in a row that stop a run. Ours: a first one may be the untrained network's, as of an
+EfficientNet whose BatchNorm has no statistics yet (all clips in one cluster, then 37 % after an epoch)."""
+COLLINEAR = 0.97
+"""Norm of the bank's mean direction from which its rows count as nearly collinear. Ours: docs/clustering.md has the
+first banks of runs on real clips, filled in eval mode and in train mode, that it lies between.
+"""
 
 
 class ClusterSizes(NamedTuple):
@@ -23,106 +35,6 @@ class ClusterSizes(NamedTuple):
     perplexity: float
     """exp(H) of the shares of the clusters: K when all are equal, 1 when all clips are in one."""
     largest_share: float
-
-
-class RowSpread(NamedTuple):
-    """How the directions of rows spread; host numbers."""
-
-    mean_direction: float
-    """Norm of the mean of the unit rows: 0 when they point evenly to all sides, 1 when they are collinear."""
-    effective_rank: float
-    """exp of the entropy of the eigenvalues of the unit rows' covariance, as shares: D when all directions vary
-    equally, 1 when one alone does. Source: Roy and Vetterli 2007. Ours: of the covariance, since the second moment
-    about 0 shows the mean again.
-    """
-    first_direction: float
-    """Largest of these shares: the part of the variance that lies in one direction."""
-
-
-def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
-    """Principal components for a set of `clips` clips: `auto` is 128, or one for every 16 clips where that is fewer."""
-    return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
-
-
-def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 13) -> Tensor:
-    """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
-
-    Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
-    by block, so that beside points and result only (D, D) and one block are held; where N <= D, from one SVD. Source:
-    DECAR section 3; authors (PCA to 128).
-
-    Raises:
-        UserError: all rows are equal, or not all finite.
-    """
-    count, mean = len(points), _mean(torch.split(points, block_rows))
-    if count <= points.shape[1]:
-        _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
-        variances, directions = singular.square() / count, directions.T
-    else:
-        variances, directions = torch.linalg.eigh(_covariance(torch.split(points, block_rows), mean))
-        variances, directions = variances.flip(0), directions.flip(1)
-    # a spread below 1e-6 of the mean's size is what float32 leaves of equal rows
-    kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
-    if not kept:
-        raise UserError(
-            "all clips have the same features, so they cannot be clustered; was what gives them trained, and did its "
-            "training not diverge?"
-        )
-    scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
-    found = torch.empty(count, kept, device=points.device)
-    for block, out in zip(torch.split(points, block_rows), torch.split(found, block_rows), strict=True):
-        out.copy_(torch.nn.functional.normalize((block.double() - mean) @ scaled, dim=1))
-    return found
-
-
-def row_spread(rows: Tensor, block_rows: int = 1 << 13) -> RowSpread:
-    """(N, D) rows, of any norm but 0 -> how their directions spread; one host read. Nothing of size N is held.
-
-    Raises:
-        UserError: rows that are not all finite.
-    """
-
-    def unit() -> Iterator[Tensor]:
-        return (torch.nn.functional.normalize(block.float(), dim=1) for block in torch.split(rows, block_rows))
-
-    mean = _mean(unit())
-    eigenvalues = torch.linalg.eigvalsh(_covariance(unit(), mean)).clamp(min=0)
-    shares = eigenvalues / eigenvalues.sum().clamp(min=1e-300)
-    rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
-    return RowSpread(*torch.stack([mean.norm(), rank, shares[-1]]).tolist())
-
-
-def _mean(blocks: Iterable[Tensor]) -> Tensor:
-    """Blocks of rows (n, D) -> (D,) float64. Raises UserError for rows that are not all finite."""
-    count, total = 0, torch.zeros(())
-    for block in blocks:
-        sums = block.sum(dim=0, dtype=torch.float64)
-        count, total = count + len(block), total.to(sums) + sums
-    check_finite_rows(total)  # float32 cannot overflow a float64 sum, so one number that is not finite shows
-    return total / count
-
-
-def _covariance(blocks: Iterable[Tensor], mean: Tensor) -> Tensor:
-    """Blocks of rows (n, D) and their mean -> (D, D) float64."""
-    count, covariance = 0, torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
-    for block in blocks:
-        centred = block.double() - mean
-        covariance.addmm_(centred.T, centred)
-        count += len(block)
-    return covariance / count
-
-
-def pseudo_label_kmeans(
-    features: Tensor, k: int, *, pca_dim: int, whiten: bool, iterations: int, n_init: int, seed: int
-) -> KMeans:
-    """(N, D) teacher features -> pseudo-labels: PCA, whitening, L2, then k-means. `pca_dim` 0: L2 only. Source:
-    authors.
-    """
-    points = (
-        pca_whiten(features, pca_dim, whiten) if pca_dim else torch.nn.functional.normalize(features.float(), dim=1)
-    )
-    generator = torch.Generator(device=points.device).manual_seed(seed)
-    return euclidean_kmeans(points, k, iterations=iterations, n_init=n_init, generator=generator)
 
 
 def normalised_mutual_information(first: Tensor, second: Tensor) -> float:
@@ -156,3 +68,61 @@ def cluster_sizes(counts: Tensor) -> ClusterSizes:
     values = [(counts == 0).sum().double(), torch.exp(-torch.special.xlogy(shares, shares).sum()), shares.max()]
     empty, perplexity, largest = torch.stack(values).tolist()
     return ClusterSizes(int(empty), perplexity, largest)
+
+
+class Collapsed(UserError):
+    """The clusters have collapsed; what to try."""
+
+
+class Collapse:
+    """Counts the collapsed clusterings in a row, and warns once of a collinear bank."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.in_a_row = 0
+        """Belongs into a checkpoint."""
+        self._warned = False
+
+    def check(self, largest_share: float, k: int, epoch: int) -> None:
+        """One clustering into K clusters, before the epoch; one cluster alone cannot collapse.
+
+        Raises:
+            Collapsed: it is the last of IN_A_ROW; the count is then as before it, for a checkpoint of the epoch before.
+        """
+        if k < 2 or largest_share < LARGEST_SHARE:
+            self.in_a_row = 0
+            return
+        if self.in_a_row + 1 >= IN_A_ROW:
+            raise Collapsed(self._words(largest_share, k, epoch))
+        self.in_a_row += 1
+
+    def check_spread(self, mean_direction: float, epoch: int) -> None:
+        """Warns in one sentence, once, of a bank whose rows are nearly collinear."""
+        if mean_direction < COLLINEAR or self._warned:
+            return
+        self._warned = True
+        bank, rate = self._config.bank, self._config.optim.lr
+        if bank.fill == "pass":
+            tries = "bank.fill=training"  # a pass is in eval mode
+        else:
+            tries = "bank.init_mode=train" if bank.init_mode == "eval" else f"optim.lr={rate / 10:g} (now {rate:g})"
+        console.print(
+            f"warning: epoch {epoch}: the rows of the memory bank are nearly collinear (the norm of their mean "
+            f"direction is {mean_direction:.3f}; 1 is collinear, runs that learn stay below {COLLINEAR}), so "
+            f"clusters say little about the clips; try --set {tries}",
+            style="yellow",
+        )
+
+    def _words(self, largest_share: float, k: int, epoch: int) -> str:
+        cluster, optim = self._config.cluster, self._config.optim
+        tries = [f"--set optim.lr={optim.lr / 10:g} (now {optim.lr:g})"]
+        if optim.schedule == "constant":
+            tries.append("--set optim.schedule=cosine")
+        tries.append("more clips a batch (train.batch_size)")
+        if cluster.algo == "spherical" and cluster.empty == "keep":
+            tries.append("--set cluster.empty=split")
+        return (
+            f"epoch {epoch}: the clusters have collapsed: {IN_A_ROW} clusterings in a row had at least "
+            f"{LARGEST_SHARE:.0%} of the clips in one of {k} clusters (now {largest_share:.1%}), which leaves nothing "
+            f"to learn; start again with --overwrite and {', or '.join(tries)}"
+        )

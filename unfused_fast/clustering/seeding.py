@@ -1,18 +1,21 @@
-"""How k-means starts and what becomes of empty clusters: the same rows on any number of ranks.
+"""The rows of k-means, how it starts and what becomes of empty clusters: the same on any number of ranks.
 
 n rows on this rank, N on all, D features, K clusters. Random numbers belong to (seed, draw, row), and where a choice
-hangs on products that float32 cannot tell apart it is made in float64.
+hangs on products that float32 cannot tell apart it is made in float64. Rank r holds the rows after those of ranks
+0..r-1, any number of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering.rows import Points
 from unfused_fast.data import bits, exponential
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.kernels.assign import rounding_bound
@@ -21,6 +24,75 @@ SPLIT_STEP = 1.0 / 1024
 """How far apart the two halves of a split cluster start, relative. Source: faiss Clustering.cpp (EPS)."""
 WIDE_ROWS = 4096
 """Rows turned to float32 or float64 at a time."""
+
+
+class ExchangeFailed(RuntimeError):
+    """A rank of the group is gone, or does not answer."""
+
+
+class Points:
+    """Rows (n, D) of this rank, float32 or bfloat16, and what the ranks of a group send each other.
+
+    Without a group every exchange is the identity. Raises ValueError for a wrong shape or dtype.
+    """
+
+    def __init__(self, rows: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        if rows.ndim != 2 or rows.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"points are {tuple(rows.shape)} {rows.dtype}; want (N, D) of float32 or bfloat16")
+        self.rows, self.group, self.dtype, self.device = rows, group, rows.dtype, rows.device
+        self.count, self.features = rows.shape
+        counts = self.gather(torch.tensor([self.count], device=self.device))[:, 0].tolist()
+        self.total: int = sum(counts)
+        self.first: int = sum(counts[: dist.get_rank(group) if group is not None else 0])
+
+    def ids(self) -> Tensor:
+        """(n,) int64 numbers of this rank's rows among all."""
+        return torch.arange(self.first, self.first + self.count, device=self.device)
+
+    def fetch(self, ids: Tensor) -> Tensor:
+        """(m,) numbers among all rows, the same on every rank -> (m, D) float32 on every rank."""
+        out = torch.zeros(len(ids), self.features, device=self.device)
+        mine = torch.nonzero((ids >= self.first) & (ids < self.first + self.count))[:, 0]
+        out[mine] = self.rows[ids[mine] - self.first].float()
+        return self.sum(out)  # every row comes from one rank, the others add zero
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.group is not None:
+            with _exchange():
+                dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """Maximum over ranks, in place."""
+        if self.group is not None:
+            with _exchange():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Tensors of one shape -> (ranks, *shape), the same on every rank."""
+        if self.group is None:
+            return tensor[None]
+        every = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self.group))]
+        with _exchange():
+            dist.all_gather(every, tensor.contiguous(), group=self.group)
+        return torch.stack(every)
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """What rank 0 of the group has, in place: ranks whose arithmetic differs in a bit cannot drift apart."""
+        if self.group is not None:
+            with _exchange():
+                dist.broadcast(tensor, group=self.group, group_src=0)
+        return tensor
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExchangeFailed(str(error)) from error
 
 
 def random_rows(points: Points, k: int, seed: int) -> Tensor:
@@ -69,7 +141,7 @@ def _weighted(race: Tensor, nearest: Tensor, points: Points, chosen: Tensor, err
         return race
     times = torch.full_like(race, math.inf)
     for rows in torch.split(torch.nonzero(race / (weight + error) <= bound)[:, 0], WIDE_ROWS):
-        exact = 1 - (points.take(rows).double() @ chosen.double().T).amax(dim=1)
+        exact = 1 - (points.rows[rows].double() @ chosen.double().T).amax(dim=1)
         times[rows] = race[rows] / exact.clamp(min=0)
     return times
 
@@ -77,9 +149,8 @@ def _weighted(race: Tensor, nearest: Tensor, points: Points, chosen: Tensor, err
 def _raise_to(nearest: Tensor, points: Points, centroid: Tensor) -> None:
     """Raises (n,) to the products with one more centroid."""
     with ieee_float32():
-        for part, rows in points.blocks():
-            for piece, values in zip(torch.split(rows, WIDE_ROWS), torch.split(nearest[part], WIDE_ROWS), strict=True):
-                torch.maximum(values, piece.float() @ centroid, out=values)
+        for rows, values in zip(torch.split(points.rows, WIDE_ROWS), torch.split(nearest, WIDE_ROWS), strict=True):
+            torch.maximum(values, rows.float() @ centroid, out=values)
 
 
 def split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
@@ -114,7 +185,7 @@ def reseed_farthest(
     bar = torch.topk(lowest.flatten(), len(empty), largest=False).values.max() + 2 * error
     worst = torch.full((2, len(empty)), math.inf, dtype=torch.float64, device=best.device)
     for rows in torch.split(torch.nonzero(best <= bar)[:, 0], WIDE_ROWS):
-        exact = (points.take(rows).double() * centroids[assignments[rows]].double()).sum(dim=1)
+        exact = (points.rows[rows].double() * centroids[assignments[rows]].double()).sum(dim=1)
         worst = _smallest(torch.cat([worst, torch.stack([exact, (rows + points.first).double()])], dim=1), len(empty))
     chosen = _smallest(points.gather(worst).transpose(0, 1).reshape(2, -1), len(empty))[1].long()
     reseeded = centroids.clone()

@@ -21,11 +21,11 @@ Bank = Annotated[
 @bank_app.command("info")
 def bank_info(
     bank: Bank,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all rows and compare with their digests.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all rows and compare with their checksums.")] = False,
     as_json: Json = False,
 ) -> None:
     """Generations, their epochs, sizes and norms; exit code 1 when one is damaged."""
-    from unfused_fast.clustering import DamagedBank, Generation, describe, generation_paths
+    from unfused_fast.clustering import DamagedBank, Generation, generation_paths
 
     found: list[dict[str, Any]] = []
     for path in generation_paths(bank):
@@ -39,8 +39,8 @@ def bank_info(
             with bar(path.name, "damaged") as advance:
                 for done, fact in enumerate(generation.verify(), 1):
                     damaged += [] if fact is None else [fact]
-                    advance(done, len(generation.manifest.chunks), len(damaged))
-        found.append({"generation": str(path), **describe(generation), "verified": verify, "damaged": damaged})
+                    advance(done, sum(1 for _ in generation.manifest.files()), len(damaged))
+        found.append({"generation": str(path), **generation.describe(), "verified": verify, "damaged": damaged})
     facts = [fact for item in found for fact in item["damaged"]]
     if as_json:
         print_json({"bank": str(bank), "generations": found})
@@ -69,7 +69,7 @@ def bank_export(
     as_json: Json = False,
 ) -> None:
     """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
-    from unfused_fast.clustering import describe, export, format_of, open_bank
+    from unfused_fast.clustering import export, format_of, open_bank
     from unfused_fast.shards.sets.table import open_shards
 
     kind = format_of(out)
@@ -77,7 +77,7 @@ def bank_export(
     shard_set = None if shards is None else open_shards(local_shards(shards))
     with bar("exporting") as advance:
         export(generation, out, kind, shard_set, advance)
-    described = {"generation": str(generation.path), **describe(generation), "format": kind, "out": str(out)}
+    described = {"generation": str(generation.path), **generation.describe(), "format": kind, "out": str(out)}
     if as_json:
         print_json(described)
         return
@@ -89,7 +89,7 @@ def bank_export(
 def _print_table(bank: Path, found: list[dict[str, Any]]) -> None:
     from unfused_fast.evaluation import terminal_table
 
-    columns = ["epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "digests"]
+    columns = ["epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "checksums"]
     rows = []
     for item in found:
         if "rows" not in item:

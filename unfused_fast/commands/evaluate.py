@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from unfused_fast.evaluation import TextTable
 
 Fractions = Annotated[
-    str,
-    typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1."),
+    str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
 ]
 
 

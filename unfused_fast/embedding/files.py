@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -137,8 +138,12 @@ def _embed(
                 progress(parts.files_done, len(rows), sum(parts.reasons.values()))
 
     count = available_cores() if workers is None else workers
-    with Workers(count) as pool, Workers(min(count, 1)) as headers:
-        for job, answer in ahead(pool.answers(jobs())):
+    with (
+        Workers(count) as pool,
+        Workers(min(count, 1)) as headers,
+        closing(ahead(pool.answers(jobs()))) as answers,  # no more jobs are drawn when the workers end
+    ):
+        for job, answer in answers:
             if stopping():
                 flags = "--resume --overwrite" if parts.out.exists() else "--resume"
                 raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, go on with {flags}")

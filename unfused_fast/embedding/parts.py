@@ -53,14 +53,7 @@ class SavedBlock(NamedTuple):
 class EmbeddingParts:
     """OUT.partial. What is saved stays, whatever ends the program."""
 
-    def __init__(
-        self,
-        out: Path,
-        request: Mapping[str, Any],
-        dim: int,
-        centres: Centres | None,
-        restart: bool,
-    ) -> None:
+    def __init__(self, out: Path, request: Mapping[str, Any], dim: int, centres: Centres | None, restart: bool) -> None:
         """Makes the folder, or goes on where it was left, which is said; with `restart` begins again.
 
         Args:

@@ -89,7 +89,7 @@ class DeepClustering(Method):
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
         self._projected = list[tuple[Tensor, ...]]()
-        """Of the parts of the batch at hand, what goes to the bank."""
+        """Of the parts of the current batch, what goes to the bank."""
         self._backend = ""
         if config.cluster.algo == "spherical":
             self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"

@@ -57,10 +57,8 @@ def last_clusters(run: Path) -> Clusters:
     _, state, unused = load_checkpoint(run / "checkpoints", _fault)
     for sentence in unused:
         console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
-    blocks = list((bank := Generation(run / BANK / generation_name(state["epoch"]))).chunks())
-    rows, assignments = (
-        torch.cat(parts) for parts in zip(*((block.rows, block.assignments) for block in blocks), strict=True)
-    )
+    bank = Generation(run / BANK / generation_name(state["epoch"]))
+    rows, assignments = bank.rows(), bank.assignments()
     points = clustered_points(rows, from_flat(recorded["config"]))
     first_id = bank.manifest.first_clip_id
     return Clusters(int(state["epoch"]), points, row_spread(rows), assignments, int(state["k"]), first_id)

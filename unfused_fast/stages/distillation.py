@@ -30,8 +30,8 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder, start_from
 from unfused_fast.training import (
     Options,
+    Run,
     Trainer,
-    open_run,
     precision,
     resolve_batch_size,
     seed_everything,
@@ -107,7 +107,7 @@ def pseudo_labels(
         seed=key(seed, epoch) >> 1 if epoch else seed,
     )
     labels = found.assignments[:clips]
-    return labels if previous is None else match_clusters(labels, previous, k, Points(features, None))[labels]
+    return labels if previous is None else match_clusters(labels, previous, k, Points(features))[labels]
 
 
 def pseudo_labels_together(
@@ -255,7 +255,7 @@ def distill(
                 f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
             )
         inputs["pseudo_labels"] = labels_digest(given)
-    with open_run(out, "distill", config, shards, options, **inputs) as run:
+    with Run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
         skipped, k = SkippedClips(options.skip_bad, ranks), _classes(config, shards, given)

@@ -24,7 +24,7 @@ from unfused_fast.data import SkippedClips
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import baseline_encoder, eval_features, load_encoder
-from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.metrics import accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
 from unfused_fast.training import Options, Profile, Run, plot_confusions, read_description, train_clips
@@ -183,19 +183,29 @@ def _splits(
     say_heard([encoder], shards, clips)
     apart = "valid" in clips.splits and clips.held_out is None
     parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
-    features = torch.cat([parts[name] for name in clips.splits])
+    return round_splits(config, clips, part, torch.cat([parts[name] for name in clips.splits]))
+
+
+def round_splits(config: Config, clips: LabelledClips, part: Round, features: Tensor) -> dict[str, Split]:
+    """Features (N, D) of all clips -> those of a round's train clips, and of its recordings of valid and test, as far
+    as it has any; by `eval.standardize` scaled by what train has.
+    """
+
+    def of(rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(features.device)
+
     if config.eval.standardize:
-        learnt = features[torch.from_numpy(part.train).to(device)]
+        learnt = features[of(part.train)]
         mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
         features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
     found = {}
     for name, rows in (("train", part.train), ("valid", part.valid), ("test", part.test)):
         if len(rows):
-            given = features[torch.from_numpy(rows).to(device)]
+            given = features[of(rows)]
             if name != "train":
                 recordings = clips.recordings(rows)
                 rows, given = recordings.rows, recordings.mean(given)
-            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(device))
+            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(features.device))
     return found
 
 

@@ -15,7 +15,6 @@ from unfused_fast.training import (
     Options,
     Run,
     Trainer,
-    open_run,
     plot_cluster_sizes,
     precision,
     resolve_batch_size,
@@ -30,7 +29,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
-    with open_run(out, "pretrain", config, shards, options) as run:
+    with Run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
             return finished
         method, trainer = pretrainer(config, shards, options, run)

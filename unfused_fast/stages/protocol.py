@@ -5,6 +5,7 @@ One round over the splits of a set, or with folds one round a fold, each of whic
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,8 +17,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.stages.hold_out import VALID, label_subset
-from unfused_fast.stages.labels import LabelledClips, Rows, held_out_rows
+from unfused_fast.stages.labels import VALID, LabelledClips, Rows, held_out_rows
 
 
 class Round(NamedTuple):
@@ -86,11 +86,17 @@ def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
 
 
 def few_labels(clips: LabelledClips, train: Rows, fraction: float, seed: int) -> Rows:
-    """The train rows of a share of the recordings, of each class at least one; of a multi-label set of all."""
+    """The train rows of a share of the recordings of each class, at least one each, drawn by seed; of a multi-label set
+    of all recordings. Ours: low-label evaluation.
+    """
     first, of_row = clips.recordings(train)
     strata = np.zeros(len(first), dtype=np.int64) if clips.multi_label else clips.targets[first]
-    chosen: Rows = train[np.isin(of_row, label_subset(strata, fraction, seed))]
-    return chosen
+    generator, chosen = np.random.Generator(np.random.PCG64([seed, 10])), []
+    for label in np.unique(strata):
+        recordings = generator.permutation(np.flatnonzero(strata == label))
+        chosen.append(recordings[: max(1, math.ceil(fraction * len(recordings) - 1e-9))])
+    found: Rows = train[np.isin(of_row, np.concatenate(chosen))]
+    return found
 
 
 def _round(

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unfused_fast.clustering import BANK, Background, DamagedBank
+from unfused_fast.clustering import BANK, DamagedBank
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter
 from unfused_fast.distributed import Ranks
@@ -26,7 +29,6 @@ from unfused_fast.training.checkpoint import Position, collect, refuse_misfit, r
 from unfused_fast.training.options import SaveEvery
 from unfused_fast.training.progress import PartTimer
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_together import load_together
 
 
 class Saves:
@@ -50,7 +52,7 @@ class Saves:
         self._every, self._ranks, self._timer = every, ranks, timer
         self._saved = self.last = Position(0)
         self._when = time.monotonic()
-        self._writing = Background[Path]("checkpoint")
+        self._writing: Future[Path] | None = None
 
     def __enter__(self) -> Saves:
         return self
@@ -95,10 +97,25 @@ class Saves:
             return save_checkpoint(self._run.checkpoints, position, copied(), notes)
 
         if bank is None or not whole:
-            self._writing.start(write)
+            self._start(write)
         else:
             assert task.clusters is not None
-            bank.save(self._run.out / BANK, position.epoch, task.clusters, step=notes["step"], then=write)
+            folder = self._run.out / BANK
+            self._start(bank.snapshot(folder, position.epoch, task.clusters, step=notes["step"], then=write))
+
+    def _start(self, write: Callable[[], Path]) -> None:
+        """Writes in a daemon thread: a second Ctrl-C ends at once, and a write that is cut off leaves the files before
+        it.
+        """
+        self._writing = future = Future[Path]()
+
+        def run() -> None:
+            try:
+                future.set_result(write())
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=run, name="checkpoint", daemon=True).start()
 
     def settle(self) -> None:
         """Waits until rank 0 has written, on every rank: once one process ends, its launcher ends the others. Raises
@@ -117,9 +134,9 @@ class Saves:
         return f"{self._saved} is the last one saved" if any(self._saved) else "nothing was saved"
 
     def _wait(self) -> None:
-        self._writing.wait()
-        if self._task.bank is not None:
-            self._task.bank.wait()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
         self._saved = self.last
 
     def _try(self) -> None:
@@ -132,7 +149,7 @@ class Saves:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Restores all state from the newest checkpoint that is sound, its bank too. Returns its tensors and notes."""
         task, bank = self._task, self._task.bank
-        tensors, notes = load_together(self._run, self._ranks, self._fault)
+        tensors, notes = self._run.load(self._fault)
         restore(tensors, task.network, self._optimizer)
         task.load_notes(notes)
         own = beside_network(task)

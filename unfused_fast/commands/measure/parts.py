@@ -260,9 +260,9 @@ def bank(bench: Bench) -> Iterator[Measured]:
         blocked, total = list[float](), list[float]()
         for epoch in range(bench.repeats + 1):
             start = time.perf_counter()
-            held.save(folder / "bank.zarr", epoch, assignments)
+            write = held.snapshot(folder / "bank.zarr", epoch, assignments)
             blocked.append(time.perf_counter() - start)
-            held.wait()
+            write()
             total.append(time.perf_counter() - start)
     size = n * (d * held.rows.element_size() + 8)
     disk = [n / seconds for seconds in total[1:]]

@@ -1,0 +1,115 @@
+"""Principal components: whitening before k-means, pseudo-labels from it, and how the directions of rows spread.
+
+N points, D features, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfused_fast.clustering.kmeans import KMeans, check_finite_rows, euclidean_kmeans
+from unfused_fast.errors import UserError
+
+
+class RowSpread(NamedTuple):
+    """How the directions of rows spread; host numbers."""
+
+    mean_direction: float
+    """Norm of the mean of the unit rows: 0 when they point evenly to all sides, 1 when they are collinear."""
+    effective_rank: float
+    """exp of the entropy of the eigenvalues of the unit rows' covariance, as shares: D when all directions vary
+    equally, 1 when one alone does. Source: Roy and Vetterli 2007. Ours: of the covariance, since the second moment
+    about 0 shows the mean again.
+    """
+    first_direction: float
+    """Largest of these shares: the part of the variance that lies in one direction."""
+
+
+def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
+    """Principal components for a set of `clips` clips: `auto` is 128, or one for every 16 clips where that is fewer."""
+    return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
+
+
+def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 13) -> Tensor:
+    """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
+
+    Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
+    by block, so that beside points and result only (D, D) and one block are held; where N <= D, from one SVD. Source:
+    DECAR section 3; authors (PCA to 128).
+
+    Raises:
+        UserError: all rows are equal, or not all finite.
+    """
+    count, mean = len(points), _mean(torch.split(points, block_rows))
+    if count <= points.shape[1]:
+        _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
+        variances, directions = singular.square() / count, directions.T
+    else:
+        variances, directions = torch.linalg.eigh(_covariance(torch.split(points, block_rows), mean))
+        variances, directions = variances.flip(0), directions.flip(1)
+    # a spread below 1e-6 of the mean's size is what float32 leaves of equal rows
+    kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
+    if not kept:
+        raise UserError(
+            "all clips have the same features, so they cannot be clustered; was what gives them trained, and did its "
+            "training not diverge?"
+        )
+    scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
+    found = torch.empty(count, kept, device=points.device)
+    for block, out in zip(torch.split(points, block_rows), torch.split(found, block_rows), strict=True):
+        out.copy_(torch.nn.functional.normalize((block.double() - mean) @ scaled, dim=1))
+    return found
+
+
+def row_spread(rows: Tensor, block_rows: int = 1 << 13) -> RowSpread:
+    """(N, D) rows, of any norm but 0 -> how their directions spread; one host read. Nothing of size N is held.
+
+    Raises:
+        UserError: rows that are not all finite.
+    """
+
+    def unit() -> Iterator[Tensor]:
+        return (torch.nn.functional.normalize(block.float(), dim=1) for block in torch.split(rows, block_rows))
+
+    mean = _mean(unit())
+    eigenvalues = torch.linalg.eigvalsh(_covariance(unit(), mean)).clamp(min=0)
+    shares = eigenvalues / eigenvalues.sum().clamp(min=1e-300)
+    rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
+    return RowSpread(*torch.stack([mean.norm(), rank, shares[-1]]).tolist())
+
+
+def _mean(blocks: Iterable[Tensor]) -> Tensor:
+    """Blocks of rows (n, D) -> (D,) float64. Raises UserError for rows that are not all finite."""
+    count, total = 0, torch.zeros(())
+    for block in blocks:
+        sums = block.sum(dim=0, dtype=torch.float64)
+        count, total = count + len(block), total.to(sums) + sums
+    check_finite_rows(total)  # float32 cannot overflow a float64 sum, so one number that is not finite shows
+    return total / count
+
+
+def _covariance(blocks: Iterable[Tensor], mean: Tensor) -> Tensor:
+    """Blocks of rows (n, D) and their mean -> (D, D) float64."""
+    count, covariance = 0, torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+    for block in blocks:
+        centred = block.double() - mean
+        covariance.addmm_(centred.T, centred)
+        count += len(block)
+    return covariance / count
+
+
+def pseudo_label_kmeans(
+    features: Tensor, k: int, *, pca_dim: int, whiten: bool, iterations: int, n_init: int, seed: int
+) -> KMeans:
+    """(N, D) teacher features -> pseudo-labels: PCA, whitening, L2, then k-means. `pca_dim` 0: L2 only. Source:
+    authors.
+    """
+    points = (
+        pca_whiten(features, pca_dim, whiten) if pca_dim else torch.nn.functional.normalize(features.float(), dim=1)
+    )
+    generator = torch.Generator(device=points.device).manual_seed(seed)
+    return euclidean_kmeans(points, k, iterations=iterations, n_init=n_init, generator=generator)
