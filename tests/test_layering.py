@@ -29,7 +29,7 @@ LAYERS = [
     {"__main__"},
 ]
 SHARDS = [
-    {"telling"},
+    {"callbacks"},
     {"sources"},
     {"audio"},
     {"sets"},

@@ -28,16 +28,7 @@ from unfused_fast.methods import Log, Passes, Trainable
 from unfused_fast.models import DistillNetwork
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder, start_from
-from unfused_fast.training import (
-    Options,
-    Run,
-    Trainer,
-    precision,
-    resolve_batch_size,
-    seed_everything,
-    train_clips,
-    train_loader,
-)
+from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips, train_loader
 
 PSEUDO_LABELS = "pseudo_labels.parquet"
 """File of a run: those of the last clustering."""
@@ -267,7 +258,7 @@ def distill(
             targets = torch.zeros(clips, dtype=torch.int64, device=options.device)  # the checkpoint has them
         else:
             targets = pseudo_labels_together(config, shards, teacher, options, left_out)
-        seed_everything(config.train.seed)
+        torch.manual_seed(config.train.seed)
         student = Distillation(config, shards.first_id("train"), targets, k)
 
         def relabelled(epoch: int, before: Tensor) -> Tensor:

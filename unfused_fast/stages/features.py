@@ -28,7 +28,6 @@ from unfused_fast.training import (
     read_description,
     read_model_folder,
     refuse_misfit,
-    seed_everything,
 )
 
 BEST = "best."
@@ -134,7 +133,7 @@ def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenE
     """`random`: the config's encoder as initialised by its seed; `logmel`: no encoder."""
     if name == "logmel":
         return FrozenEncoder(name, config, None, None, None)
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     return FrozenEncoder(name, config, None, prepare_for(build_encoder(config), device).eval(), None)
 
 
@@ -216,7 +215,7 @@ def eval_features(
     window = eval_window(config, encoder.config, shards)
     if settings.encoder_mode == "train" and encoder.network is not None:
         encoder = replace(encoder, network=copy.deepcopy(encoder.network))
-        seed_everything(config.train.seed)
+        torch.manual_seed(config.train.seed)
     found = dict[str, Tensor]()
     for split in sorted(splits, key=lambda name: name != "train"):
         if encoder.network is not None:

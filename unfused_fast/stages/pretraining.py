@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import find_unreadable, left_out_input
@@ -19,7 +21,6 @@ from unfused_fast.training import (
     plot_cluster_sizes,
     precision,
     resolve_batch_size,
-    seed_everything,
     train_clips,
     train_loader,
 )
@@ -59,7 +60,7 @@ def pretrainer(
     does not fit the set.
     """
     clips = train_clips(shards)
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
     method.left_out = left_out
     stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
