@@ -107,7 +107,7 @@ def _add(
     signs = None if signs is None else signs[order]
     block = max(1, min(len(rows), BLOCK_BYTES // (8 * d)))
     wide = torch.empty(block, d, dtype=torch.float64, device=points.device)
-    for start in range(ends[0], ends[k], block):  # before and after lie the points left out
+    for start in range(ends[0], ends[k], block):  # before and after are the points left out
         stop = min(start + block, ends[k])
         # times a power of two, exact in the points' own dtype; int() rounds towards zero, at a tenth of trunc's time
         values = wide[: stop - start].copy_(points.index_select(0, rows[start:stop]).mul_(scale).int())

@@ -64,7 +64,7 @@ def mask(log_mel: Tensor, spans: Spans) -> Tensor:
 def warps_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[Tensor, Tensor]:
     """(B,) counters -> (B,) float32 frame that is moved, and where to; on their device, the same on every one.
 
-    The frame lies uniformly in [W, T - 1 - W], its shift uniformly in (-W, W), with W at most a quarter of T.
+    The frame is uniform in [W, T - 1 - W], its shift uniformly in (-W, W), with W at most a quarter of T.
     """
     last = config.crop_frames - 1
     widest = min(config.aug.specaug.warp, last // 4)
@@ -74,7 +74,7 @@ def warps_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[T
 
 
 def time_warp(log_mel: Tensor, origin: Tensor, target: Tensor) -> Tensor:
-    """(B, F, T), (B,) frames -> (B, F, T): what was at `origin` lies at `target`, both ends stay, all between is
+    """(B, F, T), (B,) frames -> (B, F, T): what was at `origin` is at `target`, both ends stay, all between is
     stretched evenly and interpolated linearly.
 
     Ours: straight lines, where the paper's sparse image warp is a spline through the same three points.
@@ -174,8 +174,8 @@ def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Te
 def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCropConfig) -> tuple[Tensor, Tensor]:
     """Draws (B, 4) in [0, 1) -> offset and length (B, 2) of a random crop, in mel bins and in frames.
 
-    The input lies in the middle of a canvas of F x canvas_time * T; draws choose height, length and where the crop
-    lies. Source: BYOL-A section 3; authors.
+    The input is in the middle of a canvas of F x canvas_time * T; draws choose height, length and where the crop
+    is. Source: BYOL-A section 3; authors.
     """
 
     def crop(size: int, canvas: int, scale: tuple[float, float], scale_draw: Tensor, place_draw: Tensor) -> Tensor:

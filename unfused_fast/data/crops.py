@@ -67,7 +67,7 @@ def wav_parts(crops: list[Pieces], samples: Int64s) -> tuple[Int64s, Int64s, lis
     """(N,) lengths of the clips -> first byte and number of bytes of each WAV that its crops need, both (N,), and the
     crops counted from there.
 
-    Reflected edges lie within the body of their crop. DALI reads from multiples of a tar block. Ours: of a clip of 10 s
+    Reflected edges are within the body of their crop. DALI reads from multiples of a tar block. Ours: of a clip of 10 s
     a crop takes a tenth.
     """
     first = np.min([crop[2] for crop in crops], axis=0).astype(np.int64)
@@ -85,7 +85,7 @@ class Window(NamedTuple):
     seconds: float
     where: Where
     seed: int = 0
-    """Of `random`, which lies at one place a clip for a seed and"""
+    """Of `random`, which is one place a clip for a seed and"""
     epoch: int = 0
     """number of the pass."""
 

@@ -22,7 +22,7 @@ Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating
 gives, would be taken for that many clips: average it first."""
 FEWEST_COLUMNS = 160
 """An array with fewer columns than this, and than rows, is refused as (samples, channels). Ours: a clip of less than 10
-ms holds nothing to hear, and what has so many channels is rare."""
+ms has no audible content, and what has so many channels is rare."""
 LARGEST_SAMPLE = 64.0
 """Ours: 36 dB above full scale, which no recording reaches, but integers do that were made float without scaling."""
 _SCALES = {"uint8": "subtract 128, then divide by 128", "int32": "divide by 2147483648"}
@@ -34,7 +34,7 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
 
     Args:
         sample_rate: of `waveform`, in hertz; resampled by soxr HQ where it differs.
-        lengths: samples of each row of a (B, samples) batch; what lies behind them is not looked at.
+        lengths: samples of each row of a (B, samples) batch; what follows them is not read.
 
     Raises:
         UserError: what Embedder.embed refuses.
