@@ -28,7 +28,7 @@ from unfused_fast.training import (
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
     """Pre-trains on the train split of `shards` into run directory `out`; returns result.json's content.
 
-    Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
+    Raises UserError for what the user can fix, Interrupted after Ctrl-C (what was done is saved).
     """
     with Run(out, "pretrain", config, shards, options) as run:
         if (finished := run.result()) is not None:
