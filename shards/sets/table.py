@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError, unreadable
@@ -151,12 +152,13 @@ def open_shards(directory: Path) -> ShardSet:
                         f"{path}: {state}, but {MANIFEST} lists it; copy the whole set again or pack it again"
                     )
     clips = read_clips(directory)
-    splits = [pa.repeat(pa.scalar(split), info.clips) for split, info in manifest.splits.items()]
-    if not clips["split"].combine_chunks().equals(pa.concat_arrays([pa.array([], pa.string()), *splits])):
-        found = ", ".join(f"{count} {split}" for split, count in Counter(clips["split"].to_pylist()).items())
-        wanted = ", ".join(f"{info.clips} {split}" for split, info in manifest.splits.items())
+    runs = pc.run_end_encode(clips["split"].combine_chunks())
+    found = list(zip(runs.values.to_pylist(), np.diff(runs.run_ends.to_numpy(), prepend=0).tolist(), strict=True))
+    wanted = [(split, info.clips) for split, info in manifest.splits.items()]
+    if found != wanted:
+        there, listed = (", ".join(f"{count} {split}" for split, count in parts[:8]) for parts in (found, wanted))
         raise UserError(
-            f"{directory / CLIPS}: has {found} clips, but {MANIFEST} has {wanted}, in this order: the two come from "
+            f"{directory / CLIPS}: has {there} clips, but {MANIFEST} has {listed}, in this order: the two come from "
             "different sets; copy the whole set again or pack it again"
         )
     return ShardSet(directory, manifest, clips)

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, escaped
+from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources import remote
 from unfused_fast.shards.sources.archives import (
     LARGEST_INFLATED,
@@ -27,7 +28,6 @@ from unfused_fast.shards.sources.archives import (
 from unfused_fast.shards.sources.location import ByteLocation, Location, display_name, local_path, refused
 from unfused_fast.shards.sources.reader import open_files
 from unfused_fast.shards.sources.split_names import look_like_splits
-from unfused_fast.shards.telling import Say, unheard
 
 CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
@@ -85,7 +85,7 @@ def list_source(
     *,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    say: Say = unheard,
+    say: OnMessage = no_message,
 ) -> Listing:
     """What is in a folder, an archive, or behind a URL of one.
 

@@ -188,7 +188,7 @@ def test_what_cannot_be_evaluated_is_said(
         assert done.code == 1 and not (tmp_path / "out").exists()
         return done.error
 
-    assert "train and test are wanted" in error(unlabelled, "--encoder", "random")
+    assert "train and test are needed" in error(unlabelled, "--encoder", "random")
     assert "no fold" in error(tones, "--encoder", "random", "--folds")
     assert "no run of unfused-fast" in error(tones, "--encoder", tmp_path / "nothing")
     assert "0 < fraction <= 1" in error(tones, "--encoder", "random", "--label-fraction", "0,1")

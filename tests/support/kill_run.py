@@ -35,7 +35,7 @@ from same_runs import assert_same_linear, assert_same_run
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
-from unfused_fast.data import stream as pipeline
+from unfused_fast.data import dali as pipeline
 from unfused_fast.distributed import beats, ranks
 from unfused_fast.stages import linear_heads as linear
 from unfused_fast.training import loop

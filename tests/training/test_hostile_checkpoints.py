@@ -154,9 +154,6 @@ def test_states_that_are_none(
         {"k": 10**30},
         {"nmis": "high"},
         {"nmis": [{}]},
-        {"skipped": 3},
-        {"skipped": [7]},
-        {"skipped": [["7"]]},
     ],
 )
 def test_states_that_a_run_cannot_go_on_from(

@@ -54,12 +54,12 @@ def embed_files(
     Decoded as `shard` decodes, to 16 bit at 16 kHz, so that a file's embedding is that of its clip in a shard set.
     Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT.rejected.csv.
     What is in memory does not grow with the number of files or their length; a file beyond PIECE_FRAMES is embedded in
-    pieces, see pieces.py. Whatever ends this function, the same call goes on after the last saved block, of at most
+    pieces, see pieces.py. Whatever ends this function, the same call resumes after the last saved block, of at most
     BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a block of its own.
 
     Args:
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
-        overwrite: replace `out`, and without `resume` what an unfinished run left, which is else gone on with.
+        overwrite: replace `out`; without `resume` also discard an unfinished run, which is resumed otherwise.
         stopping: asked after each batch whether to end.
 
     Returns:
@@ -67,7 +67,7 @@ def embed_files(
 
     Raises:
         UserError: `out` is there or cannot be written, another request than the unfinished one, or no file is usable.
-        Interrupted: `stopping` said so.
+        Interrupted: `stopping` returned true.
     """
     start, kind = time.perf_counter(), format_of(out, frames)
     if embedder.unit_norm:
@@ -146,7 +146,7 @@ def _embed(
         for job, answer in answers:
             if stopping():
                 flags = "--resume --overwrite" if parts.out.exists() else "--resume"
-                raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, go on with {flags}")
+                raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, resume with {flags}")
             assert isinstance(job, ReadJob)
             block = blocks[job.block]
             if job.block not in results:

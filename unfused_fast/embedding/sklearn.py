@@ -87,5 +87,5 @@ def _decoded(clip: Clip) -> NDArray[np.floating]:
         found = probe(path)
         pcm = decode_samples(path, found.frames, 0, found.samples)
     except Rejected as error:
-        raise UserError(f"{path}: {error}; leave it out, or mend it") from error
+        raise UserError(f"{path}: {error}; leave it out, or repair it") from error
     return pcm.astype(np.float32) / 32768

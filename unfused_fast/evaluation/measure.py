@@ -102,7 +102,7 @@ class Measured:
 
 
 def refuse_label_fraction(config: Config) -> None:
-    """Raises UserError for a config with few labels, which `train linear` reads; here Plan.fractions says it."""
+    """Raises UserError for a config with few labels, which only `train linear` reads; here it is Plan.fractions."""
     if (fraction := config.eval.label_fraction) != 1:
         raise UserError(
             f"eval.label_fraction = {fraction:g}: only train linear reads it; use --label-fraction {fraction:g}"

@@ -1,6 +1,6 @@
 """Runs that many experiments share: each in a directory named by what it is made of, so that none is made twice.
 
-DIR/<stage>-<digest>/   a run directory, whose result.json says that it is finished
+DIR/<stage>-<digest>/   a run directory; it is finished when it has a result.json
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PooledRun:
 
 @dataclass(frozen=True)
 class RunPool:
-    """Finished runs are taken as they are, begun ones go on. Ours: neither order nor names of experiments matter."""
+    """Finished runs are reused, unfinished ones resumed. Ours: neither order nor names of experiments matter."""
 
     directory: Path
     options: Options

@@ -49,7 +49,7 @@ class HeldOut(NamedTuple):
     """A test that was held out of the train split."""
 
     fraction: float
-    """That was asked for."""
+    """As requested."""
     recordings: int
     groups: int
     whole_groups: bool
@@ -118,7 +118,7 @@ def labelled_clips(
         ways = ["hold a test out of train with --holdout 0.2"] if "train" in splits else []
         ways += ["cross-validate with --folds"] if folds_there else []
         raise UserError(
-            f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are wanted; "
+            f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are needed; "
             f"{', or '.join([*ways, 'pack it with a split train and a split test'])}"
         )
     elif not tested and "test" not in there:
@@ -167,7 +167,7 @@ def hold_out_groups(
 ) -> NDArray[np.bool_]:
     """(N,) True for what is held out: whole groups, so that of each class about the fraction is, and one at least.
 
-    Groups come in a seeded order, and each is taken that brings the counts of the classes nearer to what is wanted. A
+    Groups come in a seeded order, and each is taken that brings the counts of the classes nearer to the target. A
     group that holds the last of a class stays. Raises UserError when no group can be held out.
 
     Args:
@@ -229,7 +229,7 @@ def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
 
 
 def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> LabelledClips:
-    """The same clips, of which some of train are the test; says how many, and which classes have none."""
+    """The same clips, of which some of train are the test; prints how many, and which classes have none."""
     train = np.flatnonzero(np.array(clips.split_of) == "train")
     out, whole = held_out_rows(clips, train, fraction, HOLD_OUT_SEED, TEST)
     first = clips.recordings(train[out]).rows

@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from unfused_fast.config import BASELINES, Config
 from unfused_fast.console import console
-from unfused_fast.data import SkippedClips
+from unfused_fast.data import find_unreadable, skipped
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import baseline_encoder, eval_features, load_encoder
@@ -172,7 +172,7 @@ def _splits(
     shards: ShardSet,
     encoder: str,
     device: torch.device,
-    skipped: SkippedClips,
+    left_out: Sequence[int],
     clips: LabelledClips,
     part: Round,
 ) -> dict[str, Split]:
@@ -181,8 +181,8 @@ def _splits(
     """
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
     say_heard([encoder], shards, clips)
-    apart = "valid" in clips.splits and clips.held_out is None
-    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
+    parts = eval_features(frozen, config, shards, clips.splits, device, left_out)
+    part = part._replace(train=part.train[~np.isin(clips.clip_ids[part.train], left_out)])
     return round_splits(config, clips, part, torch.cat([parts[name] for name in clips.splits]))
 
 
@@ -244,9 +244,11 @@ def holdout_input(holdout: float | None) -> dict[str, str]:
 def _evaluated(
     run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
 ) -> dict[str, Any]:
-    skipped, settings = SkippedClips(options.skip_bad), config.eval
+    settings = config.eval
     clips, part = split_round(config, shards, labels_of_splits(shards, holdout))
-    splits = _splits(config, shards, encoder, options.device, skipped, clips, part)
+    apart = "valid" in clips.splits and clips.held_out is None
+    left_out = find_unreadable(shards, "train", options.skip_bad if apart else 0)
+    splits = _splits(config, shards, encoder, options.device, left_out, clips, part)
     run.start()
     classes, rates = len(clips.label_names), tuple(sorted({settings.lr, *settings.lr_grid}))
     console.print(
@@ -287,7 +289,7 @@ def _evaluated(
             },
             "valid_by_lr": {f"{rate:g}": scored.metric for rate, scored in zip(rates, valid, strict=True)},
             "features": splits["train"].features.shape[1],
-            **skipped.result(),
+            **skipped(left_out),
         }
     )
 

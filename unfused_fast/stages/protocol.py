@@ -31,7 +31,7 @@ class Round(NamedTuple):
 
 def rounds_of(clips: LabelledClips, by_folds: bool, valid_fraction: float, seed: int) -> list[Round]:
     """The rounds; a fold's validation is the fold after it, and without a validation split train groups are held out,
-    which is said.
+    with a message.
 
     Source of the folds: the publisher, never reshuffled. Raises UserError when a class of the test is not in train.
     """
@@ -64,7 +64,7 @@ def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple
 
 
 def counts(clips: LabelledClips, part: Round) -> dict[str, Any]:
-    """What a result says of its data: clips and recordings of train, valid and test, and the held-out test."""
+    """What a result records of its data: clips and recordings of train, valid and test, and the held-out test."""
     rows = {name: found for name, found in zip(Round._fields[1:], part[1:], strict=True) if len(found)}
     return {
         "clips": {name: len(found) for name, found in rows.items()},

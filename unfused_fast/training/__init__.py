@@ -35,7 +35,6 @@ from unfused_fast.training.options import (
     resolve_batch_size,
     resolve_device,
     say_unused_splits,
-    seed_everything,
     train_clips,
 )
 from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels

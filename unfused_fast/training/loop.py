@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unfused_fast.clustering import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed
+from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed, skipped
 from unfused_fast.distributed import RankLost, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
@@ -104,7 +104,7 @@ class Trainer:
             console.print(f"{self.run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
         rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
         facts = {"loss": self._state["loss"], "last_epoch": done, "clips_per_second": rate, **self._state["start"]}
-        return {"batch_size": self.batch_size, **facts, **self.loader.skipped.result()}
+        return {"batch_size": self.batch_size, **facts, **skipped(self.loader.left_out)}
 
     def _train_epoch(self, shown: EpochProgress) -> None:
         """The epoch after the position, or what is left of it; the position is then at its end."""
@@ -139,10 +139,7 @@ class Trainer:
         except UserError as error:
             unread = error
         due = moved and self.ranks.leads and self.saves.due(self.step)
-        flags = self.run.stopping, due, unread is not None, self.loader.skipped.news
-        self.run.stopping, due, failed, news = self.ranks.agree(*flags)
-        if news:
-            self.loader.skipped.tell()
+        self.run.stopping, due, failed = self.ranks.agree(self.run.stopping, due, unread is not None)
         stop = failed or (moved and batch is not None and self.run.stopping)
         if moved and (stop or (due and batch is not None)):
             self._check_finite(position.epoch + 1)
@@ -267,7 +264,7 @@ class Trainer:
             raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; go on with --resume")
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
-        notes = {"step": self.step, "loop": dict(self._state), **self.loader.skipped.notes()}
+        notes = {"step": self.step, "loop": dict(self._state)}
         self.saves.begin(self.position, tensors, notes)
 
     def _load(self) -> None:
@@ -275,7 +272,6 @@ class Trainer:
         self.step, self.position, self._state = notes["step"], self.saves.last, notes["loop"]
         if self.position.batch:
             self._total = tensors["losses.total"].to(self._total.device)
-        self._stream.skipped.load(notes, self._stream.shards)
 
     def _check_finite(self, epoch: int, weights: bool = True) -> None:
         """Raises UserError when the losses, or the weights that they led to, are not finite.

@@ -96,8 +96,9 @@ def in_words(found: Differences) -> str:
 
 def order_of_batches(description: Mapping[str, Any]) -> list[Any]:
     """What decides which clips are in batch n of an epoch: a run stopped within an epoch goes on with the same."""
-    settings = description["config"]
-    return [description["shards"], *(settings[name] for name in ("train.seed", "train.batch_size", "data.sampler"))]
+    settings, left_out = description["config"], description["inputs"].get("left_out")
+    names = "train.seed", "train.batch_size", "data.sampler"
+    return [description["shards"], *(settings[name] for name in names), *([left_out] if left_out else [])]
 
 
 def _compared(description: Mapping[str, Any]) -> dict[str, Any]:

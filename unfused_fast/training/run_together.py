@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from unfused_fast.config import Config
-from unfused_fast.data import Loader, SkippedClips
+from unfused_fast.data import Loader
 from unfused_fast.distributed import Ranks, Share
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.options import Options
 
 
-def train_loader(config: Config, shards: ShardSet, options: Options, batch_size: int, skipped: SkippedClips) -> Loader:
+def train_loader(
+    config: Config, shards: ShardSet, options: Options, batch_size: int, left_out: Sequence[int]
+) -> Loader:
     """The train split, of whose batches of all ranks this one reads its share.
 
-    Raises UserError unless every rank has a clip for each of `train.accumulate` parts of a batch.
+    Raises UserError unless there is a full batch, and of it on every rank a clip for each of `train.accumulate` parts.
     """
     share = options.ranks.share
     loader = Loader(
@@ -26,8 +28,13 @@ def train_loader(config: Config, shards: ShardSet, options: Options, batch_size:
         batch_size=batch_size,
         share=share,
         threads=options.threads,
-        skipped=skipped,
+        left_out=left_out,
     )
+    if not loader.full_batches:
+        raise UserError(
+            f"{shards.directory}: only {loader.clips} clips of train can be read; want train.batch_size = {batch_size} "
+            "at least"
+        )
     least = min(share.sizes(batch_size))
     if config.train.accumulate > least:
         raise UserError(
