@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,3 +177,38 @@ def pretrained(cli: Cli, tones: Path, tiny: list[str], tmp_path_factory: pytest.
     done = cli("train", "pretrain", tones, "--out", out, "--epochs", 2, *tiny)
     assert done.code == 0, done.err
     return out
+
+
+@pytest.fixture
+def pretrain(cli: Cli, tiny: list[str]) -> Cli:
+    """`pretrain(shards, out, ...)`: two tiny epochs, the settings of the run `pretrained`."""
+    return lambda shards, out, *more: cli("train", "pretrain", shards, "--out", out, "--epochs", 2, *tiny, *more)
+
+
+@pytest.fixture
+def distill(cli: Cli, tiny: list[str]) -> Cli:
+    return lambda shards, teacher, out, *more: cli(
+        "train", "distill", shards, "--teacher", teacher, "--out", out, "--epochs", 1, *tiny, *more
+    )
+
+
+@pytest.fixture
+def linear(cli: Cli, tiny: list[str]) -> Cli:
+    return lambda shards, encoder, out, *more: cli(
+        "train", "linear", shards, "--encoder", encoder, "--out", out, "--epochs", 2, *tiny, *more
+    )
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of a set or run, to be damaged."""
+    caches = shutil.ignore_patterns("*.cache")  # a run that finds log-mels does not read the audio
+    return lambda path: Path(shutil.copytree(path, tmp_path / f"copy of {path.name}", ignore=caches))
+
+
+@pytest.fixture
+def unfinished(copy_of: Callable[[Path], Path], pretrained: Path) -> Path:
+    """The run `pretrained`, whose result is not yet written."""
+    run = copy_of(pretrained)
+    (run / "result.json").unlink()
+    return run

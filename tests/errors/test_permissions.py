@@ -72,7 +72,7 @@ def tone_files(tone_rows: list[SourceRow], tmp_path_factory: pytest.TempPathFact
 def test_a_run_that_may_not_be_read(cli: Cli, run: Path, tone_files: Path, tmp_path: Path, name: str) -> None:
     with mode(run / name, 0):
         done = cli("embed", tone_files, "--encoder", run, "--out", tmp_path / "e.npz", "--workers", 1)
-    refused(done, run / name, "Permission denied", "right to read")
+    refused(done, run / name, "Permission denied", "permission to read")
     assert "train again" not in done.error and "damaged" not in done.err
 
 
@@ -84,7 +84,7 @@ def test_a_model_folder_that_may_not_be_read(
     assert cli("export", pretrained, "--hub", folder).code == 0
     with mode(folder / name, 0):
         done = cli("embed", tone_files, "--encoder", folder, "--out", tmp_path / "e.npz", "--workers", 1)
-    refused(done, folder / name, "Permission denied", "right")
+    refused(done, folder / name, "Permission denied", "permission")
     assert "again" not in done.error
 
 
@@ -96,7 +96,7 @@ def test_a_set_that_may_not_be_read(
     (path,) = shards.glob(name)
     with mode(path, 0):
         done = cli("peek", shards, "--out", tmp_path / "peek.png")
-    refused(done, path, "Permission denied", "right to read")
+    refused(done, path, "Permission denied", "permission to read")
 
 
 @pytest.mark.parametrize("command", ["embed", "hub", "torch-export", "bank", "peek", "clips", "shard", "pretrain"])

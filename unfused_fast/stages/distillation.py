@@ -236,7 +236,7 @@ def distill(
         given: (N,) int64, pseudo-labels of the train split's clips in place of the teacher's clusters. Ours: another
             clustering, or the labels themselves, to see what pseudo-labels could bring at most.
 
-    Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
+    Raises UserError for what the user can fix, Interrupted after Ctrl-C (what was done is saved).
     """
     clips, ranks, inputs = train_clips(shards), options.ranks, {"teacher": str(teacher)}
     if given is not None:

@@ -188,7 +188,7 @@ def finetune(
     returns result.json's content.
 
     Front end, network and normalisation are the encoder's; the rest of `config` holds. Raises UserError for what the
-    user can mend, Interrupted after Ctrl-C (what was done is saved).
+    user can fix, Interrupted after Ctrl-C (what was done is saved).
 
     Args:
         holdout: share of the train recordings that are the test, of a set without one.

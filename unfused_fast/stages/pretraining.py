@@ -29,7 +29,7 @@ from unfused_fast.training import (
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
     """Pre-trains on the train split of `shards` into run directory `out`; returns result.json's content.
 
-    Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
+    Raises UserError for what the user can fix, Interrupted after Ctrl-C (what was done is saved).
     """
     left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
     with Run(out, "pretrain", config, shards, options, **left_out_input(left_out)) as run:

@@ -1,14 +1,31 @@
-"""Run directories that do not fit: one sentence, exit code 1, nothing lost."""
+"""Run directories: those that do not fit, that another process uses, and what a kill leaves: nothing is lost."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from outcomes import Cli, contents, refused, same_checkpoint
+from waiting import wait_for
+
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import preset
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.training.options import Options
+from unfused_fast.training.run_directory import LOCK, Run
+
+CALLS = {"as its description gets its name": (Path, "replace"), "as it is flushed": (os, "fsync")}
+Given = tuple[str, Config, ShardSet]
+OPTIONS, AGAIN = Options(torch.device("cpu")), Options(torch.device("cpu"), overwrite=True)
 
 
 def test_out_holds_something_else(
@@ -128,25 +145,22 @@ def test_a_damaged_checkpoint(
     assert contents(unfinished) == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_memory_bank(pretrain: Cli, tones: Path, unfinished: Path, pretrained: Path, damage: str) -> None:
     newest, older = (unfinished / f"bank.zarr/gen-{epoch:06d}" for epoch in (2, 1))
 
     def spoil(generation: Path) -> str:
-        shard, manifest = generation / "embeddings/c/0/0", generation / "manifest.json"
+        shard = generation / "embeddings/c/0/0"
         data = bytearray(shard.read_bytes())
         if damage == "flip":
             data[100] ^= 1
             shard.write_bytes(data)
-            return f"{shard}: rows 0 to 59 (clips 0 to 59) do not have the digest they were written with"
+            return "are not as they were written"
         if damage == "truncate":
             shard.write_bytes(data[:50])
             return f"{shard}: 50 bytes, but it was written with"
-        if damage == "remove":
-            shutil.rmtree(generation)
-            return f"{generation}: it is missing"
-        manifest.write_text(manifest.read_text().replace('"step": 3', '"step": 4').replace('"step": 6', '"step": 7'))
-        return f"{manifest}: it does not have the digest it was written with"
+        shutil.rmtree(generation)
+        return f"{generation}: it is missing"
 
     said = spoil(newest)
     done = pretrain(tones, unfinished, "--resume")
@@ -192,3 +206,84 @@ def test_an_overwritten_run_may_lie_behind_a_link(
     assert pretrain(tones, link, "--overwrite").code == 0
     assert not stale.exists()
     same_checkpoint(link, pretrained)
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_no_hindrance(
+    cli: Cli, cli_process: Callable[..., subprocess.Popen[str]], unlabelled: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", unlabelled, "--out", out, *tiny]
+    first = cli_process(*command, "--epochs", 5000)
+    try:
+        wait_for(lambda: (out / "log.jsonl").exists(), first)
+        config = (out / "config.json").read_bytes()
+        for flag in ("--resume", "--overwrite"):
+            second = cli(*command, "--epochs", 5000, flag)
+            assert second.code == 1 and f"process {first.pid} on {socket.gethostname()} is using" in second.error
+        assert (out / "config.json").read_bytes() == config
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert (out / LOCK).exists()
+    again = cli(*command, "--epochs", 1, "--overwrite")
+    assert again.code == 0 and json.loads((out / "result.json").read_text())["last_epoch"] == 1
+
+
+@pytest.fixture
+def given(tones: Path) -> Given:
+    return "linear", preset("recommended", "linear"), open_shards(tones)
+
+
+def killed_in_start(out: Path, given: Given, options: Options, owner: Any, name: str, number: int) -> None:
+    """Starts a run in a process that is killed as it calls a function for the `number`-th time."""
+    process = os.fork()
+    if process:
+        assert os.waitpid(process, 0)[1] == signal.SIGKILL
+        return
+    try:
+        run, listed = Run(out, *given, options), Path.iterdir
+        # a file system lists in any order
+        Path.iterdir = lambda folder: iter(sorted(listed(folder)))  # type: ignore[method-assign]
+        original, calls = getattr(owner, name), 0
+
+        def kill(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*given)
+
+        setattr(owner, name, kill)
+        run.start()
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("moment", CALLS)
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_before_the_description(given: Given, tmp_path: Path, moment: str, resume: bool) -> None:
+    out = tmp_path / "run"
+    killed_in_start(out, given, OPTIONS, *CALLS[moment], 1)
+    assert {path.name for path in out.iterdir()} == {LOCK, "config.json.new"}
+    with Run(out, *given, Options(torch.device("cpu"), resume=resume)) as again:
+        again.start()
+        again.finish({"valid": 1.0})
+    assert {path.name for path in out.iterdir()} == {LOCK, "config.json", "result.json"}
+
+
+def test_killed_while_an_earlier_run_is_cleared(given: Given, tmp_path: Path) -> None:
+    """Whatever is deleted by then."""
+    for number in range(1, 6):
+        out = tmp_path / str(number)
+        with Run(out, *given, OPTIONS) as first:
+            first.start()
+            for name in ("log.jsonl", "confusion.png", "clusters.png"):
+                (out / name).write_text("of the earlier run")
+            first.finish({"valid": 1.0})
+        killed_in_start(out, given, AGAIN, Path, "unlink", number)
+        assert len(list(out.iterdir())) == 6 - number + 1, "one less each time, and the lock"
+        with Run(out, *given, AGAIN) as again:
+            again.start()
+            again.finish({"valid": 0.5})
+        assert json.loads((out / "result.json").read_text())["valid"] == 0.5
+        assert {path.name for path in out.iterdir()} == {LOCK, "config.json", "result.json"}
