@@ -37,7 +37,7 @@ def written(directory: Path, rows: int = 100, dtype: torch.dtype = torch.float32
     values = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows))
     values[-2:] = ODD[-min(rows, 2) :]
     ids = torch.arange(rows) % 7 - (torch.arange(rows) % 7 > 5).long()
-    return write_generation(directory, values.to(dtype), ids, epoch=epoch, step=5, first_clip_id=1000, keep=9)
+    return write_generation(directory, values.to(dtype), ids, epoch=epoch, step=5, first_clip_id=1000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
