@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "files"
         write_noise(folder, given.files, given.seconds, given.rate, given.ending)
-        rows = embed_rows([str(folder)], None, print)
+        rows = embed_rows([str(folder)], print)
         batches = loaded(embedder, folder)
 
         def whole() -> float:

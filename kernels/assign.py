@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,12 +23,11 @@ LEAST_ROWS = 128
 TIE = 2.0**-40
 """Products this much of the row's norm apart are equal. Ours: far above float64's rounding, far below float32's."""
 
-Precision = Literal["ieee", "tf32x3"]
-"""How Triton multiplies float32: on the ordinary units, or on tensor cores as three TF32 products."""
-
-TILES = {"bf16": (128, 128, 64, 8), "tf32x3": (64, 128, 32, 8), "ieee": (64, 64, 16, 4)}
-"""BLOCK_N, BLOCK_K, BLOCK_D and warps of the kernel. Ours: tiles that compile for A100 and H100 with three stages in at
-most 96 KiB of shared memory. Without tensor cores float32 is bound by registers, hence its small tile."""
+TILES = {torch.bfloat16: (128, 128, 64), torch.float32: (64, 128, 32)}
+"""BLOCK_N, BLOCK_K and BLOCK_D of the kernel. Ours: tiles that compile for A100 and H100 with three stages in at most
+96 KiB of shared memory."""
+LAUNCH = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+"""Fusion is what Triton does by default, but 3.10 warns unless it is named."""
 
 
 def rounding_bound(features: int, tensor_cores: bool) -> float:
@@ -40,29 +39,28 @@ def rounding_bound(features: int, tensor_cores: bool) -> float:
     return features * (2.0**-22 if tensor_cores else 2.0**-24)
 
 
-def assign_reference(points: Tensor, centroids: Tensor, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def assign_reference(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(N, D), (K, D) -> (N,) int64 index and (N,) float32 value of the largest inner product, the lowest index at a
     tie, and (N,) float32 value of the second largest (-inf where K = 1).
 
     Products are accumulated in float32 on every device, whatever torch's global matmul precision or autocast say. The
-    N x K matrix never exists: `block` rows are scored at a time. Source: k-means assignment of DECAR-v2 (UnFuSeD,
+    N x K matrix never exists: some rows are scored at a time. Source: k-means assignment of DECAR-v2 (UnFuSeD,
     arXiv 2303.05668), written as in `main_deepclusterv2.py` of SwAV. The second value is ours: it tells which rows
     `resolve_near_ties` has to look at again.
 
     Args:
         points: float32 or bfloat16, any strides, finite.
         centroids: the dtype and device of `points`.
-        block: rows scored at a time; by default what `BLOCK_BYTES` holds, and `LEAST_ROWS` at least.
 
     Raises:
-        ValueError: wrong shape, dtype or device, no centroids, or block < 1.
+        ValueError: wrong shape, dtype or device, or no centroids.
     """
     with ieee_float32():
-        return best_two(points, centroids, block)
+        return best_two(points, centroids)
 
 
 @torch.no_grad()
-def best_two(points: Tensor, centroids: Tensor, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def best_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `assign_reference`, for callers that are inside `ieee_float32`: threads that share the rows, say, of which
     none may change what holds for all.
     """
@@ -70,11 +68,7 @@ def best_two(points: Tensor, centroids: Tensor, block: int | None = None) -> tup
     n, d = points.shape
     k = centroids.shape[0]
     widen = points.dtype != torch.float32
-    if block is None:
-        block = max(LEAST_ROWS, BLOCK_BYTES // (4 * (k + d if widen else k)))
-    elif block < 1:
-        raise ValueError(f"block is {block}, but it counts rows scored at a time; pass 1 or more, or None")
-    block = max(1, min(block, n))
+    block = max(1, min(n, max(LEAST_ROWS, BLOCK_BYTES // (4 * (k + d if widen else k)))))
     device = points.device
     assignments = torch.empty(n, dtype=torch.int64, device=device)
     best, second = torch.empty(2, n, dtype=torch.float32, device=device)
@@ -99,12 +93,7 @@ def best_two(points: Tensor, centroids: Tensor, block: int | None = None) -> tup
 
 @torch.no_grad()
 def resolve_near_ties(
-    points: Tensor,
-    centroids: Tensor,
-    assignments: Tensor,
-    best: Tensor,
-    second: Tensor,
-    gap: float,
+    points: Tensor, centroids: Tensor, assignments: Tensor, best: Tensor, second: Tensor, gap: float
 ) -> Tensor:
     """Settles in float64, in place, every assignment (N,) whose best two products are closer than `gap`; returns it.
 
@@ -142,25 +131,10 @@ def _build_assign_kernel() -> Any:
     import triton.language as tl
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _assign_kernel(
-        points_ptr: tl.tensor,
-        centroids_ptr: tl.tensor,
-        assignments_ptr: tl.tensor,
-        best_ptr: tl.tensor,
-        second_ptr: tl.tensor,
-        N: int,
-        K: int,
-        D: int,
-        points_stride_n: int,
-        points_stride_d: int,
-        centroids_stride_k: int,
-        centroids_stride_d: int,
-        BLOCK_N: tl.constexpr,
-        BLOCK_K: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-        PRECISION: tl.constexpr,
-        INTERPRETED: tl.constexpr,
-    ) -> None:
+    def _assign_kernel(  # type: ignore[no-untyped-def]
+        points_ptr, centroids_ptr, assignments_ptr, best_ptr, second_ptr, N, K, D,
+        BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
+    ):  # fmt: skip
         """A program owns BLOCK_N points and walks the centroids, keeping the best two so far of each point."""
         rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         row_exists = rows < N
@@ -174,21 +148,16 @@ def _build_assign_kernel() -> Any:
             for first_d in range(0, D, BLOCK_D):
                 features = first_d + tl.arange(0, BLOCK_D)
                 feature_exists = features < D
-                point_tile = tl.load(
-                    points_ptr + rows[:, None] * points_stride_n + features[None, :] * points_stride_d,
-                    mask=row_exists[:, None] & feature_exists[None, :],
-                    other=0.0,
-                )
-                centroid_tile = tl.load(
-                    centroids_ptr + features[:, None] * centroids_stride_d + columns[None, :] * centroids_stride_k,
-                    mask=feature_exists[:, None] & column_exists[None, :],
-                    other=0.0,
-                )
+                point_exists = row_exists[:, None] & feature_exists[None, :]
+                point_tile = tl.load(points_ptr + rows[:, None] * D + features[None, :], mask=point_exists, other=0.0)
+                entry_exists = feature_exists[:, None] & column_exists[None, :]
+                entries = columns[None, :].to(tl.int64) * D + features[:, None]
+                centroid_tile = tl.load(centroids_ptr + entries, mask=entry_exists, other=0.0)
                 if INTERPRETED:  # the interpreter multiplies the bit patterns of bfloat16: triton issue 11584
                     point_tile = point_tile.to(tl.float32)
                     centroid_tile = centroid_tile.to(tl.float32)
-                # bfloat16 runs on tensor cores; PRECISION concerns float32 alone, which TF32 would round to 10 bits.
-                scores = tl.dot(point_tile, centroid_tile, scores, input_precision=PRECISION)
+                # of float32 alone, which one TF32 product would round to 10 bits
+                scores = tl.dot(point_tile, centroid_tile, scores, input_precision="tf32x3")
             scores = tl.where(column_exists[None, :], scores, float("-inf"))
             top, top_column = tl.max(scores, axis=1, return_indices=True, return_indices_tie_break_left=True)
             rest = tl.where(tl.arange(0, BLOCK_K)[None, :] == top_column[:, None], float("-inf"), scores)
@@ -203,11 +172,11 @@ def _build_assign_kernel() -> Any:
     return _assign_kernel
 
 
-def assign_triton(points: Tensor, centroids: Tensor, precision: Precision = "tf32x3") -> tuple[Tensor, Tensor, Tensor]:
+def assign_triton(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `assign_reference`, in one kernel; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
 
-    Products are within `rounding_bound` of the exact ones. bfloat16 runs on tensor cores; float32 does too with
-    `tf32x3` (each number as a sum of two TF32 ones, three products), and does not with `ieee`.
+    Products are within `rounding_bound` of the exact ones, on tensor cores: of float32 each number is a sum of two TF32
+    ones, which takes three products.
 
     Raises:
         ValueError: wrong shape, dtype or device, no centroids, or CPU tensors without the interpreter.
@@ -224,46 +193,20 @@ def assign_triton(points: Tensor, centroids: Tensor, precision: Precision = "tf3
     best, second = torch.empty(2, n, dtype=torch.float32, device=points.device)
     if n == 0:
         return assignments, best, second
-    block_n, block_k, block_d, warps = TILES["bf16" if points.dtype == torch.bfloat16 else precision]
+    block_n, block_k, block_d = TILES[points.dtype]
     block_k = min(block_k, max(16, triton.next_power_of_2(k)))
+    tensors = points.contiguous(), centroids.contiguous(), assignments, best, second
     with torch.cuda.device(points.get_device()):
-        kernel[(triton.cdiv(n, block_n),)](
-            points,
-            centroids,
-            assignments,
-            best,
-            second,
-            n,
-            k,
-            d,
-            points.stride(0),
-            points.stride(1),
-            centroids.stride(0),
-            centroids.stride(1),
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            BLOCK_D=block_d,
-            PRECISION=precision,
-            INTERPRETED=interpreted,
-            num_warps=warps,
-            num_stages=3,
-            enable_fp_fusion=True,  # else a warning: Triton 3.10 changes what it does by default
-        )
+        kernel[(triton.cdiv(n, block_n),)](*tensors, n, k, d, block_n, block_k, block_d, interpreted, **LAUNCH)
     return assignments, best, second
 
 
 def _check(points: Tensor, centroids: Tensor) -> None:
-    if points.ndim != 2 or centroids.ndim != 2 or points.shape[1] != centroids.shape[1]:
+    shapes, kinds = (tuple(points.shape), tuple(centroids.shape)), (points.dtype, centroids.dtype)
+    fits = points.ndim == centroids.ndim == 2 and points.shape[1] == centroids.shape[1] and 0 not in shapes[1]
+    if not fits or kinds not in {(kind, kind) for kind in TILES} or points.device != centroids.device:
         raise ValueError(
-            f"points {tuple(points.shape)} and centroids {tuple(centroids.shape)}, but this takes (N, D) and (K, D); "
-            "give both the same features"
+            f"points {shapes[0]} {kinds[0]} on {points.device} and centroids {shapes[1]} {kinds[1]} on "
+            f"{centroids.device}, but this takes (N, D) and (K, D) of 1 or more, both float32 or both bfloat16, on one "
+            "device"
         )
-    if centroids.shape[0] == 0 or points.shape[1] == 0:
-        raise ValueError(f"centroids {tuple(centroids.shape)}, but K and D must be 1 or more")
-    if points.dtype not in (torch.float32, torch.bfloat16) or centroids.dtype != points.dtype:
-        raise ValueError(
-            f"points {points.dtype} and centroids {centroids.dtype}, but both must be float32 or both bfloat16; "
-            "cast one: centroids.to(points.dtype)"
-        )
-    if points.device != centroids.device:
-        raise ValueError(f"points on {points.device}, centroids on {centroids.device}; move one to the other's device")

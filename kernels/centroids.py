@@ -30,6 +30,7 @@ SCALE_BITS = 30
 CHUNK = 256
 """Most points of one cluster that one Triton program adds up. Ours: 250,000 points make about 1,000 chunks for the 132
 multiprocessors of an H100 whatever the sizes of the clusters, and partial sums of 1/256 of the points' size."""
+LAUNCH = {"enable_fp_fusion": False}
 
 
 def fixed_point_scale(largest_norm: float) -> float:
@@ -129,22 +130,10 @@ def _build_kernels() -> tuple[Any, Any]:
     import triton.language as tl
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _chunk_sums_kernel(
-        points_ptr: tl.tensor,
-        order_ptr: tl.tensor,
-        chunk_cluster_ptr: tl.tensor,
-        chunk_ends_ptr: tl.tensor,
-        starts_ptr: tl.tensor,
-        partial_ptr: tl.tensor,
-        K: int,
-        D: int,
-        points_stride_n: int,
-        points_stride_d: int,
-        scale: float,
-        CHUNK_POINTS: tl.constexpr,
-        BLOCK_N: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-    ) -> None:
+    def _chunk_sums_kernel(  # type: ignore[no-untyped-def]
+        points_ptr, order_ptr, chunk_cluster_ptr, chunk_ends_ptr, starts_ptr, partial_ptr, K, D, scale,
+        CHUNK_POINTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
         """A program adds BLOCK_D features of the points of one chunk, a run of one cluster's sorted points."""
         chunk = tl.program_id(0).to(tl.int64)
         features = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -160,24 +149,15 @@ def _build_kernels() -> tuple[Any, Any]:
                 positions = first + tl.arange(0, BLOCK_N)
                 position_exists = positions < stop
                 rows = tl.load(order_ptr + positions, mask=position_exists, other=0)
-                tile = tl.load(
-                    points_ptr + rows[:, None] * points_stride_n + features[None, :] * points_stride_d,
-                    mask=position_exists[:, None] & feature_exists[None, :],
-                    other=0.0,
-                )
+                exists = position_exists[:, None] & feature_exists[None, :]
+                tile = tl.load(points_ptr + rows[:, None] * D + features[None, :], mask=exists, other=0.0)
                 total += (tile.to(tl.float32) * scale).to(tl.int64)  # towards zero
             tl.store(partial_ptr + chunk * D + features, tl.sum(total, axis=0), mask=feature_exists)
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _cluster_sums_kernel(
-        partial_ptr: tl.tensor,
-        chunk_ends_ptr: tl.tensor,
-        chunks_ptr: tl.tensor,
-        sums_ptr: tl.tensor,
-        D: int,
-        BLOCK_C: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-    ) -> None:
+    def _cluster_sums_kernel(  # type: ignore[no-untyped-def]
+        partial_ptr, chunk_ends_ptr, chunks_ptr, sums_ptr, D, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr
+    ):
         """A program adds BLOCK_D features of one cluster's chunks, in their order."""
         cluster = tl.program_id(0).to(tl.int64)
         features = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -187,11 +167,8 @@ def _build_kernels() -> tuple[Any, Any]:
         total = tl.zeros((BLOCK_C, BLOCK_D), tl.int64)
         for first in range(start, stop, BLOCK_C):
             chunks = first + tl.arange(0, BLOCK_C)
-            total += tl.load(
-                partial_ptr + chunks[:, None] * D + features[None, :],
-                mask=(chunks < stop)[:, None] & feature_exists[None, :],
-                other=0,
-            )
+            exists = (chunks < stop)[:, None] & feature_exists[None, :]
+            total += tl.load(partial_ptr + chunks[:, None] * D + features[None, :], mask=exists, other=0)
         tl.store(sums_ptr + cluster * D + features, tl.sum(total, axis=0), mask=feature_exists)
 
     return _chunk_sums_kernel, _cluster_sums_kernel
@@ -225,26 +202,9 @@ def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int, scale: flo
     feature_blocks = triton.cdiv(d, block_d)
     with torch.cuda.device(points.get_device()):
         if n:
-            chunk_sums_kernel[(most_chunks, feature_blocks)](
-                points,
-                order,
-                chunk_cluster,
-                chunk_ends,
-                starts,
-                partial,
-                k,
-                d,
-                points.stride(0),
-                points.stride(1),
-                scale,
-                CHUNK_POINTS=CHUNK,
-                BLOCK_N=32,
-                BLOCK_D=block_d,
-                enable_fp_fusion=False,
-            )
-        cluster_sums_kernel[(k, feature_blocks)](
-            partial, chunk_ends, chunks, sums, d, BLOCK_C=16, BLOCK_D=block_d, enable_fp_fusion=False
-        )
+            tensors = points.contiguous(), order, chunk_cluster, chunk_ends, starts, partial
+            chunk_sums_kernel[(most_chunks, feature_blocks)](*tensors, k, d, scale, CHUNK, 32, block_d, **LAUNCH)
+        cluster_sums_kernel[(k, feature_blocks)](partial, chunk_ends, chunks, sums, d, 16, block_d, **LAUNCH)
     return sums, counts
 
 
@@ -259,22 +219,7 @@ def normalise_centroids(sums: Tensor, counts: Tensor, previous: Tensor) -> Tenso
         sums: int64, as `centroid_sums_reference` gives them.
         counts: int64.
         previous: float32.
-
-    Raises:
-        ValueError: wrong shape, dtype or device.
     """
-    if sums.ndim != 2 or previous.shape != sums.shape or counts.shape != sums.shape[:1]:
-        raise ValueError(
-            f"sums {tuple(sums.shape)}, counts {tuple(counts.shape)}, previous {tuple(previous.shape)}, "
-            "but this takes (K, D), (K,), (K, D)"
-        )
-    if sums.dtype != torch.int64 or previous.dtype != torch.float32 or counts.dtype != torch.int64:
-        raise ValueError(
-            f"sums {sums.dtype}, counts {counts.dtype}, previous {previous.dtype}, but this takes int64, int64, float32"
-        )
-    if not sums.device == counts.device == previous.device:
-        devices = f"sums on {sums.device}, counts on {counts.device}, previous on {previous.device}"
-        raise ValueError(f"{devices}; move them to one device")
     centroids = torch.empty_like(previous)
     block = max(1, BLOCK_BYTES // (8 * sums.shape[1]))  # in pieces, so that no K x D array of float64 is made
     for total, count, before, out in zip(
@@ -294,16 +239,11 @@ def _by_cluster(assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _check(points: Tensor, assignments: Tensor, k: int) -> None:
-    if points.ndim != 2 or points.shape[1] == 0 or assignments.shape != points.shape[:1]:
+    fits = points.ndim == 2 and points.shape[1] > 0 and assignments.shape == points.shape[:1] and k >= 1
+    kinds = points.dtype in (torch.float32, torch.bfloat16) and assignments.dtype == torch.int64
+    if not fits or not kinds or points.device != assignments.device:
         raise ValueError(
-            f"points {tuple(points.shape)} and assignments {tuple(assignments.shape)}, but this takes (N, D) and (N,) "
-            "with D of 1 or more"
+            f"points {tuple(points.shape)} {points.dtype} on {points.device}, assignments {tuple(assignments.shape)} "
+            f"{assignments.dtype} on {assignments.device} and k = {k}, but this takes (N, D) float32 or bfloat16 and "
+            "(N,) int64 on one device, D and k of 1 or more"
         )
-    if k < 1:
-        raise ValueError(f"k is {k}, but there must be at least one cluster")
-    if points.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"points are {points.dtype}, but this takes float32 or bfloat16; cast them")
-    if assignments.dtype != torch.int64:
-        raise ValueError(f"assignments are {assignments.dtype}, but this takes int64; cast them: assignments.long()")
-    if points.device != assignments.device:
-        raise ValueError(f"points on {points.device}, assignments on {assignments.device}; move them to one device")

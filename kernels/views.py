@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
+Maybe = Tensor | None
 CUBIC_A = -0.75
 """Keys' coefficient, as in torch.nn.functional.interpolate(mode="bicubic")."""
 BLOCK = 32
@@ -65,12 +66,7 @@ def log_mixup_exp(log_mel: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 
 def augmented_reference(
-    crops: Tensor,
-    memory: Tensor | None,
-    slots: Tensor | None,
-    shares: Tensor | None,
-    frequency: Tensor | None,
-    time: Tensor | None,
+    crops: Tensor, memory: Maybe, slots: Maybe, shares: Maybe, frequency: Maybe, time: Maybe
 ) -> Tensor:
     """(B, 1, F, T) crops -> (B, 1, F, T) float32 views. Two batched matrix products.
 
@@ -117,58 +113,37 @@ def _build_views_kernels() -> tuple[Any, Any]:
         return nearest, tl.where(index == nearest, weight, 0.0)
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _mixup_kernel(
-        crops_ptr: tl.tensor,
-        memory_ptr: tl.tensor,
-        slots_ptr: tl.tensor,
-        shares_ptr: tl.tensor,
-        mixed_ptr: tl.tensor,
-        F: int,
-        T: int,
-        crops_stride_b: int,
-        crops_stride_f: int,
-        crops_stride_t: int,
-        BLOCK: tl.constexpr,
-    ) -> None:
+    def _mixup_kernel(  # type: ignore[no-untyped-def]
+        crops_ptr, memory_ptr, slots_ptr, shares_ptr, mixed_ptr, F, T, BLOCK: tl.constexpr
+    ):
         """A program mixes a tile of one clip."""
         clip = tl.program_id(0).to(tl.int64)
         bins = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
         frames = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)[None, :]
         inside = (bins < F) & (frames < T)
-        place = clip * crops_stride_b + bins * crops_stride_f + frames * crops_stride_t
+        place = clip * F * T + bins * T + frames
         crop = tl.load(crops_ptr + place, mask=inside, other=0.0).to(tl.float32)
         share, slot = tl.load(shares_ptr + clip), tl.load(slots_ptr + clip)
         other = tl.load(memory_ptr + slot * F * T + bins * T + frames, mask=inside, other=0.0).to(tl.float32)
         mixed = tl.log(tl.exp(crop) * (1 - share) + tl.exp(other) * share)
-        tl.store(mixed_ptr + clip * F * T + bins * T + frames, tl.where(share > 0, mixed, crop), mask=inside)
+        tl.store(mixed_ptr + place, tl.where(share > 0, mixed, crop), mask=inside)
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _resize_kernel(
-        crops_ptr: tl.tensor,
-        frequency_ptr: tl.tensor,
-        time_ptr: tl.tensor,
-        views_ptr: tl.tensor,
-        F: int,
-        T: int,
-        crops_stride_b: int,
-        crops_stride_f: int,
-        crops_stride_t: int,
-        BLOCK: tl.constexpr,
-        A: tl.constexpr,
-    ) -> None:
+    def _resize_kernel(  # type: ignore[no-untyped-def]
+        crops_ptr, frequency_ptr, time_ptr, views_ptr, F, T, BLOCK: tl.constexpr, A: tl.constexpr
+    ):
         """A program makes a tile of one clip's view: each number from the 4 x 4 of the crop around its place."""
         clip = tl.program_id(0).to(tl.int64)
         bins = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
         frames = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)[None, :]
-        crop_ptr = crops_ptr + clip * crops_stride_b
+        crop_ptr = crops_ptr + clip * F * T
         view = tl.zeros((BLOCK, BLOCK), tl.float32)
         for tap_t in tl.static_range(-1, 3):
             column, column_weight = _tap(frames, tap_t, time_ptr + 2 * clip, T, A)
             along = tl.zeros((BLOCK, BLOCK), tl.float32)
             for tap_f in tl.static_range(-1, 3):
                 row, row_weight = _tap(bins, tap_f, frequency_ptr + 2 * clip, F, A)
-                place = row * crops_stride_f + column * crops_stride_t
-                along = tl.fma(row_weight, tl.load(crop_ptr + place).to(tl.float32), along)
+                along = tl.fma(row_weight, tl.load(crop_ptr + row * T + column).to(tl.float32), along)
             view = tl.fma(column_weight, along, view)
         tl.store(views_ptr + clip * F * T + bins * T + frames, view, mask=(bins < F) & (frames < T))
 
@@ -176,12 +151,7 @@ def _build_views_kernels() -> tuple[Any, Any]:
 
 
 def augmented_triton(
-    crops: Tensor,
-    memory: Tensor | None,
-    slots: Tensor | None,
-    shares: Tensor | None,
-    frequency: Tensor | None,
-    time: Tensor | None,
+    crops: Tensor, memory: Maybe, slots: Maybe, shares: Maybe, frequency: Maybe, time: Maybe
 ) -> Tensor:
     """As `augmented_reference` to 2e-5, in a kernel each for mixup and resizing; on CPU tensors only under Triton's
     interpreter.
@@ -202,9 +172,8 @@ def augmented_triton(
 
     def launched(kernel: Any, *arguments: Tensor | None, **constants: float) -> Tensor:
         made = torch.empty(clips, 1, bins, frames, device=crops.device)
-        strides = crops.stride(0), crops.stride(2), crops.stride(3)
         with torch.cuda.device(crops.get_device()):
-            kernel[grid](crops, *arguments, made, bins, frames, *strides, BLOCK, **constants, **LAUNCH)
+            kernel[grid](crops.contiguous(), *arguments, made, bins, frames, BLOCK, **constants, **LAUNCH)
         return made
 
     if memory is not None and clips:

@@ -1,6 +1,6 @@
 """Audio files -> shards. Knows neither torch nor DALI.   Imports go only to lines above.
 
-telling    progress callbacks and their defaults
+callbacks  of long work, and their defaults
 sources    a folder, an archive, a CSV or a URL -> rows that say where each file's bytes are
 audio      one file -> 16 kHz mono PCM16, or the reason why not
 sets       a finished set: shards, clips table, manifest: open_shards()

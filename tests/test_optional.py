@@ -12,7 +12,7 @@ import torch
 from outcomes import Cli, refused
 
 from unfused_fast.clustering import backends as kmeans_backends
-from unfused_fast.data import stream as pipeline
+from unfused_fast.data import dali as pipeline
 from unfused_fast.errors import UserError
 from unfused_fast.optional import importing, missing_compiler, present
 from unfused_fast.shards.packing import ray_engine

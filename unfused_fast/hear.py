@@ -19,15 +19,10 @@ from unfused_fast.training import WEIGHTS
 def load_model(model_file_path: str = "") -> Embedder:
     """The encoder of a run or a model folder, or of the model.safetensors in one, on the CPU.
 
-    It has `sample_rate`, `scene_embedding_size` and `timestamp_embedding_size`.
-
-    Raises:
-        UserError: no path, because no weights come with the package; or as embedder.load.
+    Raises UserError: no path, because no weights come with the package; or as embedder.load.
     """
     if not model_file_path:
-        raise UserError(
-            "no model: no weights come with unfused-fast; name a run or a model folder, with HEAR's --model"
-        )
+        raise UserError("no weights come with unfused-fast; name a run or a model folder, with HEAR's --model")
     path = Path(model_file_path)
     return load(path.parent if path.name == WEIGHTS else path, device="cpu")
 

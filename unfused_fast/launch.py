@@ -1,16 +1,12 @@
-"""Where a process stands among those that train together: by torchrun, by SLURM, or by --devices, which starts them."""
+"""Which of the processes that train together this one is: by torchrun, by SLURM, or by --devices, which starts them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from unfused_fast.errors import UserError
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 TIMEOUT_SECONDS = 600.0
 """How long a process waits for the others. Ours: longer than a compile, shorter than a night."""
@@ -29,10 +25,6 @@ class Place(NamedTuple):
     address: str
     """Where the processes meet."""
     port: int
-    hosted: bool
-    """Whether the launcher keeps the store there; else rank 0 does."""
-    attempt: str = "0"
-    """Which start of the job this is: torchrun keeps its store when it starts all processes again."""
 
     def device(self, wanted: str) -> str:
         """This process's part of what --device names: the GPU of its local rank, counted round those that it sees, for
@@ -49,51 +41,40 @@ class Place(NamedTuple):
             return "cpu"
         return f"cuda:{self.local_rank % max(1, found)}" if wanted in ("auto", "cuda") else wanted
 
-    def store(self, timeout: timedelta) -> Store:
-        """A connection of its own. Raises RuntimeError when nobody answers."""
-        from torch.distributed import PrefixStore, TCPStore
-
-        leads = self.rank == 0 and not self.hosted
-        store = TCPStore(
-            self.address, self.port, is_master=leads, timeout=timeout, wait_for_workers=False, multi_tenant=True
-        )
-        return PrefixStore(f"attempt {self.attempt}", store)
-
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
-    """What torchrun or SLURM's srun says to this process; None where it works alone.
+    """This process's place, from the variables of torchrun or SLURM's srun; None where it works alone.
 
     Raises:
         UserError: variables that do not fit together.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+    def number(name: str, default: str = "") -> int:
+        value = environment.get(name, default)
+        if not value.isdecimal():
+            raise UserError(f"{name}={value}: want a whole number; start the processes by torchrun or srun")
+        return int(value)
+
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        values = [
-            environment.get(name, default) for name, default in zip(names, ("", "", "0", "1", "", ""), strict=True)
-        ]
-        rank, world_size, local_rank, local_size = _numbers(names[:4], values[:4])
-        address, (port,) = values[4], _numbers(names[5:], values[5:])
-        if not address or not rank < world_size:
-            said = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-            raise UserError(f"these do not say which process this is of how many: {said}; start it by torchrun")
-        hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-        place = Place(rank, world_size, local_rank, local_size, address, port, hosted, attempt)
+        rank, world_size = number("RANK"), number("WORLD_SIZE")
+        local_rank, local_size = number("LOCAL_RANK", "0"), number("LOCAL_WORLD_SIZE", "1")
+        address, port = environment.get("MASTER_ADDR", ""), number("MASTER_PORT")
     elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        asked = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_NODEID", "MASTER_PORT")
-        given = [
-            environment.get(name, default) for name, default in zip(asked, ("", "", "", "", "0", "0"), strict=True)
-        ]
-        rank, world_size, local_rank, job, node, port = _numbers(asked, given)
-        counts = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        rank, world_size, local_rank = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), number("SLURM_LOCALID")
+        counts, node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")), number("SLURM_NODEID", "0")
         if node >= len(counts):
             raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to {len(counts) - 1}")
+        local_size = counts[node]
         address = environment.get("MASTER_ADDR") or first_node(environment.get("SLURM_STEP_NODELIST", ""))
-        port = port or PORTS[0] + job % PORTS[1]
-        place = Place(rank, world_size, local_rank, counts[node], address, port, hosted=False)
+        port = number("MASTER_PORT", "0") or PORTS[0] + number("SLURM_JOB_ID") % PORTS[1]
     else:
         return None
-    return place if place.world_size > 1 else None
+    if not address or rank >= world_size:
+        raise UserError(
+            f"RANK={rank}, WORLD_SIZE={world_size}, MASTER_ADDR={address} do not name a process of a group; start it "
+            "by torchrun or srun"
+        )
+    return Place(rank, world_size, local_rank, local_size, address, port) if world_size > 1 else None
 
 
 def first_node(nodes: str) -> str:
@@ -108,14 +89,4 @@ def first_node(nodes: str) -> str:
 
 def tasks_per_node(counts: str) -> list[int]:
     """`4(x2),3` -> 4, 4, 3: SLURM's numbers of processes on each node."""
-    found = list[int]()
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
-        found += [int(count)] * int(times or 1)
-    return found
-
-
-def _numbers(names: tuple[str, ...], values: list[str]) -> list[int]:
-    for name, value in zip(names, values, strict=True):
-        if not value.isdecimal():
-            raise UserError(f"{name}={value}: want a whole number; start the processes by torchrun or srun")
-    return [int(value) for value in values]
+    return [int(count) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts) for _ in range(int(times or 1))]

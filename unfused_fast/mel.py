@@ -29,27 +29,18 @@ BATCH = 128
 """Clips in one product with the filters."""
 
 
-def hz_to_slaney_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slaney's scale: linear below 1000 Hz, logarithmic above. Source: Auditory Toolbox; librosa's default."""
+def mel_edges(config: FrontendConfig) -> NDArray[np.float64]:
+    """(F + 2,) hertz, evenly spaced in mel from fmin to fmax: on Slaney's scale, linear below 1000 Hz and logarithmic
+    above, or for `decar1` on HTK's, logarithmic throughout. Source: Auditory Toolbox; HTK; librosa.mel_frequencies.
+    """
+    hz = np.array([config.fmin_hz, config.fmax_hz])
+    if config.kind == "decar1":
+        low, high = 2595.0 * np.log10(1.0 + hz / 700.0)
+        return 700.0 * (10.0 ** (np.linspace(low, high, config.n_mels + 2) / 2595.0) - 1.0)
     above = 15.0 + np.log(np.maximum(hz, 1000.0) / 1000.0) * (27.0 / math.log(6.4))
-    return np.where(hz < 1000.0, hz * 3.0 / 200.0, above)
-
-
-def slaney_mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse of hz_to_slaney_mel."""
+    low, high = np.where(hz < 1000.0, hz * 3.0 / 200.0, above)
+    mel = np.linspace(low, high, config.n_mels + 2)
     return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) * (math.log(6.4) / 27.0)))
-
-
-def hz_to_htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """HTK's scale, logarithmic throughout. Source: HTK; librosa with htk=True."""
-    mel: NDArray[np.float64] = 2595.0 * np.log10(1.0 + hz / 700.0)
-    return mel
-
-
-def htk_mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse of hz_to_htk_mel."""
-    hz: NDArray[np.float64] = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
-    return hz
 
 
 @cache
@@ -57,15 +48,11 @@ def mel_filters(config: FrontendConfig) -> NDArray[np.float32]:
     """(F, 1 + n_fft // 2) triangles over hertz: on the Slaney scale, each of area one (in 2 / Hz), or for `decar1` on
     HTK's, each of height one. Source: librosa.filters.mel.
     """
-    decar = config.kind == "decar1"
-    to_mel, to_hz = (hz_to_htk_mel, htk_mel_to_hz) if decar else (hz_to_slaney_mel, slaney_mel_to_hz)
-    bins = np.linspace(0, config.sample_rate_hz / 2, 1 + config.n_fft // 2)
-    low, high = to_mel(np.array([config.fmin_hz, config.fmax_hz]))
-    edges = to_hz(np.linspace(low, high, config.n_mels + 2))
+    edges, bins = mel_edges(config), np.linspace(0, config.sample_rate_hz / 2, 1 + config.n_fft // 2)
     rising = (bins[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins[None]) / (edges[2:] - edges[1:-1])[:, None]
     triangles = np.maximum(np.minimum(rising, falling), 0)
-    areas = 1.0 if decar else (2.0 / (edges[2:] - edges[:-2]))[:, None]
+    areas = 1.0 if config.kind == "decar1" else (2.0 / (edges[2:] - edges[:-2]))[:, None]
     filters: NDArray[np.float32] = (triangles * areas).astype(np.float32)
     return filters
 

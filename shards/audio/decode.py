@@ -214,13 +214,13 @@ def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
             elif file.format == "FLAC":
                 if place := endings.second_flac(stream):
                     raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {endings.AS_FILES}")
-            elif endings.ogg_ends_within_a_page(stream):
-                raise Rejected(Reason.DAMAGED, "ends within a page")
-            elif later := endings.chained_streams(stream):
-                seconds = frames / int(file.samplerate)
-                raise Rejected(
-                    Reason.JOINED, f"Ogg with {later} more behind the first, of {seconds:.2f} s; {endings.AS_FILES}"
-                )
+            else:
+                later, cut = endings.ogg_streams(stream)
+                if cut:
+                    raise Rejected(Reason.DAMAGED, "ends within a page")
+                if later:
+                    said = f"Ogg with {later} more behind the first, of {frames / int(file.samplerate):.2f} s"
+                    raise Rejected(Reason.JOINED, f"{said}; {endings.AS_FILES}")
     if promised > frames + HEADER_SLACK_FRAMES:
         raise Rejected(Reason.DAMAGED, f"ends after {frames} of {promised} samples")
 

@@ -13,8 +13,6 @@ from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 STREAMED_BYTES = 0x7F000000
 """A larger promise is none. Ours: a streaming writer cannot know the size and leaves the largest number instead."""
-LAST_BYTES = 1 << 17
-"""Where the last Ogg page is looked for: a page has 65307 bytes at most, and a tag may follow it. Source: RFC 3533."""
 REST_BYTES = 1024
 """Most bytes behind the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds,
 at most 30 ms of sound."""
@@ -51,19 +49,6 @@ def logged_frames(log: str, frames: int) -> int:
     return max(promised, default=0)
 
 
-def ogg_ends_within_a_page(file: BinaryIO) -> bool:
-    """Whether the last page is cut, as an interrupted download leaves it."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - LAST_BYTES))
-    tail = file.read()
-    page = tail[place:] if (place := tail.rfind(b"OggS")) >= 0 else b""
-    if len(page) < _PAGE_HEADER_BYTES:
-        return bool(page)
-    segments = page[_PAGE_HEADER_BYTES - 1]
-    lengths = page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments]
-    return len(lengths) < segments or len(page) < _PAGE_HEADER_BYTES + segments + sum(lengths)
-
-
 def nist_frames(file: BinaryIO) -> int:
     """Samples per channel that a SPHERE header promises; 0 where it does not say."""
     file.seek(0)
@@ -71,10 +56,12 @@ def nist_frames(file: BinaryIO) -> int:
     return int(found[1]) if found else 0
 
 
-def chained_streams(file: BinaryIO) -> int:
-    """How many Ogg streams follow the first one (and what is multiplexed with it), each of which begins anew."""
+def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
+    """(Ogg streams that follow the first one and what is multiplexed with it, each of which begins anew; whether the
+    file ends within a page, as an interrupted download does).
+    """
     end, place, later, within = file.seek(0, io.SEEK_END), 0, 0, False
-    while place + _PAGE_HEADER_BYTES <= end:
+    while place < end:
         file.seek(place)
         page = file.read(_PAGE_HEADER_BYTES + 255)
         if page[:4] != b"OggS":  # a tag, padding or damage between pages
@@ -84,12 +71,14 @@ def chained_streams(file: BinaryIO) -> int:
                 break
             place += gap
             continue
+        if len(page) < _PAGE_HEADER_BYTES:
+            return later, True
         begins = bool(page[5] & 2)
         later += begins and within
         within = not begins  # of streams that are multiplexed the first pages stand together
         segments = page[_PAGE_HEADER_BYTES - 1]
         place += _PAGE_HEADER_BYTES + segments + sum(page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments])
-    return later
+    return later, place > end
 
 
 def second_flac(file: BinaryIO) -> int | None:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.check.findings import Finding, Kind, Tally, finding
 from unfused_fast.shards.check.shard import DigestTask, ShardReport, ShardTask
 from unfused_fast.shards.check.table import table_damage, table_warnings
 from unfused_fast.shards.packing.workers import Job, Workers, available_cores
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, Manifest, read_clips, read_manifest
-from unfused_fast.shards.telling import Progress, unseen
 
 SPECTRUM_CLIPS = 256
 """Clips that are examined for DC offset and band, and decoded if they are FLAC. Ours: ids are shuffled, so these are a
@@ -51,7 +51,7 @@ class _Span(NamedTuple):
 
 
 def check(
-    directory: Path, *, every_clip: bool = False, workers: int | None = None, progress: Progress = unseen
+    directory: Path, *, every_clip: bool = False, workers: int | None = None, progress: OnProgress = no_progress
 ) -> Checked:
     """Reads all of a set and compares: tars with indexes, members with the table, the table with the manifest.
 

@@ -113,7 +113,7 @@ class ShardTask:
             if problem := other_header(bytes(clip[start - tarfile.BLOCKSIZE : start]), member):
                 text = f"{problem}, where the index has {name}, {size} bytes"
                 return Kind.TAR, offset - tarfile.BLOCKSIZE, text
-            if any(clip[start + size : start + padded(size)]):
+            if clip[start + size : start + padded(size)] != bytes(-size % tarfile.BLOCKSIZE):
                 return Kind.TAR, offset + size, f"no zeros as padding after {name}"
             if name.endswith(".index") and content != key.encode():
                 return Kind.KEY, offset, f"the content of {name} is not {key}"

@@ -36,7 +36,7 @@ def building(
         part: as --part takes it; "merged": of parts.
         overwrite: a finished set at `out` may be replaced, and what an unfinished run left is deleted.
         resume: nothing is deleted, and `out` may be replaced if the unfinished run might have replaced it.
-        remote: the set is made there; `out` is the folder on this machine.
+        remote: the set is made there; `out` is the folder on this machine, which is deleted in the end.
 
     Raises:
         UserError: `out` is a file, a set that may not be replaced, or a folder with other things in it; another process
@@ -57,6 +57,11 @@ def building(
             if overwrite and not resume:
                 discard(partial)
             begun = journal.begun
+            if not begun and any(path != journal.folder for path in partial.iterdir()):
+                raise UserError(
+                    f"{partial}: not an unfinished set of this version of unfused-fast; delete it, or begin again with "
+                    "--overwrite"
+                )
             try:
                 journal.begin({**request, "part": part}, replace, shown)
                 if remote is not None:
@@ -75,7 +80,7 @@ def building(
                 real.rename(replaced)
             partial.replace(real)
         to_disk(real.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(replaced if remote is None else real, ignore_errors=True)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

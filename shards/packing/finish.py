@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from unfused_fast import __version__
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
 from unfused_fast.shards.packing.building import complete, discard
-from unfused_fast.shards.packing.journal import DoneShard, Journal
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
-from unfused_fast.shards.packing.pack_shard import Rejection
+from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
 from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, write_rejected
 from unfused_fast.shards.packing.upload import RemoteSet
 from unfused_fast.shards.sets.shard_files import clip_key, index_path, read_index, read_members, renumber
@@ -49,18 +49,23 @@ class PackResult:
 
     shard_set: ShardSet
     """Of a set behind a URL there are only the manifest and the table; download.local_set() fetches the rest."""
-    packed: int
-    """Clips in the set."""
     rejected: dict[str, int]
     """Rows of rejected.csv by reason, most frequent first."""
-    audio_seconds: float
-    """Of the clips."""
     shard_bytes: int
     """Size of tars and indexes."""
-    wall_seconds: float
     shards_made: int
     """In this run; the others were there."""
-    shards: int
+    wall_seconds: float
+
+    @property
+    def packed(self) -> int:
+        """Clips in the set."""
+        return int(self.shard_set.clips.num_rows)
+
+    @property
+    def shards(self) -> int:
+        """Tars of the set."""
+        return sum(len(info.shards) for info in self.shard_set.manifest.splits.values())
 
 
 @dataclass(frozen=True)
@@ -180,22 +185,8 @@ def finish(
         remote.complete(journal, [shard.name for shard in shards])
     journal.end()
     size = sum(shard.bytes for shard in shards)
-    return result_of(ShardSet(out, manifest, clips), by_reason(rejected), size, made, started)
-
-
-def result_of(shard_set: ShardSet, rejected: dict[str, int], shard_bytes: int, made: int, started: float) -> PackResult:
-    """The facts of a finished set."""
-    splits = shard_set.manifest.splits.values()
-    return PackResult(
-        shard_set=shard_set,
-        packed=shard_set.clips.num_rows,
-        rejected=rejected,
-        audio_seconds=sum(info.seconds for info in splits),
-        shard_bytes=shard_bytes,
-        wall_seconds=time.perf_counter() - started,
-        shards_made=made,
-        shards=sum(len(info.shards) for info in splits),
-    )
+    seconds = time.perf_counter() - started
+    return PackResult(ShardSet(out, manifest, clips), by_reason(rejected), size, made, seconds)
 
 
 def _split(shard: DoneShard) -> str:

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,11 @@ import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.decode import Probe
-from unfused_fast.shards.packing.pack_shard import Rejection, WrittenShard
+from unfused_fast.shards.packing.pack_shard import DoneShard
 from unfused_fast.shards.sets.shard_files import index_path, replace_file
-from unfused_fast.shards.sets.table import DONE_SCHEMA
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 _ABOUT = b"unfused"
-
-
-@dataclass(frozen=True)
-class DoneShard:
-    """A shard that is on the disk, or behind the URL where the set is made."""
-
-    name: str
-    clips: pa.Table
-    """DONE_SCHEMA."""
-    rejected: list[Rejection]
-    bytes: int
-    """Of tar and index; 0 where no clip is left, and no file either."""
 
 
 class Journal:
@@ -110,12 +96,11 @@ class Journal:
         """Where a tar is written; each call gives another, so that a process of a lost node harms nothing."""
         return self.making / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tar"
 
-    def publish(self, name: str, written: WrittenShard) -> None:
-        """Gives a shard its name, and notes that it is there."""
-        clips = pa.table(written.columns, schema=DONE_SCHEMA)
-        for new, path in zip((written.tar, index_path(written.tar)), self._files(name), strict=True):
-            new.replace(path) if clips.num_rows else new.unlink()
-        self.note(DoneShard(name, clips, written.rejected, written.bytes if clips.num_rows else 0))
+    def publish(self, tar: Path, done: DoneShard) -> None:
+        """Gives a shard whose tar is at `tar` its name, and notes that it is there."""
+        for new, path in zip((tar, index_path(tar)), self._files(done.name), strict=True):
+            new.replace(path) if done.bytes else new.unlink()
+        self.note(done)
 
     def note(self, done: DoneShard) -> None:
         """Notes that the files of a shard are there."""

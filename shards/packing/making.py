@@ -9,6 +9,7 @@ import numpy as np
 
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import Probe
+from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.packing.building import check_space
 from unfused_fast.shards.packing.finish import Contents, Numbering
 from unfused_fast.shards.packing.journal import Journal
@@ -18,7 +19,6 @@ from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
 from unfused_fast.shards.packing.workers import Pool
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.shards.telling import Progress
 
 HEADER_BLOCK = 128
 """Files whose headers are read by one job and kept together."""
@@ -33,7 +33,7 @@ def plan_set(
     options: PackOptions,
     part: tuple[int, int] | None,
     files: Mapping[str, str] | None,
-    progress: Progress,
+    progress: OnProgress,
 ) -> tuple[Plan, list[PlannedShard], Contents]:
     """Reads all headers: all pieces in order, and the shards of the set or of a part of it."""
     found = journal.headers()
@@ -89,7 +89,7 @@ def make_shards(
     journal: Journal,
     planned: tuple[Plan, list[PlannedShard], Contents],
     options: PackOptions,
-    progress: Progress,
+    progress: OnProgress,
     numbering: Numbering | None,
     stays: bool = True,
 ) -> int:
@@ -127,14 +127,14 @@ def make_shards(
         waiting = list[Future[None]]()
         try:
             report()
-            for job, written in pool.answers(jobs, report):
+            for job, made in pool.answers(jobs, report):
                 assert isinstance(job, ShardJob)
-                journal.publish(job.name, written)
+                journal.publish(job.tar, made)
                 if numbering is not None:
                     waiting.append(background.submit(numbering.advance))
                 while waiting and (waiting[0].done() or len(waiting) > NUMBERING_BEHIND):
                     waiting.pop(0).result()
-                done, rejected = done + len(job.pieces), rejected + len(written.rejected)
+                done, rejected = done + len(job.pieces), rejected + len(made.rejected)
                 report()
             for future in waiting:
                 future.result()

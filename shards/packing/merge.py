@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from unfused_fast.errors import UserError
+from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.packing.building import building
 from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish
-from unfused_fast.shards.packing.journal import DoneShard, Journal
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.pack import finished, read_part
+from unfused_fast.shards.packing.pack_shard import DoneShard
 from unfused_fast.shards.packing.upload import destination
 from unfused_fast.shards.sets.shard_files import index_path
-from unfused_fast.shards.telling import Progress, unseen
 
 
 def merge(
@@ -27,7 +28,7 @@ def merge(
     overwrite: bool = False,
     resume: bool = False,
     statistics: Statistics | None = None,
-    progress: Progress = unseen,
+    progress: OnProgress = no_progress,
 ) -> PackResult:
     """Makes a set at `out` of all parts that pack_part() made of it. The parts stay as they are.
 
@@ -58,10 +59,7 @@ def merge(
                 made += 1
             numbering.advance()
             progress(number, len(names), 0)
-        result = finish(journal, folder, whole, request, numbering, statistics, remote, made, started)
-    if remote is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+        return finish(journal, folder, whole, request, numbering, statistics, remote, made, started)
 
 
 def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.packing.building import building, complete, is_complete, partial_of
-from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish, result_of
+from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.making import make_shards, plan_set
 from unfused_fast.shards.packing.options import Codec, PackOptions, digest_of, request_of
@@ -24,7 +24,6 @@ from unfused_fast.shards.packing.workers import Pool, Workers, available_cores
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import PART, open_shards
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.shards.telling import Progress, unseen
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def pack(
     dataset: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
     statistics: Statistics | None = None,
-    progress: Progress = unseen,
+    progress: OnProgress = no_progress,
 ) -> PackResult:
     """Packs audio files into a shard set at `out`. The same rows and options give the same bytes for any `workers`.
 
@@ -99,10 +98,7 @@ def pack(
         *_, contents = planned = plan_set(pool, journal, rows, options, None, files, progress)
         numbering = Numbering(journal, contents.shards, remote)
         made = make_shards(pool, journal, planned, options, progress, numbering, stays=remote is None)
-        result = finish(journal, folder, contents, request, numbering, statistics, remote, made, started)
-    if remote is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+        return finish(journal, folder, contents, request, numbering, statistics, remote, made, started)
 
 
 def pack_part(
@@ -116,7 +112,7 @@ def pack_part(
     resume: bool = False,
     dataset: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
-    progress: Progress = unseen,
+    progress: OnProgress = no_progress,
 ) -> PartResult:
     """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
 
@@ -191,7 +187,8 @@ def finished(folder: Path, remote: RemoteSet | None, request: Mapping[str, Any],
         raise _other(shown)
     tars = [path for split in shard_set.manifest.splits if remote is None for path in shard_set.shard_paths(split)]
     size = sum(path.stat().st_size for tar in tars for path in (tar, index_path(tar)))
-    return result_of(shard_set, rejected, size if remote is None else remote.shard_bytes, 0, started)
+    size = size if remote is None else remote.shard_bytes
+    return PackResult(shard_set, rejected, size, 0, time.perf_counter() - started)
 
 
 def _other(out: str) -> UserError:

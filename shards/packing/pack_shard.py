@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, encode_clip
 from unfused_fast.shards.audio.decode import Probe, decode_piece, probe
 from unfused_fast.shards.packing.layout import Piece
@@ -43,16 +45,16 @@ class ProbeJob:
         return answers
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenShard:
-    """A tar and its index, complete but under temporary names."""
+@dataclass(frozen=True)
+class DoneShard:
+    """A shard that is made."""
 
-    tar: Path
-    columns: dict[str, list[Any]]
+    name: str
+    clips: pa.Table
     """DONE_SCHEMA: of the clips in it, in order."""
     rejected: list[Rejection]
     bytes: int
-    """Of both files."""
+    """Of tar and index; 0 where no clip is left, which leaves no file either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class ShardJob:
     minimum_samples: int
     label_names: Sequence[str]
 
-    def answer(self, bad: Bad, at: At) -> WrittenShard:
+    def answer(self, bad: Bad, at: At) -> DoneShard:
         """Decodes the pieces and writes them in order."""
         numbers = {name: number for number, name in enumerate(self.label_names)}
         columns: dict[str, list[Any]] = {name: [] for name in DONE_SCHEMA.names}
@@ -88,7 +90,7 @@ class ShardJob:
         except BaseException:
             writer.give_up()
             raise
-        return WrittenShard(self.tar, columns, rejected, size)
+        return DoneShard(self.name, pa.table(columns, DONE_SCHEMA), rejected, size if writer.clips else 0)
 
     def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: dict[str, list[Any]]) -> None:
         """Writes one clip and what the clips table holds of it. Raises Rejected."""

@@ -19,17 +19,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.callbacks import OnMessage, OnProgress, no_message, no_progress
 from unfused_fast.shards.sets.remote_folder import RemoteFolder, cache_folder
 from unfused_fast.shards.sets.shard_files import index_path, replace_file
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, Manifest, clips_digest, read_clips, read_manifest
 from unfused_fast.shards.sources.location import local_path
-from unfused_fast.shards.telling import Progress, Say, unheard, unseen
 
 DOWNLOADS = 8
 """Files fetched at once. Ours: one connection seldom fills the line."""
 
 
-def local_set(place: str | Path, *, say: Say = unheard, progress: Progress = unseen) -> Path:
+def local_set(place: str | Path, *, say: OnMessage = no_message, progress: OnProgress = no_progress) -> Path:
     """The folder of a set: a folder itself, or a complete local copy of what is behind a URL now, for open_shards().
 
     A copy that is there is used again while the manifest behind the URL is the same. A stopped download resumes with
@@ -84,7 +84,7 @@ def _no_set(remote: RemoteFolder) -> UserError:
     )
 
 
-def _download(remote: RemoteFolder, missing: list[Path], files: int, progress: Progress) -> None:
+def _download(remote: RemoteFolder, missing: list[Path], files: int, progress: OnProgress) -> None:
     there = {} if remote.is_web else remote.listing()  # a web server has no listing
     sizes = {path: there.get(path.name, (0, ""))[0] for path in missing}
     if gone := [path.name for path in missing if there and path.name not in there]:
@@ -143,7 +143,7 @@ def _check(remote: RemoteFolder, manifest: bytes, info: Manifest, folder: Path) 
 
 
 @contextmanager
-def _locked(path: Path, say: Say, remote: RemoteFolder) -> Iterator[None]:
+def _locked(path: Path, say: OnMessage, remote: RemoteFolder) -> Iterator[None]:
     """Keeps other processes from downloading this set while the block runs, if the file system has locks."""
     with path.open("w") as file:
         with suppress(OSError):

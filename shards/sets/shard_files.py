@@ -84,11 +84,6 @@ class ShardWriter:
         with contextlib.suppress(OSError):  # a full disk refuses the last bytes again
             self._file.close()
 
-    def delete(self) -> None:
-        """Removes both files."""
-        self.tar.unlink(missing_ok=True)
-        index_path(self.tar).unlink(missing_ok=True)
-
 
 def clip_key(clip_id: int) -> str:
     """The key of a clip: its id, `KEY_DIGITS` long, so that names sort as ids do."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError, unreadable
@@ -151,18 +152,14 @@ def open_shards(directory: Path) -> ShardSet:
                         f"{path}: {state}, but {MANIFEST} lists it; copy the whole set again or pack it again"
                     )
     clips = read_clips(directory)
-    found, start = Counter(clips["split"].to_pylist()), 0
-    for split, info in manifest.splits.items():
-        rows = clips.slice(start, info.clips)
-        if found[split] != info.clips or rows["split"].unique().to_pylist() != [split]:
-            raise UserError(
-                f"{directory / CLIPS}: {found[split]} clips of split {split}, but {MANIFEST} says {info.clips} "
-                f"from row {start} on: the two come from different sets; copy the whole set again or pack it again"
-            )
-        start += info.clips
-    if start != clips.num_rows:
+    runs = pc.run_end_encode(clips["split"].combine_chunks())
+    found = list(zip(runs.values.to_pylist(), np.diff(runs.run_ends.to_numpy(), prepend=0).tolist(), strict=True))
+    wanted = [(split, info.clips) for split, info in manifest.splits.items()]
+    if found != wanted:
+        there, listed = (", ".join(f"{count} {split}" for split, count in parts[:8]) for parts in (found, wanted))
         raise UserError(
-            f"{directory / CLIPS}: {clips.num_rows} clips, but the splits of {MANIFEST} have {start}; pack it again"
+            f"{directory / CLIPS}: has {there} clips, but {MANIFEST} has {listed}, in this order: the two come from "
+            "different sets; copy the whole set again or pack it again"
         )
     return ShardSet(directory, manifest, clips)
 

@@ -17,6 +17,7 @@ from typing import IO
 from urllib.parse import quote, unquote
 
 from unfused_fast.errors import UserError, cause, escaped, in_unicode
+from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources.location import (
     ByteLocation,
     Location,
@@ -28,7 +29,6 @@ from unfused_fast.shards.sources.location import (
 from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow, check_split_name
 from unfused_fast.shards.sources.split_names import look_like_splits, usual_splits
-from unfused_fast.shards.telling import Say, unheard
 
 COLUMNS = ("path", "label", "labels", "split", "group", "fold")
 LONGEST_LINE = 1 << 24
@@ -39,7 +39,7 @@ _RECORD = re.compile(rf"{_FIELD}(?:,{_FIELD})*[\r\n]*")
 """A record whose quotes are around whole fields. Source: RFC 4180, section 2; spaces before a quote are ours."""
 
 
-def csv_rows(table: Path | str, note: Say = unheard) -> list[SourceRow]:
+def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]:
     """The lines of a CSV with the columns path[,label or labels,split,group,fold], at a path or a URL.
 
     Names of columns are read in any case of letters. `labels` holds the labels of a multi-label set, separated by
@@ -119,7 +119,8 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
     text: list[str] = []  # the lines of one record
     width, line = 0, 0
     try:
-        with _open_table(table) as stream:
+        raw_table = table.open("rb") if isinstance(table, Path) else open_location(ByteLocation((table,)))
+        with io.TextIOWrapper(raw_table, encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(_lines(stream, title, text), strict=True, skipinitialspace=True)
             for fields in reader:
                 line, raw = reader.line_num, "".join(text)
@@ -154,12 +155,6 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
         raise UserError(
             f"{title}: cannot be read: {cause(error)}; change its permissions or name another file"
         ) from error
-
-
-def _open_table(table: Path | str) -> IO[str]:
-    if isinstance(table, Path):
-        return table.open(encoding="utf-8-sig", newline="")
-    return io.TextIOWrapper(open_location(ByteLocation((table,))), encoding="utf-8-sig", newline="")
 
 
 def _lines(stream: IO[str], title: str, text: list[str]) -> Iterator[str]:

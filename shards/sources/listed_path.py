@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources.archives import LARGEST_INFLATED
 from unfused_fast.shards.sources.listing import Listing, list_source
 from unfused_fast.shards.sources.location import Folder, Location, refused
 from unfused_fast.shards.sources.reader import open_location
-from unfused_fast.shards.telling import Say, unheard
 
 
 class ListedPath:
@@ -32,12 +32,6 @@ class ListedPath:
 
     def __str__(self) -> str:
         return posixpath.join(self.listing.title, self.path) if self.path else self.listing.title
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ListedPath) and (self.listing is other.listing) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -102,7 +96,7 @@ class ListedPath:
 
 
 def folder_of(
-    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, say: Say = unheard
+    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, say: OnMessage = no_message
 ) -> Folder:
     """A folder, an archive, or a URL of one -> what adapters read; a folder without archives is its plain Path.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, escaped
+from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources import remote
 from unfused_fast.shards.sources.archives import (
     LARGEST_INFLATED,
@@ -27,7 +28,6 @@ from unfused_fast.shards.sources.archives import (
 from unfused_fast.shards.sources.location import ByteLocation, Location, display_name, local_path, refused
 from unfused_fast.shards.sources.reader import open_files
 from unfused_fast.shards.sources.split_names import look_like_splits
-from unfused_fast.shards.telling import Say, unheard
 
 CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
@@ -85,21 +85,20 @@ def list_source(
     *,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    say: Say = unheard,
-    splits_apart: bool = False,
+    say: OnMessage = no_message,
 ) -> Listing:
     """What is in a folder, an archive, or behind a URL of one.
 
     Files beside an archive come first: a member that is there unpacked too is the file. What is in two archives is
-    listed once where zips say that both are the same; archives that hold different files of one name are shown in
-    folders of their names (ours: unpacked in place, the last would replace the others' files).
+    listed once where zips say that both are the same. Archives that hold different files of one name are shown in
+    folders of their names (ours: unpacked in place, the last would replace the others' files); so is, in a folder, an
+    archive that is called as a split and has no folder of a split.
 
     Args:
         work: folder for seek points of large tar.gz archives, which must stay until the set is packed; None: a
             temporary one, until the program ends.
         largest: largest deflated member of a zip that is read, in bytes.
         say: called with a sentence on what works otherwise than hoped.
-        splits_apart: an archive that is called as a split, and has no folder of a split, is shown in its folder too.
 
     Raises:
         UserError: nothing there, neither a folder nor an archive, one that cannot be read, or no server that answers.
@@ -158,7 +157,7 @@ def list_source(
             there.pop(posixpath.join(folder, part), None)
     listing.is_plain = isinstance(source, Path) and not archives
     listing.files = there
-    _merge(listing, found, splits_apart)
+    _merge(listing, found, alone is not None)
     for name in listing.files:
         if is_archive(name):
             listing.files[name] = refused("an archive inside an archive; unpack the outer one")
@@ -169,7 +168,7 @@ def list_source(
     return listing
 
 
-def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], splits_apart: bool) -> None:
+def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], alone: bool) -> None:
     """Adds the members of archives, in the folder of the archive or in one of its name."""
     first: dict[str, tuple[int, ByteLocation]] = {}
     apart: set[int] = set()
@@ -178,9 +177,9 @@ def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], splits_
             other, there = first.setdefault(posixpath.join(folder, name), (number, location))
             if other != number and not _are_same(location, there):
                 apart |= {number, other}
-        if splits_apart and look_like_splits([stem(archive.name)]):
-            tops = {name.partition("/")[0] for name in members if "/" in name}
-            apart |= set() if any(look_like_splits([top]) for top in tops) else {number}
+        tops = {name.partition("/")[0] for name in members if "/" in name}
+        if not alone and look_like_splits([stem(archive.name)]) and not any(look_like_splits([top]) for top in tops):
+            apart.add(number)
     beside = set(listing.files)
     for number, (folder, archive, members) in enumerate(found):
         example, own = next(iter(members)), posixpath.join(folder, stem(archive.name))

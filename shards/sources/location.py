@@ -16,20 +16,11 @@ _SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|\?[^\s'\"]*")
 
 
 class Kind(IntEnum):
-    """How the bytes are stored in the file or files that hold them."""
+    """How the bytes are stored: the whole file; part of it, from `start` on; after the local header of a zip at
+    `start`, as they are or deflated; from `start` on in what a gzip file inflates to; not read, for the reason `why`.
+    """
 
-    WHOLE = 0
-    """They are the whole file."""
-    STORED = 1
-    """As they are, from `start` on."""
-    ZIP_STORED = 2
-    """As they are, after the local header of a zip at `start`."""
-    ZIP_DEFLATED = 3
-    """Deflated, after the local header of a zip at `start`."""
-    GZIP = 4
-    """From `start` on in what the gzip file inflates to."""
-    REFUSED = 5
-    """They are not read; `why` gives the reason."""
+    WHOLE, STORED, ZIP_STORED, ZIP_DEFLATED, GZIP, REFUSED = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True, slots=True)

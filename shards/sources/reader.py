@@ -24,6 +24,8 @@ OPEN_ARCHIVES = 8
 """Archives that a process keeps open. Ours: members are read in random order, mostly from few archives."""
 READ_BYTES = 1 << 14
 """Read at once from a member. Ours: a header in one read, and little too much of the next member."""
+GZIP_BYTES = 1 << 18
+"""Read at once from a gzip file. Ours: listing one takes a third of the time that 16 KiB take."""
 SPACING_BYTES, SEEK_POINTS = 1 << 20, 4096
 """Least distance of the seek points of a gzip file, and most of them. Ours: a point holds 32 KiB, so that an index
 takes at most 128 MiB; reading a member costs inflating half the distance, 1 ms a MiB or two."""
@@ -125,7 +127,7 @@ class InflatedGzip:
         self._file: Any = indexed_gzip.IndexedGzipFile(
             fileobj=io.BufferedReader(self._packed, 1 << 16),
             spacing=max(SPACING_BYTES, packed.size * 4 // SEEK_POINTS),
-            buffer_size=READ_BYTES,
+            buffer_size=GZIP_BYTES,
             index_file=index or None,
         )
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from unfused_fast.errors import UserError, escaped, in_unicode
+from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources.archives import LARGEST_INFLATED
 from unfused_fast.shards.sources.csv_rows import csv_rows, numbered_names
 from unfused_fast.shards.sources.listing import archive_named, is_audio, list_source
 from unfused_fast.shards.sources.location import ByteLocation, Kind, display_name, local_path, refused
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
 from unfused_fast.shards.sources.split_names import look_like_splits, split_rank, usual_splits
-from unfused_fast.shards.telling import Say, unheard
 
 
 def source_rows(
@@ -23,8 +23,8 @@ def source_rows(
     labels_from_folders: bool = False,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    say: Say = unheard,
-    note: Say = unheard,
+    say: OnMessage = no_message,
+    note: OnMessage = no_message,
 ) -> list[SourceRow]:
     """A folder, an archive, a CSV, or a URL of one of these -> its rows, in a fixed order.
 
@@ -62,7 +62,7 @@ def source_rows(
             f"{title}: neither a folder, an archive nor a CSV; name a folder of audio, "
             "a tar, tar.gz or zip archive, or a .csv with a column path"
         )
-    listing = list_source(source, work=work, largest=largest, say=say, splits_apart=True)
+    listing = list_source(source, work=work, largest=largest, say=say)
     rows = [SourceRow(location, in_unicode(path)) for path, location in listing.files.items()]
     rows += [SourceRow(refused(why), in_unicode(path)) for path, why in listing.not_read]
     if not rows:

@@ -24,8 +24,8 @@ from unfused_fast.clustering.assign import Clustering
 from unfused_fast.config.audio import Store
 from unfused_fast.config.fields import Config, DistillConfig
 from unfused_fast.config.presets import with_values
+from unfused_fast.data.crops import Where, Window, eval_window
 from unfused_fast.data.stream import Loader
-from unfused_fast.data.windows import Where, Window, eval_window
 from unfused_fast.errors import UserError
 from unfused_fast.methods.decar_v2 import Prototypes
 from unfused_fast.models.audiontt import DistillNetwork, build_encoder

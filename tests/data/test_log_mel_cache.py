@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hostile_runs import in_little_memory, pickled
 
 from unfused_fast.config.audio import Store
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.data import log_mel_cache, log_mel_pass
+from unfused_fast.data import log_mel_cache
 from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.store import placed
 from unfused_fast.data.stream import Batch, Loader
@@ -92,64 +94,83 @@ def test_the_second_start_reads_the_cache(
         assert f"from the cache ({folder})" in capsys.readouterr().err
 
 
-def cut(folder: Path) -> None:
-    with (folder / "frames.npy").open("r+b") as file:
-        file.truncate(1000)
+def rewrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """What changes a file of a cache."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def grow(folder: Path) -> None:
-    with (folder / "frames.npy").open("ab") as file:
-        file.write(b"more")
+def flipped(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
 
 
-def flip(folder: Path) -> None:
-    data = bytearray((folder / "frames.npy").read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / "frames.npy").write_bytes(data)
+flip, grow = rewrite("frames.npy", flipped), rewrite("frames.npy", lambda data: data + b"more")
 
 
-def other_digest(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["identity"]["digest"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def of_another(name: str, value: object) -> Callable[[Path], object]:
+    """What makes a cache one of another set or front end."""
+
+    def change(data: bytes) -> bytes:
+        manifest = json.loads(data)
+        manifest["identity"][name] = value
+        return json.dumps(manifest).encode()
+
+    return rewrite("manifest.json", change)
 
 
-def other_front_end(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["identity"]["frontend"]["n_mels"] = 40
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def npy(path: Path, header: str, data: bytes = b"") -> None:
+    """A .npy file with any header."""
+    text = header.encode().ljust(118, b" ") + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data)
 
 
-def index_of_another(folder: Path) -> None:
-    np.save(folder / "index.npy", np.load(folder / "index.npy")[::-1])
+def change(folder: Path, **values: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+SIGN = Path(tempfile.gettempdir()) / f"executed-{os.getpid()}"
+"""What hostile content would make if it were executed."""
+OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (60, 2), }"
+ENDLESS = "{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000, 64), }"
+CALLS = f"open({str(SIGN)!r}, 'w')"[:118]
+
+
+@pytest.mark.parametrize("store", ["resident", "mmap"])
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (cut, "bytes short"),
-        (grow, "4 bytes too long"),
+        (rewrite("frames.npy", lambda data: data[:1000]), "mmap length"),
+        (grow, "another size"),
         (flip, "1 of 1 parts are not what was written"),
-        (other_digest, "made with digest = 0000"),
-        (other_front_end, "made with frontend.n_mels = 40, now 64"),
-        (index_of_another, "index.npy is not what was written"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (of_another("digest", "0" * 64), "made with digest = 0000"),
+        (of_another("frontend.n_mels", 40), "made with frontend.n_mels = 40, now 64"),
+        (rewrite("manifest.json", lambda data: b"{"), "manifest.json cannot be read"),
+        (rewrite("manifest.json", lambda data: b"7"), "manifest.json cannot be read"),
+        (rewrite("manifest.json", lambda data: b"[" * 100_000), "nested too deeply"),
+        (lambda folder: change(folder, identity=7), "manifest.json cannot be read"),
+        (lambda folder: change(folder, sha256_of_chunks=7), "manifest.json cannot be read"),
+        (lambda folder: change(folder, sha256_of_chunks="a"), "parts are not what was written"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
         (lambda folder: (folder / "frames.npy").unlink(), "No such file"),
-        (lambda folder: (folder / "frames.npy").write_bytes(b""), "damaged"),
+        (rewrite("frames.npy", lambda data: b""), "damaged"),
+        (lambda folder: npy(folder / "frames.npy", OBJECTS, pickled(SIGN)), "damaged"),
+        (lambda folder: npy(folder / "frames.npy", ENDLESS), "damaged"),
+        (lambda folder: npy(folder / "frames.npy", CALLS), "damaged"),
+        (lambda folder: np.save(folder / "frames.npy", np.zeros((3, 64), np.float16)), "another size"),
     ],
 )
 def test_what_is_not_sound_is_made_again_with_the_reason(
-    shards: ShardSet, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], says: str
+    shards: ShardSet, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object], says: str, store: Store
 ) -> None:
-    store: Store = "mmap" if damage in (cut, flip) else "resident"
+    """Nothing of a stranger's cache is executed, and none takes much memory."""
     whole = views(placed(stream(shards), store))
     (folder,) = caches(shards.directory)
     damage(folder)
     capsys.readouterr()
-    assert torch.equal(views(placed(stream(shards), store)), whole)
+    with in_little_memory():
+        assert torch.equal(views(placed(stream(shards), store)), whole)
     said = capsys.readouterr().err
-    assert says in said and "it is made again" in said and "from the audio" in said
+    assert says in said and "it is made again" in said and "from the audio" in said and not SIGN.exists()
     assert torch.equal(views(placed(stream(shards), store)), whole)
     assert "made again" not in capsys.readouterr().err
 
@@ -165,8 +186,7 @@ def test_another_front_end_has_a_cache_of_its_own(shards: ShardSet, capsys: pyte
 
 
 def test_many_parts_are_verified_each(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (log_mel_cache, log_mel_pass):
-        monkeypatch.setattr(module, "CHUNK_BYTES", 10000)  # no multiple of a frame, nor of a batch
+    monkeypatch.setattr(log_mel_cache, "CHUNK_BYTES", 10000)  # no multiple of a frame, nor of a batch
     whole = views(placed(stream(shards), "resident"))
     (folder,) = caches(shards.directory)
     digests = json.loads((folder / "manifest.json").read_text())["sha256_of_chunks"]
@@ -261,7 +281,7 @@ def test_without_any_room_the_log_mels_are_not_kept(
     for path in caches(shards.directory):
         path.rename(tmp_path / path.name)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(log_mel_pass.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(log_mel_cache.shutil, "disk_usage", lambda path: usage)
     assert torch.equal(views(placed(stream(shards), "auto")), whole)
     said = capsys.readouterr().err
     assert "0.00 GB free, the log-mels take" in said and "every run computes them again" in said
@@ -274,12 +294,12 @@ def test_what_a_killed_pass_left_counts_as_room(shards: ShardSet, monkeypatch: p
     loader = stream(shards)
     wanted = log_mel_cache.layout(loader)
     free = log_mel_cache.CHUNK_BYTES + wanted.bytes // 2
-    monkeypatch.setattr(log_mel_pass.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
-    assert log_mel_pass.writable_place(loader, wanted) is None
+    monkeypatch.setattr(log_mel_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+    assert log_mel_cache.writable_place(loader, wanted) is None
     partial = shards.directory / f"{wanted.name}.partial"
     partial.mkdir()
     (partial / "frames.npy").write_bytes(bytes(wanted.bytes))
-    assert log_mel_pass.writable_place(loader, wanted) == shards.directory
+    assert log_mel_cache.writable_place(loader, wanted) == shards.directory
 
 
 def test_a_single_pass_takes_a_cache_but_makes_none(
@@ -303,7 +323,7 @@ def test_a_single_pass_takes_a_cache_but_makes_none(
     flip(folder)
     grow(folder)
     assert torch.equal(features(), streamed)
-    assert "4 bytes too long; it is not used" in capsys.readouterr().err
+    assert "another size than its manifest says; it is not used" in capsys.readouterr().err
     with (folder / "frames.npy").open("r+b") as file:
         file.truncate((folder / "frames.npy").stat().st_size - 4)
     no_audio()

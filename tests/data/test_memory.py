@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,48 +16,6 @@ from unfused_fast.data.memory import NO_BOUND, free_memory, group_room, pinned_b
 def test_free_memory_is_that_of_the_machine() -> None:
     total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
     assert 0 < free_memory(torch.device("cpu")).host <= total
-
-
-HELD = """
-import ctypes, sys
-import torch
-from contextlib import ExitStack
-from unfused_fast.data.memory import freed_memory_kept
-
-class Mallinfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena o s hblks hblkhd u f uordblks fordblks keepcost".split()]
-
-c = ctypes.CDLL(None)
-c.mallinfo2.restype = Mallinfo2
-
-def of_the_system():
-    info = c.mallinfo2()
-    return info.arena + info.hblkhd
-
-kept = ExitStack()
-if sys.argv[1] == "keep":
-    assert kept.enter_context(freed_memory_kept(torch.device("cpu")))
-activations = [torch.zeros(5 * 2**20) for _ in range(8)]
-before = of_the_system()
-del activations
-print(before - of_the_system())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library does not say what it holds")
-@pytest.mark.parametrize(("kind", "given_back"), [("keep", False), ("as it is", True)])
-def test_freed_memory_is_kept_for_the_next_step(kind: str, given_back: bool) -> None:
-    """Eight tensors of 20 MB. Source: glibc's own account of what it has of the system; its threshold is set to the
-    default from outside, which keeps it from moving by itself.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", HELD, kind],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 0 if not given_back else int(done.stdout) >= 8 * 20 * 2**20
 
 
 GIVEN_BACK = """
@@ -79,7 +36,7 @@ print(kept - resident())
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library gives nothing back")
-def test_what_was_kept_goes_back_at_the_end() -> None:
+def test_freed_memory_is_kept_for_the_next_step_and_goes_back_at_the_end() -> None:
     """160 MB below a block that is in use, which by itself keeps the heap from shrinking."""
     done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -16,8 +15,7 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.data import store as placement
 from unfused_fast.data.memory import Free
-from unfused_fast.data.resident import HeldLogMels, ResidentLoader, sliding_windows
-from unfused_fast.data.spec_augment import mask
+from unfused_fast.data.resident import ResidentLoader, sliding_windows
 from unfused_fast.data.store import choose, placed
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed.shares import Share
@@ -26,26 +24,10 @@ from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.features import WHOLE_CLIP_BATCH, baseline_encoder, extract
 
+Noise = tuple[ShardSet, list[np.ndarray]]
 CPU, CLIPS = torch.device("cpu"), 53
 NO_MASKS = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
-
-
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[np.ndarray]]:
-    """53 clips of 0.3 to 2 s, some shorter than a crop, in three shards; and their waveforms by clip id."""
-    folder, generator, rows = tmp_path_factory.mktemp("noise"), np.random.default_rng(0), []
-    for number in range(CLIPS):
-        samples = 15360 if number == 0 else int(generator.integers(4800, 32000))
-        pcm = (generator.standard_normal(samples) * generator.uniform(30, 3000)).astype(np.int16)
-        soundfile.write(folder / f"{number}.wav", pcm, 16000, subtype="PCM_16")
-        rows.append(SourceRow(folder / f"{number}.wav", f"{number}.wav"))
-    shards = pack(rows, folder / "set", workers=0, clips_per_shard=20, statistics=log_mel_statistics).shard_set
-    assert len(shards.shard_paths("train")) == 3
-    return shards, [
-        soundfile.read(folder / source, dtype="float32")[0] for source in shards.clips.column("source").to_pylist()
-    ]
 
 
 def stream(shards: ShardSet, values: dict[str, object] | None = None, **options: object) -> Loader:
@@ -54,11 +36,14 @@ def stream(shards: ShardSet, values: dict[str, object] | None = None, **options:
 
 def assert_rounded(found: torch.Tensor, wanted: torch.Tensor, held: Batches) -> None:
     """Equal up to what float16 rounds of a normalised log-mel, 2 ** -11 of it, however it is normalised afterwards;
-    and up to 1e-4, by which DALI's own log-mels of a crop and of a whole clip differ.
+    and up to 3e-4, by which DALI's own log-mels of a crop and of a whole clip differ.
     """
     assert isinstance(held, ResidentLoader)
-    shift = (held.held.mean - held.stream.mean) / held.stream.std
-    bound = 2**-11 * (wanted - shift).abs() + 1e-4
+    shift = (held.held.mean - held.mean) / held.std
+    reach = (wanted - shift).abs()
+    if held.config.aug.specaug.warp and len(reach):  # a value is between two that float16 rounds
+        reach = reach.amax()
+    bound = 2**-11 * reach + 3e-4
     assert found.shape == wanted.shape and bool(((found - wanted).abs() <= bound).all())
 
 
@@ -70,15 +55,16 @@ def assert_rounded(found: torch.Tensor, wanted: torch.Tensor, held: Batches) -> 
         ({"views.same_crop": False, **NO_MASKS}, 3, {"batch_size": 7}),
         ({"data.crop": "start", **NO_MASKS}, 2, {"batch_size": 64}),
         ({"data.norm": "none"}, 1, {}),
+        ({"aug.specaug.warp": 20, "views.same_crop": False}, 2, {"log_mel": "dali"}),
         ({"data.crop_seconds": 0.5}, 2, {"statistics": {"mean": -3.0, "std": 2.5}}),
         ({"aug.specaug.freq_masks": 3, "aug.specaug.time_masks": 2, "aug.specaug.freq_width": 64}, 2, {}),
     ],
 )
 def test_crops_masks_and_order_are_the_streams(
-    noise: tuple[ShardSet, list[np.ndarray]], values: dict[str, object], views: int, options: dict[str, object]
+    wav_noise: Noise, values: dict[str, object], views: int, options: dict[str, object]
 ) -> None:
     for rank, world_size in ((0, 1), (0, 2), (1, 2), (0, 7)):
-        read = stream(noise[0], values, share=Share(rank, world_size), **options)
+        read = stream(wav_noise[0], values, share=Share(rank, world_size), **options)
         held = placed(read, "resident")
         assert isinstance(held, ResidentLoader) and (held.clips, held.full_batches) == (CLIPS, read.full_batches)
         for wanted, found in zip(read.epoch(3, views), held.epoch(3, views), strict=True):
@@ -92,9 +78,9 @@ def test_crops_masks_and_order_are_the_streams(
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_draws_over_clusters_are_the_streams(noise: tuple[ShardSet, list[np.ndarray]], masks: bool) -> None:
+def test_draws_over_clusters_are_the_streams(wav_noise: Noise, masks: bool) -> None:
     clusters = np.r_[np.zeros(45, dtype=np.int64), np.full(CLIPS - 45, 2)]
-    read = stream(noise[0], {"views.same_crop": False})
+    read = stream(wav_noise[0], {"views.same_crop": False})
     held = placed(read, "resident")
     for wanted, found in zip(
         read.epoch(3, masks=masks, clusters=clusters), held.epoch(3, masks=masks, clusters=clusters), strict=True
@@ -106,30 +92,14 @@ def test_draws_over_clusters_are_the_streams(noise: tuple[ShardSet, list[np.ndar
 
 @pytest.mark.parametrize("store", ["resident", "mmap"])
 @pytest.mark.parametrize("values", [{}, {"data.norm": "none"}])
-def test_whole_clips_are_the_streams(
-    noise: tuple[ShardSet, list[np.ndarray]], store: Store, values: dict[str, object]
-) -> None:
+def test_whole_clips_are_the_streams(wav_noise: Noise, store: Store, values: dict[str, object]) -> None:
     for rank in (0, 1):
-        read = stream(noise[0], values, batch_size=8, share=Share(rank, 2))
+        read = stream(wav_noise[0], values, batch_size=8, share=Share(rank, 2))
         held = placed(read, store)
         for wanted, found in zip(read.whole_clips(), held.whole_clips(), strict=True):
             assert torch.equal(found.clip_ids, wanted.clip_ids)
             assert torch.equal(found.frame_counts, wanted.frame_counts)
             assert_rounded(found.views[0], wanted.views[0], held)
-
-
-def test_a_held_crop_is_librosas(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
-    shards, waveforms = noise
-    held = placed(stream(shards, {"data.norm": "none", "data.crop": "start", **NO_MASKS}), "resident")
-    for batch in held.epoch(1):
-        for clip, crop in zip(batch.clip_ids.tolist(), batch.views[0][:, 0], strict=True):
-            padded = np.pad(waveforms[clip], (0, max(0, 95 * 160 - len(waveforms[clip]))))
-            power = librosa.feature.melspectrogram(
-                y=padded, sr=16000, n_fft=1024, hop_length=160, n_mels=64, fmin=60, fmax=7800, pad_mode="reflect"
-            )
-            expected = np.log(power + np.finfo(np.float32).eps)[:, :96]
-            # values lie within 20 of the mean, in whose distance float16 rounds
-            np.testing.assert_allclose(crop.numpy(), expected, rtol=0, atol=20 * 2**-11)
 
 
 def test_float16_errs_by_a_fraction_of_a_thousandth_of_the_spread(tones: Path) -> None:
@@ -141,13 +111,11 @@ def test_float16_errs_by_a_fraction_of_a_thousandth_of_the_spread(tones: Path) -
 
 @pytest.mark.parametrize("batch_size", [7, CLIPS + 1])
 @pytest.mark.parametrize("same_crop", [True, False])
-def test_batches_copied_ahead_are_those_of_memory(
-    noise: tuple[ShardSet, list[np.ndarray]], batch_size: int, same_crop: bool
-) -> None:
+def test_batches_copied_ahead_are_those_of_memory(wav_noise: Noise, batch_size: int, same_crop: bool) -> None:
     """What feeds a GPU out of pinned memory, here on a CPU: the staging buffers are filled again while kept batches
     stay what they were.
     """
-    read = stream(noise[0], {"views.same_crop": same_crop}, batch_size=batch_size)
+    read = stream(wav_noise[0], {"views.same_crop": same_crop}, batch_size=batch_size)
     held = placed(read, "resident")
     assert isinstance(held, ResidentLoader)
     ahead = ResidentLoader(read, held.held, "pinned", 0.0)
@@ -158,30 +126,10 @@ def test_batches_copied_ahead_are_those_of_memory(
         assert all(torch.equal(*views) for views in zip(found.views, wanted.views, strict=True))
 
 
-def test_views_do_not_depend_on_batch_size_or_rank(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
-    def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:
-        found: dict[int, torch.Tensor] = {}
-        for rank in range(world_size):
-            read = stream(noise[0], batch_size=batch_size, share=Share(rank, world_size))
-            for batch in placed(read, "resident").epoch(5):
-                found.update(zip(batch.clip_ids.tolist(), torch.stack(batch.views, dim=1), strict=True))
-        return found
-
-    one, other = views(16, 1), views(9, 3)
-    assert one.keys() == other.keys() == set(range(CLIPS))
-    assert all(torch.equal(one[clip], other[clip]) for clip in one)
-
-
 def test_sliding_windows_are_slices() -> None:
     frames = torch.arange(60.0).reshape(20, 3)
     windows = sliding_windows(frames, 4)
     assert len(windows) == 17 and all(torch.equal(windows[start], frames[start : start + 4]) for start in range(17))
-
-
-def test_masks_by_hand() -> None:
-    anchors, shapes = torch.tensor([[1.0, 0.0, 0.0, 2.0]]), torch.tensor([[1.0, 4.0, 3.0, 2.0]])
-    found = mask(torch.ones(1, 3, 4), anchors, shapes)
-    assert found[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], "row 1, columns 2 and 3"
 
 
 def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,22 +162,6 @@ def test_loss_curves_agree(cli, tones: Path, tiny: list[str], tmp_path: Path, mo
     assert cli("check", tones).code == 0, "a cache beside the shards is no damage"
 
 
-def test_distillation_and_linear_take_the_store(cli, tones: Path, pretrained: Path, tiny, tmp_path: Path) -> None:
-    flags = ["--epochs", 1, "--data", "resident", *tiny]
-    done = cli("train", "distill", tones, "--teacher", pretrained, "--out", tmp_path / "d", *flags)
-    assert done.code == 0, done.err
-    assert "log-mels of train ready" in done.err
-    done = cli("train", "linear", tones, "--encoder", tmp_path / "d", "--out", tmp_path / "l", *flags)
-    assert done.code == 0 and all(f"log-mels of {split} ready" in done.err for split in ("train", "valid", "test"))
-
-
-def test_features_are_the_streams(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
-    encoder = baseline_encoder("random", with_values(Config(), {"model.channels": 4, "model.dim": 32}), CPU)
-    assert WHOLE_CLIP_BATCH < CLIPS
-    made = [extract(encoder, noise[0], "train", "encoder", "maxmean", CPU, store=store) for store in ("stream", "mmap")]
-    torch.testing.assert_close(made[1], made[0], atol=2e-3 * float(made[0].abs().max()), rtol=0)
-
-
 def test_pinned_needs_a_gpu(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny, "--data", "pinned")
     assert done.code == 1 and "pinned memory feeds a GPU" in done.error and "--data resident" in done.error
@@ -259,13 +191,11 @@ def test_auto_goes_by_what_is_free(size: int, device: str, free: tuple[int, int]
     assert found == wanted and f"{size}.00 GB" in why and f"{free[1]}.00 GB" in why
 
 
-def test_what_does_not_fit_is_refused(
-    noise: tuple[ShardSet, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_refused(wav_noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "free_memory", lambda device: Free(0, 1000))
     with pytest.raises(UserError, match=r"take 0\.\d+ MB, but 0\.00 MB are free in memory; use --data mmap or stream"):
-        placed(stream(noise[0]), "resident")
-    assert isinstance(placed(stream(noise[0]), "auto"), ResidentLoader), "mapped from disk"
+        placed(stream(wav_noise[0]), "resident")
+    assert isinstance(placed(stream(wav_noise[0]), "auto"), ResidentLoader), "mapped from disk"
 
 
 def test_memory_is_that_of_the_log_mels_and_a_tenth(tmp_path: Path) -> None:
@@ -303,10 +233,10 @@ def test_memory_of_a_gpu_is_that_of_the_log_mels_and_a_tenth(tones: Path) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("store", ["resident", "pinned", "mmap"])
-def test_gpu_batches_are_the_cpus_without_host_sync(noise: tuple[ShardSet, list[np.ndarray]], store: Store) -> None:
+def test_gpu_batches_are_the_cpus_without_host_sync(wav_noise: Noise, store: Store) -> None:
     values: dict[str, object] = {"views.same_crop": False}
-    wanted = list(placed(stream(noise[0], values), "resident").epoch(2))
-    held = placed(stream(noise[0], values, device=torch.device("cuda")), store)
+    wanted = list(placed(stream(wav_noise[0], values), "resident").epoch(2))
+    held = placed(stream(wav_noise[0], values, device=torch.device("cuda")), store)
     for _ in range(2):
         batches, found = held.epoch(2), []
         found.append(next(batches))  # what an epoch draws is uploaded here
@@ -320,12 +250,7 @@ def test_gpu_batches_are_the_cpus_without_host_sync(noise: tuple[ShardSet, list[
             for view, expected in zip(one.views, other.views, strict=True):
                 assert view.is_cuda
                 assert_rounded(view.cpu(), expected, held)
-    for one, other in zip(held.whole_clips(), placed(stream(noise[0], values), "resident").whole_clips(), strict=True):
+    for one, other in zip(
+        held.whole_clips(), placed(stream(wav_noise[0], values), "resident").whole_clips(), strict=True
+    ):
         assert_rounded(one.views[0].cpu(), other.views[0], held)
-
-
-def test_held_log_mels_know_what_they_were_normalised_by(noise: tuple[ShardSet, list[np.ndarray]]) -> None:
-    held = placed(stream(noise[0]), "resident")
-    assert isinstance(held, ResidentLoader) and isinstance(held.held, HeldLogMels)
-    assert {"mean": held.held.mean, "std": held.held.std}.items() <= dict(noise[0].manifest.log_mel or {}).items()
-    assert held.held.frames.dtype == torch.float16 and len(held.held.frames) == held.held.counts.sum()

@@ -9,9 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import numpy as np
 import pytest
 import ranks as harness
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from waiting import wait_for
 
 from unfused_fast.distributed.ranks import ALONE
@@ -60,15 +57,14 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
     command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--save-every", "1steps"]
     started = cli_process(*command, "--epochs", 5000, "--timeout", 8)
     wait_for(lambda: (out / "log.jsonl").exists(), started)
-    time.sleep(2.5)  # a sign of life comes every second
     victim = _rank(started.pid, 1)
     os.kill(victim, how)
     said = started.communicate(timeout=120)[1]
     assert started.returncode != 0 and "Traceback" not in said, said
-    told = re.sub(r"\s+", " ", said)
-    assert f"rank 1 (process {victim} on " in told and "ended or does not answer" in told, said
-    assert re.search(r"at: epoch \d+", told) and "is the last one saved, go on with --resume" in told, said
-    assert "was ended by SIGKILL" in told
+    assert re.search(
+        r"another process of this run ended or does not answer .* the last one saved, go on with --re", said
+    )
+    assert f"rank 1 (process {victim}) was ended by SIGKILL" in said
     assert not Path(f"/proc/{victim}").exists()
     checkpoint = max(json.loads(path.read_text())["step"] for path in (out / "checkpoints").glob("*.json"))
     assert checkpoint > 0 and (out / "config.json").exists()
@@ -95,13 +91,11 @@ def test_places_by_torchrun_and_slurm() -> None:
     assert place_of({}) is None
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     torchrun |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
-    assert place_of(torchrun) == Place(3, 8, 1, 2, "node1", 29500, hosted=False)
-    assert place_of({**torchrun, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Place(3, 8, 1, 2, "node1", 29500, True)
-    assert place_of({**torchrun, "TORCHELASTIC_RESTART_COUNT": "2"}) == Place(3, 8, 1, 2, "node1", 29500, False, "2")
+    assert place_of(torchrun) == Place(3, 8, 1, 2, "node1", 29500)
     assert place_of({**torchrun, "RANK": "0", "WORLD_SIZE": "1"}) is None
     slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
     slurm |= {"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[03-04]"}
-    assert place_of(slurm) == Place(5, 6, 1, 2, "gpu03", 20000 + 123456 % 20000, hosted=False)
+    assert place_of(slurm) == Place(5, 6, 1, 2, "gpu03", 20000 + 123456 % 20000)
     assert place_of({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None, "a batch script, no srun"
     with pytest.raises(UserError, match="SLURM_PROCID=: want a whole number"):
         place_of({"SLURM_STEP_NUM_TASKS": "4"})
@@ -111,7 +105,7 @@ def test_places_by_torchrun_and_slurm() -> None:
         place_of({**slurm, "MASTER_PORT": "http"})
     with pytest.raises(UserError, match="SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"):
         place_of({**slurm, "SLURM_NODEID": "2"})
-    with pytest.raises(UserError, match="these do not say which process this is"):
+    with pytest.raises(UserError, match="RANK=8, WORLD_SIZE=8, MASTER_ADDR=node1 do not name a process"):
         place_of({**torchrun, "RANK": "8"})
 
 
@@ -124,23 +118,11 @@ def test_each_process_takes_a_gpu_that_it_sees(
 ) -> None:
     """All of a machine's, or under `srun --gpus-per-task` its own, counted from 0."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    place = Place(local_rank, 4, local_rank, 4, "node1", 29500, hosted=False)
+    place = Place(local_rank, 4, local_rank, 4, "node1", 29500)
     assert place.device("cuda") == device and place.device("cpu") == "cpu"
     assert place.device("auto") == (device if visible else "cpu")
     with pytest.raises(UserError, match="4 processes take a GPU each"):
         place.device("cuda:0")
-
-
-def test_a_job_that_torchrun_starts_again_reads_nothing_of_the_start_before() -> None:
-    """Its agent keeps one store for all of them."""
-    port, minute = harness.free_port(), timedelta(minutes=1)
-    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    first, again = (
-        Place(0, 2, 0, 2, "127.0.0.1", port, hosted=True, attempt=count).store(minute) for count in ("0", "1")
-    )
-    first.set("unfused/first/1", "an old answer")
-    assert first.check(["unfused/first/1"]) and not again.check(["unfused/first/1"])
-    del agent
 
 
 @pytest.mark.soak
@@ -198,20 +180,6 @@ def test_a_process_alone_exchanges_nothing() -> None:
         and ALONE.agree(True, False) == (True, False)
     )
     assert ALONE.texts("x") == ["x"]
-
-
-def test_an_answer_given_just_before_the_end_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 answers, then ends: a rank that finds it gone has its answer."""
-    answered = False
-
-    def gone(rank: int) -> bool:
-        nonlocal answered
-        answered = True
-        return True
-
-    monkeypatch.setattr(ALONE, "_gone", gone)
-    monkeypatch.setattr(ALONE, "rank", 1)
-    ALONE._wait(lambda: answered, [0])
 
 
 def _rank(launcher: int, rank: int) -> int:

@@ -135,7 +135,7 @@ def test_no_rank_ends_before_the_last_save_is_written(tones: Path, tiny: list[st
 
 
 def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_caches: Path, tmp_path: Path) -> None:
-    """A shard ends before its last three clips: they are silent on any number of ranks, and named once."""
+    """A shard ends before its last three clips: they are left out on any number of ranks, and named once."""
     tar = sorted(copy_without_caches.glob("train-*.tar"))[-1]
     lost = [members[0] for members in read_index(tar.with_suffix(".idx"))][-3:]
     tar.write_bytes(tar.read_bytes()[: lost[0].offset])
@@ -151,8 +151,6 @@ def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_
         assert all(not end["said"] for end in ends[1:])
         out = outs[job["ranks"]]
         assert json.loads((out / "result.json").read_text())["skipped"] == {"clips": 3, "keys": keys}
-        noted = json.loads((out / "checkpoints/epoch-000002.json").read_text())["skipped"]
-        assert len(noted) == job["ranks"] and {clip for ids in noted for clip in ids} == set(map(int, keys))
     for wanted, found in zip(*map(log_of, outs.values()), strict=True):
         assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
 

@@ -52,7 +52,7 @@ def expected(embedder: Embedder, paths: list[Path]) -> NDArray[np.float32]:
 
 
 def rows_of(*given: Path) -> list[SourceRow]:
-    return embed_rows([str(path) for path in given], None, print)
+    return embed_rows([str(path) for path in given], print)
 
 
 def done_of(out: Path) -> int:
@@ -211,7 +211,7 @@ def test_stopped_at_any_batch_and_gone_on_with(
             )
             break
         except Interrupted as stopped:
-            assert "go on with --resume --overwrite" in str(stopped) and len(set(table_of(out)["path"])) == 1
+            assert "resume with --resume --overwrite" in str(stopped) and len(set(table_of(out)["path"])) == 1
     assert run > 2 and counted == sorted(set(counted)) and counted[-1] == 96, "nothing is done twice"
     assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.rejected.csv"}
     found = table_of(out)
@@ -246,7 +246,7 @@ def test_ctrl_c_and_a_kill(
     assert not out.exists()
     saved = done_of(out)
     done = cli(*given)
-    assert done.code == 0 and f"{saved} files were done; going on" in done.err, done.err
+    assert done.code == 0 and f"{saved} files were done; resuming" in done.err, done.err
     whole = expected(embedder, sorted(folder.iterdir()))
     np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
 

@@ -30,7 +30,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def sources(given: str) -> list[str]:
-    return [row.source for row in embed_rows([given], None, print)]
+    return [row.source for row in embed_rows([given], print)]
 
 
 @pytest.mark.parametrize("name", ["audio", "audio-v1.0"])
@@ -43,8 +43,8 @@ def test_a_remote_folder_is_the_local_one(
     url, embedder = f"memory://bucket/{name}", unfused_fast.load(pretrained, device="cpu")
     wanted = [f"{url}/deep/{number}.wav" for number in range(3)]
     assert sources(url) == sources(url + "/") == wanted and sources(wanted[1]) == [wanted[1]]
-    embed_files(embedder, embed_rows([url], None, print), tmp_path / "there.npz", workers=0)
-    embed_files(embedder, embed_rows([str(path) for path in paths], None, print), tmp_path / "here.npz", workers=0)
+    embed_files(embedder, embed_rows([url], print), tmp_path / "there.npz", workers=0)
+    embed_files(embedder, embed_rows([str(path) for path in paths], print), tmp_path / "here.npz", workers=0)
     with np.load(tmp_path / "there.npz") as there, np.load(tmp_path / "here.npz") as here:
         assert np.array_equal(there["embeddings"], here["embeddings"]) and list(there["path"]) == wanted
 

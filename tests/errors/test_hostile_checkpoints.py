@@ -24,27 +24,15 @@ def run(copy_of: Callable[[Path], Path], pretrained: Path) -> Path:
 
 BYTES: dict[str, Callable[[bytes, Path], bytes]] = {
     "empty": lambda whole, sign: b"",
-    "shorter than the length of a header": lambda whole, sign: whole[:7],
     "cut in the header": lambda whole, sign: whole[:200],
     "cut in the data": lambda whole, sign: whole[: len(whole) // 2],
     "longer than its header says": lambda whole, sign: whole + bytes(64),
     "header of 2 ** 63 bytes": lambda whole, sign: header({}, length=2**63),
-    "header of a terabyte": lambda whole, sign: header({}, length=2**40),
     "header of 99 MB that is not there": lambda whole, sign: header({}, length=99_000_000),
-    "header beyond the file": lambda whole, sign: header({}, length=3),
     "no JSON": lambda whole, sign: header("{never closed"),
-    "no UTF-8": lambda whole, sign: b"\x04" + bytes(7) + b"\xff\xfe\xfd\xfc",
-    "a list": lambda whole, sign: header([1, 2]),
     "deep": lambda whole, sign: header("[" * DEEP),
-    "deep objects": lambda whole, sign: header('{"a":' * DEEP),
     "overlapping": lambda whole, sign: header({"a": tensor([4], 0, 16), "b": tensor([4], 8, 24)}, bytes(24)),
-    "beyond the data": lambda whole, sign: header({"a": tensor([1024], 0, 4096)}, bytes(16)),
-    "a hole": lambda whole, sign: header({"a": tensor([2], 0, 8), "b": tensor([2], 16, 24)}, bytes(24)),
-    "ends before it begins": lambda whole, sign: header({"a": tensor([4], 16, 0)}, bytes(16)),
     "2 ** 60 numbers": lambda whole, sign: header({"a": tensor([2**60], 0, 16)}, bytes(16)),
-    "2 ** 80 numbers": lambda whole, sign: header({"a": tensor([2**40, 2**40], 0, 16)}, bytes(16)),
-    "a shape of minus one": lambda whole, sign: header({"a": tensor([-1], 0, 16)}, bytes(16)),
-    "an offset of 10 ** 400": lambda whole, sign: header({"a": tensor([4], 0, 10**400)}, bytes(16)),
     "an unknown type": lambda whole, sign: header({"a": tensor([4], 0, 16, "OBJECT")}, bytes(16)),
     "one name twice": lambda whole, sign: header(
         '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
@@ -91,9 +79,6 @@ TENSORS: dict[str, Callable[[Tensors], Any]] = {
     "another shape": lambda tensors: tensors.update({FIRST: torch.zeros(4, 1, 3, 5)}),
     "a number for a layer": lambda tensors: tensors.update({FIRST: torch.zeros(())}),
     "whole numbers": lambda tensors: tensors.update({FIRST: torch.zeros(4, 1, 3, 3, dtype=torch.int64)}),
-    "double precision": lambda tensors: tensors.update({FIRST: torch.zeros(4, 1, 3, 3, dtype=torch.float64)}),
-    "truth values": lambda tensors: tensors.update({FIRST: torch.zeros(4, 1, 3, 3, dtype=torch.bool)}),
-    "complex numbers": lambda tensors: tensors.update({FIRST: torch.zeros(4, 1, 3, 3, dtype=torch.complex64)}),
     "no numbers": lambda tensors: tensors.update({FIRST: torch.full((4, 1, 3, 3), torch.nan)}),
 }
 
@@ -130,16 +115,12 @@ def test_a_run_that_cannot_be_resumed(pretrain: Cli, tones: Path, unfinished: Pa
 
 STATES: dict[str, Any] = {
     "a list": "[]",
-    "a number": "7",
     "deep": "[" * DEEP,
-    "deep objects": '{"a":' * DEEP,
     "not a number": "NaN",
     "a number of 5000 digits": '{"epoch": ' + "9" * 5000 + "}",
     "no UTF-8": "\udcff",
     "a digest that is a list": {"sha256": ["a"]},
     "an epoch elsewhere": {"epoch": "../../../../tmp/x"},
-    "another epoch": {"epoch": 1},
-    "an epoch of half": {"epoch": 2.5},
     "no epoch": {"epoch": None},
 }
 
@@ -173,9 +154,6 @@ def test_states_that_are_none(
         {"k": 10**30},
         {"nmis": "high"},
         {"nmis": [{}]},
-        {"skipped": 3},
-        {"skipped": [7]},
-        {"skipped": [["7"]]},
     ],
 )
 def test_states_that_a_run_cannot_go_on_from(
@@ -183,4 +161,4 @@ def test_states_that_a_run_cannot_go_on_from(
 ) -> None:
     whole = (unfinished / "checkpoints/epoch-000002.safetensors").read_bytes()
     only_checkpoint(unfinished, whole, value)
-    refused(pretrain(tones, unfinished, "--resume"), next(iter(value)), "train again")
+    refused(pretrain(tones, unfinished, "--resume"), "epoch-000002.json is not what was written", "train again")

@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 from outcomes import Cli, contents, refused, same_checkpoint
 
-import unfused_fast.shards.packing.journal
 import unfused_fast.stages.linear_heads
 import unfused_fast.training.checkpoint
 import unfused_fast.training.loop
-
-
-def test_the_disk_is_full_while_packing(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tone_rows: list[Any]
-) -> None:
-    folder, out = tone_rows[0].path.parent, tmp_path / "out"
-    publish = unfused_fast.shards.packing.journal.Journal.publish
-
-    def full(journal: Any, name: str, written: Any) -> None:
-        if name == "train-000001":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        publish(journal, name, written)
-
-    def stopped(*flags: str) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(unfused_fast.shards.packing.journal.Journal, "publish", full)
-            done = cli("shard", folder, out, "--workers", 1, *flags)
-        refused(done, tmp_path, "No space left on device", "is in out.partial", "make room and give the same command")
-
-    stopped()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    done = cli("shard", folder, out, "--workers", 1, "--json")
-    assert done.code == 0 and json.loads(done.out)["shards_made"] == 1, done.err
-    before = contents(out)
-    stopped("--overwrite")
-    assert contents(out) == before
-    assert cli("shard", folder, out, "--workers", 1, "--resume").code == 0
-    assert contents(out) == before and list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("where", ["tensors", "json", "bank"])
@@ -120,13 +89,3 @@ def test_ctrl_c_outside_the_epochs(linear: Cli, tones: Path, tmp_path: Path, mon
     assert done.code == 130 and done.err.splitlines()[-1] == "interrupted" and "Traceback" not in done.err
     monkeypatch.undo()
     assert linear(tones, "random", tmp_path / "out").code == 0
-
-
-def test_a_rejected_file_does_not_stop_the_others(cli: Cli, tone_rows: list[Any], tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    signal, rate = soundfile.read(tone_rows[0].path)
-    soundfile.write(folder / "good.wav", signal, rate)
-    (folder / "bad.wav").write_bytes(b"RIFF")
-    done = cli("shard", folder, tmp_path / "out", "--workers", 1)
-    assert done.code == 0 and "1 clips" in done.out and "rejected 1: not audio" in done.out

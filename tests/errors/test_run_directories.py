@@ -54,7 +54,7 @@ def test_overwrite_keeps_the_old_run_until_the_inputs_are_sound(
 def test_resume_and_overwrite(pretrain: Cli, tones: Path, unfinished: Path) -> None:
     before = contents(unfinished)
     done = pretrain(tones, unfinished, "--resume", "--overwrite")
-    refused(done, "--resume goes on", "--overwrite replaces", "give one of them")
+    refused(done, "--resume continues", "--overwrite replaces", "give one of them")
     assert contents(unfinished) == before
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_does_not_fit_the_config(
     text = recorded.read_text()
     recorded.write_text(text.replace('"model.dim": 32', '"model.dim": 48'))
     before = contents(unfinished)
-    out, misfit = tmp_path / "out", ["the checkpoint does not fit this config", "shape ", "use the config of the run"]
+    out, misfit = tmp_path / "out", ["the checkpoint does not fit this config", ", want (", "use the config of the run"]
     refused(linear(tones, unfinished, out), unfinished, *misfit)
     refused(distill(tones, unfinished, out), unfinished, *misfit)
     refused(pretrain(tones, unfinished, "--resume"), unfinished, "model.dim was 48, now 32")

@@ -60,7 +60,9 @@ def test_one_at_a_time_has_the_base_first_and_no_value_twice() -> None:
     assert cells[0].configs == configs() and cells[2].configs["linear"].eval.lr_grid == (0.1, 0.3)
 
 
-def test_what_is_refused_before_anything_runs(cli: Callable[..., Any], tones: Path, tmp_path: Path) -> None:
+def test_what_is_refused_before_anything_runs(
+    cli: Callable[..., Any], tones: Path, unlabelled: Path, tmp_path: Path
+) -> None:
     def error(*arguments: object) -> str:
         done = cli(*arguments, "--out", tmp_path / "out", "--device", "cpu")
         assert done.code == 1 and not (tmp_path / "out").exists()
@@ -74,17 +76,11 @@ def test_what_is_refused_before_anything_runs(cli: Callable[..., Any], tones: Pa
     assert "want section.field=value,value" in error("ablate", tones, "--vary", "cluster.k")
     assert "a value is empty" in error("ablate", tones, "--vary", "cluster.k=4,,8")
     assert "given twice" in error("ablate", tones, "--vary", "cluster.k=4", "--vary", "cluster.k=8")
+    assert "have no label" in error("ablate", unlabelled, "--vary", "cluster.k=4")
     assert "use --seeds" in error("ablate", tones, "--vary", "train.seed=0,1")
     (tmp_path / "photos").mkdir()
     done = cli("ablate", tones, "--vary", "cluster.k=4", "--out", tmp_path, "--device", "cpu")
     assert done.code == 1 and "holds photos" in done.error
-
-
-def test_a_set_without_labels_is_refused_before_stage_1(
-    cli: Callable[..., Any], unlabelled: Path, tmp_path: Path
-) -> None:
-    done = cli("ablate", unlabelled, "--vary", "cluster.k=4", "--out", tmp_path / "out", "--device", "cpu")
-    assert done.code == 1 and "have no label" in done.error and not (tmp_path / "out").exists()
 
 
 def test_what_stage_3_would_refuse_of_any_cell_is_refused_before_stage_1(

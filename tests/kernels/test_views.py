@@ -94,13 +94,13 @@ def test_any_strides(run: Callable[..., Any]) -> None:
 def test_crops_of_any_length_fit(
     compile_for: Callable[..., Any], local_bytes: Callable[[Any], int], frames: int
 ) -> None:
-    """F, T and strides are arguments: compiled programs differ only by whether 16 divides them."""
+    """F and T are arguments: compiled programs differ only by whether 16 divides them."""
     types = {f"{name}_ptr": "*fp32" for name in ("crops", "shares", "frequency", "time", "mixed", "views")}
     types |= {"memory_ptr": "*fp16", "slots_ptr": "*i64"}
-    types |= dict.fromkeys(["F", "T", "crops_stride_b", "crops_stride_f"], "i32")
+    types |= dict.fromkeys(["F", "T"], "i32")
     for kernel, own in zip(views._build_views_kernels(), ({}, {"A": views.CUBIC_A}), strict=True):
         taken = {name: kind for name, kind in types.items() if name in kernel.arg_names}
-        constants = {"crops_stride_t": 1, "BLOCK": views.BLOCK, **own}
-        odd = ("T", "crops_stride_f") if frames % 16 else ()
+        constants = {"BLOCK": views.BLOCK, **own}
+        odd = ("T",) if frames % 16 else ()
         compiled = compile_for(kernel, taken, constants, odd, **views.LAUNCH)
         assert compiled.metadata.shared <= 48 * 1024 and local_bytes(compiled) == 0

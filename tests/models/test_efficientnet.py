@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import mask_time
@@ -96,7 +96,7 @@ def test_max_pool_over_frequency_and_time_is_the_global_one(model: EfficientNetB
 
 def test_gradient_reaches_every_parameter_and_no_padding() -> None:
     torch.manual_seed(0)
-    model = EfficientNetB0(drop_connect=0.2)
+    model = EfficientNetB0()
     log_mel = torch.randn(4, 1, 64, 96, requires_grad=True)
     blocks, frames, _ = model(log_mel, torch.tensor([96, 50, 64, 96]))
     (frames.square().mean() + sum(block.square().mean() for block in blocks)).backward()
@@ -105,21 +105,6 @@ def test_gradient_reaches_every_parameter_and_no_padding() -> None:
         assert parameter.grad.any(), name
     assert log_mel.grad is not None and log_mel.grad[0].any()
     assert not log_mel.grad[1, ..., 50:].any()
-
-
-def test_drop_connect_acts_in_training_only() -> None:
-    log_mel = torch.randn(2, 1, 32, 32)
-    model = EfficientNetB0(drop_connect=0.9)
-    drops = [block.drop for stage in model.stages for block in stage]
-    assert drops == pytest.approx([0.9 * depth / 16 for depth in range(16)])
-    model.eval()
-    assert torch.equal(model(log_mel).frames, model(log_mel).frames)
-    model.train()
-    torch.manual_seed(1)
-    first = model(log_mel).frames
-    assert not torch.allclose(first, model(log_mel).frames)
-    always = EfficientNetB0().train()
-    assert torch.equal(always(log_mel).frames, always(log_mel).frames)
 
 
 def test_weights_start_with_fan_out_variance() -> None:
@@ -144,24 +129,3 @@ def test_mask_time_by_hand() -> None:
     expected = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])[:, None, None]
     assert torch.equal(mask_time(x, torch.tensor([2, 0])), expected)
     assert mask_time(x, None) is x
-
-
-@pytest.mark.parametrize(
-    ("log_mel", "counts", "message"),
-    [
-        (torch.ones(2, 64, 96), None, r"\(B, 1, F, T\)"),
-        (torch.ones(2, 3, 64, 96), None, r"\(2, 3, 64, 96\)"),
-        (torch.ones(2, 1, 64, 96), torch.tensor([96]), r"here \(2,\)"),
-        (torch.ones(2, 1, 64, 96), torch.tensor([96.0, 96.0]), "int64"),
-    ],
-)
-def test_wrong_input_is_named(log_mel: Tensor, counts: Tensor | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        EfficientNetB0()(log_mel, counts)
-
-
-def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="frequency_pool is 'sum'"):
-        EfficientNetB0(frequency_pool="sum")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="drop_connect is 1"):
-        EfficientNetB0(drop_connect=1.0)

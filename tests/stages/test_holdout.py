@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unfused_fast.console import Sentences
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.hold_out import TEST, hold_out_groups
-from unfused_fast.stages.labels import labelled_clips
+from unfused_fast.stages.labels import TEST, hold_out_groups, labelled_clips, units_to_hold_out
 
 Cli = Callable[..., Any]
 LOGMEL = ["--encoder", "logmel", "--device", "cpu", "--set", "eval.epochs=5", "--json"]
@@ -119,26 +120,44 @@ def test_what_cannot_be_held_out_is_said(cli: Cli, untested: Path, tones: Path, 
     assert linear.code == 0 and "no test split, so validation alone is scored; --holdout 0.2" in linear.err
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_each_class_is_held_out_in_its_share_and_one_at_least(several: bool) -> None:
-    labels = np.repeat([0, 1, 2, 3], [100, 40, 10, 2])
-    targets = np.eye(4, dtype=bool)[labels] if several else labels
-    alone = [str(number) for number in range(len(labels))]
-    held = hold_out_groups(alone, targets, 0.2, seed=0, stream=TEST)
-    assert np.bincount(labels[held]).tolist() == [20, 8, 2, 1]
-    assert np.array_equal(held, hold_out_groups(alone, targets, 0.2, seed=0, stream=TEST))
-    assert not np.array_equal(held, hold_out_groups(alone, targets, 0.2, seed=1, stream=TEST))
-    pairs = [str(number // 2) for number in range(len(labels))]
-    held = hold_out_groups(pairs, targets, 0.2, seed=0, stream=TEST)
-    assert np.bincount(labels[held], minlength=4).tolist() == [20, 8, 2, 0], "the only group of a class stays"
-    assert all(len(set(held[np.array(pairs) == pair])) == 1 for pair in set(pairs))
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=5),
+    group=st.integers(1, 4),
+    fraction=st.sampled_from([0.05, 0.2, 0.5]),
+    several=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_whole_groups_are_held_out_of_every_class_in_its_share(
+    sizes: list[int], group: int, fraction: float, several: bool, seed: int
+) -> None:
+    """Groups of one class each: of a class with one group nothing is, of others a group at least, near the share."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    groups = [
+        f"{label}-{place // group}" for size, label in zip(sizes, range(9), strict=False) for place in range(size)
+    ]
+    targets = np.eye(len(sizes), dtype=bool)[labels] if several else labels
+    groups_of = [-(-size // group) for size in sizes]
+    if max(groups_of) == 1:
+        with pytest.raises(UserError, match="no group"):
+            hold_out_groups(groups, targets, fraction, seed)
+        return
+    held = hold_out_groups(groups, targets, fraction, seed, TEST)
+    assert np.array_equal(held, hold_out_groups(groups, targets, fraction, seed, TEST))
+    assert not set(np.array(groups)[held]) & set(np.array(groups)[~held])
+    for label, (size, count) in enumerate(zip(sizes, groups_of, strict=True)):
+        out = int(held[labels == label].sum())
+        assert out < size and (out == 0 if count == 1 else abs(out - max(1, fraction * size)) <= group)
 
 
-def test_one_large_group_is_held_out_where_all_are_large() -> None:
-    held = hold_out_groups(["a", "b"] * 20, np.arange(40) // 2 % 2, 0.1, seed=0)
-    assert held.sum() == 20
-    with pytest.raises(UserError, match="no group"):
-        hold_out_groups(["a", "b"], np.array([0, 1]), 0.1, seed=0)
+def test_groups_over_classes_and_draws() -> None:
+    groups, labels = [f"speaker{number % 20}" for number in range(400)], np.arange(400) % 3
+    held = hold_out_groups(groups, labels, 0.15, seed=0)
+    assert held.mean() == pytest.approx(0.15, abs=0.05)
+    assert not np.array_equal(held, hold_out_groups(groups, labels, 0.15, seed=1))
+    assert hold_out_groups(["a", "b"] * 20, np.arange(40) // 2 % 2, 0.1, seed=0).sum() == 20, "one of two large ones"
+    chapters, classes = ["a"] * 10 + ["b"] * 10, np.repeat([0, 1], 10)
+    assert hold_out_groups(units_to_hold_out(chapters, classes), classes, 0.2, seed=0).sum() == 4, "a group a class"
+    assert units_to_hold_out(groups, labels) == groups
 
 
 def test_speakers_that_are_the_classes_are_shared_and_that_is_said(

@@ -8,8 +8,6 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.errors import UserError
-from unfused_fast.stages.hold_out import hold_out_groups, label_subset, units_to_hold_out
 from unfused_fast.stages.linear_heads import Split, score, train_heads
 
 
@@ -64,40 +62,3 @@ def test_scores_are_scikit_learns() -> None:
         f1_score(labels, predictions, labels=np.unique(labels), average="macro"), abs=1e-6
     )
     assert found.confusion == confusion_matrix(labels, predictions, labels=range(6)).tolist()
-
-
-def test_label_subset_takes_its_share_of_every_class() -> None:
-    labels = np.repeat([0, 1, 2], [100, 30, 3])
-    rows = label_subset(labels, 0.1, seed=1)
-    assert np.bincount(labels[rows]).tolist() == [10, 3, 1]
-    assert len(set(rows.tolist())) == 14
-    assert np.array_equal(rows, label_subset(labels, 0.1, seed=1)) and not np.array_equal(
-        rows, label_subset(labels, 0.1, seed=2)
-    )
-    assert np.array_equal(label_subset(labels, 1.0, seed=1), np.arange(133))
-
-
-def test_held_out_groups_are_whole_and_near_the_fraction() -> None:
-    groups, labels = [f"speaker{number % 20}" for number in range(400)], np.arange(400) % 3
-    held = hold_out_groups(groups, labels, 0.15, seed=0)
-    inside = {group for group, out in zip(groups, held, strict=True) if out}
-    assert held.mean() == pytest.approx(0.15, abs=0.05)
-    assert all(out == (group in inside) for group, out in zip(groups, held, strict=True))
-    assert np.array_equal(held, hold_out_groups(groups, labels, 0.15, seed=0))
-
-
-def test_holding_out_never_takes_the_last_clips_of_a_class() -> None:
-    groups, labels = ["a", "b", "c", "c", "d"], np.array([0, 0, 1, 1, 0])
-    for seed in range(10):
-        held = hold_out_groups(groups, labels, 0.9, seed)
-        assert held.any() and set(labels[~held]) == {0, 1} and not held[2:4].any()
-    with pytest.raises(UserError, match="no group"):
-        hold_out_groups(["a", "b"], np.array([0, 1]), 0.2, seed=0)
-
-
-def test_clips_are_held_out_where_every_class_is_one_group() -> None:
-    chapters, labels = ["a"] * 10 + ["b"] * 10, np.repeat([0, 1], 10)
-    held = hold_out_groups(units_to_hold_out(chapters, labels), labels, 0.2, seed=0)
-    assert held.sum() == 4 and set(labels[~held]) == {0, 1}
-    speakers = ["a", "b"] * 10
-    assert units_to_hold_out(speakers, labels) == speakers

@@ -161,16 +161,6 @@ def test_few_labels_held_out_files_permuted_labels_and_folds_keep_the_pieces_tog
         assert not set(files(fold.train)) & (set(files(fold.valid)) | set(files(fold.test)))
 
 
-def test_files_are_held_out_whole_where_every_class_is_one_group(rows: list[SourceRow], tmp_path: Path) -> None:
-    grouped = [SourceRow(row.path, row.source, row.label, group=row.label) for row in rows if row.split == "train"]
-    shards = open_shards(packed(grouped, tmp_path / "set"))
-    clips = labelled_clips(shards, by_folds=False, tested=False)
-    (part,) = rounds_of(clips, False, 0.25, seed=0)
-    of = sources(shards, "train")
-    held, left = ({of[row] for row in found} for found in (part.valid, part.train))
-    assert not held & left and len(held) == 6
-
-
 def test_fine_tuning_is_judged_by_recordings(
     cli: Callable[..., Any], cut: Path, tiny: list[str], tmp_path: Path
 ) -> None:

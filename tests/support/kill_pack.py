@@ -1,11 +1,7 @@
-"""Kills `unfused-fast shard` with SIGKILL at random moments, goes on each time, and compares with an undisturbed pack.
-
-python tests/support/kill_pack.py --kills 20 --seed 0 [--parts 2] [--codec flac]
-"""
+"""Kills `unfused-fast shard` and `merge` with SIGKILL at random moments, and continues each time."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import random
@@ -13,8 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +53,17 @@ def run(arguments: list[str], kill_after: float | None = None) -> bool:
     return True
 
 
-def disturbed(commands: list[list[str]], kills: int, chance: random.Random, longest: float) -> tuple[int, int]:
-    """Runs commands one after the other, killing the one at work until `kills` are used up -> kills, runs."""
-    used = runs = 0
+def disturbed(commands: list[list[str]], kills: int, chance: random.Random) -> int:
+    """Runs commands one after the other, killing the running one until `kills` are used up; gives the kills used."""
+    used = 0
     for number, command in enumerate(commands, 1):
         while True:
-            runs += 1
             # The last command has to take what is left; a run that ends before its kill does not count.
             left = used < kills if number == len(commands) else used < kills * number / len(commands)
-            if run(command, chance.uniform(0.05, longest) if left else None):
+            if run(command, chance.uniform(0.05, 2.0) if left else None):
                 break
             used += 1
-    return used, runs
+    return used
 
 
 def commands_for(source: Path, folder: Path, parts: int, flags: list[str]) -> list[list[str]]:
@@ -85,42 +78,16 @@ def commands_for(source: Path, folder: Path, parts: int, flags: list[str]) -> li
     return [*commands, ["merge", *shares, str(folder / "out"), "--resume"]]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, default=1500)
-    parser.add_argument("--parts", type=int, default=1)
-    parser.add_argument("--codec", default="wav")
-    parser.add_argument("--longest", type=float, default=2.0, help="seconds from a start to its kill, at most")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, whole, out = folder / "source", folder / "whole", folder / "out"
-        make_source(source, given.clips)
-        flags = ["--labels-from-folders", "--codec", given.codec, "--workers", "1"]
-        run(["shard", str(source), str(whole), *flags])
-        chance, kills, runs, packs, same = random.Random(given.seed), 0, 0, 0, True
-        started = time.perf_counter()
-        while kills < given.kills:  # a fast machine may be done before the last kill: then all of it once more
-            packs += 1
-            made = folder / f"pack{packs}"
-            made.mkdir()
-            out = made / "out"
-            used, again = disturbed(
-                commands_for(source, made, given.parts, flags), given.kills - kills, chance, given.longest
-            )
-            kills, runs = kills + used, runs + again
-            left = sorted(path.name for path in made.iterdir() if path.name.startswith("out"))
-            same = same and contents(out) == contents(whole) and left == ["out"]
-            shutil.rmtree(made)
-        seconds = time.perf_counter() - started
-    print(
-        f"seed {given.seed}, {given.codec}, {given.parts} part(s): {kills} kills in {runs} runs of {packs} pack(s), "
-        f"{seconds:.0f} s; bytes {'equal' if same else 'DIFFER'}"
-    )
-    return 0 if same else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def check_same_bytes(folder: Path, kills: int, parts: int, flags: list[str], clips: int = 1500) -> None:
+    """Packs, in one go or in parts, through so many kills. Raises AssertionError: other bytes than without kills."""
+    source, whole, chance, used = folder / "source", folder / "whole", random.Random(4), 0
+    make_source(source, clips)
+    flags = ["--labels-from-folders", "--workers", "1", *flags]
+    run(["shard", str(source), str(whole), *flags])
+    while used < kills:  # a fast machine may be done before the last kill: then all of it once more
+        made = folder / "made"
+        made.mkdir()
+        used += disturbed(commands_for(source, made, parts, flags), kills - used, chance)
+        assert contents(made / "out") == contents(whole), f"bytes differ after {used} kills"
+        assert [path.name for path in made.iterdir() if path.name.startswith("out")] == ["out"]
+        shutil.rmtree(made)

@@ -35,7 +35,7 @@ from same_runs import assert_same_linear, assert_same_run
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
-from unfused_fast.data import stream as pipeline
+from unfused_fast.data import dali as pipeline
 from unfused_fast.distributed import beats, ranks
 from unfused_fast.stages import linear_heads as linear
 from unfused_fast.training import loop
@@ -51,7 +51,7 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "distill": [(loop.Trainer, "train_batch")],
     "linear": [
         *((linear, name) for name in ("eval_features", "head_losses", "plot_confusions")),
-        *((run, name) for name in ("RunLock", "write_json")),
+        *((run, name) for name in ("FileLock", "write_json")),
     ],
 }
 """Stage -> what it does again and again, from which the moments of kills count."""

@@ -34,7 +34,7 @@ from torch import nn
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
-from unfused_fast.data import stream as pipeline
+from unfused_fast.data import dali as pipeline
 from unfused_fast.distributed.gradients import sum_gradients
 from unfused_fast.distributed.ranks import Ranks, SaidElsewhere
 from unfused_fast.distributed.shared_layers import share_layers

@@ -187,5 +187,5 @@ def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path
     with signalled_after(5):
         assert train("pretrain", "run").code == 130
     done = train("pretrain", "run", "--resume-anyway", "--set", "train.batch_size=10")
-    assert done.code == 0 and "epoch-000001-batch-000000002: it lies within an epoch of other batches" in done.err
+    assert done.code == 0 and "epoch-000001-batch-000000002: it was saved within an epoch of other batches" in done.err
     assert "going on after epoch 1" in done.err and [row["epoch"] for row in log_of(tmp_path / "run")] == [1, 2, 3]

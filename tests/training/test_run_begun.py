@@ -15,8 +15,7 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.training.options import Options
-from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_lock import LOCK
+from unfused_fast.training.run_directory import LOCK, Run
 
 CALLS = {"as its description gets its name": (Path, "replace"), "as it is flushed": (os, "fsync")}
 Given = tuple[str, Config, ShardSet]
@@ -62,7 +61,7 @@ def test_killed_before_the_description(given: Given, tmp_path: Path, moment: str
     with Run(out, *given, Options(torch.device("cpu"), resume=resume)) as again:
         again.start()
         again.finish({"valid": 1.0})
-    assert {path.name for path in out.iterdir()} == {"config.json", "result.json"}
+    assert {path.name for path in out.iterdir()} == {LOCK, "config.json", "result.json"}
 
 
 def test_killed_while_an_earlier_run_is_cleared(given: Given, tmp_path: Path) -> None:
@@ -80,4 +79,4 @@ def test_killed_while_an_earlier_run_is_cleared(given: Given, tmp_path: Path) ->
             again.start()
             again.finish({"valid": 0.5})
         assert json.loads((out / "result.json").read_text())["valid"] == 0.5
-        assert {path.name for path in out.iterdir()} == {"config.json", "result.json"}
+        assert {path.name for path in out.iterdir()} == {LOCK, "config.json", "result.json"}

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unfused_fast.config.fields import Config
 from unfused_fast.config.names import Stage
 from unfused_fast.config.presets import preset, with_values
-from unfused_fast.data.skipped_clips import SkippedClips
 from unfused_fast.models.audiontt import DistillNetwork, PretrainNetwork
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages.distillation import Distillation
@@ -67,7 +66,7 @@ def trainer(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[..., tuple
             made = pretrainer(config, shards, options, run)[1]
         else:
             task = Distillation(config, shards.first_id("train"), torch.arange(60) % 3, 3)
-            made = Trainer(task, train_loader(config, shards, options, 16, SkippedClips()), config, options, run)
+            made = Trainer(task, train_loader(config, shards, options, 16, ()), config, options, run)
         made.begin_epoch(1)
         return made, list(made.batches(1))[:-1]
 

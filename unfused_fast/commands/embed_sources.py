@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
+from unfused_fast.shards.callbacks import OnMessage
 from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.shard_files import index_path, read_index
 from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
@@ -15,27 +16,23 @@ from unfused_fast.shards.sources.listing import archive_named, is_audio
 from unfused_fast.shards.sources.location import ByteLocation, Kind, local_path, without_secrets
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
-from unfused_fast.shards.telling import Say
 
 
-def embed_rows(audio: Sequence[str], work: Path | None, say: Say) -> list[SourceRow]:
+def embed_rows(audio: Sequence[str], say: OnMessage) -> list[SourceRow]:
     """Every recording that the arguments name, in their order; `source` is its path, below the argument as given.
 
     A shard set gives its clips in order of clip_id, named by their sources.
 
-    Args:
-        work, say: as sources.source_rows.
-
     Raises:
         UserError: an argument that is nothing of the kind, or holds no files.
     """
-    rows = [row for given in audio for row in _rows(given, work, say)]
+    rows = [row for given in audio for row in _rows(given, say)]
     if not rows:
         raise UserError("nothing to embed; name a file, a folder, a CSV, an archive, a URL or a shard set")
     return rows
 
 
-def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
+def _rows(given: str, say: OnMessage) -> list[SourceRow]:
     where = local_path(given)
     title = without_secrets(given).rstrip("/")
     if isinstance(where, Path):
@@ -53,7 +50,7 @@ def _rows(given: str, work: Path | None, say: Say) -> list[SourceRow]:
             from unfused_fast.commands.output import local_shards
 
             return shard_set_rows(open_shards(local_shards(given)))
-    rows = source_rows(given, work=work, say=say)
+    rows = source_rows(given, say=say)
     return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
 
 

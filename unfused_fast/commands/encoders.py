@@ -42,8 +42,8 @@ def embed(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with an unfinished OUT of the same files and options only; with --overwrite one that replaces "
-            "another.",
+            help="Resume an unfinished OUT of the same files and options (the default); with --overwrite one that "
+            "replaces another.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -72,7 +72,7 @@ def embed(
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
         with console.status("looking at what there is to embed"):
-            rows = embed_rows(audio, None, console.print)
+            rows = embed_rows(audio, console.print)
         facts = embed_files(
             embedder,
             rows,

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from unfused_fast.evaluation import TextTable
 
 Fractions = Annotated[
-    str,
-    typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1."),
+    str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
 ]
 
 
@@ -181,7 +180,7 @@ def lape(
 ) -> None:
     """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
 
-    Stopped at any moment, the same command goes on where it was. Stage 2 sees crops of each task's own seconds, but
+    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds, but
     for --preset authors or --set data.crop_seconds.
     """
     from unfused_fast.config import chosen_tasks
@@ -241,7 +240,7 @@ def ablate(
 ) -> None:
     """What fields are worth: trains and evaluates with each of their values, one table with errors over seeds.
 
-    Stopped at any moment, the same command goes on; with more values or seeds it adds to what is there. A cell that
+    After a stop at any moment the same command resumes; more values or seeds add to what is there. A cell that
     diverges is a line of the table.
     """
     half = None if epochs is None else max(1, epochs // 2)

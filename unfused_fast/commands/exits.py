@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from unfused_fast.commands.launcher import last_words
+from unfused_fast.commands.launcher import leave_reason
 from unfused_fast.errors import UserError, cause, escaped
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
@@ -44,7 +44,7 @@ def end_of_usage(error: Any) -> NoReturn:
 
 def end(error: Exception) -> NoReturn:
     """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault in here."""
-    last_words(f"error: {error}")
+    leave_reason(f"error: {error}")
     if isinstance(error, UserError):
         if type(error).__name__ != "SaidElsewhere":
             lines = "\n".join(map(escaped, str(error).split("\n")))

@@ -79,8 +79,8 @@ SkipBad = Annotated[
     typer.Option(
         "--skip-bad",
         min=0,
-        help="Clips that cannot be read or decoded and then count as silence, at most, of each process; they are named "
-        "and listed in result.json. The run stops at the next one.",
+        help="Most clips that cannot be read or decoded and are left out. All train clips are read once before the run "
+        "to find them; they are named and listed in result.json.",
     ),
 ]
 Holdout = Annotated[

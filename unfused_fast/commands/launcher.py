@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Protocol
+from typing import NamedTuple
 
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.launch import place_of
 from unfused_fast.shards.packing.workers import available_cores
 
-GRACE_SECONDS = 20.0
-"""How long the others may take to end by themselves when one has ended; they say what they know by then."""
-POLL_SECONDS = 0.1
-ERRORS = "UNFUSED_ERRORS"
-"""Variable with the folder in which each process leaves its last words, so that the same are shown once."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""torchrun's variable with the file in which a process leaves the reason why it failed."""
+SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 
 
-class Process(Protocol):
-    """What is asked of a process that was started: subprocess.Popen's, or another machine's."""
+class Failure(NamedTuple):
+    """How a process ended that did not succeed."""
 
-    @property
-    def pid(self) -> int:
-        """Its number."""
-
-    @property
-    def returncode(self) -> int | None:
-        """As poll() found it; of a process that a signal ended, minus its number."""
-
-    def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
-
-    def send_signal(self, number: int, /) -> None:
-        """Sends it a signal, soon."""
+    pid: int
+    code: int
+    """Exit code; of a process that a signal ended, minus its number."""
+    reason: str
+    """What it left by leave_reason."""
 
 
 def start_devices(devices: int | None, device: str) -> int | None:
@@ -52,7 +43,7 @@ def start_devices(devices: int | None, device: str) -> int | None:
         UserError: more GPUs than there are, or another number of processes than this one was started among.
     """
     place = place_of(os.environ)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a process that ends is told in fifty lines of C++
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without it a process that ends prints fifty lines of C++
     if place is not None:
         if devices not in (None, place.world_size):
             raise UserError(
@@ -71,18 +62,25 @@ def start_devices(devices: int | None, device: str) -> int | None:
     return _run(devices)
 
 
-def last_words(text: str) -> None:
-    """Leaves signals to the process that started this one."""
-    if ERRORS in os.environ:
-        (Path(os.environ[ERRORS]) / os.environ.get("RANK", "0")).write_text(text, encoding="utf-8")
+def leave_reason(text: str) -> None:
+    """Leaves why this process fails to what started it: torchrun, or a launcher here."""
+    if path := os.environ.get(ERROR_FILE):
+        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+def reason_left(path: str | Path) -> str:
+    """What leave_reason wrote; empty where it did not."""
+    return str(json.loads(Path(path).read_text(encoding="utf-8"))["message"]) if Path(path).is_file() else ""
 
 
 def _run(count: int) -> int:
     from torch.distributed import TCPStore
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with socket.create_server(("127.0.0.1", 0), backlog=count) as listening:  # the store alone would listen everywhere
         port = listening.getsockname()[1]
-        kept = TCPStore(
+        store = TCPStore(
             "127.0.0.1",
             port,
             is_master=True,
@@ -91,91 +89,68 @@ def _run(count: int) -> int:
             master_listen_fd=listening.detach(),
         )
     shared = {
-        **os.environ,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, available_cores() // count))),
     }
-    command = [sys.executable, "-m", "unfused_fast", *sys.argv[1:]]
+    hidden = {} if "--debug" in sys.argv else dict.fromkeys(range(1, count), Std.ALL)
     with TemporaryDirectory(prefix="unfused-devices-") as folder:
-        processes = list[subprocess.Popen[bytes]]()
-        with passed_on(processes):
-            for rank in range(count):
-                own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), ERRORS: folder}
-                hushed = None if rank == 0 or "--debug" in sys.argv else subprocess.DEVNULL
-                processes.append(subprocess.Popen(command, env=own, stdout=hushed, stderr=hushed))
-            first = wait_for(processes)
-        del kept
-        said = [read_words(Path(folder), rank) for rank in range(count)]
-    return exit_code(processes, said, first)
+        context = start_processes(
+            "train",
+            sys.executable,
+            args=dict.fromkeys(range(count), ("-m", "unfused_fast", *sys.argv[1:])),
+            envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)},
+            logs_specs=DefaultLogsSpecs(folder, redirects=hidden),
+        )
+
+        def send(number: int) -> None:
+            for process in context.pids().values():
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+
+        try:
+            with signals_to(send):
+                result = context.wait(period=0.1)
+        finally:
+            context.close()
+        del store
+        assert result is not None
+        return report(
+            {
+                rank: Failure(failure.pid, failure.exitcode, reason_left(context.error_files[rank]))
+                for rank, failure in result.failures.items()
+            }
+        )
 
 
-def exit_code(processes: Sequence[Process], said: list[str], first: int | None) -> int:
-    """What all have ended with; repeats on standard error what others than rank 0 had to say, and only they.
-
-    Args:
-        said: the last words of each; rank 0's are on the screen.
-        first: which one failed first; None: no one did.
+def report(failures: Mapping[int, Failure]) -> int:
+    """The exit code for processes that failed, the first one first; prints their reasons, but for what rank 0 printed
+    itself.
     """
-    for rank in range(1, len(processes)):
-        if said[rank] and said[rank] != said[0]:
-            print(f"rank {rank}: {escaped(said[rank])}", file=sys.stderr)
-    for rank, process in enumerate(processes):
-        code = process.returncode or 0
-        if code < 0 and (rank == first or code == -signal.SIGKILL):  # SIGTERM is what the others are ended by
-            name = signal.Signals(-code).name
-            print(f"error: rank {rank} (process {process.pid}) was ended by {name}", file=sys.stderr)
-    code = 0 if first is None else processes[first].returncode or 0
-    return code if code >= 0 else 1
-
-
-def read_words(folder: Path, rank: int) -> str:
-    """What a process left by last_words."""
-    path = folder / str(rank)
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def wait_for(processes: Sequence[Process]) -> int | None:
-    """Until all have ended; which one failed first. When one has, the others get GRACE_SECONDS, then SIGTERM, and as
-    long again, then SIGKILL.
-    """
-    failed, deadline, harder = None, 0.0, [signal.SIGTERM, signal.SIGKILL]
-    while None in [process.poll() for process in processes]:
-        time.sleep(POLL_SECONDS)
-        if failed is None:
-            failed = next((rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)), None)
-            deadline = time.monotonic() + GRACE_SECONDS
-        elif time.monotonic() > deadline and harder:
-            for process in processes:
-                if process.poll() is None:
-                    process.send_signal(harder[0])
-            del harder[0]
-            deadline = time.monotonic() + GRACE_SECONDS
-    if failed is None:
-        failed = next((rank for rank, process in enumerate(processes) if process.returncode), None)
-    return failed
+    first = next(iter(failures), None)
+    printed = {failures[0].reason if 0 in failures else ""}
+    for rank, (pid, code, reason) in sorted(failures.items()):
+        if code < 0 and (rank == first or code == -signal.SIGKILL):  # SIGTERM ended the others
+            print(f"error: rank {rank} (process {pid}) was ended by {signal.Signals(-code).name}", file=sys.stderr)
+        elif reason not in printed:
+            print(f"rank {rank}: {escaped(reason)}", file=sys.stderr)
+            printed.add(reason)
+    return 0 if first is None else max(1, failures[first].code)
 
 
 @contextmanager
-def passed_on(processes: Sequence[Process], here: bool = True) -> Iterator[None]:
-    """Passes on signals that this process gets; but Ctrl-C reaches processes that are `here` from the terminal."""
+def signals_to(send: Callable[[int], None]) -> Iterator[None]:
+    """Passes on signals that this process gets."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.returncode is None:
-                process.send_signal(number)
+        send(number)
 
-    def ignored(number: int, frame: FrameType | None) -> None:
-        """They got it too."""
-
-    handlers = {signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on, signal.SIGINT: ignored}
-    if not here or not sys.stdin or not os.isatty(0):
-        handlers[signal.SIGINT] = pass_on
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield
     finally:

@@ -16,20 +16,13 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url, local_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
 
     from unfused_fast.shards.datasets.dataset import Discovery
     from unfused_fast.shards.packing.finish import PackResult
 
 PackResume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Resume an unfinished OUT (the default); keep a finished one.",
-    ),
+    bool, typer.Option("--resume", help="Resume an unfinished OUT (the default); keep a finished one.")
 ]
 
 
@@ -103,7 +96,7 @@ def shard(
 ) -> None:
     """Pack audio files into a shard set: 16 kHz mono WebDataset tars with DALI indexes, clips table and manifest.
 
-    Stopped at any moment, the same command goes on where it was.
+    Stopped at any moment, the same command continues where it stopped.
     """
     if list_:
         from unfused_fast.shards.datasets import described, described_as_text
@@ -117,6 +110,7 @@ def shard(
         lacking = "SOURCE and OUT" if source is None else "OUT"
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
     from unfused_fast.console import console
+    from unfused_fast.mel import log_mel_statistics
     from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
     from unfused_fast.shards.packing.options import PackOptions
     from unfused_fast.shards.packing.pack import pack, pack_part
@@ -128,25 +122,27 @@ def shard(
     with ExitStack() as stack:
         pool = work = None
         if engine == "ray":  # what the nodes need to read archives has to be where they see it
-            from unfused_fast.shards.packing.ray_engine import RayWorkers
-
             shared = _folder(out).absolute().parent
             shared.mkdir(parents=True, exist_ok=True)
             work = Path(stack.enter_context(TemporaryDirectory(prefix=".unfused-fast-", dir=shared)))
-            pool = stack.enter_context(closing(RayWorkers([shared, *([] if is_url(source) else [Path(source)])])))
         set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
         found, about = _found(source, dataset, set_options, labels_from_folders, max_member_gb, work)
         rows = found.rows
         if shares is not None:
             rows, made = with_shares(rows, shares, seed)
             console.print(f"--split {split}: {made}")
+        if work is not None:
+            from unfused_fast.shards.packing.ray_engine import RayWorkers
+
+            seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
+            pool = stack.enter_context(closing(RayWorkers(seen)))
         advance = stack.enter_context(bar("packing"))
         given: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "dataset": about, "files": found.files}
         given |= {"workers": workers, "progress": advance}
         asked: dict[str, Any] = {"codec": codec, "max_seconds": max_seconds, "min_seconds": min_seconds, "seed": seed}
         asked["max_file_hours"] = max_file_hours
         if share is None:
-            packed = pack(rows, out, **asked, **given, pool=pool, statistics=_statistics)
+            packed = pack(rows, out, **asked, **given, pool=pool, statistics=log_mel_statistics)
         else:
             done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given)
     if share is None:
@@ -171,19 +167,16 @@ def merge(
     """Make one set of the parts that `unfused-fast shard --part i/n` packed: the same bytes as from one machine."""
     if len(places) < 2:
         raise typer.BadParameter("missing OUT: unfused-fast merge PART... OUT")
+    from unfused_fast.mel import log_mel_statistics
     from unfused_fast.shards.packing.merge import merge as merge_parts
 
     *parts, out = places
     with bar("merging") as advance:
         folders = [_folder(part) for part in parts]
-        merged = merge_parts(folders, out, overwrite=overwrite, resume=resume, statistics=_statistics, progress=advance)
+        merged = merge_parts(
+            folders, out, overwrite=overwrite, resume=resume, statistics=log_mel_statistics, progress=advance
+        )
     _print_packed(merged, display_name(out), as_json)
-
-
-def _statistics(clips: Iterator[NDArray[np.int16]]) -> dict[str, float | int]:
-    from unfused_fast.mel import log_mel_statistics
-
-    return log_mel_statistics(clips)
 
 
 def _folder(given: str) -> Path:
@@ -208,13 +201,14 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
     manifest = packed.shard_set.manifest
     notes = remarks(packed.shard_set)
     splits = {name: split.clips for name, split in manifest.splits.items()}
+    seconds = sum(split.seconds for split in manifest.splits.values())
     summary = {
         "out": out,
         "clips": packed.packed,
         "splits": splits,
         "labels": len(manifest.label_names),
         "rejected": packed.rejected,
-        "audio_seconds": round(packed.audio_seconds, 1),
+        "audio_seconds": round(seconds, 1),
         "bytes": packed.shard_bytes,
         "shards": packed.shards,
         "shards_made": packed.shards_made,
@@ -228,7 +222,7 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         return
     typer.echo(
         f"{out}: {packed.packed} clips ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
-        f"{len(manifest.label_names)} labels, {packed.audio_seconds / 60:.1f} minutes, "
+        f"{len(manifest.label_names)} labels, {seconds / 60:.1f} minutes, "
         f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
     )
     if packed.shards_made < packed.shards:

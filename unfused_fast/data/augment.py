@@ -1,16 +1,18 @@
-"""Views of a batch: log-mixup-exp and random resize crop, batched, with counter-based random numbers, on the device:
-on a GPU in a kernel each (kernels/views.py).
+"""Views of a batch: SpecAugment, normalisation by what was seen so far, log-mixup-exp and random resize crop.
 
-B clips in a batch, F mel bins, T frames, M clips in the mixup memory. SpecAugment comes before (spec_augment.py).
+B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. Random numbers are
+functions of (seed, epoch, view, counter), so that views do not depend on where log-mels come from. Mixup and resize
+crop run on a GPU in a kernel each (kernels/views.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from unfused_fast.config import Config, RandomResizeCropConfig
-from unfused_fast.data.normalisation import RunningNorm
 from unfused_fast.data.randomness import Stream, uniform
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.views import augmented_reference, augmented_triton
@@ -20,6 +22,153 @@ from unfused_fast.strict_state import expected, misfit
 CPU_BLOCK = 128
 """Clips augmented at once on a CPU. Ours: what is made on the way to a view then stays in its cache, and is no new
 memory to be mapped each time; a GPU takes the batch whole."""
+LEAST_STD = 1e-6
+"""Below it a standard deviation is taken for this. Ours: crops of silence alone have none."""
+TENSOR = "norm.moments"
+"""Name in a checkpoint."""
+GIVEN = "norm.given"
+"""Name in a checkpoint of the mean and standard deviation (2,) that a run took over from its encoder's run."""
+
+
+Spans = list[tuple[Tensor, Tensor]]
+"""Along frequency and along time: first and one past the last of each mask, (B, M) float32 both."""
+
+
+def masks_of(config: Config, counters: Tensor, epoch: int, view: int) -> Spans:
+    """(B,) counters -> SpecAugment masks: a width from 0 to the largest, anywhere it fits; on their device, the same on
+    every one.
+    """
+    settings = config.aug.specaug
+    axes = (config.frontend.n_mels, settings.freq_width), (config.crop_frames, settings.time_width)
+    masks = [settings.freq_masks, settings.time_masks]
+    draws = uniform(counters, 2 * sum(masks), seed=config.train.seed, epoch=epoch, stream=Stream.SPECAUGMENT, view=view)
+    spans = []
+    for (size, widest), draw in zip(axes, torch.split(draws.reshape(-1, sum(masks), 2), masks, dim=1), strict=True):
+        width = torch.floor(draw[..., 0] * (min(widest, size) + 1))
+        begin = torch.floor(draw[..., 1] * (size - width + 1))
+        spans.append((begin, begin + width))
+    return spans
+
+
+def mask(log_mel: Tensor, spans: Spans) -> Tensor:
+    """(B, F, T) -> (B, F, T) with zeros in the rows and columns of the masks, by two products."""
+    factors = []
+    for size, (begin, end) in zip(log_mel.shape[1:], spans, strict=True):
+        place = torch.arange(size, device=log_mel.device)
+        inside = (place >= begin[..., None]) & (place < end[..., None])
+        factors.append(inside.any(dim=1).logical_not().to(log_mel.dtype))
+    masked: Tensor = log_mel * factors[0][:, :, None]
+    return masked.mul_(factors[1][:, None, :])
+
+
+def warps_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[Tensor, Tensor]:
+    """(B,) counters -> (B,) float32 frame that is moved, and where to; on their device, the same on every one.
+
+    The frame lies uniformly in [W, T - 1 - W], its shift uniformly in (-W, W), with W at most a quarter of T.
+    """
+    last = config.crop_frames - 1
+    widest = min(config.aug.specaug.warp, last // 4)
+    draws = uniform(counters, 2, seed=config.train.seed, epoch=epoch, stream=Stream.TIME_WARP, view=view)
+    origin = widest + draws[:, 0] * (last - 2 * widest)
+    return origin, origin + (2 * draws[:, 1] - 1) * widest
+
+
+def time_warp(log_mel: Tensor, origin: Tensor, target: Tensor) -> Tensor:
+    """(B, F, T), (B,) frames -> (B, F, T): what was at `origin` lies at `target`, both ends stay, all between is
+    stretched evenly and interpolated linearly.
+
+    Ours: straight lines, where the paper's sparse image warp is a spline through the same three points.
+    """
+    last = log_mel.shape[2] - 1
+    place = torch.arange(last + 1, device=log_mel.device, dtype=torch.float32)[None]
+    origin, target = origin[:, None], target[:, None]
+    before = place * (origin / target)
+    after = origin + (place - target) * ((last - origin) / (last - target))
+    source = torch.where(place < target, before, after).clamp(0, last)
+    left = source.floor().clamp(max=last - 1)
+    share = (source - left)[:, None]
+    index = left.long()[:, None].expand(-1, log_mel.shape[1], -1)
+    return torch.lerp(log_mel.gather(2, index), log_mel.gather(2, index + 1), share)
+
+
+class SpecAugment:
+    """Warps and masks of an epoch, drawn at once for all its clips."""
+
+    def __init__(self, config: Config, counters: Tensor, epoch: int, views: int) -> None:
+        """For (n,) counters, on whose device it works, and V views."""
+        settings = config.aug.specaug
+        self._masks = [masks_of(config, counters, epoch, view) for view in range(views if settings.masks else 0)]
+        self._warps = [warps_of(config, counters, epoch, view) for view in range(views if settings.warp else 0)]
+
+    def __call__(self, log_mel: Tensor, part: slice, view: int) -> Tensor:
+        """(B, F, T) of the clips of a part -> the same of a view, warped and then masked."""
+        if self._warps:
+            log_mel = time_warp(log_mel, *(array[part] for array in self._warps[view]))
+        if self._masks:
+            log_mel = mask(log_mel, [(begin[part], end[part]) for begin, end in self._masks[view]])
+        return log_mel
+
+
+class RunningNorm:
+    """Mean and standard deviation over all bins and frames of the crops trained on so far, as two scalars.
+
+    Source: authors (RunningNorm over each clip's bins and frames). Theirs counts clip by clip in each worker of the
+    loader, and begins anew with the worker. Ours is deterministic: one state for the run, on the device; a batch is
+    added whole and in the order of (seed, epoch), and is then normalised by all crops up to and including it. The state
+    is part of a checkpoint. Sums are float64: after 250,000 clips a new one still counts in full. Its input is
+    normalised by the set's statistics, which does not change the result and keeps the zeros of masks at the mean.
+    """
+
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        """What is seen is what all `ranks` see."""
+        self._ranks = ranks
+        self.moments = torch.zeros(3, dtype=torch.float64, device=device)
+        """Values seen, their sum, the sum of their squares."""
+
+    def __call__(self, crops: tuple[Tensor, ...], learn: bool = True) -> tuple[Tensor, ...]:
+        """V crops (B, 1, F, T) -> the same normalised. The first is counted: it is what both views are made of.
+
+        Args:
+            learn: count them before; where nothing was counted yet, crops stay as they are.
+        """
+        if learn:
+            values = crops[0].double()
+            count = torch.full((), values.numel(), dtype=torch.float64, device=values.device)
+            self.moments = self.moments + self._ranks.sum(torch.stack([count, values.sum(), values.square().sum()]))
+        mean, std = mean_and_std(self.moments)
+        return tuple((crop - mean.float()) / std.float() for crop in crops)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        return {TENSOR: self.moments}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of state. Raises UserError: it is not there."""
+        self.moments = expected(state, TENSOR, torch.float64, (3,)).to(self.moments.device)
+
+
+def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """(3,) values seen, sum, sum of squares -> () mean and () standard deviation; 0 and 1 of none. No host sync."""
+    count, total, squares = moments.unbind()
+    mean = total / count.clamp(min=1)
+    std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt().clamp(min=LEAST_STD)
+    return mean, torch.where(count > 0, std, 1.0)
+
+
+def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
+    """Mean and standard deviation of plain log-mels that a run ended with: the set's, `known`, and the running ones on
+    top of them, where its checkpoint has any; or those that it was given.
+    """
+    if GIVEN in tensors:
+        mean, std = expected(tensors, GIVEN, torch.float64, (2,)).tolist()
+        return {"mean": mean, "std": std}
+    if known is None and TENSOR not in tensors:
+        return None
+    first = known or {"mean": 0.0, "std": 1.0}
+    if TENSOR not in tensors:
+        return dict(first)
+    mean, std = (float(value) for value in mean_and_std(tensors[TENSOR]))
+    return {**first, "mean": first["mean"] + first["std"] * mean, "std": first["std"] * std}
 
 
 def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCropConfig) -> tuple[Tensor, Tensor]:
@@ -44,9 +193,8 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
 class MixupMemory:
     """The last M normalised crops on the device; each clip is mixed with one of them, never with itself.
 
-    Which clip stands where depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
-    holds
-    a normalised log-mel to 1e-3 of its spread at half the bytes.
+    Which clip is where depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
+    keeps a normalised log-mel to 1e-3 of its spread at half the bytes.
     """
 
     def __init__(self, size: int, bins: int, frames: int, device: torch.device) -> None:
@@ -93,11 +241,8 @@ class Augmenter:
         block = CPU_BLOCK if clip_ids.device.type == "cpu" else max(1, len(clip_ids))
         views = []
         for view, crop in enumerate(crops):
-            starts = range(0, max(1, len(clip_ids)), block)
-            made = [
-                self._view(clip_ids[part], counters[part], crop[part], epoch, view)
-                for part in (slice(start, start + block) for start in starts)
-            ]
+            ids, counts, clips = (torch.split(each, block) for each in (clip_ids, counters, crop))
+            made = [self._view(*part, epoch, view) for part in zip(ids, counts, clips, strict=True)]
             views.append(made[0] if len(made) == 1 else torch.cat(made))
         if self.memory is not None:
             if self._ranks.together:

@@ -1,29 +1,35 @@
-"""The DALI graph of stream.py and what it is made of: crops of waveforms, log-mels, clip ids.
+"""The DALI graph of stream.py: WebDataset reader -> decode -> crop -> log-mel.
 
-N clips that are read, F mel bins, T frames.
-
-DALI itself is handed in, as pipeline.import_dali gives it, so that one file imports it.
+N clips that are read, F mel bins, T frames. One graph for CPU and GPU: with no GPU `device_id` is None and every
+operator is DALI's CPU one, which needs no driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unfused_fast.config import FrontendConfig
+from unfused_fast.data.crops import Pieces
 from unfused_fast.data.front_end import analysis_window
 from unfused_fast.mel import DECAR_RANGE
-
-Dali = tuple[Any, Any, Any, Any]
-"""fn, math, types, Pipeline."""
+from unfused_fast.optional import importing
 
 
-def log_mel(dali: Dali, waveform: Any, config: FrontendConfig, mean: float, std: float) -> Any:
+def import_dali() -> tuple[Any, Any, Any, Any]:
+    """DALI's fn, math, types and Pipeline. Raises UserError: it is not installed or does not load."""
+    install = "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
+    with importing("nvidia.dali", "DALI", "decoding audio", install):
+        from nvidia.dali import fn, math, types
+        from nvidia.dali.pipeline import Pipeline
+    return fn, math, types, Pipeline
+
+
+def dali_log_mel(waveform: Any, config: FrontendConfig, mean: float, std: float) -> Any:
     """Samples with their context -> (F, T) (log-mel - mean) / std, where the waveform is."""
-    fn, math, *_ = dali
+    fn, math, *_ = import_dali()
     decar = config.kind == "decar1"
     spectrum = fn.spectrogram(
         waveform,
@@ -47,21 +53,18 @@ def log_mel(dali: Dali, waveform: Any, config: FrontendConfig, mean: float, std:
     return (log - mean) * (1.0 / std)
 
 
-def cut(dali: Dali, pcm: Any, crop: list[Any], unit_norm: bool) -> Any:
-    """(1, L, 1) PCM16 -> float32 samples of the crop with the edges of a centred STFT, as order.Crop says; beyond the
-    clip's end lie zeros.
+def cut(pcm: Any, crop: list[Any], unit_norm: bool) -> Any:
+    """(1, L, 1) PCM16, entries of crops.Pieces -> float32 samples of the crop; beyond the clip's end there are zeros.
 
     Args:
         unit_norm: divide by the L2 norm of all of `pcm`, and not by 32768.
     """
-    fn, math, types, _ = dali
-    head_start, head, body_start, body, tail_start, tail = crop
-
-    def part(start: Any, length: Any) -> Any:
-        return fn.slice(pcm, start=start, shape=length, axes=(1,), out_of_bounds_policy="pad")
-
-    pieces = fn.flip(part(head_start, head)), part(body_start, body), fn.flip(part(tail_start, tail))
-    joined = fn.reshape(fn.cat(*pieces, axis=1), shape=[-1], layout="")
+    fn, math, types, _ = import_dali()
+    head, body, tail = (
+        fn.slice(pcm, start=start, shape=length, axes=(1,), out_of_bounds_policy="pad")
+        for start, length in zip(crop[::2], crop[1::2], strict=True)
+    )
+    joined = fn.reshape(fn.cat(fn.flip(head), body, fn.flip(tail), axis=1), shape=[-1], layout="")
     if not unit_norm:
         return fn.cast(joined, dtype=types.FLOAT) * (1.0 / 32768)
     samples = fn.reshape(fn.cast(pcm, dtype=types.FLOAT), shape=[-1], layout="")
@@ -69,47 +72,34 @@ def cut(dali: Dali, pcm: Any, crop: list[Any], unit_norm: bool) -> Any:
     return fn.cast(joined, dtype=types.FLOAT) / math.max(norm, 1.0)
 
 
-def clip_id(dali: Dali, digits: Any, width: int) -> Any:
-    """The ASCII digits of an `.index` member -> the clip id, int64."""
-    fn, _, types, _ = dali
-    powers = types.Constant(np.array([10**place for place in range(width - 1, -1, -1)], dtype=np.int64))
-    return fn.reductions.sum((fn.cast(digits, dtype=types.INT64) - 48) * powers, axes=(0,), keep_dims=True)
-
-
 def clip_pipeline(
-    dali: Dali,
     tars: list[str],
     indexes: list[str],
-    crops: Sequence[Sequence[NDArray[np.int32]]],
-    arrays: Sequence[NDArray[Any]],
-    graph: Callable[[list[Any], list[Any]], list[Any]] | None,
+    crops: list[Pieces],
+    finish: Callable[[Any], Any],
     *,
     codec: str,
-    key_width: int,
     decoded: bool,
     unit_norm: bool,
     batch_size: int,
     threads: int,
     device_id: int | None,
 ) -> Any:
-    """A pipeline, not yet built: clip ids and what `graph` makes, batch after batch, again from the first clip after
-    the last.
+    """A pipeline, not yet built: digits of the clip ids, and what `finish` makes of the waveform of each crop, batch
+    after batch, again from the first clip after the last.
 
     Args:
-        crops: order.Crop of all clips; the graph gets a waveform of each.
-        arrays: (N, ...) what the graph gets beside them.
-        graph: None: the outputs are the waveforms.
-        key_width: digits of a key.
+        crops: of all N clips.
         decoded: whether audio is decoded; if not, members are read as PCM16.
         unit_norm: as of cut.
     """
-    fn, _, types, pipeline_class = dali
-    handed, fields = [*(array for crop in crops for array in crop), *arrays], len(crops[0])
+    fn, _, types, pipeline_class = import_dali()
+    table = np.concatenate(crops)
 
-    def given(step: int) -> list[NDArray[Any]]:
-        # the reader goes round after the last clip; what it repeats is for the caller to cut off
-        taken = (step * batch_size + np.arange(batch_size)) % len(handed[0])
-        return [array[taken] for array in handed]
+    def given(step: int) -> list[Any]:
+        # the reader begins again after the last clip; the caller drops what it repeats
+        taken = (step * batch_size + np.arange(batch_size)) % table.shape[1]
+        return [row[taken] for row in table]
 
     pipeline = pipeline_class(batch_size=batch_size, num_threads=threads, device_id=device_id, exec_dynamic=True)
     with pipeline:
@@ -124,10 +114,7 @@ def clip_pipeline(
             fn.decoders.audio(encoded, dtype=types.INT16)[0] if decoded else fn.reinterpret(encoded, dtype=types.INT16)
         )
         pcm = fn.reshape(pcm, shape=[1, -1, 1], layout="HWC")
-        given_to = list(fn.external_source(source=given, num_outputs=len(handed), batch=True))
-        cuts = [
-            cut(dali, pcm, given_to[fields * number : fields * (number + 1)], unit_norm) for number in range(len(crops))
-        ]
-        made = cuts if graph is None else graph(cuts, given_to[fields * len(crops) :])
-        pipeline.set_outputs(clip_id(dali, digits, key_width), *made)
+        rows = list(fn.external_source(source=given, num_outputs=len(table), batch=True))
+        waveforms = [cut(pcm, rows[first : first + 6], unit_norm) for first in range(0, len(rows), 6)]
+        pipeline.set_outputs(digits, *map(finish, waveforms))
     return pipeline

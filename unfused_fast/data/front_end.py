@@ -1,4 +1,4 @@
-"""Log-mel in torch: the reference that the DALI graph is tested against, and what a CPU streams with.
+"""Log-mel in torch: the reference that the DALI graph is tested against, and what a CPU streams with; statistics.
 
 B clips, L samples, F mel bins, T frames. Same definition as librosa (byola: Slaney mel scale, area norm,
 power, log(x + eps); decar1: HTK scale, no area norm, magnitude, window of 400 samples, clipped, log).
@@ -6,11 +6,19 @@ power, log(x + eps); decar1: HTK scale, no area norm, magnitude, window of 400 s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from unfused_fast import mel
 from unfused_fast.config import FrontendConfig
+from unfused_fast.errors import UserError
+from unfused_fast.shards.packing.finish import STATISTICS_CLIPS, STATISTICS_SPLIT, stored_clips
+from unfused_fast.shards.sets.table import ShardSet
 
 FRAMES_AT_ONCE = 384
 """Frames whose spectra are made together on a CPU. Ours: they stay in its cache on the way to a log-mel."""
@@ -89,3 +97,26 @@ def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, 
             log_mel = (mels.clamp_(*mel.DECAR_RANGE) if decar else mels.add_(config.log_floor)).log_()
             made[clip : clip + together, :, frame : frame + FRAMES_AT_ONCE] = log_mel.transpose(1, 2)
     return made if (mean, std) == (0.0, 1.0) else made.sub_(mean).mul_(1.0 / std)
+
+
+def set_statistics(shards: ShardSet, frontend: FrontendConfig) -> Mapping[str, float] | None:
+    """`mean`, `std` and `clips` by which log-mels of the set are normalised; None of a set packed without any.
+
+    Those of the manifest for `byola`, for which the packer measured them; for another front end they are measured on
+    the same clips, the first of the train split. Raises UserError for shards that cannot be read.
+    """
+    manifest = shards.manifest
+    if frontend.kind == "byola" or STATISTICS_SPLIT not in manifest.splits:
+        return manifest.log_mel
+    tars = manifest.splits[STATISTICS_SPLIT].shards
+    return _measured(shards.directory, tars, manifest.codec, manifest.digest, frontend)
+
+
+@lru_cache(maxsize=16)
+def _measured(
+    folder: Path, tars: tuple[str, ...], codec: str, digest: str, frontend: FrontendConfig
+) -> dict[str, float | int]:
+    try:
+        return mel.log_mel_statistics(islice(stored_clips(folder, tars, codec), STATISTICS_CLIPS), frontend)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{folder}: a clip of split train cannot be read ({error}); see: unfused-fast check") from error

@@ -1,13 +1,13 @@
 """The log-mels of a split on disk, so that a second run reads them and not the audio.   N clips, F mel bins.
 
 FOLDER/log-mel-SPLIT-KEY.cache/frames.npy      (frames of all clips, F) float16, clip after clip, shard after shard
-FOLDER/log-mel-SPLIT-KEY.cache/index.npy       (N, 2) int64: first frame and number of frames of the split's i-th clip
 FOLDER/log-mel-SPLIT-KEY.cache/manifest.json   what it was made of, and sha256 of its parts; its name's KEY is of these
-FOLDER/log-mel-SPLIT-KEY.cache.partial         one being made; it is locked, and never read
+FOLDER/log-mel-SPLIT-KEY.cache.partial         one being made; it is never read
+FOLDER/log-mel-SPLIT-KEY.lock                  is locked meanwhile
 
 FOLDER is that of the shard set, or UNFUSED_CACHE, or ~/.cache/unfused-fast where the set may not be written to. A cache
 may be deleted when no run reads it. Values are normalised by the set's own mean and standard deviation: float16 then
-errs by 2e-4 of that deviation (root mean square), and by 3e-4 on raw log-mels, most of which lie further from zero.
+errs by 2e-4 of that deviation (root mean square), and by 3e-4 on raw log-mels, most of which are further from zero.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from unfused_fast.console import console
-from unfused_fast.data.order import crop_samples
-from unfused_fast.data.stream import Loader
+from unfused_fast.console import console, progress_bar
+from unfused_fast.data.crops import crop_samples
+from unfused_fast.data.order import Int64s
+from unfused_fast.data.stream import Batches, Loader
+from unfused_fast.errors import UserError, cause
 from unfused_fast.json_files import LARGEST_JSON, read_json
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.remote_folder import cache_folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHUNK_BYTES = 1 << 25
 """Bytes under one sha256. Ours: 32 MiB, so that threads read and verify side by side in little memory."""
 LARGEST_MANIFEST = 8 * LARGEST_JSON
@@ -40,21 +44,21 @@ LARGEST_MANIFEST = 8 * LARGEST_JSON
 PASS_CLIPS, PASS_BYTES = 64, 1 << 28
 """Clips of a batch of the first pass, fewer where a padded batch would exceed 256 MiB. Ours: enough for DALI."""
 
-Index = NDArray[np.int64]
-
 
 class Layout(NamedTuple):
     """What a cache of a split holds, known before it is made."""
 
     identity: dict[str, Any]
     """What must be equal for a cache to be used."""
-    spans: Index
-    """(N, 2): first frame and number of frames of each clip."""
+    starts: Int64s
+    """(N,) first frame of each clip of the split, and"""
+    counts: Int64s
+    """(N,) its frames; 0 where it is left out."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Frames of all clips, F."""
-        return int(self.identity["frames"]), int(self.identity["frontend"]["n_mels"])
+        return int(self.counts.sum()), int(self.identity["frontend.n_mels"])
 
     @property
     def bytes(self) -> int:
@@ -69,163 +73,223 @@ class Layout(NamedTuple):
 
 
 class DamagedCache(Exception):
-    """A cache is not what it was when it was written, or not what is wanted; the text says how."""
+    """A cache is not what it was when it was written, or not of what is read; the text says how."""
 
 
-def whole_split(loader: Loader) -> Loader:
+def whole_split(loader: Batches) -> Loader:
     """A loader of the same split in one share, normalised by the set's own statistics: what a cache is made with. Where
     waveforms are scaled, it is so too.
     """
     unit_norm = loader.config.data.norm == "wave_l2"
     config = replace(loader.config, data=replace(loader.config.data, norm="wave_l2" if unit_norm else "dataset"))
-    rows = loader.shards.clips_in(loader.split).column("samples").to_numpy()
-    frames = 1 + int(rows.max(initial=crop_samples(config))) // config.frontend.hop_samples
-    batch_size = max(1, min(PASS_CLIPS, PASS_BYTES // (4 * frames * config.frontend.n_mels)))
-    return Loader(
-        loader.shards, loader.split, config, device=loader.device, batch_size=batch_size, skipped=loader.skipped
-    )
+    samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
+    frames = 1 + int(samples.max(initial=crop_samples(config))) // config.frontend.hop_samples
+    size = max(1, min(PASS_CLIPS, PASS_BYTES // (4 * frames * config.frontend.n_mels)))
+    left_out = loader.left_out
+    return Loader(loader.shards, loader.split, config, device=loader.device, batch_size=size, left_out=left_out)
 
 
-def layout(loader: Loader) -> Layout:
-    """Where each clip of the split will lie: in the order of Loader.whole_clips, a shard's clips together.
+def layout(loader: Batches) -> Layout:
+    """Where each clip of the split will be: in the order of Loader.whole_clips, a shard's clips together.
 
     Clips shorter than a crop are padded with silence, as in the stream, so their length enters where there are any.
     """
     whole, first = whole_split(loader), loader.shards.first_id(loader.split)
     config, shortest = whole.config, crop_samples(whole.config)
     samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
-    counts = 1 + np.maximum(samples, shortest) // config.frontend.hop_samples
-    rows = whole.rows(None)[1] - first
-    starts = np.empty_like(counts)
+    rows = whole.reading(None).clip_ids - first
+    counts = np.zeros(len(samples), np.int64)
+    counts[rows] = 1 + np.maximum(samples[rows], shortest) // config.frontend.hop_samples
+    starts = np.zeros_like(counts)
     starts[rows] = np.cumsum(counts[rows]) - counts[rows]
     identity = {
         "schema_version": SCHEMA_VERSION,
         "digest": loader.shards.manifest.digest,
         "split": loader.split,
-        "frontend": asdict(config.frontend),
+        **{f"frontend.{name}": value for name, value in asdict(config.frontend).items()},
         "padded_to_samples": shortest if int(samples.min(initial=shortest)) < shortest else 0,
         "mean": whole.mean,
         "std": whole.std,
-        "clips": len(counts),
-        "frames": int(counts.sum()),
+        "norm": config.data.norm,
+        "left_out": whole.left_out,
     }
-    if config.data.norm == "wave_l2":  # named only where it is so, which leaves other caches their names
-        identity["norm"] = "wave_l2"
-    return Layout(identity, np.stack([starts, counts], axis=1).astype(np.int64))
+    return Layout(identity, starts, counts)
 
 
-def places(loader: Loader) -> list[Path]:
+def places(loader: Batches) -> list[Path]:
     """Folders that may hold caches of this set, the first choice first."""
     return [loader.shards.directory, cache_folder() / "log-mel"]
 
 
-def find(loader: Loader, wanted: Layout) -> Path | None:
+def find(loader: Batches, wanted: Layout) -> Path | None:
     """The folder of a cache that is whole as far as names and sizes tell; says why one that is there is not used."""
-    for place in places(loader):
-        folder = place / wanted.name
-        if folder.is_dir():
-            try:
-                read_manifest(folder, wanted)
+    own = [place / wanted.name for place in places(loader)]
+    others = sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache"))
+    for folder in dict.fromkeys((*own, *others)):
+        try:
+            if folder.is_dir():
+                _open(folder, wanted)
                 return folder
-            except DamagedCache as error:
-                console.once(f"{folder}: {error}; it is not used", style="yellow")
-    for other in sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache")):
-        if (why := _difference(other, wanted)) is not None and other.name != wanted.name:
-            console.once(f"{other}: {why}; it is not used")
+        except DamagedCache as error:
+            console.once(f"{folder}: {error}; it is not used", style="yellow" if folder in own else None)
     return None
 
 
-def load(folder: Path, wanted: Layout, target: Tensor | None) -> None:
-    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies.
+def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]:
+    """The frames of a cache, mapped, and the sha256 of its parts. Raises DamagedCache: it is another one than wanted,
+    or files are missing or cut.
+    """
+    try:
+        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
+        identity, digests = manifest["identity"], list(manifest["sha256_of_chunks"])
+        for name, value in wanted.identity.items():
+            if identity.get(name) != value:
+                raise DamagedCache(f"made with {name} = {identity.get(name)}, now {value}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCache(f"damaged: manifest.json cannot be read ({error})") from error
+    path = folder / "frames.npy"
+    try:
+        frames = np.load(path, mmap_mode="c")  # a file shorter than its header says takes no memory
+        found = frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
+        size = frames.offset + wanted.bytes
+    except (OSError, ValueError, EOFError, OverflowError, AttributeError) as error:
+        raise DamagedCache(f"damaged: {str(error)[:200]}") from error
+    if found != (wanted.shape, np.float16, True, -(-wanted.bytes // CHUNK_BYTES)) or path.stat().st_size != size:
+        raise DamagedCache("damaged: frames.npy has another size than its manifest says")
+    return frames, digests
+
+
+def load(folder: Path, wanted: Layout, target: Tensor | None) -> Tensor:
+    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies it, and maps it.
 
     Raises DamagedCache for content that is not what was written.
     """
-    manifest = read_manifest(folder, wanted)
-    digests = manifest["sha256_of_chunks"]
-    with (folder / "frames.npy").open("rb") as file:
-        begin = _data_start(file)
-        flat = None if target is None else target.view(-1)
+    frames, digests = _open(folder, wanted)
+    found = _read(folder / "frames.npy", frames.offset, wanted.bytes, target)
+    if different := sum(one != other for one, other in zip(found, digests, strict=True)):
+        raise DamagedCache(f"damaged: {different} of {len(digests)} parts are not what was written")
+    return torch.from_numpy(frames) if target is None else target
 
-        def chunk(number: int) -> bool:
-            start = number * CHUNK_BYTES
-            values = min(CHUNK_BYTES, wanted.bytes - start) // 2
+
+def _read(path: Path, begin: int, size: int, target: Tensor | None) -> list[str]:
+    """Reads `size` bytes from `begin` on into a tensor, if there is one; returns the sha256 of their parts."""
+    flat = None if target is None else target.view(-1)
+    with path.open("rb") as file, ThreadPoolExecutor(min(available_cores(), 8)) as pool:
+
+        def part(start: int) -> str:
+            values = min(CHUNK_BYTES, size - start) // 2
             there = None if flat is None else flat[start // 2 : start // 2 + values]
             on_cpu = there is not None and there.device.type == "cpu"
             here = there if there is not None and on_cpu else torch.empty(values, dtype=torch.float16)
-            read = memoryview(here.numpy().data).cast("B")
-            done = 0
+            read, done = memoryview(here.numpy().data).cast("B"), 0
             while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], begin + start + done)):
                 done += count
             if there is not None and not on_cpu:
                 there.copy_(here)
-            return bool(hashlib.sha256(read).hexdigest() == digests[number])
+            return hashlib.sha256(read).hexdigest()
 
-        with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
-            sound = list(pool.map(chunk, range(len(digests))))
-    if not all(sound):
-        raise DamagedCache(f"damaged: {sound.count(False)} of {len(sound)} parts are not what was written")
+        return list(pool.map(part, range(0, size, CHUNK_BYTES)))
 
 
-def mapped(folder: Path) -> Tensor:
-    """(frames, F) float16 that lies on disk: a private mapping of frames.npy."""
-    return torch.from_numpy(np.load(folder / "frames.npy", mmap_mode="c"))
+def writable_place(loader: Batches, wanted: Layout) -> Path | None:
+    """The first place with room for the log-mels; says why it is not the shard set's own folder.
 
-
-def read_manifest(folder: Path, wanted: Layout) -> dict[str, Any]:
-    """manifest.json of a cache. Raises DamagedCache: another one than wanted, or files are missing or cut."""
-    if (why := _difference(folder, wanted)) is not None:
-        raise DamagedCache(why)
-    manifest: dict[str, Any] = read_json(folder / "manifest.json", LARGEST_MANIFEST)
-    try:
-        index = np.load(folder / "index.npy", mmap_mode="r")  # a file shorter than its header says takes no memory
-        with (folder / "frames.npy").open("rb") as file:
-            if (header := _header(file)) != (wanted.shape, False, np.dtype(np.float16)):
-                raise ValueError(f"the header of frames.npy says {str(header)[:80]}")
-            missing = file.tell() + wanted.bytes - os.fstat(file.fileno()).st_size
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise DamagedCache(f"damaged: {str(error)[:200]}") from error
-    if missing:
-        raise DamagedCache(f"frames.npy is {abs(missing)} bytes {'short' if missing > 0 else 'too long'}")
-    if not np.array_equal(index, wanted.spans):
-        raise DamagedCache("damaged: index.npy is not what was written")
-    digests = manifest.get("sha256_of_chunks")
-    if not isinstance(digests, list) or len(digests) != -(-wanted.bytes // CHUNK_BYTES):
-        raise DamagedCache("damaged: manifest.json does not have the digests of all parts")
-    return manifest
-
-
-def is_whole(folder: Path, wanted: Layout) -> bool:
-    try:
-        return bool(read_manifest(folder, wanted))
-    except DamagedCache:
-        return False
-
-
-def _difference(folder: Path, wanted: Layout) -> str | None:
-    """In which respect a cache was made of something else; None: in none."""
-    try:
-        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
-        found = manifest["identity"]
-        for name, value in wanted.identity.items():
-            if isinstance(value, dict):
-                other = found[name]
-                for inner in value:
-                    if other.get(inner) != value[inner]:
-                        return f"made with {name}.{inner} = {other.get(inner)}, now {value[inner]}"
-            if found[name] != value:
-                return f"made with {name} = {found[name]}, now {value}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"damaged: manifest.json cannot be read ({error})"
+    What a killed or another process has written of them so far, or what is damaged, counts as room: it is deleted or
+    waited for.
+    """
+    size = wanted.bytes
+    for number, place in enumerate(places(loader)):
+        try:
+            if number:
+                place.mkdir(parents=True, exist_ok=True)
+            own = sum(file.stat().st_blocks * 512 for file in place.glob(f"{wanted.name}*/*"))
+            free = shutil.disk_usage(place).free + own
+        except OSError as error:
+            console.once(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
+            continue
+        if not os.access(place, os.W_OK | os.X_OK):
+            console.once(f"{place}: may not be written to, so the log-mels are kept elsewhere", style="yellow")
+        elif free < size + CHUNK_BYTES:
+            console.once(
+                f"{place}: {free / 1e9:.2f} GB free, the log-mels take {size / 1e9:.2f} GB",
+                about=("full", place, wanted.name),
+                style="yellow",
+            )
+        else:
+            return place
     return None
 
 
-def _header(file: BinaryIO) -> tuple[Any, ...]:
-    """Shape, order and type of an array on disk; the file is then at its data."""
-    file.seek(0)
-    np.lib.format.read_magic(file)
-    return np.lib.format.read_array_header_1_0(file)
+def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) -> Path:
+    """Computes the log-mels in one pass and publishes them as a whole; waits while another process does it.
+
+    Raises UserError when it cannot be written. Whatever stops it, nothing is left that is taken for a cache.
+
+    Args:
+        damaged: a cache that is there was found to be damaged.
+    """
+    folder = place / wanted.name
+    partial, lock = folder.with_name(f"{folder.name}.partial"), FileLock(folder.with_suffix(".lock"))
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            console.print(f"{place}: waiting for another process that computes the same log-mels")
+            lock.acquire()
+        try:
+            if folder.is_dir():
+                try:
+                    if damaged:
+                        load(folder, wanted, None)
+                    _open(folder, wanted)
+                    return folder
+                except DamagedCache:
+                    console.print(f"{folder}: it is made again", style="yellow")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                partial.mkdir()
+                _write(loader, wanted, partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            return folder
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({cause(error)}); make room, set UNFUSED_CACHE to a folder on another disk, "
+            "or use --data stream"
+        ) from error
 
 
-def _data_start(file: BinaryIO) -> int:
-    _header(file)
-    return file.tell()
+def computed(loader: Batches, wanted: Layout) -> Iterator[Tensor]:
+    """(frames of a batch, F) float16 on the CPU, batch after batch in the order of the layout; shows a bar."""
+    whole, frames = whole_split(loader), 0
+    console.print(f"data: first pass over {loader.split}: log-mels of {whole.clips} clips, computed once")
+    with progress_bar() as progress:
+        task = progress.add_task(f"log-mels of {loader.split}", total=whole.clips, note="")
+        for batch in whole.whole_clips():
+            assert batch.frame_counts is not None
+            values = batch.views[0][:, 0].transpose(1, 2)
+            valid = torch.arange(values.shape[1], device=values.device) < batch.frame_counts[:, None]
+            rows = values[valid].to(torch.float16).cpu()
+            frames += len(rows)
+            yield rows
+            progress.advance(task, len(batch.clip_ids))
+    if frames != wanted.shape[0]:
+        raise RuntimeError(f"{loader.shards.directory}: {frames} frames, but the clips table makes {wanted.shape[0]}")
+
+
+def _write(loader: Batches, wanted: Layout, folder: Path) -> None:
+    path = folder / "frames.npy"
+    with path.open("wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": wanted.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        begin = file.tell()
+        for rows in computed(loader, wanted):
+            file.write(memoryview(rows.numpy().data).cast("B"))
+    digests = _read(path, begin, wanted.bytes, None)
+    manifest = {"identity": wanted.identity, "sha256_of_chunks": digests}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

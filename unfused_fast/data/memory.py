@@ -1,11 +1,10 @@
 """How much memory a process may still take, of the GPU, and of the host within the limits of its control groups; and
-what becomes of what it has freed.
+where freed memory goes.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -36,14 +35,20 @@ class Free(NamedTuple):
 
 
 def free_memory(device: torch.device) -> Free:
-    """What is free now."""
-    return Free(_on_gpu(device) if device.type == "cuda" else 0, min(_available(), group_room()))
+    """What is free now. On a GPU what this process's allocator holds unused counts: it gives that back."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    on_gpu = 0
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        on_gpu = torch.cuda.mem_get_info(device)[0] + unused
+    return Free(on_gpu, min(available, group_room()))
 
 
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     """On a CPU, glibc keeps what the block frees, so that the next step takes it again, and gives it back at the end;
-    whether it does.
+    yields whether it does.
 
     For steps that are all alike: work of many sizes would leave holes. Ours: by default glibc maps each large
     activation anew and gets it page by page, in which a training step spent a third of its time
@@ -70,17 +75,13 @@ def pinned_bytes(size: int) -> int:
 
 def group_room(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int:
     """Bytes that the control groups of this process (a container, a batch job) still let it take: the least of its own
-    and of all that it lies in; NO_BOUND where none has a limit.
+    and of all around it; NO_BOUND where none has a limit.
 
     Files that can be dropped are not counted as taken. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst for
     version 1. Ours: a container may see the path of a group that is not mounted in it; then its parents alone count.
     """
-    try:
-        lines = groups.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return NO_BOUND
     rooms = [NO_BOUND]
-    for line in lines:
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -99,19 +100,3 @@ def _room(group: Path, limit_file: str, used_file: str, dropped: str) -> int:
     except (OSError, ValueError):
         return NO_BOUND
     return NO_BOUND if limit == "max" else max(0, int(limit) - used + int(stats.get(dropped, 0)))
-
-
-def _on_gpu(device: torch.device) -> int:
-    """What the driver has free, and what this process's allocator holds without using it: it gives that back where a
-    larger piece is asked for.
-    """
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
-
-
-def _available() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -60,8 +60,7 @@ def key(*counters: int) -> int:
 
 def uniform(clip_ids: Tensor, draws: int, *, seed: int, epoch: int, stream: Stream, view: int = 0) -> Tensor:
     """(B,) int64 clip ids -> (B, draws) float32 in [0, 1), on the ids' device."""
-    base = _signed(key(seed, epoch, int(stream) + 16 * view))
-    rows = _mix(clip_ids.to(torch.int64) * _signed(_GOLDEN) + base)
+    rows = bits(clip_ids, seed, epoch, int(stream) + 16 * view)
     steps = torch.arange(1, draws + 1, device=clip_ids.device) * _signed(_GOLDEN)
     return _logical_shift(_mix(rows[:, None] + steps), 40).to(torch.float32) / float(1 << 24)
 

@@ -1,22 +1,21 @@
-"""Where a split's log-mels lie while a stage trains on them: `data.store`, and what its `auto` chooses."""
+"""Where a split's log-mels are held while a stage trains on them: `data.store`, and what its `auto` chooses."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unfused_fast.config import Store
 from unfused_fast.console import console
-from unfused_fast.data import log_mel_cache, log_mel_pass
-from unfused_fast.data.batches import Batches
+from unfused_fast.data import log_mel_cache
+from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
 from unfused_fast.data.memory import Free, free_memory, pinned_bytes
-from unfused_fast.data.order import crop_samples
 from unfused_fast.data.resident import HeldLogMels, ResidentLoader
-from unfused_fast.data.stream import Loader
+from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 
@@ -55,15 +54,16 @@ def host_bytes(size: int, device: torch.device) -> int:
 def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE) -> Batches:
     """The loader itself, or its batches out of memory, by `wanted`, else by `data.store` of its config; says which.
 
-    The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py). Ours:
-    for a `single_pass` over the split `auto` takes a cache that is there but makes none, which would cost more. Each of
-    several `ranks` holds all log-mels, where rank 0 says, in its part of the machine's memory.
+    The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py): of
+    several `ranks` that share a folder one does it, and the others wait. Ours: for a `single_pass` over the split
+    `auto` takes a cache that is there but makes none, which would cost more. Each rank holds all log-mels, as rank 0
+    decides, in its part of the machine's memory.
 
-    Raises UserError: memory or disk that is named and does not do.
+    Raises UserError: memory or disk that was asked for and is too small.
     """
     begin, device = time.perf_counter(), loader.device
     store: Store = wanted or loader.config.data.store
-    _say_padded(loader)
+    _report_padded(loader)
     if store == "stream" or not loader.clips:
         return loader
     if store == "pinned" and device.type != "cuda":
@@ -73,12 +73,12 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         )
     layout, free = log_mel_cache.layout(loader), free_memory(device)
     free = free._replace(host=free.host // ranks.local_size)
-    make = not (single_pass and store == "auto")
+    may_make = not (single_pass and store == "auto")
     found = log_mel_cache.find(loader, layout)
-    place = log_mel_pass.writable_place(loader, layout) if found is None and make else None
+    place = log_mel_cache.writable_place(loader, layout) if found is None and may_make else None
     if store == "auto":
         store, why = choose(layout.bytes, device, free, found is not None or place is not None)
-        if found is None and not make:
+        if found is None and not may_make:
             store, why = "stream", "it is read once, and a cache is not made for that"
         store, why = ranks.first(lambda: (store, why))
         console.once(
@@ -93,27 +93,23 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
             f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
-    # where they are to be made rank 0 does it, then a process of each machine that does not see rank 0's files
-    (missing,) = ranks.agree(found is None)
-    taken, turn = None, 0 if ranks.leads or not missing else 1 if ranks.local_rank == 0 else 2
-    for now in range(3 if missing else 1):
-        if now == turn:
-            found = found or log_mel_cache.find(loader, layout)
-            taken = _held(loader, layout, store, found, place, make)
-        ranks.meet()  # a first pass takes as long as it takes
+    taken = _frames(loader, layout, store, found, place, may_make)
+    ranks.meet()  # a first pass takes as long as it takes
     if taken is None:
         return loader
-    held, source = taken
+    frames, source = taken
     seconds = time.perf_counter() - begin
     sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
     if source.startswith("from the audio"):
         console.print(sentence)
     else:
         console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
+    identity = layout.identity
+    held = HeldLogMels(frames, layout.starts, layout.counts, identity["mean"], identity["std"])
     return ResidentLoader(loader, held, store, seconds)
 
 
-def _say_padded(loader: Loader) -> None:
+def _report_padded(loader: Loader) -> None:
     shortest = crop_samples(loader.config)
     if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
         console.once(
@@ -128,70 +124,41 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-def _held(
-    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, make: bool
-) -> tuple[HeldLogMels, str] | None:
+def _frames(
+    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, may_make: bool
+) -> tuple[Tensor, str] | None:
     """The log-mels where `store` says, and where they came from: the cache, which is made where there is none.
 
-    None: the cache is damaged, and without `make` no other is made.
+    None: the cache is damaged, and no other may be made.
     """
-    source = "from the cache"
-
-    def take(folder: Path) -> torch.Tensor:
-        target = None if store == "mmap" else _empty(layout, store, loader.device)
-        log_mel_cache.load(folder, layout, target)
-        return log_mel_cache.mapped(folder) if target is None else target
-
-    while True:
-        if found is None and place is None:
-            return _hold(layout, _computed(loader, layout, store)), "from the audio, not kept"
-        if found is None:
-            assert place is not None
-            source = "from the audio"
-            try:
-                made = log_mel_pass.make(loader, layout, place, take)
-            except DamagedCache as error:
-                raise _unsound(place, error) from error
-            if isinstance(made, torch.Tensor):
-                return _hold(layout, made), f"{source}, not kept"
-            found = made
+    target = None
+    if store != "mmap":
+        where = loader.device if store == "resident" else torch.device("cpu")
+        target = torch.empty(layout.shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
+    damaged = False
+    if found is not None:
         try:
-            frames = take(found)
+            return log_mel_cache.load(found, layout, target), f"from the cache ({found})"
         except DamagedCache as error:
-            if source != "from the cache":
-                raise _unsound(found, error) from error
-            if not make:
-                console.print(f"{found}: {error}; {loader.split} is read from the shards", style="yellow")
+            advice = "it is made again" if may_make else f"{loader.split} is read from the shards"
+            console.print(f"{found}: {error}; {advice}", style="yellow")
+            if not may_make:
                 return None
-            console.print(f"{found}: {error}; it is made again", style="yellow")
-            shutil.rmtree(found, ignore_errors=True)
-            found, place = None, place or log_mel_pass.writable_place(loader, layout)
-            continue
-        return _hold(layout, frames), f"{source} ({found})"
-
-
-def _unsound(folder: Path, error: DamagedCache) -> UserError:
-    return UserError(f"{folder}: {error}, though just written; is the disk sound? use --data stream")
-
-
-def _hold(layout: Layout, frames: torch.Tensor) -> HeldLogMels:
-    identity, spans = layout.identity, layout.spans
-    return HeldLogMels(frames, spans[:, 0].copy(), spans[:, 1].copy(), identity["mean"], identity["std"])
-
-
-def _empty(layout: Layout, store: Store, device: torch.device) -> torch.Tensor:
-    where = device if store == "resident" else torch.device("cpu")
-    return torch.empty(layout.shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
-
-
-def _computed(loader: Loader, layout: Layout, store: Store) -> torch.Tensor:
-    """The log-mels without a cache: straight to where they will lie."""
+            damaged, place = True, log_mel_cache.writable_place(loader, layout)
+    if place is not None:
+        made = log_mel_cache.make(loader, layout, place, damaged)
+        try:
+            return log_mel_cache.load(made, layout, target), f"from the audio ({made})"
+        except DamagedCache as error:
+            raise UserError(f"{made}: {error}, though just written; check the disk, or use --data stream") from error
+    if target is None:
+        raise UserError(f"{found}: damaged, and no folder has room for another; make room, or use --data stream")
     console.once("data: no folder can keep the log-mels, so every run computes them again", style="yellow")
-    frames, done = _empty(layout, store, loader.device), 0
-    for rows in log_mel_pass.computed(loader, layout):
-        frames[done : done + len(rows)] = rows.to(frames.device)
+    done = 0
+    for rows in log_mel_cache.computed(loader, layout):
+        target[done : done + len(rows)] = rows.to(target.device)
         done += len(rows)
-    return frames
+    return target, "from the audio, not kept"
 
 
 def _refuse_too_large(store: Store, layout: Layout, device: torch.device, free: Free) -> None:

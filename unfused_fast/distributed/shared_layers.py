@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unfused_fast.distributed.ranks import Ranks
@@ -18,41 +17,28 @@ from unfused_fast.distributed.ranks import Ranks
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class _Normalise(torch.autograd.Function):
-    """(n, C, ...) by mean and biased variance over all ranks."""
+class _Sum(torch.autograd.Function):
+    """Sum over ranks; so is its gradient."""
 
     @staticmethod
-    def forward(
-        context: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, ranks: Ranks
-    ) -> Tensor:
-        context.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
-        context.ranks, context.count = ranks, ranks.rows[0] * (x[0, 0].numel() if len(x) else _spread(x))
-        return batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+    def forward(context: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        context.ranks = ranks
+        return ranks.sum(tensor.clone())
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
-        """Gradients of weight and bias are this rank's share, as those of other layers."""
-        x, weight, mean, scale = context.saved_tensors
-        shape, axes = _shape(x), _axes(x)
-        gradient = gradients[0].float()
-        normal = (x.float() - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
-        over_bias, over_weight = (context.ranks.sum(own.clone()) / context.count).view(2, *shape)
-        back = (gradient - over_bias - normal * over_weight) * (scale * weight).view(shape)
-        return back.to(x.dtype), own[1], own[0], None, None, None, None
+        return context.ranks.sum(gradients[0].clone()), None
 
 
 class SharedBatchNorm(_BatchNorm):
     """BatchNorm over the batch of all ranks where torch's SyncBatchNorm does not run, on CPUs. Its tensors have the
-    names and shapes of nn.BatchNorm1d and 2d. Ours: sums over ranks are taken of means and variances, in float64.
+    names and shapes of nn.BatchNorm1d and 2d. Ours: sums over ranks are taken of means and mean squares, in float64.
     """
 
     def __init__(self, norm: _BatchNorm, ranks: Ranks) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.ranks = ranks
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
+        self.load_state_dict(norm.state_dict())
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -63,30 +49,24 @@ class SharedBatchNorm(_BatchNorm):
         """(n, C, ...) -> the same; n may be 0 on some ranks, not on all."""
         if not self.training:
             return super().forward(input)
+        axes, shape = [0, *range(2, input.dim())], [1, -1] + [1] * (input.dim() - 2)
+        if count := input[:, 0].numel():
+            variance, mean = (found.double() for found in torch.var_mean(input.float(), axes, correction=0))
+            own = count * torch.stack([mean, variance + mean.square(), torch.ones_like(mean)])
+        else:
+            own = input.sum() * torch.zeros(3, self.num_features, dtype=torch.float64)  # it has a gradient, as others
+        first, second, total = _Sum.apply(own, self.ranks)  # type: ignore[no-untyped-call]
+        mean = first / total
+        variance = second / total - mean.square()
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
-            mean, variance, count = self._statistics(input)
-            assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
-            assert self.num_batches_tracked is not None
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
-        normalised = _Normalise.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, mean, variance, self.eps, self.ranks
-        )
-        return cast(Tensor, normalised)
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Mean and biased variance (C,) over all ranks, and of how many values."""
-        own = torch.zeros(2, self.num_features, device=x.device, dtype=torch.float64)
-        if len(x):
-            variance, mean = torch.var_mean(x.float(), _axes(x), correction=0)
-            own[0], own[1] = mean, variance
-        means, variances = self.ranks.gather(own).unbind(1)
-        total, _ = self.ranks.rows
-        weights = torch.tensor(self.ranks.sizes, device=x.device, dtype=torch.float64)[:, None] / total
-        mean = (weights * means).sum(0)
-        variance = (weights * (variances + (means - mean).square())).sum(0)
-        return mean.float(), variance.float(), total * _spread(x)
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((variance * total / (total - 1).clamp(min=1)).float(), self.momentum)
+        scale = self.weight.double() * torch.rsqrt(variance + self.eps)
+        shift = self.bias.double() - mean * scale
+        return torch.addcmul(shift.float().view(shape), input, scale.float().view(shape)).to(input.dtype)
 
 
 class SharedDropout(nn.Dropout):
@@ -147,16 +127,3 @@ def first_buffers(network: nn.Module, ranks: Ranks) -> None:
     flat = ranks.from_first(torch.cat([buffer.reshape(-1) for buffer in buffers]))
     pieces = torch.split(flat, [buffer.numel() for buffer in buffers])
     torch._foreach_copy_(buffers, [piece.view(buffer.shape) for piece, buffer in zip(pieces, buffers, strict=True)])
-
-
-def _axes(x: Tensor) -> list[int]:
-    return [axis for axis in range(x.dim()) if axis != 1]
-
-
-def _shape(x: Tensor) -> list[int]:
-    return [1, -1] + [1] * (x.dim() - 2)
-
-
-def _spread(x: Tensor) -> int:
-    """Values of a row in each channel."""
-    return x.shape[2:].numel()

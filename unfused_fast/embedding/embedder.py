@@ -79,7 +79,7 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is, and embeddings lie."""
+        """Of the encoder, and of the embeddings."""
         return next(self.parameters()).device
 
     @property
@@ -102,7 +102,7 @@ class Embedder(nn.Module):
         Args:
             waveform: see Waveform; a list holds clips of any lengths.
             sample_rate: of `waveform`, in hertz; resampled by soxr HQ to 16 kHz where it differs, as `shard` does.
-            lengths: samples of each row of a (B, samples) batch; what lies behind them is not looked at.
+            lengths: samples of each row of a (B, samples) batch; the rest of a row is ignored.
 
         Raises:
             UserError: an empty clip, integers or samples far beyond 1, another shape, one that looks like (samples,

@@ -80,7 +80,7 @@ def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, An
     embedder = load(run, device="cpu")
     recorded = read_description(run)
     assert recorded is not None
-    if embedder.config.data.norm == "running":  # what the run ended with, which its checkpoint alone tells
+    if embedder.config.data.norm == "running":  # as at the end of the run, which only its checkpoint holds
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
     result, path = {}, run / "result.json"
     if path.is_file():

@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -53,12 +54,12 @@ def embed_files(
     Decoded as `shard` decodes, to 16 bit at 16 kHz, so that a file's embedding is that of its clip in a shard set.
     Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT.rejected.csv.
     What is in memory does not grow with the number of files or their length; a file beyond PIECE_FRAMES is embedded in
-    pieces, see pieces.py. Whatever ends this function, the same call goes on after the last saved block, of at most
+    pieces, see pieces.py. Whatever ends this function, the same call resumes after the last saved block, of at most
     BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a block of its own.
 
     Args:
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
-        overwrite: replace `out`, and without `resume` what an unfinished run left, which is else gone on with.
+        overwrite: replace `out`; without `resume` also discard an unfinished run, which is resumed otherwise.
         stopping: asked after each batch whether to end.
 
     Returns:
@@ -66,7 +67,7 @@ def embed_files(
 
     Raises:
         UserError: `out` is there or cannot be written, another request than the unfinished one, or no file is usable.
-        Interrupted: `stopping` said so.
+        Interrupted: `stopping` returned true.
     """
     start, kind = time.perf_counter(), format_of(out, frames)
     if embedder.unit_norm:
@@ -137,11 +138,15 @@ def _embed(
                 progress(parts.files_done, len(rows), sum(parts.reasons.values()))
 
     count = available_cores() if workers is None else workers
-    with Workers(count) as pool, Workers(min(count, 1)) as headers:
-        for job, answer in ahead(pool.answers(jobs())):
+    with (
+        Workers(count) as pool,
+        Workers(min(count, 1)) as headers,
+        closing(ahead(pool.answers(jobs()))) as answers,  # no more jobs are drawn when the workers end
+    ):
+        for job, answer in answers:
             if stopping():
                 flags = "--resume --overwrite" if parts.out.exists() else "--resume"
-                raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, go on with {flags}")
+                raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, resume with {flags}")
             assert isinstance(job, ReadJob)
             block = blocks[job.block]
             if job.block not in results:

@@ -7,7 +7,7 @@ parquet   path, seconds, with --frames timestamp_ms, embedding (D float32); meta
 zarr      embeddings (N, D) float32; path (M,) text; seconds (M,) float64; with --frames first_row and rows (M,) int64,
           and timestamp_ms (N,) float32; attribute `about`
 
-`about` says with what: the digest of the encoder, pooling, frames, sample rate, version.
+`about` holds the digest of the encoder, pooling, frames, sample rate, version.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from unfused_fast.embedding.parts import EmbeddedFile, EmbeddingParts, parquet_writer
+from unfused_fast.embedding.parts import ROWS, EmbeddedFile, EmbeddingParts, parquet_writer
 from unfused_fast.errors import UserError
 
 Format = Literal["npz", "parquet", "zarr"]
 FORMATS: tuple[Format, ...] = ("npz", "parquet", "zarr")
-ROWS = 1024
-"""Rows of a row group of parquet, at least."""
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk of embeddings of zarr."""
 FILES = 16384

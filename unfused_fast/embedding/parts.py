@@ -1,6 +1,6 @@
 """OUT.partial, where the embeddings of `embed` are saved block by block until they are published.   D features.
 
-OUT.partial/NUMBER.parquet  the rows of a block, as a result of parquet has them; in its metadata what was asked for,
+OUT.partial/NUMBER.parquet  the rows of a block, as a result of parquet has them; in its metadata the request,
                             the block's files, and those that cannot be used. NUMBER counts the files up to its end.
 """
 
@@ -28,6 +28,8 @@ from unfused_fast.shards.packing.building import to_disk
 
 Centres = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """(n,) numbers of steps -> (n,) milliseconds."""
+ROWS = 1024
+"""Rows that are read at once, and of a row group of a result of parquet, at least."""
 Rejection = tuple[str, str, str]
 """Path, reason, text of a file that cannot be used."""
 
@@ -53,18 +55,11 @@ class SavedBlock(NamedTuple):
 class EmbeddingParts:
     """OUT.partial. What is saved stays, whatever ends the program."""
 
-    def __init__(
-        self,
-        out: Path,
-        request: Mapping[str, Any],
-        dim: int,
-        centres: Centres | None,
-        restart: bool,
-    ) -> None:
-        """Makes the folder, or goes on where it was left, which is said; with `restart` begins again.
+    def __init__(self, out: Path, request: Mapping[str, Any], dim: int, centres: Centres | None, restart: bool) -> None:
+        """Makes the folder, or resumes an unfinished one, with a message; with `restart` begins again.
 
         Args:
-            request: what is asked for; only the same is gone on with.
+            request: encoder, files and options; only the same request is resumed.
             centres: where rows are steps of files: their times.
 
         Raises:
@@ -91,14 +86,14 @@ class EmbeddingParts:
                 if names := [name for name in request if request[name] != block.request.get(name)]:
                     raise UserError(
                         f"{out}: unfinished, with other {', '.join(names)}; give the same files, encoder and options "
-                        "to go on, start again with --overwrite, or name another --out"
+                        "to resume, start again with --overwrite, or name another --out"
                     )
                 self._count(block.files, block.rejected)
         except UserError:
             os.close(self._file)
             raise
         if self.files_done:
-            console.print(f"{out}: {self.files_done} files were done; going on (--overwrite starts again)")
+            console.print(f"{out}: {self.files_done} files were done; resuming (--overwrite starts again)")
 
     def save(
         self, files: list[EmbeddedFile], rejected: list[Rejection], embeddings: Iterable[NDArray[np.float32]]
@@ -139,7 +134,7 @@ class EmbeddingParts:
     def embeddings(self) -> Iterator[NDArray[np.float32]]:
         """(n, D) of all rows, some at a time."""
         for block in self.blocks():
-            for batch in block.table.iter_batches(columns=["embedding"]):
+            for batch in block.table.iter_batches(ROWS, columns=["embedding"]):
                 yield batch.column(0).flatten().to_numpy().reshape(-1, self.dim)
 
     def publish(self, made: Path) -> None:
@@ -185,7 +180,7 @@ def check_place(out: Path, overwrite: bool) -> None:
     """Raises UserError: OUT is there without `overwrite`."""
     if out.exists() and not overwrite:
         unfinished = any(_folder(out).glob("*.parquet"))
-        more = ", or go on with its unfinished replacement with --resume --overwrite" if unfinished else ""
+        more = ", or resume its unfinished replacement with --resume --overwrite" if unfinished else ""
         raise UserError(f"{out}: it exists; name another place, or replace it with --overwrite{more}")
 
 

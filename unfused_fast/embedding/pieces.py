@@ -64,7 +64,7 @@ class Cutting(NamedTuple):
         return self._steps(self.frames(samples))
 
     def centre_ms(self, step: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Where a step lies in the clip, in milliseconds: AudioNTT's at the middle of its 8 frames; EfficientNet-B0's,
+        """The time of a step in the clip, in milliseconds: AudioNTT's at the middle of its 8 frames; EfficientNet-B0's,
         whose strided layers centre on every 32nd frame, there.
         """
         middle = 0.0 if self.rounds_up else (self.stride - 1) / 2
@@ -91,7 +91,7 @@ class Cutting(NamedTuple):
         return ClipPiece(min(start, stop), stop, first_frame, stop_frame - first_frame, first_step, steps, length)
 
     def span(self, first_frame: int, stop_frame: int) -> tuple[int, int]:
-        """Samples under the windows of frames, counted from the clip's first; some lie before it or behind the last."""
+        """Samples under the windows of frames, counted from the clip's first; some are before it or behind the last."""
         reach = self.n_fft // 2
         return first_frame * self.hop_samples - reach, (stop_frame - 1) * self.hop_samples + self.n_fft - reach
 

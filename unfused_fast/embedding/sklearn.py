@@ -60,21 +60,19 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if not hasattr(self, "embedder_"):
             raise UserError("UnfusedEmbedder is not fitted; call fit first, which loads the encoder")
         check_batch(X)
-        clips, rows = iter(X), list[NDArray[np.float32]]()
-        while some := list(islice(clips, self.batch_size)):
-            rows.append(self._embedded(some))
         size = self.embedder_.scene_embedding_size
-        return np.concatenate(rows) if rows else np.empty((0, size), np.float32)
-
-    def _embedded(self, clips: list[Clip]) -> NDArray[np.float32]:
-        """(n, D). Arrays and files are embedded apart, because their rates differ."""
-        made = np.empty((len(clips), self.embedder_.scene_embedding_size), np.float32)
-        for files, rate in ((True, self.embedder_.sample_rate), (False, self.sample_rate)):
-            places = [place for place, clip in enumerate(clips) if isinstance(clip, str | Path) == files]
-            if places:
-                waves = [_decoded(clips[place]) for place in places]
-                made[places] = self.embedder_.embed(waves, rate).cpu().numpy()
-        return made
+        rows = [np.empty((0, size), np.float32)]
+        clips = iter(X)
+        while some := list(islice(clips, self.batch_size)):
+            made = np.empty((len(some), size), np.float32)
+            # arrays and files are embedded apart, because their rates differ
+            for files, rate in ((True, self.embedder_.sample_rate), (False, self.sample_rate)):
+                places = [place for place, clip in enumerate(some) if isinstance(clip, str | Path) == files]
+                if places:
+                    waves = [_decoded(some[place]) for place in places]
+                    made[places] = self.embedder_.embed(waves, rate).cpu().numpy()
+            rows.append(made)
+        return np.concatenate(rows)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "embedder_")
@@ -89,5 +87,5 @@ def _decoded(clip: Clip) -> NDArray[np.floating]:
         found = probe(path)
         pcm = decode_samples(path, found.frames, 0, found.samples)
     except Rejected as error:
-        raise UserError(f"{path}: {error}; leave it out, or mend it") from error
+        raise UserError(f"{path}: {error}; leave it out, or repair it") from error
     return pcm.astype(np.float32) / 32768

@@ -3,7 +3,7 @@
 OUT/runs/                                   a run pool: what cells have in common is run once
 OUT/ablation.json, ablation.md, .png        the table, written again after each cell and seed
 
-Stopped at any moment, the same command goes on, and one with more values, fields or seeds adds to what is there.
+After a stop at any moment the same command resumes; one with more values, fields or seeds adds to what is there.
 Ours; the tables it is made for are DECAR's Table 3 and the like.
 """
 

@@ -26,12 +26,7 @@ from unfused_fast.training import Options, config_digest, read_description
 
 
 def evaluate(
-    config: Config,
-    shards: ShardSet,
-    encoders: Mapping[str, Sequence[str]],
-    plan: Plan,
-    out: Path,
-    options: Options,
+    config: Config, shards: ShardSet, encoders: Mapping[str, Sequence[str]], plan: Plan, out: Path, options: Options
 ) -> dict[str, Any]:
     """Measures `encoders` (name -> runs) on a labelled set; returns the content of evaluation.json.
 

@@ -6,7 +6,7 @@ paired bootstrap of two encoders on the same recordings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,20 +77,13 @@ def _by_precision(clips: LabelledClips, found: Measured, seed: int) -> Scored:
     return Scored(found, tests, bootstrap_map(rounds, len(found.rows), seed))
 
 
-def resamples(clips: int, seed: int, count: int = RESAMPLES) -> Iterator[NDArray[np.int64]]:
-    """`count` draws of `clips` rows with replacement, (N,) each: how often each row was drawn. The same seed gives the
-    same draws, so that two encoders are compared on the same ones.
-    """
-    generator = np.random.Generator(np.random.PCG64([seed, 20]))
-    for _ in range(count):
-        yield np.bincount(generator.integers(0, clips, clips), minlength=clips)
-
-
 def bootstrap_means(values: Floats, seed: int) -> Floats:
-    """Mean of `values` (N,) or (N, M) over the rows in each resample, (R,) or (R, M). For 0 and 1, wrong and right,
-    these are accuracies.
+    """Mean of `values` (N,) or (N, M) over the rows in each of R draws with replacement, (R,) or (R, M). For 0 and 1,
+    wrong and right, these are accuracies. A seed gives the same draws each time: encoders are compared on the same.
     """
-    return np.array([counts @ values / len(values) for counts in resamples(len(values), seed)])
+    generator, rows = np.random.Generator(np.random.PCG64([seed, 20])), len(values)
+    draws = (np.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(RESAMPLES))
+    return np.array([counts @ values / rows for counts in draws])
 
 
 def bootstrap_map(rounds: Sequence[tuple[Rows, AveragePrecision]], clips: int, seed: int) -> Floats:

@@ -5,7 +5,7 @@ OUT/runs/               a run pool: distilled encoders, one a task and seed
 OUT/tasks/<task>/       the evaluation of a task's encoders, as of `evaluate`
 OUT/lape.json, lape.md  the table
 
-Stopped at any moment, the same command goes on: what is finished is not done again.
+After a stop at any moment the same command resumes: what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -179,9 +179,9 @@ def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
     if shards.manifest.dataset is None:
         notes.append("a set of your own, whose split and labels were not compared with the task's")
     if plan.holdout is not None:
-        notes.append(f"{plan.holdout:g} of train was held out as test, and stage 2 heard it, without its labels")
+        notes.append(f"{plan.holdout:g} of train was held out as test; stage 2 trained on it without labels")
     if task.by_folds:
-        notes.append("stage 2 heard the clips of all folds, without their labels")
+        notes.append("stage 2 trained on the clips of all folds without labels")
     return [*notes, *([task.unclear] if task.unclear else [])]
 
 
@@ -235,10 +235,10 @@ def tables(summary: Mapping[str, Any]) -> list[TextTable]:
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
     """What the tables cannot say: cost, missing tasks and where to get them, wrong ones and why, notes."""
-    said = []
+    lines = []
     cost = next((row["cost"] for row in summary["tasks"] if row["state"] == "done"), None)
     if cost is not None:
-        said.append(
+        lines.append(
             f"Encoder {summary['encoder']}: {cost['parameters']:,} parameters, {cost['macs']:,} multiply-accumulates "
             "for 0.95 s, both counted here. The paper says that its encoder has about 40 % fewer parameters than "
             "DeLoRes-M; that is its claim, which no count of ours confirms."
@@ -246,15 +246,15 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     for row in summary["tasks"]:
         if row["state"] == "missing":
             get = row["get"]
-            said.append(
+            lines.append(
                 f"{row['task']} is missing: put it in a folder {get['folder']}. From: {get['source']}. Licence: "
                 f"{get['licence']}. Layout: {get['layout']}."
             )
         elif row["state"] == "wrong":
-            said.append(f"{row['task']} is wrong: {row['reason']}")
+            lines.append(f"{row['task']} is wrong: {row['reason']}")
         elif row["notes"]:
-            said.append(f"{row['task']}: {'; '.join(row['notes'])}.")
-    return said
+            lines.append(f"{row['task']}: {'; '.join(row['notes'])}.")
+    return lines
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Where a task's data lie below a folder: a shard set, or the published layout, which is packed first."""
+"""Where a task's data are below a folder: a shard set, or the published layout, which is packed first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOLDERS = {
 }
 """Adapter -> names of its folder, besides the task's and the adapter's: what archives unpack to, or people write."""
 PARTS = {"nsynth": "nsynth-train", "birdsong": "ff1010bird", "voxceleb1": "iden_split.txt"}
-"""Adapter -> what lies in the folder that is searched, where that folder is itself the root of the data set."""
+"""Adapter -> what is in the folder that is searched, where that folder is itself the root of the data set."""
 PIECE_SECONDS = 30.0
 """Longer files are cut into equal pieces, each a clip. Ours: whole for LibriSpeech (24.5 s at most) and nearly all of
 VoxCeleb1; a batch of whole clips of 30 s fits in memory.
@@ -50,7 +50,7 @@ def find(task: Task, data: Path) -> Path | None:
 
 
 def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardSet:
-    """The shard set at `place`; or the published layout there, packed to `out`, once, which goes on after a kill.
+    """The shard set at `place`; or the published layout there, packed to `out` once, which resumes after a kill.
 
     Raises UserError for a set of another data set or other options, for a folder of another layout, and for a set at
     `out` that was packed from other files than the folder has now.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +24,9 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import (
-    FrozenEncoder,
     LabelledClips,
     Round,
     Rows,
-    Split,
     baseline_encoder,
     eval_features,
     few_labels,
@@ -35,6 +34,7 @@ from unfused_fast.stages import (
     load_encoder,
     metric_of,
     permuted,
+    round_splits,
     rounds_of,
     say_heard,
     train_heads,
@@ -102,7 +102,7 @@ class Measured:
 
 
 def refuse_label_fraction(config: Config) -> None:
-    """Raises UserError for a config with few labels, which `train linear` reads; here Plan.fractions says it."""
+    """Raises UserError for a config with few labels, which only `train linear` reads; here it is Plan.fractions."""
     if (fraction := config.eval.label_fraction) != 1:
         raise UserError(
             f"eval.label_fraction = {fraction:g}: only train linear reads it; use --label-fraction {fraction:g}"
@@ -110,11 +110,7 @@ def refuse_label_fraction(config: Config) -> None:
 
 
 def measure(
-    config: Config,
-    shards: ShardSet,
-    encoders: Mapping[str, Sequence[str]],
-    plan: Plan,
-    device: torch.device,
+    config: Config, shards: ShardSet, encoders: Mapping[str, Sequence[str]], plan: Plan, device: torch.device
 ) -> tuple[LabelledClips, list[Measured]]:
     """Measures every encoder: name -> runs of it (directories), or the baselines `random` and `logmel`.
 
@@ -138,7 +134,10 @@ def measure(
             if seed == config.train.seed + seeds[0] or run == "random":  # which is another with each seed
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
-                features = _features(frozen, seeded, shards, clips, device)
+                read = seeded if plan.seed_of_run else config  # all seeds of a run see the same crops
+                splits = eval_features(frozen, read, shards, clips.splits, device)
+                features = torch.cat([splits[split] for split in clips.splits])
+                features = features[torch.from_numpy(clips.kept).to(device)]
             of = name if name == run else f"{name} ({run})"
             console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
             for fraction in plan.fractions:
@@ -146,14 +145,6 @@ def measure(
                 for method in plan.methods:
                     found.append(_measured(seeded, clips, parts, features, name, run, method, fraction))
     return clips, found
-
-
-def _features(
-    frozen: FrozenEncoder, config: Config, shards: ShardSet, clips: LabelledClips, device: torch.device
-) -> Tensor:
-    """(N, D) of the labelled clips."""
-    parts = eval_features(frozen, config, shards, clips.splits, device)
-    return torch.cat([parts[split] for split in clips.splits])[torch.from_numpy(clips.kept).to(device)]
 
 
 def _measured(
@@ -196,40 +187,30 @@ def _test(
     recording could be all k.
     """
     settings, classes = config.eval, len(clips.label_names)
-
-    def of_clips(rows: Rows) -> Tensor:
-        return features[torch.from_numpy(rows).to(features.device)]
-
-    def labels(rows: Rows) -> Tensor:
-        return torch.from_numpy(clips.targets[rows]).to(features.device)
-
-    if settings.standardize:
-        learnt = of_clips(part.train)
-        mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
-        features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
-    known, valid, test = (clips.recordings(rows) for rows in (part.train, part.valid, part.test))
-    valid_features, test_features = valid.mean(of_clips(part.valid)), test.mean(of_clips(part.test))
+    splits = round_splits(config, clips, part, features)
+    rows = {"valid": clips.recordings(part.valid).rows, "test": clips.recordings(part.test).rows}
     if method == "knn":
-        train = known.mean(of_clips(part.train)), labels(known.rows)
-        scores, judged = (
-            neighbour_shares(*train, queries, settings.neighbours, classes).cpu().numpy()
-            for queries in (test_features, valid_features)
-        )
-        return scores, metric_of(clips, valid.rows, judged), None
+        known = clips.recordings(part.train)
+        train = known.mean(splits["train"].features), torch.from_numpy(clips.targets[known.rows]).to(features.device)
+        scores = {
+            name: neighbour_shares(*train, splits[name].features, settings.neighbours, classes).cpu().numpy()
+            for name in rows
+        }
+        return scores["test"], metric_of(clips, rows["valid"], scores["valid"]), None
 
-    def scored(queries: Tensor, head: Tensor) -> NDArray[np.float32]:
-        return (queries @ head[:-1] + head[-1]).cpu().numpy()
+    def scored(name: str, head: Tensor) -> NDArray[np.float32]:
+        return (splits[name].features @ head[:-1] + head[-1]).cpu().numpy()
 
-    def of_test(head: Tensor) -> float:
-        return metric_of(clips, test.rows, scored(test_features, head))
+    def metric(name: str, head: Tensor) -> float:
+        return metric_of(clips, rows[name], scored(name, head))
 
-    rates, by_test = tuple(sorted({settings.lr, *settings.lr_grid})), settings.select == "best_test"
-    split = Split(of_clips(part.train), labels(part.train))
-    weights, biases = train_heads(split, classes, rates, config, of_test if by_test else None)
+    rates = tuple(sorted({settings.lr, *settings.lr_grid}))
+    chooser = "test" if settings.select == "best_test" else "valid"
+    of_epoch = partial(metric, chooser) if chooser == "test" else None
+    weights, biases = train_heads(splits["train"], classes, rates, config, of_epoch)
     heads = torch.cat([weights, biases[:, None]], dim=1)
-    metrics = [metric_of(clips, valid.rows, scored(valid_features, head)) for head in heads]
-    best = int(np.argmax([of_test(head) for head in heads] if by_test else metrics))
-    return scored(test_features, heads[best]), metrics[best], rates[best]
+    best = int(np.argmax([metric(chooser, head) for head in heads]))
+    return scored("test", heads[best]), metric("valid", heads[best]), rates[best]
 
 
 def neighbour_shares(train: Tensor, targets: Tensor, queries: Tensor, k: int, classes: int) -> Tensor:

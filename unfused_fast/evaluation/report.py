@@ -116,7 +116,7 @@ def terminal_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[s
 
 
 def held_out_text(holdout: float | None) -> str:
-    """What the title of a table says of a held-out test."""
+    """The part of a table's title about a held-out test."""
     return "" if holdout is None else f", test held out of train (--holdout {holdout:g})"
 
 

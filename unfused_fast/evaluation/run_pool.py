@@ -1,6 +1,6 @@
 """Runs that many experiments share: each in a directory named by what it is made of, so that none is made twice.
 
-DIR/<stage>-<digest>/   a run directory, whose result.json says that it is finished
+DIR/<stage>-<digest>/   a run directory; it is finished when it has a result.json
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class PooledRun:
 
 @dataclass(frozen=True)
 class RunPool:
-    """Finished runs are taken as they are, begun ones go on. Ours: neither order nor names of experiments matter."""
+    """Finished runs are reused, unfinished ones resumed. Ours: neither order nor names of experiments matter."""
 
     directory: Path
     options: Options
@@ -45,38 +46,24 @@ class RunPool:
 
     def pretrain(self, config: Config, shards: ShardSet) -> PooledRun:
         """Stage 1. Raises UserError where it cannot be run or diverges, as the others do."""
-        return self._run("pretrain", config, shards, "", lambda out, options: pretrain(config, shards, out, options))
+        return self._run("pretrain", config, shards, "", partial(pretrain, config, shards))
 
     def distill(self, config: Config, shards: ShardSet, teacher: PooledRun, given: Tensor | None = None) -> PooledRun:
         """Stage 2, from a run of stage 1; `given`: as of distill.distill."""
         source = teacher.digest + ("" if given is None else labels_digest(given))
-
-        def run(out: Path, options: Options) -> dict[str, Any]:
-            return distill(config, shards, teacher.path, out, options, given)
-
-        return self._run("distill", config, shards, source, run)
+        return self._run("distill", config, shards, source, partial(distill, config, shards, teacher.path, given=given))
 
     def linear(self, config: Config, shards: ShardSet, encoder: PooledRun) -> PooledRun:
         """Stage 3, of a run of stage 1 or 2."""
         source = encoder.digest + "".join(f" {name} {value}" for name, value in holdout_input(self.holdout).items())
-
-        def run(out: Path, options: Options) -> dict[str, Any]:
-            with quietly():
-                return linear(config, shards, str(encoder.path), out, options, self.holdout)
-
-        return self._run("linear", config, shards, source, run)
+        run = partial(linear, config, shards, str(encoder.path), holdout=self.holdout)
+        return self._run("linear", config, shards, source, quietly()(run))
 
     def _run(
-        self,
-        stage: Stage,
-        config: Config,
-        shards: ShardSet,
-        source: str,
-        run: Callable[[Path, Options], dict[str, Any]],
+        self, stage: Stage, config: Config, shards: ShardSet, source: str, run: Callable[..., dict[str, Any]]
     ) -> PooledRun:
-        digest = config_digest(
-            {"stage": stage, "config": flatten(config), "shards": shards.manifest.digest, "from": source}
-        )
+        made_of = {"stage": stage, "config": flatten(config), "shards": shards.manifest.digest, "from": source}
+        digest = config_digest(made_of)
         if digest in self.failed:
             raise self.failed[digest]
         out = self.directory / f"{stage}-{digest[:16]}"
@@ -85,7 +72,7 @@ class RunPool:
             if out.exists() and not (out / "config.json").exists():  # killed before it was a run
                 shutil.rmtree(out)
             try:
-                result = run(out, replace(self.options, resume=True, overwrite=False))
+                result = run(out=out, options=replace(self.options, resume=True, overwrite=False))
             except UserError as error:
                 self.failed[digest] = error
                 raise

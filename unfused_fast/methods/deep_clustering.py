@@ -31,7 +31,7 @@ from unfused_fast.clustering import (
 )
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import key
+from unfused_fast.data import fill_left_out, key
 from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.methods.method import Log, Method, Passes
@@ -89,7 +89,7 @@ class DeepClustering(Method):
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
         self._projected = list[tuple[Tensor, ...]]()
-        """Of the parts of the batch at hand, what goes to the bank."""
+        """Of the parts of the current batch, what goes to the bank."""
         self._backend = ""
         if config.cluster.algo == "spherical":
             self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"
@@ -127,6 +127,12 @@ class DeepClustering(Method):
         with self.part("bank pass"):
             for clip_ids, view in passes(self.filled_by_training):
                 self._write_bank(clip_ids, view)
+        self._check_cover()
+
+    def _check_cover(self) -> None:
+        """Every row of the bank was written exactly once."""
+        fill_left_out(self.bank.rows, self.left_out, self.bank.first_id)
+        fill_left_out(self.bank.writes, self.left_out, self.bank.first_id)
         self.bank.check_cover()
 
     def _cluster(self, epoch: int) -> Log:
@@ -194,7 +200,7 @@ class DeepClustering(Method):
     def end_epoch(self) -> Log:
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
         if self.filled_by_training:
-            self.bank.check_cover()
+            self._check_cover()
         return {}
 
     def summary(self, log: Log) -> str:

@@ -5,7 +5,7 @@ B clips in a batch, F mel bins, T frames of a crop, N clips of the train split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,6 +41,8 @@ class Trainable(nn.Module):
     """Whether rows of the bank are being replaced between two epochs, so that they are no generation."""
     clusters: Tensor | None = None
     """(N,) clusters of the bank's rows, kept with its generation; `data.sampler` may draw clips evenly over them."""
+    left_out: Sequence[int] = ()
+    """Ids of clips that cannot be read: no batch has them, and a bank gives each the row of another clip."""
 
     def __init__(self, network: nn.Module) -> None:
         """`network` is what the optimiser of `optim` trains; parameters elsewhere are updated in `after_step`."""

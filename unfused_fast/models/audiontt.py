@@ -98,22 +98,16 @@ class Projector(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
-class DropoutProjector(nn.Sequential):
-    """g of DECAR-v1: Dropout, Linear, ReLU, Dropout, Linear. Without the last ReLU, which `PredictionHead` applies:
-    what is clustered has both signs. Source: authors of DECAR; its paper says one layer of 512 units.
+def build_projector(model: ModelConfig, dim: int) -> nn.Sequential:
+    """A projection head by `model.projector`, (B, dim) -> (B, P): Projector, or g of DECAR-v1 without its last ReLU,
+    which `PredictionHead` applies: what is clustered has both signs. Source: authors of DECAR; its paper says one layer
+    of 512 units.
     """
-
-    def __init__(self, dim: int, hidden: int, out: int, dropout: float) -> None:
-        super().__init__(
-            nn.Dropout(dropout), nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out)
-        )
-
-
-def build_projector(model: ModelConfig, dim: int) -> Projector | DropoutProjector:
-    """A projection head by `model.projector`, (B, dim) -> (B, P)."""
+    hidden, out = model.proj_hidden, model.proj_dim
     if model.projector == "batchnorm":
-        return Projector(dim, model.proj_hidden, model.proj_dim)
-    return DropoutProjector(dim, model.proj_hidden, model.proj_dim, model.proj_dropout)
+        return Projector(dim, hidden, out)
+    first, second = nn.Dropout(model.proj_dropout), nn.Dropout(model.proj_dropout)
+    return nn.Sequential(first, nn.Linear(dim, hidden), nn.ReLU(), second, nn.Linear(hidden, out))
 
 
 class PretrainNetwork(nn.Module):
@@ -192,12 +186,7 @@ class FinetuneNetwork(nn.Module):
 def _block_head(dim: int, k: int, kind: Literal["mlp3", "linear"]) -> nn.Module:
     if kind == "linear":
         return nn.Linear(dim, k)
-    return nn.Sequential(
-        nn.Linear(dim, k, bias=False),
-        nn.BatchNorm1d(k),
-        nn.ReLU(),
-        nn.Linear(k, k, bias=False),
-        nn.BatchNorm1d(k),
-        nn.ReLU(),
-        nn.Linear(k, k, bias=False),
-    )
+    layers: list[nn.Module] = []
+    for size in (dim, k):
+        layers += [nn.Linear(size, k, bias=False), nn.BatchNorm1d(k), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(k, k, bias=False))

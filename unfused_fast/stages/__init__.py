@@ -15,6 +15,7 @@ from unfused_fast.stages.linear_heads import (
     holdout_input,
     linear,
     refuse_unevaluable,
+    round_splits,
     say_heard,
     score,
     train_heads,

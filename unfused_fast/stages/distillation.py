@@ -8,7 +8,7 @@ labels are never read. Source: paper section 3, part 2.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,23 +21,14 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, s
 from unfused_fast.clustering import Points, match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console
-from unfused_fast.data import SkippedClips, Window, key
+from unfused_fast.data import Window, find_unreadable, key, left_out_input
 from unfused_fast.distributed import first_state, in_words
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Log, Passes, Trainable
 from unfused_fast.models import DistillNetwork
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder, start_from
-from unfused_fast.training import (
-    Options,
-    Trainer,
-    open_run,
-    precision,
-    resolve_batch_size,
-    seed_everything,
-    train_clips,
-    train_loader,
-)
+from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips, train_loader
 
 PSEUDO_LABELS = "pseudo_labels.parquet"
 """File of a run: those of the last clustering."""
@@ -67,14 +58,14 @@ def pseudo_labels(
     device: torch.device,
     epoch: int = 0,
     previous: Tensor | None = None,
-    skipped: SkippedClips | None = None,
+    left_out: Sequence[int] = (),
 ) -> Tensor:
     """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device.
 
     Args:
         epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
         previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
-        skipped: as of Loader.
+        left_out: clips of train that cannot be read; each gets the pseudo-label of another.
     """
     k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
     frozen, kind = load_encoder(teacher, device), settings.feature
@@ -92,7 +83,7 @@ def pseudo_labels(
             config.data.store,
             read_again=split == "train",  # by the student
             window=window,
-            skipped=skipped,
+            left_out=left_out if split == "train" else (),
         )
         for split in ("train", *(split for split in settings.splits if split != "train"))
     ]
@@ -115,7 +106,7 @@ def pseudo_labels_together(
     shards: ShardSet,
     teacher: Path,
     options: Options,
-    skipped: SkippedClips,
+    left_out: Sequence[int],
     epoch: int = 0,
     before: Tensor | None = None,
 ) -> Tensor:
@@ -125,7 +116,7 @@ def pseudo_labels_together(
     def cluster() -> None:
         on_gpu = [options.device] if options.device.type == "cuda" else []
         with torch.random.fork_rng(on_gpu):  # what the student draws must not depend on which rank does this
-            found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, skipped))
+            found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out))
 
     options.ranks.first(cluster)
     return options.ranks.from_first(found)
@@ -255,27 +246,29 @@ def distill(
                 f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
             )
         inputs["pseudo_labels"] = labels_digest(given)
-    with open_run(out, "distill", config, shards, options, **inputs) as run:
+    left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
+    inputs |= left_out_input(left_out)
+    with Run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
-        skipped, k = SkippedClips(options.skip_bad, ranks), _classes(config, shards, given)
+        k = _classes(config, shards, given)
         if given is not None:
             targets = given.to(options.device)
         elif run.resumed:
             targets = torch.zeros(clips, dtype=torch.int64, device=options.device)  # the checkpoint has them
         else:
-            targets = pseudo_labels_together(config, shards, teacher, options, skipped)
-        seed_everything(config.train.seed)
+            targets = pseudo_labels_together(config, shards, teacher, options, left_out)
+        torch.manual_seed(config.train.seed)
         student = Distillation(config, shards.first_id("train"), targets, k)
 
         def relabelled(epoch: int, before: Tensor) -> Tensor:
-            found = pseudo_labels_together(config, shards, teacher, options, skipped, epoch, before)
+            found = pseudo_labels_together(config, shards, teacher, options, left_out, epoch, before)
             if ranks.leads:
                 write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
             return found
 
         student.relabelled = relabelled
-        stream = train_loader(config, shards, options, resolve_batch_size(config, clips), skipped)
+        stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
             if ranks.leads:

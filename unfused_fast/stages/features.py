@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unfused_fast.config import Config, Store, from_flat
 from unfused_fast.console import console
-from unfused_fast.data import Loader, SkippedClips, Window, eval_window, final_statistics, placed
+from unfused_fast.data import Loader, Window, eval_window, fill_left_out, final_statistics, placed
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.models import EncoderOutput, Pool, PretrainNetwork, block_features, build_encoder, pool_time
@@ -28,7 +28,6 @@ from unfused_fast.training import (
     read_description,
     read_model_folder,
     refuse_misfit,
-    seed_everything,
 )
 
 BEST = "best."
@@ -134,7 +133,7 @@ def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenE
     """`random`: the config's encoder as initialised by its seed; `logmel`: no encoder."""
     if name == "logmel":
         return FrozenEncoder(name, config, None, None, None)
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     return FrozenEncoder(name, config, None, prepare_for(build_encoder(config), device).eval(), None)
 
 
@@ -151,10 +150,10 @@ def extract(
     store: Store = "stream",
     read_again: bool = False,
     window: Window | None = None,
-    skipped: SkippedClips | None = None,
+    left_out: Sequence[int] = (),
 ) -> Tensor:
     """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or
-    a `window` of it.
+    a `window` of it. A clip that is `left_out` gets the row of another.
 
     Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. And
     with `store` auto the log-mels come from the shards where none are kept yet: one pass does not pay for keeping them,
@@ -167,10 +166,10 @@ def extract(
         device=device,
         batch_size=WHOLE_CLIP_BATCH,
         statistics=encoder.log_mel,
-        skipped=skipped,
+        left_out=left_out,
     )
     loader = placed(stream, store, single_pass=not read_again)
-    first = shards.first_id(split)
+    first, clips = shards.first_id(split), shards.manifest.splits[split].clips
     rows: Tensor | None = None
     batches = -(-loader.clips // loader.batch_size)
     for batch in track(
@@ -186,10 +185,12 @@ def extract(
         if window is not None:
             log_mel, counts = window.cut(log_mel, counts, batch.clip_ids, encoder.config)
         features = encoder.features(log_mel, counts, kind, pool)
-        rows = torch.full((loader.clips, features.shape[1]), torch.nan, device=device) if rows is None else rows
+        if rows is None:
+            rows = torch.full((clips, features.shape[1]), torch.nan, device=device)
         rows[batch.clip_ids - first] = features
     if rows is None:
         raise UserError(f"{shards.directory}: split {split} holds no clips")
+    fill_left_out(rows, left_out, first)
     if not bool(torch.isfinite(rows).all()):
         raise UserError(f"{encoder.name}: features of split {split} are not finite; the encoder's training diverged")
     return rows
@@ -201,10 +202,10 @@ def eval_features(
     shards: ShardSet,
     splits: Sequence[str],
     device: torch.device,
-    skipped: SkippedClips | None = None,
+    left_out: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Split -> features (N, D) by the `eval` settings of `config`; only of train clips may be `skipped`, for no score
-    is to come from silence.
+    """Split -> features (N, D) by the `eval` settings of `config`; only clips of train may be
+    `left_out`: each has the row of another, from which no score may come.
 
     With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode; the others then go
     through it in eval mode, with the BatchNorm statistics that this left. `encoder` itself stays as it is.
@@ -214,7 +215,7 @@ def eval_features(
     window = eval_window(config, encoder.config, shards)
     if settings.encoder_mode == "train" and encoder.network is not None:
         encoder = replace(encoder, network=copy.deepcopy(encoder.network))
-        seed_everything(config.train.seed)
+        torch.manual_seed(config.train.seed)
     found = dict[str, Tensor]()
     for split in sorted(splits, key=lambda name: name != "train"):
         if encoder.network is not None:
@@ -228,7 +229,7 @@ def eval_features(
             device,
             store=config.data.store,
             window=window,
-            skipped=skipped if split == "train" else None,
+            left_out=left_out if split == "train" else (),
         )
     return found
 

@@ -41,7 +41,7 @@ from unfused_fast.stages.linear_heads import (
 )
 from unfused_fast.stages.metrics import AveragePrecision, accuracy
 from unfused_fast.stages.protocol import Round, split_round
-from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, seed_everything, train_clips
+from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips
 
 
 def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
@@ -240,7 +240,7 @@ def _tuned(
     def scored(name: str, once: bool) -> ScoredClips:
         return ScoredClips(config, shards, clips, parts[name], statistics, device, once=once)
 
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     chooser = scored("test" if config.eval.select == "best_test" else "valid", once=False)
     ids, targets = (torch.from_numpy(found[part.train]).to(device) for found in (clips.clip_ids, clips.targets))
     task, size = Finetuning(frozen, config, targets, ids, chooser), resolve_batch_size(config, len(ids))

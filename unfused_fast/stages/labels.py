@@ -5,6 +5,7 @@ Packing cuts a long file into clips. Heads learn from clips; validation and test
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.stages.hold_out import TEST, hold_out_groups, units_to_hold_out
 from unfused_fast.training import say_unused_splits
 
 Rows = NDArray[np.int64]
 
+VALID, TEST = 11, 13
+"""Streams of random numbers: a held-out validation and a held-out test are drawn apart."""
 HOLD_OUT_SEED = 0
 """Of the draw of a held-out test. Ours: always the same, so that every command, encoder, `--seed` and repetition has
 the same test, and no encoder was fine-tuned on another's."""
@@ -47,7 +49,7 @@ class HeldOut(NamedTuple):
     """A test that was held out of the train split."""
 
     fraction: float
-    """That was asked for."""
+    """As requested."""
     recordings: int
     groups: int
     whole_groups: bool
@@ -116,7 +118,7 @@ def labelled_clips(
         ways = ["hold a test out of train with --holdout 0.2"] if "train" in splits else []
         ways += ["cross-validate with --folds"] if folds_there else []
         raise UserError(
-            f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are wanted; "
+            f"{shards.directory}: it has the splits {', '.join(there)}, but train and test are needed; "
             f"{', or '.join([*ways, 'pack it with a split train and a split test'])}"
         )
     elif not tested and "test" not in there:
@@ -160,6 +162,58 @@ def held_out_rows(
     return hold_out_groups(units, targets, fraction, seed, stream)[of_row], units is groups
 
 
+def hold_out_groups(
+    groups: list[str], targets: NDArray[Any], fraction: float, seed: int, stream: int = VALID
+) -> NDArray[np.bool_]:
+    """(N,) True for what is held out: whole groups, so that of each class about the fraction is, and one at least.
+
+    Groups come in a seeded order, and each is taken that brings the counts of the classes nearer to the target. A
+    group that holds the last of a class stays. Raises UserError when no group can be held out.
+
+    Args:
+        targets: (N,) int64 labels, or (N, C) bool of a multi-label set.
+    """
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    rows, classes = np.nonzero(targets) if targets.ndim == 2 else (np.arange(len(targets)), targets)
+    order = np.argsort(codes[rows], kind="stable")
+    classes_of = np.split(classes[order], np.cumsum(np.bincount(codes[rows], minlength=len(names)))[:-1])
+    left = np.bincount(classes)
+    wanted, taken = np.maximum(fraction * left, 1.0), np.zeros(len(left))
+    held, nearest = np.zeros(len(names), dtype=bool), (math.inf, -1)
+    for group in np.random.Generator(np.random.PCG64([seed, stream])).permutation(len(names)):
+        found, counts = np.unique(classes_of[group], return_counts=True)
+        if not len(found) or (left[found] <= counts).any():
+            continue
+        missing = wanted[found] - taken[found]
+        further = float((np.abs(missing - counts) - np.abs(missing)).sum())
+        nearest = min(nearest, (further, int(group)))
+        if further < 0:
+            left[found] -= counts
+            taken[found] += counts
+            held[group] = True
+    if nearest[1] < 0:
+        raise UserError(
+            "no group of its train clips can be held out, for validation or test, without losing a class; give splits "
+            "or smaller groups in the CSV"
+        )
+    held[nearest[1]] |= not held.any()
+    chosen: NDArray[np.bool_] = held[codes]
+    return chosen
+
+
+def units_to_hold_out(groups: list[str], targets: NDArray[Any]) -> list[str]:
+    """What hold_out_groups keeps whole: the groups, or each recording by itself where every class has one group only.
+
+    Ours: the classes of LibriSpeech are chapters, its groups too; no chapter can be spared, and test shares them all.
+    """
+    if targets.ndim == 2:
+        return groups
+    classes = len(np.unique(targets))
+    if classes > 1 and len(set(zip(groups, targets.tolist(), strict=True))) == classes:
+        return [str(number) for number in range(len(groups))]
+    return groups
+
+
 def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
     if not 0 < fraction < 1:
         raise UserError(f"--holdout {fraction:g}: want a share of the train split, such as 0.2")
@@ -175,7 +229,7 @@ def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
 
 
 def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> LabelledClips:
-    """The same clips, of which some of train are the test; says how many, and which classes have none."""
+    """The same clips, of which some of train are the test; prints how many, and which classes have none."""
     train = np.flatnonzero(np.array(clips.split_of) == "train")
     out, whole = held_out_rows(clips, train, fraction, HOLD_OUT_SEED, TEST)
     first = clips.recordings(train[out]).rows

@@ -20,11 +20,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from unfused_fast.config import BASELINES, Config
 from unfused_fast.console import console
-from unfused_fast.data import SkippedClips
+from unfused_fast.data import find_unreadable, skipped
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import baseline_encoder, eval_features, load_encoder
-from unfused_fast.stages.labels import LabelledClips, labelled_clips
+from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
 from unfused_fast.stages.metrics import accuracy
 from unfused_fast.stages.protocol import Round, counts, split_round
 from unfused_fast.training import Options, Profile, Run, plot_confusions, read_description, train_clips
@@ -172,7 +172,7 @@ def _splits(
     shards: ShardSet,
     encoder: str,
     device: torch.device,
-    skipped: SkippedClips,
+    left_out: Sequence[int],
     clips: LabelledClips,
     part: Round,
 ) -> dict[str, Split]:
@@ -181,21 +181,31 @@ def _splits(
     """
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
     say_heard([encoder], shards, clips)
-    apart = "valid" in clips.splits and clips.held_out is None
-    parts = eval_features(frozen, config, shards, clips.splits, device, skipped if apart else None)
-    features = torch.cat([parts[name] for name in clips.splits])
+    parts = eval_features(frozen, config, shards, clips.splits, device, left_out)
+    part = part._replace(train=part.train[~np.isin(clips.clip_ids[part.train], left_out)])
+    return round_splits(config, clips, part, torch.cat([parts[name] for name in clips.splits]))
+
+
+def round_splits(config: Config, clips: LabelledClips, part: Round, features: Tensor) -> dict[str, Split]:
+    """Features (N, D) of all clips -> those of a round's train clips, and of its recordings of valid and test, as far
+    as it has any; by `eval.standardize` scaled by what train has.
+    """
+
+    def of(rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(features.device)
+
     if config.eval.standardize:
-        learnt = features[torch.from_numpy(part.train).to(device)]
+        learnt = features[of(part.train)]
         mean, std = learnt.mean(dim=0), learnt.std(dim=0, correction=0)
         features = (features - mean) / torch.where(std > 1e-6, std, 1.0)
     found = {}
     for name, rows in (("train", part.train), ("valid", part.valid), ("test", part.test)):
         if len(rows):
-            given = features[torch.from_numpy(rows).to(device)]
+            given = features[of(rows)]
             if name != "train":
                 recordings = clips.recordings(rows)
                 rows, given = recordings.rows, recordings.mean(given)
-            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(device))
+            found[name] = Split(given, torch.from_numpy(clips.targets[rows]).to(features.device))
     return found
 
 
@@ -234,9 +244,11 @@ def holdout_input(holdout: float | None) -> dict[str, str]:
 def _evaluated(
     run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
 ) -> dict[str, Any]:
-    skipped, settings = SkippedClips(options.skip_bad), config.eval
+    settings = config.eval
     clips, part = split_round(config, shards, labels_of_splits(shards, holdout))
-    splits = _splits(config, shards, encoder, options.device, skipped, clips, part)
+    apart = "valid" in clips.splits and clips.held_out is None
+    left_out = find_unreadable(shards, "train", options.skip_bad if apart else 0)
+    splits = _splits(config, shards, encoder, options.device, left_out, clips, part)
     run.start()
     classes, rates = len(clips.label_names), tuple(sorted({settings.lr, *settings.lr_grid}))
     console.print(
@@ -277,7 +289,7 @@ def _evaluated(
             },
             "valid_by_lr": {f"{rate:g}": scored.metric for rate, scored in zip(rates, valid, strict=True)},
             "features": splits["train"].features.shape[1],
-            **skipped.result(),
+            **skipped(left_out),
         }
     )
 

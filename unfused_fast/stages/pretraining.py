@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import SkippedClips
+from unfused_fast.data import find_unreadable, left_out_input
 from unfused_fast.distributed import in_words
 from unfused_fast.methods import Method, method_class
 from unfused_fast.shards.sets.table import ShardSet
@@ -15,11 +18,9 @@ from unfused_fast.training import (
     Options,
     Run,
     Trainer,
-    open_run,
     plot_cluster_sizes,
     precision,
     resolve_batch_size,
-    seed_everything,
     train_clips,
     train_loader,
 )
@@ -30,10 +31,11 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (what was done is saved).
     """
-    with open_run(out, "pretrain", config, shards, options) as run:
+    left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
+    with Run(out, "pretrain", config, shards, options, **left_out_input(left_out)) as run:
         if (finished := run.result()) is not None:
             return finished
-        method, trainer = pretrainer(config, shards, options, run)
+        method, trainer = pretrainer(config, shards, options, run, left_out)
         trainer.start()
         clips, parameters = trainer.loader.clips, method.network.get_submodule("encoder").parameters()
         console.print(
@@ -51,10 +53,15 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
         return run.finish({"encoder": config.model.encoder, "clips": {"train": clips}, **method.facts(), **trained})
 
 
-def pretrainer(config: Config, shards: ShardSet, options: Options, run: Run) -> tuple[Method, Trainer]:
-    """The method, and what trains it on the train split. Raises UserError where the config does not fit the set."""
+def pretrainer(
+    config: Config, shards: ShardSet, options: Options, run: Run, left_out: Sequence[int] = ()
+) -> tuple[Method, Trainer]:
+    """The method, and what trains it on the train split but for clips `left_out`. Raises UserError where the config
+    does not fit the set.
+    """
     clips = train_clips(shards)
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
-    skipped, size = SkippedClips(options.skip_bad, options.ranks), resolve_batch_size(config, clips)
-    return method, Trainer(method, train_loader(config, shards, options, size, skipped), config, options, run)
+    method.left_out = left_out
+    stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
+    return method, Trainer(method, stream, config, options, run)

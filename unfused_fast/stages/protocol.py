@@ -5,6 +5,7 @@ One round over the splits of a set, or with folds one round a fold, each of whic
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,8 +17,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.stages.hold_out import VALID, label_subset
-from unfused_fast.stages.labels import LabelledClips, Rows, held_out_rows
+from unfused_fast.stages.labels import VALID, LabelledClips, Rows, held_out_rows
 
 
 class Round(NamedTuple):
@@ -31,7 +31,7 @@ class Round(NamedTuple):
 
 def rounds_of(clips: LabelledClips, by_folds: bool, valid_fraction: float, seed: int) -> list[Round]:
     """The rounds; a fold's validation is the fold after it, and without a validation split train groups are held out,
-    which is said.
+    with a message.
 
     Source of the folds: the publisher, never reshuffled. Raises UserError when a class of the test is not in train.
     """
@@ -64,7 +64,7 @@ def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple
 
 
 def counts(clips: LabelledClips, part: Round) -> dict[str, Any]:
-    """What a result says of its data: clips and recordings of train, valid and test, and the held-out test."""
+    """What a result records of its data: clips and recordings of train, valid and test, and the held-out test."""
     rows = {name: found for name, found in zip(Round._fields[1:], part[1:], strict=True) if len(found)}
     return {
         "clips": {name: len(found) for name, found in rows.items()},
@@ -86,11 +86,17 @@ def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
 
 
 def few_labels(clips: LabelledClips, train: Rows, fraction: float, seed: int) -> Rows:
-    """The train rows of a share of the recordings, of each class at least one; of a multi-label set of all."""
+    """The train rows of a share of the recordings of each class, at least one each, drawn by seed; of a multi-label set
+    of all recordings. Ours: low-label evaluation.
+    """
     first, of_row = clips.recordings(train)
     strata = np.zeros(len(first), dtype=np.int64) if clips.multi_label else clips.targets[first]
-    chosen: Rows = train[np.isin(of_row, label_subset(strata, fraction, seed))]
-    return chosen
+    generator, chosen = np.random.Generator(np.random.PCG64([seed, 10])), []
+    for label in np.unique(strata):
+        recordings = generator.permutation(np.flatnonzero(strata == label))
+        chosen.append(recordings[: max(1, math.ceil(fraction * len(recordings) - 1e-9))])
+    found: Rows = train[np.isin(of_row, np.concatenate(chosen))]
+    return found
 
 
 def _round(

@@ -35,11 +35,10 @@ from unfused_fast.training.options import (
     resolve_batch_size,
     resolve_device,
     say_unused_splits,
-    seed_everything,
     train_clips,
 )
 from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels
 from unfused_fast.training.progress import PartTimer, Profile
-from unfused_fast.training.run_description import config_digest, read_description
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_together import load_together, open_run, parts_of, train_loader
+from unfused_fast.training.run_record import config_digest, read_description
+from unfused_fast.training.run_together import parts_of, train_loader

@@ -24,6 +24,8 @@ from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.strict_state import expected, misfit
 
+SHOWN = 4
+"""Tensors named in an error."""
 KEPT = 2
 """Checkpoints kept: the last, and the one before it in case the last is damaged."""
 
@@ -117,7 +119,10 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
         to_disk(directory)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise _not_written(path, error) from error
+        raise UserError(
+            f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on "
+            "with --resume"
+        ) from error
     _prune(directory, position)
     return path
 
@@ -129,13 +134,6 @@ def _prune(directory: Path, newest: Position) -> None:
     for old in directory.glob("epoch-*"):
         if old.with_suffix(".json") not in kept:
             old.unlink()
-
-
-def _not_written(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on with "
-        "--resume"
-    )
 
 
 def load_checkpoint(
@@ -157,7 +155,7 @@ def load_checkpoint(
             state = _checked(path, read_json(path))
             with tensors_path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != state["sha256"]:
+            if digest != state.get("sha256"):
                 raise ValueError("its digest does not match")
             if fault is None or (found := fault(state)) is None:
                 return read_tensors(tensors_path), state, damaged
@@ -171,21 +169,14 @@ def load_checkpoint(
 
 
 def _checked(path: Path, state: Any) -> dict[str, Any]:
-    """The JSON of a checkpoint. Raises ValueError unless its parts are what they were written as."""
-    if not isinstance(state, dict) or not isinstance(state.get("sha256"), str):
-        raise ValueError(f"{path.name} is not what was written")
-    nmis = state.get("nmis", [])
-    for name in ("epoch", "batch", "step", "k", "collapsed"):
-        if not is_count(state.get(name, 0)):
-            raise ValueError(f"its {name} is {str(state[name])[:40]}")
-    if Position(state.get("epoch", 0), state.get("batch", 0)).name != path.stem:
-        raise ValueError(f"its epoch is {str(state.get('epoch'))[:40]}, its batch {str(state.get('batch', 0))[:40]}")
-    if not isinstance(nmis, list) or not all(map(is_number, nmis)):
-        raise ValueError("its nmis are no list of numbers")
-    skipped = state.get("skipped", [])
-    if not isinstance(skipped, list) or not all(isinstance(ids, list) and all(map(is_count, ids)) for ids in skipped):
-        raise ValueError("its skipped are no lists of clip ids")
-    return state
+    """The JSON of a checkpoint. Raises ValueError unless its parts are of the types that they were written as."""
+    if isinstance(state, dict):
+        numbers = state.get("nmis", [])
+        counts = [state.get("epoch"), *(state.get(name, 0) for name in ("batch", "step", "k", "collapsed"))]
+        sound = isinstance(numbers, list) and all(map(is_number, numbers)) and all(map(is_count, counts))
+        if sound and Position(state["epoch"], state.get("batch", 0)).name == path.stem:
+            return state
+    raise ValueError(f"{path.name} is not what was written")
 
 
 def collect(network: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
@@ -214,18 +205,14 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
                 if full.startswith(prefix) and "." not in key:
                     if value.ndim and value.shape != parameter.shape:
                         raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-                    optimizer.state[parameter][key] = _like(value, parameter)
+                    # on the parameter's device and in its memory layout, which fused optimisers rely on
+                    optimizer.state[parameter][key] = (
+                        torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
+                    )
     torch.set_rng_state(expected(tensors, "rng.cpu", torch.uint8, tuple(torch.get_rng_state().shape)))
     if "rng.cuda" in tensors and torch.cuda.is_available():
         own = torch.cuda.get_rng_state()
         torch.cuda.set_rng_state(expected(tensors, "rng.cuda", torch.uint8, tuple(own.shape)))
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """On the parameter's device and, if it has its shape, in its memory layout, which fused optimisers rely on."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter).copy_(value)
 
 
 def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -236,21 +223,14 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Raises UserError when names, shapes or types differ from a network's own, which may be without content."""
-    missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+    kinds, found = (
+        {name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in given.items()}
+        for given in (own, tensors)
+    )
+    differing = [
+        f"{name} is {found.get(name, 'missing')}, want {kinds.get(name, 'none')}"
+        for name in sorted({**kinds, **found})
+        if kinds.get(name) != found.get(name)
     ]
-    types = [
-        f"{name} {tensors[name].dtype} for {own[name].dtype}"
-        for name in own
-        if name in tensors and tensors[name].dtype != own[name].dtype
-    ]
-    if missing or unexpected or shapes or types:
-        parts = [
-            f"{label} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes), ("type", types))
-            if names
-        ]
-        raise misfit("; ".join(parts))
+    if differing:
+        raise misfit("; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unfused_fast.clustering import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed
+from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed, skipped
 from unfused_fast.distributed import RankLost, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
@@ -63,7 +63,7 @@ class Trainer:
         self.timer = PartTimer(device, self.profile)
         task.run, task.part = self._run_network, self.timer.part
         self.saves = Saves(run, task, self.optimizer, self.augment, options.save_every, self.ranks, self.timer)
-        self.position = Position(0)
+        self.position, self._began = Position(0), 0.0
         self.step = 0
         """Optimiser steps done, over all epochs."""
         self._total = torch.zeros((), device=device)
@@ -80,7 +80,6 @@ class Trainer:
             self._load()
         self.loader = placed(self._stream, ranks=self.ranks)
         self.run.start()
-        self.ranks.meet()
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end of epoch `train.epochs`, or until the task is finished; returns the last loss, the last
@@ -105,57 +104,22 @@ class Trainer:
             console.print(f"{self.run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
         rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
         facts = {"loss": self._state["loss"], "last_epoch": done, "clips_per_second": rate, **self._state["start"]}
-        return {"batch_size": self.batch_size, **facts, **self.loader.skipped.result()}
+        return {"batch_size": self.batch_size, **facts, **skipped(self.loader.left_out)}
 
     def _train_epoch(self, shown: EpochProgress) -> None:
         """The epoch after the position, or what is left of it; the position is then at its end."""
         (done, first), steps = self.position, self.loader.full_batches
-        epoch, began = done + 1, time.perf_counter() - self._state["seconds"]
+        epoch, taken = done + 1, first
+        self._began = time.perf_counter() - self._state["seconds"]
         if not first:
             self.begin_epoch(epoch)
-        taken, batches = first, self.batches(epoch, first)
-
-        def save() -> None:
-            self._check_finite(epoch)
-            self.position, self._state["seconds"] = Position(done, taken), time.perf_counter() - began
-            self._save({"losses.total": self._total})
-
-        while True:
-            batch, unread = None, None
-            try:
-                batch = self.timer.next("load", batches)
-            except UserError as error:
-                unread = error
-            due = taken > first and self.ranks.leads and self.saves.due(self.step)
-            flags = self.run.stopping, due, unread is not None, self.loader.skipped.news
-            self.run.stopping, due, failed, news = self.ranks.agree(*flags)
-            if news:
-                self.loader.skipped.tell()
-            if taken > first and (failed or (batch is not None and (self.run.stopping or due))):
-                save()
-            if failed:
-                said = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
-                if taken > first:
-                    self.saves.settle()
-                try:
-                    raise UserError(
-                        f"{said}; {self.saves.on_disk()}, go on with --resume when that is mended"
-                    ) from unread
-                finally:
-                    del unread  # it holds this frame, and so would keep the reader and its files open
-            if batch is None:
-                break
-            if taken > first and self.run.stopping:
-                self.saves.settle()
-                raise Interrupted(
-                    f"{self.run.out}: stopped in epoch {epoch} after {taken} of {steps} steps, saved; go on with "
-                    "--resume"
-                )
-            taken += 1
-            if taken > steps:
+        batches = self.batches(epoch, first)
+        while (batch := self._next(batches, Position(done, taken), moved=taken > first)) is not None:
+            if taken == steps:
                 self._partial_batch(batch, epoch)
                 continue
             self.train_batch(batch, epoch)
+            taken += 1
             shown.step()
             self.profile.step()
             if taken % READ_EVERY == 0:
@@ -163,7 +127,38 @@ class Trainer:
         self._state["log"] |= self.task.end_epoch()
         self._check_finite(epoch)
         self.position, self._state["loss"] = Position(epoch), float(self._total) / steps
-        self._state["seconds"] = time.perf_counter() - began
+        self._state["seconds"] = time.perf_counter() - self._began
+
+    def _next(self, batches: Iterator[Batch], position: Position, moved: bool) -> Batch | None:
+        """The next batch, None at the end. Before it, all ranks save where that is due, and stop after a signal, or
+        when one of them cannot read its clips; only where the position has `moved` there is something new to save.
+        """
+        batch, unread = None, None
+        try:
+            batch = self.timer.next("load", batches)
+        except UserError as error:
+            unread = error
+        due = moved and self.ranks.leads and self.saves.due(self.step)
+        self.run.stopping, due, failed = self.ranks.agree(self.run.stopping, due, unread is not None)
+        stop = failed or (moved and batch is not None and self.run.stopping)
+        if moved and (stop or (due and batch is not None)):
+            self._check_finite(position.epoch + 1)
+            self.position, self._state["seconds"] = position, time.perf_counter() - self._began
+            self._save({"losses.total": self._total})
+            if stop:
+                self.saves.settle()
+        if failed:
+            said = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
+            try:
+                raise UserError(f"{said}; {self.saves.on_disk()}, go on with --resume when that is mended") from unread
+            finally:
+                del unread  # it holds this frame, and so would keep the reader and its files open
+        if stop:
+            raise Interrupted(
+                f"{self.run.out}: stopped in epoch {position.epoch + 1} after {position.batch} of "
+                f"{self.loader.full_batches} steps, saved; go on with --resume"
+            )
+        return batch
 
     def begin_epoch(self, epoch: int) -> None:
         """Lets the task prepare an epoch. Where it stops here, the epoch before is saved."""
@@ -240,7 +235,7 @@ class Trainer:
                 raise Interrupted("stopped in a pass over the clips")
 
     def _one_view(self, batch: Batch, number: int, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
-        """The first view of batch `number`, which is then the batch at hand, and partial if it is the last."""
+        """The first view of batch `number`, which is then the current batch, and partial if it is the last."""
         clips = min(self.batch_size, self.loader.clips - number * self.batch_size)
         self._partial = clips != self.batch_size
         self.ranks.batch(clips)
@@ -269,7 +264,7 @@ class Trainer:
             raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; go on with --resume")
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
-        notes = {"step": self.step, "loop": dict(self._state), **self.loader.skipped.notes()}
+        notes = {"step": self.step, "loop": dict(self._state)}
         self.saves.begin(self.position, tensors, notes)
 
     def _load(self) -> None:
@@ -277,7 +272,6 @@ class Trainer:
         self.step, self.position, self._state = notes["step"], self.saves.last, notes["loop"]
         if self.position.batch:
             self._total = tensors["losses.total"].to(self._total.device)
-        self._stream.skipped.load(notes, self._stream.shards)
 
     def _check_finite(self, epoch: int, weights: bool = True) -> None:
         """Raises UserError when the losses, or the weights that they led to, are not finite.

@@ -105,12 +105,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: want auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is None:
         raise UserError(f"--device {name}: want auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise UserError(
@@ -214,8 +211,3 @@ def compiled(function: Callable[..., Any], options: Options) -> Callable[..., An
         raise UserError(f"torch.compile needs {missing}, or go on with --no-compile")
     torch.compiler.reset()
     return torch.compile(function, fullgraph=not options.ranks.together)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds torch's generators; order and views have their own counter-based numbers."""
-    torch.manual_seed(seed)

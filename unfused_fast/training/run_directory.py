@@ -1,13 +1,15 @@
-"""A run directory: what it records, what may be written over, what --resume accepts; the signals that stop a run."""
+"""A run directory: what it records, what may be written over, what --resume accepts; the signals that stop a run.
+
+Of several ranks rank 0 alone reads and writes it, and sends the others what they need of it.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,28 +17,35 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
 from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import read_json
-from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Options
-from unfused_fast.training.run_description import config_digest, device_name, read_description, versions
-from unfused_fast.training.run_differences import differences, in_words, order_of_batches
-from unfused_fast.training.run_lock import LOCK, RunLock
+from unfused_fast.training.run_log import RunLog
+from unfused_fast.training.run_record import (
+    config_digest,
+    device_name,
+    differences,
+    in_words,
+    order_of_batches,
+    read_description,
+    versions,
+)
 
+LOCK = "run.lock"
+"""Locked by the process that trains, whose number and host it holds; it stays when that ends."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
 DESCRIPTION = "config.json"
 BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
 """What a run that was killed before its description was written may leave."""
-
-
 SAME_SIGNAL_SECONDS = 0.3
 """Within which a signal that comes again is the same: sent to a process, and to what started it and passes it on."""
 
@@ -44,21 +53,18 @@ SAME_SIGNAL_SECONDS = 0.3
 class Run:
     """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
 
-    As a context manager it lets go of the directory when the block ends.
+    As a context manager it releases the directory when the block ends.
     """
 
     def __init__(
         self, out: Path, stage: str, config: Config, shards: ShardSet, options: Options, **inputs: Any
     ) -> None:
-        """Looks at the directory, and touches nothing before start() but the lock of a run that is there. Raises
-        UserError when it holds another run, one that --resume does not fit or that is at work, or anything else.
+        """Locks the directory, and changes nothing in it before start(). Raises UserError when it holds another run,
+        one that --resume does not fit or that another process trains, or anything else.
         """
-        self.out, self.stage, self.stopping = out, stage, False
+        self.out, self.stage, self.stopping, self._ranks = out, stage, False, options.ranks
         self.checkpoints = out / "checkpoints"
-        for name, given in inputs.items():
-            if Path(given).resolve() == out.resolve():
-                raise UserError(f"{out}: it is the {name} of this run, which would be lost; choose another --out")
-        description: dict[str, Any] = {
+        self._description: dict[str, Any] = {
             "stage": stage,
             "config": flatten(config),
             "shards": shards.manifest.digest,
@@ -67,25 +73,20 @@ class Run:
             "versions": versions(),
             "device": device_name(options.device),
         }
-        _refuse_unwritable(out)
-        recorded = read_description(out)
-        self._lock, self._resumed_with = RunLock(out), dict[str, Any]()
-        self._was_free, self._differs = recorded is None, False
-        self.order = json.loads(json.dumps(order_of_batches(description)))
+        self.order = json.loads(json.dumps(order_of_batches(self._description)))
         """For the checkpoints; see order_of_batches."""
-        if recorded is not None:
-            self._lock.take()
-        try:
-            begun = self._begun(recorded, description, options)
-        except BaseException:
-            self._lock.release()
-            raise
-        self._going_on = begun and options.resume
-        self.resumed = self._going_on and self.saved
-        self._started, self._description = time.perf_counter(), description
-        self._board: Any = None
-        self._unwritten: list[str] = []
+        self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
+        self._begun = time.perf_counter()
+        self._log = RunLog(out)
         self._unusable: list[Path] = []
+        self._continues = False
+        try:
+            opened = self._ranks.first(lambda: self._open(options))
+        except BaseException:
+            self._release()
+            raise
+        self.resumed: bool = opened["resumed"]
+        self._result: dict[str, Any] | None = opened["result"]
 
     def __enter__(self) -> Run:
         return self
@@ -93,59 +94,89 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._release()
 
-    def _begun(self, recorded: dict[str, Any] | None, description: dict[str, Any], options: Options) -> bool:
-        """Whether the directory holds a run with something to lose: one that stopped before its first checkpoint has
-        nothing. Raises UserError where it may not be used as `options` ask.
+    def _open(self, options: Options) -> dict[str, Any]:
+        """Whether the run goes on, and what it ended with. Raises UserError where the directory may not be used as
+        `options` ask.
         """
-        begun = recorded is not None and (self.saved or (self.out / "result.json").exists())
+        for name, given in self._description["inputs"].items():
+            if Path(given).resolve() == self.out.resolve():
+                raise UserError(f"{self.out}: it is the {name} of this run, which would be lost; choose another --out")
+        _refuse_unwritable(self.out)
+        recorded = read_description(self.out)
         if recorded is None and self.out.exists() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
-        if recorded is not None and begun and options.resume:
-            self._compare(recorded, json.loads(json.dumps(description)), options)
-        elif begun and not options.overwrite:
+        self._take()
+        recorded = read_description(self.out)  # another process may have made one meanwhile
+        result = self.out / "result.json"
+        begun = recorded is not None and (self.saved or result.exists())  # without either nothing can be lost
+        if begun and not options.resume and not options.overwrite:
             raise UserError(
                 f"{self.out}: already contains a run; use --resume to continue it, --overwrite to start again, or "
                 "another --out"
             )
-        return begun
+        self._continues = begun and options.resume
+        differs = False
+        if self._continues:
+            assert recorded is not None
+            differs = self._compare(recorded, options)
+        finished = self._continues and not differs and result.exists()
+        return {"resumed": self._continues and self.saved, "result": _read_result(result) if finished else None}
 
-    def _compare(self, recorded: dict[str, Any], wanted: dict[str, Any], options: Options) -> None:
-        """Notes what is different about the run that goes on. Raises UserError unless that is to be."""
-        found = differences(self.out, recorded, wanted)
+    def _take(self) -> None:
+        try:
+            self.out.resolve().mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            (self.out / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        except Timeout:
+            owner = (self.out / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            raise UserError(
+                f"{self.out}: {owner} is using this run directory; wait for it, end it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
+
+    def _release(self) -> None:
+        """Leaves no directory where nothing was written."""
+        if self._lock.is_locked:
+            if self.out.exists() and {path.name for path in self.out.iterdir()} == {LOCK}:
+                shutil.rmtree(self.out.resolve())
+            self._lock.release()
+
+    def _compare(self, recorded: dict[str, Any], options: Options) -> bool:
+        """Whether something is different about the run that goes on, which is noted. Raises UserError unless
+        --resume-anyway is given then.
+        """
+        found = differences(self.out, recorded, json.loads(json.dumps(self._description)))
         if found and not options.resume_anyway:
             raise UserError(
                 f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, "
                 "another --out, or --resume-anyway"
             )
-        before, self._differs = list(recorded.get("resumed_with", [])), bool(found)
+        before = list(recorded.get("resumed_with", []))
         if found:
             console.print(f"{self.out}: going on anyway, though {in_words(found)}", style="yellow")
             before.append({name: {"was": was, "now": now} for name, (was, now) in found.items()})
         if before:
-            self._resumed_with = {"resumed_with": before}
+            self._description["resumed_with"] = before
+        return bool(found)
 
     def start(self) -> None:
-        """Makes the directory, or takes it over; called when all that could be wrong with the inputs was looked at.
-
-        Raises UserError when it cannot be written, or when another process made a run there since it was looked at.
+        """Empties the directory, or takes the run in it over; called when all that could be wrong with the inputs was
+        checked. Waits for the other ranks. Raises UserError when it cannot be written.
         """
+        self._ranks.first(self._start)
+
+    def _start(self) -> None:
         try:
-            self.out.resolve().mkdir(parents=True, exist_ok=True)
-            self._lock.take()
-            if self._was_free and (self.saved or (self.out / "result.json").exists()):
-                raise UserError(
-                    f"{self.out}: another process made a run there meanwhile; use --resume to go on with it, or "
-                    "another --out"
-                )
-            if not self._going_on:
+            if not self._continues:
                 self._clear()
             (self.out / "result.json").unlink(missing_ok=True)  # there only where a finished run goes on anyway
             for path in self._unusable:  # they would count among the last ones, which are kept
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
                 path.unlink()
-            write_json(self.out / DESCRIPTION, {**self._description, **self._resumed_with})
+            write_json(self.out / DESCRIPTION, self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
 
@@ -164,83 +195,62 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """What an earlier, finished run wrote, when --resume finds nothing left to do and nothing different."""
-        path = self.out / "result.json"
-        if not self._going_on or self._differs or not path.exists():
-            return None
-        console.print(f"{self.out}: finished already")
-        try:
-            return dict(read_json(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise unreadable(path, error, "delete it, and give the same command again") from error
+        if self._result is not None:
+            console.print(f"{self.out}: finished already")
+        return self._result
 
     def load(
         self, fault: Callable[[dict[str, Any]], str | None] | None = None
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The newest sound checkpoint of this run; says which newer ones were damaged. Later log lines are dropped.
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The newest sound checkpoint of this run, on every rank; says which newer ones were damaged. Later log lines
+        are dropped.
 
-        `fault`: see load_checkpoint.
+        `fault`: see load_checkpoint; called on rank 0.
         """
+        read = dict[str, Tensor]()
 
         def unusable(state: dict[str, Any]) -> str | None:
             position = Position(state["epoch"], state.get("batch", 0))
             if "loop" not in state:
                 return f"{self.checkpoints / position.name}: an earlier version wrote it, with too little to go on from"
             if position.batch and state["order"] != self.order:
-                return f"{self.checkpoints / position.name}: it lies within an epoch of other batches"
+                return f"{self.checkpoints / position.name}: it was saved within an epoch of other batches"
             return fault(state) if fault is not None else None
 
-        tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
-        position = Position(state["epoch"], state["batch"])
-        self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
-        for sentence in damaged:
-            console.print(f"{sentence}; going on from {position}", style="yellow")
-        log = self.out / "log.jsonl"
-        if log.exists():
-            lines = log.read_bytes().splitlines()
-            replace_file(log, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= state["epoch"]))
-        console.print(f"{self.out}: going on after {position}")
-        return tensors, state
+        def load() -> dict[str, Any]:
+            tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
+            read.update(tensors)
+            position = Position(state["epoch"], state["batch"])
+            self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
+            for sentence in damaged:
+                console.print(f"{sentence}; going on from {position}", style="yellow")
+            self._log.drop_after(state["epoch"])
+            console.print(f"{self.out}: going on after {position}")
+            return state
+
+        state, count = dict(self._ranks.first(load)), self._ranks.world_size
+        if (before := state.get("ranks", 1)) != count:
+            console.print(
+                f"{self.out}: on {count} ranks now, {before} before: the same batches, but sums are rounded otherwise",
+                style="yellow",
+            )
+        return self._ranks.tensors_from_first(read if self._ranks.leads else None), state
 
     def last_logged(self) -> dict[str, Any]:
-        """The numbers of the last epoch in log.jsonl; none where it is empty."""
-        log = self.out / "log.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        return dict(json.loads(lines[-1])) if lines else {}
+        """The numbers of the last epoch in the log, on rank 0; none where it is empty."""
+        return self._log.last() if self._ranks.leads else {}
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
-        """One line of log.jsonl and the numbers to TensorBoard. What a full disk refuses is told; lines are kept and
-        written with the next one.
-        """
-        self._unwritten.append(json.dumps({"epoch": epoch, **values}) + "\n")
-        log = self.out / "log.jsonl"
-        size = log.stat().st_size if log.exists() else 0
-        try:
-            with log.open("a", encoding="utf-8") as file:
-                file.writelines(self._unwritten)
-            self._unwritten.clear()
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, epoch)
-        except OSError as error:
-            if self._unwritten and log.exists():
-                os.truncate(log, size)  # without half a line
-            self._board = None  # its thread has ended; the next line begins another file
-            self._tell_unlogged(error)
-
-    def _tell_unlogged(self, error: BaseException) -> None:
-        console.print(f"not logged, training goes on: {self.out}: {cause(error)}", style="yellow")
+        """Adds the numbers of an epoch to the log, on rank 0."""
+        if self._ranks.leads:
+            self._log.append(epoch, values)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Writes result.json and says where the run is."""
-        try:
-            if self._board is not None:
-                self._board.close()
-        except OSError as error:
-            self._tell_unlogged(error)
+        """Writes result.json and says where the run is; what was written."""
+        return dict(self._ranks.first(lambda: self._finish(result)))
+
+    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        self._log.close()
         result = {
             "stage": self.stage,
             **result,
@@ -248,7 +258,7 @@ class Run:
             "epochs": self._description["config"]["train.epochs"],
             "config_digest": config_digest(self._description["config"]),
             "data_digest": self._description["shards"],
-            "seconds": round(time.perf_counter() - self._started, 2),
+            "seconds": round(time.perf_counter() - self._begun, 2),
             "run": str(self.out),
         }
         write_json(self.out / "result.json", result)
@@ -279,37 +289,23 @@ class Run:
             before = {number: signal.signal(number, stop) for number in STOPPING}
         except ValueError:  # not the main thread: whoever owns it also owns the signals
             before = {}
-        unhandled = threading.excepthook
-
-        def failed(given: threading.ExceptHookArgs) -> None:
-            """TensorBoard writes in a thread of its own, which a full disk ends."""
-            if isinstance(given.exc_value, OSError):
-                self._tell_unlogged(given.exc_value)
-            else:
-                unhandled(given)
-
-        threading.excepthook = failed
         try:
-            yield
+            with self._log.thread_errors():
+                yield
         except BaseException:
-            self._discard_unsaved()
+            if self._ranks.leads and not self.saved and not self._log.path.exists():
+                shutil.rmtree(self.out.resolve(), ignore_errors=True)
             raise
         finally:
-            threading.excepthook = unhandled
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _discard_unsaved(self) -> None:
-        if not self.saved and not (self.out / "log.jsonl").exists():
-            shutil.rmtree(self.out.resolve(), ignore_errors=True)
 
-
-def _epoch_of(line: bytes) -> float:
-    """Epoch of a line of log.jsonl; infinity for one that a full disk cut short."""
+def _read_result(path: Path) -> dict[str, Any]:
     try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error, "delete it, and give the same command again") from error
 
 
 def _refuse_unwritable(out: Path) -> None:

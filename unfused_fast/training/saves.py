@@ -29,7 +29,6 @@ from unfused_fast.training.checkpoint import Position, collect, refuse_misfit, r
 from unfused_fast.training.options import SaveEvery
 from unfused_fast.training.progress import PartTimer
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_together import load_together
 
 
 class Saves:
@@ -150,7 +149,7 @@ class Saves:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Restores all state from the newest checkpoint that is sound, its bank too. Returns its tensors and notes."""
         task, bank = self._task, self._task.bank
-        tensors, notes = load_together(self._run, self._ranks, self._fault)
+        tensors, notes = self._run.load(self._fault)
         restore(tensors, task.network, self._optimizer)
         task.load_notes(notes)
         own = beside_network(task)

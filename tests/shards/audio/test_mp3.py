@@ -179,3 +179,11 @@ def test_frames_are_counted_once_for_all_pieces(tmp_path: Path, monkeypatch: pyt
         assert len(decode_samples(tmp_path / "a.mp3", found.frames, start, start + 8000)) == 8000
     assert len(calls) == 1
     assert probe(tmp_path / "b.mp3") == found and len(calls) == 2
+
+
+def test_mp3_without_a_length_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _split(_mp3())[1]
+    (tmp_path / "a.mp3").write_bytes(data)
+    monkeypatch.setattr(mp3, "LARGEST_BYTES", len(data) - 1)
+    with pytest.raises(Rejected, match="unreadable: an MP3 of more than 0 MiB without a true count"):
+        probe(tmp_path / "a.mp3")

@@ -64,49 +64,36 @@ def test_leaks_and_duplicates(tmp_path: Path) -> None:
         _row(tmp_path, "two.wav", twin, label="b"),
         replace(_row(tmp_path, "ann1.wav", _noise(2)), group="ann"),
         replace(_row(tmp_path, "ann2.wav", _noise(3), "valid"), group="ann"),
+        *(replace(_row(tmp_path, f"{n}.wav", _noise(4 + n)), fold=1 + n, group=f"g{n // 2}") for n in range(3)),
     ]
     found = _checked(rows, tmp_path / "out")
-    for kind, names in {
-        Kind.AUDIO_LEAK: {"train.wav", "test.wav"},
-        Kind.DUPLICATE: {"one.wav", "two.wav"},
-        Kind.LABEL_CONFLICT: {"one.wav", "two.wav"},
-    }.items():
-        finding = _of(found, kind)
-        assert finding is not None and finding.count == 1
-        assert all(name in finding.message for name in names)
-    leak = _of(found, Kind.GROUP_LEAK)
-    assert leak is not None and leak.count == 1 and "ann in train and valid" in leak.message
+    for kind, words in (
+        (Kind.AUDIO_LEAK, ("train.wav", "test.wav")),
+        (Kind.DUPLICATE, ("one.wav", "two.wav")),
+        (Kind.LABEL_CONFLICT, ("one.wav", "two.wav")),
+    ):
+        (finding,) = (finding for finding in found.warnings if finding.kind == kind)
+        assert finding.count == 1 and all(word in finding.message for word in words)
+    split, fold = (finding for finding in found.warnings if finding.kind == Kind.GROUP_LEAK)
+    assert split.count == fold.count == 1
+    assert "ann in train and valid" in split.message and "g0 in 1 and 2" in fold.message
 
 
-def test_a_group_in_two_folds_is_a_leak(tmp_path: Path) -> None:
-    rows = [replace(_row(tmp_path, f"{n}.wav", _noise(n)), fold=1 + n, group=f"g{n // 2}") for n in range(3)]
-    leak = _of(_checked(rows, tmp_path / "out"), Kind.GROUP_LEAK)
-    assert leak is not None and leak.count == 1 and "g0 in 1 and 2" in leak.message
-
-
-def test_labels(tmp_path: Path) -> None:
-    rows = [_row(tmp_path, f"{n}.wav", _noise(n)) for n in range(3)]
-    rows += [_row(tmp_path, "u.wav", _noise(8), label=None), _row(tmp_path, "t.wav", _noise(9), "test", "unseen")]
-    found = _checked(rows, tmp_path / "out")
-    unlabelled, unseen, rare = (_of(found, kind) for kind in (Kind.UNLABELLED, Kind.UNSEEN_CLASS, Kind.RARE_CLASS))
-    assert unlabelled is not None and "1 of 4 clips of split train" in unlabelled.message
-    assert unlabelled.sources == ("u.wav",)
-    assert unseen is not None and "1 classes of split test" in unseen.message and "unseen" in unseen.message
-    assert rare is not None and rare.count == 1
-
-
-def test_length_outliers_are_named(tmp_path: Path) -> None:
+def test_labels_lengths_and_published_counts(tmp_path: Path) -> None:
     rows = [_row(tmp_path, f"{n}.wav", _noise(n, 1 + 0.02 * n)) for n in range(12)]
-    rows.append(_row(tmp_path, "long.wav", _noise(99, 9)))
-    finding = _of(_checked(rows, tmp_path / "out"), Kind.DURATION)
-    assert finding is not None and finding.sources == ("long.wav",) and "9.00 s" in finding.message
-
-
-def test_published_counts(tmp_path: Path) -> None:
-    rows = [_row(tmp_path, "a.wav", _noise(0)), _row(tmp_path, "b.wav", _noise(1), "valid")]
+    rows += [_row(tmp_path, "long.wav", _noise(99, 9)), _row(tmp_path, "u.wav", _noise(98, 1.1), label=None)]
+    rows += [_row(tmp_path, "t.wav", _noise(97, 1.1), "test", "unseen")]
     pack(rows, tmp_path / "out", workers=0, dataset={"name": "nsynth", "options": {}})
-    finding = _of(check(tmp_path / "out", workers=0), Kind.PUBLISHED_COUNT)
-    assert finding is not None and "train 1 of 289,205" in finding.message
+    found = check(tmp_path / "out", workers=0)
+    for kind, words, sources in (
+        (Kind.UNLABELLED, "1 of 14 clips of split train", ("u.wav",)),
+        (Kind.UNSEEN_CLASS, "1 classes of split test have no clip in train: unseen", ()),
+        (Kind.RARE_CLASS, "1 classes have one clip: unseen", ()),
+        (Kind.DURATION, "9.00 s", ("long.wav",)),
+        (Kind.PUBLISHED_COUNT, "train 14 of 289,205", ()),
+    ):
+        finding = _of(found, kind)
+        assert finding is not None and words in finding.message and finding.sources == sources
 
 
 @pytest.mark.parametrize("kind", sorted(AUDIO_KINDS))

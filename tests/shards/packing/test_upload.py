@@ -13,6 +13,7 @@ from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing import finish as finishing
+from unfused_fast.shards.packing import making
 from unfused_fast.shards.packing.merge import merge
 from unfused_fast.shards.packing.options import PackOptions
 from unfused_fast.shards.packing.pack import pack, pack_part
@@ -25,18 +26,22 @@ pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytestmark = pytest.mark.usefixtures("cache")
 
 
+def _stopped(memory: Any, rows: list[SourceRow], method: str, name: str, **options: Any) -> list[str]:
+    """Packs until the method of the file system is called for the file; gives the files it was called for."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls = stop_at(memory, patch, method, name, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows, **options)
+    return calls
+
+
 def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
     s3: Any, tone_rows: list[SourceRow], cli: Callable[..., Any], tiny: list[str], tmp_path: Path, cache: Path
 ) -> None:
-    url, folder = "s3://bucket/deep/tones", tmp_path / "audio"
-    folder.mkdir()
-    lines = ["path,label,split"]
-    for row in tone_rows:
-        assert isinstance(row.path, Path)
-        lines.append(f"{row.path},{row.label},{row.split}")
-    (folder / "list.csv").write_text("\n".join(lines))
-    here = cli("shard", folder / "list.csv", tmp_path / "tones", "--json")
-    there = cli("shard", folder / "list.csv", url, "--json")
+    url, table = "s3://bucket/deep/tones", tmp_path / "list.csv"
+    table.write_text("path,label,split\n" + "\n".join(f"{row.path},{row.label},{row.split}" for row in tone_rows))
+    here = cli("shard", table, tmp_path / "tones", "--json")
+    there = cli("shard", table, url, "--json")
     assert (here.code, there.code) == (0, 0), there.err
     local, remote = json.loads(here.out), json.loads(there.out)
     assert remote["out"] == url and remote["bytes"] == local["bytes"] and remote["digest"] == local["digest"]
@@ -50,8 +55,8 @@ def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
         results.append(json.loads(done.out)["loss"])
     assert results[0] == results[1]
     assert cli("check", url).out.strip() == f"{url}: all shards are as they were written, 96 clips"
-    assert cli("shard", folder / "list.csv", url).error.startswith(f"{url}: a shard set is already there")
-    assert "shards were there already" in cli("shard", folder / "list.csv", url, "--resume").out
+    assert cli("shard", table, url).error.startswith(f"{url}: a shard set is already there")
+    assert "shards were there already" in cli("shard", table, url, "--resume").out
 
 
 def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
@@ -68,17 +73,13 @@ def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: S
 
 
 def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
-    memory: Any,
-    rows: list[SourceRow],
-    mixed: Any,
-    tmp_path: Path,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    memory: Any, rows: list[SourceRow], mixed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With files that are rejected, so that later shards are numbered anew before they are sent."""
     broken = mixed.folder / "nan.wav"
     rows = [*rows, *(SourceRow(broken, f"s{number}", "dog", "train", "x") for number in range(9))]
     monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 11)
+    monkeypatch.setattr(making, "NUMBERING_BEHIND", 0)
     here: list[int] = []
     put = type(memory).put_file
 
@@ -105,13 +106,10 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
 
 
 @pytest.mark.parametrize("stopped_at", ["train-000001.idx", "valid-000000.tar", "clips.parquet", "manifest.json"])
-def test_stopped_upload_is_unfinished_for_readers_and_gone_on_with(
+def test_stopped_upload_is_unfinished_for_readers_and_resumed(
     memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, stopped_at: str
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        calls = stop_at(memory, patch, "put_file", stopped_at, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            pack_remote(rows)
+    calls = _stopped(memory, rows, "put_file", stopped_at)
     sent = {name for name in calls[:-1] if name.endswith(".tar")} - {stopped_at, stopped_at.replace("idx", "tar")}
     with pytest.raises(UserError, match=r"set: unfinished, .*@.* has been packing to it since .*; wait for it, or fin"):
         local_set(URL)
@@ -119,17 +117,13 @@ def test_stopped_upload_is_unfinished_for_readers_and_gone_on_with(
         calls = stop_at(memory, patch, "put_file", "nothing", KeyboardInterrupt())
         resumed = pack_remote(rows)
     assert not sent & set(calls) and resumed.shards_made <= 6 - len(sent)
-    assert remote_bytes(memory) == bytes_of(packed.directory)
-    assert not list((cache / "packing").iterdir())
+    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
 
 
 def test_shard_that_changed_or_went_there_is_made_and_sent_again(
     memory: Any, rows: list[SourceRow], packed: ShardSet
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(memory, patch, "put_file", "test-", KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            pack_remote(rows)
+    _stopped(memory, rows, "put_file", "test-")
     memory.rm_file("/bucket/set/train-000001.idx")
     memory.pipe_file("/bucket/set/valid-000000.tar", b"half")
     pack_remote(rows)
@@ -143,56 +137,41 @@ def test_passing_errors_are_tried_again_and_lasting_ones_said(
         calls = stop_at(memory, patch, "put_file", "train-000000.tar", OSError("slow down"), times=2)
         pack_remote(rows[:9], "memory://bucket/set-one")
         assert calls.count("train-000000.tar") == 3
-    for error, said in (
-        (OSError(28, "bucket is full"), "bucket is full"),
-        (PermissionError("Access Denied"), "Denied"),
-    ):
+    for error in (OSError(28, "bucket is full"), PermissionError("Access Denied")):
         with pytest.MonkeyPatch.context() as patch:
-            calls = stop_at(memory, patch, "put_file", "train-000002.tar", error)
-            with pytest.raises(
-                UserError, match=rf"^memory://bucket/set: cannot be written .*{said}.*is kept"
-            ) as raised:
+            stop_at(memory, patch, "put_file", "train-000002.tar", error)
+            said = rf"^memory://bucket/set: cannot be written .*{str(error)[-6:]}.*is kept"
+            with pytest.raises(UserError, match=said):
                 pack_remote(rows)
-            assert "Traceback" not in str(raised.value)
     assert "manifest.json" not in remote_bytes(memory)
     assert pack_remote(rows).shards_made < 6
     assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
-def test_missing_bucket_and_secrets(s3: Any, rows: list[SourceRow], cache: Path) -> None:
+def test_urls_that_cannot_be_written(s3: Any, memory: Any, rows: list[SourceRow], mixed: Any, cache: Path) -> None:
     with pytest.raises(UserError, match=r"s3://nowhere/set: cannot be written \(no such bucket or folder\); make it"):
         pack_remote(rows, "s3://nowhere/set")
     with pytest.raises(UserError, match="web server is only read") as raised:
         pack_remote(rows, "https://me:hunter2@example.org/set")
     assert "hunter2" not in str(raised.value)
-    assert not list((cache / "packing").iterdir())
-
-
-def test_url_that_is_only_read(memory: Any, rows: list[SourceRow]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stop_at(memory, patch, "pipe_file", "writing.json", NotImplementedError())
         with pytest.raises(UserError, match="bucket/set: files of this kind of URL cannot be written; name a URL"):
             pack_remote(rows)
-
-
-def test_what_a_kill_at_the_very_end_leaves_is_no_hindrance(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
-) -> None:
-    pack_remote(rows[:9])
-    folder, _ = destination(URL)
-    shutil.copytree(packed.directory, folder)
-    pack_remote(rows, overwrite=True)
-    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
+    with pytest.raises(UserError, match="nothing was written"):
+        pack_remote([SourceRow(mixed.folder / "nan.wav", "nan.wav", None, "train", "x")])
+    assert remote_bytes(memory) == {} and not list((cache / "packing").iterdir())
 
 
 def test_file_url_is_a_folder(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
     out = tmp_path / "with space"
     pack_remote(rows, out.as_uri())
-    assert bytes_of(out) == bytes_of(packed.directory) and local_set(out.as_uri()) == out
-    assert local_set(str(out)) == local_set(out) == out
+    assert bytes_of(out) == bytes_of(packed.directory) and local_set(out.as_uri()) == local_set(out) == out
 
 
-def test_what_is_there_stays_unless_it_may_go(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
+def test_what_is_there_stays_unless_it_may_go(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
+) -> None:
     memory.pipe_file("/bucket/set/thesis.txt", b"years")
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"bucket/set: holds other files \(thesis.txt\)"):
@@ -205,68 +184,53 @@ def test_what_is_there_stays_unless_it_may_go(memory: Any, rows: list[SourceRow]
     with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
         pack_remote(rows, resume=True)
     assert remote_bytes(memory) == before
+    shutil.copytree(packed.directory, destination(URL)[0])  # what a kill at the very end leaves
     pack_remote(rows, overwrite=True)
-    assert remote_bytes(memory) == bytes_of(packed.directory)
+    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
     again = pack_remote(rows, resume=True)
     assert (again.packed, again.shards_made) == (45, 0)
 
 
-def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_is_gone_on_with(
+def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_is_resumed(
     memory: Any, rows: list[SourceRow], packed: ShardSet
 ) -> None:
     pack_remote(rows[:9])
     before = remote_bytes(memory)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(memory, patch, "rm_file", "manifest.json", KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            pack_remote(rows, overwrite=True)
+    _stopped(memory, rows, "rm_file", "manifest.json", overwrite=True)
     after = remote_bytes(memory)
     assert {name: after[name] for name in before} == before and set(after) - set(before) == {"writing.json"}
     assert open_shards(local_set(URL)).clips.num_rows == 9
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            pack_remote(rows)
+    _stopped(memory, rows, "put_file", "train-000001")
     assert "manifest.json" not in remote_bytes(memory)
     pack_remote(rows)
     assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
+@pytest.mark.parametrize("left", [True, False])
 def test_set_stopped_between_its_manifest_and_the_end_is_ended_by_the_same_command(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, left: bool
 ) -> None:
-    for left in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            stop_at(memory, patch, "rm_file", "writing.json", KeyboardInterrupt())
-            with pytest.raises(KeyboardInterrupt):
-                pack_remote(rows, overwrite=True)
-        if not left:
-            memory.rm_file("/bucket/set/writing.json")
-        assert pack_remote(rows).shards_made == 0
-        assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
+    _stopped(memory, rows, "rm_file", "writing.json")
+    if not left:
+        memory.rm_file("/bucket/set/writing.json")
+    assert pack_remote(rows).shards_made == 0
+    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
 
 
 def test_second_writer_is_refused_until_it_overwrites_and_then_the_first_stops(
     memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines are two cache folders."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            pack_remote(rows)
-    with monkeypatch.context() as other:
-        other.setenv("UNFUSED_CACHE", str(tmp_path / "other"))
-        with pytest.raises(UserError, match=r"bucket/set: .*@.* has been packing to it since .* --overwrite"):
-            pack_remote(rows)
-        with pytest.MonkeyPatch.context() as patch:
-            stop_at(memory, patch, "put_file", "train-000001", KeyboardInterrupt())
-            with pytest.raises(KeyboardInterrupt):
-                pack_remote(rows, overwrite=True)
-        with monkeypatch.context() as first:
-            first.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
-            with pytest.raises(UserError, match="has been packing to it since"):
-                pack_remote(rows)
+    _stopped(memory, rows, "put_file", "train-000001")
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"bucket/set: .*@.* has been packing to it since .* --overwrite"):
         pack_remote(rows)
+    _stopped(memory, rows, "put_file", "train-000001", overwrite=True)
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="has been packing to it since"):
+        pack_remote(rows)
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "other"))
+    pack_remote(rows)
     assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
@@ -284,10 +248,3 @@ def test_writer_that_lost_the_set_to_another_stops(memory: Any, rows: list[Sourc
         with pytest.raises(UserError, match="not this command's any more, b@c has been packing to it since now"):
             pack_remote(rows)
     assert "train-000002.tar" not in remote_bytes(memory) and "manifest.json" not in remote_bytes(memory)
-
-
-def test_nothing_usable_leaves_nothing(memory: Any, mixed: Any, cache: Path) -> None:
-    broken = SourceRow(mixed.folder / "nan.wav", "nan.wav", None, "train", "x")
-    with pytest.raises(UserError, match="nothing was written"):
-        pack_remote([broken])
-    assert remote_bytes(memory) == {} and not list((cache / "packing").iterdir())

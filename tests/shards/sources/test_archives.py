@@ -285,14 +285,3 @@ def test_adapter_reads_archives_as_it_reads_the_unpacked_folders(protocol: str, 
     assert [replace(row, path=Path()) for row in found.rows] == [replace(row, path=Path()) for row in expected.rows]
     assert found.notes == expected.notes
     assert all(isinstance(row.path, ByteLocation) and row.path.kind == Kind.GZIP for row in found.rows)
-
-
-def test_mp3_without_a_length_is_read_up_to_a_limit(
-    tmp_path: Path, write_tone: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    soundfile.write(tmp_path / "a.mp3", write_tone(1.0, 22050, 300), 22050)
-    data = (tmp_path / "a.mp3").read_bytes().replace(b"Xing", b"None").replace(b"Info", b"None")
-    (tmp_path / "a.mp3").write_bytes(data)
-    monkeypatch.setattr(mp3, "LARGEST_BYTES", len(data) - 1)
-    with pytest.raises(Rejected, match="unreadable: an MP3 of more than 0 MiB without a true count"):
-        probe(tmp_path / "a.mp3")

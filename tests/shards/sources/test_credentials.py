@@ -12,8 +12,10 @@ import pytest
 import soundfile
 from remote_files import served
 
+from unfused_fast.shards.audio.decode import probe
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.shards.sources.location import display_name, without_secrets
+from unfused_fast.shards.sources.location import ByteLocation, display_name, without_secrets
+from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra `remote`")
@@ -31,11 +33,8 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("given", ["me:hunter2@", "me:hunt@hunter2@", "hunter2@"])
-def test_user_and_password_are_taken_out_whole(given: str) -> None:
+def test_display_names(given: str) -> None:
     assert without_secrets(f"s3://{given}bucket/a@b/c?hunter2=hunter2 and more") == "s3://bucket/a@b/c and more"
-
-
-def test_a_path_is_called_what_it_is_called() -> None:
     assert [display_name(path) for path in ("what?/a@b", Path("what?"))] == ["what?/a@b", "what?"]
 
 
@@ -68,6 +67,7 @@ def test_a_source_with_a_password(url: str, cli: Callable[..., Any], write_tone:
 def test_errors_of_a_source_with_a_password(url: str, cli: Callable[..., Any], tmp_path: Path) -> None:
     for words in (
         ["gone.zip"],
+        [f"gone.zip?X-Signature={SECRET}"],
         ["gone.csv"],
         ["gone.csv", "--dataset", "csv"],
         ["gone/", "--dataset", "folder"],
@@ -75,6 +75,9 @@ def test_errors_of_a_source_with_a_password(url: str, cli: Callable[..., Any], t
     ):
         done = cli("shard", f"{url}/{words[0]}", tmp_path / "out", *words[1:])
         assert done.code == 1 and "gone" in done.error and SECRET not in done.out + done.err, words
+    with pytest.raises(Rejected) as rejected:
+        probe(ByteLocation((f"{url}/gone.wav?X-Signature={SECRET}",)))
+    assert SECRET not in str(rejected.value)
     (tmp_path / "a.wav").touch()
     done = cli("shard", tmp_path, f"{url}/out", "--part", "1/2")
     assert done.code == 1 and "/out" in done.error and SECRET not in done.out + done.err

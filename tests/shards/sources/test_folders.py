@@ -191,3 +191,6 @@ def test_an_archive_for_each_split(tmp_path: Path, inside: str, form: str) -> No
         ("test/cat/test.wav", "test", "cat"),
         ("train/dog/train.wav", "train", "dog"),
     ]
+    if not inside:  # alone, it is only an archive
+        alone = next((tmp_path / "root").glob("train.*"))
+        assert [(row.source, row.split) for row in source_rows(alone)] == [("dog/train.wav", "train")]

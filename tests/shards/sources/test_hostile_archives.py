@@ -32,7 +32,7 @@ def test_only_what_is_sound_is_packed(tmp_path: Path, case: Archive) -> None:
     before = sorted(tmp_path.rglob("*"))
     try:
         rows = source_rows(path)
-        result = pack(rows, out, workers=1)
+        result = pack(rows, out, workers=0)
     except UserError as refused:
         assert not case.packed and case.why in str(refused), refused
         assert case.name in str(refused) or "none of them usable" in str(refused)

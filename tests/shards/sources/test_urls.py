@@ -18,7 +18,7 @@ from unfused_fast.shards.audio.decode import probe
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources import reader, remote
 from unfused_fast.shards.sources.listed_path import folder_of
-from unfused_fast.shards.sources.location import ByteLocation, without_secrets
+from unfused_fast.shards.sources.location import ByteLocation
 from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
@@ -72,6 +72,7 @@ def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
     elsewhere = source_rows(tmp_path / "here.csv")
     assert {row.source for row in elsewhere} == {f"127.0.0.1:{server.server_port}/audio/{name}" for name in names}
     assert sorted(map(_bytes, elsewhere)) == sorted(map(_bytes, listed))
+    assert source_rows(folder.as_uri()) == source_rows(folder)
 
 
 def _bytes(row: SourceRow) -> bytes:
@@ -126,11 +127,11 @@ def test_passing_failures_are_tried_again(
     place = ByteLocation((f"{server.url}/audio/" + next(folder.iterdir()).name,))
     server.failures = 2
     assert probe(place) == probe(next(folder.iterdir()))
-    assert waits[:2] == [0.25, 0.5]
-    server.failures = 1000
-    with pytest.raises(UserError, match=NO_ANSWER):
-        probe(ByteLocation((f"{server.url}/audio/{next(folder.iterdir()).name}?again",)))
-    assert len(waits) <= 2 + 2 * 4
+    assert waits == [0.25, 0.5]
+    server.server_close()
+    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* it resumes"):
+        source_rows(f"{server.url}/a.zip")
+    assert waits[2:] == list(remote.WAITS_SECONDS)
 
 
 NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the server answers 503.* it resumes"
@@ -198,43 +199,6 @@ def test_what_is_not_on_the_server(server: Server) -> None:
         source_rows(f"{server.url}/gone.zip")
     with pytest.raises(UserError, match="gone"):
         source_rows(f"{server.url}/gone/")
-
-
-def test_server_that_is_not_there_is_said_to_be_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    server.server_close()
-    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* it resumes"):
-        source_rows(f"{server.url}/a.zip")
-    assert len(waits) == len(remote.WAITS_SECONDS)
-
-
-def test_secrets_of_a_url_are_not_shown(server: Server) -> None:
-    url = server.url.replace("http://", "http://user:hunter2@") + "/gone.zip?X-Signature=hunter2"
-    assert without_secrets(url) == f"{server.url}/gone.zip"
-    with pytest.raises(UserError) as raised:
-        source_rows(url)
-    assert "hunter2" not in str(raised.value) and "gone.zip" in str(raised.value)
-    with pytest.raises(Rejected) as rejected:
-        probe(ByteLocation((url,)))
-    assert "hunter2" not in str(rejected.value)
-
-
-def test_file_url_is_a_path(tmp_path: Path, rows: list[SourceRow]) -> None:
-    folder = _copies(rows, tmp_path / "with space")
-    assert source_rows(folder.as_uri()) == source_rows(folder)
-
-
-@pytest.mark.parametrize("module", ["fsspec", "s3fs"])
-def test_missing_package_names_the_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    if module == "s3fs":
-        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(UserError, match=r"s3://bucket/x(:| needs) .* pip install '\.\[remote\]'"):
-        source_rows("s3://bucket/x")
-
-
-def test_unknown_protocol_is_named() -> None:
     with pytest.raises(UserError, match="zzz://bucket/x: Protocol not known"):
         source_rows("zzz://bucket/x")
 

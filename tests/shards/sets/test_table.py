@@ -94,9 +94,9 @@ def test_table_that_is_not_the_manifest_s(copy: Path) -> None:
     manifest = read_manifest(copy)
     splits = json.loads(manifest.to_json())["splits"]
     _edit(copy, splits={**splits, "train": {**splits["train"], "clips": 23}})
-    _refused(copy, "clips.parquet", "24 clips of split train", "23")
+    _refused(copy, "clips.parquet", "24 train", "23 train")
     _edit(copy, splits={name: splits[name] for name in ("train", "valid", "test")})
-    _refused(copy, "clips.parquet", "45 clips", "38")
+    _refused(copy, "clips.parquet", "7 extra", "different sets")
 
 
 def test_table_that_is_none(copy: Path) -> None:

@@ -81,7 +81,7 @@ def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_address_is_check_reachableed_at_with_and_without_its_scheme(scheme: str) -> None:
+def test_an_address_may_have_a_scheme_or_none(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
         _check_reachable(address)

@@ -80,15 +80,6 @@ def test_both_codecs_hold_the_same_samples(rows: list[SourceRow], packed: ShardS
     flac = _pack(rows, tmp_path / "flac", codec="flac", clips_per_shard=10).shard_set
     assert flac.clips.drop_columns("stored_sha256").equals(packed.clips.drop_columns("stored_sha256"))
     assert flac.manifest.digest == packed.manifest.digest
-    for shard_set in (flac, packed):
-        audio = f".{shard_set.manifest.codec}"
-        for split, info in shard_set.manifest.splits.items():
-            stored = []
-            for name in info.shards:
-                with tarfile.open(shard_set.directory / name) as tar:
-                    members = [member for member in tar if member.name.endswith(audio)]
-                    stored += [hashlib.sha256(tar.extractfile(member).read()).hexdigest() for member in members]
-            assert stored == shard_set.clips_in(split)["stored_sha256"].to_pylist()
 
 
 def test_order_hangs_on_the_seed_alone(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
@@ -306,3 +297,11 @@ def test_headers_are_tarfiles(name: str) -> None:
         info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
         assert member_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
         assert tarfile.TarInfo.frombuf(member_header(name, size), "ascii", "strict").size == size
+
+
+def test_a_rejected_file_does_not_stop_the_others(cli: Callable[..., Any], tmp_path: Path, write_tone: Tone) -> None:
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/good.wav", write_tone(1.0, 16000, 440), 16000)
+    (tmp_path / "in/bad.wav").write_bytes(b"RIFF")
+    done = cli("shard", tmp_path / "in", tmp_path / "out", "--workers", 1)
+    assert done.code == 0 and "1 clips" in done.out and "rejected 1: not audio" in done.out

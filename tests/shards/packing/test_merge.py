@@ -34,16 +34,12 @@ def _parts(rows: list[SourceRow], folder: Path, count: int, options: PackOptions
     return parts
 
 
-def test_parts_make_the_same_bytes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
-    parts = _parts(rows, tmp_path, 3)
-    made = merge(list(reversed(parts)), tmp_path / "out")
+@pytest.mark.parametrize("count", [3, 9])
+def test_parts_make_the_same_bytes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
+    """Of three parts, and of more parts than shards."""
+    made = merge(list(reversed(_parts(rows, tmp_path, count))), tmp_path / "out")
     assert _bytes(tmp_path / "out") == _bytes(packed.directory)
     assert (made.packed, made.shards) == (45, 6)
-
-
-def test_more_parts_than_shards(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
-    merge(_parts(rows, tmp_path, 9), tmp_path / "out")
-    assert _bytes(tmp_path / "out") == _bytes(packed.directory)
 
 
 def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[SourceRow], tmp_path: Path) -> None:
@@ -89,16 +85,9 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
     assert merge([first, second], tmp_path / "out", resume=True).shards_made == 0
 
 
-def test_the_command_line_does_all_of_it(cli: Callable[..., Any], rows: list[SourceRow], tmp_path: Path) -> None:
-    source = rows[0].path
-    assert isinstance(source, Path)
-    done = cli("shard", source.parent, tmp_path / "whole", "--json", "--workers", 1)
-    assert done.code == 0, done.err
-    for number in (1, 2):
-        done = cli("shard", source.parent, tmp_path / f"p{number}", "--part", f"{number}/2", "--workers", 1)
-        assert done.code == 0 and "unfused-fast merge" in done.out, done.err
-    done = cli("merge", tmp_path / "p1", tmp_path / "p2", tmp_path / "out", "--json")
-    assert done.code == 0, done.err
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
-    wrong = cli("shard", source.parent, tmp_path / "p3", "--part", "3/2")
+def test_a_part_on_the_command_line(cli: Callable[..., Any], audio: Path, tmp_path: Path) -> None:
+    """What follows is in test_kills.py."""
+    done = cli("shard", audio, tmp_path / "part", "--part", "1/2", "--workers", 1)
+    assert done.code == 0 and "part 1/2: " in done.out and "unfused-fast merge PART... OUT" in done.out, done.err
+    wrong = cli("shard", audio, tmp_path / "p3", "--part", "3/2")
     assert wrong.code == 1 and wrong.error == "--part 3/2: want i/n, with i from 1 to n, for example --part 3/8"

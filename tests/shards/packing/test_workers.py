@@ -73,33 +73,34 @@ def _answers(double: Any, workers: int, *kind: str, seconds: float = 100.0) -> d
     return dict(sorted(found.items()))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_every_job_is_answered(double: Any, workers: int) -> None:
-    assert _answers(double, workers) == {item: 2 * item for item in range(20)}
+@pytest.mark.parametrize(
+    ("workers", "kind", "seconds", "seventh"),
+    [
+        (0, "", 100.0, 14),
+        (3, "", 100.0, 14),
+        (1, "dies", 100.0, Reason.CRASHED),
+        (2, "dies", 100.0, Reason.CRASHED),
+        (2, "dies once", 100.0, 14),
+        (2, "hangs", 1.0, Reason.HUNG),
+    ],
+)
+def test_a_process_that_dies_or_hangs_costs_one_item(
+    double: Any, tmp_path: Path, workers: int, kind: str, seconds: float, seventh: object
+) -> None:
+    found = _answers(double, workers, kind, str(tmp_path / "mark"), seconds=seconds)
+    assert found == {item: 2 * item for item in range(20)} | {7: seventh}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_process_that_dies_costs_one_item(double: Any, workers: int) -> None:
-    assert _answers(double, workers, "dies") == {item: 2 * item for item in range(20)} | {7: str(Reason.CRASHED)}
-
-
-def test_a_process_that_dies_by_accident_costs_nothing(double: Any, tmp_path: Path) -> None:
-    assert _answers(double, 2, "dies once", str(tmp_path / "mark")) == {item: 2 * item for item in range(20)}
-
-
-def test_an_item_that_hangs_costs_itself(double: Any) -> None:
-    found = _answers(double, 2, "hangs", seconds=1.0)
-    assert found == {item: 2 * item for item in range(20)} | {7: str(Reason.HUNG)}
-
-
-def test_an_item_that_kills_even_when_it_is_left_out_ends_the_work(double: Any) -> None:
-    with pytest.raises(UserError, match="end again and again at the same place of a job; look for the reason"):
-        _answers(double, 1, "dies whatever")
-
-
-def test_a_process_that_does_not_come_to_its_first_item_is_said_to_be_late(double: Any) -> None:
-    with pytest.raises(UserError, match=r"take longer than 0.5 s again and again before their first file"):
-        _answers(double, 1, "never begins", seconds=0.5)
+@pytest.mark.parametrize(
+    ("kind", "seconds", "said"),
+    [
+        ("dies whatever", 100.0, "end again and again at the same place of a job; look for the reason"),
+        ("never begins", 0.5, r"take longer than 0.5 s again and again before their first file"),
+    ],
+)
+def test_what_ends_the_work(double: Any, kind: str, seconds: float, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _answers(double, 1, kind, seconds=seconds)
 
 
 def test_a_long_table_is_no_process_that_hangs(packed: ShardSet) -> None:

@@ -1,0 +1,131 @@
+"""Clips that cannot be read or decoded: found before a run, which then leaves them out, or named when one stops it.
+
+Ours: an epoch covers each of the other clips once, in full batches, as if the set had only those, so that order, crops
+and masks stay functions of (seed, epoch, clip id) on every store and number of ranks. Ids do not change: the bank keeps
+a row for each clip of the split, and that of one left out holds a copy of the row next to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfused_fast.console import console, progress_bar
+from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.audio.codec import decode_clip
+from unfused_fast.shards.packing.workers import available_cores
+from unfused_fast.shards.sets.shard_files import Member, check_index, clip_key, index_path
+from unfused_fast.shards.sets.table import ShardSet
+
+
+def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
+    """Ids of the clips of a split that cannot be read or decoded, each reported once. Reads the whole split, unless
+    `limit` is 0: then nothing is looked for, and such a clip stops the run.
+
+    Raises UserError for more than `limit`, and where no clip can be read.
+    """
+    if not limit:
+        return []
+    codec, lengths = shards.manifest.codec, shards.clips.column("samples").to_pylist()
+    found, total = list[int](), shards.manifest.splits[split].clips
+    with progress_bar() as progress, ThreadPoolExecutor(available_cores()) as pool:
+        task = progress.add_task(f"reading {split} for --skip-bad", total=total, note="")
+        for tar in shards.shard_paths(split):
+            samples = check_index(tar, index_path(tar), cut_short=True)
+            ids = [int(members[0].name.partition(".")[0]) for members in samples]
+            with tar.open("rb") as file:
+                handles = [file.fileno()] * len(ids)
+                reasons = pool.map(_damage, handles, samples, [codec] * len(ids), [lengths[number] for number in ids])
+                for clip_id, reason in zip(ids, reasons, strict=True):
+                    progress.advance(task)
+                    if reason is not None:
+                        found.append(clip_id)
+                        words = " ".join(reason.split())[:200]
+                        console.once(f"clip {clip_key(clip_id)} of {tar.name}: {words}; left out", style="yellow")
+    if len(found) > limit:
+        raise UserError(
+            f"{shards.directory}: {len(found)} clips of {split} cannot be read, --skip-bad is {limit}; unfused-fast "
+            f"check {shards.directory} says what is wrong"
+        )
+    if len(found) == total:
+        raise UserError(f"{shards.directory}: no clip of {split} can be read or decoded; pack it again")
+    return found
+
+
+def _damage(handle: int, members: list[Member], codec: str, samples: int) -> str | None:
+    """Why the audio or the id of a clip of an open shard cannot be read; None: they can."""
+    contents = {}
+    try:
+        for member in members:
+            if member.extension in (codec, "index"):
+                contents[member.extension] = os.pread(handle, member.size, member.offset)
+                if len(contents[member.extension]) < member.size:
+                    return f"the shard ends before byte {member.offset + member.size}"
+        found = len(decode_clip(contents[codec]))
+    except KeyError:
+        return f"it has no .{codec} member"
+    except (OSError, ValueError) as error:
+        return getattr(error.__cause__, "error_string", None) or cause(error)  # libsndfile's own words
+    if found != samples:
+        return f"{found} samples, but the clips table has {samples}"
+    key = members[0].name.partition(".")[0].encode()
+    return None if contents.get("index") == key else "its .index member is that of another clip"
+
+
+def stand_ins(left_out: Sequence[int], first: int, clips: int) -> list[int]:
+    """For each clip left out of a split of ids first to first + clips - 1, the nearest one that is not."""
+    kept = np.setdiff1d(np.arange(first, first + clips), left_out)
+    return [int(kept[np.abs(kept - clip_id).argmin()]) for clip_id in left_out]
+
+
+def fill_left_out(rows: Tensor, left_out: Sequence[int], first: int) -> None:
+    """Gives each clip left out the row of its stand-in, in rows (N, D) of a split whose first id is `first`."""
+    if left_out:
+        index = torch.tensor([left_out, stand_ins(left_out, first, len(rows))], device=rows.device) - first
+        rows[index[0]] = rows[index[1]]
+
+
+def left_out_input(left_out: Sequence[int]) -> dict[str, str]:
+    """For the inputs that a run records: it resumes with the same clips only. Nothing where none is left out."""
+    return {"left_out": ",".join(map(str, left_out))} if left_out else {}
+
+
+def skipped(left_out: Sequence[int]) -> dict[str, Any]:
+    """For result.json: how many clips were left out, and their keys."""
+    if left_out:
+        console.print(f"{len(left_out)} clips could not be read and were left out", style="yellow")
+    return {"skipped": {"clips": len(left_out), "keys": list(map(clip_key, left_out))}}
+
+
+def reading_error(split: str, near: list[str], tars: list[str], error: Exception) -> UserError:
+    """The error for a batch that DALI could not give.
+
+    Ours: DALI does not always name the file. It reads ahead, so of the shards of this batch and the next, `near`, those
+    are named that the error names or that are cut short, or else a few; as its graph is built it opens the first of all
+    `tars`.
+    """
+    suspects = [tar for tar in near if tar in str(error)] or [tar for tar in near if not _whole(Path(tar))]
+    suspects = suspects or [tar for tar in tars if tar in str(error)][:1] or near
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith(("Assert", "Error", "Unsupported"))]
+    reason = (reasons or lines or [type(error).__name__])[-1][:200]
+    folder, names = Path(near[0]).parent, [Path(tar).name for tar in suspects]
+    which = f"{suspects[0]}: it" if len(names) == 1 else f"{folder}: one of {', '.join(names[:4])}"
+    return UserError(
+        f"{which}{' ...' if len(names) > 4 else ''} cannot be read or decoded (split {split}: {reason}); unfused-fast "
+        f"check {folder} says what is wrong"
+    )
+
+
+def _whole(tar: Path) -> bool:
+    try:
+        return bool(check_index(tar, index_path(tar)))
+    except UserError:
+        return False
