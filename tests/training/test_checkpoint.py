@@ -116,9 +116,7 @@ def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
     network, _ = trained(LARC, 0)
     save_checkpoint(tmp_path, Position(1), collect(network), {})
     tensors, _, _ = load_checkpoint(tmp_path)
-    with pytest.raises(
-        UserError, match=r"2.bias is .* want none; .* 3.bias is missing, want \(2,\) float32;"
-    ):
+    with pytest.raises(UserError, match=r"2.bias is .* want none; .* 3.bias is missing, want \(2,\) float32;"):
         other = torch.nn.Sequential(
             torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
         )
