@@ -171,10 +171,10 @@ def test_a_preempted_job_goes_on(job: dict[str, str], tones: Path, tiny: list[st
     os.kill(step, signal.SIGUSR1)
     said = started.communicate(timeout=90)[1]
     assert started.returncode == 130 and calls(job) == [["scontrol", "requeue", "77"]], said
-    assert "on 2 ranks" in said and "saved; go on with --resume" in said
+    assert "on 2 ranks" in said and "saved; continue with --resume" in said
     done = max(json.loads(path.read_text())["epoch"] for path in (out / "checkpoints").glob("*.json"))
     command[-1] = str(done + 2)
     again = subprocess.run([*command, "--resume-anyway"], env=env, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0 and "going on after" in again.stderr, again.stderr
+    assert again.returncode == 0 and "resuming after" in again.stderr, again.stderr
     assert len((out / "log.jsonl").read_text().splitlines()) == done + 2
     assert calls(job) == [["scontrol", "requeue", "77"]], "what is finished is not queued again"

@@ -130,13 +130,13 @@ def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
     assert "stopping after this step; press Ctrl-C again to stop immediately" in err
     said = re.escape(str(stopped)) + (
         rf": stopped (in epoch {done_epochs + 1} after \d of 3 steps|after epoch {done_epochs}), saved; "
-        "go on with --resume"
+        "continue with --resume"
     )
     assert re.fullmatch(said, err.splitlines()[-1]) and "Traceback" not in err and "error" not in err
 
     resumed = cli(*arguments(stopped), "--resume")
     assert resumed.code == 0 and re.search(
-        rf"going on after (epoch {done_epochs}$|batch \d of epoch {done_epochs + 1})", resumed.err, re.M
+        rf"resuming after (epoch {done_epochs}$|batch \d of epoch {done_epochs + 1})", resumed.err, re.M
     )
     assert cli(*arguments(whole)).code == 0
     name = f"checkpoints/epoch-{epochs:06d}.safetensors"

@@ -91,7 +91,7 @@ def test_no_compiler(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     done = cli("train", "pretrain", unlabelled, "--out", tmp_path / "out", *tiny, "--compile")
-    refused(done, "torch.compile needs a C++ compiler (no-such-compiler)", "apt install g++", "go on with --no-compile")
+    refused(done, "torch.compile needs a C++ compiler (no-such-compiler)", "apt install g++", "or use --no-compile")
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX")

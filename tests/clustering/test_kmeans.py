@@ -86,7 +86,7 @@ def test_pseudo_labels_find_separable_classes() -> None:
 
 
 def test_more_clusters_than_points_and_absent_back_end() -> None:
-    with pytest.raises(UserError, match="9 clusters were asked for, but there are 5 clips"):
+    with pytest.raises(UserError, match="9 clusters were requested, but there are 5 clips"):
         spherical_kmeans(blobs(5, 4, 2, noise=0.4), 9)
     with pytest.raises(UserError, match="triton"):
         resolve_backend("triton", torch.device("cpu"))

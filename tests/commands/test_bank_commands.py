@@ -121,7 +121,7 @@ def test_export_gives_every_number_as_it_is(cli: Cli, bank: Path, kind: str, epo
     assert np.array_equal(np.asarray(values, np.float32), rows_of(bank, epoch))
     assert assignments == IDS.tolist() and clip_ids == list(range(50, 150))
     assert list(out.parent.iterdir()) == [out]
-    refused(cli("bank", "export", bank, "--out", out), out, "it exists", "name another place")
+    refused(cli("bank", "export", bank, "--out", out), out, "it exists", "choose another path")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "projector"])
@@ -193,7 +193,7 @@ def test_a_run_in_bf16_resumes_bit_for_bit(cli: Cli, tones: Path, tiny: list[str
     (parts / "result.json").unlink()
     (parts / "checkpoints/epoch-000002.json").unlink()  # as if killed between bank and checkpoint
     done = train(parts, "--resume")
-    assert done.code == 0 and "going on after epoch 1" in done.err
+    assert done.code == 0 and "resuming after epoch 1" in done.err
     one, other = open_bank(whole), open_bank(parts)
     assert one.manifest == other.manifest and one.manifest.dtype == "bfloat16"
     assert one.manifest.norms.max == pytest.approx(1, abs=0.01)

@@ -170,9 +170,9 @@ def test_what_is_not_sound_is_made_again_with_the_reason(
     with in_little_memory():
         assert torch.equal(views(placed(stream(shards), store)), whole)
     said = capsys.readouterr().err
-    assert says in said and "it is made again" in said and "from the audio" in said and not SIGN.exists()
+    assert says in said and "it is recomputed" in said and "from the audio" in said and not SIGN.exists()
     assert torch.equal(views(placed(stream(shards), store)), whole)
-    assert "made again" not in capsys.readouterr().err
+    assert "recomputed" not in capsys.readouterr().err
 
 
 def test_another_front_end_has_a_cache_of_its_own(shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_no_clip_is_left_out_unasked(pretrain: Pretrain, copied: Copied, tmp_pat
     shards = copied("flac")
     garble(shards, *GARBLED)
     done = pretrain(shards, tmp_path / "out", "--data", store)
-    refused(done, audio(shards, *GARBLED)[0].name, f"unfused-fast check {shards} says what is wrong")
+    refused(done, audio(shards, *GARBLED)[0].name, f"unfused-fast check {shards} reports what is wrong")
     done = pretrain(damaged(shards), tmp_path / "out", "--data", store)
     refused(done, audio(shards, LOST[0])[0], "truncated")
     done = pretrain(shards, tmp_path / "out", "--data", store, "--skip-bad", 3)

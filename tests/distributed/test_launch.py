@@ -41,8 +41,8 @@ def test_devices_starts_processes_that_stop_together(
         )
     started.send_signal(signal.SIGTERM)
     said = started.communicate(timeout=300)[1]
-    assert started.returncode == 130 and "saved; go on with --resume" in said and "Traceback" not in said, said
-    assert said.count("saved; go on with --resume") == 1, "what all ranks have to say is said once"
+    assert started.returncode == 130 and "saved; continue with --resume" in said and "Traceback" not in said, said
+    assert said.count("saved; continue with --resume") == 1, "what all ranks have to say is said once"
     refused = cli_process(*command, "--epochs", 5000)
     said = refused.communicate(timeout=300)[1]
     # a rank that is slow to end may be ended, and that is an error of its own
@@ -62,7 +62,7 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
     said = started.communicate(timeout=120)[1]
     assert started.returncode != 0 and "Traceback" not in said, said
     assert re.search(
-        r"another process of this run ended or does not answer .* the last one saved, go on with --re", said
+        r"another process of this run ended or does not answer .* the last one saved, continue with --re", said
     )
     assert f"rank 1 (process {victim}) was ended by SIGKILL" in said
     assert not Path(f"/proc/{victim}").exists()
@@ -177,7 +177,7 @@ def test_a_process_alone_exchanges_nothing() -> None:
     assert (
         ALONE.sum(tensor) is tensor
         and ALONE.gather_rows(tensor) is tensor
-        and ALONE.agree(True, False) == (True, False)
+        and ALONE.any_rank(True, False) == (True, False)
     )
     assert ALONE.texts("x") == ["x"]
 

@@ -102,7 +102,7 @@ def test_any_number_of_ranks_trains_the_same(trained: Callable[[str, int], Path]
 def test_a_run_goes_on_on_another_number_of_ranks(
     trained: Callable[[str, int], Path], tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    """Stopped within an epoch on two ranks, to the end on two: the same bits; on one or three, rounded otherwise."""
+    """Stopped within an epoch on two ranks, to the end on two: the same bits; on one or three, rounded differently."""
     stage, *flags = KINDS["pretrain"]
     whole = trained("pretrain", 2)
     stopped = [tmp_path / f"on-{ranks}" for ranks in (1, 2, 3)]

@@ -82,7 +82,7 @@ def test_a_signal_stops_all_and_an_end_of_one_ends_all(
     wait_for(lambda: (out / "log.jsonl").exists(), started)
     started.send_signal(signal.SIGUSR1)
     said = started.communicate(timeout=120)[1]
-    assert started.returncode == 130 and said.count("saved; go on with --resume") == 1, said
+    assert started.returncode == 130 and said.count("saved; continue with --resume") == 1, said
     lines = len(log_of(out))
     started = start(*command, "--out", out)
     wait_for(lambda: len(log_of(out)) > lines, started)
@@ -90,7 +90,7 @@ def test_a_signal_stops_all_and_an_end_of_one_ends_all(
     os.kill(second, signal.SIGKILL)
     said = started.communicate(timeout=120)[1]
     assert started.returncode == 1 and f"(process {second}) was ended by SIGKILL" in said, said
-    assert "go on with --resume" in said and "Traceback" not in said and not processes_of(out), (first, said)
+    assert "continue with --resume" in said and "Traceback" not in said and not processes_of(out), (first, said)
 
 
 @pytest.mark.soak

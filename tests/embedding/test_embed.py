@@ -281,8 +281,8 @@ def test_what_an_unfinished_run_left(
     assert done.code == 1 and "No space left on device" in done.error and partial.is_dir()
     monkeypatch.undo()
     for more in ((), ("--resume",)):
-        refused(cli("embed", wave, *flags, *more), "unfinished, with other files, sources", "--overwrite")
-        refused(cli("embed", *paths[:3], *flags, "--pool", "mean", *more), "unfinished, with other pool")
+        refused(cli("embed", wave, *flags, *more), "unfinished, with different files, sources", "--overwrite")
+        refused(cli("embed", *paths[:3], *flags, "--pool", "mean", *more), "unfinished, with different pool")
     done = cli("embed", wave, *flags, "--overwrite")
     assert done.code == 0, done.err
     assert list(table_of(out)["path"]) == [str(wave)] and not partial.exists()

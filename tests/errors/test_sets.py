@@ -105,7 +105,7 @@ def test_an_unreadable_tar(
         place = data.index(b"WAVEfmt ", len(data) // 2) - 8
         data[place : place + 44] = bytes(44)
         tar.write_bytes(data)
-        parts = ["one of train-000000.tar", "cannot be read or decoded", f"check {shards} says what is wrong"]
+        parts = ["one of train-000000.tar", "cannot be read or decoded", f"check {shards} reports what is wrong"]
     else:
         parts = ["missing" if damage == "missing" else "not a file", "copy the whole set again or pack it again"]
         if damage == "folder":

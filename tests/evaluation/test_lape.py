@@ -169,7 +169,7 @@ def test_what_ends_the_command_before_anything_is_packed(
     few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
     assert "use --label-fraction 0.1" in few
     assert not (tmp_path / "out").exists()
-    assert "which is no part of a LAPE benchmark" in error(tmp_path, pretrained, tones)
+    assert "which is not part of a LAPE benchmark" in error(tmp_path, pretrained, tones)
     assert len(TASKS) == 20
 
 
@@ -223,7 +223,7 @@ def test_a_model_folder_is_the_teacher_that_its_run_is(
     assert done.code == 0, done.err
     assert json.loads(done.out)["tasks"][0]["state"] == "done"
     again = cli("lape", tmp_path / "data", "--teacher", pretrained, *arguments)
-    assert again.code == 0 and "finished already" in again.err
+    assert again.code == 0 and "already finished" in again.err
     assert len([*(tmp_path / "out/runs").iterdir()]) == 1
 
 

@@ -138,10 +138,10 @@ def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(tune: Cli, tmp_
         assert stopped.code == 130, stopped.err
         assert f"stopped in epoch {done + 1} after {batch} of 3 steps, saved" in stopped.err
     resumed = tune("parts", *flags, "--resume")
-    assert resumed.code == 0 and "going on after batch 1 of epoch 3" in resumed.err, resumed.err
+    assert resumed.code == 0 and "resuming after batch 1 of epoch 3" in resumed.err, resumed.err
     assert_same_run(parts, tmp_path / "whole")
     again = tune("parts", *flags, "--resume")
-    assert again.code == 0 and "finished already" in again.err
+    assert again.code == 0 and "already finished" in again.err
 
 
 def test_a_run_stopped_within_an_epoch_does_not_go_on_with_other_clips(tune: Cli) -> None:
@@ -150,7 +150,9 @@ def test_a_run_stopped_within_an_epoch_does_not_go_on_with_other_clips(tune: Cli
     refused = tune("run", "--resume", "--set", "eval.label_fraction=0.5")
     assert refused.code == 1 and "eval.label_fraction was 1.0, now 0.5" in refused.error
     gone_on = tune("run", "--resume-anyway", "--set", "eval.label_fraction=0.6")
-    assert gone_on.code == 0 and "within an epoch of other clips; going on from epoch 1" in gone_on.err, gone_on.err
+    assert gone_on.code == 0 and "within an epoch with different clips; resuming from epoch 1" in gone_on.err, (
+        gone_on.err
+    )
 
 
 def test_the_test_split_chooses_nothing(

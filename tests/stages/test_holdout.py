@@ -81,7 +81,7 @@ def test_fine_tuning_holds_out_the_same_and_who_saw_its_labels_is_named(
     for share in ("0.2", "0.4"):
         done = cli("evaluate", untested, "--encoder", tmp_path / share, "--out", tmp_path / "out", *arguments)
         assert done.code == 0, done.err
-        said[share] = "seen labels of the held-out test" in done.err
+        said[share] = "on labels of the held-out test" in done.err
     assert said == {"0.2": False, "0.4": True}
     other = tuned(0.2, "--resume", "--holdout", 0.3)
     assert other.code == 1 and "holdout was 0.2, now 0.3" in other.error
@@ -113,7 +113,7 @@ def test_what_cannot_be_held_out_is_said(cli: Cli, untested: Path, tones: Path, 
         assert done.code == 1 and not (tmp_path / "out").exists()
         return str(done.error)
 
-    assert "it has a test split, which is the test; leave --holdout" in error(tones, "--holdout", 0.2)
+    assert "it already has a test split; leave out --holdout" in error(tones, "--holdout", 0.2)
     for share in (0, 1, -0.1, 2):
         assert f"--holdout {share:g}: want a share" in error(untested, "--holdout", share)
     linear = cli("train", "linear", untested, *LOGMEL, "--out", tmp_path / "linear")

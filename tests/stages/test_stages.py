@@ -184,5 +184,5 @@ def test_a_picture_that_cannot_be_drawn_loses_no_result(
     assert (out / "result.json").exists()
     result = (out / "result.json").read_bytes()
     done = cli(*command, "--resume")
-    assert done.code == 0 and "finished already" in done.err and (out / "confusion.png").exists()
+    assert done.code == 0 and "already finished" in done.err and (out / "confusion.png").exists()
     assert (out / "result.json").read_bytes() == result

@@ -36,7 +36,7 @@ from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.data import dali as pipeline
 from unfused_fast.distributed.gradients import sum_gradients
-from unfused_fast.distributed.ranks import Ranks, SaidElsewhere
+from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import share_layers
 from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
@@ -123,16 +123,16 @@ def check_layers(own: dict[str, str]) -> None:
             for shape in ((5,), (3, 4, 6)):
                 _check_batch(ranks, clips, shape)
         assert ranks.texts(f"rank {ranks.rank}") == ["rank 0", "rank 1", "rank 2"]
-        assert ranks.agree(ranks.rank == 1, False) == (True, False)
+        assert ranks.any_rank(ranks.rank == 1, False) == (True, False)
         assert ranks.first(lambda: {"of": ranks.rank}) == {"of": 0}
         try:
             ranks.first(lambda: 1 / 0)
-        except (ZeroDivisionError, SaidElsewhere) as error:
-            assert isinstance(error, SaidElsewhere) == (ranks.rank > 0) and "division by zero" in str(error)
+        except (ZeroDivisionError, FailedOnFirst) as error:
+            assert isinstance(error, FailedOnFirst) == (ranks.rank > 0) and "division by zero" in str(error)
         tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0, dtype=torch.int64)}
         found = ranks.tensors_from_first(tensors if ranks.leads else None)
         assert all(torch.equal(found[name], tensors[name]) for name in tensors) and len(found) == 2
-        ranks.meet()
+        ranks.barrier()
 
 
 def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:

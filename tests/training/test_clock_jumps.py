@@ -91,4 +91,4 @@ def test_a_lock_and_a_cache_have_no_age(
     command = ["train", "pretrain", shards, "--out", tmp_path / "run", "--data", "resident", *tiny, "--epochs"]
     assert cli(*command, 1).code == 0
     again = cli(*command, 2, "--resume-anyway")
-    assert again.code == 0 and "from the cache" in again.err and "going on after epoch 1" in again.err, again.err
+    assert again.code == 0 and "from the cache" in again.err and "resuming after epoch 1" in again.err, again.err

@@ -47,7 +47,7 @@ def test_a_disk_that_is_full_for_a_while(
         real = unfused_fast.training.checkpoint.save_file
         with after_steps(5, lambda: patch.setattr("unfused_fast.training.checkpoint.save_file", real)):
             done = pretrain(tones, tmp_path / "out", *flags)
-    assert done.code == 0 and "not saved, training goes on" in done.err and "No space left on device" in done.err
+    assert done.code == 0 and "not saved, training continues" in done.err and "No space left on device" in done.err
     assert_same_run(tmp_path / "out", tmp_path / "whole")
     assert not list((tmp_path / "out").rglob("*.partial"))
 
@@ -74,7 +74,7 @@ def test_a_shard_that_cannot_be_read_any_more(
 
     with after_steps(4, spoil):
         done = pretrain(shards, out, *flags)
-    refused(done, "saved, go on with --resume when that is mended", f"unfused-fast check {shards}")
+    refused(done, "saved, continue with --resume once that is fixed", f"unfused-fast check {shards}")
     position = "batch [0-9]+ of epoch 1" if how == "garbled" else "epoch 1"
     assert re.search(
         rf"train-00000[0-2].tar.* cannot be read or decoded.*; {position} is the last one saved", done.error
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_within_an_epoch(
     if damage == "remove":
         newest.unlink()
     done = pretrain(tones, out, "--resume")
-    assert done.code == 0 and f"{newest} is damaged" in done.err and "going on from batch 1 of epoch 2" in done.err
+    assert done.code == 0 and f"{newest} is damaged" in done.err and "resuming from batch 1 of epoch 2" in done.err
     assert_same_run(out, pretrained)
     assert not newest.exists()
 
@@ -183,6 +183,6 @@ def test_a_disk_that_is_really_full(pretrain: Cli, tones: Path, tiny: list[str],
         pytest.skip(f"no file system of its own can be had here: {done.stderr.strip()[-100:]}")
     told = said.read_text()
     assert done.returncode == 0, (done.returncode, done.stderr, told)
-    assert "not saved, training goes on" in told and "No space left on device" in told and "Traceback" not in told
+    assert "not saved, training continues" in told and "No space left on device" in told and "Traceback" not in told
     assert pretrain(tones, tmp_path / "whole", "--epochs", 30).code == 0
     assert_same_run(copied, tmp_path / "whole")

@@ -66,11 +66,11 @@ def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(train: Cli, tmp
             stopped = train(kind, "parts", *(["--resume"] if done else []))
         assert stopped.code == 130 and "Traceback" not in stopped.err, stopped.err
         assert positions(parts)[-1] == (done, batch)
-        said = f"stopped in epoch {done + 1} after {batch} of 3 steps, saved; go on with --resume"
+        said = f"stopped in epoch {done + 1} after {batch} of 3 steps, saved; continue with --resume"
         assert stopped.err.splitlines()[-1] == f"{parts}: {said}"
         assert len(log_of(parts)) == done if done else not (parts / "log.jsonl").exists()
     resumed = train(kind, "parts", "--resume")
-    assert resumed.code == 0 and "going on after batch 1 of epoch 3" in resumed.err, resumed.err
+    assert resumed.code == 0 and "resuming after batch 1 of epoch 3" in resumed.err, resumed.err
     assert_same_run(parts, tmp_path / "whole")
 
 
@@ -155,8 +155,8 @@ def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tin
     assert refused.code == 1 and "loss.temperature was 0.1, now 0.2; version of torch was 1.0, now" in refused.error
     assert "--resume-anyway" in refused.error
     done = train("pretrain", "run", "--resume-anyway", *other)
-    assert done.code == 0 and "going on anyway, though loss.temperature was 0.1, now 0.2" in done.err, done.err
-    assert "going on after batch 2 of epoch 2" in done.err
+    assert done.code == 0 and "resuming anyway, although loss.temperature was 0.1, now 0.2" in done.err, done.err
+    assert "resuming after batch 2 of epoch 2" in done.err
     now = json.loads((run / "config.json").read_text())
     # what is installed may leave out the build: 2.13.0 of torch 2.13.0+cu130
     assert now["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -171,12 +171,12 @@ def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cl
     assert train("distill", "run").code == 0
     run = tmp_path / "run"
     again = train("distill", "run", "--resume")
-    assert again.code == 0 and "finished already" in again.err
+    assert again.code == 0 and "already finished" in again.err
     refused = train("distill", "run", "--resume", "--epochs", 4)
     assert refused.code == 1 and "train.epochs was 3, now 4" in refused.error
     assert json.loads((run / "result.json").read_text())["last_epoch"] == 3
     done = train("distill", "run", "--resume-anyway", "--epochs", 4)
-    assert done.code == 0 and "going on after epoch 3" in done.err
+    assert done.code == 0 and "resuming after epoch 3" in done.err
     assert json.loads((run / "result.json").read_text())["last_epoch"] == 4
     assert [row["epoch"] for row in log_of(run)] == [1, 2, 3, 4]
     described = json.loads((run / "config.json").read_text())
@@ -187,5 +187,8 @@ def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path
     with signalled_after(5):
         assert train("pretrain", "run").code == 130
     done = train("pretrain", "run", "--resume-anyway", "--set", "train.batch_size=10")
-    assert done.code == 0 and "epoch-000001-batch-000000002: it was saved within an epoch of other batches" in done.err
-    assert "going on after epoch 1" in done.err and [row["epoch"] for row in log_of(tmp_path / "run")] == [1, 2, 3]
+    assert (
+        done.code == 0
+        and "epoch-000001-batch-000000002: it was saved within an epoch with different batches" in done.err
+    )
+    assert "resuming after epoch 1" in done.err and [row["epoch"] for row in log_of(tmp_path / "run")] == [1, 2, 3]

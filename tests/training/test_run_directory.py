@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint(
     done = linear(tones, unfinished, tmp_path / "used")
     assert done.code == 0 and f"{newest} is damaged" in done.err and "using the one before it" in done.err
     done = pretrain(tones, unfinished, "--resume")
-    assert done.code == 0 and f"{newest} is damaged" in done.err and "going on from epoch 1" in done.err
+    assert done.code == 0 and f"{newest} is damaged" in done.err and "resuming from epoch 1" in done.err
     same_checkpoint(unfinished, pretrained)
     (unfinished / "result.json").unlink()
     flip(newest)
@@ -164,7 +164,7 @@ def test_a_damaged_memory_bank(pretrain: Cli, tones: Path, unfinished: Path, pre
 
     said = spoil(newest)
     done = pretrain(tones, unfinished, "--resume")
-    assert done.code == 0 and said in done.err and "going on from epoch 1" in done.err
+    assert done.code == 0 and said in done.err and "resuming from epoch 1" in done.err
     same_checkpoint(unfinished, pretrained)
     (unfinished / "result.json").unlink()
     spoil(newest)
@@ -194,7 +194,7 @@ def test_a_run_that_was_stopped_between_its_last_epoch_and_its_result(
     results = [json.loads((run / "result.json").read_text()) for run in (unfinished, pretrained)]
     assert results[1]["loss"] == results[0]["loss"] and results[0]["clips_per_second"] > 0
     done = pretrain(tones, unfinished, "--resume")
-    assert done.code == 0 and "finished already" in done.err
+    assert done.code == 0 and "already finished" in done.err
 
 
 def test_an_overwritten_run_may_lie_behind_a_link(

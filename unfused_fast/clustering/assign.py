@@ -20,7 +20,7 @@ from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normalise_centroids
 
 BLOCK_ROWS = 4096
-"""Rows that are turned to float32 unit rows at a time. Ours: 8 MB at D = 512."""
+"""Rows that are converted to float32 unit rows at a time. Ours: 8 MB at D = 512."""
 
 
 class Clustering(NamedTuple):
@@ -31,14 +31,14 @@ class Clustering(NamedTuple):
     counts: Tensor
     """(K,) int64 clips in each cluster."""
     mean_cosine: Tensor
-    """() float32: mean cosine of a row to its own cluster's mean direction, in the space that was clustered."""
+    """() float32: mean cosine of a row to the mean direction of its cluster, in the space that was clustered."""
     prototypes: Tensor | None
-    """(K, D) unit centroids in the space of the bank; None where the clusters were found among principal components."""
+    """(K, D) unit centroids in the space of the bank; None where the principal components were clustered."""
 
 
 def clustered_points(rows: Tensor, config: Config) -> Tensor:
     """(N, D) rows of the bank -> (N, D') unit rows in the space that `cluster.algo` clusters; `rows` themselves where
-    they are that already.
+    they already are.
     """
     settings = config.cluster
     if settings.algo != "spherical":
@@ -58,7 +58,7 @@ def cluster_rows(
     """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
 
     `start`, `previous`: centroids (K, D) and assignments (N,) of the last clustering, for `cluster.init = warm`.
-    `ranks` that all hold the rows: each clusters its share of them (spherical), or all do the same.
+    `ranks` that all hold the rows: each clusters its share of them (spherical), or every rank computes the same result.
     Source: paper section 3 (spherical); DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
     """
     settings = config.cluster

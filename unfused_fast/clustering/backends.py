@@ -1,8 +1,8 @@
 """Who computes nearest centroids and cluster sums: torch, our Triton kernels, faiss or cuML.
 
 N points, D features, K clusters. A back end gives the two largest products of each row in float32; rows in which they
-are closer than rounding can tell are settled in float64 (kernels/assign.py), and cluster sums are exact integers
-(kernels/centroids.py). So every back end gives the same assignments, whatever its order of summation.
+differ by less than the rounding error are recomputed in float64 (kernels/assign.py), and cluster sums are exact
+integers (kernels/centroids.py). So every back end gives the same assignments, whatever its order of summation.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from unfused_fast.optional import importing, missing_compiler, present, triton_r
 Backend = Literal["auto", "torch", "triton", "faiss", "cuml"]
 Chosen = Literal["torch", "triton", "faiss", "cuml"]
 LIBRARY_ROWS = 16384
-"""Rows handed to faiss or cuML at a time. Ours: their answers (24 bytes a row) and what they widen stay small."""
+"""Rows passed to faiss or cuML at a time. Ours: their results (24 bytes a row) and float32 copies stay small."""
 CPU_ROWS = 2048
-"""The same for faiss on a CPU, by each thread: its products of so many rows with 512 centroids are 4 MB."""
+"""The same for faiss on a CPU, per thread: the products of these rows with 512 centroids are 4 MB."""
 THREAD_ROWS = 4096
-"""Rows that are worth a thread of their own. Ours: some 10 ms of products at D = K = 512."""
+"""Fewest rows for which a thread pays off. Ours: some 10 ms of products at D = K = 512."""
 FAISS_TEMPORARY_BYTES = 64 * 2**20
-"""Scratch memory of faiss on a GPU. Ours: by default it reserves 1.5 GB for good."""
+"""Scratch memory of faiss on a GPU. Ours: the default is 1.5 GB, never released."""
 
 
 def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype = torch.float32) -> Chosen:
-    """The back end that `auto` means for rows of a dtype on a device: triton on a GPU where it runs; faiss on a CPU
-    that has it for float32 rows, because it has to widen others; else torch.
+    """The choice of `auto` for rows of a dtype on a device: triton on a GPU where it runs; faiss, where installed, for
+    float32 rows on a CPU (it would have to convert others); else torch.
 
     Raises:
-        UserError: a named one that is not installed or cannot run here, or one that is installed and does not load.
+        UserError: the requested one is not installed or cannot run here, or an installed one does not load.
     """
     if backend == "auto" and device.type == "cuda":
         return "triton" if triton_runs() else "torch"
@@ -89,7 +89,7 @@ def nearest(
 
 
 def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | None, new: Tensor, scale: float) -> None:
-    """Brings int64 `sums` (K, D) from assignments `old` (N,), or none yet, to `new`, in place."""
+    """Updates int64 `sums` (K, D) from assignments `old` (N,), or from none, to `new`, in place."""
     if old is not None:
         move_points(sums, points, old, new, scale)
     elif backend == "triton":
@@ -107,11 +107,11 @@ Ranges = Callable[[int, Callable[[slice], Found]], Iterator[tuple[slice, Found]]
 
 @contextlib.contextmanager
 def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
-    """As many threads as torch has, each with a part of the rows and one thread inside torch's operations.
+    """As many threads as torch has; each takes a part of the rows and uses one thread inside torch's operations.
 
-    Only for torch on a CPU; the other back ends get all rows in one call. Exact assignments and sums make the answer
-    independent of it. Ours: the products of a pass are hundreds of short operations, and where threads meet at the end
-    of each one, a core that is busy elsewhere (decoding audio, say) holds up all the others every time.
+    Only for torch on a CPU; the other back ends get all rows in one call. Assignments and sums are exact, so the result
+    does not depend on it. Ours: a pass consists of hundreds of short products. With threads synchronised after each
+    one, a core that is busy elsewhere (decoding audio, for example) delays all the others every time.
     """
     count = torch.get_num_threads() if backend == "torch" and device.type == "cpu" else 1
     if count == 1:
@@ -120,7 +120,7 @@ def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
     ready = threading.Barrier(count + 1)
 
     def begin() -> None:
-        torch.set_num_threads(1)  # for this thread, and for those that start later: hence the line after ready.wait()
+        torch.set_num_threads(1)  # for this thread and for those that start later, which is why ready.wait() comes next
         ready.wait()
 
     with ThreadPoolExecutor(count, initializer=begin) as pool:
@@ -130,7 +130,7 @@ def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
         torch.set_num_threads(count)
 
         def share(n: int, work: Callable[[slice], Found]) -> Iterator[tuple[slice, Found]]:
-            # four parts a thread: who is held up leaves parts to the others
+            # four parts a thread: a delayed thread leaves parts to the others
             size = max(THREAD_ROWS, -(-n // (4 * count)))
             parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
             return zip(parts, pool.map(work, parts), strict=True)
@@ -140,7 +140,7 @@ def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
 
 @functools.cache
 def _faiss_gpu() -> tuple[Any, Any]:
-    """faiss that takes torch tensors by pointer, and its resources."""
+    """faiss with torch tensors passed by pointer, and its resources."""
     import faiss
     import faiss.contrib.torch_utils
 
@@ -164,7 +164,7 @@ def _faiss_search(points: Tensor, table: Tensor, k: int) -> Search:
 def _cuml_search(points: Tensor, table: Tensor, k: int) -> Search:
     """cuML's brute-force NearestNeighbors, fitted to the centroids; CUDA arrays both ways.
 
-    The products are computed again here, so that how cuML rounds and signs its distances does not matter.
+    The products are computed again here, so that the result does not depend on how cuML rounds and signs its distances.
     """
     from cuml.neighbors import NearestNeighbors
 
@@ -189,7 +189,7 @@ def _by_library(
     together = LIBRARY_ROWS if points.is_cuda else CPU_ROWS
     for start in range(0, n, together):
         part = slice(start, start + together)
-        scores, ids = search(points[part].float().contiguous())  # float32 rows are handed over in place
+        scores, ids = search(points[part].float().contiguous())  # float32 rows are passed without a copy
         nearest[part], best[part] = ids[:, 0], scores[:, 0]
         if k == 2:
             second[part] = scores[:, 1]

@@ -1,4 +1,4 @@
-"""The memory bank: a device tensor of record, persisted to zarr generations while training goes on.
+"""The memory bank: a tensor on the device, saved as zarr generations while training continues.
 
 N clips of the split, D size of a projection, B clips in a batch. Row i belongs to clip first_id + i, where the ids of a
 split are contiguous in the clips table. Files: bank_files.py.
@@ -25,7 +25,7 @@ from unfused_fast.errors import UserError
 
 
 class MemoryBank:
-    """Projections of the last view seen of every clip, and how often each row was written this epoch."""
+    """The latest projection of every clip, and how often each row was written this epoch."""
 
     def __init__(
         self, clips: int, dim: int, first_id: int, device: torch.device, dtype: Literal["fp32", "bf16"] = "fp32"
@@ -67,18 +67,19 @@ class MemoryBank:
         step: int = 0,
         then: Callable[[], object] | None = None,
     ) -> Callable[[], Path]:
-        """Copies the rows once; returns what writes them as generation `gen-<epoch>`, for a thread beside training.
+        """Copies the rows once; returns a function that writes them as generation `gen-<epoch>`, to be run in a thread
+        during training.
 
-        It must have ended before the next snapshot, which uses the same memory. Ours: on a GPU the copy goes to pinned
-        memory without waiting for it, and the writer waits for its event. Zarr's own GPU buffers would need CuPy, and
-        copy through pageable memory on the thread that trains.
+        It must have finished before the next snapshot, which uses the same memory. Ours: on a GPU the copy goes to
+        pinned memory without waiting for it, and the writer waits for its event. Zarr's own GPU buffers would need
+        CuPy, and copy through pageable memory in the training thread.
 
         Args:
             directory: of the generations.
             assignments: (N,) int64, on any device.
             step: optimiser steps done, for the manifest.
-            then: called by the writer when the generation is complete, before older ones are deleted: what refers to it
-                (a checkpoint) is written here, so that nothing ever refers to rows that are not there.
+            then: called by the writer when the generation is complete, before older ones are deleted: a checkpoint that
+                refers to it is written here, so that no checkpoint refers to missing rows.
         """
         if self._host is None:
             pinned = self.rows.is_cuda
@@ -101,7 +102,7 @@ class MemoryBank:
         return write
 
     def tensors(self, assignments: Tensor) -> dict[str, Tensor]:
-        """What a checkpoint within an epoch needs, when rows of this epoch and of the one before lie side by side."""
+        """What a checkpoint within an epoch needs, while the bank holds rows of this epoch and of the one before."""
         return {"bank.rows": self.rows, "bank.writes": self.writes, "bank.assignments": assignments}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """The memory bank for other programs: npz, parquet, or TensorBoard's projector.   N rows, D features.
 
-Rows are read chunk by chunk, each verified, and written as they come: no more than a chunk of them is held.
+Rows are read chunk by chunk, each verified, and written at once: at most one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rows = Iterator[NDArray[np.float32]]
 
 
 def format_of(out: Path) -> Format:
-    """What OUT's ending means. Raises UserError for another one."""
+    """The format by OUT's ending. Raises UserError for an unknown one."""
     known: dict[str, Format] = {".npz": "npz", ".parquet": "parquet", "": "projector"}
     if out.suffix not in known:
         raise UserError(
@@ -41,7 +41,7 @@ def format_of(out: Path) -> Format:
 def export(
     bank: Generation, out: Path, kind: Format, shards: ShardSet | None, progress: Callable[[int, int, int], None]
 ) -> None:
-    """Writes a generation to `out`, which is there when it is complete and not before. bfloat16 becomes float32, exact.
+    """Writes a generation to `out`, which appears only when complete. bfloat16 becomes float32, exactly.
 
     npz: arrays embeddings (N, D) float32, assignments (N,) and clip_ids (N,) int64. parquet: a row a clip with clip_id,
     assignment, with `shards` also split, label and source, and embedding, a list of D float32. projector: a folder with
@@ -49,11 +49,11 @@ def export(
     with several are joined by `|`. `progress` is called with (rows done, rows in all, 0).
 
     Raises:
-        UserError: `out` is there already or cannot be written, the shard set does not have the bank's clips;
-            DamagedBank: rows are not as they were written.
+        UserError: `out` already exists or cannot be written, or the shard set does not have the bank's clips;
+            DamagedBank: rows differ from what was written.
     """
     if out.exists():
-        raise UserError(f"{out}: it exists; name another place, or remove it first")
+        raise UserError(f"{out}: it exists; choose another path, or remove it first")
     clips = _clips(bank, shards)
 
     def rows() -> Rows:
@@ -70,11 +70,11 @@ def export(
             )
             partial.rename(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
+        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or choose another path") from error
 
 
 def _write_npz(bank: Generation, rows: Rows, clips: pa.Table, path: Path) -> None:
-    """As np.savez, without holding all rows; not compressed: numbers like these do not shrink."""
+    """As np.savez, without all rows in memory; not compressed, since embeddings hardly compress."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("embeddings.npy", "w", force_zip64=True) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (bank.manifest.rows, bank.manifest.dim)}
@@ -91,7 +91,7 @@ def _write_parquet(bank: Generation, rows: Rows, clips: pa.Table, path: Path) ->
     schema = clips.schema.append(field)
     schema = schema.with_metadata({"epoch": str(bank.manifest.epoch), "step": str(bank.manifest.step)})
     names, start = clips.schema.names, 0
-    # Python's own file, whose errors carry the number of a full disk; rows of a chunk are a row group
+    # a Python file object, whose errors have an errno on a full disk; a chunk's rows are a row group
     with (
         path.open("wb") as file,
         pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=names[2:], write_statistics=names) as writer,
@@ -103,7 +103,7 @@ def _write_parquet(bank: Generation, rows: Rows, clips: pa.Table, path: Path) ->
 
 
 def _write_projector(bank: Generation, rows: Rows, clips: pa.Table, folder: Path) -> None:
-    """Tab-separated, numbers as short as they can be and still be read back as the same float32."""
+    """Tab-separated, with the shortest numbers that are read back as the same float32."""
     folder.mkdir()
     plain = {"delimiter": "\t", "quoting_style": "none"}
     with (folder / "vectors.tsv").open("wb") as file:

@@ -1,12 +1,12 @@
-"""The memory bank on disk: a zarr group for each epoch whose rows are kept, a generation.   N rows, D features.
+"""The memory bank on disk: a zarr group, called a generation, for each epoch whose rows are kept.   N rows, D features.
 
 BANK/gen-000042/zarr.json            zarr v3, readable by any zarr; the attributes of the group are its Manifest
 BANK/gen-000042/embeddings/c/0/0     (N, D) float32, or the bits of bfloat16 as uint16; a file a chunk, with a CRC-32C
 BANK/gen-000042/assignments/c/0      (N,) int64
-BANK/tmp-*                           what a killed process left; the next save deletes it
+BANK/tmp-*                           left by a killed process; the next save deletes it
 
-A generation is written under another name and renamed when it is on the disk: a kill leaves the one before it or the
-new one. Ours: chunks are not joined into shards, which zarr writes in 1.3 to 1.9 times the time.
+A generation is written under another name and renamed once it is on the disk, so a kill leaves either the one before or
+the new one. Ours: chunks are not combined into shards, which take zarr 1.3 to 1.9 times as long to write.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ BANK = "bank.zarr"
 """Name of the bank in a run directory."""
 FORMAT = 2
 GENERATIONS_KEPT = 2
-"""As many as checkpoints, so that each checkpoint has its generation."""
+"""Equal to the number of checkpoints kept, so that each checkpoint has its generation."""
 CHUNK_BYTES = 16 * 2**20
-"""Most bytes of a chunk, which is a file and the least that is read. Ours: 8192 rows at D = 512 in float32; zarr copies
-larger ones at a third of the speed."""
+"""Largest size of a chunk, which is a file and the smallest unit that is read. Ours: 8192 rows at D = 512 in float32;
+zarr copies larger ones at a third of the speed."""
 CHECKSUM_BYTES = 4
 GENERATIONS = "gen-" + 6 * "[0-9]"
 """Names of generations in a bank."""
@@ -45,7 +45,7 @@ TEMPORARY = "tmp-"
 
 
 class DamagedBank(UserError):
-    """A generation that cannot be used; `fact` says why, without what to do."""
+    """A generation that cannot be used; `fact` is the reason, without advice."""
 
     def __init__(self, fact: str) -> None:
         self.fact = fact
@@ -54,7 +54,7 @@ class DamagedBank(UserError):
 
 @dataclass(frozen=True)
 class Norms:
-    """Euclidean norms of the rows; those of rows that hold NaN or infinity are only counted."""
+    """Euclidean norms of the rows; rows that hold NaN or infinity are only counted."""
 
     min: float | None
     mean: float | None
@@ -64,7 +64,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a generation says about itself."""
+    """The metadata of a generation."""
 
     epoch: int
     step: int
@@ -96,7 +96,9 @@ def generation_name(epoch: int) -> str:
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
-    """Rows of a chunk: equal chunks of at most CHUNK_BYTES, so that the last is padded by less than a row a chunk."""
+    """Rows of a chunk: equal chunks of at most CHUNK_BYTES, so that the padding of the last one is less than one row
+    per chunk.
+    """
     chunks = math.ceil(rows / max(1, CHUNK_BYTES // row_bytes))
     return math.ceil(rows / chunks)
 
@@ -142,14 +144,15 @@ def write_generation(
 ) -> Path:
     """Writes rows (N, D) and assignments (N,), both on the CPU, as generation `epoch`; returns its folder.
 
-    Then calls `then`, and deletes all but the newest GENERATIONS_KEPT; what cannot be deleted now is by a later save.
+    Then calls `then`, and deletes all but the newest GENERATIONS_KEPT; what cannot be deleted now is deleted by a later
+    save.
 
     Raises:
         UserError: the files cannot be written.
     """
     dtype: BankType = "float32" if rows.dtype == torch.float32 else "bfloat16"
     manifest = Manifest(epoch, step, first_clip_id, len(rows), rows.shape[1], dtype, _norms(rows))
-    # numpy knows no bfloat16: its bits are stored, so that nothing is rounded
+    # numpy has no bfloat16: its bits are stored, so that nothing is rounded
     bits = rows.numpy() if dtype == "float32" else rows.view(torch.int16).numpy().view(np.uint16)
     final = directory / generation_name(epoch)
     try:
@@ -163,7 +166,7 @@ def write_generation(
                     array[start : start + array.chunks[0]] = values[start : start + array.chunks[0]]
             for path in (*made.rglob("*"), made):
                 to_disk(path)
-            if final.exists():  # of a run that went back to an earlier epoch
+            if final.exists():  # from a run that was resumed at an earlier epoch
                 final.rename(temporary / "old")
             made.rename(final)
             to_disk(directory)
@@ -171,7 +174,7 @@ def write_generation(
         if then is not None:
             then()
         for old in sorted(directory.glob(GENERATIONS))[:-GENERATIONS_KEPT]:
-            with _temporary(directory) as temporary:  # it loses its name first, so that none is ever half there
+            with _temporary(directory) as temporary:  # renamed first, so that a generation is never half deleted
                 old.rename(temporary / "old")
     except OSError as error:
         raise UserError(
@@ -183,7 +186,7 @@ def write_generation(
 
 def _norms(rows: Tensor) -> Norms:
     norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in torch.split(rows, 1024)]).double()
-    odd = ~((norms > 1e-15) & (norms < 1e15))  # their squares may have left float32's range
+    odd = ~((norms > 1e-15) & (norms < 1e15))  # their squares may exceed float32's range
     norms[odd] = torch.linalg.vector_norm(rows[odd].double(), dim=1)
     finite = norms[norms.isfinite()]
     if not len(finite):
@@ -201,11 +204,11 @@ class Generation:
     """One generation on disk. Opening reads the headers; rows are read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DamagedBank when a header or the size of a file is not as it was written."""
+        """Raises DamagedBank when a header or the size of a file differs from what was written."""
         import zarr
 
         self.path, self.manifest = path, _read_manifest(path)
-        for name, size in self.manifest.files():  # zarr gives zeros for a file that is not there
+        for name, size in self.manifest.files():  # zarr reads a missing file as zeros
             file = path / name
             found = file.stat().st_size if file.is_file() else 0
             if found != size:
@@ -215,7 +218,7 @@ class Generation:
             wanted = _create(zarr.storage.MemoryStore(), self.manifest)
             self._arrays: dict[str, Any] = {name: group[name] for name in wanted}
             if any(self._arrays[name].metadata != array.metadata for name, array in wanted.items()):
-                raise ValueError("its arrays are stored in another way than those of a memory bank")
+                raise ValueError("its arrays are not stored like those of a memory bank")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
             raise DamagedBank(f"{path}: zarr cannot open it ({str(error)[:200]})") from error
 
@@ -261,7 +264,7 @@ class Generation:
             raise DamagedBank(f"{place} {which} are not as they were written ({cause(error)})") from error
 
     def describe(self) -> dict[str, Any]:
-        """What `unfused-fast bank info` says of it."""
+        """The output of `unfused-fast bank info` about it."""
         size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return {**asdict(self.manifest), "bytes": size}
 
@@ -273,7 +276,7 @@ def _read_manifest(path: Path) -> Manifest:
         norms = manifest.norms
         counts = (manifest.epoch, manifest.step, manifest.first_clip_id, manifest.rows, manifest.dim, norms.not_finite)
         if manifest.format != FORMAT or not all(map(is_count, counts)) or manifest.dtype not in DTYPES:
-            raise ValueError("its attributes are those of something else")
+            raise ValueError("its attributes are not those of a memory bank")
         if not all(norm is None or is_number(norm) for norm in (norms.min, norms.mean, norms.max)):
             raise ValueError("its norms are not finite")
         if not manifest.rows or not manifest.dim:
@@ -297,7 +300,7 @@ def generation_paths(path: Path) -> list[Path]:
         if found := sorted(folder.glob(GENERATIONS)):
             return found
     raise UserError(
-        f"{path}: it holds no memory bank; name a run of train pretrain, its {BANK}, or one generation in there"
+        f"{path}: it holds no memory bank; give a run of train pretrain, its {BANK}, or one generation in there"
     )
 
 

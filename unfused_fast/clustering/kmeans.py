@@ -69,22 +69,23 @@ def spherical_kmeans(
     `iterations` times assignment and centroids of unit norm, then a last assignment. Source: paper section 3
     (assignment phase); authors (10 iterations, keep).
 
-    One answer on every back end, number of ranks, threads and size of blocks: assignments are exact (near ties are
-    settled in float64, ties go to the lowest id), cluster sums are integers, and the objective is computed from them.
-    Only the norms of centroids depend on the device, in their last bit. What each library computes is in backends.py.
+    The same result on every back end, number of ranks, threads and size of blocks: assignments are exact (near ties are
+    recomputed in float64, ties go to the lowest id), cluster sums are integers, and the objective is computed from
+    them. Only the norms of centroids depend on the device, in their last bit. backends.py describes what each library
+    computes.
 
     Args:
         points: float32 or bfloat16; with a `group` those of this rank.
         k: clusters over all ranks.
         iterations: 0 assigns to the initial centroids.
-        init: `random` rows, `kmeans++` on 1 - cosine, or centroids (K, D), which are used for the first start.
+        init: `random` rows, `kmeans++` on 1 - cosine, or centroids (K, D), used for the first start.
         empty: an empty cluster keeps its centroid, takes half of one of the largest (`split`), or starts again from
             one of the points farthest from their centroid (`reseed`).
-        n_init: starts; the one of largest objective wins, the earliest at a tie.
-        generator: draws the seed; with a group rank 0's counts.
+        n_init: starts; the one with the largest objective is kept, the earliest at a tie.
+        generator: draws the seed; with a group, rank 0's is used.
         backend: torch, triton, faiss, cuml, or `auto` (see `resolve_backend`).
         group: ranks that hold parts of the points.
-        previous: (N,) earlier assignments; clusters are renamed so that most points keep their id.
+        previous: (N,) earlier assignments; clusters are renumbered so that most points keep their id.
 
     With bfloat16 points centroids are rounded to bfloat16 before each assignment, so that tensor cores can multiply;
     their norm is then 1 to 2**-8.
@@ -133,12 +134,14 @@ def _lloyd(
     for iteration in range(iterations + 1):
         centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
         table = centroids.to(points.dtype)
-        anew = iteration == 0 or backend == "triton"  # whose kernels are faster than copying from the GPU what moved
-        if anew:
+        from_zero = (
+            iteration == 0 or backend == "triton"
+        )  # its kernels are faster than copying the changes from the GPU
+        if from_zero:
             own_sums.zero_()
         work = functools.partial(nearest, backend, points.rows, table, largest_norm)
         for part, (found, best) in ranges(points.count, work):
-            update_sums(backend, own_sums, points.rows[part], None if anew else assignments[part], found, scale)
+            update_sums(backend, own_sums, points.rows[part], None if from_zero else assignments[part], found, scale)
             assignments[part] = found
             if empty == "reseed":
                 similarities[part] = best
@@ -153,7 +156,7 @@ def _lloyd(
             farthest = reseed_farthest(centroids, counts, points, assignments, similarities, largest_norm)
             updated = torch.where((counts == 0)[:, None], farthest, updated)
         centroids = updated
-    # the sum of products with the own centroid, taken cluster by cluster: exact sums make it independent of ranks
+    # sum of products with the own centroid, cluster by cluster: with exact sums it does not depend on ranks
     parts = zip(torch.split(sums, 32), torch.split(centroids, 32), strict=True)  # no K x D array of float64
     by_part = torch.stack([(total.double() * own).sum() for total, own in parts])
     objective = points.from_first(by_part.sum() / (scale * points.total))
@@ -167,7 +170,7 @@ def euclidean_kmeans(
     largest.
 
     Nearest by distance is nearest by dot product after appending 1 to points and -|c|^2 / 2 to centroids, so the same
-    blocks serve. Source: authors (faiss k-means, 20 iterations).
+    search is used. Source: authors (faiss k-means, 20 iterations).
 
     Raises:
         UserError: more clusters than points, or points that are not finite.
@@ -198,7 +201,7 @@ def euclidean_kmeans(
 
 def _check_k(points: int, k: int) -> None:
     if k < 1 or k > points:
-        raise UserError(f"{k} clusters were asked for, but there are {points} clips; want 1 to {points} clusters")
+        raise UserError(f"{k} clusters were requested, but there are {points} clips; want 1 to {points} clusters")
 
 
 def _draw_seed(points: Points, generator: torch.Generator | None) -> int:
@@ -220,7 +223,7 @@ def _largest_norm(points: Points) -> float:
 
 
 def check_finite_rows(values: Tensor) -> None:
-    """Raises UserError unless `values`, computed from all rows, are finite."""
+    """Raises UserError unless `values`, which depend on all rows, are finite."""
     if not bool(values.isfinite().all()):
         raise UserError("the rows to be clustered are not all finite; training has probably diverged: lower optim.lr")
 

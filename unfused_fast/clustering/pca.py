@@ -1,4 +1,4 @@
-"""Principal components: whitening before k-means, pseudo-labels from it, and how the directions of rows spread.
+"""Principal components: whitening before k-means, pseudo-labels from it, and the spread of the rows' directions.
 
 N points, D features, K clusters.
 """
@@ -16,17 +16,17 @@ from unfused_fast.errors import UserError
 
 
 class RowSpread(NamedTuple):
-    """How the directions of rows spread; host numbers."""
+    """The spread of the rows' directions; host numbers."""
 
     mean_direction: float
-    """Norm of the mean of the unit rows: 0 when they point evenly to all sides, 1 when they are collinear."""
+    """Norm of the mean of the unit rows: 0 when they point evenly in all directions, 1 when they are collinear."""
     effective_rank: float
     """exp of the entropy of the eigenvalues of the unit rows' covariance, as shares: D when all directions vary
-    equally, 1 when one alone does. Source: Roy and Vetterli 2007. Ours: of the covariance, since the second moment
-    about 0 shows the mean again.
+    equally, 1 when only one does. Source: Roy and Vetterli 2007. Ours: of the covariance, since the second moment about
+    0 includes the mean.
     """
     first_direction: float
-    """Largest of these shares: the part of the variance that lies in one direction."""
+    """Largest of these shares: the part of the variance in one direction."""
 
 
 def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
@@ -38,8 +38,8 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
     """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
 
     Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
-    by block, so that beside points and result only (D, D) and one block are held; where N <= D, from one SVD. Source:
-    DECAR section 3; authors (PCA to 128).
+    by block, so that in addition to points and result only (D, D) and one block are in memory; where N <= D, from one
+    SVD. Source: DECAR section 3; authors (PCA to 128).
 
     Raises:
         UserError: all rows are equal, or not all finite.
@@ -51,12 +51,12 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
     else:
         variances, directions = torch.linalg.eigh(_covariance(torch.split(points, block_rows), mean))
         variances, directions = variances.flip(0), directions.flip(1)
-    # a spread below 1e-6 of the mean's size is what float32 leaves of equal rows
+    # a spread below 1e-6 of the mean's size is float32 rounding of equal rows
     kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
     if not kept:
         raise UserError(
-            "all clips have the same features, so they cannot be clustered; was what gives them trained, and did its "
-            "training not diverge?"
+            "all clips have the same features, so they cannot be clustered; check that the encoder is trained and "
+            "that its training did not diverge"
         )
     scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
     found = torch.empty(count, kept, device=points.device)
@@ -66,7 +66,7 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
 
 
 def row_spread(rows: Tensor, block_rows: int = 1 << 13) -> RowSpread:
-    """(N, D) rows, of any norm but 0 -> how their directions spread; one host read. Nothing of size N is held.
+    """(N, D) rows, of any norm but 0 -> the spread of their directions; one host read. Nothing of size N is allocated.
 
     Raises:
         UserError: rows that are not all finite.
@@ -88,7 +88,7 @@ def _mean(blocks: Iterable[Tensor]) -> Tensor:
     for block in blocks:
         sums = block.sum(dim=0, dtype=torch.float64)
         count, total = count + len(block), total.to(sums) + sums
-    check_finite_rows(total)  # float32 cannot overflow a float64 sum, so one number that is not finite shows
+    check_finite_rows(total)  # float32 cannot overflow a float64 sum, so any number that is not finite is found
     return total / count
 
 

@@ -3,8 +3,9 @@
 DECAR's first clustering algorithm, in the form that its authors took from DeepCluster (arXiv 1807.05520); the idea is
 Lin and Cohen's (ICML 2010). Edges to the M nearest neighbours weigh exp(-distance^2 / sigma^2); both directions add up
 to W. Iterating v <- (1 - alpha) W v + alpha / N, scaled to sum 1, makes v large where points are dense; each point then
-climbs to the neighbour j of largest w_ij (v_j - v_i), and who climb to one summit are a cluster. So the number of
-clusters is found. Ours: float64, because weights of far neighbours lie at 1e-15, which float32 loses beside alpha / N.
+moves to the neighbour j of largest w_ij (v_j - v_i), and the points that reach the same maximum are a cluster. So the
+number of clusters is a result. Ours: float64, because weights of far neighbours are about 1e-15, which float32 loses
+next to alpha / N.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 
 GROUP = 64
-"""Columns whose largest similarity stands for them. Ours: 5 groups of 64 are sorted, of 250,000 columns."""
+"""Columns of a group, of which only the largest similarity is compared first. Ours: 5 groups of 64 are sorted, of
+250,000 columns."""
 BLOCK_VALUES = 1 << 24
-"""Similarities held at once while neighbours are sought. Ours: 64 MiB, of which one block is alive at a time."""
+"""Similarities held at once in the search for neighbours. Ours: 64 MiB; one block exists at a time."""
 
 
 class Graph(NamedTuple):
@@ -40,7 +42,7 @@ class Graph(NamedTuple):
         return torch.repeat_interleave(points, self.starts.diff())
 
     def __matmul__(self, vector: Tensor) -> Tensor:
-        """(N,) float64 -> (N,); each row is summed in one order, so the same input gives the same bits."""
+        """(N,) float64 -> (N,); each row is summed in a fixed order, so the same input gives the same bits."""
         products = self.weights * vector[self.columns]
         return torch.segment_reduce(products, "sum", offsets=self.starts, initial=0.0)
 
@@ -49,8 +51,8 @@ class Graph(NamedTuple):
 def nearest_neighbours(points: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """(N, D) unit rows -> ids and squared distances (N, M), nearest first, without the point itself; exact.
 
-    Similarities are made block by block of points. The M largest of a row lie in the M groups of columns whose largest
-    are largest, so only those groups are sorted: the rest is one pass of maxima. M is at most N - 1.
+    Similarities are made block by block of points. The M largest of a row are in the M groups of columns with the
+    largest maxima, so only those groups are sorted: the rest is one pass of maxima. M is at most N - 1.
     """
     count = min(neighbours, len(points) - 1)
     ids = torch.empty(len(points), count, dtype=torch.int64, device=points.device)
@@ -67,7 +69,7 @@ def nearest_neighbours(points: Tensor, neighbours: int) -> tuple[Tensor, Tensor]
         candidates = (best[..., None] * GROUP + within).flatten(1)
         chosen = similarities.gather(1, candidates).topk(count, dim=1).indices
         ids[start : start + rows] = candidates.gather(1, chosen)
-    # of the neighbours alone, from differences in float64: 2 - 2 cos of close points in float32 is noise
+    # only of the neighbours, from differences in float64: in float32, 2 - 2 cos of close points is noise
     for start in range(0, len(points), rows):
         near = points[ids[start : start + rows]].double() - points[start : start + rows, None].double()
         distances[start : start + rows] = near.square().sum(dim=2)
@@ -79,13 +81,13 @@ def neighbour_graph(ids: Tensor, distances: Tensor, sigma: float) -> Graph:
     """(N, M) neighbours and squared distances -> W = A + A^T, A having exp(-distance^2 / sigma^2) at neighbours."""
     count, device = len(ids), ids.device
     points = torch.arange(count, device=device).repeat_interleave(ids.shape[1])
-    # the smallest positive number stands for what underflows: an edge is an edge
+    # an underflow becomes the smallest positive number, so that no edge is lost
     weights = torch.exp(-distances.flatten() / sigma**2).clamp(min=torch.finfo(torch.float64).tiny)
     places = torch.cat([points * count + ids.flatten(), ids.flatten() * count + points])
     places, order = places.sort()
     both = weights.repeat(2)[order]
     kept, where = torch.unique_consecutive(places, return_inverse=True)
-    # at most two meet, and a + b = b + a: the sum has no order
+    # at most two terms, and a + b = b + a: the sum does not depend on their order
     summed = torch.zeros(len(kept), dtype=torch.float64, device=device).index_add_(0, where, both)
     starts = torch.zeros(count + 1, dtype=torch.int64, device=device)
     starts[1:] = torch.bincount(kept // count, minlength=count).cumsum(dim=0)
@@ -104,7 +106,7 @@ def power_iterations(graph: Graph, alpha: float, iterations: int) -> Tensor:
 
 
 def summits(graph: Graph, vector: Tensor) -> Tensor:
-    """(N,) -> id of the point at which each point's climb ends: always to the neighbour j of largest positive
+    """(N,) -> id of the point that each point reaches by moving to the neighbour j of largest positive
     w_ij (v_j - v_i), of the lowest id where several are equal.
     """
     rows, count = graph.rows, len(vector)
@@ -114,15 +116,16 @@ def summits(graph: Graph, vector: Tensor) -> Tensor:
     upward = torch.full((count,), count, device=vector.device).scatter_reduce(0, rows, chosen, "amin")
     points = torch.arange(count, device=vector.device)
     upward = torch.where(upward < count, upward, points)
-    while not torch.equal(further := upward[upward], upward):  # v rises with every step, so there is no circle
+    while not torch.equal(further := upward[upward], upward):  # v grows with every step, so there is no cycle
         upward = further
     return upward
 
 
 def join_singletons(assignments: Tensor, neighbours: Tensor) -> Tensor:
-    """(N,), (N, M) -> each cluster of one point joins that of the point's nearest neighbour which is not alone.
+    """(N,), (N, M) -> each cluster of one point is merged with the cluster of its nearest neighbour that is in a larger
+    one.
 
-    Who has only such neighbours stays alone. Source: DeepCluster (an option there, which is on).
+    A point with only such neighbours stays alone. Source: DeepCluster (an option there, which is on).
     """
     sizes = torch.bincount(assignments)
     alone = sizes[assignments] == 1

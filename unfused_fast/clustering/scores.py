@@ -1,7 +1,7 @@
-"""How clusterings look and compare, and the signs that stage 1 is not learning.   N clips, K clusters.
+"""Measures of clusterings, comparison of two, and the signs that stage 1 is not learning.   N clips, K clusters.
 
-A bank whose rows are nearly collinear is warned about; clusters that have collapsed, nearly all clips in one, time
-after time, stop the run.
+A bank with nearly collinear rows gives a warning; clusters that collapse (nearly all clips in one) several times in a
+row stop the run.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 
 LARGEST_SHARE = 0.95
-"""Share of the clips in one cluster from which a clustering counts as collapsed. Ours: who predicts that cluster for
-every clip has then nearly no loss; what one cluster holds in a run that learns lies far below."""
+"""Share of the clips in one cluster from which a clustering counts as collapsed. Ours: predicting that cluster for
+every clip then gives nearly no loss; the largest share in a run that learns is far below."""
 IN_A_ROW = 3
 """Collapsed clusterings in a row that stop a run. Ours: a first one may be the untrained network's, as of an
 EfficientNet whose BatchNorm has no statistics yet (all clips in one cluster, then 37 % after an epoch)."""
 COLLINEAR = 0.97
-"""Norm of the bank's mean direction from which its rows count as nearly collinear. Ours: docs/clustering.md has the
-first banks of runs on real clips, filled in eval mode and in train mode, that it lies between.
+"""Norm of the bank's mean direction from which its rows count as nearly collinear. Ours: it is between the values of
+first banks filled in eval mode and in train mode, on real clips (docs/clustering.md).
 """
 
 
 class ClusterSizes(NamedTuple):
-    """How even clusters are; host numbers."""
+    """Measures of how even the clusters are; host numbers."""
 
     empty: int
     perplexity: float
@@ -80,7 +80,7 @@ class Collapse:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.in_a_row = 0
-        """Belongs into a checkpoint."""
+        """Stored in checkpoints."""
         self._warned = False
 
     def check(self, largest_share: float, k: int, epoch: int) -> None:
@@ -122,6 +122,6 @@ class Collapse:
         console.print(
             f"warning: epoch {epoch}: the rows of the memory bank are nearly collinear (the norm of their mean "
             f"direction is {mean_direction:.3f}; 1 is collinear, runs that learn stay below {COLLINEAR}), so "
-            f"clusters say little about the clips; try --set {tries}",
+            f"clusters carry little information about the clips; try --set {tries}",
             style="yellow",
         )

@@ -1,8 +1,8 @@
-"""The rows of k-means, how it starts and what becomes of empty clusters: the same on any number of ranks.
+"""The rows of k-means, its initial centroids and its treatment of empty clusters: the same on any number of ranks.
 
-n rows on this rank, N on all, D features, K clusters. Random numbers belong to (seed, draw, row), and where a choice
-hangs on products that float32 cannot tell apart it is made in float64. Rank r holds the rows after those of ranks
-0..r-1, any number of them.
+n rows on this rank, N on all, D features, K clusters. Random numbers are functions of (seed, draw, row). A choice
+between products that float32 cannot distinguish is made in float64. Rank r holds the rows after those of ranks 0..r-1,
+any number of them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from unfused_fast.float32 import ieee_float32
 from unfused_fast.kernels.assign import rounding_bound
 
 SPLIT_STEP = 1.0 / 1024
-"""How far apart the two halves of a split cluster start, relative. Source: faiss Clustering.cpp (EPS)."""
+"""Relative distance of the initial centroids of the two halves of a split cluster. Source: faiss Clustering.cpp
+(EPS)."""
 WIDE_ROWS = 4096
-"""Rows turned to float32 or float64 at a time."""
+"""Rows converted to float32 or float64 at a time."""
 
 
 class ExchangeFailed(RuntimeError):
-    """A rank of the group is gone, or does not answer."""
+    """A rank of the group ended, or does not answer."""
 
 
 class Points:
-    """Rows (n, D) of this rank, float32 or bfloat16, and what the ranks of a group send each other.
+    """Rows (n, D) of this rank, float32 or bfloat16, and the collective operations of a group of ranks.
 
-    Without a group every exchange is the identity. Raises ValueError for a wrong shape or dtype.
+    Without a group every operation is the identity. Raises ValueError for a wrong shape or dtype.
     """
 
     def __init__(self, rows: Tensor, group: dist.ProcessGroup | None = None) -> None:
@@ -80,7 +81,7 @@ class Points:
         return torch.stack(every)
 
     def from_first(self, tensor: Tensor) -> Tensor:
-        """What rank 0 of the group has, in place: ranks whose arithmetic differs in a bit cannot drift apart."""
+        """Rank 0's values, in place: ranks whose arithmetic differs in a bit stay equal."""
         if self.group is not None:
             with _exchange():
                 dist.broadcast(tensor, group=self.group, group_src=0)
@@ -108,7 +109,7 @@ def kmeans_plus_plus(points: Points, k: int, seed: int, largest_norm: float) -> 
     """(K, D) unit-norm rows: the first uniform, each next with probability proportional to 1 - cosine to the nearest
     chosen.
 
-    Exponential races: the row with the least -log(u) / weight wins, so that each rank looks only at its own rows.
+    Exponential races: the row with the smallest -log(u) / weight is chosen, so that each rank reads only its own rows.
     Sequential in K, one pass over the rows each. Source: Arthur and Vassilvitskii 2007, with 1 - cosine (half the
     squared distance of unit rows).
     """
@@ -132,12 +133,12 @@ def kmeans_plus_plus(points: Points, k: int, seed: int, largest_norm: float) -> 
 
 
 def _weighted(race: Tensor, nearest: Tensor, points: Points, chosen: Tensor, error: float) -> Tensor:
-    """Arrival times (n,) over weights; only the rows that may win get a finite one, from products in float64."""
+    """Arrival times (n,) over weights; only the rows that may be chosen get a finite one, from products in float64."""
     weight = (1 - nearest.double()).clamp(min=0)
     surely = torch.where(weight > error, race / (weight - error), math.inf)
     bound = surely.min() if points.count else torch.tensor(math.inf, dtype=torch.float64, device=points.device)
     bound = -points.largest(-bound)
-    if bool(bound.isinf()):  # every row lies on a chosen one: all alike
+    if bool(bound.isinf()):  # every row equals a chosen one: all weights are equal
         return race
     times = torch.full_like(race, math.inf)
     for rows in torch.split(torch.nonzero(race / (weight + error) <= bound)[:, 0], WIDE_ROWS):
@@ -154,7 +155,9 @@ def _raise_to(nearest: Tensor, points: Points, centroid: Tensor) -> None:
 
 
 def split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
-    """Puts the i-th empty centroid beside that of the i-th largest cluster, each a small step apart. Source: faiss."""
+    """Moves the i-th empty centroid next to that of the i-th largest cluster, a small step to either side. Source:
+    faiss.
+    """
     order = torch.argsort(counts, stable=True)
     donors = order.flip(0)
     replaced = ((counts[order] == 0) & (counts[donors] > 1))[:, None]
@@ -170,7 +173,8 @@ def split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
 def reseed_farthest(
     centroids: Tensor, counts: Tensor, points: Points, assignments: Tensor, best: Tensor, largest_norm: float
 ) -> Tensor:
-    """Puts the empty centroids on the rows farthest from their own: the smallest product, then the lowest row.
+    """Moves the empty centroids to the rows farthest from their own centroids: the smallest product, then the lowest
+    row.
 
     Args:
         centroids: (K, D), those that `assignments` (n,) and the products `best` (n,) belong to.
@@ -196,7 +200,7 @@ def reseed_farthest(
 def match_clusters(assignments: Tensor, previous: Tensor, k: int, points: Points) -> Tensor:
     """(n,) and (n,) ids -> (K,) int64: the new id of each cluster, such that most rows keep their previous id.
 
-    Greedy by overlap: the pair of clusters that shares most rows first, then the next pair of clusters still free; at
+    Greedy by overlap: the pair of clusters that shares most rows first, then the next pair of unmatched clusters; at
     least half of what the best matching keeps, and all of it where clusters keep more than half of their rows. Ours:
     scipy's exact assignment would be one more dependency.
 

@@ -46,7 +46,7 @@ def end(error: Exception) -> NoReturn:
     """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault in here."""
     leave_reason(f"error: {error}")
     if isinstance(error, UserError):
-        if type(error).__name__ != "SaidElsewhere":
+        if type(error).__name__ != "FailedOnFirst":
             lines = "\n".join(map(escaped, str(error).split("\n")))
             print(f"error: {lines}", file=sys.stderr)
         sys.exit(USER_ERROR)

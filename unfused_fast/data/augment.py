@@ -1,8 +1,8 @@
-"""Views of a batch: SpecAugment, normalisation by what was seen so far, log-mixup-exp and random resize crop.
+"""Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp and random resize crop.
 
 B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. Random numbers are
-functions of (seed, epoch, view, counter), so that views do not depend on where log-mels come from. Mixup and resize
-crop run on a GPU in a kernel each (kernels/views.py).
+functions of (seed, epoch, view, counter), so that views do not depend on how log-mels are stored. On a GPU, mixup and
+resize crop are one kernel each (kernels/views.py).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from unfused_fast.optional import triton_runs
 from unfused_fast.strict_state import expected, misfit
 
 CPU_BLOCK = 128
-"""Clips augmented at once on a CPU. Ours: what is made on the way to a view then stays in its cache, and is no new
-memory to be mapped each time; a GPU takes the batch whole."""
+"""Clips augmented at once on a CPU. Ours: intermediate results then stay in the cache, and reuse memory that is already
+mapped; a GPU takes the whole batch."""
 LEAST_STD = 1e-6
-"""Below it a standard deviation is taken for this. Ours: crops of silence alone have none."""
+"""Smallest standard deviation; smaller ones are replaced by it. Ours: crops of pure silence have none."""
 TENSOR = "norm.moments"
 """Name in a checkpoint."""
 GIVEN = "norm.given"
-"""Name in a checkpoint of the mean and standard deviation (2,) that a run took over from its encoder's run."""
+"""Name in a checkpoint of the mean and standard deviation (2,) that a run inherited from its encoder's run."""
 
 
 Spans = list[tuple[Tensor, Tensor]]
@@ -35,8 +35,8 @@ Spans = list[tuple[Tensor, Tensor]]
 
 
 def masks_of(config: Config, counters: Tensor, epoch: int, view: int) -> Spans:
-    """(B,) counters -> SpecAugment masks: a width from 0 to the largest, anywhere it fits; on their device, the same on
-    every one.
+    """(B,) counters -> SpecAugment masks: a width from 0 to the largest, at any place where it fits; on the device of
+    the counters, with the same values on every device.
     """
     settings = config.aug.specaug
     axes = (config.frontend.n_mels, settings.freq_width), (config.crop_frames, settings.time_width)
@@ -62,7 +62,8 @@ def mask(log_mel: Tensor, spans: Spans) -> Tensor:
 
 
 def warps_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[Tensor, Tensor]:
-    """(B,) counters -> (B,) float32 frame that is moved, and where to; on their device, the same on every one.
+    """(B,) counters -> (B,) float32 frame that is moved, and where to; on the device of the counters, with the same
+    values on every device.
 
     The frame is uniform in [W, T - 1 - W], its shift uniformly in (-W, W), with W at most a quarter of T.
     """
@@ -74,10 +75,10 @@ def warps_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[T
 
 
 def time_warp(log_mel: Tensor, origin: Tensor, target: Tensor) -> Tensor:
-    """(B, F, T), (B,) frames -> (B, F, T): what was at `origin` is at `target`, both ends stay, all between is
-    stretched evenly and interpolated linearly.
+    """(B, F, T), (B,) frames -> (B, F, T): the frame at `origin` moves to `target`, both ends stay, and the frames
+    between are stretched evenly, with linear interpolation.
 
-    Ours: straight lines, where the paper's sparse image warp is a spline through the same three points.
+    Ours: piecewise linear, where the paper's sparse image warp is a spline through the same three points.
     """
     last = log_mel.shape[2] - 1
     place = torch.arange(last + 1, device=log_mel.device, dtype=torch.float32)[None]
@@ -95,13 +96,13 @@ class SpecAugment:
     """Warps and masks of an epoch, drawn at once for all its clips."""
 
     def __init__(self, config: Config, counters: Tensor, epoch: int, views: int) -> None:
-        """For (n,) counters, on whose device it works, and V views."""
+        """For (n,) counters and V views; on the device of the counters."""
         settings = config.aug.specaug
         self._masks = [masks_of(config, counters, epoch, view) for view in range(views if settings.masks else 0)]
         self._warps = [warps_of(config, counters, epoch, view) for view in range(views if settings.warp else 0)]
 
     def __call__(self, log_mel: Tensor, part: slice, view: int) -> Tensor:
-        """(B, F, T) of the clips of a part -> the same of a view, warped and then masked."""
+        """(B, F, T) log-mels of the clips of a part -> one view of them, warped and then masked."""
         if self._warps:
             log_mel = time_warp(log_mel, *(array[part] for array in self._warps[view]))
         if self._masks:
@@ -112,24 +113,25 @@ class SpecAugment:
 class RunningNorm:
     """Mean and standard deviation over all bins and frames of the crops trained on so far, as two scalars.
 
-    Source: authors (RunningNorm over each clip's bins and frames). Theirs counts clip by clip in each worker of the
-    loader, and begins anew with the worker. Ours is deterministic: one state for the run, on the device; a batch is
+    Source: authors (RunningNorm over each clip's bins and frames). Theirs is updated clip by clip in each worker of the
+    loader, and starts again with each worker. Ours is deterministic: one state for the run, on the device; a batch is
     added whole and in the order of (seed, epoch), and is then normalised by all crops up to and including it. The state
-    is part of a checkpoint. Sums are float64: after 250,000 clips a new one still counts in full. Its input is
+    is part of a checkpoint. Sums are float64: after 250,000 clips a new one still has its full weight. Its input is
     normalised by the set's statistics, which does not change the result and keeps the zeros of masks at the mean.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
-        """What is seen is what all `ranks` see."""
+        """Statistics are over all `ranks`."""
         self._ranks = ranks
         self.moments = torch.zeros(3, dtype=torch.float64, device=device)
-        """Values seen, their sum, the sum of their squares."""
+        """Number of values, their sum, the sum of their squares."""
 
     def __call__(self, crops: tuple[Tensor, ...], learn: bool = True) -> tuple[Tensor, ...]:
-        """V crops (B, 1, F, T) -> the same normalised. The first is counted: it is what both views are made of.
+        """V crops (B, 1, F, T) -> the same, normalised. Statistics are updated with the first crop, from which both
+        views are made.
 
         Args:
-            learn: count them before; where nothing was counted yet, crops stay as they are.
+            learn: update the statistics first; without any statistics yet, crops are returned unchanged.
         """
         if learn:
             values = crops[0].double()
@@ -143,7 +145,7 @@ class RunningNorm:
         return {TENSOR: self.moments}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of state. Raises UserError: it is not there."""
+        """Inverse of state. Raises UserError where it is missing."""
         self.moments = expected(state, TENSOR, torch.float64, (3,)).to(self.moments.device)
 
 
@@ -156,8 +158,8 @@ def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """Mean and standard deviation of plain log-mels that a run ended with: the set's, `known`, and the running ones on
-    top of them, where its checkpoint has any; or those that it was given.
+    """Mean and standard deviation of plain log-mels at the end of a run: those of the set, `known`, combined with the
+    running ones where its checkpoint has any; or those that it inherited.
     """
     if GIVEN in tensors:
         mean, std = expected(tensors, GIVEN, torch.float64, (2,)).tolist()
@@ -174,7 +176,7 @@ def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Te
 def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCropConfig) -> tuple[Tensor, Tensor]:
     """Draws (B, 4) in [0, 1) -> offset and length (B, 2) of a random crop, in mel bins and in frames.
 
-    The input is in the middle of a canvas of F x canvas_time * T; draws choose height, length and where the crop
+    The input is centred in a canvas of F x canvas_time * T; draws choose height, length and where the crop
     is. Source: BYOL-A section 3; authors.
     """
 
@@ -193,7 +195,7 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
 class MixupMemory:
     """The last M normalised crops on the device; each clip is mixed with one of them, never with itself.
 
-    Which clip is where depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
+    Its content depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
     keeps a normalised log-mel to 1e-3 of its spread at half the bytes.
     """
 
@@ -203,14 +205,16 @@ class MixupMemory:
         self.written = 0
 
     def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """(B,) ids, draws (B, 2) -> which past crop each is mixed with, and its share, 0 where there is none; (B,)."""
+        """(B,) ids, draws (B, 2) -> which past crop each is mixed with, and the weight of that crop, 0 where there is
+        none; (B,).
+        """
         filled = min(self.written, len(self.crops))
         slot = (draws[:, 0] * max(filled, 1)).long().clamp(max=max(filled, 1) - 1)
         usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
         return slot, torch.where(usable, draws[:, 1] * ratio, 0.0)
 
     def push(self, clip_ids: Tensor, crops: Tensor) -> None:
-        """Remembers a batch, overwriting the oldest."""
+        """Stores a batch, overwriting the oldest crops."""
         clip_ids, crops = clip_ids[-len(self.crops) :], crops[-len(self.crops) :]
         slots = (torch.arange(len(clip_ids), device=clip_ids.device) + self.written) % len(self.crops)
         self.crops[slots] = crops.to(self.crops.dtype)
@@ -219,10 +223,12 @@ class MixupMemory:
 
 
 class Augmenter:
-    """Turns normalised crops into views. One per run; its state is the mixup memory, and what a running norm saw."""
+    """Turns normalised crops into views. One per run; its state is the mixup memory and the statistics of a running
+    norm.
+    """
 
     def __init__(self, config: Config, clips: int, device: torch.device, ranks: Ranks = ALONE) -> None:
-        """The memory is that of all `ranks`: the same on each."""
+        """The memory holds crops of all `ranks`, and is the same on each."""
         self.config, self.seed, self._ranks = config.aug, config.train.seed, ranks
         memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
@@ -234,7 +240,7 @@ class Augmenter:
     ) -> tuple[Tensor, ...]:
         """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop.
 
-        `counters` (B,) take the place of the ids in random numbers where a clip may come twice in an epoch.
+        `counters` (B,) replace the ids in random numbers where a clip may be drawn twice in an epoch.
         """
         counters = clip_ids if counters is None else counters
         crops = crops if self.norm is None else self.norm(crops)
@@ -252,7 +258,7 @@ class Augmenter:
         return tuple(views)
 
     def plain(self, crops: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Crops (B, 1, F, T) as they are, by what a running norm has seen so far."""
+        """Crops (B, 1, F, T) without augmentation, normalised by the running norm as it is now."""
         return crops if self.norm is None else self.norm(crops, learn=False)
 
     def _view(self, clip_ids: Tensor, counters: Tensor, crop: Tensor, epoch: int, view: int) -> Tensor:
@@ -267,7 +273,7 @@ class Augmenter:
         return self.augmented(crop, memory, slots, shares, frequency, time)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors to save: the filled part of the memory, and of a running norm what it saw."""
+        """Tensors to save: the filled part of the memory, and the statistics of a running norm."""
         normed = {} if self.norm is None else self.norm.state()
         if self.memory is None:
             return normed

@@ -1,4 +1,4 @@
-"""What is taken of a clip: the random crops of training, the windows of evaluation, and the samples that they need.
+"""Parts of a clip: the random crops of training, the windows of evaluation, and the samples that they need.
 
 B clips in a batch, F mel bins, T frames.
 """
@@ -21,20 +21,20 @@ from unfused_fast.shards.sets.table import ShardSet
 
 Pieces = NDArray[np.int32]
 """(6, B) samples of a waveform with the edges of a centred STFT: first sample and number of samples of its head, body
-and tail, each possibly empty. Head and tail are read backwards, which reflects, or begin BEYOND the clip."""
+and tail, each possibly empty. Head and tail are read backwards (reflection), or begin at BEYOND (zeros)."""
 BEYOND = 1 << 29
-"""First sample of an edge of zeros: behind every clip, where the reader finds zeros. 9 hours."""
+"""First sample of an edge of zeros: after the end of every clip, where the reader gives zeros. 9 hours."""
 Where = Literal["start", "centre", "random"]
 
 
 def crop_samples(config: Config) -> int:
-    """Samples between the centres of a crop's first and last frame: what a clip must have, or is padded to."""
+    """Samples between the centres of a crop's first and last frame: the length to which shorter clips are padded."""
     return (config.crop_frames - 1) * config.frontend.hop_samples
 
 
 def first_frames(config: Config, counters: Tensor, samples: Tensor, epoch: int, view: int) -> Tensor:
     """(B,) counters and lengths in samples -> (B,) int64 first frame of a crop, uniform over all places where it fits;
-    on their device, the same on every one.
+    on the device of the counters, with the same values on every device.
     """
     if config.data.crop != "random":
         return torch.zeros_like(samples)
@@ -45,7 +45,8 @@ def first_frames(config: Config, counters: Tensor, samples: Tensor, epoch: int, 
 
 
 def pieces(config: Config, samples: Int64s, first_frame: Int64s | None = None) -> Pieces:
-    """(B,) lengths in samples, (B,) first frames -> what a crop takes of each clip; without frames all of the clip.
+    """(B,) lengths in samples, (B,) first frames -> the samples of each clip that a crop needs; without frames, the
+    whole clip.
 
     A shorter clip is padded with zeros to the length of a crop.
     """
@@ -65,10 +66,10 @@ def pieces(config: Config, samples: Int64s, first_frame: Int64s | None = None) -
 
 def wav_parts(crops: list[Pieces], samples: Int64s) -> tuple[Int64s, Int64s, list[Pieces]]:
     """(N,) lengths of the clips -> first byte and number of bytes of each WAV that its crops need, both (N,), and the
-    crops counted from there.
+    crops relative to there.
 
-    Reflected edges are within the body of their crop. DALI reads from multiples of a tar block. Ours: of a clip of 10 s
-    a crop takes a tenth.
+    Reflected edges are within the body of their crop. DALI reads from multiples of a tar block. Ours: a crop needs a
+    tenth of a clip of 10 s.
     """
     first = np.min([crop[2] for crop in crops], axis=0).astype(np.int64)
     last = np.max([crop[2] + crop[3] for crop in crops], axis=0).astype(np.int64)
@@ -90,13 +91,13 @@ class Window(NamedTuple):
     """number of the pass."""
 
     def frames(self, config: Config) -> int:
-        """Log-mel frames of it, counted as those of a crop (Config.crop_frames)."""
+        """Its log-mel frames, computed as for a crop (Config.crop_frames)."""
         return 1 + round(self.seconds * config.frontend.sample_rate_hz) // config.frontend.hop_samples
 
     def cut(self, log_mel: Tensor, counts: Tensor, clip_ids: Tensor, config: Config) -> tuple[Tensor, Tensor]:
         """(B, 1, F, T) whole clips, (B,) valid frames, (B,) ids -> (B, 1, F, T') windows, (B,) valid frames.
 
-        Windows are frames of the clip's log-mel; a shorter clip is taken whole, and zeros follow it.
+        Windows are frames of the clip's log-mel; a shorter clip is used whole and padded with zeros.
         """
         count = counts.clamp(max=self.frames(config))
         spare = counts - count

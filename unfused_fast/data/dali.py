@@ -1,7 +1,7 @@
 """The DALI graph of stream.py: WebDataset reader -> decode -> crop -> log-mel.
 
-N clips that are read, F mel bins, T frames. One graph for CPU and GPU: with no GPU `device_id` is None and every
-operator is DALI's CPU one, which needs no driver.
+N clips to read, F mel bins, T frames. One graph for CPU and GPU: without a GPU `device_id` is None and every operator
+runs on the CPU, which needs no driver.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unfused_fast.optional import importing
 
 
 def import_dali() -> tuple[Any, Any, Any, Any]:
-    """DALI's fn, math, types and Pipeline. Raises UserError: it is not installed or does not load."""
+    """DALI's fn, math, types and Pipeline. Raises UserError where DALI is not installed or does not load."""
     install = "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
     with importing("nvidia.dali", "DALI", "decoding audio", install):
         from nvidia.dali import fn, math, types
@@ -28,7 +28,7 @@ def import_dali() -> tuple[Any, Any, Any, Any]:
 
 
 def dali_log_mel(waveform: Any, config: FrontendConfig, mean: float, std: float) -> Any:
-    """Samples with their context -> (F, T) (log-mel - mean) / std, where the waveform is."""
+    """Samples with their context -> (F, T) (log-mel - mean) / std, on the waveform's device."""
     fn, math, *_ = import_dali()
     decar = config.kind == "decar1"
     spectrum = fn.spectrogram(
@@ -54,10 +54,10 @@ def dali_log_mel(waveform: Any, config: FrontendConfig, mean: float, std: float)
 
 
 def cut(pcm: Any, crop: list[Any], unit_norm: bool) -> Any:
-    """(1, L, 1) PCM16, entries of crops.Pieces -> float32 samples of the crop; beyond the clip's end there are zeros.
+    """(1, L, 1) PCM16, entries of crops.Pieces -> float32 samples of the crop; zeros after the clip's end.
 
     Args:
-        unit_norm: divide by the L2 norm of all of `pcm`, and not by 32768.
+        unit_norm: divide by the L2 norm of all of `pcm` instead of 32768.
     """
     fn, math, types, _ = import_dali()
     head, body, tail = (
@@ -85,8 +85,8 @@ def clip_pipeline(
     threads: int,
     device_id: int | None,
 ) -> Any:
-    """A pipeline, not yet built: digits of the clip ids, and what `finish` makes of the waveform of each crop, batch
-    after batch, again from the first clip after the last.
+    """A pipeline, not yet built. It gives the digits of the clip ids and the result of `finish` for the waveform of
+    each crop, batch after batch, and starts again at the first clip after the last.
 
     Args:
         crops: of all N clips.
@@ -97,7 +97,7 @@ def clip_pipeline(
     table = np.concatenate(crops)
 
     def given(step: int) -> list[Any]:
-        # the reader begins again after the last clip; the caller drops what it repeats
+        # the reader starts again after the last clip; the caller drops the repeated clips
         taken = (step * batch_size + np.arange(batch_size)) % table.shape[1]
         return [row[taken] for row in table]
 

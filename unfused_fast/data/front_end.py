@@ -1,4 +1,5 @@
-"""Log-mel in torch: the reference that the DALI graph is tested against, and what a CPU streams with; statistics.
+"""Log-mel in torch: the reference that the DALI graph is tested against, and the front end for streaming on a CPU;
+statistics.
 
 B clips, L samples, F mel bins, T frames. Same definition as librosa (byola: Slaney mel scale, area norm,
 power, log(x + eps); decar1: HTK scale, no area norm, magnitude, window of 400 samples, clipped, log).
@@ -21,7 +22,7 @@ from unfused_fast.shards.packing.finish import STATISTICS_CLIPS, STATISTICS_SPLI
 from unfused_fast.shards.sets.table import ShardSet
 
 FRAMES_AT_ONCE = 384
-"""Frames whose spectra are made together on a CPU. Ours: they stay in its cache on the way to a log-mel."""
+"""Frames whose spectra are computed together on a CPU. Ours: the spectra then stay in its cache."""
 
 
 def mel_filters(config: FrontendConfig) -> Tensor:
@@ -38,8 +39,9 @@ def analysis_window(config: FrontendConfig, device: torch.device | None = None) 
 
 
 def unit_norm(waveform: Tensor) -> Tensor:
-    """(..., L) float in [-1, 1] -> divided by its L2 norm, or by one step of PCM16 where that is larger: silence stays
-    silence. Source: authors (`l2`). Ours: of a whole clip, so that crops do not depend on where log-mels come from.
+    """(..., L) float in [-1, 1] -> divided by its L2 norm, or by one step of PCM16 where that is larger, so that
+    silence stays silence. Source: authors (`l2`). Ours: the norm of the whole clip, so that crops do not depend on how
+    log-mels are stored.
     """
     norm: Tensor = torch.linalg.vector_norm(waveform, dim=-1, keepdim=True)
     return waveform / norm.clamp(min=1 / 32768)
@@ -74,7 +76,7 @@ def log_mel(waveform: Tensor, config: FrontendConfig | None = None, edges: bool 
 def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """(B, L) float32 with its context -> (B, F, T) (log_mel - mean) / std, T = 1 + (L - n_fft) // hop; for a CPU.
 
-    The frames of log_mel of a waveform to which n_fft // 2 samples were added at both ends. Ours: through memory once,
+    The frames of log_mel of a waveform to which n_fft // 2 samples were added at both ends. Ours: one pass over memory,
     which takes half the time of DALI's operators on a CPU.
     """
     frames = waveform.unfold(1, config.n_fft, config.hop_samples)
@@ -100,7 +102,7 @@ def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, 
 
 
 def set_statistics(shards: ShardSet, frontend: FrontendConfig) -> Mapping[str, float] | None:
-    """`mean`, `std` and `clips` by which log-mels of the set are normalised; None of a set packed without any.
+    """`mean`, `std` and `clips` by which log-mels of the set are normalised; None for a set packed without them.
 
     Those of the manifest for `byola`, for which the packer measured them; for another front end they are measured on
     the same clips, the first of the train split. Raises UserError for shards that cannot be read.

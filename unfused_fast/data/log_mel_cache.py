@@ -1,11 +1,11 @@
 """The log-mels of a split on disk, so that a second run reads them and not the audio.   N clips, F mel bins.
 
 FOLDER/log-mel-SPLIT-KEY.cache/frames.npy      (frames of all clips, F) float16, clip after clip, shard after shard
-FOLDER/log-mel-SPLIT-KEY.cache/manifest.json   what it was made of, and sha256 of its parts; its name's KEY is of these
-FOLDER/log-mel-SPLIT-KEY.cache.partial         one being made; it is never read
-FOLDER/log-mel-SPLIT-KEY.lock                  is locked meanwhile
+FOLDER/log-mel-SPLIT-KEY.cache/manifest.json   what it was computed from (its digest is KEY), and sha256 of parts
+FOLDER/log-mel-SPLIT-KEY.cache.partial         an unfinished one; it is never read
+FOLDER/log-mel-SPLIT-KEY.lock                  is locked while it is being made
 
-FOLDER is that of the shard set, or UNFUSED_CACHE, or ~/.cache/unfused-fast where the set may not be written to. A cache
+FOLDER is that of the shard set, or UNFUSED_CACHE, or ~/.cache/unfused-fast where the set is read-only. A cache
 may be deleted when no run reads it. Values are normalised by the set's own mean and standard deviation: float16 then
 errs by 2e-4 of that deviation (root mean square), and by 3e-4 on raw log-mels, most of which are further from zero.
 """
@@ -73,12 +73,12 @@ class Layout(NamedTuple):
 
 
 class DamagedCache(Exception):
-    """A cache is not what it was when it was written, or not of what is read; the text says how."""
+    """A cache that was changed since it was written, or that belongs to other data; the text gives the difference."""
 
 
 def whole_split(loader: Batches) -> Loader:
-    """A loader of the same split in one share, normalised by the set's own statistics: what a cache is made with. Where
-    waveforms are scaled, it is so too.
+    """A loader of the whole split for one rank, normalised by the set's own statistics, from which a cache is computed.
+    It scales waveforms as the given loader does.
     """
     unit_norm = loader.config.data.norm == "wave_l2"
     config = replace(loader.config, data=replace(loader.config.data, norm="wave_l2" if unit_norm else "dataset"))
@@ -92,7 +92,8 @@ def whole_split(loader: Batches) -> Loader:
 def layout(loader: Batches) -> Layout:
     """Where each clip of the split will be: in the order of Loader.whole_clips, a shard's clips together.
 
-    Clips shorter than a crop are padded with silence, as in the stream, so their length enters where there are any.
+    Clips shorter than a crop are padded with silence, as in the stream, so the crop's length is part of the key where
+    there are any.
     """
     whole, first = whole_split(loader), loader.shards.first_id(loader.split)
     config, shortest = whole.config, crop_samples(whole.config)
@@ -117,12 +118,12 @@ def layout(loader: Batches) -> Layout:
 
 
 def places(loader: Batches) -> list[Path]:
-    """Folders that may hold caches of this set, the first choice first."""
+    """Folders that may hold caches of this set, in order of preference."""
     return [loader.shards.directory, cache_folder() / "log-mel"]
 
 
 def find(loader: Batches, wanted: Layout) -> Path | None:
-    """The folder of a cache that is whole as far as names and sizes tell; says why one that is there is not used."""
+    """The folder of a cache whose names and sizes are right; reports why an existing one is not used."""
     own = [place / wanted.name for place in places(loader)]
     others = sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache"))
     for folder in dict.fromkeys((*own, *others)):
@@ -136,8 +137,8 @@ def find(loader: Batches, wanted: Layout) -> Path | None:
 
 
 def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]:
-    """The frames of a cache, mapped, and the sha256 of its parts. Raises DamagedCache: it is another one than wanted,
-    or files are missing or cut.
+    """The frames of a cache, mapped, and the sha256 of its parts. Raises DamagedCache: it is not the wanted one, or
+    files are missing or truncated.
     """
     try:
         manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
@@ -149,20 +150,20 @@ def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]
         raise DamagedCache(f"damaged: manifest.json cannot be read ({error})") from error
     path = folder / "frames.npy"
     try:
-        frames = np.load(path, mmap_mode="c")  # a file shorter than its header says takes no memory
+        frames = np.load(path, mmap_mode="c")  # mapped, so that a truncated file takes no memory
         found = frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
         size = frames.offset + wanted.bytes
     except (OSError, ValueError, EOFError, OverflowError, AttributeError) as error:
         raise DamagedCache(f"damaged: {str(error)[:200]}") from error
     if found != (wanted.shape, np.float16, True, -(-wanted.bytes // CHUNK_BYTES)) or path.stat().st_size != size:
-        raise DamagedCache("damaged: frames.npy has another size than its manifest says")
+        raise DamagedCache("damaged: frames.npy does not have the size that its manifest gives")
     return frames, digests
 
 
 def load(folder: Path, wanted: Layout, target: Tensor | None) -> Tensor:
     """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies it, and maps it.
 
-    Raises DamagedCache for content that is not what was written.
+    Raises DamagedCache where the content differs from what was written.
     """
     frames, digests = _open(folder, wanted)
     found = _read(folder / "frames.npy", frames.offset, wanted.bytes, target)
@@ -192,9 +193,9 @@ def _read(path: Path, begin: int, size: int, target: Tensor | None) -> list[str]
 
 
 def writable_place(loader: Batches, wanted: Layout) -> Path | None:
-    """The first place with room for the log-mels; says why it is not the shard set's own folder.
+    """The first folder with room for the log-mels; reports why it is not the shard set's own.
 
-    What a killed or another process has written of them so far, or what is damaged, counts as room: it is deleted or
+    Files of a killed or another process, and damaged ones, count as free space: they are deleted, or the process is
     waited for.
     """
     size = wanted.bytes
@@ -223,7 +224,7 @@ def writable_place(loader: Batches, wanted: Layout) -> Path | None:
 def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) -> Path:
     """Computes the log-mels in one pass and publishes them as a whole; waits while another process does it.
 
-    Raises UserError when it cannot be written. Whatever stops it, nothing is left that is taken for a cache.
+    Raises UserError when it cannot be written. An interrupted pass never leaves anything that could be read as a cache.
 
     Args:
         damaged: a cache that is there was found to be damaged.
@@ -244,7 +245,7 @@ def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) ->
                     _open(folder, wanted)
                     return folder
                 except DamagedCache:
-                    console.print(f"{folder}: it is made again", style="yellow")
+                    console.print(f"{folder}: it is recomputed", style="yellow")
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 partial.mkdir()

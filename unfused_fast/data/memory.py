@@ -1,5 +1,5 @@
-"""How much memory a process may still take, of the GPU, and of the host within the limits of its control groups; and
-where freed memory goes.
+"""How much memory a process may still use, on the GPU and, within the limits of its control groups, on the host; and
+what glibc does with freed memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 VERSION_2 = "memory.max", "memory.current", "inactive_file"
-"""Files of a control group with its limit and what is taken, and the entry of memory.stat with what can be dropped."""
+"""Files of a control group with its limit and its usage, and the entry of memory.stat with the reclaimable part."""
 NO_BOUND = 1 << 62
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Names of mallopt's parameters in C. Source: malloc.h of glibc."""
@@ -35,7 +35,7 @@ class Free(NamedTuple):
 
 
 def free_memory(device: torch.device) -> Free:
-    """What is free now. On a GPU what this process's allocator holds unused counts: it gives that back."""
+    """What is free now. On a GPU this includes unused memory of this process's allocator, which can be released."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     on_gpu = 0
@@ -47,12 +47,11 @@ def free_memory(device: torch.device) -> Free:
 
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[bool]:
-    """On a CPU, glibc keeps what the block frees, so that the next step takes it again, and gives it back at the end;
+    """On a CPU, glibc keeps the memory that the block frees for the next step, and returns it to the system at the end;
     yields whether it does.
 
-    For steps that are all alike: work of many sizes would leave holes. Ours: by default glibc maps each large
-    activation anew and gets it page by page, in which a training step spent a third of its time
-    (benchmarks/freed_memory.py).
+    For steps with equal allocations: varying sizes would fragment the heap. Ours: by default glibc maps each large
+    activation again, page by page, in which a training step spent a third of its time (benchmarks/freed_memory.py).
     """
     libc = ctypes.CDLL(None)
     if device.type != "cpu" or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
@@ -74,10 +73,10 @@ def pinned_bytes(size: int) -> int:
 
 
 def group_room(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int:
-    """Bytes that the control groups of this process (a container, a batch job) still let it take: the least of its own
-    and of all around it; NO_BOUND where none has a limit.
+    """Bytes that the control groups of this process (a container, a batch job) still allow: the smallest value of its
+    own group and of all parents; NO_BOUND where none has a limit.
 
-    Files that can be dropped are not counted as taken. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst for
+    Reclaimable file cache is not counted as used. Source: the kernel's cgroup-v2.rst, and cgroup-v1/memory.rst for
     version 1. Ours: a container may see the path of a group that is not mounted in it; then its parents alone count.
     """
     rooms = [NO_BOUND]

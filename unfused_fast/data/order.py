@@ -1,7 +1,7 @@
 """Which clips a rank reads, in which order.
 
 N clips of the split. Order and randomness are ours, not DALI's: each epoch permutes the shards, and the clips within
-each, and hands every rank its exact share of every batch, so an epoch covers each clip once, in the same batches on any
+each, and gives every rank its exact share of every batch, so an epoch covers each clip once, in the same batches on any
 number of ranks, and repeats bit for bit.
 """
 
@@ -22,11 +22,11 @@ Rows = list[tuple[int, Int64s]]
 """Shards by number, each with the clips within it to read, in reading order; a shard may come more than once."""
 
 SEGMENTS = 4096
-"""Most index files of an epoch of draws. Ours: DALI opens one in 0.2 ms, so they take about a second."""
+"""Largest number of index files of an epoch of draws. Ours: DALI opens one in 0.2 ms, so they take about a second."""
 
 
 class ShardIndex(NamedTuple):
-    """A shard and what its DALI index lists."""
+    """A shard and the entries of its DALI index."""
 
     tar: Path
     lines: list[str]
@@ -47,7 +47,7 @@ def read_shard_index(tar: Path, cut_short: bool = False) -> ShardIndex:
 
 
 class Reading(NamedTuple):
-    """What is read, one clip after the other."""
+    """The clips to read, in order."""
 
     rows: Rows
     clip_ids: Int64s
@@ -56,7 +56,7 @@ class Reading(NamedTuple):
     """(N,) as in Batch."""
 
     def after(self, clips: int) -> Reading:
-        """What is left to read after that many clips."""
+        """The rest, after that many clips."""
         left = np.arange(clips, len(self.clip_ids))
         return Reading(taken(self.rows, left), self.clip_ids[clips:], self.counters[clips:])
 
@@ -73,7 +73,7 @@ def write_indexes(
         Paths of the shards and of their index files.
 
     Raises:
-        UserError: a WAV does not have its part.
+        UserError: a WAV is shorter than its part.
     """
     tars, indexes, position = list[str](), list[str](), 0
     for number, (shard, part) in enumerate(rows):
@@ -95,14 +95,14 @@ def _part_line(tar: Path, text: str, begin: int, size: int) -> str:
     others, offset, whole, name = text.rsplit(" ", 3)
     if begin + size > int(whole):
         raise UserError(
-            f"{tar}: {name} has {whole} bytes, but the clips table says at least {begin + size}; run unfused-fast "
+            f"{tar}: {name} has {whole} bytes, but the clips table needs at least {begin + size}; run unfused-fast "
             f"check {tar.parent}"
         )
     return f"{others} {int(offset) + begin} {size} {name}"
 
 
 def epoch_order(counts: list[int], generator: np.random.Generator | None) -> Rows:
-    """An epoch's order: shards and the clips of each permuted, or as packed without a generator.
+    """An epoch's order: shards and the clips of each permuted; without a generator, as packed.
 
     `counts` are the clips of each shard.
     """
@@ -128,9 +128,9 @@ def uniform_draws(clusters: Int64s, generator: np.random.Generator) -> tuple[Int
     """(N,) cluster of each row -> (N,) rows in the order of an epoch that draws each non-empty cluster equally often,
     and (N,) how many times the draw's row has been drawn before.
 
-    Of K' non-empty clusters each gets N // K' draws, and N % K' of them, by chance, one more; within a cluster every
-    row comes before any comes again. Source: DECAR section 3 (uniform over pseudo-labels). Ours: equal counts and no
-    needless repeats, where independent draws would leave out a third of the clips even of equal clusters.
+    Of K' non-empty clusters each gets N // K' draws, and N % K' of them, chosen at random, one more; within a cluster
+    every row is drawn once before any is drawn again. Source: DECAR section 3 (uniform over pseudo-labels). Ours: equal
+    counts and no needless repeats; independent draws would leave out a third of the clips even with equal clusters.
     """
     count = len(clusters)
     grouped = np.lexsort((generator.permutation(count), clusters))
@@ -148,8 +148,8 @@ def drawn_order(counts: list[int], rows: Int64s, batch_size: int) -> tuple[Rows,
     """Draws `rows`, which count the clips of all shards in order -> reading order, and the positions in `rows` that it
     reads. `counts` are the clips of each shard.
 
-    Neighbouring draws are read shard by shard: as many as keep to SEGMENTS index files, and a batch at least, so that a
-    batch is a fair sample of the draws even of a set of few shards.
+    Neighbouring draws are read shard by shard: as many as fit in SEGMENTS index files, at least one batch, so that a
+    batch is a fair sample of the draws even in a set of few shards.
     """
     ends = np.cumsum(counts)
     together = max(batch_size, -(-len(rows) * len(counts) // SEGMENTS))

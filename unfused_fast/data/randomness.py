@@ -2,8 +2,8 @@
 
 B clips in a batch. A resumed run, another batch size and another number of ranks see the same numbers for the same
 clip.
-Ours: SplitMix64's finaliser (Steele et al., OOPSLA 2014) in wrapping int64 arithmetic, so that CPU and GPU agree bit
-for bit.
+Ours: SplitMix64's finaliser (Steele et al., OOPSLA 2014) in wrapping int64 arithmetic, so that CPU and GPU give the
+same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
-    """What a number is for; a view adds its index times 16."""
+    """Purpose of a random number; a view adds its index times 16."""
 
     CROP = 0
     SPECAUGMENT = 1

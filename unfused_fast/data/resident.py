@@ -1,7 +1,7 @@
-"""Batches out of log-mels that are held in memory: on the device, in pinned memory, or mapped from disk.
+"""Batches from log-mels in memory: on the device, in pinned memory, or mapped from disk.
 
-B clips in a batch, N clips of the split, F mel bins, T frames. The crops of an epoch are drawn at once and ahead of it,
-where they are used; a batch is then one gather, one transposing copy and one product, without a host sync.
+B clips in a batch, N clips of the split, F mel bins, T frames. The crops of an epoch are drawn together before it, on
+the device that uses them; a batch is then one gather, one transposing copy and one product, without a host sync.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HeldLogMels:
 
 
 class ResidentLoader(Batches):
-    """Batches of one split on one rank, out of memory: ids, crops and masks as of the Loader it is made for.
+    """Batches of one split on one rank, from memory: the same ids, crops and masks as the Loader that it replaces.
 
     Values differ from the stream's by the rounding to float16: at most 2 ** -11 of each, before another normalisation.
     """
@@ -117,7 +117,7 @@ def _copied_ahead(
 
     def begin(number: int) -> list[Tensor]:
         slot = number % BUFFERS
-        copied[slot].synchronize()  # the copy out of this buffer two batches ago; it is over before it is asked for
+        copied[slot].synchronize()  # the copy from this buffer two batches ago, which is normally complete by now
         count = len(starts[0][parts[number]])
         for crop, start in enumerate(starts):
             torch.index_select(windows, 0, start[parts[number]], out=staging[slot, crop, :count])

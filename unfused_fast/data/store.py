@@ -1,4 +1,4 @@
-"""Where a split's log-mels are held while a stage trains on them: `data.store`, and what its `auto` chooses."""
+"""Where a split's log-mels are stored while a stage trains on them: `data.store`, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ network, its activations and the page cache; at the paper's settings a step take
 
 
 def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | None) -> tuple[Store, str]:
-    """What `auto` takes for `size` bytes, and why: the fastest place in which they fit.
+    """The choice of `auto` for `size` bytes, and why: the fastest store in which they fit.
 
     Args:
-        room_on_disk: None: nobody has looked.
+        room_on_disk: None: unknown.
     """
     cuda, on_host = device.type == "cuda", host_bytes(size, device)
     taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
     on_gpu = f"{gigabytes(free.device)} on the GPU and " if cuda else ""
     said = (
         f"the log-mels take {taken}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
-        f"{100 * MEMORY_SHARE:.0f} % may be taken"
+        f"{100 * MEMORY_SHARE:.0f} % may be used"
     )
     if cuda and size <= MEMORY_SHARE * free.device:
         return "resident", said
@@ -43,7 +43,7 @@ def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | Non
         return ("pinned" if cuda else "resident"), said
     if room_on_disk is None:
         return "mmap", f"{said}; if the disk has room for {gigabytes(size)}"
-    return ("mmap", f"{said}; on disk there is room") if room_on_disk else ("stream", f"{said}; nor is there on disk")
+    return ("mmap", f"{said}; the disk has room") if room_on_disk else ("stream", f"{said}; and the disk has no room")
 
 
 def host_bytes(size: int, device: torch.device) -> int:
@@ -52,12 +52,12 @@ def host_bytes(size: int, device: torch.device) -> int:
 
 
 def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE) -> Batches:
-    """The loader itself, or its batches out of memory, by `wanted`, else by `data.store` of its config; says which.
+    """The loader itself, or its batches from memory, by `wanted`, else by `data.store` of its config; reports which.
 
-    The first time the split is decoded and computed in one pass, and kept beside the shards (log_mel_cache.py): of
+    The first time the split is decoded and computed in one pass, and stored next to the shards (log_mel_cache.py): of
     several `ranks` that share a folder one does it, and the others wait. Ours: for a `single_pass` over the split
-    `auto` takes a cache that is there but makes none, which would cost more. Each rank holds all log-mels, as rank 0
-    decides, in its part of the machine's memory.
+    `auto` uses an existing cache but makes none, which would cost more. Each rank holds all log-mels in its part of the
+    machine's memory; rank 0 chooses the store.
 
     Raises UserError: memory or disk that was asked for and is too small.
     """
@@ -79,7 +79,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     if store == "auto":
         store, why = choose(layout.bytes, device, free, found is not None or place is not None)
         if found is None and not may_make:
-            store, why = "stream", "it is read once, and a cache is not made for that"
+            store, why = "stream", "it is read once, so no cache is made"
         store, why = ranks.first(lambda: (store, why))
         console.once(
             f"data.store: auto is {store} for {loader.split}: {why}",
@@ -94,7 +94,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
     taken = _frames(loader, layout, store, found, place, may_make)
-    ranks.meet()  # a first pass takes as long as it takes
+    ranks.barrier()  # a first pass has no time limit
     if taken is None:
         return loader
     frames, source = taken
@@ -120,16 +120,16 @@ def _report_padded(loader: Loader) -> None:
 
 
 def gigabytes(size: int) -> str:
-    """A size for people."""
+    """A size in GB or MB, as text."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def _frames(
     loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, may_make: bool
 ) -> tuple[Tensor, str] | None:
-    """The log-mels where `store` says, and where they came from: the cache, which is made where there is none.
+    """The log-mels in `store`, and their source: the cache, which is made where there is none.
 
-    None: the cache is damaged, and no other may be made.
+    None: the cache is damaged and may not be replaced.
     """
     target = None
     if store != "mmap":
@@ -140,7 +140,7 @@ def _frames(
         try:
             return log_mel_cache.load(found, layout, target), f"from the cache ({found})"
         except DamagedCache as error:
-            advice = "it is made again" if may_make else f"{loader.split} is read from the shards"
+            advice = "it is recomputed" if may_make else f"{loader.split} is read from the shards"
             console.print(f"{found}: {error}; {advice}", style="yellow")
             if not may_make:
                 return None

@@ -1,8 +1,8 @@
-"""Batches of a split, decoded and computed anew each epoch.
+"""Batches of a split, decoded and computed again each epoch.
 
 B clips in a batch, N clips of the split that this rank reads, F mel bins, T frames, V views. DALI reads, decodes and
 crops (dali.py), by index files that order.py writes for each epoch, so that of a WAV only the crop's part is read. On a
-GPU it makes the log-mels too; on a CPU torch does, in half the time. Tensors reach torch by DLPack, without a copy.
+GPU it also computes the log-mels; on a CPU torch does, in half the time. Tensors reach torch by DLPack, without a copy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from unfused_fast.shards.sets.table import ShardSet
 
 
 class Batch(NamedTuple):
-    """What one step gets; every tensor on the device."""
+    """The input of one step; every tensor is on the device."""
 
     clip_ids: Tensor
     """(B,) int64: rows of the clips table, and of the memory bank."""
@@ -49,11 +49,11 @@ class Batch(NamedTuple):
 
 class Batches(ABC):
     """One split of a shard set in batches, of which a rank has its share, and their order. Subclasses read the
-    log-mels: from the shards (Loader), or out of memory (resident.py).
+    log-mels: from the shards (Loader), or from memory (resident.py).
     """
 
     start_seconds = 0.0
-    """Spent before the first batch can be read: reading and computing what is held in memory."""
+    """Time before the first batch: reading or computing the log-mels that are held in memory."""
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class Batches(ABC):
             left_out: ids of clips that cannot be read (unreadable.py).
 
         Raises:
-            UserError: a split, shard or index that does not fit.
+            UserError: a split is missing, or a shard or index does not match it.
         """
-        import_dali()  # where it is missing, that is reported before anything is written
+        import_dali()  # reports a missing DALI before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
         self.batch_size, self.share, self.left_out = batch_size, share, sorted(left_out)
         self.log_mel = log_mel or ("dali" if device.type == "cuda" else "torch")
@@ -144,13 +144,13 @@ class Batches(ABC):
         clusters: NDArray[np.int64] | None = None,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds what is left, on
-        a rank perhaps nothing, so that all ranks have as many batches.
+        """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds the rest,
+        possibly no clip on a rank, so that all ranks have the same number of batches.
 
         With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
-        cluster. SpecAugment masks each view apart, with `masks`. Crops are frames of the clip's log-mel: the same
-        whether the log-mel is made of the crop (Loader) or of the whole clip. A clip shorter than the crop is padded
-        with silence. Batches before `first_batch` are left out, and nothing of them is read.
+        cluster. SpecAugment masks each view separately, with `masks`. Crops are frames of the clip's log-mel: the same
+        whether the log-mel is computed from the crop (Loader) or from the whole clip. A clip shorter than the crop is
+        padded with silence. Batches before `first_batch` are skipped without being read.
         """
         config, every = self.config, self.share.batches(self.clips, self.batch_size)[first_batch:]
         first = every[0].start if every else self.clips
@@ -214,7 +214,7 @@ class Loader(Batches):
         """Log-mels or waveforms of each crop, batch by batch, and the rows of each batch.
 
         Args:
-            whole: the crops are all of each clip; then a WAV is decoded, which finds a damaged header.
+            whole: crops are whole clips; then WAVs are decoded, which detects damaged headers.
         """
         ids, size, codec = reading.clip_ids, self.own_batch_size, self.shards.manifest.codec
         if not len(ids):
@@ -248,10 +248,10 @@ class Loader(Batches):
             for start in range(0, len(ids), size):
                 rows = slice(start, min(start + size, len(ids)))
                 try:
-                    pipeline.build()  # does nothing but the first time
+                    pipeline.build()  # only the first call has an effect
                     digits, *outputs = pipeline.run()
                 except RuntimeError as error:
-                    del pipeline  # while one lives, DALI gives the next what a mended shard held before
+                    del pipeline  # while it exists, DALI gives the next pipeline the old content of a repaired shard
                     ahead = taken(reading.rows, np.arange(start, min(start + 2 * size, len(ids))))
                     near = dict.fromkeys(str(self.indexes[number].tar) for number, _ in ahead)
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
@@ -265,5 +265,5 @@ class Loader(Batches):
         if len(other := np.flatnonzero(found != wanted)):
             raise UserError(
                 f"{self.shards.directory}: clip {found[other[0]]} of split {self.split} is where the index has clip "
-                f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} says what is wrong"
+                f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} reports what is wrong"
             )

@@ -1,6 +1,7 @@
-"""Clips that cannot be read or decoded: found before a run, which then leaves them out, or named when one stops it.
+"""Clips that cannot be read or decoded: found before a run, which then leaves them out, or reported when one stops the
+run.
 
-Ours: an epoch covers each of the other clips once, in full batches, as if the set had only those, so that order, crops
+Ours: an epoch covers each readable clip once, in full batches, as if the set held only those, so that order, crops
 and masks stay functions of (seed, epoch, clip id) on every store and number of ranks. Ids do not change: the bank keeps
 a row for each clip of the split, and that of one left out holds a copy of the row next to it.
 """
@@ -27,7 +28,7 @@ from unfused_fast.shards.sets.table import ShardSet
 
 def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
     """Ids of the clips of a split that cannot be read or decoded, each reported once. Reads the whole split, unless
-    `limit` is 0: then nothing is looked for, and such a clip stops the run.
+    `limit` is 0: then nothing is searched, and such a clip stops the run.
 
     Raises UserError for more than `limit`, and where no clip can be read.
     """
@@ -52,7 +53,7 @@ def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
     if len(found) > limit:
         raise UserError(
             f"{shards.directory}: {len(found)} clips of {split} cannot be read, --skip-bad is {limit}; unfused-fast "
-            f"check {shards.directory} says what is wrong"
+            f"check {shards.directory} reports what is wrong"
         )
     if len(found) == total:
         raise UserError(f"{shards.directory}: no clip of {split} can be read or decoded; pack it again")
@@ -60,7 +61,7 @@ def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
 
 
 def _damage(handle: int, members: list[Member], codec: str, samples: int) -> str | None:
-    """Why the audio or the id of a clip of an open shard cannot be read; None: they can."""
+    """Why the audio or the id of a clip of an open shard cannot be read; None: both can."""
     contents = {}
     try:
         for member in members:
@@ -72,7 +73,7 @@ def _damage(handle: int, members: list[Member], codec: str, samples: int) -> str
     except KeyError:
         return f"it has no .{codec} member"
     except (OSError, ValueError) as error:
-        return getattr(error.__cause__, "error_string", None) or cause(error)  # libsndfile's own words
+        return getattr(error.__cause__, "error_string", None) or cause(error)  # libsndfile's message
     if found != samples:
         return f"{found} samples, but the clips table has {samples}"
     key = members[0].name.partition(".")[0].encode()
@@ -86,14 +87,16 @@ def stand_ins(left_out: Sequence[int], first: int, clips: int) -> list[int]:
 
 
 def fill_left_out(rows: Tensor, left_out: Sequence[int], first: int) -> None:
-    """Gives each clip left out the row of its stand-in, in rows (N, D) of a split whose first id is `first`."""
+    """Gives each clip that is left out the row of its nearest readable clip, in rows (N, D) of a split whose first id
+    is `first`.
+    """
     if left_out:
         index = torch.tensor([left_out, stand_ins(left_out, first, len(rows))], device=rows.device) - first
         rows[index[0]] = rows[index[1]]
 
 
 def left_out_input(left_out: Sequence[int]) -> dict[str, str]:
-    """For the inputs that a run records: it resumes with the same clips only. Nothing where none is left out."""
+    """For the inputs that a run records: it resumes with the same clips only. Empty where none is left out."""
     return {"left_out": ",".join(map(str, left_out))} if left_out else {}
 
 
@@ -105,11 +108,11 @@ def skipped(left_out: Sequence[int]) -> dict[str, Any]:
 
 
 def reading_error(split: str, near: list[str], tars: list[str], error: Exception) -> UserError:
-    """The error for a batch that DALI could not give.
+    """The error for a batch that DALI could not read.
 
-    Ours: DALI does not always name the file. It reads ahead, so of the shards of this batch and the next, `near`, those
-    are named that the error names or that are cut short, or else a few; as its graph is built it opens the first of all
-    `tars`.
+    Ours: DALI does not always name the file. It reads ahead, so the message names, among the shards of this batch and
+    the next, `near`, those in DALI's error or that are truncated, or else a few of them. While the graph is built, DALI
+    opens the first of all `tars`.
     """
     suspects = [tar for tar in near if tar in str(error)] or [tar for tar in near if not _whole(Path(tar))]
     suspects = suspects or [tar for tar in tars if tar in str(error)][:1] or near
@@ -120,7 +123,7 @@ def reading_error(split: str, near: list[str], tars: list[str], error: Exception
     which = f"{suspects[0]}: it" if len(names) == 1 else f"{folder}: one of {', '.join(names[:4])}"
     return UserError(
         f"{which}{' ...' if len(names) > 4 else ''} cannot be read or decoded (split {split}: {reason}); unfused-fast "
-        f"check {folder} says what is wrong"
+        f"check {folder} reports what is wrong"
     )
 
 

@@ -1,4 +1,4 @@
-"""What callers give as clips -> tensors, checked.   B clips."""
+"""The clips that a caller passes -> tensors, checked.   B clips."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from unfused_fast.shards.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, RE
 
 Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
 """(samples,), (B, samples), or B of (samples,); float, in [-1, 1], one channel. (channels, samples), as torchaudio.load
-gives, would be taken for that many clips: average it first."""
+gives, would be read as that many clips: average the channels first."""
 FEWEST_COLUMNS = 160
 """An array with fewer columns than this, and than rows, is refused as (samples, channels). Ours: a clip of less than 10
-ms has no audible content, and what has so many channels is rare."""
+ms has no audible content, and so many channels are rare."""
 LARGEST_SAMPLE = 64.0
-"""Ours: 36 dB above full scale, which no recording reaches, but integers do that were made float without scaling."""
+"""Ours: 36 dB above full scale. No recording reaches it, but integers converted to float without scaling do."""
 _SCALES = {"uint8": "subtract 128, then divide by 128", "int32": "divide by 2147483648"}
 _MONO = "average the channels, with waveform.mean(axis=1)"
 
 
 def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None) -> list[Tensor]:
-    """Each clip as (samples,) float32 at 16 kHz, where it was given.
+    """Each clip as (samples,) float32 at 16 kHz, on its own device.
 
     Args:
         sample_rate: of `waveform`, in hertz; resampled by soxr HQ where it differs.
-        lengths: samples of each row of a (B, samples) batch; what follows them is not read.
+        lengths: samples of each row of a (B, samples) batch; the rest is not read.
 
     Raises:
         UserError: what Embedder.embed refuses.
@@ -67,8 +67,8 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
 
 
 def check_batch(waveform: object) -> None:
-    """Raises UserError for what is no batch of clips, before its rows are looked at: a file's name, the pair that
-    soundfile.read returns, a list of numbers, an array (samples, channels).
+    """Raises UserError for an input that is not a batch of clips, before its rows are read: a file's name, the pair
+    that soundfile.read returns, a list of numbers, an array (samples, channels).
     """
     if isinstance(waveform, str | bytes | PurePath):
         raise UserError(f"waveform is a name, {str(waveform)!r}: want samples; read the file with soundfile.read")
@@ -93,7 +93,7 @@ def check_batch(waveform: object) -> None:
 
 
 def _check_rate(sample_rate: object) -> None:
-    """As `shard`: of a rate in kilohertz, resampling would make a thousand times the samples."""
+    """The same limits as `shard`: a rate given in kilohertz would make a thousand times the samples."""
     number = isinstance(sample_rate, Real) and not isinstance(sample_rate, bool)
     if not number or not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:  # type: ignore[operator]
         found = f"{sample_rate}" if number else f"a {type(sample_rate).__name__}"
@@ -125,8 +125,8 @@ def _is_array(value: object) -> bool:
 
 
 def _tensor(value: object, name: str) -> Tensor:
-    """Raises UserError unless its numbers are floating. What torch does not take (negative strides, foreign byte order,
-    long doubles) is copied.
+    """Raises UserError unless its numbers are floating. Arrays that torch does not take (negative strides, foreign byte
+    order, long doubles) are copied.
     """
     try:
         array = value if isinstance(value, Tensor) else np.asarray(value)

@@ -30,7 +30,7 @@ class RankLost(UserError):
     """Another process ended, or does not answer."""
 
 
-class SaidElsewhere(UserError):
+class FailedOnFirst(UserError):
     """What failed on rank 0, which prints it."""
 
 
@@ -91,7 +91,7 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.together and error is None:
-            self.meet()
+            self.barrier()
             dist.destroy_process_group()
 
     def batch(self, clips: int, part: Share | None = None) -> slice:
@@ -143,7 +143,7 @@ class Ranks:
                 dist.broadcast(tensor, 0)
         return tensor
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """Of each flag whether any rank has it set. Waits for the other processes, never for a GPU."""
         return tuple(map(bool, self._largest(*map(int, flags)).tolist())) if self.together else flags
 
@@ -163,7 +163,7 @@ class Ranks:
         """What rank 0's work gives, as JSON holds it, on every rank, however long it takes.
 
         Raises:
-            UserError: rank 0's, there; SaidElsewhere on the others.
+            UserError: rank 0's, there; FailedOnFirst on the others.
         """
         if not self.together:
             return work()
@@ -175,10 +175,10 @@ class Ranks:
                 failure, answer["error"] = error, str(error) or type(error).__name__
         answer = json.loads(self.texts(json.dumps(answer))[0])
         if "error" in answer:
-            raise failure or SaidElsewhere(answer["error"])
+            raise failure or FailedOnFirst(answer["error"])
         return answer["value"]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits for all, however long they take, as long as they live."""
         self.texts("")
 

@@ -106,7 +106,7 @@ def export_graph(
         UserError: no run there, `out` exists without `overwrite` or cannot be written, or a package is missing.
     """
     if out.exists() and (out.is_dir() or not overwrite):
-        raise UserError(f"{out}: it exists; name another place, or replace a file with --overwrite")
+        raise UserError(f"{out}: it exists; choose another path, or replace a file with --overwrite")
     if kind == "onnx":
         for package in ("onnx", "onnxscript"):
             with importing(package, package, "export --onnx", "pip install '.[export]'"):
@@ -144,7 +144,7 @@ def export_graph(
         to_disk(partial)
         partial.replace(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or name another place") from error
+        raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or choose another path") from error
     finally:
         partial.unlink(missing_ok=True)
     facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}

@@ -106,7 +106,7 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise UserError(f"{checkpoint}: it holds no state_dict, names with tensors; name another file")
+        raise UserError(f"{checkpoint}: it holds no state_dict (names with tensors); name another file")
     return {str(name): tensor for name, tensor in value.items()}
 
 

@@ -85,8 +85,8 @@ class EmbeddingParts:
             for block in self.blocks():
                 if names := [name for name in request if request[name] != block.request.get(name)]:
                     raise UserError(
-                        f"{out}: unfinished, with other {', '.join(names)}; give the same files, encoder and options "
-                        "to resume, start again with --overwrite, or name another --out"
+                        f"{out}: unfinished, with different {', '.join(names)}; give the same files, encoder and "
+                        "options to resume, start again with --overwrite, or name another --out"
                     )
                 self._count(block.files, block.rejected)
         except UserError:
@@ -171,7 +171,9 @@ class EmbeddingParts:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{self.out}: another process writes to it; wait for it, or name another --out") from None
+            raise UserError(
+                f"{self.out}: another process is writing to it; wait for it, or name another --out"
+            ) from None
         except OSError:  # a file system without locks
             return
 
@@ -181,7 +183,7 @@ def check_place(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         unfinished = any(_folder(out).glob("*.parquet"))
         more = ", or resume its unfinished replacement with --resume --overwrite" if unfinished else ""
-        raise UserError(f"{out}: it exists; name another place, or replace it with --overwrite{more}")
+        raise UserError(f"{out}: it exists; choose another path, or replace it with --overwrite{more}")
 
 
 def rejected_path(out: Path) -> Path:

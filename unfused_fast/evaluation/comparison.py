@@ -34,9 +34,9 @@ def evaluate(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / "evaluation.json").is_file():
-            raise UserError(f"{out}: it exists and is no evaluation; choose another --out")
+            raise UserError(f"{out}: it exists and is not an evaluation; choose another --out")
         if not options.overwrite:
-            raise UserError(f"{out}: there is an evaluation already; use --overwrite, or another --out")
+            raise UserError(f"{out}: it already contains an evaluation; use --overwrite, or another --out")
     started, real = time.perf_counter(), out.resolve()
     making = real.with_name(f"{real.name}.partial")
     with writing(out):

@@ -143,7 +143,7 @@ def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Se
     if clips.multi_label:
         raise UserError(
             f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
-            f"label a clip; pack a set with one, or name this folder otherwise than {task.name}"
+            f"label a clip; pack a set with one, or give this folder a name other than {task.name}"
         )
     for seed in seeds:
         rounds_of(clips, task.by_folds, plan.linear.eval.valid_fraction, seed)
@@ -162,7 +162,7 @@ def _evaluated(
     }
     result = finished(folder, "evaluation.json")
     if result is not None and asked == {name: result.get(name) for name in asked}:
-        console.print(f"{folder}: finished already")
+        console.print(f"{folder}: already finished")
         return result
     return evaluate(
         plan.linear, shards, {plan.linear.eval.encoder: runs}, measuring, folder, replace(options, overwrite=True)
@@ -228,7 +228,7 @@ def tables(summary: Mapping[str, Any]) -> list[TextTable]:
         lines.append([*ours, *_printed(average["paper"].values())])
         few_labels = [f"{100 * float(fraction):g} % of labels" for fraction in fractions]
         columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *papers]
-        title = "test accuracy in %, beside what the paper prints; the average is over the tasks done here"
+        title = "test accuracy in %, compared with the numbers of the paper; the average is over the tasks done here"
         found.append((f"{benchmark}: {title}", columns, lines))
     return found
 
@@ -251,7 +251,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
                 f"{get['licence']}. Layout: {get['layout']}."
             )
         elif row["state"] == "wrong":
-            lines.append(f"{row['task']} is wrong: {row['reason']}")
+            lines.append(f"{row['task']} could not be measured: {row['reason']}")
         elif row["notes"]:
             lines.append(f"{row['task']}: {'; '.join(row['notes'])}.")
     return lines

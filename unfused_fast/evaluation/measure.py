@@ -34,9 +34,9 @@ from unfused_fast.stages import (
     load_encoder,
     metric_of,
     permuted,
+    report_test_in_training,
     round_splits,
     rounds_of,
-    say_heard,
     train_heads,
 )
 
@@ -123,7 +123,7 @@ def measure(
         clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
     given = [(name, run, number) for name, runs in encoders.items() for number, run in enumerate(runs)]
     loaded = {run: load_encoder(Path(run), device) for _, run, _ in given if run not in BASELINES}
-    say_heard(list(loaded), shards, clips)
+    report_test_in_training(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
     found, features = list[Measured](), torch.empty(0)
     for name, run, number in given:

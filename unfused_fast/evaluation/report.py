@@ -76,7 +76,7 @@ def claim(out: Path, files: set[str], what: str) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: it is a file, but {what} is a directory; choose another --out")
     if others := {path.name.removesuffix(".new") for path in out.glob("*")} - files:
-        raise UserError(f"{out}: it holds {min(others)}, which is no part of {what}; choose another --out")
+        raise UserError(f"{out}: it holds {min(others)}, which is not part of {what}; choose another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
 

@@ -85,7 +85,7 @@ def pool_time(steps: Tensor, counts: Tensor | None, how: Pool) -> Tensor:
 
 
 def block_features(block: Tensor, counts: Tensor | None = None, how: Pool = "mean") -> Tensor:
-    """(B, C, F, T) -> (B, C * F): the flattened map pooled over time, by its mean for student heads. Source:
+    """(B, C, F, T) -> (B, C * F): the flattened map averaged over time, for student heads. Source:
     authors.
     """
     return pool_time(block.permute(0, 3, 1, 2).flatten(2), counts, how)
@@ -129,7 +129,7 @@ class PretrainNetwork(nn.Module):
 
 
 class DistillOutput(NamedTuple):
-    """What the loss of distillation reads; float32."""
+    """The inputs of the distillation loss; float32."""
 
     deepest: Tensor
     """(B, K) logits l of the deepest classifier."""
@@ -168,7 +168,7 @@ class DistillNetwork(nn.Module):
 
 
 class FinetuneNetwork(nn.Module):
-    """An encoder and a linear head on what it gives, pooled over time by `model.pool`. Source: DECAR section 5."""
+    """An encoder and a linear head on its output, pooled over time by `model.pool`. Source: DECAR section 5."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()

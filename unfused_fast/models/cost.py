@@ -1,4 +1,4 @@
-"""What an encoder costs: parameters, and multiply-accumulates for one crop, both counted, never quoted."""
+"""Cost of an encoder: parameters, and multiply-accumulates for one crop, both counted here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unfused_fast.config import Config
 from unfused_fast.models.audiontt import build_encoder
 
 CROP_FRAMES = 96
-"""Frames of the crop that is counted, 0.95 s. Ours: the crop of the recipe, whatever a run was trained with."""
+"""Frames of the counted crop, 0.95 s. Ours: always the crop of the recipe, whatever crop a run was trained with."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Source: "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv 1905.11946, Table 1, for one
 input channel: 4,006,972 parameters. A stride-2 layer halves a length, rounding up. Convolutions pad by k // 2 on both
-sides, so that what a clip gives does not depend on what follows it; TensorFlow's "same" padding depends on the length.
+sides, so that a clip's output does not depend on its padding; TensorFlow's "same" padding depends on the length.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ DISTILLED_CHANNELS = (24, 40, 112)
 class EfficientNetB0(nn.Module):
     """Log-mel (B, 1, F, T) -> `EncoderOutput`: maps of three stages, and 1280 features per time step.
 
-    In eval mode a clip with `frame_counts` gives what it gives alone and unpadded, whatever is in the padding. In train
-    mode the statistics of batch normalisation count the padding, so pad little there. Ours: no block is dropped in
+    In eval mode a clip with `frame_counts` gives the same output as alone and unpadded, whatever the padding holds. In
+    train mode the statistics of batch normalisation include the padding, so pad little. Ours: no block is dropped in
     training, where the released EfficientNet-B0 drops up to a fifth.
 
     Args:

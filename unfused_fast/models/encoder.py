@@ -1,4 +1,4 @@
-"""What encoders give, and how they hide padding.   B clips, C channels, F mel bins, T frames, D features."""
+"""The output of encoders, and how they mask padding.   B clips, C channels, F mel bins, T frames, D features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def channels_last(log_mel: Tensor) -> Tensor:
     """(B, 1, F, T) with the strides of the channels-last layout, which the first convolution passes on to all maps.
 
     `contiguous` leaves a single channel's strides as they are, and the first block, the largest, would run in the other
-    layout. A graph for export keeps any number of frames, for which strides must not be asked.
+    layout. A graph for export keeps the number of frames variable, so it must not read strides.
     """
     if torch.compiler.is_exporting():
         return log_mel
@@ -35,5 +35,5 @@ def mask_time(x: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return x
     times = torch.arange(x.shape[-1], device=x.device)
-    # Not a product: a padding value that is not finite must vanish too.
+    # Not a product, so that padding that is not finite becomes zero too.
     return x.masked_fill(times >= valid[:, None, None, None], 0.0)

@@ -15,8 +15,8 @@ from unfused_fast.stages.linear_heads import (
     holdout_input,
     linear,
     refuse_unevaluable,
+    report_test_in_training,
     round_splits,
-    say_heard,
     score,
     train_heads,
 )

@@ -51,7 +51,7 @@ def last_clusters(run: Path) -> Clusters:
     recorded = read_description(run)
     if recorded is None or recorded["stage"] != "pretrain":
         found = "no config.json" if recorded is None else f"a run of stage {recorded['stage']}"
-        raise UserError(f"{run}: {found}, but clusters are those of a run of train pretrain; give its directory")
+        raise UserError(f"{run}: {found}, but clusters needs a run of train pretrain; give its directory")
     _, state, unused = load_checkpoint(run / "checkpoints", _fault)
     for sentence in unused:
         console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
@@ -68,8 +68,8 @@ def _fault(state: dict[str, Any]) -> str | None:
     if not position.batch and state.get("bank") != "here":
         return None
     return (
-        f"{position.name} was saved within epoch {state['epoch'] + 1}, of which there is no whole memory bank yet; "
-        "train on with --resume to its end"
+        f"{position.name} was saved within epoch {state['epoch'] + 1}, whose memory bank is not complete yet; "
+        "continue with --resume to the end of that epoch"
     )
 
 
@@ -78,7 +78,7 @@ def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:
     recorded = read_description(run)
     if recorded is None or recorded["shards"] != shards.manifest.digest:
         raise UserError(
-            f"{shards.directory}: {run} was trained on another set (their digests differ); give that one to --shards"
+            f"{shards.directory}: {run} was trained on another set (their digests differ); pass that one as --shards"
         )
     clips = shards.manifest.splits["train"].clips
     if clips != len(clusters.points) or shards.first_id("train") != clusters.first_id:

@@ -35,8 +35,8 @@ from unfused_fast.stages.linear_heads import (
     draw_confusion,
     head_losses,
     holdout_input,
+    report_test_in_training,
     result_of,
-    say_heard,
     score,
 )
 from unfused_fast.stages.metrics import AveragePrecision, accuracy
@@ -175,9 +175,9 @@ class Finetuning(Trainable):
         """Other clips within an epoch, or metrics that are not one number an epoch."""
         metrics = notes.get("judged")
         if not isinstance(metrics, list) or len(metrics) != notes["epoch"] or not all(map(is_number, metrics)):
-            return f"epoch {notes['epoch']}: its metrics are not one number an epoch"
+            return f"epoch {notes['epoch']}: its metrics are not one number per epoch"
         if notes["batch"] and notes.get("clips") != self._digest:
-            return f"epoch {notes['epoch']}: it was saved within an epoch of other clips"
+            return f"epoch {notes['epoch']}: it was saved within an epoch with different clips"
         return None
 
 
@@ -197,11 +197,11 @@ def finetune(
     if encoder == "logmel":
         raise UserError("--encoder logmel: it has nothing to train; use a run directory or random, or train linear")
     if config.eval.encoder != "full":
-        raise UserError(f"eval.encoder = {config.eval.encoder}: train finetune trains the whole encoder; leave it full")
+        raise UserError(f"eval.encoder = {config.eval.encoder}: train finetune trains the whole encoder; keep it full")
     if config.train.accumulate != 1:
-        raise UserError("train.accumulate: train finetune takes a batch whole; use a smaller --set train.batch_size")
+        raise UserError("train.accumulate: train finetune does not split a batch; use a smaller --set train.batch_size")
     clips, part = split_round(config, shards, labelled_clips(shards, by_folds=False, tested=False, holdout=holdout))
-    say_heard([encoder], shards, clips)
+    report_test_in_training([encoder], shards, clips)
     random = encoder == "random"
     frozen = (
         baseline_encoder(encoder, config, options.device) if random else load_encoder(Path(encoder), options.device)

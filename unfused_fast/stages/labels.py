@@ -19,7 +19,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.training import say_unused_splits
+from unfused_fast.training import report_unused_splits
 
 Rows = NDArray[np.int64]
 
@@ -106,12 +106,14 @@ def labelled_clips(
         holdout: share of the train recordings that become the test.
     """
     if not by_folds:
-        say_unused_splits(shards)
+        report_unused_splits(shards)
     there = tuple(shards.manifest.splits)
     splits = there if by_folds else tuple(name for name in FIRST_SPLITS if name in there)
     folds_there = shards.clips["fold"].null_count < len(shards.clips)
     if by_folds and not folds_there:
-        raise UserError(f"{shards.directory}: its clips have no fold, so there is no cross-validation; leave --folds")
+        raise UserError(
+            f"{shards.directory}: its clips have no fold, so there is no cross-validation; leave out --folds"
+        )
     if holdout is not None:
         _refuse_holdout(shards, by_folds, holdout)
     elif not by_folds and tested and not {"train", "test"} <= set(splits):
@@ -220,7 +222,7 @@ def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
     if by_folds:
         raise UserError("--holdout and --folds: with folds each clip is tested already; give one of them")
     if "test" in shards.manifest.splits:
-        raise UserError(f"{shards.directory}: it has a test split, which is the test; leave --holdout")
+        raise UserError(f"{shards.directory}: it already has a test split; leave out --holdout")
     if "train" not in shards.manifest.splits:
         raise UserError(
             f"{shards.directory}: it has no train split to hold a test out of, only "
@@ -242,7 +244,7 @@ def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> Label
     if without := sorted(clips.classes(train) - clips.classes(first)):
         console.once(
             f"{shards.directory}: {len(without)} of {len(clips.label_names)} classes are not in the held-out test, "
-            f"such as {clips.label_names[without[0]]}: no group of theirs can be spared",
+            f"such as {clips.label_names[without[0]]}: none of their groups can be held out",
             style="yellow",
         )
     splits = np.array(clips.split_of, dtype=object)

@@ -149,8 +149,8 @@ def refuse_unevaluable(config: Config, shards: ShardSet, holdout: float | None =
     split_round(config, shards, labels_of_splits(shards, holdout))
 
 
-def say_heard(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -> None:
-    """Says which runs have heard a held-out test in their training, and which have seen its labels."""
+def report_test_in_training(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -> None:
+    """Reports which runs were trained on the clips of a held-out test, and which on its labels too."""
     if clips.held_out is None:
         return
     for run in encoders:
@@ -158,11 +158,11 @@ def say_heard(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -
         if recorded is None or recorded["shards"] != shards.manifest.digest:
             continue
         if recorded["stage"] != "finetune":
-            console.once(f"{run}: trained on this set, so it has heard the held-out test, without its labels")
+            console.once(f"{run}: trained on this set, the held-out test clips included, without their labels")
         elif recorded["inputs"].get("holdout") != f"{clips.held_out.fraction:g}":
             console.once(
-                f"{run}: fine-tuned on this set without --holdout {clips.held_out.fraction:g}, so it has seen labels "
-                "of the held-out test, and its scores are too high",
+                f"{run}: fine-tuned on this set without --holdout {clips.held_out.fraction:g}, so it was trained "
+                "on labels of the held-out test, and its scores are too high",
                 style="yellow",
             )
 
@@ -180,7 +180,7 @@ def _splits(
     of test.
     """
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
-    say_heard([encoder], shards, clips)
+    report_test_in_training([encoder], shards, clips)
     parts = eval_features(frozen, config, shards, clips.splits, device, left_out)
     part = part._replace(train=part.train[~np.isin(clips.clip_ids[part.train], left_out)])
     return round_splits(config, clips, part, torch.cat([parts[name] for name in clips.splits]))

@@ -41,7 +41,7 @@ def rounds_of(clips: LabelledClips, by_folds: bool, valid_fraction: float, seed:
         return [_round(clips, "test", train, valid, test, valid_fraction, seed)]
     names, rounds = sorted(set(clips.fold_of.tolist())), []
     if len(names) < 2:
-        raise UserError(f"all clips are in fold {names[0]}, but cross-validation wants at least two; leave --folds")
+        raise UserError(f"all clips are in fold {names[0]}, but cross-validation needs at least two; leave out --folds")
     for fold, after in zip(names, names[1:] + names[:1], strict=True):
         test, valid = clips.fold_of == fold, (clips.fold_of == after) & (len(names) > 2)
         rounds.append(_round(clips, f"fold {fold}", ~test & ~valid, valid, test, valid_fraction, seed))

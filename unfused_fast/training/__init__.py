@@ -31,10 +31,10 @@ from unfused_fast.training.options import (
     precision,
     prepare_for,
     quietly,
+    report_unused_splits,
     resolve_amp,
     resolve_batch_size,
     resolve_device,
-    say_unused_splits,
     train_clips,
 )
 from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels

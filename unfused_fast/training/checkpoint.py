@@ -120,8 +120,8 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and go on "
-            "with --resume"
+            f"{path}: could not be written ({cause(error)}); earlier checkpoints are intact, so free space and "
+            "continue with --resume"
         ) from error
     _prune(directory, position)
     return path

@@ -139,7 +139,7 @@ class Trainer:
         except UserError as error:
             unread = error
         due = moved and self.ranks.leads and self.saves.due(self.step)
-        self.run.stopping, due, failed = self.ranks.agree(self.run.stopping, due, unread is not None)
+        self.run.stopping, due, failed = self.ranks.any_rank(self.run.stopping, due, unread is not None)
         stop = failed or (moved and batch is not None and self.run.stopping)
         if moved and (stop or (due and batch is not None)):
             self._check_finite(position.epoch + 1)
@@ -148,15 +148,17 @@ class Trainer:
             if stop:
                 self.saves.settle()
         if failed:
-            said = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
+            reasons = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
             try:
-                raise UserError(f"{said}; {self.saves.on_disk()}, go on with --resume when that is mended") from unread
+                raise UserError(
+                    f"{reasons}; {self.saves.on_disk()}, continue with --resume once that is fixed"
+                ) from unread
             finally:
                 del unread  # it holds this frame, and so would keep the reader and its files open
         if stop:
             raise Interrupted(
                 f"{self.run.out}: stopped in epoch {position.epoch + 1} after {position.batch} of "
-                f"{self.loader.full_batches} steps, saved; go on with --resume"
+                f"{self.loader.full_batches} steps, saved; continue with --resume"
             )
         return batch
 
@@ -175,7 +177,9 @@ class Trainer:
             if not done:
                 raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet") from stopped
             self.saves.settle()
-            raise Interrupted(f"{self.run.out}: stopped before epoch {epoch}, saved; go on with --resume") from stopped
+            raise Interrupted(
+                f"{self.run.out}: stopped before epoch {epoch}, saved; continue with --resume"
+            ) from stopped
 
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """What an epoch trains on, from a batch on: each clip once, or drawn evenly over clusters."""
@@ -230,7 +234,7 @@ class Trainer:
         for number, batch in enumerate(self.loader.epoch(PASS_EPOCH, views=1, masks=augmented)):
             yield self._one_view(batch, number, PASS_EPOCH, augmented)
             self._partial = False
-            (self.run.stopping,) = self.ranks.agree(self.run.stopping)
+            (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
             if self.run.stopping:
                 raise Interrupted("stopped in a pass over the clips")
 
@@ -254,14 +258,14 @@ class Trainer:
         numbers = {"loss": round(state["loss"], 6), "lr": self._rate(self.step - 1), **log, **timing}
         self.run.log(epoch, {**numbers, "parts": self.timer.read()})
         state["log"], state["seconds"] = {}, 0.0
-        (self.run.stopping,) = self.ranks.agree(self.run.stopping)
+        (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
         last = epoch == self.config.train.epochs or self.task.finished
         if last or self.run.stopping or epoch % self.config.train.save_every == 0:
             self._save({})
         shown.epoch(epoch, f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s")
         if self.run.stopping and not last:
             self.saves.settle()
-            raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; go on with --resume")
+            raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; continue with --resume")
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
         notes = {"step": self.step, "loop": dict(self._state)}
@@ -303,13 +307,13 @@ class Trainer:
             yield
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{self.options.device}: it has no memory for batches of {self.batch_size} clips "
+                f"{self.options.device}: not enough memory for batches of {self.batch_size} clips "
                 f"({str(error).split('. ')[0]}); start again with --overwrite --set train.batch_size="
                 f"{max(2, self.batch_size // 2)}"
                 + ("" if self.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
             ) from error
         except RankLost as error:
-            raise RankLost(f"{error}; {self.saves.on_disk()}, go on with --resume") from error
+            raise RankLost(f"{error}; {self.saves.on_disk()}, continue with --resume") from error
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException
 

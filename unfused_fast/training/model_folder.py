@@ -61,9 +61,11 @@ def write_model_folder(
         replaced.rename(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / WEIGHTS).is_file():
-            raise UserError(f"{given}: it exists and is not a model folder; name another place")
+            raise UserError(f"{given}: it exists and is not a model folder; choose another path")
         if not overwrite:
-            raise UserError(f"{given}: a model folder is there; name another place, or replace it with --overwrite")
+            raise UserError(
+                f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite"
+            )
         _refuse_others(folder, given)
     tensors: dict[str, Tensor] = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     try:
@@ -85,7 +87,7 @@ def write_model_folder(
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{given}: cannot be written ({cause(error)}); free space, or name another place") from error
+        raise UserError(f"{given}: cannot be written ({cause(error)}); free space, or choose another path") from error
 
 
 def _refuse_others(folder: Path, title: Path) -> None:
@@ -94,7 +96,7 @@ def _refuse_others(folder: Path, title: Path) -> None:
     if others := sorted(found - _FILES):
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise UserError(
-            f"{title}: it holds more than a model folder's files ({shown}); move that, or name another place"
+            f"{title}: it holds more than a model folder's files ({shown}); move them, or choose another path"
         )
 
 

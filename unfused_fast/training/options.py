@@ -137,11 +137,11 @@ def train_clips(shards: ShardSet) -> int:
         raise UserError(
             f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
         )
-    say_unused_splits(shards)
+    report_unused_splits(shards)
     return shards.manifest.splits["train"].clips
 
 
-def say_unused_splits(shards: ShardSet) -> None:
+def report_unused_splits(shards: ShardSet) -> None:
     """Says which splits are read by no stage, nor by an evaluation without folds."""
     for name, info in shards.manifest.splits.items():
         if name not in FIRST_SPLITS:
@@ -208,6 +208,6 @@ def compiled(function: Callable[..., Any], options: Options) -> Callable[..., An
     if not (on_gpu if options.compile is None else options.compile):
         return function
     if (missing := missing_compiler("C" if on_gpu else "C++")) is not None:
-        raise UserError(f"torch.compile needs {missing}, or go on with --no-compile")
+        raise UserError(f"torch.compile needs {missing}, or use --no-compile")
     torch.compiler.reset()
     return torch.compile(function, fullgraph=not options.ranks.together)

@@ -156,7 +156,7 @@ class Run:
             )
         before = list(recorded.get("resumed_with", []))
         if found:
-            console.print(f"{self.out}: going on anyway, though {in_words(found)}", style="yellow")
+            console.print(f"{self.out}: resuming anyway, although {in_words(found)}", style="yellow")
             before.append({name: {"was": was, "now": now} for name, (was, now) in found.items()})
         if before:
             self._description["resumed_with"] = before
@@ -196,7 +196,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """What an earlier, finished run wrote, when --resume finds nothing left to do and nothing different."""
         if self._result is not None:
-            console.print(f"{self.out}: finished already")
+            console.print(f"{self.out}: already finished")
         return self._result
 
     def load(
@@ -212,9 +212,11 @@ class Run:
         def unusable(state: dict[str, Any]) -> str | None:
             position = Position(state["epoch"], state.get("batch", 0))
             if "loop" not in state:
-                return f"{self.checkpoints / position.name}: an earlier version wrote it, with too little to go on from"
+                return (
+                    f"{self.checkpoints / position.name}: an earlier version wrote it, with too little state to resume"
+                )
             if position.batch and state["order"] != self.order:
-                return f"{self.checkpoints / position.name}: it was saved within an epoch of other batches"
+                return f"{self.checkpoints / position.name}: it was saved within an epoch with different batches"
             return fault(state) if fault is not None else None
 
         def load() -> dict[str, Any]:
@@ -223,15 +225,15 @@ class Run:
             position = Position(state["epoch"], state["batch"])
             self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
             for sentence in damaged:
-                console.print(f"{sentence}; going on from {position}", style="yellow")
+                console.print(f"{sentence}; resuming from {position}", style="yellow")
             self._log.drop_after(state["epoch"])
-            console.print(f"{self.out}: going on after {position}")
+            console.print(f"{self.out}: resuming after {position}")
             return state
 
         state, count = dict(self._ranks.first(load)), self._ranks.world_size
         if (before := state.get("ranks", 1)) != count:
             console.print(
-                f"{self.out}: on {count} ranks now, {before} before: the same batches, but sums are rounded otherwise",
+                f"{self.out}: on {count} ranks now, {before} before: same batches, but sums are rounded differently",
                 style="yellow",
             )
         return self._ranks.tensors_from_first(read if self._ranks.leads else None), state

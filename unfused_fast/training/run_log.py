@@ -84,7 +84,7 @@ class RunLog:
             threading.excepthook = unhandled
 
     def _refused(self, error: BaseException) -> None:
-        console.print(f"not logged, training goes on: {self.out}: {cause(error)}", style="yellow")
+        console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
 
 
 def _epoch_of(line: bytes) -> float:

@@ -84,7 +84,7 @@ class Saves:
         task, bank = self._task, self._task.bank
         whole = not position.batch and not task.refilling
         notes = {**copy.deepcopy(task.notes()), "order": self._run.order, "ranks": self._ranks.world_size, **notes}
-        tensors = {**collect(task.network, self._optimizer), **beside_network(task), **tensors}
+        tensors = {**collect(task.network, self._optimizer), **state_outside_network(task), **tensors}
         if self._augment is not None:
             tensors |= self._augment.state()
         if bank is not None:
@@ -144,7 +144,7 @@ class Saves:
             self._wait()
         except UserError as error:
             self.last = self._saved
-            console.print(f"not saved, training goes on: {error}", style="yellow")
+            console.print(f"not saved, training continues: {error}", style="yellow")
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Restores all state from the newest checkpoint that is sound, its bank too. Returns its tensors and notes."""
@@ -152,7 +152,7 @@ class Saves:
         tensors, notes = self._run.load(self._fault)
         restore(tensors, task.network, self._optimizer)
         task.load_notes(notes)
-        own = beside_network(task)
+        own = state_outside_network(task)
         refuse_misfit(own, {name: tensors[name] for name in own if name in tensors})
         task.load_state_dict({name: tensors[name] for name in own}, strict=False)
         if self._augment is not None:
@@ -176,6 +176,6 @@ class Saves:
         return None
 
 
-def beside_network(task: torch.nn.Module) -> dict[str, Tensor]:
+def state_outside_network(task: torch.nn.Module) -> dict[str, Tensor]:
     """State of a task without that of its network."""
     return {name: tensor for name, tensor in task.state_dict().items() if not name.startswith("network.")}
