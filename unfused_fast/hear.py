@@ -19,10 +19,10 @@ from unfused_fast.training import WEIGHTS
 def load_model(model_file_path: str = "") -> Embedder:
     """The encoder of a run or a model folder, or of the model.safetensors in one, on the CPU.
 
-    Raises UserError: no path, because no weights come with the package; or as embedder.load.
+    Raises UserError: no path is given (the package contains no weights); or as embedder.load.
     """
     if not model_file_path:
-        raise UserError("no weights come with unfused-fast; name a run or a model folder, with HEAR's --model")
+        raise UserError("unfused-fast contains no weights; give a run or a model folder, with HEAR's --model")
     path = Path(model_file_path)
     return load(path.parent if path.name == WEIGHTS else path, device="cpu")
 

@@ -1,4 +1,4 @@
-"""Which of the processes that train together this one is: by torchrun, by SLURM, or by --devices, which starts them."""
+"""The rank of this process, from the variables of torchrun or SLURM, or from --devices, which starts the processes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import NamedTuple
 from unfused_fast.errors import UserError
 
 TIMEOUT_SECONDS = 600.0
-"""How long a process waits for the others. Ours: longer than a compile, shorter than a night."""
+"""Longest wait for the other processes. Ours: longer than a compilation, shorter than a night."""
 PORTS = 20000, 20000
-"""Under SLURM: the first port, and how many there are; the job's number chooses."""
+"""Under SLURM: the first port, and the number of ports; the job's id selects one."""
 
 
 class Place(NamedTuple):
-    """One process of several."""
+    """The place of one process among several."""
 
     rank: int
     world_size: int
     local_rank: int
-    """Among those on this machine."""
+    """Among the processes of this machine."""
     local_size: int
     address: str
-    """Where the processes meet."""
+    """Address of rank 0, which the processes connect to."""
     port: int
 
     def device(self, wanted: str) -> str:
-        """This process's part of what --device names: the GPU of its local rank, counted round those that it sees, for
-        SLURM's --gpus-per-task shows each process its own. Raises UserError for a GPU of a number: each has its own.
+        """The device of this process by --device: the GPU of its local rank, modulo the GPUs that it sees, because with
+        SLURM's --gpus-per-task each process sees only its own. Raises UserError for a numbered GPU, since each process
+        uses a different one.
         """
         if ":" in wanted:
             raise UserError(f"--device {wanted}: {self.world_size} processes take a GPU each; use --device cuda or cpu")
@@ -43,10 +44,10 @@ class Place(NamedTuple):
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
-    """This process's place, from the variables of torchrun or SLURM's srun; None where it works alone.
+    """This process's place, from the variables of torchrun or SLURM's srun; None for a single process.
 
     Raises:
-        UserError: variables that do not fit together.
+        UserError: the variables contradict each other.
     """
 
     def number(name: str, default: str = "") -> int:
@@ -83,7 +84,7 @@ def first_node(nodes: str) -> str:
     """
     found = re.match(r"(?:[^,\[\]]|\[[^\]]+\])+", nodes)
     if found is None:
-        raise UserError(f"SLURM_STEP_NODELIST={nodes}: it names no node; set MASTER_ADDR to the first one's address")
+        raise UserError(f"SLURM_STEP_NODELIST={nodes}: contains no node; set MASTER_ADDR to the first one's address")
     return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", found[0])
 
 

@@ -84,7 +84,7 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
     monkeypatch.setenv("MASTER_PORT", str(harness.free_port()))
     assert "--devices 3: this process was started as one of 2" in cli(*command, "--devices", 3).error
     assert "2 processes take a GPU each" in cli(*command, "--device", "cuda:0").error
-    assert "did not find each other at 127.0.0.1" in cli(*command, "--timeout", 5).error
+    assert "could not connect at 127.0.0.1" in cli(*command, "--timeout", 5).error
 
 
 def test_places_by_torchrun_and_slurm() -> None:
@@ -157,7 +157,7 @@ def test_names_and_numbers_of_slurm() -> None:
     ]:
         assert first_node(nodes) == first
     assert tasks_per_node("4(x2),3") == [4, 4, 3] and tasks_per_node("2") == [2]
-    with pytest.raises(UserError, match="it names no node"):
+    with pytest.raises(UserError, match="contains no node"):
         first_node("")
 
 

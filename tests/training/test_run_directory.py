@@ -41,7 +41,12 @@ def test_out_holds_something_else(
     for more in ([], ["--resume"], ["--overwrite"]):
         refused(pretrain(tones, notes, *more), notes, "it exists and is not a run", "choose another --out")
         refused(linear(tones, "random", notes, *more), notes, "it exists and is not a run")
-        refused(pretrain(tones, model, *more), model / "config.json", "not that of a run", "name another directory")
+        refused(
+            pretrain(tones, model, *more),
+            model / "config.json",
+            "not the config.json of a run",
+            "name another directory",
+        )
         refused(pretrain(tones, file, *more), file, "is a file, but a run is a directory", "another --out")
         refused(pretrain(tones, file / "out", *more), file, "is a file, but a run is a directory", "another --out")
         refused(distill(tones, pretrained, pretrained, *more), pretrained, "it is the teacher of this run", "--out")
@@ -101,7 +106,7 @@ def test_a_checkpoint_that_does_not_fit_the_config(
     for broken, part in (
         (text.replace('"model.dim"', '"model.width"'), "missing fields ['model.dim'], unknown fields ['model.width']"),
         (text[:100], "cannot be read"),
-        ("[]", "not that of a run"),
+        ("[]", "not the config.json of a run"),
     ):
         recorded.write_text(broken)
         refused(linear(tones, unfinished, out), unfinished, part)

@@ -1,6 +1,6 @@
-"""Processes that train as one.
+"""Distributed data-parallel training.
 
-In: the environment of torchrun, srun or our launcher. Out: `Ranks`: sums, gathers, agreement; BatchNorm, dropout and
+In: the environment of torchrun, srun or our launcher. Out: `Ranks`: sums, gathers, shared flags; BatchNorm, dropout and
 gradients over all ranks. Read first: ranks.py.
 """
 

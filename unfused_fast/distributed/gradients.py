@@ -1,4 +1,4 @@
-"""Gradients of the ranks' shares of a batch, added up."""
+"""Sum of the gradients of all ranks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def sum_gradients(parameters: Iterable[Tensor], loss: Tensor, ranks: Ranks, dtyp
     batch's mean.
 
     Ours: one message for all parameters, sent when the backward pass is done. The paper's network has 10 million, which
-    take a millisecond between the GPUs of a machine; DDP's overlap would spare a part of it, and its buckets would be
-    made anew for each new prediction head. `bf16` halves the message, and rounds each gradient to 8 bits.
+    take a millisecond between the GPUs of a machine; DDP's overlap would hide a part of it, and its buckets would be
+    rebuilt for each new prediction head. `bf16` halves the message, and rounds each gradient to 8 bits.
     """
     if not ranks.together:
         return loss

@@ -1,6 +1,6 @@
-"""The processes that train one network together, a rank each, over torch.distributed.
+"""The processes (ranks) that train one network together, over torch.distributed.
 
-A process that works alone is rank 0 of 1, and every exchange is the identity.
+A single process is rank 0 of 1, and every collective operation is the identity.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unfused_fast.launch import TIMEOUT_SECONDS, Place
 
 PATIENCE = timedelta(days=30)
 """How long ranks wait for work that one of them does alone, such as the first pass over a set. A rank that ends is
-seen at once, as its connections close.
+detected at once, because its connections close.
 """
 
 
@@ -31,7 +31,7 @@ class RankLost(UserError):
 
 
 class FailedOnFirst(UserError):
-    """What failed on rank 0, which prints it."""
+    """Raised on the other ranks for an error of rank 0, which prints it."""
 
 
 class Ranks:
@@ -40,11 +40,11 @@ class Ranks:
     def __init__(
         self, place: Place | None = None, device: torch.device | None = None, timeout_s: float = TIMEOUT_SECONDS
     ) -> None:
-        """Waits for the others. Raises UserError when they do not come.
+        """Connects to the other ranks. Raises UserError when that fails.
 
         Args:
-            place: among them; None: this process works alone.
-            timeout_s: how long an exchange may take.
+            place: of this process among them; None: a single process.
+            timeout_s: longest wait in a collective operation.
         """
         self.rank, self.world_size = (0, 1) if place is None else (place.rank, place.world_size)
         self.local_rank, self.local_size = (0, 1) if place is None else (place.local_rank, place.local_size)
@@ -68,7 +68,7 @@ class Ranks:
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"rank {self.rank} of {self.world_size}: the processes did not find each other at {place.address}:"
+                f"rank {self.rank} of {self.world_size}: the processes could not connect at {place.address}:"
                 f"{place.port} ({str(error).splitlines()[0]}); were all of them started, "
                 "and can they reach this port? On GPUs: has each a GPU of its own?"
             ) from error
@@ -81,7 +81,7 @@ class Ranks:
 
     @property
     def together(self) -> bool:
-        """Whether there are others."""
+        """Whether there are other ranks."""
         return self.group is not None
 
     def __enter__(self) -> Ranks:
@@ -105,7 +105,7 @@ class Ranks:
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Of the current batch: its rows on all ranks, and how many of them are on ranks before this one."""
+        """The current batch's rows on all ranks, and the number of them on lower ranks."""
         return sum(self.sizes), sum(self.sizes[: self.rank])
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -137,18 +137,18 @@ class Ranks:
         return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
 
     def from_first(self, tensor: Tensor) -> Tensor:
-        """What rank 0 has, in place."""
+        """Rank 0's values, in place."""
         if self.together:
             with self.watched():
                 dist.broadcast(tensor, 0)
         return tensor
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """Of each flag whether any rank has it set. Waits for the other processes, never for a GPU."""
+        """For each flag, whether any rank has it set. Waits for the other processes, never for a GPU."""
         return tuple(map(bool, self._largest(*map(int, flags)).tolist())) if self.together else flags
 
     def texts(self, text: str) -> list[str]:
-        """The text of each rank; waits for them as long as they live."""
+        """The text of each rank; waits as long as the other processes are alive."""
         if not self.together:
             return [text]
         data = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
@@ -160,10 +160,10 @@ class Ranks:
         return [one.numpy().tobytes().split(b"\0")[0].decode() for one in every]
 
     def first(self, work: Callable[[], Any]) -> Any:
-        """What rank 0's work gives, as JSON holds it, on every rank, however long it takes.
+        """The result of `work` on rank 0, JSON values, on every rank, however long it takes.
 
         Raises:
-            UserError: rank 0's, there; FailedOnFirst on the others.
+            UserError: the error of `work`, on rank 0; FailedOnFirst on the others.
         """
         if not self.together:
             return work()
@@ -179,11 +179,11 @@ class Ranks:
         return answer["value"]
 
     def barrier(self) -> None:
-        """Waits for all, however long they take, as long as they live."""
+        """Waits for all ranks, however long they take, as long as their processes are alive."""
         self.texts("")
 
     def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Tensors on the CPU that rank 0 has, on every rank; the others give None."""
+        """Rank 0's tensors, on the CPU of every rank; the others pass None."""
         own = tensors or {}
         heads = self.first(
             lambda: [[name, str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in own.items()]
@@ -203,7 +203,7 @@ class Ranks:
 
     @contextmanager
     def watched(self, kind: type[RuntimeError] = RuntimeError) -> Iterator[None]:
-        """Turns an error of this kind, of an exchange that fails, into RankLost."""
+        """Turns an error of this kind, from a failed collective operation, into RankLost."""
         try:
             yield
         except kind as error:
@@ -212,9 +212,9 @@ class Ranks:
 
 
 def in_words(ranks: Ranks) -> str:
-    """What a command says of several."""
+    """The number of ranks, for messages; empty for one."""
     return f" on {ranks.world_size} ranks" if ranks.together else ""
 
 
 ALONE = Ranks()
-"""A process without others."""
+"""A single process."""

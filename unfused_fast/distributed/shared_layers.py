@@ -1,7 +1,7 @@
-"""Layers that treat a batch spread over ranks as one: BatchNorm and dropout.
+"""BatchNorm and dropout over the global batch of all ranks.
 
-n rows on this rank, N on all ranks, C channels. Together with gradients summed over ranks they make a step on any
-number of ranks the step of one.
+n rows on this rank, N on all ranks, C channels. Together with gradients summed over ranks, a step on any number of
+ranks equals the step on one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over ranks; so is its gradient."""
+    """Sum over ranks; its gradient is summed too."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
@@ -54,7 +54,7 @@ class SharedBatchNorm(_BatchNorm):
             variance, mean = (found.double() for found in torch.var_mean(input.float(), axes, correction=0))
             own = count * torch.stack([mean, variance + mean.square(), torch.ones_like(mean)])
         else:
-            own = input.sum() * torch.zeros(3, self.num_features, dtype=torch.float64)  # it has a gradient, as others
+            own = input.sum() * torch.zeros(3, self.num_features, dtype=torch.float64)  # has a gradient, as elsewhere
         first, second, total = _Sum.apply(own, self.ranks)  # type: ignore[no-untyped-call]
         mean = first / total
         variance = second / total - mean.square()
@@ -70,8 +70,8 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout whose draws are those of the whole batch, of which a rank takes its rows: so all ranks draw as much, and
-    on a CPU the same as a process that works alone.
+    """Dropout with a mask for the global batch, of which a rank takes its rows: all ranks draw the same amount, and on
+    a CPU the same mask as a single process.
     """
 
     def __init__(self, dropout: nn.Dropout, ranks: Ranks) -> None:
@@ -90,9 +90,7 @@ class SharedDropout(nn.Dropout):
 
 
 def share_layers(network: Module, ranks: Ranks, sync_bn: bool) -> Module:
-    """Replaces dropout, and with `sync_bn` BatchNorm, by what treats the batch of all ranks as one, where there are
-    several.
-    """
+    """Replaces dropout, and with `sync_bn` BatchNorm, by layers over the global batch, with several ranks."""
     if not ranks.together:
         return network
     for parent in list(network.modules()):
@@ -108,7 +106,7 @@ def _shared_norm(norm: _BatchNorm, ranks: Ranks) -> nn.Module:
     if ranks.device.type != "cuda":
         return SharedBatchNorm(norm, ranks)
     shared = nn.SyncBatchNorm.convert_sync_batchnorm(norm, ranks.group)  # type: ignore[no-untyped-call]
-    # its exchanges are no part of a graph
+    # its collective operations are not part of a graph
     shared.forward = torch.compiler.disable(shared.forward)  # type: ignore[no-untyped-call]
     return cast(nn.Module, shared)
 

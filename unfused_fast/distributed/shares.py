@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Share(NamedTuple):
-    """A rank's part of every batch: after the ranks before it, as evenly as whole clips allow.
+    """A rank's contiguous part of every batch, in order of ranks; sizes differ by at most one clip.
 
     Ours: a batch of an epoch holds the same clips, in the same order, on any number of ranks.
     """
@@ -28,7 +28,7 @@ class Share(NamedTuple):
         return [part.stop - part.start for part in parts]
 
     def positions(self, clips: int, batch_size: int) -> NDArray[np.int64]:
-        """The rank's positions in an epoch of so many clips, whose last batch holds what is left."""
+        """The rank's positions in an epoch of so many clips, whose last batch holds the rest."""
         begins = range(0, clips, batch_size)
         parts = [(begin, self.of(min(batch_size, clips - begin))) for begin in begins]
         return np.concatenate(
@@ -36,11 +36,11 @@ class Share(NamedTuple):
         )
 
     def batches(self, clips: int, batch_size: int) -> list[slice]:
-        """Of the rank's clips of such an epoch, in order, those of each batch; of the last batch it may have none."""
+        """For each batch, its slice of the rank's clips of such an epoch; the last one may be empty."""
         parts = [self.of(min(batch_size, clips - begin)) for begin in range(0, clips, batch_size)]
         ends = np.cumsum([0, *(part.stop - part.start for part in parts)]).tolist()
         return [slice(begin, stop) for begin, stop in pairwise(ends)]
 
 
 WHOLE = Share()
-"""Of a process that works alone."""
+"""Of a single process."""

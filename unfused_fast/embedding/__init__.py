@@ -1,4 +1,4 @@
-"""A trained encoder for other people's audio.
+"""A trained encoder applied to other audio.
 
 In: a run, a model folder, a foreign checkpoint. Out: `load` gives an `Embedder`; files and sets to embeddings; exports.
 Read first: embedder.py, then files.py.

@@ -21,16 +21,16 @@ from unfused_fast.training import encoder_digest, resolve_device
 
 
 class PieceSteps(NamedTuple):
-    """What the encoder gives for B pieces."""
+    """The encoder's output for B pieces."""
 
     steps: Tensor
     """(B, T', D) float32."""
     kept: Tensor
-    """(B, T') bool: steps that belong to the clip; the others are context or padding."""
+    """(B, T') bool: steps of the clip itself; the others are context or padding."""
 
 
 class Pooled:
-    """Pooling over time of B clips that come in pieces, in any order."""
+    """Pooling over time of B clips from pieces in any order."""
 
     def __init__(self, clips: int, dim: int, device: torch.device) -> None:
         # in float64, so that the sum of many pieces does not depend on their order
@@ -56,13 +56,13 @@ class Embedder(nn.Module):
     """Waveforms to embeddings, by a frozen encoder in eval mode, in float32 on any device.
 
     The log-mel is that of training: 16 kHz, normalised by the statistics of the set that the encoder was trained on, a
-    clip shorter than a training crop followed by silence. A clip's embedding does not depend on the clips beside it.
-    Clips beyond PIECE_FRAMES go through the encoder in pieces, in bounded memory, and are pooled over all of them:
-    exact for AudioNTT; EfficientNet-B0 sees each piece by itself (pieces.py).
+    clip shorter than a training crop padded with silence. A clip's embedding does not depend on the other clips of its
+    batch. Clips longer than PIECE_FRAMES are encoded in pieces, in bounded memory, and pooled over all of them: exact
+    for AudioNTT; EfficientNet-B0 encodes each piece separately (pieces.py).
     """
 
     def __init__(self, encoder: FrozenEncoder, pool: Pool | None = None) -> None:
-        """Takes the encoder over. `pool`: over time; None: as the encoder was trained (`model.pool`)."""
+        """Takes ownership of the encoder. `pool`: over time; None: as the encoder was trained (`model.pool`)."""
         super().__init__()
         if encoder.network is None:
             raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain, distill or finetune")
@@ -79,7 +79,7 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the encoder, and of the embeddings."""
+        """Device of the encoder and of the embeddings."""
         return next(self.parameters()).device
 
     @property
@@ -88,7 +88,7 @@ class Embedder(nn.Module):
         return encoder_digest(self.encoder)
 
     def train(self, mode: bool = True) -> Embedder:
-        """Stays in eval mode: batch statistics and dropout would make a clip depend on the others."""
+        """Always stays in eval mode: batch statistics and dropout would mix the clips of a batch."""
         return super().train(False)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Embedder(nn.Module):
             lengths: samples of each row of a (B, samples) batch; the rest of a row is ignored.
 
         Raises:
-            UserError: an empty clip, integers or samples far beyond 1, another shape, one that looks like (samples,
+            UserError: an empty clip, integers or samples far above 1, another shape, one that looks like (samples,
                 channels), NaN or infinity, or a sample rate that audio does not have.
         """
         clips = self._clips(waveform, sample_rate, lengths)
@@ -120,8 +120,8 @@ class Embedder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Embeddings (B, T', D) float32 before pooling, and (B, T') float32 milliseconds of the centre of each step.
 
-        T' is that of the longest clip; a clip has `cutting.steps(samples at 16 kHz)` steps, and zeros behind them. The
-        silence behind a clip shorter than a training crop has steps too, as in embed. Args and Raises: as embed.
+        T' is that of the longest clip; a clip has `cutting.steps(samples at 16 kHz)` steps, then zeros. The silence
+        after a clip shorter than a training crop has steps too, as in embed. Args and Raises: as embed.
         """
         clips = self._clips(waveform, sample_rate, lengths)
         steps = [self.cutting.steps(len(clip)) for clip in clips]
@@ -144,20 +144,20 @@ class Embedder(nn.Module):
     @ieee_float32()
     def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
         """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the encoder's steps."""
-        frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not clip by clip
+        frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not single clips
         edged = [self._edged(wave.to(where, torch.float32), piece) for wave, piece in pieces]
         padded = nn.utils.rnn.pad_sequence(edged, batch_first=True).to(self.device)
         normalised = (log_mel(padded, frontend, edges=False) - self.mean) * (1.0 / self.std)
         spans = [(piece.frames, piece.first_step, piece.first_step + piece.steps) for _, piece in pieces]
         lengths, first, stop = torch.tensor(spans, device=self.device).unbind(1)
-        # without padding there is nothing to mask, which takes a tenth of the time
+        # masking takes a tenth of the time, so it is skipped without padding
         counts = None if len({frames for frames, _, _ in spans}) == 1 else lengths
         output: EncoderOutput = self.encoder(normalised[:, None], counts)
         place = torch.arange(output.frames.shape[1], device=self.device)
         return PieceSteps(output.frames.float(), (place >= first[:, None]) & (place < stop[:, None]))
 
     def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:
-        """Samples under a piece's windows: by `frontend.pad_mode` at the clip's edges, silence behind its end."""
+        """Samples under a piece's windows: by `frontend.pad_mode` at the clip's edges, silence after its end."""
         low, high = self.cutting.span(piece.first_frame, piece.first_frame + piece.frames)
         start, length = piece.start, piece.length
         silence = max(min(high, length), 1 - low) - start - len(wave)
@@ -172,7 +172,7 @@ class Embedder(nn.Module):
         return torch.cat(parts)
 
     def _clips(self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None) -> list[Tensor]:
-        """Each clip alone, at 16 kHz, and where the encoder was trained so, divided by its L2 norm."""
+        """Each clip at 16 kHz, divided by its L2 norm where the encoder was trained so."""
         clips = clips_16k(waveform, sample_rate, lengths)
         return [unit_norm(clip) for clip in clips] if self.unit_norm else clips
 
@@ -186,6 +186,6 @@ def load(run: str | Path, device: str = "auto", pool: Pool | None = None) -> Emb
         pool: see Embedder.
 
     Raises:
-        UserError: nothing of the kind there, damaged, or no such device.
+        UserError: no such run or folder, damaged files, or no such device.
     """
     return Embedder(load_encoder(Path(run), resolve_device(device)), pool)

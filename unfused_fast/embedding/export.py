@@ -22,22 +22,24 @@ from unfused_fast.training import config_digest, read_description, write_model_f
 
 Input = Literal["log-mel", "waveform"]
 OPSET = 18
-"""Of ONNX. Ours: 17 brought the DFT that the waveform's spectrum needs; the exporter is tested with 18."""
+"""ONNX operator set. Ours: 17 introduced the DFT that the waveform's spectrum needs; the exporter is tested with 18."""
 _CARD_FIELDS = {
     "pretrain": ("cluster.algo", "cluster.k"),
     "distill": ("pseudo.feature", "pseudo.k", "distill.alpha", "distill.beta", "distill.init"),
     "finetune": ("eval.label_fraction", "eval.select"),
 }
-"""What a stage reads and its card shows, beside what all of them read."""
+"""Settings that one stage reads and its card shows, in addition to those of all stages."""
 _EVERY_CARD = ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed")
 _NO_RESULTS = ("stage", "run", "config_digest", "data_digest", "seed", "epochs", "k", "clips", "encoder")
 
 
 class LogMelEncoder(nn.Module):
-    """(B, 1, F, T) log-mel as audio.log_mel gives it -> (B, D): normalisation, encoder, pooling over all T frames."""
+    """(B, 1, F, T) log-mel as front_end.log_mel gives it -> (B, D): normalisation, encoder, pooling over T frames."""
 
     def __init__(self, embedder: Embedder) -> None:
-        """Takes over the encoder, in the plain memory layout: channels last would tie the graph to a length."""
+        """Takes ownership of the encoder, in the contiguous memory layout: channels last would fix the length in the
+        graph.
+        """
         super().__init__()
         self.encoder = embedder.encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.mean, self.std, self.pool = embedder.mean, embedder.std, embedder.pool
@@ -49,12 +51,12 @@ class LogMelEncoder(nn.Module):
 
 
 class WaveformEncoder(nn.Module):
-    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are followed by silence,
+    """(B, samples) at 16 kHz, 1 sample or more -> (B, D). Clips shorter than a training crop are padded with silence,
     as in Embedder.
     """
 
     def __init__(self, embedder: Embedder) -> None:
-        """As LogMelEncoder."""
+        """As in LogMelEncoder."""
         super().__init__()
         self.inner, self.frontend = LogMelEncoder(embedder), embedder.config.frontend
         self.unit_norm, self.shortest = embedder.unit_norm, embedder.cutting.shortest
@@ -63,7 +65,7 @@ class WaveformEncoder(nn.Module):
         """See the class."""
         scaled = unit_norm(waveform) if self.unit_norm else waveform
         samples = scaled.shape[1]
-        # a length of this form, unlike max(samples, shortest), is known to torch.export to be at least `shortest`
+        # from this form, unlike max(samples, shortest), torch.export infers that the length is at least `shortest`
         length = self.shortest + torch.sym_max(samples - self.shortest, 0)  # type: ignore[no-untyped-call]
         place = torch.arange(length, device=scaled.device)
         padded = torch.where(place < samples, scaled[:, place.clamp(max=samples - 1)], 0.0)
@@ -74,13 +76,13 @@ class WaveformEncoder(nn.Module):
 def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     """Writes a model folder, which embedder.load reads: config.json, model.safetensors and a model card.
 
-    config.json names no file of this machine. Returns facts for the screen. Raises UserError: no run there, or the
+    config.json contains no path of this machine. Returns values to print. Raises UserError: no run at the path, or the
     folder cannot be written.
     """
     embedder = load(run, device="cpu")
     recorded = read_description(run)
     assert recorded is not None
-    if embedder.config.data.norm == "running":  # as at the end of the run, which only its checkpoint holds
+    if embedder.config.data.norm == "running":  # the final statistics, which only the checkpoint holds
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
     result, path = {}, run / "result.json"
     if path.is_file():
@@ -98,12 +100,11 @@ def export_graph(
 ) -> dict[str, Any]:
     """Writes one graph with any B and any T (or samples), weights inside: ONNX, or what torch.export.load reads.
 
-    The input is named `log_mel` or `waveform`, the output `embedding`. From waveforms of any length it gives what
-    Embedder gives (of EfficientNet-B0 up to PIECE_FRAMES frames); a log-mel is taken as it is, whatever its length.
-    Returns facts for the screen.
+    The input is named `log_mel` or `waveform`, the output `embedding`. For waveforms of any length it gives the same as
+    Embedder (EfficientNet-B0: up to PIECE_FRAMES frames); a log-mel is not padded or cut. Returns values to print.
 
     Raises:
-        UserError: no run there, `out` exists without `overwrite` or cannot be written, or a package is missing.
+        UserError: no run at the path, `out` exists without `overwrite` or cannot be written, or a package is missing.
     """
     if out.exists() and (out.is_dir() or not overwrite):
         raise UserError(f"{out}: it exists; choose another path, or replace a file with --overwrite")
@@ -126,7 +127,7 @@ def export_graph(
 
     def write(path: Path) -> None:
         if kind == "torch":
-            buffer = io.BytesIO()  # on a full disk torch's own writer ends the program
+            buffer = io.BytesIO()  # on a full disk torch's own writer aborts the program
             torch.export.save(program, buffer)
             path.write_bytes(buffer.getbuffer())
         else:
@@ -154,7 +155,7 @@ def export_graph(
 def model_card(
     embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str = "An UnFuSeD encoder"
 ) -> str:
-    """README.md of a model folder: what the run recorded, and nothing else."""
+    """README.md of a model folder, only from records of the run."""
     values, norm = recorded["config"], recorded["config"]["data.norm"]
     log_mel = recorded["log_mel"] if norm in ("dataset", "running") else None
     facts = {
@@ -172,7 +173,7 @@ def model_card(
         "written by": ", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items()),
     }
     known = recorded["stage"] in _CARD_FIELDS  # another program's settings are not known
-    origin, settings = f"An audio encoder, {recorded['stage']} by unfused-fast.", "Those of its training are not known."
+    origin, settings = f"An audio encoder, {recorded['stage']} by unfused-fast.", "Its training settings are unknown."
     if known:
         origin = "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
         fields = {name: values[name] for name in (*_CARD_FIELDS[recorded["stage"]], *_EVERY_CARD)}

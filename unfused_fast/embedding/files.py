@@ -32,9 +32,9 @@ from unfused_fast.training import Interrupted
 
 Progress = Callable[[int, int, int], None]
 Results = Pooled | IO[bytes]
-"""Of a block so far: its files' embeddings, or a file of their steps (4 D bytes each)."""
+"""Results of the current block: its files' embeddings, or a file of their steps (4 D bytes each)."""
 STEPS_AT_ONCE = 4096
-"""Steps of a block that are held at once."""
+"""Steps of a block in memory at once."""
 
 
 def embed_files(
@@ -51,22 +51,22 @@ def embed_files(
 ) -> dict[str, Any]:
     """Embeds every recording, and publishes `out` when all are done: one row a file, or with `frames` one a step.
 
-    Decoded as `shard` decodes, to 16 bit at 16 kHz, so that a file's embedding is that of its clip in a shard set.
-    Rows are in the order of `rows`, whatever the workers. Files that cannot be used are named in OUT.rejected.csv.
-    What is in memory does not grow with the number of files or their length; a file beyond PIECE_FRAMES is embedded in
-    pieces, see pieces.py. Whatever ends this function, the same call resumes after the last saved block, of at most
-    BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a block of its own.
+    Decoding is that of `shard`, to 16 bit at 16 kHz, so that a file's embedding equals that of its clip in a shard set.
+    Rows are in the order of `rows`, for any number of workers. Files that cannot be used are listed in
+    OUT.rejected.csv. Memory does not grow with the number of files or their length; a file longer than PIECE_FRAMES is
+    embedded in pieces, see pieces.py. After any interruption the same call resumes after the last saved block, of at
+    most BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a separate block.
 
     Args:
-        workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
+        workers: processes; None: one per core; 0: none, and then a crash of a decoder ends the program.
         overwrite: replace `out`; without `resume` also discard an unfinished run, which is resumed otherwise.
-        stopping: asked after each batch whether to end.
+        stopping: called after each batch; true ends the run.
 
     Returns:
-        Facts for the screen: files, rows, rejected by reason, files a second.
+        Values to print: files, rows, rejected by reason, files per second.
 
     Raises:
-        UserError: `out` is there or cannot be written, another request than the unfinished one, or no file is usable.
+        UserError: `out` is there or cannot be written, the unfinished run had another request, or no file is usable.
         Interrupted: `stopping` returned true.
     """
     start, kind = time.perf_counter(), format_of(out, frames)
@@ -122,7 +122,7 @@ def _embed(
     progress: Progress | None,
     stopping: Callable[[], bool],
 ) -> None:
-    """Everything that is not yet done. Batches come as they are decoded; blocks are saved in order."""
+    """Embeds the remaining files. Batches arrive as they are decoded; blocks are saved in order."""
     blocks, results, frames = dict[int, Block](), dict[int, Results](), parts.centres is not None
 
     def jobs() -> Iterator[ReadJob]:
@@ -141,7 +141,7 @@ def _embed(
     with (
         Workers(count) as pool,
         Workers(min(count, 1)) as headers,
-        closing(ahead(pool.answers(jobs()))) as answers,  # no more jobs are drawn when the workers end
+        closing(ahead(pool.answers(jobs()))) as answers,  # no more jobs are created when the workers end
     ):
         for job, answer in answers:
             if stopping():
@@ -165,7 +165,7 @@ def _embed(
 def _embed_batch(
     embedder: Embedder, block: Block, job: ReadJob, answer: Sequence[Pcm | Rejected], results: Results
 ) -> None:
-    """A recording of which one piece cannot be used is rejected whole."""
+    """A recording with an unusable piece is rejected as a whole."""
     usable, waves = [], []
     for each, found in zip(job.pieces, answer, strict=True):
         if isinstance(found, Rejected):
@@ -199,7 +199,7 @@ def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool
 
 
 def _kept_steps(steps: IO[bytes], kept: NDArray[np.bool_], dim: int) -> Iterator[NDArray[np.float32]]:
-    """(n, D) of the steps that are kept, some at a time."""
+    """(n, D) of the steps that are kept, in parts."""
     with steps:
         steps.seek(0)
         for first in range(0, len(kept), STEPS_AT_ONCE):

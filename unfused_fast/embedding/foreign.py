@@ -3,7 +3,7 @@
 byol-a     a state_dict of AudioNTT2020Task6: features.0, 1 / 4, 5 / 8, 9 are convolution and batch normalisation of
            the three blocks, fc.0 and fc.3 the two linear layers. Source: BYOL-A's released weights.
 decar-v2   {"state_dict": ..., "epoch", "optimizer"} of a DistributedDataParallel model: the same names behind
-           `module.`, with `module.projection_head.*` and `module.prototypes.*` beside them, which are left out.
+           `module.`, and `module.projection_head.*` and `module.prototypes.*`, which are left out.
            Source: authors.
 
 The only file that reads pickles, and only with weights_only=True, which builds tensors and plain containers and runs
@@ -38,17 +38,18 @@ SHOWN = 8
 def import_checkpoint(
     checkpoint: Path, folder: Path, layout: Layout, mean: float, std: float, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Writes a model folder with the encoder of a foreign checkpoint; its width and depth are read off the tensors.
+    """Writes a model folder with the encoder of a foreign checkpoint; its width and depth come from the tensors'
+    shapes.
 
     Args:
         mean, std: of the log-mels it was trained on, which such checkpoints do not hold.
 
     Returns:
-        Facts for the screen.
+        Values to print.
 
     Raises:
-        UserError: no checkpoint of tensors there, other names or shapes than the layout's, or `folder` cannot be
-            written.
+        UserError: no checkpoint of tensors at the path, names or shapes that differ from the layout's, or `folder`
+            cannot be written.
     """
     if not std > 0:
         raise UserError(f"--std {std}: want a number above 0, the standard deviation of the log-mels it was trained on")
@@ -89,7 +90,7 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     """The state_dict in a file of torch.save, itself or under "state_dict".
 
     Raises:
-        UserError: not readable, not a state_dict, or a pickle that wants more than tensors, of which nothing is run.
+        UserError: not readable, not a state_dict, or a pickle with more than tensors, which is not executed.
     """
     try:
         value = torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -29,25 +29,25 @@ from unfused_fast.errors import UserError
 Format = Literal["npz", "parquet", "zarr"]
 FORMATS: tuple[Format, ...] = ("npz", "parquet", "zarr")
 CHUNK_BYTES = 8 * 2**20
-"""Most bytes of a chunk of embeddings of zarr."""
+"""Largest size in bytes of a zarr chunk of embeddings."""
 FILES = 16384
-"""Files of a chunk of zarr."""
+"""Files in a zarr chunk."""
 STEPS = 1 << 18
-"""Timestamps of a chunk of zarr."""
+"""Timestamps in a zarr chunk."""
 
 
 def format_of(out: Path, frames: bool) -> Format:
-    """What OUT's ending means. Raises UserError for another ending, and for frames in an npz."""
+    """The format by OUT's ending. Raises UserError for an unknown ending, and for frames in an npz."""
     ending = out.suffix.removeprefix(".")
     if ending not in FORMATS:
         raise UserError(f"{out}: want a name that ends in .npz, .parquet or .zarr")
     if frames and ending == "npz":
-        raise UserError(f"{out}: --frames gives many rows a file, which .zarr and .parquet hold; name one of these")
+        raise UserError(f"{out}: --frames gives many rows per file, which needs .zarr or .parquet; name one of these")
     return next(known for known in FORMATS if known == ending)
 
 
 def write_result(parts: EmbeddingParts, kind: Format, about: Mapping[str, Any]) -> Path:
-    """Makes the result inside the folder of the parts, a bounded number of rows at a time."""
+    """Writes the result inside the folder of the parts, a bounded number of rows at a time."""
     made = parts.folder / f"result-{kind}"
     {"npz": _write_npz, "parquet": _write_parquet, "zarr": _write_zarr}[kind](parts, made, about)
     return made
@@ -58,9 +58,9 @@ def _files(parts: EmbeddingParts) -> Iterator[list[EmbeddedFile]]:
 
 
 def _write_npz(parts: EmbeddingParts, path: Path, about: Mapping[str, Any]) -> None:
-    """np.savez's format, not compressed (numbers like these do not shrink); text is fixed width, without pickle.
+    """np.savez's format, not compressed (embeddings hardly compress); text has fixed width, without pickle.
 
-    Ours: np.savez wants whole arrays in memory.
+    Ours: np.savez needs whole arrays in memory.
     """
     longest = max(len(file.path) for files in _files(parts) for file in files)
     text = np.array(json.dumps(about))
@@ -117,7 +117,7 @@ def _write_zarr(parts: EmbeddingParts, path: Path, about: Mapping[str, Any]) -> 
 
 
 def _fill(array: Any, values: Iterable[NDArray[Any]], chunk: int) -> None:
-    """Writes values (n, ...), one behind the other, a whole chunk at a time."""
+    """Appends values (n, ...), a whole chunk at a time."""
     first, waiting = 0, array[:0]
     for some in values:
         waiting = np.concatenate([waiting, some])

@@ -1,7 +1,7 @@
 """OUT.partial, where the embeddings of `embed` are saved block by block until they are published.   D features.
 
-OUT.partial/NUMBER.parquet  the rows of a block, as a result of parquet has them; in its metadata the request,
-                            the block's files, and those that cannot be used. NUMBER counts the files up to its end.
+OUT.partial/NUMBER.parquet  the rows of a block, as in a parquet result; in its metadata the request, the block's files,
+and those that cannot be used. NUMBER counts the files up to its end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unfused_fast.shards.packing.building import to_disk
 Centres = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """(n,) numbers of steps -> (n,) milliseconds."""
 ROWS = 1024
-"""Rows that are read at once, and of a row group of a result of parquet, at least."""
+"""Rows that are read at once, and smallest row group of a parquet result."""
 Rejection = tuple[str, str, str]
 """Path, reason, text of a file that cannot be used."""
 
@@ -53,17 +53,18 @@ class SavedBlock(NamedTuple):
 
 
 class EmbeddingParts:
-    """OUT.partial. What is saved stays, whatever ends the program."""
+    """OUT.partial. Saved blocks remain, whatever ends the program."""
 
     def __init__(self, out: Path, request: Mapping[str, Any], dim: int, centres: Centres | None, restart: bool) -> None:
-        """Makes the folder, or resumes an unfinished one, with a message; with `restart` begins again.
+        """Creates the folder, or resumes an unfinished one, with a message; with `restart` starts again.
 
         Args:
             request: encoder, files and options; only the same request is resumed.
-            centres: where rows are steps of files: their times.
+            centres: times of the steps, where rows are steps of files.
 
         Raises:
-            UserError: OUT.partial is of another request or damaged, another process writes to it, or the disk refuses.
+            UserError: OUT.partial is of another request or damaged, another process is writing to it, or it cannot be
+                written.
         """
         self.out, self.folder, self.centres, self.dim = out, _folder(out), centres, dim
         times = [] if centres is None else [("timestamp_ms", pa.float32())]
@@ -98,7 +99,7 @@ class EmbeddingParts:
     def save(
         self, files: list[EmbeddedFile], rejected: list[Rejection], embeddings: Iterable[NDArray[np.float32]]
     ) -> None:
-        """The next block stays. `embeddings` are (n, D), some at a time, all in the order of `files`."""
+        """Saves the next block. `embeddings` are (n, D), in parts, in the order of `files`."""
         counts = [file.rows for file in files]
         file_of = np.repeat(np.arange(len(files)), counts)
         step_of = np.arange(len(file_of)) - np.repeat(np.cumsum([0, *counts])[:-1], counts)
@@ -121,7 +122,7 @@ class EmbeddingParts:
         self._count(files, rejected)
 
     def blocks(self) -> Iterator[SavedBlock]:
-        """All that is saved, in order."""
+        """All saved blocks, in order."""
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 with pq.ParquetFile(path) as table:
@@ -132,15 +133,13 @@ class EmbeddingParts:
                 raise unreadable(path, error, f"delete {self.folder} and start again") from error
 
     def embeddings(self) -> Iterator[NDArray[np.float32]]:
-        """(n, D) of all rows, some at a time."""
+        """(n, D) of all rows, in parts."""
         for block in self.blocks():
             for batch in block.table.iter_batches(ROWS, columns=["embedding"]):
                 yield batch.column(0).flatten().to_numpy().reshape(-1, self.dim)
 
     def publish(self, made: Path) -> None:
-        """Puts `made`, which is in the folder, in OUT's place, its list of rejected files beside it, and deletes the
-        folder.
-        """
+        """Moves `made` from the folder to OUT, with the list of rejected files next to it, and deletes the folder."""
         new = self.folder / "rejected.csv"
         with new.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -156,7 +155,7 @@ class EmbeddingParts:
         shutil.rmtree(self.folder)
 
     def close(self) -> None:
-        """Lets the folder go; it stays where a usable file is done."""
+        """Releases the folder, and deletes it unless a usable file is done."""
         if not self.rows:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._file)
@@ -187,13 +186,13 @@ def check_place(out: Path, overwrite: bool) -> None:
 
 
 def rejected_path(out: Path) -> Path:
-    """Where the files that could not be used are named."""
+    """Path of the list of files that could not be used."""
     return out.with_name(out.name + ".rejected.csv")
 
 
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema, compression: str) -> Iterator[pq.ParquetWriter]:
-    """Writes to Python's own file, whose errors carry the number of a full disk."""
+    """Writes to a Python file object, whose errors have an errno on a full disk."""
     plain = [name for name in schema.names if name != "embedding"]
     settings = {"compression": compression, "use_dictionary": ["path"], "write_statistics": plain}
     with path.open("wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:

@@ -2,10 +2,10 @@
 
 T frames of a clip, T' steps of the encoder, `stride` frames a step. Imports no torch: worker processes use it too.
 
-The clip is followed by silence up to `length` samples, as in training, and both of its edges are reflected. A piece
-after the first begins one step early, and a piece before the last ends one step late; these steps are thrown away.
-AudioNTT's step depends on 7 frames before and behind its own 8, so that its steps are exactly those of the whole clip.
-Squeeze-and-excitation of EfficientNet-B0 averages over all it is given, which is a piece at a time.
+The clip is padded with silence up to `length` samples, as in training, and both of its edges are reflected. A piece
+after the first begins one step early, and a piece before the last ends one step late; these steps are dropped.
+AudioNTT's step depends on 7 frames before and after its own 8, so that its steps are exactly those of the whole clip.
+Squeeze-and-excitation of EfficientNet-B0 averages over its input, here one piece.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unfused_fast.config import Config
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 
 PIECE_FRAMES = 16384
-"""Frames that go through the encoder at once, of one clip or of several. Ours: 164 s; the first convolution's maps of
+"""Frames in one pass of the encoder, of one clip or of several. Ours: 164 s; the first convolution's maps of
 64 channels and 64 mel bins take 268 MB in float32."""
 
 
@@ -28,15 +28,15 @@ class ClipPiece(NamedTuple):
 
     start: int
     stop: int
-    """Samples of the clip that are needed, [start, stop); those behind its end are silence and not counted."""
+    """Samples of the clip that are needed, [start, stop); those after its end are silence and not counted."""
     first_frame: int
     frames: int
     """Frames that are computed."""
     first_step: int
     steps: int
-    """Steps that are kept, of those that the frames give."""
+    """Steps that are kept, of those computed from the frames."""
     length: int
-    """Samples of the whole clip with the silence behind it."""
+    """Samples of the whole clip with the silence after it."""
 
     @property
     def span(self) -> slice:
@@ -45,12 +45,12 @@ class ClipPiece(NamedTuple):
 
 
 class Cutting(NamedTuple):
-    """How clips are cut: what of a config decides it."""
+    """How clips are cut: the settings that it depends on."""
 
     n_fft: int
     hop_samples: int
     shortest: int
-    """Samples up to which clips are followed by silence."""
+    """Samples up to which clips are padded with silence."""
     stride: int
     rounds_up: bool
     """Whether the encoder gives a step for frames that do not fill one."""
@@ -91,7 +91,7 @@ class Cutting(NamedTuple):
         return ClipPiece(min(start, stop), stop, first_frame, stop_frame - first_frame, first_step, steps, length)
 
     def span(self, first_frame: int, stop_frame: int) -> tuple[int, int]:
-        """Samples under the windows of frames, counted from the clip's first; some are before it or behind the last."""
+        """Samples under the windows of frames, counted from the clip's first; some are before it or after the last."""
         reach = self.n_fft // 2
         return first_frame * self.hop_samples - reach, (stop_frame - 1) * self.hop_samples + self.n_fft - reach
 
@@ -109,7 +109,7 @@ def cutting_of(config: Config) -> Cutting:
 
 
 def in_batches(pieces: list[ClipPiece]) -> list[list[int]]:
-    """Numbers of pieces, of similar length together, PIECE_FRAMES at most once padded to the longest."""
+    """Batches of piece numbers, of similar lengths, with at most PIECE_FRAMES frames after padding."""
     order = sorted(range(len(pieces)), key=lambda number: pieces[number].frames)
     batches: list[list[int]] = []
     for number in order:

@@ -25,12 +25,12 @@ Pcm = NDArray[np.int16]
 Item = TypeVar("Item")
 
 BLOCK_FILES = 256
-"""Files whose headers are read together, and whose embeddings are saved together. Ours: seconds of work, which is what
-Ctrl-C loses; and enough to find clips of similar length."""
+"""Files whose headers are read together, and whose embeddings are saved together. Ours: a few seconds of work, the most
+that Ctrl-C loses; and enough to find clips of similar length."""
 BLOCK_SECONDS = 3600.0
 """Most audio of a block of more than one file."""
 READ_AHEAD = 4
-"""Decoded batches that wait for the encoder: 5 MB each, for the longest."""
+"""Decoded batches in the queue of the encoder: at most 5 MB each."""
 
 
 class FilePiece(NamedTuple):
@@ -54,7 +54,7 @@ class ReadJob:
     pieces: Sequence[FilePiece]
 
     def answer(self, bad: Bad, at: At) -> list[Pcm | Rejected]:
-        """The samples [start, stop) of each piece, at 16 kHz, or why they cannot be had."""
+        """The samples [start, stop) of each piece, at 16 kHz, or why they cannot be read."""
         answers: list[Pcm | Rejected] = []
         for item, each in enumerate(self.pieces):
             at(item)
@@ -83,7 +83,7 @@ class Block:
     """Batches that are not embedded yet."""
 
     def jobs(self) -> list[ReadJob]:
-        """Whole recordings by length; then the pieces of each long one, in order, each by itself."""
+        """Whole recordings by length; then the pieces of each long one, in order, one per batch."""
         whole = [own[0] for own in self.pieces.values() if len(own) == 1]
         batches = [[whole[number] for number in batch] for batch in in_batches([each.piece for each in whole])]
         batches += [[each] for own in self.pieces.values() if len(own) > 1 for each in own]
@@ -119,9 +119,9 @@ def blocks_of(
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The items of an iterator, drawn in a thread, READ_AHEAD at most before they are used.
+    """The items of an iterator, fetched in a thread, at most READ_AHEAD ahead of their use.
 
-    Ours: worker processes get their next jobs while the encoder works.
+    Ours: worker processes get their next jobs while the encoder runs.
     """
     end = object()
     thread = ThreadPoolExecutor(1)

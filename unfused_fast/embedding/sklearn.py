@@ -30,7 +30,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     Args:
         encoder: a run of train pretrain, distill or finetune, or a model folder.
         pool: over time, "maxmean", "mean" or "max"; None: as the encoder was trained.
-        sample_rate: of arrays, in hertz; files say their own.
+        sample_rate: of arrays, in hertz; files contain their own.
         device: auto, cpu, cuda or cuda:N.
         batch_size: clips that are decoded at a time.
     """
@@ -50,7 +50,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.batch_size = batch_size
 
     def fit(self, X: Sequence[Clip] | NDArray[np.floating], y: Any = None) -> Self:
-        """Loads the encoder. Raises UserError: no encoder there, or no such device."""
+        """Loads the encoder. Raises UserError: no encoder at the path, or no such device."""
         self.embedder_: Embedder = load(self.encoder, self.device, self.pool)
         self._n_features_out = self.embedder_.scene_embedding_size
         return self
@@ -65,7 +65,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         clips = iter(X)
         while some := list(islice(clips, self.batch_size)):
             made = np.empty((len(some), size), np.float32)
-            # arrays and files are embedded apart, because their rates differ
+            # arrays and files are embedded separately, because their rates differ
             for files, rate in ((True, self.embedder_.sample_rate), (False, self.sample_rate)):
                 places = [place for place, clip in enumerate(some) if isinstance(clip, str | Path) == files]
                 if places:
@@ -79,7 +79,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
 
 def _decoded(clip: Clip) -> NDArray[np.floating]:
-    """An array as it is; a file as (samples,) float32 at 16 kHz, rounded to 16 bit as `shard` does."""
+    """An array unchanged; a file as (samples,) float32 at 16 kHz, rounded to 16 bit as `shard` does."""
     if not isinstance(clip, str | Path):
         return np.asarray(clip)
     path = Path(clip)

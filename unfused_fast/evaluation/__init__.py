@@ -1,4 +1,4 @@
-"""Frozen encoders to tables with intervals.
+"""Evaluation of frozen encoders, as tables with confidence intervals.
 
 In: encoders and labelled sets. Out: evaluation.md and .json, predictions.parquet, LAPE's table, ablations.
 Read first: comparison.py, then measure.py.

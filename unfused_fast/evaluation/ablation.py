@@ -1,9 +1,9 @@
 """Ablations: cells of settings that differ in a few fields, each run with several seeds, and one table.
 
-OUT/runs/                                   a run pool: what cells have in common is run once
+OUT/runs/                                   a run pool: runs that cells share are made once
 OUT/ablation.json, ablation.md, .png        the table, written again after each cell and seed
 
-After a stop at any moment the same command resumes; one with more values, fields or seeds adds to what is there.
+After a stop at any moment the same command resumes; one with more values, fields or seeds adds to the table.
 Ours; the tables it is made for are DECAR's Table 3 and the like.
 """
 
@@ -36,7 +36,7 @@ READS: dict[Stage, frozenset[str]] = {
     "distill": frozenset(["frontend", "data", "aug", "model", "optim", "train", "pseudo", "distill"]),
     "linear": frozenset({"eval"}),
 }
-"""Sections of the config that change what a stage computes; stage 3 takes the rest from the encoder's run."""
+"""Sections of the config that change the result of a stage; stage 3 takes the others from the encoder's run."""
 COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
 FILES = {"runs", "ablation.json", "ablation.md", "ablation.png"}
 
@@ -46,7 +46,7 @@ class Cell:
     """One combination of settings."""
 
     values: dict[str, Any]
-    """Varied field -> value; empty for the settings that all others are compared with."""
+    """Varied field -> value; empty for the base, with which all others are compared."""
     configs: dict[Stage, Config]
 
     @property
@@ -58,10 +58,11 @@ class Cell:
 def cells_of(
     configs: Mapping[Stage, Config], varied: Varied, values: Mapping[str, Sequence[Any]], one_at_a_time: bool
 ) -> list[Cell]:
-    """Each combination of the fields' values; or one at a time: the base, then each value alone that is not the base's.
+    """Each combination of the fields' values; or one at a time: the base, then each value that differs from the base's,
+    alone.
 
     A value goes to the stages of `varied` that read its section. Raises UserError for an unknown field or value, as
-    --set does, for values that do not go together, and for a field that none of the stages reads.
+    --set does, for values that contradict each other, and for a field that no stage reads.
     """
     stages = STAGES if varied == "all" else (varied,)
     for name, given in values.items():
@@ -103,7 +104,7 @@ def ablate(
     """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
 
     Stage 1 trains on `shards`, stages 2 and 3 on `target`; `varied` = pretrain evaluates the encoder of stage 1, all
-    others that of stage 2. A run that ends in a UserError, such as one that diverges, is a line of the table with its
+    others that of stage 2. A run that ends in a UserError, such as one that diverges, is a row of the table with its
     reason. `pool` is one in OUT/runs with `holdout` unless given. Raises UserError for an `out` or a target that cannot
     be used, Interrupted after Ctrl-C.
     """
@@ -148,7 +149,7 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
 
 
 def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int, holdout: float | None) -> None:
-    """What stage 3 would refuse of any cell and seed, it refuses before stage 1 has run for hours."""
+    """Raises stage 3's UserError for any cell and seed before stage 1 runs for hours."""
     checked = dict[tuple[Any, ...], Config]()
     for number, cell in itertools.product(range(seeds), cells):
         config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
@@ -169,7 +170,7 @@ def summary_of(
     out: Path,
     holdout: float | None = None,
 ) -> dict[str, Any]:
-    """Cells (name, varied values, cost) and what became of each seed -> the content of ablation.json; shares of 1.
+    """Cells (name, varied values, cost) and the outcome of each seed -> the content of ablation.json; shares of 1.
 
     `difference` is test minus the base's test over the seeds that both finished; None without a cell `base`.
     """
@@ -241,7 +242,7 @@ def write_picture(out: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _trouble(failed: Sequence[dict[str, Any]]) -> str:
-    """`seeds 0, 1: what happened`: a reason up to its advice, which is for single runs; the JSON has all of it."""
+    """`seeds 0, 1: what happened`: the reason without advice, which is for single runs; the JSON holds both."""
     seeds = defaultdict[str, list[str]](list)
     for one in failed:
         seeds[one["reason"].split(";")[0]].append(str(one["seed"]))

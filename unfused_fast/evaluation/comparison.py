@@ -1,4 +1,4 @@
-"""`evaluate`: measures encoders and leaves DIR/evaluation.json, evaluation.md and predictions.parquet."""
+"""`evaluate`: measures encoders and writes DIR/evaluation.json, evaluation.md and predictions.parquet."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
-    """A row for each test recording, encoder, method, share of labels and repetition.
+    """One row per test recording, encoder, method, share of labels and repetition.
 
     Columns clip_id and key (of its first piece in the set), pieces (clips that it was cut into), fold, label, encoder,
     method, label_fraction, run, seed, prediction; of a multi-label set `labels` and `scores` (C,) in place of label and
@@ -101,7 +101,7 @@ def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measu
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:
-    """What was measured, on which recordings; and the comparisons of each two encoders, where there are two."""
+    """The metric and its test recordings; and comparisons of each pair of encoders, where there are several."""
     recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
     held = held_out_text(result["plan"]["holdout"])
     title = f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
@@ -110,7 +110,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:
 
 
 def costs_of(encoders: Mapping[str, Sequence[str]], config: Config) -> dict[str, Cost | None]:
-    """Cost of each encoder's first run; of `random`, of the architecture that measure() gives it; None for log-mel."""
+    """Cost of each encoder's first run; for `random`, of the architecture that measure() uses; None for log-mel."""
     runs = [run for runs in encoders.values() for run in runs if run not in BASELINES]
     first = {name: runs[0] for name, runs in encoders.items()}
     configs = {run: _config_of(run) for run in {*runs[:1], *first.values()} - set(BASELINES)}
@@ -123,5 +123,5 @@ def costs_of(encoders: Mapping[str, Sequence[str]], config: Config) -> dict[str,
 
 def _config_of(run: str) -> Config:
     recorded = read_description(Path(run))
-    assert recorded is not None  # measure() has loaded it
+    assert recorded is not None  # measure() loaded it
     return from_flat(recorded["config"])

@@ -1,4 +1,4 @@
-"""How good measurements are, and how sure that is: by rounds, and in resamples of the test recordings.
+"""Metrics of measurements and their uncertainty: by rounds, and in resamples of the test recordings.
 
 T test recordings, M measurements, R resamples, F rounds. Percentile bootstrap over recordings; McNemar's test and the
 paired bootstrap of two encoders on the same recordings.
@@ -18,7 +18,7 @@ from unfused_fast.stages import AveragePrecision, LabelledClips, Rows
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
-"""Of recordings, for an interval. Ours: the ends of a 95 % interval then rest on 25 resamples each."""
+"""Resamples of the recordings, for an interval. Ours: 25 resamples are then beyond each end of a 95 % interval."""
 EXACT_UP_TO = 25
 """Discordant recordings up to which McNemar's test is the exact binomial one. Source: the usual rule for its
 chi-squared approximation, as in Edwards, Psychometrika 1948, whose continuity correction is used above it.
@@ -27,7 +27,7 @@ chi-squared approximation, as in Edwards, Psychometrika 1948, whose continuity c
 
 @dataclass(frozen=True)
 class Scored:
-    """One measurement and its metric: accuracy, or of a multi-label set mAP."""
+    """One measurement and its metric: accuracy, or for a multi-label set mAP."""
 
     found: Measured
     rounds: Floats
@@ -61,8 +61,8 @@ def right_of(clips: LabelledClips, found: Measured) -> NDArray[np.bool_]:
 
 
 def fold_weights(round_of: Rows) -> Floats:
-    """(T,) number of a recording's round -> (T,) weights of mean 1, by which the mean over recordings is that over
-    rounds.
+    """(T,) number of a recording's round -> (T,) weights of mean 1, with which the mean over recordings equals that
+    over rounds.
     """
     sizes = np.bincount(round_of)
     weights: Floats = len(round_of) / (len(sizes) * sizes[round_of])
@@ -70,7 +70,7 @@ def fold_weights(round_of: Rows) -> Floats:
 
 
 def _by_precision(clips: LabelledClips, found: Measured, seed: int) -> Scored:
-    """Classes are ranked within a round, whose heads gave the scores; sorted once a round."""
+    """Scores are ranked within a round, since each round has its own heads; sorted once per round."""
     places = [np.flatnonzero(found.round_of == number) for number in range(int(found.round_of.max()) + 1)]
     rounds = [(place, AveragePrecision(clips.targets[found.rows[place]], found.scores[place])) for place in places]
     tests = np.array([precision.mean() for _, precision in rounds])
@@ -79,7 +79,8 @@ def _by_precision(clips: LabelledClips, found: Measured, seed: int) -> Scored:
 
 def bootstrap_means(values: Floats, seed: int) -> Floats:
     """Mean of `values` (N,) or (N, M) over the rows in each of R draws with replacement, (R,) or (R, M). For 0 and 1,
-    wrong and right, these are accuracies. A seed gives the same draws each time: encoders are compared on the same.
+    wrong and right, these are accuracies. A seed gives the same draws each time, so that encoders are compared on the
+    same resamples.
     """
     generator, rows = np.random.Generator(np.random.PCG64([seed, 20])), len(values)
     draws = (np.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(RESAMPLES))
@@ -89,8 +90,8 @@ def bootstrap_means(values: Floats, seed: int) -> Floats:
 def bootstrap_map(rounds: Sequence[tuple[Rows, AveragePrecision]], clips: int, seed: int) -> Floats:
     """(rows among the clips, precision) of each round -> mAP under each draw of weights, mean over rounds, (R,).
 
-    The Bayesian bootstrap (Rubin, Annals of Statistics 1981): weights are uniform over all that sum to 1, where those
-    of the usual one are counts. Ours: a count of 0 for all clips of a rare class would leave it out of the mean.
+    The Bayesian bootstrap (Rubin, Annals of Statistics 1981): weights are uniform over all that sum to 1; in the usual
+    bootstrap they are counts. Ours: a count of 0 for all clips of a rare class would leave it out of the mean.
     """
     generator = np.random.Generator(np.random.PCG64([seed, 20]))
     weights = (generator.dirichlet(np.ones(clips)) for _ in range(RESAMPLES))
@@ -98,13 +99,13 @@ def bootstrap_map(rounds: Sequence[tuple[Rows, AveragePrecision]], clips: int, s
 
 
 def percentile_interval(draws: Floats) -> tuple[float, float]:
-    """The middle 95 % of draws (R,), those that are no number left out."""
+    """The middle 95 % of draws (R,), without NaN."""
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, float]:
-    """Which recordings (T,) each of two classifiers has right -> McNemar's test on those that one alone has right.
+    """Which recordings (T,) each of two classifiers has right -> McNemar's test on those that only one has right.
 
     Exact binomial for up to `EXACT_UP_TO` of them, else chi-squared with continuity correction; two-sided.
     """

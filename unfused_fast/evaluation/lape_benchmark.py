@@ -1,11 +1,11 @@
-"""The LAPE benchmark: stages 2 and 3 on every task whose data are here, beside the paper's Table 1.
+"""The LAPE benchmark: stages 2 and 3 on every task whose data are present, compared with the paper's Table 1.
 
-OUT/shards/<task>/      packed here, where the data came as published
-OUT/runs/               a run pool: distilled encoders, one a task and seed
+OUT/shards/<task>/      sets packed from published layouts
+OUT/runs/               a run pool: distilled encoders, one per task and seed
 OUT/tasks/<task>/       the evaluation of a task's encoders, as of `evaluate`
 OUT/lape.json, lape.md  the table
 
-After a stop at any moment the same command resumes: what is finished is not done again.
+After a stop at any moment the same command resumes: finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ FILES = {"shards", "runs", "tasks", "lape.json", "lape.md"}
 
 @dataclass(frozen=True)
 class LapePlan:
-    """What is done with every task."""
+    """The protocol of every task."""
 
     distill: Config
     linear: Config
     fractions: tuple[float, ...] = (1.0,)
-    """Shares of the train labels; the largest is what is set beside the paper."""
+    """Shares of the train labels; the largest is compared with the paper."""
     seeds: int = 1
     holdout: float | None = None
-    """Share of the train recordings that are the test, of a set that has none; the others keep theirs."""
+    """Share of the train recordings held out as test, for a set without a test split."""
     crops_of_tasks: bool = True
-    """Stage 2 sees crops of each task's own seconds in place of the config's. Source: the authors' code has a
+    """Stage 2 uses each task's crop length instead of the config's. Source: the authors' code has a
     window for each task.
     """
 
@@ -60,14 +60,15 @@ def lape(
     options: Options,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Runs the tasks; returns the content of lape.json. A task that is missing or wrong is named, and not fatal.
+    """Runs the tasks; returns the content of lape.json. A task that is missing or fails is reported, and the others
+    continue.
 
     Raises UserError for a `data`, teacher or `out` that cannot be used, Interrupted after Ctrl-C.
     """
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
     refuse_label_fraction(plan.linear)
-    start = _teacher(teacher, plan, options)  # refused before anything is packed
+    start = _teacher(teacher, plan, options)  # checked before anything is packed
     claim(out, FILES, "a LAPE benchmark")
     if options.overwrite:
         with writing(out):
@@ -83,14 +84,14 @@ def lape(
             line = {"state": "wrong", "reason": str(error)}
         facts = {"task": task.name, "title": task.title, "benchmark": task.benchmark, "paper": dict(task.results)}
         lines.append({**facts, **line})
-        # The table is there after every task, whatever ends the next.
+        # Written after every task, so that it exists whatever ends the next one.
         summary = summary_of(lines, plan.linear.eval.encoder, str(out))
         write_report(out, "lape", summary, tables(summary), sentences(summary))
     return summary
 
 
 def _teacher(run: Path, plan: LapePlan, options: Options) -> PooledRun:
-    """A run and the model folder that was exported from it are one teacher, unless its projection head is used."""
+    """A run and the model folder that was exported from it count as one teacher, unless its projection head is used."""
     teacher = load_encoder(run, options.device)
     assert teacher.network is not None  # only log-mel has none
     heads = teacher.projector if plan.distill.pseudo.feature == "projector" else None
@@ -138,7 +139,7 @@ def _run_task(
 
 
 def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int]) -> None:
-    """Raises UserError for a set that stage 3 could not measure, before stage 2 has run for hours."""
+    """Raises UserError for a set that stage 3 cannot measure, before stage 2 runs for hours."""
     clips = labelled_clips(shards, task.by_folds, holdout=plan.holdout)
     if clips.multi_label:
         raise UserError(
@@ -152,7 +153,7 @@ def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Se
 def _evaluated(
     task: Task, shards: ShardSet, runs: list[str], folder: Path, plan: LapePlan, options: Options
 ) -> dict[str, Any]:
-    """The content of evaluation.json, of an earlier command where that measured the same."""
+    """The content of evaluation.json, from an earlier command if it measured the same."""
     measuring = Plan(("linear",), plan.fractions, task.by_folds, holdout=plan.holdout, seed_of_run=True)
     asked = {
         "config_digest": config_digest(flatten(plan.linear)),
@@ -170,14 +171,14 @@ def _evaluated(
 
 
 def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
-    """What sets this copy or this protocol apart from the paper's."""
+    """Differences of this copy or this protocol to the paper's."""
     notes, classes = [], len(shards.manifest.label_names)
     if plan.linear.eval.select == "best_test":
         notes.append("the head was selected on the test set, so the number is optimistic")
     if classes != task.classes:
         notes.append(f"{classes:,} classes here, {task.classes:,} in the paper")
     if shards.manifest.dataset is None:
-        notes.append("a set of your own, whose split and labels were not compared with the task's")
+        notes.append("a set of your own; its split and labels were not checked against the task's")
     if plan.holdout is not None:
         notes.append(f"{plan.holdout:g} of train was held out as test; stage 2 trained on it without labels")
     if task.by_folds:
@@ -186,10 +187,10 @@ def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
 
 
 def summary_of(rows: Sequence[dict[str, Any]], encoder: str, out: str) -> dict[str, Any]:
-    """What became of each task -> the content of lape.json; accuracies are shares, the papers' per cent.
+    """The outcome of each task -> the content of lape.json; accuracies are shares, the papers' are in per cent.
 
-    `average` is over the tasks that are done alone, ours and each of the paper's columns; a column with a dash among
-    them has none.
+    `average` is over finished tasks only, for ours and each of the paper's columns; a column with a dash in one of them
+    has none.
     """
     average = {}
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
@@ -234,7 +235,7 @@ def tables(summary: Mapping[str, Any]) -> list[TextTable]:
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What the tables cannot say: cost, missing tasks and where to get them, wrong ones and why, notes."""
+    """Text below the tables: cost, missing tasks and where to get them, failed ones and why, notes."""
     lines = []
     cost = next((row["cost"] for row in summary["tasks"] if row["state"] == "done"), None)
     if cost is not None:

@@ -1,4 +1,4 @@
-"""Where a task's data are below a folder: a shard set, or the published layout, which is packed first."""
+"""Finds a task's data in a folder: a shard set, or the published layout, which is packed first."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ FOLDERS = {
     "urbansound8k": ("UrbanSound8K",),
     "birdsong": ("BirdSong",),
 }
-"""Adapter -> names of its folder, besides the task's and the adapter's: what archives unpack to, or people write."""
+"""Adapter -> names of its folder, besides the task's and the adapter's: the names that archives unpack to, and common
+ones."""
 PARTS = {"nsynth": "nsynth-train", "birdsong": "ff1010bird", "voxceleb1": "iden_split.txt"}
-"""Adapter -> what is in the folder that is searched, where that folder is itself the root of the data set."""
+"""Adapter -> a file or folder whose presence shows that the searched folder is itself the root of the data set."""
 PIECE_SECONDS = 30.0
 """Longer files are cut into equal pieces, each a clip. Ours: whole for LibriSpeech (24.5 s at most) and nearly all of
 VoxCeleb1; a batch of whole clips of 30 s fits in memory.
@@ -37,8 +38,8 @@ VoxCeleb1; a batch of whole clips of 30 s fits in memory.
 
 
 def find(task: Task, data: Path) -> Path | None:
-    """The first there is: a folder of the task's name; a shard set that this task's adapter made, whatever its name; a
-    folder of the adapter's or the publisher's name; `data` itself; None for none.
+    """The first that exists: a folder of the task's name; a shard set that this task's adapter made, whatever its name;
+    a folder of the adapter's or the publisher's name; `data` itself; None for none.
     """
     made = [path.parent for path in sorted(data.glob(f"*/{MANIFEST}")) if _made_by(path.parent, task)]
     names = (task.dataset, *FOLDERS[task.dataset])
@@ -94,21 +95,21 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
 
 
 def where_to_get(task: Task) -> dict[str, str]:
-    """What a user needs to know to have the data set."""
+    """What a user needs to know to get the data set."""
     dataset = DATASETS[task.dataset]
     folder = " or ".join((task.dataset, *FOLDERS[task.dataset]))
     return {"source": dataset.source, "licence": dataset.licence, "layout": dataset.layout, "folder": folder}
 
 
 def _made_by(folder: Path, task: Task) -> bool:
-    with suppress(UserError):  # a set that cannot be read is refused where its name asks for it
+    with suppress(UserError):  # an unreadable set is reported when its name is requested
         return _made_for(read_manifest(folder), task)
     return False
 
 
 def _made_for(manifest: Manifest, task: Task) -> bool:
-    """Whether a set was made by the task's adapter with the options that make the task; others may be anything, such as
-    split=files of LibriSpeech.
+    """Whether a set was made by the task's adapter with the options that make the task; other options may have any
+    value, such as split=files of LibriSpeech.
     """
     made = manifest.dataset
     if made is None or made["name"] != task.dataset:

@@ -1,4 +1,4 @@
-"""Frozen encoders on a labelled set: linear heads and nearest neighbours, with few labels and many, by splits or folds.
+"""Frozen encoders on a labelled set: linear heads and nearest neighbours, with all labels or few, by splits or folds.
 
 N clips, T test recordings, D features, C classes. Heads are those of train linear; test is read once a head. Features
 of a recording are the mean of its pieces': the scores of a linear head are then the mean of its scores for the pieces.
@@ -42,14 +42,14 @@ from unfused_fast.stages import (
 
 Method = Literal["linear", "knn"]
 QUERIES = 1024
-"""Queries whose similarities to all train clips are held at once."""
+"""Queries whose similarities to all train clips are in memory at once."""
 NO_DISTANCE = 1e-12
-"""A neighbour that is nearer counts as one at this distance: it outvotes all others."""
+"""Smallest distance of a neighbour; at this distance its vote outweighs all others."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured of each encoder."""
+    """The measurements of each encoder."""
 
     methods: tuple[Method, ...] = ("linear",)
     fractions: tuple[float, ...] = (1.0,)
@@ -58,9 +58,9 @@ class Plan:
     seeds: int = 1
     """Repetitions: seeds of the order of batches, of few labels, of held-out validation, and of the random encoder."""
     holdout: float | None = None
-    """Share of the train recordings that are the test, of a set without one."""
+    """Share of the train recordings held out as test, for a set without a test split."""
     seed_of_run: bool = False
-    """Whether the runs of an encoder have a seed each, one after the other, in place of `seeds`."""
+    """Whether each run of an encoder has its own seed, in order, instead of `seeds`."""
 
     def __post_init__(self) -> None:
         for fraction in self.fractions:
@@ -82,17 +82,17 @@ class Measured:
     run: str
     seed: int
     rows: Rows
-    """(T,) rows of LabelledClips, one a recording that was tested on, round after round."""
+    """(T,) rows of LabelledClips, one per test recording, round after round."""
     round_of: Rows
     """(T,) number of the round that tested the row."""
     scores: NDArray[np.float32]
-    """(T, C) larger where a class is likelier; the prediction of a single label is the argmax."""
+    """(T, C) larger for more likely classes; the prediction of a single label is the argmax."""
     valid: float
-    """Metric on validation, mean over rounds; of nearest neighbours, which choose nothing, for information."""
+    """Metric on validation, mean over rounds; for nearest neighbours, which select nothing, only reported."""
     rates: tuple[float | None, ...]
-    """Learning rate that validation chose in each round; None for nearest neighbours."""
+    """Learning rate that validation selected in each round; None for nearest neighbours."""
     train_clips: int
-    """Clips that were learnt from, in the first round, and"""
+    """Train clips of the first round, and"""
     train_recordings: int
     """the recordings that they are pieces of: labels used."""
     test_clips: int
@@ -131,10 +131,10 @@ def measure(
         for seed in (config.train.seed + number for number in seeds):
             rounds = rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed)
             seeded = with_values(config, {"train.seed": seed})
-            if seed == config.train.seed + seeds[0] or run == "random":  # which is another with each seed
+            if seed == config.train.seed + seeds[0] or run == "random":  # a different one for each seed
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
-                read = seeded if plan.seed_of_run else config  # all seeds of a run see the same crops
+                read = seeded if plan.seed_of_run else config  # all seeds of a run use the same crops
                 splits = eval_features(frozen, read, shards, clips.splits, device)
                 features = torch.cat([splits[split] for split in clips.splits])
                 features = features[torch.from_numpy(clips.kept).to(device)]
@@ -183,8 +183,8 @@ def _test(
 ) -> tuple[NDArray[np.float32], float, float | None]:
     """Scores (T, C) of a round's test recordings, the metric on its validation's, and the chosen learning rate.
 
-    Heads learn from clips. The neighbours are recordings, as the queries are: were they clips, the pieces of one long
-    recording could be all k.
+    Heads learn from clips. The neighbours are recordings, like the queries: otherwise all k could be pieces of one long
+    recording.
     """
     settings, classes = config.eval, len(clips.label_names)
     splits = round_splits(config, clips, part, features)
@@ -218,7 +218,7 @@ def neighbour_shares(train: Tensor, targets: Tensor, queries: Tensor, k: int, cl
     queries (Q, D) -> (Q, C): share of the votes of a query's k neighbours for each class. k is at most N.
 
     A vote weighs 1 / (1 - cosine), as in scikit-learn's KNeighborsClassifier(metric="cosine", weights="distance").
-    Ours: with one label a class, equal votes would all be ties.
+    Ours: with one label per class, equal votes would always tie.
     """
     if targets.ndim == 1:
         targets = one_hot(targets, classes)

@@ -22,7 +22,7 @@ REPORT_COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", 
 
 
 def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The result.json of each run, and of every run below a directory that is none itself, in order of path."""
+    """The result.json of each run, and of every run below a directory that is not a run itself, in order of path."""
     results = []
     for path in paths:
         files = [path / "result.json"] if (path / "result.json").is_file() else sorted(path.rglob("result.json"))
@@ -44,7 +44,7 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """One row of text a result, in the order of REPORT_COLUMNS; what a stage does not measure is empty."""
+    """One row of text per result, in the order of REPORT_COLUMNS; cells that a stage does not measure are empty."""
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
@@ -72,7 +72,7 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def claim(out: Path, files: set[str], what: str) -> None:
-    """Makes the folder OUT, which may hold `files` of an earlier command. Raises UserError where it holds others."""
+    """Creates the folder OUT, which may hold `files` of an earlier command. Raises UserError for others."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: it is a file, but {what} is a directory; choose another --out")
     if others := {path.name.removesuffix(".new") for path in out.glob("*")} - files:
@@ -83,7 +83,7 @@ def claim(out: Path, files: set[str], what: str) -> None:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Around what writes OUT. Raises UserError where it cannot."""
+    """Wraps code that writes OUT. Raises UserError where it cannot be written."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Runs that many experiments share: each in a directory named by what it is made of, so that none is made twice.
+"""Runs that many experiments share: each in a directory named by a digest of its inputs, so that none is made twice.
 
-DIR/<stage>-<digest>/   a run directory; it is finished when it has a result.json
+DIR/<stage>-<digest>/   a run directory; finished when it has a result.json
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PooledRun:
 
     path: Path
     digest: str
-    """sha256 of stage, settings, data, and of the run that it started from."""
+    """sha256 of stage, settings, data, and the digest of the run that it started from."""
     result: dict[str, Any]
     """Its result.json."""
 
@@ -42,7 +42,7 @@ class RunPool:
     holdout: float | None = None
     """As of linear.linear."""
     failed: dict[str, UserError] = field(default_factory=dict)
-    """Digest -> why a run ended: what diverged once is not tried again by the same command."""
+    """Digest -> why a run failed: the same command does not repeat a failed run."""
 
     def pretrain(self, config: Config, shards: ShardSet) -> PooledRun:
         """Stage 1. Raises UserError where it cannot be run or diverges, as the others do."""
@@ -69,7 +69,7 @@ class RunPool:
         out = self.directory / f"{stage}-{digest[:16]}"
         result = finished(out)
         if result is None:
-            if out.exists() and not (out / "config.json").exists():  # killed before it was a run
+            if out.exists() and not (out / "config.json").exists():  # killed before its description was written
                 shutil.rmtree(out)
             try:
                 result = run(out=out, options=replace(self.options, resume=True, overwrite=False))

@@ -1,4 +1,4 @@
-"""What measure.py measured, as one table with errors, and comparisons of encoders.   R resamples."""
+"""The measurements of measure.py, as one table with errors, and comparisons of encoders.   R resamples."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ PAIR_COLUMNS = ("first", "second", "method", "labels", "difference", "95 % inter
 def result_rows(
     clips: LabelledClips, scores: Sequence[Scored], costs: Mapping[str, Cost | None]
 ) -> list[dict[str, Any]]:
-    """One row an encoder, method and share of labels, shares between 0 and 1; `costs` by encoder, None for log-mel.
+    """One row per encoder, method and share of labels, shares between 0 and 1; `costs` by encoder, None for log-mel.
 
-    `test` is the mean over repetitions, each the mean over folds where there are some; `interval` is the percentile
-    bootstrap over test recordings of that mean; `fold_error` is over folds. `standard_error` is over `repetitions`,
-    which are `repeated` = seeds of one run, or runs, each the mean over its seeds: the seeds of a run share its
-    encoder.
+    `test` is the mean over repetitions, each the mean over folds where there are some; `interval` is that mean's
+    percentile bootstrap over test recordings; `fold_error` is over folds. `standard_error` is over `repetitions`, which
+    are `repeated` = seeds of one run, or runs, each the mean over its seeds: the seeds of a run share its encoder.
     """
     rows = []
     for (encoder, method, fraction), group in _grouped(scores).items():
@@ -79,7 +78,7 @@ def result_rows(
 
 
 def comparisons(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str, Any]]:
-    """Each two encoders under the same method and share of labels, over the seeds that both were measured with.
+    """Each pair of encoders with the same method and share of labels, over the seeds that both were measured with.
 
     Paired bootstrap of the difference first - second over the same resamples, two-sided; McNemar's test on the first
     repetition of each, for single labels.
@@ -157,7 +156,7 @@ def _grouped(scores: Sequence[Scored]) -> dict[Key, list[Scored]]:
 
 
 def _runs(group: Sequence[Scored]) -> list[list[Scored]]:
-    """A run's seeds together."""
+    """All seeds of a run."""
     runs = defaultdict[str, list[Scored]](list)
     for one in group:
         runs[one.found.run].append(one)
@@ -177,8 +176,8 @@ def _mean_draws(group: Sequence[Scored]) -> Floats:
 
 
 def _over_classes(metric: Callable[..., float], clips: LabelledClips, group: Sequence[Scored]) -> float | None:
-    """Mean over repetitions of the mean over the classes that occur in the labels, so that every encoder is averaged
-    over the same; None for several labels a clip.
+    """Mean over repetitions of the mean over the classes that occur in the labels, which are the same for every
+    encoder; None for several labels a clip.
     """
     if clips.multi_label:
         return None

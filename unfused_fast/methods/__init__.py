@@ -1,6 +1,6 @@
 """Ways to learn from clips without labels, one file each: heads, loss, state between epochs, source.
 
-In: a `Config`, views of clips (B, 1, F, T). Out: a `Method`, which the training loop trains; its encoder is kept.
+In: a `Config`, views of clips (B, 1, F, T). Out: a `Method`, which the training loop trains; its encoder is the result.
 Read first: method.py, then decar_v2.py. A new method is a file here and a line in METHODS; its defaults are a preset.
 """
 

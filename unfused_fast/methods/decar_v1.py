@@ -1,6 +1,6 @@
-"""DECAR-v1: a linear layer, re-made each epoch, predicts clusters of PCA-whitened rows.
+"""DECAR-v1: a linear layer, created again each epoch, predicts clusters of PCA-whitened rows.
 
-By preset decar-v1 the bank is filled by a pass of its own, and clips are drawn evenly over the clusters. Source: DECAR
+In preset decar-v1 a separate pass fills the bank, and clips are drawn evenly over the clusters. Source: DECAR
 section 3 and its authors' code.
 
 B clips in a batch, P size of a projection, K clusters.
@@ -22,7 +22,7 @@ class PredictionHead(Head):
     """A linear layer p on ReLU(z), trained by its own SGD without momentum. Source: DECAR section 3; its authors."""
 
     def make(self, k: int, centroids: Tensor | None, generator: torch.Generator) -> None:
-        """K new outputs: clusters have no order, so the last epoch's weights would mean nothing."""
+        """K new outputs: clusters have no order, so the last epoch's weights do not apply to them."""
         weight = torch.randn((k, self.width), generator=generator) * INITIAL_STD
         self.weight, self.bias = nn.Parameter(weight.to(self.device)), nn.Parameter(torch.zeros(k, device=self.device))
 

@@ -1,7 +1,7 @@
 """DECAR-v2: the centroids of the memory bank are the frozen prototypes of a softmax.
 
 Each epoch: cluster the bank (assignment phase), make the centroids the prototypes, predict each clip's cluster from one
-view while another view's projection goes to the bank (training phase). Source: UnFuSeD section 3, part 1.
+view, and write another view's projection to the bank (training phase). Source: UnFuSeD section 3, part 1.
 
 B clips in a batch, P size of a projection, K clusters.
 """
@@ -16,7 +16,7 @@ from unfused_fast.methods.deep_clustering import DeepClustering, Head
 
 
 class Prototypes(Head):
-    """The centroids themselves, or with `prototypes.freeze` false trained until the next clustering. Source: paper
+    """The centroids, fixed, or with `prototypes.freeze` false trained until the next clustering. Source: paper
     section 3.
     """
 
@@ -31,12 +31,12 @@ class Prototypes(Head):
         return projections @ self.prototypes.T / self.config.loss.temperature
 
     def centroids(self) -> Tensor | None:
-        """As they are; None before the first clustering."""
+        """The current prototypes; None before the first clustering."""
         return None if self.assignments is None else self.prototypes.detach()
 
     @torch.no_grad()
     def step(self) -> None:
-        """What is trained has unit norm after its update."""
+        """Trained prototypes have unit norm after each update."""
         vectors, optim = self.prototypes, self.config.optim
         if vectors.grad is not None:
             gradient = vectors.grad + optim.head_weight_decay * vectors

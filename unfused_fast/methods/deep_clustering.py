@@ -2,7 +2,7 @@
 
 N clips of the train split, B clips in a batch, K clusters, P size of a projection.
 
-What predicts the clusters is a Head; DECAR-v2 and v1 differ in it and in their settings. With `cluster.k` as a list
+A Head predicts the clusters; DECAR-v2 and v1 differ in the head and in their settings. With `cluster.k` as a list
 every head has its own clustering of the same bank, and the loss is the mean over heads. Source: DeepCluster-v2 (several
 heads in one run); the authors' code takes a list, of one entry.
 """
@@ -38,7 +38,7 @@ from unfused_fast.methods.method import Log, Method, Passes
 
 
 class Head(nn.Module):
-    """Predicts a clip's cluster from its projection; re-made at each clustering, so K may change."""
+    """Predicts a clip's cluster from its projection; created again at each clustering, so K may change."""
 
     assignments: Tensor | None
 
@@ -48,7 +48,9 @@ class Head(nn.Module):
         self.register_buffer("assignments", None)
 
     def make(self, k: int, centroids: Tensor | None, generator: torch.Generator) -> None:
-        """Parameters for K clusters. `centroids` (K, P) are those in the space of the bank, where there are any."""
+        """Parameters for K clusters. `centroids` (K, P) in the space of the bank; None where another space was
+        clustered.
+        """
         raise NotImplementedError
 
     def scores(self, projections: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class Head(nn.Module):
         return None
 
     def step(self) -> None:
-        """One update of what is trained, by SGD without momentum, which has no state."""
+        """One update of the trained parameters, by SGD without momentum, which has no state."""
 
     def remake(self, clustering: Clustering, seed: int) -> None:
         """For new clusters."""
@@ -89,7 +91,7 @@ class DeepClustering(Method):
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
         self._projected = list[tuple[Tensor, ...]]()
-        """Of the parts of the current batch, what goes to the bank."""
+        """Projections for the bank, from the parts of the current batch."""
         self._backend = ""
         if config.cluster.algo == "spherical":
             self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"
@@ -101,11 +103,11 @@ class DeepClustering(Method):
 
     @property
     def finished(self) -> bool:
-        """Whether the clusterings have stopped agreeing better."""
+        """Whether the NMI of consecutive clusterings has stopped improving."""
         return stalled(self.nmis, self.config.train.patience, self.config.cluster.every_epochs)
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        """Assignment phase, then the bank is ready to be written again."""
+        """Assignment phase; then resets the bank's write counts."""
         log: Log = {}
         if self.clusters is None or (epoch - 1) % self.config.cluster.every_epochs == 0:
             if self.clusters is None or not self.filled_by_training:
@@ -136,7 +138,7 @@ class DeepClustering(Method):
         self.bank.check_cover()
 
     def _cluster(self, epoch: int) -> Log:
-        """Clusters the bank for each head, and re-makes the heads; changes nothing if Collapsed."""
+        """Clusters the bank for each head, and creates the heads again; changes nothing if Collapsed."""
         began, previous = time.perf_counter(), self.clusters
         first = self._clustering(0, epoch)
         sizes, spread = cluster_sizes(first.counts), row_spread(self.bank.rows)
@@ -155,18 +157,18 @@ class DeepClustering(Method):
             "largest_cluster": round(sizes.largest_share, 4),
             "mean_cosine": round(float(first.mean_cosine), 4),
             **{name: round(value, 4) for name, value in spread._asdict().items()},
-            "cluster_seconds": round(time.perf_counter() - began, 4),  # the objective was read, so all is done
+            "cluster_seconds": round(time.perf_counter() - began, 4),  # the objective was read, so the device is done
         }
 
     def _clustering(self, number: int, epoch: int) -> Clustering:
-        """Of one head; the seeds of heads and of their clusterings are all different."""
+        """Seed of one head; the seeds of all heads and clusterings differ."""
         head, stream = self.heads[number], (2 * number,) if number else ()
         k = int(self.config.cluster.heads[number]) if number else self.k
         start, seed = head.centroids(), key(self.config.train.seed, epoch, *stream) >> 1
         return cluster_rows(self.bank.rows, k, self.config, seed, start, head.assignments, self.ranks)
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """The last view is learned from, one before it goes to the bank.
+        """The last view gives the loss; an earlier one goes to the bank.
 
         p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32.
         """
@@ -187,7 +189,7 @@ class DeepClustering(Method):
                 self.bank.write(self.ranks.gather_rows(clip_ids), self.ranks.gather_rows(torch.cat(projected)))
 
     def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
-        """The bank gets these rows in eval mode."""
+        """Writes the rows of these clips, computed in eval mode."""
         self.network.eval()
         self._write_bank(clip_ids, view)
         self.network.train()
@@ -204,7 +206,7 @@ class DeepClustering(Method):
         return {}
 
     def summary(self, log: Log) -> str:
-        """ln K, beside which the loss says something; NMI with the clustering before; sizes."""
+        """ln K, the loss of a uniform prediction, for comparison; NMI with the clustering before; sizes."""
         words = [f" (ln K {log['ln_k']:.2f})"]
         if log.get("nmi") is not None:
             words.append(f"NMI {log['nmi']:.2f}")
@@ -221,7 +223,7 @@ class DeepClustering(Method):
         return {"k": self.k, "nmis": self.nmis, "collapsed": self.collapse.in_a_row}
 
     def load_notes(self, notes: dict[str, Any]) -> None:
-        """Also makes the heads for as many clusters."""
+        """Also creates the heads for that number of clusters."""
         self.k, self.nmis, self.collapse.in_a_row = notes["k"], notes["nmis"], notes["collapsed"]
         for head, k in zip(self.heads, (self.k, *self.config.cluster.heads[1:]), strict=True):
             head.assignments = torch.zeros_like(self.bank.writes, dtype=torch.int64)

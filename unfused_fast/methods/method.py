@@ -1,4 +1,5 @@
-"""What the training loop trains: a network with its loss; and a way to learn without labels, which is one of these.
+"""Interfaces: Trainable, a network with its loss, for the training loop; and Method, a Trainable that learns without
+labels.
 
 B clips in a batch, F mel bins, T frames of a crop, N clips of the train split.
 """
@@ -28,7 +29,7 @@ the same in every pass; with `augmented` they are masked and augmented. Raises t
 class Trainable(nn.Module):
     """A network with its loss. State is what `state_dict` says, and `notes`; the training loop saves and restores both.
 
-    The defaults are those of a task that learns from one view of each clip and does nothing between two steps.
+    The defaults fit a task with one view of each clip and no work between steps.
     """
 
     views = 1
@@ -38,7 +39,7 @@ class Trainable(nn.Module):
     bank: MemoryBank | None = None
     """Rows of all clips. A generation of it is written with each checkpoint at the end of an epoch."""
     refilling = False
-    """Whether rows of the bank are being replaced between two epochs, so that they are no generation."""
+    """Whether rows of the bank are being replaced between two epochs, so that they do not form a generation."""
     clusters: Tensor | None = None
     """(N,) clusters of the bank's rows, kept with its generation; `data.sampler` may draw clips evenly over them."""
     left_out: Sequence[int] = ()
@@ -49,8 +50,8 @@ class Trainable(nn.Module):
         super().__init__()
         self.network = network
         self.run: Callable[..., Any] = network.__call__
-        """`run(view)` is the network on a batch of views, by torch.compile and autocast where the training loop is
-        asked for them; `run(view, network=other)` another network, by autocast. What else `loss` does is in float32."""
+        """`run(view)` is the network on a batch of views, with torch.compile and autocast where they are enabled;
+        `run(view, network=other)` another network, with autocast. The rest of `loss` is in float32."""
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
         """Names a part of the epoch in log.jsonl and in the trace of --profile."""
 
@@ -74,19 +75,19 @@ class Trainable(nn.Module):
         """The clips of the last, partial batch: (B,) and (B, 1, F, T)."""
 
     def end_epoch(self) -> Log:
-        """Checks and measures after an epoch: what the network reaches, signs of collapse."""
+        """Checks and measurements after an epoch: scores of the network, signs of collapse."""
         return {}
 
     def summary(self, log: Log) -> str:
-        """What the screen shows of an epoch's log besides loss and rate."""
+        """The part of an epoch's log that is printed, in addition to loss and rate."""
         return ""
 
     def notes(self) -> dict[str, Any]:
-        """State that is no tensor, as JSON holds it."""
+        """State other than tensors, as JSON values."""
         return {}
 
     def load_notes(self, notes: dict[str, Any]) -> None:
-        """Inverse of notes; makes room for tensors whose sizes they give."""
+        """Inverse of notes; creates the tensors whose sizes they give."""
 
     def fault(self, notes: dict[str, Any]) -> str | None:
         """Why a checkpoint with these notes cannot be resumed from, or None."""
@@ -94,15 +95,15 @@ class Trainable(nn.Module):
 
 
 class Method(Trainable):
-    """A way to learn from clips without labels. `network.encoder` is kept in the end; heads beside `network.projector`,
-    queues and moving averages are submodules and buffers of the method.
+    """A way to learn from clips without labels. `network.encoder` is kept in the end; heads other than
+    `network.projector`, queues and moving averages are submodules and buffers of the method.
     """
 
     title: str
     """Name in tables."""
 
     def __init__(self, config: Config, clips: int, first_id: int, device: torch.device, ranks: Ranks) -> None:
-        """Of `clips` clips whose ids begin at `first_id`. Raises UserError where the config does not fit them."""
+        """For `clips` clips whose ids begin at `first_id`. Raises UserError where the config does not fit them."""
         super().__init__(self.build(config))
         self.config, self.device, self.ranks = config, device, ranks
 
@@ -111,7 +112,7 @@ class Method(Trainable):
         return PretrainNetwork(config)
 
     def description(self) -> str:
-        """For the line that a run begins with."""
+        """For the first line that a run prints."""
         return self.title
 
     def cluster_sizes(self) -> Tensor | None:
@@ -119,5 +120,5 @@ class Method(Trainable):
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What result.json says of the method."""
+        """The method's entries in result.json."""
         return {}

@@ -1,4 +1,4 @@
-"""The methods by name, and which of them a config asks for."""
+"""The methods by name, and the one that a config selects."""
 
 from __future__ import annotations
 

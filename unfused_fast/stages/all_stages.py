@@ -1,4 +1,4 @@
-"""`train all`: the three stages on one set, the stage-1 and stage-2 encoders side by side, and which one to keep."""
+"""`train all`: the three stages on one set, a comparison of the stage-1 and stage-2 encoders, and which one to keep."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def train_all(
 ) -> dict[str, Any]:
     """Pre-trains on `shards`, distils on `target`, evaluates both encoders and a random one on `target`.
 
-    The verdict goes by validation accuracy alone; test is only reported. Ours: on a small target set stage 2 may not
-    pay, and a user should see that before keeping its encoder.
+    The choice uses validation accuracy only; test is only reported. Ours: on a small target set stage 2 may not improve
+    the encoder, which a user should see before keeping it.
     """
-    labels_of_splits(target, holdout)  # what stage 3 would refuse, it refuses before stage 1 has run for hours
+    labels_of_splits(target, holdout)  # stage 3's checks, before stage 1 runs for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
     if not options.ranks.leads:  # stage 3 takes seconds, on one process

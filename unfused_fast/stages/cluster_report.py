@@ -1,4 +1,4 @@
-"""What a pre-training run has clustered, for people: sizes, most central clips, and how the clusters agree with labels.
+"""Report on the clusters of a pre-training run: sizes, most central clips, and how well clusters match labels.
 
 N clips of the train split, D size of a projection, K clusters. Labels are read here only, never in training.
 """
@@ -45,8 +45,8 @@ class Clusters(NamedTuple):
 
 
 def last_clusters(run: Path) -> Clusters:
-    """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch; says why newer ones are
-    not used. Raises UserError for what is not such a run, or one without such a checkpoint.
+    """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch; reports why newer ones are
+    not used. Raises UserError for anything but such a run, and for one without such a checkpoint.
     """
     recorded = read_description(run)
     if recorded is None or recorded["stage"] != "pretrain":
@@ -63,7 +63,7 @@ def last_clusters(run: Path) -> Clusters:
 
 
 def _fault(state: dict[str, Any]) -> str | None:
-    """Why a checkpoint has no generation of its own: it holds the bank itself, which is partly of the next epoch."""
+    """Why a checkpoint has no generation: it holds the bank itself, which is partly of the next epoch."""
     position = Position(state["epoch"], state.get("batch", 0))
     if not position.batch and state.get("bank") != "here":
         return None
@@ -86,17 +86,17 @@ def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:
 
 
 def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str, Any]:
-    """Totals and, largest first, each non-empty cluster: size, share, its `top` most central clips, and with labels
-    its commonest one and purity, the share of its labelled clips that have it.
+    """Totals and, largest first, each non-empty cluster: size, share, its `top` most central clips, and with labels the
+    most frequent one and purity, the share of the cluster's labelled clips with that label.
 
-    Central are clips of largest cosine to the mean direction of the cluster, in the space that was clustered. Clips are
-    named by source where a set is given, else by clip id. Labels of a multi-label set are not read: purity is of one
-    label a clip.
+    The most central clips have the largest cosine to the mean direction of the cluster, in the space that was
+    clustered. Clips are named by source where a set is given, else by clip id. Labels of a multi-label set are not
+    read: purity needs one label per clip.
     """
     ids, k = clusters.assignments, clusters.k
     counts = torch.bincount(ids, minlength=k)
     similarities = own_similarities(clusters.points, ids, k)
-    # by cluster, within it from the most central, equal ones by clip
+    # by cluster, then from the most central, ties by clip
     order = torch.argsort(similarities, descending=True, stable=True)
     order = order[torch.argsort(ids[order], stable=True)]
     starts = (counts.cumsum(dim=0) - counts).tolist()

@@ -31,12 +31,12 @@ from unfused_fast.stages.features import extract, load_encoder, start_from
 from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips, train_loader
 
 PSEUDO_LABELS = "pseudo_labels.parquet"
-"""File of a run: those of the last clustering."""
+"""File of a run with the pseudo-labels of the last clustering."""
 
 
 def pseudo_classes(config: Config, shards: ShardSet) -> int:
     """K: `pseudo.k`, or the number of class names in the manifest: their count alone, as in the paper (K = t). Raises
-    UserError where it does not fit the set.
+    UserError where it does not suit the set.
     """
     k = len(shards.manifest.label_names) if config.pseudo.k == "auto" else config.pseudo.k
     if k < 2:
@@ -63,9 +63,9 @@ def pseudo_labels(
     """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device.
 
     Args:
-        epoch: before which they are refreshed; 0: the first time. Random starts and windows are drawn by it.
-        previous: (N,) the pseudo-labels before; clusters keep the names of most of their clips.
-        left_out: clips of train that cannot be read; each gets the pseudo-label of another.
+        epoch: epoch before which they are refreshed; 0: the first time. Random starts and windows depend on it.
+        previous: (N,) the pseudo-labels before; clusters keep the number of most of their clips.
+        left_out: clips of train that cannot be read; each gets the pseudo-label of another clip.
     """
     k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
     frozen, kind = load_encoder(teacher, device), settings.feature
@@ -115,7 +115,7 @@ def pseudo_labels_together(
 
     def cluster() -> None:
         on_gpu = [options.device] if options.device.type == "cuda" else []
-        with torch.random.fork_rng(on_gpu):  # what the student draws must not depend on which rank does this
+        with torch.random.fork_rng(on_gpu):  # the student's random numbers must not depend on the rank that does this
             found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out))
 
     options.ranks.first(cluster)
@@ -128,7 +128,7 @@ def labels_digest(labels: Tensor) -> str:
 
 
 def write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:
-    """clip_id, key, pseudo_label: one row a clip of the train split."""
+    """clip_id, key, pseudo_label: one row per clip of the train split."""
     clips = shards.clips_in("train")
     pq.write_table(
         pa.table(
@@ -152,7 +152,7 @@ def mse_term(
     """Squared distance of two logits (B, K), or features (B, D), mean over clips. Source: paper Eq. 1, whose dimensions
     do not fit; authors.
 
-    `cos_logits`: of the unit-norm logits, which is 2 - 2 cos; `logits`, `features`: of what is given, mean over K or D
+    `cos_logits`: of the unit-norm logits, which is 2 - 2 cos; `logits`, `features`: of the arguments, mean over K or D
     too.
     """
     if kind != "cos_logits":
@@ -204,10 +204,10 @@ class Distillation(Trainable):
         self.config, self.first_id, self.k = config, first_id, k
         self.register_buffer("targets", targets)
         self.relabelled: Callable[[int, Tensor], Tensor] | None = None
-        """Gives new pseudo-labels, by epoch and the old ones, for `pseudo.refresh_epochs`."""
+        """Function of epoch and old pseudo-labels that gives new ones, for `pseudo.refresh_epochs`."""
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        """The pseudo-labels stay, or are refreshed by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
+        """Keeps the pseudo-labels, or refreshes them by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
         every = self.config.pseudo.refresh_epochs
         if not every or epoch == 1 or (epoch - 1) % every:
             return {}
@@ -234,16 +234,16 @@ def distill(
 
     Args:
         given: (N,) int64, pseudo-labels of the train split's clips in place of the teacher's clusters. Ours: another
-            clustering, or the labels themselves, to see what pseudo-labels could bring at most.
+            clustering, or the labels themselves, for an upper bound on the benefit of pseudo-labels.
 
-    Raises UserError for what the user can fix, Interrupted after Ctrl-C (what was done is saved).
+    Raises UserError for errors that the user can fix, Interrupted after Ctrl-C (finished work is saved).
     """
     clips, ranks, inputs = train_clips(shards), options.ranks, {"teacher": str(teacher)}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:
             raise UserError(
                 f"{len(given)} pseudo-labels are given, for {clips} clips and pseudo.refresh_epochs = "
-                f"{config.pseudo.refresh_epochs}; want one a clip, none negative, and no refreshing"
+                f"{config.pseudo.refresh_epochs}; want one per clip, none negative, and no refreshing"
             )
         inputs["pseudo_labels"] = labels_digest(given)
     left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
@@ -255,7 +255,7 @@ def distill(
         if given is not None:
             targets = given.to(options.device)
         elif run.resumed:
-            targets = torch.zeros(clips, dtype=torch.int64, device=options.device)  # the checkpoint has them
+            targets = torch.zeros(clips, dtype=torch.int64, device=options.device)  # the checkpoint holds them
         else:
             targets = pseudo_labels_together(config, shards, teacher, options, left_out)
         torch.manual_seed(config.train.seed)

@@ -31,23 +31,23 @@ from unfused_fast.training import (
 )
 
 BEST = "best."
-"""Begins the names of a fine-tuned network's tensors, as they were after the epoch that selection chose."""
+"""Prefix of the tensors of a fine-tuned network after the epoch that selection chose."""
 Network = TypeVar("Network", bound=torch.nn.Module)
 Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
 WHOLE_CLIP_BATCH = 32
-"""Whole clips a batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
+"""Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
 
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder that is only read: its config, the log-mel statistics it was trained with, and a network in eval
+    """An encoder for inference: its config, the log-mel statistics it was trained with, and a network in eval
     mode.
     """
 
     name: str
     config: Config
     log_mel: dict[str, float] | None
-    """Mean and std it expects; None means those of the shard set it is given (baselines)."""
+    """Mean and std that it expects; None: those of the shard set (baselines)."""
     network: torch.nn.Module | None
     projector: torch.nn.Module | None
 
@@ -117,7 +117,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
 
 
 def _built(build: Callable[[], Network], tensors: dict[str, Tensor]) -> Network:
-    """A network with these tensors. Raises UserError unless they are its own, before memory of its sizes is taken."""
+    """A network with these tensors. Raises UserError unless they match it, before memory for it is allocated."""
     try:
         with torch.device("meta"):
             own = build().state_dict()
@@ -152,12 +152,12 @@ def extract(
     window: Window | None = None,
     left_out: Sequence[int] = (),
 ) -> Tensor:
-    """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or
-    a `window` of it. A clip that is `left_out` gets the row of another.
+    """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or a
+    `window` of it. A `left_out` clip gets the row of another.
 
-    Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. And
-    with `store` auto the log-mels come from the shards where none are kept yet: one pass does not pay for keeping them,
-    unless the split is `read_again` by the same command.
+    Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. With
+    `store` auto the log-mels come from the shards where there is no cache yet: one pass does not justify making one,
+    unless the same command reads the split again (`read_again`).
     """
     stream = Loader(
         shards,
@@ -205,10 +205,10 @@ def eval_features(
     left_out: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """Split -> features (N, D) by the `eval` settings of `config`; only clips of train may be
-    `left_out`: each has the row of another, from which no score may come.
+    `left_out`: each has the row of another clip, which must not be scored.
 
     With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode; the others then go
-    through it in eval mode, with the BatchNorm statistics that this left. `encoder` itself stays as it is.
+    through it in eval mode, with the resulting BatchNorm statistics. `encoder` itself is not changed.
     """
     settings = config.eval
     kind: Kind = "encoder" if settings.encoder == "full" else "block3"
@@ -235,7 +235,7 @@ def eval_features(
 
 
 def start_from(network: torch.nn.Module, teacher: FrozenEncoder) -> None:
-    """Gives an encoder the teacher's weights, `distill.init` = teacher. Raises UserError where sizes differ."""
+    """Copies the teacher's weights to an encoder, `distill.init` = teacher. Raises UserError where sizes differ."""
     assert teacher.network is not None
     own, theirs = network.state_dict(), teacher.network.state_dict()
     other = sorted(

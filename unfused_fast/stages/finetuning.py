@@ -2,7 +2,7 @@
 
 B clips in a batch, N labelled train clips, C classes. Crops are random in training, clips are whole when they are
 scored; validation picks the epoch, and test is read once. Source: DECAR section 5, setting 2, and Table 2. Labels, few
-labels and held-out clips are those of protocol.py, as in `evaluate`.
+labels and held-out clips come from protocol.py, as in `evaluate`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def row_numbers(clip_ids: Tensor) -> Tensor:
 
 
 class ScoredClips:
-    """Recordings of one split, and how good a network is on them: its scores are the mean over their whole clips."""
+    """Recordings of one split, to score a network on: a recording's scores are the mean over its whole clips."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class ScoredClips:
     ) -> None:
         """Args:
         rows: (n,) of `clips`, all of one split.
-        once: they are read once, so that no cache is made for them.
+        once: they are read only once, so no cache is made for them.
         """
         self.clips, self.statistics, self._recordings = clips, statistics, clips.recordings(rows)
         self.rows = self._recordings.rows
-        """(R,) of `clips`, one a recording."""
+        """(R,) of `clips`, one per recording."""
         ids = clips.clip_ids[rows]
         stream = Loader(
             shards,
@@ -103,7 +103,7 @@ class ScoredClips:
         return self._recordings.mean(found).cpu().numpy()
 
     def measured(self, network: FinetuneNetwork) -> Scores:
-        """How good the network's scores are."""
+        """The metric of the network's scores."""
         scores = self.scores(network)
         if self.clips.multi_label:
             return Scores(round(metric_of(self.clips, self.rows, scores), 6))
@@ -112,7 +112,7 @@ class ScoredClips:
 
 
 class Finetuning(Trainable):
-    """The network, its labels, and the network as it was after the best epoch."""
+    """The network, its labels, and a copy of the network after the best epoch."""
 
     network: FinetuneNetwork
     best: FinetuneNetwork
@@ -122,7 +122,7 @@ class Finetuning(Trainable):
     ) -> None:
         """Args:
         targets: (N,) int64, or (N, C) bool of a multi-label set, of the train clips (N,).
-        scored: what chooses the epoch.
+        scored: recordings that choose the epoch.
         """
         assert frozen.network is not None
         network = FinetuneNetwork(config, len(scored.clips.label_names))
@@ -132,27 +132,27 @@ class Finetuning(Trainable):
         self._targets, self._row_of = targets, row_numbers(clip_ids)
         self._digest = hashlib.sha256(clip_ids.cpu().numpy().tobytes()).hexdigest()
         self.best = copy.deepcopy(network).requires_grad_(False)
-        """After the chosen epoch; before the first has ended, as it began."""
+        """Its state after the chosen epoch; during the first epoch, its initial state."""
         self.metrics: list[float] = []
         """After each epoch."""
         self.norm = nn.Module()
-        """In a checkpoint, what log-mels were normalised by: see data/normalisation.py."""
+        """Log-mel statistics in a checkpoint; see RunningNorm in data/augment.py."""
         if scored.statistics is not None:
             given = [scored.statistics["mean"], scored.statistics["std"]]
             self.norm.register_buffer("given", torch.tensor(given, dtype=torch.float64))
 
     @property
     def chosen_epoch(self) -> int:
-        """The first whose metric is the largest so far."""
+        """The first epoch with the largest metric so far."""
         return 1 + self.metrics.index(max(self.metrics))
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """Of one crop of each clip."""
+        """The loss on one crop of each clip."""
         with self.part("forward"):
             return head_losses(self.run(*views)[None], self._targets[self._row_of[clip_ids]]).mean()
 
     def end_epoch(self) -> Log:
-        """Scores the network, and keeps it where it is better than after every epoch before."""
+        """Scores the network, and copies it where it is better than after every earlier epoch."""
         with self.part("judge"):
             self.metrics.append(metric_of(self.scored.clips, self.scored.rows, self.scored.scores(self.network)))
             if self.chosen_epoch == len(self.metrics):
@@ -164,7 +164,7 @@ class Finetuning(Trainable):
         return f"  {self.by} {log[self.by]:.3f}"
 
     def notes(self) -> dict[str, Any]:
-        """The metrics, and of which clips."""
+        """The metrics, and the clips that they are for."""
         return {"judged": self.metrics, "clips": self._digest}
 
     def load_notes(self, notes: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Finetuning(Trainable):
         self.metrics = list(notes["judged"])
 
     def fault(self, notes: dict[str, Any]) -> str | None:
-        """Other clips within an epoch, or metrics that are not one number an epoch."""
+        """Different clips within an epoch, or metrics that are not one number per epoch."""
         metrics = notes.get("judged")
         if not isinstance(metrics, list) or len(metrics) != notes["epoch"] or not all(map(is_number, metrics)):
             return f"epoch {notes['epoch']}: its metrics are not one number per epoch"
@@ -187,11 +187,11 @@ def finetune(
     """Fine-tunes `encoder` (a run directory, a model folder or `random`) on a labelled set into run directory `out`;
     returns result.json's content.
 
-    Front end, network and normalisation are the encoder's; the rest of `config` holds. Raises UserError for what the
-    user can fix, Interrupted after Ctrl-C (what was done is saved).
+    Front end, network and normalisation come from the encoder, everything else from `config`. Raises UserError for
+    errors that the user can fix, Interrupted after Ctrl-C (finished work is saved).
 
     Args:
-        holdout: share of the train recordings that are the test, of a set without one.
+        holdout: share of the train recordings held out as test, for a set without a test split.
     """
     train_clips(shards)
     if encoder == "logmel":
@@ -214,14 +214,14 @@ def finetune(
 
 
 def config_of(config: Config, frozen: FrozenEncoder) -> Config:
-    """`config` with what belongs to the encoder: its front end, its network but for the dropout, how log-mels are
-    normalised. What a running norm ended with is fixed now, as for frozen features.
+    """`config` with the encoder's settings: front end, network except dropout, normalisation of log-mels. Statistics of
+    a running norm are fixed now, as for frozen features.
     """
     own = frozen.config
     model = replace(own.model, dropout=config.model.dropout)
     norm = "dataset" if own.data.norm == "running" else own.data.norm
     made = replace(config, frontend=own.frontend, model=model, data=replace(config.data, norm=norm))
-    return with_values(made, {})  # which checks that the parts go together
+    return with_values(made, {})  # checks that the parts are consistent
 
 
 def _tuned(
@@ -255,7 +255,7 @@ def _tuned(
     )
     trained = trainer.fit()
     task.network.load_state_dict(task.best.state_dict())
-    # what the network of the chosen epoch reaches; test is read here, and only here unless it chose the epoch
+    # scores of the chosen epoch's network; test is read only here, unless it chose the epoch
     found = {name: (chooser if name == task.by else scored(name, once=True)).measured(task.network) for name in parts}
     return run.finish(
         {

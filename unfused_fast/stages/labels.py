@@ -24,14 +24,14 @@ from unfused_fast.training import report_unused_splits
 Rows = NDArray[np.int64]
 
 VALID, TEST = 11, 13
-"""Streams of random numbers: a held-out validation and a held-out test are drawn apart."""
+"""Streams of random numbers: held-out validation and held-out test are drawn independently."""
 HOLD_OUT_SEED = 0
-"""Of the draw of a held-out test. Ours: always the same, so that every command, encoder, `--seed` and repetition has
-the same test, and no encoder was fine-tuned on another's."""
+"""Seed of the draw of a held-out test. Ours: fixed, so that every command, encoder, `--seed` and repetition has the
+same test, and no encoder was fine-tuned on its clips."""
 
 
 class Recordings(NamedTuple):
-    """Which recordings some rows are pieces of."""
+    """The recordings of which some rows are pieces."""
 
     rows: Rows
     """(R,) first row of each, which has its labels, group and fold."""
@@ -39,7 +39,7 @@ class Recordings(NamedTuple):
     """(N,) number of each row's recording, in `rows`."""
 
     def mean(self, values: Tensor) -> Tensor:
-        """(N, D) of the pieces -> (R, D) mean over the pieces of each recording, which are equally long."""
+        """(N, D) of the pieces -> (R, D) mean over the pieces of each recording, which have equal lengths."""
         order = np.argsort(self.of_row, kind="stable")
         counts = torch.from_numpy(np.bincount(self.of_row)).to(values.device)
         return torch.segment_reduce(values[torch.from_numpy(order).to(values.device)], "mean", lengths=counts)
@@ -53,12 +53,12 @@ class HeldOut(NamedTuple):
     recordings: int
     groups: int
     whole_groups: bool
-    """Whether no group is on both sides; False: every class is one group, so that recordings were held out."""
+    """Whether no group is in both parts; False: every class is one group, so recordings were held out."""
 
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """The clips that have labels and are in a split or fold that is read; row i is one clip throughout."""
+    """The labelled clips of the splits or folds that are read; row i is the same clip in every field."""
 
     splits: tuple[str, ...]
     """Splits that are read, in order of the rows."""
@@ -67,7 +67,7 @@ class LabelledClips:
     clip_ids: Rows
     keys: list[str]
     split_of: list[str]
-    """What each row is used as: its split, or `test` where it was held out."""
+    """The use of each row: its split, or `test` where it was held out."""
     fold_of: Rows
     """(N,) published fold, -1 where there is none."""
     groups: list[str]
@@ -84,7 +84,7 @@ class LabelledClips:
         return self.targets.ndim == 2
 
     def classes(self, rows: Rows) -> set[int]:
-        """Those that the rows have."""
+        """The splits that occur in the rows."""
         found = np.flatnonzero(self.targets[rows].any(axis=0)) if self.multi_label else self.targets[rows]
         return set(found.tolist())
 
@@ -97,13 +97,14 @@ class LabelledClips:
 def labelled_clips(
     shards: ShardSet, by_folds: bool, tested: bool = True, holdout: float | None = None
 ) -> LabelledClips:
-    """The clips of train, valid and test; by folds, those of every split that have a fold. Says what is left out.
+    """The clips of train, valid and test; by folds, those of every split that have a fold. Reports which clips are left
+    out.
 
     Raises UserError for a set without labels, for one without folds or, where it is to be `tested`, a test split, and
-    for a `holdout` that cannot be.
+    for a `holdout` that is impossible.
 
     Args:
-        holdout: share of the train recordings that become the test.
+        holdout: share of the train recordings that are held out as test.
     """
     if not by_folds:
         report_unused_splits(shards)
@@ -157,7 +158,7 @@ def labelled_clips(
 def held_out_rows(
     clips: LabelledClips, train: Rows, fraction: float, seed: int, stream: int
 ) -> tuple[NDArray[np.bool_], bool]:
-    """Which train rows are held out, all pieces of a recording together, and whether no group is on both sides."""
+    """Which train rows are held out, all pieces of a recording together, and whether no group is in both parts."""
     first, of_row = clips.recordings(train)
     groups, targets = [clips.groups[row] for row in first], clips.targets[first]
     units = units_to_hold_out(groups, targets)
@@ -167,10 +168,10 @@ def held_out_rows(
 def hold_out_groups(
     groups: list[str], targets: NDArray[Any], fraction: float, seed: int, stream: int = VALID
 ) -> NDArray[np.bool_]:
-    """(N,) True for what is held out: whole groups, so that of each class about the fraction is, and one at least.
+    """(N,) True for held-out clips: whole groups, about the fraction of each class, and at least one clip of each.
 
-    Groups come in a seeded order, and each is taken that brings the counts of the classes nearer to the target. A
-    group that holds the last of a class stays. Raises UserError when no group can be held out.
+    Groups come in a seeded order, and each one is held out that brings the counts of the classes nearer to the target.
+    A group with the last clips of a class stays in train. Raises UserError when no group can be held out.
 
     Args:
         targets: (N,) int64 labels, or (N, C) bool of a multi-label set.
@@ -204,9 +205,10 @@ def hold_out_groups(
 
 
 def units_to_hold_out(groups: list[str], targets: NDArray[Any]) -> list[str]:
-    """What hold_out_groups keeps whole: the groups, or each recording by itself where every class has one group only.
+    """What hold_out_groups keeps whole: the groups, or single recordings where every class has only one group.
 
-    Ours: the classes of LibriSpeech are chapters, its groups too; no chapter can be spared, and test shares them all.
+    Ours: in LibriSpeech the classes are chapters, and so are the groups; none can be held out, and test has the same
+    chapters as train.
     """
     if targets.ndim == 2:
         return groups

@@ -1,7 +1,7 @@
 """Stage 3: linear evaluation on frozen features.   N clips, D features, C classes, G heads (one a learning rate), B
 clips a batch.
 
-Features are computed once; G linear heads train side by side in one pass over them; validation picks one; test is read
+Features are computed once; G linear heads train together in one pass over them; validation selects one; test is read
 once. Validation and test are of recordings, whose features are the mean of their pieces'.
 Source: paper section 3, part 3, and section 4.
 """
@@ -32,8 +32,8 @@ from unfused_fast.training import Options, Profile, Run, plot_confusions, read_d
 
 @dataclass(frozen=True)
 class Split:
-    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set. Of train
-    its clips, of validation and test their recordings.
+    """Features (N, D) and labels of one split, on the device: (N,) int64, or (N, C) bool of a multi-label set. Rows are
+    clips of train, recordings of validation and test.
     """
 
     features: Tensor
@@ -42,10 +42,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Scores:
-    """How good predictions are."""
+    """Metrics of predictions."""
 
     metric: float
-    """Accuracy, or of a multi-label set mAP; then there is nothing else."""
+    """Accuracy; for a multi-label set mAP, and the other fields are None."""
     macro_f1: float | None = None
     confusion: list[list[int]] | None = None
     """Rows are classes, columns predictions; counts of recordings."""
@@ -62,8 +62,8 @@ def train_heads(
     """Trains G = len(rates) heads by Adam, all on the same batches -> weights (G, D, C), biases (G, C).
 
     Softmax over classes, or for labels (N, C) a sigmoid each. Heads start at zero (the problem is convex), and each has
-    its own rate: a head's result is the one it would have alone. With `metric` of a head (D + 1, C), whose last row is
-    its bias, each head is that of the epoch whose metric is largest, else that of the last.
+    its own rate: a head's result is the same as if it were trained alone. With `metric` of a head (D + 1, C), whose
+    last row is its bias, each head is the one of the epoch with the largest metric, else of the last epoch.
     Source: paper section 4 (batch 32, 50 epochs); authors (Adam). `stepped` is called after each step.
     """
     device, (clips, dim) = train.features.device, train.features.shape
@@ -107,7 +107,8 @@ def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
     """Accuracy, macro-F1 over the classes that occur in labels, and the confusion matrix (C, C).
 
-    Ours: classes that only predictions have are left out of the mean, so that every encoder is averaged over the same.
+    Ours: classes that occur only in predictions are left out of the mean, so that it is over the same classes for every
+    encoder.
     """
     from sklearn.metrics import confusion_matrix, f1_score
 
@@ -118,7 +119,7 @@ def score(labels: Tensor, predictions: Tensor, classes: int) -> Scores:
 
 
 def labels_of_splits(shards: ShardSet, holdout: float | None = None) -> LabelledClips:
-    """The clips of train, valid and test, as far as the set has them or `holdout` makes one, one label each. Raises
+    """The clips of train, valid and test, where the set has them or `holdout` creates a test, one label each. Raises
     UserError for a set that cannot be evaluated.
     """
     train_clips(shards)
@@ -145,7 +146,7 @@ def labels_of_splits(shards: ShardSet, holdout: float | None = None) -> Labelled
 
 
 def refuse_unevaluable(config: Config, shards: ShardSet, holdout: float | None = None) -> None:
-    """Raises UserError for a set and a config that linear() would refuse, before anything is computed."""
+    """Raises linear()'s UserError for a set and a config before anything is computed."""
     split_round(config, shards, labels_of_splits(shards, holdout))
 
 
@@ -176,8 +177,8 @@ def _splits(
     clips: LabelledClips,
     part: Round,
 ) -> dict[str, Split]:
-    """Features and labels of the train clips that the head may use, of the recordings of valid and (where there is one)
-    of test.
+    """Features and labels: of the train clips that the head may use, and of the recordings of valid and test (where
+    there is one).
     """
     frozen = baseline_encoder(encoder, config, device) if encoder in BASELINES else load_encoder(Path(encoder), device)
     report_test_in_training([encoder], shards, clips)
@@ -187,8 +188,8 @@ def _splits(
 
 
 def round_splits(config: Config, clips: LabelledClips, part: Round, features: Tensor) -> dict[str, Split]:
-    """Features (N, D) of all clips -> those of a round's train clips, and of its recordings of valid and test, as far
-    as it has any; by `eval.standardize` scaled by what train has.
+    """Features (N, D) of all clips -> those of a round's train clips, and of its recordings of valid and test, where it
+    has any; with `eval.standardize` scaled by the statistics of train.
     """
 
     def of(rows: Rows) -> Tensor:
@@ -217,7 +218,7 @@ def linear(
     Raises UserError for a set or run that cannot be evaluated.
 
     Args:
-        holdout: share of the train recordings that are the test, of a set without one.
+        holdout: share of the train recordings held out as test, for a set without a test split.
     """
     with Run(out, "linear", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
         result = run.result() or _evaluated(run, config, shards, encoder, options, holdout)
@@ -237,7 +238,7 @@ def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:
 
 
 def holdout_input(holdout: float | None) -> dict[str, str]:
-    """What a run records of --holdout, so that it goes on with the same only."""
+    """The entry for --holdout that a run records, so that it resumes only with the same value."""
     return {} if holdout is None else {"holdout": f"{holdout:g}"}
 
 
@@ -297,7 +298,9 @@ def _evaluated(
 def result_of(
     config: Config, shards: ShardSet, encoder: str, clips: LabelledClips, part: Round, found: Mapping[str, Scores]
 ) -> dict[str, Any]:
-    """What train linear and train finetune report alike, by what was found of valid and, where there is one, test."""
+    """The part of the result common to train linear and train finetune, from the metrics of valid and, where there is
+    one, test.
+    """
     alike: dict[str, Any] = {
         "task": shards.directory.name,
         "encoder": encoder,

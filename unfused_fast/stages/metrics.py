@@ -1,4 +1,4 @@
-"""How good predictions are.   N test clips, C classes."""
+"""Metrics of predictions.   N test clips, C classes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def accuracy(labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> float
 class AveragePrecision:
     """Average precision of each class under any weights of the clips; clips are sorted by score once.
 
-    Area under the precision-recall steps, without interpolation; equal scores are one step.
-    Source: scikit-learn's average_precision_score, which sorts anew for each of a bootstrap's weights.
+    Area under the precision-recall steps, without interpolation; ties form one step.
+    Source: scikit-learn's average_precision_score, which sorts again for each bootstrap resample.
     """
 
     def __init__(self, truth: NDArray[np.bool_], scores: NDArray[Any]) -> None:
-        """(N, C) which classes a clip has, (N, C) larger where a class is likelier."""
+        """(N, C) which classes a clip has, (N, C) scores, larger for more likely classes."""
         self._truth = truth
         self._order = np.argsort(-scores, axis=0, kind="stable")
         ordered = np.take_along_axis(scores, self._order, axis=0)

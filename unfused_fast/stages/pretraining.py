@@ -1,4 +1,4 @@
-"""Stage 1: pre-training without labels, by the method that the config asks for (methods/)."""
+"""Stage 1: pre-training without labels, by the method that the config selects (methods/)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unfused_fast.training import (
 def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> dict[str, Any]:
     """Pre-trains on the train split of `shards` into run directory `out`; returns result.json's content.
 
-    Raises UserError for what the user can fix, Interrupted after Ctrl-C (what was done is saved).
+    Raises UserError for errors that the user can fix, Interrupted after Ctrl-C (finished work is saved).
     """
     left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
     with Run(out, "pretrain", config, shards, options, **left_out_input(left_out)) as run:
@@ -56,8 +56,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
 def pretrainer(
     config: Config, shards: ShardSet, options: Options, run: Run, left_out: Sequence[int] = ()
 ) -> tuple[Method, Trainer]:
-    """The method, and what trains it on the train split but for clips `left_out`. Raises UserError where the config
-    does not fit the set.
+    """The method, and a trainer for it on the train split without clips `left_out`. Raises UserError where the config
+    does not suit the set.
     """
     clips = train_clips(shards)
     torch.manual_seed(config.train.seed)

@@ -1,6 +1,6 @@
-"""Which labelled clips an evaluation trains on, chooses by and tests on.   N clips, C classes.
+"""The labelled clips that an evaluation uses for training, for selection and as test.   N clips, C classes.
 
-One round over the splits of a set, or with folds one round a fold, each of which is the test once.
+One round over the splits of a set, or with folds one round per fold, each of which is the test once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple
     """The round over the splits by `config.eval`: targets permuted with `shuffle_labels`, few clips of train with
     `label_fraction`.
 
-    Raises UserError where `select` = best_test has no test to go by, and as rounds_of does.
+    Raises UserError where `select` = best_test has no test split, and as rounds_of does.
     """
     seed = config.train.seed
     if config.eval.select == "best_test" and "test" not in clips.split_of:
@@ -64,7 +64,7 @@ def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple
 
 
 def counts(clips: LabelledClips, part: Round) -> dict[str, Any]:
-    """What a result records of its data: clips and recordings of train, valid and test, and the held-out test."""
+    """Data entries of a result: clips and recordings of train, valid and test, and the held-out test."""
     rows = {name: found for name, found in zip(Round._fields[1:], part[1:], strict=True) if len(found)}
     return {
         "clips": {name: len(found) for name, found in rows.items()},
@@ -74,7 +74,7 @@ def counts(clips: LabelledClips, part: Round) -> dict[str, Any]:
 
 
 def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
-    """Targets permuted among the recordings of each split, or of each fold, so that each keeps its own."""
+    """Targets permuted among the recordings of each split, or of each fold, so that each keeps its own targets."""
     generator = np.random.Generator(np.random.PCG64([seed, 12]))
     first, of_row = clips.recordings(np.arange(len(clips.clip_ids)))
     targets = clips.targets[first]

@@ -1,4 +1,4 @@
-"""A stage to epochs, checkpoints and a run directory.
+"""The training loop, checkpoints and the run directory of a stage.
 
 In: a stage: batches, a network, what a step does. Out: OUT with config.json, log.jsonl, checkpoints, result.json;
 stopping, saving and resuming. Read first: loop.py, then run_directory.py.

@@ -27,7 +27,7 @@ from unfused_fast.strict_state import expected, misfit
 SHOWN = 4
 """Tensors named in an error."""
 KEPT = 2
-"""Checkpoints kept: the last, and the one before it in case the last is damaged."""
+"""Number of checkpoints kept: the last, and the one before it in case the last is damaged."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,7 +36,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file with the permissions of any new file; the library's own files are for their owner only.
+    """A safetensors file with the permissions of any new file; files that the library writes itself are readable by
+    their owner only.
 
     Raises OSError or SafetensorError.
     """
@@ -50,19 +51,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises OSError, with the system's reason, or SafetensorError."""
-    with path.open("rb"):  # the library calls a file that may not be read one that is not there
+    with path.open("rb"):  # the library reports a file without read permission as missing
         return load_file(path)
 
 
 class Position(NamedTuple):
-    """Where a run stands: how many epochs are done, and how many batches of the next."""
+    """Progress of a run: epochs done, and batches done of the next."""
 
     epoch: int
     batch: int = 0
 
     @property
     def name(self) -> str:
-        """Of its checkpoint; names sort as positions do."""
+        """Name of its checkpoint; names sort like positions."""
         return f"epoch-{self.epoch:06d}" + (f"-batch-{self.batch:09d}" if self.batch else "")
 
     def __str__(self) -> str:
@@ -71,17 +72,17 @@ class Position(NamedTuple):
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """JSON files of the checkpoints, from the earliest position to the latest. Raises OSError for a folder that cannot
-    be read, which glob takes for an empty one.
+    be read, which glob treats as empty.
     """
     paths = directory.iterdir() if directory.exists() else ()
     return sorted((path for path in paths if path.match("epoch-*.json")), key=lambda path: path.stem)
 
 
 def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Copies tensors to the host; what it returns gives the copies, once they are there.
+    """Copies tensors to the host; returns a function that waits for the copies and returns them.
 
-    From a GPU they go to pinned memory in the order of its work, so that the caller goes on at once and may change the
-    tensors; only who writes the copies waits for them.
+    From a GPU the copies to pinned memory are queued on its stream, so that the caller continues at once and may change
+    the tensors; only the writer of the copies waits for them.
     """
     copies, event = dict[str, Tensor](), None
     for name, tensor in tensors.items():
@@ -102,9 +103,9 @@ def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Writes `epoch-<n>[-batch-<m>].safetensors` of tensors on the CPU and, last, the JSON with its digest.
 
-    Then all others go but the one before it, and the last one at the end of an epoch with a generation of the bank,
-    which is what other commands ask for: later ones are damaged ones of a run that went back. Raises UserError when the
-    disk refuses.
+    Then deletes all others except the one before it and the last one at the end of an epoch with a generation of the
+    bank, which other commands read. Later ones are damaged: the run was resumed before them. Raises UserError when it
+    cannot be written.
     """
     path = directory / f"{position.name}.safetensors"
     partial = path.with_name(path.name + ".partial")
@@ -141,7 +142,7 @@ def load_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """The newest sound checkpoint: tensors on the CPU, its JSON, and a sentence for each newer one that is damaged.
 
-    `fault` is given the JSON of a sound one, and returns why what it refers to cannot be used, or None. Raises
+    `fault` gets the JSON of a sound one, and returns why the files that it refers to cannot be used, or None. Raises
     UserError when there is none left, or the newest may not be read.
     """
     damaged: list[str] = []
@@ -160,7 +161,7 @@ def load_checkpoint(
             if fault is None or (found := fault(state)) is None:
                 return read_tensors(tensors_path), state, damaged
             damaged.append(found)
-        except PermissionError as error:  # an earlier one would be used without need
+        except PermissionError as error:  # else an earlier one would be used needlessly
             raise unreadable(Path(error.filename or tensors_path), error, "") from error
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged.append(f"{tensors_path} is damaged ({cause(error)})")
@@ -169,7 +170,7 @@ def load_checkpoint(
 
 
 def _checked(path: Path, state: Any) -> dict[str, Any]:
-    """The JSON of a checkpoint. Raises ValueError unless its parts are of the types that they were written as."""
+    """The JSON of a checkpoint. Raises ValueError unless its values have the types that are written."""
     if isinstance(state, dict):
         numbers = state.get("nmis", [])
         counts = [state.get("epoch"), *(state.get(name, 0) for name in ("batch", "step", "k", "collapsed"))]
@@ -222,7 +223,7 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    """Raises UserError when names, shapes or types differ from a network's own, which may be without content."""
+    """Raises UserError when names, shapes or types differ from a network's own, which may be on the meta device."""
     kinds, found = (
         {name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in given.items()}
         for given in (own, tensors)

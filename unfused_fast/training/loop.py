@@ -1,7 +1,7 @@
 """The only training loop: epochs, steps, the partial last batch, logs, saving, stopping, resuming.
 
-A stage gives it a Trainable (a network with its loss) and batches; it makes the optimiser, takes the steps, and keeps
-the run directory. Order within a step: views, loss, backward, gradients of all ranks, optimiser, `after_step`.
+A stage gives it a Trainable (a network with its loss) and batches; it creates the optimiser, takes the steps, and
+writes the run directory. Order within a step: views, loss, backward, gradients of all ranks, optimiser, `after_step`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from unfused_fast.training.run_together import parts_of
 from unfused_fast.training.saves import Saves
 
 READ_EVERY = 100
-"""Steps after which it is read whether a loss was not finite: the host waits for its device then. Ours: the first such
-loss breaks the weights, so there is no use in going on."""
+"""Steps between two checks that losses are finite, for which the host waits for the device. Ours: the first such loss
+makes the weights useless, so continuing makes no sense."""
 PASS_EPOCH = 0
 """Views of passes over the clips between two epochs are those of epoch 0; training epochs count from 1."""
 
@@ -49,7 +49,7 @@ class Trainer:
         augment: bool = True,
     ) -> None:
         """Args:
-        stream: the train clips; start() may put their log-mels into memory.
+        stream: the train clips; start() may load their log-mels into memory.
         augment: whether views are augmented, and masked.
         """
         self.task, self.config, self.options, self.run = task, config, options, run
@@ -75,7 +75,9 @@ class Trainer:
         the start and of the first epoch. Noted in checkpoints."""
 
     def start(self) -> None:
-        """Restores what is to be resumed, fills the memory with log-mels where asked for, and takes the directory."""
+        """Restores the state of a resumed run, loads log-mels into memory where requested, and claims the run
+        directory.
+        """
         if self.run.resumed:
             self._load()
         self.loader = placed(self._stream, ranks=self.ranks)
@@ -130,8 +132,8 @@ class Trainer:
         self._state["seconds"] = time.perf_counter() - self._began
 
     def _next(self, batches: Iterator[Batch], position: Position, moved: bool) -> Batch | None:
-        """The next batch, None at the end. Before it, all ranks save where that is due, and stop after a signal, or
-        when one of them cannot read its clips; only where the position has `moved` there is something new to save.
+        """The next batch, None at the end. Before it, all ranks save where that is due, and stop after a signal or when
+        one of them cannot read its clips. Without a step since the last save (`moved` false) there is nothing to save.
         """
         batch, unread = None, None
         try:
@@ -154,7 +156,7 @@ class Trainer:
                     f"{reasons}; {self.saves.on_disk()}, continue with --resume once that is fixed"
                 ) from unread
             finally:
-                del unread  # it holds this frame, and so would keep the reader and its files open
+                del unread  # it refers to this frame, and so would keep the reader and its files open
         if stop:
             raise Interrupted(
                 f"{self.run.out}: stopped in epoch {position.epoch + 1} after {position.batch} of "
@@ -163,7 +165,7 @@ class Trainer:
         return batch
 
     def begin_epoch(self, epoch: int) -> None:
-        """Lets the task prepare an epoch. Where it stops here, the epoch before is saved."""
+        """Lets the task prepare an epoch. Where the run stops here, the epoch before is saved."""
         self._total, self._odd = torch.zeros_like(self._total), torch.zeros_like(self._odd)
         self.task.network.train()
         done = epoch - 1
@@ -224,7 +226,7 @@ class Trainer:
             return (own if network is None else network)(*inputs)
 
     def _partial_batch(self, batch: Batch, epoch: int) -> None:
-        """It takes no step: a BatchNorm over a few clips would mislead."""
+        """No step is taken: BatchNorm statistics of a few clips are unreliable."""
         if self.task.uses_partial_batch:
             self.task.partial_batch(*self._one_view(batch, self.loader.full_batches, epoch))
             self._partial = False
@@ -251,7 +253,7 @@ class Trainer:
         """Logs the epoch, saves where that is due, and stops where a signal came."""
         state, epoch, log = self._state, self.position.epoch, self._state["log"]
         timing = {"clips_per_second": round(clips_per_second, 1), "epoch_seconds": round(state["seconds"], 3)}
-        if not state["start"]:  # what a start costs is logged apart from what an epoch costs
+        if not state["start"]:  # the time of the start is logged separately from that of an epoch
             timing["start_seconds"] = round(self.loader.start_seconds, 3)
             first = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
             state["start"] = first
@@ -280,8 +282,7 @@ class Trainer:
     def _check_finite(self, epoch: int, weights: bool = True) -> None:
         """Raises UserError when the losses, or the weights that they led to, are not finite.
 
-        Ours: the weights too, because a step that breaks them may show in no loss yet, and such a checkpoint is of no
-        use.
+        Ours: the weights too, because a step may break them before any loss shows it, and such a checkpoint is useless.
         """
         optim, fault = self.config.optim, f"the loss became {float(self._total)}" if int(self._odd) else None
         if weights and fault is None:
@@ -298,10 +299,10 @@ class Trainer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Says what to try when the device has no memory left, and what is saved when another process has ended.
+        """Adds advice when the device is out of memory, and the last save when another process has ended.
 
         A signal to all processes of a job, as by Ctrl-C, ends the compiler that torch.compile waits for: then the run
-        was stopped, and nothing is wrong.
+        was stopped, which is not an error.
         """
         try:
             yield

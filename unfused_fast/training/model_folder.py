@@ -1,6 +1,6 @@
-"""A model folder: one encoder without its run, to hand on.
+"""A model folder: one encoder without its run, for sharing.
 
-FOLDER/config.json         as of a run: stage, config, digest of the training shards, log-mel statistics; no inputs
+FOLDER/config.json         as in a run: stage, config, digest of the training shards, log-mel statistics; no inputs
 FOLDER/model.safetensors   tensors of the encoder, named as in models/audiontt.py, in float32
 FOLDER/README.md           model card, where `export --hub` wrote it
 """
@@ -41,9 +41,10 @@ def encoder_digest(network: nn.Module) -> str:
 def write_model_folder(
     folder: Path, network: nn.Module, description: Mapping[str, Any], card: str | None = None, overwrite: bool = False
 ) -> None:
-    """Writes a model folder, which is there when it is complete and not before.
+    """Writes a model folder, which appears only when complete.
 
-    One that it replaces is FOLDER.replaced until then, and is put back if a run was killed between the two renames.
+    A folder that it replaces is FOLDER.replaced until then, and is put back if a run was killed between the two
+    renames.
 
     Args:
         description: what config.json holds: stage, config, shards, log_mel, inputs.
@@ -53,7 +54,7 @@ def write_model_folder(
     Raises:
         UserError: something is at `folder`, it holds more than a model folder's files, or it cannot be written.
     """
-    given, folder = folder, folder.resolve()  # a link stays one
+    given, folder = folder, folder.resolve()  # a link is kept
     partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
     for place in (partial, replaced):
         _refuse_others(place, place)
@@ -91,7 +92,7 @@ def write_model_folder(
 
 
 def _refuse_others(folder: Path, title: Path) -> None:
-    """Raises UserError where a folder that would be deleted holds more than a model folder's files."""
+    """Raises UserError where a folder to be deleted holds more than a model folder's files."""
     found = {path.name.removesuffix(".new") for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if others := sorted(found - _FILES):
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

@@ -21,7 +21,7 @@ class LARC(Optimizer):
     """
 
     rate_in_momentum = False
-    """Whether the momentum buffer sums updates, each by the rate of its own step, or gradients."""
+    """Whether the momentum buffer sums updates (each with the rate of its own step) or gradients."""
 
     def __init__(
         self, parameters: Any, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
@@ -81,7 +81,7 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
     """Rate of a step: linear warm-up to `lr`, then half a cosine to 0; or `lr` throughout.
 
-    Ours: the warm-up takes a tenth of a run at most, so that short runs train too.
+    Ours: the warm-up is at most a tenth of a run, so that short runs train too.
     """
     if config.schedule == "constant":
         return config.lr
@@ -93,6 +93,6 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Gives every group the rate of the coming step."""
+    """Sets the rate of the next step in every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""What the stages share: the console, device, precision, compile, batch size, seeding."""
+"""Shared by the stages: the console, device, precision, compile, batch size, seeding."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def parse_save_every(text: str | None) -> tuple[SaveEvery, int | None]:
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); what was finished is saved."""
+    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved."""
 
 
 @contextmanager
@@ -75,14 +75,14 @@ def quietly() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Options:
-    """How a stage runs, apart from what it computes."""
+    """How a stage runs: options that do not change its result."""
 
     device: torch.device
     compile: bool | None = None
     """torch.compile; None is on for CUDA and off for CPU, where compiling takes longer than a short run."""
     resume: bool = False
     resume_anyway: bool = False
-    """Go on even where config, data or versions are others."""
+    """Resume even where config, data or versions differ."""
     overwrite: bool = False
     save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False
@@ -90,18 +90,18 @@ class Options:
     ranks: Ranks = ALONE
     """The processes that train together."""
     skip_bad: int = 0
-    """Clips that a process may come upon that cannot be read or decoded, and that then count as silence."""
+    """Most clips that may be left out because they cannot be read or decoded."""
 
     @property
     def threads(self) -> int:
-        """Of this process that decode: its share of the machine's cores, up to 16."""
+        """Decoding threads of this process: its share of the machine's cores, up to 16."""
         return max(1, min(available_cores() // self.ranks.local_size, 16))
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> device, which is then the current one: generators and events are its own.
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> device, which becomes the current one, for generators and events.
 
-    Raises UserError for a GPU that is not there.
+    Raises UserError for a missing GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,7 +120,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def join(place: Place | None, device: torch.device, timeout_s: float) -> Ranks:
-    """The processes that train together, of which only rank 0 speaks. Raises UserError when they do not come."""
+    """Connects the processes that train together; only rank 0 prints. Raises UserError when they cannot connect."""
     if place is None:
         return ALONE
     if not torch.distributed.is_available():
@@ -132,7 +132,7 @@ def join(place: Place | None, device: torch.device, timeout_s: float) -> Ranks:
 
 
 def train_clips(shards: ShardSet) -> int:
-    """Clips of the train split; says which splits no stage reads. Raises UserError for a set without one."""
+    """Clips of the train split; reports splits that no stage reads. Raises UserError for a set without one."""
     if "train" not in shards.manifest.splits:
         raise UserError(
             f"{shards.directory}: it has no train split (only {', '.join(shards.manifest.splits)}); pack one"
@@ -142,7 +142,7 @@ def train_clips(shards: ShardSet) -> int:
 
 
 def report_unused_splits(shards: ShardSet) -> None:
-    """Says which splits are read by no stage, nor by an evaluation without folds."""
+    """Reports splits that no stage reads, nor an evaluation without folds."""
     for name, info in shards.manifest.splits.items():
         if name not in FIRST_SPLITS:
             console.once(
@@ -153,7 +153,7 @@ def report_unused_splits(shards: ShardSet) -> None:
 
 
 def resolve_batch_size(config: Config, clips: int) -> int:
-    """The batch size of a run over `clips` clips: never more than there are, so that an epoch has a step."""
+    """The batch size of a run over `clips` clips: at most `clips`, so that an epoch has a step."""
     if clips < 2:
         raise UserError(f"the train split has {clips} clip; training needs at least 2")
     wanted = config.train.batch_size
@@ -178,7 +178,7 @@ def resolve_amp(config: Config, device: torch.device) -> bool:
 
 
 def precision(config: Config, device: torch.device) -> Literal["bf16", "fp32"]:
-    """What resolve_amp means, in a word."""
+    """The result of resolve_amp, as text."""
     return "bf16" if resolve_amp(config, device) else "fp32"
 
 
@@ -188,7 +188,7 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 
 
 def full_precision(config: Config, device: torch.device) -> AbstractContextManager[None]:
-    """Around whole steps, their backward passes too: where resolve_amp says float32 it is that, not TF32."""
+    """Around whole steps, their backward passes too: where resolve_amp gives float32, TF32 is off."""
     return nullcontext() if resolve_amp(config, device) else ieee_float32()
 
 
@@ -198,11 +198,11 @@ def prepare_for(network: Module, device: torch.device) -> Module:
 
 
 def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """torch.compile of a network or step, where asked for: as one graph, between the exchanges of several ranks.
+    """torch.compile of a network or step, where enabled: as one graph, or with several ranks one between collective
+    operations.
 
-    What was compiled before is forgotten: networks of other sizes that one command trains would else add up to more
-    graphs of one function than torch.compile allows. Raises UserError where there is no compiler for what torch.compile
-    writes.
+    Resets earlier compilations: a command that trains networks of several sizes would exceed torch.compile's limit of
+    graphs of one function. Raises UserError where the compiler that torch.compile needs is missing.
     """
     on_gpu = options.device.type == "cuda"
     if not (on_gpu if options.compile is None else options.compile):

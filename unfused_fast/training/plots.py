@@ -24,8 +24,8 @@ def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Any, 
 
 
 def _save(figure: Any, path: Path, dpi: int) -> None:
-    """Writes a figure. Characters that the usual font lacks come from fonts of this machine that have them; what none
-    has is drawn as boxes, and a line says so.
+    """Writes a figure. Characters missing in the default font are drawn in other fonts of this machine; those in no
+    font are drawn as boxes, which is reported.
     """
     from matplotlib.text import Text
 
@@ -37,7 +37,7 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(drawn, format=path.suffix[1:] or "png", dpi=dpi)
-    replace_file(path, drawn.getvalue())  # a half-written picture would be taken for a whole one
+    replace_file(path, drawn.getvalue())  # a half-written picture could pass for a complete one
     if lacking:
         console.print(
             f"{path}: no font here has {len(lacking)} of the characters ({''.join(sorted(lacking)[:8])}), which are "
@@ -47,7 +47,7 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
 
 
 def _fonts_for(chars: set[str]) -> tuple[list[str], set[str]]:
-    """Families that have the characters which the usual font lacks, and the characters that none has."""
+    """Font families with the characters that the default font lacks, and the characters in no font."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     usual = get_font(findfont(FontProperties())).get_charmap()
@@ -103,7 +103,7 @@ def plot_curves(
 def plot_errors(
     path: Path, names: Sequence[str], points: Mapping[str, Sequence[tuple[float, float] | None]], label: str
 ) -> None:
-    """A row a name, from above: a dot and a bar of one error each side for every quantity that has (value, error)."""
+    """One row per name, from the top: a dot and an error bar of one error to each side for every (value, error)."""
     figure, ((axes,),) = _figure(1, 1, 6.4, 0.9 + 0.34 * len(names))
     step = 0.5 / max(1, len(points))
     for number, (quantity, found) in enumerate(points.items()):

@@ -1,5 +1,5 @@
-"""What training shows of itself: seconds of each part of an epoch, how far it has come, and `--profile`: where the time
-of some steps goes, operator by operator, as a trace and as a table.
+"""Progress of training: seconds of each part of an epoch, a progress bar, and `--profile`: the time of each operator in
+some steps, as a trace and as a table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPERATORS = 10
 
 
 class Profile:
-    """Records STEPS steps after WARM_UP others, or what a shorter run has of them; nothing when it is not asked for.
+    """Records STEPS steps after WARM_UP others, or fewer in a shorter run; does nothing when disabled.
 
     Writes FOLDER/trace.json (for Perfetto or chrome://tracing) and FOLDER/operators.txt.
     """
@@ -50,12 +50,12 @@ class Profile:
                 console.print(f"--profile: the run has no more than {WARM_UP} steps, so nothing was recorded")
 
     def step(self) -> None:
-        """One step of training is done."""
+        """Called after each training step."""
         if self._profile is not None:
             self._profile.step()
 
     def part(self, name: str) -> torch.profiler.record_function | nullcontext[None]:
-        """Gives what the block does a name in the trace."""
+        """Names the block in the trace."""
         return nullcontext() if self._profile is None else torch.profiler.record_function(name)
 
     def _write(self, recorded: profile) -> None:
@@ -79,13 +79,13 @@ class PartTimer:
         self.cuda, self._profile = device.type == "cuda", profile
         self.seconds: dict[str, float] = {}
         self._events = deque[tuple[str, torch.cuda.Event, torch.cuda.Event]]()
-        """Of parts that the device has not finished, oldest first."""
+        """Events of parts that the device has not finished, oldest first."""
         self._free = list[torch.cuda.Event]()
-        """Read, to be recorded again."""
+        """Events for reuse."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Adds what the block takes to a part."""
+        """Adds the time of the block to a part."""
         with nullcontext() if self._profile is None else self._profile.part(name):
             if self.cuda:
                 self._collect()
@@ -140,11 +140,11 @@ class EpochProgress:
         self._progress.stop()
 
     def step(self) -> None:
-        """One step is done."""
+        """Called after each step."""
         self._progress.advance(self._task)
 
     def epoch(self, epoch: int, note: str) -> None:
-        """One epoch is done; `note` holds its numbers."""
+        """Called after each epoch; `note` holds its numbers."""
         self._progress.update(self._task, note=note)
         if not console.is_terminal and (epoch == self.epochs or epoch % max(1, math.ceil(self.epochs / 10)) == 0):
             console.print(f"{self.stage} {epoch}/{self.epochs}  {note}")

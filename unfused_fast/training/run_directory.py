@@ -1,6 +1,6 @@
-"""A run directory: what it records, what may be written over, what --resume accepts; the signals that stop a run.
+"""A run directory: its content, what may be overwritten, what --resume accepts; the signals that stop a run.
 
-Of several ranks rank 0 alone reads and writes it, and sends the others what they need of it.
+Of several ranks rank 0 alone reads and writes it, and sends the others the values that they need.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from unfused_fast.training.run_record import (
 )
 
 LOCK = "run.lock"
-"""Locked by the process that trains, whose number and host it holds; it stays when that ends."""
+"""Locked by the training process, whose id and host it contains; the file remains when the process ends."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
 DESCRIPTION = "config.json"
 BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
-"""What a run that was killed before its description was written may leave."""
+"""Files of a run that was killed before its description was written."""
 SAME_SIGNAL_SECONDS = 0.3
-"""Within which a signal that comes again is the same: sent to a process, and to what started it and passes it on."""
+"""Seconds within which a repeated signal counts as one: it may be sent to a process and also forwarded by its
+launcher."""
 
 
 class Run:
@@ -59,8 +60,8 @@ class Run:
     def __init__(
         self, out: Path, stage: str, config: Config, shards: ShardSet, options: Options, **inputs: Any
     ) -> None:
-        """Locks the directory, and changes nothing in it before start(). Raises UserError when it holds another run,
-        one that --resume does not fit or that another process trains, or anything else.
+        """Locks the directory, and changes nothing in it before start(). Raises UserError when it holds another run, a
+        run that --resume does not match or that another process trains, or other files.
         """
         self.out, self.stage, self.stopping, self._ranks = out, stage, False, options.ranks
         self.checkpoints = out / "checkpoints"
@@ -97,8 +98,8 @@ class Run:
         self._release()
 
     def _open(self, options: Options) -> dict[str, Any]:
-        """Whether the run goes on, and what it ended with. Raises UserError where the directory may not be used as
-        `options` ask.
+        """Whether the run resumes, and the result of a finished one. Raises UserError where `options` do not permit
+        using the directory.
         """
         for name, given in self._description["inputs"].items():
             if Path(given).resolve() == self.out.resolve():
@@ -110,7 +111,7 @@ class Run:
         self._take()
         recorded = read_description(self.out)  # another process may have made one meanwhile
         result = self.out / "result.json"
-        begun = recorded is not None and (self.saved or result.exists())  # without either nothing can be lost
+        begun = recorded is not None and (self.saved or result.exists())  # without either there is nothing to lose
         if begun and not options.resume and not options.overwrite:
             raise UserError(
                 f"{self.out}: already contains a run; use --resume to continue it, --overwrite to start again, or "
@@ -138,15 +139,15 @@ class Run:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
 
     def _release(self) -> None:
-        """Leaves no directory where nothing was written."""
+        """Deletes the directory where nothing was written."""
         if self._lock.is_locked:
             if self.out.exists() and {path.name for path in self.out.iterdir()} == {LOCK}:
                 shutil.rmtree(self.out.resolve())
             self._lock.release()
 
     def _compare(self, recorded: dict[str, Any], options: Options) -> bool:
-        """Whether something is different about the run that goes on, which is noted. Raises UserError unless
-        --resume-anyway is given then.
+        """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
+        differences without --resume-anyway.
         """
         found = differences(self.out, recorded, json.loads(json.dumps(self._description)))
         if found and not options.resume_anyway:
@@ -163,8 +164,8 @@ class Run:
         return bool(found)
 
     def start(self) -> None:
-        """Empties the directory, or takes the run in it over; called when all that could be wrong with the inputs was
-        checked. Waits for the other ranks. Raises UserError when it cannot be written.
+        """Empties the directory, or resumes the run in it; called after all checks of the inputs. Waits for the other
+        ranks. Raises UserError when it cannot be written.
         """
         self._ranks.first(self._start)
 
@@ -172,8 +173,8 @@ class Run:
         try:
             if not self._continues:
                 self._clear()
-            (self.out / "result.json").unlink(missing_ok=True)  # there only where a finished run goes on anyway
-            for path in self._unusable:  # they would count among the last ones, which are kept
+            (self.out / "result.json").unlink(missing_ok=True)  # exists only where a finished run is resumed anyway
+            for path in self._unusable:  # else they would count among the checkpoints kept
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
                 path.unlink()
             write_json(self.out / DESCRIPTION, self._description)
@@ -181,7 +182,7 @@ class Run:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
 
     def _clear(self) -> None:
-        """The description goes last: what is left by a kill before is still known as a run."""
+        """The description is deleted last, so that after a kill the rest is still recognised as a run."""
         for path in sorted(self.out.iterdir(), key=lambda path: path.name == DESCRIPTION):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -194,7 +195,7 @@ class Run:
         return any(self.checkpoints.glob("epoch-*.json"))
 
     def result(self) -> dict[str, Any] | None:
-        """What an earlier, finished run wrote, when --resume finds nothing left to do and nothing different."""
+        """The result of a finished run, when --resume finds nothing left to do and no differences."""
         if self._result is not None:
             console.print(f"{self.out}: already finished")
         return self._result
@@ -202,7 +203,7 @@ class Run:
     def load(
         self, fault: Callable[[dict[str, Any]], str | None] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The newest sound checkpoint of this run, on every rank; says which newer ones were damaged. Later log lines
+        """The newest sound checkpoint of this run, on every rank; reports newer ones that are damaged. Later log lines
         are dropped.
 
         `fault`: see load_checkpoint; called on rank 0.
@@ -248,7 +249,7 @@ class Run:
             self._log.append(epoch, values)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Writes result.json and says where the run is; what was written."""
+        """Writes result.json, reports the run's path, and returns what was written."""
         return dict(self._ranks.first(lambda: self._finish(result)))
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -269,9 +270,8 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it takes a job off) let the step finish and set
-        `stopping`; the same one of the first two again ends at once. What ends before its first save leaves no
-        directory.
+        """Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it stops a job) let the step finish and set `stopping`;
+        a second Ctrl-C or SIGTERM ends at once. A run that ends before its first save leaves no directory.
         """
         came = dict[int, float]()
 
@@ -289,7 +289,7 @@ class Run:
 
         try:
             before = {number: signal.signal(number, stop) for number in STOPPING}
-        except ValueError:  # not the main thread: whoever owns it also owns the signals
+        except ValueError:  # not the main thread, which alone handles signals
             before = {}
         try:
             with self._log.thread_errors():

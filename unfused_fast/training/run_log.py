@@ -1,4 +1,4 @@
-"""The numbers of each epoch: log.jsonl and TensorBoard in a run directory. Training goes on where they cannot be
+"""The numbers of each epoch: log.jsonl and TensorBoard in a run directory. Training continues where they cannot be
 written.
 """
 
@@ -19,7 +19,7 @@ from unfused_fast.shards.sets.shard_files import replace_file
 
 
 class RunLog:
-    """One line an epoch; what a full disk refuses is kept and written with the next one."""
+    """One line per epoch; a line that cannot be written (full disk) is kept and written with the next one."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.path = out, out / "log.jsonl"
@@ -44,7 +44,7 @@ class RunLog:
         except OSError as error:
             if self._unwritten and self.path.exists():
                 os.truncate(self.path, size)  # without half a line
-            self._board = None  # its thread has ended; the next line begins another file
+            self._board = None  # its thread has ended; the next line starts another file
             self._refused(error)
 
     def last(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class RunLog:
         return dict(json.loads(lines[-1])) if lines else {}
 
     def drop_after(self, epoch: int) -> None:
-        """Drops the lines of later epochs, and one that a full disk cut short."""
+        """Drops the lines of later epochs, and a truncated line."""
         if self.path.exists():
             lines = self.path.read_bytes().splitlines()
             replace_file(self.path, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= epoch))
@@ -68,7 +68,7 @@ class RunLog:
 
     @contextmanager
     def thread_errors(self) -> Iterator[None]:
-        """TensorBoard writes in a thread of its own, which a full disk ends: says so without a traceback."""
+        """TensorBoard writes in its own thread, which ends on a full disk: reports that without a traceback."""
         unhandled = threading.excepthook
 
         def failed(given: threading.ExceptHookArgs) -> None:

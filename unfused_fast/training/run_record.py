@@ -1,4 +1,4 @@
-"""config.json of a run directory: what it says, and what is different about a run that is to go on."""
+"""config.json of a run directory: its content, and the differences to a run that is to be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from unfused_fast.json_files import is_number, read_json
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 COMPARED_VERSIONS = ("unfused-fast", "torch")
-"""Versions that have to be the same. Ours: these compute; a run goes on under another Python, say."""
+"""Versions that have to be the same. Ours: the packages that compute; a run may resume under another Python, for
+example."""
 FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
 SHOWN = 6
@@ -29,7 +30,7 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 def read_description(run: Path) -> dict[str, Any] | None:
-    """config.json of a run; None where there is none. Raises UserError for one that is damaged or somebody else's."""
+    """config.json of a run; None where there is none. Raises UserError for a damaged or foreign one."""
     path = run / "config.json"
     try:
         value = read_json(path)
@@ -39,7 +40,7 @@ def read_description(run: Path) -> dict[str, Any] | None:
         raise unreadable(path, error, "name another directory, or train again") from error
     kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}
     if not isinstance(value, dict) or not {*kinds, "log_mel"} <= set(value):
-        raise UserError(f"{path}: it is not that of a run of unfused-fast; name another directory")
+        raise UserError(f"{path}: not the config.json of a run of unfused-fast; name another directory")
     wrong = [name for name, kind in kinds.items() if not isinstance(value[name], kind)]
     log_mel = {"mean": 0, "std": 1} if value["log_mel"] is None else value["log_mel"]  # None: a set without statistics
     numbers: list[Any] = [log_mel.get(name) for name in ("mean", "std")] if isinstance(log_mel, dict) else [None]
@@ -56,7 +57,7 @@ def config_digest(flat: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes here, by name."""
+    """Versions of the software that computes, by name."""
     found = {"unfused-fast": __version__, "python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -72,8 +73,8 @@ def device_name(device: torch.device) -> str:
 
 
 def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> Differences:
-    """Of two contents of config.json: settings, data, inputs, and versions that may change the numbers. Raises
-    UserError for runs of different stages.
+    """Differences of two contents of config.json: settings, data, inputs, and versions that may change the numbers.
+    Raises UserError for runs of different stages.
     """
     if recorded["stage"] != current["stage"]:
         raise UserError(
@@ -88,14 +89,16 @@ def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, An
 
 
 def in_words(found: Differences) -> str:
-    """A part of a sentence, which names the first few."""
+    """The first few differences, as part of a sentence."""
     named = [f"{name} was {before}, now {after}" for name, (before, after) in found.items()]
     more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     return "; ".join(named[:SHOWN]) + more
 
 
 def order_of_batches(description: Mapping[str, Any]) -> list[Any]:
-    """What decides which clips are in batch n of an epoch: a run stopped within an epoch goes on with the same."""
+    """The settings that determine the clips of batch n of an epoch: a run stopped within an epoch resumes with the
+    same.
+    """
     settings, left_out = description["config"], description["inputs"].get("left_out")
     names = "train.seed", "train.batch_size", "data.sampler"
     return [description["shards"], *(settings[name] for name in names), *([left_out] if left_out else [])]

@@ -1,4 +1,4 @@
-"""The train split of a run, of whose batches each rank takes its share."""
+"""The train split of a run, each batch divided among the ranks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unfused_fast.training.options import Options
 def train_loader(
     config: Config, shards: ShardSet, options: Options, batch_size: int, left_out: Sequence[int]
 ) -> Loader:
-    """The train split, of whose batches of all ranks this one reads its share.
+    """The train split; this rank reads its share of each batch.
 
-    Raises UserError unless there is a full batch, and of it on every rank a clip for each of `train.accumulate` parts.
+    Raises UserError unless there is a full batch, with a clip on every rank for each of `train.accumulate` parts.
     """
     share = options.ranks.share
     loader = Loader(

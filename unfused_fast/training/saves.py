@@ -1,7 +1,7 @@
 """When a run saves, what a checkpoint holds, and what happens when a save fails.
 
 A checkpoint is the state of the network (`model.*`), of its optimiser, of the random generators, of the augmenter and
-of what the task has besides its network, under the names of `state_dict`; and in JSON the position and `notes`.
+of the task outside its network, under the names of `state_dict`; and in JSON the position and `notes`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from unfused_fast.training.run_directory import Run
 
 
 class Saves:
-    """The checkpoints of a run: one at a time, written by rank 0 while training goes on.
+    """The checkpoints of a run: one at a time, written by rank 0 while training continues.
 
-    One that fails is reported, and the next is tried; only the last one may not fail. As a context manager it waits for
-    what is being written when the block ends.
+    A failed save is reported, and the next one is tried; only the last one must not fail. As a context manager it waits
+    for what is being written when the block ends.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Saves:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, KeyboardInterrupt):  # who presses Ctrl-C twice will not wait
+        if kind is not None and not issubclass(kind, KeyboardInterrupt):  # after a second Ctrl-C nobody waits
             self._try()
 
     def due(self, step: int) -> bool:
@@ -104,9 +104,7 @@ class Saves:
             self._start(bank.snapshot(folder, position.epoch, task.clusters, step=notes["step"], then=write))
 
     def _start(self, write: Callable[[], Path]) -> None:
-        """Writes in a daemon thread: a second Ctrl-C ends at once, and a write that is cut off leaves the files before
-        it.
-        """
+        """Writes in a daemon thread: a second Ctrl-C ends at once, and an interrupted write leaves earlier files."""
         self._writing = future = Future[Path]()
 
         def run() -> None:
@@ -125,11 +123,11 @@ class Saves:
         self._wait()
 
     def last_saved(self) -> str:
-        """What is saved, in words, on every rank; waits for the last save."""
+        """The last save, as text, on every rank; waits for the last save."""
         return str(self._ranks.first(self.on_disk))
 
     def on_disk(self) -> str:
-        """What is saved, as this process knows."""
+        """The last save that this process knows of, as text."""
         self._try()
         return f"{self._saved} is the last one saved" if any(self._saved) else "nothing was saved"
 
@@ -147,7 +145,7 @@ class Saves:
             console.print(f"not saved, training continues: {error}", style="yellow")
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Restores all state from the newest checkpoint that is sound, its bank too. Returns its tensors and notes."""
+        """Restores all state, with the bank, from the newest sound checkpoint. Returns its tensors and notes."""
         task, bank = self._task, self._task.bank
         tensors, notes = self._run.load(self._fault)
         restore(tensors, task.network, self._optimizer)
@@ -177,5 +175,5 @@ class Saves:
 
 
 def state_outside_network(task: torch.nn.Module) -> dict[str, Tensor]:
-    """State of a task without that of its network."""
+    """State of a task outside its network."""
     return {name: tensor for name, tensor in task.state_dict().items() if not name.startswith("network.")}
