@@ -8,13 +8,12 @@ from typing import Annotated, Any, get_args
 import typer
 
 from unfused_fast import __version__
-from unfused_fast.commands.bank import bank_app
 from unfused_fast.commands.bench import bench
-from unfused_fast.commands.clusters import clusters
 from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
+from unfused_fast.commands.inspect import bank_app, clusters
 from unfused_fast.commands.output import print_json, stdout_console
 from unfused_fast.commands.plan import plan
 from unfused_fast.commands.sets import check, peek

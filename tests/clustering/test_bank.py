@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from unfused_fast.clustering import bank as bank_module
 from unfused_fast.clustering import bank_files
 from unfused_fast.clustering.bank import MemoryBank
 from unfused_fast.clustering.bank_files import DamagedBank, open_bank
@@ -59,7 +58,7 @@ def test_generations_round_trip_bit_for_bit_and_as_many_stay_as_checkpoints(tmp_
     assert final == tmp_path / "gen-000003"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000002", "gen-000003"]
     assert [len(names) for names in seen] == [1, 2, 3], "none is deleted before what refers to the next is written"
-    assert checkpoint.KEPT == bank_module.GENERATIONS_KEPT
+    assert checkpoint.KEPT == bank_files.GENERATIONS_KEPT
     other = MemoryBank(10, 4, 100, CPU, dtype)
     for epoch in (2, 3):
         assert torch.equal(other.load(tmp_path, epoch), IDS)

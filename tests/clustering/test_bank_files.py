@@ -37,7 +37,7 @@ def written(directory: Path, rows: int = 100, dtype: torch.dtype = torch.float32
     values = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows))
     values[-2:] = ODD[-min(rows, 2) :]
     ids = torch.arange(rows) % 7 - (torch.arange(rows) % 7 > 5).long()
-    return write_generation(directory, values.to(dtype), ids, epoch=epoch, step=5, first_clip_id=1000, keep=9)
+    return write_generation(directory, values.to(dtype), ids, epoch=epoch, step=5, first_clip_id=1000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -93,7 +93,7 @@ def test_every_byte_of_the_rows_is_watched_and_the_rest_still_read(tmp_path: Pat
 def test_opening_reads_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     rows = torch.arange(16_000_000, dtype=torch.float32).reshape(-1, 16)
-    write_generation(tmp_path, rows, torch.zeros(10**6).long(), epoch=1, step=0, first_clip_id=0, keep=1)
+    write_generation(tmp_path, rows, torch.zeros(10**6).long(), epoch=1, step=0, first_clip_id=0)
 
     def bytes_read() -> int:
         return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])

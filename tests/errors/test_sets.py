@@ -30,7 +30,7 @@ def test_missing_paths(cli: Cli, pretrain: Cli, distill: Cli, linear: Cli, tones
 def test_empty_folders(cli: Cli, pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path) -> None:
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir()
-    refused(cli("shard", empty, out), empty, "no files in this folder", "name a folder that holds audio")
+    refused(cli("shard", empty, out), empty, "no files in it", "name a folder or an archive that holds audio")
     refused(pretrain(empty, out), empty, "holds no manifest.json", "make one with: unfused-fast shard")
     refused(linear(tones, empty, out), empty, "no config.json", "give a directory")
     refused(cli("report", empty), empty, "holds no finished run", "give directories")

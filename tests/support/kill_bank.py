@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from unfused_fast.clustering import bank_files
-from unfused_fast.clustering.bank import GENERATIONS_KEPT, MemoryBank
-from unfused_fast.clustering.bank_files import Generation
+from unfused_fast.clustering.bank import MemoryBank
+from unfused_fast.clustering.bank_files import GENERATIONS_KEPT, Generation
 
 ROWS, DIM, FIRST_ID = 2000, 16, 100
 

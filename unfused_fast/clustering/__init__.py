@@ -7,11 +7,12 @@ Read first: kmeans.py, then bank.py.
 
 from unfused_fast.clustering.assign import Clustering, cluster_rows, clustered_points, own_similarities
 from unfused_fast.clustering.backends import resolve_backend
-from unfused_fast.clustering.bank import GENERATIONS_KEPT, MemoryBank
+from unfused_fast.clustering.bank import MemoryBank
 from unfused_fast.clustering.bank_export import export, format_of
 from unfused_fast.clustering.bank_files import (
     BANK,
     DTYPES,
+    GENERATIONS_KEPT,
     DamagedBank,
     Generation,
     generation_name,

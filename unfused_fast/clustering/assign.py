@@ -95,7 +95,8 @@ def cluster_rows(
         )
         assignments, least = ranks.from_first(found_ids), 0
     counts = torch.bincount(assignments, minlength=least)
-    return Clustering(assignments, counts, mean_cosine(points, assignments, len(counts)), None)
+    mean_cosine = own_similarities(points, assignments, len(counts)).mean()
+    return Clustering(assignments, counts, mean_cosine, None)
 
 
 def mean_directions(points: Tensor, assignments: Tensor, k: int) -> Tensor:
@@ -117,8 +118,3 @@ def own_similarities(points: Tensor, assignments: Tensor, k: int) -> Tensor:
     for rows, ids, own in zip(*(torch.split(part, BLOCK_ROWS) for part in (points, assignments, found)), strict=True):
         torch.sum(normalize(rows.float(), dim=1) * directions[ids], dim=1, out=own)
     return found
-
-
-def mean_cosine(points: Tensor, assignments: Tensor, k: int) -> Tensor:
-    """() mean of own_similarities."""
-    return own_similarities(points, assignments, k).mean()

@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -58,9 +58,11 @@ def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype =
     if backend != "torch":
         extra = "'.[cuda13]' or '.[cuda12]'" if device.type == "cuda" or backend != "faiss" else "'.[cpu]'"
         with importing(backend, backend, f"cluster.backend = {backend}", f"pip install {extra}, or use torch"):
-            importlib.import_module(backend)
-    if backend == "faiss" and device.type == "cuda" and not hasattr(_faiss(), "StandardGpuResources"):
-        raise UserError("cluster.backend = faiss, but this faiss has no GPU support; install faiss-gpu, or use auto")
+            library = importlib.import_module(backend)
+        if backend == "faiss" and device.type == "cuda" and not hasattr(library, "StandardGpuResources"):
+            raise UserError(
+                "cluster.backend = faiss, but this faiss has no GPU support; install faiss-gpu, or use auto"
+            )
     return backend
 
 
@@ -96,6 +98,8 @@ def update_sums(backend: Chosen, sums: Tensor, points: Tensor, old: Tensor | Non
         add_points(sums, points, new, scale)
 
 
+Search = Callable[[Tensor], Iterable[Tensor]]
+"""search(rows) gives the min(2, K) largest products (n, 2), in order, and the centroids (n, 2) they belong to."""
 Found = tuple[Tensor, Tensor]
 Ranges = Callable[[int, Callable[[slice], Found]], Iterator[tuple[slice, Found]]]
 """ranges(n, work) gives (part, work(part)) for parts that make up 0..n."""
@@ -134,12 +138,6 @@ def row_threads(backend: Chosen, device: torch.device) -> Iterator[Ranges]:
         yield share
 
 
-def _faiss() -> Any:
-    import faiss
-
-    return faiss
-
-
 @functools.cache
 def _faiss_gpu() -> tuple[Any, Any]:
     """faiss that takes torch tensors by pointer, and its resources."""
@@ -151,61 +149,56 @@ def _faiss_gpu() -> tuple[Any, Any]:
     return faiss, resources
 
 
-def _faiss_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """faiss's exhaustive search for the two largest inner products: IndexFlatIP.search on a CPU, knn_gpu on a GPU."""
-    k = min(2, len(centroids))
-    found = _empty(points)
-    table = centroids.float().contiguous()
+def _faiss_search(points: Tensor, table: Tensor, k: int) -> Search:
+    """faiss's exhaustive search: IndexFlatIP on a CPU, knn_gpu on a GPU."""
     if points.is_cuda:
         faiss, resources = _faiss_gpu()
-    else:
-        index = _faiss().IndexFlatIP(points.shape[1])
-        index.add(table.numpy())
-    together = LIBRARY_ROWS if points.is_cuda else CPU_ROWS
-    for start in range(0, len(points), together):
-        part = slice(start, start + together)
-        rows = points[part].float().contiguous()  # float32 rows are handed over where they lie
-        if points.is_cuda:
-            scores, ids = faiss.knn_gpu(resources, rows, table, k, metric=faiss.METRIC_INNER_PRODUCT)
-        else:
-            scores, ids = map(torch.from_numpy, index.search(rows.numpy(), k))
-        found[0][part], found[1][part] = ids[:, 0], scores[:, 0]
-        if k == 2:
-            found[2][part] = scores[:, 1]
-    return found
+        return lambda rows: faiss.knn_gpu(resources, rows, table, k, metric=faiss.METRIC_INNER_PRODUCT)
+    import faiss
+
+    index = faiss.IndexFlatIP(points.shape[1])
+    index.add(table.numpy())
+    return lambda rows: map(torch.from_numpy, index.search(rows.numpy(), k))
 
 
-def _cuml_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """cuML's brute-force NearestNeighbors by inner product, fitted to the centroids; CUDA arrays both ways.
+def _cuml_search(points: Tensor, table: Tensor, k: int) -> Search:
+    """cuML's brute-force NearestNeighbors, fitted to the centroids; CUDA arrays both ways.
 
-    The two products are computed again here, so that how cuML rounds and signs its distances does not matter.
+    The products are computed again here, so that how cuML rounds and signs its distances does not matter.
     """
     from cuml.neighbors import NearestNeighbors
 
-    k = min(2, len(centroids))
-    found = _empty(points)
-    table = centroids.float().contiguous()
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="inner_product", output_type="cupy").fit(table)
-    for start in range(0, len(points), LIBRARY_ROWS):
-        part = slice(start, start + LIBRARY_ROWS)
-        rows = points[part].float().contiguous()
-        ids = from_dlpack(search.kneighbors(rows, n_neighbors=k, return_distance=False)).long().reshape(-1, k)
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="inner_product", output_type="cupy").fit(table)
+
+    def search(rows: Tensor) -> tuple[Tensor, Tensor]:
+        ids = from_dlpack(index.kneighbors(rows, n_neighbors=k, return_distance=False)).long().reshape(-1, k)
         scores, order = torch.sort((rows[:, None] * table[ids]).sum(dim=2), dim=1, descending=True, stable=True)
-        found[0][part], found[1][part] = ids.gather(1, order)[:, 0], scores[:, 0]
+        return scores, ids.gather(1, order)
+
+    return search
+
+
+def _by_library(
+    build: Callable[[Tensor, Tensor, int], Search], points: Tensor, centroids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, D), (K, D) -> (N,) int64 nearest centroid, its product, and the second largest product."""
+    n, k = len(points), min(2, len(centroids))
+    nearest = torch.empty(n, dtype=torch.int64, device=points.device)
+    best, second = torch.full((2, n), -torch.inf, device=points.device)
+    search = build(points, centroids.float().contiguous(), k)
+    together = LIBRARY_ROWS if points.is_cuda else CPU_ROWS
+    for start in range(0, n, together):
+        part = slice(start, start + together)
+        scores, ids = search(points[part].float().contiguous())  # float32 rows are handed over in place
+        nearest[part], best[part] = ids[:, 0], scores[:, 0]
         if k == 2:
-            found[2][part] = scores[:, 1]
-    return found
-
-
-def _empty(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    n, device = len(points), points.device
-    best, second = torch.full((2, n), -torch.inf, device=device)
-    return torch.empty(n, dtype=torch.int64, device=device), best, second
+            second[part] = scores[:, 1]
+    return nearest, best, second
 
 
 _TOP_TWO: dict[Chosen, Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
     "torch": best_two,
     "triton": assign_triton,
-    "faiss": _faiss_two,
-    "cuml": _cuml_two,
+    "faiss": functools.partial(_by_library, _faiss_search),
+    "cuml": functools.partial(_by_library, _cuml_search),
 }

@@ -23,9 +23,6 @@ from unfused_fast.clustering.bank_files import (
 )
 from unfused_fast.errors import UserError
 
-GENERATIONS_KEPT = 2
-"""As many as checkpoints, so that each checkpoint has its generation."""
-
 
 class MemoryBank:
     """Projections of the last view seen of every clip, and how often each row was written this epoch."""
@@ -97,8 +94,9 @@ class MemoryBank:
         def write() -> Path:
             if copied is not None:
                 copied.synchronize()
-            facts = {"epoch": epoch, "step": step, "first_clip_id": self.first_id, "keep": GENERATIONS_KEPT}
-            return write_generation(directory, rows, ids, **facts, then=then)
+            return write_generation(
+                directory, rows, ids, epoch=epoch, step=step, first_clip_id=self.first_id, then=then
+            )
 
         return write
 

@@ -33,6 +33,8 @@ DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch
 BANK = "bank.zarr"
 """Name of the bank in a run directory."""
 FORMAT = 2
+GENERATIONS_KEPT = 2
+"""As many as checkpoints, so that each checkpoint has its generation."""
 CHUNK_BYTES = 16 * 2**20
 """Most bytes of a chunk, which is a file and the least that is read. Ours: 8192 rows at D = 512 in float32; zarr copies
 larger ones at a third of the speed."""
@@ -103,32 +105,29 @@ def _file(name: str, chunk: int) -> str:
     return f"embeddings/c/{chunk}/0" if name == "embeddings" else f"{name}/c/{chunk}"
 
 
-def _create(store: Any, manifest: Manifest) -> tuple[Any, Any]:
-    """The group that belongs to a manifest, without rows: its arrays embeddings and assignments."""
+def _create(store: Any, manifest: Manifest) -> dict[str, Any]:
+    """The group that belongs to a manifest, without rows: its arrays by name."""
     import zarr
     from zarr.codecs import Crc32cCodec
 
     group = zarr.create_group(store=store, attributes=asdict(manifest), zarr_format=3)
-    rows, dim = manifest.rows, manifest.dim
-    common: dict[str, Any] = {"compressors": Crc32cCodec(), "config": {"write_empty_chunks": True}}
-    embeddings = group.create_array(
-        "embeddings",
-        shape=(rows, dim),
-        chunks=(chunk_rows(rows, manifest.row_bytes), dim),
-        dtype="float32" if manifest.dtype == "float32" else "uint16",
-        attributes={"dtype": manifest.dtype},
-        dimension_names=("clip", "feature"),
-        **common,
-    )
-    assignments = group.create_array(
-        "assignments",
-        shape=(rows,),
-        chunks=(chunk_rows(rows, 8),),
-        dtype="int64",
-        dimension_names=("clip",),
-        **common,
-    )
-    return embeddings, assignments
+    stored = "float32" if manifest.dtype == "float32" else "uint16"
+    return {
+        name: group.create_array(
+            name,
+            shape=(manifest.rows, *width),
+            chunks=(chunk_rows(manifest.rows, row_bytes), *width),
+            dtype=dtype,
+            attributes={"dtype": manifest.dtype} if width else {},
+            dimension_names=("clip", "feature")[: 1 + len(width)],
+            compressors=Crc32cCodec(),
+            config={"write_empty_chunks": True},
+        )
+        for name, width, row_bytes, dtype in (
+            ("embeddings", (manifest.dim,), manifest.row_bytes, stored),
+            ("assignments", (), 8, "int64"),
+        )
+    }
 
 
 def write_generation(
@@ -139,14 +138,11 @@ def write_generation(
     epoch: int,
     step: int,
     first_clip_id: int,
-    keep: int,
     then: Callable[[], object] | None = None,
 ) -> Path:
     """Writes rows (N, D) and assignments (N,), both on the CPU, as generation `epoch`; returns its folder.
 
-    Args:
-        keep: generations that are not deleted, the newest; what cannot be deleted now is deleted by a later save.
-        then: called once the generation is there, before older ones are deleted.
+    Then calls `then`, and deletes all but the newest GENERATIONS_KEPT; what cannot be deleted now is by a later save.
 
     Raises:
         UserError: the files cannot be written.
@@ -162,7 +158,7 @@ def write_generation(
             shutil.rmtree(left, ignore_errors=True)
         with _temporary(directory) as temporary:
             made = temporary / "new"
-            for array, values in zip(_create(made, manifest), (bits, assignments.numpy()), strict=True):
+            for array, values in zip(_create(made, manifest).values(), (bits, assignments.numpy()), strict=True):
                 for start in range(0, manifest.rows, array.chunks[0]):
                     array[start : start + array.chunks[0]] = values[start : start + array.chunks[0]]
             for path in (*made.rglob("*"), made):
@@ -174,7 +170,7 @@ def write_generation(
             to_disk(directory.parent)
         if then is not None:
             then()
-        for old in sorted(directory.glob(GENERATIONS))[:-keep]:
+        for old in sorted(directory.glob(GENERATIONS))[:-GENERATIONS_KEPT]:
             with _temporary(directory) as temporary:  # it loses its name first, so that none is ever half there
                 old.rename(temporary / "old")
     except OSError as error:
@@ -216,9 +212,9 @@ class Generation:
                 raise DamagedBank(f"{file}: {found:,} bytes, but it was written with {size:,}")
         try:
             group: Any = zarr.open_group(path, mode="r", zarr_format=3)
-            self._arrays: dict[str, Any] = {name: group[name] for name in ("embeddings", "assignments")}
             wanted = _create(zarr.storage.MemoryStore(), self.manifest)
-            if [array.metadata for array in self._arrays.values()] != [array.metadata for array in wanted]:
+            self._arrays: dict[str, Any] = {name: group[name] for name in wanted}
+            if any(self._arrays[name].metadata != array.metadata for name, array in wanted.items()):
                 raise ValueError("its arrays are stored in another way than those of a memory bank")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
             raise DamagedBank(f"{path}: zarr cannot open it ({str(error)[:200]})") from error

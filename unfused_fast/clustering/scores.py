@@ -92,9 +92,22 @@ class Collapse:
         if k < 2 or largest_share < LARGEST_SHARE:
             self.in_a_row = 0
             return
-        if self.in_a_row + 1 >= IN_A_ROW:
-            raise Collapsed(self._words(largest_share, k, epoch))
-        self.in_a_row += 1
+        if self.in_a_row + 1 < IN_A_ROW:
+            self.in_a_row += 1
+            return
+        cluster, optim = self._config.cluster, self._config.optim
+        constant, kept = optim.schedule == "constant", cluster.algo == "spherical" and cluster.empty == "keep"
+        tries = [
+            f"--set optim.lr={optim.lr / 10:g} (now {optim.lr:g})",
+            *(["--set optim.schedule=cosine"] if constant else []),
+            "more clips a batch (train.batch_size)",
+            *(["--set cluster.empty=split"] if kept else []),
+        ]
+        raise Collapsed(
+            f"epoch {epoch}: the clusters have collapsed: {IN_A_ROW} clusterings in a row had at least "
+            f"{LARGEST_SHARE:.0%} of the clips in one of {k} clusters (now {largest_share:.1%}), which leaves nothing "
+            f"to learn; start again with --overwrite and {', or '.join(tries)}"
+        )
 
     def check_spread(self, mean_direction: float, epoch: int) -> None:
         """Warns in one sentence, once, of a bank whose rows are nearly collinear."""
@@ -111,18 +124,4 @@ class Collapse:
             f"direction is {mean_direction:.3f}; 1 is collinear, runs that learn stay below {COLLINEAR}), so "
             f"clusters say little about the clips; try --set {tries}",
             style="yellow",
-        )
-
-    def _words(self, largest_share: float, k: int, epoch: int) -> str:
-        cluster, optim = self._config.cluster, self._config.optim
-        tries = [f"--set optim.lr={optim.lr / 10:g} (now {optim.lr:g})"]
-        if optim.schedule == "constant":
-            tries.append("--set optim.schedule=cosine")
-        tries.append("more clips a batch (train.batch_size)")
-        if cluster.algo == "spherical" and cluster.empty == "keep":
-            tries.append("--set cluster.empty=split")
-        return (
-            f"epoch {epoch}: the clusters have collapsed: {IN_A_ROW} clusterings in a row had at least "
-            f"{LARGEST_SHARE:.0%} of the clips in one of {k} clusters (now {largest_share:.1%}), which leaves nothing "
-            f"to learn; start again with --overwrite and {', or '.join(tries)}"
         )

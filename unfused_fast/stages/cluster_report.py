@@ -8,9 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.clustering import (
@@ -103,8 +101,13 @@ def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str,
     order = order[torch.argsort(ids[order], stable=True)]
     starts = (counts.cumsum(dim=0) - counts).tolist()
     sources = None if shards is None else shards.clips_in("train").column("source")
-    labels, names = _labels(shards)
-    joint = None if labels is None else _joint(ids.numpy(), labels, k, len(names))
+    names = () if shards is None else shards.manifest.label_names
+    labels = torch.full((0,), NO_LABEL)
+    if shards is not None:
+        labels = torch.tensor(shards.clips_in("train").column("label").to_numpy(), dtype=torch.int64)
+    known = torch.nonzero(labels != NO_LABEL)[:, 0]
+    ours, theirs = ids[known], labels[known]
+    joint = torch.bincount(ours * len(names) + theirs, minlength=k * len(names)).reshape(k, len(names))
     found = []
     for cluster in torch.argsort(counts, descending=True, stable=True).tolist():
         size = int(counts[cluster])
@@ -125,7 +128,7 @@ def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str,
                 for row in rows
             ],
         }
-        if joint is not None:
+        if len(known):
             labelled, most = int(joint[cluster].sum()), int(joint[cluster].argmax())
             entry["label"] = names[most] if labelled else None
             entry["purity"] = round(int(joint[cluster, most]) / labelled, 4) if labelled else None
@@ -141,25 +144,8 @@ def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str,
         "mean_cosine": round(float(similarities.mean()), 4),
         **{name: round(value, 4) for name, value in clusters.spread._asdict().items()},
     }
-    if joint is not None and labels is not None and joint.any():
-        known = torch.from_numpy(labels != NO_LABEL)
-        totals["labelled_clips"] = int(joint.sum())
-        totals["label_nmi"] = round(
-            normalised_mutual_information(ids[known], torch.from_numpy(labels)[known].to(torch.int64)), 4
-        )
-        totals["purity"] = round(int(joint.max(axis=1).sum()) / int(joint.sum()), 4)
+    if len(known):
+        totals["labelled_clips"] = len(known)
+        totals["label_nmi"] = round(normalised_mutual_information(ours, theirs), 4)
+        totals["purity"] = round(int(joint.amax(dim=1).sum()) / len(known), 4)
     return {**totals, "sizes": counts.tolist(), "found": found}
-
-
-def _labels(shards: ShardSet | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """(N,) labels of the train split and the names of all; None where no clip has one label."""
-    if shards is None:
-        return None, ()
-    labels: NDArray[np.int64] = shards.clips_in("train").column("label").to_numpy().astype(np.int64)
-    return (labels if (labels != NO_LABEL).any() else None), shards.manifest.label_names
-
-
-def _joint(ids: NDArray[np.int64], labels: NDArray[np.int64], k: int, classes: int) -> NDArray[np.int64]:
-    """(K, C) labelled clips of each cluster and class."""
-    known = labels != NO_LABEL
-    return np.bincount(ids[known] * classes + labels[known], minlength=k * classes).reshape(k, classes)

@@ -36,7 +36,7 @@ TABLE_BYTES = 260
 ORDER_BYTES = 64
 """Of a clip's place in an epoch on the host. Ours: eight columns of 8 bytes."""
 KMEANS_SHARE = 0.08
-"""Most memory that spherical k-means takes beside the bank, as a share of it. Source: test_kmeans_memory.py."""
+"""Most memory that spherical k-means takes beside the bank, as a share of it. Source: test_spherical_kmeans.py."""
 PIC_CLUSTERS = 512
 """K that is assumed where the algorithm finds it."""
 

@@ -1,0 +1,176 @@
+"""`unfused-fast bank ...` and `clusters`: what is in a run's memory bank and what it clustered; part of cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unfused_fast.commands.flags import Json
+from unfused_fast.commands.output import bar, local_shards, print_json, stdout_console
+from unfused_fast.errors import UserError, cause, escaped
+
+bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")
+
+FACTS, LARGE = ("epoch", "step", "rows", "dim", "dtype", "bytes"), ("rows", "bytes")
+"""Columns of `bank info`, and those whose thousands are set apart."""
+Bank = Annotated[
+    Path, typer.Argument(help="A run of train pretrain, its bank.zarr, or a generation in there.", show_default=False)
+]
+
+
+@bank_app.command("info")
+def bank_info(
+    bank: Bank,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all rows and compare with their checksums.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Generations, their epochs, sizes and norms; exit code 1 when one is damaged."""
+    from unfused_fast.clustering import DamagedBank, Generation, generation_paths
+
+    found: list[dict[str, Any]] = []
+    for path in generation_paths(bank):
+        entry: dict[str, Any] = {"generation": str(path), "damaged": []}
+        found.append(entry)
+        try:
+            generation = Generation(path)
+        except DamagedBank as error:
+            entry["damaged"].append(error.fact)
+            continue
+        entry |= {**generation.describe(), "verified": verify}
+        if verify:
+            files = len(list(generation.manifest.files()))
+            with bar(path.name, "damaged") as advance:
+                for done, fact in enumerate(generation.verify(), 1):
+                    entry["damaged"] += [fact] if fact else []
+                    advance(done, files, len(entry["damaged"]))
+    facts = [fact for entry in found for fact in entry["damaged"]]
+    if as_json:
+        print_json({"bank": str(bank), "generations": found})
+    else:
+        _print_table(bank, found)
+        for fact in facts:
+            print(escaped(fact))
+    if facts:
+        raise typer.Exit(1)
+
+
+@bank_app.command("export")
+def bank_export(
+    bank: Bank,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: .npz, .parquet, or a folder without an ending for TensorBoard's projector.",
+            show_default=False,
+        ),
+    ],
+    epoch: Annotated[int | None, typer.Option(help="Epoch of the generation.", show_default="newest")] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="The run's shard set: adds split, label and source.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
+    from unfused_fast.clustering import export, format_of, open_bank
+    from unfused_fast.shards.sets.table import open_shards
+
+    kind = format_of(out)
+    generation = open_bank(bank, epoch)
+    shard_set = None if shards is None else open_shards(local_shards(shards))
+    with bar("exporting") as advance:
+        export(generation, out, kind, shard_set, advance)
+    described = {"generation": str(generation.path), **generation.describe(), "format": kind, "out": str(out)}
+    if as_json:
+        print_json(described)
+        return
+    print(
+        escaped(f"{out}: epoch {described['epoch']}, {described['rows']} rows of {described['dim']} features, {kind}")
+    )
+
+
+def _print_table(bank: Path, found: list[dict[str, Any]]) -> None:
+    from unfused_fast.evaluation import terminal_table
+
+    columns = ["epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "checksums"]
+    rows = []
+    for item in found:
+        state = "DAMAGED" if item["damaged"] else "hold" if item["verified"] else "not read (--verify)"
+        if "rows" not in item:
+            rows.append([Path(item["generation"]).name, *[""] * 8, state])
+            continue
+        facts = [f"{item[name]:{',' if name in LARGE else ''}}" for name in FACTS]
+        norms = ["" if item["norms"][name] is None else f"{item['norms'][name]:.6g}" for name in ("min", "mean", "max")]
+        rows.append([*facts, *norms, state])
+    stdout_console().print(terminal_table(str(bank), columns, rows))
+    for item in found:
+        if item.get("norms", {}).get("not_finite"):
+            print(f"epoch {item['epoch']}: {item['norms']['not_finite']} rows hold NaN or infinity")
+
+
+def clusters(
+    run: Annotated[Path, typer.Argument(help="Run directory of train pretrain.", show_default=False)],
+    shards: Annotated[
+        str | None,
+        typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only"),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Most central clips shown of each cluster.", min=0)] = 5,
+    limit: Annotated[int, typer.Option(help="Clusters shown; 0: all. --json has all.", min=0)] = 20,
+    png: Annotated[
+        Path | None, typer.Option(help="Picture of the clusters' sizes to write.", show_default="none is written")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a run has clustered: sizes, most central clips, purity.
+
+    The last clusters, largest first; where the set has labels, with the commonest label of each and its share. Labels
+    are read here only, never in training.
+    """
+    from unfused_fast.evaluation import terminal_table
+    from unfused_fast.shards.sets.table import open_shards
+    from unfused_fast.stages import check_set, describe, last_clusters
+
+    last = last_clusters(run)
+    shard_set = None if shards is None else open_shards(local_shards(shards))
+    if shard_set is not None:
+        check_set(run, last, shard_set)
+    described = describe(last, shard_set, top)
+    sizes = described.pop("sizes")
+    if png is not None:
+        _draw(png, sizes, f"{run.name}, epoch {last.epoch}")
+    if as_json:
+        print_json({"run": str(run), **({} if png is None else {"png": str(png)}), **described})
+        return
+    found: list[dict[str, Any]] = described.pop("found")
+    labelled = "label_nmi" in described
+    shown = found[: limit or None]
+    columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
+    stdout_console().print(
+        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
+    )
+    if len(shown) < len(found):
+        print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
+    print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
+    if png is not None:
+        print(f"sizes: {png}")
+
+
+def _row(entry: dict[str, Any], labelled: bool) -> list[str]:
+    """One cluster as text, in the order of the table's columns."""
+    judged = []
+    if labelled:
+        purity = entry["purity"]
+        judged = [escaped(entry["label"] or ""), "" if purity is None else f"{purity:.2f}"]
+    central = [escaped(str(clip.get("source", clip["clip_id"]))) for clip in entry["central"]]
+    shown = [str(entry["cluster"]), f"{entry['clips']:,}", f"{entry['share']:.2%}", f"{entry['mean_cosine']:.3f}"]
+    return [*shown, *judged, *(["\n".join(central)] if central else [])]
+
+
+def _draw(png: Path, sizes: list[int], title: str) -> None:
+    from unfused_fast.training import plot_cluster_sizes
+
+    try:
+        plot_cluster_sizes(png, sizes, title)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no picture
+        raise UserError(f"{png}: cannot be written ({cause(error)}); name a .png in a folder that exists") from error
