@@ -6,6 +6,7 @@ A single process is rank 0 of 1, and every collective operation is the identity.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -55,14 +56,17 @@ class Ranks:
         self.group: dist.ProcessGroup | None = None
         if place is None:
             return
-        on_gpu = self.device.type == "cuda"
+        on_gpu, limit = self.device.type == "cuda", timedelta(seconds=timeout_s)
+        address = f"tcp://{place.address}:{place.port}"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it starts all again
         try:
+            store, *_ = next(dist.rendezvous(address, self.rank, self.world_size, timeout=limit))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                init_method=f"tcp://{place.address}:{place.port}",
+                store=dist.PrefixStore(f"attempt {attempt}", store),
                 rank=self.rank,
                 world_size=self.world_size,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=limit,
                 device_id=self.device if on_gpu else None,
             )
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
