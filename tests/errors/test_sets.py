@@ -21,7 +21,9 @@ def test_missing_paths(cli: Cli, pretrain: Cli, distill: Cli, linear: Cli, tones
     for done in (pretrain(gone, out), linear(gone, "random", out), distill(gone, gone, out)):
         refused(done, gone, "no such folder", "unfused-fast shard SOURCE")
     for done in (linear(tones, gone, out), distill(tones, gone, out)):
-        refused(done, gone, "no run of unfused-fast", "give a directory that train pretrain, distill or finetune wrote")
+        refused(
+            done, gone, "not a run of unfused-fast", "give a directory that train pretrain, distill or finetune wrote"
+        )
     done = cli("check", gone)
     refused(done, gone, "no such folder")
     assert list(tmp_path.iterdir()) == []

@@ -190,7 +190,7 @@ def test_what_cannot_be_evaluated_is_said(
 
     assert "train and test are needed" in error(unlabelled, "--encoder", "random")
     assert "no fold" in error(tones, "--encoder", "random", "--folds")
-    assert "no run of unfused-fast" in error(tones, "--encoder", tmp_path / "nothing")
+    assert "not a run of unfused-fast" in error(tones, "--encoder", tmp_path / "nothing")
     assert "0 < fraction <= 1" in error(tones, "--encoder", "random", "--label-fraction", "0,1")
     assert "numbers between commas" in error(tones, "--encoder", "random", "--label-fraction", "all")
     assert "given twice" in error(tones, "--encoder", "a=x", "--encoder", "a=x")

@@ -164,7 +164,7 @@ def test_what_ends_the_command_before_anything_is_packed(
         return str(done.error)
 
     assert "no such folder" in error(tmp_path / "nothing", pretrained, tmp_path / "out")
-    assert "no run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
+    assert "not a run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
     assert "did you mean us8k?" in error(tmp_path, pretrained, tmp_path / "out", "--tasks", "us9k")
     few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
     assert "use --label-fraction 0.1" in few

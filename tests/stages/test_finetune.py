@@ -287,7 +287,7 @@ def test_what_cannot_be_fine_tuned_is_said(
 
     assert "have no label" in error(shards=unlabelled)
     assert "nothing to train" in error(encoder="logmel")
-    assert "no run of unfused-fast" in error(encoder=tmp_path / "nothing")
+    assert "not a run of unfused-fast" in error(encoder=tmp_path / "nothing")
     assert "eval.encoder = student3" in error("--set", "eval.encoder=student3")
     one = pack_rows([row for row in tone_rows if row.label == "low"], tmp_path / "one")
     assert "one class only" in error(shards=one)

@@ -119,7 +119,7 @@ def test_an_encoder_that_is_none(
     assert linear(tones, "logmel", evaluated).code == 0
     for done in (linear(tones, evaluated, out), distill(tones, evaluated, out)):
         refused(done, evaluated, "a run of stage linear", "give one of train pretrain, distill or finetune")
-    refused(linear(tones, tones / "manifest.json", out), tones / "manifest.json", "no run of unfused-fast")
+    refused(linear(tones, tones / "manifest.json", out), tones / "manifest.json", "not a run of unfused-fast")
     empty = copy_of(pretrained)
     shutil.rmtree(empty / "checkpoints")
     refused(linear(tones, empty, out), empty, "no usable checkpoint", "there is none", "train again")

@@ -130,7 +130,8 @@ class MemoryBank:
         wanted = f"epoch {epoch}, {rows} x {dim} {self.dtype} from clip {self.first_id} on"
         if found != wanted:
             raise DamagedBank(
-                f"{generation.path}: a memory bank of {found}, but this run needs {wanted}; is it of another shard set?"
+                f"{generation.path}: a memory bank of {found}, but this run needs {wanted}; "
+                "was the run trained on another shard set?"
             )
         for start, block in generation.blocks():
             self.rows[start : start + len(block)].copy_(block)

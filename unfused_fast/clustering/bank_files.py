@@ -300,7 +300,7 @@ def generation_paths(path: Path) -> list[Path]:
         if found := sorted(folder.glob(GENERATIONS)):
             return found
     raise UserError(
-        f"{path}: it holds no memory bank; give a run of train pretrain, its {BANK}, or one generation in there"
+        f"{path}: it holds no memory bank; give a run of train pretrain, its {BANK}, or one generation of that"
     )
 
 

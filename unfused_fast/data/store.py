@@ -33,17 +33,17 @@ def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | Non
     cuda, on_host = device.type == "cuda", host_bytes(size, device)
     taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
     on_gpu = f"{gigabytes(free.device)} on the GPU and " if cuda else ""
-    said = (
+    reason = (
         f"the log-mels take {taken}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
         f"{100 * MEMORY_SHARE:.0f} % may be used"
     )
     if cuda and size <= MEMORY_SHARE * free.device:
-        return "resident", said
+        return "resident", reason
     if on_host <= MEMORY_SHARE * free.host:
-        return ("pinned" if cuda else "resident"), said
+        return ("pinned" if cuda else "resident"), reason
     if room_on_disk is None:
-        return "mmap", f"{said}; if the disk has room for {gigabytes(size)}"
-    return ("mmap", f"{said}; the disk has room") if room_on_disk else ("stream", f"{said}; and the disk has no room")
+        return "mmap", f"{reason}; if the disk has room for {gigabytes(size)}"
+    return ("mmap", f"{reason}; the disk has room") if room_on_disk else ("stream", f"{reason}; the disk has no room")
 
 
 def host_bytes(size: int, device: torch.device) -> int:

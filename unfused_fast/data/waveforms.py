@@ -71,7 +71,7 @@ def check_batch(waveform: object) -> None:
     that soundfile.read returns, a list of numbers, an array (samples, channels).
     """
     if isinstance(waveform, str | bytes | PurePath):
-        raise UserError(f"waveform is a name, {str(waveform)!r}: want samples; read the file with soundfile.read")
+        raise UserError(f"waveform is a file name, {str(waveform)!r}: want samples; read the file with soundfile.read")
     if _is_array(waveform):
         shape = tuple(waveform.shape)  # type: ignore[attr-defined]
         if len(shape) not in (1, 2):

@@ -74,7 +74,7 @@ class Ranks:
             raise UserError(
                 f"rank {self.rank} of {self.world_size}: the processes could not connect at {place.address}:"
                 f"{place.port} ({str(error).splitlines()[0]}); were all of them started, "
-                "and can they reach this port? On GPUs: has each a GPU of its own?"
+                "and can they reach this port? On GPUs: does each have its own GPU?"
             ) from error
         self.group = dist.group.WORLD
 

@@ -72,8 +72,8 @@ def embed_files(
     start, kind = time.perf_counter(), format_of(out, frames)
     if embedder.unit_norm:
         raise UserError(
-            f"{embedder.name}: trained with data.norm = wave_l2, which scales a clip by all of it, but files are read "
-            "in pieces; use unfused_fast.load and embed, or an encoder trained with data.norm=dataset"
+            f"{embedder.name}: trained with data.norm = wave_l2, which needs the norm of a whole clip, but files are "
+            "read in pieces; use unfused_fast.load and embed, or an encoder trained with data.norm=dataset"
         )
     about = {
         "encoder": embedder.digest,

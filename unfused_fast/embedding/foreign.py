@@ -97,8 +97,8 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         sentence = str(error).split("\n")[0][:160]
         raise UserError(
-            f"{checkpoint}: it holds more than tensors, or is no file of torch.save ({escaped(sentence)}); nothing in "
-            "it was run: save its state_dict alone, with torch.save(model.state_dict(), FILE)"
+            f"{checkpoint}: it holds more than tensors, or is not a file of torch.save ({escaped(sentence)}); nothing "
+            "in it was run: save its state_dict alone, with torch.save(model.state_dict(), FILE)"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise UserError(

@@ -27,7 +27,7 @@ the same in every pass; with `augmented` they are masked and augmented. Raises t
 
 
 class Trainable(nn.Module):
-    """A network with its loss. State is what `state_dict` says, and `notes`; the training loop saves and restores both.
+    """A network with its loss. State is `state_dict` and `notes`; the training loop saves and restores both.
 
     The defaults fit a task with one view of each clip and no work between steps.
     """

@@ -89,7 +89,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     recorded = read_description(run)
     if recorded is None:
         raise UserError(
-            f"{run}: no run of unfused-fast (it has no config.json); give a directory that train pretrain, distill or "
+            f"{run}: not a run of unfused-fast (no config.json); give a directory that train pretrain, distill or "
             "finetune wrote"
         )
     if (run / WEIGHTS).is_file():
@@ -122,7 +122,7 @@ def _built(build: Callable[[], Network], tensors: dict[str, Tensor]) -> Network:
         with torch.device("meta"):
             own = build().state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise UserError("its config asks for a network of no possible size; train again") from error
+        raise UserError("its config describes an impossible network; train again") from error
     refuse_misfit(own, tensors)
     network = build()
     network.load_state_dict(tensors)
@@ -245,7 +245,7 @@ def start_from(network: torch.nn.Module, teacher: FrozenEncoder) -> None:
     )
     if other:
         raise UserError(
-            f"distill.init = teacher, but the encoder of {teacher.name} has other tensors than f_sd ({len(other)}, "
+            f"distill.init = teacher, but {teacher.name} does not match f_sd in its tensors ({len(other)}, "
             f"such as {other[0]}); give f_sd the teacher's model settings, or use distill.init=random"
         )
     network.load_state_dict(theirs)

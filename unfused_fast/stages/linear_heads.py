@@ -163,7 +163,7 @@ def report_test_in_training(encoders: Sequence[str], shards: ShardSet, clips: La
         elif recorded["inputs"].get("holdout") != f"{clips.held_out.fraction:g}":
             console.once(
                 f"{run}: fine-tuned on this set without --holdout {clips.held_out.fraction:g}, so it was trained "
-                "on labels of the held-out test, and its scores are too high",
+                "on labels of the held-out test, and its scores are optimistic",
                 style="yellow",
             )
 

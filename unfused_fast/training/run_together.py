@@ -32,8 +32,8 @@ def train_loader(
     )
     if not loader.full_batches:
         raise UserError(
-            f"{shards.directory}: only {loader.clips} clips of train can be read; want train.batch_size = {batch_size} "
-            "at least"
+            f"{shards.directory}: only {loader.clips} clips of train can be read, fewer than "
+            f"train.batch_size = {batch_size}; use a smaller --set train.batch_size"
         )
     least = min(share.sizes(batch_size))
     if config.train.accumulate > least:
