@@ -140,7 +140,7 @@ CALLS = f"open({str(SIGN)!r}, 'w')"[:118]
     ("damage", "says"),
     [
         (rewrite("frames.npy", lambda data: data[:1000]), "mmap length"),
-        (grow, "another size"),
+        (grow, "does not have the size"),
         (flip, "1 of 1 parts are not what was written"),
         (of_another("digest", "0" * 64), "made with digest = 0000"),
         (of_another("frontend.n_mels", 40), "made with frontend.n_mels = 40, now 64"),
@@ -156,7 +156,7 @@ CALLS = f"open({str(SIGN)!r}, 'w')"[:118]
         (lambda folder: npy(folder / "frames.npy", OBJECTS, pickled(SIGN)), "damaged"),
         (lambda folder: npy(folder / "frames.npy", ENDLESS), "damaged"),
         (lambda folder: npy(folder / "frames.npy", CALLS), "damaged"),
-        (lambda folder: np.save(folder / "frames.npy", np.zeros((3, 64), np.float16)), "another size"),
+        (lambda folder: np.save(folder / "frames.npy", np.zeros((3, 64), np.float16)), "does not have the size"),
     ],
 )
 def test_what_is_not_sound_is_made_again_with_the_reason(
@@ -323,7 +323,7 @@ def test_a_single_pass_takes_a_cache_but_makes_none(
     flip(folder)
     grow(folder)
     assert torch.equal(features(), streamed)
-    assert "another size than its manifest says; it is not used" in capsys.readouterr().err
+    assert "does not have the size that its manifest gives; it is not used" in capsys.readouterr().err
     with (folder / "frames.npy").open("r+b") as file:
         file.truncate((folder / "frames.npy").stat().st_size - 4)
     no_audio()
