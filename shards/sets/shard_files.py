@@ -196,8 +196,8 @@ def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Me
                 file.seek(member.offset - _BLOCK)
                 if member.offset <= size and (found := other_header(file.read(_BLOCK), member)):
                     raise UserError(
-                        f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {found} there: the index "
-                        f"of another tar; {REPACK}"
+                        f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {found} there: it is "
+                        f"damaged, or the index of another tar; {REPACK}"
                     )
             if size < end + 2 * _BLOCK and not cut_short:
                 raise UserError(f"{tar}: {size} bytes, but its index needs {end + 2 * _BLOCK}: truncated; {COPY_AGAIN}")

@@ -33,7 +33,7 @@ def test_every_requirement_of_the_project_is_looked_for(cli: Cli) -> None:
     extras = PROJECT["optional-dependencies"]
     ways = extras.keys() - {"cpu", "cuda12", "cuda13", "dev"}
     optional = set[str]().union(*(names(extras[way]) for way in ways))
-    assert {"ray", "fsspec", "s3fs", "gcsfs", "scikit-learn", "onnx"} <= optional <= found.keys()
+    assert {"ray", "fsspec", "s3fs", "gcsfs", "onnx"} <= optional <= found.keys()
     for name in names(PROJECT["dependencies"]) | optional:
         version = found[name]["found"]
         assert version == "missing" or version.startswith(importlib.metadata.version(name).split("+")[0])
