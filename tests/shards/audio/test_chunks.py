@@ -80,10 +80,10 @@ def test_all_of_a_file_is_packed(tmp_path: Path, name: str) -> None:
 AIFF_COMM = chunk(b"COMM", struct.pack(">hIh", 1, 20_000, 16) + b"\x40\x0c\xfa\0\0\0\0\0\0\0", order=">")
 AIFF = b"AIFF" + AIFF_COMM + chunk(b"SSND", bytes(8) + DATA, 8 + 40_000, order=">")
 LEFT_OUT = {
-    "fewer than there": (riff(FMT, chunk(b"data", DATA, 40_000)), "promises 40000 bytes of samples, but 160000 more"),
-    "rf64, fewer": (_rf64(40_000), "promises 40000 bytes of samples, but 160000 more"),
+    "fewer than there": (riff(FMT, chunk(b"data", DATA, 40_000)), "declares 40000 bytes of samples, but 160000 more"),
+    "rf64, fewer": (_rf64(40_000), "declares 40000 bytes of samples, but 160000 more"),
     "aiff, fewer": (b"FORM" + struct.pack(">I", len(AIFF)) + AIFF, "bytes of samples, but 160000 more"),
-    "au, fewer": (_au(40_000), "promises 40000 bytes of samples, but 160000 more"),
+    "au, fewer": (_au(40_000), "declares 40000 bytes of samples, but 160000 more"),
     "au, none": (_au(0), "its header promises none, but 200000 bytes follow"),
     "two aus": (_au(len(DATA)) * 2, "several recordings in one file: 200024 bytes"),
     "two wavs": (riff(FMT, chunk(b"data", DATA)) * 2, "several recordings in one file: 200044 bytes"),
@@ -96,7 +96,10 @@ LEFT_OUT = {
         r"promises 4000[04] bytes of samples, but 1\d{5} more",
     ),
     **{
-        f"two {kind}s": (_written(kind) * 2, "^several recordings in one file: .* save each as a file of its own")
+        f"two {kind}s": (
+            _written(kind) * 2,
+            "^several recordings in one file: .* save each recording in a separate file",
+        )
         for kind in ("CAF", "W64", "FLAC")
     },
     "empty data before a list": (riff(FMT, chunk(b"data", b""), LIST), "^no samples"),

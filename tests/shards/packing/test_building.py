@@ -48,7 +48,7 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     (tmp_path / "mine/thesis.txt").write_text("years")
     (tmp_path / "file").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"mine: a folder with other things in it"):
+        with pytest.raises(UserError, match=r"mine: is not empty and is not a shard set"):
             _pack(rows[:9], tmp_path / "mine", overwrite=overwrite)
         with pytest.raises(UserError, match=r"file: a file"):
             _pack(rows[:9], tmp_path / "file", overwrite=overwrite)
@@ -138,7 +138,7 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     with pytest.raises(KeyboardInterrupt):
         _pack(rows, out, clips_per_shard=10)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"begun with other options \(seed 0 there, 3 now\)"):
+    with pytest.raises(UserError, match=r"started with different options \(seed 0 there, 3 now\)"):
         _pack(rows, out, clips_per_shard=10, seed=3)
     monkeypatch.setattr("unfused_fast.shards.packing.options.SCHEMA_VERSION", 99)
     with pytest.raises(UserError, match=r"program unfused-fast \S+, schema 5 there, unfused-fast \S+, schema 99 now"):

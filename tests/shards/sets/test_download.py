@@ -82,7 +82,7 @@ def test_two_at_once_download_once(memory: Any, rows: list[SourceRow], monkeypat
     with ThreadPoolExecutor(1) as other:
         first = other.submit(local_set, URL)
         assert started.wait(10)
-        assert local_set(URL, say=heard) == first.result()
+        assert local_set(URL, on_message=heard) == first.result()
     assert len(fetched) == 14
 
 
@@ -121,7 +121,7 @@ def test_stopped_download_resumes_with_what_is_missing(memory: Any, rows: list[S
         ("train-000001.tar", None, "train-000001.tar: missing, but manifest.json lists it"),
         ("manifest.json", b"{}", "^memory://bucket/set/manifest.json: schema version None"),
         ("manifest.json", ("train-000000.tar", "../../../evil-0.tar"), r"bucket/set/manifest.json: .* is no name of a"),
-        ("manifest.json", ('"digest": "', '"digest": "0'), "clips.parquet: its digest is not the manifest's"),
+        ("manifest.json", ('"digest": "', '"digest": "0'), "clips.parquet: its digest does not match the manifest"),
     ],
 )
 def test_damaged_set_is_refused(
@@ -146,7 +146,7 @@ def test_what_is_no_set_or_cannot_be_read_is_refused(memory: Any, rows: list[Sou
         local_set(URL)
     pack_remote(rows)
     for error, said in (
-        (OSError("no route to host"), r"the server does not answer as it should, in 4 tries \(no route to host\)"),
+        (OSError("no route to host"), r"the server failed 4 times \(no route to host\)"),
         (PermissionError("Forbidden"), r"cannot be read \(Forbidden\)"),
     ):
         with pytest.MonkeyPatch.context() as patch:
@@ -171,7 +171,7 @@ def test_set_that_changes_while_it_is_downloaded_is_refused(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RemoteFolder, "fetch", changing)
-        with pytest.raises(UserError, match="was changed while it was downloaded; give the same command again"):
+        with pytest.raises(UserError, match="changed during the download; run the same command again"):
             local_set(URL)
 
 

@@ -141,7 +141,7 @@ def test_splits_that_are_not_read_are_named() -> None:
             "train:None train:a test:a",
             "splits are read from the folders",
         ),
-        ("loose.wav train/a/1.wav test/a/2.wav", True, "train:None train:a test:a", "1 files beside the folders"),
+        ("loose.wav train/a/1.wav test/a/2.wav", True, "train:None train:a test:a", "1 files next to the folders"),
         # a folder that holds everything, as in most archives
         ("esc/train/a/1.wav esc/test/b/2.wav", True, "train:a test:b", "test (1 files)"),
         # a class that is called test, or train

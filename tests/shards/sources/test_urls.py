@@ -108,7 +108,7 @@ def test_server_without_ranges_is_read_whole_and_that_is_said(
     (folder / "large.bin").write_bytes(os.urandom(2 * remote.BLOCK_BYTES))
     path = _zipped(folder, tmp_path / "www/a.zip")
     said: list[str] = []
-    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", say=said.append))) == sorted(
+    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", on_message=said.append))) == sorted(
         file.read_bytes() for file in folder.iterdir()
     )
     assert any("no parts of files" in text for text in said)
