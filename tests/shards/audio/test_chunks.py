@@ -124,7 +124,7 @@ def test_a_second_flac_is_found_across_blocks_of_reading(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("promised", [1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1])
 def test_an_rf64_that_promises_what_no_file_has_is_whole_or_rejected(tmp_path: Path, promised: int) -> None:
-    """As libsndfile takes the number; never an error that ends the packing of the files beside it."""
+    """As libsndfile takes the number; never an error that ends the packing of the files next to it."""
     ds64 = chunk(b"ds64", struct.pack("<QQQI", promised, promised, promised // 2, 0))
     data = riff(ds64, FMT, chunk(b"data", DATA, 0xFFFFFFFF), magic=b"RF64", size=0xFFFFFFFF)
     (tmp_path / "a.wav").write_bytes(data)

@@ -453,7 +453,7 @@ def test_voxforge_is_split_by_speaker_as_tfds_does_or_by_clip(miniature: Miniatu
     clips = found("voxforge", root, protocol="random")
     counts = Counter((row.label, row.split) for row in clips.rows)
     assert set(counts.values()) == {3, 12} and found("voxforge", root, protocol="random") == clips
-    assert any("ours" in note and "on both sides" in note for note in clips.notes)
+    assert any("ours" in note and "in both splits" in note for note in clips.notes)
 
 
 def test_archives_of_voxforge_as_people_have_them(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_damaged_member_fails_its_check_sum_and_stays_damaged(tmp_path: Path) ->
     assert file.read(10) == content[:10]
     for position in (len(content) - 10, 0, len(content) - 10):
         file.seek(position)
-        with pytest.raises(reader.Unreadable, match=r"its check sum \(CRC\)"):
+        with pytest.raises(reader.Unreadable, match=r"its checksum \(CRC\)"):
             file.read(10)
 
 
