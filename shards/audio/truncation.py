@@ -58,7 +58,7 @@ def nist_frames(file: BinaryIO) -> int:
 
 
 def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
-    """(Ogg streams that follow the first one and what is multiplexed with it, each of which begins anew; whether the
+    """(Ogg streams that follow the first one and what is multiplexed with it, each with headers of its own; whether the
     file ends within a page, as an interrupted download does).
     """
     end, place, later, within = file.seek(0, io.SEEK_END), 0, 0, False

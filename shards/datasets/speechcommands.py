@@ -131,8 +131,8 @@ def _listed(base: Folder) -> dict[str, str]:
     splits: dict[str, str] = {}
     kaggle = base.parts[-2:] == ("train", "audio")
     for split, name in LISTS.items():
-        beside = (base / name).is_file() or not kaggle
-        path = first_of(base if beside else base.parent, (name,))
+        here = (base / name).is_file() or not kaggle
+        path = first_of(base if here else base.parent, (name,))
         listed = {line.strip() for line in lines_of(path)}
         if both := listed & splits.keys():
             raise not_published(path, f"{min(both)} is in {LISTS['valid']} too")

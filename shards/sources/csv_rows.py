@@ -205,8 +205,8 @@ def _web_path(given: str, table: str) -> tuple[Location, str, str]:
     if not is_url(given):
         scheme, _, rest = folder.partition("://")
         host, _, path = rest.partition("/")
-        beside = quote(given) if scheme in ("http", "https") else given
-        given = f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', path, beside))}"
+        relative = quote(given) if scheme in ("http", "https") else given
+        given = f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', path, relative))}"
     location = local_path(given)
     if isinstance(location, Path):
         return location, str(location), ""

@@ -180,15 +180,15 @@ def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], alone: 
         tops = {name.partition("/")[0] for name in members if "/" in name}
         if not alone and look_like_splits([stem(archive.name)]) and not any(look_like_splits([top]) for top in tops):
             apart.add(number)
-    beside = set(listing.files)
+    outside = set(listing.files)
     for number, (folder, archive, members) in enumerate(found):
         example, own = next(iter(members)), posixpath.join(folder, stem(archive.name))
-        unpacked = (place for place in (folder, own) if posixpath.join(place, example) in beside)
+        unpacked = (place for place in (folder, own) if posixpath.join(place, example) in outside)
         place = next(unpacked, own if number in apart else folder)
         for name, location in members.items():
             path = posixpath.join(place, name)
             known = listing.files.setdefault(path, location)
-            if known is not location and path not in beside and not _are_same(location, known):
+            if known is not location and path not in outside and not _are_same(location, known):
                 why = "another archive holds a different file of this name; unpack one of them elsewhere"
                 listing.not_read.append((f"{posixpath.join(folder, archive.name)}/{name}", why))
 
@@ -213,8 +213,8 @@ def archive_named(path: Path | str) -> Archive | None:
     if isinstance(path, str):
         name = posixpath.basename(urlsplit(path).path)
         return next(iter(archives_among([unquote(name)])), None)
-    beside = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
-    return next((archive for archive in beside if path.name in archive.parts), None)
+    archives = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
+    return next((archive for archive in archives if path.name in archive.parts), None)
 
 
 def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:

@@ -172,7 +172,7 @@ def test_a_finished_set_is_left_as_it_is_by_resume(rows: list[SourceRow], copy: 
     before = _bytes(copy)
     same = _pack(rows, copy, clips_per_shard=10, resume=True)
     assert (same.packed, same.shards_made) == (45, 0) and _bytes(copy) == before
-    with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
+    with pytest.raises(UserError, match="finished, but packed from different sources or with different options"):
         _pack(rows[:9], copy, clips_per_shard=10, resume=True)
     assert _bytes(copy) == before
 

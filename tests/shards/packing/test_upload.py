@@ -181,7 +181,7 @@ def test_what_is_there_stays_unless_it_may_go(
     before = remote_bytes(memory)
     with pytest.raises(UserError, match=r"a shard set is already there; .* --overwrite"):
         pack_remote(rows)
-    with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
+    with pytest.raises(UserError, match="finished, but packed from different sources or with different options"):
         pack_remote(rows, resume=True)
     assert remote_bytes(memory) == before
     shutil.copytree(packed.directory, destination(URL)[0])  # what a kill at the very end leaves

@@ -59,7 +59,7 @@ def test_set_on_a_web_server_is_read(packed: ShardSet, tmp_path: Path) -> None:
             local_set(f"{url}/nothing")
         with pytest.raises(UserError, match=r"/lacking: .*: missing, but manifest.json lists it"):
             local_set(f"{url}/lacking")
-    with pytest.raises(UserError, match=r"/packed: the server does not answer") as raised:
+    with pytest.raises(UserError, match=r"/packed: the server failed") as raised:
         local_set(f"{url}/packed")
     assert "hunter2" not in str(raised.value)
 
@@ -182,7 +182,7 @@ def test_disk_that_refuses_a_download_is_not_asked_again(
     pack_remote(rows)
     with pytest.MonkeyPatch.context() as patch:
         calls = stop_at(memory, patch, "get_file", "train-000001.tar", OSError(number, os.strerror(number)))
-        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \({os.strerror(number)}\); correct"):
+        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \({os.strerror(number)}\); fix"):
             local_set(URL)
     assert calls.count("train-000001.tar") == 1
 
@@ -194,7 +194,7 @@ def test_room_that_is_lacking_is_noticed_before_the_download(
     with pytest.MonkeyPatch.context() as patch:
         usage = type("usage", (), {"free": 1000})
         patch.setattr("unfused_fast.shards.sets.download.shutil.disk_usage", lambda path: usage)
-        with pytest.raises(UserError, match=r"0\.00 GB are to be downloaded, .* set UNFUSED_CACHE"):
+        with pytest.raises(UserError, match=r"0\.00 GB must be downloaded, .* set UNFUSED_CACHE"):
             local_set(URL)
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "file"))
