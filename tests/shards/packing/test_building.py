@@ -117,7 +117,9 @@ def test_the_disk_is_full_while_packing(
         with monkeypatch.context() as patch:
             patch.setattr(Journal, "publish", full)
             done = cli("shard", folder, out, "--workers", 1, *flags)
-        refused(done, tmp_path, "No space left on device", "is in out.partial", "make room and give the same command")
+        refused(
+            done, tmp_path, "No space left on device", "is in out.partial", "free some space and run the same command"
+        )
 
     stopped()
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]

@@ -120,7 +120,11 @@ def test_stopped_download_resumes_with_what_is_missing(memory: Any, rows: list[S
     [
         ("train-000001.tar", None, "train-000001.tar: missing, but manifest.json lists it"),
         ("manifest.json", b"{}", "^memory://bucket/set/manifest.json: schema version None"),
-        ("manifest.json", ("train-000000.tar", "../../../evil-0.tar"), r"bucket/set/manifest.json: .* is no name of a"),
+        (
+            "manifest.json",
+            ("train-000000.tar", "../../../evil-0.tar"),
+            r"bucket/set/manifest.json: .* is not the name of a",
+        ),
         ("manifest.json", ('"digest": "', '"digest": "0'), "clips.parquet: its digest does not match the manifest"),
     ],
 )
