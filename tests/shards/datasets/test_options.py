@@ -131,7 +131,7 @@ def test_speech_commands_as_on_kaggle_and_of_the_other_version(miniature: Miniat
     tone(tmp_path / "train/audio/bed/noname.wav", 0)
     tone(tmp_path / "train/audio/hello/0a7c2a8d_nohash_0.wav", 0)
     said = notes("speechcommands-v1", tmp_path)
-    assert "1 WAV files left out" in said and "no words of v1: hello" in said
+    assert "1 WAV files left out" in said and "not words of v1: hello" in said
 
 
 def test_silence_is_packed_as_the_second_it_was_cut_from(miniature: Miniature, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_choice_of_tables_and_what_they_lack(miniature: Miniature, wav: Callable
     assert len(made.rows) == len({row.source for row in made.rows}) == 5
     said = " ".join(made.notes)
     assert "3 audio files left out: not listed, or a second copy, such as holiday.wav." in said
-    assert "1 clips are listed twice; the first line counts." in said
+    assert "1 clips are listed twice; the first line is used." in said
     assert "balanced_train_segments.csv has 2 clips, but its second line says 3: it is incomplete." in said
     for path in root.rglob("*.*"):
         if path.suffix != ".csv":

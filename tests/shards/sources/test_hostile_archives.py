@@ -58,7 +58,7 @@ def test_archive_that_cannot_be_read_is_named_among_the_files_of_its_folder(case
 
 def test_archive_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_text("x")
-    assert reasons(tmp_path)["a.rar"].startswith("an archive of a kind that is not read; unpack it")
+    assert reasons(tmp_path)["a.rar"].startswith("an archive of an unsupported kind; unpack it")
 
 
 def test_deflated_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
