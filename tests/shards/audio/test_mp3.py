@@ -185,5 +185,5 @@ def test_mp3_without_a_length_is_read_up_to_a_limit(tmp_path: Path, monkeypatch:
     data = _split(_mp3())[1]
     (tmp_path / "a.mp3").write_bytes(data)
     monkeypatch.setattr(mp3, "LARGEST_BYTES", len(data) - 1)
-    with pytest.raises(Rejected, match="unreadable: an MP3 of more than 0 MiB without a true count"):
+    with pytest.raises(Rejected, match="unreadable: an MP3 of more than 0 MiB without a correct frame count"):
         probe(tmp_path / "a.mp3")

@@ -91,7 +91,7 @@ def _no_index_here_and_a_flipped_bit_there(copy: Path) -> None:
         (_another_label, [(Kind.DIGEST, "clips.parquet: its digest"), (Kind.JSON, "train-000000.*json has label")]),
         (lambda copy: (copy / "rejected.csv").write_text("path,reason\na,b\n"), [(Kind.REJECTED, "1 rows, but")]),
         (lambda copy: (copy / "valid-000000.tar").unlink(), [(Kind.TAR, "valid-000000.tar: cannot be read")]),
-        (lambda copy: _swap(copy, ("tar",)), [(Kind.INDEX, "000.idx.*of another tar"), (Kind.INDEX, "001.idx")]),
+        (lambda copy: _swap(copy, ("tar",)), [(Kind.INDEX, "000.idx.*to another tar"), (Kind.INDEX, "001.idx")]),
         (
             lambda copy: _swap(copy, ("tar", "idx")),
             [(Kind.ORDER, "000.tar: begins with clip 10, but clip 0 was expected here"), (Kind.ORDER, "001.tar")],
