@@ -140,7 +140,7 @@ def test_passing_errors_are_tried_again_and_lasting_ones_said(
     for error in (OSError(28, "bucket is full"), PermissionError("Access Denied")):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(memory, patch, "put_file", "train-000002.tar", error)
-            said = rf"^memory://bucket/set: cannot be written .*{str(error)[-6:]}.*is kept"
+            said = rf"^memory://bucket/set: cannot be written .*{str(error)[-6:]}.*are kept"
             with pytest.raises(UserError, match=said):
                 pack_remote(rows)
     assert "manifest.json" not in remote_bytes(memory)
