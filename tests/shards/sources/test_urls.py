@@ -111,10 +111,10 @@ def test_server_without_ranges_is_read_whole_and_that_is_said(
     assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", on_message=said.append))) == sorted(
         file.read_bytes() for file in folder.iterdir()
     )
-    assert any("no parts of files" in text for text in said)
+    assert any("does not support range requests" in text for text in said)
     monkeypatch.setattr(remote, "WHOLE_BYTES", path.stat().st_size - 1)
     path.rename(tmp_path / "www/b.zip")
-    with pytest.raises(UserError, match=r"no part of a file .* download it first"):
+    with pytest.raises(UserError, match=r"does not support HTTP range requests.* download it first"):
         source_rows(f"{server.url}/b.zip")
 
 
