@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 BLOCK_BYTES = 2**19
-"""Scratch memory of `assign_reference`. Ours: it stays in a core's own cache; 256 rows at D = K = 512 were 5 to 10 %
+"""Scratch memory of `assign_reference`. Ours: it fits a core's own cache; 256 rows at D = K = 512 were 5 to 10 %
 faster than 512 to 2048."""
 LEAST_ROWS = 128
 """Rows scored at a time however many centroids there are. Ours: 32 took 1.6 times as long at K = 4096."""
@@ -27,7 +27,7 @@ TILES = {torch.bfloat16: (128, 128, 64), torch.float32: (64, 128, 32)}
 """BLOCK_N, BLOCK_K and BLOCK_D of the kernel. Ours: tiles that compile for A100 and H100 with three stages in at most
 96 KiB of shared memory."""
 LAUNCH = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
-"""Fusion is what Triton does by default, but 3.10 warns unless it is named."""
+"""Fusion is what Triton does by default, but 3.10 warns unless it is set."""
 
 
 def rounding_bound(features: int, tensor_cores: bool) -> float:
@@ -45,8 +45,8 @@ def assign_reference(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor,
 
     Products are accumulated in float32 on every device, whatever torch's global matmul precision or autocast say. The
     N x K matrix never exists: some rows are scored at a time. Source: k-means assignment of DECAR-v2 (UnFuSeD,
-    arXiv 2303.05668), written as in `main_deepclusterv2.py` of SwAV. The second value is ours: it tells which rows
-    `resolve_near_ties` has to look at again.
+    arXiv 2303.05668), written as in `main_deepclusterv2.py` of SwAV. The second value is ours: it shows which rows
+    `resolve_near_ties` must recompute.
 
     Args:
         points: float32 or bfloat16, any strides, finite.
@@ -61,8 +61,8 @@ def assign_reference(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor,
 
 @torch.no_grad()
 def best_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `assign_reference`, for callers that are inside `ieee_float32`: threads that share the rows, say, of which
-    none may change what holds for all.
+    """As `assign_reference`, for callers that are inside `ieee_float32`: for example threads that share the rows,
+    of which none may change a global setting.
     """
     _check(points, centroids)
     n, d = points.shape
@@ -78,7 +78,7 @@ def best_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]
     for start in range(0, n, block):
         stop = min(start + block, n)
         rows = wide[: stop - start].copy_(points[start:stop]) if widen else points[start:stop]
-        # out= keeps the block in place, and autocast leaves such a call alone.
+        # out= keeps the block in place, and autocast does not change such a call.
         tile = torch.mm(rows, centroids_DK, out=scores[: stop - start])
         index = assignments[start:stop]
         if device.type == "cpu":  # torch.max over the last dimension takes ten times as long there
@@ -95,11 +95,11 @@ def best_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def resolve_near_ties(
     points: Tensor, centroids: Tensor, assignments: Tensor, best: Tensor, second: Tensor, gap: float
 ) -> Tensor:
-    """Settles in float64, in place, every assignment (N,) whose best two products are closer than `gap`; returns it.
+    """Recomputes in float64, in place, every assignment (N,) whose best two products are closer than `gap`; returns it.
 
-    With a gap of twice the error of a product the result is the exact nearest centroid, whoever computed the products
-    and in whatever order, on any number of ranks; products closer than `TIE` of the row's own norm count as equal, and
-    the lowest index wins. Ours: rounding is the only thing in which back ends differ, and few rows are that close.
+    With a gap of twice the error of a product the result is the exact nearest centroid, whatever computed the products,
+    in any order and on any number of ranks; products closer than `TIE` of the row's own norm count as equal, and
+    the lowest index wins. Ours: back ends differ only in rounding, and few rows are that close.
 
     Args:
         points: (N, D) float32 or bfloat16.
@@ -135,7 +135,7 @@ def _build_assign_kernel() -> Any:
         points_ptr, centroids_ptr, assignments_ptr, best_ptr, second_ptr, N, K, D,
         BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, INTERPRETED: tl.constexpr,
     ):  # fmt: skip
-        """A program owns BLOCK_N points and walks the centroids, keeping the best two so far of each point."""
+        """A program owns BLOCK_N points and loops over the centroids, keeping the best two so far of each point."""
         rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         row_exists = rows < N
         best = tl.full((BLOCK_N,), float("-inf"), tl.float32)

@@ -1,9 +1,9 @@
 """Sums and counts of the points of each cluster, then centroids of unit norm.   N points, K clusters, D features.
 
 Sums are exact: every number is rounded towards zero to a multiple of 1 / scale, and those multiples are added as
-integers. So the order does not matter, and one answer comes out of any device, number of ranks or threads, and size of
-blocks; and what moves from cluster to cluster can be added and subtracted without drift. At scale 2**30 float32 numbers
-of 2**-7 and more lose nothing, smaller ones less than 2**-30.
+integers. So the order does not matter, and the result is the same on any device, with any number of ranks or threads
+and any block size; and what moves from cluster to cluster can be added and subtracted without drift. At scale 2**30
+float32 numbers of 2**-7 and more lose nothing, smaller ones less than 2**-30.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 BLOCK_BYTES = 2**19
-"""Numbers that are widened to float64 at a time. Ours: as in `assign.py`, small beside the bank."""
+"""Numbers that are widened to float64 at a time. Ours: as in `assign.py`, small compared with the bank."""
 
 SCALE_BITS = 30
 """log2 of the scale for rows of norm 1. Ours: the sums of 2**33 such rows fit an int64, those of a block a float64."""
@@ -42,7 +42,7 @@ def fixed_point_scale(largest_norm: float) -> float:
         ValueError: a norm that is not finite, or so large or small that the scale is no normal float32.
     """
     if not math.isfinite(largest_norm):
-        raise ValueError(f"the largest norm of a row is {largest_norm}; want finite rows")
+        raise ValueError(f"the largest norm of a row is {largest_norm}; rows must be finite")
     exponent = SCALE_BITS - math.ceil(math.log2(largest_norm * 0.999)) if largest_norm > 0 else SCALE_BITS
     if not -90 <= exponent <= 126:
         raise ValueError(f"the largest norm of a row is {largest_norm:g}; scale the rows to between 1e-28 and 1e36")
@@ -177,7 +177,7 @@ def _build_kernels() -> tuple[Any, Any]:
 def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
     """As `centroid_sums_reference`, bit for bit; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1).
 
-    Each cluster is cut into chunks of at most `CHUNK` points, summed side by side, and then the chunks of a cluster in
+    Each cluster is cut into chunks of at most `CHUNK` points, summed in parallel, and then the chunks of a cluster in
     their order: a cluster that holds most points is spread over the device like any other.
 
     Raises:
@@ -210,7 +210,7 @@ def centroid_sums_triton(points: Tensor, assignments: Tensor, k: int, scale: flo
 
 @torch.no_grad()
 def normalise_centroids(sums: Tensor, counts: Tensor, previous: Tensor) -> Tensor:
-    """(K, D), (K,), (K, D) -> (K, D) float32 centroids: each sum at unit norm, or `previous` where none can be had.
+    """(K, D), (K,), (K, D) -> (K, D) float32 centroids: each sum at unit norm, or `previous` where there is none.
 
     That is where a cluster is empty, and where its points cancel to a sum of norm zero. The unit of the sums does not
     matter; norms are taken in float64. Source: spherical k-means.

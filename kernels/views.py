@@ -1,4 +1,4 @@
-"""Views of a batch: log-mixup-exp with a remembered crop, then random resize crop.
+"""Views of a batch: log-mixup-exp with a crop from the mixup memory, then random resize crop.
 
 B clips in a batch, F mel bins, T frames, M crops in the mixup memory.
 """
@@ -23,7 +23,7 @@ BLOCK = 32
 128 bytes, and what a tile reads of a crop stays in the L1 cache."""
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
 """Of both kernels. Ours: with 8 warps 64 registers a thread on sm_90, with 4 warps 158. Multiply-adds that the compiler
-fuses would round the places of taps otherwise than F.interpolate, by up to 3e-5 of a frame at frame 1,000."""
+fuses would round tap positions differently from F.interpolate, by up to 3e-5 of a frame at frame 1,000."""
 
 
 def cubic_kernel(distance: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def resize_weights(offset: Tensor, length: Tensor, size_in: int, size_out: int) 
 
     Row o resamples the crop [offset, offset + length) of an axis of size_in at output position o. Taps are clamped to
     the crop, as F.interpolate clamps to its input; positions of the crop outside [0, size_in) are the zero canvas and
-    carry no weight.
+    have weight 0.
     """
     last = (length - 1).to(torch.float32)[:, None]
     scale = last / max(size_out - 1, 1)  # scale first: rounded as F.interpolate rounds it
@@ -157,8 +157,8 @@ def augmented_triton(
     interpreter.
 
     Each number costs mixup 10 bytes, which bound it, and resizing 8 bytes and 214 instructions (as compiled for sm_90;
-    its 16 taps come from the L1 cache), which bound it: 23 us for 512 crops of 64 x 96 on an H100, by count, not by
-    clock. In one kernel mixup would be done again for each tap.
+    its 16 taps come from the L1 cache), which bound it: 23 us for 512 crops of 64 x 96 on an H100, computed, not
+    measured. In one kernel mixup would be done again for each tap.
 
     Raises:
         ValueError: CPU tensors without the interpreter (TRITON_INTERPRET=1).

@@ -29,7 +29,7 @@ def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
 
 
 def decode_clip(data: bytes | memoryview) -> NDArray[np.int16]:
-    """What encode_clip gave -> its samples. Raises ValueError for anything else."""
+    """The bytes that encode_clip returned -> their samples. Raises ValueError for anything else."""
     header = bytes(data[:WAV_HEADER_BYTES])
     if header.startswith(b"RIFF"):
         if header != _wav_header(len(data) - WAV_HEADER_BYTES):

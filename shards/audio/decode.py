@@ -31,22 +31,22 @@ MARGIN_SAMPLES = 512
 """What is decoded on both sides of a piece, in samples of the lower of the two rates. Ours: 128 already give the whole
 file's signal to 2e-7 at rates from 100 Hz to 192 kHz."""
 HEADER_SLACK_FRAMES = 64
-"""A header may promise this much more than the file holds: some writers count the header's bytes as audio."""
+"""A header may declare this much more than the file holds: some writers count the header's bytes as audio."""
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
-"""Sample rates that are resampled. Ours: a slower signal holds nothing to hear, no converter samples audio faster, and
-for a broken header's 2 GHz soxr prepares for seconds a file."""
+"""Sample rates that are resampled. Ours: a lower rate holds nothing audible, no converter samples audio faster, and
+soxr needs seconds per file to set up for the 2 GHz of a broken header."""
 LONGEST_FILE_SECONDS = 24 * 3600.0
 """Longest file. Ours: a day of a field recorder; a few kilobytes of FLAC can decode to years."""
 SPAN_FRAMES = 1 << 25
-"""Most samples per channel that are in memory at once: 128 MB, eleven minutes at 48 kHz. A longer piece is put together
-from spans of it."""
+"""Most samples per channel that are in memory at once: 128 MB, eleven minutes at 48 kHz. A longer piece is decoded in
+spans."""
 BLOCK_VALUES = 1 << 18
 """Samples of all channels that are decoded at once. Ours: 1 MB stays in the cache, whatever the number of channels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a header says: samples per channel, and their rate in hertz."""
+    """Contents of a header: samples per channel, and their rate in hertz."""
 
     frames: int
     rate_hz: int
@@ -67,7 +67,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
 
     Raises:
         Rejected: unreadable, empty, not audio, no samples, longer than `longest_seconds`, a sample rate that audio does
-            not have, or a header that promises more than the file holds.
+            not have, or a header that declares more than the file holds.
     """
     with open_audio(path) as file:
         frames, rate_hz = int(file.frames), int(file.samplerate)
@@ -76,7 +76,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
             raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
         longest = int(longest_seconds * rate_hz)
-        if frames >= 1 << 60:  # libsndfile's word for a FLAC that does not say
+        if frames >= 1 << 60:  # libsndfile's value for a FLAC without a length
             frames = _passed(file, longest + 1)  # counting ends beyond the longest
         else:
             _check_end(path, file, frames)
@@ -88,7 +88,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
 
 
 class Decoded(NamedTuple):
-    """A piece of a file, and what only the file itself tells of it."""
+    """A piece of a file, and the facts that only the original file holds."""
 
     pcm: NDArray[np.int16]
     """At 16 kHz, one channel."""
@@ -112,7 +112,7 @@ def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
     all before it.
 
     Raises:
-        Rejected: as `probe`; or fewer samples than the header promised, or not finite.
+        Rejected: as `probe`; or fewer samples than the header declares, or not finite.
     """
     file = open_audio(path, frames)
     try:
@@ -120,7 +120,7 @@ def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
     except Rejected as rejected:
         if rejected.reason is not Reason.DAMAGED or not file.subtype.startswith("MPEG"):
             raise
-    # Its header counts right, but libsndfile stumbles over rubbish between the frames: they are read alone.
+    # The count in its header is right, but libsndfile fails on garbage between the frames: read the frames alone.
     return _decode_opened(open_audio(path), frames, start, stop)
 
 
@@ -138,7 +138,7 @@ def _decode_opened(file: ForwardFile, frames: int, start: int, stop: int) -> Dec
 def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping: Clipping) -> NDArray[np.int16]:
     """Part of a piece -> (stop - start,). Raises Rejected.
 
-    It equals the same span of the whole file resampled at once, because its first sample lies on both rates' grids.
+    It equals the same span of the whole file resampled at once, because its first sample is on the grids of both rates.
     """
     rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.subtype.startswith("MPEG") else 0
     grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
@@ -192,7 +192,7 @@ def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -
 
 
 def _passed(file: ForwardFile, most: int) -> int:
-    """Decodes and forgets up to `most` frames -> how many there were. Raises Rejected."""
+    """Decodes and discards up to `most` frames -> how many there were. Raises Rejected."""
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
     frames, got = 0, -1
     try:
@@ -205,12 +205,12 @@ def _passed(file: ForwardFile, most: int) -> int:
 
 
 def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
-    """Raises Rejected for a truncated file: libsndfile takes what there is of one."""
-    promised = endings.logged_frames(file.extra_info, frames)
+    """Raises Rejected for a truncated file: libsndfile reads what is left of one without an error."""
+    declared = endings.logged_frames(file.extra_info, frames)
     if file.format in ("OGG", "NIST", "FLAC"):
         with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
             if file.format == "NIST":
-                promised = endings.nist_frames(stream)
+                declared = endings.nist_frames(stream)
             elif file.format == "FLAC":
                 if place := endings.second_flac(stream):
                     raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {endings.AS_FILES}")
@@ -219,10 +219,10 @@ def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
                 if cut:
                     raise Rejected(Reason.DAMAGED, "ends within a page")
                 if later:
-                    said = f"Ogg with {later} more behind the first, of {frames / int(file.samplerate):.2f} s"
-                    raise Rejected(Reason.JOINED, f"{said}; {endings.AS_FILES}")
-    if promised > frames + HEADER_SLACK_FRAMES:
-        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {promised} samples")
+                    detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
+                    raise Rejected(Reason.JOINED, f"{detail}; {endings.AS_FILES}")
+    if declared > frames + HEADER_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What a recording suffers from: clipping, silence, DC offset, a narrow band.
+"""Faults of a recording: clipping, silence, DC offset, a narrow band.
 
 Clipping is measured at the file's own rate while it is packed, because resampling hides it; the others on PCM16 at
 16 kHz.
@@ -24,15 +24,15 @@ FULL_SCALES = {"PCM_S8": 127 / 128, "PCM_U8": 127 / 128, "ULAW": 32124 / 32768, 
 CLIPPED_RUN_SAMPLES = 3
 """Samples in a row at full scale that count as clipped: one or two are the peak of a loud, clean signal."""
 CLIPPED_SHARE = 1e-3
-"""Of a clip's samples at its own rate: where hard clipping begins to be heard."""
+"""Of a clip's samples at its own rate: where hard clipping becomes audible."""
 QUIET_PEAK = 32
 """Of 32768, -60 dB: below it 16 bit leave six bits or fewer of signal."""
 DC_SHARE = 0.01
 """Mean, of full scale; sound cards of the poorer kind reach some thousandths."""
 DC_OF_RMS = 0.25
-"""Mean, of the root mean square: short clips of loud low tones have a mean too, but a small one beside their level."""
+"""Mean, of the root mean square: short clips of loud low tones have a mean too, but it is small for their level."""
 NARROW_RATES_HZ = (8000, 11025)
-"""Rates below 16 kHz at which speech and sounds are recorded; 12 kHz is taken for the second."""
+"""Rates below 16 kHz at which speech and sounds are recorded; 12 kHz counts as the second."""
 NARROW_DROP_DB = 30.0
 """How far the spectrum falls across half of such a rate, and stays. Resamplers fall by 90 dB and more, down to the
 rounding of 16 bit; natural sounds and microphones by less than 20 within so few hertz."""
@@ -70,12 +70,12 @@ class Clipping:
 
 
 def is_quiet(lowest: int, highest: int) -> bool:
-    """Whether no sample is further than `QUIET_PEAK` from zero, but not all are alike: the clips table knows those."""
+    """Whether no sample is further than `QUIET_PEAK` from zero, but not all are equal: the clips table marks those."""
     return max(highest, -lowest) <= QUIET_PEAK and highest != lowest
 
 
 def dc_offset(pcm: Pcm) -> float | None:
-    """Mean as a share of full scale, where it is one to mind."""
+    """Mean as a share of full scale, where it is large enough to report."""
     mean = float(pcm.mean()) / (FULL_SCALE + 1)
     if abs(mean) < DC_SHARE:
         return None

@@ -1,9 +1,9 @@
-"""MP3 files: how many frames there are, and the file behind a header that says so.
+"""MP3 files: counts the frames, and puts a header with the right count before them.
 
 libsndfile takes the length from the first frame (Xing, Info), or guesses it by the first frame's bit rate, and ends
-there: where the header is wrong or missing, or files were joined, most of the audio is lost without a word. Ours: all
+there: where the header is wrong or missing, or files were joined, most of the audio is lost without an error. Ours: all
 frame headers are counted, which costs a few percent of decoding; where the count is not libsndfile's, the frames are
-read from memory behind a Xing frame with the true count.
+read from memory, after a Xing frame with the right count.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _FRAME_START = re.compile(
     + b"]"
 )
 """First three bytes of what `_frame_bytes` takes for a frame. Ours: found without a step of Python for each byte, which
-would take minutes for what is no MP3 but begins as one."""
+would take minutes for a file that only begins like an MP3."""
 LARGEST_BYTES = 1 << 29
 """Largest file that is read into memory. Ours: nine hours at 128 kbit/s."""
 BLOCK_BYTES = 1 << 20
-"""Read at once while frames are counted; the first frame is looked for no further behind the tags."""
+"""Read at once while frames are counted; the first frame is searched no further after the tags."""
 _LOOK_BYTES = 1 << 14
 """What three frames take at most, and more: a frame has 2881 bytes or fewer."""
 _ROOM_BYTES = 192
@@ -36,9 +36,9 @@ _ROOM_BYTES = 192
 _DECODER_DELAY = 529
 """Samples that libsndfile leaves out where a first frame with a count names no delay of the encoder."""
 _LAME_DELAYS = 21
-"""Where LAME's delay and padding stand, behind the fields of Xing: 12 bits each. Source: LAME's tag, revision 1."""
+"""Where LAME's delay and padding are stored, after the fields of Xing: 12 bits each. Source: LAME's tag, revision 1."""
 TAGS = (b"ID3", b"APETAGEX", b"\0")
-"""What may lie before the first frame: tags, and zeros as padding."""
+"""What may precede the first frame: tags, and zeros as padding."""
 
 
 @dataclass
@@ -50,11 +50,11 @@ class Frames:
     count: int = 0
     """Those that hold audio."""
     runs: list[tuple[int, int]] = field(default_factory=list)
-    """[start, stop) in the file, in bytes, of frames one behind the other; tags, headers and rubbish lie between."""
-    promised: int | None = None
-    """What the first frame says of the count; None: nothing."""
+    """[start, stop) in the file, in bytes, of consecutive frames; tags, headers and garbage are between the runs."""
+    declared: int | None = None
+    """The count in the first frame; None: it has none."""
     delay: int = 0
-    """Samples that the encoder put before the audio, and `padding` behind it, by LAME's tag."""
+    """Samples that the encoder put before the audio, and `padding` after it, by LAME's tag."""
     padding: int = 0
     other: bytes = b""
     """First header of frames of another rate or channel count that follow these and are not counted; empty: none do."""
@@ -66,13 +66,13 @@ class Frames:
     @property
     def samples(self) -> int:
         """Per channel, as libsndfile counts where the header is right, or where its guess without one is."""
-        unnamed = _DECODER_DELAY if self.promised is not None and not self.delay + self.padding else 0
+        unnamed = _DECODER_DELAY if self.declared is not None and not self.delay + self.padding else 0
         return self.count * self.frame_samples - self.delay - self.padding - unnamed
 
     @property
-    def promised_samples(self) -> int:
-        """As `samples`, by the first frame's count; 0 where it says nothing."""
-        return 0 if self.promised is None else self.samples + (self.promised - self.count) * self.frame_samples
+    def declared_samples(self) -> int:
+        """As `samples`, by the first frame's count; 0 where it has none."""
+        return 0 if self.declared is None else self.samples + (self.declared - self.count) * self.frame_samples
 
 
 _last: tuple[object, int, Frames | None] = None, 0, None
@@ -80,7 +80,7 @@ _last: tuple[object, int, Frames | None] = None, 0, None
 
 
 def frames_of(file: BinaryIO, name: object) -> Frames | None:
-    """All layer III frames; None where there are fewer than two of one kind, one behind the other."""
+    """All layer III frames; None where there are fewer than two of one kind in a row."""
     global _last
     size = file.seek(0, io.SEEK_END)
     if _last[:2] != (name, size):
@@ -89,14 +89,14 @@ def frames_of(file: BinaryIO, name: object) -> Frames | None:
 
 
 def with_length(file: BinaryIO, frames: Frames) -> io.BytesIO:
-    """The frames alone, behind a Xing frame that counts them and keeps LAME's delay and padding.
+    """The frames alone, after a Xing frame that counts them and keeps LAME's delay and padding.
 
     Raises:
         OverflowError: longer than LARGEST_BYTES.
     """
     if sum(stop - start for start, stop in frames.runs) > LARGEST_BYTES:
         raise OverflowError(
-            f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a true count of its frames; save it as FLAC"
+            f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a correct frame count; save it as FLAC"
         )
     pieces = [_xing_frame(frames)]
     for start, stop in frames.runs:
@@ -117,7 +117,7 @@ def tag_bytes(head: bytes) -> int:
 
 
 def behind_tags(file: BinaryIO) -> int:
-    """Where what follows all leading tags begins."""
+    """Position after all leading tags."""
     place = 0
     file.seek(0)
     while size := tag_bytes(file.read(32)):
@@ -165,7 +165,7 @@ def _counted(file: BinaryIO, end: int) -> Frames | None:
             continue
         place = base + match.start()
         if match.start() + _LOOK_BYTES > len(data) and base + len(data) < end:
-            continue  # with more behind it in memory
+            continue  # after reading more of the file
         header = data[match.start() : match.start() + 4]
         known = found is None or _kind(header) == _kind(found.header)
         if not _followed(data, match.start(), 1 if known else 3):
@@ -186,7 +186,7 @@ def _close(found: Frames, start: int, stop: int) -> None:
 
 
 def _followed(data: bytes, offset: int, times: int) -> bool:
-    """Whether a frame begins here, and as many others of its kind behind it."""
+    """Whether a frame begins here, and `times` others of its kind follow it."""
     kind = _kind(data[offset : offset + 4])
     for _ in range(times):
         size = _frame_bytes(data[offset : offset + 4])
@@ -203,7 +203,7 @@ def _note_header(found: Frames, tag: bytes) -> None:
         return
     flags = tag[7]
     if first and flags & 1:
-        found.promised = int.from_bytes(tag[8:12], "big") or None
+        found.declared = int.from_bytes(tag[8:12], "big") or None
     place = 8 + 4 * (flags & 1) + 2 * (flags & 2) + 25 * (flags & 4) + (flags & 8) // 2
     named = tag[place : place + 1] > b"\0"
     delays = int.from_bytes(tag[place + _LAME_DELAYS : place + _LAME_DELAYS + 3], "big") if named else 0
@@ -230,7 +230,7 @@ def _xing_frame(frames: Frames) -> bytes:
 
 
 def _tag_offset(header: bytes) -> int:
-    """Where Xing or Info stands in a frame: behind the header and the side information."""
+    """Offset of Xing or Info in a frame: after the header and the side information."""
     mono, mpeg1 = header[3] >> 6 == 3, header[1] >> 3 & 3 == 3
     return 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
 

@@ -23,10 +23,10 @@ LONGEST_NAME = 1000
 UNSUPPORTED_ENCODING = 4
 """libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
 MP3_SLACK_FRAMES = 4 * 1152
-"""A header of MP3 may promise so many more samples than the file holds: encoders pad by two frames at each end."""
+"""A header of MP3 may declare so many more samples than the file holds: encoders pad by two frames at each end."""
 
 HEAD_BYTES = 256
-"""Of a file, behind its tags, by which a format is known."""
+"""Of a file, after its tags, by which a format is recognised."""
 _FORMATS = [
     (re.compile(start, re.DOTALL), name)
     for start, name in (
@@ -58,17 +58,17 @@ of Yamaha, G.726, MPEG layer II, AAC, Windows Media, G.722, AC-3 and DTS, by RFC
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read in one go.
+    """A file that is read sequentially.
 
-    Ours: python-soundfile tells and seeks around every read of a seekable file, which costs time and fails at the end
-    of a FLAC without a length; `seek` itself goes on working.
+    Ours: python-soundfile calls tell() and seek() around every read of a seekable file, which costs time and fails at
+    the end of a FLAC without a length; `seek` itself still works.
     """
 
     def __init__(self, file: bytes | io.BufferedIOBase, window: ByteReader | None = None) -> None:
-        """Args: window: what the bytes come from, whose failures libsndfile takes for the end of the file.
+        """Args: window: source of the bytes; libsndfile takes its failures for the end of the file.
 
         Raises:
-            Rejected: the bytes cannot be had.
+            Rejected: the bytes cannot be read.
             UserError: their server does not answer.
         """
         self._window = window
@@ -81,11 +81,11 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
     def can_seek(self) -> bool:
-        """Whether `seek` works: not for GSM, G.72x, NMS, nor for DWVW, of which libsndfile says that it does."""
+        """Whether `seek` works: not for GSM, G.72x, NMS, nor for DWVW, which libsndfile reports as seekable."""
         return bool(super().seekable()) and not self.subtype.startswith("DWVW")
 
     def read(self, *args: Any, **options: Any) -> NDArray[Any]:
-        """As soundfile's. Raises Rejected as well: the bytes cannot be had."""
+        """As soundfile's. Raises Rejected as well: the bytes cannot be read."""
         try:
             samples: NDArray[Any] = super().read(*args, **options)
         finally:
@@ -155,8 +155,8 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         return _counted_mp3(source, counted, window)
     except OverflowError as error:
         raise Rejected(Reason.UNREADABLE, str(error)) from error
-    except TypeError as error:  # by its ending python-soundfile takes it for headerless samples
-        raise Rejected(Reason.NOT_AUDIO, "headerless samples, whose rate nobody knows; convert them to WAV") from error
+    except TypeError as error:  # judging by its extension, python-soundfile expects headerless samples
+        raise Rejected(Reason.NOT_AUDIO, "headerless samples of unknown sample rate; convert them to WAV") from error
     finally:
         if path is not None:
             source.close()
@@ -171,20 +171,20 @@ def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: ByteRea
 
 
 def _check_mp3(counted: mp3.Frames | None) -> None:
-    """Raises Rejected for a truncated MP3, and for several in one whose sound libsndfile cannot put together."""
+    """Raises Rejected for a truncated MP3, and for several in one whose audio libsndfile cannot join."""
     if counted is None:
         return
     if counted.other:
         first, then = mp3.described(counted.header), mp3.described(counted.other)
-        raise Rejected(Reason.JOINED, f"MP3 of {first}, behind it of {then}; {endings.AS_FILES}")
-    if counted.promised_samples > counted.samples + MP3_SLACK_FRAMES:
-        raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.promised_samples} samples")
+        raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {endings.AS_FILES}")
+    if counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
+        raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.declared_samples} samples")
 
 
 def _not_read(
     source: io.BufferedReader, location: Location, window: ByteReader | None, error: Exception
 ) -> ForwardFile:
-    """The MP3 that follows tags and padding which libsndfile does not pass over. Raises Rejected: there is none."""
+    """The MP3 that follows tags and padding which libsndfile does not skip. Raises Rejected: there is none."""
     source.seek(0)
     counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None
     _check_window(window)
@@ -194,7 +194,7 @@ def _not_read(
     head = source.read(HEAD_BYTES)
     name = next((name for start, name in _FORMATS if start.match(head)), None)
     if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
-        name = "a codec in a format of libsndfile's"
+        name = "an unknown codec in a known format"
     _check_window(window)
     if name is not None:
         raise Rejected(
@@ -210,8 +210,10 @@ def _name(path: Path, descriptor: int) -> bytes:
 
 
 def message(error: Exception) -> str:
-    """libsndfile's own sentence, without the path that python-soundfile puts before it."""
+    """libsndfile's own message, without the path that python-soundfile puts before it."""
     text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
-    if text.startswith(("File does not exist", "Internal error")):  # what it says of an open file named .mp3, or broken
+    if text.startswith(
+        ("File does not exist", "Internal error")
+    ):  # its message for an open file named .mp3, or a broken one
         return "Format not recognised"
     return text.rstrip(".")[:120]

@@ -1,4 +1,4 @@
-"""What tells that a file ends before or behind the place that its header promises: libsndfile reports no error."""
+"""Finds files that end before or after the point that their header declares: libsndfile reports no error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from unfused_fast.shards.sources.reader import ByteReader
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 STREAMED_BYTES = 0x7F000000
-"""A larger promise is none. Ours: a streaming writer cannot know the size and leaves the largest number instead."""
+"""A larger declared size is ignored. Ours: a streaming writer cannot know the size and leaves the largest number
+instead."""
 REST_BYTES = 1024
-"""Most bytes behind the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds,
+"""Most bytes after the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds,
 at most 30 ms of sound."""
 MOST_PADDING_BYTES = 1 << 24
-"""Most zeros behind the samples that are taken for padding."""
+"""Most zeros after the samples that are taken for padding."""
 MOST_GAP_BYTES = 1 << 20
-"""How far behind something else the next Ogg page is looked for. Ours: tags with a picture are smaller."""
-AS_FILES = "save each as a file of its own"
+"""How far past other data the next Ogg page is searched. Ours: tags with a picture are smaller."""
+AS_FILES = "save each recording in a separate file"
 _MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff")
 _W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 """What follows the four letters of a W64 chunk's name, but for the first, `riff`."""
@@ -32,32 +33,32 @@ _NIST_HEADER_BYTES = 1024
 _LOGGED_BYTES = re.compile(
     r"^ *(?:data|SSND|BODY|riff|Data Size|Data length) *:? (\d+) \(?should be (\d+)", re.MULTILINE
 )
-"""Promised and there, in WAV, AIFF, SVX, W64, AU, WVE."""
+"""Declared and present, in WAV, AIFF, SVX, W64, AU, WVE."""
 _LOGGED_FRAMES = re.compile(r"from 'ds64' chunk of (\d+)")
-"""Promised, in RF64."""
+"""Declared, in RF64."""
 _SAMPLE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 
 def logged_frames(log: str, frames: int) -> int:
-    """Samples per channel that the header promised, by libsndfile's log of opening a file with `frames`; 0: as many."""
-    promised = [int(count) for count in _LOGGED_FRAMES.findall(log)]
-    promised += [
+    """Samples per channel that the header declares, by libsndfile's log of opening a file with `frames`; 0: as many."""
+    declared = [int(count) for count in _LOGGED_FRAMES.findall(log)]
+    declared += [
         frames * int(size) // int(there)
         for size, there in _LOGGED_BYTES.findall(log)
         if int(size) < STREAMED_BYTES and int(there)
     ]
-    return max(promised, default=0)
+    return max(declared, default=0)
 
 
 def nist_frames(file: BinaryIO) -> int:
-    """Samples per channel that a SPHERE header promises; 0 where it does not say."""
+    """Samples per channel that a SPHERE header declares; 0 where it declares none."""
     file.seek(0)
     found = _SAMPLE_COUNT.search(file.read(_NIST_HEADER_BYTES))
     return int(found[1]) if found else 0
 
 
 def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
-    """(Ogg streams that follow the first one and what is multiplexed with it, each of which begins anew; whether the
+    """(Ogg streams that follow the first one and what is multiplexed with it, each with headers of its own; whether the
     file ends within a page, as an interrupted download does).
     """
     end, place, later, within = file.seek(0, io.SEEK_END), 0, 0, False
@@ -75,14 +76,14 @@ def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
             return later, True
         begins = bool(page[5] & 2)
         later += begins and within
-        within = not begins  # of streams that are multiplexed the first pages stand together
+        within = not begins  # the first pages of multiplexed streams follow each other
         segments = page[_PAGE_HEADER_BYTES - 1]
         place += _PAGE_HEADER_BYTES + segments + sum(page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments])
     return later, place > end
 
 
 def second_flac(file: BinaryIO) -> int | None:
-    """Where another FLAC begins behind the first, in bytes; None: nowhere."""
+    """Where another FLAC begins after the first, in bytes; None: nowhere."""
     file.seek(0)
     place, found, kept = 0, False, b""
     while block := file.read(SCANNED_BYTES):
@@ -100,12 +101,12 @@ def second_flac(file: BinaryIO) -> int | None:
 
 @dataclass(frozen=True)
 class _SoundChunk:
-    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF or W64 file lie."""
+    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF or W64 file are."""
 
     format: bytes
-    """Of RIFF and RF64, the chunk that says how the samples are coded, header included."""
+    """Of RIFF and RF64, the chunk that describes the encoding of the samples, header included."""
     start: int
-    promised: int
+    declared: int
     """Bytes, by the chunk's header."""
     there: int
     """Bytes up to the end of the file."""
@@ -116,35 +117,35 @@ class _SoundChunk:
 
 
 def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
-    """The same WAV or RF64 with a header that promises all its samples, where it is sure that its own promises fewer.
+    """The same WAV or RF64 with a header that declares all its samples, where its own certainly declares fewer.
 
-    That is so where it promises none, because the recorder died, and where the file has more than 4 GB, which its 32
-    bits cannot say. None: libsndfile may open the file as it is. The file is closed with what is given.
+    That is so where it declares none, because the recorder died, and where the file has more than 4 GB, which its 32
+    bits cannot hold. None: libsndfile may open the file as it is. Closing the result closes the file.
 
     Raises:
-        Rejected: something else follows the samples that are promised.
+        Rejected: something else follows the declared samples.
     """
     file.seek(0)
     sound = _sound_chunk(file, file.read(12))
     if sound is None or sound.rest <= REST_BYTES:
         return None
     if sound.rest_begins in _MAGICS:
-        raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another follow the first; {AS_FILES}")
-    wraps = (sound.there - sound.promised) >> 32
-    if sound.format and (wraps or not sound.promised):
-        size = sound.promised + (wraps << 32) if sound.promised else sound.there
+        raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another file follow the first; {AS_FILES}")
+    wraps = (sound.there - sound.declared) >> 32
+    if sound.format and (wraps or not sound.declared):
+        size = sound.declared + (wraps << 32) if sound.declared else sound.there
         return io.BufferedReader(_Spliced(_header(sound, size), file, sound.start, size))
-    if not sound.promised:
-        raise Rejected(Reason.NO_SAMPLES, f"its header promises none, but {sound.rest} bytes follow")
+    if not sound.declared:
+        raise Rejected(Reason.NO_SAMPLES, f"its header declares none, but {sound.rest} bytes follow")
     raise Rejected(
         Reason.DAMAGED,
-        f"its header promises {sound.promised} bytes of samples, but {sound.rest} more bytes follow"
-        + ("; if they are sound, write it anew with: ffmpeg -ignore_length 1 -i IN OUT.wav" if sound.format else ""),
+        f"its header declares {sound.declared} bytes of samples, but {sound.rest} more bytes follow"
+        + ("; if they are audio, rewrite the file with: ffmpeg -ignore_length 1 -i IN OUT.wav" if sound.format else ""),
     )
 
 
 def _header(sound: _SoundChunk, size: int) -> bytes:
-    """The start of a WAV that ends behind `size` bytes of samples; of an RF64 where 32 bits do not hold the size."""
+    """The start of a WAV that ends after `size` bytes of samples; of an RF64 where 32 bits do not hold the size."""
     behind, most = len(sound.format) + 12 + size, b"\xff" * 4
     if behind < 1 << 32:
         return struct.pack("<4sI4s", b"RIFF", behind, b"WAVE") + sound.format + struct.pack("<4sI", b"data", size)
@@ -153,7 +154,7 @@ def _header(sound: _SoundChunk, size: int) -> bytes:
 
 
 def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
-    """None where there is no such chunk, or where it says that it goes to the end of the file, whatever that is.
+    """None where there is no such chunk, or where it extends to the end of the file, whatever its size.
 
     Source of the sizes of 64 bits: Apple's Core Audio Format specification; Sony's of W64, whose sizes count their
     headers.
@@ -174,7 +175,7 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     while place + wide <= end:
         file.seek(place)
         header = file.read(24)
-        if len(header) < wide:  # of a server that does not answer; who opens the file says so
+        if len(header) < wide:  # a server did not answer; opening the file reports that
             return None
         size = int.from_bytes(header[max(4, wide - 8) : wide], order)
         named = _names_chunk(header[:4]) and (magic != b"riff" or header[4:16] == _W64_GUID)
@@ -192,20 +193,20 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
         elif place + wide + size > end or (not named and (found is not None or wide > 8)):
             if not padding or wide > 8:
                 break
-            place, padding = place - 1, 0  # where a writer left out the byte that makes a size even
+            place, padding = place - 1, 0  # a writer left out the byte that makes a size even
             continue
         padding = -size % even
         place += wide + size + padding
     return None if found is None else _with_rest(file, end, coded, *found, place)
 
 
-def _with_rest(file: BinaryIO, end: int, coded: bytes, start: int, promised: int, behind: int) -> _SoundChunk:
-    """Args: behind: where what is in no chunk begins; a size may be promised that no file has."""
+def _with_rest(file: BinaryIO, end: int, coded: bytes, start: int, declared: int, behind: int) -> _SoundChunk:
+    """Args: behind: where the bytes in no chunk begin; a declared size may exceed any file."""
     file.seek(min(behind, end))
     begins, rest = file.read(4), max(0, end - behind)
-    if promised and not any(begins) and rest <= MOST_PADDING_BYTES and not any(file.read(rest)):
+    if declared and not any(begins) and rest <= MOST_PADDING_BYTES and not any(file.read(rest)):
         rest = 0
-    return _SoundChunk(coded, start, promised, max(0, end - start), rest, begins)
+    return _SoundChunk(coded, start, declared, max(0, end - start), rest, begins)
 
 
 def _names_chunk(name: bytes) -> bool:
@@ -213,7 +214,7 @@ def _names_chunk(name: bytes) -> bool:
 
 
 class _Spliced(ByteReader):
-    """A header of its own before a part of a file, which is closed with it."""
+    """A new header before a part of a file, which is closed with it."""
 
     def __init__(self, header: bytes, file: io.BufferedReader, start: int, size: int) -> None:
         super().__init__(self._read_part, 0, len(header) + size)

@@ -1,4 +1,4 @@
-"""Is a set what it was when it was written, and fit to train on?
+"""Checks that a set is unchanged since it was written, and fit to train on.
 
 Read first: check.py.
 """

@@ -1,4 +1,4 @@
-"""Is a shard set still what it was when it was written, and is it fit to train on?"""
+"""Checks that a shard set is unchanged since it was written, and fit to train on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECTRUM_CLIPS = 256
 random sample, in which a fault of one clip in a hundred is found with a chance of 92 %; all of them would take longer
 than reading the set."""
 NARROW_SHARE = 0.02
-"""Of the clips examined: fewer with a narrow band are no finding. Ours: of clean instrument notes 1 % look so."""
+"""Of the clips examined: fewer with a narrow band are not reported. Ours: of clean instrument notes 1 % look so."""
 SECONDS_PER_CLIP = 120.0
 """Longest that one clip may take. Ours: a clip is an hour long at most, and decoded in seconds."""
 
@@ -34,9 +34,9 @@ class Checked:
     """What check() found."""
 
     corrupt: list[Finding]
-    """What is not as it was written; empty: the set is whole."""
+    """What differs from what was written; empty: the set is intact."""
     warnings: list[Finding]
-    """What may spoil training or its figures."""
+    """What may harm training or distort its results."""
     clips: int = 0
     """In the clips table."""
 
@@ -79,14 +79,14 @@ def check(
             if isinstance(task, ShardTask) and isinstance(answer, ShardReport):
                 reports[task.tar] = answer
             elif answer != manifest.digest:
-                corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest is not the manifest's"))
+                corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest does not match the manifest"))
             faults = sum(bool(report.broken or report.problems.counts) for report in reports.values())
             progress(sum(report.clips for report in reports.values()), clips.num_rows, len(corrupt) + faults)
     for span in spans:
         report = reports[span.tar]
         for kind, times in report.problems.counts.items():
-            said = f"{times} of {report.clips} clips" if times > 1 else ""
-            corrupt.append(finding(kind, span.tar, said, report.problems.examples[kind], times))
+            summary = f"{times} of {report.clips} clips" if times > 1 else ""
+            corrupt.append(finding(kind, span.tar, summary, report.problems.examples[kind], times))
         corrupt += [report.broken] if report.broken is not None else []
         measured.merge(report.warnings)
     corrupt += _order_damage(directory, manifest, spans, reports)
@@ -109,7 +109,7 @@ def _spans(directory: Path, manifest: Manifest, rows: int) -> Iterator[_Span]:
 
 
 def _head(index: Path) -> tuple[int, int | None]:
-    """(count, first clip id) by the first two lines of an index, (0, None) where there is none; a worker says why."""
+    """(count, first clip id) by the first two lines of an index; (0, None) if unreadable, which a worker reports."""
     try:
         with index.open("rb") as file:
             words, members = file.readline(100).split(), file.readline(1000).split(b" ")
@@ -140,19 +140,19 @@ def _order_damage(
                 place = None  # how many clips it had is not known
                 continue
             if place is not None and span.start != place:
-                said = f"begins with clip {span.start}, where clip {place} has its place: shards were renamed"
-                yield finding(Kind.ORDER, span.tar, said)
+                summary = f"begins with clip {span.start}, but clip {place} was expected here: shards were renamed"
+                yield finding(Kind.ORDER, span.tar, summary)
             place = (span.start if place is None else place) + span.clips
         first_of_split += info.clips
         if place is not None and place != first_of_split:
             held = place - first_of_split + info.clips
-            said = f"split {split} has {held} clips in its shards, but {info.clips} in the manifest"
-            yield finding(Kind.COUNT, directory, said)
+            summary = f"split {split} has {held} clips in its shards, but {info.clips} in the manifest"
+            yield finding(Kind.COUNT, directory, summary)
 
 
 def _audio_warnings(directory: Path, measured: Tally, decoded: int, spectra: int) -> Iterator[Finding]:
     sentences = {
-        Kind.QUIET: f"of {decoded} clips examined are all but silent, below -60 dB",
+        Kind.QUIET: f"of {decoded} clips examined are almost silent, below -60 dB",
         Kind.DC_OFFSET: f"of {spectra} clips examined have a DC offset: their mean is not zero",
         Kind.NARROW_BAND: f"of {spectra} clips examined were recorded at a lower rate than 16000 Hz",
     }

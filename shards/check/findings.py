@@ -1,4 +1,4 @@
-"""What is wrong with a set: findings, of which those that are alike become one.
+"""Faults of a set: findings, with identical faults merged into one.
 
 Ours: a finding names three examples and counts the rest, because a set with one fault often has it ten thousand times.
 """
@@ -52,10 +52,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A clip that a finding is about, or a place in a tar."""
+    """A clip that a finding is about, or a position in a tar."""
 
     text: str
-    """What is wrong with this one; may be empty where all are alike."""
+    """What is wrong with this one; may be empty where all are the same."""
     clip: int | None = None
     source: str | None = None
     tar: Path | None = None
@@ -74,9 +74,9 @@ class Finding:
 
     kind: Kind
     message: str
-    """A sentence that stands alone."""
+    """A complete sentence, with the file it is about."""
     file: str
-    """Of the set: the one that is damaged, or that says so."""
+    """File of the set that is damaged, or that shows the fault."""
     shard: str | None = None
     """Name of the tar of the first example."""
     offset: int | None = None
@@ -110,12 +110,12 @@ class Tally:
         kept += list(examples)[: EXAMPLES - len(kept)]
 
 
-def finding(kind: Kind, file: Path, said: str, examples: Iterable[Example] = (), count: int = 1) -> Finding:
-    """A finding whose message is `said`, with `file` before and the first examples behind it."""
+def finding(kind: Kind, file: Path, summary: str, examples: Iterable[Example] = (), count: int = 1) -> Finding:
+    """A finding whose message is `summary`, with `file` before it and the first examples after it."""
     shown = list(examples)[:EXAMPLES]
     texts = [text for example in shown if (text := str(example))]
     more = f" and {count - len(shown)} more" if shown and count > len(shown) else ""
-    message = ": ".join(part for part in (str(file), said, "; ".join(texts) + more) if part)
+    message = ": ".join(part for part in (str(file), summary, "; ".join(texts) + more) if part)
     first = next((example for example in shown if example.tar is not None), None)
     return Finding(
         kind,

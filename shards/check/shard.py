@@ -1,4 +1,4 @@
-"""One shard, read once from its first byte to its last: headers, members, table, audio. What a worker of check does."""
+"""One shard, read once from its first byte to its last: headers, members, table, audio. One job of check."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ShardTask:
     rows: bytes
     """Its part of the clips table, as an Arrow stream."""
     spectrum_every: int
-    """Clips whose id it divides are examined for DC offset and band as well."""
+    """Clips whose id is a multiple of it are examined for DC offset and band as well."""
 
     def answer(self, bad: Bad, at: At) -> ShardReport:
         """Compares the shard with its index and its part of the table, and measures its audio.
@@ -76,7 +76,7 @@ class ShardTask:
             return ShardReport(broken=Finding(Kind.INDEX, str(error), str(index), self.tar.name))
         report = ShardReport(len(samples))
         if len(rows) != len(samples):
-            text = f"{len(samples)} clips, but the clips table has {len(rows)} left from its first one on"
+            text = f"{len(samples)} clips, but the clips table has only {len(rows)} from its first one on"
             report.problems.add(Kind.COUNT, Example(text, tar=self.tar))
         try:
             for number, (members, clip) in enumerate(_clips(self.tar, samples)):
@@ -102,19 +102,19 @@ class ShardTask:
         """What is wrong with a clip apart from its audio."""
         first, key = members[0], row["key"]
         if [member.name for member in members] != [f"{key}.{name}" for name in sorted((self.codec, "index", "json"))]:
-            said = ", ".join(member.name for member in members)
-            return Kind.KEY, first.offset, f"members {said}, where the clips table has {key}"
+            summary = ", ".join(member.name for member in members)
+            return Kind.KEY, first.offset, f"members {summary}, but the clips table has {key}"
         if row["split"] != self.split:
-            return Kind.SPLIT, first.offset, f"{key} is of split {row['split']} in the clips table"
+            return Kind.SPLIT, first.offset, f"{key} is in split {row['split']} in the clips table"
         for member in members:
             _, offset, size, name = member
             start = offset - first.offset + tarfile.BLOCKSIZE
             content = clip[start : start + size]
             if problem := other_header(bytes(clip[start - tarfile.BLOCKSIZE : start]), member):
-                text = f"{problem}, where the index has {name}, {size} bytes"
+                text = f"{problem}, but the index has {name}, {size} bytes"
                 return Kind.TAR, offset - tarfile.BLOCKSIZE, text
             if clip[start + size : start + padded(size)] != bytes(-size % tarfile.BLOCKSIZE):
-                return Kind.TAR, offset + size, f"no zeros as padding after {name}"
+                return Kind.TAR, offset + size, f"no zero padding after {name}"
             if name.endswith(".index") and content != key.encode():
                 return Kind.KEY, offset, f"the content of {name} is not {key}"
             if name.endswith(".json") and (problem := _json_problem(content, row, self.label_names)):
@@ -134,12 +134,12 @@ class ShardTask:
         if not whole or spectrum:
             same = hashlib.sha256(pcm.astype("<i2", copy=False).data).hexdigest() == row["sha256"]
             if not whole or not same:
-                said = f"the samples of {audio.name} are not those packed"
+                summary = f"the samples of {audio.name} differ from those packed"
                 if same:
-                    said = f"the bytes of {audio.name} are not those packed, its samples are"
-                return Kind.SAMPLES, audio.offset, f"{said} (sha256)"
+                    summary = f"the bytes of {audio.name} differ from those packed, but its samples are the same"
+                return Kind.SAMPLES, audio.offset, f"{summary} (sha256)"
         if len(pcm) != row["samples"]:
-            text = f"{audio.name} has {len(pcm)} samples, the clips table {row['samples']}"
+            text = f"{audio.name} has {len(pcm)} samples, but the clips table has {row['samples']}"
             return Kind.SAMPLES, audio.offset, text
         report.decoded += 1
         report.spectra += spectrum
@@ -150,17 +150,17 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True)
 class DigestTask:
-    """The digest of the clips table, which takes as long as a shard and is shared out like one."""
+    """The digest of the clips table, which takes as long as a shard and is a job like one."""
 
     directory: Path
     label_names: tuple[str, ...]
 
     def answer(self, bad: Bad, at: At) -> str:
-        """As table.clips_digest, where nothing can be left out.
+        """As table.clips_digest; `bad` is ignored, because no row can be left out.
 
         Args:
-            at: called before the table is read and with the number of each batch of it, so that a long table is not
-                taken for a process that hangs.
+            at: called before the table is read and with the number of each batch of it, so that reading a
+                long table does not count as a hang.
         """
         at(0)
         return clips_digest(read_clips(self.directory), self.label_names, at)
@@ -179,14 +179,14 @@ def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member
             place = end
         while rest := file.read(READ_BYTES):
             if any(rest):
-                raise EOFError(f"something follows its last member, after byte {place}")
+                raise EOFError(f"data follows its last member, after byte {place}")
 
 
 def _json_problem(content: memoryview, row: Row, label_names: tuple[str, ...]) -> str | None:
     try:
         described = json.loads(bytes(content))
     except (ValueError, RecursionError):
-        return "is no JSON"
+        return "is not JSON"
     names = [label_names[label] for label in row["labels"] if 0 <= label < len(label_names)]
     wanted = {name: row[name] for name in ("clip_id", *IN_JSON)} | {"label_names": names}
     if described == wanted:
@@ -194,15 +194,15 @@ def _json_problem(content: memoryview, row: Row, label_names: tuple[str, ...]) -
     if not isinstance(described, dict):
         return f"holds {described!r:.60}"
     names = sorted(described.keys() | wanted.keys())
-    return "says " + ", ".join(
-        f"{name} {described.get(name)!r}, but the clips table {wanted.get(name)!r}"
+    return "has " + ", ".join(
+        f"{name} {described.get(name)!r}, but the clips table has {wanted.get(name)!r}"
         for name in names
         if described.get(name, ...) != wanted.get(name, ...)
     )
 
 
 def _faults(pcm: measures.Pcm, spectrum: bool) -> Iterator[tuple[Kind, str]]:
-    """What a recording suffers from. spectrum: DC offset and band are examined as well."""
+    """Faults of a recording. spectrum: DC offset and band are examined as well."""
     lowest, highest = int(np.minimum.reduce(pcm)), int(np.maximum.reduce(pcm))
     if measures.is_quiet(lowest, highest):
         yield Kind.QUIET, f"peak {max(highest, -lowest)} of 32768"

@@ -1,4 +1,4 @@
-"""What the clips table tells without a look at the audio: damage, and what a user would want to know before training.
+"""What the clips table shows without reading the audio: damage, and warnings to read before training.
 
 N clips.
 """
@@ -31,15 +31,15 @@ OUTLIER_SPREADS = 3.0
 
 
 def table_damage(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
-    """What disagrees with the manifest, or with itself; the digest of the table, another task, covers the rest."""
+    """What does not match the manifest, or is inconsistent; the digest, a separate job, covers the rest."""
     table, start = directory / CLIPS, 0
     for split, info in manifest.splits.items():
         rows = clips.slice(start, info.clips)
         seconds = (pc.sum(rows["samples"]).as_py() or 0) / SAMPLE_RATE_HZ
         same_length = np.isclose(seconds, info.seconds, rtol=1e-6, atol=1e-3)
         if len(rows) != info.clips or rows["split"].unique().to_pylist() != [split] or not same_length:
-            said = f"rows {start} to {start + info.clips - 1} are not split {split} of the manifest"
-            yield finding(Kind.COUNT, table, f"{said}, {info.clips} clips and {info.seconds:.3f} s")
+            summary = f"rows {start} to {start + info.clips - 1} do not match split {split} of the manifest"
+            yield finding(Kind.COUNT, table, f"{summary}, {info.clips} clips and {info.seconds:.3f} s")
         start += info.clips
     if start != clips.num_rows:
         yield finding(Kind.COUNT, table, f"{clips.num_rows} clips, but the manifest has {start}")
@@ -47,7 +47,7 @@ def table_damage(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterat
     lengths = pc.divide(pc.cast(clips["samples"], pa.float64()), float(SAMPLE_RATE_HZ))
     wrong = pc.or_(pc.not_equal(clips["key"], keys), pc.not_equal(clips["seconds"], lengths))
     if len(found := np.flatnonzero(pc.fill_null(wrong, True).to_numpy())):
-        yield _of_rows(Kind.KEY, table, "keys or seconds that do not follow from id and samples", clips, found)
+        yield _of_rows(Kind.KEY, table, "keys or seconds that do not match id and samples", clips, found)
     rejected = directory / REJECTED
     try:
         with rejected.open(encoding="utf-8", newline="") as stream:
@@ -59,7 +59,7 @@ def table_damage(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterat
 
 
 def table_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
-    """What a user would want to know: stray files, labels, leaks, duplicates, durations, published counts."""
+    """Warnings for the user: stray files, labels, leaks, duplicates, durations, published counts."""
     listed = {name for info in manifest.splits.values() for name in info.shards}
     listed |= {index_path(Path(name)).name for name in listed}
     for path in sorted(directory.iterdir()):
@@ -88,11 +88,11 @@ def _label_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Ite
         of_split[split] = np.bincount(ids[there[parents]], minlength=len(names))
         without = np.flatnonzero(there & ~labelled)
         if len(without) and of_split[split].any():
-            said = f"{len(without)} of {there.sum()} clips of split {split} have no label"
-            yield _of_rows(Kind.UNLABELLED, directory, said, clips, without)
+            summary = f"{len(without)} of {there.sum()} clips of split {split} have no label"
+            yield _of_rows(Kind.UNLABELLED, directory, summary, clips, without)
     train, total = of_split.get("train", np.zeros(len(names))), np.bincount(ids, minlength=len(names))
     unseen = [split for split in ("valid", "test") if split in of_split and train.any()]
-    for kind, found, said in (
+    for kind, found, summary in (
         *(
             (Kind.UNSEEN_CLASS, (of_split[split] > 0) & (train == 0), f"classes of split {split} have no clip in train")
             for split in unseen
@@ -102,7 +102,7 @@ def _label_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Ite
     ):
         if count := int(found.sum()):
             examples = [Example(names[number]) for number in np.flatnonzero(found)[:EXAMPLES]]
-            yield finding(kind, directory, f"{count} {said}", examples, count)
+            yield finding(kind, directory, f"{count} {summary}", examples, count)
 
 
 def _group_leaks(directory: Path, clips: pa.Table) -> Iterator[Finding]:
@@ -117,8 +117,8 @@ def _group_leaks(directory: Path, clips: pa.Table) -> Iterator[Finding]:
         texts = [
             f"{row['group']} in {' and '.join(sorted(map(str, row[f'{side}_distinct'])))}" for row in first.to_pylist()
         ]
-        said = f"{leaking.num_rows} groups (speakers, recordings) are in more than one {side}"
-        yield _of_rows(Kind.GROUP_LEAK, directory, said, clips, leaking["clip_id_min"].to_numpy(), texts)
+        summary = f"{leaking.num_rows} groups (speakers, recordings) are in more than one {side}"
+        yield _of_rows(Kind.GROUP_LEAK, directory, summary, clips, leaking["clip_id_min"].to_numpy(), texts)
 
 
 def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
@@ -134,9 +134,9 @@ def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     in_splits = [same for audio, same in same_audio if len(splits[audio]) > 1]
     in_one_split = [same for audio, same in same_audio if len(splits[audio]) < len(same)]
     otherwise = [same for _, same in same_audio if len({tuple(row["labels"]) for row in same}) > 1]
-    for kind, found, said in (
-        (Kind.AUDIO_LEAK, in_splits, "recordings are in more than one split, sample by sample the same"),
-        (Kind.DUPLICATE, in_one_split, "recordings are more than once in one split, sample by sample the same"),
+    for kind, found, summary in (
+        (Kind.AUDIO_LEAK, in_splits, "recordings are in more than one split, with identical samples"),
+        (Kind.DUPLICATE, in_one_split, "recordings are more than once in one split, with identical samples"),
         (Kind.LABEL_CONFLICT, otherwise, "recordings have different labels in different copies"),
     ):
         texts = []
@@ -146,7 +146,7 @@ def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
             texts.append(f"same as {', '.join(named)}{more}")
         if found:
             first = np.array([same[0]["clip_id"] for same in found])
-            yield _of_rows(kind, directory, f"{len(found)} {said}", clips, first, texts)
+            yield _of_rows(kind, directory, f"{len(found)} {summary}", clips, first, texts)
 
 
 def _duration_outliers(directory: Path, clips: pa.Table) -> Iterator[Finding]:
@@ -158,29 +158,29 @@ def _duration_outliers(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     rows = np.flatnonzero(far & (np.abs(logs - middle) >= np.log(OUTLIER_FACTOR)))
     if len(rows):
         rows = rows[np.argsort(-np.abs(logs[rows] - middle), kind="stable")]
-        said = f"{len(rows)} of {len(logs)} clips are far from the median length of {np.exp(middle):.2f} s"
+        summary = f"{len(rows)} of {len(logs)} clips are far from the median length of {np.exp(middle):.2f} s"
         texts = [f"{seconds[row]:.2f} s" for row in rows[:EXAMPLES]]
-        yield _of_rows(Kind.DURATION, directory, said, clips, rows, texts)
+        yield _of_rows(Kind.DURATION, directory, summary, clips, rows, texts)
 
 
 def _recording_faults(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     """What was measured while the clips were packed."""
     clipped = pc.greater_equal(clips["clipped_share"], CLIPPED_SHARE)
-    for kind, found, said in (
+    for kind, found, summary in (
         (Kind.CLIPPED, clipped, f"are clipped: {100 * CLIPPED_SHARE:g} % of their samples or more at full scale"),
-        (Kind.CONSTANT, clips["constant"], "hold no sound: all their samples are alike"),
+        (Kind.CONSTANT, clips["constant"], "hold no sound: all their samples are equal"),
     ):
         if len(rows := np.flatnonzero(pc.fill_null(found, False).to_numpy())):
-            yield _of_rows(kind, directory, f"{len(rows)} of {clips.num_rows} clips {said}", clips, rows)
+            yield _of_rows(kind, directory, f"{len(rows)} of {clips.num_rows} clips {summary}", clips, rows)
 
 
 def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
-    """Files against published clips, split by split; a validation split that is ours counts as train."""
+    """Compares files with published clips, split by split; a validation split that is ours counts as train."""
     if manifest.dataset is None:
         return
     name = manifest.dataset["name"]
     if name not in DATASETS:
-        yield finding(Kind.PUBLISHED_COUNT, directory, f"of data set {name}, which this version does not know")
+        yield finding(Kind.PUBLISHED_COUNT, directory, f"of data set {name}, which this version does not support")
         return
     published = DATASETS[name].clips
     files = clips.group_by(["split", "source"]).aggregate([])["split"]
@@ -194,10 +194,10 @@ def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> I
     ]
     if differing:
         options = ", ".join(f"{key}={value}" for key, value in manifest.dataset.get("options", {}).items())
-        said = (
-            f"files packed, of those that {name} publishes: {'; '.join(differing)}; {manifest.rejected} were rejected"
+        summary = (
+            f"files packed of those published for {name}: {'; '.join(differing)}; {manifest.rejected} were rejected"
         )
-        yield finding(Kind.PUBLISHED_COUNT, directory, said + (f" (packed with {options})" if options else ""))
+        yield finding(Kind.PUBLISHED_COUNT, directory, summary + (f" (packed with {options})" if options else ""))
 
 
 def _labels(clips: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -208,8 +208,13 @@ def _labels(clips: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _of_rows(
-    kind: Kind, file: Path, said: str, clips: pa.Table, rows: NDArray[np.int64], texts: Iterable[str] = ("",) * EXAMPLES
+    kind: Kind,
+    file: Path,
+    summary: str,
+    clips: pa.Table,
+    rows: NDArray[np.int64],
+    texts: Iterable[str] = ("",) * EXAMPLES,
 ) -> Finding:
     sources = clips["source"]
     examples = [Example(text, int(row), sources[row].as_py()) for row, text in zip(rows, texts, strict=False)]
-    return finding(kind, file, said, examples, len(rows))
+    return finding(kind, file, summary, examples, len(rows))

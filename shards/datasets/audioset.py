@@ -1,4 +1,4 @@
-"""AudioSet: ten seconds of 2 million videos with all their labels, from a copy that somebody downloaded."""
+"""AudioSet: ten seconds of 2 million videos with all their labels, from a downloaded copy."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TABLES = {
     "eval": "eval_segments.csv",
 }
 SEGMENTS = {"balanced": 22_160, "unbalanced": 2_041_789, "eval": 20_371}
-"""Lines of the tables, as their second line says and as EVAR counts (2,084,320 in all). The page that offers them says
+"""Lines of the tables, by their second line and by EVAR's count (2,084,320 in all). The download page gives
 22,176, 2,042,985 and 20,383."""
 SAMPLE_FILE = "audioset-sample.csv"
 PLACES = ("", "metadata/", "csv/")
-"""Where the tables may lie, below the root."""
+"""Folders below the root in which the tables may be."""
 
 _ID_LENGTH = 11
 _COUNT = re.compile(r"#.*\bnum_segs=(\d+)")
@@ -37,11 +37,11 @@ _COUNT = re.compile(r"#.*\bnum_segs=(\d+)")
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Rows of the listed clips that are there. labels: the display_name of each mid; group: the video.
 
-    The tables say what a clip is, whatever folder it lies in. Names as people write them are known: the id is the first
+    The tables describe a clip, whatever folder it is in. Usual file names are recognised: the id is the first
     11 characters, or those after a `Y`.
     """
     if choice["seed"] != "0" and choice["sample"] == "all":
-        raise UserError(f"--option seed={choice['seed']}: the seed is of the sample; add --option sample=N")
+        raise UserError(f"--option seed={choice['seed']}: the seed belongs to the sample; add --option sample=N")
     parts = ["balanced", "unbalanced"] if choice["split"] == "both" else [choice["split"]]
     parts += ["eval"] if choice["eval"] == "test" else []
     tables = {part: _table(root, TABLES[part], part) for part in parts}
@@ -69,11 +69,11 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     if not rows:
         raise WrongLayout(f"{root}: {len(names)} audio files, but none is named by a listed video")
     if again:
-        notes.append(f"{again} clips are listed twice; the first line counts.")
+        notes.append(f"{again} clips are listed twice; the first line is used.")
     if more := len(names) - len(rows):
         used = {row.source for row in rows.values()}
         example = next(name for name in map(in_unicode, names) if name not in used)
-        notes.append(f"{more:,} audio files left out: not listed, or a further copy, such as {example}.")
+        notes.append(f"{more:,} audio files left out: not listed, or a second copy, such as {example}.")
     if choice["sample"] == "all":
         return Discovery(list(rows.values()), notes)
     return _sampled(rows, int(choice["sample"]), int(choice["seed"]), notes)
@@ -84,7 +84,7 @@ def _table(root: Folder, name: str, part: str) -> Folder:
         return first_of(root, [place + name for place in PLACES])
     except WrongLayout as error:
         without = {"eval": "eval=none", "balanced": "split=unbalanced", "unbalanced": "split=balanced"}
-        raise WrongLayout(f"{error} (fetch it, or say --option {without[part]})" if part else error) from None
+        raise WrongLayout(f"{error} (download it, or use --option {without[part]})" if part else error) from None
 
 
 def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
@@ -95,7 +95,7 @@ def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
         notes.append(f"{table.name} names {len(records)} classes; published: {CLASSES}.")
     shared = [name for name, count in times.items() if count > 1]
     if shared:
-        notes.append(f"{len(shared)} names belong to several classes and have the mid after them, such as {shared[0]}.")
+        notes.append(f"{len(shared)} names belong to several classes; the mid is added to them, as in {shared[0]}.")
     return {
         record["mid"]: record["display_name"] + (f" ({record['mid']})" if record["display_name"] in shared else "")
         for record in records
@@ -126,39 +126,39 @@ def _segments(table: Folder, label_of: Mapping[str, str], notes: list[str]) -> I
         UserError: another line, or a mid that the table of classes does not name.
     """
     names_of: dict[str, tuple[str, ...]] = {}
-    promised, lines = None, 0
+    declared, lines = None, 0
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, skipinitialspace=True)
             for fields in reader:
                 if not fields or fields[0].startswith("#"):
                     if count := _COUNT.match(", ".join(fields)):
-                        promised = int(count[1])
+                        declared = int(count[1])
                     continue
                 if len(fields) != 4 or len(fields[0]) != _ID_LENGTH:
                     wanted = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
-                    said = f"line {reader.line_num} is {', '.join(fields)[:80]!r}, but a line must be like {wanted}"
-                    raise not_published(table, said)
+                    problem = f"line {reader.line_num} is {', '.join(fields)[:80]!r}, but a line must be like {wanted}"
+                    raise not_published(table, problem)
                 mids = fields[3]
                 if mids not in names_of:
                     unknown = [mid for mid in mids.split(",") if mid not in label_of]
                     if unknown:
-                        raise not_published(table, f"line {reader.line_num}: {unknown[0]!r} is no class of {LABELS}")
+                        raise not_published(table, f"line {reader.line_num}: {unknown[0]!r} is not a class in {LABELS}")
                     names_of[mids] = tuple(dict.fromkeys(label_of[mid] for mid in mids.split(",")))
                 lines += 1
                 yield fields[0], names_of[mids]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise not_published(table, f"cannot be read ({error})") from error
-    if promised not in (None, lines):
-        notes.append(f"{table.name} has {lines:,} clips, but its second line says {promised:,}: it is not whole.")
+    if declared not in (None, lines):
+        notes.append(f"{table.name} has {lines:,} clips, but its second line says {declared:,}: it is incomplete.")
 
 
 def _sampled(rows: Mapping[str, SourceRow], size: int, seed: int, notes: list[str]) -> Discovery:
-    """All of eval, and `size` clips of train, whose list and its digest are given to be written beside the shards."""
+    """All of eval, and `size` clips of train, whose list and its digest are to be written next to the shards."""
     train = {video: row.labels for video, row in rows.items() if row.split == "train"}
     if not 1 <= size <= len(train):
         raise UserError(
-            f"--option sample={size}: {len(train):,} train clips are here; want 1 to {len(train)}, or sample=all"
+            f"--option sample={size}: {len(train):,} train clips are here; give 1 to {len(train)}, or sample=all"
         )
     taken = class_balanced(train, size, seed)
     text = "ytid\n" + "".join(f"{video}\n" for video in sorted(taken))

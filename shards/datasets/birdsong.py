@@ -23,7 +23,7 @@ class _Half:
     name: str
     published: int
     folders: tuple[str, ...]
-    """Where people unpack it; the archives themselves hold only wav/."""
+    """Usual folders to unpack it into; the archives themselves hold only wav/."""
     tables: tuple[str, ...]
     """Newest first; figshare and DCASE ship it under several names."""
 
@@ -46,7 +46,7 @@ HALVES = (
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Labels absent and present. The split is made over all lines of both tables, whether their files are there or
-    not, so that a copy with gaps splits as the whole does. Each recording is a group of its own.
+    not, so that a copy with gaps splits as the whole does. Each recording is a separate group.
     """
     from sklearn.model_selection import train_test_split
 
@@ -67,7 +67,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         folders.append(f"{folder}/wav")
     if len(rows) < 10 or {row.label for row in rows} != set(LABELS.values()):
         raise UserError(
-            f"{root}: {len(rows)} clips are listed, too few of absent and present to split; fetch the tables again"
+            f"{root}: {len(rows)} clips are listed, too few of absent and present to split; download the tables again"
         )
     labels = [row.label for row in rows]
     _, test = train_test_split(range(len(rows)), test_size=TEST_FRACTION, random_state=SEED, stratify=labels)
@@ -79,7 +79,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
 
 DATASET = Dataset(
     name="birdsong",
-    task="is a bird heard",
+    task="bird detection",
     variants=(Variant("bird or not", {}, 2, CLIPS),),
     licence="CC BY 4.0 (not verified), see the figshare pages",
     source="https://dcase.community/challenge2018/task-bird-audio-detection: ff1010bird_wav.zip, "

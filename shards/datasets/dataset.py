@@ -1,4 +1,4 @@
-"""What an adapter says of a data set, and what it finds in a copy of it."""
+"""The description of a data set, and what its adapter finds in a copy of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMBER, PATH = "N", "PATH"
 
 
 class WrongLayout(Exception):
-    """What a folder lacks of the published layout, which `Dataset.discover` adds."""
+    """What a folder lacks of the published layout; `Dataset.discover` adds that layout to the message."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Discovery:
     notes: list[str] = field(default_factory=list)
     """Sentences for the screen: what differs from the published facts, what was left out and why."""
     files: dict[str, str] = field(default_factory=dict)
-    """Name -> text of what is to be written beside the shards, such as the list of a sample."""
+    """Name -> text of what is to be written next to the shards, such as the list of a sample."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Variant:
     classes: int | None
     """None: as many as there are."""
     clips: Mapping[str, int]
-    """Published clips of each split; a copy may hold fewer, and that is said on the screen. Empty: no fixed number."""
+    """Published clips of each split; a copy may hold fewer, and a message then reports it. Empty: no fixed number."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Dataset:
     published ones.
     """
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Option -> its values, the first the default; `NUMBER` and `PATH` stand for many."""
+    """Option -> its values, the first the default; `NUMBER` and `PATH` are placeholders."""
     not_verified: tuple[str, ...] = ()
-    """What is said here and no copy has confirmed; what can be is compared with the files at run time."""
+    """Facts given here that no copy has confirmed; where possible they are compared with the files at run time."""
     holds_out: bool = True
     """Whether a tenth of train becomes valid where there is a test and no validation split."""
 

@@ -31,8 +31,9 @@ _TABLES = {
         ],
     ),
 }
-"""Data set -> the column of Freesound ids, and where its table may lie. Source for fsID: soundata urbansound8k.py.
-Not verified for itemid: freefield1010 is cut from Freesound, and its items are taken to be named by Freesound's ids."""
+"""Data set -> the column of Freesound ids, and where its table may be. Source for fsID: soundata urbansound8k.py.
+Not verified for itemid: freefield1010 is cut from Freesound, and its items are assumed to be named by Freesound's
+ids."""
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
@@ -98,7 +99,7 @@ def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[Sourc
 
 
 def freesound_ids(place: Folder) -> dict[str, set[str]]:
-    """Data set -> Freesound ids it uses, for those that lie in a folder; or for the one whose table is named.
+    """Data set -> Freesound ids it uses, for those in a folder; or for the one whose table is given.
 
     Raises:
         UserError: nothing there, or neither UrbanSound8K nor freefield1010.

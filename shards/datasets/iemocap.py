@@ -53,7 +53,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     for sessions, (found, published) in counts.items():
         if test == "session5" and not found:
             raise UserError(
-                f"{base}: no clips of {sessions}, but session 5 is the test; add {sessions} or say test=cv5"
+                f"{base}: no clips of {sessions}, but session 5 is the test; add {sessions} or use test=cv5"
             )
         if found != published:
             notes.append(f"{found:,} clips in {sessions} here; published with exc={exc}: {published:,}.")
@@ -63,7 +63,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
 
 
 def _turns(evaluations: Folder) -> Iterator[tuple[str, str]]:
-    """(turn, emotion) of a session. Only the files at the top: the folders below hold each rater's own view.
+    """(turn, emotion) of a session. Only the files at the top: the folders below hold the ratings of single raters.
 
     A turn is one line `[start - end]<TAB>turn<TAB>emotion<TAB>[v, a, d]`; the lines that follow it are single votes.
     """
@@ -79,7 +79,7 @@ def _turns(evaluations: Folder) -> Iterator[tuple[str, str]]:
                 raise not_published(path, f"no turn and emotion after the times in {line[:80]!r}, separated by tabs")
             turn, emotion = match.groups()
             if turn in seen:
-                raise UserError(f"{path}: {turn} a second time; delete the copy of its dialog")
+                raise UserError(f"{path}: {turn} appears twice; delete the copy of its dialog")
             seen.add(turn)
             yield turn, emotion.strip()
 
@@ -88,8 +88,8 @@ DATASET = Dataset(
     name="iemocap",
     task="emotion recognition, 4 emotions",
     variants=tuple(
-        Variant(f"4 emotions, {said}", {"exc": exc}, len(EMOTIONS), clips)
-        for (exc, clips), said in zip(CLIPS.items(), ("without excited", "excited counts as happy"), strict=True)
+        Variant(f"4 emotions, {description}", {"exc": exc}, len(EMOTIONS), clips)
+        for (exc, clips), description in zip(CLIPS.items(), ("without excited", "excited counts as happy"), strict=True)
     ),
     licence="by signed form, for research",
     source="https://sail.usc.edu/iemocap (signed form; no open download)",

@@ -1,4 +1,4 @@
-"""What the adapters share: is the folder what the publisher ships, what do its tables say, which files are there."""
+"""Checks shared by the adapters: the published layout, the tables in it, and the files they list."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from unfused_fast.shards.sources.listing import CLUTTER, is_audio
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
-REFETCH = "fetch it again from its publisher"
+REFETCH = "download it again from its publisher"
 
 
-def not_published(path: Folder, said: str) -> UserError:
+def not_published(path: Folder, problem: str) -> UserError:
     """The error for a table that is not as published."""
-    return UserError(f"{path}: {said}; {REFETCH}")
+    return UserError(f"{path}: {problem}; {REFETCH}")
 
 
 def require(root: Folder, needed: Iterable[str]) -> None:
-    """Raises WrongLayout unless everything in `needed` lies below `root`."""
+    """Raises WrongLayout unless everything in `needed` is below `root`."""
     if missing := [entry for entry in needed if not (root / entry).exists()]:
         raise WrongLayout(f"{root}: no {', '.join(missing)} here")
 
@@ -44,7 +44,7 @@ def lines_of(path: Folder, errors: str = "strict") -> list[str]:
 
 
 def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> list[dict[str, str]]:
-    """Lines of a CSV by the names in its header, wherever the columns stand; or, headless, as `columns` names them.
+    """Lines of a CSV by the names in its header, in any order of columns; or, headless, as `columns` names them.
 
     Raises:
         UserError: not readable, a column is missing, or a line has fewer or more fields than its header.
@@ -54,15 +54,17 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
             reader = csv.DictReader(stream, columns if headless else None)
             names = [(name or "").strip() for name in reader.fieldnames or []]
             if not set(columns) <= set(names):
-                said = f"its columns are {', '.join(names) or 'none'}, but {', '.join(columns)} are needed"
-                raise not_published(path, said)
+                problem = f"its columns are {', '.join(names) or 'none'}, but {', '.join(columns)} are needed"
+                raise not_published(path, problem)
             reader.fieldnames = names
             records = []
             for record in reader:
                 fewer, more = any(record[name] is None for name in columns), any(record.get(None) or ())
                 if fewer or more:
-                    said = f"line {reader.line_num} has {'fewer' if fewer else 'more'} fields than {', '.join(names)}"
-                    raise not_published(path, said)
+                    problem = (
+                        f"line {reader.line_num} has {'fewer' if fewer else 'more'} fields than {', '.join(names)}"
+                    )
+                    raise not_published(path, problem)
                 records.append({name: record[name].strip() for name in columns})
             return records
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -72,9 +74,9 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
 def walk(folder: Folder) -> Iterator[tuple[Folder, list[str], list[str]]]:
     """(folder, names of folders in it, names of files in it) of `folder` and all below it, sorted by name.
 
-    Hidden names and `CLUTTER` are left out. Each folder comes once, whatever links lead to it, so loops come to an end.
-    Ours: what ends like audio is not asked whether it is a folder, which on a network disk would take minutes for the
-    two million files of AudioSet.
+    Hidden names and `CLUTTER` are left out. Each folder comes once, however many links lead to it, so loops come to an
+    end. Ours: what ends like audio is not asked whether it is a folder, which on a network disk would take minutes for
+    the two million files of AudioSet.
     """
     waiting, seen = [folder], set[tuple[int, int]]()
     while waiting:

@@ -28,11 +28,11 @@ _FILE = re.compile(r"([0-9]+)-([0-9]+)-[0-9]+\.flac")
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
-    """Every utterance of the subset; the group is the chapter, of which one recording session made all utterances."""
+    """Every utterance of the subset; the group is the chapter, recorded in one session."""
     split = choice["split"]
     if split == "chapters" and choice["label"] != "reader":
         raise UserError(
-            "split=chapters keeps each chapter on one side, so a chapter cannot be the label; add label=reader"
+            "split=chapters keeps each chapter in one split, so a chapter cannot be the label; add label=reader"
         )
     base = first_of(root, ("LibriSpeech", ""), SUBSET)
     notes: list[str] = []
@@ -53,10 +53,10 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     share = CLIPS["test"] / sum(CLIPS.values())
     notes.append(
         f"The train/test split is ours (seed {SEED}, {share:.0%} of each chapter in test), not the authors' lists; "
-        "for those put train_split.txt and test_split.txt of s3prl into ROOT and say split=files. "
-        "As in theirs, every chapter is on both sides."
+        "to use theirs, put train_split.txt and test_split.txt of s3prl into ROOT and add split=files. "
+        "As in theirs, every chapter is in both splits."
     )
-    # Each chapter on both sides in the proportion of the authors' lists.
+    # Each chapter is in both splits in the proportion of the authors' lists.
     return Discovery(
         with_test(rows, lambda row: row.group, SEED, lambda n: min(max(1, round(share * n)), n - 1)), notes
     )
@@ -70,8 +70,8 @@ def speaker_subsets(table: Folder) -> dict[str, str]:
         if line.lstrip().startswith(";"):
             continue
         if len(fields) < 5:
-            said = f"the line {line[:80]!r} has {len(fields)} fields, but ID | SEX | SUBSET | MINUTES | NAME are 5"
-            raise not_published(table, said)
+            problem = f"the line {line[:80]!r} has {len(fields)} fields, but ID | SEX | SUBSET | MINUTES | NAME are 5"
+            raise not_published(table, problem)
         subsets[fields[0]] = fields[2]
     return subsets
 
@@ -88,12 +88,12 @@ def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRo
         source = path.relative_to(base).as_posix()
         yield SourceRow(path, source, group if label == "chapter" else reader, group=group)
     if strays:
-        notes.append(f"{strays} FLAC files left out: their names do not say the reader and chapter of their folder.")
+        notes.append(f"{strays} FLAC files left out: their names do not match the reader and chapter of their folder.")
 
 
 def _against_speakers(table: Folder, rows: list[SourceRow]) -> list[str]:
     if not table.is_file():
-        return [f"No {table.name} beside {SUBSET}, so the readers were not checked against it."]
+        return [f"No {table.name} next to {SUBSET}, so the readers were not checked against it."]
     listed = {reader for reader, subset in speaker_subsets(table).items() if subset == SUBSET}
     found = {_reader(row) for row in rows}
     notes = []
@@ -109,11 +109,11 @@ def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str
     for split, name in LISTS.items():
         path = root / name if (root / name).is_file() else base / name
         if not path.is_file():
-            raise UserError(f"{root}: no {name}, which split=files needs; put it there or say split=seeded")
+            raise UserError(f"{root}: no {name}, which split=files needs; put it there or use split=seeded")
         listed = {PurePosixPath(line.split()[0]).stem for line in lines_of(path)}
         if both := listed & splits.keys():
             raise UserError(
-                f"{path}: {_some(both)} also in {LISTS['train']}; an utterance has one side, mend the lists"
+                f"{path}: {_some(both)} also in {LISTS['train']}; an utterance belongs to one split; fix the lists"
             )
         if len(listed) != CLIPS[split]:
             notes.append(f"{name} lists {len(listed):,} utterances; published: {CLIPS[split]:,}.")
@@ -135,7 +135,7 @@ def _by_chapters(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
         sizes[_reader(row)][row.group or ""] += 1
     test = {min(chapters, key=lambda name: (chapters[name], name)) for chapters in sizes.values() if len(chapters) > 1}
     if not test:
-        raise UserError("split=chapters: no reader here has two chapters; say split=seeded")
+        raise UserError("split=chapters: no reader here has two chapters; use split=seeded")
     kept = [row for row in rows if len(sizes[_reader(row)]) > 1]
     notes.append("The split by chapters is ours: the chapter with the fewest utterances of each reader is the test.")
     if lone := len(sizes) - len(test):

@@ -1,4 +1,4 @@
-"""Audio of one's own, named like the data sets: a folder, or a CSV that lists it."""
+"""Your own audio, as two more data sets: a folder, or a CSV that lists it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from unfused_fast.shards.sources.source_rows import source_rows
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """As `shard FOLDER` and `shard TABLE.csv` find it; labels=folders is --labels-from-folders."""
     if "labels" in choice and not root.is_dir():
-        raise WrongLayout(f"{root}: not a folder; for a table say --dataset csv")
+        raise WrongLayout(f"{root}: not a folder; for a table use --dataset csv")
     if "labels" not in choice and not root.is_file():
-        raise WrongLayout(f"{root}: not a file; for a folder say --dataset folder")
+        raise WrongLayout(f"{root}: not a file; for a folder use --dataset folder")
     notes: list[str] = []
     return Discovery(source_rows(root, labels_from_folders=choice.get("labels") == "folders", note=notes.append), notes)
 
 
 FOLDER = Dataset(
     name="folder",
-    task="audio of your own, in folders of any depth",
+    task="your own audio, in folders of any depth",
     variants=(
         Variant("no labels", {"labels": "none"}, None, {}),
         Variant("first folder is the label", {"labels": "folders"}, None, {}),
@@ -36,7 +36,7 @@ FOLDER = Dataset(
 )
 CSV = Dataset(
     name="csv",
-    task="audio of your own, listed in a table with labels, splits and groups",
+    task="your own audio, listed in a table with labels, splits and groups",
     variants=(Variant("labels of the table", {}, None, {}),),
     licence="yours",
     source="your disk",

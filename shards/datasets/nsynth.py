@@ -13,7 +13,7 @@ from unfused_fast.shards.sources.row import SourceRow
 
 CLIPS = {"train": 289205, "valid": 12678, "test": 4096}
 FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal")
-"""By integer id, as far as the specification remembers them; what the json files say is compared with it."""
+"""By integer id, as remembered from the specification; the json files are compared with it."""
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
@@ -40,15 +40,13 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         notes += found.notes
     if strange := {number: name for number, name in ids.items() if dict(enumerate(FAMILIES)).get(number) != name}:
         text = ", ".join(f"{number} is {name}" for number, name in sorted(strange.items()))
-        notes.append(f"family ids are not those that were expected: {text}; labels are the names in the json.")
+        notes.append(f"family ids differ from those expected: {text}; labels are the names in the json.")
     for split in dict.fromkeys(splits.values()):
         absent = sorted(set(ids.values()) - {row.label for row in rows if row.split == split})
         if absent:
             notes.append(f"split {split} has no notes of {', '.join(absent)}.")
     if choice["test"] == "valid":
-        notes.append(
-            "test=valid: the official valid split is called test here, and the official test split is left out."
-        )
+        notes.append("test=valid: the official valid split becomes test here, and the official test split is left out.")
     return Discovery(rows, notes)
 
 
@@ -62,11 +60,11 @@ def _row(
     except (KeyError, TypeError, ValueError) as error:
         raise not_published(table, f"note {note} lacks a usable {error}") from error
     if ids.setdefault(number, family) != family or list(ids.values()).count(family) != 1:
-        raise not_published(table, f"note {note} gives family {family} the id {number}, other notes do not")
+        raise not_published(table, f"note {note} gives family {family} the id {number}, but other notes do not")
     instrument, *midi = note.rsplit("-", 2)
     if midi != [f"{pitch:03d}", f"{velocity:03d}"]:
-        said = f"note {note} has pitch {pitch} and velocity {velocity}, but its name must end in them"
-        raise not_published(table, f"{said} as in bass_synth_033-022-050")
+        problem = f"note {note} has pitch {pitch} and velocity {velocity}, but its name must end in them"
+        raise not_published(table, f"{problem} as in bass_synth_033-022-050")
     name = f"{folder}/audio/{note}.wav"
     return SourceRow(root / name, name, family, split, instrument)
 

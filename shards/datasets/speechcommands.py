@@ -31,7 +31,7 @@ NOISE_FILES = 6
 CHOPS, CHOP_SEED = 1000, 0
 """Of each noise file, protocol=lape. Source: LAPE, which draws them without a seed; the seed is ours."""
 VALID_NOISE, HOP_SECONDS = "running_tap.wav", 0.5
-"""protocol=tf12: the recording of valid, and how far slices lie apart. Source: hear-preprocess speech_commands.py."""
+"""protocol=tf12: the recording of valid; distance of slices. Source: hear-preprocess speech_commands.py."""
 TEST_CLIPS = {1: 3_081, 2: 4_890}
 """Version -> files of the separate test archive, from memory, not verified."""
 
@@ -87,7 +87,7 @@ def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discover
         notes.append(f"{len(absent):,} clips of the lists are not here, such as {min(absent)}.")
     notes += against_published(rows, version.clips)
     if other := _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}:
-        notes.append(f"Folders left out, no words of v{version.number}: {', '.join(sorted(other)[:5])}.")
+        notes.append(f"Folders left out, not words of v{version.number}: {', '.join(sorted(other)[:5])}.")
     if protocol == "tf12":
         tested = _test_archive(root / version.test_archive)
         if len(tested) != TEST_CLIPS[version.number]:
@@ -95,7 +95,7 @@ def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discover
         rows = [row for row in rows if row.split != "test"] + tested
         notes.append(
             f"Test clips come from {version.test_archive}; the clips of testing_list.txt are in no split. "
-            "Training keeps every unknown word, in its natural number."
+            "Training keeps all clips of unknown words, unbalanced."
         )
     if protocol != "words":
         rows += _silence(base, protocol, notes)
@@ -103,16 +103,16 @@ def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discover
 
 
 def _base(root: Folder, version: _Version) -> Folder:
-    """The folder of the word folders, known by the ten words; the other version is refused by its words."""
+    """The folder of the word folders, recognised by the ten words; the other version is refused by its words."""
     for base in (root, root / version.archive, root / "train" / "audio"):
         found = _folders(base) if base.is_dir() else set()
         if not found & TEN:
             continue
         if version is V1 and found & ONLY_V2:
             word = min(found & ONLY_V2)
-            raise UserError(f"{base}: the folder {word} is of v2, this is v1; say --dataset {V2.name}")
+            raise UserError(f"{base}: the folder {word} belongs to v2, but this is v1; use --dataset {V2.name}")
         if version is V2 and not found & ONLY_V2:
-            raise UserError(f"{base}: none of {', '.join(sorted(ONLY_V2))}, so this is v1; say --dataset {V1.name}")
+            raise UserError(f"{base}: none of {', '.join(sorted(ONLY_V2))}, so this is v1; use --dataset {V1.name}")
         return base
     raise WrongLayout(f"{root}: no folders of words (yes, no, up, ...) here")
 
@@ -127,12 +127,12 @@ def _wavs(folder: Folder) -> list[Folder]:
 
 
 def _listed(base: Folder) -> dict[str, str]:
-    """<word>/<file> -> split, for the clips in a list; the lists lie beside the words, on Kaggle one folder up."""
+    """<word>/<file> -> split, for the clips in a list; the lists are next to the words, on Kaggle one folder up."""
     splits: dict[str, str] = {}
     kaggle = base.parts[-2:] == ("train", "audio")
     for split, name in LISTS.items():
-        beside = (base / name).is_file() or not kaggle
-        path = first_of(base if beside else base.parent, (name,))
+        here = (base / name).is_file() or not kaggle
+        path = first_of(base if here else base.parent, (name,))
         listed = {line.strip() for line in lines_of(path)}
         if both := listed & splits.keys():
             raise not_published(path, f"{min(both)} is in {LISTS['valid']} too")
@@ -141,7 +141,7 @@ def _listed(base: Folder) -> dict[str, str]:
 
 
 def _test_archive(base: Folder) -> list[SourceRow]:
-    """The balanced test set of its own. Not verified: how its `_unknown_` and `_silence_` files are named; any WAV is
+    """The separate, balanced test set. Not verified: how its `_unknown_` and `_silence_` files are named; any WAV is
     taken.
     """
     rows = []

@@ -18,10 +18,10 @@ from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
 def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int = 0) -> list[SourceRow]:
     """Where no row is in split valid, moves whole groups of train there, label by label; else the rows as they are.
 
-    Ours: validation has to come from somewhere, and a group on both sides would make it look better than test. Groups
-    come in a seeded order; those of more than twice what is still wanted are passed over, unless nothing of a label
-    would move: then its smallest does. One that holds the last train rows of a label stays. The order of rows does not
-    change.
+    Ours: validation has to come from somewhere, and a group in both splits would make its score better than test's.
+    Groups come in a seeded order; those of more than twice what is still wanted are passed over, unless nothing of a
+    label would move: then its smallest does. One that holds the last train rows of a label stays. The order of rows
+    does not change.
     """
     if any(row.split == "valid" for row in rows):
         return list(rows)
@@ -82,7 +82,7 @@ def parsed_shares(text: str) -> dict[str, float]:
         shares = {}
     if not shares or not all(share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         raise UserError(
-            f"--split {text}: want percentages above 0 that add up to 100, of train, valid and test as 70/10/20, or of "
+            f"--split {text}: give percentages above 0 that add up to 100, of train, valid and test as 70/10/20, or of "
             "train and test as 80/20"
         )
     return shares
@@ -94,7 +94,7 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
     The order of rows does not change.
 
     Ours: groups come label by label, in a seeded order within each, and every group goes to the split that lacks the
-    most files of what it should have by then; so each label's groups are dealt out in about these shares, and all
+    most files of what it should have by then; so each label's groups are distributed in about these shares, and all
     rows in exactly these but for the size of a group. The first group of a label is train's, because no label can be
     tested that was not trained. A group of several labels counts with its rarest.
 
@@ -129,13 +129,13 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
     if empty := [split for split in shares if not have[split]]:
         raise UserError(
             f"--split: {', '.join(empty)} would be empty: {len(labels_of)} groups are too few for {len(of_label)} "
-            "labels, each of which keeps one in train; give larger shares, more files or smaller groups"
+            "labels, each of which keeps one group in train; give larger shares, more files or smaller groups"
         )
     labels = {label for found in labels_of.values() for label in found if label}
     evenly = f", {len(labels)} labels, each in about these shares" if labels else ""
     counts = ", ".join(f"{have[name]} {name}" for name in shares)
-    said = f"{counts} files; {len(labels_of)} whole groups{evenly}"
-    return [replace(row, split=split_of[_group(row)]) for row in rows], f"{said}; seed {seed}"
+    summary = f"{counts} files; {len(labels_of)} whole groups{evenly}"
+    return [replace(row, split=split_of[_group(row)]) for row in rows], f"{summary}; seed {seed}"
 
 
 def _group(row: SourceRow) -> str:

@@ -62,7 +62,7 @@ def _row(root: Folder, line: str, split: str, table: Folder) -> SourceRow:
 
 
 def _unexpected_formats(root: Folder, rows: list[SourceRow]) -> list[str]:
-    """48 kHz, 24 bit, stereo is what DCASE's pages say; the first clip of each scene and split tells whether it is."""
+    """48 kHz, 24 bit, stereo is what DCASE's pages give; checked on the first clip of each scene and split."""
     first: dict[tuple[str, str | None], str] = {}
     for row in rows:
         first.setdefault((row.split, row.label), row.source)
@@ -72,7 +72,7 @@ def _unexpected_formats(root: Folder, rows: list[SourceRow]) -> list[str]:
             with (root / name).open("rb") as stream:
                 info = soundfile.info(stream)
         except soundfile.LibsndfileError:
-            continue  # packing says what is wrong with it
+            continue  # packing reports what is wrong with it
         if (info.samplerate, info.channels, info.subtype) != PUBLISHED_FORMAT:
             others.setdefault((info.samplerate, info.channels, info.subtype), []).append(name)
     return [

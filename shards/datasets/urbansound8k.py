@@ -40,8 +40,8 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         if record["fold"] not in map(str, range(1, FOLDS + 1)):
             raise not_published(root / table, f"{file} is in fold {record['fold']}, but there are 1 to {FOLDS}")
         if label not in CLASSES or number != str(CLASSES.index(label)):
-            said = f"{file} has classID {number} and class {label}, which are not published together"
-            raise not_published(root / table, said)
+            problem = f"{file} has classID {number} and class {label}, which are not published together"
+            raise not_published(root / table, problem)
         fold = int(record["fold"])
         name = f"{prefix}fold{fold}/{file}"
         rows.append(SourceRow(root / name, name, label, "train", record["fsID"], fold))

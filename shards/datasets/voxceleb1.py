@@ -20,7 +20,7 @@ from unfused_fast.shards.sources.row import SourceRow
 
 TABLE = "iden_split.txt"
 PARTS = (("wav",), ("dev/wav", "test/wav"))
-"""Where the audio may lie: as the archives unpack, or kept apart as s3prl does."""
+"""Where the audio may be: as the archives unpack, or kept apart as s3prl does."""
 SPLITS = {"1": "train", "2": "valid", "3": "test"}
 SPEAKERS, UTTERANCES = 1251, 153_516
 """Of iden_split.txt. Source: EVAR evar/utils/make_metadata.py."""

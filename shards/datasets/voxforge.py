@@ -25,7 +25,7 @@ TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
 RANDOM_TEST_SHARE, RANDOM_SEED = 0.2, 1
 """Of the clips of each language. Source: A-SSL's list, a stratified 80/20 split; the draw is ours."""
 EVAR_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-"""Not verified: how EVAR's list calls its three splits."""
+"""Not verified: the names of the three splits in EVAR's list."""
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
@@ -53,7 +53,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         return Discovery(_by_speaker(rows, notes), notes)
     notes.append(
         "The random 80/20 split is ours, in the manner of LAPE, whose list is not published; "
-        "speakers are on both sides, so accuracy on it is too high."
+        "speakers are in both splits, so its accuracy is optimistic."
     )
     return Discovery(
         with_test(rows, lambda row: row.label, RANDOM_SEED, lambda count: round(RANDOM_TEST_SHARE * count)), notes
@@ -83,7 +83,7 @@ def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
         todo = f"; {packed} archives are still to be unpacked, each into a folder of its name" if packed else ""
         raise WrongLayout(f"{root}: no unpacked VoxForge archives here{todo}")
     if packed:
-        notes.append(f"{packed:,} archives (.tgz) beside them were not read; unpack them to have their clips.")
+        notes.append(f"{packed:,} archives (.tgz) next to them were not read; unpack them to include their clips.")
     if strays:
         notes.append(f"{strays:,} files left out: their folder is not named <user>-<date>-<xxx>.")
     if twice:
@@ -110,14 +110,14 @@ def _by_speaker(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     split = dict.fromkeys(speakers[: cuts[0]], "train") | dict.fromkeys(speakers[cuts[0] : cuts[1]], "valid")
     notes.append(
         f"Split by speaker with the rule of TFDS over the {len(speakers):,} speakers here; "
-        "with other speakers than in its list of archives the split is another one."
+        "with different speakers than in its list of archives the split differs."
     )
     return [replace(row, split=split.get(row.group or "", "test")) for row in rows]
 
 
 def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[SourceRow]:
-    """Labels and splits of EVAR's list, whose files are known by the names of archive and clip: archives have names of
-    their own, and EVAR unpacks them without their language.
+    """Labels and splits of EVAR's list, whose files are known by the names of archive and clip: archive names are
+    unique, and EVAR unpacks them without their language.
     """
     here = {_archive_and_clip(row.source): row for row in rows}
     found: dict[str, SourceRow] = {}
@@ -126,8 +126,8 @@ def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[S
     for record in records_of(table, ("file_name", "label", "split")):
         name, label, split = record["file_name"], record["label"].lower(), record["split"].lower()
         if label not in LANGUAGES or split not in EVAR_SPLITS:
-            said = f"{name} has label {record['label']!r} and split {record['split']!r}, but labels are "
-            raise not_published(table, f"{said}{', '.join(LANGUAGES)} and splits train, valid, test")
+            problem = f"{name} has label {record['label']!r} and split {record['split']!r}, but labels are "
+            raise not_published(table, f"{problem}{', '.join(LANGUAGES)} and splits train, valid, test")
         row = here.get(_archive_and_clip(name))
         if row is None:
             absent.append(name)
@@ -144,11 +144,11 @@ def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[S
     if len(found) < len(rows):
         notes.append(f"{len(rows) - len(found):,} files left out: not in {table.name}.")
     if other:
-        notes.append(f"{other:,} files have another language in their path than in {table.name}, which is followed.")
+        notes.append(f"{other:,} files have another language in their path than in {table.name}; the list is used.")
     splits = Counter(row.split for row in found.values())
     notes.append(
         f"EVAR's list: {', '.join(f'{splits[split]:,} {split}' for split in ('train', 'valid', 'test'))}; it is split "
-        "by archive, so a speaker may be on both sides."
+        "by archive, so a speaker may be in two splits."
     )
     return list(found.values())
 

@@ -1,4 +1,4 @@
-"""OUT.partial: where a set is made, and how it takes OUT's place all at once or not at all."""
+"""OUT.partial: where a set is made, and how it replaces OUT atomically."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def building(
     resume: bool,
     remote: RemoteSet | None = None,
 ) -> Iterator[Journal]:
-    """The journal of the set made in OUT.partial, which becomes OUT when the block ends, and is kept to be continued
+    """The journal of the set made in OUT.partial, which becomes OUT when the block ends, and is kept for a resume
     when the block raises; OUT is always whole.
 
     Args:
@@ -39,8 +39,8 @@ def building(
         remote: the set is made there; `out` is the folder on this machine, which is deleted in the end.
 
     Raises:
-        UserError: `out` is a file, a set that may not be replaced, or a folder with other things in it; another process
-            packs to it; what is unfinished was begun with other options; or the disk refuses to be written.
+        UserError: `out` is a file, a set that may not be replaced, or a folder that is neither empty nor a set; another
+            process packs to it; the unfinished set was started with different options; or the disk cannot be written.
     """
     shown = str(out) if remote is None else remote.shown
     real, partial = Path(os.path.realpath(out)), partial_of(out)
@@ -59,7 +59,7 @@ def building(
             begun = journal.begun
             if not begun and any(path != journal.folder for path in partial.iterdir()):
                 raise UserError(
-                    f"{partial}: not an unfinished set of this version of unfused-fast; delete it, or begin again with "
+                    f"{partial}: not an unfinished set of this version of unfused-fast; delete it, or start again with "
                     "--overwrite"
                 )
             try:
@@ -85,8 +85,8 @@ def building(
         if error.errno not in _DISK_ERRORS:
             raise
         raise UserError(
-            f"{partial.parent}: cannot be written, {cause(error)}; what is packed so far is in {partial.name}: make "
-            "room and give the same command again, or pack to another disk"
+            f"{partial.parent}: cannot be written, {cause(error)}; what is packed so far is in {partial.name}: free "
+            "some space and run the same command again, or pack to another disk"
         ) from error
 
 
@@ -102,7 +102,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def complete(folder: Path, name: str, text: str) -> None:
-    """Brings every file to the disk, then the one whose presence says that the others are complete."""
+    """Flushes every file to the disk, then writes the file that marks the others as complete."""
     for path in sorted(folder.rglob("*")):
         to_disk(path)
     (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -125,8 +125,8 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             f"{folder.parent}: the set needs up to {needed / 1e9:.2f} GB more, but the disk has "
-            f"{free / 1e9:.2f} GB free; make room and give the same command again, pack to another disk, or halve the "
-            "set with --codec flac"
+            f"{free / 1e9:.2f} GB free; free some space and run the same command again, pack to another disk, or "
+            "halve the set with --codec flac"
         )
 
 
@@ -134,19 +134,19 @@ def _check_replaceable(out: Path, replace: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
-        raise UserError(f"{out}: a file, but a shard set is a folder; name another place")
+        raise UserError(f"{out}: a file, but a shard set is a folder; choose another OUT")
     if not is_complete(out):
         raise UserError(
-            f"{out}: a folder with other things in it, not a shard set, so it is not overwritten; "
-            "name another place or empty it"
+            f"{out}: is not empty and is not a shard set, so it is not overwritten; "
+            "choose another OUT or empty the folder"
         )
     if not replace:
-        raise UserError(f"{out}: a shard set is already there; name another place, or replace it with --overwrite")
+        raise UserError(f"{out}: a shard set is already there; choose another OUT, or replace it with --overwrite")
 
 
 @contextmanager
 def _lock(partial: Path, shown: str) -> Iterator[None]:
-    """Keeps other processes away while the block runs. Raises UserError: one is packing there, or has just finished.
+    """Locks out other processes while the block runs. Raises UserError: one is packing there, or has just finished.
 
     Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file.
     """
@@ -155,11 +155,11 @@ def _lock(partial: Path, shown: str) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{shown}: another process is packing to it; wait for it, or name another place") from None
+            raise UserError(f"{shown}: another process is packing to it; wait for it, or choose another OUT") from None
         except OSError:  # a file system without locks
             pass
         if not partial.exists() or partial.stat().st_ino != os.fstat(folder).st_ino:
-            raise UserError(f"{shown}: another process has just finished packing to it; look at what it made")
+            raise UserError(f"{shown}: another process has just finished packing to it; check its result")
         yield
     finally:
         os.close(folder)

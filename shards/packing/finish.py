@@ -39,8 +39,8 @@ from unfused_fast.shards.sets.table import (
 Statistics = Callable[[Iterator[NDArray[np.int16]]], Mapping[str, float]]
 
 STATISTICS_SPLIT, STATISTICS_CLIPS = "train", 512
-"""Clips that `statistics` gets. Ours: the first ids are a random sample, and so many fix a log-mel's mean and std well
-beyond what training notices."""
+"""Clips that `statistics` gets. Ours: the first ids are a random sample, and so many give a log-mel's mean and std
+more precisely than training needs."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Contents:
     rejected: list[Rejection]
     """By their headers."""
     files: dict[str, str]
-    """Name -> text of what is written beside the shards."""
+    """Name -> text of what is written next to the shards."""
 
 
 class Numbering:
-    """Gives clips their ids, shard by shard in order, and sends shards to where the set is made.
+    """Gives clips their ids, shard by shard in order, and uploads shards of a set behind a URL.
 
     Ours: a worker numbers the clips of its shard as if nothing before them were rejected; where something was, the ids
     are written over in place, so that all shards can be made at the same time and ids have no gaps.
@@ -95,9 +95,9 @@ class Numbering:
         self.numbered: list[DoneShard] = []
 
     def advance(self) -> None:
-        """Numbers all shards before which none is missing, and sends them.
+        """Numbers all shards up to the first missing one, and uploads them.
 
-        The first ones that are sent stay on the disk too, for `statistics`.
+        The first ones that are uploaded stay on the disk too, for `statistics`.
         """
         while self._waiting and (done := self._journal.done(self._waiting[0])) is not None:
             if done.clips.num_rows and self._journal.sent(done.name) is None:
@@ -113,10 +113,10 @@ class Numbering:
             self._waiting.popleft()
 
     def _number(self, tar: Path) -> None:
-        """Gives a shard's clips the next ids, unless they have them."""
+        """Gives a shard's clips the next ids, unless they already have them."""
         if read_index(index_path(tar))[0][0].name.partition(".")[0] == clip_key(self._clips):
             return
-        if tar.stat().st_nlink > 1:  # the file of a part, too, which stays as it is
+        if tar.stat().st_nlink > 1:  # also the file of a part, which must not change
             copy = self._journal.temporary(tar.stem)
             shutil.copyfile(tar, copy)
             copy.replace(tar)
@@ -141,7 +141,7 @@ def finish(
         made: shards made in this run, since `started` (time.perf_counter()).
 
     Raises:
-        UserError: there is not one clip.
+        UserError: no file was usable.
     """
     numbering.advance()
     assert len(numbering.numbered) == len(contents.shards), "a shard is missing"

@@ -1,6 +1,6 @@
-"""What an unfinished set knows of itself, so that it can be continued after any end.
+"""The state of an unfinished set, from which it resumes after any interruption.
 
-OUT.partial/journal/request.json   what was asked for; another request does not continue this set
+OUT.partial/journal/request.json   the request; a different request does not resume this set
 OUT.partial/journal/headers.jsonl  headers of the files, a block a line
 OUT.partial/journal/NAME.parquet   written when NAME.tar and NAME.idx have their names: their clips and rejections
 OUT.partial/journal/NAME.sent      of a set behind a URL: written when both files are there; they may be gone here
@@ -40,7 +40,7 @@ class Journal:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to continue."""
+        """Whether there is something to resume."""
         return self._request.is_file()
 
     @property
@@ -49,10 +49,10 @@ class Journal:
         return self.begun and bool(json.loads(self._request.read_bytes())["replaces"])
 
     def begin(self, request: Mapping[str, Any], replaces: bool, shown: str) -> None:
-        """Continues what is there, or starts the journal. `shown` is what the set is called in errors.
+        """Resumes what is there, or starts the journal. Args: shown: name of the set in errors.
 
         Raises:
-            UserError: what is there was begun with other options.
+            UserError: what is there was started with different options.
         """
         if self.begun:
             before = json.loads(self._request.read_bytes())["request"]
@@ -63,8 +63,8 @@ class Journal:
             ]
             if different:
                 raise UserError(
-                    f"{shown}: unfinished, and begun with other options ({'; '.join(different)}); use those to finish "
-                    "it, or begin again with --overwrite"
+                    f"{shown}: unfinished, and started with different options ({'; '.join(different)}); use those to "
+                    "finish it, or start again with --overwrite"
                 )
         shutil.rmtree(self.making, ignore_errors=True)
         self.making.mkdir(parents=True)
@@ -106,12 +106,12 @@ class Journal:
         """Notes that the files of a shard are there."""
         about = json.dumps({"rejected": done.rejected, "bytes": done.bytes}).encode()
         new = self.making / f"{done.name}.parquet"
-        with new.open("wb") as file:  # Python's own file, whose errors carry the number of a full disk
+        with new.open("wb") as file:  # Python's own file, whose errors have the error number of a full disk
             pq.write_table(done.clips.replace_schema_metadata({_ABOUT: about}), file, compression="zstd")
         new.replace(self.folder / new.name)
 
     def done(self, name: str) -> DoneShard | None:
-        """What is known of a shard; None: it is not (or not wholly) there, also where the machine lost its power."""
+        """The record of a finished shard; None: it is missing or incomplete, for example after a power cut."""
         try:
             table = pq.read_table(self.folder / f"{name}.parquet")
         except (FileNotFoundError, pa.ArrowInvalid):
@@ -137,7 +137,7 @@ class Journal:
         return path.read_text(encoding="ascii")
 
     def note_sent(self, name: str, files: Mapping[str, Sequence[Any]]) -> None:
-        """Notes that the files of a shard are behind the URL: name -> size, and what the server says of the content."""
+        """Notes that the files of a shard are behind the URL: name -> size, and the server's digest of the content."""
         replace_file(self.folder / f"{name}.sent", json.dumps(files).encode())
 
     def sent(self, name: str) -> dict[str, list[Any]] | None:

@@ -22,10 +22,10 @@ SHARD_BYTES = 256 * 2**20
 SHARDS_PER_SPLIT = 16
 """Fewest shards of a split, if `SHARD_CLIPS` allows. Ours: readers permute shards and shuffle within them."""
 SHARD_CLIPS = 64
-"""Fewest clips of a shard, but for the last. Ours: below that files and their indexes cost more than they bring."""
+"""Fewest clips of a shard, but for the last. Ours: below that the overhead of files and indexes outweighs the gain."""
 WHOLE_UP_TO = 1.05
 """A file of up to so many times `max_seconds` is one clip. Ours: a recorder, or MP3's padding, makes 10 s files a hair
-longer, and two halves of 5 s are other clips than the published ones; trimming would lose sound."""
+longer, and two halves of 5 s differ from the published clips; trimming would lose sound."""
 
 _TAR_BLOCK = 512
 _SIDE_MEMBERS_BYTES = 2 * 2 * _TAR_BLOCK + _TAR_BLOCK
@@ -49,15 +49,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """Consecutive pieces of one split that share a tar."""
+    """Consecutive pieces of one split that go into one tar."""
 
     name: str
     """Of its files, without their endings."""
     split: str
     first: int
-    """Place of its first piece in the plan: the id of its first clip, were no piece before it rejected."""
+    """Position of its first piece in the plan: the id of its first clip if no piece before it is rejected."""
     last: int
-    """Place after its last piece."""
+    """Position after its last piece."""
 
 
 @dataclass(frozen=True)

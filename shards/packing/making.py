@@ -1,4 +1,4 @@
-"""The two long steps of packing, each of which continues where it was stopped: reading headers, making shards."""
+"""The two long steps of packing, each of which resumes where it was stopped: reading headers, making shards."""
 
 from __future__ import annotations
 

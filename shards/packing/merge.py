@@ -36,10 +36,10 @@ def merge(
     other arguments see pack().
 
     Args:
-        progress: called with shards that are where they belong, shards in all, 0.
+        progress: called with shards placed, shards in all, 0.
 
     Raises:
-        UserError: a part is missing, unfinished, twice there, damaged, or of another set; or as pack().
+        UserError: a part is missing, unfinished, named twice, damaged, or of another set; or as pack().
     """
     started, made = time.perf_counter(), 0
     request, contents = _checked(parts)
@@ -63,7 +63,7 @@ def merge(
 
 
 def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents]]:
-    """What all parts are parts of, and what is in each, in order. Raises UserError: they do not make one set."""
+    """What all parts are parts of, and what is in each, in order. Raises UserError: they do not form one set."""
     if not parts:
         raise UserError("no parts; name the folders that unfused-fast shard --part made")
     first, (_, count), _ = read_part(parts[0])
@@ -72,7 +72,7 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
         request, (number, of), contents = read_part(part)
         if request != first or of != count:
             raise UserError(
-                f"{part}: part {number} of {of} of another set than {parts[0]}: other sources or options; "
+                f"{part}: part {number} of {of} of a different set from {parts[0]}: sources or options differ; "
                 "pack it again with the same ones"
             )
         if number in there:

@@ -1,4 +1,4 @@
-"""How a set is packed, and what it is packed from, in a form that can be kept and compared."""
+"""The options and the sources of a set, in a form that can be stored and compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides a set's bytes, besides the rows."""
+    """The options that, with the rows, determine a set's bytes."""
 
     codec: Codec = "wav"
     max_seconds: float = 10.0
@@ -37,7 +37,7 @@ class PackOptions:
     clips_per_shard: int | None = None
     """Most clips of a tar; None: see layout.plan_shards."""
     max_file_hours: float = LONGEST_FILE_SECONDS / 3600
-    """Longer files are rejected. Ours: a bomb of a megabyte decodes to days of silence."""
+    """Longer files are rejected. Ours: a malicious file of a megabyte can decode to days of silence."""
 
     def __post_init__(self) -> None:
         shortest, twice = MINIMUM_SAMPLES / SAMPLE_RATE_HZ, 2 * self.min_seconds
@@ -48,7 +48,7 @@ class PackOptions:
             problem = f"min_seconds {self.min_seconds:g}, but a log-mel needs {shortest:.4f} s or more"
         elif not twice <= self.max_seconds <= LONGEST_SECONDS:
             problem = (
-                f"max_seconds {self.max_seconds:g}, but it must lie between {twice:g}, twice min_seconds, and "
+                f"max_seconds {self.max_seconds:g}, but it must be between {twice:g}, twice min_seconds, and "
                 f"{LONGEST_SECONDS:g}"
             )
         elif self.seed < 0:
@@ -67,7 +67,7 @@ class PackOptions:
 
 
 def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What `rows`, sorted by source, and options ask for; rows by name, label, split, group, fold, span, not by place.
+    """What `rows`, sorted by source, and options ask for; rows by name, label, split, group, fold, span, not location.
 
     Raises:
         UserError: no rows, or a split name that cannot be part of a file name.

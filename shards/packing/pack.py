@@ -63,27 +63,27 @@ def pack(
 ) -> PackResult:
     """Packs audio files into a shard set at `out`. The same rows and options give the same bytes for any `workers`.
 
-    The set is made in the sibling folder OUT.partial and takes OUT's place when it is complete. Whatever ends this
-    function, the same call continues OUT.partial. Files that cannot be used are listed in rejected.csv; the pieces of a
-    long file are judged one by one. For the options that decide the bytes see PackOptions.
+    The set is made in the sibling folder OUT.partial and replaces OUT when it is complete. However this
+    function ends, the same call resumes OUT.partial. Files that cannot be used are listed in rejected.csv; the pieces
+    of a long file are checked one by one. For the options that determine the bytes see PackOptions.
 
     Args:
-        out: a folder, or an fsspec URL (s3://, gs://): the set is made in the cache folder, each shard is sent as soon
-            as all before it are made, and takes no room from then on; see upload.
-        workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
+        out: a folder, or an fsspec URL (s3://, gs://): the set is made in the cache folder, each shard is uploaded as
+            soon as all before it are made, and uses no disk space from then on; see upload.
+        workers: processes; None: one per core; 0: none, and a crash of a decoder ends the program.
         pool: where the work is done instead.
         overwrite: replace the shard set at `out`, and delete what an unfinished run left (unless `resume`).
-        resume: a set at `out` that this call would make again is left as it is, and described.
+        resume: a set at `out` that this call would make again is kept, and its result returned.
         dataset: for the manifest.
-        files: name -> text of what is written beside the shards.
+        files: name -> text of what is written next to the shards.
         statistics: given the samples of the first training clips, (samples,) int16 each; what it returns becomes
             manifest.log_mel.
         progress: called with steps done, steps in all, rejections: up to the number of files while their headers are
             read, then from 0 up to the number of clips.
 
     Raises:
-        UserError: an option out of range, nothing usable, a full disk, something at `out` that must stay, or an
-            unfinished set that was begun with other options.
+        UserError: an option out of range, nothing usable, a full disk, something at `out` that must not be replaced,
+            or an unfinished set that was started with different options.
     """
     started = time.perf_counter()
     options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
@@ -116,7 +116,7 @@ def pack_part(
 ) -> PartResult:
     """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
 
-    Each part reads the headers of all files and decodes its share. All else is as pack() does it.
+    Each part reads the headers of all files and decodes its share. Everything else is as in pack().
     """
     started, made = time.perf_counter(), 0
     if not 1 <= part[0] <= part[1]:
@@ -193,12 +193,12 @@ def finished(folder: Path, remote: RemoteSet | None, request: Mapping[str, Any],
 
 def _other(out: str) -> UserError:
     return UserError(
-        f"{out}: finished, but packed from other sources or with other options than these; name another place, or "
+        f"{out}: finished, but packed from different sources or with different options; choose another OUT, or "
         "replace it with --overwrite"
     )
 
 
 def _processes(workers: int | None) -> int:
     if workers is not None and workers < 0:
-        raise UserError(f"{workers} workers, but at least 1 is needed; leave it out for one a core")
+        raise UserError(f"{workers} workers, but at least 1 is needed; leave it out for one per core")
     return available_cores() if workers is None else workers

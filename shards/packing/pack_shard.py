@@ -63,7 +63,7 @@ class ShardJob:
 
     name: str
     tar: Path
-    """Temporary name; the index lies beside it."""
+    """Temporary name; the index is next to it."""
     pieces: Sequence[Piece]
     first_id: int
     codec: str
@@ -93,7 +93,7 @@ class ShardJob:
         return DoneShard(self.name, pa.table(columns, DONE_SCHEMA), rejected, size if writer.clips else 0)
 
     def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: dict[str, list[Any]]) -> None:
-        """Writes one clip and what the clips table holds of it. Raises Rejected."""
+        """Writes one clip and its row of the clips table. Raises Rejected."""
         row = piece.row
         decoded = decode_piece(row.path, piece.frames, piece.start, piece.stop)
         pcm = decoded.pcm

@@ -1,7 +1,7 @@
 """The work of a pack on a Ray cluster, whose nodes share the storage of SOURCE and OUT.
 
-A task is a shard, as on one machine, so the bytes are the same. A node that dies costs the shards that it was making:
-Ray gives them to another one.
+A task is a shard, as on one machine, so the bytes are the same. If a node dies, Ray gives the shards that it was
+making to another one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.optional import importing
 from unfused_fast.shards.packing.workers import Answer, Job, Workers
 
-LOOK_EVERY_SECONDS = 0.5
+POLL_SECONDS = 0.5
 TASKS_PER_CORE = 2
 """Tasks handed out at a time. Ours: a core that is done has the next one waiting."""
 TRIES = 10
@@ -52,10 +52,10 @@ class RayWorkers:
         """Connects as connect().
 
         Args:
-            shared: files and folders that every node must see.
+            shared: files and folders that every node must be able to read.
 
         Raises:
-            UserError: no Ray here, no cluster there, or a node that does not see the files.
+            UserError: no Ray here, no cluster there, or a node without access to the files.
         """
         self._ray: Any = connect()
         self.close: Callable[[], None] = self._ray.shutdown
@@ -67,7 +67,7 @@ class RayWorkers:
             look = self._ray.remote(num_cpus=0, scheduling_strategy=there)(_missing)
             if missing := self._ray.get(look.remote([path.resolve() for path in shared])):
                 raise UserError(
-                    f"node {node['NodeManagerHostname']} does not see {', '.join(map(str, missing))}; "
+                    f"node {node['NodeManagerHostname']} cannot access {', '.join(map(str, missing))}; "
                     "with --engine ray SOURCE and OUT must be on storage that all nodes share"
                 )
 
@@ -83,7 +83,7 @@ class RayWorkers:
                 running[self._answer.remote(job)] = job
             if not running:
                 return
-            ready, _ = self._ray.wait(list(running), num_returns=1, timeout=LOOK_EVERY_SECONDS)
+            ready, _ = self._ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
             for reference in ready:
                 try:
                     answer = self._ray.get(reference)
@@ -92,13 +92,13 @@ class RayWorkers:
                 except self._ray.exceptions.RayError as error:
                     raise UserError(
                         f"Ray could not finish a shard in {TRIES} tries ({str(error).splitlines()[0]}); check the "
-                        "nodes and give the same command again, it continues where it stopped"
+                        "nodes and run the same command again; it resumes where it stopped"
                     ) from error
                 yield running.pop(reference), answer
 
 
 def _check_reachable(address: str) -> None:
-    """Raises OSError where no server listens at HOST:PORT or ray://HOST:PORT; Ray itself asks again for minutes."""
+    """Raises OSError where no server listens at HOST:PORT or ray://HOST:PORT; Ray itself retries for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -106,7 +106,7 @@ def _check_reachable(address: str) -> None:
 
 @cache
 def _own_process() -> Workers:
-    """A worker process of the Ray worker's own, so that a crash of a decoder costs one file there too."""
+    """A child process of the Ray worker, so that a crash of a decoder loses one file there too."""
     return Workers(1)
 
 

@@ -1,8 +1,8 @@
-"""A shard set behind an fsspec URL, seen by the process that makes it there.
+"""A shard set behind an fsspec URL, while it is written.
 
-URL/writing.json     while a set is made: who makes it
-URL/*.tar, *.idx     sent one by one, as soon as the numbers of their clips are final
-URL/manifest.json    sent last: a set without it is unfinished, for every reader
+URL/writing.json     while a set is made: the user and machine that make it
+URL/*.tar, *.idx     uploaded one by one, as soon as the numbers of their clips are final
+URL/manifest.json    uploaded last: a set without it is unfinished, for every reader
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def destination(out: str | Path) -> tuple[Path, RemoteSet | None]:
         return folder, None
     remote = RemoteSet(str(out))
     if remote.is_web:
-        raise UserError(f"{remote.shown}: a web server is only read; {NAME_A_WRITABLE_URL}")
+        raise UserError(f"{remote.shown}: a web server is read-only; {NAME_A_WRITABLE_URL}")
     return cache_folder() / "packing" / f"{remote.name}-{remote.key}", remote
 
 
@@ -47,8 +47,8 @@ class RemoteSet(RemoteFolder):
     """The set behind one URL, while it is made.
 
     Ours: one process of a machine is kept from another by the lock on the folder where the set is made, two machines by
-    writing.json. That is no lock: of two that begin within the same second both may continue, until all but the last
-    find, at their next shard, that the set is not theirs any more, and stop.
+    writing.json. That is no lock: of two that start within the same second both may continue, until all but the last
+    find at their next shard that writing.json names another, and stop.
     """
 
     shard_bytes = 0
@@ -68,30 +68,30 @@ class RemoteSet(RemoteFolder):
         return found
 
     def begin(self, journal: Journal, request: str, overwrite: bool) -> None:
-        """Writes who packs there, and finds out which shards are there already.
+        """Records that this process packs there, and finds the shards that are there already.
 
         Args:
             request: digest of what is asked for. A set of this request, to which this journal has sent shards, is its
                 own, and was stopped between the manifest and the end of the journal.
 
         Raises:
-            UserError: another machine writes there; or, without `overwrite`, a set is there; or other things.
+            UserError: another machine writes there; or, without `overwrite`, a set is there; or other files.
         """
         self._owner, there, claim = journal.owner, self.listing(), self.claim()
         ours = claim is not None and claim["owner"] == self._owner
         if claim is not None and not ours and not overwrite:
             raise UserError(
-                f"{self.shown}: {_by(claim)}; wait for it, or, if it has ended, begin again with --overwrite"
+                f"{self.shown}: {_by(claim)}; wait for it, or, if it has ended, start again with --overwrite"
             )
         if claim is None and MANIFEST not in there and there:
             raise UserError(
-                f"{self.shown}: holds other files ({min(there)}), not a shard set, so it is not overwritten; "
-                "name another place or empty it"
+                f"{self.shown}: is not empty ({min(there)}) and is not a shard set, so it is not overwritten; "
+                "choose another OUT or empty it"
             )
         finishing = bool(journal.all_sent()) and self._manifest().get("request") == request
         if not ours and MANIFEST in there and not overwrite and not finishing:
             raise UserError(
-                f"{self.shown}: a shard set is already there; name another place, or replace it with --overwrite"
+                f"{self.shown}: a shard set is already there; choose another OUT, or replace it with --overwrite"
             )
         if not ours:
             since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -124,7 +124,7 @@ class RemoteSet(RemoteFolder):
         if lost := sorted(file for file, facts in sent.items() if there.get(file) != facts):
             raise UserError(
                 f"{self.shown}: {', '.join(lost[:3])}: changed there since they were sent ({len(lost)} files); "
-                "give the same command again"
+                "run the same command again"
             )
         if self._manifest() != json.loads((folder / MANIFEST).read_bytes()):
             self._remove(MANIFEST)
@@ -136,7 +136,7 @@ class RemoteSet(RemoteFolder):
         self.shard_bytes = sum(size for size, _ in sent.values())
 
     def release(self) -> None:
-        """Takes writing.json away: nothing came of it."""
+        """Removes writing.json: no set was made."""
         self._remove(CLAIM)
 
     def _manifest(self) -> dict[str, object]:
@@ -150,10 +150,10 @@ class RemoteSet(RemoteFolder):
     def _check_owner(self) -> None:
         claim = self.claim()
         if claim is None or claim["owner"] != self._owner:
-            who = "somebody has removed its writing.json" if claim is None else _by(claim)
+            who = "its writing.json was removed" if claim is None else _by(claim)
             raise UserError(
-                f"{self.shown}: not this command's any more, {who}; wait for the other, name another place, "
-                "or begin again with --overwrite"
+                f"{self.shown}: no longer written by this command, {who}; wait for the other one, choose another "
+                "OUT, or start again with --overwrite"
             )
 
     def _put(self, path: Path) -> tuple[int, str]:
@@ -164,7 +164,7 @@ class RemoteSet(RemoteFolder):
             self._system.invalidate_cache()
             facts = about(self._system.info(target))
             if facts[0] != size:
-                raise OSError(f"{path.name}: {facts[0]} of {size} bytes have arrived")
+                raise OSError(f"{path.name}: {facts[0]} of {size} bytes arrived")
             return facts
 
         return self._write(put)

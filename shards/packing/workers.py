@@ -1,4 +1,4 @@
-"""Worker processes: each answers one job at a time, item by item; a process that dies or hangs costs one item.
+"""Worker processes: each answers one job at a time, item by item; a process that dies or hangs loses one item.
 
 Ours, not pebble's pool: there all workers share one pipe, and one killed while it sends its answer blocks the others.
 """
@@ -40,7 +40,7 @@ class Job(Protocol[AnswerOut]):
 
 
 class Pool(Protocol):
-    """Where jobs are answered."""
+    """Runs jobs."""
 
     def answers(
         self, jobs: Iterable[Job[Answer]], progress: Callable[[int], None] | None = None
@@ -100,7 +100,7 @@ class Workers:
         """Every job with its answer, as they finish; jobs are drawn from the iterable as processes become free.
 
         An item at which a process dies is tried once more; when it dies there again, or takes longer than
-        `seconds_per_item`, the job is done anew with that item rejected, `Reason.CRASHED` or `Reason.HUNG`.
+        `seconds_per_item`, the job is repeated with that item rejected, `Reason.CRASHED` or `Reason.HUNG`.
 
         Args:
             progress: called now and then with the number of finished items of unfinished jobs.
@@ -143,17 +143,17 @@ class Workers:
                 yield task.job, answer
 
     def _note_end(self, worker: _Worker, task: _Task) -> None:
-        """Takes a dead process out, and notes the item that it worked on."""
+        """Removes a dead process, and notes the item that it worked on."""
         worker.process.join()
         worker.pipe.close()
         self._all.remove(worker)
         item, hung = worker.item.value, worker.process.exitcode == -signal.SIGALRM
         if item in (task.suspected if item < 0 else task.bad):
             how = f"take longer than {self.seconds_per_item:g} s" if hung else "end"
-            where = "before their first file" if item < 0 else "at the same place of a job"
+            where = "before their first file" if item < 0 else "at the same item of a job"
             raise UserError(
-                f"worker processes {how} again and again {where}; look for the reason (memory? a disk that hangs?) in "
-                "the system's log, call pack() below `if __name__ == '__main__':`, and give the same command again"
+                f"worker processes {how} repeatedly {where}; look for the cause (out of memory? a disk that hangs?) in "
+                "the system log, call pack() below `if __name__ == '__main__':`, and run the same command again"
             )
         if hung and item >= 0:
             task.bad[item] = Rejected(Reason.HUNG, f"took longer than {self.seconds_per_item:g} s")
@@ -177,8 +177,8 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
 
     An item that takes too long ends the process by SIGALRM, whatever native code it is in.
     """
-    os.environ.update(environment)  # a fork server has that of its own start
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ.update(environment)  # a fork server keeps the environment of its start
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as null:  # native libraries write to the screen

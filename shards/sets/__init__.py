@@ -1,4 +1,4 @@
-"""A finished shard set: its files, table and manifest, and what to say of them.
+"""A finished shard set: its files, table and manifest, and remarks on them.
 
 Read first: table.py.
 """

@@ -1,9 +1,9 @@
-"""A shard set behind a URL, brought to this machine.
+"""A local copy of a shard set behind a URL.
 
 CACHE/sets/KEY_OF_URL/KEY_OF_MANIFEST/NAME is a copy, which is never changed; it is complete once it has a manifest.
 
-CACHE is UNFUSED_CACHE, or ~/.cache/unfused-fast. Ours: nothing there is deleted by itself, because a training run may
-be reading it; CACHE/sets, or any folder in it, may be deleted when no run does.
+CACHE is UNFUSED_CACHE, or ~/.cache/unfused-fast. Ours: nothing there is deleted automatically, because a training run
+may be reading it; CACHE/sets, or any folder in it, may be deleted when no run does.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, Manifest, 
 from unfused_fast.shards.sources.location import local_path
 
 DOWNLOADS = 8
-"""Files fetched at once. Ours: one connection seldom fills the line."""
+"""Files fetched at once. Ours: one connection rarely uses the full bandwidth."""
 
 
-def local_set(place: str | Path, *, say: OnMessage = no_message, progress: OnProgress = no_progress) -> Path:
-    """The folder of a set: a folder itself, or a complete local copy of what is behind a URL now, for open_shards().
+def local_set(place: str | Path, *, on_message: OnMessage = no_message, progress: OnProgress = no_progress) -> Path:
+    """The folder of a set, for open_shards(): the given folder, or a complete local copy of what is behind the URL now.
 
     A copy that is there is used again while the manifest behind the URL is the same. A stopped download resumes with
     the files that are missing.
@@ -39,7 +39,7 @@ def local_set(place: str | Path, *, say: OnMessage = no_message, progress: OnPro
         progress: called with files there, files in all, 0.
 
     Raises:
-        UserError: no set there, an unfinished one, one that changes meanwhile; not to be read; too little room.
+        UserError: no set there, an unfinished one, one that changes during the download; not readable; a full disk.
     """
     folder = local_path(place)
     if isinstance(folder, Path):
@@ -53,7 +53,7 @@ def local_set(place: str | Path, *, say: OnMessage = no_message, progress: OnPro
     folder = home / hashlib.sha256(manifest).hexdigest()[:16] / remote.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(home / "lock", say, remote):
+        with _locked(home / "lock", on_message, remote):
             with TemporaryDirectory() as name, remote.named(Path(name)):
                 (Path(name) / MANIFEST).write_bytes(manifest)
                 info = read_manifest(Path(name))
@@ -66,7 +66,7 @@ def local_set(place: str | Path, *, say: OnMessage = no_message, progress: OnPro
                 replace_file(folder / MANIFEST, manifest)
     except OSError as error:
         raise UserError(
-            f"{home}: cannot be written ({cause(error)}); correct that, or set UNFUSED_CACHE to another folder"
+            f"{home}: cannot be written ({cause(error)}); fix that, or set UNFUSED_CACHE to another folder"
         ) from error
     return folder
 
@@ -76,10 +76,10 @@ def _no_set(remote: RemoteFolder) -> UserError:
     if claim is not None:
         return UserError(
             f"{remote.shown}: unfinished, {claim['by']} has been packing to it since {claim['since']}; wait "
-            "for it, or finish it with the same unfused-fast shard command that began it, on that machine"
+            "for it, or finish it with the same unfused-fast shard command that started it, on that machine"
         )
     return UserError(
-        f"{remote.shown}: holds no {MANIFEST}, so it is no shard set; make one with: "
+        f"{remote.shown}: holds no {MANIFEST}, so it is not a shard set; make one with: "
         f"unfused-fast shard SOURCE {remote.shown}"
     )
 
@@ -93,7 +93,7 @@ def _download(remote: RemoteFolder, missing: list[Path], files: int, progress: O
     free = shutil.disk_usage(missing[0].parent).free if missing else 0
     if needed > free:
         raise UserError(
-            f"{remote.shown}: {needed / 1e9:.2f} GB are to be downloaded, but {missing[0].parent} has "
+            f"{remote.shown}: {needed / 1e9:.2f} GB must be downloaded, but {missing[0].parent} has "
             f"{free / 1e9:.2f} GB free; make room, or set UNFUSED_CACHE to a folder on a larger disk"
         )
     progress(files - len(missing), files, 0)
@@ -116,40 +116,42 @@ def _fetch(remote: RemoteFolder, path: Path, size: int) -> None:
         raise _incomplete(remote, path.name) from None
     if size and new.stat().st_size != size:
         raise UserError(
-            f"{remote.shown}/{path.name}: {new.stat().st_size} of {size} bytes arrived; give the same command again"
+            f"{remote.shown}/{path.name}: {new.stat().st_size} of {size} bytes arrived; run the same command again"
         )
     new.replace(path)
 
 
 def _incomplete(remote: RemoteFolder, name: str) -> UserError:
     return UserError(
-        f"{remote.shown}: {name}: missing, but {MANIFEST} lists it; if the set is being replaced, give the same "
+        f"{remote.shown}: {name}: missing, but {MANIFEST} lists it; if the set is being replaced, run the same "
         "command again, else copy the whole set or pack it again"
     )
 
 
 def _check(remote: RemoteFolder, manifest: bytes, info: Manifest, folder: Path) -> None:
-    """Raises UserError: the set changed during the download, or its table is that of another set."""
+    """Raises UserError: the set changed during the download, or its table belongs to another set."""
     try:
         unchanged = remote.read(MANIFEST) == manifest
     except FileNotFoundError:
         unchanged = False
     if not unchanged:
         shutil.rmtree(folder)
-        raise UserError(f"{remote.shown}: was changed while it was downloaded; give the same command again")
+        raise UserError(f"{remote.shown}: changed during the download; run the same command again")
     if clips_digest(read_clips(folder), info.label_names) != info.digest:
         (folder / CLIPS).unlink()
-        raise UserError(f"{remote.shown}/{CLIPS}: its digest is not the manifest's; copy or pack the set there again")
+        raise UserError(
+            f"{remote.shown}/{CLIPS}: its digest does not match the manifest; copy or pack the set there again"
+        )
 
 
 @contextmanager
-def _locked(path: Path, say: OnMessage, remote: RemoteFolder) -> Iterator[None]:
-    """Keeps other processes from downloading this set while the block runs, if the file system has locks."""
+def _locked(path: Path, on_message: OnMessage, remote: RemoteFolder) -> Iterator[None]:
+    """Prevents other processes from downloading this set while the block runs, if the file system has locks."""
     with path.open("w") as file:
         with suppress(OSError):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"{remote.shown}: waiting for another process that downloads it")
+                on_message(f"{remote.shown}: waiting for another process to finish downloading it")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

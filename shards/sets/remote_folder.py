@@ -59,7 +59,7 @@ class RemoteFolder:
         self._try("read", lambda: self._system.get_file(self._of(name), str(path)))
 
     def claim(self) -> dict[str, str] | None:
-        """What writing.json says: owner, by, since; None: nobody is writing."""
+        """Contents of writing.json: owner, by, since; None: no process is writing."""
         try:
             claim = json.loads(self.read(CLAIM))
             return {name: str(claim[name]) for name in ("owner", "by", "since")}
@@ -67,8 +67,8 @@ class RemoteFolder:
             return None
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"{self.shown}/{CLAIM}: not what a packer writes there; delete it when nobody packs there, or name "
-                "another place"
+                f"{self.shown}/{CLAIM}: not a valid {CLAIM}; delete it if no process is packing there, or choose "
+                "another OUT"
             ) from error
 
     @contextmanager
@@ -94,7 +94,9 @@ class RemoteFolder:
                 raise
             advice = "check the name, the credentials and the network"
             if what == "written":
-                advice = "check the credentials and the room there; what is made is kept, and the same command resumes"
+                advice = (
+                    "check the credentials and the space there; finished shards are kept, and the same command resumes"
+                )
             raise UserError(f"{self.shown}: cannot be {what} ({without_secrets(str(error))}); {advice}") from error
 
     def _of(self, name: str) -> str:

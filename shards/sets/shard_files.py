@@ -50,7 +50,7 @@ class ShardWriter:
     """A tar and its index being written."""
 
     def __init__(self, tar: Path) -> None:
-        """Opens `tar`; the index lies beside it, with the ending .idx."""
+        """Opens `tar`; the index is next to it, with the extension .idx."""
         self.tar, self.clips = tar, 0
         self._offset = 0
         self._lines: list[str] = []
@@ -101,7 +101,7 @@ def clip_json(row: Mapping[str, Any], label_names: Sequence[str]) -> bytes:
 
 
 def renumber(tar: Path, first_id: int) -> None:
-    """Gives the clips of a shard the ids from `first_id` on, in the place where they are, and brings it to the disk.
+    """Gives the clips of a shard the ids from `first_id` on, in place, and flushes it to the disk.
 
     Only names, .index and the clip_id of .json change, none of them in length; so this may be stopped at any moment and
     done again. Ours: how many clips come before a shard is known only when all shards before it are made.
@@ -127,7 +127,7 @@ def renumber(tar: Path, first_id: int) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that there is always the old one or the new one, whole; what fails leaves nothing else."""
+    """Replaces a file atomically: the old or the new one is always there, complete; a failure leaves no other file."""
     new = path.with_name(f"{path.name}.new")
     try:
         with new.open("wb") as file:
@@ -141,7 +141,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def index_path(tar: Path) -> Path:
-    """Where the DALI index of a tar lies."""
+    """Path of the DALI index of a tar."""
     return tar.with_suffix(".idx")
 
 
@@ -161,7 +161,7 @@ def read_index(index: Path) -> list[list[Member]]:
     ):
         found = f"{lines[0][:40]!r} and {len(lines) - 1} samples"
         raise UserError(
-            f"{index}: holds {found}, but a DALI index holds {INDEX_VERSION!r}, a count and as many; {REPACK}"
+            f"{index}: holds {found}, but a DALI index holds {INDEX_VERSION!r}, a count and that many samples; {REPACK}"
         )
     samples = []
     for number, line in enumerate(lines[1:], 2):
@@ -175,19 +175,21 @@ def read_index(index: Path) -> list[list[Member]]:
 
 
 def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Member]]:
-    """Whether a tar is whole and the index is its own, from both ends of the tar: no full read -> the index's samples.
+    """Checks both ends of a tar against its index, without a full read -> the index's samples.
 
     Args:
         cut_short: the tar may end early.
 
     Raises:
-        UserError: a file is missing, the index is malformed or its members overlap, the tar ends before or goes on
-            after the last member of the index, or the headers of the first and last member are not what the index says.
+        UserError: a file is missing, the index is malformed or its members overlap, the tar ends before or continues
+            after the last member of the index, or the headers of the first and last member do not match the index.
     """
     samples, end = read_index(index), 0
     for member in chain.from_iterable(samples):
         if member.offset - _BLOCK != end:
-            raise UserError(f"{index}: {member.name} does not follow the member before it: it was changed; {REPACK}")
+            raise UserError(
+                f"{index}: {member.name} does not follow the member before it: the index was changed; {REPACK}"
+            )
         end = member.offset + padded(member.size)
     try:
         with tar.open("rb") as file:
@@ -196,21 +198,21 @@ def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Me
                 file.seek(member.offset - _BLOCK)
                 if member.offset <= size and (found := other_header(file.read(_BLOCK), member)):
                     raise UserError(
-                        f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {found} there: it is "
-                        f"damaged, or the index of another tar; {REPACK}"
+                        f"{index}: {member.name} of {member.size} bytes, but {tar.name} has {found} there: the tar is "
+                        f"damaged, or the index belongs to another tar; {REPACK}"
                     )
             if size < end + 2 * _BLOCK and not cut_short:
                 raise UserError(f"{tar}: {size} bytes, but its index needs {end + 2 * _BLOCK}: truncated; {COPY_AGAIN}")
             file.seek(end)
             if any(file.read(_BLOCK)):
-                raise UserError(f"{index}: ends before {tar.name} does: the index of another tar; {REPACK}")
+                raise UserError(f"{index}: ends before {tar.name} does: the index belongs to another tar; {REPACK}")
     except OSError as error:
         raise unreadable(tar, error, COPY_AGAIN) from error
     return samples
 
 
 def other_header(header: bytes, member: Member) -> str | None:
-    """What stands in a tar instead of the header of a member; None: a header of its name and size."""
+    """What a tar holds instead of the header of a member; None: a header of its name and size."""
     if header == member_header(member.name, member.size):
         return None
     try:
@@ -257,7 +259,7 @@ def _tar_header(name: str, size: int) -> bytes:
 
 @cache
 def _header_parts() -> tuple[bytes, bytes, bytes, int]:
-    """Of a header: between name and size, between size and checksum, behind the checksum; sum of all but these three.
+    """Of a header: between name and size, between size and checksum, after the checksum; sum of all but these three.
 
     The checksum's field counts as spaces. Source: POSIX.1-1988, ustar.
     """

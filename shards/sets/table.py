@@ -1,4 +1,4 @@
-"""What a shard set says about itself: the clips table and the manifest.   N clips.
+"""The description of a shard set: the clips table and the manifest.   N clips.
 
 DIR/manifest.json    written last: a set without it is unfinished
 DIR/clips.parquet    row clip_id = the clip with that id; ids of a split are consecutive: train, valid, test, others
@@ -49,9 +49,9 @@ CLIPS_SCHEMA = pa.schema(_COLUMNS)
 """label: index into Manifest.label_names, or NO_LABEL where a clip has none or the set is multi-label. labels: all of
 a clip's labels, ascending; for a set with one label a clip, that one. group: what must not be on both sides of a
 split. fold: the published cross-validation fold, or null. seconds = samples / 16000. constant: whether all samples are
-alike, as in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale.
+equal, as in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale.
 file_rate_hz, file_channels: of the file. source: the file, relative to the source that was packed. sha256: hex, of the
-little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC of one encoder is not that of another, so
+little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC encoders differ in their output, so
 the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded."""
 DONE_SCHEMA = pa.schema({name: _COLUMNS[name] for name in _COLUMNS if name not in ("clip_id", "key")})
 """What is known of the clips of a shard before they are numbered."""
@@ -62,14 +62,14 @@ class SplitInfo:
     """One split of a set."""
 
     shards: tuple[str, ...]
-    """Names of the tars, in order of clip_id; each has its index beside it."""
+    """Names of the tars, in order of clip_id; each has its index next to it."""
     clips: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json holds. It names no time and no folder, so that the same input gives the same bytes."""
+    """What manifest.json holds. It holds no time and no folder, so that the same input gives the same bytes."""
 
     codec: str
     """wav or flac: the ending of the audio members."""
@@ -101,7 +101,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished set on disk, its parts agreeing with each other."""
+    """A finished set on disk, whose parts match each other."""
 
     directory: Path
     manifest: Manifest
@@ -136,11 +136,11 @@ class ShardSet:
 
 
 def open_shards(directory: Path) -> ShardSet:
-    """Opens a set, having checked what is cheap: every file is there, and the table agrees with the manifest.
+    """Opens a set, after cheap checks: every file is there, and the table matches the manifest.
 
     Raises:
         UserError: no such directory, unfinished or no shard set, another schema version, malformed manifest or table, a
-            missing shard or index, or counts that disagree.
+            missing shard or index, or counts that do not match.
     """
     manifest = read_manifest(directory)
     for info in manifest.splits.values():
@@ -198,7 +198,7 @@ def read_manifest(directory: Path) -> Manifest:
         }
         for name in (name for info in splits.values() for name in info.shards):
             if Path(name).name != name or not name.endswith(".tar"):
-                raise ValueError(f"{name[:80]!r} is no name of a shard")
+                raise ValueError(f"{name[:80]!r} is not the name of a shard")
         return Manifest(**{**value, "splits": splits, "label_names": tuple(value["label_names"])})
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again") from error
@@ -211,11 +211,12 @@ def _no_manifest(directory: Path) -> str:
     unfinished = directory if directory.suffix == ".partial" else directory.with_name(f"{directory.name}.partial")
     if (unfinished / "journal").is_dir():
         return (
-            f"{directory}: unfinished; finish it with the same unfused-fast shard command that began it "
+            f"{directory}: unfinished; finish it with the same unfused-fast shard command that started it "
             f"(OUT is {unfinished.with_suffix('')})"
         )
     return (
-        f"{directory}: holds no {MANIFEST}, so it is no shard set; make one with: unfused-fast shard SOURCE {directory}"
+        f"{directory}: holds no {MANIFEST}, so it is not a shard set; "
+        f"make one with: unfused-fast shard SOURCE {directory}"
     )
 
 
@@ -248,18 +249,18 @@ def numbered(clips: pa.Table) -> pa.Table:
 
 def write_clips(directory: Path, clips: pa.Table) -> None:
     """Writes clips.parquet."""
-    with (directory / CLIPS).open("wb") as file:  # Python's own file, whose errors carry the number of a full disk
+    with (directory / CLIPS).open("wb") as file:  # Python's own file, whose errors have the error number of a full disk
         pq.write_table(clips, file, compression="zstd")
 
 
 def clips_digest(clips: pa.Table, label_names: Sequence[str], at: Callable[[int], None] = lambda batch: None) -> str:
-    """The sha256 (hex) that names a set's content, the same for both codecs and for any cut into shards.
+    """The sha256 (hex) that identifies a set's content, the same for both codecs and for any cut into shards.
 
     Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, labels,
     group, fold, samples, source, sha256.
 
     Args:
-        at: called with the number of each batch of clips before it is looked at.
+        at: called with the number of each batch of clips before it is processed.
     """
     digest = hashlib.sha256(json.dumps(list(label_names)).encode() + b"\n")
     for number, batch in enumerate(clips.select(_DIGESTED).to_batches(4096)):

@@ -1,6 +1,6 @@
-"""What tar, tar.gz and zip archives hold, listed without unpacking them.
+"""Lists tar, tar.gz and zip archives without unpacking them.
 
-Limits, all ours: they are what a hostile archive may cost before it is given up.
+All limits are ours: they bound the cost of a malicious archive before it is rejected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unfused_fast.shards.sources.reader import UNKNOWN_SIZE, ByteReader, Inflate
 LARGEST_INFLATED = round(LARGEST_DEFLATED_GB * 1e9)
 """Largest deflated member of a zip in bytes."""
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
-"""A tar.gz is given up where it inflates to more than both: bytes, and times its own size. Audio packs below 20."""
+"""A tar.gz is rejected where it inflates to more than both: bytes, and times its own size. Audio packs below 20."""
 HEADER_BYTES = 1 << 20
 """Longest name or pax header of a tar."""
 UNINDEXED_BYTES = 1 << 23
@@ -86,21 +86,21 @@ def is_archive(name: str) -> bool:
 
 
 def is_unread_archive(name: str) -> bool:
-    """Whether this is an archive of a kind that is not read."""
+    """Whether this is an archive of an unsupported kind."""
     return name.lower().endswith(_UNREAD)
 
 
 def stem(name: str) -> str:
-    """An archive's name without its ending: the folder that people unpack it into."""
+    """An archive's name without its ending: the usual folder to unpack it into."""
     return name[: -len(next((end for end in (*_TAR, *_ZIP) if name.lower().endswith(end)), ""))] or name
 
 
 def list_archive(
     names: tuple[str, ...], opened: JoinedFiles, work: Path | None, largest: int
 ) -> tuple[dict[str, ByteLocation], list[tuple[str, str]]]:
-    """(path -> location, [(name, why it is not read)]) of all members but folders; of one path, the last counts.
+    """(path -> location, [(name, why it is not read)]) of all members but folders; of equal paths the last counts.
 
-    The first bytes decide what kind of archive it is. One that is damaged somewhere is named "" among what is not read.
+    The first bytes decide what kind of archive it is. A damaged one has the name "" among those not read.
 
     Args:
         work: folder for the seek points of a large tar.gz; None: a temporary one, until the program ends.
@@ -194,7 +194,7 @@ def _tar_members(names: tuple[str, ...], opened: JoinedFiles, inflated: Inflated
                     why = "the archive ends inside it"
                 yield member.name, why or ByteLocation(names, kind, member.offset_data, member.size)
                 listed += 1
-        if read_at(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
+        if read_at(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile treats a damaged header as the end
             raise tarfile.ReadError("a damaged header")
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         text = f"the archive is truncated or damaged after {listed} members" if listed else "no tar archive"
@@ -213,9 +213,9 @@ def _zip_members(names: tuple[str, ...], opened: JoinedFiles, largest: int) -> I
     tail = opened.read_at(max(0, opened.size - 0x10015), 0x10015)
     end = tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) - end < 22:
-        raise Unreadable("the zip has no list at its end; it is truncated, or its last part is missing")
+        raise Unreadable("the zip has no central directory; it is truncated, or its last part is missing")
     # Source: PKWARE APPNOTE 6.3.10, section 4.3.16. 0xFFFF: a zip64 in one part.
-    disk, list_disk, promised, list_start = struct.unpack_from("<4x2H2xH4xL", tail, end)
+    disk, list_disk, declared, list_start = struct.unpack_from("<4x2H2xH4xL", tail, end)
     split = 0 < disk < 0xFFFF
     if split and (len(names) != disk + 1 or list_disk > disk):
         raise Unreadable(f"{len(names)} of the {disk + 1} parts of this zip are there")
@@ -223,9 +223,9 @@ def _zip_members(names: tuple[str, ...], opened: JoinedFiles, largest: int) -> I
         archive = zipfile.ZipFile(io.BufferedReader(ByteReader(opened.read_at, 0, opened.size), 1 << 16))
         infos = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error, IndexError) as error:
-        raise Unreadable(f"the list of the zip is damaged, or not where it should be ({str(error)[:100]})") from error
+        raise Unreadable(f"the central directory of the zip is damaged or misplaced ({str(error)[:100]})") from error
     members = [info for info in infos if not info.orig_filename.endswith("/")]
-    # zipfile counts from the start of the list's part; a split zip counts from the start of each member's part.
+    # zipfile counts from the part with the central directory; a split zip counts from the part of each member.
     shifts = [start - archive.start_dir + list_start for start in opened.starts] if split else [0]
     starts = [info.header_offset + shifts[min(info.volume, len(shifts) - 1)] for info in members]
     following = dict(zip(in_order := sorted(set(starts)), [*in_order, opened.size][1:], strict=True))
@@ -234,14 +234,14 @@ def _zip_members(names: tuple[str, ...], opened: JoinedFiles, largest: int) -> I
         why, end = _unread_in_zip(info, largest), start + _LOCAL_HEADER_BYTES + info.compress_size
         if not why and end > opened.size:
             why = "the archive ends inside it"
-        # Members that share their bytes make a small zip endless.
+        # Members that share bytes can make a small zip expand without limit.
         if not why and (start in taken or end > following[start]):
-            why = "its bytes are also those of another member"
+            why = "it shares bytes with another member"
         taken.add(start)
         kind = Kind.ZIP_DEFLATED if info.compress_type else Kind.ZIP_STORED
         yield _zip_name(info), why or ByteLocation(names, kind, start, info.file_size, info.compress_size, info.CRC)
-    if promised != len(infos) & 0xFFFF and promised != 0xFFFF:
-        raise Unreadable(f"the list of the zip ends after {len(infos)} of {promised} members")
+    if declared != len(infos) & 0xFFFF and declared != 0xFFFF:
+        raise Unreadable(f"the central directory of the zip ends after {len(infos)} of {declared} members")
 
 
 def _unread_in_zip(info: zipfile.ZipInfo, largest: int) -> str:
@@ -252,7 +252,7 @@ def _unread_in_zip(info: zipfile.ZipInfo, largest: int) -> str:
     if info.create_system == 3 and info.external_attr >> 28 == 0xA:
         return "a symbolic link, which is not followed"
     if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
-        return "stored, but of two sizes"
+        return "stored, but its two sizes differ"
     if info.compress_type == zipfile.ZIP_DEFLATED and info.file_size > largest:
         return f"inflates to {info.file_size:,} bytes; the limit is {largest:,}"
     return ""

@@ -32,7 +32,7 @@ from unfused_fast.shards.sources.split_names import look_like_splits, usual_spli
 
 COLUMNS = ("path", "label", "labels", "split", "group", "fold")
 LONGEST_LINE = 1 << 24
-"""Most characters of a line of a CSV. Ours: room for a million columns; what is longer is another kind of file."""
+"""Most characters of a line of a CSV. Ours: room for a million columns; anything longer is not a CSV."""
 
 _FIELD = r'(?: *"[^"]*(?:""[^"]*)*"|(?! *")[^",]*)'
 _RECORD = re.compile(rf"{_FIELD}(?:,{_FIELD})*[\r\n]*")
@@ -46,7 +46,7 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
     commas; `fold` is a whole number. Splits under usual names become train, valid and test, see split_names.
 
     Args:
-        note: called with sentences on what is read otherwise than it is written, or not read.
+        note: called with a sentence for everything that is renamed, assumed or not read.
 
     Raises:
         UserError: not readable as CSV in UTF-8, no column path, a column twice, both label and labels, a line of more
@@ -62,7 +62,7 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
     column = _columns(header, title)
     for line, fields in lines:
         where = f"{title}, line {line}"
-        given = fields[column["path"]]  # its spaces may be the file's
+        given = fields[column["path"]]  # spaces may be part of the file's name
         value = {name: fields[place].strip() for name, place in column.items()}
         split, fold = value.get("split", DEFAULT_SPLIT), value.get("fold", "").removesuffix(".0")
         if not value["path"]:
@@ -91,14 +91,14 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
     if renamed := [
         f"{name} ({counts[name]} files) as {new}" for name, new in split_of.items() if name not in ("", new)
     ]:
-        note(f"{title}: splits are read so: {', '.join(renamed)}")
+        note(f"{title}: splits are renamed: {', '.join(renamed)}")
     if counts[""]:
-        note(f"{title}: {counts['']} of {len(rows)} files have no split and are taken for {DEFAULT_SPLIT}")
+        note(f"{title}: {counts['']} of {len(rows)} files have no split and are put in {DEFAULT_SPLIT}")
     if unread := [escaped(name)[:40] or "(no name)" for at, name in enumerate(header) if at not in column.values()]:
         names = f"{', '.join(unread[:10])}{f' and {len(unread) - 10} more' if len(unread) > 10 else ''}"
-        note(f"{title}: columns not read: {names}; read are {', '.join(COLUMNS)}")
+        note(f"{title}: columns not read: {names}; the columns read are {', '.join(COLUMNS)}")
     if look_like_splits(row.label for row in rows if row.label is not None):
-        note(f"{title}: every label is the name of a split; if splits are meant, call the column split")
+        note(f"{title}: every label is the name of a split; if these are splits, name the column split")
     odd = [row.labels[0] for row in rows if row.labels and re.match(r"[\[{(]|[^,]*[;|]", row.labels[0])]
     if odd:
         note(
@@ -184,29 +184,29 @@ def _columns(header: Sequence[str], title: str) -> dict[str, int]:
         raise UserError(f"{title}: {names.count(twice[0])} columns are called {twice[0]}; rename all but one")
     if "label" in names and "labels" in names:
         raise UserError(
-            f"{title}: columns label and labels, but a set has one label a clip or several; rename one of the two"
+            f"{title}: columns label and labels, but a set has one label per clip or several; rename one of the two"
         )
     return {name: names.index(name) for name in COLUMNS if name in names}
 
 
 def _local_path(given: str, base: str) -> tuple[Location, str, str]:
-    """Where the file is, its whole path, and its name in the table, empty where it is outside of the folder `base`."""
+    """Location of the file, its full path, and its name in the table, empty if it is outside the folder `base`."""
     full = os.path.normpath(os.path.join(base, given))  # noqa: PTH118  normpath has no pathlib twin
     inside = full.startswith(base + os.sep) or not Path(given).is_absolute()
     return Path(full), full, in_unicode(os.path.relpath(full, base)) if inside else ""
 
 
 def _web_path(given: str, table: str) -> tuple[Location, str, str]:
-    """As _local_path, of a URL, or of a path beside the CSV at the URL `table`.
+    """As _local_path, of a URL, or of a path next to the CSV at the URL `table`.
 
-    Ours: what is elsewhere is named by its URL without scheme, user, password and query.
+    Ours: a file elsewhere is named by its URL without scheme, user, password and query.
     """
     folder = posixpath.dirname(table.partition("?")[0]) + "/"
     if not is_url(given):
         scheme, _, rest = folder.partition("://")
         host, _, path = rest.partition("/")
-        beside = quote(given) if scheme in ("http", "https") else given
-        given = f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', path, beside))}"
+        relative = quote(given) if scheme in ("http", "https") else given
+        given = f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', path, relative))}"
     location = local_path(given)
     if isinstance(location, Path):
         return location, str(location), ""
@@ -216,7 +216,7 @@ def _web_path(given: str, table: str) -> tuple[Location, str, str]:
 
 
 def numbered_names(rows: list[SourceRow]) -> list[SourceRow]:
-    """The rows with a number after names that come twice."""
+    """The rows with a number after names that occur twice."""
     taken = {row.source for row in rows}
     if len(taken) == len(rows):
         return rows

@@ -30,8 +30,8 @@ from unfused_fast.shards.sources.reader import open_files
 from unfused_fast.shards.sources.split_names import look_like_splits
 
 CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
-"""What operating systems leave in folders, in lower case, besides hidden names. Ours: listing it as rejected audio
-would bury the files that a user has to know about."""
+"""What operating systems leave in folders, in lower case, apart from hidden names. Ours: listing it as rejected audio
+would hide the files that a user has to know about."""
 
 _CODED = (".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2")
 _PLAIN = (".wav", ".wave", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph")
@@ -42,7 +42,7 @@ _Members = dict[str, ByteLocation]
 
 
 def is_clutter(name: str) -> bool:
-    """Whether this file or folder is left out without a word."""
+    """Whether this file or folder is left out without a message."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
@@ -85,20 +85,20 @@ def list_source(
     *,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    say: OnMessage = no_message,
+    on_message: OnMessage = no_message,
 ) -> Listing:
-    """What is in a folder, an archive, or behind a URL of one.
+    """The contents of a folder, an archive, or a URL of one.
 
-    Files beside an archive come first: a member that is there unpacked too is the file. What is in two archives is
-    listed once where zips say that both are the same. Archives that hold different files of one name are shown in
-    folders of their names (ours: unpacked in place, the last would replace the others' files); so is, in a folder, an
-    archive that is called as a split and has no folder of a split.
+    Files next to an archive take precedence over its members of the same path. What is in two archives is
+    listed once where the CRCs in two zips show that both are the same. Archives that hold different files of one name
+    are shown in folders of their names (ours: unpacked in place, the last would replace the others' files); so is, in a
+    folder, an archive that is named like a split and holds no folder of a split.
 
     Args:
         work: folder for seek points of large tar.gz archives, which must stay until the set is packed; None: a
             temporary one, until the program ends.
         largest: largest deflated member of a zip that is read, in bytes.
-        say: called with a sentence on what works otherwise than hoped.
+        on_message: called with a sentence when a server only gives whole files.
 
     Raises:
         UserError: nothing there, neither a folder nor an archive, one that cannot be read, or no server that answers.
@@ -139,13 +139,15 @@ def list_source(
         except OSError as error:
             if alone is not None:
                 raise UserError(
-                    f"{listing.title}: not readable as an archive: {remote.reason(error)}; fetch it again from where "
-                    "it came"
+                    f"{listing.title}: not readable as an archive: {remote.reason(error)}; download it again"
                 ) from error
             listing.not_read.append((title, remote.reason(error)))
             continue
         if any(part.whole is not None for part in opened.remote):
-            say(f"{display_name(files[0])}: its server gives no parts of files; each process reads it whole")
+            on_message(
+                f"{display_name(files[0])}: its server does not support range requests; each process reads the "
+                "whole file"
+            )
         listing.not_read += [
             (f"{title}/{name}" if name else title, why) for name, why in not_read if not _has_clutter(name)
         ]
@@ -162,9 +164,7 @@ def list_source(
         if is_archive(name):
             listing.files[name] = refused("an archive inside an archive; unpack the outer one")
         elif is_unread_archive(name):
-            listing.files[name] = refused(
-                "an archive of a kind that is not read; unpack it, or pack it as tar.gz or zip"
-            )
+            listing.files[name] = refused("an archive of an unsupported kind; unpack it, or pack it as tar.gz or zip")
     return listing
 
 
@@ -180,21 +180,21 @@ def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], alone: 
         tops = {name.partition("/")[0] for name in members if "/" in name}
         if not alone and look_like_splits([stem(archive.name)]) and not any(look_like_splits([top]) for top in tops):
             apart.add(number)
-    beside = set(listing.files)
+    outside = set(listing.files)
     for number, (folder, archive, members) in enumerate(found):
         example, own = next(iter(members)), posixpath.join(folder, stem(archive.name))
-        unpacked = (place for place in (folder, own) if posixpath.join(place, example) in beside)
+        unpacked = (place for place in (folder, own) if posixpath.join(place, example) in outside)
         place = next(unpacked, own if number in apart else folder)
         for name, location in members.items():
             path = posixpath.join(place, name)
             known = listing.files.setdefault(path, location)
-            if known is not location and path not in beside and not _are_same(location, known):
-                why = "another archive holds another file of this name; unpack one elsewhere"
+            if known is not location and path not in outside and not _are_same(location, known):
+                why = "another archive holds a different file of this name; unpack one of them elsewhere"
                 listing.not_read.append((f"{posixpath.join(folder, archive.name)}/{name}", why))
 
 
 def _are_same(one: ByteLocation, other: Location) -> bool:
-    """Whether two zips say that a member is the same; tars do not say."""
+    """Whether two zips hold the same member, by size and CRC; tars have no CRC."""
     return isinstance(other, ByteLocation) and one.crc != 0 and (one.size, one.crc) == (other.size, other.crc)
 
 
@@ -213,15 +213,15 @@ def archive_named(path: Path | str) -> Archive | None:
     if isinstance(path, str):
         name = posixpath.basename(urlsplit(path).path)
         return next(iter(archives_among([unquote(name)])), None)
-    beside = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
-    return next((archive for archive in beside if path.name in archive.parts), None)
+    archives = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
+    return next((archive for archive in archives if path.name in archive.parts), None)
 
 
 def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:
     """(file, whether it is a folder that may not be read) below a folder: no clutter, no shard sets, no pipes.
 
-    Each folder comes once, whatever links lead to it: linked folders after the real ones, so loops come to an end.
-    Ours: a link to a folder that holds `root` is not followed, because it would bring in what lies beside `root`.
+    Each folder comes once, however many links lead to it: linked folders after the real ones, so loops come to an end.
+    Ours: a link to a folder that holds `root` is not followed, because it would add what is next to `root`.
 
     Args:
         sets: gets the folders of shard sets, which are left out.
@@ -250,7 +250,7 @@ def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Pa
 
 
 def _mode(path: Path) -> int:
-    """What kind of thing it is, a link not followed; 0 where the system does not say, as for too long a path."""
+    """The mode of a path, a link not followed; 0 where it cannot be read, as for too long a path."""
     try:
         return path.lstat().st_mode
     except OSError:

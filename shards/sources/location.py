@@ -1,4 +1,4 @@
-"""Where the bytes of a recording are: a file of this machine, a member of an archive, something behind a URL."""
+"""The location of the bytes of a recording: a file of this machine, a member of an archive, something behind a URL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ByteLocation:
-    """Bytes that are not a file of their own on this machine. Small, picklable, and valid in every process."""
+    """Bytes that are not a separate file on this machine. Small, picklable, and valid in every process."""
 
     files: tuple[str, ...]
     """Paths on this machine or fsspec URLs of the files that, joined, hold the bytes."""

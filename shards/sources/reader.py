@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OPEN_ARCHIVES = 8
 """Archives that a process keeps open. Ours: members are read in random order, mostly from few archives."""
 READ_BYTES = 1 << 14
-"""Read at once from a member. Ours: a header in one read, and little too much of the next member."""
+"""Read at once from a member. Ours: a header in one read, and few bytes of the next member."""
 GZIP_BYTES = 1 << 18
 """Read at once from a gzip file. Ours: listing one takes a third of the time that 16 KiB take."""
 SPACING_BYTES, SEEK_POINTS = 1 << 20, 4096
@@ -167,11 +167,11 @@ class InflatedMember:
             raise Unreadable(f"deflated data are damaged ({error})") from error
         self.data += block
         if len(self.data) > self._size:
-            raise Unreadable(f"inflates to more than the {self._size} bytes that the zip promises")
+            raise Unreadable(f"inflates to more than the {self._size} bytes that the zip declares")
         if not block and (not packed or self._inflater.eof):
-            raise Unreadable(f"inflates to {len(self.data)} bytes, but the zip promises {self._size}")
+            raise Unreadable(f"inflates to {len(self.data)} bytes, but the zip declares {self._size}")
         if len(self.data) == self._size and zlib.crc32(self.data) != self._crc:
-            raise Unreadable("its check sum (CRC) is not that of the zip's list")
+            raise Unreadable("its checksum (CRC) differs from the zip's central directory")
 
 
 def open_files(names: tuple[str, ...]) -> JoinedFiles:
@@ -190,13 +190,13 @@ def _inflated(names: tuple[str, ...], stamps: tuple[float, ...], index: str) -> 
 
 
 def _stamps(names: tuple[str, ...]) -> tuple[float, ...]:
-    """Inodes, sizes and times of the files, so that a file that was replaced is opened anew."""
+    """Inodes, sizes and times of the files, so that a replaced file is opened again."""
     status = [Path(name).stat() for name in names if not is_url(name)]
     return tuple(number for each in status for number in (each.st_ino, each.st_size, each.st_mtime_ns))
 
 
 def open_location(location: ByteLocation) -> io.BufferedReader:
-    """The bytes of a location as a seekable file; its `raw` is a ByteReader, whose `failure` tells why a read failed.
+    """The bytes of a location as a seekable file; its `raw` is a ByteReader with the reason of a `failure`.
 
     Raises:
         OSError: nothing there, or not read; its text is the reason.
@@ -213,7 +213,7 @@ def open_location(location: ByteLocation) -> io.BufferedReader:
     elif location.kind != Kind.STORED:
         header = files.read_at(start, 30)
         if header[:4] != b"PK\3\4" or len(header) < 30:
-            raise Unreadable("the zip has no file where its list says")
+            raise Unreadable("the zip has no file at the offset in its central directory")
         start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if location.kind == Kind.ZIP_DEFLATED:
         read_at = InflatedMember(ByteReader(read_at, start, location.packed), size, location.crc).read_at

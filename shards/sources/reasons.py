@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a file is not packed, in the user's words."""
+    """Why a file is not packed, as rejected.csv gives it."""
 
     UNREADABLE = "unreadable"
     EMPTY = "empty file"

@@ -1,4 +1,4 @@
-"""What is behind fsspec URLs: s3://, gs://, https:// and others. fsspec is imported only when one is named."""
+"""Files behind fsspec URLs: s3://, gs://, https:// and others. fsspec is imported only when one is named."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BLOCK_BYTES, BLOCKS = 1 << 18, 32
 WHOLE_BYTES = 1 << 28
 """Largest file that is read whole into memory from a server that gives no ranges. Ours: a long recording."""
 DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
-"""Of the disk here to which a file is brought, not of the network: not tried again, and raised as they are."""
+"""Errors of the local disk, not of the network: not retried, and raised as they are."""
 
 Result = TypeVar("Result")
-_NO_RANGES = "the server gives no part of a file (HTTP range requests), and it is too large to read whole"
+_NO_RANGES = "the server does not support HTTP range requests, and the file is too large to read whole"
 _FOREIGN_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
@@ -35,14 +35,14 @@ _FOREIGN_ERRORS = (
 _LASTING_ERRORS = frozenset(
     (errno.EINVAL, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSYS, errno.EPERM, errno.ENOTDIR, errno.EREMCHG)
 )
-"""What fsspec's file systems call an answer that will not change. Source: s3fs.errors."""
+"""Error numbers that fsspec's file systems use for permanent errors. Source: s3fs.errors."""
 
 
 class RemoteFile:
     """A file behind a URL, read in ranges; whole, where the server gives none and it is not too large.
 
-    Ours: a file that is missing or forbidden raises OSError, and costs this file; a server that does not answer raises
-    UserError, and ends the work, because the file may be had tomorrow.
+    Ours: a file that is missing or forbidden raises OSError, and only this file is lost; a server that does not answer
+    raises UserError, and ends the work, because the file may be available later.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,7 +65,7 @@ class RemoteFile:
         if self.whole is None:
             try:
                 return with_retries(self._url, read)
-            except ValueError:  # fsspec's word for a server that answers a range with the whole file
+            except ValueError:  # fsspec's error for a server that answers a range with the whole file
                 self._read_whole()
         return (self.whole or b"")[position : position + count]
 
@@ -104,7 +104,7 @@ def files_below(url: str) -> list[tuple[str, str]]:
     """(path below the URL, URL) of every file below a URL, sorted.
 
     Raises:
-        UserError: nothing there, not to be listed, or a package is missing.
+        UserError: nothing there, not listable, or a package is missing.
     """
     system, path = file_system(url)
     path = path.rstrip("/") + "/"
@@ -137,7 +137,7 @@ def with_retries(url: str, action: Callable[[], Result]) -> Result:
         try:
             return action()
         except _network_errors() as error:
-            # fsspec calls a web page that cannot be reached one that is not there; S3's word for it is an answer.
+            # fsspec reports an unreachable web page as missing; a missing file on S3 is an answer of the server.
             hidden = error.__cause__ if isinstance(error, FileNotFoundError) else None
             cause = hidden if isinstance(hidden, _network_errors()) and not hasattr(hidden, "response") else error
             status, number = _status(cause), getattr(cause, "errno", None)
@@ -149,15 +149,15 @@ def with_retries(url: str, action: Callable[[], Result]) -> Result:
                 raise OSError(reason(cause)) from error
             if wait is None:
                 raise UserError(
-                    f"{without_secrets(url)}: the server does not answer as it should, in {len(WAITS_SECONDS) + 1} "
-                    f"tries ({reason(cause)}); check the network, wait, and give the same command again: it resumes"
+                    f"{without_secrets(url)}: the server failed {len(WAITS_SECONDS) + 1} times "
+                    f"({reason(cause)}); check the network, wait, and run the same command again: it resumes"
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in a line and without secrets."""
+    """The message of an error, in a line and without secrets."""
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:
         return "no such file"
@@ -174,6 +174,6 @@ def _status(error: BaseException) -> int:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What a network may raise; the packages that fsspec has loaded do not derive all of it from OSError."""
+    """The errors of a network; the packages that fsspec has loaded do not derive all of it from OSError."""
     foreign = (getattr(sys.modules[module], name) for module, name in _FOREIGN_ERRORS if module in sys.modules)
     return (OSError, EOFError, TimeoutError, *foreign)

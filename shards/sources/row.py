@@ -1,4 +1,4 @@
-"""One file to pack: what every source of files, and every adapter of a data set, gives."""
+"""One file to pack, as every source of files and every adapter of a data set returns it."""
 
 from __future__ import annotations
 

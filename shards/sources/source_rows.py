@@ -23,21 +23,21 @@ def source_rows(
     labels_from_folders: bool = False,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    say: OnMessage = no_message,
+    on_message: OnMessage = no_message,
     note: OnMessage = no_message,
 ) -> list[SourceRow]:
     """A folder, an archive, a CSV, or a URL of one of these -> its rows, in a fixed order.
 
     A folder gives every file below it except hidden ones, clutter and shard sets, in the splits that its folders name
-    (see `_by_folders`), or all in split `train`; what is not audio is found when it is packed. Its archives (tar,
-    tar.gz, zip, split ones too) give what they hold, as if they had been unpacked in place. An archive alone gives the
-    same. For a CSV see `csv_rows`; a path in it may be a URL.
+    (see `_by_folders`), or all in split `train`; files that are not audio are rejected when they are packed. Its
+    archives (tar, tar.gz, zip, split ones too) give what they hold, as if they had been unpacked in place. An archive
+    alone gives the same. For a CSV see `csv_rows`; a path in it may be a URL.
 
     Args:
-        labels_from_folders: the label is the first folder below `source`, or below the folder of a split; files beside
+        labels_from_folders: the label is the first folder below `source`, or below the folder of a split; files next to
             these folders have none.
-        work, largest, say: see `list_source`.
-        note: called with sentences on how the source is read where that may surprise, and what of it is not read.
+        work, largest, on_message: see `list_source`.
+        note: called with a sentence for each choice that may surprise, and for what is not read.
 
     Raises:
         UserError: nothing at `source`, none of these, nothing listed, a CSV that csv_rows refuses,
@@ -62,7 +62,7 @@ def source_rows(
             f"{title}: neither a folder, an archive nor a CSV; name a folder of audio, "
             "a tar, tar.gz or zip archive, or a .csv with a column path"
         )
-    listing = list_source(source, work=work, largest=largest, say=say)
+    listing = list_source(source, work=work, largest=largest, on_message=on_message)
     rows = [SourceRow(location, in_unicode(path)) for path, location in listing.files.items()]
     rows += [SourceRow(refused(why), in_unicode(path)) for path, why in listing.not_read]
     if not rows:
@@ -78,10 +78,10 @@ def source_rows(
 def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[SourceRow], list[str]]:
     """Splits, and labels if they are asked for, from the folders that hold the files; and sentences about them.
 
-    The first folders are splits where all that hold audio have usual names of splits, see split_names; folders that
-    hold everything else are looked into first, such as the one in an archive. Labels are then the folders below, at
-    the next level only: train/animals/dog/1.wav is `animals`. Ours: as image folders are read; a class that is called
-    test is a class as long as one beside it is called otherwise.
+    The first folders are splits where all that hold audio have usual names of splits, see split_names; a single
+    folder that holds all the others, such as the one in an archive, is entered first. Labels are then the folders
+    below, at the next level only: train/animals/dog/1.wav is `animals`. Ours: as image folders are read; a class named
+    test stays a class as long as a folder next to it is no split.
     """
     read = (row for row in rows if not (isinstance(row.path, ByteLocation) and row.path.kind is Kind.REFUSED))
     audio = [row.source for row in read if is_audio(row.source)]
@@ -104,7 +104,7 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
         )
         notes = [f"splits are read from the folders {folders}" + "; labels from those below" * labels_from_folders]
         if firsts[None]:
-            notes.append(f"{firsts[None]} files beside the folders of the splits are taken for {DEFAULT_SPLIT}")
+            notes.append(f"{firsts[None]} files next to the folders of the splits are put in {DEFAULT_SPLIT}")
         return placed, notes
     notes = []
     parents = list(dict.fromkeys(part for name in audio for part in name.split("/")[:-1]))
@@ -113,7 +113,7 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
     if alike and other is not None:
         taken = "are labels or parts of them, not splits" if labels_from_folders else "are not read as splits"
         notes.append(
-            f"folders {', '.join(alike)} {taken}, because there are others beside or above them, such as "
+            f"folders {', '.join(alike)} {taken}, because there are other folders next to or above them, such as "
             f"{escaped(other)}: all files are in split {DEFAULT_SPLIT}; if they are splits, keep only folders of "
             "splits at the top"
         )
@@ -124,6 +124,6 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
 
 
 def _firsts(names: list[str], above: str) -> Counter[str | None]:
-    """Files in each first folder below `above`, which all names begin with; None: beside the folders."""
+    """Files in each first folder below `above`, which all names begin with; None: in no folder."""
     below = (name.removeprefix(above).partition("/") for name in names)
     return Counter(first if slash else None for first, slash, _ in below)

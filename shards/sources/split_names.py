@@ -1,4 +1,4 @@
-"""Splits as people name them -> train, valid and test, the three that training and evaluation read."""
+"""Usual names of splits -> train, valid and test, the three that training and evaluation read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Split -> its usual names, in any case of letters. Of several that are there the first is taken, and a name is taken
-once. Ours: so `dev` is valid beside train, and train where only `eval` is beside it, as in FSD50K; two sets of clips
-are never joined by a guess."""
+once. Ours: so `dev` is valid next to train, and train next to `eval` alone, as in FSD50K; two sets of clips are
+never joined by a guess."""
 USUAL_NAMES = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 
 
 def usual_splits(names: Iterable[str]) -> dict[str, str]:
-    """Name -> split that it is taken for; names that are none of the usual ones, or left over, stay as they are."""
+    """Name -> the split that it means; unusual and left-over names are kept."""
     given = list(dict.fromkeys(names))
     free = {name.lower() for name in given}
     split_of: dict[str, str] = {}

@@ -102,7 +102,7 @@ def test_an_unreadable_tar(
     tar.unlink()
     if damage == "garbage":
         tar.write_bytes(np.random.default_rng(0).bytes(len(data)))
-        parts = ["has no tar header", "it is damaged, or the index of another tar"]
+        parts = ["has no tar header", "damaged, or the index belongs to another tar"]
     elif damage == "audio":
         place = data.index(b"WAVEfmt ", len(data) // 2) - 8
         data[place : place + 44] = bytes(44)

@@ -96,7 +96,7 @@ def make_archive(kind: str, audio: Path, where: Path) -> Path:
 
 
 def read_row(row: SourceRow) -> bytes:
-    """Content of a row that is no file of its own."""
+    """Content of a row that is not a separate file."""
     assert isinstance(row.path, ByteLocation)
     with open_location(row.path) as file:
         return file.read()

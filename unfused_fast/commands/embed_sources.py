@@ -50,7 +50,7 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
             from unfused_fast.commands.output import local_shards
 
             return shard_set_rows(open_shards(local_shards(given)))
-    rows = source_rows(given, say=say)
+    rows = source_rows(given, on_message=say)
     return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
 
 

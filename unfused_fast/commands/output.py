@@ -76,4 +76,4 @@ def local_shards(shards: str) -> Path:
     from unfused_fast.shards.sets.download import local_set
 
     with bar("downloading") as advance:
-        return local_set(shards, say=console.print, progress=advance)
+        return local_set(shards, on_message=console.print, progress=advance)

@@ -1,4 +1,4 @@
-"""Headers that promise more or less than a file holds, and what follows its first recording."""
+"""Headers that declare more or less than a file holds, and what follows its first recording."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FMT = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16))
 LIST = chunk(b"LIST", b"INFOISFT\5\0\0\0Lavf\0\0" + b"INAM" + struct.pack("<I", 4000) + b"n" * 4000)
 
 
-def _rf64(promised: int, data_size: int = 0xFFFFFFFF) -> bytes:
-    ds64 = chunk(b"ds64", struct.pack("<QQQI", promised + 72, promised, promised // 2, 0))
+def _rf64(declared: int, data_size: int = 0xFFFFFFFF) -> bytes:
+    ds64 = chunk(b"ds64", struct.pack("<QQQI", declared + 72, declared, declared // 2, 0))
     return riff(ds64, FMT, chunk(b"data", DATA, data_size), magic=b"RF64", size=0xFFFFFFFF)
 
 
-def _au(promised: int) -> bytes:
-    return b".snd" + struct.pack(">IIIII", 24, promised, 3, 16000, 1) + PCM.astype(">i2").tobytes()
+def _au(declared: int) -> bytes:
+    return b".snd" + struct.pack(">IIIII", 24, declared, 3, 16000, 1) + PCM.astype(">i2").tobytes()
 
 
 def _written(kind: str) -> bytes:
@@ -38,12 +38,12 @@ def _written(kind: str) -> bytes:
     return file.getvalue()
 
 
-def _promising(kind: str, promised: bytes) -> bytes:
+def _declaring(kind: str, declared: bytes) -> bytes:
     """A CAF or W64 with another size of its samples."""
     whole = bytearray(_written(kind))
     start = whole.find(b"data") + (4 if kind == "CAF" else 16)
     assert int.from_bytes(whole[start : start + 8], "big" if kind == "CAF" else "little") >= len(DATA)
-    whole[start : start + 8] = promised
+    whole[start : start + 8] = declared
     return bytes(whole)
 
 
@@ -80,23 +80,26 @@ def test_all_of_a_file_is_packed(tmp_path: Path, name: str) -> None:
 AIFF_COMM = chunk(b"COMM", struct.pack(">hIh", 1, 20_000, 16) + b"\x40\x0c\xfa\0\0\0\0\0\0\0", order=">")
 AIFF = b"AIFF" + AIFF_COMM + chunk(b"SSND", bytes(8) + DATA, 8 + 40_000, order=">")
 LEFT_OUT = {
-    "fewer than there": (riff(FMT, chunk(b"data", DATA, 40_000)), "promises 40000 bytes of samples, but 160000 more"),
-    "rf64, fewer": (_rf64(40_000), "promises 40000 bytes of samples, but 160000 more"),
+    "fewer than there": (riff(FMT, chunk(b"data", DATA, 40_000)), "declares 40000 bytes of samples, but 160000 more"),
+    "rf64, fewer": (_rf64(40_000), "declares 40000 bytes of samples, but 160000 more"),
     "aiff, fewer": (b"FORM" + struct.pack(">I", len(AIFF)) + AIFF, "bytes of samples, but 160000 more"),
-    "au, fewer": (_au(40_000), "promises 40000 bytes of samples, but 160000 more"),
-    "au, none": (_au(0), "its header promises none, but 200000 bytes follow"),
+    "au, fewer": (_au(40_000), "declares 40000 bytes of samples, but 160000 more"),
+    "au, none": (_au(0), "its header declares none, but 200000 bytes follow"),
     "two aus": (_au(len(DATA)) * 2, "several recordings in one file: 200024 bytes"),
     "two wavs": (riff(FMT, chunk(b"data", DATA)) * 2, "several recordings in one file: 200044 bytes"),
     "caf, fewer": (
-        _promising("CAF", struct.pack(">q", 40_004)),
-        r"promises 4000[04] bytes of samples, but 1\d{5} more",
+        _declaring("CAF", struct.pack(">q", 40_004)),
+        r"declares 4000[04] bytes of samples, but 1\d{5} more",
     ),
     "w64, fewer": (
-        _promising("W64", struct.pack("<q", 40_024)),
-        r"promises 4000[04] bytes of samples, but 1\d{5} more",
+        _declaring("W64", struct.pack("<q", 40_024)),
+        r"declares 4000[04] bytes of samples, but 1\d{5} more",
     ),
     **{
-        f"two {kind}s": (_written(kind) * 2, "^several recordings in one file: .* save each as a file of its own")
+        f"two {kind}s": (
+            _written(kind) * 2,
+            "^several recordings in one file: .* save each recording in a separate file",
+        )
         for kind in ("CAF", "W64", "FLAC")
     },
     "empty data before a list": (riff(FMT, chunk(b"data", b""), LIST), "^no samples"),
@@ -119,10 +122,10 @@ def test_a_second_flac_is_found_across_blocks_of_reading(monkeypatch: pytest.Mon
         assert endings.second_flac(io.BytesIO(whole + whole)) == len(whole)
 
 
-@pytest.mark.parametrize("promised", [1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1])
-def test_an_rf64_that_promises_what_no_file_has_is_whole_or_rejected(tmp_path: Path, promised: int) -> None:
-    """As libsndfile takes the number; never an error that ends the packing of the files beside it."""
-    ds64 = chunk(b"ds64", struct.pack("<QQQI", promised, promised, promised // 2, 0))
+@pytest.mark.parametrize("declared", [1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1])
+def test_an_rf64_that_declares_what_no_file_has_is_whole_or_rejected(tmp_path: Path, declared: int) -> None:
+    """As libsndfile takes the number; never an error that ends the packing of the files next to it."""
+    ds64 = chunk(b"ds64", struct.pack("<QQQI", declared, declared, declared // 2, 0))
     data = riff(ds64, FMT, chunk(b"data", DATA, 0xFFFFFFFF), magic=b"RF64", size=0xFFFFFFFF)
     (tmp_path / "a.wav").write_bytes(data)
     try:
@@ -136,7 +139,7 @@ def test_an_rf64_that_promises_what_no_file_has_is_whole_or_rejected(tmp_path: P
 
 @pytest.mark.parametrize("behind", [b"", LIST], ids=["", "list"])
 def test_a_wav_of_more_than_4_gb_whose_size_wrapped(tmp_path: Path, behind: bytes) -> None:
-    """A sparse file: what its 32 bits promise are the first 200 kB of 4.3 GB."""
+    """A sparse file: what its 32 bits declare are the first 200 kB of 4.3 GB."""
     path, there = tmp_path / "a.wav", (1 << 32) + len(DATA)
     rate = struct.pack("<HHIIHH", 1, 1, 768_000, 1_536_000, 2, 16)  # so fast that it is not too long
     path.write_bytes(riff(chunk(b"fmt ", rate), chunk(b"data", DATA, len(DATA))))

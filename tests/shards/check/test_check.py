@@ -88,16 +88,16 @@ def _no_index_here_and_a_flipped_bit_there(copy: Path) -> None:
         (lambda copy: None, []),
         (lambda copy: (copy / "manifest.json").unlink(), [(Kind.MANIFEST, "manifest.json")]),
         (lambda copy: (copy / "clips.parquet").write_bytes(b"PAR1"), [(Kind.TABLE, "clips.parquet")]),
-        (_another_label, [(Kind.DIGEST, "clips.parquet: its digest"), (Kind.JSON, "train-000000.*json says label")]),
+        (_another_label, [(Kind.DIGEST, "clips.parquet: its digest"), (Kind.JSON, "train-000000.*json has label")]),
         (lambda copy: (copy / "rejected.csv").write_text("path,reason\na,b\n"), [(Kind.REJECTED, "1 rows, but")]),
         (lambda copy: (copy / "valid-000000.tar").unlink(), [(Kind.TAR, "valid-000000.tar: cannot be read")]),
-        (lambda copy: _swap(copy, ("tar",)), [(Kind.INDEX, "000.idx.*of another tar"), (Kind.INDEX, "001.idx")]),
+        (lambda copy: _swap(copy, ("tar",)), [(Kind.INDEX, "000.idx.*to another tar"), (Kind.INDEX, "001.idx")]),
         (
             lambda copy: _swap(copy, ("tar", "idx")),
-            [(Kind.ORDER, "000.tar: begins with clip 10, where clip 0 has its place"), (Kind.ORDER, "001.tar")],
+            [(Kind.ORDER, "000.tar: begins with clip 10, but clip 0 was expected here"), (Kind.ORDER, "001.tar")],
         ),
-        (_split_in_json, [(Kind.JSON, "valid-000000.tar.*json says split 'train', but the clips table 'valid'")]),
-        (_no_header_in_the_middle, [(Kind.TAR, "extra-000000.tar.*no tar header.*, where the index has ")]),
+        (_split_in_json, [(Kind.JSON, "valid-000000.tar.*json has split 'train', but the clips table has 'valid'")]),
+        (_no_header_in_the_middle, [(Kind.TAR, "extra-000000.tar.*no tar header.*, but the index has ")]),
         (_last_clip_left_out, [(Kind.COUNT, "split test has 6 clips")]),
         (
             _no_index_here_and_a_flipped_bit_there,
@@ -172,7 +172,7 @@ def test_a_flipped_bit_of_flac_that_is_not_decoded_and_another_encoder_s_bytes(
         _flip(tar, audio.offset + byte % audio.size)
     pq.write_table(clips.set_column(place, "stored_sha256", digests), folder / "clips.parquet")
     (problem,) = _corrupt(folder)
-    assert ".flac are not those packed, its samples are" in problem.message
+    assert ".flac differ from those packed, but its samples are the same" in problem.message
 
 
 def test_a_flipped_bit_anywhere_outside_the_audio_is_found(copy: Path) -> None:

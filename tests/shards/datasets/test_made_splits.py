@@ -72,7 +72,7 @@ def test_every_label_that_is_tested_is_trained() -> None:
     "text", ["70/10", "70/10/20/0", "70/-10/40", "0/50/50", "a/b", "100", "nan/10/20", "70/10/20.1"]
 )
 def test_shares_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=r"--split .*want percentages above 0 that add up to 100"):
+    with pytest.raises(UserError, match=r"--split .*give percentages above 0 that add up to 100"):
         parsed_shares(text)
 
 
@@ -145,7 +145,7 @@ def test_the_same_sound_in_two_splits_is_said_and_all_copies_are_named(
     table.write_text("path,split\n1.wav,train\n2.wav,train\n3.wav,test\n4.wav,test\n")
     done = cli("shard", table, tmp_path / "set", "--json")
     assert json.loads(done.out)["notes"] == [
-        "recordings with a copy in another split, sample by sample the same: 1; unfused-fast check names them"
+        "recordings with an identical copy in another split: 1; unfused-fast check lists them"
     ]
     checked = cli("check", tmp_path / "set")
     named = re.findall(r"same as (\d\.wav \(\w+\)), (\d\.wav \(\w+\))", " ".join((checked.out + checked.err).split()))

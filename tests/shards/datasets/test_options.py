@@ -57,7 +57,7 @@ def refused(words: str, name: str, root: Path, **given: str) -> None:
         ("voxforge", {"protocol": "evar"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("voxforge", {"list": "a.csv"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("audioset", {"sample": "half"}, "sample=half: audioset takes one of all, N"),
-        ("audioset", {"seed": "4"}, "the seed is of the sample; add --option sample=N"),
+        ("audioset", {"seed": "4"}, "the seed belongs to the sample; add --option sample=N"),
     ],
 )
 def test_options_that_there_are_not(miniature: Miniature, name: str, given: dict[str, str], words: str) -> None:
@@ -124,14 +124,14 @@ def test_speech_commands_as_on_kaggle_and_of_the_other_version(miniature: Miniat
         (tmp_path / "train/audio" / name).rename(tmp_path / "train" / name)
     rows = found("speechcommands-v1", tmp_path, protocol="words").rows
     assert splits(rows) == {"train": 60, "valid": 30, "test": 30} and rows[0].source == "bed/0a7c2a8d_nohash_0.wav"
-    refused("say --dataset speechcommands-v1", "speechcommands-v2", tmp_path)
-    refused("say --dataset speechcommands-v2", "speechcommands-v1", miniature("speechcommands-v2"))
+    refused("use --dataset speechcommands-v1", "speechcommands-v2", tmp_path)
+    refused("use --dataset speechcommands-v2", "speechcommands-v1", miniature("speechcommands-v2"))
     assert sum(V1.clips.values()) == 64_721 and sum(V2.clips.values()) == 105_829
     assert sum(DATASETS["speechcommands-v1"].clips.values()) == 64_721 + 6_000
     tone(tmp_path / "train/audio/bed/noname.wav", 0)
     tone(tmp_path / "train/audio/hello/0a7c2a8d_nohash_0.wav", 0)
     said = notes("speechcommands-v1", tmp_path)
-    assert "1 WAV files left out" in said and "no words of v1: hello" in said
+    assert "1 WAV files left out" in said and "not words of v1: hello" in said
 
 
 def test_silence_is_packed_as_the_second_it_was_cut_from(miniature: Miniature, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_lists_of_librispeech_s_authors(miniature: Miniature) -> None:
     assert "train_split.txt lists 3 utterances; published: 22,830." in said
     assert "999-1-0000" in said and "36 utterances left out: in neither list" in said
     (root / "test_split.txt").write_text("103-1240-0000\n")
-    refused("has one side", name, root, split="files")
+    refused("belongs to one split", name, root, split="files")
     (root / "test_split.txt").write_text("")
     (root / "train_split.txt").write_text("999-1-0000\n")
     refused("name none of the utterances", name, root, split="files")
@@ -271,7 +271,7 @@ def test_the_valid_split_of_nsynth_can_be_the_test(miniature: Miniature) -> None
     assert splits(made.rows) == {"train": 24, "test": 12}
     said = " ".join(made.notes)
     assert "12 clips of split test here; published: 12,678." in said and "the official test split is left out" in said
-    assert "family ids are not those that were expected: 7 is vocal" in said
+    assert "family ids differ from those expected: 7 is vocal" in said
     assert {row.label for row in made.rows} == {"bass", "keyboard", "vocal"}
 
 
@@ -378,7 +378,7 @@ def test_choice_of_tables_and_what_they_lack(miniature: Miniature, wav: Callable
     assert "balanced: 3 of 3 listed clips are here (100.0%)." in said
     assert "unbalanced: 2 of 3 listed clips are here (66.7%)." in said
     assert "class_labels_indices.csv names 5 classes; published: 527." in said
-    assert "1 names belong to several classes" in said and "it is not whole" not in said
+    assert "1 names belong to several classes" in said and "it is incomplete" not in said
     (root / "metadata").mkdir()
     (root / "class_labels_indices.csv").rename(root / "metadata/class_labels_indices.csv")
     wav(root / "holiday.wav")
@@ -390,9 +390,9 @@ def test_choice_of_tables_and_what_they_lack(miniature: Miniature, wav: Callable
     made = found("audioset", root)
     assert len(made.rows) == len({row.source for row in made.rows}) == 5
     said = " ".join(made.notes)
-    assert "3 audio files left out: not listed, or a further copy, such as holiday.wav." in said
-    assert "1 clips are listed twice; the first line counts." in said
-    assert "balanced_train_segments.csv has 2 clips, but its second line says 3: it is not whole." in said
+    assert "3 audio files left out: not listed, or a second copy, such as holiday.wav." in said
+    assert "1 clips are listed twice; the first line is used." in said
+    assert "balanced_train_segments.csv has 2 clips, but its second line says 3: it is incomplete." in said
     for path in root.rglob("*.*"):
         if path.suffix != ".csv":
             path.unlink()
@@ -425,7 +425,7 @@ def test_a_sample_is_class_balanced_seeded_and_listed(miniature: Miniature) -> N
     (root / "gargle00000.wav").unlink()
     assert len(found("audioset", root, split="balanced", eval="none", sample="37").rows) == 37
     for size in ("38", "0"):
-        refused("37 train clips are here; want 1 to 37", "audioset", root, split="balanced", sample=size)
+        refused("37 train clips are here; give 1 to 37", "audioset", root, split="balanced", sample=size)
 
 
 # VoxForge
@@ -453,7 +453,7 @@ def test_voxforge_is_split_by_speaker_as_tfds_does_or_by_clip(miniature: Miniatu
     clips = found("voxforge", root, protocol="random")
     counts = Counter((row.label, row.split) for row in clips.rows)
     assert set(counts.values()) == {3, 12} and found("voxforge", root, protocol="random") == clips
-    assert any("ours" in note and "on both sides" in note for note in clips.notes)
+    assert any("ours" in note and "in both splits" in note for note in clips.notes)
 
 
 def test_archives_of_voxforge_as_people_have_them(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real files with bytes changed, cut and put in: audio of the promised length or a reason, never anything else.
+"""Real files with bytes changed, cut and put in: audio of the declared length or a reason, never anything else.
 
 FUZZ_EXAMPLES=100000 looks for longer.
 """

@@ -48,7 +48,7 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     (tmp_path / "mine/thesis.txt").write_text("years")
     (tmp_path / "file").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"mine: a folder with other things in it"):
+        with pytest.raises(UserError, match=r"mine: is not empty and is not a shard set"):
             _pack(rows[:9], tmp_path / "mine", overwrite=overwrite)
         with pytest.raises(UserError, match=r"file: a file"):
             _pack(rows[:9], tmp_path / "file", overwrite=overwrite)
@@ -117,7 +117,9 @@ def test_the_disk_is_full_while_packing(
         with monkeypatch.context() as patch:
             patch.setattr(Journal, "publish", full)
             done = cli("shard", folder, out, "--workers", 1, *flags)
-        refused(done, tmp_path, "No space left on device", "is in out.partial", "make room and give the same command")
+        refused(
+            done, tmp_path, "No space left on device", "is in out.partial", "free some space and run the same command"
+        )
 
     stopped()
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
@@ -138,7 +140,7 @@ def test_an_unfinished_set_is_gone_on_with_only_by_the_same_request(
     with pytest.raises(KeyboardInterrupt):
         _pack(rows, out, clips_per_shard=10)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"begun with other options \(seed 0 there, 3 now\)"):
+    with pytest.raises(UserError, match=r"started with different options \(seed 0 there, 3 now\)"):
         _pack(rows, out, clips_per_shard=10, seed=3)
     monkeypatch.setattr("unfused_fast.shards.packing.options.SCHEMA_VERSION", 99)
     with pytest.raises(UserError, match=r"program unfused-fast \S+, schema 5 there, unfused-fast \S+, schema 99 now"):
@@ -172,7 +174,7 @@ def test_a_finished_set_is_left_as_it_is_by_resume(rows: list[SourceRow], copy: 
     before = _bytes(copy)
     same = _pack(rows, copy, clips_per_shard=10, resume=True)
     assert (same.packed, same.shards_made) == (45, 0) and _bytes(copy) == before
-    with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
+    with pytest.raises(UserError, match="finished, but packed from different sources or with different options"):
         _pack(rows[:9], copy, clips_per_shard=10, resume=True)
     assert _bytes(copy) == before
 

@@ -1,4 +1,4 @@
-"""A pack that is killed again and again, or whose disk is full, ends with the bytes of an undisturbed one."""
+"""A pack that is killed repeatedly, or whose disk is full, ends with the bytes of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     if done.returncode == 42 or "unshare:" in done.stderr:
         pytest.skip(f"no file system of its own can be had here: {done.stderr.strip()[-100:]}")
     assert done.returncode == 1, done.stderr
-    assert "No space left on device" in done.stderr and "make room and give the same command again" in done.stderr
+    assert "No space left on device" in done.stderr and "free some space and run the same command again" in done.stderr
     assert "Traceback" not in done.stderr and done.stdout.split() == ["out.partial"]
     summary = json.loads(said.read_text())
     assert 0 < summary["shards_made"] < summary["shards"], "the second run went on with what the first had made"

@@ -70,7 +70,7 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
     cases: list[tuple[list[Path], str]] = [
         ([first], "1 of 2 parts; part 2 of 2 is missing: pack it with --part 2/2"),
         ([first, first], "part 1 of 2, and so is"),
-        ([first, other], "part 2 of 2 of another set than"),
+        ([first, other], "part 2 of 2 of a different set from"),
         ([first, empty], "no finished part of a set"),
         ([first, damaged], r"tar is missing or damaged"),
         ([], "no parts"),

@@ -140,7 +140,7 @@ def test_passing_errors_are_tried_again_and_lasting_ones_said(
     for error in (OSError(28, "bucket is full"), PermissionError("Access Denied")):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(memory, patch, "put_file", "train-000002.tar", error)
-            said = rf"^memory://bucket/set: cannot be written .*{str(error)[-6:]}.*is kept"
+            said = rf"^memory://bucket/set: cannot be written .*{str(error)[-6:]}.*are kept"
             with pytest.raises(UserError, match=said):
                 pack_remote(rows)
     assert "manifest.json" not in remote_bytes(memory)
@@ -151,7 +151,7 @@ def test_passing_errors_are_tried_again_and_lasting_ones_said(
 def test_urls_that_cannot_be_written(s3: Any, memory: Any, rows: list[SourceRow], mixed: Any, cache: Path) -> None:
     with pytest.raises(UserError, match=r"s3://nowhere/set: cannot be written \(no such bucket or folder\); make it"):
         pack_remote(rows, "s3://nowhere/set")
-    with pytest.raises(UserError, match="web server is only read") as raised:
+    with pytest.raises(UserError, match="web server is read-only") as raised:
         pack_remote(rows, "https://me:hunter2@example.org/set")
     assert "hunter2" not in str(raised.value)
     with pytest.MonkeyPatch.context() as patch:
@@ -174,14 +174,14 @@ def test_what_is_there_stays_unless_it_may_go(
 ) -> None:
     memory.pipe_file("/bucket/set/thesis.txt", b"years")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"bucket/set: holds other files \(thesis.txt\)"):
+        with pytest.raises(UserError, match=r"bucket/set: is not empty \(thesis.txt\)"):
             pack_remote(rows, overwrite=overwrite)
     memory.rm_file("/bucket/set/thesis.txt")
     pack_remote(rows, clips_per_shard=3)
     before = remote_bytes(memory)
     with pytest.raises(UserError, match=r"a shard set is already there; .* --overwrite"):
         pack_remote(rows)
-    with pytest.raises(UserError, match="finished, but packed from other sources or with other options"):
+    with pytest.raises(UserError, match="finished, but packed from different sources or with different options"):
         pack_remote(rows, resume=True)
     assert remote_bytes(memory) == before
     shutil.copytree(packed.directory, destination(URL)[0])  # what a kill at the very end leaves
@@ -245,6 +245,6 @@ def test_writer_that_lost_the_set_to_another_stops(memory: Any, rows: list[Sourc
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(memory), "put_file", taken)
-        with pytest.raises(UserError, match="not this command's any more, b@c has been packing to it since now"):
+        with pytest.raises(UserError, match="no longer written by this command, b@c has been packing to it since now"):
             pack_remote(rows)
     assert "train-000002.tar" not in remote_bytes(memory) and "manifest.json" not in remote_bytes(memory)

@@ -94,8 +94,8 @@ def test_a_process_that_dies_or_hangs_costs_one_item(
 @pytest.mark.parametrize(
     ("kind", "seconds", "said"),
     [
-        ("dies whatever", 100.0, "end again and again at the same place of a job; look for the reason"),
-        ("never begins", 0.5, r"take longer than 0.5 s again and again before their first file"),
+        ("dies whatever", 100.0, "end repeatedly at the same item of a job; look for the cause"),
+        ("never begins", 0.5, r"take longer than 0.5 s repeatedly before their first file"),
     ],
 )
 def test_what_ends_the_work(double: Any, kind: str, seconds: float, said: str) -> None:

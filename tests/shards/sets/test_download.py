@@ -59,7 +59,7 @@ def test_set_on_a_web_server_is_read(packed: ShardSet, tmp_path: Path) -> None:
             local_set(f"{url}/nothing")
         with pytest.raises(UserError, match=r"/lacking: .*: missing, but manifest.json lists it"):
             local_set(f"{url}/lacking")
-    with pytest.raises(UserError, match=r"/packed: the server does not answer") as raised:
+    with pytest.raises(UserError, match=r"/packed: the server failed") as raised:
         local_set(f"{url}/packed")
     assert "hunter2" not in str(raised.value)
 
@@ -82,7 +82,7 @@ def test_two_at_once_download_once(memory: Any, rows: list[SourceRow], monkeypat
     with ThreadPoolExecutor(1) as other:
         first = other.submit(local_set, URL)
         assert started.wait(10)
-        assert local_set(URL, say=heard) == first.result()
+        assert local_set(URL, on_message=heard) == first.result()
     assert len(fetched) == 14
 
 
@@ -120,8 +120,12 @@ def test_stopped_download_resumes_with_what_is_missing(memory: Any, rows: list[S
     [
         ("train-000001.tar", None, "train-000001.tar: missing, but manifest.json lists it"),
         ("manifest.json", b"{}", "^memory://bucket/set/manifest.json: schema version None"),
-        ("manifest.json", ("train-000000.tar", "../../../evil-0.tar"), r"bucket/set/manifest.json: .* is no name of a"),
-        ("manifest.json", ('"digest": "', '"digest": "0'), "clips.parquet: its digest is not the manifest's"),
+        (
+            "manifest.json",
+            ("train-000000.tar", "../../../evil-0.tar"),
+            r"bucket/set/manifest.json: .* is not the name of a",
+        ),
+        ("manifest.json", ('"digest": "', '"digest": "0'), "clips.parquet: its digest does not match the manifest"),
     ],
 )
 def test_damaged_set_is_refused(
@@ -146,7 +150,7 @@ def test_what_is_no_set_or_cannot_be_read_is_refused(memory: Any, rows: list[Sou
         local_set(URL)
     pack_remote(rows)
     for error, said in (
-        (OSError("no route to host"), r"the server does not answer as it should, in 4 tries \(no route to host\)"),
+        (OSError("no route to host"), r"the server failed 4 times \(no route to host\)"),
         (PermissionError("Forbidden"), r"cannot be read \(Forbidden\)"),
     ):
         with pytest.MonkeyPatch.context() as patch:
@@ -171,7 +175,7 @@ def test_set_that_changes_while_it_is_downloaded_is_refused(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RemoteFolder, "fetch", changing)
-        with pytest.raises(UserError, match="was changed while it was downloaded; give the same command again"):
+        with pytest.raises(UserError, match="changed during the download; run the same command again"):
             local_set(URL)
 
 
@@ -182,7 +186,7 @@ def test_disk_that_refuses_a_download_is_not_asked_again(
     pack_remote(rows)
     with pytest.MonkeyPatch.context() as patch:
         calls = stop_at(memory, patch, "get_file", "train-000001.tar", OSError(number, os.strerror(number)))
-        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \({os.strerror(number)}\); correct"):
+        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \({os.strerror(number)}\); fix"):
             local_set(URL)
     assert calls.count("train-000001.tar") == 1
 
@@ -194,7 +198,7 @@ def test_room_that_is_lacking_is_noticed_before_the_download(
     with pytest.MonkeyPatch.context() as patch:
         usage = type("usage", (), {"free": 1000})
         patch.setattr("unfused_fast.shards.sets.download.shutil.disk_usage", lambda path: usage)
-        with pytest.raises(UserError, match=r"0\.00 GB are to be downloaded, .* set UNFUSED_CACHE"):
+        with pytest.raises(UserError, match=r"0\.00 GB must be downloaded, .* set UNFUSED_CACHE"):
             local_set(URL)
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "file"))

@@ -63,7 +63,7 @@ def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
 
 def test_no_set(tmp_path: Path) -> None:
     _refused(tmp_path / "gone", "no such folder", "unfused-fast shard")
-    _refused(tmp_path, "holds no manifest.json", "no shard set", "unfused-fast shard")
+    _refused(tmp_path, "holds no manifest.json", "not a shard set", "unfused-fast shard")
 
 
 def test_other_version(copy: Path) -> None:

@@ -89,7 +89,7 @@ def test_every_format_decodes_as_from_disk(kind: str, tmp_path: Path, write_tone
     at = data.find(b"Xing") if b"Xing" in data else data.find(b"Info")
     (folder / "streamed.mp3").write_bytes(data[:at] + b"None" + data[at + 4 :])
     counted = mp3.frames_of(io.BytesIO((folder / "streamed.mp3").read_bytes()), "streamed.mp3")
-    assert counted is not None and counted.promised is None
+    assert counted is not None and counted.declared is None
     (folder / "cut.flac").write_bytes((folder / "a.flac").read_bytes()[:30_000])
     (folder / "text.wav").write_text("text")
     (folder / "empty.wav").touch()
@@ -203,7 +203,7 @@ def test_one_name_in_two_archives_comes_twice_only_if_the_files_differ(tmp_path:
     make_tar(tmp_path / "c.tar", tmp_path / "files")
     shutil.rmtree(tmp_path / "files")
     assert [why for why in reasons(tmp_path).values() if why] == [
-        "another archive holds another file of this name; unpack one elsewhere"
+        "another archive holds a different file of this name; unpack one of them elsewhere"
     ]
 
 

@@ -39,7 +39,7 @@ def test_display_names(given: str) -> None:
 
 
 def test_a_source_with_a_password(url: str, cli: Callable[..., Any], write_tone: Any, tmp_path: Path) -> None:
-    """Of three archives two hold different files of one name, and one holds what lies beside it too, or a folder."""
+    """Of three archives two hold different files of one name, and one holds what is next to it too, or a folder."""
     www = tmp_path / "www"
     for number, rate in enumerate((8000, 16000)):
         soundfile.write(tmp_path / "a.wav", write_tone(0.5, rate, 300), rate)
@@ -61,7 +61,7 @@ def test_a_source_with_a_password(url: str, cli: Callable[..., Any], write_tone:
         assert SECRET not in "".join(
             path.read_text(encoding="utf-8") for path in out.iterdir() if path.suffix in (".csv", ".json")
         )
-        assert "2.zip" not in (out / "rejected.csv").read_text(encoding="utf-8")  # what is unpacked beside it counts
+        assert "2.zip" not in (out / "rejected.csv").read_text(encoding="utf-8")  # what is unpacked next to it counts
 
 
 def test_errors_of_a_source_with_a_password(url: str, cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -98,9 +98,9 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
         (None, ("cat",), None, "train"),
     ]
     assert notes == [
-        f"{table}: splits are read so: Training (1 files) as train, val (1 files) as valid",
-        f"{table}: 1 of 3 files have no split and are taken for train",
-        f"{table}: columns not read: Speaker, take; read are path, label, labels, split, group, fold",
+        f"{table}: splits are renamed: Training (1 files) as train, val (1 files) as valid",
+        f"{table}: 1 of 3 files have no split and are put in train",
+        f"{table}: columns not read: Speaker, take; the columns read are path, label, labels, split, group, fold",
     ]
 
 

@@ -134,14 +134,14 @@ def test_splits_that_are_not_read_are_named() -> None:
         ("train/dog/1.wav test/cat/4.wav", False, "train:None test:None", "test (1 files)"),
         ("train/1.wav test/2.wav", True, "train:None test:None", "splits are read from the folders"),
         ("train/dog/1.wav train/cat/2.wav", True, "train:dog train:cat", "train (2 files)"),
-        # text beside the audio does not change what the folders are
+        # text next to the audio does not change what the folders are
         (
             "train/a/1.wav test/a/2.wav docs/licence.txt",
             True,
             "train:None train:a test:a",
             "splits are read from the folders",
         ),
-        ("loose.wav train/a/1.wav test/a/2.wav", True, "train:None train:a test:a", "1 files beside the folders"),
+        ("loose.wav train/a/1.wav test/a/2.wav", True, "train:None train:a test:a", "1 files next to the folders"),
         # a folder that holds everything, as in most archives
         ("esc/train/a/1.wav esc/test/b/2.wav", True, "train:a test:b", "test (1 files)"),
         # a class that is called test, or train

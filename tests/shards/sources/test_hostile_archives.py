@@ -58,7 +58,7 @@ def test_archive_that_cannot_be_read_is_named_among_the_files_of_its_folder(case
 
 def test_archive_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_text("x")
-    assert reasons(tmp_path)["a.rar"].startswith("an archive of a kind that is not read; unpack it")
+    assert reasons(tmp_path)["a.rar"].startswith("an archive of an unsupported kind; unpack it")
 
 
 def test_deflated_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_damaged_member_fails_its_check_sum_and_stays_damaged(tmp_path: Path) ->
     assert file.read(10) == content[:10]
     for position in (len(content) - 10, 0, len(content) - 10):
         file.seek(position)
-        with pytest.raises(reader.Unreadable, match=r"its check sum \(CRC\)"):
+        with pytest.raises(reader.Unreadable, match=r"its checksum \(CRC\)"):
             file.read(10)
 
 

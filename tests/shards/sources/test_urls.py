@@ -108,13 +108,13 @@ def test_server_without_ranges_is_read_whole_and_that_is_said(
     (folder / "large.bin").write_bytes(os.urandom(2 * remote.BLOCK_BYTES))
     path = _zipped(folder, tmp_path / "www/a.zip")
     said: list[str] = []
-    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", say=said.append))) == sorted(
+    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", on_message=said.append))) == sorted(
         file.read_bytes() for file in folder.iterdir()
     )
-    assert any("no parts of files" in text for text in said)
+    assert any("does not support range requests" in text for text in said)
     monkeypatch.setattr(remote, "WHOLE_BYTES", path.stat().st_size - 1)
     path.rename(tmp_path / "www/b.zip")
-    with pytest.raises(UserError, match=r"no part of a file .* download it first"):
+    with pytest.raises(UserError, match=r"does not support HTTP range requests.* download it first"):
         source_rows(f"{server.url}/b.zip")
 
 
@@ -129,12 +129,12 @@ def test_passing_failures_are_tried_again(
     assert probe(place) == probe(next(folder.iterdir()))
     assert waits == [0.25, 0.5]
     server.server_close()
-    with pytest.raises(UserError, match=r"a\.zip: the server does not answer .*[Cc]onnect.* it resumes"):
+    with pytest.raises(UserError, match=r"a\.zip: the server failed .*[Cc]onnect.* it resumes"):
         source_rows(f"{server.url}/a.zip")
     assert waits[2:] == list(remote.WAITS_SECONDS)
 
 
-NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server does not answer .*the server answers 503.* it resumes"
+NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server failed .*the server answers 503.* it resumes"
 
 
 def test_failures_that_last_end_the_pack_and_reject_nothing(

@@ -27,7 +27,7 @@ def decode(path: Path) -> str:
             pcm = decode_samples(path, found.frames, start, stop)
             slack = 1 + MP3_SLACK_FRAMES * 16_000 // found.rate_hz if _is_mp3(path) else 0
             if pcm.dtype != np.int16 or pcm.ndim != 1 or not stop - start - slack <= len(pcm) <= stop - start:
-                return f"{pcm.dtype} of {pcm.shape}, but {stop - start} samples were promised"
+                return f"{pcm.dtype} of {pcm.shape}, but {stop - start} samples were declared"
     except Rejected as rejected:
         return "rejected" if str(path) not in str(rejected) and str(rejected).isprintable() else repr(str(rejected))
     return "packed"

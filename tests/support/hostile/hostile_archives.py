@@ -148,7 +148,7 @@ def cases() -> list[Archive]:
     squeezed, inner = _squeezed(plain), _zip(("inner.wav", EVIL))
     many = [(f"{number}.wav", b"") for number in range(MANY)]
     up, long = "its path leads out of the archive", "its path is longer than 4096 characters or 64 folders"
-    control, no_list = "a control character in its name", "the zip has no list at its end"
+    control, no_list = "a control character in its name", "the zip has no central directory"
     cut, no_tar = "the archive is truncated or damaged after", "no tar archive"
     zips = [
         Archive("up.zip", _zip_with("../../evil.wav"), up),
@@ -165,10 +165,10 @@ def cases() -> list[Archive]:
         Archive("bomb.zip", lambda: _zip(("good.wav", GOOD), ("bomb.wav", _bomb_wav())), "", bomb),
         Archive("bomb of zeros.zip", lambda: _zip(("good.wav", GOOD), ("bomb.wav", bytes(ZEROS))), "not audio"),
         Archive("zip in zip.zip", lambda: _zip(("good.wav", GOOD), ("inner.zip", inner)), "unpack the outer one"),
-        Archive("overlapping.zip", _zip_overlapping, "its bytes are also those of another member"),
+        Archive("overlapping.zip", _zip_overlapping, "it shares bytes with another member"),
         Archive("wrong crc of what is stored.zip", _zip_patched(16, b"abcd"), "", both),
         Archive("size too large.zip", _zip_patched(20, struct.pack("<II", 2**31, 2**31)), "the archive ends inside it"),
-        Archive("two sizes.zip", _zip_patched(24, bytes(4)), "stored, but of two sizes"),
+        Archive("two sizes.zip", _zip_patched(24, bytes(4)), "stored, but its two sizes differ"),
         Archive("size 0.zip", _zip_patched(20, bytes(8)), "empty file"),
         Archive("offset beyond.zip", _zip_patched(42, b"\xff\xff\xff\x7f"), "the archive ends inside it"),
         Archive("zip64 without field.zip", _zip_patched(20, b"\xff" * 8, local=False), "the archive ends inside it"),
@@ -177,7 +177,9 @@ def cases() -> list[Archive]:
         Archive("truncated.zip", lambda: two[: len(two) // 2], no_list, none),
         Archive("no directory.zip", lambda: two[: two.index(b"PK\1\2")], no_list, none),
         Archive("entries promised.zip", lambda: two[:-12] + b"\7\0" + two[-10:], "2 of 7 members", both),
-        Archive("endless list.zip", lambda: two[:-10] + b"\xf0\xff\xff\xff" + two[-6:], "list of the zip", none),
+        Archive(
+            "endless list.zip", lambda: two[:-10] + b"\xf0\xff\xff\xff" + two[-6:], "central directory of the zip", none
+        ),
         Archive("script before.zip", lambda: b"#!/bin/sh\nexit\n" + two, no_tar, none),
         Archive("name twice.zip", lambda: _zip(("good.wav", EVIL), ("./good.wav", GOOD))),
         Archive("empty members.zip", lambda: _zip(("good.wav", GOOD), *many), "empty file"),
