@@ -103,6 +103,6 @@ def mean_power(pcm: Pcm) -> NDArray[Any] | None:
     if len(pcm) < _FFT_SAMPLES:
         return None
     starts = np.linspace(0, len(pcm) - _FFT_SAMPLES, min(_FFT_FRAMES, len(pcm) // _FFT_SAMPLES)).astype(np.int64)
-    spectrum = np.fft.rfft(pcm[starts[:, None] + np.arange(_FFT_SAMPLES)] * _WINDOW)
+    spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(pcm, _FFT_SAMPLES)[starts] * _WINDOW)
     power = (spectrum.real**2 + spectrum.imag**2).mean(axis=0) / float((_WINDOW**2).sum())
     return np.asarray(np.maximum(power, 1e-3 * _ROUNDING_POWER) / _ROUNDING_POWER)

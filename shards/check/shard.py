@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,20 @@ from unfused_fast.shards.audio import measures
 from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.check.findings import Example, Finding, Kind, Tally, finding
 from unfused_fast.shards.packing.workers import At, Bad
-from unfused_fast.shards.sets.shard_files import IN_JSON, Member, check_index, index_path, other_header, padded
+from unfused_fast.shards.sets.shard_files import (
+    IN_JSON,
+    Member,
+    check_index,
+    clip_json,
+    index_path,
+    other_header,
+    padded,
+)
 from unfused_fast.shards.sets.table import clips_digest, read_clips
 
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 17
+
+ZEROS = bytes(BLOCKSIZE)
 
 Row = Mapping[str, Any]
 Damage = tuple[Kind, int, str]
@@ -66,7 +77,9 @@ class ShardTask:
             bad: clips, by their number in the shard, at which a process died or hung before.
             at: called with the number of each clip before its audio is touched.
         """
-        rows, index = pa.ipc.open_stream(self.rows).read_all().to_pylist(), index_path(self.tar)
+        table, index = pa.ipc.open_stream(self.rows).read_all(), index_path(self.tar)
+        columns = [column.to_pylist() for column in table.columns]  # Ours: three times as fast as Table.to_pylist
+        rows = [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
         try:
             samples = check_index(self.tar, index)
         except UserError as error:
@@ -88,8 +101,8 @@ class ShardTask:
                 if damage is None and number in bad:
                     damage = Kind.CRASHED, audio.offset, f"{audio.name}: {bad[number]}"
                 if damage is None:
-                    start = audio.offset - members[0].offset + tarfile.BLOCKSIZE
-                    damage = self._audio_damage(clip[start : start + audio.size], audio, row, report)
+                    start = audio.offset - members[0].offset + BLOCKSIZE
+                    damage = self._audio_damage(memoryview(clip)[start : start + audio.size], audio, row, report)
                 if damage is not None:
                     kind, place, text = damage
                     example = Example(f"byte {place}: {text}", row["clip_id"], row["source"], self.tar, place)
@@ -98,7 +111,7 @@ class ShardTask:
             report.broken = finding(Kind.TAR, self.tar, f"cannot be read to its end ({cause(error)})")
         return report
 
-    def _member_damage(self, clip: memoryview, members: list[Member], row: Row) -> Damage | None:
+    def _member_damage(self, clip: bytes, members: list[Member], row: Row) -> Damage | None:
         """What is wrong with a clip apart from its audio."""
         first, key = members[0], row["key"]
         if [member.name for member in members] != [f"{key}.{name}" for name in sorted((self.codec, "index", "json"))]:
@@ -107,17 +120,16 @@ class ShardTask:
         if row["split"] != self.split:
             return Kind.SPLIT, first.offset, f"{key} is in split {row['split']} in the clips table"
         for member in members:
-            _, offset, size, name = member
-            start = offset - first.offset + tarfile.BLOCKSIZE
-            content = clip[start : start + size]
-            if problem := other_header(bytes(clip[start - tarfile.BLOCKSIZE : start]), member):
+            extension, offset, size, name = member
+            start = offset - first.offset + BLOCKSIZE
+            if problem := other_header(clip[start - BLOCKSIZE : start], member):
                 text = f"{problem}, but the index has {name}, {size} bytes"
-                return Kind.TAR, offset - tarfile.BLOCKSIZE, text
-            if clip[start + size : start + padded(size)] != bytes(-size % tarfile.BLOCKSIZE):
+                return Kind.TAR, offset - BLOCKSIZE, text
+            if not clip.startswith(ZEROS[: -size % BLOCKSIZE], start + size):
                 return Kind.TAR, offset + size, f"no zero padding after {name}"
-            if name.endswith(".index") and content != key.encode():
+            if extension == "index" and clip[start : start + size] != key.encode():
                 return Kind.KEY, offset, f"the content of {name} is not {key}"
-            if name.endswith(".json") and (problem := _json_problem(content, row, self.label_names)):
+            if extension == "json" and (problem := _json_problem(clip[start : start + size], row, self.label_names)):
                 return Kind.JSON, offset, f"{name} {problem}"
         return None
 
@@ -166,7 +178,7 @@ class DigestTask:
         return clips_digest(read_clips(self.directory), self.label_names, at)
 
 
-def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member], memoryview]]:
+def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member], bytes]]:
     """The members of each clip, and the bytes from its first header to its last padding; then zeros must follow."""
     place = 0
     with tar.open("rb", buffering=READ_BYTES) as file:
@@ -175,16 +187,19 @@ def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member
             clip = file.read(end - place)
             if len(clip) < end - place:
                 raise EOFError(f"it ends at byte {place + len(clip)}")
-            yield members, memoryview(clip)
+            yield members, clip
             place = end
         while rest := file.read(READ_BYTES):
             if any(rest):
                 raise EOFError(f"data follows its last member, after byte {place}")
 
 
-def _json_problem(content: memoryview, row: Row, label_names: tuple[str, ...]) -> str | None:
+def _json_problem(content: bytes, row: Row, label_names: tuple[str, ...]) -> str | None:
+    with contextlib.suppress(LookupError, TypeError):  # a label without a name, no source
+        if content == clip_json(row, label_names):
+            return None
     try:
-        described = json.loads(bytes(content))
+        described = json.loads(content.decode())
     except (ValueError, RecursionError):
         return "is not JSON"
     names = [label_names[label] for label in row["labels"] if 0 <= label < len(label_names)]
