@@ -100,7 +100,7 @@ def test_an_unreadable_tar(
     tar.unlink()
     if damage == "garbage":
         tar.write_bytes(np.random.default_rng(0).bytes(len(data)))
-        parts = ["has no header", "pack again"]
+        parts = ["has no tar header", "pack again"]
     elif damage == "audio":
         place = data.index(b"WAVEfmt ", len(data) // 2) - 8
         data[place : place + 44] = bytes(44)
