@@ -78,7 +78,7 @@ class ShardTask:
             at: called with the number of each clip before its audio is touched.
         """
         table, index = pa.ipc.open_stream(self.rows).read_all(), index_path(self.tar)
-        columns = [column.to_pylist() for column in table.columns]  # Ours: three times as fast as Table.to_pylist
+        columns = [column.to_pylist() for column in table.columns]
         rows = [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
         try:
             samples = check_index(self.tar, index)

@@ -160,7 +160,7 @@ def read_index(index: Path) -> list[list[Member]]:
     if (
         len(head) != 2
         or head[0] != INDEX_VERSION
-        or not head[1].isdigit()
+        or not head[1].isdecimal()
         or int(head[1]) != len(lines) - 1
         or not lines[1:]
     ):
@@ -172,7 +172,7 @@ def read_index(index: Path) -> list[list[Member]]:
     for number, line in enumerate(lines[1:], 2):
         words = line.split(" ")
         sizes = words[1::4] + words[2::4]
-        if len(words) % 4 or not "".join(sizes).isdigit() or "" in sizes:
+        if len(words) % 4 or not "".join(sizes).isdecimal() or "" in sizes:
             raise UserError(f"{index}, line {number}: not extension, offset, size and name of members; {REPACK}")
         places = range(0, len(words), 4)
         samples.append([Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places])

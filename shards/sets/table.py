@@ -167,6 +167,10 @@ def open_shards(directory: Path) -> ShardSet:
 def read_manifest(directory: Path) -> Manifest:
     """Reads manifest.json. Raises UserError: none there, another schema version, or malformed."""
     path = directory / MANIFEST
+    if directory.is_file():
+        raise UserError(
+            f"{directory}: is a file, but a shard set is a folder; pack one with: unfused-fast shard SOURCE OUT"
+        )
     if not directory.is_dir() and not directory.with_name(f"{directory.name}.partial").is_dir():
         raise UserError(
             f"{directory}: no such folder; make a shard set there with: unfused-fast shard SOURCE {directory}"

@@ -64,6 +64,10 @@ def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
 def test_no_set(tmp_path: Path) -> None:
     _refused(tmp_path / "gone", "no such folder", "unfused-fast shard")
     _refused(tmp_path, "holds no manifest.json", "not a shard set", "unfused-fast shard")
+    (tmp_path / "tones.csv").touch()
+    _refused(
+        tmp_path / "tones.csv", "tones.csv: is a file, but a shard set is a folder", "unfused-fast shard SOURCE OUT"
+    )
 
 
 def test_other_version(copy: Path) -> None:
