@@ -136,7 +136,7 @@ class Finetuning(Trainable):
         self.metrics: list[float] = []
         """After each epoch."""
         self.norm = nn.Module()
-        """In a checkpoint, what log-mels were normalised by: see data/normalisation.py."""
+        """In a checkpoint, what log-mels were normalised by: see data/augment.py."""
         if scored.statistics is not None:
             given = [scored.statistics["mean"], scored.statistics["std"]]
             self.norm.register_buffer("given", torch.tensor(given, dtype=torch.float64))
