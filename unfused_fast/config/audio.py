@@ -90,7 +90,7 @@ class DataConfig:
     """Place of the crop. Source: paper implies random; `start` is what the authors' DECAR-v2 code does by mistake."""
     norm: Literal["dataset", "running", "wave_l2", "none"] = "dataset"
     """Normalisation: log-mels by mean and standard deviation of the set's train split; by those of the crops trained on
-    so far (data/normalisation.py); waveforms by the L2 norm of the whole clip, log-mels not at all; or neither. Ours:
+    so far (data/augment.py); waveforms by the L2 norm of the whole clip, log-mels not at all; or neither. Ours:
     dataset, the authors' running norm without its drift. Source: authors (running; wave_l2 is their option `l2`).
     """
 
