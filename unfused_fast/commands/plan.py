@@ -83,15 +83,16 @@ def _print(found: dict[str, Any]) -> None:
     print(f"--data {found['store']}: {found['why']}")
     for problem in found["problems"]:
         print(problem)
-    print(f"{found['flops_per_clip'] / 1e9:.2f} GFLOP a clip; rates: {found['basis']}")
+    print(f"{found['flops_per_clip'] / 1e9:.2f} GFLOP a clip")
     if found["hours"] is not None:
+        print(f"rates: {found['basis']}")
         parts, once = (
             ", ".join(f"{name} {_duration(taken)}" for name, taken in found[key].items()) for key in ("epoch", "once")
         )
         print(f"an epoch: {_duration(found['epoch_seconds'])} ({parts})")
         print(f"the run: {found['hours']:,.2f} hours, of which once: {once or 'nothing'}")
     if found["unknown"]:
-        print(f"not in these times: {'; '.join(found['unknown'])}")
+        print(f"unknown: {'; '.join(found['unknown'])}")
 
 
 def _duration(seconds: float) -> str:

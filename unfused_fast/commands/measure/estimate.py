@@ -123,7 +123,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     }
     if rates is None:
         found |= {"basis": "none", "epoch": {}, "epoch_seconds": None, "once": {}, "hours": None}
-        return {**found, "unknown": ["all of them: give --rates, measured on that machine"]}
+        return {**found, "unknown": ["all times: give --rates, measured on that machine"]}
     ratio = 1.0 if rates.gflop_per_clip is None else rates.gflop_per_clip * 1e9 / flops
     scaled = f"; scaled from {rates.gflop_per_clip:g} GFLOP a clip" if abs(ratio - 1) > 0.01 else ""
     epoch, unknown = {"training": clips / (rates.training * (ratio if scaled else 1.0)) / devices}, list[str]()
@@ -162,7 +162,9 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
     host_left = (machine.host_bytes or 0) - on_host - (on_device if machine.kind == "cpu" else 0)
     free = Free(max(0, round((machine.device_bytes or 0) - on_device)), max(0, round(host_left)) // machine.devices)
     store, why = choose(log_mels, torch.device(machine.kind), free, None)
-    return store, why if machine.host_bytes is not None else f"{why}; the host's memory is unknown without --host-gb"
+    if machine.host_bytes is None and store != "resident":
+        why = f"the log-mels take {gigabytes(log_mels)}, more than the device has left; give --host-gb to choose"
+    return store, why
 
 
 def _problems(machine: Machine, device: Mapping[str, int], host: Mapping[str, int]) -> Iterator[str]:
