@@ -219,7 +219,7 @@ def test_a_wav_shorter_than_the_table_says_is_named(tmp_path: Path) -> None:
     shards = pack([SourceRow(tmp_path / "a.wav", "a.wav")], tmp_path / "set", workers=0).shard_set
     loader = Loader(shards, "train", with_values(Config(), {"data.crop": "start"}), device=CPU, batch_size=4)
     loader.indexes = [index._replace(lines=list(map(_shortened, index.lines))) for index in loader.indexes]
-    with pytest.raises(UserError, match=r"train-000000.tar: .*wav has 5000 bytes, but the clips table says at least"):
+    with pytest.raises(UserError, match=r"train-000000.tar: .*wav has 5000 bytes, but the clips table needs at least"):
         next(loader.epoch(1))
 
 

@@ -244,7 +244,7 @@ def test_any_float_in_any_layout_is_the_same_clip(embedder: Embedder) -> None:
 
 
 def test_load_names_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="not a run"):
         unfused_fast.load(tmp_path)
     with pytest.raises(AttributeError, match="no_such"):
         unfused_fast.no_such  # noqa: B018

@@ -165,7 +165,7 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
     (tmp_path / "there.pt2").write_text("mine")
     refused(cli("export", pretrained, "--torch-export", tmp_path / "there.pt2"), "--overwrite")
     assert (tmp_path / "there.pt2").read_text() == "mine"
-    refused(cli("export", tmp_path, "--hub", tmp_path / "x"), "no run")
+    refused(cli("export", tmp_path, "--hub", tmp_path / "x"), "not a run of unfused-fast")
     assert cli("export", pretrained, "--hub", tmp_path / "model").code == 0
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -178,7 +178,7 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
         ("pretrain", "| cluster.k |", "distill.alpha"),
         ("distill", "| distill.alpha |", "cluster.k"),
         ("finetune", "| eval.label_fraction |", "cluster.k"),
-        ("imported from byol-a", "not known", "train.epochs"),
+        ("imported from byol-a", "unknown", "train.epochs"),
     ],
 )
 def test_a_card_lists_the_settings_that_its_stage_reads(stage: str, listed: str, others: str) -> None:

@@ -146,7 +146,7 @@ def test_missing_and_wrong_sets_are_named_and_not_fatal(
     assert "https://www.openslr.org/12" in rows["lbs"]["get"]["source"]
     shown = done.out
     assert "lbs is missing: put it in a folder" in shown and "https://www.openslr.org/12" in shown
-    assert "us8k is wrong" in shown and "average of 2 of 6" in shown
+    assert "us8k could not be measured" in shown and "average of 2 of 6" in shown
     average = json.loads((out / "lape.json").read_text())["average"]["lape"]
     assert average["paper"]["UnFuSeD"] == pytest.approx((90.0 + 66.8) / 2)
     assert average["test"] == pytest.approx((rows["bsd"]["test"] + rows["tut"]["test"]) / 2)
@@ -187,7 +187,9 @@ def test_a_set_that_was_packed_from_other_files_is_not_taken(tmp_path: Path) -> 
     assert first[0] == 40 and packed() == first, "made once"
     train = data / "tut2018/evaluation_setup/fold1_train.txt"
     train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(UserError, match=rf"packed from other sources .* delete it to pack {data / 'tut2018'} again"):
+    with pytest.raises(
+        UserError, match=rf"packed from different sources .* delete it to pack {data / 'tut2018'} again"
+    ):
         packed()
     shutil.rmtree(out)
     assert packed()[0] == 39

@@ -96,7 +96,7 @@ def test_an_older_whole_checkpoint_is_used_and_said(cli, pretrained: Path, tmp_p
     """Of two: where the newer lies within an epoch, while its bank is filled or later, or is damaged; then both."""
     run = shutil.copytree(pretrained, tmp_path / "run")
     assert json.loads(cli("clusters", run, "--json").out)["epoch"] == 2
-    says = "is damaged" if spoil == "damage" else "no whole memory bank yet"
+    says = "is damaged" if spoil == "damage" else "whose memory bank is not complete yet"
     for epoch in (2, 1):
         path = run / f"checkpoints/epoch-{epoch:06d}.json"
         if spoil == "damage":

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: P
     shards = open_shards(tones)
     clips = shards.manifest.splits["train"].clips
     for given in (torch.zeros(clips - 1, dtype=torch.int64), torch.full((clips,), -1)):
-        with pytest.raises(UserError, match="want one a clip, none negative, and no refreshing"):
+        with pytest.raises(UserError, match="want one per clip, none negative, and no refreshing"):
             distill(config, shards, pretrained, tmp_path / "run", OPTIONS, given)
     refreshed = with_values(config, {"pseudo.refresh_epochs": 1})
     with pytest.raises(UserError, match=r"refresh_epochs = 1; want one a clip"):

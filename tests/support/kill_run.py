@@ -36,7 +36,6 @@ from same_runs import assert_same_linear, assert_same_run
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.data import dali as pipeline
-from unfused_fast.distributed import beats, ranks
 from unfused_fast.stages import linear_heads as linear
 from unfused_fast.training import loop
 from unfused_fast.training import run_directory as run
@@ -162,7 +161,6 @@ def main() -> int:
     pipeline.import_dali()  # once for all processes, as what follows
     for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
         importlib.import_module(heavy)
-    beats.SECONDS, beats.LOOK_SECONDS, ranks.PARTING_SECONDS = 0.05, 0.3, 1.0
     torch.set_num_threads(1)
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
     kills, runs = 0, 0

@@ -141,7 +141,7 @@ def test_a_device_without_memory(pretrain: Cli, tones: Path, tmp_path: Path, mon
 
     with after_steps(2, out_of_memory):
         done = pretrain(tones, tmp_path / "out")
-    refused(done, "no memory for batches of 16 clips (CUDA out of memory)", "--set train.batch_size=8")
+    refused(done, "not enough memory for batches of 16 clips (CUDA out of memory)", "--set train.batch_size=8")
 
 
 @pytest.mark.gpu
