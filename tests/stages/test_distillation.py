@@ -101,6 +101,6 @@ def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: P
         with pytest.raises(UserError, match="want one per clip, none negative, and no refreshing"):
             distill(config, shards, pretrained, tmp_path / "run", OPTIONS, given)
     refreshed = with_values(config, {"pseudo.refresh_epochs": 1})
-    with pytest.raises(UserError, match=r"refresh_epochs = 1; want one a clip"):
+    with pytest.raises(UserError, match=r"refresh_epochs = 1; want one per clip"):
         distill(refreshed, shards, pretrained, tmp_path / "run", OPTIONS, torch.zeros(clips, dtype=torch.int64))
     assert not (tmp_path / "run").exists()
