@@ -70,9 +70,11 @@ def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Pat
     running = _start(source, tmp_path / "out", cluster.address)
     journal = tmp_path / "out.partial/journal"
     patience = time.monotonic() + 120
-    while not any(journal.glob("train-*.parquet")) and running.poll() is None and time.monotonic() < patience:
+    left = list[Path]()  # being made when the node ends, after at least one is done
+    while not (left and any(journal.glob("train-*.parquet"))) and running.poll() is None:
+        assert time.monotonic() < patience
         time.sleep(0.02)
-    left = [path.name for path in journal.glob("making/*.tar")]
+        left = list(journal.glob("making/*.tar"))
     cluster.remove_node(cluster.extra, allow_graceful=False)
     _, err = running.communicate(timeout=180)
     assert running.returncode == 0, err
