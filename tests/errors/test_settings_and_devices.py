@@ -9,6 +9,8 @@ import pytest
 import torch
 from outcomes import Cli, refused
 
+import unfused_fast.stages.pretraining
+
 
 def test_more_clusters_than_clips(pretrain: Cli, distill: Cli, tones: Path, pretrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -50,7 +52,11 @@ def test_a_back_end_that_cannot_run_here(
 
 
 def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(config: object) -> None:
+        pytest.fail("the network needs memory, so DALI is looked for before it is built")
+
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.setattr(unfused_fast.stages.pretraining, "method_class", built)
     out = tmp_path / "out"
     for done in (pretrain(tones, out), linear(tones, "random", out)):
         refused(

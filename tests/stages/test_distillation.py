@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from unfused_fast.config.fields import Config, DistillConfig
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.stages import distillation
 from unfused_fast.stages.distillation import distill, distill_loss, kl_term, mse_term
 from unfused_fast.training.options import Options
 
@@ -92,6 +94,31 @@ def test_the_teachers_own_give_the_same_student(config: Config, tones: Path, pre
     resume = dataclasses.replace(OPTIONS, resume=True)
     with pytest.raises(UserError, match="pseudo_labels"):
         distill(config, shards, pretrained, tmp_path / "given", resume, other)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"train.accumulate": 17}, "train.accumulate = 17"),
+        ({"distill.init": "teacher", "model.dim": 16}, "does not match f_sd"),
+    ],
+)
+def test_settings_are_checked_before_the_teacher_reads_the_clips(
+    config: Config,
+    tones: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    sentence: str,
+) -> None:
+    def clustered(*given: object) -> None:
+        pytest.fail("the clips were clustered")
+
+    monkeypatch.setattr(distillation, "pseudo_labels", clustered)
+    with pytest.raises(UserError, match=sentence):
+        distill(with_values(config, values), open_shards(tones), pretrained, tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -252,14 +252,11 @@ def distill(
         if (finished := run.result()) is not None:
             return finished
         k = _classes(config, shards, given)
-        if given is not None:
-            targets = given.to(options.device)
-        elif run.resumed:
-            targets = torch.zeros(clips, dtype=torch.int64, device=options.device)  # the checkpoint holds them
-        else:
-            targets = pseudo_labels_together(config, shards, teacher, options, left_out)
+        stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
+        # until the teacher's are there, or those of the checkpoint
+        targets = torch.zeros(clips, dtype=torch.int64) if given is None else given
         torch.manual_seed(config.train.seed)
-        student = Distillation(config, shards.first_id("train"), targets, k)
+        student = Distillation(config, shards.first_id("train"), targets.to(options.device), k)
 
         def relabelled(epoch: int, before: Tensor) -> Tensor:
             found = pseudo_labels_together(config, shards, teacher, options, left_out, epoch, before)
@@ -268,15 +265,16 @@ def distill(
             return found
 
         student.relabelled = relabelled
-        stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
             if ranks.leads:
                 start_from(student.network.encoder, load_encoder(teacher, options.device))
             first_state(student.network, ranks)
+        if given is None and not run.resumed:
+            student.targets = pseudo_labels_together(config, shards, teacher, options, left_out)
         trainer.start()
         if ranks.leads and not run.resumed:
-            write_pseudo_labels(run.out / PSEUDO_LABELS, shards, targets)
+            write_pseudo_labels(run.out / PSEUDO_LABELS, shards, student.targets)
         sizes = torch.bincount(student.targets, minlength=k)
         console.print(
             f"distill: {clips} clips, batch {trainer.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "

@@ -60,8 +60,8 @@ def pretrainer(
     does not suit the set.
     """
     clips = train_clips(shards)
+    stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
     torch.manual_seed(config.train.seed)
     method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
     method.left_out = left_out
-    stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
     return method, Trainer(method, stream, config, options, run)
