@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,18 @@ def test_a_loss_that_becomes_nan_later(
     same_checkpoint(out, pretrained)
 
 
-def test_ctrl_c_outside_the_epochs(linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pressed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_the_epochs(
+    linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    def signalled(*arguments: Any) -> None:
+        signal.raise_signal(sent)
 
-    monkeypatch.setattr(unfused_fast.stages.linear_heads, "train_heads", pressed)
+    before = signal.getsignal(sent)
+    monkeypatch.setattr(unfused_fast.stages.linear_heads, "train_heads", signalled)
     done = linear(tones, "random", tmp_path / "out")
-    assert done.code == 130 and done.err.splitlines()[-1] == "interrupted" and "Traceback" not in done.err
+    said = f"{tmp_path / 'out'}: stopped at once, nothing is saved yet; continue with --resume"
+    assert done.code == 130 and done.err.splitlines()[-1] == said and "Traceback" not in done.err
+    assert signal.getsignal(sent) == before
     monkeypatch.undo()
-    assert linear(tones, "random", tmp_path / "out").code == 0
+    assert linear(tones, "random", tmp_path / "out", "--resume").code == 0

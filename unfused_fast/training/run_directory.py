@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
-from unfused_fast.training.options import Options
+from unfused_fast.training.options import Interrupted, Options
 from unfused_fast.training.run_log import RunLog
 from unfused_fast.training.run_record import (
     config_digest,
@@ -54,7 +55,8 @@ launcher."""
 class Run:
     """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
 
-    As a context manager it releases the directory when the block ends.
+    As a context manager it releases the directory when the block ends. The signals end the block at once with
+    Interrupted, except inside signals().
     """
 
     def __init__(
@@ -90,12 +92,18 @@ class Run:
         self._result: dict[str, Any] | None = opened["result"]
 
     def __enter__(self) -> Run:
+        self._before = _handled_by(signal.default_int_handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         self._release()
+        if isinstance(error, KeyboardInterrupt):
+            done = "what was saved before is kept" if self.saved else "nothing is saved yet"
+            raise Interrupted(f"{self.out}: stopped at once, {done}; continue with --resume") from error
 
     def _open(self, options: Options) -> dict[str, Any]:
         """Whether the run resumes, and the result of a finished one. Raises UserError where `options` do not permit
@@ -287,10 +295,7 @@ class Run:
             self.stopping = True
             console.print("stopping after this step; press Ctrl-C again to stop immediately", style="yellow")
 
-        try:
-            before = {number: signal.signal(number, stop) for number in STOPPING}
-        except ValueError:  # not the main thread, which alone handles signals
-            before = {}
+        before = _handled_by(stop)
         try:
             with self._log.thread_errors():
                 yield
@@ -301,6 +306,13 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.Signals, Any]:
+    """Sets the handler of STOPPING; returns those before."""
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+        return {}
+    return {number: signal.signal(number, handler) for number in STOPPING}
 
 
 def _read_result(path: Path) -> dict[str, Any]:
