@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -207,8 +208,14 @@ def doctor(as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Entry point of `unfused-fast` and `python -m unfused_fast`."""
-    run_app(app)
+    """Entry point of `unfused-fast` and `python -m unfused_fast`. Once the command has ended, signals are ignored: only
+    threads and libraries are still ending, and the exit code stays what was said.
+    """
+    try:
+        run_app(app)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -113,3 +114,28 @@ def test_config_of_a_field_and_of_a_section(cli: Cli) -> None:
     differing = json.loads(cli("config", "optim", "--diff", "authors", "--json").out)
     assert differing and all(line["field"].startswith("optim.") for line in differing)
     refused(cli("config", "cluster.kk"), "cluster.kk: neither a field nor a section", "did you mean cluster.k?")
+
+
+ENDING = """
+import os, signal, sys, threading
+import unfused_fast.cli
+
+def again():
+    threading.main_thread().join()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+
+def stopped(app):
+    threading.Thread(target=again).start()
+    print("stopped, saved", file=sys.stderr)
+    sys.exit(130)
+
+unfused_fast.cli.run_app = stopped
+unfused_fast.cli.main()
+"""
+
+
+def test_signals_while_the_process_ends() -> None:
+    """They come when all is said: they change neither that nor the exit code."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "stopped, saved\n")
