@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from same_runs import assert_same_run, log_of
 from stopping import stopped_twice
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.methods import registry
 from unfused_fast.methods.method import Log, Method
+from unfused_fast.stages.features import load_encoder
 
 
 class Contrast(Method):
@@ -26,6 +27,12 @@ class Contrast(Method):
     title, views = "contrast", 2
     queue: Tensor
 
+    @classmethod
+    def build(cls, config: Any) -> nn.Module:
+        network = super().build(config)
+        network.add_module("predictor", nn.Linear(config.model.proj_dim, config.model.proj_dim))
+        return network
+
     def __init__(self, config: Any, *given: Any) -> None:
         super().__init__(config, *given)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
@@ -33,7 +40,7 @@ class Contrast(Method):
         self._keys: list[Tensor] = []
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        queries = self.run(views[0])
+        queries = self.network.get_submodule("predictor")(self.run(views[0]))
         with torch.no_grad():
             keys = self.run(views[1], network=self.teacher)
         self._keys.append(keys)
@@ -73,3 +80,6 @@ def test_a_method_without_a_bank_trains_and_resumes_bit_for_bit(
         "train", "linear", tones, "--encoder", tmp_path / "whole", "--out", tmp_path / "linear", "--json", *tiny
     )
     assert json.loads(linear.out)["features"] == 32
+    loaded = load_encoder(tmp_path / "whole", torch.device("cpu"))
+    assert loaded.network is not None and loaded.projector is not None
+    assert torch.equal(loaded.network.state_dict()["convolutions.0.0.weight"], one)

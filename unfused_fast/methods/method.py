@@ -107,8 +107,11 @@ class Method(Trainable):
         super().__init__(self.build(config))
         self.config, self.device, self.ranks = config, device, ranks
 
-    def build(self, config: Config) -> nn.Module:
-        """The network that `optim` trains."""
+    @classmethod
+    def build(cls, config: Config) -> nn.Module:
+        """The network that `optim` trains; other commands build it to read `encoder` and, where there is one,
+        `projector` from a checkpoint.
+        """
         return PretrainNetwork(config)
 
     def description(self) -> str:

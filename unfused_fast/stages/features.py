@@ -19,7 +19,8 @@ from unfused_fast.console import console
 from unfused_fast.data import Loader, Window, eval_window, fill_left_out, final_statistics, placed
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
-from unfused_fast.models import EncoderOutput, Pool, PretrainNetwork, block_features, build_encoder, pool_time
+from unfused_fast.methods import method_class
+from unfused_fast.models import EncoderOutput, Pool, block_features, build_encoder, pool_time
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
     WEIGHTS,
@@ -93,8 +94,8 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
             "finetune wrote"
         )
     if (run / WEIGHTS).is_file():
-        config, network = read_model_folder(run, recorded)
-        return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(network, device).eval(), None)
+        config, encoder = read_model_folder(run, recorded)
+        return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(encoder, device).eval(), None)
     if recorded["stage"] not in ("pretrain", "distill", "finetune"):
         raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain, distill or finetune")
     tensors, _, damaged = load_checkpoint(run / "checkpoints")
@@ -105,8 +106,9 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     try:
         config = from_flat(recorded["config"])
         if recorded["stage"] == "pretrain":
-            whole = _built(lambda: PretrainNetwork(config), model)
-            network, projector = whole.encoder, prepare_for(whole.projector, device).eval()
+            whole = _built(lambda: method_class(config).build(config), model)
+            network, head = whole.get_submodule("encoder"), dict(whole.named_children()).get("projector")
+            projector = None if head is None else prepare_for(head, device).eval()
         else:
             own = {name.removeprefix("encoder."): value for name, value in model.items() if name[:8] == "encoder."}
             network, projector = _built(lambda: build_encoder(config), own), None
