@@ -223,6 +223,12 @@ def test_stopped_at_any_batch_and_gone_on_with(
         assert len(chunks) == -(-len(found["embeddings"]) // 50)
 
 
+def test_stopped_before_a_file_is_saved(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="stopped before a file was saved; give the same command again"):
+        embed_files(embedder, rows_of(folder), tmp_path / "x.npz", workers=0, stopping=lambda: True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_and_a_kill(
     cli: Cli,
     cli_process: Callable[..., subprocess.Popen[str]],

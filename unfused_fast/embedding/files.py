@@ -145,6 +145,8 @@ def _embed(
     ):
         for job, answer in answers:
             if stopping():
+                if not parts.rows:
+                    raise Interrupted(f"{parts.out}: stopped before a file was saved; give the same command again")
                 flags = "--resume --overwrite" if parts.out.exists() else "--resume"
                 raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, resume with {flags}")
             assert isinstance(job, ReadJob)

@@ -84,7 +84,7 @@ class LabelledClips:
         return self.targets.ndim == 2
 
     def classes(self, rows: Rows) -> set[int]:
-        """The splits that occur in the rows."""
+        """The classes that occur in the rows."""
         found = np.flatnonzero(self.targets[rows].any(axis=0)) if self.multi_label else self.targets[rows]
         return set(found.tolist())
 
