@@ -205,6 +205,8 @@ def test_processes_find_what_one_process_finds(copy: Path) -> None:
     calls: list[tuple[int, int, int]] = []
     assert check(copy, workers=2, progress=lambda *call: calls.append(call)) == check(copy, workers=0)
     assert calls[-1][1:] == (45, 2)
+    with pytest.raises(UserError, match="-1 workers, but at least 1 is needed"):
+        check(copy, workers=-1)
 
 
 def test_json_and_exit_codes(cli: Any, copy: Path) -> None:
