@@ -73,8 +73,9 @@ class ListedPath:
             if fnmatch.fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
 
-    def stat(self) -> None:
-        """Nothing: no inode says whether two folders are the same."""
+    def resolve(self) -> ListedPath:
+        """Itself: archives hold no links that are followed."""
+        return self
 
     def open(
         self, mode: str = "r", encoding: str | None = None, errors: str | None = None, newline: str | None = None
