@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from unfused_fast.shards.datasets.librispeech_speaker import speaker_subsets
 from unfused_fast.shards.datasets.speechcommands import TEN, V1, V2
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.listed_path import folder_of
 from unfused_fast.shards.sources.row import SourceRow
 
 Miniature = Callable[[str], Path]
@@ -147,6 +149,25 @@ def test_silence_is_packed_as_the_second_it_was_cut_from(miniature: Miniature, t
     for clip in silence:
         start = round((spans[clip["source"]] or (0.0, 0.0))[0] * 16000)
         assert clip["sha256"] == hashlib.sha256(noise[start : start + 16000].astype("<i2").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [("speechcommands-v1", f"{NOISE}/running_tap.wav"), ("tut2018", "audio/airport-paris-0-0-a.wav")],
+)
+def test_a_member_whose_header_in_the_zip_is_damaged_ends_no_listing(
+    miniature: Miniature, tmp_path: Path, name: str, damaged: str
+) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", miniature(name)))
+    place, data = zipfile.ZipFile(archive).getinfo(damaged).header_offset, bytearray(archive.read_bytes())
+    data[place : place + 4] = bytes(4)
+    archive.write_bytes(data)
+    made = found(name, folder_of(archive))
+    if name == "tut2018":  # packing rejects it
+        assert damaged in {row.source for row in made.rows}
+    else:
+        why = "cannot be read, so it gives no silence: the zip has no file at the offset"
+        assert any(note.startswith(f"{damaged} {why}") for note in made.notes)
 
 
 # LibriSpeech
