@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-from adapters import found, notes, refused, splits
-from miniatures import SEGMENTS, WORDS_V1, replaced, segments_table, speech_commands, tone
-from sklearn.model_selection import train_test_split
+from adapters import found, refused
 
-from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets import DATASETS, dataset_rows, voxceleb1
-from unfused_fast.shards.datasets.dataset import Discovery
-from unfused_fast.shards.datasets.fsd50k import freesound_ids
-from unfused_fast.shards.datasets.librispeech_speaker import speaker_subsets
-from unfused_fast.shards.datasets.speechcommands import TEN, V1, V2
-from unfused_fast.shards.packing.pack import pack
-from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.listed_path import folder_of
-from unfused_fast.shards.sources.row import SourceRow
 
 Miniature = Callable[[str], Path]
 NOISE = "_background_noise_"
