@@ -13,10 +13,9 @@ from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
-from unfused_fast.commands.inspect import bank_app, clusters
+from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.output import print_json, stdout_console
 from unfused_fast.commands.plan import plan
-from unfused_fast.commands.sets import check, peek
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage

@@ -53,9 +53,8 @@ def embed(
 
     Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
     """
-    from unfused_fast.commands.embed_sources import embed_rows
     from unfused_fast.console import console
-    from unfused_fast.embedding import check_place, embed_files, format_of, load, rejected_path
+    from unfused_fast.embedding import check_place, embed_files, embed_rows, format_of, load, rejected_path
 
     format_of(out, frames)
     check_place(out, overwrite)
