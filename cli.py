@@ -77,6 +77,7 @@ def demo(
 ) -> None:
     """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
     from unfused_fast.commands.demo import DemoSize, demo_table, run_demo
+    from unfused_fast.console import counted
     from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
@@ -89,12 +90,11 @@ def demo(
         print_json(summary)
         return
     sizes = summary["size"]
-    stdout_console().print(
-        terminal_table(f"test accuracy in %, mean ± standard error over {sizes['seeds']} seed(s)", *demo_table(summary))
-    )
+    title = f"test accuracy in %, mean ± standard error over {counted(sizes['seeds'], 'seed')}"
+    stdout_console().print(terminal_table(title, *demo_table(summary)))
     print(
         f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
-        f"{sizes['distill_epochs']} epochs, {summary['seconds']:.0f} s"
+        f"{counted(sizes['distill_epochs'], 'epoch')}, {summary['seconds']:.0f} s"
     )
     print(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
     print(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
@@ -125,7 +125,7 @@ def report(
 def config(
     fields: Annotated[
         list[str] | None,
-        typer.Argument(),
+        typer.Argument(help="Sections or fields to show, such as cluster or cluster.k.", show_default="all"),
     ] = None,
     stage: Annotated[
         Stage | None,

@@ -150,7 +150,7 @@ def test_lists_and_archives_and_what_cannot_be_used(
     ]
     assert json.loads(done.out)["rejected"] == {"not audio": 1, "too short": 1}
     done = cli("embed", mixed / "notes.wav", "--encoder", pretrained, "--out", tmp_path / "y.npz", "--device", "cpu")
-    refused(done, "1 files, none of them usable", "not audio")
+    refused(done, "1 file, none of them usable", "not audio")
     assert not (tmp_path / "y.npz").exists()
 
 

@@ -53,7 +53,7 @@ def embed(
 
     Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
     """
-    from unfused_fast.console import console
+    from unfused_fast.console import console, counted
     from unfused_fast.embedding import check_place, embed_files, embed_rows, format_of, load, rejected_path
 
     format_of(out, frames)
@@ -87,7 +87,8 @@ def embed(
         print_json(facts)
         return
     rate = f"{facts['files_per_second']:g} files/s"
-    print(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
+    files, rows_made = counted(facts["files"], "file"), counted(facts["rows"], "row")
+    print(escaped(f"{out}: {files}, {rows_made} of {facts['embedding_size']} features, {rate}"))
     for reason, count in facts["rejected"].items():
         print(f"  rejected {count}: {reason}")
     if facts["rejected"]:

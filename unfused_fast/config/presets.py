@@ -299,8 +299,8 @@ def describe_type(wanted: Any) -> str:
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        kind = "words" if arguments[0] is str else "numbers"
-        return f"{kind} between commas ({describe_type(arguments[0])})"
+        kind = {int: "whole numbers", float: "numbers", str: "words"}[arguments[0]]
+        return f"{'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{kind} between commas"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(wanted, str(wanted))
 
 
