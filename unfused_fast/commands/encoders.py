@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Device, Json, Overwrite
+from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import escaped
 
@@ -23,9 +23,7 @@ def embed(
             show_default=False,
         ),
     ],
-    encoder: Annotated[
-        Path, typer.Option(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False)
-    ],
+    encoder: Annotated[Path, typer.Option(help=f"{TRAINED}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
     frames: Annotated[
         bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
@@ -98,7 +96,7 @@ def embed(
 def export(
     run: Annotated[
         Path,
-        typer.Argument(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False),
+        typer.Argument(help=f"{TRAINED}.", show_default=False),
     ],
     hub: Annotated[
         Path | None,

@@ -106,6 +106,9 @@ Profile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
+TRAINED = "A run of train pretrain, distill or finetune, or a model folder"
+"""What has an encoder, in --help."""
+
 
 def pairs(
     settings: list[str] | None,

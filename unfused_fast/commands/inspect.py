@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unfused_fast.commands.flags import Json, Shards
-from unfused_fast.commands.output import bar, local_shards, print_json, stdout_console
+from unfused_fast.commands.output import bar, local_shards, open_set, print_json, stdout_console
 from unfused_fast.errors import UserError, cause, escaped
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")
@@ -80,10 +80,9 @@ def peek(
     """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
     from unfused_fast.commands.peek import contents, examples_of, write_clips, write_sheet
     from unfused_fast.evaluation import terminal_table
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.shards.sources.location import display_name
 
-    shard_set = open_shards(local_shards(shards))
+    shard_set = open_set(shards)
     name, table = display_name(shards), contents(shard_set)
     chosen = examples_of(shard_set, examples)
     write_sheet(out, chosen, f"{name}: log-mel of {len(chosen)} clips")
@@ -153,11 +152,10 @@ def bank_export(
 ) -> None:
     """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
     from unfused_fast.clustering import export, format_of, open_bank
-    from unfused_fast.shards.sets.table import open_shards
 
     kind = format_of(out)
     generation = open_bank(bank, epoch)
-    shard_set = None if shards is None else open_shards(local_shards(shards))
+    shard_set = None if shards is None else open_set(shards)
     with bar("exporting") as advance:
         export(generation, out, kind, shard_set, advance)
     described = {"generation": str(generation.path), **generation.describe(), "format": kind, "out": str(out)}
@@ -207,11 +205,10 @@ def clusters(
     are read here only, never in training.
     """
     from unfused_fast.evaluation import terminal_table
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.stages import check_set, describe, last_clusters
 
     last = last_clusters(run)
-    shard_set = None if shards is None else open_shards(local_shards(shards))
+    shard_set = None if shards is None else open_set(shards)
     if shard_set is not None:
         check_set(run, last, shard_set)
     described = describe(last, shard_set, top)

@@ -199,11 +199,12 @@ def from_flat(values: dict[str, Any]) -> Config:
     known = flatten(Config())
     missing, unknown = sorted(set(known) - set(values)), sorted(set(values) - set(known))
     if missing or unknown:
-        shown = [f"{names[:4]}{' ...' if len(names) > 4 else ''}"[:200] for names in (missing, unknown)]
-        raise UserError(
-            f"config of another version: missing fields {shown[0]}, unknown fields {shown[1]}; "
-            "train again, or use the version that wrote it"
+        shown = ", ".join(
+            f"{what} fields {names[:4]}{' ...' if len(names) > 4 else ''}"[:200]
+            for what, names in (("missing", missing), ("unknown", unknown))
+            if names
         )
+        raise UserError(f"config of another version: {shown}; train again, or use the version that wrote it")
     return with_values(Config(), values)
 
 
