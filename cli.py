@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -61,14 +62,14 @@ def root(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for shards and runs.")] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="Smoke test: one seed, two epochs.")] = False,
-    seeds: Annotated[int | None, typer.Option(help="Repetitions.", show_default="3")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions.", min=1, show_default="3")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="40")
+        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", min=1, show_default="40")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", show_default="16")
+        int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", min=1, show_default="16")
     ] = None,
-    clusters: Annotated[int | None, typer.Option(help="K of pre-training.", show_default="64")] = None,
+    clusters: Annotated[int | None, typer.Option(help="K of pre-training.", min=1, show_default="64")] = None,
     device: Device = "auto",
     compile_: Compile = None,
     resume: Resume = False,
@@ -84,7 +85,7 @@ def demo(
         raise UserError(f"{out}: holds an earlier demo; use --resume, --overwrite, or another --out")
     given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
-    size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in given.items()})
+    size = replace(base, **{name: value for name, value in given.items() if value is not None})
     summary = run_demo(out, size, run_options(device, compile_, resume, overwrite))
     if as_json:
         print_json(summary)

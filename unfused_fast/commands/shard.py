@@ -258,7 +258,7 @@ def _found(
         )
     if is_url(source) and dataset in (CSV.name, FOLDER.name):
         raise UserError(
-            f"{display_name(source)}: behind a URL, which is read without --dataset {dataset}; leave that out"
+            f"{display_name(source)}: what is behind a URL is read without --dataset {dataset}; leave that out"
         )
     largest = round(max_member_gb * 1e9)
     with console.status("looking at what there is to pack"):
