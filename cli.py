@@ -82,7 +82,10 @@ def demo(
     from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
-        raise UserError(f"{out}: holds an earlier demo; use --resume, --overwrite, or another --out")
+        raise UserError(
+            f"{out}: it is not empty; continue a demo there with --resume, replace it with --overwrite, or use another "
+            "--out"
+        )
     given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
     size = replace(base, **{name: value for name, value in given.items() if value is not None})

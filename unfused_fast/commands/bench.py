@@ -12,7 +12,7 @@ import typer
 
 from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets
 from unfused_fast.commands.output import open_set, print_json, stdout_console
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 
 if TYPE_CHECKING:
     from unfused_fast.commands.measure.parts import Measured
@@ -112,4 +112,4 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
                 writer.writerow(COLUMNS)
             writer.writerows([row[column] for column in COLUMNS] for row in rows)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"--rows {path}: no rows can be appended ({error}); name another file") from error
+        raise UserError(f"--rows {path}: no rows can be appended ({cause(error)}); name another file") from error
