@@ -69,7 +69,7 @@ def analysis_window(config: FrontendConfig) -> NDArray[np.float32]:
 def log_mel_statistics(
     clips: Iterable[NDArray[np.int16]], config: FrontendConfig | None = None
 ) -> dict[str, float | int]:
-    """Mean and standard deviation of audio.log_mel over all bins and frames of the clips, and how many were measured.
+    """Mean and standard deviation of data.log_mel over all bins and frames of the clips, and how many were measured.
 
     Ours: two scalars, from the middle `STATISTICS_SECONDS` of the first clips of the shuffled train split (a random
     sample), in float64 sums; a running norm as the authors' depends on worker and order.

@@ -50,6 +50,13 @@ def local_set(place: str | Path, *, on_message: OnMessage = no_message, progress
         manifest = remote.read(MANIFEST)
     except FileNotFoundError:
         raise _no_set(remote) from None
+    except UserError as error:
+        copies = sorted(home.glob(f"*/{remote.name}/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+        if not copies:
+            raise
+        raise UserError(
+            f"{error}; or name the copy that was fetched last, which may be old: {copies[-1].parent}"
+        ) from error
     folder = home / hashlib.sha256(manifest).hexdigest()[:16] / remote.name
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,21 @@ def test_only_what_fits_is_loaded(tmp_path: Path) -> None:
         MemoryBank(10, 4, 100, CPU).load(tmp_path, 2)
 
 
+def test_only_the_tensors_of_such_a_bank_are_loaded() -> None:
+    bank, found = filled(), MemoryBank(10, 4, 100, CPU)
+    tensors = bank.tensors(IDS)
+    assert torch.equal(found.load_tensors(tensors), IDS) and torch.equal(found.rows, bank.rows)
+    for name, tensor in tensors.items():
+        fewer = {other: value for other, value in tensors.items() if other != name}
+        for others, said in (
+            (fewer, f"missing {name}"),
+            ({**fewer, name: tensor[:9]}, rf"{name} is \(9,"),
+            ({**fewer, name: tensor.bool()}, f"{name} is .* torch.bool, not"),
+        ):
+            with pytest.raises(UserError, match=rf"the checkpoint does not fit this config: {said}"):
+                found.load_tensors(others)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_rows_leave_a_gpu_through_pinned_memory_as_they_were(tmp_path: Path, dtype: str) -> None:

@@ -88,8 +88,7 @@ def test_matching_beside_the_best_one(noise: float) -> None:
     previous = generator.integers(0, 12, 3000)
     renaming = generator.permutation(12)
     ids = np.where(generator.random(3000) < noise, generator.integers(0, 12, 3000), renaming[previous])
-    points = Points(torch.zeros(3000, 1))
-    mapping = match_clusters(torch.from_numpy(ids), torch.from_numpy(previous), 12, points).numpy()
+    mapping = match_clusters(torch.from_numpy(ids), torch.from_numpy(previous), 12).numpy()
     assert sorted(mapping) == list(range(12))
     overlap = np.zeros((12, 12))
     np.add.at(overlap, (ids, previous), 1)
@@ -97,4 +96,4 @@ def test_matching_beside_the_best_one(noise: float) -> None:
     kept = overlap[np.arange(12), mapping].sum()
     assert kept == best if noise < 0.5 else kept >= best / 2
     with pytest.raises(ValueError, match="ids below 12"):
-        match_clusters(torch.from_numpy(ids), torch.from_numpy(previous) + 12, 12, points)
+        match_clusters(torch.from_numpy(ids), torch.from_numpy(previous) + 12, 12)

@@ -129,9 +129,10 @@ def test_objective_is_the_mean_cosine() -> None:
 RANKS = """
     import sys
     import torch
-    import torch.distributed as dist
     import torch.multiprocessing as mp
     from unfused_fast.clustering.kmeans import spherical_kmeans
+    from unfused_fast.distributed.ranks import Ranks
+    from unfused_fast.launch import Place
 
     CASES = [(init, empty, dtype) for dtype in (torch.float32, torch.bfloat16)
              for init, empty in (("random", "keep"), ("kmeans++", "split"), ("given", "reseed"))]
@@ -143,7 +144,11 @@ RANKS = """
     def run(rank, cuts, port, out):
         torch.set_num_threads(1)
         world = len(cuts) - 1
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        with Ranks(Place(rank, world, rank, world, "127.0.0.1", port)) as ranks:
+            torch.save(clusterings(ranks, cuts), f"{out}/{world}-{rank}.pt")
+
+    def clusterings(ranks, cuts):
+        rank = ranks.rank
         found = {}
         for init, empty, dtype in CASES:
             points = points_of(dtype)
@@ -153,11 +158,10 @@ RANKS = """
             generator = torch.Generator().manual_seed(5 + rank * 7)  # rank 0's counts
             result = spherical_kmeans(
                 mine, 40, iterations=6, init=given if init == "given" else init, empty=empty, n_init=2,
-                generator=generator, group=dist.group.WORLD, previous=torch.arange(cuts[rank], cuts[rank + 1]) % 40,
+                generator=generator, ranks=ranks, previous=torch.arange(cuts[rank], cuts[rank + 1]) % 40,
             )
             found[init, empty, dtype] = tuple(result)
-        torch.save(found, f"{out}/{world}-{rank}.pt")
-        dist.destroy_process_group()
+        return found
 
     if __name__ == "__main__":
         out, port = sys.argv[1], int(sys.argv[2])
@@ -168,7 +172,7 @@ RANKS = """
 
 
 def test_ranks_give_the_bits_of_one(tmp_path: Any) -> None:
-    """1, 2 and 4 ranks (one of them without rows), in processes of their own, beside this process without a group."""
+    """1, 2 and 4 ranks (one of them without rows), in processes of their own, beside this process alone."""
     script = tmp_path / "ranks.py"
     script.write_text(textwrap.dedent(RANKS))
     port = 20000 + np.random.default_rng().integers(20000)

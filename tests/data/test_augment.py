@@ -32,6 +32,11 @@ CPU = torch.device("cpu")
 
 def expected_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: RandomResizeCropConfig) -> torch.Tensor:
     """Clip by clip as BYOL-A describes it: place on a zero canvas, cut, F.interpolate."""
+
+    def length(size: int, most: int, scale: tuple[float, float], draw: float) -> int:
+        share = scale[0] + (scale[1] - scale[0]) * draw
+        return min(most, max(1, math.floor(np.float32(size * share))))
+
     bins, frames = log_mel.shape[-2:]
     canvas_frames = int(frames * config.canvas_time)
     made = []
@@ -39,28 +44,8 @@ def expected_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: Ran
         canvas = torch.zeros(1, bins, canvas_frames)
         left = (canvas_frames - frames) // 2
         canvas[:, :, left : left + frames] = clip
-        height = min(
-            bins,
-            max(
-                1,
-                math.floor(
-                    torch.tensor(
-                        bins * (config.freq_scale[0] + (config.freq_scale[1] - config.freq_scale[0]) * draw[0])
-                    ).item()
-                ),
-            ),
-        )
-        width = min(
-            canvas_frames,
-            max(
-                1,
-                math.floor(
-                    torch.tensor(
-                        frames * (config.time_scale[0] + (config.time_scale[1] - config.time_scale[0]) * draw[2])
-                    ).item()
-                ),
-            ),
-        )
+        height = length(bins, bins, config.freq_scale, draw[0])
+        width = length(frames, canvas_frames, config.time_scale, draw[2])
         top = min(math.floor(draw[1] * (bins - height + 1)), bins - height)
         start = min(math.floor(draw[3] * (canvas_frames - width + 1)), canvas_frames - width)
         cut = canvas[None, :, top : top + height, start : start + width]

@@ -91,7 +91,9 @@ def named(err: str) -> list[int]:
 
 
 @pytest.mark.parametrize("store", ["stream", "resident"])
-def test_a_run_goes_through_the_other_clips(pretrain: Pretrain, copied: Copied, tmp_path: Path, store: str) -> None:
+def test_a_run_goes_through_the_other_clips(
+    cli: Cli, pretrain: Pretrain, copied: Copied, tmp_path: Path, store: str
+) -> None:
     """However they are damaged: FLAC that does not decode trains as WAV whose header is gone, bit for bit."""
     bad = GARBLED + LOST
     for codec in ("flac", "wav"):
@@ -100,6 +102,9 @@ def test_a_run_goes_through_the_other_clips(pretrain: Pretrain, copied: Copied, 
         assert done.code == 0, done.err
         assert named(done.err) == bad, "each is named once"
         assert result(tmp_path / codec)["skipped"] == {"clips": 4, "keys": [f"{clip:09d}" for clip in bad]}
+        shown = json.loads(cli("clusters", tmp_path / codec, "--shards", shards, "--top", 60, "--json").out)
+        central = sorted(clip["clip_id"] for cluster in shown["found"] for clip in cluster["central"])
+        assert central == sorted({*range(60)} - {*bad}) and shown["clips"] == shown["labelled_clips"] == 56
     same_checkpoint(tmp_path / "flac", tmp_path / "wav")
     kept = list(shards.glob("log-mel-*.cache/manifest.json"))
     assert [json.loads(path.read_text())["identity"]["left_out"] for path in kept] == [bad] * (store == "resident")
@@ -128,10 +133,14 @@ def test_batches_of_the_other_clips_are_full_and_the_same_everywhere(copied: Cop
     assert len(drawn) == 56 and not set(drawn) & {*bad} and np.ptp(np.bincount(clusters[drawn])) <= 1
 
 
-def test_a_clip_left_out_gets_the_row_of_the_nearest_other() -> None:
+def test_clips_left_out_get_the_rows_of_others_all_over_the_split() -> None:
     rows = torch.arange(6.0)[:, None]
     fill_left_out(rows, [10, 13, 14, 15], 10)
-    assert rows[:, 0].tolist() == [1, 1, 2, 2, 2, 2]
+    assert rows[:, 0].tolist() == [1, 1, 2, 1, 2, 2]
+    rows = torch.arange(100.0)[:, None]
+    fill_left_out(rows, range(1040, 1080), 1000)  # a truncated shard
+    copies = rows[40:80, 0].int().tolist()
+    assert len({*copies}) == 40 and not {*copies} & {*range(40, 80)} and (copies[0], copies[-1]) == (0, 98)
 
 
 @pytest.mark.parametrize("store", ["stream", "resident"])

@@ -22,4 +22,4 @@ from unfused_fast.clustering.bank_files import (
 from unfused_fast.clustering.kmeans import spherical_kmeans
 from unfused_fast.clustering.pca import RowSpread, pseudo_label_kmeans, resolve_pca_dim, row_spread
 from unfused_fast.clustering.scores import Collapse, Collapsed, cluster_sizes, normalised_mutual_information, stalled
-from unfused_fast.clustering.seeding import Points, match_clusters
+from unfused_fast.clustering.seeding import match_clusters

@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 from unfused_fast.clustering.kmeans import Init, euclidean_kmeans, spherical_kmeans
 from unfused_fast.clustering.pca import pca_whiten, resolve_pca_dim
 from unfused_fast.clustering.pic import power_iteration_clustering
-from unfused_fast.clustering.seeding import ExchangeFailed
 from unfused_fast.config import Config
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normalise_centroids
@@ -67,19 +66,18 @@ def cluster_rows(
     if settings.algo == "spherical":
         own = ranks.share.of(len(points))
         init: Init | Tensor = settings.init if settings.init != "warm" else "random" if start is None else start
-        with ranks.watched(ExchangeFailed):
-            found = spherical_kmeans(
-                points[own],
-                k,
-                iterations=settings.iterations,
-                init=init,
-                empty=settings.empty,
-                n_init=settings.n_init,
-                generator=generator,
-                backend=settings.backend,
-                group=ranks.group,
-                previous=previous[own] if previous is not None and settings.init == "warm" else None,
-            )
+        found = spherical_kmeans(
+            points[own],
+            k,
+            iterations=settings.iterations,
+            init=init,
+            empty=settings.empty,
+            n_init=settings.n_init,
+            generator=generator,
+            backend=settings.backend,
+            ranks=ranks,
+            previous=previous[own] if previous is not None and settings.init == "warm" else None,
+        )
         assignments = ranks.gather_parts(found.assignments, ranks.share.sizes(len(points)))
         return Clustering(assignments, found.counts, found.objective, found.centroids)
     if settings.algo == "pca_kmeans":

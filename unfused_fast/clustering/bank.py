@@ -21,7 +21,7 @@ from unfused_fast.clustering.bank_files import (
     generation_name,
     write_generation,
 )
-from unfused_fast.errors import UserError
+from unfused_fast.strict_state import expected
 
 
 class MemoryBank:
@@ -106,16 +106,14 @@ class MemoryBank:
         return {"bank.rows": self.rows, "bank.writes": self.writes, "bank.assignments": assignments}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Inverse of tensors; returns the assignments (N,). Raises UserError for those of another bank."""
-        rows = tensors["bank.rows"]
-        if rows.shape != self.rows.shape or rows.dtype != self.rows.dtype:
-            raise UserError(
-                f"the checkpoint holds a memory bank of {tuple(rows.shape)} in {rows.dtype}, but this run needs "
-                f"{tuple(self.rows.shape)} in {self.rows.dtype}; use the set and config of the run that wrote it"
-            )
+        """Inverse of tensors; returns the assignments (N,). Raises UserError: one is missing, or of another bank."""
+        clips = len(self.rows)
+        rows = expected(tensors, "bank.rows", self.rows.dtype, tuple(self.rows.shape))
+        writes = expected(tensors, "bank.writes", torch.int32, (clips,))
+        assignments = expected(tensors, "bank.assignments", torch.int64, (clips,))
         self.rows.copy_(rows)
-        self.writes.copy_(tensors["bank.writes"])
-        return tensors["bank.assignments"].to(self.rows.device)
+        self.writes.copy_(writes)
+        return assignments.to(self.rows.device)
 
     def load(self, directory: Path, epoch: int) -> Tensor:
         """Reads generation `gen-<epoch>` into the rows, every chunk verified; returns its assignments (N,) int64.

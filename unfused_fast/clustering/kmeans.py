@@ -9,7 +9,6 @@ import functools
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from unfused_fast.clustering.backends import Backend as Backend
@@ -24,6 +23,7 @@ from unfused_fast.clustering.seeding import (
     split_largest,
 )
 from unfused_fast.data import key
+from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.kernels.assign import assign_reference
@@ -61,7 +61,7 @@ def spherical_kmeans(
     n_init: int = 1,
     generator: torch.Generator | None = None,
     backend: Backend = "auto",
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
     previous: Tensor | None = None,
 ) -> KMeans:
     """(N, D) unit rows, read in place -> K clusters by cosine similarity.
@@ -75,16 +75,16 @@ def spherical_kmeans(
     computes.
 
     Args:
-        points: float32 or bfloat16; with a `group` those of this rank.
+        points: float32 or bfloat16; those of this rank.
         k: clusters over all ranks.
         iterations: 0 assigns to the initial centroids.
         init: `random` rows, `kmeans++` on 1 - cosine, or centroids (K, D), used for the first start.
         empty: an empty cluster keeps its centroid, takes half of one of the largest (`split`), or starts again from
             one of the points farthest from their centroid (`reseed`).
         n_init: starts; the one with the largest objective is kept, the earliest at a tie.
-        generator: draws the seed; with a group, rank 0's is used.
+        generator: draws the seed; rank 0's is used.
         backend: torch, triton, faiss, cuml, or `auto` (see `resolve_backend`).
-        group: ranks that hold parts of the points.
+        ranks: each holds a part of the points.
         previous: (N,) earlier assignments; clusters are renumbered so that most points keep their id.
 
     With bfloat16 points centroids are rounded to bfloat16 before each assignment, so that tensor cores can multiply;
@@ -94,7 +94,7 @@ def spherical_kmeans(
         UserError: more clusters than points, points that are not finite, or a back end that cannot run here.
         ValueError: a wrong shape or dtype.
     """
-    held = Points(points, group)
+    held = Points(points, ranks)
     _check_k(held.total, k)
     if n_init < 1 or iterations < 0:
         raise ValueError(f"n_init = {n_init}, iterations = {iterations}; want at least 1 and 0")
@@ -111,7 +111,7 @@ def spherical_kmeans(
     assert best is not None
     if previous is None:
         return best
-    renamed = match_clusters(best.assignments, previous, k, held)
+    renamed = match_clusters(best.assignments, previous, k, ranks)
     order = torch.argsort(renamed)
     return KMeans(best.centroids[order], renamed[best.assignments], best.counts[order], best.objective)
 
@@ -132,11 +132,10 @@ def _lloyd(
     similarities = torch.empty(points.count if empty == "reseed" else 0, device=device)
     own_sums = torch.zeros(k, points.features, dtype=torch.int64, device=device)
     for iteration in range(iterations + 1):
-        centroids = points.from_first(centroids.to(points.dtype).float().contiguous())
+        centroids = points.ranks.from_first(centroids.to(points.dtype).float().contiguous())
         table = centroids.to(points.dtype)
-        from_zero = (
-            iteration == 0 or backend == "triton"
-        )  # its kernels are faster than copying the changes from the GPU
+        # Triton's kernels are faster than copying the changes from the GPU
+        from_zero = iteration == 0 or backend == "triton"
         if from_zero:
             own_sums.zero_()
         work = functools.partial(nearest, backend, points.rows, table, largest_norm)
@@ -145,8 +144,8 @@ def _lloyd(
             assignments[part] = found
             if empty == "reseed":
                 similarities[part] = best
-        counts = points.sum(torch.bincount(assignments, minlength=k))
-        sums = points.sum(own_sums.clone()) if points.group is not None else own_sums
+        counts = points.ranks.sum(torch.bincount(assignments, minlength=k))
+        sums = points.ranks.sum(own_sums.clone()) if points.ranks.together else own_sums
         if iteration == iterations:
             break
         updated = normalise_centroids(sums, counts, centroids)
@@ -159,7 +158,7 @@ def _lloyd(
     # sum of products with the own centroid, cluster by cluster: with exact sums it does not depend on ranks
     parts = zip(torch.split(sums, 32), torch.split(centroids, 32), strict=True)  # no K x D array of float64
     by_part = torch.stack([(total.double() * own).sum() for total, own in parts])
-    objective = points.from_first(by_part.sum() / (scale * points.total))
+    objective = points.ranks.from_first(by_part.sum() / (scale * points.total))
     return KMeans(centroids, assignments, counts, objective.float())
 
 
@@ -207,7 +206,7 @@ def _check_k(points: int, k: int) -> None:
 def _draw_seed(points: Points, generator: torch.Generator | None) -> int:
     device = points.device if generator is None else generator.device
     drawn = torch.randint(2**62, (1,), generator=generator, device=device).to(points.device)
-    return int(points.from_first(drawn))
+    return int(points.ranks.from_first(drawn))
 
 
 def _largest_norm(points: Points) -> float:
@@ -217,7 +216,7 @@ def _largest_norm(points: Points) -> float:
         if len(rows):
             norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
             largest = torch.maximum(largest, torch.where(norms.isfinite(), norms, torch.inf).max())
-    found = points.largest(largest)
+    found = points.ranks.largest(largest)
     check_finite_rows(found)
     return float(found)
 

@@ -8,15 +8,13 @@ any number of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from unfused_fast.data import bits, exponential
+from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.kernels.assign import rounding_bound
 
@@ -27,24 +25,20 @@ WIDE_ROWS = 4096
 """Rows converted to float32 or float64 at a time."""
 
 
-class ExchangeFailed(RuntimeError):
-    """A rank of the group ended, or does not answer."""
-
-
 class Points:
-    """Rows (n, D) of this rank, float32 or bfloat16, and the collective operations of a group of ranks.
+    """Rows (n, D) of this rank, float32 or bfloat16, and their place among those of all ranks.
 
-    Without a group every operation is the identity. Raises ValueError for a wrong shape or dtype.
+    Raises ValueError for a wrong shape or dtype.
     """
 
-    def __init__(self, rows: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, rows: Tensor, ranks: Ranks = ALONE) -> None:
         if rows.ndim != 2 or rows.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"points are {tuple(rows.shape)} {rows.dtype}; want (N, D) of float32 or bfloat16")
-        self.rows, self.group, self.dtype, self.device = rows, group, rows.dtype, rows.device
+        self.rows, self.ranks, self.dtype, self.device = rows, ranks, rows.dtype, rows.device
         self.count, self.features = rows.shape
-        counts = self.gather(torch.tensor([self.count], device=self.device))[:, 0].tolist()
+        counts = ranks.gather(torch.tensor([self.count], device=self.device))[:, 0].tolist()
         self.total: int = sum(counts)
-        self.first: int = sum(counts[: dist.get_rank(group) if group is not None else 0])
+        self.first: int = sum(counts[: ranks.rank])
 
     def ids(self) -> Tensor:
         """(n,) int64 numbers of this rank's rows among all."""
@@ -55,45 +49,7 @@ class Points:
         out = torch.zeros(len(ids), self.features, device=self.device)
         mine = torch.nonzero((ids >= self.first) & (ids < self.first + self.count))[:, 0]
         out[mine] = self.rows[ids[mine] - self.first].float()
-        return self.sum(out)  # every row comes from one rank, the others add zero
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, in place."""
-        if self.group is not None:
-            with _exchange():
-                dist.all_reduce(tensor, group=self.group)
-        return tensor
-
-    def largest(self, tensor: Tensor) -> Tensor:
-        """Maximum over ranks, in place."""
-        if self.group is not None:
-            with _exchange():
-                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
-        return tensor
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Tensors of one shape -> (ranks, *shape), the same on every rank."""
-        if self.group is None:
-            return tensor[None]
-        every = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self.group))]
-        with _exchange():
-            dist.all_gather(every, tensor.contiguous(), group=self.group)
-        return torch.stack(every)
-
-    def from_first(self, tensor: Tensor) -> Tensor:
-        """Rank 0's values, in place: ranks whose arithmetic differs in a bit stay equal."""
-        if self.group is not None:
-            with _exchange():
-                dist.broadcast(tensor, group=self.group, group_src=0)
-        return tensor
-
-
-@contextmanager
-def _exchange() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ExchangeFailed(str(error)) from error
+        return self.ranks.sum(out)  # every row comes from one rank, the others add zero
 
 
 def random_rows(points: Points, k: int, seed: int) -> Tensor:
@@ -102,7 +58,7 @@ def random_rows(points: Points, k: int, seed: int) -> Tensor:
     best = torch.full((2, k), last, device=points.device)
     for ids in torch.split(points.ids(), 16 * WIDE_ROWS):
         best = _smallest(torch.cat([best, torch.stack([bits(ids, seed), ids])], dim=1), k)
-    return _smallest(points.gather(best).transpose(0, 1).reshape(2, -1), k)[1]
+    return _smallest(points.ranks.gather(best).transpose(0, 1).reshape(2, -1), k)[1]
 
 
 def kmeans_plus_plus(points: Points, k: int, seed: int, largest_norm: float) -> Tensor:
@@ -126,7 +82,7 @@ def kmeans_plus_plus(points: Points, k: int, seed: int, largest_norm: float) -> 
         if points.count:
             first = race.argmin()
             winner = torch.stack([race[first], (first + points.first).double()])
-        every = points.gather(winner)
+        every = points.ranks.gather(winner)
         every = every[every[:, 1] >= 0]
         chosen[number] = normalize(points.fetch(every[every[:, 0].argmin(), 1].long()[None]), dim=1)[0]
     return chosen
@@ -137,7 +93,7 @@ def _weighted(race: Tensor, nearest: Tensor, points: Points, chosen: Tensor, err
     weight = (1 - nearest.double()).clamp(min=0)
     surely = torch.where(weight > error, race / (weight - error), math.inf)
     bound = surely.min() if points.count else torch.tensor(math.inf, dtype=torch.float64, device=points.device)
-    bound = -points.largest(-bound)
+    bound = -points.ranks.largest(-bound)
     if bool(bound.isinf()):  # every row equals a chosen one: all weights are equal
         return race
     times = torch.full_like(race, math.inf)
@@ -185,19 +141,19 @@ def reseed_farthest(
         return centroids
     error = 2 * rounding_bound(points.features, points.device.type == "cuda") * largest_norm
     padded = torch.cat([best, torch.full((len(empty),), math.inf, device=best.device)])
-    lowest = points.gather(torch.topk(padded, len(empty), largest=False, sorted=True).values)
+    lowest = points.ranks.gather(torch.topk(padded, len(empty), largest=False, sorted=True).values)
     bar = torch.topk(lowest.flatten(), len(empty), largest=False).values.max() + 2 * error
     worst = torch.full((2, len(empty)), math.inf, dtype=torch.float64, device=best.device)
     for rows in torch.split(torch.nonzero(best <= bar)[:, 0], WIDE_ROWS):
         exact = (points.rows[rows].double() * centroids[assignments[rows]].double()).sum(dim=1)
         worst = _smallest(torch.cat([worst, torch.stack([exact, (rows + points.first).double()])], dim=1), len(empty))
-    chosen = _smallest(points.gather(worst).transpose(0, 1).reshape(2, -1), len(empty))[1].long()
+    chosen = _smallest(points.ranks.gather(worst).transpose(0, 1).reshape(2, -1), len(empty))[1].long()
     reseeded = centroids.clone()
     reseeded[empty] = normalize(points.fetch(chosen), dim=1)
     return reseeded
 
 
-def match_clusters(assignments: Tensor, previous: Tensor, k: int, points: Points) -> Tensor:
+def match_clusters(assignments: Tensor, previous: Tensor, k: int, ranks: Ranks = ALONE) -> Tensor:
     """(n,) and (n,) ids -> (K,) int64: the new id of each cluster, such that most rows keep their previous id.
 
     Greedy by overlap: the pair of clusters that shares most rows first, then the next pair of unmatched clusters; at
@@ -211,7 +167,7 @@ def match_clusters(assignments: Tensor, previous: Tensor, k: int, points: Points
         len(previous) and not 0 <= int(previous.min()) <= int(previous.max()) < k
     ):
         raise ValueError(f"previous assignments {tuple(previous.shape)}: want {tuple(assignments.shape)} ids below {k}")
-    overlap = points.sum(torch.bincount(assignments * k + previous, minlength=k * k))
+    overlap = ranks.sum(torch.bincount(assignments * k + previous, minlength=k * k))
     shared = torch.nonzero(overlap)[:, 0]
     shared = shared[torch.sort(overlap[shared], descending=True, stable=True).indices]
     renamed, free = [-1] * k, [True] * k

@@ -4,7 +4,7 @@ In: a shard set and a `Config`. Out: batches of log-mels (B, 1, F, T) with their
 Read first: stream.py, then order.py.
 """
 
-from unfused_fast.data.augment import GIVEN, TENSOR, Augmenter, final_statistics
+from unfused_fast.data.augment import Augmenter, final_statistics
 from unfused_fast.data.crops import Window, eval_window
 from unfused_fast.data.dali import import_dali
 from unfused_fast.data.front_end import log_mel, set_statistics, unit_norm

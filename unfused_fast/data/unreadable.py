@@ -3,7 +3,7 @@ run.
 
 Ours: an epoch covers each readable clip once, in full batches, as if the set held only those, so that order, crops
 and masks stay functions of (seed, epoch, clip id) on every store and number of ranks. Ids do not change: the bank keeps
-a row for each clip of the split, and that of one left out holds a copy of the row next to it.
+a row for each clip of the split, and that of one left out holds a copy of another's.
 """
 
 from __future__ import annotations
@@ -80,18 +80,17 @@ def _damage(handle: int, members: list[Member], codec: str, samples: int) -> str
     return None if contents.get("index") == key else "its .index member is that of another clip"
 
 
-def stand_ins(left_out: Sequence[int], first: int, clips: int) -> list[int]:
-    """For each clip left out of a split of ids first to first + clips - 1, the nearest one that is not."""
-    kept = np.setdiff1d(np.arange(first, first + clips), left_out)
-    return [int(kept[np.abs(kept - clip_id).argmin()]) for clip_id in left_out]
-
-
 def fill_left_out(rows: Tensor, left_out: Sequence[int], first: int) -> None:
-    """Gives each clip that is left out the row of its nearest readable clip, in rows (N, D) of a split whose first id
-    is `first`.
+    """Gives each clip that is left out the row of a readable one, in rows (N, D) of a split whose first id is `first`.
+
+    Ours: of readable clips at equal steps through the split, so that clusters keep their shares. The rows next to a
+    truncated shard would stand for hundreds of clips each, and be clusters of their own.
     """
     if left_out:
-        index = torch.tensor([left_out, stand_ins(left_out, first, len(rows))], device=rows.device) - first
+        lost = np.array(left_out) - first
+        kept = np.setdiff1d(np.arange(len(rows)), lost)
+        copied = kept[np.arange(len(lost)) * len(kept) // len(lost)]
+        index = torch.from_numpy(np.stack([lost, copied])).to(rows.device)
         rows[index[0]] = rows[index[1]]
 
 

@@ -115,16 +115,23 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place, the same bits on each."""
         if self.together:
-            with self.watched():
+            with self._watched():
                 dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Maximum over ranks, in place."""
+        if self.together:
+            with self._watched():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """(...) of equal shape on each rank -> (ranks, ...)."""
-        every = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
         if not self.together:
             return tensor[None]
-        with self.watched():
+        every = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
+        with self._watched():
             dist.all_gather(every, tensor.contiguous())
         return torch.stack(every)
 
@@ -143,21 +150,21 @@ class Ranks:
     def from_first(self, tensor: Tensor) -> Tensor:
         """Rank 0's values, in place."""
         if self.together:
-            with self.watched():
+            with self._watched():
                 dist.broadcast(tensor, 0)
         return tensor
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether any rank has it set. Waits for the other processes, never for a GPU."""
-        return tuple(map(bool, self._largest(*map(int, flags)).tolist())) if self.together else flags
+        return tuple(map(bool, self.largest(torch.tensor(flags, dtype=torch.int64)).tolist()))
 
     def texts(self, text: str) -> list[str]:
         """The text of each rank; waits as long as the other processes are alive."""
         if not self.together:
             return [text]
         data = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-        with self.watched():
-            (length,) = self._largest(len(data), group=self._patient).tolist()
+        with self._watched():
+            length = int(self.largest(torch.tensor(len(data)), self._patient))
             padded = torch.cat([data, data.new_zeros(length - len(data))])
             every = [torch.empty_like(padded) for _ in range(self.world_size)]
             dist.all_gather(every, padded, group=self._patient)
@@ -199,18 +206,12 @@ class Ranks:
             for name, kind, shape in heads
         }
 
-    def _largest(self, *values: int, group: dist.ProcessGroup | None = None) -> Tensor:
-        found = torch.tensor(values)
-        with self.watched():
-            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
-        return found
-
     @contextmanager
-    def watched(self, kind: type[RuntimeError] = RuntimeError) -> Iterator[None]:
-        """Turns an error of this kind, from a failed collective operation, into RankLost."""
+    def _watched(self) -> Iterator[None]:
+        """Turns the error of a failed collective operation into RankLost."""
         try:
             yield
-        except kind as error:
+        except RuntimeError as error:
             reason = str(error).splitlines()[0].rpartition("] ")[2]
             raise RankLost(f"another process of this run ended or does not answer ({reason})") from error
 

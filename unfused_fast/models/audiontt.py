@@ -75,13 +75,14 @@ def build_encoder(config: Config) -> AudioNTT | EfficientNetB0:
 
 def pool_time(steps: Tensor, counts: Tensor | None, how: Pool) -> Tensor:
     """(B, T, D), valid steps (B,) or None -> (B, D): max over time plus mean over time, or one of them."""
+    if how == "maxmean":
+        return pool_time(steps, counts, "mean") + pool_time(steps, counts, "max")
     if counts is None:
-        mean, largest = steps.mean(dim=1), steps.amax(dim=1)
-    else:
-        valid = (torch.arange(steps.shape[1], device=steps.device) < counts[:, None]).unsqueeze(-1)
-        mean = (steps * valid).sum(dim=1) / counts[:, None]
-        largest = steps.masked_fill(~valid, -torch.inf).amax(dim=1)
-    return {"maxmean": mean + largest, "mean": mean, "max": largest}[how]
+        return steps.mean(dim=1) if how == "mean" else steps.amax(dim=1)
+    valid = (torch.arange(steps.shape[1], device=steps.device) < counts[:, None]).unsqueeze(-1)
+    if how == "mean":
+        return (steps * valid).sum(dim=1) / counts[:, None]
+    return steps.masked_fill(~valid, -torch.inf).amax(dim=1)
 
 
 def block_features(block: Tensor, counts: Tensor | None = None, how: Pool = "mean") -> Tensor:

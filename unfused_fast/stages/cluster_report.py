@@ -1,6 +1,7 @@
 """Report on the clusters of a pre-training run: sizes, most central clips, and how well clusters match labels.
 
-N clips of the train split, D size of a projection, K clusters. Labels are read here only, never in training.
+N clips of the train split, n of them that the run read, D size of a projection, K clusters. Labels are read here only,
+never in training.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +44,8 @@ class Clusters(NamedTuple):
     k: int
     first_id: int
     """Clip id of row 0."""
+    read: Tensor
+    """(n,) rows of the clips that were read; rows of those that the run left out are copies of others."""
 
 
 def last_clusters(run: Path) -> Clusters:
@@ -59,7 +63,9 @@ def last_clusters(run: Path) -> Clusters:
     rows, assignments = bank.rows(), bank.assignments()
     points = clustered_points(rows, from_flat(recorded["config"]))
     first_id = bank.manifest.first_clip_id
-    return Clusters(int(state["epoch"]), points, row_spread(rows), assignments, int(state["k"]), first_id)
+    left_out = [int(clip_id) - first_id for clip_id in recorded["inputs"].get("left_out", "").split(",") if clip_id]
+    read = torch.from_numpy(np.setdiff1d(np.arange(len(rows)), left_out))
+    return Clusters(int(state["epoch"]), points, row_spread(rows), assignments, int(state["k"]), first_id, read)
 
 
 def _fault(state: dict[str, Any]) -> str | None:
@@ -86,25 +92,27 @@ def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:
 
 
 def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str, Any]:
-    """Totals and, largest first, each non-empty cluster: size, share, its `top` most central clips, and with labels the
-    most frequent one and purity, the share of the cluster's labelled clips with that label.
+    """Of the clips that were read: totals and, largest first, each non-empty cluster: size, share, its `top` most
+    central clips, and with labels the most frequent one and purity, the share of the cluster's labelled clips with that
+    label.
 
     The most central clips have the largest cosine to the mean direction of the cluster, in the space that was
     clustered. Clips are named by source where a set is given, else by clip id. Labels of a multi-label set are not
     read: purity needs one label per clip.
     """
-    ids, k = clusters.assignments, clusters.k
+    read, k = clusters.read, clusters.k
+    ids = clusters.assignments[read]
     counts = torch.bincount(ids, minlength=k)
-    similarities = own_similarities(clusters.points, ids, k)
+    similarities = own_similarities(clusters.points, clusters.assignments, k)[read]
     # by cluster, then from the most central, ties by clip
     order = torch.argsort(similarities, descending=True, stable=True)
     order = order[torch.argsort(ids[order], stable=True)]
     starts = (counts.cumsum(dim=0) - counts).tolist()
-    sources = None if shards is None else shards.clips_in("train").column("source")
+    clips = None if shards is None else shards.clips_in("train").take(read.numpy())
     names = () if shards is None else shards.manifest.label_names
     labels = torch.full((0,), NO_LABEL)
-    if shards is not None:
-        labels = torch.tensor(shards.clips_in("train").column("label").to_numpy(), dtype=torch.int64)
+    if clips is not None:
+        labels = torch.tensor(clips.column("label").to_numpy(), dtype=torch.int64)
     known = torch.nonzero(labels != NO_LABEL)[:, 0]
     ours, theirs = ids[known], labels[known]
     joint = torch.bincount(ours * len(names) + theirs, minlength=k * len(names)).reshape(k, len(names))
@@ -121,8 +129,8 @@ def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str,
             "mean_cosine": round(float(similarities[order[starts[cluster] : starts[cluster] + size]].mean()), 4),
             "central": [
                 {
-                    "clip_id": clusters.first_id + row,
-                    **({} if sources is None else {"source": sources[row].as_py()}),
+                    "clip_id": clusters.first_id + int(read[row]),
+                    **({} if clips is None else {"source": clips["source"][row].as_py()}),
                     "cosine": round(float(similarities[row]), 4),
                 }
                 for row in rows

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
-from unfused_fast.clustering import Points, match_clusters, pseudo_label_kmeans, resolve_pca_dim
+from unfused_fast.clustering import match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console, counted
 from unfused_fast.data import Window, find_unreadable, key, left_out_input
@@ -98,7 +98,7 @@ def pseudo_labels(
         seed=key(seed, epoch) >> 1 if epoch else seed,
     )
     labels = found.assignments[:clips]
-    return labels if previous is None else match_clusters(labels, previous, k, Points(features))[labels]
+    return labels if previous is None else match_clusters(labels, previous, k)[labels]
 
 
 def pseudo_labels_together(

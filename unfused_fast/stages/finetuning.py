@@ -136,7 +136,7 @@ class Finetuning(Trainable):
         self.metrics: list[float] = []
         """After each epoch."""
         self.norm = nn.Module()
-        """Log-mel statistics in a checkpoint; see RunningNorm in data/augment.py."""
+        """Log-mel statistics in a checkpoint; see GIVEN in data/augment.py."""
         if scored.statistics is not None:
             given = [scored.statistics["mean"], scored.statistics["std"]]
             self.norm.register_buffer("given", torch.tensor(given, dtype=torch.float64))

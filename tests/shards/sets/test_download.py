@@ -155,8 +155,24 @@ def test_what_is_no_set_or_cannot_be_read_is_refused(memory: Any, rows: list[Sou
     ):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(memory, patch, "cat_file", "manifest.json", error)
-            with pytest.raises(UserError, match=rf"bucket/set: {said}"):
+            with pytest.raises(UserError, match=rf"bucket/set: {said}") as raised:
                 local_set(URL)
+            assert "copy" not in str(raised.value)
+
+
+def test_a_server_that_does_not_answer_leaves_the_copy(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
+    """Nobody knows whether it is still the same, so it is named, and used where it is given."""
+    pack_remote(rows[:9])
+    local_set(URL)
+    pack_remote(rows, overwrite=True)
+    folder = local_set(URL)
+    for error in (OSError("no route to host"), PermissionError("Forbidden")):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(memory, patch, "cat_file", "manifest.json", error)
+            with pytest.raises(UserError) as raised:
+                local_set(URL)
+        assert str(raised.value).endswith(f"which may be old: {folder}")
+    assert local_set(folder) == folder and open_shards(folder).manifest == packed.manifest
 
 
 @pytest.mark.parametrize("new", [None, b"{}"])
