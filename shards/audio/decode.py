@@ -15,7 +15,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards.audio import truncation as endings
+from unfused_fast.shards.audio import truncation
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import Clipping
 from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
@@ -206,21 +206,21 @@ def _passed(file: ForwardFile, most: int) -> int:
 
 def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
     """Raises Rejected for a truncated file: libsndfile reads what is left of one without an error."""
-    declared = endings.logged_frames(file.extra_info, frames)
+    declared = truncation.logged_frames(file.extra_info, frames)
     if file.format in ("OGG", "NIST", "FLAC"):
         with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
             if file.format == "NIST":
-                declared = endings.nist_frames(stream)
+                declared = truncation.nist_frames(stream)
             elif file.format == "FLAC":
-                if place := endings.second_flac(stream):
-                    raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {endings.AS_FILES}")
+                if place := truncation.second_flac(stream):
+                    raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {truncation.AS_FILES}")
             else:
-                later, cut = endings.ogg_streams(stream)
+                later, cut = truncation.ogg_streams(stream)
                 if cut:
                     raise Rejected(Reason.DAMAGED, "ends within a page")
                 if later:
                     detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
-                    raise Rejected(Reason.JOINED, f"{detail}; {endings.AS_FILES}")
+                    raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
     if declared > frames + HEADER_SLACK_FRAMES:
         raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
 

@@ -12,8 +12,8 @@ from typing import Any
 import soundfile
 from numpy.typing import NDArray
 
-from unfused_fast.shards.audio import mp3
-from unfused_fast.shards.audio import truncation as endings
+from unfused_fast.errors import cause
+from unfused_fast.shards.audio import mp3, truncation
 from unfused_fast.shards.sources.location import ByteLocation, Location, without_secrets
 from unfused_fast.shards.sources.reader import ByteReader, open_location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
@@ -101,7 +101,7 @@ def _check_window(window: ByteReader | None) -> None:
     """Raises what the window could not raise through libsndfile: Rejected or UserError."""
     failure = None if window is None else window.failure
     if isinstance(failure, OSError):
-        raise Rejected(Reason.UNREADABLE, without_secrets(failure.strerror or str(failure))) from failure
+        raise Rejected(Reason.UNREADABLE, without_secrets(cause(failure))) from failure
     if failure is not None:
         raise failure
 
@@ -128,14 +128,14 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
                 raise Rejected(Reason.UNREADABLE, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device")
             source = location.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        raise Rejected(Reason.UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
+        raise Rejected(Reason.UNREADABLE, cause(error)) from error
     if window is not None:
         window.raises = False
     path = location if isinstance(location, Path) else None
     try:
         if not source.seek(0, io.SEEK_END):
             raise Rejected(Reason.EMPTY)
-        if (whole := endings.with_its_end(source)) is not None:
+        if (whole := truncation.with_its_end(source)) is not None:
             source, path = whole, None
         source.seek(0)
         try:
@@ -176,7 +176,7 @@ def _check_mp3(counted: mp3.Frames | None) -> None:
         return
     if counted.other:
         first, then = mp3.described(counted.header), mp3.described(counted.other)
-        raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {endings.AS_FILES}")
+        raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {truncation.AS_FILES}")
     if counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
         raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.declared_samples} samples")
 

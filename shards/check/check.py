@@ -15,7 +15,7 @@ from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.check.findings import Finding, Kind, Tally, finding
 from unfused_fast.shards.check.shard import DigestTask, ShardReport, ShardTask
 from unfused_fast.shards.check.table import table_damage, table_warnings
-from unfused_fast.shards.packing.workers import Job, Workers, available_cores
+from unfused_fast.shards.packing.workers import Job, Workers, worker_count
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, Manifest, read_clips, read_manifest
 
@@ -59,8 +59,11 @@ def check(
         every_clip: every clip is decoded and measured, not a sample of SPECTRUM_CLIPS.
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
         progress: called with clips done, clips in all, findings so far.
+
+    Raises:
+        UserError: `workers` is less than 0. Whatever is wrong with the set is a finding.
     """
-    kind, name = Kind.MANIFEST, MANIFEST
+    kind, name, processes = Kind.MANIFEST, MANIFEST, worker_count(workers)
     try:
         manifest = read_manifest(directory)
         kind, name = Kind.TABLE, CLIPS
@@ -73,8 +76,7 @@ def check(
     digest: Job[ShardReport | str] = DigestTask(directory, manifest.label_names)
     shards: Iterator[Job[ShardReport | str]] = (_task(span, manifest, clips, every) for span in spans)
     reports: dict[Path, ShardReport] = {}
-    count = min(available_cores() if workers is None else workers, len(spans) + 1)
-    with Workers(count, SECONDS_PER_CLIP) as pool:
+    with Workers(min(processes, len(spans) + 1), SECONDS_PER_CLIP) as pool:
         for task, answer in pool.answers(chain([digest], shards)):
             if isinstance(task, ShardTask) and isinstance(answer, ShardReport):
                 reports[task.tar] = answer

@@ -105,7 +105,7 @@ def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
 def _files(root: Folder) -> tuple[list[str], dict[str, str]]:
     """Every audio file below the root, relative to it; and the first of them for each id that a name may mean."""
     found, by_id = list[str](), dict[str, str]()
-    for parent, _, names in walk(root):
+    for parent, names in walk(root):
         prefix = parent.relative_to(root).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
         for name in filter(is_audio, names):

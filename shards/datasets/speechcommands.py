@@ -10,7 +10,7 @@ from functools import partial
 
 import soundfile
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
 from unfused_fast.shards.datasets.layout import against_published, first_of, lines_of, not_published
 from unfused_fast.shards.sources.location import Folder
@@ -189,8 +189,9 @@ def _seconds(path: Folder, notes: list[str]) -> float:
     try:
         with path.open("rb") as stream:
             return float(soundfile.info(stream).duration)
-    except soundfile.LibsndfileError as error:
-        notes.append(f"{NOISE}/{path.name} cannot be read, so it gives no silence: {error.error_string}")
+    except (OSError, soundfile.LibsndfileError) as error:
+        why = cause(error) if isinstance(error, OSError) else error.error_string
+        notes.append(f"{NOISE}/{path.name} cannot be read, so it gives no silence: {why}")
         return 0.0
 
 

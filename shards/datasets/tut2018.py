@@ -71,7 +71,7 @@ def _unexpected_formats(root: Folder, rows: list[SourceRow]) -> list[str]:
         try:
             with (root / name).open("rb") as stream:
                 info = soundfile.info(stream)
-        except soundfile.LibsndfileError:
+        except (OSError, soundfile.LibsndfileError):
             continue  # packing reports what is wrong with it
         if (info.samplerate, info.channels, info.subtype) != PUBLISHED_FORMAT:
             others.setdefault((info.samplerate, info.channels, info.subtype), []).append(name)

@@ -64,7 +64,7 @@ def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
     """The label is the language in the path, or None."""
     rows: list[SourceRow] = []
     packed = strays = twice = 0
-    for here, _, names in walk(root):
+    for here, names in walk(root):
         packed += sum(name.endswith((".tgz", ".tar.gz")) for name in names)
         kind, archive = here.name, here.parent
         if kind not in ("wav", "flac"):

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from tarfile import BLOCKSIZE
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.split_names import split_rank
 
@@ -27,9 +28,8 @@ WHOLE_UP_TO = 1.05
 """A file of up to so many times `max_seconds` is one clip. Ours: a recorder, or MP3's padding, makes 10 s files a hair
 longer, and two halves of 5 s differ from the published clips; trimming would lose sound."""
 
-_TAR_BLOCK = 512
-_SIDE_MEMBERS_BYTES = 2 * 2 * _TAR_BLOCK + _TAR_BLOCK
-"""Headers and contents of .json and .index, and the audio's header."""
+_SIDE_MEMBERS_BYTES = 5 * BLOCKSIZE
+"""Headers and contents of .json and .index, and the audio's header: a block of a tar each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,6 @@ class PlannedShard:
 
     name: str
     """Of its files, without their endings."""
-    split: str
     first: int
     """Position of its first piece in the plan: the id of its first clip if no piece before it is rejected."""
     last: int
@@ -80,9 +79,9 @@ class Plan:
         return [Piece(self.rows[row], *others) for row, *others in zip(*values, strict=True)]
 
     def bytes(self) -> NDArray[np.int64]:
-        """(P,) what each piece takes up in a tar as WAV; FLAC takes up to twice less."""
-        audio = 44 + 2 * (self.stop - self.start)
-        sizes: NDArray[np.int64] = _SIDE_MEMBERS_BYTES + -(-audio // _TAR_BLOCK) * _TAR_BLOCK
+        """(P,) what each piece takes up in a tar as WAV; FLAC takes half of it or more."""
+        audio = WAV_HEADER_BYTES + 2 * (self.stop - self.start)
+        sizes: NDArray[np.int64] = _SIDE_MEMBERS_BYTES + -(-audio // BLOCKSIZE) * BLOCKSIZE
         return sizes
 
 
@@ -134,7 +133,7 @@ def plan_shards(plan: Plan, clips_per_shard: int | None) -> list[PlannedShard]:
         while start < last:
             fitting = first - 1 + int(np.searchsorted(ends, ends[start - first] + SHARD_BYTES, side="right"))
             stop = min(start + limit, max(fitting, start + 1), last)
-            shards.append(PlannedShard(f"{split}-{number:06d}", split, start, stop))
+            shards.append(PlannedShard(f"{split}-{number:06d}", start, stop))
             number, start = number + 1, stop
     return shards
 

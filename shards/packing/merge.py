@@ -46,19 +46,16 @@ def merge(
     folder, remote = destination(out)
     if resume and (there := finished(folder, remote, request, started)) is not None:
         return there
-    names = [(part, name) for part, of_part in contents.items() for name in of_part.shards]
-    whole = replace(next(iter(contents.values())), shards=[name for _, name in names])
+    shards = [(part, _shard(part, name)) for part, of_part in contents.items() for name in of_part.shards]
+    whole = replace(next(iter(contents.values())), shards=[done.name for _, done in shards])
     with building(folder, request, "merged", overwrite, resume, remote) as journal:
         numbering = Numbering(journal, whole.shards, remote)
-        for number, (part, name) in enumerate(names, 1):
-            done = Journal(part).done(name)
-            if done is None:
-                raise UserError(f"{part}: {name}.tar is missing or damaged; copy the part again or pack it again")
-            if journal.done(name) is None:
+        for number, (part, done) in enumerate(shards, 1):
+            if journal.done(done.name) is None:
                 _bring(part, journal, done)
                 made += 1
             numbering.advance()
-            progress(number, len(names), 0)
+            progress(number, len(shards), 0)
         return finish(journal, folder, whole, request, numbering, statistics, remote, made, started)
 
 
@@ -84,6 +81,14 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
             f"--part {missing[0]}/{count}, and name all parts"
         )
     return first, dict(there[number] for number in sorted(there))
+
+
+def _shard(part: Path, name: str) -> DoneShard:
+    """A shard of a part. Raises UserError: its files are not there, or of another size."""
+    done = Journal(part).done(name)
+    if done is None:
+        raise UserError(f"{part}: {name}.tar is missing or damaged; copy the part again or pack it again")
+    return done
 
 
 def _bring(part: Path, journal: Journal, done: DoneShard) -> None:

@@ -20,7 +20,7 @@ from unfused_fast.shards.packing.making import make_shards, plan_set
 from unfused_fast.shards.packing.options import Codec, PackOptions, digest_of, request_of
 from unfused_fast.shards.packing.rejections import by_reason, read_reasons
 from unfused_fast.shards.packing.upload import RemoteSet, destination
-from unfused_fast.shards.packing.workers import Pool, Workers, available_cores
+from unfused_fast.shards.packing.workers import Pool, Workers, worker_count
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import PART, open_shards
 from unfused_fast.shards.sources.row import SourceRow
@@ -85,7 +85,7 @@ def pack(
         UserError: an option out of range, nothing usable, a full disk, something at `out` that must not be replaced,
             or an unfinished set that was started with different options.
     """
-    started = time.perf_counter()
+    started, processes = time.perf_counter(), worker_count(workers)
     options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
     rows = sorted(rows, key=attrgetter("source"))
     request = request_of(rows, options, dataset)
@@ -94,7 +94,7 @@ def pack(
         return there
     with ExitStack() as stack:
         journal = stack.enter_context(building(folder, request, None, overwrite, resume, remote))
-        pool = pool or stack.enter_context(Workers(_processes(workers)))
+        pool = pool or stack.enter_context(Workers(processes))
         *_, contents = planned = plan_set(pool, journal, rows, options, None, files, progress)
         numbering = Numbering(journal, contents.shards, remote)
         made = make_shards(pool, journal, planned, options, progress, numbering, stays=remote is None)
@@ -118,7 +118,7 @@ def pack_part(
 
     Each part reads the headers of all files and decodes its share. Everything else is as in pack().
     """
-    started, made = time.perf_counter(), 0
+    started, made, processes = time.perf_counter(), 0, worker_count(workers)
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"part {part[0]}/{part[1]}, but parts are 1/n to n/n")
     rows = sorted(rows, key=attrgetter("source"))
@@ -131,7 +131,7 @@ def pack_part(
         with ExitStack() as stack:
             shown = f"{part[0]}/{part[1]}"
             journal = stack.enter_context(building(out, request, shown, overwrite, resume))
-            pool = stack.enter_context(Workers(_processes(workers)))
+            pool = stack.enter_context(Workers(processes))
             *_, contents = planned = plan_set(pool, journal, rows, options, part, files, progress)
             made = make_shards(pool, journal, planned, options, progress, None)
             about = {"request": request, "part": part, "contents": asdict(contents)}
@@ -196,9 +196,3 @@ def _other(out: str) -> UserError:
         f"{out}: finished, but packed from different sources or with different options; choose another OUT, or "
         "replace it with --overwrite"
     )
-
-
-def _processes(workers: int | None) -> int:
-    if workers is not None and workers < 0:
-        raise UserError(f"{workers} workers, but at least 1 is needed; leave it out for one per core")
-    return available_cores() if workers is None else workers

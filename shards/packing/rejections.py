@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from unfused_fast.console import counted
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.shards.packing.pack_shard import Rejection
 from unfused_fast.shards.sets.table import REJECTED
 
@@ -29,7 +29,7 @@ def read_reasons(folder: Path) -> dict[str, int]:
             texts = [_PIECE.sub("", row["reason"], count=1) for row in csv.DictReader(stream, strict=True)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
-            f"{path}: not a valid list of rejected files ({getattr(error, 'strerror', None) or error}); copy the set "
+            f"{path}: not a valid list of rejected files ({cause(error)}); copy the set "
             "again or replace it with --overwrite"
         ) from error
     return _counted(text.partition(": ")[0] for text in texts)

@@ -69,6 +69,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_count(given: int | None) -> int:
+    """The processes that were asked for; None: one per core. Raises UserError: less than 0."""
+    if given is not None and given < 0:
+        raise UserError(f"{given} workers, but at least 1 is needed; leave it out for one per core")
+    return available_cores() if given is None else given
+
+
 class Workers:
     """`count` processes; with 0 everything runs in this process, and a crash ends it."""
 

@@ -172,8 +172,11 @@ def read_index(index: Path) -> list[list[Member]]:
     for number, line in enumerate(lines[1:], 2):
         words = line.split(" ")
         sizes = words[1::4] + words[2::4]
-        if len(words) % 4 or not "".join(sizes).isdecimal() or "" in sizes:
-            raise UserError(f"{index}, line {number}: not extension, offset, size and name of members; {REPACK}")
+        extensions = [name.partition(".")[2] for name in words[3::4]]
+        if len(words) % 4 or not "".join(sizes).isdecimal() or "" in sizes or words[::4] != extensions:
+            raise UserError(
+                f"{index}, line {number}: {line[:60]!r}, not extension, offset, size and name of members; {REPACK}"
+            )
         places = range(0, len(words), 4)
         samples.append([Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places])
     return samples

@@ -210,8 +210,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _no_manifest(directory: Path) -> str:
     if (directory / PART).is_file():
-        number, count = json.loads((directory / PART).read_text(encoding="utf-8"))["part"]
-        return f"{directory}: part {number} of {count} of a set; join all parts with: unfused-fast merge PART... OUT"
+        return f"{directory}: a part of a set; join all parts with: unfused-fast merge PART... OUT"
     unfinished = directory if directory.suffix == ".partial" else directory.with_name(f"{directory.name}.partial")
     if (unfinished / "journal").is_dir():
         return (

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources.archives import LARGEST_INFLATED
 from unfused_fast.shards.sources.listing import Listing, list_source
-from unfused_fast.shards.sources.location import Folder, Location, refused
+from unfused_fast.shards.sources.location import Folder, Location, local_path, refused
 from unfused_fast.shards.sources.reader import open_location
 
 
@@ -73,8 +73,9 @@ class ListedPath:
             if fnmatch.fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
 
-    def stat(self) -> None:
-        """Nothing: no inode says whether two folders are the same."""
+    def resolve(self) -> ListedPath:
+        """Itself: archives hold no links that are followed."""
+        return self
 
     def open(
         self, mode: str = "r", encoding: str | None = None, errors: str | None = None, newline: str | None = None
@@ -103,4 +104,4 @@ def folder_of(
     For the arguments and errors see list_source().
     """
     listing = list_source(source, work=work, largest=largest, on_message=on_message)
-    return Path(source) if listing.is_plain else cast(Folder, ListedPath(listing))
+    return Path(local_path(source)) if listing.is_plain else cast(Folder, ListedPath(listing))

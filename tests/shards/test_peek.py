@@ -79,7 +79,7 @@ def test_many_classes_are_spread_over_the_alphabet(rows: list[SourceRow], tmp_pa
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(r"\b00000000", "00100000"), (r"\bwav (?=\d)", "txt "), (r"\bwav \d+", "wav 512")],
+    [(r"\b00000000", "00100000"), (r"\bwav (\d.*?)wav\b", r"txt \1txt"), (r"\bwav \d+", "wav 512")],
     ids=["other ids", "no audio", "not the audio"],
 )
 def test_a_clip_that_is_not_where_the_index_says(cli: Any, copy: Path, old: str, new: str) -> None:

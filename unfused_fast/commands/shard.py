@@ -116,6 +116,9 @@ def shard(
     from unfused_fast.shards.packing.pack import pack, pack_part
 
     shares, share = None if split is None else parsed_shares(split), None if part is None else _part(part)
+    asked: dict[str, Any] = {"codec": codec, "max_seconds": max_seconds, "min_seconds": min_seconds, "seed": seed}
+    asked["max_file_hours"] = max_file_hours
+    pack_options = PackOptions(**asked)  # refuses them before the source is listed, which may take minutes
     if engine == "ray" and (share is not None or workers is not None):
         flag = "--part" if share else "--workers"
         raise UserError(f"{flag} with --engine ray: the cluster divides the work itself; leave it out")
@@ -139,12 +142,10 @@ def shard(
         advance = stack.enter_context(bar("packing"))
         given: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "dataset": about, "files": found.files}
         given |= {"workers": workers, "progress": advance}
-        asked: dict[str, Any] = {"codec": codec, "max_seconds": max_seconds, "min_seconds": min_seconds, "seed": seed}
-        asked["max_file_hours"] = max_file_hours
         if share is None:
             packed = pack(rows, out, **asked, **given, pool=pool, statistics=log_mel_statistics)
         else:
-            done = pack_part(rows, _folder(out), share, PackOptions(**asked), **given)
+            done = pack_part(rows, _folder(out), share, pack_options, **given)
     if share is None:
         _print_packed(packed, display_name(out), as_json)
     elif as_json:

@@ -26,7 +26,7 @@ from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.packing.workers import Workers, available_cores
+from unfused_fast.shards.packing.workers import Workers, worker_count
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training import Interrupted
@@ -138,7 +138,7 @@ def _embed(
             if progress is not None:
                 progress(parts.files_done, len(rows), sum(parts.reasons.values()))
 
-    count = available_cores() if workers is None else workers
+    count = worker_count(workers)
     with (
         Workers(count) as pool,
         Workers(min(count, 1)) as headers,

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from whole_files import chunk, decoded, id3, riff
 
-from unfused_fast.shards.audio import truncation as endings
+from unfused_fast.shards.audio import truncation
 from unfused_fast.shards.audio.decode import Probe, decode_samples, probe
 from unfused_fast.shards.sources.reasons import Rejected
 
@@ -117,9 +117,9 @@ def test_what_a_header_leaves_out_is_named(tmp_path: Path, name: str) -> None:
 def test_a_second_flac_is_found_across_blocks_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _written("FLAC")
     for size in (1, 7, 1000, len(whole) - 3, len(whole) + 4):
-        monkeypatch.setattr(endings, "SCANNED_BYTES", size)
-        assert endings.second_flac(io.BytesIO(whole)) is None
-        assert endings.second_flac(io.BytesIO(whole + whole)) == len(whole)
+        monkeypatch.setattr(truncation, "SCANNED_BYTES", size)
+        assert truncation.second_flac(io.BytesIO(whole)) is None
+        assert truncation.second_flac(io.BytesIO(whole + whole)) == len(whole)
 
 
 @pytest.mark.parametrize("declared", [1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1])

@@ -16,7 +16,7 @@ import soxr
 from numpy.typing import NDArray
 from whole_files import decoded
 
-from unfused_fast.shards.audio import decode as audio_files
+from unfused_fast.shards.audio import decode
 from unfused_fast.shards.audio.codec import decode_clip, encode_clip
 from unfused_fast.shards.audio.decode import decode_samples, probe, samples_16k
 
@@ -111,7 +111,7 @@ def test_spans_put_together_are_the_piece(
     path = tmp_path / "long"
     soundfile.write(path, write_tone(4.0, rate, 440), rate, format=form)
     at_once = decoded(path)
-    monkeypatch.setattr(audio_files, "SPAN_FRAMES", 30_011)
+    monkeypatch.setattr(decode, "SPAN_FRAMES", 30_011)
     in_spans = decoded(path)
     assert len(in_spans) == len(at_once)
     assert np.abs(in_spans.astype(int) - at_once).max() <= 1

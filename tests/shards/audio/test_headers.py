@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from whole_files import chunk, decoded, id3, riff
 
-from unfused_fast.shards.audio import decode as audio_files
+from unfused_fast.shards.audio import decode
 from unfused_fast.shards.audio.decode import Probe, probe
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
@@ -38,7 +38,7 @@ def test_counting_ends_at_the_limit(tmp_path: Path, write_tone: Any, monkeypatch
     data[22:26] = bytes(4)
     data[len(data) * 7 // 8 :] = bytes(len(data) - len(data) * 7 // 8)
     path.write_bytes(data)
-    monkeypatch.setattr(audio_files, "BLOCK_VALUES", 4096)
+    monkeypatch.setattr(decode, "BLOCK_VALUES", 4096)
     with pytest.raises(Rejected, match="damaged"):
         probe(path, longest_seconds=8.0)
     with pytest.raises(Rejected, match="too long"):

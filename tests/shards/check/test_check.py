@@ -54,6 +54,11 @@ def _name_in_index(copy: Path, name: str) -> None:
     index.write_text(index.read_text().rstrip("\n").rpartition(" ")[0] + f" {name}\n", encoding="utf-8")
 
 
+def _in_index(copy: Path, old: str, new: str) -> None:
+    index = copy / "valid-000000.idx"
+    index.write_text(index.read_text().replace(old, new, 1))
+
+
 def _split_in_json(copy: Path) -> None:
     tar = copy / "valid-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b'"split": "valid"', b'"split": "train"', 1))
@@ -98,7 +103,9 @@ def _no_index_here_and_a_flipped_bit_there(copy: Path) -> None:
         (lambda copy: (copy / "valid-000000.tar").unlink(), [(Kind.TAR, "valid-000000.tar: cannot be read")]),
         (lambda copy: _swap(copy, ("tar",)), [(Kind.INDEX, "000.idx.*to another tar"), (Kind.INDEX, "001.idx")]),
         (lambda copy: _name_in_index(copy, "é.wav"), [(Kind.INDEX, "valid-000000.idx.*to another tar")]),
-        (lambda copy: _name_in_index(copy, "x" * 300), [(Kind.INDEX, "valid-000000.idx.*to another tar")]),
+        (lambda copy: _name_in_index(copy, f"{'x' * 300}.wav"), [(Kind.INDEX, "valid-000000.idx.*to another tar")]),
+        (lambda copy: _in_index(copy, " json ", " txt "), [(Kind.INDEX, "000.idx, line 2: 'index .*, not extension")]),
+        (lambda copy: _in_index(copy, "\nindex ", "\nwav "), [(Kind.INDEX, "000.idx, line 2: 'wav .*, not extension")]),
         (
             lambda copy: _swap(copy, ("tar", "idx")),
             [(Kind.ORDER, "000.tar: begins with clip 10, but clip 0 was expected here"), (Kind.ORDER, "001.tar")],
@@ -198,6 +205,8 @@ def test_processes_find_what_one_process_finds(copy: Path) -> None:
     calls: list[tuple[int, int, int]] = []
     assert check(copy, workers=2, progress=lambda *call: calls.append(call)) == check(copy, workers=0)
     assert calls[-1][1:] == (45, 2)
+    with pytest.raises(UserError, match="-1 workers, but at least 1 is needed"):
+        check(copy, workers=-1)
 
 
 def test_json_and_exit_codes(cli: Any, copy: Path) -> None:

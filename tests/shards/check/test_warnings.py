@@ -12,7 +12,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards.audio import decode as audio_files
+from unfused_fast.shards.audio import decode
 from unfused_fast.shards.audio.decode import decode_piece
 from unfused_fast.shards.audio.measures import CLIPPED_SHARE, Clipping, dc_offset, is_quiet, narrow_band_hz
 from unfused_fast.shards.check.check import Checked, check
@@ -147,7 +147,7 @@ def test_clipping_belongs_to_the_piece_that_has_it(tmp_path: Path, monkeypatch: 
     pieces = [decode_piece(tmp_path / "a.wav", 48000, start, start + 16000) for start in (0, 16000, 32000)]
     by_hand = _clipped_by_hand(signal[16000:32000])
     assert [piece.clipped_share for piece in pieces] == [0.0, pytest.approx(by_hand), 0.0] and by_hand > 0.1
-    monkeypatch.setattr(audio_files, "SPAN_FRAMES", 7001)
+    monkeypatch.setattr(decode, "SPAN_FRAMES", 7001)
     in_spans = decode_piece(tmp_path / "a.wav", 48000, 16000, 32000)
     assert in_spans.clipped_share == pytest.approx(by_hand, abs=1e-3)
     np.testing.assert_array_equal(in_spans.pcm, pieces[1].pcm)

@@ -222,8 +222,10 @@ def test_an_unfinished_set_is_refused_by_readers(
     out = tmp_path / "out"
     if kind == "part":
         pack_part(rows, out, (1, 2), PackOptions(), workers=0)
-        with pytest.raises(UserError, match=r"part 1 of 2 of a set.*unfused-fast merge"):
-            open_shards(out)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"a part of a set.*unfused-fast merge"):
+                open_shards(out)
+            (out / "part.json").write_text("{")  # nothing in it is needed here
         return
     monkeypatch.setattr(ShardWriter, "add", _failing_add(25, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):

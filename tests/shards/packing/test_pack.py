@@ -288,6 +288,12 @@ def test_nothing_usable(mixed: Any, tmp_path: Path) -> None:
 def test_options_out_of_range(rows: list[SourceRow], tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         _pack(rows, tmp_path / "out", **options)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_option_out_of_range_is_refused_before_the_source_is_listed(cli: Any, tmp_path: Path) -> None:
+    done = cli("shard", tmp_path / "gone", tmp_path / "out", "--max-seconds", 0)
+    assert done.code == 1 and "max_seconds 0, but it must be between 0.2" in done.err
 
 
 @pytest.mark.parametrize("name", ["000000000001.wav", "9" * 12 + ".index", "x" * 96 + ".wav", "y" * 120 + "/a.json"])

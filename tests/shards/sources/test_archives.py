@@ -214,7 +214,8 @@ def test_clutter_in_archives_is_left_out(tmp_path: Path) -> None:
 
 
 def test_folder_without_archives_stays_a_path(audio: Path) -> None:
-    assert folder_of(audio) == audio and type(folder_of(audio)) is type(audio)
+    for given in (audio, str(audio), audio.as_uri()):
+        assert folder_of(given) == audio and type(folder_of(given)) is type(audio)
 
 
 def test_archives_in_a_folder_are_read_with_and_without_its_name_as_a_data_set(
