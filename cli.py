@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,10 +15,9 @@ from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
-from unfused_fast.commands.inspect import bank_app, clusters
+from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.output import print_json, stdout_console
 from unfused_fast.commands.plan import plan
-from unfused_fast.commands.sets import check, peek
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
@@ -63,14 +63,14 @@ def root(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for shards and runs.")] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="Smoke test: one seed, two epochs.")] = False,
-    seeds: Annotated[int | None, typer.Option(help="Repetitions.", show_default="3")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions.", min=1, show_default="3")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="40")
+        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", min=1, show_default="40")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", show_default="16")
+        int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", min=1, show_default="16")
     ] = None,
-    clusters: Annotated[int | None, typer.Option(help="K of pre-training.", show_default="64")] = None,
+    clusters: Annotated[int | None, typer.Option(help="K of pre-training.", min=1, show_default="64")] = None,
     device: Device = "auto",
     compile_: Compile = None,
     resume: Resume = False,
@@ -79,24 +79,27 @@ def demo(
 ) -> None:
     """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
     from unfused_fast.commands.demo import DemoSize, demo_table, run_demo
+    from unfused_fast.console import counted
     from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
-        raise UserError(f"{out}: holds an earlier demo; use --resume, --overwrite, or another --out")
+        raise UserError(
+            f"{out}: it is not empty; continue a demo there with --resume, replace it with --overwrite, or use another "
+            "--out"
+        )
     given = {"seeds": seeds, "epochs": epochs, "width": width, "clusters": clusters}
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
-    size = DemoSize(**{name: getattr(base, name) if value is None else value for name, value in given.items()})
+    size = replace(base, **{name: value for name, value in given.items() if value is not None})
     summary = run_demo(out, size, run_options(device, compile_, resume, overwrite))
     if as_json:
         print_json(summary)
         return
     sizes = summary["size"]
-    stdout_console().print(
-        terminal_table(f"test accuracy in %, mean ± standard error over {sizes['seeds']} seed(s)", *demo_table(summary))
-    )
+    title = f"test accuracy in %, mean ± standard error over {counted(sizes['seeds'], 'seed')}"
+    stdout_console().print(terminal_table(title, *demo_table(summary)))
     print(
         f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
-        f"{sizes['distill_epochs']} epochs, {summary['seconds']:.0f} s"
+        f"{counted(sizes['distill_epochs'], 'epoch')}, {summary['seconds']:.0f} s"
     )
     print(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
     print(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
@@ -127,7 +130,7 @@ def report(
 def config(
     fields: Annotated[
         list[str] | None,
-        typer.Argument(),
+        typer.Argument(help="Sections or fields to show, such as cluster or cluster.k.", show_default="all"),
     ] = None,
     stage: Annotated[
         Stage | None,

@@ -23,10 +23,10 @@ def main() -> None:
     import torch
     from measure import record, seconds_of
 
-    from unfused_fast.commands.embed_sources import embed_rows
     from unfused_fast.config.fields import Config
     from unfused_fast.embedding.embedder import Embedder
     from unfused_fast.embedding.files import embed_files
+    from unfused_fast.embedding.sources import embed_rows
     from unfused_fast.models.audiontt import build_encoder
     from unfused_fast.shards.packing.workers import available_cores
     from unfused_fast.stages.features import FrozenEncoder

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import srun
 from command_lines import parse
+from outcomes import Cli
 from ranks import free_port
 from torch.distributed.run import get_args_parser
 
@@ -43,6 +44,16 @@ def page_commands() -> list[list[str]]:
         shlex.split(line, comments=True) for line in lines if re.match(r"[A-Z_]+=|unfused-fast|torchrun|sbatch", line)
     ]
     return [[word for word in line if not re.match(r"[A-Z_]+=", word)] for line in words]
+
+
+def test_the_page_shows_what_plan_prints(cli: Cli) -> None:
+    """Nothing is measured for a named GPU, so that its table is the same on every machine."""
+    page = (DOCS / "cluster.md").read_text()
+    ((command, shown),) = re.findall(r"^\$ unfused-fast (plan .*)\n([^`]+)```", page, re.MULTILINE)
+    lines = [line.rstrip() for line in cli(*command.split()).out.splitlines()]
+    assert lines[: shown.count("\n")] == shown.splitlines()
+    ((command, sentence),) = re.findall(r'`(plan [^`]+)` ends with "([^"]+)"', page.replace("\n", " "))
+    assert sentence in cli(*command.split()).out
 
 
 def executable(path: Path, text: str) -> None:

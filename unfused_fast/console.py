@@ -9,6 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`, `1,200 epochs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Sentences(Console):
     """A console that prints a message once per process, however many steps repeat it."""
 

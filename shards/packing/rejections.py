@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.shards.packing.pack_shard import Rejection
 from unfused_fast.shards.sets.table import REJECTED
@@ -51,6 +52,6 @@ def nothing_usable(rejected: Sequence[Rejection], files: int) -> UserError:
     reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason(rejected).items())
     examples = "; ".join(f"{escaped(source)} ({text})" for source, _, _, text in sorted(rejected)[:3])
     return UserError(
-        f"{files} files, none of them usable: {reasons}; for example {examples}; nothing was written: name audio that "
-        "libsndfile reads"
+        f"{counted(files, 'file')}, none of them usable: {reasons}; for example {examples}; nothing was written: name "
+        "audio that libsndfile reads"
     )

@@ -240,3 +240,8 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     assert estimate.network_bytes(config) == (2 * parameters + buffers, parameters)
     adam = with_values(config, {"optim.name": "adamw"})
     assert estimate.network_bytes(adam) == (3 * parameters + buffers, parameters)
+
+
+def test_a_file_of_rates_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    done = cli("plan", "--clips", 100, "--device", "cpu", "--rates", tmp_path / "no.json")
+    assert done.error.startswith(f"{tmp_path / 'no.json'}: cannot be read (No such file or directory); measure all")

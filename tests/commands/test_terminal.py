@@ -18,6 +18,7 @@ from outcomes import Cli, refused
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
+from unfused_fast.console import counted
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training.plots import plot_confusions, plot_log_mels
 
@@ -76,12 +77,17 @@ def test_labels_that_no_font_has(tmp_path: Path, capfd: pytest.CaptureFixture[st
         (["train", "pretrain"], ["Missing argument", "unfused-fast train pretrain --help"]),
         (["embed", "a.wav", "--encoder", "b", "--out", "c.npz", "--workers", "0"], ["'--workers'", "1"]),
         (["export", "run"], ["nothing to write: give --hub FOLDER"]),
+        *((["demo", f"--{name}", "0"], [f"'--{name}'", "1"]) for name in ("seeds", "epochs", "width", "clusters")),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(cli: Cli, given: list[str], parts: list[str]) -> None:
     done = cli(*given)
     assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1
     assert all(part in done.error for part in parts), done.err
+
+
+def test_one_is_not_counted_as_many() -> None:
+    assert [counted(number, "epoch") for number in (0, 1, 1200)] == ["0 epochs", "1 epoch", "1,200 epochs"]
 
 
 def test_a_group_without_a_command_prints_its_help(cli: Cli) -> None:

@@ -43,7 +43,7 @@ def test_values_are_parsed_by_type() -> None:
         ("model", "3", "that is a section"),
         ("model.widht", "3", "no field 'widht'"),
         ("model.dim.x", "3", "not a section"),
-        ("aug.rrc.freq_scale", "1", "numbers between commas"),
+        ("aug.rrc.freq_scale", "1", "want 2 numbers between commas"),
         ("train.epochs", "2.5", "whole number"),
         ("frontend.fmax_hz", "9000", "fmin < fmax <= 8000"),
     ],

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from outcomes import Cli, refused
 
 import unfused_fast
-from unfused_fast.commands.embed_sources import embed_rows
 from unfused_fast.embedding import formats as embed_formats
 from unfused_fast.embedding import reading as embed_reading
 from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.embedding.files import embed_files
 from unfused_fast.embedding.parts import EmbeddingParts
+from unfused_fast.embedding.sources import embed_rows
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import extract, load_encoder
@@ -150,7 +150,7 @@ def test_lists_and_archives_and_what_cannot_be_used(
     ]
     assert json.loads(done.out)["rejected"] == {"not audio": 1, "too short": 1}
     done = cli("embed", mixed / "notes.wav", "--encoder", pretrained, "--out", tmp_path / "y.npz", "--device", "cpu")
-    refused(done, "1 files, none of them usable", "not audio")
+    refused(done, "1 file, none of them usable", "not audio")
     assert not (tmp_path / "y.npz").exists()
 
 

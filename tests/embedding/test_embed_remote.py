@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import unfused_fast
-from unfused_fast.commands.embed_sources import embed_rows
 from unfused_fast.embedding.files import embed_files
+from unfused_fast.embedding.sources import embed_rows
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow

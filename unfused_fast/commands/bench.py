@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets
-from unfused_fast.commands.output import local_shards, print_json, stdout_console
-from unfused_fast.errors import UserError
+from unfused_fast.commands.output import open_set, print_json, stdout_console
+from unfused_fast.errors import UserError, cause
 
 if TYPE_CHECKING:
     from unfused_fast.commands.measure.parts import Measured
@@ -48,7 +48,6 @@ def bench(
     from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
     from unfused_fast.commands.measure.synthetic import synthetic_set
     from unfused_fast.console import console
-    from unfused_fast.shards.sets.table import open_shards
 
     with ExitStack() as stack:
         config = stage_config("pretrain", preset, settings, None, 0)
@@ -59,7 +58,7 @@ def bench(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unfused-bench-")))
             shard_set = synthetic_set(folder, synthetic, seconds)
         else:
-            shard_set = open_shards(local_shards(shards))
+            shard_set = open_set(shards)
         measured = Bench(shard_set, config, options, quick)
         found = list[Measured]()
         for name in PARTS if part == "all" else [part]:
@@ -113,4 +112,4 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
                 writer.writerow(COLUMNS)
             writer.writerows([row[column] for column in COLUMNS] for row in rows)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"--rows {path}: no rows can be appended ({error}); name another file") from error
+        raise UserError(f"--rows {path}: no rows can be appended ({cause(error)}); name another file") from error

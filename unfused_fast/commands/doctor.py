@@ -21,6 +21,12 @@ OPTIONAL = {
     "cupy": ("cupy-cuda13x", "cupy-cuda12x"),
     "triton": ("triton",),
 }
+PURPOSES = {
+    "faiss": "faster clustering",
+    "cuml": "cluster.backend=cuml",
+    "cupy": "cluster.backend=cuml",
+    "triton": "faster clustering and views",
+}
 MODULES = {"scikit-learn": "sklearn"}
 """Distribution -> its module, where that is not its name."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525
@@ -91,7 +97,9 @@ def examine() -> list[Finding]:
     findings += _required(extra)
     findings.append(_dali(extra))
     for name, distributions in OPTIONAL.items():
-        findings.append(_package(name, distributions, f"optional; {_install(extra)}", True, gpu_only=not devices))
+        findings.append(
+            _package(name, distributions, f"optional, for {PURPOSES[name]}; {_install(extra)}", True, not devices)
+        )
     for name, purpose in NEEDED_FOR.items():
         for distribution in requirements(name) or []:
             findings.append(_package(distribution, (distribution,), f"optional, for {purpose}; {_install(name)}", True))

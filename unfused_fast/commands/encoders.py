@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Device, Json, Overwrite
+from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import escaped
 
@@ -23,9 +23,7 @@ def embed(
             show_default=False,
         ),
     ],
-    encoder: Annotated[
-        Path, typer.Option(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False)
-    ],
+    encoder: Annotated[Path, typer.Option(help=f"{TRAINED}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
     frames: Annotated[
         bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
@@ -53,9 +51,8 @@ def embed(
 
     Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
     """
-    from unfused_fast.commands.embed_sources import embed_rows
-    from unfused_fast.console import console
-    from unfused_fast.embedding import check_place, embed_files, format_of, load, rejected_path
+    from unfused_fast.console import console, counted
+    from unfused_fast.embedding import check_place, embed_files, embed_rows, format_of, load, rejected_path
 
     format_of(out, frames)
     check_place(out, overwrite)
@@ -88,7 +85,8 @@ def embed(
         print_json(facts)
         return
     rate = f"{facts['files_per_second']:g} files/s"
-    print(escaped(f"{out}: {facts['files']} files, {facts['rows']} rows of {facts['embedding_size']}, {rate}"))
+    files, rows_made = counted(facts["files"], "file"), counted(facts["rows"], "row")
+    print(escaped(f"{out}: {files}, {rows_made} of {facts['embedding_size']} features, {rate}"))
     for reason, count in facts["rejected"].items():
         print(f"  rejected {count}: {reason}")
     if facts["rejected"]:
@@ -98,7 +96,7 @@ def embed(
 def export(
     run: Annotated[
         Path,
-        typer.Argument(help="A run of train pretrain, distill or finetune, or a model folder.", show_default=False),
+        typer.Argument(help=f"{TRAINED}.", show_default=False),
     ],
     hub: Annotated[
         Path | None,

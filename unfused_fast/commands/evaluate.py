@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unfused_fast.commands.flags import (
+    TRAINED,
     Compile,
     ConfigFlags,
     Holdout,
@@ -20,7 +21,7 @@ from unfused_fast.commands.flags import (
     run_options,
     with_flags,
 )
-from unfused_fast.commands.output import local_shards, print_json, stdout_console
+from unfused_fast.commands.output import open_set, print_json, stdout_console
 from unfused_fast.config import BASELINES, Stage
 from unfused_fast.errors import UserError
 
@@ -59,8 +60,7 @@ def evaluate(
         list[str],
         typer.Option(
             "--encoder",
-            help="Run directory of pretrain, distill or finetune, or NAME=RUN: runs of one NAME are repetitions of one "
-            "encoder. Repeatable.",
+            help=f"{TRAINED}, as RUN or NAME=RUN: runs of one NAME are repetitions of one encoder. Repeatable.",
             show_default=False,
         ),
     ],
@@ -82,11 +82,10 @@ def evaluate(
     chosen = fractions_of(fractions)
     from unfused_fast.evaluation import Plan, evaluation_tables
     from unfused_fast.evaluation import evaluate as run_evaluation
-    from unfused_fast.shards.sets.table import open_shards
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
     options = run_options(flags.device, None, False, overwrite)
-    result = run_evaluation(flags.config("linear"), open_shards(local_shards(shards)), named, plan, out, options)
+    result = run_evaluation(flags.config("linear"), open_set(shards), named, plan, out, options)
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
@@ -160,7 +159,7 @@ def lape(
         Path,
         typer.Argument(help="Holds the data sets, each a shard set or as its publisher ships it.", show_default=False),
     ],
-    teacher: Annotated[Path, typer.Option(help="Run directory of train pretrain.", show_default=False)],
+    teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
     flags: TableFlags,
     names: Annotated[
@@ -249,10 +248,9 @@ def ablate(
     values = varied_values(vary)
     from unfused_fast.evaluation import ablate as run_ablation
     from unfused_fast.evaluation import ablation_table, cells_of
-    from unfused_fast.shards.sets.table import open_shards
 
     cells = cells_of(configs, stage, values, not grid)
-    trained_on, evaluated_on = (open_shards(local_shards(given)) for given in (shards, target or shards))
+    trained_on, evaluated_on = open_set(shards), open_set(target or shards)
     options = run_options(flags.device, compile_, False, False)
     summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, options, holdout=flags.holdout)
     places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"

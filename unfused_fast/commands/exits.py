@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -13,11 +15,12 @@ from typing import Any, NoReturn
 
 import typer
 
-from unfused_fast.commands.launcher import leave_reason
 from unfused_fast.errors import UserError, cause, escaped
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""torchrun's variable with the file in which a process leaves the reason why it failed."""
 _FULL, _NO_RIGHT = "free space, then continue with --resume", "name another path, or get permission for this one"
 _OTHER_KIND = "name another path"
 _REFUSALS = {
@@ -65,6 +68,17 @@ def end(error: Exception) -> NoReturn:
         file=sys.stderr,
     )
     sys.exit(FAULT)
+
+
+def leave_reason(text: str) -> None:
+    """Leaves why this process fails to what started it: torchrun, or a launcher here."""
+    if path := os.environ.get(ERROR_FILE):
+        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+def reason_left(path: str | Path) -> str:
+    """What leave_reason wrote; empty where it did not."""
+    return str(json.loads(Path(path).read_text(encoding="utf-8"))["message"]) if Path(path).is_file() else ""
 
 
 def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from unfused_fast.commands.launcher import start_devices
-from unfused_fast.commands.ray_launcher import start_on_ray
+from unfused_fast.commands.launcher import start_devices, start_on_ray
 from unfused_fast.config import BASELINES, PresetName, Stage, Store
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, place_of
@@ -100,12 +99,15 @@ ResumeAnyway = Annotated[
         help="Resume even if settings, data or versions differ; config.json records the differences (resumed_with).",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing run in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already where this writes.")]
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Write a trace of ten steps and a table of the slowest operators to OUT/profile."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+TRAINED = "A run of train pretrain, distill or finetune, or a model folder"
+"""What has an encoder, in --help."""
 
 
 def pairs(
@@ -207,7 +209,10 @@ class RanksFlags(EpochFlags):
         """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
         work.
         """
-        start_processes(self.devices, self.device, self.engine)
+        local = self.engine == "local"
+        code = start_devices(self.devices, self.device) if local else start_on_ray(self.devices or 1, self.device)
+        if code is not None:
+            raise typer.Exit(code)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "timeout": self.timeout, "skip_bad": self.skip_bad}
@@ -268,10 +273,3 @@ def run_options(
         ranks=join(place, chosen, timeout or 0.0),
         skip_bad=skip_bad,
     )
-
-
-def start_processes(devices: int | None, device: str, engine: Literal["local", "ray"]) -> None:
-    """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to work."""
-    code = start_devices(devices, device) if engine == "local" else start_on_ray(devices or 1, device)
-    if code is not None:
-        raise typer.Exit(code)

@@ -15,6 +15,8 @@ from unfused_fast.errors import escaped
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from unfused_fast.shards.sets.table import ShardSet
+
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
@@ -77,3 +79,10 @@ def local_shards(shards: str) -> Path:
 
     with bar("downloading") as advance:
         return local_set(shards, on_message=console.print, progress=advance)
+
+
+def open_set(shards: str) -> ShardSet:
+    """The set in a folder, or behind a URL. Raises UserError where there is none, or it is unfinished or damaged."""
+    from unfused_fast.shards.sets.table import open_shards
+
+    return open_shards(local_shards(shards))

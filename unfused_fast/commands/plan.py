@@ -67,12 +67,13 @@ def plan(
 
 
 def _print(found: dict[str, Any]) -> None:
+    from unfused_fast.console import counted
     from unfused_fast.data import gigabytes
     from unfused_fast.evaluation import terminal_table
 
     machine = f", {found['devices']} devices of one machine" if found["devices"] > 1 else ""
     title = (
-        f"stage 1, {found['clips']:,} clips of {found['seconds']:g} s, {found['epochs']} epochs, "
+        f"stage 1, {found['clips']:,} clips of {found['seconds']:g} s, {counted(found['epochs'], 'epoch')}, "
         f"batch {found['batch_size']}, K {', '.join(map(str, found['heads']))}{machine}"
     )
     rows = []

@@ -109,7 +109,7 @@ def shard(
     if source is None or out is None:
         lacking = "SOURCE and OUT" if source is None else "OUT"
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
-    from unfused_fast.console import console
+    from unfused_fast.console import console, counted
     from unfused_fast.mel import log_mel_statistics
     from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
     from unfused_fast.shards.packing.options import PackOptions
@@ -151,7 +151,7 @@ def shard(
     elif as_json:
         print_json({**vars(done), "directory": display_name(out), "wall_seconds": round(done.wall_seconds, 2)})
     else:
-        clips = f"{done.packed} clips in {done.shards} shards, {done.wall_seconds:.1f} s"
+        clips = f"{counted(done.packed, 'clip')} in {counted(done.shards, 'shard')}, {done.wall_seconds:.1f} s"
         typer.echo(f"{display_name(out)}: part {part}: {clips}")
         typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
 
@@ -197,6 +197,7 @@ def _part(given: str) -> tuple[int, int]:
 
 
 def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
+    from unfused_fast.console import counted
     from unfused_fast.shards.sets.remarks import remarks
 
     manifest = packed.shard_set.manifest
@@ -222,8 +223,8 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         print_json(summary)
         return
     typer.echo(
-        f"{out}: {packed.packed} clips ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
-        f"{len(manifest.label_names)} labels, {seconds / 60:.1f} minutes, "
+        f"{out}: {counted(packed.packed, 'clip')} ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
+        f"{counted(len(manifest.label_names), 'label')}, {seconds / 60:.1f} minutes, "
         f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
     )
     if packed.shards_made < packed.shards:
@@ -258,7 +259,7 @@ def _found(
         )
     if is_url(source) and dataset in (CSV.name, FOLDER.name):
         raise UserError(
-            f"{display_name(source)}: behind a URL, which is read without --dataset {dataset}; leave that out"
+            f"{display_name(source)}: what is behind a URL is read without --dataset {dataset}; leave that out"
         )
     largest = round(max_member_gb * 1e9)
     with console.status("looking at what there is to pack"):

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unfused_fast.commands.flags import EpochFlags, Holdout, RanksFlags, Shards, StageFlags, say_unread, with_flags
-from unfused_fast.commands.output import local_shards, next_command, print_json, print_result, stdout_console
+from unfused_fast.commands.flags import (
+    TRAINED,
+    EpochFlags,
+    Holdout,
+    RanksFlags,
+    Shards,
+    StageFlags,
+    say_unread,
+    with_flags,
+)
+from unfused_fast.commands.output import next_command, open_set, print_json, print_result, stdout_console
 
 if TYPE_CHECKING:
     from unfused_fast.config import Config, Stage
@@ -27,12 +36,11 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Ra
     DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
     """
     flags.start_processes()
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.stages import pretrain
 
     config, options = flags.config("pretrain", epochs), flags.options()
     with options.ranks:
-        result = pretrain(config, open_shards(local_shards(shards)), out, options)
+        result = pretrain(config, open_set(shards), out, options)
     if options.ranks.leads:
         closing = next_command("train", "distill", shards, "--teacher", out, "--out", "RUN2")
         print_result(result, flags.as_json, closing)
@@ -42,7 +50,7 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Ra
 @with_flags(RanksFlags)
 def train_distill(
     shards: Shards,
-    teacher: Annotated[Path, typer.Option(help="Run directory of train pretrain.", show_default=False)],
+    teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
     out: Out,
     epochs: Epochs = None,
     *,
@@ -50,12 +58,11 @@ def train_distill(
 ) -> None:
     """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
     flags.start_processes()
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.stages import distill
 
     config, options = flags.config("distill", epochs), flags.options()
     with options.ranks:
-        result = distill(config, open_shards(local_shards(shards)), teacher, out, options)
+        result = distill(config, open_set(shards), teacher, out, options)
     if options.ranks.leads:
         closing = next_command("train", "linear", shards, "--encoder", out, "--out", "RUN3")
         print_result(result, flags.as_json, closing)
@@ -67,9 +74,7 @@ def train_linear(
     shards: Shards,
     encoder: Annotated[
         str,
-        typer.Option(
-            help="Run directory of pretrain, distill or finetune, or a baseline: random, logmel.", show_default=False
-        ),
+        typer.Option(help=f"{TRAINED}, or a baseline: random, logmel.", show_default=False),
     ],
     out: Out,
     holdout: Holdout = None,
@@ -78,12 +83,11 @@ def train_linear(
     flags: StageFlags,
 ) -> None:
     """Stage 3: linear heads on features of the frozen encoder; validation picks one, test is read once."""
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.stages import linear
 
     config = flags.config("linear", epochs)
     say_unread(flags.settings, encoder)
-    result = linear(config, open_shards(local_shards(shards)), encoder, out, flags.options(), holdout)
+    result = linear(config, open_set(shards), encoder, out, flags.options(), holdout)
     print_result(result, flags.as_json, f"confusion matrix: {out / 'confusion.png'}")
 
 
@@ -93,9 +97,7 @@ def train_finetune(
     shards: Shards,
     encoder: Annotated[
         str,
-        typer.Option(
-            help="Run directory of pretrain, distill or finetune, a model folder, or random.", show_default=False
-        ),
+        typer.Option(help=f"{TRAINED}, or random.", show_default=False),
     ],
     out: Out,
     holdout: Holdout = None,
@@ -107,13 +109,12 @@ def train_finetune(
 
     DECAR's Table 2, column Fine-tuned. Few labels: --set eval.label_fraction=0.1.
     """
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.stages import finetune
 
     config = flags.config("finetune", epochs)
     say_unread(flags.settings, encoder, read="model.dropout")
-    result = finetune(config, open_shards(local_shards(shards)), encoder, out, flags.options(), holdout)
-    chosen = f"epoch {result['chosen_epoch']} was chosen by {result['select']}; its encoder: {out}"
+    result = finetune(config, open_set(shards), encoder, out, flags.options(), holdout)
+    chosen = f"epoch {result['chosen_epoch']} was chosen (eval.select = {result['select']}); its encoder: {out}"
     print_result(result, flags.as_json, chosen)
 
 
@@ -135,15 +136,14 @@ def train_everything(
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     flags.start_processes()
     from unfused_fast.evaluation import held_out_text, terminal_table
-    from unfused_fast.shards.sets.table import open_shards
     from unfused_fast.stages import train_all
 
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {stage: flags.config(stage, count) for stage, count in stages.items()}
     options = flags.options()
-    opened, labelled = (open_shards(local_shards(given)) for given in (shards, target or shards))
     with options.ranks:
+        opened, labelled = open_set(shards), open_set(target or shards)
         verdict = train_all(configs, opened, labelled, out, options, holdout)
     if not options.ranks.leads:
         return

@@ -70,7 +70,8 @@ class FrontendConfig:
             "least as many",
         )
         check(
-            self.sample_rate_hz == 16000, f"frontend.sample_rate_hz = {self.sample_rate_hz}: shard sets hold 16000 Hz"
+            self.sample_rate_hz == 16000,
+            f"frontend.sample_rate_hz = {self.sample_rate_hz}: shard sets hold 16000 Hz; leave it at that",
         )
         check(
             0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate_hz / 2,

@@ -199,11 +199,12 @@ def from_flat(values: dict[str, Any]) -> Config:
     known = flatten(Config())
     missing, unknown = sorted(set(known) - set(values)), sorted(set(values) - set(known))
     if missing or unknown:
-        shown = [f"{names[:4]}{' ...' if len(names) > 4 else ''}"[:200] for names in (missing, unknown)]
-        raise UserError(
-            f"config of another version: missing fields {shown[0]}, unknown fields {shown[1]}; "
-            "train again, or use the version that wrote it"
+        shown = ", ".join(
+            f"{what} fields {names[:4]}{' ...' if len(names) > 4 else ''}"[:200]
+            for what, names in (("missing", missing), ("unknown", unknown))
+            if names
         )
+        raise UserError(f"config of another version: {shown}; train again, or use the version that wrote it")
     return with_values(Config(), values)
 
 
@@ -299,8 +300,8 @@ def describe_type(wanted: Any) -> str:
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        kind = "words" if arguments[0] is str else "numbers"
-        return f"{kind} between commas ({describe_type(arguments[0])})"
+        kind = {int: "whole numbers", float: "numbers", str: "words"}[arguments[0]]
+        return f"{'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{kind} between commas"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(wanted, str(wanted))
 
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from unfused_fast import __version__
+from unfused_fast.console import counted
 from unfused_fast.embedding.embedder import Embedder, Pooled
 from unfused_fast.embedding.formats import format_of, write_result
 from unfused_fast.embedding.parts import EmbeddedFile, EmbeddingParts, check_place
@@ -97,7 +98,7 @@ def embed_files(
             every = (each for block in parts.blocks() for each in block.rejected)
             examples = "; ".join(f"{escaped(path)} ({text})" for path, _, text in islice(every, 3))
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-            raise UserError(f"{len(rows)} files, none of them usable: {reasons}; for example {examples}")
+            raise UserError(f"{counted(len(rows), 'file')}, none of them usable: {reasons}; for example {examples}")
         parts.publish(write_result(parts, kind, about))
     finally:
         parts.close()

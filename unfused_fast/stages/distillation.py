@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, s
 
 from unfused_fast.clustering import match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config, DistillConfig
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import Window, find_unreadable, key, left_out_input
 from unfused_fast.distributed import first_state, in_words
 from unfused_fast.errors import UserError
@@ -278,7 +278,7 @@ def distill(
         sizes = torch.bincount(student.targets, minlength=k)
         console.print(
             f"distill: {clips} clips, batch {trainer.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
-            f"{int(sizes.max())} clips, {config.train.epochs} epochs, on {options.device} in "
+            f"{int(sizes.max())} clips, {counted(config.train.epochs, 'epoch')}, on {options.device} in "
             f"{precision(config, options.device)}{in_words(ranks)}"
         )
         facts = {"encoder": config.model.encoder, "teacher": str(teacher), "clips": {"train": clips}, "k": k}

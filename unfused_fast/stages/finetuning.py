@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unfused_fast.config import Config, with_values
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import Loader, placed, set_statistics
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
@@ -250,8 +250,8 @@ def _tuned(
     trainer = Trainer(task, stream, config, options, run, augment=config.finetune.augment)
     trainer.start()
     console.print(
-        f"finetune: {len(ids)} train clips, batch {size}, {len(clips.label_names)} classes, {config.train.epochs} "
-        f"epochs, on {device} in {precision(config, device)}"
+        f"finetune: {len(ids)} train clips, batch {size}, {len(clips.label_names)} classes, "
+        f"{counted(config.train.epochs, 'epoch')}, on {device} in {precision(config, device)}"
     )
     trained = trainer.fit()
     task.network.load_state_dict(task.best.state_dict())

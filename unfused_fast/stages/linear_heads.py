@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from unfused_fast.config import BASELINES, Config
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import find_unreadable, skipped
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
@@ -254,7 +254,7 @@ def _evaluated(
     classes, rates = len(clips.label_names), tuple(sorted({settings.lr, *settings.lr_grid}))
     console.print(
         f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features, {classes} "
-        f"classes, {len(rates)} learning rates"
+        f"classes, {counted(len(rates), 'learning rate')}"
     )
     chooser = "test" if settings.select == "best_test" else "valid"
 

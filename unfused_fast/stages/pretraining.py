@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unfused_fast.config import Config
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import find_unreadable, left_out_input
 from unfused_fast.distributed import in_words
 from unfused_fast.methods import Method, method_class
@@ -39,7 +39,7 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
         trainer.start()
         clips, parameters = trainer.loader.clips, method.network.get_submodule("encoder").parameters()
         console.print(
-            f"pretrain: {clips} clips, batch {trainer.batch_size}, {config.train.epochs} epochs, "
+            f"pretrain: {clips} clips, batch {trainer.batch_size}, {counted(config.train.epochs, 'epoch')}, "
             f"{sum(parameter.numel() for parameter in parameters):,} encoder parameters, on {options.device} in "
             f"{precision(config, options.device)}{in_words(options.ranks)}; {method.description()}"
         )

@@ -12,7 +12,7 @@ from typing import Any
 from unfused_fast.commands.measure.parts import PARTS, Bench
 from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import Config, with_values
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, unreadable
 from unfused_fast.json_files import read_json
 from unfused_fast.training import Options, quietly, resolve_batch_size
 
@@ -61,8 +61,9 @@ def read_rates(path: Path) -> Rates:
         rows = read_json(path)["rows"]
         about = {str(row[key]) for row in rows for key in ("device", "date")}
         return rates_of(rows, f"measured, by {path.name}: {', '.join(sorted(about))}")
+    except OSError as error:
+        raise unreadable(path, error, REMEASURE) from error
     except (
-        OSError,
         ValueError,
         KeyError,
         StopIteration,

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.callbacks import OnMessage
+from unfused_fast.shards.sets.download import local_set
 from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.shard_files import index_path, read_index
 from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
@@ -47,9 +48,8 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
         if is_audio(name.name):  # any other URL may be a folder
             return [SourceRow(ByteLocation((where,)), in_unicode(title))]
         if not is_list and archive_named(where) is None and _is_remote_set(where):
-            from unfused_fast.commands.output import local_shards
-
-            return shard_set_rows(open_shards(local_shards(given)))
+            say(f"{title}: a shard set, which is read from a copy on this machine")
+            return shard_set_rows(open_shards(local_set(given, on_message=say)))
     rows = source_rows(given, on_message=say)
     return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
 
