@@ -36,18 +36,21 @@ def train(cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path, monk
 
 
 def wait_for_a_kernel(run: subprocess.Popen[str], cache: Path) -> None:
-    """Until the compiler is at work on a kernel of the graph."""
-    while not list(cache.rglob("*.main.cpp")):
+    """Until the compiler compiles a kernel that the cache does not hold yet."""
+    held = set(cache.rglob("*.main.cpp"))
+    while set(cache.rglob("*.main.cpp")) <= held:
         assert run.poll() is None, run.communicate()
         time.sleep(0.02)
 
 
 def test_a_first_signal_lets_the_step_finish(train: Start, tmp_path: Path) -> None:
-    stopped = train("run", "cache")
-    wait_for_a_kernel(stopped, tmp_path / "cache")
-    stopped.send_signal(signal.SIGTERM)
-    said = stopped.communicate()[1]
-    assert stopped.returncode == 130 and "stopped in epoch 1 after 1 of 3 steps, saved" in said, said
+    """The pass that fills the bank compiles first; with its kernels in the cache the first step does."""
+    for how in ("stopped before the first epoch; nothing is saved yet", "stopped in epoch 1 after 1 of 3 steps, saved"):
+        stopped = train("run", "cache")
+        wait_for_a_kernel(stopped, tmp_path / "cache")
+        stopped.send_signal(signal.SIGTERM)
+        said = stopped.communicate()[1]
+        assert stopped.returncode == 130 and how in said, said
     for name, flags in (("run", ["--resume"]), ("whole", [])):
         going = train(name, "cache", *flags)
         said = going.communicate()[1]
@@ -71,7 +74,8 @@ def test_what_ends_the_compiler_ends_the_run(train: Start, tmp_path: Path, twice
         os.killpg(stopped.pid, signal.SIGTERM)
     said = stopped.communicate()[1]
     assert stopped.returncode == 130 and "Traceback" not in said, said
-    how = "at once, nothing is saved yet; continue with --resume"
-    how = how if twice else "while a graph was compiled; nothing was saved"
-    assert said.splitlines()[-1] == f"{tmp_path / 'run'}: stopped {how}"
+    ends = ["at once, nothing is saved yet; continue with --resume"]
+    if not twice:  # the compiler may have ended just before the signal
+        ends = ["while a graph was compiled; nothing was saved", "before the first epoch; nothing is saved yet"]
+    assert said.splitlines()[-1] in [f"{tmp_path / 'run'}: stopped {how}" for how in ends]
     assert not (tmp_path / "run").exists()
