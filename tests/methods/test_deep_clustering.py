@@ -59,7 +59,7 @@ def test_lists_are_read_and_written() -> None:
     config = with_values(Config(), {"cluster.k": "[512, 1024]"})
     assert config.cluster.k == (512, 1024)
     assert from_flat(json.loads(json.dumps(flatten(config)))) == config
-    for value, says in (("512,0", "at least 1"), ("", "at least 1"), ("4,x", "whole number or auto or numbers")):
+    for value, says in (("512,0", "at least 1"), ("", "at least 1"), ("4,x", "whole number or auto or whole numbers")):
         with pytest.raises(UserError, match=says):
             with_values(Config(), {"cluster.k": value})
     with pytest.raises(UserError, match="pic finds the number of clusters itself"):
