@@ -54,7 +54,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     for half in HALVES:
         folder = first_of(root, half.folders, "wav").name
         table = first_of(root, [place + name for name in half.tables for place in ("", f"{folder}/")])
-        records = records_of(table, ("itemid", "hasbird"))
+        records = list(records_of(table, ("itemid", "hasbird")))
         for record in records:
             name = f"{folder}/wav/{record['itemid'].removesuffix('.wav')}.wav"
             if record["hasbird"] not in LABELS:
@@ -62,7 +62,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
             rows.append(SourceRow(root / name, name, LABELS[record["hasbird"]]))
         if len(records) != half.published:
             notes.append(
-                f"{table.name} lists {len(records)} clips, {half.published} are published: the split is not LAPE's."
+                f"{table.name}: {len(records):,} lines; published: {half.published:,}, so the split is not LAPE's."
             )
         folders.append(f"{folder}/wav")
     if len(rows) < 10 or {row.label for row in rows} != set(LABELS.values()):

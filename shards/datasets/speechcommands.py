@@ -12,7 +12,16 @@ import soundfile
 
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import against_published, first_of, lines_of, not_published
+from unfused_fast.shards.datasets.layout import (
+    differing_splits,
+    differs,
+    first_of,
+    left_out,
+    lines_of,
+    not_published,
+    not_there,
+)
+from unfused_fast.shards.sources.listing import is_clutter
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -70,28 +79,25 @@ def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discover
     """Every clip of a word; the group is the speaker's hash before `_nohash_`."""
     protocol, base, notes = choice["protocol"], _base(root, version), list[str]()
     splits = _listed(base)
-    rows, strays = [], 0
+    rows, strays = list[SourceRow](), list[str]()
     for word in sorted(version.words):
         label = word if protocol == "words" or word in TEN else "unknown"
         for path in _wavs(base / word):
             source, name = f"{word}/{path.name}", _FILE.fullmatch(path.name)
             if name is None:
-                strays += 1
+                strays.append(source)
             else:
                 rows.append(SourceRow(path, source, label, splits.get(source, "train"), name[1]))
     if not rows:
         raise WrongLayout(f"{base}: word folders without clips")
-    if strays:
-        notes.append(f"{strays} WAV files left out: their names are not <speaker>_nohash_<n>.wav.")
-    if absent := splits.keys() - {row.source for row in rows}:
-        notes.append(f"{len(absent):,} clips of the lists are not here, such as {min(absent)}.")
-    notes += against_published(rows, version.clips)
-    if other := _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}:
-        notes.append(f"Folders left out, not words of v{version.number}: {', '.join(sorted(other)[:5])}.")
+    other = _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}
+    notes += left_out(strays, "WAV file", "its name is not <speaker>_nohash_<n>.wav")
+    notes += left_out(sorted(other), "folder", f"no word of v{version.number}")
+    notes += not_there(sorted(splits.keys() - {row.source for row in rows}), "clip", "the lists")
+    notes += differing_splits(rows, version.clips)
     if protocol == "tf12":
         tested = _test_archive(root / version.test_archive)
-        if len(tested) != TEST_CLIPS[version.number]:
-            notes.append(f"{len(tested):,} test clips here; {TEST_CLIPS[version.number]:,} expected (not verified).")
+        notes += differs("Clips of the test archive", len(tested), TEST_CLIPS[version.number])
         rows = [row for row in rows if row.split != "test"] + tested
         notes.append(
             f"Test clips come from {version.test_archive}; the clips of testing_list.txt are in no split. "
@@ -118,12 +124,11 @@ def _base(root: Folder, version: _Version) -> Folder:
 
 
 def _folders(base: Folder) -> set[str]:
-    return {path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return {path.name for path in base.iterdir() if path.is_dir() and not is_clutter(path.name)}
 
 
 def _wavs(folder: Folder) -> list[Folder]:
-    found = (path for path in folder.glob("*.wav") if not path.name.startswith("."))
-    return sorted(found, key=lambda path: path.name)
+    return sorted((path for path in folder.glob("*.wav") if not is_clutter(path.name)), key=lambda path: path.name)
 
 
 def _listed(base: Folder) -> dict[str, str]:
@@ -159,8 +164,7 @@ def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
     paths = _wavs(base / NOISE)
     if not paths:
         raise WrongLayout(f"{base}: no {NOISE}/*.wav, from which protocol={protocol} cuts silence")
-    if len(paths) != NOISE_FILES:
-        notes.append(f"{len(paths)} noise recordings in {NOISE}; {NOISE_FILES} are published.")
+    notes += differs("Noise recordings", len(paths), NOISE_FILES)
     rows = []
     for path in paths:
         seconds = _seconds(path, notes)
@@ -172,15 +176,12 @@ def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
             for start in starts
         ]
         if protocol == "lape" and len(starts) < CHOPS:
-            notes.append(f"{source}: {seconds:.1f} s long, so it gives {len(starts)} silences, not {CHOPS:,}.")
+            notes += differs(f"Silences in {source}, {seconds:.1f} s long", len(starts), CHOPS)
     if protocol == "lape":
         notes.append(
             f"{len(rows):,} clips of silence, all in train, as in LAPE: valid and test have none. The draw is ours "
             f"(seed {CHOP_SEED}); theirs has no seed."
         )
-    else:
-        counted = ", ".join(f"{sum(row.split == split for row in rows):,} {split}" for split in ("train", "valid"))
-        notes.append(f"Clips of silence: {counted} (from {VALID_NOISE}); those of test come with the test archive.")
     return rows
 
 

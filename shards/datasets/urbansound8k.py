@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import (
-    first_of,
-    listed_and_there,
-    not_published,
-    on_several_sides,
-    records_of,
-    require,
-)
+from unfused_fast.shards.datasets.layout import first_of, listed_and_there, not_published, records_of, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -45,10 +38,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         fold = int(record["fold"])
         name = f"{prefix}fold{fold}/{file}"
         rows.append(SourceRow(root / name, name, label, "train", record["fsID"], fold))
-    found = listed_and_there(root, rows, table, [audio], CLIPS)
-    if split := on_several_sides(rows, lambda row: row.fold):
-        found.notes.append(f"{len(split)} Freesound recordings have slices in more than one fold, such as {split[0]}.")
-    return found
+    return listed_and_there(root, rows, table, [audio], CLIPS)
 
 
 DATASET = Dataset(

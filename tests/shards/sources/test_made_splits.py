@@ -14,10 +14,10 @@ import pytest
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.remarks import remarks
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.splits import parsed_shares, with_shares
 
 
 def test_labels_that_a_split_lacks_are_named(tone_rows: list[SourceRow], tmp_path: Path) -> None:
