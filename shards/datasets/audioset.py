@@ -41,9 +41,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         raise UserError(f"--option seed={choice['seed']}: the seed belongs to the sample; add --option sample=N")
     parts = ["balanced", "unbalanced"] if choice["split"] == "both" else [choice["split"]]
     parts += ["eval"] if choice["eval"] == "test" else []
-    tables = {part: _table(root, TABLES[part], part) for part in parts}
+    tables = {part: first_of(root, [place + TABLES[part] for place in PLACES]) for part in parts}
     notes: list[str] = []
-    label_of = _label_names(_table(root, LABELS, ""), notes)
+    label_of = _label_names(first_of(root, [place + LABELS for place in PLACES]), notes)
     names, name_of = _files(root)
     rows: dict[str, SourceRow] = {}
     again = list[str]()
@@ -76,14 +76,6 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     if choice["sample"] == "all":
         return Discovery(list(rows.values()), notes)
     return _sampled(rows, int(choice["sample"]), int(choice["seed"]), notes)
-
-
-def _table(root: Folder, name: str, part: str) -> Folder:
-    try:
-        return first_of(root, [place + name for place in PLACES])
-    except WrongLayout as error:
-        without = {"eval": "eval=none", "balanced": "split=unbalanced", "unbalanced": "split=balanced"}
-        raise WrongLayout(f"{error} (download it, or use --option {without[part]})" if part else error) from None
 
 
 def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
@@ -140,18 +132,8 @@ DATASET = Dataset(
     name="audioset",
     task="sound events of videos, multi-label; pre-training needs no labels",
     variants=(
-        Variant(
-            "all of train",
-            {"split": "both"},
-            CLASSES,
-            {"train": SEGMENTS["balanced"] + SEGMENTS["unbalanced"], "test": SEGMENTS["eval"]},
-        ),
-        Variant(
-            "balanced train",
-            {"split": "balanced"},
-            CLASSES,
-            {"train": SEGMENTS["balanced"], "test": SEGMENTS["eval"]},
-        ),
+        Variant("all of train", {"split": "both"}, CLASSES, {"train": 2_063_949, "test": 20_371}),
+        Variant("balanced train", {"split": "balanced"}, CLASSES, {"train": 22_160, "test": 20_371}),
         Variant(
             "class-balanced sample, as LAPE's tenth for pre-training",
             {"eval": "none", "sample": "200000"},
@@ -161,8 +143,9 @@ DATASET = Dataset(
     ),
     licence="tables CC BY 4.0 (not verified); the audio belongs to the videos' owners and is not distributed",
     source="tables: https://research.google.com/audioset/download.html; audio: your own download of the videos",
-    layout=f"ROOT/{LABELS}, ROOT/{TABLES['balanced']}, ROOT/{TABLES['unbalanced']} and ROOT/{TABLES['eval']} (or in "
-    "ROOT/metadata), and anywhere below ROOT audio named by the video: <id>.wav, <id>_<seconds>.flac, Y<id>.wav",
+    layout=f"ROOT/{LABELS}, ROOT/{TABLES['balanced']} (but for split=unbalanced), ROOT/{TABLES['unbalanced']} (but "
+    f"for split=balanced) and ROOT/{TABLES['eval']} (but for eval=none), or all of these in ROOT/metadata; and "
+    "anywhere below ROOT audio named by the video: <id>.wav, <id>_<seconds>.flac, Y<id>.wav",
     find=find,
     options={
         "split": ("both", "balanced", "unbalanced"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
@@ -18,29 +19,26 @@ LABELS = {"0": "absent", "1": "present"}
 """hasbird -> label; sorted, the labels keep its numbers."""
 
 
-@dataclass(frozen=True)
-class _Half:
-    name: str
+class Half(NamedTuple):
+    """One of the two sets."""
+
     published: int
+    """Clips."""
     folders: tuple[str, ...]
     """Usual folders to unpack it into; the archives themselves hold only wav/."""
     tables: tuple[str, ...]
     """Newest first; figshare and DCASE ship it under several names."""
 
 
-HALVES = (
-    _Half(
-        "freefield1010",
-        7690,
-        ("ff1010bird", "ff1010bird_wav", "freefield1010"),
-        ("ff1010bird_metadata_2018.csv", "ff1010bird_metadata.csv"),
-    ),
-    _Half(
-        "warblrb10k",
-        8000,
-        ("warblrb10k", "warblrb10k_public_wav", "warblrb10k_public"),
-        ("warblrb10k_public_metadata_2018.csv", "warblrb10k_public_metadata.csv"),
-    ),
+FREEFIELD = Half(
+    7690,
+    ("ff1010bird", "ff1010bird_wav", "freefield1010"),
+    ("ff1010bird_metadata_2018.csv", "ff1010bird_metadata.csv"),
+)
+WARBLR = Half(
+    8000,
+    ("warblrb10k", "warblrb10k_public_wav", "warblrb10k_public"),
+    ("warblrb10k_public_metadata_2018.csv", "warblrb10k_public_metadata.csv"),
 )
 
 
@@ -51,7 +49,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     from sklearn.model_selection import train_test_split
 
     rows, folders, notes = list[SourceRow](), list[str](), list[str]()
-    for half in HALVES:
+    for half in (FREEFIELD, WARBLR):
         folder = first_of(root, half.folders, "wav").name
         table = first_of(root, [place + name for name in half.tables for place in ("", f"{folder}/")])
         records = list(records_of(table, ("itemid", "hasbird")))

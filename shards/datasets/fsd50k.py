@@ -19,7 +19,7 @@ AUDIO = {"dev": "FSD50K.dev_audio", "eval": "FSD50K.eval_audio"}
 SPLITS = {"train": "train", "val": "valid"}
 CLIPS = {"train": 36_796, "valid": 4_170, "test": 10_231}
 
-_COLUMNS = {PurePosixPath(urbansound8k.TABLE).name: "fsID", **dict.fromkeys(birdsong.HALVES[0].tables, "itemid")}
+_COLUMNS = {PurePosixPath(urbansound8k.TABLE).name: "fsID", **dict.fromkeys(birdsong.FREEFIELD.tables, "itemid")}
 """Table of another data set -> its column of Freesound ids. Source for fsID: soundata urbansound8k.py. Not verified for
 itemid: freefield1010 is cut from Freesound, and its items are assumed to be named by Freesound's ids."""
 

@@ -32,9 +32,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every utterance of the subset; the group is the chapter, recorded in one session."""
     split = choice["split"]
     if split == "chapters" and choice["label"] != "reader":
-        raise UserError(
-            "split=chapters keeps each chapter in one split, so a chapter cannot be the label; add label=reader"
-        )
+        raise UserError("split=chapters keeps a chapter in one split, so that it cannot be the label; add label=reader")
     base = first_of(root, ("LibriSpeech", ""), SUBSET)
     notes: list[str] = []
     rows = list(_utterances(base, choice["label"], notes))
@@ -49,14 +47,11 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         return Discovery(_by_chapters(rows, notes), notes)
     share = CLIPS["test"] / sum(CLIPS.values())
     notes.append(
-        f"The train/test split is ours (seed {SEED}, {share:.0%} of each chapter in test), not the authors' lists; "
-        "to use theirs, put train_split.txt and test_split.txt of s3prl into ROOT and add split=files. "
-        "As in theirs, every chapter is in both splits."
+        f"The split is ours, {share:.0%} of each chapter in test as in the authors' lists; to use theirs, put "
+        "train_split.txt and test_split.txt of s3prl into ROOT and add split=files."
     )
-    # Each chapter is in both splits in the proportion of the authors' lists.
-    return Discovery(
-        with_test(rows, lambda row: row.group, SEED, lambda n: min(max(1, round(share * n)), n - 1)), notes
-    )
+    rows = with_test(rows, lambda row: row.group, SEED, lambda n: min(max(1, round(share * n)), n - 1))
+    return Discovery(rows, notes)
 
 
 def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRow]:
@@ -78,8 +73,8 @@ def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRo
 def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str]) -> list[SourceRow]:
     splits: dict[str, str] = {}
     for split, name in LISTS.items():
-        path = root / name if (root / name).is_file() else base / name
-        if not path.is_file():
+        path = next((place / name for place in (root, base) if (place / name).is_file()), None)
+        if path is None:
             raise UserError(f"{root}: no {name}, which split=files needs; put it there or use split=seeded")
         listed = {PurePosixPath(line.split()[0]).stem for line in lines_of(path)}
         if both := listed & splits.keys():

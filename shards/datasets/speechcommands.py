@@ -112,14 +112,11 @@ def _base(root: Folder, version: _Version) -> Folder:
     """The folder of the word folders, recognised by the ten words; the other version is refused by its words."""
     for base in (root, root / version.archive, root / "train" / "audio"):
         found = _folders(base) if base.is_dir() else set()
-        if not found & TEN:
-            continue
-        if version is V1 and found & ONLY_V2:
-            word = min(found & ONLY_V2)
-            raise UserError(f"{base}: the folder {word} belongs to v2, but this is v1; use --dataset {V2.name}")
-        if version is V2 and not found & ONLY_V2:
-            raise UserError(f"{base}: none of {', '.join(sorted(ONLY_V2))}, so this is v1; use --dataset {V1.name}")
-        return base
+        if found & TEN:
+            other = V1 if version is V2 else V2
+            if bool(found & ONLY_V2) is (other is V2):
+                raise UserError(f"{base}: these are the words of v{other.number}; use --dataset {other.name}")
+            return base
     raise WrongLayout(f"{root}: no folders of words (yes, no, up, ...) here")
 
 
@@ -170,7 +167,7 @@ def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
         seconds = _seconds(path, notes)
         source = f"{NOISE}/{path.name}"
         split = "valid" if protocol == "tf12" and path.name == VALID_NOISE else "train"
-        starts = _random_starts(path.name, seconds) if protocol == "lape" else _even_starts(seconds)
+        starts = _starts(protocol, path.name, seconds)
         rows += [
             SourceRow(path, f"{source}@{start:.3f}-{start + 1:.3f}", "silence", split, source, span=(start, start + 1))
             for start in starts
@@ -196,16 +193,17 @@ def _seconds(path: Folder, notes: list[str]) -> float:
         return 0.0
 
 
-def _random_starts(name: str, seconds: float) -> list[float]:
-    """`CHOPS` different starts in whole milliseconds, ascending; a recording's draw depends on no other."""
-    last = int((seconds - 1) * 1000)
-    starts = random.Random(f"{CHOP_SEED} {name}").sample(range(last + 1), min(CHOPS, last + 1)) if last >= 0 else []
-    return [start / 1000 for start in sorted(starts)]
-
-
-def _even_starts(seconds: float) -> list[float]:
-    """Every `HOP_SECONDS`, as long as a whole second is left."""
-    return [HOP_SECONDS * number for number in range(int((seconds - 1) / HOP_SECONDS) + 1)] if seconds >= 1 else []
+def _starts(protocol: str, name: str, seconds: float) -> list[float]:
+    """lape: `CHOPS` different starts in whole milliseconds, ascending, whose draw depends on no other recording; tf12:
+    every `HOP_SECONDS`, as long as a whole second is left.
+    """
+    if seconds < 1:
+        return []
+    if protocol == "tf12":
+        return [HOP_SECONDS * number for number in range(int((seconds - 1) / HOP_SECONDS) + 1)]
+    places = range(int((seconds - 1) * 1000) + 1)
+    chosen = random.Random(f"{CHOP_SEED} {name}").sample(places, min(CHOPS, len(places)))
+    return [start / 1000 for start in sorted(chosen)]
 
 
 def _variants(version: _Version) -> Iterator[Variant]:

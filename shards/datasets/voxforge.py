@@ -31,10 +31,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of every unpacked archive; the group is the user, the archive's name before its first `-`."""
     protocol, table = choice["protocol"], choice["list"]
     if (protocol == "evar") != (table != "none"):
-        raise UserError(
-            "voxforge: protocol=evar and list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv, which "
-            "is not shipped here"
-        )
+        raise UserError("voxforge: protocol=evar and list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv")
     notes: list[str] = []
     rows = _clips(root, notes)
     if protocol == "evar":
@@ -48,13 +45,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         notes.append(f"No clips in {', '.join(absent)}.")
     if protocol == "tfds":
         return Discovery(_by_speaker(rows, notes), notes)
-    notes.append(
-        "The random 80/20 split is ours, in the manner of LAPE, whose list is not published; "
-        "speakers are in both splits, so its accuracy is optimistic."
-    )
-    return Discovery(
-        with_test(rows, lambda row: row.label, RANDOM_SEED, lambda count: round(RANDOM_TEST_SHARE * count)), notes
-    )
+    notes.append("The random split is ours; speakers are in both parts, as in LAPE's, so its accuracy is optimistic.")
+    rows = with_test(rows, lambda row: row.label, RANDOM_SEED, lambda count: round(RANDOM_TEST_SHARE * count))
+    return Discovery(rows, notes)
 
 
 def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
@@ -99,10 +92,7 @@ def _by_speaker(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     # The sum is 0.7999999999999999, and TFDS rounds down: 10 speakers are 7, 0 and 3.
     cuts = int(TRAIN_SHARE * len(speakers)), int((TRAIN_SHARE + VALIDATION_SHARE) * len(speakers))
     split = dict.fromkeys(speakers[: cuts[0]], "train") | dict.fromkeys(speakers[cuts[0] : cuts[1]], "valid")
-    notes.append(
-        f"Split by speaker with the rule of TFDS over the {len(speakers):,} speakers here; "
-        "with different speakers than in its list of archives the split differs."
-    )
+    notes.append(f"The split is TFDS's only where the speakers are: its rule shuffles the {len(speakers):,} here.")
     return [replace(row, split=split.get(row.group or "", "test")) for row in rows]
 
 
