@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import differs, first_of, left_out, lines_of, not_published
+from unfused_fast.shards.datasets.layout import differs, first_of, left_out, lines_of, matching, not_published
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -60,9 +60,7 @@ def _turns(evaluations: Folder) -> Iterator[tuple[str, str]]:
     A turn is one line `[start - end]<TAB>turn<TAB>emotion<TAB>[v, a, d]`; the lines that follow it are single votes.
     """
     seen: set[str] = set()
-    for path in sorted(evaluations.glob("*.txt"), key=lambda path: path.name):
-        if path.name.startswith("."):  # macOS leaves ._ files in this archive
-            continue
+    for path in matching(evaluations, "*.txt"):
         for line in lines_of(path):
             if not line.startswith("["):
                 continue

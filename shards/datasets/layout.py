@@ -42,6 +42,17 @@ def lines_of(path: Folder) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
+def listed_splits(lists: Mapping[str, Folder]) -> dict[str, str]:
+    """Split -> its list, to name -> split; a name is the first word of a line. Raises UserError: in two lists."""
+    splits: dict[str, str] = {}
+    for split, path in lists.items():
+        listed = {line.split()[0] for line in lines_of(path)}
+        if both := listed & splits.keys():
+            raise not_published(path, f"{min(both)} is in the list of {splits[min(both)]} too")
+        splits |= dict.fromkeys(listed, split)
+    return splits
+
+
 def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> Iterator[dict[str, str]]:
     """Lines of a CSV by the names in its header, in any order of columns; or, headless, as `columns` names them. Lines
     that begin with `#` are left out.
@@ -90,6 +101,11 @@ def walk(folder: Folder) -> Iterator[tuple[Folder, list[str]]]:
         names.sort()
         yield here, names
         waiting += [here / name for name in reversed(folders)]
+
+
+def matching(folder: Folder, pattern: str) -> list[Folder]:
+    """The paths below `folder` that match, sorted, without clutter."""
+    return sorted((path for path in folder.glob(pattern) if not is_clutter(path.name)), key=lambda path: path.parts)
 
 
 def files_below(folder: Folder, ending: str) -> set[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import differs, first_of, left_out, lines_of, not_there
-from unfused_fast.shards.sources.listing import is_clutter
+from unfused_fast.shards.datasets.layout import differs, first_of, left_out, listed_splits, matching, not_there
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.splits import with_test
@@ -56,10 +55,8 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
 
 def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRow]:
     strays = list[str]()
-    for path in sorted((base / SUBSET).glob("*/*/*.flac"), key=lambda path: path.parts[-3:]):
+    for path in matching(base / SUBSET, "*/*/*.flac"):
         name = _FILE.fullmatch(path.name)
-        if is_clutter(path.name):
-            continue
         if name is None or name.groups() != path.parts[-3:-1]:
             strays.append(path.name)
             continue
@@ -71,18 +68,16 @@ def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRo
 
 
 def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str]) -> list[SourceRow]:
-    splits: dict[str, str] = {}
+    lists = {}
     for split, name in LISTS.items():
-        path = next((place / name for place in (root, base) if (place / name).is_file()), None)
-        if path is None:
+        found = [place / name for place in (root, base) if (place / name).is_file()]
+        if not found:
             raise UserError(f"{root}: no {name}, which split=files needs; put it there or use split=seeded")
-        listed = {PurePosixPath(line.split()[0]).stem for line in lines_of(path)}
-        if both := listed & splits.keys():
-            raise UserError(
-                f"{path}: {min(both)} also in {LISTS['train']}; an utterance belongs to one split; fix the lists"
-            )
-        notes += differs(f"Utterances in {name}", len(listed), CLIPS[split])
-        splits |= dict.fromkeys(listed, split)
+        lists[split] = found[0]
+    splits = {PurePosixPath(name).stem: split for name, split in listed_splits(lists).items()}
+    counts = Counter(splits.values())
+    for split, name in LISTS.items():
+        notes += differs(f"Utterances in {name}", counts[split], CLIPS[split])
     kept = [replace(row, split=splits[_utterance(row)]) for row in rows if _utterance(row) in splits]
     if not kept:
         raise UserError(f"{root}: the lists name none of the utterances here; a line must begin like 103-1240-0000")

@@ -17,8 +17,8 @@ from unfused_fast.shards.datasets.layout import (
     differs,
     first_of,
     left_out,
-    lines_of,
-    not_published,
+    listed_splits,
+    matching,
     not_there,
 )
 from unfused_fast.shards.sources.listing import is_clutter
@@ -78,11 +78,12 @@ V2 = _Version(2, WORDS_V1 | ONLY_V2, {"train": 84_843, "valid": 9_981, "test": 1
 def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of a word; the group is the speaker's hash before `_nohash_`."""
     protocol, base, notes = choice["protocol"], _base(root, version), list[str]()
-    splits = _listed(base)
+    beside = base.parent if base.parts[-2:] == ("train", "audio") and not (base / LISTS["test"]).is_file() else base
+    splits = listed_splits({split: first_of(beside, (name,)) for split, name in LISTS.items()})
     rows, strays = list[SourceRow](), list[str]()
     for word in sorted(version.words):
         label = word if protocol == "words" or word in TEN else "unknown"
-        for path in _wavs(base / word):
+        for path in matching(base / word, "*.wav"):
             source, name = f"{word}/{path.name}", _FILE.fullmatch(path.name)
             if name is None:
                 strays.append(source)
@@ -124,31 +125,13 @@ def _folders(base: Folder) -> set[str]:
     return {path.name for path in base.iterdir() if path.is_dir() and not is_clutter(path.name)}
 
 
-def _wavs(folder: Folder) -> list[Folder]:
-    return sorted((path for path in folder.glob("*.wav") if not is_clutter(path.name)), key=lambda path: path.name)
-
-
-def _listed(base: Folder) -> dict[str, str]:
-    """<word>/<file> -> split, for the clips in a list; the lists are next to the words, on Kaggle one folder up."""
-    splits: dict[str, str] = {}
-    kaggle = base.parts[-2:] == ("train", "audio")
-    for split, name in LISTS.items():
-        here = (base / name).is_file() or not kaggle
-        path = first_of(base if here else base.parent, (name,))
-        listed = {line.strip() for line in lines_of(path)}
-        if both := listed & splits.keys():
-            raise not_published(path, f"{min(both)} is in {LISTS['valid']} too")
-        splits |= dict.fromkeys(listed, split)
-    return splits
-
-
 def _test_archive(base: Folder) -> list[SourceRow]:
     """The separate, balanced test set. Not verified: how its `_unknown_` and `_silence_` files are named; any WAV is
     taken.
     """
     rows = []
     for word in sorted(TEN | {"_unknown_", "_silence_"}):
-        for path in _wavs(base / word):
+        for path in matching(base / word, "*.wav"):
             speaker = path.stem.partition("_nohash_")[0].rpartition("_")[2] if "_nohash_" in path.stem else None
             rows.append(SourceRow(path, f"{base.name}/{word}/{path.name}", word.strip("_"), "test", speaker))
     if not rows:
@@ -158,7 +141,7 @@ def _test_archive(base: Folder) -> list[SourceRow]:
 
 def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
     """One second each, cut from the noise recordings; the group is the recording."""
-    paths = _wavs(base / NOISE)
+    paths = matching(base / NOISE, "*.wav")
     if not paths:
         raise WrongLayout(f"{base}: no {NOISE}/*.wav, from which protocol={protocol} cuts silence")
     notes += differs("Noise recordings", len(paths), NOISE_FILES)

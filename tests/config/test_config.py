@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from unfused_fast.commands.flags import pairs
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import field_texts, flatten, from_flat, preset, with_values
 from unfused_fast.errors import UserError
@@ -51,6 +52,10 @@ def test_values_are_parsed_by_type() -> None:
         ("aug.rrc.freq_scale=2,1", "want the smaller number first"),
         ("frontend.fmax_hz=9000", "fmin < fmax <= 8000"),
         ("pseudo.splits=test", "want train, and optionally others, each once"),
+        ("prototypes.freeze=false model.prediction=linear", "linear has no prototypes; leave it at True"),
+        ("pseudo.crop=random", "pseudo.seconds = 0 takes whole clips"),
+        ("eval.seconds=3", "eval.crop = full takes whole clips"),
+        ("frontend.kind=decar1 frontend.n_fft=256", "wants at least its window of 400"),
         ("model=3", "--set model: that is a section; name a field of it: encoder, dim"),
         ("model.dim.x=3", r"no such field; did you mean model.dim"),
         ("cluster.temperature=3", r"did you mean loss.temperature\?"),
@@ -60,9 +65,8 @@ def test_values_are_parsed_by_type() -> None:
     ],
 )
 def test_a_wrong_setting_says_what_is_wanted(setting: str, says: str) -> None:
-    name, value = setting.split("=")
     with pytest.raises(UserError, match=says):
-        with_values(Config(), {name: value})
+        with_values(Config(), pairs(setting.split()))
 
 
 def test_a_recorded_config_is_read_though_a_later_version_has_more_fields() -> None:

@@ -59,6 +59,6 @@ def _refusals(config: Config) -> Iterator[str]:
             yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --set model.prediction=linear"
         return
     if cluster.init == "warm":
-        yield "cluster.init = warm wants prototypes, but model.prediction = linear has none; use random or kmeans++"
+        yield "cluster.init = warm: model.prediction = linear has no prototypes; use cluster.init=random or kmeans++"
     if not config.prototypes.freeze:
         yield "prototypes.freeze = False, but model.prediction = linear has no prototypes; leave it at True"

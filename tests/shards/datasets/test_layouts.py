@@ -196,7 +196,7 @@ BALANCED, NOTES = "balanced_train_segments.csv", "nsynth-train/examples.json"
         ("audioset", BALANCED, '"/m/09x0r,/t/dd00088"', "/m/09x0r,/t/dd00088", "line 4 has more fields than YTID"),
         ("iemocap", TURNS, "\tSes01F_script01_1_F000\tneu", " ../../x neu", "no turn and emotion after the times"),
         ("iemocap", TURNS, "F001\t", "F000\t", "Ses01F_script01_1_F000 appears twice"),
-        ("speechcommands-v1", "testing_list.txt", "up/c1d39ce8", "up/b83c1acf", "is in validation_list.txt too"),
+        ("speechcommands-v1", "testing_list.txt", "up/c1d39ce8", "up/b83c1acf", "is in the list of valid too"),
         (
             "nsynth",
             NOTES,

@@ -119,22 +119,6 @@ def test_shard_makes_splits_and_says_what_it_did(cli: Callable[..., Any], table:
         "1 of 24 files were longer than 0.2 s and cut into 3 clips (--max-seconds 0.2)",
         "1 of 26 clips have no label",
     ]
-    assert "has splits already" in _with_splits(cli, table, tmp_path).error
-
-
-def _with_splits(cli: Callable[..., Any], table: Path, tmp_path: Path) -> Any:
-    table.write_text(
-        table.read_text().replace("group,note", "group,split").replace(",x", ",train").replace("train", "test", 2)
-    )
-    return cli("shard", table, tmp_path / "d", "--split", "80/20")
-
-
-def test_split_of_another_name_is_warned_about(cli: Callable[..., Any], table: Path, tmp_path: Path) -> None:
-    table.write_text("path,split\n1.wav,train\n2.wav,extra\n3.wav,dev\n")
-    done = cli("shard", table, tmp_path / "set")
-    assert "dev (1 files) as valid" in done.err and "but not extra (1 clips)" in done.out
-    checked = cli("check", tmp_path / "set")
-    assert "but not extra (1 clips)" in checked.out + checked.err and checked.code == 0
 
 
 def test_the_same_sound_in_two_splits_is_said_and_all_copies_are_named(
