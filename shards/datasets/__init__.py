@@ -29,8 +29,6 @@ from unfused_fast.shards.sources.splits import with_validation
 
 def find_own(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Your own audio, as `shard FOLDER` and `shard TABLE.csv` find it; labels=folders is --labels-from-folders."""
-    if "labels" in choice and not root.is_dir():
-        raise WrongLayout(f"{root}: not a folder; for a table use --dataset csv")
     if "labels" not in choice and not root.is_file():
         raise WrongLayout(f"{root}: not a file; for a folder use --dataset folder")
     notes: list[str] = []

@@ -39,11 +39,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
 def _row(root: Folder, line: str, split: str, table: Folder) -> SourceRow:
     name, _, scene = (part.strip() for part in line.partition("\t"))
     parts = PurePosixPath(name).stem.split("-")
-    if scene not in SCENES or len(parts) < 4 or not name.startswith("audio/"):
+    if scene not in SCENES or parts[0] != scene or len(parts) < 4 or not name.startswith("audio/"):
         wanted = "audio/airport-barcelona-0-0-a.wav<TAB>airport"
         raise not_published(table, f"the line {line!r}, but a line must be like {wanted}")
-    if parts[0] != scene:
-        raise not_published(table, f"{name} is listed as {scene}, but its name says {parts[0]}")
     return SourceRow(root / name, name, scene, split, "-".join(parts[1:-2]))
 
 

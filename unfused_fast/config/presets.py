@@ -8,7 +8,6 @@ deviations included, its faults not; `recommended`, the default, is what trained
 from __future__ import annotations
 
 import ast
-import dataclasses
 import difflib
 import inspect
 import itertools
@@ -16,7 +15,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from unfused_fast.config.bounds import describe_type, parse
 from unfused_fast.config.checks import check_together
@@ -149,8 +148,7 @@ def preset(name: PresetName, stage: Stage) -> Config:
     return with_values(Config(), {**STAGES.get(stage, {}), **PRESETS[name].get(stage, {})})
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A field that has not the same value in two configs."""
 
     field: str

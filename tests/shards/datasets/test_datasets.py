@@ -132,8 +132,8 @@ def test_folder_and_csv_are_what_comes_without_a_name(
     done = cli("shard", "--dataset", "csv", table, tmp_path / "out", "--json")
     assert done.code == 0 and json.loads(done.out)["clips"] == 2, done.err
     assert open_shards(tmp_path / "out").manifest.dataset == {"name": "csv", "options": {}}
-    with pytest.raises(UserError, match="use --dataset csv"):
-        DATASETS["folder"].discover(table, {})
+    with pytest.raises(UserError, match="no such folder; folder needs this layout"):
+        dataset_rows("folder", table, {})
     with pytest.raises(UserError, match="use --dataset folder"):
         dataset_rows("csv", tmp_path, {})
 
