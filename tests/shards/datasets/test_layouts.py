@@ -261,6 +261,9 @@ def test_what_is_missing_is_named_with_the_layout(
         ("voxforge", {"protocol": "evar"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("voxforge", {"list": "a.csv"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("audioset", {"sample": "half"}, "sample=half: audioset takes one of all, N"),
+        ("audioset", {"sample": "-1"}, "sample=-1: audioset takes one of all, N"),
+        ("audioset", {"sample": "²"}, "sample=²: audioset takes one of all, N"),
+        ("fsd50k", {"exclude": ""}, "exclude=: fsd50k takes one of none, PATH"),
         ("audioset", {"seed": "4"}, "the seed belongs to the sample; add --option sample=N"),
     ],
 )
