@@ -53,8 +53,8 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         for record in records_of(table, ("YTID", "start_seconds", "end_seconds", "mids"), headless=True):
             video, mids = record["YTID"], record["mids"]
             if mids not in names_of:
-                if unknown := set(mids.split(",")) - label_of.keys():
-                    raise not_published(table, f"{video} has the label {min(unknown)!r}, which {LABELS} does not name")
+                if unknown := [mid for mid in mids.split(",") if mid not in label_of]:
+                    raise not_published(table, f"{video} has the label {unknown[0]!r}, which {LABELS} does not name")
                 names_of[mids] = tuple(dict.fromkeys(label_of[mid] for mid in mids.split(",")))
             listed += 1
             if video in name_of:
