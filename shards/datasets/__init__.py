@@ -97,7 +97,7 @@ def dataset_rows(name: str, root: Folder, options: Mapping[str, str]) -> Discove
         return found
     rows = with_validation(found.rows)
     moved = sum(row.split == "valid" for row in rows)
-    note = f"No published validation split: {moved:,} of {splits['train']:,} train clips are held out, by whole groups."
+    note = f"No published validation split: of {splits['train']:,} clips of train {moved:,} held out, by whole groups."
     if not moved:
         note = "No published validation split, and none could be made: each label of train has one group only."
     return replace(found, rows=rows, notes=[*found.notes, note])

@@ -65,7 +65,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         folders.append(f"{folder}/wav")
     if len(rows) < 10 or {row.label for row in rows} != set(LABELS.values()):
         raise UserError(
-            f"{root}: {len(rows)} clips are listed, too few of absent and present to split; download the tables again"
+            f"{root}: too few clips of absent and present are listed to be split; download the tables again"
         )
     labels = [row.label for row in rows]
     _, test = train_test_split(range(len(rows)), test_size=TEST_FRACTION, random_state=SEED, stratify=labels)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfused_fast.console import counted
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import Discovery, WrongLayout
 from unfused_fast.shards.sources.listing import is_audio, is_clutter
 from unfused_fast.shards.sources.location import Folder
@@ -131,12 +131,12 @@ def differing_splits(rows: Iterable[SourceRow], published: Mapping[str, int]) ->
 
 def left_out(names: Sequence[str], what: str, why: str) -> list[str]:
     """A note of files that are there and left out; none for none."""
-    return [f"{counted(len(names), what)} left out: {why}, such as {names[0]}."] if names else []
+    return [f"{counted(len(names), what)} left out: {why}, such as {in_unicode(names[0])}."] if names else []
 
 
 def not_there(names: Sequence[str], what: str, table: str) -> list[str]:
     """A note of what a table lists and is not there; none for none."""
-    return [f"{counted(len(names), what)} of {table} not here, such as {names[0]}."] if names else []
+    return [f"{counted(len(names), what)} of {table} not here, such as {in_unicode(names[0])}."] if names else []
 
 
 def listed_and_there(

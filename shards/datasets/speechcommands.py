@@ -159,8 +159,7 @@ def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
             notes += differs(f"Silences in {source}, {seconds:.1f} s long", len(starts), CHOPS)
     if protocol == "lape":
         notes.append(
-            f"{len(rows):,} clips of silence, all in train, as in LAPE: valid and test have none. The draw is ours "
-            f"(seed {CHOP_SEED}); theirs has no seed."
+            f"Clips of silence: {len(rows):,}, all in train, as in LAPE. The draw is ours; theirs has no seed."
         )
     return rows
 

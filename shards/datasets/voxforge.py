@@ -87,12 +87,12 @@ def _by_speaker(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     """TFDS: sorted speakers, shuffled by RandomState(0), cut at 70 and 80 %; the same speakers give the same split."""
     speakers = sorted({row.group or "" for row in rows})
     if len(speakers) < 3:
-        raise UserError(f"voxforge: {len(speakers)} speakers, but protocol=tfds splits speakers in three; add more")
+        raise UserError(f"voxforge: too few speakers ({len(speakers)}) for protocol=tfds, which splits them; add more")
     np.random.RandomState(0).shuffle(speakers)
     # The sum is 0.7999999999999999, and TFDS rounds down: 10 speakers are 7, 0 and 3.
     cuts = int(TRAIN_SHARE * len(speakers)), int((TRAIN_SHARE + VALIDATION_SHARE) * len(speakers))
     split = dict.fromkeys(speakers[: cuts[0]], "train") | dict.fromkeys(speakers[cuts[0] : cuts[1]], "valid")
-    notes.append(f"The split is TFDS's only where the speakers are: its rule shuffles the {len(speakers):,} here.")
+    notes.append(f"Split by the rule of TFDS: its own split where these speakers are its ({len(speakers):,} here).")
     return [replace(row, split=split.get(row.group or "", "test")) for row in rows]
 
 

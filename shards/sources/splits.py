@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
 
@@ -126,13 +127,13 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
             have[split] += size[group]
     if empty := [split for split in shares if not have[split]]:
         raise UserError(
-            f"--split: {', '.join(empty)} would be empty: {len(labels_of)} groups are too few for {len(of_label)} "
-            "labels, each of which keeps one group in train; give larger shares, more files or smaller groups"
+            f"--split: {', '.join(empty)} would be empty: each label keeps one group in train, and there are too few "
+            f"groups ({len(labels_of)}); give larger shares, more files or smaller groups"
         )
     labels = {label for found in labels_of.values() for label in found if label}
-    evenly = f", {len(labels)} labels, each in about these shares" if labels else ""
+    evenly = f", {counted(len(labels), 'label')}, each in about these shares" if labels else ""
     counts = ", ".join(f"{have[name]} {name}" for name in shares)
-    summary = f"{counts} files; {len(labels_of)} whole groups{evenly}"
+    summary = f"{counts} files; {counted(len(labels_of), 'whole group')}{evenly}"
     return [replace(row, split=split_of[_group(row)]) for row in rows], f"{summary}; seed {seed}"
 
 

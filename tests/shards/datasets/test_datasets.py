@@ -41,7 +41,7 @@ def test_a_data_set_is_packed(cli: Callable[..., Any], tut: Path, tmp_path: Path
     said = " ".join(done.err.split())
     assert "tut2018: 1 file of evaluation_setup not here, such as audio/airport-paris-0-0-a.wav." in said
     assert "tut2018: Clips of train: 29; published: 6,122." in said
-    assert "tut2018: No published validation split: 10 of 29 train clips are held out, by whole groups." in said
+    assert "tut2018: No published validation split: of 29 clips of train 10 held out, by whole groups." in said
     clips = open_shards(tmp_path / "out").clips.to_pylist()
     groups = {split: {row["group"] for row in clips if row["split"] == split} for split in ("train", "valid", "test")}
     assert not groups["valid"] & (groups["train"] | groups["test"])
