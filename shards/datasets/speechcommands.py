@@ -158,9 +158,7 @@ def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
         if protocol == "lape" and len(starts) < CHOPS:
             notes += differs(f"Silences in {source}, {seconds:.1f} s long", len(starts), CHOPS)
     if protocol == "lape":
-        notes.append(
-            f"Clips of silence: {len(rows):,}, all in train, as in LAPE. The draw is ours; theirs has no seed."
-        )
+        notes.append(f"Clips of silence: {len(rows):,}, all in train as in LAPE. The draw is ours; theirs has no seed.")
     return rows
 
 

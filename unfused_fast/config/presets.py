@@ -181,16 +181,14 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with dotted fields replaced; text is parsed by the field's type. Raises UserError for an unknown
     name, a wrong value, or values that exclude each other.
     """
-    flat, kinds = flatten(config), _kinds()
     for name, value in values.items():
-        if name not in kinds:
-            inner = [field.removeprefix(f"{name}.") for field in kinds if field.startswith(f"{name}.")]
+        if name not in _kinds():
+            inner = [field.removeprefix(f"{name}.") for field in _kinds() if field.startswith(f"{name}.")]
             problem = (
                 f"that is a section; name a field of it: {', '.join(inner)}" if inner else "there is no such field"
             )
             raise UserError(f"--set {name}: {problem}{'' if inner else _meant(name)} (see: unfused-fast config)")
-        flat[name] = parse(value, kinds[name], name)
-    config = _laid_over(config, flat)
+        config = _replaced(config, name.split("."), parse(value, _kinds()[name], name))
     check_together(config)
     return config
 
@@ -226,12 +224,9 @@ def _sections(section: type = Config, prefix: str = "") -> Iterator[tuple[str, t
             yield from _sections(typing.cast(type, kind), f"{prefix}{name}.")
 
 
-def _laid_over(part: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
-    """Inverse of flatten, on a config of any values."""
-    for name, value in vars(part).items():
-        new = _laid_over(value, flat, f"{prefix}{name}.") if is_dataclass(value) else flat[f"{prefix}{name}"]
-        part = replace(part, **{name: new})
-    return part
+def _replaced(part: Any, path: Sequence[str], value: Any) -> Any:
+    first, *rest = path
+    return replace(part, **{first: _replaced(getattr(part, first), rest, value) if rest else value})
 
 
 def chosen_fields(names: Sequence[str]) -> set[str]:

@@ -50,7 +50,7 @@ def test_lape_has_the_natural_unknown_and_silence_in_train_alone(miniature: Mini
     starts = [row.span[0] for row in silence if row.span and "pink" in row.source]
     assert np.histogram(starts, 4, (0, 59))[0].min() > 200  # drawn evenly: 250 expected, sd 14
     said = notes("speechcommands-v1", root)
-    assert "Clips of silence: 2,000, all in train, as in LAPE." in said
+    assert "Clips of silence: 2,000, all in train as in LAPE." in said
     assert "Silences in _background_noise_/white_noise.wav, 0.5 s long: 0; published: 1,000." in said
     assert "Noise recordings: 4; published: 6." in said
     assert "broken.wav cannot be read, so it gives no silence" in said
