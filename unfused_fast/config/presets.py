@@ -246,7 +246,7 @@ def chosen_fields(names: Sequence[str]) -> set[str]:
 def _meant(name: str) -> str:
     """The nearest names of fields, as a question: of the same last part, else spelled alike."""
     same = [field for field in _kinds() if field.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, same or _kinds(), 2, cutoff=0.0 if same else 0.6)
+    near = difflib.get_close_matches(name, same or _kinds(), 2 if same else 1, cutoff=0.0 if same else 0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
