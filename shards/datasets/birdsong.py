@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import first_of, listed_and_there, not_published, records_of
+from unfused_fast.shards.datasets.layout import differs, first_of, listed_and_there, not_published, records_of
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -58,15 +58,10 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
             if record["hasbird"] not in LABELS:
                 raise not_published(table, f"hasbird of {record['itemid']} is {record['hasbird']!r}, not 0 or 1")
             rows.append(SourceRow(root / name, name, LABELS[record["hasbird"]]))
-        if len(records) != half.published:
-            notes.append(
-                f"{table.name}: {len(records):,} lines; published: {half.published:,}, so the split is not LAPE's."
-            )
+        notes += differs(f"Lines of {table.name}, over which the split is made", len(records), half.published)
         folders.append(f"{folder}/wav")
     if len(rows) < 10 or {row.label for row in rows} != set(LABELS.values()):
-        raise UserError(
-            f"{root}: too few clips of absent and present are listed to be split; download the tables again"
-        )
+        raise UserError(f"{root}: too few clips of absent and present are listed to split; download the tables again")
     labels = [row.label for row in rows]
     _, test = train_test_split(range(len(rows)), test_size=TEST_FRACTION, random_state=SEED, stratify=labels)
     for place in test:

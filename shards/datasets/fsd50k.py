@@ -34,7 +34,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     needed = [entry for part in parts for entry in (AUDIO[part], f"{TRUTH}/{part}.csv")]
     require(root, [*needed, f"{TRUTH}/vocabulary.csv"])
     rows, notes = list[SourceRow](), list[str]()
-    vocabulary = _vocabulary(root / TRUTH / "vocabulary.csv", notes)
+    columns = ("number", "class", "mid")
+    vocabulary = {record["class"] for record in records_of(root / TRUTH / "vocabulary.csv", columns, headless=True)}
+    notes += differs("Classes in vocabulary.csv", len(vocabulary), CLASSES)
     for part in parts:
         published = {split: CLIPS[split] for split in CLIPS if (split == "test") == (part == "eval")}
         found = listed_and_there(root, _listed(root, part, vocabulary), f"{TRUTH}/{part}.csv", [AUDIO[part]], published)
@@ -43,13 +45,6 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     if choice["exclude"] != "none":
         rows = _without(rows, choice["exclude"], notes)
     return Discovery(rows, notes)
-
-
-def _vocabulary(table: Folder, notes: list[str]) -> set[str]:
-    """The classes; the table has no header: number, class, mid."""
-    names = {record["class"] for record in records_of(table, ("number", "class", "mid"), headless=True)}
-    notes += differs(f"Classes in {table.name}", len(names), CLASSES)
-    return names
 
 
 def _listed(root: Folder, part: str, vocabulary: set[str]) -> list[SourceRow]:

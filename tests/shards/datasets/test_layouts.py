@@ -84,7 +84,7 @@ FOUND = {
     "birdsong": Layout(
         {"train": 16, "test": 4}, 2, 20,
         ("warblrb10k/wav/warblrb10k1.wav", "present", "train", None, None),
-        "warblrb10k_public_metadata.csv: 10 lines; published: 8,000, so the split is not LAPE's.",
+        "Lines of warblrb10k_public_metadata.csv, over which the split is made: 10; published: 8,000.",
         lost="warblrb10k/wav/warblrb10k1.wav",
     ),
     "tut2018": Layout(
