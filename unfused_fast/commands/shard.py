@@ -271,7 +271,6 @@ def _found(
                 labels_from_folders=labels_from_folders,
                 work=work,
                 largest=largest,
-                on_message=console.print,
                 note=console.print,
             )
             return Discovery(rows), None
@@ -280,7 +279,7 @@ def _found(
                 f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
             )
         plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
-        root = Path(source) if plain else folder_of(source, work=work, largest=largest, on_message=console.print)
+        root = Path(source) if plain else folder_of(source, work=work, largest=largest, note=console.print)
         found = dataset_rows(dataset, root, options)
     if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         named = "; ".join(f"{name} ({why})" for name, why in refused[:5])

@@ -108,10 +108,10 @@ def test_server_without_ranges_is_read_whole_and_that_is_said(
     (folder / "large.bin").write_bytes(os.urandom(2 * remote.BLOCK_BYTES))
     path = _zipped(folder, tmp_path / "www/a.zip")
     said: list[str] = []
-    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", on_message=said.append))) == sorted(
+    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", note=said.append))) == sorted(
         file.read_bytes() for file in folder.iterdir()
     )
-    assert any("does not support range requests" in text for text in said)
+    assert any("gives no ranges" in text for text in said)
     monkeypatch.setattr(remote, "WHOLE_BYTES", path.stat().st_size - 1)
     path.rename(tmp_path / "www/b.zip")
     with pytest.raises(UserError, match=r"does not support HTTP range requests.* download it first"):
