@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio import measures
 from unfused_fast.shards.audio.codec import decode_clip
@@ -28,7 +29,6 @@ from unfused_fast.shards.sets.shard_files import (
     other_header,
     padded,
 )
-from unfused_fast.shards.sets.table import clips_digest, read_clips
 
 READ_BYTES = 1 << 17
 
@@ -43,6 +43,7 @@ Damage = tuple[Kind, int, str]
 class ShardReport:
     """What was found in a shard."""
 
+    tar: Path
     clips: int = 0
     """In its index."""
     broken: Finding | None = None
@@ -85,12 +86,14 @@ class ShardTask:
         except UserError as error:
             if str(error).startswith(f"{self.tar}:"):
                 size = self.tar.stat().st_size if self.tar.is_file() else None
-                return ShardReport(broken=Finding(Kind.TAR, str(error), str(self.tar), self.tar.name, size))
-            return ShardReport(broken=Finding(Kind.INDEX, str(error), str(index), self.tar.name))
-        report = ShardReport(len(samples))
+                broken = Finding(Kind.TAR, str(error), str(self.tar), self.tar.name, size)
+            else:
+                broken = Finding(Kind.INDEX, str(error), str(index), self.tar.name)
+            return ShardReport(self.tar, broken=broken)
+        report = ShardReport(self.tar, len(samples))
         if len(rows) != len(samples):
-            text = f"{len(samples)} clips, but the clips table has only {len(rows)} from its first one on"
-            report.problems.add(Kind.COUNT, Example(text, tar=self.tar))
+            text = f"{counted(len(samples), 'clip')}, but the clips table has only {len(rows)} from its first one on"
+            report.problems.add(Kind.COUNT, [Example(text, tar=self.tar)])
         try:
             for number, (members, clip) in enumerate(_clips(self.tar, samples)):
                 if number >= len(rows):
@@ -106,7 +109,7 @@ class ShardTask:
                 if damage is not None:
                     kind, place, text = damage
                     example = Example(f"byte {place}: {text}", row["clip_id"], row["source"], self.tar, place)
-                    report.problems.add(kind, example)
+                    report.problems.add(kind, [example])
         except (OSError, EOFError) as error:
             report.broken = finding(Kind.TAR, self.tar, f"cannot be read to its end ({cause(error)})")
         return report
@@ -156,26 +159,8 @@ class ShardTask:
         report.decoded += 1
         report.spectra += spectrum
         for kind, text in _faults(pcm, spectrum):
-            report.warnings.add(kind, Example(text, row["clip_id"], row["source"], self.tar, audio.offset))
+            report.warnings.add(kind, [Example(text, row["clip_id"], row["source"], self.tar, audio.offset)])
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class DigestTask:
-    """The digest of the clips table, which takes as long as a shard and is a job like one."""
-
-    directory: Path
-    label_names: tuple[str, ...]
-
-    def answer(self, bad: Bad, at: At) -> str:
-        """As table.clips_digest; `bad` is ignored, because no row can be left out.
-
-        Args:
-            at: called before the table is read and with the number of each batch of it, so that reading a
-                long table does not count as a hang.
-        """
-        at(0)
-        return clips_digest(read_clips(self.directory), self.label_names, at)
 
 
 def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member], bytes]]:

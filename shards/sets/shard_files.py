@@ -249,22 +249,14 @@ def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, b
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The tar header of a member: the same name and size give the same bytes.
+    """The tar header of a member that is named by a key and an extension.
 
     Ours: tarfile takes longer for three headers than libsndfile for the header of the audio; those of one extension and
     size differ in key and checksum alone.
     """
     key = name[:KEY_DIGITS].encode("ascii")
-    if len(key) < KEY_DIGITS or "/" in name:
-        return _tar_header(name, size)
     before, behind, total = _header_parts(name[KEY_DIGITS:], size)
     return b"%b%b%06o%b" % (key, before, total + sum(key), behind)
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
-    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 @lru_cache(maxsize=4096)
@@ -273,7 +265,9 @@ def _header_parts(extension: str, size: int) -> tuple[bytes, bytes, int]:
 
     The checksum's field counts as spaces. Source: POSIX.1-1988, ustar.
     """
-    header = _tar_header(clip_key(0) + extension, size)
+    info = tarfile.TarInfo(clip_key(0) + extension)
+    info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
+    header = info.tobuf(tarfile.USTAR_FORMAT)
     before, behind = header[KEY_DIGITS:148], header[154:]
     return before, behind, sum(before) + 8 * ord(" ") + sum(behind[2:])
 
