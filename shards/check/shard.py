@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +19,7 @@ from unfused_fast.shards.audio import measures
 from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.check.findings import Example, Finding, Kind, Tally, finding
 from unfused_fast.shards.packing.workers import At, Bad
-from unfused_fast.shards.sets.shard_files import (
-    IN_JSON,
-    Member,
-    check_index,
-    clip_json,
-    index_path,
-    other_header,
-    padded,
-)
+from unfused_fast.shards.sets.shard_files import Member, check_index, clip_json, index_path, other_header, padded
 
 READ_BYTES = 1 << 17
 
@@ -122,18 +113,20 @@ class ShardTask:
             return Kind.KEY, first.offset, f"members {summary}, but the clips table has {key}"
         if row["split"] != self.split:
             return Kind.SPLIT, first.offset, f"{key} is in split {row['split']} in the clips table"
+        described = b""
+        with contextlib.suppress(LookupError, TypeError):  # a label without a name, no source: the table is damaged
+            described = clip_json(row, self.label_names)
+        contents = {"index": (Kind.KEY, key.encode()), "json": (Kind.JSON, described)}
         for member in members:
             extension, offset, size, name = member
             start = offset - first.offset + BLOCKSIZE
             if problem := other_header(clip[start - BLOCKSIZE : start], member):
-                text = f"{problem}, but the index has {name}, {size} bytes"
-                return Kind.TAR, offset - BLOCKSIZE, text
+                return Kind.TAR, offset - BLOCKSIZE, f"{problem}, but the index has {name}, {size} bytes"
             if not clip.startswith(ZEROS[: -size % BLOCKSIZE], start + size):
                 return Kind.TAR, offset + size, f"no zero padding after {name}"
-            if extension == "index" and clip[start : start + size] != key.encode():
-                return Kind.KEY, offset, f"the content of {name} is not {key}"
-            if extension == "json" and (problem := _json_problem(clip[start : start + size], row, self.label_names)):
-                return Kind.JSON, offset, f"{name} {problem}"
+            kind, wanted = contents.get(extension, (Kind.AUDIO, None))
+            if wanted is not None and clip[start : start + size] != wanted:
+                return kind, offset, f"the content of {name} does not match the clips table"
         return None
 
     def _audio_damage(self, content: memoryview, audio: Member, row: Row, report: ShardReport) -> Damage | None:
@@ -177,28 +170,6 @@ def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member
         while rest := file.read(READ_BYTES):
             if any(rest):
                 raise EOFError(f"data follows its last member, after byte {place}")
-
-
-def _json_problem(content: bytes, row: Row, label_names: tuple[str, ...]) -> str | None:
-    with contextlib.suppress(LookupError, TypeError):  # a label without a name, no source
-        if content == clip_json(row, label_names):
-            return None
-    try:
-        described = json.loads(content.decode())
-    except (ValueError, RecursionError):
-        return "is not JSON"
-    names = [label_names[label] for label in row["labels"] if 0 <= label < len(label_names)]
-    wanted = {name: row[name] for name in ("clip_id", *IN_JSON)} | {"label_names": names}
-    if described == wanted:
-        return None
-    if not isinstance(described, dict):
-        return f"holds {described!r:.60}"
-    names = sorted(described.keys() | wanted.keys())
-    return "has " + ", ".join(
-        f"{name} {described.get(name)!r}, but the clips table has {wanted.get(name)!r}"
-        for name in names
-        if described.get(name, ...) != wanted.get(name, ...)
-    )
 
 
 def _faults(pcm: measures.Pcm, spectrum: bool) -> Iterator[tuple[Kind, str]]:

@@ -26,8 +26,6 @@ OWNER = "unfused"
 WRITE_BUFFER_BYTES = 1 << 20
 KEY_DIGITS = 9
 """Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
-IN_JSON = ("fold", "group", "label", "labels", "seconds", "source", "split")
-"""Columns of the clips table that a clip's .json member repeats."""
 COPY_AGAIN = "copy it again, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
 REPACK = "make it again with: wds2idx TAR IDX, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
 
@@ -90,7 +88,7 @@ def clip_key(clip_id: int) -> str:
 
 
 def clip_json(row: Mapping[str, Any], label_names: Sequence[str]) -> bytes:
-    """Content of the .json member: clip_id, the columns of `IN_JSON`, and label_names, the names of its labels.
+    """Content of the .json member: some columns of the clips table, and label_names, the names of its labels.
 
     Ours: clip_id comes first and is padded to `KEY_DIGITS`, so that a clip can be renumbered in its place. json.dumps
     takes three times as long.

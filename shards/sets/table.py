@@ -170,7 +170,7 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error, "copy the set again or pack it again") from error
     try:
-        if (version := value["schema_version"]) != SCHEMA_VERSION:
+        if (version := value.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}")
         if set(value) != {field.name for field in fields(Manifest)}:
             raise ValueError(f"its keys are {', '.join(sorted(value))}")
