@@ -103,8 +103,8 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
         ),
         (
             odd,
-            f"{len(odd)} of {counted(len(rows), 'label')} look like several, such as {escaped(''.join(odd[:1]))[:40]}; "
-            "separate them by commas, without brackets, in a column labels",
+            f"{counted(len(odd), 'file')} of {len(rows)} with several labels in one, such as "
+            f"{escaped(''.join(odd[:1]))[:40]}; separate them by commas, without brackets, in a column labels",
         ),
     ):
         if applies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ class InflatedGzip:
         except self._errors as error:
             if isinstance(self._packed.failure, UserError):
                 raise self._packed.failure from error
-            words = str(error).partition("\n")[0].partition(" [")[0][:80] or type(error).__name__
+            words = re.split(r"\n| \[| \(file", str(error))[0][:80] or type(error).__name__
             raise Unreadable(f"compressed data are truncated or damaged ({words})") from error
 
     def write_index(self, path: Path) -> None:

@@ -94,8 +94,7 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
         )
         notes = [f"splits are read from the folders {folders}" + "; labels from those below" * labels_from_folders]
         if firsts[None]:
-            loose = counted(firsts[None], "file")
-            notes.append(f"{DEFAULT_SPLIT} takes {loose} that lie next to the folders of the splits")
+            notes.append(f"{counted(firsts[None], 'file')} next to the folders of the splits put in {DEFAULT_SPLIT}")
         return placed, notes
     notes = []
     parents = list(dict.fromkeys(part for name in audio for part in name.split("/")[:-1]))
