@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.check.findings import Finding, Kind, Tally, finding
+from unfused_fast.shards.check.findings import Examples, Finding, Kind, finding
 from unfused_fast.shards.check.shard import ShardReport, ShardTask
 from unfused_fast.shards.check.table import table_damage, table_warnings
 from unfused_fast.shards.packing.workers import Workers, worker_count
@@ -43,13 +42,8 @@ class Checked:
     """In the clips table."""
 
 
-class _Span(NamedTuple):
-    """The part of the clips table that a shard holds, by the first lines of its index."""
-
-    tar: Path
-    split: str
-    start: int
-    clips: int
+_Span = tuple[Path, str, int, int]
+"""A tar, its split, and the part of the clips table that it holds by its index: first row, and how many."""
 
 
 def check(
@@ -80,18 +74,18 @@ def check(
         corrupt = list(table_damage(directory, manifest, clips))
         for _, report in pool.answers(_task(span, manifest, clips, every) for span in spans):
             reports[report.tar] = report
-            faults = sum(bool(done.broken or done.problems.counts) for done in reports.values())
+            faults = sum(bool(done.broken or done.problems) for done in reports.values())
             progress(sum(done.clips for done in reports.values()), clips.num_rows, len(corrupt) + faults)
         if digest.result() != manifest.digest:
             corrupt.append(finding(Kind.DIGEST, directory / CLIPS, "its digest does not match the manifest"))
-    measured = Tally()
-    for report in (reports[span.tar] for span in spans):
-        for kind, times in report.problems.counts.items():
-            summary = f"{times} of {report.clips} clips" if times > 1 else ""
-            corrupt.append(finding(kind, report.tar, summary, report.problems.examples[kind], times))
+    measured: Examples = {}
+    for report in (reports[tar] for tar, *_ in spans):
+        for kind, examples in report.problems.items():
+            summary = f"{len(examples)} of {report.clips} clips" if len(examples) > 1 else ""
+            corrupt.append(finding(kind, report.tar, summary, examples, len(examples)))
         corrupt += [report.broken] if report.broken is not None else []
-        for kind, times in report.warnings.counts.items():
-            measured.add(kind, report.warnings.examples[kind], times)
+        for kind, examples in report.warnings.items():
+            measured.setdefault(kind, []).extend(examples)
     decoded, spectra = (sum(getattr(report, name) for report in reports.values()) for name in ("decoded", "spectra"))
     warnings = [*table_warnings(directory, manifest, clips), *_audio_warnings(directory, measured, decoded, spectra)]
     return Checked([*corrupt, *order_damage], warnings, clips.num_rows)
@@ -109,7 +103,7 @@ def _spans(directory: Path, manifest: Manifest, rows: int) -> tuple[list[_Span],
                 summary = f"begins with clip {first}, but clip {place} was expected here: shards were renamed"
                 damage.append(finding(Kind.ORDER, tar, summary))
             start = first if first is not None and first < rows else start
-            spans.append(_Span(tar, split, start, clips))
+            spans.append((tar, split, start, clips))
             place = None if first is None else clips + (start if place is None else place)
             start += clips
         if place is not None and place != end:
@@ -130,20 +124,20 @@ def _head(index: Path) -> tuple[int | None, int]:
 
 
 def _task(span: _Span, manifest: Manifest, clips: pa.Table, spectrum_every: int) -> ShardTask:
-    stream = pa.BufferOutputStream()
+    (tar, split, start, count), stream = span, pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, clips.schema) as writer:
-        writer.write_table(clips.slice(span.start, span.clips))
-    stored = stream.getvalue().to_pybytes()
-    return ShardTask(span.tar, span.split, manifest.codec, manifest.label_names, stored, spectrum_every)
+        writer.write_table(clips.slice(start, count))
+    rows = stream.getvalue().to_pybytes()
+    return ShardTask(tar, split, manifest.codec, manifest.label_names, rows, spectrum_every)
 
 
-def _audio_warnings(directory: Path, measured: Tally, decoded: int, spectra: int) -> Iterator[Finding]:
+def _audio_warnings(directory: Path, measured: Examples, decoded: int, spectra: int) -> Iterator[Finding]:
     sentences = {
         Kind.QUIET: f"of {counted(decoded, 'clip')} examined are almost silent, below -60 dB",
         Kind.DC_OFFSET: f"of {counted(spectra, 'clip')} examined have a DC offset: their mean is not zero",
         Kind.NARROW_BAND: f"of {counted(spectra, 'clip')} examined were recorded at a lower rate than 16000 Hz",
     }
     for kind, sentence in sentences.items():
-        count = measured.counts.get(kind, 0)
-        if count and (kind is not Kind.NARROW_BAND or count >= NARROW_SHARE * spectra):
-            yield finding(kind, directory, f"{count} {sentence}", measured.examples[kind], count)
+        examples = measured.get(kind, [])
+        if examples and (kind is not Kind.NARROW_BAND or len(examples) >= NARROW_SHARE * spectra):
+            yield finding(kind, directory, f"{len(examples)} {sentence}", examples, len(examples))

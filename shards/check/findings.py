@@ -6,7 +6,7 @@ Ours: a finding names three examples and counts the rest, because a set with one
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -88,18 +88,8 @@ class Finding:
     """Their source files."""
 
 
-@dataclass
-class Tally:
-    """How often each kind was seen, and the first examples; small enough to cross between processes."""
-
-    counts: dict[Kind, int] = field(default_factory=dict)
-    examples: dict[Kind, list[Example]] = field(default_factory=dict)
-
-    def add(self, kind: Kind, examples: Iterable[Example], count: int = 1) -> None:
-        """Counts so many, and keeps the examples that are among the first."""
-        self.counts[kind] = self.counts.get(kind, 0) + count
-        kept = self.examples.setdefault(kind, [])
-        kept += list(examples)[: EXAMPLES - len(kept)]
+Examples = dict[Kind, list[Example]]
+"""What was seen of each kind."""
 
 
 def finding(kind: Kind, file: Path, summary: str, examples: Iterable[Example] = (), count: int = 1) -> Finding:

@@ -17,7 +17,7 @@ from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio import measures
 from unfused_fast.shards.audio.codec import decode_clip
-from unfused_fast.shards.check.findings import Example, Finding, Kind, Tally, finding
+from unfused_fast.shards.check.findings import Example, Examples, Finding, Kind, finding
 from unfused_fast.shards.packing.workers import At, Bad
 from unfused_fast.shards.sets.shard_files import Member, check_index, clip_json, index_path, other_header, padded
 
@@ -39,8 +39,8 @@ class ShardReport:
     """In its index."""
     broken: Finding | None = None
     """Why the shard could not be read to its end."""
-    problems: Tally = field(default_factory=Tally)
-    warnings: Tally = field(default_factory=Tally)
+    problems: Examples = field(default_factory=dict)
+    warnings: Examples = field(default_factory=dict)
     decoded: int = 0
     """Clips that were examined for silence."""
     spectra: int = 0
@@ -84,7 +84,7 @@ class ShardTask:
         report = ShardReport(self.tar, len(samples))
         if len(rows) != len(samples):
             text = f"{counted(len(samples), 'clip')}, but the clips table has only {len(rows)} from its first one on"
-            report.problems.add(Kind.COUNT, [Example(text, tar=self.tar)])
+            report.problems[Kind.COUNT] = [Example(text, tar=self.tar)]
         try:
             for number, (members, clip) in enumerate(_clips(self.tar, samples)):
                 if number >= len(rows):
@@ -100,7 +100,7 @@ class ShardTask:
                 if damage is not None:
                     kind, place, text = damage
                     example = Example(f"byte {place}: {text}", row["clip_id"], row["source"], self.tar, place)
-                    report.problems.add(kind, [example])
+                    report.problems.setdefault(kind, []).append(example)
         except (OSError, EOFError) as error:
             report.broken = finding(Kind.TAR, self.tar, f"cannot be read to its end ({cause(error)})")
         return report
@@ -152,7 +152,8 @@ class ShardTask:
         report.decoded += 1
         report.spectra += spectrum
         for kind, text in _faults(pcm, spectrum):
-            report.warnings.add(kind, [Example(text, row["clip_id"], row["source"], self.tar, audio.offset)])
+            example = Example(text, row["clip_id"], row["source"], self.tar, audio.offset)
+            report.warnings.setdefault(kind, []).append(example)
         return None
 
 

@@ -219,7 +219,7 @@ def test_a_clip_that_kills_its_process_is_named_and_the_rest_is_examined(copy: P
     task = ShardTask(copy / TRAIN, "train", "wav", packed.manifest.label_names, stream.getvalue().to_pybytes(), 1)
     touched: list[int] = []
     report = task.answer({4: Rejected(Reason.CRASHED)}, touched.append)
-    (example,) = report.problems.examples[Kind.CRASHED]
+    (example,) = report.problems[Kind.CRASHED]
     audio = _member(copy / TRAIN, 4, "wav")
-    assert (example.clip, example.offset, report.problems.counts) == (14, audio.offset, {Kind.CRASHED: 1})
+    assert (example.clip, example.offset, [*report.problems]) == (14, audio.offset, [Kind.CRASHED])
     assert touched == list(range(10)) and report.spectra == 9
