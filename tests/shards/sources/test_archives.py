@@ -11,7 +11,6 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ from archive_files import contents_of, cut_in_pieces, make_archive, make_tar, ma
 
 from unfused_fast.shards.audio import mp3
 from unfused_fast.shards.audio.decode import decode_samples, probe
-from unfused_fast.shards.datasets import dataset_rows
-from unfused_fast.shards.datasets.speechcommands import TEN, V1
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources import archives, reader
 from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
-from unfused_fast.shards.sources.location import ByteLocation, Kind, Location
+from unfused_fast.shards.sources.location import ByteLocation, Location
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.source_rows import source_rows
 
@@ -150,23 +147,6 @@ def test_zip64_is_read(tmp_path: Path) -> None:
         assert [read_row(row) for row in source_rows(path)] == [b"some bytes"]
 
 
-@pytest.mark.parametrize("form", ["tar", "tar.gz", "zip"])
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_last_of_two_members_of_one_name_counts(form: str, tmp_path: Path) -> None:
-    path = tmp_path / f"a.{form}"
-    if form == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for data in (b"first", b"the last"):
-                archive.writestr("a.wav", data)
-    else:
-        with tarfile.open(path, "w:gz" if form == "tar.gz" else "w") as tar:
-            for data in (b"first", b"the last"):
-                about = tarfile.TarInfo("a.wav")
-                about.size = len(data)
-                tar.addfile(about, io.BytesIO(data))
-    assert [read_row(row) for row in source_rows(path)] == [b"the last"]
-
-
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "stored.zip", "deflated.zip"])
 def test_largest_member_is_a_limit_of_deflated_ones_alone(
     kind: str, audio: Path, cli: Callable[..., Any], tmp_path: Path
@@ -274,24 +254,3 @@ def test_reading_text_of_a_member_ends_lines_as_a_file_does(tmp_path: Path) -> N
     assert table.read_text("utf-8-sig") == "a,b\nü,2\n"
     with table.open(encoding="utf-8-sig", newline="") as stream:
         assert stream.read() == "a,b\r\nü,2\r\n"
-
-
-@pytest.mark.parametrize("protocol", ["words", "tf12"])
-def test_adapter_reads_archives_as_it_reads_the_unpacked_folders(protocol: str, tmp_path: Path) -> None:
-    plain, archived = tmp_path / "plain", tmp_path / "archived"
-    archived.mkdir()
-    words = {"speech_commands_v0.01": sorted(V1.words), "speech_commands_test_set_v0.01": sorted(TEN)}
-    for folder, names in words.items():
-        for word in [*names, "_background_noise_"] if len(names) > 10 else [*names, "_unknown_", "_silence_"]:
-            (plain / folder / word).mkdir(parents=True)
-            soundfile.write(plain / folder / word / "0a7c2a8d_nohash_0.wav", np.zeros(16), 16000)
-    for name in ("validation_list.txt", "testing_list.txt"):
-        (plain / "speech_commands_v0.01" / name).write_text("")
-    for folder in words:
-        make_tar(archived / f"{folder}.tar.gz", plain / folder, "w:gz")
-    options = {"protocol": protocol}
-    expected = dataset_rows("speechcommands-v1", plain, options)
-    found = dataset_rows("speechcommands-v1", folder_of(archived), options)
-    assert [replace(row, path=Path()) for row in found.rows] == [replace(row, path=Path()) for row in expected.rows]
-    assert found.notes == expected.notes
-    assert all(isinstance(row.path, ByteLocation) and row.path.kind == Kind.GZIP for row in found.rows)
