@@ -18,7 +18,7 @@ def remarks(shard_set: ShardSet) -> list[str]:
     files = clips.group_by("source").aggregate(of_file)
     channels, rates, pieces = (files[f"{name}_{how}"].to_numpy() for name, how in of_file)
     unlabelled = pc.list_value_length(clips["labels"]).to_numpy() == 0
-    of_files, of_clips = counted(len(files), "file"), counted(clips.num_rows, "clip")
+    of_files, of_clips = f"{len(files)} files", f"{clips.num_rows} clips"
     limit, cut = manifest.max_seconds, pieces[pieces > 1]
     into = f"{counted(cut.sum(), 'clip')} (--max-seconds {limit:g})"
     sentences = [
