@@ -167,32 +167,27 @@ class InflatedGzip:
             ) from error
 
 
-class InflatedMember:
+def _inflated_member(packed: ByteReader, size: int, crc: int) -> ReadAt:
     """A small deflated member of a zip, inflated as far as it is read and no further than its declared size."""
+    inflater, data = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
 
-    def __init__(self, packed: ByteReader, size: int, crc: int) -> None:
-        self._packed, self._size, self._crc = packed, size, crc
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self.data = bytearray()
+    def read_at(position: int, count: int) -> bytes:
+        while len(data) < min(position + count, size):
+            unread = inflater.unconsumed_tail or packed.read(1 << 16)
+            try:
+                block = inflater.decompress(unread, min(1 << 16, size - len(data) + 1))
+            except zlib.error as error:
+                raise Unreadable(f"deflated data are damaged ({error})") from error
+            data.extend(block)
+            if len(data) > size:
+                raise Unreadable(f"inflates to more than the {size} bytes that the zip declares")
+            if not block and (not unread or inflater.eof):
+                raise Unreadable(f"inflates to {len(data)} bytes, but the zip declares {size}")
+            if len(data) == size and zlib.crc32(data) != crc:
+                raise Unreadable("its checksum (CRC) differs from the zip's central directory")
+        return bytes(data[position : position + count])
 
-    def read_at(self, position: int, count: int) -> bytes:
-        while len(self.data) < min(position + count, self._size):
-            self._inflate()
-        return bytes(self.data[position : position + count])
-
-    def _inflate(self) -> None:
-        packed = self._inflater.unconsumed_tail or self._packed.read(1 << 16)
-        try:
-            block = self._inflater.decompress(packed, min(1 << 16, self._size - len(self.data) + 1))
-        except zlib.error as error:
-            raise Unreadable(f"deflated data are damaged ({error})") from error
-        self.data += block
-        if len(self.data) > self._size:
-            raise Unreadable(f"inflates to more than the {self._size} bytes that the zip declares")
-        if not block and (not packed or self._inflater.eof):
-            raise Unreadable(f"inflates to {len(self.data)} bytes, but the zip declares {self._size}")
-        if len(self.data) == self._size and zlib.crc32(self.data) != self._crc:
-            raise Unreadable("its checksum (CRC) differs from the zip's central directory")
+    return read_at
 
 
 def open_files(names: tuple[str, ...]) -> Joined:
@@ -253,6 +248,6 @@ def open_location(location: ByteLocation) -> io.BufferedReader:
         if location.index:
             read_at = _inflated(replace(location, start=start), _stamps(location.files)).read_at
         else:
-            read_at = InflatedMember(ByteReader(read_at, start, location.packed), size, location.crc).read_at
+            read_at = _inflated_member(ByteReader(read_at, start, location.packed), size, location.crc)
         start = 0
     return io.BufferedReader(ByteReader(read_at, start, size), READ_BYTES)
