@@ -233,7 +233,7 @@ def open_location(location: ByteLocation) -> io.BufferedReader:
     if location.kind == Kind.REFUSED:
         raise Unreadable(location.why)
     files, start, size = open_files(location.files), location.start, location.size
-    read_at = files.read_at
+    read_at: ReadAt = files.read_at
     if location.kind == Kind.WHOLE:
         size = files.size
     elif location.kind == Kind.GZIP:
