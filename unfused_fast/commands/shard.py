@@ -75,8 +75,8 @@ def shard(
         float,
         typer.Option(
             "--max-member-gb",
-            help="Compressed members of zip archives that unpack to more are rejected. Nothing else is limited: tar and "
-            "tar.gz archives and uncompressed zips are read in parts.",
+            help="Compressed members of zip archives that unpack to more are rejected. Nothing else is limited: tar "
+            "and tar.gz archives and uncompressed zips are read in parts.",
         ),
     ] = LARGEST_DEFLATED_GB,
     seed: Annotated[int, typer.Option(help="Seeds the global shuffle, and --split.")] = 0,
