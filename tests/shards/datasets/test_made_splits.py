@@ -132,9 +132,9 @@ def _with_splits(cli: Callable[..., Any], table: Path, tmp_path: Path) -> Any:
 def test_split_of_another_name_is_warned_about(cli: Callable[..., Any], table: Path, tmp_path: Path) -> None:
     table.write_text("path,split\n1.wav,train\n2.wav,extra\n3.wav,dev\n")
     done = cli("shard", table, tmp_path / "set")
-    assert "dev (1 file) as valid" in done.err and "but not extra (1 clip)" in done.out
+    assert "dev (1 files) as valid" in done.err and "but not extra (1 clips)" in done.out
     checked = cli("check", tmp_path / "set")
-    assert "but not extra (1 clip)" in checked.out + checked.err and checked.code == 0
+    assert "but not extra (1 clips)" in checked.out + checked.err and checked.code == 0
 
 
 def test_the_same_sound_in_two_splits_is_said_and_all_copies_are_named(
