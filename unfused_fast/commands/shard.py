@@ -75,8 +75,8 @@ def shard(
         float,
         typer.Option(
             "--max-member-gb",
-            help="Compressed members of zip archives that unpack to more are rejected: they are unpacked in memory. "
-            "Nothing else is limited: tar and tar.gz archives and uncompressed zips are read in parts.",
+            help="Compressed members of zip archives that unpack to more are rejected. Nothing else is limited: tar "
+            "and tar.gz archives and uncompressed zips are read in parts.",
         ),
     ] = LARGEST_DEFLATED_GB,
     seed: Annotated[int, typer.Option(help="Seeds the global shuffle, and --split.")] = 0,
@@ -270,7 +270,6 @@ def _found(
                 labels_from_folders=labels_from_folders,
                 work=work,
                 largest=largest,
-                on_message=console.print,
                 note=console.print,
             )
             return Discovery(rows), None
@@ -279,7 +278,7 @@ def _found(
                 f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
             )
         plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
-        root = Path(source) if plain else folder_of(source, work=work, largest=largest, on_message=console.print)
+        root = Path(source) if plain else folder_of(source, work=work, largest=largest, note=console.print)
         found = dataset_rows(dataset, root, options)
     if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         named = "; ".join(f"{name} ({why})" for name, why in refused[:5])

@@ -296,7 +296,7 @@ def test_an_option_out_of_range_is_refused_before_the_source_is_listed(cli: Any,
     assert done.code == 1 and "max_seconds 0, but it must be between 0.2" in done.err
 
 
-@pytest.mark.parametrize("name", ["000000000001.wav", "9" * 12 + ".index", "x" * 96 + ".wav", "y" * 120 + "/a.json"])
+@pytest.mark.parametrize("name", ["000000000001.wav", "9" * 12 + ".index", "x" * 96 + ".wav"])
 def test_headers_are_tarfiles(name: str) -> None:
     for size in (0, 7, 512, 35_000, 8**11 - 1):
         info = tarfile.TarInfo(name)

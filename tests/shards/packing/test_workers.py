@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.check.shard import DigestTask
 from unfused_fast.shards.packing.workers import Workers
-from unfused_fast.shards.sets.table import ShardSet, clips_digest, read_clips
 from unfused_fast.shards.sources.reasons import Reason
 
 JOBS = """
@@ -101,17 +98,6 @@ def test_a_process_that_dies_or_hangs_costs_one_item(
 def test_what_ends_the_work(double: Any, kind: str, seconds: float, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _answers(double, 1, kind, seconds=seconds)
-
-
-def test_a_long_table_is_no_process_that_hangs(packed: ShardSet) -> None:
-    """Its digest says where it is once a batch, beginning before the table is read."""
-    manifest, seen = packed.manifest, list[int]()
-    assert DigestTask(packed.directory, manifest.label_names).answer({}, seen.append) == manifest.digest
-    assert seen == [0, 0]
-    seen.clear()
-    long = pa.concat_tables([read_clips(packed.directory)] * 200).combine_chunks()
-    clips_digest(long, manifest.label_names, seen.append)
-    assert seen == [0, 1, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
