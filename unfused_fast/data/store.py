@@ -111,7 +111,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
 
 def _report_padded(loader: Loader) -> None:
     shortest = crop_samples(loader.config)
-    if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
+    if short := int((loader.samples[loader.index.clip_ids] < shortest).sum()):
         console.once(
             f"data: {short} of {loader.clips} clips of {loader.split} are shorter than a crop of "
             f"{loader.config.data.crop_seconds:g} s and are padded with silence",
