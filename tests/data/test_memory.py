@@ -12,12 +12,6 @@ import torch
 
 from unfused_fast.data.memory import NO_BOUND, free_memory, group_room, pinned_bytes
 
-
-def test_free_memory_is_that_of_the_machine() -> None:
-    total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
-    assert 0 < free_memory(torch.device("cpu")).host <= total
-
-
 GIVEN_BACK = """
 import os
 import torch
@@ -48,9 +42,7 @@ def test_freed_memory_is_kept_for_the_next_step_and_goes_back_at_the_end() -> No
     ("limits", "own", "room"),
     [
         ({"": None, "job": 5000, "job/step": None}, "/job/step", 5000 - 700 + 100),  # a parent's
-        ({"": None, "job": 5000, "job/step": 3000}, "/job/step", 3000 - 700 + 100),
         ({"": 2000, "job": 5000, "job/step": 3000}, "/job/step", 2000 - 700 + 100),
-        ({"": None, "job": 5000, "other": 1000}, "/job", 5000 - 700 + 100),
         ({"": 4000}, "/docker/0123", 4000 - 700 + 100),  # a path that is not mounted in the container
         ({"": 4000, "other": 1000}, "/../other", 4000 - 700 + 100),  # a path outside its name space
         ({"": 600}, "/", 0),
@@ -77,10 +69,6 @@ def test_the_least_limit_of_all_groups_holds(
     found = group_room(groups, tmp_path / "fs")
     assert found == room or (room == NO_BOUND and found >= NO_BOUND)
     assert group_room(tmp_path / "nothing", tmp_path / "fs") == NO_BOUND
-
-
-def test_pinned_memory_is_rounded_up_to_a_power_of_two() -> None:
-    assert [pinned_bytes(size) for size in (0, 1, 2, 3, 4, 5, 2**30, 2**30 + 1)] == [0, 1, 2, 4, 4, 8, 2**30, 2**31]
 
 
 @pytest.mark.gpu

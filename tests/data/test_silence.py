@@ -56,19 +56,6 @@ def test_silent_clips_go_all_the_way(cli: Any, tiny: list[str], silent_rows: lis
         assert len(table["embeddings"]) == len(silent_rows) and np.isfinite(table["embeddings"]).all()
 
 
-def test_a_set_of_silence_alone(cli: Any, tiny: list[str], silent_rows: list[SourceRow], tmp_path: Path) -> None:
-    rows = [SourceRow(row.path, row.source) for row in silent_rows[-SILENT:]]
-    rows += [SourceRow(row.path, f"again/{row.source}") for row in rows]
-    made = pack(rows, tmp_path / "set", workers=0, statistics=log_mel_statistics)
-    statistics = made.shard_set.manifest.log_mel
-    assert statistics is not None
-    assert statistics["mean"] == pytest.approx(np.log(np.float32(1.1920929e-07)), abs=1e-5) and statistics["std"] > 0
-    done = cli("train", "pretrain", tmp_path / "set", "--out", tmp_path / "run", "--epochs", 1, *tiny)
-    assert done.code == 0, done.err
-    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
-    assert lines and all(np.isfinite(json.loads(line)["loss"]) for line in lines)
-
-
 @pytest.mark.parametrize("kind", ["byola", "decar1"])
 def test_log_mels_and_their_norm_of_silence_are_finite(kind: Any) -> None:
     config = FrontendConfig(kind=kind)

@@ -124,15 +124,14 @@ def places(loader: Batches) -> list[Path]:
 
 def find(loader: Batches, wanted: Layout) -> Path | None:
     """The folder of a cache whose names and sizes are right; reports why an existing one is not used."""
-    own = [place / wanted.name for place in places(loader)]
-    others = sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache"))
-    for folder in dict.fromkeys((*own, *others)):
+    for place in places(loader):
+        folder = place / wanted.name
         try:
             if folder.is_dir():
                 _open(folder, wanted)
                 return folder
         except DamagedCache as error:
-            console.once(f"{folder}: {error}; it is not used", style="yellow" if folder in own else None)
+            console.once(f"{folder}: {error}; it is not used", style="yellow")
     return None
 
 
@@ -198,26 +197,20 @@ def writable_place(loader: Batches, wanted: Layout) -> Path | None:
     Files of a killed or another process, and damaged ones, count as free space: they are deleted, or the process is
     waited for.
     """
-    size = wanted.bytes
-    for number, place in enumerate(places(loader)):
+    for place in places(loader):
         try:
-            if number:
-                place.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
             own = sum(file.stat().st_blocks * 512 for file in place.glob(f"{wanted.name}*/*"))
             free = shutil.disk_usage(place).free + own
+            reason = f"{free / 1e9:.2f} GB free, the log-mels take {wanted.bytes / 1e9:.2f} GB"
+            if free >= wanted.bytes + CHUNK_BYTES:
+                reason = "" if os.access(place, os.W_OK | os.X_OK) else "may not be written to"
         except OSError as error:
-            console.once(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
-            continue
-        if not os.access(place, os.W_OK | os.X_OK):
-            console.once(f"{place}: may not be written to, so the log-mels are kept elsewhere", style="yellow")
-        elif free < size + CHUNK_BYTES:
-            console.once(
-                f"{place}: {free / 1e9:.2f} GB free, the log-mels take {size / 1e9:.2f} GB",
-                about=("full", place, wanted.name),
-                style="yellow",
-            )
-        else:
+            reason = cause(error)
+        if not reason:
             return place
+        about = "no room", place, wanted.name
+        console.once(f"{place}: cannot hold the log-mels ({reason})", about=about, style="yellow")
     return None
 
 
@@ -238,24 +231,15 @@ def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) ->
             console.print(f"{place}: waiting for another process that computes the same log-mels")
             lock.acquire()
         try:
-            if folder.is_dir():
-                try:
-                    if damaged:
-                        load(folder, wanted, None)
-                    _open(folder, wanted)
-                    return folder
-                except DamagedCache:
-                    console.print(f"{folder}: it is recomputed", style="yellow")
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
+            if not _is_sound(folder, wanted, damaged):
+                shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 _write(loader, wanted, partial)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
             return folder
         finally:
+            shutil.rmtree(partial, ignore_errors=True)
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
     except OSError as error:
@@ -263,6 +247,22 @@ def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) ->
             f"{folder}: cannot be written ({cause(error)}); make room, set UNFUSED_CACHE to a folder on another disk, "
             "or use --data stream"
         ) from error
+
+
+def _is_sound(folder: Path, wanted: Layout, damaged: bool) -> bool:
+    """Whether the cache is there and whole; reads it where one was found to be damaged, which another process may have
+    replaced since.
+    """
+    if not folder.is_dir():
+        return False
+    try:
+        if damaged:
+            load(folder, wanted, None)
+        _open(folder, wanted)
+    except DamagedCache:
+        console.print(f"{folder}: it is recomputed", style="yellow")
+        return False
+    return True
 
 
 def computed(loader: Batches, wanted: Layout) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from unfused_fast.data import log_mel_cache
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
 from unfused_fast.data.memory import Free, free_memory, pinned_bytes
-from unfused_fast.data.resident import HeldLogMels, ResidentLoader
+from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
@@ -104,9 +104,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         console.print(sentence)
     else:
         console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
-    identity = layout.identity
-    held = HeldLogMels(frames, layout.starts, layout.counts, identity["mean"], identity["std"])
-    return ResidentLoader(loader, held, store, seconds)
+    return ResidentLoader(loader, layout, frames, store, seconds)
 
 
 def _report_padded(loader: Loader) -> None:

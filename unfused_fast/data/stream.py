@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -218,20 +219,15 @@ class Loader(Batches):
             begin, length, crops = wav_parts(crops, self.samples[ids])
             parts = begin, length
 
-        def finish(waveform: Any) -> Any:
-            if self.log_mel == "dali":
-                there = waveform.gpu() if self.device.type == "cuda" else waveform
-                waveform = dali_log_mel(there, self.config.frontend, self.mean, self.std)
-            time_axis = 1 if self.log_mel == "dali" else 0
-            return import_dali()[0].pad(waveform, axes=(time_axis,)) if whole else waveform
-
+        in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
                 tars,
                 indexes,
                 crops,
-                finish,
+                log_mel=in_dali if self.log_mel == "dali" else None,
+                whole=whole,
                 codec=codec,
                 decoded=parts is None,
                 unit_norm=unit_norm,
@@ -251,6 +247,8 @@ class Loader(Batches):
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
                 valid = rows.stop - rows.start
                 self._check_ids(ids[rows], digits.as_array()[:valid])
+                # On a GPU, DALI has torch's stream wait for its own, and keeps memory that torch has dropped until the
+                # device has done all that was queued by then, so masks may still read it.
                 yield [from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs], rows
 
     def _check_ids(self, wanted: Int64s, digits: NDArray[np.uint8]) -> None:

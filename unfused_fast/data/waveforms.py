@@ -39,23 +39,23 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
     Raises:
         UserError: what Embedder.embed refuses.
     """
-    _check_rate(sample_rate)
+    number = isinstance(sample_rate, Real) and not isinstance(sample_rate, bool)
+    if not number or not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:  # in kilohertz, say
+        found = f"{sample_rate}" if number else f"a {type(sample_rate).__name__}"
+        raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
     rows = _rows(waveform)
     if lengths is not None:
-        if len(lengths) != len(rows) or any(
-            not 0 < int(length) <= len(row) for length, row in zip(lengths, rows, strict=False)
-        ):
-            raise UserError(
-                f"lengths {[int(length) for length in lengths]}: want one from 1 to the samples of each clip"
-            )
-        rows = [row[: int(length)] for row, length in zip(rows, lengths, strict=True)]
+        sizes = [int(length) for length in lengths]
+        if len(sizes) != len(rows) or not all(0 < size <= len(row) for size, row in zip(sizes, rows, strict=True)):
+            raise UserError(f"lengths {sizes}: want one from 1 to the samples of each clip")
+        rows = [row[:size] for row, size in zip(rows, sizes, strict=True)]
     peaks = torch.stack([row.abs().amax().to(rows[0].device, torch.float32) for row in rows]).tolist()  # read once
-    for number, peak in enumerate(peaks):
+    for clip, peak in enumerate(peaks):
         if not math.isfinite(peak):
-            raise UserError(f"clip {number}: it holds NaN or infinity; repair the recording, or leave it out")
+            raise UserError(f"clip {clip}: it holds NaN or infinity; repair the recording, or leave it out")
         if peak > LARGEST_SAMPLE:
             raise UserError(
-                f"clip {number}: samples up to {peak:g}: want float in [-1, 1]; divide 16-bit integers by 32768"
+                f"clip {clip}: samples up to {peak:g}: want float in [-1, 1]; divide 16-bit integers by 32768"
             )
     if sample_rate == SAMPLE_RATE_HZ:
         return [row.float() for row in rows]
@@ -90,14 +90,6 @@ def check_batch(waveform: object) -> None:
         )
     elif any(isinstance(item, Number) for item in waveform[:1]):
         raise UserError("waveform is a list of numbers: want an array; make one with numpy.asarray")
-
-
-def _check_rate(sample_rate: object) -> None:
-    """The same limits as `shard`: a rate given in kilohertz would make a thousand times the samples."""
-    number = isinstance(sample_rate, Real) and not isinstance(sample_rate, bool)
-    if not number or not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:  # type: ignore[operator]
-        found = f"{sample_rate}" if number else f"a {type(sample_rate).__name__}"
-        raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
 
 
 def _rows(waveform: Waveform) -> list[Tensor]:
