@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -151,23 +151,24 @@ def write_generation(
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.glob(f"{TEMPORARY}*"):
             shutil.rmtree(left, ignore_errors=True)
-        with _temporary(directory) as temporary:
-            made = temporary / "new"
+        temporary_folder = partial(TemporaryDirectory[str], prefix=TEMPORARY, dir=directory, ignore_cleanup_errors=True)
+        with temporary_folder() as temporary:
+            made = Path(temporary, "new")
             for array, values in zip(_create(made, manifest).values(), (bits, assignments.numpy()), strict=True):
                 for start in range(0, manifest.rows, array.chunks[0]):
                     array[start : start + array.chunks[0]] = values[start : start + array.chunks[0]]
             for path in (*made.rglob("*"), made):
                 to_disk(path)
             if final.exists():  # from a run that was resumed at an earlier epoch
-                final.rename(temporary / "old")
+                final.rename(Path(temporary, "old"))
             made.rename(final)
             to_disk(directory)
             to_disk(directory.parent)
         if then is not None:
             then()
         for old in sorted(directory.glob(GENERATIONS))[:-GENERATIONS_KEPT]:
-            with _temporary(directory) as temporary:  # renamed first, so that a generation is never half deleted
-                old.rename(temporary / "old")
+            with temporary_folder() as temporary:  # renamed first, so that a generation is never half deleted
+                old.rename(Path(temporary, "old"))
     except OSError as error:
         raise UserError(
             f"{final}: the memory bank could not be written ({cause(error)}); generations before it are intact, so "
@@ -183,12 +184,6 @@ def _norms(rows: Tensor) -> dict[str, float | None]:
     finite = norms[norms.isfinite()]
     found = torch.stack([finite.min(), finite.mean(), finite.max()]).tolist() if len(finite) else [None] * 3
     return {**dict(zip(("min", "mean", "max"), found, strict=True)), "not_finite": len(norms) - len(finite)}
-
-
-@contextmanager
-def _temporary(directory: Path) -> Iterator[Path]:
-    with TemporaryDirectory(prefix=TEMPORARY, dir=directory, ignore_cleanup_errors=True) as name:
-        yield Path(name)
 
 
 class Generation:

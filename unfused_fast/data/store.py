@@ -93,11 +93,8 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
             f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
-    taken = _frames(loader, layout, store, found, place, may_make)
+    frames, source = _frames(loader, layout, store, found, place)
     ranks.barrier()  # a first pass has no time limit
-    if taken is None:
-        return loader
-    frames, source = taken
     seconds = time.perf_counter() - begin
     sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
     if source.startswith("from the audio"):
@@ -122,29 +119,20 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-def _frames(
-    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, may_make: bool
-) -> tuple[Tensor, str] | None:
-    """The log-mels in `store`, and their source: the cache, which is made where there is none.
-
-    None: the cache is damaged and may not be replaced.
-    """
+def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None) -> tuple[Tensor, str]:
+    """The log-mels in `store`, and their source: the cache, which is made where there is none or a damaged one."""
     target = None
     if store != "mmap":
         where = loader.device if store == "resident" else torch.device("cpu")
         target = torch.empty(layout.shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
-    damaged = False
     if found is not None:
         try:
             return log_mel_cache.load(found, layout, target), f"from the cache ({found})"
         except DamagedCache as error:
-            advice = "it is recomputed" if may_make else f"{loader.split} is read from the shards"
-            console.print(f"{found}: {error}; {advice}", style="yellow")
-            if not may_make:
-                return None
-            damaged, place = True, log_mel_cache.writable_place(loader, layout)
+            console.print(f"{found}: {error}; it is recomputed", style="yellow")
+            place = log_mel_cache.writable_place(loader, layout)
     if place is not None:
-        made = log_mel_cache.make(loader, layout, place, damaged)
+        made = log_mel_cache.make(loader, layout, place, damaged=found is not None)
         try:
             return log_mel_cache.load(made, layout, target), f"from the audio ({made})"
         except DamagedCache as error:
