@@ -65,12 +65,6 @@ def centroid_sums_reference(points: Tensor, assignments: Tensor, k: int, scale: 
 
 
 @torch.no_grad()
-def add_points(sums: Tensor, points: Tensor, assignments: Tensor, scale: float) -> None:
-    """Adds points (N, D) to the sums (K, D) of their clusters (N,), in place."""
-    _add(sums, points, assignments, None, None, scale)
-
-
-@torch.no_grad()
 def move_points(sums: Tensor, points: Tensor, old: Tensor, new: Tensor, scale: float) -> None:
     """Changes the sums of assignments `old` (N,) into those of `new` (N,), in place, by the points that moved.
 
@@ -80,13 +74,20 @@ def move_points(sums: Tensor, points: Tensor, old: Tensor, new: Tensor, scale: f
     moved = torch.nonzero(old != new)[:, 0]
     signs = torch.ones(2 * len(moved), dtype=torch.float64, device=points.device)
     signs[len(moved) :] = -1
-    _add(sums, points, torch.cat([new[moved], old[moved]]), moved.repeat(2), signs, scale)
+    add_points(sums, points, torch.cat([new[moved], old[moved]]), scale, moved.repeat(2), signs)
 
 
-def _add(
-    sums: Tensor, points: Tensor, clusters: Tensor, rows: Tensor | None, signs: Tensor | None, scale: float
+@torch.no_grad()
+def add_points(
+    sums: Tensor,
+    points: Tensor,
+    clusters: Tensor,
+    scale: float,
+    rows: Tensor | None = None,
+    signs: Tensor | None = None,
 ) -> None:
-    """Adds rows (M,) of points, all if None, times their signs (M,) to the sums of their clusters (M,).
+    """Adds rows (M,) of points (N, D), all if None, times their signs (M,), if given, to the sums (K, D) of their
+    clusters (M,), in place.
 
     Rows are taken in order of cluster, so that a block of them concerns few clusters, however many there are.
     """

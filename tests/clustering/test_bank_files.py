@@ -90,19 +90,6 @@ def test_every_byte_of_the_rows_is_watched_and_the_rest_still_read(tmp_path: Pat
         Generation(generation)
 
 
-def test_opening_reads_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    rows = torch.arange(16_000_000, dtype=torch.float32).reshape(-1, 16)
-    write_generation(tmp_path, rows, torch.zeros(10**6).long(), epoch=1, step=0, first_clip_id=0)
-
-    def bytes_read() -> int:
-        return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
-
-    before = bytes_read()
-    assert torch.equal(next(open_bank(tmp_path).blocks())[1][:10], rows[:10])
-    assert bytes_read() - before < 30 * 2**20 < rows.nbytes
-
-
 def test_what_is_no_bank_or_epoch(tmp_path: Path) -> None:
     bank = tmp_path / "run/bank.zarr"
     with pytest.raises(UserError, match="holds no memory bank"):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import pytest
 import torch
@@ -21,7 +20,7 @@ from unfused_fast.data.front_end import log_mel, set_statistics
 from unfused_fast.data.stream import Loader
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.embedding.export import export_graph
-from unfused_fast.mel import log_mel_statistics, mel_filters
+from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import baseline_encoder, extract
 
@@ -31,12 +30,6 @@ DECAR1 = {"frontend.kind": "decar1"}
 ZEROS = {"frontend.pad_mode": "constant"}
 Array = NDArray[np.float32]
 Noise = tuple[ShardSet, list[Array]]
-
-
-@pytest.mark.parametrize(("kind", "htk", "norm"), [("byola", False, "slaney"), ("decar1", True, None)])
-def test_filters_are_librosas(kind: Any, htk: bool, norm: Any) -> None:
-    expected = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=64, fmin=60, fmax=7800, htk=htk, norm=norm)
-    np.testing.assert_allclose(mel_filters(FrontendConfig(kind=kind)), expected, atol=1e-6)
 
 
 def test_log_mel_is_librosas(librosas: Callable[..., Array]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hostile_runs import in_little_memory, pickled
 
@@ -26,32 +25,19 @@ from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.store import placed
 from unfused_fast.data.stream import Batch, Loader
 from unfused_fast.errors import UserError
-from unfused_fast.mel import log_mel_statistics
-from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet, open_shards
-from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import baseline_encoder, extract
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """30 clips of 0.5 to 1.5 s in two shards."""
-    folder, generator, rows = tmp_path_factory.mktemp("noise"), np.random.default_rng(0), []
-    for number in range(30):
-        pcm = (generator.standard_normal(int(generator.integers(8000, 24000))) * 3000).astype(np.int16)
-        soundfile.write(folder / f"{number}.wav", pcm, 16000, subtype="PCM_16")
-        rows.append(SourceRow(folder / f"{number}.wav", f"{number}.wav"))
-    return pack(rows, folder / "set", workers=0, clips_per_shard=15, statistics=log_mel_statistics).shard_set
-
-
 @pytest.fixture
-def shards(packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSet:
-    """That set in a folder of its own, without a cache."""
+def shards(wav_noise: tuple[ShardSet, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSet:
+    """Noise in a folder of its own, without a cache."""
     (tmp_path / "set").mkdir()
-    for path in packed.directory.iterdir():
-        (tmp_path / "set" / path.name).symlink_to(path)
+    for path in wav_noise[0].directory.iterdir():
+        if not path.name.startswith("log-mel-"):
+            (tmp_path / "set" / path.name).symlink_to(path)
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "elsewhere"))
     return open_shards(tmp_path / "set")
 

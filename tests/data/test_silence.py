@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 
-from unfused_fast.clustering.kmeans import spherical_kmeans
 from unfused_fast.config.audio import FrontendConfig
 from unfused_fast.data.front_end import log_mel, unit_norm
 from unfused_fast.mel import log_mel_statistics
@@ -63,12 +62,3 @@ def test_log_mels_and_their_norm_of_silence_are_finite(kind: Any) -> None:
     assert torch.isfinite(log_mel(silence, config)).all() and torch.isfinite(log_mel(unit_norm(silence), config)).all()
     statistics = log_mel_statistics([np.zeros(16000, np.int16)] * 2, config)
     assert statistics["std"] > 0 and np.isfinite([statistics["mean"], statistics["std"]]).all()
-
-
-@pytest.mark.parametrize("empty", ["keep", "split", "reseed"])
-def test_clusters_of_silent_rows_are_finite(empty: Any) -> None:
-    """Rows that are all alike, some of them zero: fewer different ones than clusters."""
-    rows = torch.zeros(40, 8)
-    rows[20:] = torch.nn.functional.normalize(torch.ones(8), dim=0)
-    found = spherical_kmeans(rows, 4, iterations=3, empty=empty, generator=torch.Generator().manual_seed(0))
-    assert torch.isfinite(found.centroids).all()

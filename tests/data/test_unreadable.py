@@ -188,14 +188,6 @@ def test_resume_needs_the_same_clips(pretrain: Pretrain, copied: Copied, tmp_pat
     assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_sound_set_trains_the_same(pretrain: Pretrain, copied: Copied, tmp_path: Path) -> None:
-    shards = copied("flac")
-    for name, flags in (("without", []), ("with", ["--skip-bad", 3])):
-        assert pretrain(shards, tmp_path / name, "--data", "stream", *flags).code == 0
-    assert_same_run(tmp_path / "with", tmp_path / "without")
-    assert result(tmp_path / "with")["skipped"] == {"clips": 0, "keys": []}
-
-
 @pytest.mark.parametrize(
     ("words", "advice"),
     [

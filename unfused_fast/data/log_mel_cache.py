@@ -123,16 +123,9 @@ def places(loader: Batches) -> list[Path]:
 
 
 def find(loader: Batches, wanted: Layout) -> Path | None:
-    """The folder of a cache whose names and sizes are right; reports why an existing one is not used."""
-    for place in places(loader):
-        folder = place / wanted.name
-        try:
-            if folder.is_dir():
-                _open(folder, wanted)
-                return folder
-        except DamagedCache as error:
-            console.once(f"{folder}: {error}; it is not used", style="yellow")
-    return None
+    """The folder of the cache, which may be damaged; None: there is none."""
+    folders = (place / wanted.name for place in places(loader))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]:
@@ -250,19 +243,15 @@ def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) ->
 
 
 def _is_sound(folder: Path, wanted: Layout, damaged: bool) -> bool:
-    """Whether the cache is there and whole; reads it where one was found to be damaged, which another process may have
-    replaced since.
+    """Whether the cache is there and whole. Reads it where one was found to be damaged, which another process may have
+    replaced since; any other was published by such a process while this one waited.
     """
-    if not folder.is_dir():
-        return False
     try:
-        if damaged:
+        if damaged and folder.is_dir():
             load(folder, wanted, None)
-        _open(folder, wanted)
     except DamagedCache:
-        console.print(f"{folder}: it is recomputed", style="yellow")
         return False
-    return True
+    return folder.is_dir()
 
 
 def computed(loader: Batches, wanted: Layout) -> Iterator[Tensor]:

@@ -87,11 +87,17 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         )
         if store == "stream":
             return loader
-    _refuse_too_large(store, layout, device, free)
-    if found is None and place is None and store == "mmap":
+    if store == "mmap" and found is None and place is None:
         raise UserError(
             f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
+        )
+    on_gpu = store == "resident" and device.type == "cuda"
+    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
+    if store != "mmap" and needed > room:
+        raise UserError(
+            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
+            f"{f'on {device}' if on_gpu else 'in memory'}; use --data {'pinned, ' if on_gpu else ''}mmap or stream"
         )
     frames, source = _frames(loader, layout, store, found, place)
     ranks.barrier()  # a first pass has no time limit
@@ -145,16 +151,3 @@ def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, pl
         target[done : done + len(rows)] = rows.to(target.device)
         done += len(rows)
     return target, "from the audio, not kept"
-
-
-def _refuse_too_large(store: Store, layout: Layout, device: torch.device, free: Free) -> None:
-    if store == "mmap":
-        return
-    on_gpu = store == "resident" and device.type == "cuda"
-    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
-    if needed > room:
-        other = "pinned, mmap or stream" if on_gpu else "mmap or stream"
-        raise UserError(
-            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
-            f"{'on ' + str(device) if on_gpu else 'in memory'}; use --data {other}"
-        )

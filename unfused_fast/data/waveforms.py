@@ -70,32 +70,32 @@ def check_batch(waveform: object) -> None:
     """Raises UserError for an input that is not a batch of clips, before its rows are read: a file's name, the pair
     that soundfile.read returns, a list of numbers, an array (samples, channels).
     """
+    shape = tuple(waveform.shape) if hasattr(waveform, "__array__") else ()  # type: ignore[attr-defined]
+    numbers = [isinstance(item, Number) for item in waveform[:3]] if isinstance(waveform, list | tuple) else []
     if isinstance(waveform, str | bytes | PurePath):
-        raise UserError(f"waveform is a file name, {str(waveform)!r}: want samples; read the file with soundfile.read")
-    if _is_array(waveform):
-        shape = tuple(waveform.shape)  # type: ignore[attr-defined]
-        if len(shape) not in (1, 2):
-            raise UserError(f"waveform is {shape}: want (samples,) or (clips, samples), one channel")
-        if len(shape) == 2 and 0 < shape[1] < min(shape[0], FEWEST_COLUMNS):
-            raise UserError(
-                f"waveform is {shape}, which looks like (samples, channels): want (samples,) or (clips, samples), one "
-                f"channel; {_MONO}, or give clips as short as this as a list"
-            )
-    elif not isinstance(waveform, Sequence):
-        raise UserError(f"waveform is of type {type(waveform).__name__}: want an array, or a list of arrays")
-    elif len(waveform) == 2 and sum(isinstance(item, Number) for item in waveform) == 1:
-        raise UserError(
-            "waveform is a pair of samples and sample rate, as soundfile.read returns: want the samples and the rate "
-            "as two arguments"
+        wrong = f"a file name, {str(waveform)!r}: want samples; read the file with soundfile.read"
+    elif hasattr(waveform, "__array__") and len(shape) not in (1, 2):
+        wrong = f"{shape}: want (samples,) or (clips, samples), one channel"
+    elif len(shape) == 2 and 0 < shape[1] < min(shape[0], FEWEST_COLUMNS):
+        wrong = (
+            f"{shape}, which looks like (samples, channels): want (samples,) or (clips, samples), one channel; {_MONO},"
+            " or give clips as short as this as a list"
         )
-    elif any(isinstance(item, Number) for item in waveform[:1]):
-        raise UserError("waveform is a list of numbers: want an array; make one with numpy.asarray")
+    elif not hasattr(waveform, "__array__") and not isinstance(waveform, Sequence):
+        wrong = f"of type {type(waveform).__name__}: want an array, or a list of arrays"
+    elif len(numbers) == 2 and sum(numbers) == 1:
+        wrong = "a pair of samples and sample rate, as soundfile.read returns: want the two as two arguments"
+    elif numbers and numbers[0]:
+        wrong = "a list of numbers: want an array; make one with numpy.asarray"
+    else:
+        return
+    raise UserError(f"waveform is {wrong}")
 
 
 def _rows(waveform: Waveform) -> list[Tensor]:
     """B tensors (samples,) of a floating type, which share the caller's memory where they can."""
     check_batch(waveform)
-    if isinstance(waveform, Tensor) or _is_array(waveform):
+    if hasattr(waveform, "__array__"):
         whole = _tensor(waveform, "waveform")
         rows = list(whole[None] if whole.ndim == 1 else whole)
     else:
@@ -110,10 +110,6 @@ def _rows(waveform: Waveform) -> list[Tensor]:
                 f"{f'; {_MONO}' if channels else ''}"
             )
     return rows
-
-
-def _is_array(value: object) -> bool:
-    return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 
 def _tensor(value: object, name: str) -> Tensor:
