@@ -66,6 +66,13 @@ def test_neighbours_are_brute_forces_in_any_blocks_and_precision(monkeypatch: py
     points = blobs(203, 12, 9, 0.5)
     distances = torch.cdist(points.double(), points.double()).square().fill_diagonal_(torch.inf)
     nearest, order = distances.sort(dim=1)
+    seen, multiply = [], torch.Tensor.__matmul__
+
+    def noted(left: Tensor, right: Tensor) -> Tensor:
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+        return multiply(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
     torch.set_float32_matmul_precision("medium")  # of training
     try:
         for values in (1, 203 * 10, 1 << 24):
@@ -73,6 +80,7 @@ def test_neighbours_are_brute_forces_in_any_blocks_and_precision(monkeypatch: py
             ids, found = nearest_neighbours(points, 5)
             assert torch.equal(ids, order[:, :5])
             torch.testing.assert_close(found, nearest[:, :5], atol=1e-9, rtol=1e-7)
+        assert set(seen) == {"ieee"} and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
 

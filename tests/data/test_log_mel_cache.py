@@ -119,14 +119,14 @@ ENDLESS = "{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000, 64)
     ("store", "file", "change", "says"),
     [
         ("mmap", "frames.npy", lambda data: data[:1000], "mmap length"),
-        ("resident", "frames.npy", lambda data: data + b"more", "does not have the size"),
+        ("resident", "frames.npy", lambda data: data + b"more", "not those of these log-mels"),
         ("mmap", "frames.npy", flipped, "1 of 1 parts are not what was written"),
         ("resident", "frames.npy", flipped, "1 of 1 parts are not what was written"),
         ("resident", "frames.npy", lambda data: npy(OBJECTS, pickled(SIGN)), "damaged"),
         ("mmap", "frames.npy", lambda data: npy(ENDLESS), "damaged"),
-        ("mmap", "manifest.json", of_another("digest", "0" * 64), "made with digest = 0000"),
+        ("mmap", "manifest.json", of_another("digest", "0" * 64), "not those of these log-mels"),
         ("resident", "manifest.json", lambda data: b"[" * 100_000, "nested too deeply"),
-        ("resident", "manifest.json", lambda data: b"7", "manifest.json cannot be read"),
+        ("resident", "manifest.json", lambda data: b"7", "damaged"),
     ],
 )
 def test_what_is_not_sound_is_made_again_with_the_reason(

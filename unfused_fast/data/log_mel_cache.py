@@ -73,7 +73,7 @@ class Layout(NamedTuple):
 
 
 class DamagedCache(Exception):
-    """A cache that was changed since it was written, or that belongs to other data; the text gives the difference."""
+    """A cache that was changed since it was written, or that belongs to other data."""
 
 
 def whole_split(loader: Batches) -> Loader:
@@ -132,23 +132,18 @@ def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]
     """The frames of a cache, mapped, and the sha256 of its parts. Raises DamagedCache: it is not the wanted one, or
     files are missing or truncated.
     """
-    try:
-        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
-        identity, digests = manifest["identity"], list(manifest["sha256_of_chunks"])
-        for name, value in wanted.identity.items():
-            if identity.get(name) != value:
-                raise DamagedCache(f"made with {name} = {identity.get(name)}, now {value}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCache(f"damaged: manifest.json cannot be read ({error})") from error
     path = folder / "frames.npy"
     try:
+        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
+        digests = list(manifest["sha256_of_chunks"])
         frames = np.load(path, mmap_mode="c")  # mapped, so that a truncated file takes no memory
-        found = frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
-        size = frames.offset + wanted.bytes
-    except (OSError, ValueError, EOFError, OverflowError, AttributeError) as error:
+        found = manifest["identity"], frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
+        size = path.stat().st_size - frames.offset
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError) as error:
         raise DamagedCache(f"damaged: {str(error)[:200]}") from error
-    if found != (wanted.shape, np.float16, True, -(-wanted.bytes // CHUNK_BYTES)) or path.stat().st_size != size:
-        raise DamagedCache("damaged: frames.npy does not have the size that its manifest gives")
+    parts = -(-wanted.bytes // CHUNK_BYTES)
+    if (found, size) != ((wanted.identity, wanted.shape, np.float16, True, parts), wanted.bytes):
+        raise DamagedCache("damaged: its files are not those of these log-mels")
     return frames, digests
 
 
@@ -167,18 +162,18 @@ def load(folder: Path, wanted: Layout, target: Tensor | None) -> Tensor:
 def _read(path: Path, begin: int, size: int, target: Tensor | None) -> list[str]:
     """Reads `size` bytes from `begin` on into a tensor, if there is one; returns the sha256 of their parts."""
     flat = None if target is None else target.view(-1)
+    on_cpu = target is not None and target.device.type == "cpu"
     with path.open("rb") as file, ThreadPoolExecutor(min(available_cores(), 8)) as pool:
 
         def part(start: int) -> str:
-            values = min(CHUNK_BYTES, size - start) // 2
-            there = None if flat is None else flat[start // 2 : start // 2 + values]
-            on_cpu = there is not None and there.device.type == "cpu"
-            here = there if there is not None and on_cpu else torch.empty(values, dtype=torch.float16)
+            values = slice(start // 2, min(start + CHUNK_BYTES, size) // 2)
+            space = torch.empty(0 if on_cpu else values.stop - values.start, dtype=torch.float16)
+            here = flat[values] if flat is not None and on_cpu else space
             read, done = memoryview(here.numpy().data).cast("B"), 0
             while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], begin + start + done)):
                 done += count
-            if there is not None and not on_cpu:
-                there.copy_(here)
+            if flat is not None and not on_cpu:
+                flat[values].copy_(here)
             return hashlib.sha256(read).hexdigest()
 
         return list(pool.map(part, range(0, size, CHUNK_BYTES)))
