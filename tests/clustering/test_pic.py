@@ -6,6 +6,7 @@ import scipy.sparse
 import torch
 from points import blobs
 from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
 from torch.nn.functional import normalize
 
 import unfused_fast.clustering.pic as pic
