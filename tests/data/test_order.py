@@ -57,8 +57,9 @@ def test_batches_of_draws_are_fair_samples_that_ranks_share(
     whole, times = rows_of_epoch(index, WHOLE, 3, 1, clusters, 30)
     assert np.bincount(clusters[whole])[list(SIZES)].tolist() == [102] * 5
     batches = np.split(whole, range(30, 510, 30))
-    for batch in batches:  # the one clip of cluster 0 is a fifth of all draws, and about that of each batch
-        assert 0 <= np.sum(clusters[batch] == 0) <= 17
+    drawn, _ = uniform_draws(clusters, np.random.Generator(np.random.PCG64([3, 1])))
+    for batch, fair in zip(batches, np.split(drawn, range(30, 510, 30)), strict=True):
+        assert sorted(batch) == sorted(fair), "a batch holds neighbouring draws"
         assert (np.diff(index.shard[batch]) >= 0).all(), "read shard by shard"
     for rank in range(3):
         mine, own_times = rows_of_epoch(index, Share(rank, 3), 3, 1, clusters, 30)
