@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering.kmeans import Backend, resolve_backend, spherical_kmeans
+from unfused_fast.clustering.backends import Backend, resolve_backend
+from unfused_fast.clustering.kmeans import spherical_kmeans
 from unfused_fast.errors import UserError
 
 GRID = [

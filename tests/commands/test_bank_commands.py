@@ -196,4 +196,4 @@ def test_a_run_in_bf16_resumes_bit_for_bit(cli: Cli, tones: Path, tiny: list[str
     assert done.code == 0 and "resuming after epoch 1" in done.err
     one, other = open_bank(whole), open_bank(parts)
     assert one.manifest == other.manifest and one.manifest.dtype == "bfloat16"
-    assert one.manifest.norms.max == pytest.approx(1, abs=0.01)
+    assert one.manifest.norms["max"] == pytest.approx(1, abs=0.01)
