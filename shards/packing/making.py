@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import Probe
 from unfused_fast.shards.callbacks import OnProgress
-from unfused_fast.shards.packing.building import check_space
-from unfused_fast.shards.packing.finish import Contents, Numbering
-from unfused_fast.shards.packing.journal import Journal
+from unfused_fast.shards.packing.building import Journal, check_space
+from unfused_fast.shards.packing.finish import Assembly, Contents
 from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
+from unfused_fast.shards.packing.pack_shard import DoneShard, ProbeJob, Rejection, ShardJob
 from unfused_fast.shards.packing.workers import Pool
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
@@ -42,7 +42,8 @@ def plan_set(
         for first in range(0, len(rows), HEADER_BLOCK)
         if first not in found
     )
-    done, unusable = (sum(map(count, found.values())) for count in (len, _rejected))
+    headers = [header for block in found.values() for header in block]
+    done, unusable = len(headers), _rejected(headers)
     for job, answer in pool.answers(jobs):
         assert isinstance(job, ProbeJob)
         journal.add_headers(job.first, answer)
@@ -51,7 +52,7 @@ def plan_set(
         progress(done, len(rows), unusable)
     frames, start, stop = (np.zeros(len(rows), np.int64) for _ in range(3))
     rejected: list[Rejection] = []
-    headers = (header for first in sorted(found) for header in found[first])
+    headers = [header for first in sorted(found) for header in found[first]]
     for number, (row, header) in enumerate(zip(rows, headers, strict=True)):
         span = _packed_span(row, header, options)
         if isinstance(span, Rejected):
@@ -86,27 +87,31 @@ def _packed_span(row: SourceRow, header: Probe | Rejected, options: PackOptions)
 
 def make_shards(
     pool: Pool,
-    journal: Journal,
-    planned: tuple[Plan, list[PlannedShard], Contents],
+    plan: Plan,
+    shards: Sequence[PlannedShard],
+    assembly: Assembly,
     options: PackOptions,
+    stays: bool,
     progress: OnProgress,
-    numbering: Numbering | None,
-    stays: bool = True,
 ) -> int:
-    """Makes the shards that are not there yet, and returns their number.
+    """Makes the shards that are not there yet, adds all to `assembly`, and returns the number of those made.
 
     Args:
-        numbering: advanced after each shard.
         stays: all shards need room on the disk at the same time.
     """
-    plan, shards, contents = planned
-    missing = [shard for shard in shards if journal.done(shard.name) is None]
+    journal, there = assembly.journal, list[DoneShard]()
+    missing = list[PlannedShard]()
+    for shard in shards:
+        if (made := journal.done(shard.name)) is None:
+            missing.append(shard)
+        else:
+            there.append(made)
     if stays and options.codec == "wav":
         clip_bytes = plan.bytes()
         check_space(journal.set_folder, sum(int(clip_bytes[shard.first : shard.last].sum()) for shard in missing))
     total = sum(shard.last - shard.first for shard in shards)
     done = total - sum(shard.last - shard.first for shard in missing)
-    rejected = len(contents.rejected)
+    rejected = len(assembly.contents.rejected) + sum(len(made.rejected) for made in there)
     jobs = (
         ShardJob(
             name=shard.name,
@@ -115,7 +120,7 @@ def make_shards(
             first_id=shard.first,
             codec=options.codec,
             minimum_samples=options.minimum_samples,
-            label_names=contents.label_names,
+            label_names=assembly.contents.label_names,
         )
         for shard in missing
     )
@@ -123,22 +128,20 @@ def make_shards(
     def report(items: int = 0) -> None:
         progress(min(done + items, total), total, rejected)
 
-    with ThreadPoolExecutor(1) as background:
-        waiting = list[Future[None]]()
-        try:
+    background = ThreadPoolExecutor(1)
+    adding = deque(background.submit(assembly.add, made) for made in there)
+    try:
+        report()
+        for job, made in pool.answers(jobs, report):
+            assert isinstance(job, ShardJob)
+            journal.publish(job.tar, made)
+            adding.append(background.submit(assembly.add, made))
+            while adding and (adding[0].done() or len(adding) > NUMBERING_BEHIND):
+                adding.popleft().result()
+            done, rejected = done + len(job.pieces), rejected + len(made.rejected)
             report()
-            for job, made in pool.answers(jobs, report):
-                assert isinstance(job, ShardJob)
-                journal.publish(job.tar, made)
-                if numbering is not None:
-                    waiting.append(background.submit(numbering.advance))
-                while waiting and (waiting[0].done() or len(waiting) > NUMBERING_BEHIND):
-                    waiting.pop(0).result()
-                done, rejected = done + len(job.pieces), rejected + len(made.rejected)
-                report()
-            for future in waiting:
-                future.result()
-        except BaseException:
-            background.shutdown(cancel_futures=True)
-            raise
+        for future in adding:
+            future.result()
+    finally:
+        background.shutdown(cancel_futures=True)
     return len(missing)

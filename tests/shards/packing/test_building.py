@@ -16,11 +16,9 @@ from outcomes import Cli, contents, refused
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
-from unfused_fast.shards.packing.building import building, complete
+from unfused_fast.shards.packing.building import Journal, building, complete
 from unfused_fast.shards.packing.finish import PackResult
-from unfused_fast.shards.packing.journal import Journal
-from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.shard_files import ShardWriter
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
@@ -57,13 +55,13 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     assert _pack(rows[:9], tmp_path / "empty").packed == 9
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial/train-000000.tar").write_text("of an older version")
-    with pytest.raises(UserError, match=r"new.partial: not an unfinished set of this version.*--overwrite"):
+    with pytest.raises(UserError, match=r"new.partial: not an unfinished set; .*--overwrite"):
         _pack(rows[:9], tmp_path / "new")
     assert _pack(rows[:9], tmp_path / "new", overwrite=True).packed == 9
 
 
 def test_two_packs_to_one_place(rows: list[SourceRow], tmp_path: Path) -> None:
-    with building(tmp_path / "out", {}, None, overwrite=False, resume=False) as journal:
+    with building(tmp_path / "out", {"part": None}, overwrite=False, resume=False) as journal:
         for overwrite in (False, True):
             with pytest.raises(UserError, match="another process is packing to it"):
                 _pack(rows[:9], tmp_path / "out", overwrite=overwrite)
@@ -221,7 +219,7 @@ def test_an_unfinished_set_is_refused_by_readers(
 ) -> None:
     out = tmp_path / "out"
     if kind == "part":
-        pack_part(rows, out, (1, 2), PackOptions(), workers=0)
+        _pack(rows, out, part=(1, 2))
         for _ in range(2):
             with pytest.raises(UserError, match=r"a part of a set.*unfused-fast merge"):
                 open_shards(out)

@@ -15,8 +15,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.packing import finish as finishing
 from unfused_fast.shards.packing import making
 from unfused_fast.shards.packing.merge import merge
-from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.upload import destination
 from unfused_fast.shards.sets.download import local_set
 from unfused_fast.shards.sets.table import ShardSet, open_shards
@@ -61,7 +60,7 @@ def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
 
 def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
     for number in (1, 2):
-        pack_part(rows, tmp_path / str(number), (number, 2), PackOptions(clips_per_shard=10), workers=0)
+        pack(rows, tmp_path / str(number), part=(number, 2), clips_per_shard=10, workers=0)
     there: list[tuple[int, int, int]] = []
 
     def seen(done: int, total: int, rejected: int) -> None:
