@@ -207,13 +207,10 @@ def _passed(file: ForwardFile, most: int) -> int:
 def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
     """Raises Rejected for a truncated file: libsndfile reads what is left of one without an error."""
     declared = truncation.logged_frames(file.extra_info, frames)
-    if file.format in ("OGG", "NIST", "FLAC"):
+    if file.format in ("OGG", "NIST"):
         with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
             if file.format == "NIST":
                 declared = truncation.nist_frames(stream)
-            elif file.format == "FLAC":
-                if place := truncation.second_flac(stream):
-                    raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {truncation.AS_FILES}")
             else:
                 later, cut = truncation.ogg_streams(stream)
                 if cut:

@@ -25,6 +25,10 @@ UNSUPPORTED_ENCODING = 4
 MP3_SLACK_FRAMES = 4 * 1152
 """A header of MP3 may declare so many more samples than the file holds: encoders pad by two frames at each end."""
 
+FLAC_AT_ONCE_BYTES = 1 << 22
+"""FLAC up to this size is searched for a second one when it is decoded, from memory, so that its bytes are read once;
+larger ones by probe(). Ours: most clips are smaller, and of a long recording many pieces are decoded."""
+
 HEAD_BYTES = 256
 """Of a file, after its tags, by which a format is recognised."""
 _FORMATS = [
@@ -75,7 +79,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         try:
             super().__init__(file)
         finally:
-            self.check_window()
+            _check_window(self._window)
 
     def seekable(self) -> bool:
         return False
@@ -89,12 +93,8 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         try:
             samples: NDArray[Any] = super().read(*args, **options)
         finally:
-            self.check_window()
+            _check_window(self._window)
         return samples
-
-    def check_window(self) -> None:
-        """As _check_window."""
-        _check_window(self._window)
 
 
 def _check_window(window: ByteReader | None) -> None:
@@ -110,8 +110,8 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
     """An open file.
 
     Args:
-        frames: samples per channel, if they are known from opening it before: then MP3 frames are not counted again
-            where libsndfile counts as many.
+        frames: samples per channel, if they are known from opening it before, to decode it now: then MP3 frames are
+            not counted again where libsndfile counts as many.
 
     Raises:
         Rejected: it cannot be read, is no audio that libsndfile reads, or holds more than libsndfile would read of it.
@@ -133,7 +133,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         window.raises = False
     path = location if isinstance(location, Path) else None
     try:
-        if not source.seek(0, io.SEEK_END):
+        if not (size := source.seek(0, io.SEEK_END)):
             raise Rejected(Reason.EMPTY)
         if (whole := truncation.with_its_end(source)) is not None:
             source, path = whole, None
@@ -142,11 +142,13 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
         except soundfile.SoundFileError as error:
             return _not_read(source, location, window, error)
+        if file.format == "FLAC" and (frames is None) == (size > FLAC_AT_ONCE_BYTES):
+            return _only_flac(file, source, window, frames is not None)
         if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
             return file
         place = source.tell()
         counted = mp3.frames_of(source, location)
-        file.check_window()
+        _check_window(window)
         if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
             source.seek(place)
             _check_mp3(counted)
@@ -162,11 +164,27 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             source.close()
 
 
+def _only_flac(file: ForwardFile, source: io.BufferedReader, window: ByteReader | None, in_memory: bool) -> ForwardFile:
+    """A FLAC, from memory if wanted. Raises Rejected: another one follows, which libsndfile does not read."""
+    place = source.tell()
+    source.seek(0)
+    whole = io.BytesIO(source.read()) if in_memory else source
+    if second := truncation.second_flac(whole):
+        raise Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
+    source.seek(place)
+    _check_window(window)
+    if not in_memory:
+        return file
+    file.close()
+    whole.seek(0)
+    return ForwardFile(whole, window)
+
+
 def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: ByteReader | None) -> ForwardFile:
     """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
     _check_mp3(counted)
     file = ForwardFile(mp3.with_length(source, counted), window)
-    file.check_window()
+    _check_window(window)
     return file
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from whole_files import chunk, decoded, id3, riff
 
-from unfused_fast.shards.audio import truncation
+from unfused_fast.shards.audio import open_audio, truncation
 from unfused_fast.shards.audio.decode import Probe, decode_samples, probe
 from unfused_fast.shards.sources.reasons import Rejected
 
@@ -111,7 +111,19 @@ def test_what_a_header_leaves_out_is_named(tmp_path: Path, name: str) -> None:
     data, words = LEFT_OUT[name]
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(Rejected, match=words):
-        probe(tmp_path / "a")
+        decoded(tmp_path / "a")
+
+
+def test_a_second_flac_is_found_in_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small file when it is decoded, of a large one by its probe."""
+    whole, path = _written("FLAC"), tmp_path / "a.flac"
+    path.write_bytes(whole + whole)
+    assert probe(path).frames == len(PCM)
+    with pytest.raises(Rejected, match=f"another FLAC begins after {len(whole)} bytes"):
+        decode_samples(path, len(PCM), 0, 1000)
+    monkeypatch.setattr(open_audio, "FLAC_AT_ONCE_BYTES", len(whole))
+    with pytest.raises(Rejected, match=f"another FLAC begins after {len(whole)} bytes"):
+        probe(path)
 
 
 def test_a_second_flac_is_found_across_blocks_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
