@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from remote_files import bytes_of
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
@@ -17,10 +18,6 @@ from unfused_fast.shards.packing.merge import merge
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.row import SourceRow
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def _parts(rows: list[SourceRow], folder: Path, count: int) -> list[Path]:
@@ -31,10 +28,10 @@ def _parts(rows: list[SourceRow], folder: Path, count: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("count", [3, 9])
-def test_parts_make_the_same_bytes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
+def test_parts_make_the_samebytes_of(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
     """Of three parts, and of more parts than shards."""
     made = merge(list(reversed(_parts(rows, tmp_path, count))), tmp_path / "out")
-    assert _bytes(tmp_path / "out") == _bytes(packed.directory)
+    assert bytes_of(tmp_path / "out") == bytes_of(packed.directory)
     assert (made.packed, made.shards) == (45, 6)
 
 
@@ -49,7 +46,7 @@ def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[Sou
     parts = _parts(rows, tmp_path, 2)
     before = {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
     merge(parts, tmp_path / "out")
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     assert check(tmp_path / "out", workers=0).corrupt == []
     assert merge(parts, tmp_path / "out", resume=True).rejected == {"non-finite samples": 4}
     assert before == {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}

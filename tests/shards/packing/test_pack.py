@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import soxr
 from numpy.typing import NDArray
+from remote_files import bytes_of
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
@@ -30,10 +31,6 @@ from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
 
 Tone = Callable[..., NDArray[np.float64]]
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def _rejected(folder: Path) -> list[tuple[str, str]]:
@@ -70,10 +67,10 @@ def test_mixed_folder_is_packed_whatever_the_workers(mixed: Any, tmp_path: Path,
     assert sum(result.rejected.values()) == len(rejected) == packed.manifest.rejected
     assert result.rejected["truncated or damaged"] == 4
     assert calls[-1][0] == calls[-1][1] and calls[-1][2] == len(rejected)
-    assert str(mixed.folder).encode() not in b"".join(_bytes(tmp_path / "one").values())
+    assert str(mixed.folder).encode() not in b"".join(bytes_of(tmp_path / "one").values())
 
     _pack(list(reversed(rows)), tmp_path / "two", codec=codec, workers=2)
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
 
 def test_both_codecs_hold_the_same_samples(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
@@ -95,7 +92,7 @@ def test_the_table_holds_what_the_rows_and_files_hold(rows: list[SourceRow], pac
     """The sources are 16 kHz mono PCM16, so that Python's own reader gives what must be in the table."""
     folded = [replace(row, fold=1 + number % 10) for number, row in enumerate(rows)]
     made = [_pack(folded, tmp_path / name).shard_set for name in ("one", "two")]
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
     assert packed.clips["fold"].null_count == packed.clips.num_rows
     assert made[0].manifest.digest != packed.manifest.digest, "folds are in the digest"
     given = {row.source: row for row in folded}
@@ -308,6 +305,6 @@ def test_headers_are_tarfiles(name: str) -> None:
 def test_a_rejected_file_does_not_stop_the_others(cli: Callable[..., Any], tmp_path: Path, write_tone: Tone) -> None:
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in/good.wav", write_tone(1.0, 16000, 440), 16000)
-    (tmp_path / "in/bad.wav").write_bytes(b"RIFF")
+    (tmp_path / "in/bad.wav").writebytes_of(b"RIFF")
     done = cli("shard", tmp_path / "in", tmp_path / "out", "--workers", 1)
     assert done.code == 0 and "1 clip (1 train)" in done.out and "rejected 1: not audio" in done.out

@@ -1,10 +1,10 @@
-"""What a hostile file is: its name, how it is made, what must become of it."""
+"""What a hostile file is: its name, its contents, what must become of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PACKED = "packed"
 EITHER = "either"
@@ -15,24 +15,20 @@ REJECTED = ""
 """Rejected for any reason."""
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One file below the corpus folder."""
 
     name: str
-    build: Callable[[Path], None]
+    build: bytes | Callable[[Path], None]
+    """Its contents, or what makes it."""
     expected: str
     """`PACKED`, `EITHER`, `UNLISTED`, or words of the reason in rejected.csv."""
     why: str = ""
 
 
-def holding(data: bytes) -> Callable[[Path], None]:
-    """Builder of a file of these bytes."""
-
-    def write(path: Path) -> None:
-        path.write_bytes(data)
-
-    return write
+def cases_in(form: str, why: str, kinds: list[tuple[str, bytes, str]]) -> list[Case]:
+    """Cases whose names are `form`, such as "flac/{}.flac", with theirs in it; `why` is of those that are EITHER."""
+    return [Case(form.format(name), data, what, why * (what == EITHER)) for name, data, what in kinds]
 
 
 def build_all(cases: list[Case], folder: Path) -> None:
@@ -40,4 +36,7 @@ def build_all(cases: list[Case], folder: Path) -> None:
     for case in cases:
         path = folder / case.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        case.build(path)
+        if isinstance(case.build, bytes):
+            path.write_bytes(case.build)
+        else:
+            case.build(path)

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from hostile.case import EITHER, PACKED, UNLISTED, Case, holding
+from hostile.case import EITHER, PACKED, UNLISTED, Case, cases_in
 from hostile.wav_files import DATA, FMT, PLAIN, chunk, encoded, riff, tone
 
 
@@ -26,46 +26,27 @@ def _rubbish() -> list[Case]:
         ("text.mp3", text, "not audio"),
         ("text.au", text, "not audio"),
         ("text.snd", text, "not audio"),
-        ("text.gsm", text, "not audio"),
-        ("text.vox", text, "not audio"),
-        ("text.raw", text, "not audio"),
-        ("text.sd2", text, "not audio"),
         ("page.html", b"<!DOCTYPE html><title>404</title>", "not audio"),
         ("document.wav", b"%PDF-1.7\n" + random, "not audio"),
         ("picture.wav", b"\xff\xd8\xff\xe0\0\x10JFIF\0" + random, EITHER),
-        ("drawing.wav", b"\x89PNG\r\n\x1a\n" + random, "not audio"),
-        ("zipped.wav", b"PK\3\4" + random, "not audio"),
-        ("gzipped.wav", b"\x1f\x8b\x08\0" + random, "not audio"),
         ("film.wav", b"\0\0\0\x20ftypisom" + random, "unsupported format: MPEG-4"),
-        ("matroska.wav", b"\x1aE\xdf\xa3" + random, "unsupported format: Matroska"),
-        (
-            "windows media.wav",
-            bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + random,
-            "unsupported format: Windows Media",
-        ),
-        ("notes.mid", b"MThd\0\0\0\6\0\1\0\1\0\x60MTrk" + random, "not audio"),
-        ("script.wav", b"#!/bin/sh\necho no\n", "not audio"),
         ("wav in text.wav", b"\n" + PLAIN, "not audio"),
     ]
     why = "a picture begins as an MPEG frame does"
-    return [Case(f"rubbish/{name}", holding(data), what, why * (what == EITHER)) for name, data, what in kinds]
+    return cases_in("rubbish/{}", why, kinds)
 
 
 def _names() -> list[Case]:
     accent = "é ä"
     names = [
         "new\nline.wav",
-        "carriage\rreturn.wav",
         "tab\t.wav",
         "bell\a and escape \x1b[31mred\x1b[0m.wav",
-        "title \x1b]0;mine\a.wav",
-        "delete\x7f.wav",
         "c1 \x9b31m.wav",
         "x" * 251 + ".wav",
         "ü" * 125 + "a.wav",
         b"caf\xe9.wav".decode("utf-8", "surrogateescape"),
         b"\xff\xfe.wav".decode("utf-8", "surrogateescape"),
-        b"half \xe2\x82.wav".decode("utf-8", "surrogateescape"),
         "-rf.wav",
         "--overwrite",
         "dots at the end...",
@@ -73,7 +54,6 @@ def _names() -> list[Case]:
         " space at the start.wav",
         "'single' \"double\".wav",
         "%s%n%d.wav",
-        "{0} {name}.wav",
         "back\\slash.wav",
         "star * ? [a].wav",
         "$(touch pwned); `id` | &.wav",
@@ -82,26 +62,17 @@ def _names() -> list[Case]:
         unicodedata.normalize("NFC", accent) + ".wav",
         unicodedata.normalize("NFD", accent) + ".wav",
         "right \u202eto left.wav",
-        "zero\u200bwidth\ufeff.wav",
         "line\u2028separator.wav",
         "🦇 bat 🎧.wav",
         "CON.wav",
-        "nul",
-        "no ending",
         "a..wav",
-        "a..b.wav.",
-        "file.wav.exe",
         "%2e%2e%2fescape.wav",
         "C:drive.wav",
         "UPPER.wav",
         "upper.wav",
     ]
-    cases = [Case(f"names/{name}", _numbered(number), PACKED) for number, name in enumerate(names)]
-    return [*cases, Case("names/..hidden/../.hidden.wav", holding(PLAIN), UNLISTED)]
-
-
-def _numbered(number: int) -> Callable[[Path], None]:
-    return holding(encoded(tone(3000 + number)))
+    cases = [Case(f"names/{name}", encoded(tone(3000 + number)), PACKED) for number, name in enumerate(names)]
+    return [*cases, Case("names/..hidden/../.hidden.wav", PLAIN, UNLISTED)]
 
 
 def _link(target: str) -> Callable[[Path], None]:
@@ -123,7 +94,7 @@ def _outside_folder(path: Path) -> None:
 
 
 def _hard_link(path: Path) -> None:
-    path.hardlink_to(path.parent.parent / "formats/WAV DOUBLE.audio")
+    path.hardlink_to(path.parent.parent / "contents/1e30.wav")
 
 
 def _socket(path: Path) -> None:
