@@ -30,8 +30,6 @@ RESAMPLING_QUALITY = "HQ"
 MARGIN_SAMPLES = 512
 """What is decoded on both sides of a piece, in samples of the lower of the two rates. Ours: 128 already give the whole
 file's signal to 2e-7 at rates from 100 Hz to 192 kHz."""
-HEADER_SLACK_FRAMES = 64
-"""A header may declare this much more than the file holds: some writers count the header's bytes as audio."""
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
 """Sample rates that are resampled. Ours: a lower rate holds nothing audible, no converter samples audio faster, and
 soxr needs seconds per file to set up for the 2 GHz of a broken header."""
@@ -78,7 +76,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
         longest = int(longest_seconds * rate_hz)
         if frames >= 1 << 60:  # libsndfile's value for a FLAC without a length
             frames = _passed(file, longest + 1)  # counting ends beyond the longest
-        else:
+        elif file.format in ("OGG", "NIST"):
             _check_end(path, file, frames)
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
@@ -205,21 +203,16 @@ def _passed(file: ForwardFile, most: int) -> int:
 
 
 def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
-    """Raises Rejected for a truncated file: libsndfile reads what is left of one without an error."""
-    declared = truncation.logged_frames(file.extra_info, frames)
-    if file.format in ("OGG", "NIST"):
-        with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
-            if file.format == "NIST":
-                declared = truncation.nist_frames(stream)
-            else:
-                later, cut = truncation.ogg_streams(stream)
-                if cut:
-                    raise Rejected(Reason.DAMAGED, "ends within a page")
-                if later:
-                    detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
-                    raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
-    if declared > frames + HEADER_SLACK_FRAMES:
-        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+    """Raises Rejected for a truncated NIST or Ogg, and for several Ogg in one, which libsndfile takes for whole."""
+    with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
+        if file.format == "NIST" and (declared := truncation.nist_frames(stream)) > frames:
+            raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+        later, cut = truncation.ogg_streams(stream) if file.format == "OGG" else (0, False)
+    if cut:
+        raise Rejected(Reason.DAMAGED, "ends within a page")
+    if later:
+        detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
+        raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:

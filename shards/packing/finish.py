@@ -201,7 +201,7 @@ def _result(
         dataset=request["dataset"],
     )
     size, seconds = sum(shard.bytes for shard in shards), time.perf_counter() - started
-    return PackResult(ShardSet(out, manifest, clips), by_reason(rejected), size, made, seconds)
+    return PackResult(ShardSet(out, manifest, clips), by_reason(text for *_, text in rejected), size, made, seconds)
 
 
 def finished(out: Path, remote: RemoteSet | None, request: Mapping[str, Any], started: float) -> PackResult | None:

@@ -15,7 +15,7 @@ from unfused_fast.shards.packing.building import Journal, check_space
 from unfused_fast.shards.packing.finish import Assembly, Contents
 from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack_shard import DoneShard, ProbeJob, Rejection, ShardJob
+from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
 from unfused_fast.shards.packing.workers import Pool
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
@@ -54,11 +54,10 @@ def plan_set(
     rejected: list[Rejection] = []
     headers = [header for first in sorted(found) for header in found[first]]
     for number, (row, header) in enumerate(zip(rows, headers, strict=True)):
-        span = _packed_span(row, header, options)
-        if isinstance(span, Rejected):
-            rejected.append((row.source, 0, str(span.reason), str(span)))
-        elif isinstance(header, Probe):
-            frames[number], (start[number], stop[number]) = header.frames, span
+        try:
+            frames[number], start[number], stop[number] = _packed(row, header, options)
+        except Rejected as rejection:
+            rejected.append((row.source, 0, str(rejection)))
     progress(len(rows), len(rows), len(rejected))
     plan = plan_pieces(rows, frames, start, stop, options.max_seconds, options.seed)
     usable = (rows[row] for row in np.unique(plan.row))
@@ -73,16 +72,16 @@ def _rejected(answer: Sequence[Probe | Rejected]) -> int:
     return sum(isinstance(header, Rejected) for header in answer)
 
 
-def _packed_span(row: SourceRow, header: Probe | Rejected, options: PackOptions) -> tuple[int, int] | Rejected:
-    """What is packed of a file, in samples at 16 kHz."""
+def _packed(row: SourceRow, header: Probe | Rejected, options: PackOptions) -> tuple[int, int, int]:
+    """Samples of a file at its own rate; what is packed of it, in samples at 16 kHz. Raises Rejected."""
     if isinstance(header, Rejected):
-        return header
+        raise header
     start, stop = 0, header.samples
     if row.span is not None:
         start, stop = (min(stop, round(seconds * SAMPLE_RATE_HZ)) for seconds in row.span)
     if stop - start < options.minimum_samples:
-        return Rejected(Reason.TOO_SHORT, f"{(stop - start) / SAMPLE_RATE_HZ:.3f} s")
-    return start, stop
+        raise Rejected(Reason.TOO_SHORT, f"{(stop - start) / SAMPLE_RATE_HZ:.3f} s")
+    return header.frames, start, stop
 
 
 def make_shards(
@@ -99,13 +98,10 @@ def make_shards(
     Args:
         stays: all shards need room on the disk at the same time.
     """
-    journal, there = assembly.journal, list[DoneShard]()
-    missing = list[PlannedShard]()
-    for shard in shards:
-        if (made := journal.done(shard.name)) is None:
-            missing.append(shard)
-        else:
-            there.append(made)
+    journal = assembly.journal
+    there = [made for shard in shards if (made := journal.done(shard.name)) is not None]
+    names = {made.name for made in there}
+    missing = [shard for shard in shards if shard.name not in names]
     if stays and options.codec == "wav":
         clip_bytes = plan.bytes()
         check_space(journal.set_folder, sum(int(clip_bytes[shard.first : shard.last].sum()) for shard in missing))

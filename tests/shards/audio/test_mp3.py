@@ -152,23 +152,6 @@ def test_mp3_in_wav(tmp_path: Path, mode: str, rate: int) -> None:
     assert _pitches(pcm) == pytest.approx(HERTZ, abs=5)
 
 
-@pytest.mark.parametrize("loud_first", [True, False])
-@pytest.mark.parametrize(("rate", "channels"), [(8000, 2), (22050, 1), (44100, 2), (48000, 1)])
-def test_mp3_without_a_length_is_whole(tmp_path: Path, rate: int, channels: int, loud_first: bool) -> None:
-    """Variable bit rate: by the first frame libsndfile guesses far too little, or too much."""
-    path, file = tmp_path / "a.mp3", io.BytesIO()
-    noise = np.random.default_rng(0).standard_normal((4 * rate, channels)) * 0.2
-    noise[rate:] *= 1e-3 if loud_first else 1.0
-    noise[:rate] *= 1.0 if loud_first else 1e-3
-    soundfile.write(file, noise, rate, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
-    path.write_bytes(_split(file.getvalue())[1])
-    if rate == 44100:  # the fault that is guarded against
-        assert abs(soundfile.info(path).frames - 4 * rate) > 60_000
-    assert abs(probe(path).frames - 4 * rate) < 4 * 1152
-    quarters = [np.abs(quarter.astype(float)).mean() for quarter in np.array_split(decoded(path), 4)]
-    assert (quarters[0] > 20 * quarters[2]) if loud_first else (quarters[2] > 20 * quarters[0])
-
-
 def test_mp3_without_a_length_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _split(_mp3())[1]
     (tmp_path / "a.mp3").write_bytes(data)

@@ -169,7 +169,7 @@ def test_write_that_the_system_refuses(rows: list[SourceRow], tmp_path: Path) ->
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(UserError, match="File too large; what is packed so far is in out.partial: free some"):
+        with pytest.raises(UserError, match=r"File too large; what is packed so far is in out.partial: free some"):
             _pack(rows, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

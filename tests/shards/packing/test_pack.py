@@ -305,6 +305,6 @@ def test_headers_are_tarfiles(name: str) -> None:
 def test_a_rejected_file_does_not_stop_the_others(cli: Callable[..., Any], tmp_path: Path, write_tone: Tone) -> None:
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in/good.wav", write_tone(1.0, 16000, 440), 16000)
-    (tmp_path / "in/bad.wav").writebytes_of(b"RIFF")
+    (tmp_path / "in/bad.wav").write_bytes(b"RIFF")
     done = cli("shard", tmp_path / "in", tmp_path / "out", "--workers", 1)
     assert done.code == 0 and "1 clip (1 train)" in done.out and "rejected 1: not audio" in done.out

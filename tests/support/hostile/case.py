@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKED = "packed"
-EITHER = "either"
-"""Packed or rejected, as the decoder's version likes it; `Case.why` says what the versions may disagree about."""
 UNLISTED = "unlisted"
 """No file: neither in the set nor in rejected.csv."""
 REJECTED = ""
@@ -22,13 +20,12 @@ class Case(NamedTuple):
     build: bytes | Callable[[Path], None]
     """Its contents, or what makes it."""
     expected: str
-    """`PACKED`, `EITHER`, `UNLISTED`, or words of the reason in rejected.csv."""
-    why: str = ""
+    """`PACKED`, `UNLISTED`, or words of the reason in rejected.csv."""
 
 
-def cases_in(form: str, why: str, kinds: list[tuple[str, bytes, str]]) -> list[Case]:
-    """Cases whose names are `form`, such as "flac/{}.flac", with theirs in it; `why` is of those that are EITHER."""
-    return [Case(form.format(name), data, what, why * (what == EITHER)) for name, data, what in kinds]
+def cases_in(form: str, kinds: list[tuple[str, bytes, str]]) -> list[Case]:
+    """Cases whose names are `form`, such as "flac/{}.flac", with theirs in it."""
+    return [Case(form.format(name), data, what) for name, data, what in kinds]
 
 
 def build_all(cases: list[Case], folder: Path) -> None:

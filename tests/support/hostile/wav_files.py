@@ -8,8 +8,9 @@ import struct
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from whole_files import chunk, riff
 
-from hostile.case import EITHER, PACKED, REJECTED, Case, cases_in
+from hostile.case import PACKED, REJECTED, Case, cases_in
 
 RATE = 16000
 
@@ -34,17 +35,6 @@ def fmt(tag: int = 1, channels: int = 1, rate: int = RATE, bits: int = 16, align
     """Content of a fmt chunk."""
     size = channels * bits // 8 if align is None else align
     return struct.pack("<HHIIHH", tag, channels & 0xFFFF, rate, rate * size & 0xFFFFFFFF, size & 0xFFFF, bits)
-
-
-def chunk(name: bytes, data: bytes = b"", size: int | None = None) -> bytes:
-    """Name, size (true, unless given), data, padding."""
-    return name + struct.pack("<I", len(data) if size is None else size) + data + b"\0" * (len(data) % 2)
-
-
-def riff(*chunks: bytes, size: int | None = None, magic: bytes = b"RIFF", form: bytes = b"WAVE") -> bytes:
-    """A whole file of these chunks."""
-    body = form + b"".join(chunks)
-    return magic + struct.pack("<I", len(body) if size is None else size) + body
 
 
 DATA = pcm16(tone())
@@ -101,23 +91,20 @@ def _contents() -> list[Case]:
         ("one sample", encoded(tone(1)), REJECTED),
         ("one sample at 1.5 MHz", encoded(tone(1), rate=1_500_000), "too short"),
     ]
-    return cases_in("contents/{}.wav", "", kinds)
+    return cases_in("contents/{}.wav", kinds)
 
 
 def _structure() -> list[Case]:
     truncated, data = "truncated or damaged", chunk(b"data", DATA)
     extensible = fmt(0xFFFE) + struct.pack("<HHI", 22, 16, 4)
-    guess = "whether libsndfile takes this chunk for broken or passes over it"
     kinds: list[tuple[str, bytes, str]] = [
         ("riff size too small", riff(FMT, data, size=100), PACKED),
         ("riff size too large", riff(FMT, data, size=100_000), PACKED),
         ("data size too large", riff(FMT, chunk(b"data", DATA, 100_000)), truncated),
         ("data size 2 GB", riff(FMT, chunk(b"data", DATA, 0x7EFFFFFF)), truncated),
         ("both sizes 4 GB in 1 KB", riff(FMT, chunk(b"data", DATA[:980], 0xFFFFFFF0), size=0xFFFFFFF0), "too short"),
-        ("odd chunk without padding", riff(FMT, b"note\3\0\0\0abc", data), EITHER),
         ("data before fmt", riff(data, FMT), REJECTED),
         ("two data chunks", riff(FMT, data, data), "not audio"),
-        ("two fmt chunks", riff(FMT, chunk(b"fmt ", fmt(channels=2, rate=8000)), data), EITHER),
         ("no fmt", riff(data), REJECTED),
         ("no data", riff(FMT), REJECTED),
         ("fmt of 15 bytes", riff(chunk(b"fmt ", fmt()[:15]), data), REJECTED),
@@ -126,35 +113,26 @@ def _structure() -> list[Case]:
         ("list of 4 GB before data", riff(FMT, chunk(b"LIST", b"INFO", 0xFFFFFFF0), data), REJECTED),
         ("list of 4 GB after data", riff(FMT, data, chunk(b"LIST", b"INFO", 0xFFFFFFF0)), PACKED),
         ("rifx", riff(FMT, data, magic=b"RIFX"), REJECTED),
-        ("small letters", riff(FMT, data, form=b"wave"), REJECTED),
         ("20000 chunks", riff(FMT, chunk(b"note", b"ab") * 20_000, data), "not audio"),
-        ("chunk names of zeros", riff(FMT, bytes(64), data), EITHER),
-        ("block align 0", riff(chunk(b"fmt ", fmt(align=0)), data), EITHER),
         ("255 bits", riff(chunk(b"fmt ", fmt(bits=255)), data), REJECTED),
         ("extensible of another kind", riff(chunk(b"fmt ", extensible + bytes(range(16))), data), "not audio"),
         ("adpcm block 0", riff(chunk(b"fmt ", fmt(17, bits=4, align=0) + b"\2\0\0\0"), data), REJECTED),
-        ("adpcm block 65535", riff(chunk(b"fmt ", fmt(17, bits=4, align=65535) + b"\2\0\xff\xff"), data), EITHER),
         ("ms adpcm without coefficients", riff(chunk(b"fmt ", fmt(2, bits=4, align=256) + bytes(4)), data), REJECTED),
-        ("gsm block 1", riff(chunk(b"fmt ", fmt(49, bits=0, align=1) + b"\2\0\1\0"), data), EITHER),
         ("mp3 inside that is none", riff(chunk(b"fmt ", fmt(0x55) + bytes(14)), data), REJECTED),
         ("fact of 4 billion", riff(FMT, chunk(b"fact", b"\xff" * 4), data), PACKED),
-        ("4 billion cue points", riff(FMT, chunk(b"cue ", b"\xff" * 4), data), EITHER),
-        ("cue points after data", riff(FMT, data, chunk(b"cue ", b"\xff" * 28)), EITHER),
-        ("4 billion loops", riff(FMT, chunk(b"smpl", b"\xff" * 36), data), EITHER),
-        ("peak chunk of nothing", riff(FMT, chunk(b"PEAK", b"\xff" * 8), data), EITHER),
     ]
-    return cases_in("structure/{}.wav", guess, kinds)
+    return cases_in("structure/{}.wav", kinds)
 
 
 def _truncated() -> list[Case]:
     """Cut within the magic, at the end of the header, and within the samples."""
     kinds: list[tuple[str, bytes, str]] = []
     forms = dict.fromkeys(("wav", "rf64", "w64", "aiff", "au", "svx", "flac", "nist"), "truncated or damaged")
-    for form, where in {**forms, "caf": REJECTED, "voc": EITHER}.items():
+    for form, where in {**forms, "caf": REJECTED}.items():
         whole = encoded(np.random.default_rng(0).standard_normal((8000, 1)) * 0.1, "PCM_16", form.upper())
         kinds += [(f"{size} bytes.{form}", whole[:size], REJECTED) for size in (1, 4, 11, 23)]
         kinds.append((f"half.{form}", whole[: len(whole) // 2], where))
-    return cases_in("truncated/{}", "libsndfile does not say what the header promised", kinds)
+    return cases_in("truncated/{}", kinds)
 
 
 def cases() -> list[Case]:
