@@ -147,16 +147,12 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
             return file
         place = source.tell()
-        counted = mp3.frames_of(source, location)
-        _check_window(window)
+        counted = _mp3_frames(source, location, window)
         if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
             source.seek(place)
-            _check_mp3(counted)
             return file
         file.close()
-        return _counted_mp3(source, counted, window)
-    except OverflowError as error:
-        raise Rejected(Reason.UNREADABLE, str(error)) from error
+        return ForwardFile(mp3.with_length(source, counted), window)
     except TypeError as error:  # judging by its extension, python-soundfile expects headerless samples
         raise Rejected(Reason.NOT_AUDIO, "headerless samples of unknown sample rate; convert them to WAV") from error
     finally:
@@ -180,23 +176,16 @@ def _only_flac(file: ForwardFile, source: io.BufferedReader, window: ByteReader 
     return ForwardFile(whole, window)
 
 
-def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: ByteReader | None) -> ForwardFile:
-    """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
-    _check_mp3(counted)
-    file = ForwardFile(mp3.with_length(source, counted), window)
+def _mp3_frames(source: io.BufferedReader, location: Location, window: ByteReader | None) -> mp3.Frames | None:
+    """As mp3.frames_of. Raises Rejected for a truncated MP3, and for several in one that libsndfile cannot join."""
+    counted = mp3.frames_of(source, location)
     _check_window(window)
-    return file
-
-
-def _check_mp3(counted: mp3.Frames | None) -> None:
-    """Raises Rejected for a truncated MP3, and for several in one whose audio libsndfile cannot join."""
-    if counted is None:
-        return
-    if counted.other:
+    if counted is not None and counted.other:
         first, then = mp3.described(counted.header), mp3.described(counted.other)
         raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {truncation.AS_FILES}")
-    if counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
+    if counted is not None and counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
         raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.declared_samples} samples")
+    return counted
 
 
 def _not_read(
@@ -204,10 +193,8 @@ def _not_read(
 ) -> ForwardFile:
     """The MP3 that follows tags and padding which libsndfile does not skip. Raises Rejected: there is none."""
     source.seek(0)
-    counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None
-    _check_window(window)
-    if counted is not None:
-        return _counted_mp3(source, counted, window)
+    if source.read(8).startswith(mp3.TAGS) and (counted := _mp3_frames(source, location, window)) is not None:
+        return ForwardFile(mp3.with_length(source, counted), window)
     source.seek(mp3.behind_tags(source))
     head = source.read(HEAD_BYTES)
     name = next((name for start, name in _FORMATS if start.match(head)), None)
@@ -215,9 +202,8 @@ def _not_read(
         name = "an unknown codec in a known format"
     _check_window(window)
     if name is not None:
-        raise Rejected(
-            Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; convert it with: ffmpeg -i IN OUT.flac"
-        )
+        advice = "convert it with: ffmpeg -i IN OUT.flac"
+        raise Rejected(Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; {advice}")
     raise Rejected(Reason.NOT_AUDIO, message(error)) from error
 
 
@@ -230,8 +216,6 @@ def _name(path: Path, descriptor: int) -> bytes:
 def message(error: Exception) -> str:
     """libsndfile's own message, without the path that python-soundfile puts before it."""
     text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
-    if text.startswith(
-        ("File does not exist", "Internal error")
-    ):  # its message for an open file named .mp3, or a broken one
+    if text.startswith(("File does not exist", "Internal error")):  # of an open file named .mp3, or a broken one
         return "Format not recognised"
     return text.rstrip(".")[:120]

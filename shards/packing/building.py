@@ -166,8 +166,8 @@ def building(
             process packs to it; the unfinished set was started with different options; or the disk cannot be written.
     """
     shown = str(out) if remote is None else remote.shown
-    real, partial = Path(os.path.realpath(out)), partial_of(out)
-    replaced, journal = _replaced_by(out), Journal(partial)
+    real, partial, replaced = Path(os.path.realpath(out)), beside(out, "partial"), beside(out, "replaced")
+    journal = Journal(partial)
     if remote is not None:  # it is there, and complete, when a run was killed at its very end
         shutil.rmtree(out, ignore_errors=True)
     try:
@@ -212,15 +212,10 @@ def building(
         ) from error
 
 
-def partial_of(out: Path) -> Path:
-    """Where the set `out` is made."""
+def beside(out: Path, ending: str) -> Path:
+    """The sibling folder OUT.ending, of the folder that `out` leads to."""
     real = Path(os.path.realpath(out))
-    return real.with_name(f"{real.name}.partial")
-
-
-def _replaced_by(out: Path) -> Path:
-    real = Path(os.path.realpath(out))
-    return real.with_name(f"{real.name}.replaced")
+    return real.with_name(f"{real.name}.{ending}")
 
 
 def is_complete(folder: Path) -> bool:
@@ -232,7 +227,7 @@ def tidy(out: Path) -> None:
     """Deletes what a finished set does not need: its journal, and the set that it replaced."""
     if (out / MANIFEST).is_file():
         shutil.rmtree(out / "journal", ignore_errors=True)
-    shutil.rmtree(_replaced_by(out), ignore_errors=True)
+    shutil.rmtree(beside(out, "replaced"), ignore_errors=True)
 
 
 def complete(folder: Path, name: str, text: str) -> None:

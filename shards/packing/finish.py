@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from unfused_fast import __version__
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
-from unfused_fast.shards.packing.building import Journal, complete, discard, is_complete, partial_of, tidy
+from unfused_fast.shards.packing.building import Journal, beside, complete, discard, is_complete, tidy
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
 from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, read_reasons, write_rejected
@@ -179,10 +179,9 @@ def _result(
     """What these shards are as a set; its manifest lacks log_mel."""
     tables = [DONE_SCHEMA.empty_table(), *(shard.clips for shard in shards)]
     clips = numbered(pa.concat_tables(tables).cast(DONE_SCHEMA).combine_chunks())
-    with_clips = [shard for shard in shards if shard.clips.num_rows]
     splits = {}
-    for split in dict.fromkeys(map(_split, with_clips)):
-        of_split = [shard for shard in with_clips if _split(shard) == split]
+    for split, some in groupby((shard for shard in shards if shard.clips.num_rows), _split):
+        of_split = list(some)
         samples = sum(pc.sum(shard.clips["samples"]).as_py() for shard in of_split)
         names = tuple(f"{shard.name}.tar" for shard in of_split)
         splits[split] = SplitInfo(names, sum(shard.clips.num_rows for shard in of_split), samples / SAMPLE_RATE_HZ)
@@ -211,7 +210,7 @@ def finished(out: Path, remote: RemoteSet | None, request: Mapping[str, Any], st
         UserError: it is of another request, or cannot be read.
     """
     shown = str(out) if remote is None else remote.shown
-    if Journal(partial_of(out)).begun:
+    if Journal(beside(out, "partial")).begun:
         return None
     part = None
     if remote is not None:
