@@ -13,7 +13,7 @@ from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing import finish as finishing
-from unfused_fast.shards.packing import making
+from unfused_fast.shards.packing import pack as packing
 from unfused_fast.shards.packing.merge import merge
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.upload import destination
@@ -78,7 +78,7 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     broken = mixed.folder / "nan.wav"
     rows = [*rows, *(SourceRow(broken, f"s{number}", "dog", "train", "x") for number in range(9))]
     monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 11)
-    monkeypatch.setattr(making, "NUMBERING_BEHIND", 0)
+    monkeypatch.setattr(packing, "NUMBERING_BEHIND", 0)
     here: list[int] = []
     put = type(memory).put_file
 
