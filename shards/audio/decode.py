@@ -7,6 +7,8 @@ A file's signal at 16 kHz has `samples_16k(frames, rate)` samples; a piece of it
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,7 +77,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
             raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
         longest = int(longest_seconds * rate_hz)
         if frames >= 1 << 60:  # libsndfile's value for a FLAC without a length
-            frames = _passed(file, longest + 1)  # counting ends beyond the longest
+            frames = sum(map(len, _blocks(file, longest + 1)))  # counting ends beyond the longest
         elif file.format in ("OGG", "NIST"):
             _check_end(path, file, frames)
     if frames <= 0:
@@ -144,14 +146,14 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping
     first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
     last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
     own = (place * rate_hz // SAMPLE_RATE_HZ - first for place in (start, stop))
-    try:
-        if start and file.can_seek():
+    if start and not file.can_seek():
+        deque(_blocks(file, first), maxlen=0)
+    elif start:
+        try:
             file.seek(first)
-        elif start:
-            _passed(file, first)
-        mono = _read_mono(file, last - first, slice(*own), clipping)
-    except soundfile.SoundFileError as error:
-        raise Rejected(Reason.DAMAGED, message(error)) from error
+        except soundfile.SoundFileError as error:
+            raise Rejected(Reason.DAMAGED, message(error)) from error
+    mono = _read_mono(file, last - first, slice(*own), clipping)
     if len(mono) < last - first - slack:
         raise Rejected(Reason.DAMAGED, f"ends after {first + len(mono)} of {frames} samples")
     if not np.isfinite(mono).all():
@@ -178,28 +180,23 @@ def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -
         mono = np.asarray(file.read(out=mono))
         clipping.count(mono[own, None])
         return mono
-    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
-    done, wanted, got = 0, 0, 0
-    while done < frames and got == wanted:
-        wanted = min(len(block), frames - done)
-        got = len(file.read(wanted, out=block))
-        clipping.count(block[max(0, own.start - done) : max(0, min(got, own.stop - done))])
-        mono[done : done + got] = _mean_of_channels(block[:got])
-        done += got
+    done = 0
+    for block in _blocks(file, frames):
+        clipping.count(block[max(0, own.start - done) : max(0, own.stop - done)])
+        mono[done : done + len(block)] = _mean_of_channels(block)
+        done += len(block)
     return mono[:done]
 
 
-def _passed(file: ForwardFile, most: int) -> int:
-    """Decodes and discards up to `most` frames -> how many there were. Raises Rejected."""
+def _blocks(file: ForwardFile, frames: int) -> Iterator[NDArray[np.float32]]:
+    """(n, C) the next `frames`, or fewer where the file ends, in blocks, each of which overwrites the one before."""
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
-    frames, got = 0, -1
-    try:
-        while frames < most and got:
-            got = len(file.read(min(most - frames, len(block)), out=block))
-            frames += got
-    except soundfile.SoundFileError as error:
-        raise Rejected(Reason.DAMAGED, message(error)) from error
-    return frames
+    wanted = got = 0
+    while frames and got == wanted:
+        wanted = min(len(block), frames)
+        got = len(file.read(wanted, out=block))
+        frames -= got
+        yield block[:got]
 
 
 def _check_end(path: Location, file: ForwardFile, frames: int) -> None:

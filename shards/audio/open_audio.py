@@ -89,9 +89,11 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         return bool(super().seekable()) and not self.subtype.startswith("DWVW")
 
     def read(self, *args: Any, **options: Any) -> NDArray[Any]:
-        """As soundfile's. Raises Rejected as well: the bytes cannot be read."""
+        """As soundfile's. Raises Rejected: damaged, or the bytes cannot be read."""
         try:
             samples: NDArray[Any] = super().read(*args, **options)
+        except soundfile.SoundFileError as error:
+            raise Rejected(Reason.DAMAGED, message(error)) from error
         finally:
             _check_window(self._window)
         return samples
