@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from outcomes import contents
 
 PROGRAM = [sys.executable, "-m", "unfused_fast"]
 
@@ -28,15 +28,6 @@ def make_source(folder: Path, clips: int) -> None:
             path.write_text("no audio")
         else:
             soundfile.write(path, noise * (np.nan if number % 40 == 3 else 1), 44100, "FLOAT")
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of all files below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def run(arguments: list[str], kill_after: float | None = None) -> bool:

@@ -77,17 +77,14 @@ def mutated(data: bytes, edits: list[Edit]) -> bytes:
     for kind, place, new in edits:
         place %= len(data) + 1
         rest = data[place:]
-        if kind == "overwrite":
-            rest = new + rest[len(new) :]
-        elif kind == "insert":
-            rest = new + rest
-        elif kind == "delete":
-            rest = rest[new[0] :]
-        elif kind == "cut":
-            rest = b""
-        else:
-            rest = rest[: 16 * new[0]] + rest
-        data = data[:place] + rest
+        changed = {
+            "overwrite": new + rest[len(new) :],
+            "insert": new + rest,
+            "delete": rest[new[0] :],
+            "cut": b"",
+            "repeat": rest[: 16 * new[0]] + rest,
+        }
+        data = data[:place] + changed[kind]
     return data
 
 

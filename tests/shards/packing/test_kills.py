@@ -9,6 +9,7 @@ from pathlib import Path
 
 import kill_pack
 import pytest
+from outcomes import contents
 
 KILLS = [4, pytest.param(20, marks=pytest.mark.soak)]
 
@@ -52,4 +53,4 @@ def test_a_full_disk(tmp_path: Path) -> None:
     summary = json.loads(said.read_text())
     assert 0 < summary["shards_made"] < summary["shards"], "the second run went on with what the first had made"
     kill_pack.run(["shard", str(source), str(tmp_path / "whole"), "--codec", "flac"])
-    assert kill_pack.contents(copied) == kill_pack.contents(tmp_path / "whole")
+    assert contents(copied) == contents(tmp_path / "whole")
