@@ -17,12 +17,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards.audio import truncation
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import Clipping
 from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
-from unfused_fast.shards.sources.location import ByteLocation, Location
-from unfused_fast.shards.sources.reader import open_location
+from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 MINIMUM_SAMPLES = 514
@@ -78,8 +76,6 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
         longest = int(longest_seconds * rate_hz)
         if frames >= 1 << 60:  # libsndfile's value for a FLAC without a length
             frames = sum(map(len, _blocks(file, longest + 1)))  # counting ends beyond the longest
-        elif file.format in ("OGG", "NIST"):
-            _check_end(path, file, frames)
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
     if frames > longest:
@@ -197,19 +193,6 @@ def _blocks(file: ForwardFile, frames: int) -> Iterator[NDArray[np.float32]]:
         got = len(file.read(wanted, out=block))
         frames -= got
         yield block[:got]
-
-
-def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
-    """Raises Rejected for a truncated NIST or Ogg, and for several Ogg in one, which libsndfile takes for whole."""
-    with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
-        if file.format == "NIST" and (declared := truncation.nist_frames(stream)) > frames:
-            raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
-        later, cut = truncation.ogg_streams(stream) if file.format == "OGG" else (0, False)
-    if cut:
-        raise Rejected(Reason.DAMAGED, "ends within a page")
-    if later:
-        detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
-        raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import soundfile
 from numpy.typing import NDArray
@@ -144,8 +144,15 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
         except soundfile.SoundFileError as error:
             return _not_read(source, location, window, error)
-        if file.format == "FLAC" and (frames is None) == (size > FLAC_AT_ONCE_BYTES):
-            return _only_flac(file, source, window, frames is not None)
+        at_once = file.format == "FLAC" and size <= FLAC_AT_ONCE_BYTES
+        if at_once and frames is not None:
+            file.close()
+            source.seek(0)
+            whole_flac = io.BytesIO(source.read())
+            file = ForwardFile(whole_flac, window)
+            _check_end(file, whole_flac, window)
+        elif frames is None and not at_once:
+            _check_end(file, source, window)
         if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
             return file
         place = source.tell()
@@ -162,20 +169,25 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             source.close()
 
 
-def _only_flac(file: ForwardFile, source: io.BufferedReader, window: ByteReader | None, in_memory: bool) -> ForwardFile:
-    """A FLAC, from memory if wanted. Raises Rejected: another one follows, which libsndfile does not read."""
-    place = source.tell()
-    source.seek(0)
-    whole = io.BytesIO(source.read()) if in_memory else source
-    if second := truncation.second_flac(whole):
-        raise Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
+def _check_end(file: ForwardFile, source: BinaryIO, window: ByteReader | None) -> None:
+    """Raises Rejected for a NIST or Ogg that ends early, and for several FLAC or Ogg in one file."""
+    place, frames, problem = source.tell(), int(file.frames), None
+    if file.format == "NIST" and (declared := truncation.nist_frames(source)) > frames:
+        problem = Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+    elif file.format == "FLAC" and (second := truncation.second_flac(source)):
+        problem = Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
+    elif file.format == "OGG":
+        later, cut = truncation.ogg_streams(source)
+        if cut:
+            problem = Rejected(Reason.DAMAGED, "ends within a page")
+        elif later:
+            seconds = frames / int(file.samplerate)
+            detail = f"{later} more Ogg streams follow the first, of {seconds:.2f} s"
+            problem = Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
     source.seek(place)
     _check_window(window)
-    if not in_memory:
-        return file
-    file.close()
-    whole.seek(0)
-    return ForwardFile(whole, window)
+    if problem is not None:
+        raise problem
 
 
 def _mp3_frames(source: io.BufferedReader, location: Location, window: ByteReader | None) -> mp3.Frames | None:
