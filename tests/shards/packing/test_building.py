@@ -119,6 +119,10 @@ def test_a_run_killed_between_its_last_steps_is_ended_by_the_same_command(
         with pytest.raises(KeyboardInterrupt):
             _pack(rows, copy, clips_per_shard=10, overwrite=True)
     assert len(list(tmp_path.iterdir())) == 2
+    if moment == "set replaced":
+        with pytest.raises(UserError, match="already there"):
+            _pack(rows, copy, clips_per_shard=10)
+        assert open_shards(copy).clips.num_rows == 9
     _pack(rows, copy, clips_per_shard=10, resume=True)
     assert bytes_of(copy) == bytes_of(packed.directory)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
