@@ -150,13 +150,13 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             source.seek(0)
             whole_flac = io.BytesIO(source.read())
             file = ForwardFile(whole_flac, window)
-            _check_end(file, whole_flac, window)
+            _check_end(file, whole_flac)
         elif frames is None and not at_once:
-            _check_end(file, source, window)
+            _check_end(file, source)
         if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
             return file
         place = source.tell()
-        counted = _mp3_frames(source, location, window)
+        counted = _mp3_frames(source, location)
         if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
             source.seek(place)
             return file
@@ -167,9 +167,10 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
     finally:
         if path is not None:
             source.close()
+        _check_window(window)  # before what was made of bytes that could not be read
 
 
-def _check_end(file: ForwardFile, source: BinaryIO, window: ByteReader | None) -> None:
+def _check_end(file: ForwardFile, source: BinaryIO) -> None:
     """Raises Rejected for a NIST or Ogg that ends early, and for several FLAC or Ogg in one file."""
     place, frames, problem = source.tell(), int(file.frames), None
     if file.format == "NIST" and (declared := truncation.nist_frames(source)) > frames:
@@ -185,15 +186,13 @@ def _check_end(file: ForwardFile, source: BinaryIO, window: ByteReader | None) -
             detail = f"{later} more Ogg streams follow the first, of {seconds:.2f} s"
             problem = Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
     source.seek(place)
-    _check_window(window)
     if problem is not None:
         raise problem
 
 
-def _mp3_frames(source: io.BufferedReader, location: Location, window: ByteReader | None) -> mp3.Frames | None:
+def _mp3_frames(source: io.BufferedReader, location: Location) -> mp3.Frames | None:
     """As mp3.frames_of. Raises Rejected for a truncated MP3, and for several in one that libsndfile cannot join."""
     counted = mp3.frames_of(source, location)
-    _check_window(window)
     if counted is not None and counted.other:
         first, then = mp3.described(counted.header), mp3.described(counted.other)
         raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {truncation.AS_FILES}")
@@ -207,14 +206,13 @@ def _not_read(
 ) -> ForwardFile:
     """The MP3 that follows tags and padding which libsndfile does not skip. Raises Rejected: there is none."""
     source.seek(0)
-    if source.read(8).startswith(mp3.TAGS) and (counted := _mp3_frames(source, location, window)) is not None:
+    if source.read(8).startswith(mp3.TAGS) and (counted := _mp3_frames(source, location)) is not None:
         return ForwardFile(mp3.with_length(source, counted), window)
     source.seek(mp3.behind_tags(source))
     head = source.read(HEAD_BYTES)
     name = next((name for start, name in _FORMATS if start.match(head)), None)
     if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
         name = "an unknown codec in a known format"
-    _check_window(window)
     if name is not None:
         advice = "convert it with: ffmpeg -i IN OUT.flac"
         raise Rejected(Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; {advice}")
