@@ -120,6 +120,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         UserError: as open_location().
     """
     window = None
+    source: io.BufferedReader | io.BytesIO
     try:
         if isinstance(location, ByteLocation):
             source = open_location(location)
@@ -133,7 +134,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         raise Rejected(Reason.UNREADABLE, cause(error)) from error
     if window is not None:
         window.raises = False
-    path = location if isinstance(location, Path) else None
+    path, opened = location if isinstance(location, Path) else None, source
     try:
         if not (size := source.seek(0, io.SEEK_END)):
             raise Rejected(Reason.EMPTY)
@@ -148,15 +149,13 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         if at_once and frames is not None:
             file.close()
             source.seek(0)
-            whole_flac = io.BytesIO(source.read())
-            file = ForwardFile(whole_flac, window)
-            _check_end(file, whole_flac)
-        elif frames is None and not at_once:
+            source = io.BytesIO(source.read())
+            file = ForwardFile(source, window)
+        place, counted = source.tell(), None
+        if at_once == (frames is not None):
             _check_end(file, source)
-        if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
-            return file
-        place = source.tell()
-        counted = _mp3_frames(source, location)
+        if file.subtype.startswith("MPEG") and (file.format != "MP3" or file.frames != frames):
+            counted = _mp3_frames(source, location)
         if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
             source.seek(place)
             return file
@@ -166,31 +165,27 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         raise Rejected(Reason.NOT_AUDIO, "headerless samples of unknown sample rate; convert them to WAV") from error
     finally:
         if path is not None:
-            source.close()
+            opened.close()
         _check_window(window)  # before what was made of bytes that could not be read
 
 
 def _check_end(file: ForwardFile, source: BinaryIO) -> None:
     """Raises Rejected for a NIST or Ogg that ends early, and for several FLAC or Ogg in one file."""
-    place, frames, problem = source.tell(), int(file.frames), None
+    frames = int(file.frames)
     if file.format == "NIST" and (declared := truncation.nist_frames(source)) > frames:
-        problem = Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
-    elif file.format == "FLAC" and (second := truncation.second_flac(source)):
-        problem = Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
-    elif file.format == "OGG":
+        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+    if file.format == "FLAC" and (second := truncation.second_flac(source)):
+        raise Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
+    if file.format == "OGG":
         later, cut = truncation.ogg_streams(source)
         if cut:
-            problem = Rejected(Reason.DAMAGED, "ends within a page")
-        elif later:
-            seconds = frames / int(file.samplerate)
-            detail = f"{later} more Ogg streams follow the first, of {seconds:.2f} s"
-            problem = Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
-    source.seek(place)
-    if problem is not None:
-        raise problem
+            raise Rejected(Reason.DAMAGED, "ends within a page")
+        if later:
+            detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
+            raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
 
 
-def _mp3_frames(source: io.BufferedReader, location: Location) -> mp3.Frames | None:
+def _mp3_frames(source: BinaryIO, location: Location) -> mp3.Frames | None:
     """As mp3.frames_of. Raises Rejected for a truncated MP3, and for several in one that libsndfile cannot join."""
     counted = mp3.frames_of(source, location)
     if counted is not None and counted.other:
