@@ -91,13 +91,12 @@ def test_order_hangs_on_the_seed_alone(rows: list[SourceRow], packed: ShardSet, 
 def test_the_table_holds_what_the_rows_and_files_hold(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
     """The sources are 16 kHz mono PCM16, so that Python's own reader gives what must be in the table."""
     folded = [replace(row, fold=1 + number % 10) for number, row in enumerate(rows)]
-    made = [_pack(folded, tmp_path / name).shard_set for name in ("one", "two")]
-    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    made = _pack(folded, tmp_path / "out").shard_set
     assert packed.clips["fold"].null_count == packed.clips.num_rows
-    assert made[0].manifest.digest != packed.manifest.digest, "folds are in the digest"
+    assert made.manifest.digest != packed.manifest.digest, "folds are in the digest"
     given = {row.source: row for row in folded}
     names = (*packed.manifest.label_names, None)
-    for row in made[0].clips.to_pylist():
+    for row in made.clips.to_pylist():
         wanted = given[row["source"]]
         found = (names[row["label"]], row["split"], row["group"], row["fold"])
         assert found == (wanted.label, wanted.split, wanted.group, wanted.fold)
