@@ -10,11 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from command_lines import parse
 from outcomes import Cli, refused
+from typer.testing import CliRunner
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
@@ -93,6 +96,16 @@ def test_one_is_not_counted_as_many() -> None:
 def test_a_group_without_a_command_prints_its_help(cli: Cli) -> None:
     done = cli("bank")
     assert done.code == 2 and "export" in done.out + done.err and "error:" not in done.err
+
+
+def test_no_help_is_cut_on_eighty_columns() -> None:
+    """A word longer than its column would be."""
+    waiting: list[tuple[list[str], Any]] = [([], typer.main.get_command(app))]
+    while waiting:
+        words, command = waiting.pop()
+        shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).output
+        assert "Usage" in shown and "\N{HORIZONTAL ELLIPSIS}" not in shown, words
+        waiting += [([*words, name], inner) for name, inner in getattr(command, "commands", {}).items()]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])

@@ -83,9 +83,6 @@ def test_the_networks_have_the_published_sizes_and_the_papers_pooling() -> None:
             for algorithm, names in (("pca_kmeans", 3), ("pic", 4))
             for name, value in list(UNREAD.items())[:names]
         ),
-        ({"cluster.pca_dim": "0"}, "1 or more, or auto"),
-        ({"cluster.pic_alpha": "1"}, "0 < alpha < 1"),
-        ({"train.patience": "-1"}, "0 (never stop early) or more"),
     ],
 )
 def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str) -> None:

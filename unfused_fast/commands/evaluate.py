@@ -66,7 +66,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
     flags: TableFlags,
-    knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours (--set eval.neighbours=10).")] = False,
+    knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours; k is eval.neighbours.")] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
     fractions: Fractions = "1",
     seeds: Annotated[int, typer.Option(help="Repetitions of heads, few labels and the random encoder.")] = 1,

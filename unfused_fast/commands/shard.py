@@ -111,10 +111,10 @@ def shard(
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
     from unfused_fast.console import console
     from unfused_fast.mel import log_mel_statistics
-    from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
     from unfused_fast.shards.packing.options import PackOptions
     from unfused_fast.shards.packing.pack import pack
     from unfused_fast.shards.packing.upload import part_folder
+    from unfused_fast.shards.sources.splits import parsed_shares, with_shares
 
     shares, share = None if split is None else parsed_shares(split), None if part is None else _part(part)
     asked: dict[str, Any] = {"codec": codec, "max_seconds": max_seconds, "min_seconds": min_seconds, "seed": seed}
@@ -243,9 +243,8 @@ def _found(
 ) -> tuple[Discovery, dict[str, Any] | None]:
     """What is to be packed, and what the manifest says of the data set; notes go to the screen."""
     from unfused_fast.console import console
-    from unfused_fast.shards.datasets import DATASETS, dataset_rows
+    from unfused_fast.shards.datasets import CSV, DATASETS, FOLDER, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
-    from unfused_fast.shards.datasets.local_files import CSV, FOLDER
     from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
     from unfused_fast.shards.sources.source_rows import source_rows
 

@@ -56,7 +56,10 @@ def train_distill(
     *,
     flags: RanksFlags,
 ) -> None:
-    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
+    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels.
+
+    But it reads how many there are, unless --set pseudo.k=N says how many clusters to make.
+    """
     flags.start_processes()
     from unfused_fast.stages import distill
 
