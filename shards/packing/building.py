@@ -53,10 +53,10 @@ class Journal:
 
     @property
     def begun(self) -> dict[str, Any]:
-        """What begin() kept; empty: there is nothing to resume."""
+        """What begin() kept; empty: there is nothing that this version can resume."""
         path = self.folder / "request.json"
         kept: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        return kept
+        return kept if "owner" in kept else {}
 
     def begin(self, request: Mapping[str, Any], replaces: bool, shown: str) -> None:
         """Resumes what is there, or starts the journal.
