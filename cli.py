@@ -10,14 +10,13 @@ from typing import Annotated, Any, get_args
 import typer
 
 from unfused_fast import __version__
-from unfused_fast.commands.bench import bench
+from unfused_fast.commands.bench import bench, plan
 from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.output import print_json, stdout_console
-from unfused_fast.commands.plan import plan
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
@@ -211,9 +210,11 @@ def doctor(as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Entry point of `unfused-fast` and `python -m unfused_fast`. Once the command has ended, signals are ignored: only
-    threads and libraries are still ending, and the exit code stays what was said.
+    """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does. Once
+    it has ended they are ignored: only threads and libraries are still ending, and the exit code stays what was said.
     """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler)
     try:
         run_app(app)
     finally:

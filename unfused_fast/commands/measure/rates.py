@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,8 @@ class Rates:
     """Where the rates come from."""
     training: float
     """Clips a second through augmentation and steps, and the pass that fills the bank, where there is one."""
-    gflop_per_clip: float | None
-    """Of the network that was measured; None: unknown."""
+    gflop_per_clip: float
+    """Of the network that was measured."""
     loader: Mapping[str, float]
     """Clips a second of each store."""
     kmeans: float
@@ -63,65 +64,51 @@ def read_rates(path: Path) -> Rates:
         return rates_of(rows, f"measured, by {path.name}: {', '.join(sorted(about))}")
     except OSError as error:
         raise unreadable(path, error, REMEASURE) from error
-    except (
-        ValueError,
-        KeyError,
-        StopIteration,
-        IndexError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: not the rows of a bench ({type(error).__name__}: {error}); {REMEASURE}") from error
 
 
 def rates_of(rows: Sequence[Mapping[str, Any]], basis: str) -> Rates:
-    """Rates from rows of a bench: training as whole epochs had it, since a step takes longer among all else."""
+    """Rates from rows of a bench: training as whole epochs had it, since a step takes longer among all else.
 
-    def rate(part: str, start: str = "", unit: str = "") -> float:
-        found = [row for row in rows if row["part"] == part and row["what"].startswith(start) and unit in row["unit"]]
-        if not found:
-            raise UserError(f"rates: no row of {f'{part} {start}'.strip()} ({basis}); {REMEASURE}")
-        return _positive(found[0]["p50"])
+    Raises UserError where a part is missing; ValueError, TypeError or ArithmeticError for values that are no rates.
+    """
 
-    shares = {row["what"].removeprefix("share of "): row["p50"] / 100 for row in rows if row["unit"] == "%"}
+    def row(part: str, unit: str) -> Mapping[str, Any]:
+        for one in rows:
+            if (one["part"], one["unit"]) == (part, unit) and not one["what"].startswith("first pass"):
+                return one
+        raise UserError(f"rates: no row of {part} in {unit} ({basis}); {REMEASURE}")
+
+    shares = {one["what"].removeprefix("share of "): one["p50"] / 100 for one in rows if one["unit"] == "%"}
     others = sum(shares.get(name, 0.0) for name in ("load", "clustering", "save"))
-    (kmeans,) = (row for row in rows if row["part"] == "kmeans")
-    bank = next(row for row in rows if row["part"] == "bank")
+    epochs, kmeans, bank = row("epoch", "epochs/s"), row("kmeans", "ms"), row("bank", "rows/s")
     n, d, k = _numbers(r"([\d,]+) x (\d+), K (\d+)", kmeans["what"])
-    epoch_clips, *_ = _numbers(r"([\d,]+) clips", next(row for row in rows if row["unit"] == "epochs/s")["what"])
-    width = 2 if "bf16" in bank["what"] else 4
-    first = [row for row in rows if row["what"].startswith("first pass")]
-    length = float(_match(r"clips of ([\d.]{1,9}) s", first[0]["what"])[1]) if first else 0.0
-    counted = re.match(r"([\d.]+) GFLOP", next(row["floor_is"] for row in rows if row["part"] == "step"))
-    fixed = shares.get("clustering", 0.0) / rate("epoch", unit="epochs/s")
+    (epoch_clips,) = _numbers(r"([\d,]+) clips", epochs["what"])
+    (dim,) = _numbers(r"x (\d+)", bank["what"])
+    (gflop,) = _numbers(r"([\d.]{1,9}) GFLOP", row("step", "clips/s")["floor_is"])
+    fixed = shares.get("clustering", 0.0) / _positive(epochs["p50"])
+    loader = {one["what"].removesuffix(", two views"): one["p50"] for one in rows if one["part"] == "loader"}
+    first = next((what for what in loader if what.startswith("first pass")), None)
     return Rates(
         basis=basis,
-        training=rate("epoch", unit="clips/s") / _positive(1 - others),
-        gflop_per_clip=_positive(float(counted[1])) if counted else None,
-        loader={
-            store: rate("loader", store)
-            for store in ("stream", "resident", "pinned", "mmap")
-            if any(row["part"] == "loader" and row["what"].startswith(store) for row in rows)
-        },
+        training=_positive(row("epoch", "clips/s")["p50"]) / _positive(1 - others),
+        gflop_per_clip=_positive(gflop),
+        loader={what: _positive(rate) for what, rate in loader.items() if what != first},
         kmeans=2 * n * d * k / (_positive(kmeans["p50"]) / 1e3),
         clustering=fixed if epoch_clips <= FEW_CLIPS else 0.0,
-        disk=_positive(bank["floor"]) * (_numbers(r"x (\d+)", bank["what"])[0] * width + 8),
-        first_pass=_positive(first[0]["p50"]) * _positive(length) if first else None,
+        disk=_positive(bank["floor"]) * (dim * (2 if "bf16" in bank["what"] else 4) + 8),
+        first_pass=_positive(loader[first]) * _numbers(r"clips of ([\d.]{1,9}) s", first)[0] if first else None,
     )
 
 
 def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+    if not 0 < float(value) < math.inf:
         raise ValueError(f"{str(value)[:40]} is not a rate")
     return float(value)
 
 
-def _match(pattern: str, text: str) -> re.Match[str]:
+def _numbers(pattern: str, text: str) -> list[float]:
     if (found := re.search(pattern, text)) is None:
         raise ValueError(f"{text[:60]!r} does not name what was measured")
-    return found
-
-
-def _numbers(pattern: str, text: str) -> list[int]:
-    return [int(number.replace(",", "")) for number in _match(pattern, text).groups()]
+    return [float(number.replace(",", "")) for number in found.groups()]
