@@ -210,8 +210,8 @@ def doctor(as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does. Once
-    it has ended they are ignored: only threads and libraries are still ending, and the exit code stays what was said.
+    """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does;
+    once it has ended they are ignored: only threads and libraries are still ending, and the exit code stays.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler)

@@ -63,7 +63,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     with quietly():
         heads = (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
         batch_size = resolve_batch_size(config, clips)
-    cuda, devices, settings = machine.kind == "cuda", machine.devices, config.cluster
+    cuda, devices = machine.kind == "cuda", machine.devices
     flops, kept_bytes = step_cost(config, sum(heads))
     network, trained = network_bytes(config)
     bank = clips * config.model.proj_dim * DTYPES["bfloat16" if config.bank.dtype == "bf16" else "float32"].itemsize
@@ -128,25 +128,20 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         return {**found, "unknown": ["all times: give --rates, measured on that machine"]}
     ratio = rates.gflop_per_clip * 1e9 / flops
     scaled = abs(ratio - 1) > 0.01
-    epoch, unknown = {"training": clips / (rates.training * (ratio if scaled else 1.0)) / devices}, list[str]()
+    epoch, once, unknown = (
+        {"training": clips / (rates.training * (ratio if scaled else 1.0)) / devices},
+        {},
+        list[str](),
+    )
     if devices > 1:
         unknown.append("communication of the devices")
     if store in rates.loader:
         share = devices if store in ("resident", "pinned") else 1  # else the one host's
         epoch["loading"] = clips / rates.loader[store] / share
-        if config.bank.fill == "pass":  # one view at a time, which spares half where it is cut from memory
-            epoch["loading"] *= (1 + 1 / settings.every_epochs) / (2 if store == "resident" else 1)
     else:
         unknown.append(f"loading with --data {store}")
-    if settings.algo == "spherical":
-        passes = settings.n_init * settings.iterations + 1
-        products = passes * 2 * clips * config.model.proj_dim * sum(heads) / rates.kmeans / devices
-        epoch["k-means"] = (products + len(heads) * rates.clustering) / settings.every_epochs
-    else:
-        unknown.append(f"clustering by {settings.algo}")
-    every = config.train.save_every  # saved in a thread, which the next save waits for
-    epoch["saving"] = max(0.0, (checkpoint + generation) / rates.disk / every - sum(epoch.values()))
-    once = {"first pass of the bank": epoch["training"] / 4} if config.bank.fill != "pass" else {}
+    if config.bank.fill != "pass":
+        once["first pass of the bank"] = epoch["training"] / 4
     if store != "stream" and rates.first_pass is not None:
         once["log-mels, once a set"] = clips * seconds / rates.first_pass
     elif store != "stream":
