@@ -55,7 +55,7 @@ def test_each_stage_can_start(
             flags = {item for item in (what, *rest) if item.startswith("--")}
             assert flags <= {item.rstrip(",").lstrip("[") for item in offered}, kind
             scripts += 1
-    assert scripts >= 6 and commands >= 4 and any(kind == "-c" for kind, *_ in found)
+    assert scripts >= 5 and commands >= 5 and any(kind == "-c" for kind, *_ in found)
 
 
 @pytest.mark.parametrize(

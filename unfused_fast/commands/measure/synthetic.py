@@ -19,18 +19,13 @@ from unfused_fast.shards.sources.source_rows import source_rows
 def noise_files(
     folder: Path, count: int, seconds: float, rate_hz: int = 16000, channels: int = 1, ending: str = "wav"
 ) -> list[Path]:
-    """Recordings below `folder`, 1,000 a folder: parts of one noise that is not white, so that FLAC has something to
-    predict.
-    """
+    """Recordings below `folder`, 1,000 a folder, of noise that is not white, so that FLAC has something to predict."""
     generator, length, paths = np.random.default_rng(0), round(seconds * rate_hz), list[Path]()
-    noise = np.cumsum(generator.standard_normal((length + rate_hz, channels)).astype(np.float32), axis=0)
-    noise[1:] -= 0.95 * noise[:-1]
-    noise *= 0.2 / np.abs(noise).max()
     for number in range(count):
         paths.append(folder / f"{number // 1000:03d}" / f"{number:07d}.{ending}")
         paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        start = int(generator.integers(rate_hz))
-        soundfile.write(paths[-1], noise[start : start + length], rate_hz)
+        noise = generator.standard_normal((length + 1, channels), dtype=np.float32)
+        soundfile.write(paths[-1], 0.1 * (noise[1:] + 0.9 * noise[:-1]), rate_hz)
     return paths
 
 
