@@ -16,7 +16,7 @@ from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
-from unfused_fast.commands.output import print_json, stdout_console
+from unfused_fast.commands.output import print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
@@ -79,7 +79,6 @@ def demo(
     """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
     from unfused_fast.commands.demo import DemoSize, demo_table, run_demo
     from unfused_fast.console import counted
-    from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise UserError(
@@ -90,19 +89,16 @@ def demo(
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
     size = replace(base, **{name: value for name, value in given.items() if value is not None})
     summary = run_demo(out, size, run_options(device, compile_, resume, overwrite))
-    if as_json:
-        print_json(summary)
-        return
     sizes = summary["size"]
     title = f"test accuracy in %, mean ± standard error over {counted(sizes['seeds'], 'seed')}"
-    stdout_console().print(terminal_table(title, *demo_table(summary)))
-    print(
+    sentences = [
         f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
-        f"{counted(sizes['distill_epochs'], 'epoch')}, {summary['seconds']:.0f} s"
-    )
-    print(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
-    print(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
-    print("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
+        f"{counted(sizes['distill_epochs'], 'epoch')}, {summary['seconds']:.0f} s",
+        f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}",
+        f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}",
+        "your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN",
+    ]
+    show(summary, as_json, [(title, *demo_table(summary))], sentences)
 
 
 @app.command(rich_help_panel=USE)
@@ -114,15 +110,14 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One table from the result.json files of finished runs."""
-    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows, terminal_table
+    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows
 
     results = collect_results(runs)
-    if as_json:
-        print_json(results)
-    elif as_markdown:
-        print(markdown(REPORT_COLUMNS, table_rows(results)))
+    rows = table_rows(results)
+    if as_markdown and not as_json:
+        print(markdown(REPORT_COLUMNS, rows))
     else:
-        stdout_console().print(terminal_table("results", REPORT_COLUMNS, table_rows(results)))
+        show(results, as_json, [("results", REPORT_COLUMNS, rows)])
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -196,16 +191,14 @@ def doctor(as_json: Json = False) -> None:
     Exit code 1 when training cannot run.
     """
     from unfused_fast.commands.doctor import examine
-    from unfused_fast.evaluation import terminal_table
 
     findings = examine()
-    if as_json:
-        print_json([finding._asdict() for finding in findings])
-    else:
-        rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
-        stdout_console().print(terminal_table("unfused-fast doctor", ["what", "found here", "trouble", "note"], rows))
-        print("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
-    if not all(finding.works for finding in findings):
+    ready = all(finding.works for finding in findings)
+    rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
+    table = "unfused-fast doctor", ["what", "found here", "trouble", "note"], rows
+    sentence = "ready" if ready else "not ready: see the lines marked NO"
+    show([finding._asdict() for finding in findings], as_json, [table], [sentence])
+    if not ready:
         raise typer.Exit(1)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets, run_options, stage_config
-from unfused_fast.commands.output import open_set, print_json, stdout_console
+from unfused_fast.commands.output import open_set, show
 from unfused_fast.errors import UserError, cause
 
 if TYPE_CHECKING:
@@ -68,29 +69,22 @@ def bench(
         about = {"clips": measured.clips, "batch": measured.batch_size, **circumstances(options.device)}
     rows = [row.as_json(**about) for row in found]
     _append(rows_file, rows)
-    sentence = limit(found)
-    if as_json:
-        print_json({"rows": rows, "limit": sentence})
-        return
-    _print_bench(found, f"{about['device']}, {about['cores']} cores; {about['versions']}")
-    if sentence is not None:
-        print(sentence)
+    bottleneck = limit(found)
+    sentences = [bottleneck] if bottleneck else []
     if rows_file is not None:
-        print(f"{counted(len(rows), 'row')} appended to {rows_file}")
-
-
-def _print_bench(found: list[Measured], title: str) -> None:
-    from unfused_fast.commands.measure.machine import spread
-    from unfused_fast.evaluation import terminal_table
-
-    lines = []
-    for row in found:
-        low, median, high = map(_figure, spread(row.values))
-        floor = "" if row.floor is None else _figure(row.floor)
-        reached = "" if row.share is None else f"{100 * row.share:.0f} %"
-        lines.append([row.part, row.what, median, f"{low} - {high}", row.unit, floor, reached, row.floor_is])
+        sentences.append(f"{counted(len(rows), 'row')} appended to {rows_file}")
+    title = f"{about['device']}, {about['cores']} cores; {about['versions']}"
     columns = ["part", "what", "median", "p20 - p80", "unit", "limit", "of it", "limit set by"]
-    stdout_console().print(terminal_table(title, columns, lines))
+    show({"rows": rows, "limit": bottleneck}, as_json, [(title, columns, list(map(_line, found)))], sentences)
+
+
+def _line(row: Measured) -> list[str]:
+    from unfused_fast.commands.measure.machine import spread
+
+    low, median, high = map(_figure, spread(row.values))
+    floor = "" if row.floor is None else _figure(row.floor)
+    reached = "" if row.share is None else f"{100 * row.share:.0f} %"
+    return [row.part, row.what, median, f"{low} - {high}", row.unit, floor, reached, row.floor_is]
 
 
 def _figure(value: float) -> str:
@@ -142,7 +136,8 @@ def plan(
     """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
     from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
     from unfused_fast.commands.measure.rates import measured_here, read_rates
-    from unfused_fast.data import free_memory
+    from unfused_fast.console import counted
+    from unfused_fast.data import free_memory, gigabytes
 
     config = stage_config("pretrain", preset, settings, epochs, 0)
     rates = None if rates_file is None else read_rates(rates_file)
@@ -157,40 +152,33 @@ def plan(
     if host_gb is not None:
         machine = replace(machine, host_bytes=host_gb * 1e9)
     found = estimate(config, clips, seconds, machine, rates)
-    if as_json:
-        print_json(found)
-    else:
-        _print_plan(found)
-
-
-def _print_plan(found: dict[str, Any]) -> None:
-    from unfused_fast.console import counted
-    from unfused_fast.data import gigabytes
-    from unfused_fast.evaluation import terminal_table
-
-    machine = f", {found['devices']} devices of one machine" if found["devices"] > 1 else ""
+    sizes = [
+        (where, name, size)
+        for where in ("disk", "device", "host")
+        for name, size in (found[where] | ({} if where == "disk" else {"sum": found[f"{where}_bytes"]})).items()
+    ]
+    rows = [[where, name, f"{size:,}", gigabytes(size)] for where, name, size in sizes]
+    more = f", {devices} devices of one machine" if devices > 1 else ""
     title = (
-        f"stage 1, {found['clips']:,} clips of {found['seconds']:g} s, {counted(found['epochs'], 'epoch')}, "
-        f"batch {found['batch_size']}, K {', '.join(map(str, found['heads']))}{machine}"
+        f"stage 1, {clips:,} clips of {seconds:g} s, {counted(found['epochs'], 'epoch')}, batch {found['batch_size']}, "
+        f"K {', '.join(map(str, found['heads']))}{more}"
     )
-    rows = []
-    for where in ("disk", "device", "host"):
-        sizes = found[where] | ({} if where == "disk" else {"sum": found[f"{where}_bytes"]})
-        rows += [[where, name, f"{size:,}", gigabytes(size)] for name, size in sizes.items()]
-    stdout_console().print(terminal_table(title, ["where", "what", "bytes", ""], rows))
-    print(f"--data {found['store']}: {found['why']}")
-    for problem in found["problems"]:
-        print(problem)
-    print(f"{found['flops_per_clip'] / 1e9:.2f} GFLOP a clip")
+    show(found, as_json, [(title, ["where", "what", "bytes", ""], rows)], _sentences(found))
+
+
+def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"--data {found['store']}: {found['why']}"
+    yield from found["problems"]
+    yield f"{found['flops_per_clip'] / 1e9:.2f} GFLOP a clip"
     if found["hours"] is not None:
-        print(f"rates: {found['basis']}")
         parts, once = (
             ", ".join(f"{name} {_duration(taken)}" for name, taken in found[key].items()) for key in ("epoch", "once")
         )
-        print(f"an epoch: {_duration(found['epoch_seconds'])} ({parts})")
-        print(f"the run: {found['hours']:,.2f} hours, of which once: {once or 'nothing'}")
+        yield f"rates: {found['basis']}"
+        yield f"an epoch: {_duration(found['epoch_seconds'])} ({parts})"
+        yield f"the run: {found['hours']:,.2f} hours, of which once: {once or 'nothing'}"
     if found["unknown"]:
-        print(f"unknown: {'; '.join(found['unknown'])}")
+        yield f"unknown: {'; '.join(found['unknown'])}"
 
 
 def _duration(seconds: float) -> str:
