@@ -139,48 +139,39 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Every field that --set can change: its value, type, meaning and source; or what two presets differ in."""
+    from rich.table import Table
+
     from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.config import preset as preset_of
 
     given, wanted = pairs(settings), chosen_fields(fields or [])
+    result: Any
     if diff is not None:
         left = preset if preset != diff else "--set"
         stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
-        lines = [
+        title = f"{left} beside {diff}"
+        result = lines = [
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages
             for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
             if found.field in wanted
         ]
-        _print_lines(f"{left} beside {diff}", ["stage", "field", left, diff, "why"], lines, as_json)
-        return
-    shown = stage or "pretrain"
-    values = {
-        name: value for name, value in flatten(with_values(preset_of(preset, shown), given)).items() if name in wanted
-    }
+    else:
+        every, texts = flatten(with_values(preset_of(preset, stage or "pretrain"), given)), field_texts()
+        title = f"stage {stage or 'pretrain'}, preset {preset}"
+        result = {name: value for name, value in every.items() if name in wanted}
+        lines = [
+            {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
+            for name, value in result.items()
+        ]
     if as_json:
-        print_json(values)
+        print_json(result)
         return
-    texts = field_texts()
-    lines = [
-        {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
-        for name, value in values.items()
-    ]
-    _print_lines(f"stage {shown}, preset {preset}", ["field", "value", "type", "meaning and source"], lines, False)
-
-
-def _print_lines(title: str, columns: list[str], lines: list[dict[str, Any]], as_json: bool) -> None:
-    """Long texts as a table with rules between the lines, or JSON."""
-    from rich.table import Table
-
-    if as_json:
-        print_json(lines)
-        return
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for column in columns:
-        table.add_column(column, overflow="fold", max_width=None if column == columns[-1] else 26)
+    table = Table(title=title, title_justify="left", show_lines=True)  # the last column has long texts
+    for column in lines[0] if lines else ():
+        table.add_column(column, overflow="fold", max_width=None if column == list(lines[0])[-1] else 26)
     for line in lines:
-        table.add_row(*(str(line[column]) for column in columns))
+        table.add_row(*map(str, line.values()))
     stdout_console().print(table)
 
 

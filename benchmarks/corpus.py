@@ -30,9 +30,8 @@ from unfused_fast.commands.measure.machine import circumstances
 from unfused_fast.config import Config, preset, with_values
 from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import Plan, markdown, mean_and_error
+from unfused_fast.evaluation import Plan, markdown, mean_and_error, percent
 from unfused_fast.evaluation.measure import measure
-from unfused_fast.evaluation.report import percent
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.packing.pack import pack

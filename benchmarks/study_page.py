@@ -8,8 +8,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from unfused_fast.console import counted
-from unfused_fast.evaluation import markdown, mean_and_error
-from unfused_fast.evaluation.report import percent
+from unfused_fast.evaluation import markdown, mean_and_error, percent
 from unfused_fast.evaluation.table import TABLE_COLUMNS, result_table
 
 FEWEST_CLIPS = 6
