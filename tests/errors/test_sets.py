@@ -103,28 +103,28 @@ def test_an_unreadable_tar(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("damage", ["swapped", "line lost", "clip twice", "other names", "no index", "head"])
+INDEXES: dict[str, Callable[[list[str]], list[str]]] = {
+    "line lost": lambda lines: [f"v1.2 {len(lines) - 2}", *lines[1:-1]],
+    "clip twice": lambda lines: [*lines[:5], lines[4], *lines[6:]],
+    "other names": lambda lines: [line.replace(".index", ".cls") for line in lines],
+    "head": lambda lines: ["v1.1 25", *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("damage", [*INDEXES, "swapped", "no index"])
 def test_an_index_that_does_not_fit(
     pretrain: Cli, tones: Path, copy_of: Callable[[Path], Path], tmp_path: Path, damage: str
 ) -> None:
-    shards, out = copy_of(tones), tmp_path / "out"
+    shards = copy_of(tones)
     index = shards / "train-000000.idx"
-    lines = index.read_text().splitlines()
-    if damage == "swapped":
-        lines = (shards / "train-000001.idx").read_text().splitlines()
-    elif damage == "line lost":
-        lines = [f"v1.2 {len(lines) - 2}", *lines[1:-1]]
-    elif damage == "clip twice":
-        lines[5] = lines[4]
-    elif damage == "other names":
-        lines[1:] = [line.replace(".index", ".cls") for line in lines[1:]]
-    elif damage == "head":
-        lines[0] = "v1.1 25"
-    index.write_text("\n".join(lines) + "\n")
-    if damage == "no index":
+    if damage in INDEXES:
+        index.write_text("\n".join(INDEXES[damage](index.read_text().splitlines())) + "\n")
+    elif damage == "swapped":
+        index.write_text((shards / "train-000001.idx").read_text())
+    else:
         index.unlink()
-    refused(pretrain(shards, out), index.with_suffix(""), "pack")
-    assert not out.exists()
+    refused(pretrain(shards, tmp_path / "out"), index.with_suffix(""), "pack")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_of_another_version(
@@ -141,69 +141,38 @@ def test_a_manifest_of_another_version(
 
 
 Rows = list[SourceRow]
-LABELS: list[tuple[str, Callable[[Rows], Rows], list[str], list[str]]] = [
-    (
-        "a label that train lacks",
-        lambda rows: [row for row in rows if (row.split, row.label) != ("train", "high")],
-        ["linear", "all"],
-        ["labels that train lacks: high", "add such clips to train or drop them"],
-    ),
-    (
-        "a label of valid alone",
-        lambda rows: [row for row in rows if row.split == "valid" or row.label != "high"],
-        ["linear"],
-        ["split valid has labels that train lacks: high"],
-    ),
-    ("one class", lambda rows: [row for row in rows if row.label == "low"], ["linear"], ["one class only", "two"]),
-    (
-        "one class",
-        lambda rows: [row for row in rows if row.label == "low"],
-        ["distill"],
-        ["names 1 classes", "--set pseudo.k=N"],
-    ),
-    (
-        "no labels",
-        lambda rows: [replace(row, label=None) for row in rows],
-        ["linear", "all"],
-        ["60 of 60 clips of split train have no label", "--labels-from-folders"],
-    ),
-    (
-        "no labels",
-        lambda rows: [replace(row, label=None) for row in rows],
-        ["distill"],
-        ["names 0 classes", "--set pseudo.k=N (at least 2)"],
-    ),
-    (
-        "a missing label",
-        lambda rows: [replace(row, label=None) if number == 3 else row for number, row in enumerate(rows)],
-        ["linear"],
-        ["1 of 60 clips of split train"],
-    ),
-    ("no train split", lambda rows: rows[-3:], ["pretrain"], ["it has no train split (only test); pack one"]),
-    ("one clip", lambda rows: rows[:1], ["pretrain"], ["1 clip", "at least 2"]),
-]
+ROWS: dict[str, Callable[[Rows], Rows]] = {
+    "label lacks in train": lambda rows: [row for row in rows if (row.split, row.label) != ("train", "high")],
+    "label in valid alone": lambda rows: [row for row in rows if row.split == "valid" or row.label != "high"],
+    "one class": lambda rows: [row for row in rows if row.label == "low"],
+    "no label": lambda rows: [replace(row, label=None) for row in rows],
+    "one without": lambda rows: [replace(row, label=None) if row is rows[3] else row for row in rows],
+    "no train split": lambda rows: rows[-3:],
+    "one clip": lambda rows: rows[:1],
+}
 
 
-@pytest.mark.parametrize(("made", "stages", "parts"), [case[1:] for case in LABELS], ids=[case[0] for case in LABELS])
-def test_sets_that_a_stage_cannot_use(
-    cli: Cli,
-    tiny: list[str],
-    pretrained: Path,
-    tone_rows: Rows,
-    pack_rows: Cli,
-    tmp_path: Path,
-    made: Callable[[Rows], Rows],
-    stages: list[str],
-    parts: list[str],
-) -> None:
-    shards, out = pack_rows(made(tone_rows), tmp_path / "set"), tmp_path / "out"
-    more = {
-        "linear": ["--encoder", "random"],
-        "distill": ["--teacher", pretrained],
-        "pretrain": ["--set", "cluster.k=1"],
-    }
-    for stage in stages:
-        refused(cli("train", stage, shards, "--out", out, *tiny, *more.get(stage, [])), *parts)
+@pytest.mark.parametrize(
+    ("kind", "stage", "said"),
+    [
+        *(("label lacks in train", stage, "labels that train lacks: high; add such") for stage in ("linear", "all")),
+        ("label in valid alone", "linear", "split valid has labels that train lacks: high"),
+        ("one class", "linear", "one class only"),
+        ("one class", "distill", "names 1 classes, so K is not known; give it with --set pseudo.k=N"),
+        *(("no label", stage, "60 of 60 clips of split train have no label") for stage in ("linear", "all")),
+        ("no label", "distill", "names 0 classes, so K is not known; give it with --set pseudo.k=N"),
+        ("one without", "linear", "1 of 60 clips of split train have no label"),
+        ("no train split", "pretrain", "it has no train split (only test); pack one"),
+        ("one clip", "pretrain", "the train split has 1 clip; training needs at least 2"),
+    ],
+)
+def test_clips_that_a_stage_cannot_use(
+    cli: Cli, tiny: list[str], pretrained: Path, tone_rows: Rows, pack_rows: Cli, tmp_path: Path, kind: str, stage: str,
+    said: str,
+) -> None:  # fmt: skip
+    shards, out = pack_rows(ROWS[kind](tone_rows), tmp_path / "set"), tmp_path / "out"
+    more = {"linear": ["--encoder", "random"], "distill": ["--teacher", pretrained]}.get(stage, [])
+    refused(cli("train", stage, shards, "--out", out, *tiny, "--set", "cluster.k=1", *more), said)
     assert not out.exists()
 
 
