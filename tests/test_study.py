@@ -91,45 +91,45 @@ def test_rows_of_a_search() -> None:
     ]
 
 
-def test_deviations_are_what_config_diff_shows_but_for_the_size(
-    cli: Callable[..., Any], tones: Path, tmp_path: Path
-) -> None:
-    shards = open_shards(tones)
-    pool = RunPool(tmp_path, Options(torch.device("cpu")))
-    of = study.Study(shards, [shards], DemoSize(), {}, ("pretrain", "distill", "linear"), False, tmp_path, pool)
-    sized = {"train.epochs", "train.batch_size", "cluster.k"}
-    for stage in of.deviations:
-        wanted: dict[str, dict[str, list[str]]] = {}
-        for name in ("paper", "authors"):
-            for line in json.loads(cli("config", "--stage", stage, "--diff", name, "--json").out):
-                value = tuple(line[name]) if isinstance(line[name], list) else line[name]
-                if line["field"] not in sized:
-                    wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
-        if stage != "linear" and precision(Config(), torch.device("cpu")) == "fp32":
-            assert wanted.pop("train.amp") == {"fp32": ["authors"]}, "what this CPU has anyway"
-        if stage == "distill":
-            assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
-        found = study.deviating(of, stage, 60)
-        assert found == wanted and wanted
-        larger = {**found, **study.deviating(of, stage, 600)}
-        more = {field: values for field, values in larger.items() if field not in found}
-        assert (
-            more
-            == {
-                "pretrain": {"cluster.k": {"512": ["paper"]}, "train.batch_size": {"512": ["paper", "authors"]}},
-                "distill": {"train.batch_size": {"512": ["paper"], "256": ["authors"]}},
-                "linear": {},
-            }[stage]
-        ), "the presets' own numbers, where there are as many clips"
-        configs = {name: of.config("recommended", name) for name in of.deviations}
-        cells = study_deviations.cells_of(configs, stage, {field: [*values] for field, values in found.items()}, True)
-        changed = [(field, value) for cell in cells[1:] for field, value in cell.values.items()]
-        assert [(field, str(value)) for field, value in changed] == [(f, v) for f, vs in found.items() for v in vs]
-
-
-def test_a_size_leaves_the_widths_of_decar_v1_alone(tones: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def of(tones: Path, tmp_path: Path) -> study.Study:
+    """A study of `tones` at the size of the demo."""
     shards, pool = open_shards(tones), RunPool(tmp_path, Options(torch.device("cpu")))
-    of = study.Study(shards, [shards], DemoSize(), {}, (), False, tmp_path, pool)
+    return study.Study(shards, [shards], DemoSize(), {}, ("pretrain", "distill", "linear"), False, tmp_path, pool)
+
+
+@pytest.mark.parametrize(
+    ("stage", "of_large_sets"),
+    [
+        ("pretrain", {"cluster.k": {"512": ["paper"]}, "train.batch_size": {"512": ["paper", "authors"]}}),
+        ("distill", {"train.batch_size": {"512": ["paper"], "256": ["authors"]}}),
+        ("linear", {}),
+    ],
+)
+def test_deviations_are_what_config_diff_shows_but_for_the_size(
+    cli: Callable[..., Any], of: study.Study, stage: Any, of_large_sets: dict[str, Any]
+) -> None:
+    wanted: dict[str, dict[str, list[str]]] = {}
+    for name in ("paper", "authors"):
+        for line in json.loads(cli("config", "--stage", stage, "--diff", name, "--json").out):
+            value = tuple(line[name]) if isinstance(line[name], list) else line[name]
+            if line["field"] not in ("train.epochs", "train.batch_size", "cluster.k"):
+                wanted.setdefault(line["field"], {}).setdefault(str(value), []).append(name)
+    if stage != "linear" and precision(Config(), torch.device("cpu")) == "fp32":
+        assert wanted.pop("train.amp") == {"fp32": ["authors"]}, "what this CPU has anyway"
+    if stage == "distill":
+        assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
+    found = study.deviating(of, stage, 60)
+    assert found == wanted and wanted
+    assert study.deviating(of, stage, 600) == {**found, **of_large_sets}, "the presets' own numbers"
+    cells = study_deviations.cells_of(
+        of.recommended(), stage, {name: [*values] for name, values in found.items()}, True
+    )
+    changed = [(field, str(value)) for cell in cells[1:] for field, value in cell.values.items()]
+    assert changed == [(field, value) for field, values in found.items() for value in values]
+
+
+def test_a_size_leaves_the_widths_of_decar_v1_alone(of: study.Study) -> None:
     assert of.config("decar-v1", "pretrain").model == preset("decar-v1", "pretrain").model
     assert of.config("paper", "pretrain").model.channels == 16
     own = dataclasses.replace(of, values={"model.encoder": "audiontt"})
@@ -138,22 +138,12 @@ def test_a_size_leaves_the_widths_of_decar_v1_alone(tones: Path, tmp_path: Path)
     assert shown["train.batch_size"] == 64 and shown["model.channels"] == 16
 
 
-def test_sets_of_one_name_are_told_apart(tones: Path, unlabelled: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_sets_of_one_name_are_told_apart(of: study.Study, tones: Path, unlabelled: Path, tmp_path: Path) -> None:
     sets = [open_shards(shutil.copytree(tones, tmp_path / "A/shards"))]
     sets += [open_shards(shutil.copytree(unlabelled, tmp_path / "B/shards")), open_shards(tones)]
-    pool = RunPool(tmp_path, Options(torch.device("cpu")))
-    of = study.Study(sets[0], sets, DemoSize(), {}, ("linear",), False, tmp_path, pool)
+    of = dataclasses.replace(of, targets=sets)
     assert [of.task(target) for target in sets] == ["A/shards", "B/shards", "tones"]
-    asked: list[tuple[Path, RunPool]] = []
-
-    def ablate(*given: Any) -> dict[str, Any]:
-        asked.append((given[4], given[7]))
-        return {"rows": []}
-
-    monkeypatch.setattr(study_deviations, "ablate", ablate)
-    for target in sets[:2]:
-        assert [*study.deviations(of, target)] == []
-    assert asked[0][0] != asked[1][0] and all(given is pool for _, given in asked), "what diverged is known to both"
+    assert len({of.folder("search", target) for target in sets}) == 3
 
 
 def test_targets_and_settings_are_checked_before_stage_1(
