@@ -83,4 +83,3 @@ def missing_compiler(language: Literal["C", "C++"]) -> str | None:
         return None
     package = "gcc" if language == "C" else "g++"
     return f"{what}, which is not here; install it (on Debian and Ubuntu: apt install {package} python3-dev)"
-
