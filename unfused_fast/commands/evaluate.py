@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,13 +21,12 @@ from unfused_fast.commands.flags import (
     run_options,
     with_flags,
 )
-from unfused_fast.commands.output import open_set, print_json, stdout_console
+from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import BASELINES, Stage
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
     from unfused_fast.config import Config
-    from unfused_fast.evaluation import TextTable
 
 Fractions = Annotated[
     str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
@@ -39,18 +38,6 @@ class TableFlags(ConfigFlags):
     """Flags that all of these commands have."""
 
     holdout: Holdout = None
-
-    def show(self, result: Any, tables: Sequence[TextTable], sentences: Sequence[str] = ()) -> None:
-        """The result as JSON, or its tables and sentences."""
-        if self.as_json:
-            print_json(result)
-            return
-        from unfused_fast.evaluation import terminal_table
-
-        for table in tables:
-            stdout_console().print(terminal_table(*table))
-        for sentence in sentences:
-            typer.echo(sentence)
 
 
 @with_flags(TableFlags)
@@ -90,7 +77,7 @@ def evaluate(
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
         sentences.insert(0, f"{chosen_by}: these numbers are optimistic")
-    flags.show(result, evaluation_tables(result), sentences)
+    show(result, flags.as_json, evaluation_tables(result), sentences)
 
 
 def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:
@@ -150,7 +137,7 @@ def tasks(as_json: Json = False) -> None:
         printed = "accuracy in %, as printed", ["task", *listed[0].results], numbers
         tables += [(title, columns, rows), printed]
     unclear = [f"{task.name}: {task.unclear}" for task in TASKS.values() if task.unclear]
-    TableFlags(as_json=as_json).show([asdict(task) for task in TASKS.values()], tables, unclear)
+    show([asdict(task) for task in TASKS.values()], as_json, tables, unclear)
 
 
 @with_flags(TableFlags)
@@ -197,7 +184,7 @@ def lape(
     )
     options = run_options(flags.device, compile_, False, overwrite)
     summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
-    flags.show(summary, tables(summary), sentences(summary))
+    show(summary, flags.as_json, tables(summary), sentences(summary))
 
 
 @with_flags(TableFlags)
@@ -254,7 +241,7 @@ def ablate(
     options = run_options(flags.device, compile_, False, False)
     summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, options, holdout=flags.holdout)
     places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
-    flags.show(summary, [ablation_table(summary)], [places])
+    show(summary, flags.as_json, [ablation_table(summary)], [places])
     if not any(row["seeds"] for row in summary["rows"]):
         raise typer.Exit(1)
 
