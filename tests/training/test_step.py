@@ -19,9 +19,8 @@ from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages.distillation import Distillation
 from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training.loop import Trainer
-from unfused_fast.training.options import Options, prepare_for
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_together import train_loader
+from unfused_fast.training.options import Options, prepare_for, train_loader
 
 CPU = torch.device("cpu")
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal"}

@@ -163,7 +163,7 @@ def load_checkpoint(
             damaged.append(found)
         except PermissionError as error:  # else an earlier one would be used needlessly
             raise unreadable(Path(error.filename or tensors_path), error, "") from error
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             damaged.append(f"{tensors_path} is damaged ({cause(error)})")
     reasons = "; ".join(damaged) if damaged else "there is none"
     raise UserError(f"{directory}: no usable checkpoint: {reasons}; train again, or point to another run")
@@ -172,10 +172,10 @@ def load_checkpoint(
 def _checked(path: Path, state: Any) -> dict[str, Any]:
     """The JSON of a checkpoint. Raises ValueError unless its values have the types that are written."""
     if isinstance(state, dict):
-        numbers = state.get("nmis", [])
-        counts = [state.get("epoch"), *(state.get(name, 0) for name in ("batch", "step", "k", "collapsed"))]
-        sound = isinstance(numbers, list) and all(map(is_number, numbers)) and all(map(is_count, counts))
-        if sound and Position(state["epoch"], state.get("batch", 0)).name == path.stem:
+        numbers = [state.get("seconds", 0), *state.get("nmis", [])]
+        counts = [state.get("epoch"), state.get("batch"), *(state.get(name, 0) for name in ("step", "k", "collapsed"))]
+        sound = all(map(is_number, numbers)) and all(map(is_count, counts))
+        if sound and Position(state["epoch"], state["batch"]).name == path.stem:
             return state
     raise ValueError(f"{path.name} is not what was written")
 
@@ -199,17 +199,18 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
         network, {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     )
     if optimizer is not None:
+        # of another optimiser nothing is taken: a run that is resumed anyway starts it anew
+        adamw = isinstance(optimizer, torch.optim.AdamW)
+        keys = ("step", "exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
         for name, parameter in network.named_parameters():
-            prefix = f"optim.{name}."
-            for full, value in tensors.items():
-                key = full.removeprefix(prefix)
-                if full.startswith(prefix) and "." not in key:
-                    if value.ndim and value.shape != parameter.shape:
-                        raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-                    # on the parameter's device and in its memory layout, which fused optimisers rely on
-                    optimizer.state[parameter][key] = (
-                        torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
-                    )
+            for full in (f"optim.{name}.{key}" for key in keys if f"optim.{name}.{key}" in tensors):
+                value = tensors[full]
+                if value.ndim and value.shape != parameter.shape:
+                    raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                # on the parameter's device and in its memory layout, which fused optimisers rely on
+                optimizer.state[parameter][full.rpartition(".")[2]] = (
+                    torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
+                )
     torch.set_rng_state(expected(tensors, "rng.cpu", torch.uint8, tuple(torch.get_rng_state().shape)))
     if "rng.cuda" in tensors and torch.cuda.is_available():
         own = torch.cuda.get_rng_state()

@@ -31,6 +31,7 @@ from unfused_fast.training.checkpoint import Position, checkpoints_in, load_chec
 from unfused_fast.training.options import Interrupted, Options
 from unfused_fast.training.run_log import RunLog
 from unfused_fast.training.run_record import (
+    SHAPES,
     config_digest,
     device_name,
     differences,
@@ -80,6 +81,7 @@ class Run:
         """For the checkpoints; see order_of_batches."""
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
         self._begun = time.perf_counter()
+        self._seconds_before = 0.0
         self._log = RunLog(out)
         self._unusable: list[Path] = []
         self._continues = False
@@ -112,12 +114,10 @@ class Run:
         for name, given in self._description["inputs"].items():
             if Path(given).resolve() == self.out.resolve():
                 raise UserError(f"{self.out}: it is the {name} of this run, which would be lost; choose another --out")
-        _refuse_unwritable(self.out)
         recorded = read_description(self.out)
-        if recorded is None and self.out.exists() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
+        if recorded is None and self.out.is_dir() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         self._take()
-        recorded = read_description(self.out)  # another process may have made one meanwhile
         result = self.out / "result.json"
         begun = recorded is not None and (self.saved or result.exists())  # without either there is nothing to lose
         if begun and not options.resume and not options.overwrite:
@@ -159,9 +159,10 @@ class Run:
         """
         found = differences(self.out, recorded, json.loads(json.dumps(self._description)))
         if found and not options.resume_anyway:
+            advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
-                f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, "
-                "another --out, or --resume-anyway"
+                f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, or "
+                f"another --out{advice}"
             )
         before = list(recorded.get("resumed_with", []))
         if found:
@@ -202,6 +203,11 @@ class Run:
         """Whether the directory holds a checkpoint."""
         return any(self.checkpoints.glob("epoch-*.json"))
 
+    @property
+    def seconds(self) -> float:
+        """Spent on the run so far, before it was resumed too; not what was lost with a kill."""
+        return round(self._seconds_before + time.perf_counter() - self._begun, 2)
+
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, when --resume finds nothing left to do and no differences."""
         if self._result is not None:
@@ -219,11 +225,7 @@ class Run:
         read = dict[str, Tensor]()
 
         def unusable(state: dict[str, Any]) -> str | None:
-            position = Position(state["epoch"], state.get("batch", 0))
-            if "loop" not in state:
-                return (
-                    f"{self.checkpoints / position.name}: an earlier version wrote it, with too little state to resume"
-                )
+            position = Position(state["epoch"], state["batch"])
             if position.batch and state["order"] != self.order:
                 return f"{self.checkpoints / position.name}: it was saved within an epoch with different batches"
             return fault(state) if fault is not None else None
@@ -240,16 +242,13 @@ class Run:
             return state
 
         state, count = dict(self._ranks.first(load)), self._ranks.world_size
-        if (before := state.get("ranks", 1)) != count:
+        self._seconds_before = state["seconds"]
+        if (before := state["ranks"]) != count:
             console.print(
                 f"{self.out}: on {count} ranks now, {before} before: same batches, but sums are rounded differently",
                 style="yellow",
             )
         return self._ranks.tensors_from_first(read if self._ranks.leads else None), state
-
-    def last_logged(self) -> dict[str, Any]:
-        """The numbers of the last epoch in the log, on rank 0; none where it is empty."""
-        return self._log.last() if self._ranks.leads else {}
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
         """Adds the numbers of an epoch to the log, on rank 0."""
@@ -269,7 +268,7 @@ class Run:
             "epochs": self._description["config"]["train.epochs"],
             "config_digest": config_digest(self._description["config"]),
             "data_digest": self._description["shards"],
-            "seconds": round(time.perf_counter() - self._begun, 2),
+            "seconds": self.seconds,
             "run": str(self.out),
         }
         write_json(self.out / "result.json", result)
@@ -320,10 +319,3 @@ def _read_result(path: Path) -> dict[str, Any]:
         return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise unreadable(path, error, "delete it, and give the same command again") from error
-
-
-def _refuse_unwritable(out: Path) -> None:
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        reason = "may not be written to" if nearest.is_dir() else "is a file, but a run is a directory"
-        raise UserError(f"{nearest}: it {reason}; choose another --out")

@@ -47,11 +47,6 @@ class RunLog:
             self._board = None  # its thread has ended; the next line starts another file
             self._refused(error)
 
-    def last(self) -> dict[str, Any]:
-        """The numbers of the last epoch; none where there is no line."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        return dict(json.loads(lines[-1])) if lines else {}
-
     def drop_after(self, epoch: int) -> None:
         """Drops the lines of later epochs, and a truncated line."""
         if self.path.exists():

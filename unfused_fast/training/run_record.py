@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ COMPARED_VERSIONS = ("unfused-fast", "torch")
 example."""
 FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
+SHAPES = re.compile(
+    r"model\.(encoder|dim|channels|fc_layers|proj\w+|prediction)$|frontend\.(n_mels|hop_samples)$|cluster\.k$"
+    r"|pseudo\.k$|data\.crop_seconds$|aug\.mixup\.memory$|bank\.dtype$"
+)
+"""Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
 SHOWN = 6
 """Differences named in an error."""
 

@@ -83,7 +83,8 @@ class Saves:
         """
         task, bank = self._task, self._task.bank
         whole = not position.batch and not task.refilling
-        notes = {**copy.deepcopy(task.notes()), "order": self._run.order, "ranks": self._ranks.world_size, **notes}
+        notes = {**copy.deepcopy(task.notes()), **notes}
+        notes |= {"order": self._run.order, "ranks": self._ranks.world_size, "seconds": self._run.seconds}
         tensors = {**collect(task.network, self._optimizer), **state_outside_network(task), **tensors}
         if self._augment is not None:
             tensors |= self._augment.state()
