@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from same_runs import assert_same_run
 
-from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training.checkpoint import Position
 from unfused_fast.training.options import SaveEvery
 from unfused_fast.training.saves import Saves
@@ -67,28 +65,3 @@ def test_a_save_is_due_by_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) 
     assert not saves.due(1)
     passed = 601.0
     assert saves.due(2)
-
-
-def test_a_set_is_packed_the_same(
-    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tones: Path, tmp_path: Path, jumping: None
-) -> None:
-    there = pack_rows(tone_rows, tmp_path / "set")
-    assert open_shards(there).manifest.digest == open_shards(tones).manifest.digest
-    for path in tones.glob("*.tar"):
-        assert (there / path.name).read_bytes() == path.read_bytes(), "no time of day is written"
-
-
-def test_a_lock_and_a_cache_have_no_age(
-    cli: Cli,
-    tone_rows: list[SourceRow],
-    pack_rows: Callable[..., Path],
-    tiny: list[str],
-    tmp_path: Path,
-    jumping: None,
-) -> None:
-    """What another day wrote, before or after, is used: kept log-mels, and a run that is gone on with."""
-    shards = pack_rows(tone_rows, tmp_path / "set")
-    command = ["train", "pretrain", shards, "--out", tmp_path / "run", "--data", "resident", *tiny, "--epochs"]
-    assert cli(*command, 1).code == 0
-    again = cli(*command, 2, "--resume-anyway")
-    assert again.code == 0 and "from the cache" in again.err and "resuming after epoch 1" in again.err, again.err

@@ -11,16 +11,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unfused_fast.config.fields import Config
 from unfused_fast.config.names import Stage
 from unfused_fast.config.presets import preset, with_values
-from unfused_fast.models.audiontt import DistillNetwork, PretrainNetwork
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages.distillation import Distillation
 from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training.loop import Trainer
+from unfused_fast.training.options import Options, train_loader
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.options import Options, prepare_for, train_loader
 
 CPU = torch.device("cpu")
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal"}
@@ -93,18 +91,7 @@ def test_a_step_on_a_gpu_never_waits(trainer: Callable[..., Any]) -> None:
         made.train_batch(batches[1], 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("encoder", ["audiontt", "efficientnet_b0"])
-@pytest.mark.parametrize("build", [PretrainNetwork, lambda config: DistillNetwork(config, 5)])
-def test_a_network_is_one_graph_without_breaks(
-    tiny: list[str], encoder: str, build: Callable[[Config], torch.nn.Module]
-) -> None:
-    values = {name: value for name, value in _values(tiny).items() if name.startswith("model.")}
-    network = build(with_values(Config(), {**values, "model.encoder": encoder}))
-    network = prepare_for(network, CPU).train()
-    explained = torch._dynamo.explain(network)(torch.randn(8, 1, 64, 96))
-    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    assert min(made.timer.read()[part] for part in ("forward train view", "backward", "optimizer")) > 0
 
 
 def test_profile_names_parts_and_operators(cli: Any, tones: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -42,13 +42,12 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
     _check_rate(sample_rate)
     rows = _rows(waveform)
     if lengths is not None:
-        if len(lengths) != len(rows) or any(
-            not 0 < int(length) <= len(row) for length, row in zip(lengths, rows, strict=False)
+        wanted = torch.as_tensor(lengths).cpu()
+        if wanted.shape != (len(rows),) or any(
+            not 0 < int(length) <= len(row) for length, row in zip(wanted, rows, strict=True)
         ):
-            raise UserError(
-                f"lengths {[int(length) for length in lengths]}: want one from 1 to the samples of each clip"
-            )
-        rows = [row[: int(length)] for row, length in zip(rows, lengths, strict=True)]
+            raise UserError(f"lengths {wanted.tolist()}: want a list of one from 1 to the samples of each clip")
+        rows = [row[: int(length)] for row, length in zip(rows, wanted, strict=True)]
     peaks = torch.stack([row.abs().amax().to(rows[0].device, torch.float32) for row in rows]).tolist()  # read once
     for number, peak in enumerate(peaks):
         if not math.isfinite(peak):

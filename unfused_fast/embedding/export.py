@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from unfused_fast.data import log_mel, unit_norm
 from unfused_fast.embedding.embedder import Embedder, load
-from unfused_fast.errors import UserError, cause, unreadable
-from unfused_fast.json_files import read_json
+from unfused_fast.errors import UserError, cause
 from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
 from unfused_fast.shards.packing.building import to_disk
-from unfused_fast.training import config_digest, read_description, write_model_folder
+from unfused_fast.training import config_digest, read_description, read_result, write_model_folder
 
 Input = Literal["log-mel", "waveform"]
 OPSET = 18
@@ -84,13 +83,7 @@ def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, An
     assert recorded is not None
     if embedder.config.data.norm == "running":  # the final statistics, which only the checkpoint holds
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
-    result, path = {}, run / "result.json"
-    if path.is_file():
-        try:
-            result = dict(read_json(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise unreadable(path, error, "run the stage again") from error
-    card = model_card(embedder, recorded, result, folder.name)
+    card = model_card(embedder, recorded, read_result(run) or {}, folder.name)
     write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite)
     return {"out": str(folder), "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size}
 
@@ -152,9 +145,7 @@ def export_graph(
     return {**facts, "bytes": out.stat().st_size}
 
 
-def model_card(
-    embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str = "An UnFuSeD encoder"
-) -> str:
+def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str) -> str:
     """README.md of a model folder, only from records of the run."""
     values, norm = recorded["config"], recorded["config"]["data.norm"]
     log_mel = recorded["log_mel"] if norm in ("dataset", "running") else None

@@ -4,7 +4,7 @@ In: a stage: batches, a network, what a step does. Out: OUT with config.json, lo
 stopping, saving and resuming. Read first: loop.py, then run_directory.py.
 """
 
-from unfused_fast.training.checkpoint import KEPT, Position, load_checkpoint, refuse_misfit, write_json
+from unfused_fast.training.checkpoint import KEPT, Position, load_checkpoint, misfitting, refuse_misfit, write_json
 from unfused_fast.training.loop import Trainer
 from unfused_fast.training.model_folder import WEIGHTS, encoder_digest, read_model_folder, write_model_folder
 from unfused_fast.training.optim import build_optimizer
@@ -29,4 +29,4 @@ from unfused_fast.training.options import (
 from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_record import config_digest, read_description
+from unfused_fast.training.run_record import config_digest, read_description, read_result

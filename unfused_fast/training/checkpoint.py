@@ -225,6 +225,12 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Raises UserError when names, shapes or types differ from a network's own, which may be on the meta device."""
+    if differing := misfitting(own, tensors):
+        raise misfit(differing)
+
+
+def misfitting(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """The first few tensors whose names, shapes or types differ from a network's own, as text; empty: none."""
     kinds, found = (
         {name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in given.items()}
         for given in (own, tensors)
@@ -234,5 +240,4 @@ def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         for name in sorted({**kinds, **found})
         if kinds.get(name) != found.get(name)
     ]
-    if differing:
-        raise misfit("; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN)))
+    return "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN))

@@ -24,8 +24,7 @@ from torch import Tensor
 from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
-from unfused_fast.errors import UserError, cause, unreadable
-from unfused_fast.json_files import read_json
+from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Interrupted, Options
@@ -38,6 +37,7 @@ from unfused_fast.training.run_record import (
     in_words,
     order_of_batches,
     read_description,
+    read_result,
     versions,
 )
 
@@ -118,8 +118,8 @@ class Run:
         if recorded is None and self.out.is_dir() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         self._take()
-        result = self.out / "result.json"
-        begun = recorded is not None and (self.saved or result.exists())  # without either there is nothing to lose
+        result = None if options.overwrite else read_result(self.out)
+        begun = recorded is not None and (self.saved or result is not None)  # without either there is nothing to lose
         if begun and not options.resume and not options.overwrite:
             raise UserError(
                 f"{self.out}: already contains a run; use --resume to continue it, --overwrite to start again, or "
@@ -130,8 +130,7 @@ class Run:
         if self._continues:
             assert recorded is not None
             differs = self._compare(recorded, options)
-        finished = self._continues and not differs and result.exists()
-        return {"resumed": self._continues and self.saved, "result": _read_result(result) if finished else None}
+        return {"resumed": self._continues and self.saved, "result": None if differs or not self._continues else result}
 
     def _take(self) -> None:
         try:
@@ -312,10 +311,3 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.
     if threading.current_thread() is not threading.main_thread():  # which alone handles signals
         return {}
     return {number: signal.signal(number, handler) for number in STOPPING}
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error, "delete it, and give the same command again") from error

@@ -57,6 +57,17 @@ def read_description(run: Path) -> dict[str, Any] | None:
     return value
 
 
+def read_result(run: Path) -> dict[str, Any] | None:
+    """result.json of a run; None where there is none. Raises UserError for a damaged one."""
+    path = run / "result.json"
+    try:
+        return dict(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error, "delete it, and give the same command again") from error
+
+
 def config_digest(flat: dict[str, Any]) -> str:
     """sha256 of a flattened config: equal digests, equal settings."""
     return hashlib.sha256(json.dumps(flat, sort_keys=True, default=list).encode()).hexdigest()
