@@ -13,14 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ranks as harness
 import torch
 from waiting import wait_for
 
-from unfused_fast.distributed.ranks import ALONE
-from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
 
@@ -159,27 +156,6 @@ def test_names_and_numbers_of_slurm() -> None:
     assert tasks_per_node("4(x2),3") == [4, 4, 3] and tasks_per_node("2") == [2]
     with pytest.raises(UserError, match="contains no node"):
         first_node("")
-
-
-def test_shares_cover_every_batch_once() -> None:
-    for clips, batch_size, ranks in ((61, 16, 3), (64, 16, 4), (5, 5, 5), (17, 8, 7)):
-        found = np.concatenate([Share(rank, ranks).positions(clips, batch_size) for rank in range(ranks)])
-        assert sorted(found.tolist()) == list(range(clips))
-        for begin in range(0, clips, batch_size):
-            sizes = Share(0, ranks).sizes(min(batch_size, clips - begin))
-            assert sum(sizes) == min(batch_size, clips - begin) and max(sizes) - min(sizes) <= 1
-        assert len({len(Share(rank, ranks).batches(clips, batch_size)) for rank in range(ranks)}) == 1
-
-
-def test_a_process_alone_exchanges_nothing() -> None:
-    tensor = torch.arange(3.0)
-    assert ALONE.leads and not ALONE.together and ALONE.first(lambda: 5) == 5
-    assert (
-        ALONE.sum(tensor) is tensor
-        and ALONE.gather_rows(tensor) is tensor
-        and ALONE.any_rank(True, False) == (True, False)
-    )
-    assert ALONE.texts("x") == ["x"]
 
 
 def _rank(launcher: int, rank: int) -> int:

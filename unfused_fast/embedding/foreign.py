@@ -53,12 +53,14 @@ def import_checkpoint(
         raise UserError(f"--std {std}: want a number above 0, the standard deviation of the log-mels it was trained on")
     given = read_tensors(checkpoint)
     left_out = sorted(name for name in given if name.startswith(LEFT_OUT[layout]))
-    tensors = {name: value.float() for name, value in given.items() if name not in left_out}
+    tensors = {name: value for name, value in given.items() if name not in left_out}
     config = _config_of(tensors, PREFIXES[layout])
     network = AudioNTT(config.frontend.n_mels, config.model.dim, config.model.channels, config.model.dropout)
     theirs = {ours: PREFIXES[layout] + name for ours, name in _names().items()}
     own = {theirs[ours]: value for ours, value in network.state_dict().items()}
-    tensors |= {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}  # not read
+    # files of old torch have no counters; halved weights become float32
+    tensors = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | tensors
+    tensors = {name: value.to(own[name].dtype) if name in own else value for name, value in tensors.items()}
     if differing := misfitting(own, tensors):
         raise UserError(
             f"{checkpoint}: not of layout {layout}: {escaped(differing)}; name its layout ({', '.join(PREFIXES)}) with "
