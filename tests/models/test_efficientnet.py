@@ -38,9 +38,6 @@ def test_shapes_are_those_of_the_table(model: EfficientNetB0) -> None:
     large = [(32, 32, 48), (16, 32, 48), (24, 16, 24), (40, 8, 12), (80, 4, 6), (112, 4, 6)]
     assert shapes == [*large, (192, 2, 3), (320, 2, 3), (1280, 2, 3)] and frames.shape == (2, 3, 1280)
     assert [tuple(block.shape[1:]) for block in blocks] == [large[2], large[3], large[5]]
-    for n_mels in (1, 64, 77):
-        blocks, _, _ = model(torch.randn(1, 1, n_mels, 33))
-        assert model.block_dims(n_mels) == tuple(block.shape[1] * block.shape[2] for block in blocks)
 
 
 @pytest.mark.parametrize("frequency_pool", ["mean", "max"])

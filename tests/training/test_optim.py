@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unfused_fast.config.fields import OptimConfig
-from unfused_fast.training.optim import LARC, LARS, build_optimizer, learning_rate, set_rate
+from unfused_fast.training.optim import LARC, LARS, build_optimizer, learning_rate
 
 
 def test_larc_two_steps_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_lars_keeps_the_rate_of_each_step_in_its_momentum() -> None:
     optimizer.step()
     # rate = 0.02 * 5 / (1 + 0.01 * 5) = 0.0952381; g + wd p = (0.63, 0.84); v = 0.1 * (0.06, 0.08); p -= v
     torch.testing.assert_close(weight.data, torch.tensor([2.994, 3.992]))
-    set_rate(optimizer, 0.5)
+    optimizer.param_groups[0]["lr"] = 0.5
     weight.grad = torch.tensor([0.0, 2.0])
     optimizer.step()
     rate = 0.02 * 4.99 / (2 + 0.01 * 4.99)

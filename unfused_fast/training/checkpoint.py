@@ -84,16 +84,15 @@ def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
     From a GPU the copies to pinned memory are queued on its stream, so that the caller continues at once and may change
     the tensors; only the writer of the copies waits for them.
     """
-    copies, event = dict[str, Tensor](), None
+    copies = dict[str, Tensor]()
     for name, tensor in tensors.items():
         copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         copies[name].copy_(tensor.detach(), non_blocking=True)
-    on_gpu = next((tensor for tensor in tensors.values() if tensor.is_cuda), None)
-    if on_gpu is not None:
-        event = torch.cuda.current_stream(on_gpu.device).record_event()
+    devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+    events = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def copied() -> dict[str, Tensor]:
-        if event is not None:
+        for event in events:
             event.synchronize()
         return copies
 

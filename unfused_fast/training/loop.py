@@ -22,7 +22,7 @@ from unfused_fast.distributed import RankLost, Share, first_buffers, share_layer
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
 from unfused_fast.training.checkpoint import Position
-from unfused_fast.training.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.training.optim import build_optimizer, learning_rate
 from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
 from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
 from unfused_fast.training.run_directory import Run
@@ -205,7 +205,8 @@ class Trainer:
             total = total + loss.detach()
         with self.timer.part("optimizer"):
             total = sum_gradients(self.task.parameters(), total, self.ranks, self.config.train.gradients)
-            set_rate(self.optimizer, self._rate(self.step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(self.step)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if not self.config.model.sync_bn:

@@ -1,21 +1,29 @@
-"""config.json of a run directory: its content, and the differences to a run that is to be resumed."""
+"""What a run directory records: config.json and its differences to a run that is to be resumed, result.json, and the
+numbers of each epoch in log.jsonl and for TensorBoard.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.errors import UserError, unreadable
+from unfused_fast.console import console
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import is_number, read_json
+from unfused_fast.shards.sets.shard_files import replace_file
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 COMPARED_VERSIONS = ("unfused-fast", "torch")
@@ -30,9 +38,6 @@ SHAPES = re.compile(
 """Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
 SHOWN = 6
 """Differences named in an error."""
-
-Differences = dict[str, tuple[Any, Any]]
-"""Name -> what was recorded, and what is now."""
 
 
 def read_description(run: Path) -> dict[str, Any] | None:
@@ -89,9 +94,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
-def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> Differences:
-    """Differences of two contents of config.json: settings, data, inputs, and versions that may change the numbers.
-    Raises UserError for runs of different stages.
+def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Differences of two contents of config.json, in settings, data, inputs, and versions that may change the numbers:
+    name -> what was recorded, and what is now. Raises UserError for runs of different stages.
     """
     if recorded["stage"] != current["stage"]:
         raise UserError(
@@ -105,7 +110,7 @@ def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, An
     }
 
 
-def in_words(found: Differences) -> str:
+def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
     """The first few differences, as part of a sentence."""
     named = [f"{name} was {before}, now {after}" for name, (before, after) in found.items()]
     more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
@@ -129,3 +134,76 @@ def _compared(description: Mapping[str, Any]) -> dict[str, Any]:
         **description["inputs"],
         **{f"version of {name}": versions.get(name) for name in COMPARED_VERSIONS},
     }
+
+
+class RunLog:
+    """One line per epoch. Training continues where it cannot be written (full disk): the line is kept and written with
+    the next one.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out / "log.jsonl"
+        self._board: Any = None
+        self._unwritten: list[str] = []
+
+    def append(self, epoch: int, values: dict[str, Any]) -> None:
+        """Adds the numbers of an epoch."""
+        self._unwritten.append(json.dumps({"epoch": epoch, **values}) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(self._unwritten)
+            self._unwritten.clear()
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, epoch)
+        except OSError as error:
+            if self._unwritten and self.path.exists():
+                os.truncate(self.path, size)  # without half a line
+            self._board = None  # its thread has ended; the next line starts another file
+            self._refused(error)
+
+    def drop_after(self, epoch: int) -> None:
+        """Drops the lines of later epochs, and a truncated line."""
+        if self.path.exists():
+            lines = self.path.read_bytes().splitlines()
+            replace_file(self.path, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= epoch))
+
+    def close(self) -> None:
+        """Writes what TensorBoard has not yet written."""
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._refused(error)
+
+    @contextmanager
+    def thread_errors(self) -> Iterator[None]:
+        """TensorBoard writes in its own thread, which ends on a full disk: reports that without a traceback."""
+        unhandled = threading.excepthook
+
+        def failed(given: threading.ExceptHookArgs) -> None:
+            if isinstance(given.exc_value, OSError):
+                self._refused(given.exc_value)
+            else:
+                unhandled(given)
+
+        threading.excepthook = failed
+        try:
+            yield
+        finally:
+            threading.excepthook = unhandled
+
+    def _refused(self, error: BaseException) -> None:
+        console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
+
+
+def _epoch_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
