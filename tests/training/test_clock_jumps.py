@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from same_runs import assert_same_run
 
 from unfused_fast.training.checkpoint import Position
-from unfused_fast.training.options import SaveEvery
+from unfused_fast.training.options import Options, SaveEvery
 from unfused_fast.training.saves import Saves
 
 Cli = Callable[..., Any]
@@ -60,7 +61,7 @@ def test_a_save_is_due_by_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) 
     passed, real = 0.0, time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + passed)
     nothing: Any = None
-    saves = Saves(nothing, nothing, nothing, nothing, SaveEvery(seconds=600), nothing, nothing)
+    saves = Saves(nothing, nothing, nothing, nothing, Options(torch.device("cpu"), save_every=SaveEvery(seconds=600)))
     monkeypatch.setattr(time, "time", lambda: -DAY)
     assert not saves.due(1)
     passed = 601.0

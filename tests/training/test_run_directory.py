@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from outcomes import Cli, contents, refused, same_checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import wait_for
 
 from unfused_fast.config.fields import Config
@@ -161,6 +162,8 @@ def test_a_log_that_was_cut_short(pretrain: Cli, tones: Path, unfinished: Path, 
     log.write_text(log.read_text()[:-40])
     assert pretrain(tones, unfinished, "--resume").code == 0
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
+    board = EventAccumulator(str(unfinished / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2], "the epoch that is trained again counts once"
     same_checkpoint(unfinished, pretrained)
 
 

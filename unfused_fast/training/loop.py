@@ -6,6 +6,7 @@ writes the run directory. Order within a step: views, loss, backward, gradients 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class Trainer:
         self.profile = Profile(run.out / "profile", device, options.profile and self.ranks.leads)
         self.timer = PartTimer(device)
         task.run, task.part = self._run_network, self.timer.part
-        self.saves = Saves(run, task, self.optimizer, self.augment, options.save_every, self.ranks, self.timer)
+        self.saves = Saves(run, task, self.optimizer, self.augment, options)
         self.position, self._began = Position(0), 0.0
         self.step = 0
         """Optimiser steps done, over all epochs."""
@@ -271,8 +272,8 @@ class Trainer:
             raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; continue with --resume")
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
-        notes = {"step": self.step, "loop": dict(self._state)}
-        self.saves.begin(self.position, tensors, notes)
+        with self.timer.part("save"):
+            self.saves.begin(self.position, tensors, {"step": self.step, "loop": copy.deepcopy(self._state)})
 
     def _load(self) -> None:
         tensors, notes = self.saves.load()

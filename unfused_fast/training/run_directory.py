@@ -258,7 +258,6 @@ class Run:
         return dict(self._ranks.first(lambda: self._finish(result)))
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        self._log.close()
         result = {
             "stage": self.stage,
             **result,
@@ -294,8 +293,7 @@ class Run:
 
         before = _handled_by(stop)
         try:
-            with self._log.thread_errors():
-                yield
+            yield
         except BaseException:
             if self._ranks.leads and not self.saved and not self._log.path.exists():
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)

@@ -11,9 +11,8 @@ import math
 import os
 import platform
 import re
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +49,15 @@ def read_description(run: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise unreadable(path, error, "name another directory, or train again") from error
     kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}
-    if not isinstance(value, dict) or not {*kinds, "log_mel"} <= set(value):
+    try:
+        sound = all(isinstance(value[name], kind) for name, kind in kinds.items())
+        if (log_mel := value["log_mel"]) is not None:  # None: a set without statistics
+            sound = sound and is_number(log_mel["mean"]) and is_number(log_mel["std"]) and log_mel["std"] > 0
+    except (TypeError, KeyError):
+        sound = False
+    if not sound:
         raise UserError(f"{path}: not the config.json of a run of unfused-fast; name another directory")
-    wrong = [name for name, kind in kinds.items() if not isinstance(value[name], kind)]
-    log_mel = {"mean": 0, "std": 1} if value["log_mel"] is None else value["log_mel"]  # None: a set without statistics
-    numbers: list[Any] = [log_mel.get(name) for name in ("mean", "std")] if isinstance(log_mel, dict) else [None]
-    if not all(map(is_number, numbers)) or numbers[-1] <= 0:
-        wrong.append("log_mel")
-    if wrong:
-        raise UserError(f"{path}: its {', '.join(wrong)} is not what a run of unfused-fast records; train again")
-    return value
+    return dict(value)
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
@@ -154,52 +152,39 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(self._unwritten)
             self._unwritten.clear()
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=epoch)
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, epoch)
+            self._append_to_board(epoch, values)
         except OSError as error:
             if self._unwritten and self.path.exists():
                 os.truncate(self.path, size)  # without half a line
-            self._board = None  # its thread has ended; the next line starts another file
-            self._refused(error)
+            self._board = None  # what follows half an event is not read; the next epoch starts another file
+            console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
+
+    def _append_to_board(self, epoch: int, values: dict[str, Any]) -> None:
+        """Ours, not SummaryWriter: its thread ends on a full disk."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
+        events = [Event(step=epoch, summary=scalars)]
+        if self._board is None:
+            folder, now = self.out / "tensorboard", time.time_ns()
+            folder.mkdir(exist_ok=True)
+            self._board = RecordWriter((folder / f"events.out.tfevents.{now // 10**9}.{now}").open("wb"))
+            # what an earlier part of the run wrote of this epoch and later ones is left out
+            begin = Event(step=epoch, session_log=SessionLog(status=SessionLog.START))
+            events = [Event(file_version="brain.Event:2"), begin, *events]
+        for event in events:
+            event.wall_time = time.time()
+            self._board.write(event.SerializeToString())
+        self._board.flush()
 
     def drop_after(self, epoch: int) -> None:
         """Drops the lines of later epochs, and a truncated line."""
         if self.path.exists():
             lines = self.path.read_bytes().splitlines()
             replace_file(self.path, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= epoch))
-
-    def close(self) -> None:
-        """Writes what TensorBoard has not yet written."""
-        try:
-            if self._board is not None:
-                self._board.close()
-        except OSError as error:
-            self._refused(error)
-
-    @contextmanager
-    def thread_errors(self) -> Iterator[None]:
-        """TensorBoard writes in its own thread, which ends on a full disk: reports that without a traceback."""
-        unhandled = threading.excepthook
-
-        def failed(given: threading.ExceptHookArgs) -> None:
-            if isinstance(given.exc_value, OSError):
-                self._refused(given.exc_value)
-            else:
-                unhandled(given)
-
-        threading.excepthook = failed
-        try:
-            yield
-        finally:
-            threading.excepthook = unhandled
-
-    def _refused(self, error: BaseException) -> None:
-        console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
 
 
 def _epoch_of(line: bytes) -> float:
