@@ -16,7 +16,7 @@ from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError, cause
 from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
-from unfused_fast.shards.packing.building import to_disk
+from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training import config_digest, read_description, read_result, write_model_folder
 
 Input = Literal["log-mel", "waveform"]
@@ -118,31 +118,24 @@ def export_graph(
     program = torch.export.export(module.eval(), (example,), dynamic_shapes=(sizes,), strict=False)
     name = given.replace("-", "_")
 
-    def write(path: Path) -> None:
-        if kind == "torch":
-            buffer = io.BytesIO()  # on a full disk torch's own writer aborts the program
-            torch.export.save(program, buffer)
-            path.write_bytes(buffer.getbuffer())
-        else:
-            made = torch.onnx.export(
-                program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
-            )
-            assert made is not None
-            made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
-            made.save(str(path), external_data=False)
-
-    partial = out.with_name(f".partial-{out.name}")
+    if kind == "torch":
+        buffer = io.BytesIO()  # on a full disk torch's own writer aborts the program
+        torch.export.save(program, buffer)
+        data = buffer.getvalue()
+    else:
+        made = torch.onnx.export(
+            program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
+        )
+        assert made is not None
+        made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
+        data = made.model_proto.SerializeToString()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        to_disk(partial)
-        partial.replace(out)
+        replace_file(out, data)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or choose another path") from error
-    finally:
-        partial.unlink(missing_ok=True)
     facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}
-    return {**facts, "bytes": out.stat().st_size}
+    return {**facts, "bytes": len(data)}
 
 
 def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str) -> str:

@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,9 +147,8 @@ class Trainer:
             self._check_finite(position.epoch + 1)
             self.position, self._state["seconds"] = position, time.perf_counter() - self._began
             self._save({"losses.total": self._total})
-            if stop:
-                self.saves.settle()
         if failed:
+            self.saves.settle()
             reasons = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
             try:
                 raise UserError(
@@ -158,11 +157,15 @@ class Trainer:
             finally:
                 del unread  # it refers to this frame, and so would keep the reader and its files open
         if stop:
-            raise Interrupted(
-                f"{self.run.out}: stopped in epoch {position.epoch + 1} after {position.batch} of "
-                f"{self.loader.full_batches} steps, saved; continue with --resume"
-            )
+            self._stop()
         return batch
+
+    def _stop(self) -> NoReturn:
+        """Ends the run at its position, once that is on the disk."""
+        self.saves.settle()
+        if not any(self.position):
+            raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet")
+        raise Interrupted(f"{self.run.out}: stopped after {self.position}, saved; continue with --resume")
 
     def begin_epoch(self, epoch: int) -> None:
         """Lets the task prepare an epoch. Where the run stops here, the epoch before is saved."""
@@ -176,12 +179,7 @@ class Trainer:
                 self._save({})
             if isinstance(stopped, Collapsed):
                 raise UserError(f"{stopped}; {self.saves.last_saved()}") from stopped
-            if not done:
-                raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet") from stopped
-            self.saves.settle()
-            raise Interrupted(
-                f"{self.run.out}: stopped before epoch {epoch}, saved; continue with --resume"
-            ) from stopped
+            self._stop()
 
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """What an epoch trains on, from a batch on: each clip once, or drawn evenly over clusters."""
@@ -268,8 +266,7 @@ class Trainer:
             self._save({})
         shown.epoch(epoch, f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s")
         if self.run.stopping and not last:
-            self.saves.settle()
-            raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; continue with --resume")
+            self._stop()
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
         with self.timer.part("save"):
