@@ -69,10 +69,7 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
 
 def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", *tiny]
-    assert (
-        "--devices 2: PyTorch"
-        in cli("train", "pretrain", tones, "--out", tmp_path, "--device", "cuda", "--devices", 2).error
-    )
+    assert "--devices 2: PyTorch" in cli(*command, "--device", "cuda", "--devices", 2).error
     assert "a batch of 16 clips a process has 16" in cli(*command, "--set", "train.accumulate=17").error
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

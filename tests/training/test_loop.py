@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from unfused_fast.data.stream import Loader
 from unfused_fast.errors import UserError
 from unfused_fast.methods.deep_clustering import DeepClustering
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.training.options import SaveEvery, parse_save_every
+from unfused_fast.training.options import Options, SaveEvery, parse_save_every
+from unfused_fast.training.saves import Saves
 
 Cli = Callable[..., Any]
 DECAR_V1 = ["--preset", "decar-v1", "--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95"]
@@ -143,6 +145,18 @@ def test_what_save_every_takes() -> None:
     for text in ("", "0s", "5", "-3steps", "1.5s"):
         with pytest.raises(UserError, match="want a whole number of steps, seconds or epochs"):
             parse_save_every(text)
+
+
+def test_a_save_is_due_by_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the time of day goes back by a day."""
+    passed, real, nothing = 0.0, time.monotonic, cast(Any, None)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed)
+    options = Options(torch.device("cpu"), save_every=SaveEvery(seconds=600))
+    saves = Saves(nothing, nothing, nothing, nothing, options)
+    monkeypatch.setattr(time, "time", lambda: -86400.0)
+    assert not saves.due(1)
+    passed = 601.0
+    assert saves.due(2)
 
 
 def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tiny: list[str]) -> None:

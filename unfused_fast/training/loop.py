@@ -147,8 +147,9 @@ class Trainer:
             self._check_finite(position.epoch + 1)
             self.position, self._state["seconds"] = position, time.perf_counter() - self._began
             self._save({"losses.total": self._total})
+            if stop:
+                self.saves.settle()
         if failed:
-            self.saves.settle()
             reasons = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
             try:
                 raise UserError(

@@ -68,7 +68,7 @@ class Run:
         """
         self.out, self.stage, self.stopping, self._ranks = out, stage, False, options.ranks
         self.checkpoints = out / "checkpoints"
-        self._description: dict[str, Any] = {
+        description = {
             "stage": stage,
             "config": flatten(config),
             "shards": shards.manifest.digest,
@@ -77,7 +77,8 @@ class Run:
             "versions": versions(),
             "device": device_name(options.device),
         }
-        self.order = json.loads(json.dumps(order_of_batches(self._description)))
+        self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
+        self.order = order_of_batches(self._description)
         """For the checkpoints; see order_of_batches."""
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
         self._begun = time.perf_counter()
@@ -117,6 +118,7 @@ class Run:
         if recorded is None and self.out.is_dir() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         self._take()
+        recorded = read_description(self.out)  # another process may have made one meanwhile
         result = None if options.overwrite else read_result(self.out)
         begun = recorded is not None and (self.saved or result is not None)  # without either there is nothing to lose
         if begun and not options.resume and not options.overwrite:
@@ -155,7 +157,7 @@ class Run:
         """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
         differences without --resume-anyway.
         """
-        found = differences(self.out, recorded, json.loads(json.dumps(self._description)))
+        found = differences(self.out, recorded, self._description)
         if found and not options.resume_anyway:
             advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
