@@ -13,14 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ranks as harness
 import torch
 from waiting import wait_for
 
-from unfused_fast.distributed.ranks import ALONE
-from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
 
@@ -72,10 +69,7 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
 
 def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", *tiny]
-    assert (
-        "--devices 2: PyTorch"
-        in cli("train", "pretrain", tones, "--out", tmp_path, "--device", "cuda", "--devices", 2).error
-    )
+    assert "--devices 2: PyTorch" in cli(*command, "--device", "cuda", "--devices", 2).error
     assert "a batch of 16 clips a process has 16" in cli(*command, "--set", "train.accumulate=17").error
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -97,16 +91,14 @@ def test_places_by_torchrun_and_slurm() -> None:
     slurm |= {"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[03-04]"}
     assert place_of(slurm) == Place(5, 6, 1, 2, "gpu03", 20000 + 123456 % 20000)
     assert place_of({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None, "a batch script, no srun"
-    with pytest.raises(UserError, match="SLURM_PROCID=: want a whole number"):
-        place_of({"SLURM_STEP_NUM_TASKS": "4"})
-    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x: want a whole number"):
-        place_of({**slurm, "SLURM_STEP_NUM_TASKS": "x"})
-    with pytest.raises(UserError, match="MASTER_PORT=http: want a whole number"):
-        place_of({**slurm, "MASTER_PORT": "http"})
-    with pytest.raises(UserError, match="SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"):
-        place_of({**slurm, "SLURM_NODEID": "2"})
-    with pytest.raises(UserError, match="RANK=8, WORLD_SIZE=8, MASTER_ADDR=node1 do not name a process"):
-        place_of({**torchrun, "RANK": "8"})
+    for given, said in (
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID=: want a whole number"),
+        ({**slurm, "MASTER_PORT": "http"}, "MASTER_PORT=http: want a whole number"),
+        ({**slurm, "SLURM_NODEID": "2"}, "SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"),
+        ({**torchrun, "RANK": "8"}, "RANK=8, WORLD_SIZE=8, MASTER_ADDR=node1 do not name a process"),
+    ):
+        with pytest.raises(UserError, match=said):
+            place_of(given)
 
 
 @pytest.mark.parametrize(
@@ -159,27 +151,6 @@ def test_names_and_numbers_of_slurm() -> None:
     assert tasks_per_node("4(x2),3") == [4, 4, 3] and tasks_per_node("2") == [2]
     with pytest.raises(UserError, match="contains no node"):
         first_node("")
-
-
-def test_shares_cover_every_batch_once() -> None:
-    for clips, batch_size, ranks in ((61, 16, 3), (64, 16, 4), (5, 5, 5), (17, 8, 7)):
-        found = np.concatenate([Share(rank, ranks).positions(clips, batch_size) for rank in range(ranks)])
-        assert sorted(found.tolist()) == list(range(clips))
-        for begin in range(0, clips, batch_size):
-            sizes = Share(0, ranks).sizes(min(batch_size, clips - begin))
-            assert sum(sizes) == min(batch_size, clips - begin) and max(sizes) - min(sizes) <= 1
-        assert len({len(Share(rank, ranks).batches(clips, batch_size)) for rank in range(ranks)}) == 1
-
-
-def test_a_process_alone_exchanges_nothing() -> None:
-    tensor = torch.arange(3.0)
-    assert ALONE.leads and not ALONE.together and ALONE.first(lambda: 5) == 5
-    assert (
-        ALONE.sum(tensor) is tensor
-        and ALONE.gather_rows(tensor) is tensor
-        and ALONE.any_rank(True, False) == (True, False)
-    )
-    assert ALONE.texts("x") == ["x"]
 
 
 def _rank(launcher: int, rank: int) -> int:

@@ -109,7 +109,7 @@ def test_a_run_goes_on_on_another_number_of_ranks(
     command = ["train", stage, str(tones), *tiny, *flags, "--epochs", "3", "--out"]
     begun = run_jobs([{"ranks": 2, "arguments": [*command, str(out)], "stop_after": 5} for out in stopped], tmp_path)
     assert all(end["code"] == 130 for ends in begun for end in ends), begun
-    assert "stopped in epoch 2 after 2 of 3 steps, saved" in begun[0][0]["said"]
+    assert "stopped after batch 2 of epoch 2, saved" in begun[0][0]["said"]
     ended = run_jobs(
         [
             {"ranks": ranks, "arguments": [*command, str(out), "--resume"]}

@@ -56,8 +56,8 @@ def rows_of(*given: Path) -> list[SourceRow]:
 
 
 def done_of(out: Path) -> int:
-    """Files that an unfinished run has saved."""
-    return max([0, *(int(path.stem) for path in out.with_name(f"{out.name}.partial").glob("*.parquet"))])
+    """Blocks that an unfinished run has saved."""
+    return len(list(out.with_name(f"{out.name}.partial").glob("*.json")))
 
 
 def table_of(out: Path) -> Table:
@@ -125,33 +125,30 @@ def test_lists_and_archives_and_what_cannot_be_used(
     paths = sorted(folder.iterdir())
     with tarfile.open(tmp_path / "more.tar", "w") as archive:
         archive.add(paths[0], "inside/a.wav")
-    (tmp_path / "list.csv").write_text(f"path\n{paths[1]}\n")
-    mixed = tmp_path / "mixed"
+    mixed, lists = tmp_path / "mixed", tmp_path / "lists"
     mixed.mkdir()
+    lists.mkdir()
+    (lists / "list.csv").write_text(f"path\n{paths[1]}\n../mixed/sound.wav\n")
     (mixed / "notes.wav").write_text("no audio")
     soundfile.write(mixed / "short.wav", np.ones(100), 16000)
     soundfile.write(mixed / "silent.wav", np.zeros(16000), 16000)
     (mixed / "sound.wav").write_bytes(paths[2].read_bytes())
     out = tmp_path / "x.npz"
-    given = (tmp_path / "more.tar", tmp_path / "list.csv", mixed, paths[3])
+    given = (tmp_path / "more.tar", lists / "list.csv", mixed, paths[3])
     done = cli("embed", *given, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1, "--json")
     assert done.code == 0, done.err
     found = table_of(out)
-    used = [*paths[:2], mixed / "silent.wav", *paths[2:4]]
+    used = [*paths[:3], mixed / "silent.wav", *paths[2:4]]
     np.testing.assert_allclose(found["embeddings"], expected(embedder, used), rtol=1e-4, atol=1e-5)
     assert np.isfinite(found["embeddings"]).all()
-    names = [f"{tmp_path}/more.tar/inside/a.wav", paths[1].name, f"{mixed}/silent.wav", f"{mixed}/sound.wav"]
-    names.append(str(paths[3]))
-    assert list(found["path"]) == names
+    names = [f"{tmp_path}/more.tar/inside/a.wav", str(paths[1]), "../mixed/sound.wav"]
+    assert list(found["path"]) == [*names, f"{mixed}/silent.wav", f"{mixed}/sound.wav", str(paths[3])]
     lines = (tmp_path / "x.npz.rejected.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == [
         "path",
         *(f"{mixed}/{name}.wav" for name in ("notes", "short")),
     ]
     assert json.loads(done.out)["rejected"] == {"not audio": 1, "too short": 1}
-    done = cli("embed", mixed / "notes.wav", "--encoder", pretrained, "--out", tmp_path / "y.npz", "--device", "cpu")
-    refused(done, "1 file, none of them usable", "not audio")
-    assert not (tmp_path / "y.npz").exists()
 
 
 @pytest.mark.parametrize("frames", [False, True])
@@ -196,6 +193,8 @@ def test_stopped_at_any_batch_and_gone_on_with(
         asked.append(1)
         return len(asked) % 5 == 0
 
+    with pytest.raises(Interrupted, match="stopped before a file was saved; give the same command again"):
+        embed_files(embedder, rows_of(folder), tmp_path / "none.npz", workers=0, stopping=lambda: True)
     for run in range(99):
         try:
             embed_files(
@@ -223,12 +222,6 @@ def test_stopped_at_any_batch_and_gone_on_with(
         assert len(chunks) == -(-len(found["embeddings"]) // 50)
 
 
-def test_stopped_before_a_file_is_saved(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="stopped before a file was saved; give the same command again"):
-        embed_files(embedder, rows_of(folder), tmp_path / "x.npz", workers=0, stopping=lambda: True)
-    assert not list(tmp_path.iterdir())
-
-
 def test_ctrl_c_and_a_kill(
     cli: Cli,
     cli_process: Callable[..., subprocess.Popen[str]],
@@ -250,20 +243,11 @@ def test_ctrl_c_and_a_kill(
         if sent == signal.SIGINT:
             assert process.returncode == 130 and "--resume" in said, said
     assert not out.exists()
-    saved = done_of(out)
+    assert done_of(out)
     done = cli(*given)
-    assert done.code == 0 and f"{saved} files were done; resuming" in done.err, done.err
+    assert done.code == 0 and "files were done; resuming" in done.err, done.err
     whole = expected(embedder, sorted(folder.iterdir()))
     np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
-
-
-def test_what_is_refused(cli: Cli, pretrained: Path, folder: Path, tmp_path: Path) -> None:
-    common = ("--encoder", pretrained, "--device", "cpu")
-    refused(cli("embed", folder, *common, "--out", tmp_path / "x.csv"), ".npz, .parquet or .zarr")
-    refused(cli("embed", tmp_path / "none", *common, "--out", tmp_path / "x.npz"), "none", "no such file")
-    (tmp_path / "there.npz").touch()
-    nothing = ("--encoder", tmp_path, "--out", tmp_path / "there.npz")
-    refused(cli("embed", folder, *nothing), "there.npz: it exists")  # before the encoder is looked for
 
 
 def test_what_an_unfinished_run_left(
@@ -275,8 +259,8 @@ def test_what_an_unfinished_run_left(
     paths = sorted(folder.iterdir())
     flags = ("--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
     wave.write_text("no audio")
-    refused(cli("embed", wave, *flags), "none of them usable")
-    assert not partial.exists()
+    refused(cli("embed", wave, *flags), "1 file, none of them usable", "not audio")
+    assert not partial.exists() and not out.exists()
     wave.write_bytes(paths[0].read_bytes())
 
     def full(*_: object) -> None:
@@ -284,7 +268,7 @@ def test_what_an_unfinished_run_left(
 
     monkeypatch.setattr(EmbeddingParts, "publish", full)
     done = cli("embed", *paths[:3], *flags)
-    assert done.code == 1 and "No space left on device" in done.error and partial.is_dir()
+    refused(done, "No space left on device; free space, then give the same command again")
     monkeypatch.undo()
     for more in ((), ("--resume",)):
         refused(cli("embed", wave, *flags, *more), "unfinished, with different files, sources", "--overwrite")
@@ -292,8 +276,16 @@ def test_what_an_unfinished_run_left(
     done = cli("embed", wave, *flags, "--overwrite")
     assert done.code == 0, done.err
     assert list(table_of(out)["path"]) == [str(wave)] and not partial.exists()
-    partial.mkdir()
-    (partial / "000000000001.parquet").write_text("{")
     out.unlink()
-    refused(cli("embed", wave, *flags), "000000000001.parquet: cannot be read", "delete")
-    assert cli("embed", wave, *flags, "--overwrite").code == 0 and not partial.exists()
+    monkeypatch.setattr(EmbeddingParts, "publish", full)
+    assert cli("embed", *paths[:3], *flags).code == 1
+    monkeypatch.undo()
+    rows = next(partial.glob("*.rows"))
+    rows.write_bytes(rows.read_bytes()[:-1])
+    refused(cli("embed", *paths[:3], *flags), "json: cannot be read (", "does not have", "delete")
+    rows.with_suffix(".json").write_text("{")
+    refused(cli("embed", *paths[:3], *flags), "json: cannot be read", "delete")
+    (tmp_path / "there.npz").touch()
+    nothing = ("--encoder", tmp_path, "--out")  # what is there is refused before an encoder is looked for
+    refused(cli("embed", folder, *nothing, tmp_path / "there.npz"), "there.npz: it exists")
+    refused(cli("embed", folder, *nothing, tmp_path / "x.csv"), ".npz, .parquet or .zarr")

@@ -1,12 +1,11 @@
 """`import`: files of the public layouts, built here by a network written from their description."""
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from hostile_runs import Bomb
 from outcomes import Cli, refused
 from torch import Tensor, nn
 
@@ -64,7 +63,8 @@ def test_imported_weights_give_what_the_other_network_gives(cli: Cli, tmp_path: 
     file = tmp_path / "checkpoint.pth"
     if layout == "byol-a":
         network = trained(TheirEncoder(8, 24))
-        torch.save(network.state_dict(), file)
+        # files of old torch have no counters
+        torch.save({name: value for name, value in network.state_dict().items() if "num_batches" not in name}, file)
     else:
         network = decar_file(file)
     flags = ["--layout", layout, "--mean", -5.5, "--std", 5.0, "--json"]
@@ -80,12 +80,6 @@ def test_imported_weights_give_what_the_other_network_gives(cli: Cli, tmp_path: 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_old_files_without_batch_counters(cli: Cli, tmp_path: Path) -> None:
-    state = trained(TheirEncoder(8, 24)).state_dict()
-    torch.save({name: value for name, value in state.items() if "num_batches" not in name}, tmp_path / "old.pth")
-    assert cli("import", tmp_path / "old.pth", tmp_path / "m", "--layout", "byol-a", "--mean", 0, "--std", 1).code == 0
-
-
 def test_wrong_names_and_shapes_are_listed(cli: Cli, tmp_path: Path) -> None:
     state = TheirEncoder(8, 24).state_dict()
     state["head.weight"] = state.pop("fc.3.bias")
@@ -94,38 +88,22 @@ def test_wrong_names_and_shapes_are_listed(cli: Cli, tmp_path: Path) -> None:
     decar_file(tmp_path / "b.pth")
     flags = ["--layout", "byol-a", "--mean", 0, "--std", 1]
     done = cli("import", tmp_path / "a.pth", tmp_path / "m", *flags)
-    named = "features.4.weight is (8, 8, 5, 5), want (8, 8, 3, 3)", "head.weight is (24,), want none"
-    refused(done, "fc.3.bias is none, want (24,)", *named)
+    named = "features.4.weight is (8, 8, 5, 5) float32, want (8, 8, 3, 3)", "head.weight is (24,) float32, want none"
+    refused(done, "fc.3.bias is missing, want (24,)", *named)
     done = cli("import", tmp_path / "b.pth", tmp_path / "m", *flags)
-    refused(done, "features.0.bias is none, want (64,)", "and 49 more", "--layout")
+    refused(done, "fc.0.bias is missing, want (2048,)", "and 53 more", "--layout")
     assert not (tmp_path / "m").exists()
 
 
-class Bomb:
-    """A pickle that runs a command when it is loaded carelessly."""
-
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, (f"touch '{self.witness}'",)
-
-
 def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(cli: Cli, tmp_path: Path) -> None:
-    witness = tmp_path / "ran"
-    torch.save({"state_dict": TheirEncoder(8, 24).state_dict(), "extra": Bomb(witness)}, tmp_path / "bomb.pth")
-    done = cli("import", tmp_path / "bomb.pth", tmp_path / "m", "--layout", "byol-a", "--mean", 0, "--std", 1)
-    assert done.code == 1 and "nothing in it was run" in done.error
-    assert not witness.exists() and not (tmp_path / "m").exists()
-    torch.load(tmp_path / "bomb.pth", weights_only=False)  # the bomb is a real one
-    assert witness.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 a broken zip"])
-def test_other_files_are_refused_in_words(cli: Cli, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.pth").write_bytes(content)
-    done = cli("import", tmp_path / "a.pth", tmp_path / "m", "--layout", "byol-a", "--mean", 0, "--std", 1)
-    assert done.code == 1 and "a.pth" in done.error
+    sign, flags = tmp_path / "executed", ["--layout", "byol-a", "--mean", 0, "--std", 1]
+    torch.save({"state_dict": TheirEncoder(8, 24).state_dict(), "extra": Bomb(sign)}, tmp_path / "bomb.pth")
+    refused(cli("import", tmp_path / "bomb.pth", tmp_path / "m", *flags), "nothing in it was run")
+    assert not sign.exists() and not (tmp_path / "m").exists()
+    torch.load(tmp_path / "bomb.pth", weights_only=False)["extra"].close()  # the bomb is a real one
+    assert sign.exists()
+    for content in (b"", b"no checkpoint", b"PK\x03\x04 a broken zip"):
+        (tmp_path / "a.pth").write_bytes(content)
+        refused(cli("import", tmp_path / "a.pth", tmp_path / "m", *flags), "a.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    done = cli("import", tmp_path / "list.pth", tmp_path / "m", "--layout", "byol-a", "--mean", 0, "--std", 1)
-    assert done.code == 1 and "no state_dict" in done.error
+    refused(cli("import", tmp_path / "list.pth", tmp_path / "m", *flags), "no state_dict")

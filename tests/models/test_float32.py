@@ -51,14 +51,9 @@ def attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
     [
         (),
         (matmul("high"),),
-        (matmul("medium"),),
         (attribute(torch.backends.cuda.matmul, "allow_tf32", True), matmul("highest"), matmul("high")),
-        (attribute(torch.backends.cudnn, "allow_tf32", False), matmul("high")),
-        (attribute(torch.backends.cudnn, "allow_tf32", False), attribute(torch.backends.cudnn, "allow_tf32", True)),
-        (attribute(torch.backends.cudnn.conv, "fp32_precision", "ieee"),),
         (attribute(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),),  # type: ignore[attr-defined]
         (attribute(torch.backends, "fp32_precision", "tf32"),),
-        (matmul("high"), attribute(torch.backends, "fp32_precision", "ieee")),
         (attribute(torch.backends, "fp32_precision", "bf16"), matmul("medium")),
     ],
 )

@@ -1,12 +1,19 @@
 """Encoders and heads: published parameter counts, padding that never leaks, pooling by hand."""
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.models.audiontt import AudioNTT, DistillNetwork, PretrainNetwork, Projector, block_features, pool_time
+from unfused_fast.models.audiontt import AudioNTT, DistillNetwork, PretrainNetwork, Projector, pool_time
+from unfused_fast.models.cost import encoder_cost
 from unfused_fast.models.efficientnet import EfficientNetB0
+from unfused_fast.training.options import Options, compiled
+
+CONFIG = with_values(Config(), {"model.channels": 4, "model.dim": 8, "model.proj_hidden": 8, "model.proj_dim": 8})
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -15,9 +22,21 @@ def parameters(module: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(("dim", "count"), [(2048, 5_321_856), (1024, 1_649_792), (512, 600_192)])
 def test_audiontt_parameters(dim: int, count: int) -> None:
-    encoder = AudioNTT(dim=dim)
-    assert parameters(encoder) == count
-    assert parameters(encoder.convolutions) == 74_880, "the student's three blocks"
+    assert parameters(AudioNTT(dim=dim)) == count
+
+
+def test_costs_by_hand() -> None:
+    # 3 x 3 convolutions at 64 x 96, 32 x 48 and 16 x 24; BatchNorm has 2 parameters a channel
+    convolutions = [9 * 64 + 64, *[9 * 64 * 64 + 64] * 2]
+    student = sum(convolutions) + 3 * 2 * 64
+    connected = (512 * 2048 + 2048) + (2048 * 2048 + 2048)
+    macs = 9 * 64 * 64 * 96 + 9 * 64 * 64 * (32 * 48 + 16 * 24)
+    found = encoder_cost(Config(), "student3")
+    assert (found.parameters, found.macs) == (student, macs) and student == 74_880
+    whole = encoder_cost(Config(), "full")
+    assert whole.parameters == student + connected == 5_321_856
+    assert whole.macs == macs + 12 * (512 * 2048 + 2048 * 2048), "12 time steps are left of 96 frames"
+    assert encoder_cost(with_values(Config(), {"model.encoder": "efficientnet_b0"}), "full").parameters == 4_006_972
 
 
 def test_head_parameters() -> None:
@@ -32,14 +51,6 @@ def test_every_map_is_channels_last(encoder: torch.nn.Module) -> None:
     """From the first convolution on, although one channel's layout is ambiguous: a third of a CPU's training time."""
     blocks = encoder(torch.randn(2, 1, 64, 32)).blocks
     assert all(block.is_contiguous(memory_format=torch.channels_last) for block in blocks)
-
-
-def test_block_shapes_are_the_papers() -> None:
-    encoder = AudioNTT().eval()
-    output = encoder(torch.randn(2, 1, 64, 96))
-    assert [block_features(block).shape[1] for block in output.blocks] == [2048, 1024, 512]
-    assert encoder.block_dims(64) == (2048, 1024, 512)
-    assert output.frames.shape == (2, 12, 2048)
 
 
 def test_padding_never_reaches_a_clips_result() -> None:
@@ -70,19 +81,27 @@ def test_pooling_by_hand() -> None:
     assert pool_time(steps[:, :2], None, "maxmean").tolist() == [[5.0, 13.0]]
 
 
-def test_projections_have_unit_norm_unless_told_otherwise() -> None:
-    small = {"model.channels": 4, "model.dim": 16, "model.proj_hidden": 16, "model.proj_dim": 8}
-    view = torch.randn(6, 1, 64, 96)
-    found = PretrainNetwork(with_values(Config(), small))(view)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
-    plain = PretrainNetwork(with_values(Config(), {**small, "model.l2_normalize": False}))(view)
-    assert (plain.norm(dim=1) - 1).abs().max() > 1e-2
-
-
 @pytest.mark.parametrize("name", ["audiontt", "efficientnet_b0"])
-def test_one_graph_without_breaks(name: str) -> None:
-    small = {"model.channels": 4, "model.dim": 16, "model.proj_dim": 8, "model.proj_hidden": 16}
-    config = with_values(Config(), {"model.encoder": name, **small})
-    network = PretrainNetwork(config)
+@pytest.mark.parametrize("build", [PretrainNetwork, lambda config: DistillNetwork(config, 5)])
+def test_one_graph_without_breaks(name: str, build: Callable[[Config], torch.nn.Module]) -> None:
+    network = build(with_values(CONFIG, {"model.encoder": name}))
     explained = torch._dynamo.explain(network)(torch.randn(4, 1, 64, 96))
     assert explained.graph_break_count == 0 and explained.graph_count == 1
+
+
+def test_many_trainings_of_one_process_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten tasks of as many classes, and five widths, each as in stage 1: views without gradient, with, in eval mode.
+    Graphs are traced and guarded as always, but run as they are: no C++ compiler is needed.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("unfused_fast.training.options.missing_compiler", lambda language: None)
+    options, view = Options(torch.device("cpu"), compile=True), torch.zeros(2, 1, 64, 32)
+    for classes in range(2, 12):
+        compiled(DistillNetwork(CONFIG, classes), options)(view)
+    for channels in (2, 4, 6, 8, 10):
+        network = PretrainNetwork(with_values(CONFIG, {"model.channels": channels}))
+        forward = compiled(network, options)
+        for training, gradient in ((True, False), (True, True), (False, False)):
+            network.train(training)
+            with torch.set_grad_enabled(gradient):
+                forward(view)

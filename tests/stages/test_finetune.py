@@ -136,7 +136,7 @@ def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(tune: Cli, tmp_
         with signalled_after(steps, number):
             stopped = tune("parts", *flags, *(["--resume"] if done else []))
         assert stopped.code == 130, stopped.err
-        assert f"stopped in epoch {done + 1} after {batch} of 3 steps, saved" in stopped.err
+        assert f"stopped after batch {batch} of epoch {done + 1}, saved" in stopped.err
     resumed = tune("parts", *flags, "--resume")
     assert resumed.code == 0 and "resuming after batch 1 of epoch 3" in resumed.err, resumed.err
     assert_same_run(parts, tmp_path / "whole")

@@ -117,6 +117,7 @@ def test_linear_tells_separable_classes_apart(
     assert result["test"] > 0.8 and result["clips"] == {"train": 60, "valid": 18, "test": 18}
     assert np.array(result["confusion"]).sum() == 18
     assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert ("features of an encoder with model.channels = 4," in done.err) == (encoder == "random")
 
 
 def test_shuffled_labels_score_chance(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:

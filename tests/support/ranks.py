@@ -35,9 +35,8 @@ from torch import nn
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.data import dali as pipeline
-from unfused_fast.distributed.gradients import sum_gradients
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
-from unfused_fast.distributed.shared_layers import share_layers
+from unfused_fast.distributed.shared_layers import share_layers, sum_gradients
 from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet

@@ -152,7 +152,7 @@ def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: 
         done = cli("train", "pretrain", tones, "--out", tmp_path / "out", *tiny, *flags)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    refused(done, "no memory for batches of 60 clips (CUDA out of memory)", "--set train.batch_size=30")
+    refused(done, "not enough memory for batches of 60 clips (CUDA out of memory)", "--set train.batch_size=30")
 
 
 SMALL_DISK = """

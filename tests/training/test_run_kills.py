@@ -11,10 +11,26 @@ import kill_run
 import pytest
 
 
-def kill(stage: str, kills: int, shards: Path, *more: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "kills", "ranks"),
+    [
+        ("pretrain", 3, 1),
+        ("distill", 3, 1),
+        ("linear", 3, 1),
+        ("pretrain", 2, 2),
+        ("distill", 2, 2),
+        pytest.param("pretrain", 25, 1, marks=pytest.mark.soak),
+        pytest.param("distill", 25, 1, marks=pytest.mark.soak),
+        pytest.param("linear", 25, 1, marks=pytest.mark.soak),
+        pytest.param("pretrain", 10, 2, marks=pytest.mark.soak),
+        pytest.param("distill", 10, 2, marks=pytest.mark.soak),
+    ],
+)
+def test_kills(tones: Path, stage: str, kills: int, ranks: int) -> None:
+    """Of the process, or of one of two."""
+    flags = ["--stage", stage, "--kills", str(kills), "--ranks", str(ranks), "--seed", "7", "--shards", str(tones)]
     if stage == "linear":  # twelve parts, some of them short
-        more = ("--steps", "12", "--longest", "0.05")
-    flags = ["--stage", stage, "--kills", str(kills), "--seed", "7", "--shards", str(shards), *more]
+        flags += ["--steps", "12", "--longest", "0.05"]
     done = subprocess.run(
         [sys.executable, str(Path(kill_run.__file__)), *flags],
         capture_output=True,
@@ -23,25 +39,3 @@ def kill(stage: str, kills: int, shards: Path, *more: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kills} kills" in done.stdout and "every run ended as the undisturbed one" in done.stdout
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "distill", "linear"])
-def test_a_few_kills(tones: Path, stage: str) -> None:
-    kill(stage, 3, tones)
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "distill"])
-def test_a_rank_killed_of_two(tones: Path, stage: str) -> None:
-    kill(stage, 2, tones, "--ranks", "2")
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("stage", ["pretrain", "distill"])
-def test_a_rank_killed_of_two_ten_times(tones: Path, stage: str) -> None:
-    kill(stage, 10, tones, "--ranks", "2")
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("stage", ["pretrain", "distill", "linear"])
-def test_twenty_five_kills(tones: Path, stage: str) -> None:
-    kill(stage, 25, tones)

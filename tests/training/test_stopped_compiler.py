@@ -45,7 +45,7 @@ def wait_for_a_kernel(run: subprocess.Popen[str], cache: Path) -> None:
 
 def test_a_first_signal_lets_the_step_finish(train: Start, tmp_path: Path) -> None:
     """The pass that fills the bank compiles first; with its kernels in the cache the first step does."""
-    for how in ("stopped before the first epoch; nothing is saved yet", "stopped in epoch 1 after 1 of 3 steps, saved"):
+    for how in ("stopped before the first epoch; nothing is saved yet", "stopped after batch 1 of epoch 1, saved"):
         stopped = train("run", "cache")
         wait_for_a_kernel(stopped, tmp_path / "cache")
         stopped.send_signal(signal.SIGTERM)

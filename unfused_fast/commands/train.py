@@ -77,7 +77,10 @@ def train_linear(
     shards: Shards,
     encoder: Annotated[
         str,
-        typer.Option(help=f"{TRAINED}, or a baseline: random, logmel.", show_default=False),
+        typer.Option(
+            help=f"{TRAINED}, or a baseline: logmel, or random, of width model.channels (64) and model.dim (2048).",
+            show_default=False,
+        ),
     ],
     out: Out,
     holdout: Holdout = None,

@@ -45,10 +45,12 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
         raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
     rows = _rows(waveform)
     if lengths is not None:
-        sizes = [int(length) for length in lengths]
-        if len(sizes) != len(rows) or not all(0 < size <= len(row) for size, row in zip(sizes, rows, strict=True)):
-            raise UserError(f"lengths {sizes}: want one from 1 to the samples of each clip")
-        rows = [row[:size] for row, size in zip(rows, sizes, strict=True)]
+        wanted = torch.as_tensor(lengths).cpu()
+        if wanted.shape != (len(rows),) or any(
+            not 0 < int(length) <= len(row) for length, row in zip(wanted, rows, strict=True)
+        ):
+            raise UserError(f"lengths {wanted.tolist()}: want a list of one from 1 to the samples of each clip")
+        rows = [row[: int(length)] for row, length in zip(rows, wanted, strict=True)]
     peaks = torch.stack([row.abs().amax().to(rows[0].device, torch.float32) for row in rows]).tolist()  # read once
     for clip, peak in enumerate(peaks):
         if not math.isfinite(peak):

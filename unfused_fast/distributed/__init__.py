@@ -4,7 +4,6 @@ In: the environment of torchrun, srun or our launcher. Out: `Ranks`: sums, gathe
 gradients over all ranks. Read first: ranks.py.
 """
 
-from unfused_fast.distributed.gradients import sum_gradients
 from unfused_fast.distributed.ranks import ALONE, RankLost, Ranks, in_words
-from unfused_fast.distributed.shared_layers import first_buffers, first_state, share_layers
+from unfused_fast.distributed.shared_layers import first_buffers, first_state, share_layers, sum_gradients
 from unfused_fast.distributed.shares import WHOLE, Share

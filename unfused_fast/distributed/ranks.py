@@ -119,11 +119,11 @@ class Ranks:
                 dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def largest(self, tensor: Tensor) -> Tensor:
         """Maximum over ranks, in place."""
         if self.together:
             with self._watched():
-                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -164,8 +164,9 @@ class Ranks:
             return [text]
         data = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
         with self._watched():
-            length = int(self.largest(torch.tensor(len(data)), self._patient))
-            padded = torch.cat([data, data.new_zeros(length - len(data))])
+            length = torch.tensor(len(data))
+            dist.all_reduce(length, op=dist.ReduceOp.MAX, group=self._patient)
+            padded = torch.cat([data, data.new_zeros(int(length) - len(data))])
             every = [torch.empty_like(padded) for _ in range(self.world_size)]
             dist.all_gather(every, padded, group=self._patient)
         return [one.numpy().tobytes().split(b"\0")[0].decode() for one in every]

@@ -1,12 +1,11 @@
-"""BatchNorm and dropout over the global batch of all ranks.
-
-n rows on this rank, N on all ranks, C channels. Together with gradients summed over ranks, a step on any number of
-ranks equals the step on one.
+"""BatchNorm, dropout and gradients over the global batch of all ranks: a step on any number of ranks equals the step on
+one.   n rows on this rank, N on all ranks, C channels.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,3 +124,26 @@ def first_buffers(network: nn.Module, ranks: Ranks) -> None:
     flat = ranks.from_first(torch.cat([buffer.reshape(-1) for buffer in buffers]))
     pieces = torch.split(flat, [buffer.numel() for buffer in buffers])
     torch._foreach_copy_(buffers, [piece.view(buffer.shape) for piece, buffer in zip(pieces, buffers, strict=True)])
+
+
+def sum_gradients(parameters: Iterable[Tensor], loss: Tensor, ranks: Ranks, dtype: Literal["fp32", "bf16"]) -> Tensor:
+    """Sums gradients over ranks, in place, and returns the sum of the losses (); each rank's loss is its share of the
+    batch's mean.
+
+    Ours: one message for all parameters, sent when the backward pass is done. The paper's network has 10 million, which
+    take a millisecond between the GPUs of a machine; DDP's overlap would hide a part of it, and its buckets would be
+    rebuilt for each new prediction head. `bf16` halves the message, and rounds each gradient to 8 bits.
+    """
+    if not ranks.together:
+        return loss
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    rows = [gradient.reshape(-1) for gradient in found]
+    if dtype == "fp32":
+        flat = ranks.sum(torch.cat([*rows, loss.reshape(1)]))
+        flat, loss = flat[:-1], flat[-1]
+    else:
+        flat = ranks.sum(torch.cat(rows).to(torch.bfloat16)).float()
+        loss = ranks.sum(loss.clone())
+    pieces = torch.split(flat, [gradient.numel() for gradient in found])
+    torch._foreach_copy_(found, [piece.view(one.shape) for piece, one in zip(pieces, found, strict=True)])
+    return loss

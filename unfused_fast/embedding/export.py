@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from unfused_fast.data import log_mel, unit_norm
 from unfused_fast.embedding.embedder import Embedder, load
-from unfused_fast.errors import UserError, cause, unreadable
-from unfused_fast.json_files import read_json
+from unfused_fast.errors import UserError, cause
 from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
-from unfused_fast.shards.packing.building import to_disk
-from unfused_fast.training import config_digest, read_description, write_model_folder
+from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.training import config_digest, read_description, read_result, write_model_folder
 
 Input = Literal["log-mel", "waveform"]
 OPSET = 18
@@ -84,13 +83,7 @@ def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, An
     assert recorded is not None
     if embedder.config.data.norm == "running":  # the final statistics, which only the checkpoint holds
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
-    result, path = {}, run / "result.json"
-    if path.is_file():
-        try:
-            result = dict(read_json(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise unreadable(path, error, "run the stage again") from error
-    card = model_card(embedder, recorded, result, folder.name)
+    card = model_card(embedder, recorded, read_result(run) or {}, folder.name)
     write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite)
     return {"out": str(folder), "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size}
 
@@ -125,36 +118,27 @@ def export_graph(
     program = torch.export.export(module.eval(), (example,), dynamic_shapes=(sizes,), strict=False)
     name = given.replace("-", "_")
 
-    def write(path: Path) -> None:
-        if kind == "torch":
-            buffer = io.BytesIO()  # on a full disk torch's own writer aborts the program
-            torch.export.save(program, buffer)
-            path.write_bytes(buffer.getbuffer())
-        else:
-            made = torch.onnx.export(
-                program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
-            )
-            assert made is not None
-            made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
-            made.save(str(path), external_data=False)
-
-    partial = out.with_name(f".partial-{out.name}")
+    if kind == "torch":
+        buffer = io.BytesIO()  # on a full disk torch's own writer aborts the program
+        torch.export.save(program, buffer)
+        data = buffer.getvalue()
+    else:
+        made = torch.onnx.export(
+            program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
+        )
+        assert made is not None
+        made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
+        data = made.model_proto.SerializeToString()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        to_disk(partial)
-        partial.replace(out)
+        replace_file(out, data)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or choose another path") from error
-    finally:
-        partial.unlink(missing_ok=True)
     facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}
-    return {**facts, "bytes": out.stat().st_size}
+    return {**facts, "bytes": len(data)}
 
 
-def model_card(
-    embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str = "An UnFuSeD encoder"
-) -> str:
+def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str) -> str:
     """README.md of a model folder, only from records of the run."""
     values, norm = recorded["config"], recorded["config"]["data.norm"]
     log_mel = recorded["log_mel"] if norm in ("dataset", "running") else None

@@ -5,23 +5,20 @@ blocks.   D features.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unfused_fast import __version__
 from unfused_fast.console import counted
 from unfused_fast.embedding.embedder import Embedder, Pooled
 from unfused_fast.embedding.formats import format_of, write_result
-from unfused_fast.embedding.parts import EmbeddedFile, EmbeddingParts, check_place
+from unfused_fast.embedding.parts import DoneFile, EmbeddingParts, check_place
 from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.models import Pool
@@ -34,8 +31,6 @@ from unfused_fast.training import Interrupted
 Progress = Callable[[int, int, int], None]
 Results = Pooled | IO[bytes]
 """Results of the current block: its files' embeddings, or a file of their steps (4 D bytes each)."""
-STEPS_AT_ONCE = 4096
-"""Steps of a block in memory at once."""
 
 
 def embed_files(
@@ -87,19 +82,17 @@ def embed_files(
     for row in rows:
         sources.update(row.source.encode() + b"\n")
     request = {**about, "format": kind, "files": len(rows), "sources": sources.hexdigest()}
-    centres = embedder.cutting.centre_ms if frames else None
     check_place(out, overwrite)
-    parts = EmbeddingParts(out, request, embedder.scene_embedding_size, centres, overwrite and not resume)
-    before = parts.files_done
+    parts = EmbeddingParts(out, request, embedder.scene_embedding_size, overwrite and not resume)
+    before = len(parts.files)
     try:
-        _embed(embedder, rows, parts, workers, progress, stopping)
+        _embed(embedder, rows, parts, frames, workers, progress, stopping)
         rejected = dict(sorted(parts.reasons.items(), key=lambda entry: (-entry[1], entry[0])))
         if not parts.rows:
-            every = (each for block in parts.blocks() for each in block.rejected)
-            examples = "; ".join(f"{escaped(path)} ({text})" for path, _, text in islice(every, 3))
+            examples = "; ".join(f"{escaped(file.path)} ({file.detail})" for file in parts.files[:3])
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
             raise UserError(f"{counted(len(rows), 'file')}, none of them usable: {reasons}; for example {examples}")
-        parts.publish(write_result(parts, kind, about))
+        parts.publish(write_result(parts, kind, about, embedder.cutting.centre_ms if frames else None))
     finally:
         parts.close()
     seconds = time.perf_counter() - start
@@ -119,24 +112,25 @@ def _embed(
     embedder: Embedder,
     rows: Sequence[SourceRow],
     parts: EmbeddingParts,
+    frames: bool,
     workers: int | None,
     progress: Progress | None,
     stopping: Callable[[], bool],
 ) -> None:
     """Embeds the remaining files. Batches arrive as they are decoded; blocks are saved in order."""
-    blocks, results, frames = dict[int, Block](), dict[int, Results](), parts.centres is not None
+    blocks, results = dict[int, Block](), dict[int, Results]()
 
     def jobs() -> Iterator[ReadJob]:
-        for block in blocks_of(rows, parts.files_done, embedder.cutting, frames, headers):
+        for block in blocks_of(rows, len(parts.files), embedder.cutting, frames, headers):
             found = block.jobs()
             blocks[block.first] = block
             yield from found
 
     def save() -> None:
-        while (block := blocks.get(parts.files_done)) is not None and not block.waiting:
+        while (block := blocks.get(len(parts.files))) is not None and not block.waiting:
             _save(blocks.pop(block.first), results.pop(block.first, None), rows, embedder.pool, parts)
             if progress is not None:
-                progress(parts.files_done, len(rows), sum(parts.reasons.values()))
+                progress(len(parts.files), len(rows), parts.reasons.total())
 
     count = worker_count(workers)
     with (
@@ -149,14 +143,14 @@ def _embed(
                 if not parts.rows:
                     raise Interrupted(f"{parts.out}: stopped before a file was saved; give the same command again")
                 flags = "--resume --overwrite" if parts.out.exists() else "--resume"
-                raise Interrupted(f"{parts.out}: stopped; {parts.files_done} files are saved, resume with {flags}")
+                raise Interrupted(f"{parts.out}: stopped; {len(parts.files)} files are saved, resume with {flags}")
             assert isinstance(job, ReadJob)
             block = blocks[job.block]
             if job.block not in results:
                 results[job.block] = (
-                    tempfile.TemporaryFile(dir=parts.folder)  # noqa: SIM115
+                    parts.rows_path(job.block).open("wb")
                     if frames
-                    else Pooled(len(block.counts), parts.dim, embedder.device)
+                    else Pooled(len(block.samples), parts.dim, embedder.device)
                 )
             _embed_batch(embedder, block, job, answer, results[job.block])
             block.waiting -= 1
@@ -188,23 +182,15 @@ def _embed_batch(
 
 
 def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool: Pool, parts: EmbeddingParts) -> None:
-    usable = {row: count for row, count in block.counts.items() if row not in block.rejected}
-    kept = np.repeat([row in usable for row in block.counts], [*block.counts.values()])
-    embeddings: Iterator[NDArray[np.float32]] = iter(())
+    """Rows of recordings that cannot be used are written too, and not read."""
     if isinstance(results, Pooled):
-        embeddings = iter([results.embedding(pool).cpu().numpy()[kept]])
+        parts.rows_path(block.first).write_bytes(results.embedding(pool).cpu().numpy().tobytes())
     elif results is not None:
-        embeddings = _kept_steps(results, kept, parts.dim)
-    seconds = {row: block.samples[row] / SAMPLE_RATE_HZ for row in usable}
-    files = [EmbeddedFile(rows[row].source, seconds[row], count) for row, count in usable.items()]
-    rejected = [(rows[row].source, str(found.reason), str(found)) for row, found in sorted(block.rejected.items())]
-    parts.save(files, rejected, embeddings)
-
-
-def _kept_steps(steps: IO[bytes], kept: NDArray[np.bool_], dim: int) -> Iterator[NDArray[np.float32]]:
-    """(n, D) of the steps that are kept, in parts."""
-    with steps:
-        steps.seek(0)
-        for first in range(0, len(kept), STEPS_AT_ONCE):
-            some = kept[first : first + STEPS_AT_ONCE]
-            yield np.frombuffer(steps.read(4 * dim * len(some)), np.float32).reshape(-1, dim)[some]
+        with results:
+            results.truncate(4 * parts.dim * sum(block.counts.values()))
+    files = []
+    for row in sorted(block.samples.keys() | block.rejected.keys()):
+        seconds, why = block.samples.get(row, 0) / SAMPLE_RATE_HZ, block.rejected.get(row)
+        reason = () if why is None else (str(why.reason), str(why))
+        files.append(DoneFile(rows[row].source, seconds, block.counts.get(row, 0), *reason))
+    parts.save(files)

@@ -23,7 +23,7 @@ from torch import Tensor
 from unfused_fast.config import Config, flatten, with_values
 from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.models import AudioNTT
-from unfused_fast.training import encoder_digest, write_model_folder
+from unfused_fast.training import encoder_digest, misfitting, write_model_folder
 
 Layout = Literal["byol-a", "decar-v2"]
 PREFIXES: Mapping[Layout, str] = {"byol-a": "", "decar-v2": "module."}
@@ -31,8 +31,6 @@ LEFT_OUT: Mapping[Layout, tuple[str, ...]] = {
     "byol-a": (),
     "decar-v2": ("module.projection_head.", "module.prototypes."),
 }
-SHOWN = 8
-"""Tensors that an error lists."""
 
 
 def import_checkpoint(
@@ -60,18 +58,13 @@ def import_checkpoint(
     network = AudioNTT(config.frontend.n_mels, config.model.dim, config.model.channels, config.model.dropout)
     theirs = {ours: PREFIXES[layout] + name for ours, name in _names().items()}
     own = {theirs[ours]: value for ours, value in network.state_dict().items()}
-    for name in own:
-        if name.endswith("num_batches_tracked"):  # not in files of old torch
-            tensors.setdefault(name, own[name])
-    shapes = {
-        name: [tuple(held[name].shape) if name in held else "none" for held in (tensors, own)]
-        for name in {*tensors, *own}
-    }
-    wrong = [f"{name} is {found}, want {wanted}" for name, (found, wanted) in sorted(shapes.items()) if found != wanted]
-    if wrong:
-        listed = "; ".join(map(escaped, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if wrong[SHOWN:] else "")
+    # files of old torch have no counters; halved weights become float32
+    tensors = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | tensors
+    tensors = {name: value.to(own[name].dtype) if name in own else value for name, value in tensors.items()}
+    if differing := misfitting(own, tensors):
         raise UserError(
-            f"{checkpoint}: not of layout {layout}: {listed}; name its layout ({', '.join(PREFIXES)}) with --layout"
+            f"{checkpoint}: not of layout {layout}: {escaped(differing)}; name its layout ({', '.join(PREFIXES)}) with "
+            "--layout"
         )
     network.load_state_dict({ours: tensors[name] for ours, name in theirs.items()})
     description = {

@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from unfused_fast.embedding.parts import ROWS, EmbeddedFile, EmbeddingParts, parquet_writer
+from unfused_fast.embedding.parts import DoneFile, EmbeddingParts
 from unfused_fast.errors import UserError
 
 Format = Literal["npz", "parquet", "zarr"]
+Centres = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+"""(n,) numbers of steps -> (n,) milliseconds."""
 FORMATS: tuple[Format, ...] = ("npz", "parquet", "zarr")
+ROWS = 1024
+"""Rows of npz and parquet that are written at once."""
 CHUNK_BYTES = 8 * 2**20
 """Largest size in bytes of a zarr chunk of embeddings."""
 FILES = 16384
@@ -46,24 +51,24 @@ def format_of(out: Path, frames: bool) -> Format:
     return next(known for known in FORMATS if known == ending)
 
 
-def write_result(parts: EmbeddingParts, kind: Format, about: Mapping[str, Any]) -> Path:
-    """Writes the result inside the folder of the parts, a bounded number of rows at a time."""
-    made = parts.folder / f"result-{kind}"
-    {"npz": _write_npz, "parquet": _write_parquet, "zarr": _write_zarr}[kind](parts, made, about)
+def write_result(parts: EmbeddingParts, kind: Format, about: Mapping[str, Any], centres: Centres | None) -> Path:
+    """Writes the result inside the folder of the parts, a bounded number of rows at a time; `centres` are the times of
+    the steps, where rows are steps.
+    """
+    made, files = parts.folder / f"result-{kind}", [file for file in parts.files if not file.reason]
+    if kind == "npz":
+        _write_npz(parts, files, made, about)
+    else:
+        {"parquet": _write_parquet, "zarr": _write_zarr}[kind](parts, files, made, about, centres)
     return made
 
 
-def _files(parts: EmbeddingParts) -> Iterator[list[EmbeddedFile]]:
-    return (block.files for block in parts.blocks() if block.files)
-
-
-def _write_npz(parts: EmbeddingParts, path: Path, about: Mapping[str, Any]) -> None:
+def _write_npz(parts: EmbeddingParts, files: list[DoneFile], path: Path, about: Mapping[str, Any]) -> None:
     """np.savez's format, not compressed (embeddings hardly compress); text has fixed width, without pickle.
 
     Ours: np.savez needs whole arrays in memory.
     """
-    longest = max(len(file.path) for files in _files(parts) for file in files)
-    text = np.array(json.dumps(about))
+    longest, text = max(len(file.path) for file in files), np.array(json.dumps(about))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
 
         def member(name: str, dtype: Any, shape: tuple[int, ...], values: Iterable[Any]) -> None:
@@ -73,55 +78,68 @@ def _write_npz(parts: EmbeddingParts, path: Path, about: Mapping[str, Any]) -> N
                 for some in values:
                     file.write(np.ascontiguousarray(some, dtype).tobytes())
 
-        member("embeddings", "<f4", (parts.rows, parts.dim), parts.embeddings())
-        member("path", f"<U{longest}", (parts.rows,), ([file.path for file in files] for files in _files(parts)))
-        member("seconds", "<f8", (parts.rows,), ([file.seconds for file in files] for files in _files(parts)))
+        member("embeddings", "<f4", (parts.rows, parts.dim), parts.embeddings(ROWS))
+        member("path", f"<U{longest}", (parts.rows,), (file.path for file in files))
+        member("seconds", "<f8", (parts.rows,), (file.seconds for file in files))
         member("about", text.dtype, (), [text])
 
 
-def _write_parquet(parts: EmbeddingParts, path: Path, about: Mapping[str, Any]) -> None:
-    schema = parts.schema.with_metadata({"about": json.dumps(about)})
-    waiting = schema.empty_table()
-    with parquet_writer(path, schema, "zstd") as writer:
-        for batch in (batch for block in parts.blocks() for batch in block.table.iter_batches(ROWS)):
-            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(schema)])
-            if len(waiting) >= ROWS:
-                writer.write_table(waiting)
-                waiting = schema.empty_table()
-        writer.write_table(waiting)
+def _write_parquet(
+    parts: EmbeddingParts, files: list[DoneFile], path: Path, about: Mapping[str, Any], centres: Centres | None
+) -> None:
+    times = [] if centres is None else [("timestamp_ms", pa.float32())]
+    row = ("embedding", pa.list_(pa.float32(), parts.dim))
+    schema = pa.schema([("path", pa.string()), ("seconds", pa.float64()), *times, row], {"about": json.dumps(about)})
+    plain = [name for name in schema.names if name != "embedding"]
+    settings = {"compression": "zstd", "use_dictionary": ["path"], "write_statistics": plain}
+    # the errors of a Python file object have an errno on a full disk
+    with path.open("wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:
+        for embeddings, (owners, steps) in zip(parts.embeddings(ROWS), _steps_of(files, ROWS), strict=True):
+            columns: dict[str, Any] = {
+                "path": [owner.path for owner in owners],
+                "seconds": [owner.seconds for owner in owners],
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), parts.dim),
+            }
+            if centres is not None:
+                columns["timestamp_ms"] = np.asarray(centres(steps), np.float32)
+            writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema))
 
 
-def _write_zarr(parts: EmbeddingParts, path: Path, about: Mapping[str, Any]) -> None:
+def _write_zarr(
+    parts: EmbeddingParts, files: list[DoneFile], path: Path, about: Mapping[str, Any], centres: Centres | None
+) -> None:
     """Each chunk is written once."""
-    group, frames = zarr.create_group(path, overwrite=True), parts.centres is not None
-    chunk = max(1, CHUNK_BYTES // (4 * parts.dim))
+    group, chunk = zarr.create_group(path, overwrite=True), max(1, CHUNK_BYTES // (4 * parts.dim))
     embeddings: Any = group.create_array(
         "embeddings", shape=(parts.rows, parts.dim), chunks=(chunk, parts.dim), dtype="float32", compressors=None
     )
-    _fill(embeddings, parts.embeddings(), chunk)
-    files = [file for some in _files(parts) for file in some]
+    _fill(embeddings, parts.embeddings(chunk), chunk)
     rows = np.array([file.rows for file in files], np.int64)
     columns: dict[str, tuple[Any, Any]] = {
         "path": (str, np.array([file.path for file in files], np.dtypes.StringDType())),
         "seconds": ("float64", np.array([file.seconds for file in files])),
     }
-    if frames:
+    if centres is not None:
         columns |= {"first_row": ("int64", np.cumsum(rows) - rows), "rows": ("int64", rows)}
     for name, (dtype, values) in columns.items():
         array: Any = group.create_array(name, shape=values.shape, chunks=(FILES,), dtype=dtype)
         array[:] = values
-    if parts.centres is not None:
+    if centres is not None:
         times: Any = group.create_array("timestamp_ms", shape=(parts.rows,), chunks=(STEPS,), dtype="float32")
-        _fill(times, (parts.centres(np.arange(count)) for count in rows), STEPS)
+        _fill(times, (centres(steps) for _, steps in _steps_of(files, STEPS)), STEPS)
     group.attrs["about"] = dict(about)
 
 
-def _fill(array: Any, values: Iterable[NDArray[Any]], chunk: int) -> None:
-    """Appends values (n, ...), a whole chunk at a time."""
-    first, waiting = 0, array[:0]
-    for some in values:
-        waiting = np.concatenate([waiting, some])
-        while len(waiting) >= chunk:
-            array[first : first + chunk], waiting = waiting[:chunk], waiting[chunk:]
-            first += chunk
-    array[first:] = waiting
+def _steps_of(files: list[DoneFile], size: int) -> Iterator[tuple[list[DoneFile], NDArray[np.int64]]]:
+    """Of each row, `size` rows at a time: its file, and which of the file's rows it is."""
+    rows = np.array([file.rows for file in files])
+    ends = np.cumsum(rows)
+    for first in range(0, int(ends[-1]), size):
+        places = np.arange(first, min(first + size, int(ends[-1])))
+        owners = np.searchsorted(ends, places, side="right")
+        yield [files[owner] for owner in owners], places - (ends - rows)[owners]
+
+
+def _fill(array: Any, chunks: Iterable[NDArray[Any]], size: int) -> None:
+    for number, some in enumerate(chunks):
+        array[number * size : number * size + len(some)] = some

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from torch import Tensor
 
-from unfused_fast.data import check_batch
+from unfused_fast.data import check_batch, clips_16k
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.models import Pool
@@ -60,32 +62,24 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if not hasattr(self, "embedder_"):
             raise UserError("UnfusedEmbedder is not fitted; call fit first, which loads the encoder")
         check_batch(X)
-        size = self.embedder_.scene_embedding_size
-        rows = [np.empty((0, size), np.float32)]
-        clips = iter(X)
+        rows, clips = [np.empty((0, self.embedder_.scene_embedding_size), np.float32)], iter(X)
         while some := list(islice(clips, self.batch_size)):
-            made = np.empty((len(some), size), np.float32)
-            # arrays and files are embedded separately, because their rates differ
-            for files, rate in ((True, self.embedder_.sample_rate), (False, self.sample_rate)):
-                places = [place for place, clip in enumerate(some) if isinstance(clip, str | Path) == files]
-                if places:
-                    waves = [_decoded(some[place]) for place in places]
-                    made[places] = self.embedder_.embed(waves, rate).cpu().numpy()
-            rows.append(made)
+            waves = [_decoded(clip, self.sample_rate) for clip in some]
+            rows.append(self.embedder_.embed(waves, self.embedder_.sample_rate).cpu().numpy())
         return np.concatenate(rows)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "embedder_")
 
 
-def _decoded(clip: Clip) -> NDArray[np.floating]:
-    """An array unchanged; a file as (samples,) float32 at 16 kHz, rounded to 16 bit as `shard` does."""
+def _decoded(clip: Clip, sample_rate: int) -> Tensor:
+    """(samples,) float32 at 16 kHz of an array, or of a file, rounded to 16 bit as `shard` does."""
     if not isinstance(clip, str | Path):
-        return np.asarray(clip)
+        return clips_16k([clip], sample_rate)[0]
     path = Path(clip)
     try:
         found = probe(path)
         pcm = decode_samples(path, found.frames, 0, found.samples)
     except Rejected as error:
         raise UserError(f"{path}: {error}; leave it out, or repair it") from error
-    return pcm.astype(np.float32) / 32768
+    return torch.from_numpy(pcm.astype(np.float32) / 32768)

@@ -20,7 +20,8 @@ from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def embed_rows(audio: Sequence[str], say: OnMessage) -> list[SourceRow]:
-    """Every recording that the arguments name, in their order; `source` is its path, below the argument as given.
+    """Every recording that the arguments name, in their order; `source` is its path, below the argument as given: in a
+    CSV below its folder, or the full path.
 
     A shard set gives its clips in order of clip_id, named by their sources.
 
@@ -51,7 +52,15 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
             say(f"{title}: a shard set, which is read from a copy on this machine")
             return shard_set_rows(open_shards(local_set(given, on_message=say)))
     rows = source_rows(given)
-    return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
+    if not is_list:
+        return [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
+    folder = where.parent.resolve() if isinstance(where, Path) else Path()
+    return [
+        replace(row, source=in_unicode(str(row.path)))
+        if isinstance(row.path, Path) and not row.path.is_relative_to(folder) and not row.source.startswith("..")
+        else row
+        for row in rows
+    ]
 
 
 def _is_remote_set(url: str) -> bool:

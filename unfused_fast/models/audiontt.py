@@ -5,6 +5,7 @@ B clips in a batch, F mel bins, T frames, C channels, D size of an embedding, P 
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class AudioNTT(nn.Module):
             raise UserError(
                 f"frontend.n_mels = {n_mels}: AudioNTT halves the mel bins three times; want a multiple of 8"
             )
-        self.dim, self.channels = dim, channels
+        self.dim = dim
         self.convolutions = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(1 if block == 0 else channels, channels, 3, padding=1),
@@ -48,10 +49,6 @@ class AudioNTT(nn.Module):
         for _ in range(fc_layers - 1):
             layers += [nn.Dropout(dropout), nn.Linear(dim, dim), nn.ReLU()]
         self.fully_connected = nn.Sequential(*layers)
-
-    def block_dims(self, n_mels: int) -> tuple[int, ...]:
-        """Size of each block's flattened map: channels x mel bins left (2048, 1024, 512 for the paper's encoder)."""
-        return tuple(self.channels * (n_mels >> block) for block in (1, 2, 3))
 
     def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> EncoderOutput:
         """(B, 1, F, T) -> three maps and (B, T // 8, D). With frame_counts a clip's result ignores its padding."""
@@ -149,7 +146,9 @@ class DistillNetwork(nn.Module):
         super().__init__()
         self.encoder = build_encoder(config)
         self.pool: Pool = config.model.pool
-        dims = self.encoder.block_dims(config.frontend.n_mels)
+        # 2048, 1024, 512 for the paper's encoder
+        sizes = copy.deepcopy(self.encoder).to("meta")(torch.empty(2, 1, config.frontend.n_mels, 32, device="meta"))
+        dims = [block_features(block).shape[1] for block in sizes.blocks]
         self.heads = nn.ModuleList(_block_head(dim, k, config.distill.head) for dim in dims)
         self.classifier = nn.Linear(self.encoder.dim, k)
         by_features = config.distill.mse == "features"

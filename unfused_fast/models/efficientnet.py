@@ -73,15 +73,6 @@ class EfficientNetB0(nn.Module):
         self.head = ConvNorm(channels, HEAD_CHANNELS, kernel=1)
         self.apply(_initialise)
 
-    def block_dims(self, n_mels: int) -> tuple[int, ...]:
-        """Features C_i * F_i per time step of each of `blocks`, for log-mel of `n_mels` bins."""
-        dims, bins = [], (n_mels + 1) // 2
-        for stage in STAGES:
-            bins = (bins + stage.stride - 1) // stage.stride
-            if stage.channels in DISTILLED_CHANNELS:
-                dims.append(stage.channels * bins)
-        return tuple(dims)
-
     def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> EncoderOutput:
         """(B, 1, F, T), (B,) int64 valid frames of each clip -> maps and frames, zero where no frame is valid."""
         x, valid = self.stem(channels_last(mask_time(log_mel, frame_counts)), frame_counts)

@@ -252,9 +252,10 @@ def _evaluated(
     splits = _splits(config, shards, encoder, options.device, left_out, clips, part)
     run.start()
     classes, rates = len(clips.label_names), tuple(sorted({settings.lr, *settings.lr_grid}))
+    width = f" of an encoder with model.channels = {config.model.channels}" if encoder == "random" else ""
     console.print(
-        f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features, {classes} "
-        f"classes, {counted(len(rates), 'learning rate')}"
+        f"linear: {len(splits['train'].labels)} train clips, {splits['train'].features.shape[1]} features{width}, "
+        f"{classes} classes, {counted(len(rates), 'learning rate')}"
     )
     chooser = "test" if settings.select == "best_test" else "valid"
 

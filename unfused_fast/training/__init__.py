@@ -4,25 +4,13 @@ In: a stage: batches, a network, what a step does. Out: OUT with config.json, lo
 stopping, saving and resuming. Read first: loop.py, then run_directory.py.
 """
 
-from unfused_fast.training.checkpoint import (
-    KEPT,
-    Position,
-    collect,
-    load_checkpoint,
-    load_network,
-    refuse_misfit,
-    restore,
-    save_checkpoint,
-    to_host,
-    write_json,
-)
+from unfused_fast.training.checkpoint import KEPT, Position, load_checkpoint, misfitting, refuse_misfit, write_json
 from unfused_fast.training.loop import Trainer
 from unfused_fast.training.model_folder import WEIGHTS, encoder_digest, read_model_folder, write_model_folder
-from unfused_fast.training.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.training.optim import build_optimizer
 from unfused_fast.training.options import (
     Interrupted,
     Options,
-    SaveEvery,
     autocast,
     compiled,
     full_precision,
@@ -36,9 +24,9 @@ from unfused_fast.training.options import (
     resolve_batch_size,
     resolve_device,
     train_clips,
+    train_loader,
 )
 from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels
-from unfused_fast.training.progress import PartTimer, Profile
+from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_record import config_digest, read_description
-from unfused_fast.training.run_together import parts_of, train_loader
+from unfused_fast.training.run_record import config_digest, read_description, read_result

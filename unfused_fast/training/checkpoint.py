@@ -84,16 +84,15 @@ def to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
     From a GPU the copies to pinned memory are queued on its stream, so that the caller continues at once and may change
     the tensors; only the writer of the copies waits for them.
     """
-    copies, event = dict[str, Tensor](), None
+    copies = dict[str, Tensor]()
     for name, tensor in tensors.items():
         copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         copies[name].copy_(tensor.detach(), non_blocking=True)
-    on_gpu = next((tensor for tensor in tensors.values() if tensor.is_cuda), None)
-    if on_gpu is not None:
-        event = torch.cuda.current_stream(on_gpu.device).record_event()
+    devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+    events = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def copied() -> dict[str, Tensor]:
-        if event is not None:
+        for event in events:
             event.synchronize()
         return copies
 
@@ -163,7 +162,7 @@ def load_checkpoint(
             damaged.append(found)
         except PermissionError as error:  # else an earlier one would be used needlessly
             raise unreadable(Path(error.filename or tensors_path), error, "") from error
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             damaged.append(f"{tensors_path} is damaged ({cause(error)})")
     reasons = "; ".join(damaged) if damaged else "there is none"
     raise UserError(f"{directory}: no usable checkpoint: {reasons}; train again, or point to another run")
@@ -172,10 +171,10 @@ def load_checkpoint(
 def _checked(path: Path, state: Any) -> dict[str, Any]:
     """The JSON of a checkpoint. Raises ValueError unless its values have the types that are written."""
     if isinstance(state, dict):
-        numbers = state.get("nmis", [])
-        counts = [state.get("epoch"), *(state.get(name, 0) for name in ("batch", "step", "k", "collapsed"))]
-        sound = isinstance(numbers, list) and all(map(is_number, numbers)) and all(map(is_count, counts))
-        if sound and Position(state["epoch"], state.get("batch", 0)).name == path.stem:
+        numbers = [state.get("seconds", 0), *state.get("nmis", [])]
+        counts = [state.get("epoch"), state.get("batch"), *(state.get(name, 0) for name in ("step", "k", "collapsed"))]
+        sound = all(map(is_number, numbers)) and all(map(is_count, counts))
+        if sound and Position(state["epoch"], state["batch"]).name == path.stem:
             return state
     raise ValueError(f"{path.name} is not what was written")
 
@@ -199,17 +198,18 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
         network, {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     )
     if optimizer is not None:
+        # of another optimiser nothing is taken: a run that is resumed anyway starts it anew
+        adamw = isinstance(optimizer, torch.optim.AdamW)
+        keys = ("step", "exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
         for name, parameter in network.named_parameters():
-            prefix = f"optim.{name}."
-            for full, value in tensors.items():
-                key = full.removeprefix(prefix)
-                if full.startswith(prefix) and "." not in key:
-                    if value.ndim and value.shape != parameter.shape:
-                        raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-                    # on the parameter's device and in its memory layout, which fused optimisers rely on
-                    optimizer.state[parameter][key] = (
-                        torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
-                    )
+            for full in (f"optim.{name}.{key}" for key in keys if f"optim.{name}.{key}" in tensors):
+                value = tensors[full]
+                if value.ndim and value.shape != parameter.shape:
+                    raise misfit(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                # on the parameter's device and in its memory layout, which fused optimisers rely on
+                optimizer.state[parameter][full.rpartition(".")[2]] = (
+                    torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
+                )
     torch.set_rng_state(expected(tensors, "rng.cpu", torch.uint8, tuple(torch.get_rng_state().shape)))
     if "rng.cuda" in tensors and torch.cuda.is_available():
         own = torch.cuda.get_rng_state()
@@ -224,6 +224,12 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Raises UserError when names, shapes or types differ from a network's own, which may be on the meta device."""
+    if differing := misfitting(own, tensors):
+        raise misfit(differing)
+
+
+def misfitting(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """The first few tensors whose names, shapes or types differ from a network's own, as text; empty: none."""
     kinds, found = (
         {name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in given.items()}
         for given in (own, tensors)
@@ -233,5 +239,4 @@ def refuse_misfit(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         for name in sorted({**kinds, **found})
         if kinds.get(name) != found.get(name)
     ]
-    if differing:
-        raise misfit("; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN)))
+    return "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN))

@@ -6,10 +6,11 @@ writes the run directory. Order within a step: views, loss, backward, gradients 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,14 @@ from unfused_fast.clustering import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed, skipped
-from unfused_fast.distributed import RankLost, first_buffers, share_layers, sum_gradients
+from unfused_fast.distributed import RankLost, Share, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
 from unfused_fast.training.checkpoint import Position
-from unfused_fast.training.optim import build_optimizer, learning_rate, set_rate
+from unfused_fast.training.optim import build_optimizer, learning_rate
 from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
 from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_together import parts_of
 from unfused_fast.training.saves import Saves
 
 READ_EVERY = 100
@@ -60,9 +60,9 @@ class Trainer:
         self.augment = Augmenter(config, stream.clips, device, self.ranks) if augment else None
         self._compiled, self._partial = compiled(task.network, options), False
         self.profile = Profile(run.out / "profile", device, options.profile and self.ranks.leads)
-        self.timer = PartTimer(device, self.profile)
+        self.timer = PartTimer(device)
         task.run, task.part = self._run_network, self.timer.part
-        self.saves = Saves(run, task, self.optimizer, self.augment, options.save_every, self.ranks, self.timer)
+        self.saves = Saves(run, task, self.optimizer, self.augment, options)
         self.position, self._began = Position(0), 0.0
         self.step = 0
         """Optimiser steps done, over all epochs."""
@@ -70,9 +70,9 @@ class Trainer:
         """Sum of the losses of the epoch's steps."""
         self._odd = torch.zeros((), dtype=torch.int64, device=device)
         """How many of them were not finite."""
-        self._state: dict[str, Any] = {"loss": None, "log": {}, "seconds": 0.0, "start": {}}
+        self._state: dict[str, Any] = {"loss": None, "log": {}, "seconds": 0.0, "start": {}, "rates": []}
         """Mean loss of the last whole epoch; of the epoch begun what the task logged and the seconds spent; seconds of
-        the start and of the first epoch. Noted in checkpoints."""
+        the start and of the first epoch; clips/s of each epoch. Noted in checkpoints."""
 
     def start(self) -> None:
         """Restores the state of a resumed run, loads log-mels into memory where requested, and claims the run
@@ -91,20 +91,19 @@ class Trainer:
         save failed, Interrupted when a signal came; what was done is saved then.
         """
         epochs, steps = self.config.train.epochs, self.loader.full_batches
-        before = self.run.last_logged() if self.run.resumed else {}  # reported when no epoch is left
-        rates, done = list[float](), self.position.epoch * steps + self.position.batch
+        rates, done = self._state["rates"], self.position.epoch * steps + self.position.batch
         precision, kept = full_precision(self.config, self.options.device), freed_memory_kept(self.options.device)
         shown = EpochProgress(self.run.stage, epochs, steps, done)
         with self.run.signals(), precision, kept, self.saves, self.profile, self._explained(), shown:
             while self.position.epoch < epochs and (self.position.batch or not self.task.finished):
                 self._train_epoch(shown)
-                rates.append(self.loader.clips / self._state["seconds"])
+                rates.append(round(self.loader.clips / self._state["seconds"], 1))
                 self._end_epoch(rates[-1], shown)
             self.saves.settle()
         done = self.position.epoch
         if self.task.finished and done < epochs:
             console.print(f"{self.run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
-        rate = round(sorted(rates)[len(rates) // 2], 1) if rates else before.get("clips_per_second")
+        rate = sorted(rates)[len(rates) // 2]
         facts = {"loss": self._state["loss"], "last_epoch": done, "clips_per_second": rate, **self._state["start"]}
         return {"batch_size": self.batch_size, **facts, **skipped(self.loader.left_out)}
 
@@ -137,7 +136,8 @@ class Trainer:
         """
         batch, unread = None, None
         try:
-            batch = self.timer.next("load", batches)
+            with self.timer.part("load"):
+                batch = next(batches, None)
         except UserError as error:
             unread = error
         due = moved and self.ranks.leads and self.saves.due(self.step)
@@ -158,11 +158,15 @@ class Trainer:
             finally:
                 del unread  # it refers to this frame, and so would keep the reader and its files open
         if stop:
-            raise Interrupted(
-                f"{self.run.out}: stopped in epoch {position.epoch + 1} after {position.batch} of "
-                f"{self.loader.full_batches} steps, saved; continue with --resume"
-            )
+            self._stop()
         return batch
+
+    def _stop(self) -> NoReturn:
+        """Ends the run at its position, once that is on the disk."""
+        self.saves.settle()
+        if not any(self.position):
+            raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet")
+        raise Interrupted(f"{self.run.out}: stopped after {self.position}, saved; continue with --resume")
 
     def begin_epoch(self, epoch: int) -> None:
         """Lets the task prepare an epoch. Where the run stops here, the epoch before is saved."""
@@ -176,12 +180,7 @@ class Trainer:
                 self._save({})
             if isinstance(stopped, Collapsed):
                 raise UserError(f"{stopped}; {self.saves.last_saved()}") from stopped
-            if not done:
-                raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet") from stopped
-            self.saves.settle()
-            raise Interrupted(
-                f"{self.run.out}: stopped before epoch {epoch}, saved; continue with --resume"
-            ) from stopped
+            self._stop()
 
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """What an epoch trains on, from a batch on: each clip once, or drawn evenly over clusters."""
@@ -197,7 +196,8 @@ class Trainer:
             with self.timer.part("augment"):
                 self.ranks.batch(self.batch_size)
                 views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
-        for rows in parts_of(self.config, self.ranks, self.batch_size):
+        for part in range(self.config.train.accumulate):
+            rows = self.ranks.batch(self.batch_size, Share(part, self.config.train.accumulate))
             ids = batch.clip_ids[rows]
             loss = self.task.loss(tuple(view[rows] for view in views), ids) * (len(ids) / self.batch_size)
             with self.timer.part("backward"):
@@ -205,7 +205,8 @@ class Trainer:
             total = total + loss.detach()
         with self.timer.part("optimizer"):
             total = sum_gradients(self.task.parameters(), total, self.ranks, self.config.train.gradients)
-            set_rate(self.optimizer, self._rate(self.step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(self.step)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if not self.config.model.sync_bn:
@@ -252,7 +253,7 @@ class Trainer:
     def _end_epoch(self, clips_per_second: float, shown: EpochProgress) -> None:
         """Logs the epoch, saves where that is due, and stops where a signal came."""
         state, epoch, log = self._state, self.position.epoch, self._state["log"]
-        timing = {"clips_per_second": round(clips_per_second, 1), "epoch_seconds": round(state["seconds"], 3)}
+        timing = {"clips_per_second": clips_per_second, "epoch_seconds": round(state["seconds"], 3)}
         if not state["start"]:  # the time of the start is logged separately from that of an epoch
             timing["start_seconds"] = round(self.loader.start_seconds, 3)
             first = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
@@ -266,12 +267,11 @@ class Trainer:
             self._save({})
         shown.epoch(epoch, f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s")
         if self.run.stopping and not last:
-            self.saves.settle()
-            raise Interrupted(f"{self.run.out}: stopped after epoch {epoch}, saved; continue with --resume")
+            self._stop()
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
-        notes = {"step": self.step, "loop": dict(self._state)}
-        self.saves.begin(self.position, tensors, notes)
+        with self.timer.part("save"):
+            self.saves.begin(self.position, tensors, {"step": self.step, "loop": copy.deepcopy(self._state)})
 
     def _load(self) -> None:
         tensors, notes = self.saves.load()

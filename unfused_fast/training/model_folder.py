@@ -56,18 +56,20 @@ def write_model_folder(
     """
     given, folder = folder, folder.resolve()  # a link is kept
     partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
-    for place in (partial, replaced):
-        _refuse_others(place, place)
+    for place in (partial, replaced, folder):
+        held = {path.name.removesuffix(".new") for path in place.iterdir()} if place.is_dir() else set[str]()
+        if others := sorted(held - _FILES) if place.is_dir() or not place.exists() else ["a file"]:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise UserError(
+                f"{given if place == folder else place}: it holds more than a model folder's files ({shown}); move "
+                "them, or choose another path"
+            )
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / WEIGHTS).is_file():
-            raise UserError(f"{given}: it exists and is not a model folder; choose another path")
-        if not overwrite:
-            raise UserError(
-                f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite"
-            )
-        _refuse_others(folder, given)
+    if not overwrite and folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite"
+        )
     tensors: dict[str, Tensor] = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -89,16 +91,6 @@ def write_model_folder(
             replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{given}: cannot be written ({cause(error)}); free space, or choose another path") from error
-
-
-def _refuse_others(folder: Path, title: Path) -> None:
-    """Raises UserError where a folder to be deleted holds more than a model folder's files."""
-    found = {path.name.removesuffix(".new") for path in folder.iterdir()} if folder.is_dir() else set[str]()
-    if others := sorted(found - _FILES):
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise UserError(
-            f"{title}: it holds more than a model folder's files ({shown}); move them, or choose another path"
-        )
 
 
 def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config, AudioNTT | EfficientNetB0]:

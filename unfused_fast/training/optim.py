@@ -90,9 +90,3 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
     if step < warmup:
         return config.lr * (step + 1) / warmup
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Sets the rate of the next step in every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -13,7 +13,7 @@ import torch
 
 from unfused_fast.config import Config
 from unfused_fast.console import console as console
-from unfused_fast.console import progress_bar as progress_bar
+from unfused_fast.data import Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
@@ -162,6 +162,38 @@ def resolve_batch_size(config: Config, clips: int) -> int:
         console.once(f"train.batch_size: auto is {found} for {clips} clips")
         return found
     return min(wanted, clips)
+
+
+def train_loader(
+    config: Config, shards: ShardSet, options: Options, batch_size: int, left_out: Sequence[int]
+) -> Loader:
+    """The train split without clips `left_out`; this rank reads its share of each batch.
+
+    Raises UserError unless there is a full batch, with a clip on every rank for each of `train.accumulate` parts.
+    """
+    share = options.ranks.share
+    loader = Loader(
+        shards,
+        "train",
+        config,
+        device=options.device,
+        batch_size=batch_size,
+        share=share,
+        threads=options.threads,
+        left_out=left_out,
+    )
+    if not loader.full_batches:
+        raise UserError(
+            f"{shards.directory}: only {loader.clips} clips of train can be read, fewer than "
+            f"train.batch_size = {batch_size}; use a smaller --set train.batch_size"
+        )
+    least = min(share.sizes(batch_size))
+    if config.train.accumulate > least:
+        raise UserError(
+            f"train.accumulate = {config.train.accumulate}, but of a batch of {batch_size} clips a process has "
+            f"{least}; use fewer parts or a larger --set train.batch_size"
+        )
+    return loader
 
 
 def resolve_amp(config: Config, device: torch.device) -> bool:

@@ -8,14 +8,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from unfused_fast.console import console, progress_bar
-from unfused_fast.data import Batch
 
 WARM_UP, STEPS = 3, 10
 """Steps that are left out, and steps that are recorded. Ours: the first ones allocate, compile and fill caches."""
@@ -54,10 +53,6 @@ class Profile:
         if self._profile is not None:
             self._profile.step()
 
-    def part(self, name: str) -> torch.profiler.record_function | nullcontext[None]:
-        """Names the block in the trace."""
-        return nullcontext() if self._profile is None else torch.profiler.record_function(name)
-
     def _write(self, recorded: profile) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(self._folder / "trace.json"))
@@ -70,13 +65,12 @@ class Profile:
 
 
 class PartTimer:
-    """Seconds of each part of an epoch. On CUDA the parts are measured by events, which are read without waiting for
-    the device.
+    """Seconds of each part of an epoch, and their names in a trace. On CUDA the parts are measured by events, which are
+    read without waiting for the device.
     """
 
-    def __init__(self, device: torch.device, profile: Profile | None = None) -> None:
-        """`profile` gets the parts' names."""
-        self.cuda, self._profile = device.type == "cuda", profile
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
         self.seconds: dict[str, float] = {}
         self._events = deque[tuple[str, torch.cuda.Event, torch.cuda.Event]]()
         """Events of parts that the device has not finished, oldest first."""
@@ -86,7 +80,7 @@ class PartTimer:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Adds the time of the block to a part."""
-        with nullcontext() if self._profile is None else self._profile.part(name):
+        with torch.profiler.record_function(name):
             if self.cuda:
                 self._collect()
                 begin, end = self._event(), self._event()
@@ -98,11 +92,6 @@ class PartTimer:
             start = time.perf_counter()
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def next(self, name: str, items: Iterator[Batch]) -> Batch | None:
-        """The next item, its waiting time added to a part; None at the end."""
-        with self.part(name):
-            return next(items, None)
 
     def read(self) -> dict[str, float]:
         """Part -> seconds since the last read."""

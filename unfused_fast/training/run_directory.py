@@ -24,19 +24,20 @@ from torch import Tensor
 from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
-from unfused_fast.errors import UserError, cause, unreadable
-from unfused_fast.json_files import read_json
+from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Interrupted, Options
-from unfused_fast.training.run_log import RunLog
 from unfused_fast.training.run_record import (
+    SHAPES,
+    RunLog,
     config_digest,
     device_name,
     differences,
     in_words,
     order_of_batches,
     read_description,
+    read_result,
     versions,
 )
 
@@ -67,7 +68,7 @@ class Run:
         """
         self.out, self.stage, self.stopping, self._ranks = out, stage, False, options.ranks
         self.checkpoints = out / "checkpoints"
-        self._description: dict[str, Any] = {
+        description = {
             "stage": stage,
             "config": flatten(config),
             "shards": shards.manifest.digest,
@@ -76,12 +77,13 @@ class Run:
             "versions": versions(),
             "device": device_name(options.device),
         }
-        self.order = json.loads(json.dumps(order_of_batches(self._description)))
+        self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
+        self.order = order_of_batches(self._description)
         """For the checkpoints; see order_of_batches."""
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
         self._begun = time.perf_counter()
+        self._seconds_before = 0.0
         self._log = RunLog(out)
-        self._unusable: list[Path] = []
         self._continues = False
         try:
             opened = self._ranks.first(lambda: self._open(options))
@@ -112,14 +114,13 @@ class Run:
         for name, given in self._description["inputs"].items():
             if Path(given).resolve() == self.out.resolve():
                 raise UserError(f"{self.out}: it is the {name} of this run, which would be lost; choose another --out")
-        _refuse_unwritable(self.out)
         recorded = read_description(self.out)
-        if recorded is None and self.out.exists() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
+        if recorded is None and self.out.is_dir() and not {path.name for path in self.out.iterdir()} <= BEGINNING:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         self._take()
         recorded = read_description(self.out)  # another process may have made one meanwhile
-        result = self.out / "result.json"
-        begun = recorded is not None and (self.saved or result.exists())  # without either there is nothing to lose
+        result = None if options.overwrite else read_result(self.out)
+        begun = recorded is not None and (self.saved or result is not None)  # without either there is nothing to lose
         if begun and not options.resume and not options.overwrite:
             raise UserError(
                 f"{self.out}: already contains a run; use --resume to continue it, --overwrite to start again, or "
@@ -130,8 +131,7 @@ class Run:
         if self._continues:
             assert recorded is not None
             differs = self._compare(recorded, options)
-        finished = self._continues and not differs and result.exists()
-        return {"resumed": self._continues and self.saved, "result": _read_result(result) if finished else None}
+        return {"resumed": self._continues and self.saved, "result": None if differs or not self._continues else result}
 
     def _take(self) -> None:
         try:
@@ -157,11 +157,12 @@ class Run:
         """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
         differences without --resume-anyway.
         """
-        found = differences(self.out, recorded, json.loads(json.dumps(self._description)))
+        found = differences(self.out, recorded, self._description)
         if found and not options.resume_anyway:
+            advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
-                f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, "
-                "another --out, or --resume-anyway"
+                f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, or "
+                f"another --out{advice}"
             )
         before = list(recorded.get("resumed_with", []))
         if found:
@@ -182,9 +183,6 @@ class Run:
             if not self._continues:
                 self._clear()
             (self.out / "result.json").unlink(missing_ok=True)  # exists only where a finished run is resumed anyway
-            for path in self._unusable:  # else they would count among the checkpoints kept
-                path.with_suffix(".safetensors").unlink(missing_ok=True)
-                path.unlink()
             write_json(self.out / DESCRIPTION, self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
@@ -202,6 +200,11 @@ class Run:
         """Whether the directory holds a checkpoint."""
         return any(self.checkpoints.glob("epoch-*.json"))
 
+    @property
+    def seconds(self) -> float:
+        """Spent on the run so far, before it was resumed too; not what was lost with a kill."""
+        return round(self._seconds_before + time.perf_counter() - self._begun, 2)
+
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, when --resume finds nothing left to do and no differences."""
         if self._result is not None:
@@ -211,19 +214,15 @@ class Run:
     def load(
         self, fault: Callable[[dict[str, Any]], str | None] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The newest sound checkpoint of this run, on every rank; reports newer ones that are damaged. Later log lines
-        are dropped.
+        """The newest sound checkpoint of this run, on every rank; newer ones that are damaged are reported and deleted,
+        and later log lines dropped.
 
         `fault`: see load_checkpoint; called on rank 0.
         """
         read = dict[str, Tensor]()
 
         def unusable(state: dict[str, Any]) -> str | None:
-            position = Position(state["epoch"], state.get("batch", 0))
-            if "loop" not in state:
-                return (
-                    f"{self.checkpoints / position.name}: an earlier version wrote it, with too little state to resume"
-                )
+            position = Position(state["epoch"], state["batch"])
             if position.batch and state["order"] != self.order:
                 return f"{self.checkpoints / position.name}: it was saved within an epoch with different batches"
             return fault(state) if fault is not None else None
@@ -232,7 +231,10 @@ class Run:
             tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
             read.update(tensors)
             position = Position(state["epoch"], state["batch"])
-            self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
+            for path in checkpoints_in(self.checkpoints):
+                if path.stem > position.name:  # else it would count among the checkpoints kept
+                    path.with_suffix(".safetensors").unlink(missing_ok=True)
+                    path.unlink()
             for sentence in damaged:
                 console.print(f"{sentence}; resuming from {position}", style="yellow")
             self._log.drop_after(state["epoch"])
@@ -240,16 +242,13 @@ class Run:
             return state
 
         state, count = dict(self._ranks.first(load)), self._ranks.world_size
-        if (before := state.get("ranks", 1)) != count:
+        self._seconds_before = state["seconds"]
+        if (before := state["ranks"]) != count:
             console.print(
                 f"{self.out}: on {count} ranks now, {before} before: same batches, but sums are rounded differently",
                 style="yellow",
             )
         return self._ranks.tensors_from_first(read if self._ranks.leads else None), state
-
-    def last_logged(self) -> dict[str, Any]:
-        """The numbers of the last epoch in the log, on rank 0; none where it is empty."""
-        return self._log.last() if self._ranks.leads else {}
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
         """Adds the numbers of an epoch to the log, on rank 0."""
@@ -261,7 +260,6 @@ class Run:
         return dict(self._ranks.first(lambda: self._finish(result)))
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        self._log.close()
         result = {
             "stage": self.stage,
             **result,
@@ -269,7 +267,7 @@ class Run:
             "epochs": self._description["config"]["train.epochs"],
             "config_digest": config_digest(self._description["config"]),
             "data_digest": self._description["shards"],
-            "seconds": round(time.perf_counter() - self._begun, 2),
+            "seconds": self.seconds,
             "run": str(self.out),
         }
         write_json(self.out / "result.json", result)
@@ -297,8 +295,7 @@ class Run:
 
         before = _handled_by(stop)
         try:
-            with self._log.thread_errors():
-                yield
+            yield
         except BaseException:
             if self._ranks.leads and not self.saved and not self._log.path.exists():
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)
@@ -313,17 +310,3 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.
     if threading.current_thread() is not threading.main_thread():  # which alone handles signals
         return {}
     return {number: signal.signal(number, handler) for number in STOPPING}
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error, "delete it, and give the same command again") from error
-
-
-def _refuse_unwritable(out: Path) -> None:
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        reason = "may not be written to" if nearest.is_dir() else "is a file, but a run is a directory"
-        raise UserError(f"{nearest}: it {reason}; choose another --out")

@@ -1,11 +1,17 @@
-"""config.json of a run directory: its content, and the differences to a run that is to be resumed."""
+"""What a run directory records: config.json and its differences to a run that is to be resumed, result.json, and the
+numbers of each epoch in log.jsonl and for TensorBoard.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import math
+import os
 import platform
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +19,10 @@ from typing import Any
 import torch
 
 from unfused_fast import __version__
-from unfused_fast.errors import UserError, unreadable
+from unfused_fast.console import console
+from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import is_number, read_json
+from unfused_fast.shards.sets.shard_files import replace_file
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 COMPARED_VERSIONS = ("unfused-fast", "torch")
@@ -22,11 +30,13 @@ COMPARED_VERSIONS = ("unfused-fast", "torch")
 example."""
 FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
+SHAPES = re.compile(
+    r"model\.(encoder|dim|channels|fc_layers|projector|proj_hidden|proj_dim|prediction)$|frontend\.(n_mels|hop_samples)$"
+    r"|pseudo\.k$|data\.crop_seconds$|aug\.mixup\.memory$|bank\.dtype$"
+)
+"""Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
 SHOWN = 6
 """Differences named in an error."""
-
-Differences = dict[str, tuple[Any, Any]]
-"""Name -> what was recorded, and what is now."""
 
 
 def read_description(run: Path) -> dict[str, Any] | None:
@@ -39,16 +49,26 @@ def read_description(run: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise unreadable(path, error, "name another directory, or train again") from error
     kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}
-    if not isinstance(value, dict) or not {*kinds, "log_mel"} <= set(value):
+    try:
+        sound = all(isinstance(value[name], kind) for name, kind in kinds.items())
+        if (log_mel := value["log_mel"]) is not None:  # None: a set without statistics
+            sound = sound and is_number(log_mel["mean"]) and is_number(log_mel["std"]) and log_mel["std"] > 0
+    except (TypeError, KeyError):
+        sound = False
+    if not sound:
         raise UserError(f"{path}: not the config.json of a run of unfused-fast; name another directory")
-    wrong = [name for name, kind in kinds.items() if not isinstance(value[name], kind)]
-    log_mel = {"mean": 0, "std": 1} if value["log_mel"] is None else value["log_mel"]  # None: a set without statistics
-    numbers: list[Any] = [log_mel.get(name) for name in ("mean", "std")] if isinstance(log_mel, dict) else [None]
-    if not all(map(is_number, numbers)) or numbers[-1] <= 0:
-        wrong.append("log_mel")
-    if wrong:
-        raise UserError(f"{path}: its {', '.join(wrong)} is not what a run of unfused-fast records; train again")
-    return value
+    return dict(value)
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """result.json of a run; None where there is none. Raises UserError for a damaged one."""
+    path = run / "result.json"
+    try:
+        return dict(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error, "delete it, and give the same command again") from error
 
 
 def config_digest(flat: dict[str, Any]) -> str:
@@ -72,9 +92,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
-def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> Differences:
-    """Differences of two contents of config.json: settings, data, inputs, and versions that may change the numbers.
-    Raises UserError for runs of different stages.
+def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Differences of two contents of config.json, in settings, data, inputs, and versions that may change the numbers:
+    name -> what was recorded, and what is now. Raises UserError for runs of different stages.
     """
     if recorded["stage"] != current["stage"]:
         raise UserError(
@@ -88,7 +108,7 @@ def differences(out: Path, recorded: Mapping[str, Any], current: Mapping[str, An
     }
 
 
-def in_words(found: Differences) -> str:
+def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
     """The first few differences, as part of a sentence."""
     named = [f"{name} was {before}, now {after}" for name, (before, after) in found.items()]
     more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
@@ -112,3 +132,63 @@ def _compared(description: Mapping[str, Any]) -> dict[str, Any]:
         **description["inputs"],
         **{f"version of {name}": versions.get(name) for name in COMPARED_VERSIONS},
     }
+
+
+class RunLog:
+    """One line per epoch. Training continues where it cannot be written (full disk): the line is kept and written with
+    the next one.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out / "log.jsonl"
+        self._board: Any = None
+        self._unwritten: list[str] = []
+
+    def append(self, epoch: int, values: dict[str, Any]) -> None:
+        """Adds the numbers of an epoch."""
+        self._unwritten.append(json.dumps({"epoch": epoch, **values}) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(self._unwritten)
+            self._unwritten.clear()
+            self._append_to_board(epoch, values)
+        except OSError as error:
+            if self._unwritten and self.path.exists():
+                os.truncate(self.path, size)  # without half a line
+            self._board = None  # what follows half an event is not read; the next epoch starts another file
+            console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
+
+    def _append_to_board(self, epoch: int, values: dict[str, Any]) -> None:
+        """Ours, not SummaryWriter: its thread ends on a full disk."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
+        events = [Event(step=epoch, summary=scalars)]
+        if self._board is None:
+            folder, now = self.out / "tensorboard", time.time_ns()
+            folder.mkdir(exist_ok=True)
+            self._board = RecordWriter((folder / f"events.out.tfevents.{now // 10**9}.{now}").open("wb"))
+            # what an earlier part of the run wrote of this epoch and later ones is left out
+            begin = Event(step=epoch, session_log=SessionLog(status=SessionLog.START))
+            events = [Event(file_version="brain.Event:2"), begin, *events]
+        for event in events:
+            event.wall_time = time.time()
+            self._board.write(event.SerializeToString())
+        self._board.flush()
+
+    def drop_after(self, epoch: int) -> None:
+        """Drops the lines of later epochs, and a truncated line."""
+        if self.path.exists():
+            lines = self.path.read_bytes().splitlines()
+            replace_file(self.path, b"".join(line + b"\n" for line in lines if _epoch_of(line) <= epoch))
+
+
+def _epoch_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -22,12 +22,10 @@ from torch.optim import Optimizer
 from unfused_fast.clustering import BANK, DamagedBank
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter
-from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
 from unfused_fast.training.checkpoint import Position, collect, refuse_misfit, restore, save_checkpoint, to_host
-from unfused_fast.training.options import SaveEvery
-from unfused_fast.training.progress import PartTimer
+from unfused_fast.training.options import Options
 from unfused_fast.training.run_directory import Run
 
 
@@ -39,17 +37,10 @@ class Saves:
     """
 
     def __init__(
-        self,
-        run: Run,
-        task: Trainable,
-        optimizer: Optimizer,
-        augment: Augmenter | None,
-        every: SaveEvery,
-        ranks: Ranks,
-        timer: PartTimer,
+        self, run: Run, task: Trainable, optimizer: Optimizer, augment: Augmenter | None, options: Options
     ) -> None:
         self._run, self._task, self._optimizer, self._augment = run, task, optimizer, augment
-        self._every, self._ranks, self._timer = every, ranks, timer
+        self._every, self._ranks = options.save_every, options.ranks
         self._saved = self.last = Position(0)
         self._when = time.monotonic()
         self._writing: Future[Path] | None = None
@@ -71,10 +62,9 @@ class Saves:
 
     def begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Saves at a position, once the save before it is done: state is copied at once, and written in a thread."""
-        with self._timer.part("save"):
-            self._try()
-            if self._ranks.leads:
-                self._begin(position, tensors, notes)
+        self._try()
+        if self._ranks.leads:
+            self._begin(position, tensors, notes)
         self.last, self._when = position, time.monotonic()
 
     def _begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
@@ -83,7 +73,8 @@ class Saves:
         """
         task, bank = self._task, self._task.bank
         whole = not position.batch and not task.refilling
-        notes = {**copy.deepcopy(task.notes()), "order": self._run.order, "ranks": self._ranks.world_size, **notes}
+        notes = {**copy.deepcopy(task.notes()), **notes}
+        notes |= {"order": self._run.order, "ranks": self._ranks.world_size, "seconds": self._run.seconds}
         tensors = {**collect(task.network, self._optimizer), **state_outside_network(task), **tensors}
         if self._augment is not None:
             tensors |= self._augment.state()
