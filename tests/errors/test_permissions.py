@@ -117,9 +117,9 @@ def test_what_the_disk_refuses_is_said_in_the_systems_words(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    refused(cli("export", pretrained, "--hub", tmp_path / "hub"), tmp_path / "hub", f"({said})")
+    refused(cli("export", pretrained, "--hub", tmp_path / "hub"), tmp_path / "hub", said)
     monkeypatch.setattr("unfused_fast.embedding.export.replace_file", full)
-    refused(cli("export", pretrained, "--torch-export", tmp_path / "encoder.pt2"), "encoder.pt2", f"({said})")
+    refused(cli("export", pretrained, "--torch-export", tmp_path / "encoder.pt2"), "encoder.pt2", said)
     assert list(tmp_path.iterdir()) == []
 
 
