@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from unfused_fast.errors import UserError
@@ -73,7 +74,7 @@ def _of_type(value: Any, wanted: Any) -> Any:
     if wanted is bool:
         return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
     number = wanted(value)
-    if wanted is int and isinstance(value, float) and number != value:
+    if (wanted is int and isinstance(value, float) and number != value) or (wanted is float and not isfinite(number)):
         raise ValueError
     return number
 
