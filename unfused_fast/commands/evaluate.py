@@ -18,6 +18,7 @@ from unfused_fast.commands.flags import (
     Overwrite,
     Shards,
     pairs,
+    refuse_unread,
     run_options,
     with_flags,
 )
@@ -84,8 +85,9 @@ def evaluate(
     from unfused_fast.evaluation import evaluate as run_evaluation
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
-    options = run_options(flags.device, None, False, overwrite)
-    result = run_evaluation(flags.config("linear"), open_set(shards), named, plan, out, options)
+    options, config = run_options(flags.device, None, False, overwrite), flags.config("linear")
+    refuse_unread(flags.settings, config, [run for runs in named.values() for run in runs])
+    result = run_evaluation(config, open_set(shards), named, plan, out, options)
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"

@@ -202,15 +202,14 @@ def clusters(
     """What a run has clustered: sizes, most central clips, purity.
 
     The last clusters, largest first; where the set has labels, with the commonest label of each and its share. Labels
-    are read here only, never in training.
+    are read here only, never in training. Clusters are the targets of that epoch; cosines and spread are of the bank as
+    saved after it, those in log.jsonl of the bank that was clustered before it.
     """
     from unfused_fast.evaluation import terminal_table
-    from unfused_fast.stages import check_set, describe, last_clusters
+    from unfused_fast.stages import describe, last_clusters
 
-    last = last_clusters(run)
     shard_set = None if shards is None else open_set(shards)
-    if shard_set is not None:
-        check_set(run, last, shard_set)
+    last = last_clusters(run, shard_set)
     described = describe(last, shard_set, top)
     sizes = described.pop("sizes")
     if png is not None:
@@ -223,7 +222,11 @@ def clusters(
     shown = found[: limit or None]
     columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
     stdout_console().print(
-        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
+        terminal_table(
+            f"clusters of {run}: targets of epoch {last.epoch}, cosines in the bank saved after it",
+            columns[: None if top else -1],
+            [_row(entry, labelled) for entry in shown],
+        )
     )
     if len(shown) < len(found):
         print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")

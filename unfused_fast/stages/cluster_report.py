@@ -48,14 +48,19 @@ class Clusters(NamedTuple):
     """(n,) rows of the clips that were read; rows of those that the run left out are copies of others."""
 
 
-def last_clusters(run: Path) -> Clusters:
+def last_clusters(run: Path, shards: ShardSet | None) -> Clusters:
     """Reads the bank generation of the run's newest sound checkpoint at the end of an epoch; reports why newer ones are
-    not used. Raises UserError for anything but such a run, and for one without such a checkpoint.
+    not used. Raises UserError for anything but such a run, for one without such a checkpoint, and where `shards` is not
+    the set that it was trained on.
     """
     recorded = read_description(run)
     if recorded is None or recorded["stage"] != "pretrain":
         found = "no config.json" if recorded is None else f"a run of stage {recorded['stage']}"
         raise UserError(f"{run}: {found}, but clusters needs a run of train pretrain; give its directory")
+    if shards is not None and recorded["shards"] != shards.manifest.digest:
+        raise UserError(
+            f"{shards.directory}: {run} was trained on another set (their digests differ); pass that one as --shards"
+        )
     _, state, unused = load_checkpoint(run / "checkpoints", _fault)
     for sentence in unused:
         console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
@@ -79,25 +84,14 @@ def _fault(state: dict[str, Any]) -> str | None:
     )
 
 
-def check_set(run: Path, clusters: Clusters, shards: ShardSet) -> None:
-    """Raises UserError unless the run was trained on this set."""
-    recorded = read_description(run)
-    if recorded is None or recorded["shards"] != shards.manifest.digest:
-        raise UserError(
-            f"{shards.directory}: {run} was trained on another set (their digests differ); pass that one as --shards"
-        )
-    clips = shards.manifest.splits["train"].clips
-    if clips != len(clusters.points) or shards.first_id("train") != clusters.first_id:
-        raise UserError(f"{run}: its memory bank has {len(clusters.points)} clips, the set's train split {clips}")
-
-
 def describe(clusters: Clusters, shards: ShardSet | None, top: int) -> dict[str, Any]:
     """Of the clips that were read: totals and, largest first, each non-empty cluster: size, share, its `top` most
     central clips, and with labels the most frequent one and purity, the share of the cluster's labelled clips with that
     label.
 
     The most central clips have the largest cosine to the mean direction of the cluster, in the space that was
-    clustered. Clips are named by source where a set is given, else by clip id. Labels of a multi-label set are not
+    clustered. Cosines and spread are of the bank as saved after the epoch; the log's are of the bank that was clustered
+    before it. Clips are named by source where a set is given, else by clip id. Labels of a multi-label set are not
     read: purity needs one label per clip.
     """
     read, k = clusters.read, clusters.k
