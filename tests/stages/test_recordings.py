@@ -14,6 +14,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from same_runs import log_of
 from sklearn.metrics import accuracy_score, average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -28,7 +29,7 @@ from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import baseline_encoder, extract
 from unfused_fast.stages.labels import labelled_clips
-from unfused_fast.stages.linear_heads import Split, train_heads
+from unfused_fast.stages.linear_heads import train_heads
 from unfused_fast.stages.protocol import few_labels, permuted, rounds_of
 
 CPU = torch.device("cpu")
@@ -96,10 +97,10 @@ def test_scores_are_the_mean_over_the_pieces_of_a_recording(cut: Path) -> None:
     assert (head.train_clips, head.train_recordings, head.test_clips) == (42, 24, 21)
     assert len(head.rows) == 12, "a score for each test file"
     # the head is trained on clips as they are, and a file's scores are the mean of its clips'
-    train = Split(features["train"], torch.from_numpy(labels["train"].astype(np.int64)))
+    given = torch.from_numpy(labels["train"].astype(np.int64))
     assert head.rates[0] is not None
-    weights, biases = train_heads(train, 3, (head.rates[0],), config)
-    theirs = by_source(shards, "test", (features["test"] @ weights[0] + biases[0]).numpy())
+    (alone,) = train_heads(features["train"], given, 3, (head.rates[0],), config)
+    theirs = by_source(shards, "test", (features["test"] @ alone[:-1] + alone[-1]).numpy())
     tested = [sources(shards, "test")[clip - shards.first_id("test")] for clip in clips.clip_ids[head.rows]]
     assert sorted(tested) == sorted(theirs)
     np.testing.assert_allclose(head.scores, np.stack([theirs[source] for source in tested]), atol=1e-3)
@@ -172,6 +173,8 @@ def test_fine_tuning_is_judged_by_recordings(
     assert result["clips"] == {"train": 42, "valid": 21, "test": 21}
     assert result["recordings"] == {"train": 24, "valid": 12, "test": 12}
     assert np.array(result["confusion"]).sum() == 12
+    judged = [line["valid"] for line in log_of(run)]
+    assert result["chosen_epoch"] == 1 + judged.index(max(judged)) and result["valid"] == pytest.approx(max(judged))
     best = load_file(max((run / "checkpoints").glob("epoch-??????.safetensors")))
     shards, embedder = open_shards(cut), load(run, "cpu")
     for split in ("valid", "test"):

@@ -222,15 +222,12 @@ def clusters(
     shown = found[: limit or None]
     columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
     stdout_console().print(
-        terminal_table(
-            f"clusters of {run}: targets of epoch {last.epoch}, cosines in the bank saved after it",
-            columns[: None if top else -1],
-            [_row(entry, labelled) for entry in shown],
-        )
+        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
     )
     if len(shown) < len(found):
         print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
     print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
+    print(f"clusters: the targets of epoch {last.epoch}; cosines and spread: of the bank as saved after it")
     if png is not None:
         print(f"sizes: {png}")
 
