@@ -65,7 +65,6 @@ def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
             target,
             out.with_name(f"{out.name}-{stage}"),
             study.size.seeds,
-            study.pool.options,
             study.pool,
         )
         for row in summary["rows"][1:]:

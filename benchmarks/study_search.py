@@ -49,7 +49,7 @@ def search(study: Study, target: ShardSet) -> dict[str, Any]:
     named.
     """
     out, pool = study.folder("search", target), study.pool
-    summary = ablate(search_cells(study), "distill", study.shards, target, out, study.size.seeds, pool.options, pool)
+    summary = ablate(search_cells(study), "distill", study.shards, target, out, study.size.seeds, pool)
     stage1 = {
         seed: _stage1(study, target, seed) for seed in sorted({s for row in summary["rows"] for s in row["seeds"]})
     }

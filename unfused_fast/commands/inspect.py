@@ -206,14 +206,12 @@ def clusters(
     saved after it, those in log.jsonl of the bank that was clustered before it.
     """
     from unfused_fast.evaluation import terminal_table
-    from unfused_fast.stages import describe, last_clusters
+    from unfused_fast.stages import describe_clusters
 
-    shard_set = None if shards is None else open_set(shards)
-    last = last_clusters(run, shard_set)
-    described = describe(last, shard_set, top)
+    described = describe_clusters(run, None if shards is None else open_set(shards), top)
     sizes = described.pop("sizes")
     if png is not None:
-        _draw(png, sizes, f"{run.name}, epoch {last.epoch}")
+        _draw(png, sizes, f"{run.name}, epoch {described['epoch']}")
     if as_json:
         print_json({"run": str(run), **({} if png is None else {"png": str(png)}), **described})
         return
@@ -227,7 +225,7 @@ def clusters(
     if len(shown) < len(found):
         print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
     print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
-    print(f"clusters: the targets of epoch {last.epoch}; cosines and spread: of the bank as saved after it")
+    print(f"clusters: the targets of epoch {described['epoch']}; cosines and spread: of the bank as saved after it")
     if png is not None:
         print(f"sizes: {png}")
 

@@ -18,3 +18,4 @@ from unfused_fast.evaluation.report import (
     table_rows,
     terminal_table,
 )
+from unfused_fast.evaluation.run_pool import RunPool

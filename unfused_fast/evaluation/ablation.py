@@ -24,7 +24,7 @@ from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import linear_round
-from unfused_fast.training import Options, draw, plot_errors
+from unfused_fast.training import draw, plot_errors
 
 Ablated = Literal["pretrain", "distill", "linear"]
 Varied = Literal[Ablated, "all"]
@@ -97,20 +97,17 @@ def ablate(
     target: ShardSet,
     out: Path,
     seeds: int,
-    options: Options,
-    pool: RunPool | None = None,
-    holdout: float | None = None,
+    pool: RunPool,
 ) -> dict[str, Any]:
     """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
 
     Stage 1 trains on `shards`, stages 2 and 3 on `target`; `varied` = pretrain evaluates the encoder of stage 1, all
     others that of stage 2. A run that ends in a UserError, such as one that diverges, is a row of the table with its
-    reason. `pool` is one in OUT/runs with `holdout` unless given. Raises UserError for an `out` or a target that cannot
-    be used, Interrupted after Ctrl-C.
+    reason. Raises UserError for an `out` or a target that cannot be used, Interrupted after Ctrl-C.
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: want at least 1")
-    pool, found = pool or RunPool(out / "runs", options, holdout), list[dict[str, Any]]()
+    found = list[dict[str, Any]]()
     # raises stage 3's UserError for any cell and seed before stage 1 runs for hours
     seeded = (_seeded(cell, number)["linear"] for cell, number in itertools.product(cells, range(seeds)))
     for config in dict.fromkeys(seeded):
@@ -168,7 +165,7 @@ def summary_of(
     varied: str,
     target: ShardSet,
     out: Path,
-    holdout: float | None = None,
+    holdout: float | None,
 ) -> dict[str, Any]:
     """Cells (name, varied values, cost) and the outcome of each seed -> the content of ablation.json; shares of 1.
 

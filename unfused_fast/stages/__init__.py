@@ -5,7 +5,7 @@ Read first: pretraining.py, then distillation.py.
 """
 
 from unfused_fast.stages.all_stages import train_all
-from unfused_fast.stages.cluster_report import describe, last_clusters
+from unfused_fast.stages.cluster_report import describe_clusters
 from unfused_fast.stages.distillation import distill, labels_digest
 from unfused_fast.stages.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
 from unfused_fast.stages.finetuning import finetune

@@ -33,7 +33,7 @@ from unfused_fast.training import (
 BEST = "best."
 """Prefix of the tensors of a fine-tuned network after the epoch that selection chose."""
 Network = TypeVar("Network", bound=torch.nn.Module)
-Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
+Kind = Literal["encoder", "projector", "block1", "block2", "block3"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
 
@@ -53,7 +53,7 @@ class FrozenEncoder:
 
     def features(self, log_mel: Tensor, frame_counts: Tensor, kind: Kind, pool: Pool) -> Tensor:
         """(B, 1, F, T) normalised, (B,) valid frames -> (B, D) float32, pooled over the whole clip."""
-        if self.network is None or kind == "logmel":
+        if self.network is None:
             return log_mel_statistics_features(log_mel, frame_counts)
         output: EncoderOutput = self.network(log_mel, frame_counts)
         if kind in ("encoder", "projector"):
