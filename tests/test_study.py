@@ -172,7 +172,7 @@ def test_sets_of_one_name_are_told_apart(tones: Path, unlabelled: Path, tmp_path
     asked: list[tuple[Path, RunPool]] = []
 
     def ablate(*given: Any) -> dict[str, Any]:
-        asked.append((given[4], given[7]))
+        asked.append((given[4], given[6]))
         return {"rows": []}
 
     monkeypatch.setattr(study_deviations, "ablate", ablate)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from same_runs import assert_same_run, log_of
-from sklearn.metrics import average_precision_score
 from stopping import signalled_after
 
 from unfused_fast.config.fields import Config
@@ -22,7 +21,6 @@ from unfused_fast.config.presets import with_values
 from unfused_fast.data.store import placed
 from unfused_fast.data.stream import Loader
 from unfused_fast.embedding.embedder import load
-from unfused_fast.models.audiontt import FinetuneNetwork
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import load_encoder
@@ -160,30 +158,6 @@ def test_a_loader_of_some_clips_gives_just_those(tones: Path, store: Any) -> Non
     assert all(torch.equal(crop[None], every[number]) for number, crop in zip(ids, crops, strict=True))
     whole = torch.cat([batch.clip_ids for batch in loader(4, chosen).whole_clips()])
     assert sorted(whole.tolist()) == chosen.tolist()
-
-
-def test_several_labels_are_scored_by_mean_average_precision(
-    tune: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
-) -> None:
-    rows = [
-        replace(row, label=None, labels=(row.label or "", *(["even"] if number % 2 else [])))
-        for number, row in enumerate(tone_rows)
-    ]
-    shards = pack_rows(rows, tmp_path / "set")
-    result = result_of(tune("run", "--set", "optim.lr=0.01", shards=shards, epochs=8))
-    assert result["metric"] == "mAP" and "confusion" not in result and result["classes"] == 4
-    opened, run, best = open_shards(shards), load_encoder(tmp_path / "run", CPU), newest(tmp_path / "run")
-    network = FinetuneNetwork(run.config, 4).eval()
-    network.load_state_dict({name[5:]: value for name, value in best.items() if name.startswith("best.")})
-    truth, scores = [], []
-    for batch in Loader(opened, "test", run.config, device=CPU, batch_size=1).whole_clips():
-        labels = opened.clips.column("labels").to_pylist()[int(batch.clip_ids)]
-        truth.append([number in labels for number in range(4)])
-        with torch.no_grad():
-            scores.append(network(batch.views[0], batch.frame_counts)[0].numpy())
-    theirs = average_precision_score(np.array(truth), np.stack(scores), average="macro")
-    assert result["test"] == pytest.approx(theirs, abs=1e-5)
-    assert theirs > np.mean(truth) + 0.2, "above chance"
 
 
 def test_the_run_is_one_for_every_command_that_takes_an_encoder(
