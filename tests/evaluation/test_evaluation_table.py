@@ -24,12 +24,11 @@ CLIPS = 100
 def clips_of(targets: NDArray[np.generic]) -> LabelledClips:
     """Clips of one split `test`, without folds."""
     numbers = np.arange(len(targets))
-    keys = [f"clip-{number}" for number in numbers]
     classes = targets.shape[1] if targets.ndim == 2 else 2
     names = tuple("abcdef"[:classes])
-    tests = ["test"] * len(keys)
+    tests = ["test"] * len(numbers)
     none = 0 * numbers - 1
-    return LabelledClips(Path(), ("test",), numbers, numbers, keys, tests, none, keys, targets, names, numbers)
+    return LabelledClips(Path(), ("test",), numbers, numbers, tests, none, tests, targets, names, numbers)
 
 
 def measurement(

@@ -143,16 +143,6 @@ def test_all_says_which_encoder_to_keep(cli, tones: Path, tiny: list[str], tmp_p
     assert len(markdown) == 2 + 5 and all(line.startswith("| ") for line in markdown)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--preset", "paper"], ["--preset", "authors"], ["--set", "model.encoder=efficientnet_b0"]]
-)
-def test_presets_and_the_other_encoder_train(
-    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, flags: list[str]
-) -> None:
-    done = cli("train", "pretrain", unlabelled, "--out", tmp_path / "run", *flags, "--epochs", 1, *tiny)
-    assert done.code == 0, done.err
-
-
 @pytest.mark.parametrize(("stage", "picture"), [("linear", "confusion.png"), ("pretrain", "clusters.png")])
 def test_a_picture_that_cannot_be_drawn_loses_no_result(
     cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, picture: str
@@ -197,3 +187,5 @@ def test_settings_that_an_encoder_brings_itself_are_refused(
         done = cli(*command, *given)
         refused(done, "--set model.channels=8", pretrained, "has its own network", "model.channels = 4; leave")
     assert not (tmp_path / "out").exists()
+    read = ["--set", "model.dropout=0.1", "--epochs", 1]
+    assert cli("train", "finetune", *given[:-2], *read).code == 0

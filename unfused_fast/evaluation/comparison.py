@@ -60,7 +60,7 @@ def evaluate(
     }
     with writing(out):
         making.mkdir()
-        write_predictions(making / "predictions.parquet", clips, measured)
+        write_predictions(making / "predictions.parquet", shards, clips, measured)
         write_report(making, "evaluation", result, evaluation_tables(result))
         if real.exists():
             shutil.rmtree(real)
@@ -68,7 +68,7 @@ def evaluate(
     return result
 
 
-def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
+def write_predictions(path: Path, shards: ShardSet, clips: LabelledClips, measured: Sequence[Measured]) -> None:
     """One row per test recording, encoder, method, share of labels and repetition.
 
     Columns clip_id and key (of its first piece in the set), pieces (clips that it was cut into), fold, label, encoder,
@@ -80,7 +80,7 @@ def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measu
         size = len(found.rows)
         columns: dict[str, Any] = {
             "clip_id": clips.clip_ids[found.rows],
-            "key": [clips.keys[row] for row in found.rows],
+            "key": shards.clips["key"].take(clips.clip_ids[found.rows]),
             "pieces": pieces[clips.recording_of[found.rows]],
             "fold": pa.array([None if fold < 0 else fold for fold in clips.fold_of[found.rows].tolist()], pa.int32()),
             "encoder": [found.encoder] * size,

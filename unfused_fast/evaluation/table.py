@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
-from unfused_fast.evaluation.intervals import Floats, Scored, mcnemar, percentile_interval, right_of
+from unfused_fast.evaluation.intervals import Scored, mcnemar, percentile_interval, right_of
 from unfused_fast.evaluation.measure import Method
 from unfused_fast.evaluation.report import TextTable, mean_and_error, percent, percent_span
-from unfused_fast.stages import LabelledClips
+from unfused_fast.stages import Floats, LabelledClips
 
 Key = tuple[str, Method, float]
 """Encoder, method, share of labels."""

@@ -241,7 +241,6 @@ class DeepClustering(Method):
         return None if self.clusters is None else torch.bincount(self.clusters, minlength=self.k)
 
     def facts(self) -> dict[str, Any]:
-        """K of the first head."""
         return {"k": self.k}
 
 

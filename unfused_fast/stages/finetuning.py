@@ -134,7 +134,6 @@ class Finetuning(Trainable):
         return {self.by: self.metrics[-1]}
 
     def summary(self, log: Log) -> str:
-        """The metric that chooses the epoch."""
         return f"  {self.by} {log[self.by]:.3f}"
 
     def notes(self) -> dict[str, Any]:
@@ -142,7 +141,6 @@ class Finetuning(Trainable):
         return {"judged": self.metrics, "clips": self._digest}
 
     def load_notes(self, notes: dict[str, Any]) -> None:
-        """The metrics."""
         self.metrics = list(notes["judged"])
 
     def fault(self, notes: dict[str, Any]) -> str | None:

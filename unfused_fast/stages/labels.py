@@ -21,7 +21,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.training import report_unused_splits
+from unfused_fast.training import report_unused_splits, train_clips
 
 Rows = NDArray[np.int64]
 
@@ -69,7 +69,6 @@ class LabelledClips:
     kept: Rows
     """(N,) position of each row among all clips of `splits`."""
     clip_ids: Rows
-    keys: list[str]
     split_of: list[str]
     """The use of each row: its split, or `test` where it was held out."""
     fold_of: Rows
@@ -148,7 +147,6 @@ def labelled_clips(
         splits,
         kept,
         table["clip_id"].to_numpy().astype(np.int64),
-        table["key"].to_pylist(),
         table["split"].to_pylist(),
         table["fold"].fill_null(-1).to_numpy().astype(np.int64),
         table["group"].to_pylist(),
@@ -224,11 +222,7 @@ def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
         raise UserError("--holdout and --folds: with folds each clip is tested already; give one of them")
     if "test" in shards.manifest.splits:
         raise UserError(f"{shards.directory}: it already has a test split; leave out --holdout")
-    if "train" not in shards.manifest.splits:
-        raise UserError(
-            f"{shards.directory}: it has no train split to hold a test out of, only "
-            f"{', '.join(shards.manifest.splits)}; pack it with a split train"
-        )
+    train_clips(shards)
 
 
 def _with_test(clips: LabelledClips, fraction: float) -> LabelledClips:
