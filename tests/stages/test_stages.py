@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.stages import linear_heads
 
 PLAIN = ["--set", "aug.mixup.ratio=0", "--set", "aug.rrc.enabled=false", "--set", "model.dropout=0"]
 """Flags without augmentation and dropout: what a network of four channels can learn in seconds."""
@@ -189,3 +191,19 @@ def test_settings_that_an_encoder_brings_itself_are_refused(
     assert not (tmp_path / "out").exists()
     read = ["--set", "model.dropout=0.1", "--epochs", 1]
     assert cli("train", "finetune", *given[:-2], *read).code == 0
+
+
+@pytest.mark.parametrize("lacking", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_said_and_features_need_no_thread_of_python(
+    cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: Exception
+) -> None:
+    """A thread that finds no memory as it starts keeps the one that starts it waiting for ever."""
+
+    def fails(*given: object, **named: object) -> None:
+        raise lacking
+
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread was started"))
+    monkeypatch.setattr(linear_heads, "train_heads", fails)
+    done = cli("train", "linear", tones, "--encoder", "logmel", "--out", tmp_path / "out", "--device", "cpu")
+    refused(done, "not enough memory; end other programs")
+    assert not (tmp_path / "out" / "result.json").exists()

@@ -63,6 +63,9 @@ def end(error: Exception) -> NoReturn:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"error: {escaped(f'{where}{cause(error)}; {_REFUSALS[error.errno]}')}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second is of torch on a CPU
+        print("error: not enough memory; end other programs, or allow this one more (see ulimit -v)", file=sys.stderr)
+        sys.exit(USER_ERROR)
     print(
         f"error: {type(error).__name__}: {error} (this is a bug in unfused-fast; --debug shows where)",
         file=sys.stderr,
