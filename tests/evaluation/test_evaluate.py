@@ -88,6 +88,8 @@ def test_the_command_compares_encoders(cli: Callable[..., Any], tones: Path, pre
     assert rows["DECAR", "linear", 0.1]["train_clips"] == 6
     assert rows["DECAR", "linear", 1.0]["test"] > 0.6, "three classes that differ by pitch"
     assert rows["DECAR", "linear", 1.0]["parameters"] == rows["random", "knn", 1.0]["parameters"]
+    tiny = 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4 + 32 * 32 + 32 + 32 * 32 + 32  # of four channels, as the run has
+    assert rows["DECAR", "linear", 1.0]["parameters"] == tiny
     assert rows["logmel", "linear", 1.0]["parameters"] is None
     # every number can be had again from the predictions
     kept = pq.read_table(out / "predictions.parquet").to_pylist()
