@@ -204,6 +204,7 @@ def test_too_little_memory_is_said_and_features_need_no_thread_of_python(
 
     monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread was started"))
     monkeypatch.setattr(linear_heads, "train_heads", fails)
-    done = cli("train", "linear", tones, "--encoder", "logmel", "--out", tmp_path / "out", "--device", "cpu")
+    flags = ["--out", tmp_path / "out", "--device", "cpu", "--data", "stream"]
+    done = cli("train", "linear", tones, "--encoder", "logmel", *flags)
     refused(done, "not enough memory; end other programs")
     assert not (tmp_path / "out" / "result.json").exists()
