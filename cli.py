@@ -10,14 +10,13 @@ from typing import Annotated, Any, get_args
 import typer
 
 from unfused_fast import __version__
-from unfused_fast.commands.bench import bench
+from unfused_fast.commands.bench import bench, plan
 from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
-from unfused_fast.commands.output import print_json, stdout_console
-from unfused_fast.commands.plan import plan
+from unfused_fast.commands.output import print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
@@ -80,7 +79,6 @@ def demo(
     """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
     from unfused_fast.commands.demo import DemoSize, demo_table, run_demo
     from unfused_fast.console import counted
-    from unfused_fast.evaluation import terminal_table
 
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise UserError(
@@ -91,19 +89,16 @@ def demo(
     base = DemoSize(seeds=1, epochs=2) if quick else DemoSize()
     size = replace(base, **{name: value for name, value in given.items() if value is not None})
     summary = run_demo(out, size, run_options(device, compile_, resume, overwrite))
-    if as_json:
-        print_json(summary)
-        return
     sizes = summary["size"]
     title = f"test accuracy in %, mean ± standard error over {counted(sizes['seeds'], 'seed')}"
-    stdout_console().print(terminal_table(title, *demo_table(summary)))
-    print(
+    sentences = [
         f"encoder width {sizes['width']} (64 is the paper's), K {sizes['k']}, {sizes['epochs']} + "
-        f"{counted(sizes['distill_epochs'], 'epoch')}, {summary['seconds']:.0f} s"
-    )
-    print(f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}")
-    print(f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}")
-    print("your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN")
+        f"{counted(sizes['distill_epochs'], 'epoch')}, {summary['seconds']:.0f} s",
+        f"chance: {', '.join(f'{name} {100 * share:.0f} %' for name, share in summary['chance'].items())}",
+        f"runs: {summary['runs']}   curves: {summary['curves']}   confusion matrices: {summary['confusion']}",
+        "your own audio: unfused-fast shard FOLDER SHARDS, then: unfused-fast train pretrain SHARDS --out RUN",
+    ]
+    show(summary, as_json, [(title, *demo_table(summary))], sentences)
 
 
 @app.command(rich_help_panel=USE)
@@ -115,15 +110,14 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One table from the result.json files of finished runs."""
-    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows, terminal_table
+    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows
 
     results = collect_results(runs)
-    if as_json:
-        print_json(results)
-    elif as_markdown:
-        print(markdown(REPORT_COLUMNS, table_rows(results)))
+    rows = table_rows(results)
+    if as_markdown and not as_json:
+        print(markdown(REPORT_COLUMNS, rows))
     else:
-        stdout_console().print(terminal_table("results", REPORT_COLUMNS, table_rows(results)))
+        show(results, as_json, [("results", REPORT_COLUMNS, rows)])
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -145,48 +139,39 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Every field that --set can change: its value, type, meaning and source; or what two presets differ in."""
+    from rich.table import Table
+
     from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.config import preset as preset_of
 
     given, wanted = pairs(settings), chosen_fields(fields or [])
+    result: Any
     if diff is not None:
         left = preset if preset != diff else "--set"
         stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
-        lines = [
+        title = f"{left} beside {diff}"
+        result = lines = [
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages
             for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
             if found.field in wanted
         ]
-        _print_lines(f"{left} beside {diff}", ["stage", "field", left, diff, "why"], lines, as_json)
-        return
-    shown = stage or "pretrain"
-    values = {
-        name: value for name, value in flatten(with_values(preset_of(preset, shown), given)).items() if name in wanted
-    }
+    else:
+        every, texts = flatten(with_values(preset_of(preset, stage or "pretrain"), given)), field_texts()
+        title = f"stage {stage or 'pretrain'}, preset {preset}"
+        result = {name: value for name, value in every.items() if name in wanted}
+        lines = [
+            {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
+            for name, value in result.items()
+        ]
     if as_json:
-        print_json(values)
+        print_json(result)
         return
-    texts = field_texts()
-    lines = [
-        {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
-        for name, value in values.items()
-    ]
-    _print_lines(f"stage {shown}, preset {preset}", ["field", "value", "type", "meaning and source"], lines, False)
-
-
-def _print_lines(title: str, columns: list[str], lines: list[dict[str, Any]], as_json: bool) -> None:
-    """Long texts as a table with rules between the lines, or JSON."""
-    from rich.table import Table
-
-    if as_json:
-        print_json(lines)
-        return
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for column in columns:
-        table.add_column(column, overflow="fold", max_width=None if column == columns[-1] else 26)
+    table = Table(title=title, title_justify="left", show_lines=True)  # the last column has long texts
+    for column in lines[0] if lines else ():
+        table.add_column(column, overflow="fold", max_width=None if column == list(lines[0])[-1] else 26)
     for line in lines:
-        table.add_row(*(str(line[column]) for column in columns))
+        table.add_row(*map(str, line.values()))
     stdout_console().print(table)
 
 
@@ -197,23 +182,23 @@ def doctor(as_json: Json = False) -> None:
     Exit code 1 when training cannot run.
     """
     from unfused_fast.commands.doctor import examine
-    from unfused_fast.evaluation import terminal_table
 
     findings = examine()
-    if as_json:
-        print_json([finding._asdict() for finding in findings])
-    else:
-        rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
-        stdout_console().print(terminal_table("unfused-fast doctor", ["what", "found here", "trouble", "note"], rows))
-        print("ready" if all(finding.works for finding in findings) else "not ready: see the lines marked NO")
-    if not all(finding.works for finding in findings):
+    ready = all(finding.works for finding in findings)
+    rows = [[finding.name, finding.found, "" if finding.works else "NO", finding.note] for finding in findings]
+    table = "unfused-fast doctor", ["what", "found here", "trouble", "note"], rows
+    sentence = "ready" if ready else "not ready: see the lines marked NO"
+    show([finding._asdict() for finding in findings], as_json, [table], [sentence])
+    if not ready:
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """Entry point of `unfused-fast` and `python -m unfused_fast`. Once the command has ended, signals are ignored: only
-    threads and libraries are still ending, and the exit code stays what was said.
+    """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does;
+    once it has ended they are ignored: only threads and libraries are still ending, and the exit code stays.
     """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler)
     try:
         run_app(app)
     finally:

@@ -12,31 +12,24 @@ assignments are those of the torch back end bit for bit.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
 
 import torch
-from measure import record, seconds_of
-from rich.console import Console
+from measure import arguments, record, seconds_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering.kmeans import Backend, resolve_backend, spherical_kmeans
+from unfused_fast.clustering.backends import Backend, resolve_backend
+from unfused_fast.clustering.kmeans import spherical_kmeans
+from unfused_fast.data import free_memory
 from unfused_fast.errors import UserError
 
-GRID = [
-    (10_000, 128, 64),
-    (100_000, 128, 512),
-    (100_000, 512, 512),
-    (250_000, 512, 512),
-    (250_000, 512, 4096),
-    (1_000_000, 512, 1024),
-    (2_000_000, 512, 4096),
-]
-QUICK = [(10_000, 128, 64), (100_000, 512, 512)]
-INTERPRETED = [(300, 64, 20), (517, 33, 7)]
+ON_A_CPU = [(10_000, 128, 64), (100_000, 128, 512), (100_000, 512, 512), (250_000, 512, 512)]
+ON_A_GPU = [*ON_A_CPU, (250_000, 512, 4096), (1_000_000, 512, 1024), (2_000_000, 512, 4096)]
+"""N, D, K."""
 ITERATIONS = 10
 Clustering = Callable[[], tuple[Tensor, Tensor]]
 """Runs once: (K, D) centroids and (N,) assignments, which may be empty where a peer gives none."""
@@ -116,96 +109,65 @@ def matmul_seconds(n: int, d: int, k: int, device: torch.device, dtype: torch.dt
     return best * n / block
 
 
-def fits(n: int, d: int, k: int, device: torch.device, itemsize: int) -> bool:
-    """Whether rows, a peer's copy and scratch leave half of the memory free."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2 * n * d * itemsize + 16 * k * d < free / 2
-
-
 def compare(
-    n: int,
-    d: int,
-    k: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    names: Sequence[Backend],
-    options: argparse.Namespace,
+    n: int, d: int, k: int, device: torch.device, dtype: torch.dtype, names: Sequence[Backend], repeats: int
 ) -> None:
     """All contestants on one shape, interleaved: each repeat runs every one once, so that a busy moment hits all."""
     points = rows(n, d, k, device, dtype)
     start = points[torch.randperm(n, generator=torch.Generator().manual_seed(1))[:k].to(device)].float()
-    contestants: dict[str, Clustering] = {}
-    for backend in names:
 
-        def ours(backend: Backend = backend) -> tuple[Tensor, Tensor]:
-            return spherical_kmeans(points, k, iterations=ITERATIONS, init=start, backend=backend)[:2]
+    def ours(backend: Backend) -> tuple[Tensor, Tensor]:
+        return spherical_kmeans(points, k, iterations=ITERATIONS, init=start, backend=backend)[:2]
 
-        contestants[f"unfused-fast, {backend}"] = ours
-    if options.peers:
-        contestants |= peers(points, start)
+    contestants: dict[str, Clustering] = {f"unfused-fast, {backend}": partial(ours, backend) for backend in names}
+    contestants |= peers(points, start)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     results: dict[str, tuple[Tensor, Tensor]] = {}
     floors: list[float] = []
-    for repeat in range(options.repeats + options.warm_up):
-        for name, run in contestants.items():
 
-            def once(name: str = name, run: Clustering = run) -> None:
-                results[name] = run()
+    def once(name: str) -> None:
+        results[name] = contestants[name]()
 
-            seconds = seconds_of(once, device)
-            if repeat >= options.warm_up:
-                times[name].append(seconds)
+    for repeat in range(repeats + 1):
+        for name, found in times.items():
+            seconds = seconds_of(partial(once, name), device)
+            if repeat:  # the first does not count
+                found.append(seconds)
         floors.append(matmul_seconds(n, d, k, device, dtype) * (ITERATIONS + 1))
     reference = results["unfused-fast, torch"][1]
     shape = {"N": n, "D": d, "K": k, "dtype": str(dtype).removeprefix("torch."), "iterations": ITERATIONS}
-    threads = torch.get_num_threads()
-    record("bench_kmeans", "matmul floor", "s", floors, device, threads=threads, **shape)
+    shape["threads"] = torch.get_num_threads()
+    record("bench_kmeans", "matmul floor", "s", floors, device, **shape)
     for name, values in times.items():
         centroids, ids = results[name]
         notes: dict[str, object] = {"cosine": f"{mean_cosine(points, centroids):.6f}"}
         if name.startswith("unfused-fast"):
             notes["equal_to_torch"] = torch.equal(ids, reference)
         if "faiss.Clustering" in times:
-            ratios = sorted(mine / theirs for mine, theirs in zip(values, times["faiss.Clustering"], strict=True))
-            notes["times_faiss"] = f"{ratios[len(ratios) // 2]:.2f}"
-        record("bench_kmeans", name, "s", values, device, threads=threads, **shape, **notes)
+            ratios = [mine / theirs for mine, theirs in zip(values, times["faiss.Clustering"], strict=True)]
+            notes["times_faiss"] = f"{median(ratios):.2f}"
+        record("bench_kmeans", name, "s", values, device, **shape, **notes)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two shapes only")
-    parser.add_argument("--interpret", action="store_true", help="tiny shapes, Triton in its interpreter, no peers")
+    parser = arguments(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, metavar=("N", "D", "K"), help="one shape instead of the grid")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=1)
-    parser.add_argument("--no-peers", dest="peers", action="store_false")
-    parser.add_argument("--hours", type=float, default=1.0, help="skip shapes whose floor alone takes longer in all")
-    options = parser.parse_args()
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    console = Console(stderr=True)
-    if options.interpret:
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-        options.peers, options.warm_up = False, 0
+    given = parser.parse_args()
+    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     names = []
     for name in ("torch", "triton", "faiss", "cuml"):
         try:
             names.append(resolve_backend(name, device))
         except UserError as error:
-            console.print(f"without {name}: {error}")
-    grid = QUICK if options.quick else INTERPRETED if options.interpret else GRID
-    for n, d, k in [tuple(options.shape)] if options.shape else grid:
-        runs = (len(names) + 3 * options.peers) * (options.repeats + options.warm_up)
-        if not fits(n, d, k, device, dtype.itemsize):
-            console.print(f"{n} x {d} x {k}: does not fit in memory, left out")
-        elif matmul_seconds(n, d, k, device, dtype) * (ITERATIONS + 1) * runs > options.hours * 3600:
-            console.print(f"{n} x {d} x {k}: longer than {options.hours} h, left out (--hours)")
+            print(f"without {name}: {error}")
+    free = free_memory(device)
+    shapes = ON_A_GPU if device.type == "cuda" else ON_A_CPU
+    for n, d, k in [given.shape] if given.shape else shapes:
+        if 2 * n * d * dtype.itemsize + 16 * k * d < (free.device or free.host) / 2:  # rows, a peer's copy, scratch
+            compare(n, d, k, device, dtype, names, given.repeats)
         else:
-            compare(n, d, k, device, dtype, names, options)
+            print(f"{n} x {d} x {k}: does not fit in memory, left out")
 
 
 if __name__ == "__main__":

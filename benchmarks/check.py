@@ -6,7 +6,6 @@ Once from the disk (the system is told to forget the files before each run) and 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -21,33 +20,22 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
-from measure import record
+from measure import arguments, record
 
+from unfused_fast.commands.measure.synthetic import noise_files
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.sources.source_rows import source_rows
 
-RATE_HZ = 16000
 BLOCK_BYTES = 1 << 20
-
-
-def make_files(folder: Path, clips: int, seconds: float) -> None:
-    """Noise that is not white, so that FLAC has something to predict."""
-    generator = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(clips):
-        noise = np.cumsum(generator.standard_normal(int(seconds * RATE_HZ)).astype(np.float32))
-        noise[1:] -= 0.95 * noise[:-1]
-        soundfile.write(folder / f"{number:06d}.wav", 0.2 * noise / np.abs(noise).max(), RATE_HZ)
 
 
 def checked(out: Path, workers: int) -> float:
     """Wall seconds of the command line, start of the worker processes included, without the interpreter's own."""
-    command = [sys.executable, "-m", "unfused_fast", "check", out, "--workers", workers, "--json"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "unfused_fast", "check", str(out), "--workers", str(workers), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["seconds"])
 
 
@@ -86,35 +74,32 @@ def shared(work: Callable[[list[Path]], None], out: Path, workers: int) -> float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--megabytes", type=int, default=1000, help="of WAV in a set")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 1.0])
     parser.add_argument("--codec", nargs="+", default=["wav", "flac"], choices=["wav", "flac"])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the sets are made, and deleted; default: a temporary folder")
     given = parser.parse_args()
     workers = os.cpu_count() or 1
-    for seconds in given.seconds:
-        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+    for seconds, codec in product(given.seconds, given.codec):
+        with tempfile.TemporaryDirectory() as name:
             source, out = Path(name) / "source", Path(name) / "out"
-            clips = int(given.megabytes * 1e6 / (2 * seconds * RATE_HZ))
-            make_files(source, clips, seconds)
-            for codec in given.codec:
-                pack(source_rows(source), out, codec=codec, overwrite=True)
-                megabytes = sum(tar.stat().st_size for tar in out.glob("*.tar")) / 1e6
-                runs = {"read + sha256 of all bytes alone": partial(shared, hash_bytes, out, workers)}
-                if codec == "flac":
-                    runs["read + decode + sha256 alone"] = partial(shared, hash_decoded, out, workers)
-                runs["unfused-fast check"] = partial(checked, out, workers)
-                shape = {"codec": codec, "clips": clips, "seconds": seconds, "megabytes": round(megabytes)}
-                rates: dict[tuple[str, str], list[float]] = {}
-                for _ in range(given.repeats):  # in turns, so that all see the same machine
-                    for place, (what, run) in product(("disk", "memory"), runs.items()):
-                        if place == "disk":
-                            forget(out)
-                        rates.setdefault((what, place), []).append(megabytes / run())
-                for (what, place), found in rates.items():
-                    record("check", what, "MB/s", found, torch.device("cpu"), workers=workers, read_from=place, **shape)
+            clips = int(given.megabytes * 1e6 / (2 * seconds * 16000))
+            noise_files(source, clips, seconds)
+            pack(source_rows(source), out, codec=codec)
+            megabytes = sum(tar.stat().st_size for tar in out.glob("*.tar")) / 1e6
+            runs = {"read + sha256 of all bytes alone": partial(shared, hash_bytes, out, workers)}
+            if codec == "flac":
+                runs["read + decode + sha256 alone"] = partial(shared, hash_decoded, out, workers)
+            runs["unfused-fast check"] = partial(checked, out, workers)
+            rates: dict[tuple[str, str], list[float]] = {}
+            for _ in range(given.repeats):  # in turns, so that all see the same machine
+                for place, (what, run) in product(("disk", "memory"), runs.items()):
+                    if place == "disk":
+                        forget(out)
+                    rates.setdefault((what, place), []).append(megabytes / run())
+        shape = {"codec": codec, "clips": clips, "seconds": seconds, "megabytes": round(megabytes), "workers": workers}
+        for (what, place), found in rates.items():
+            record("check", what, "MB/s", found, torch.device("cpu"), read_from=place, **shape)
 
 
 if __name__ == "__main__":

@@ -21,17 +21,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from page_parts import write_part
+from measure import write_part
 
 from unfused_fast.commands.demo import width_values
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import pairs, run_options
 from unfused_fast.commands.measure.machine import circumstances
-from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import preset, with_values
+from unfused_fast.config import Config, preset, with_values
+from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.measure import Plan, measure
-from unfused_fast.evaluation.report import markdown, mean_and_error
+from unfused_fast.evaluation import Plan, markdown, mean_and_error, percent
+from unfused_fast.evaluation.measure import measure
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.packing.pack import pack
@@ -39,10 +39,8 @@ from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.csv_rows import csv_rows
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.stages.finetuning import metric_of
-from unfused_fast.training.checkpoint import write_json
-from unfused_fast.training.options import console, quietly
-from unfused_fast.training.plots import plot_errors
+from unfused_fast.stages import metric_of
+from unfused_fast.training import plot_errors, quietly, write_json
 
 BASELINES = {"log-mel": "logmel", "random encoder": "random"}
 JUDGED = (
@@ -173,8 +171,9 @@ def main() -> None:
     result["clips"] = {name: corpus.clips(name).manifest.splits["train"].clips for name in ("pool_small", "pool")}
     result["searched"] = [*search(corpus, recipes or SEARCHED)]
     if not given.search_only:
-        pool = "pool_small" if given.quick else "pool"
-        result["compared"] = [*compare(corpus, recipes or COMPARED, pool, 1 if given.quick else given.seeds)]
+        result["pool"] = "pool_small" if given.quick else "pool"
+        seeds = 1 if given.quick else given.seeds
+        result["compared"] = [*compare(corpus, recipes or COMPARED, result["pool"], seeds)]
     write(result, given.out, given.page)
 
 
@@ -222,12 +221,14 @@ def encoders(
 def write(result: dict[str, Any], out: Path, page: Path | None) -> None:
     """OUT/corpus.json, corpus.md and corpus.png; the page's part between its markers."""
     write_json(out / "corpus.json", result)
-    text = page_text(result)
+    text = "\n\n".join([*_introduction(result), *_compared(result), *_searched(result)]) + "\n"
     replace_file(out / "corpus.md", text.encode())
     if lines := result.get("compared"):
-        names = list(dict.fromkeys(line["recipe"] for line in lines))
         tasks = list(lines[0]["scores"])
-        points = {name: [_point(lines, name, task) for task in tasks] for name in names}
+        points = {
+            name: [_point(lines, name, [task], "test", 100) for task in tasks]
+            for name in dict.fromkeys(line["recipe"] for line in lines)
+        }
         plot_errors(out / "corpus.png", tasks, points, "test accuracy in %, ± standard error over seeds")
     console.print(f"wrote {out / 'corpus.json'}, corpus.md" + (", corpus.png" if lines else ""))
     if page is not None:
@@ -235,22 +236,21 @@ def write(result: dict[str, Any], out: Path, page: Path | None) -> None:
         console.print(f"wrote {page}")
 
 
-def _point(lines: Sequence[Mapping[str, Any]], name: str, task: str) -> tuple[float, float]:
-    mean, error = mean_and_error([line["scores"][task]["test"] for line in lines if line["recipe"] == name])
-    return 100 * mean, 100 * (error or 0.0)
-
-
-def page_text(result: Mapping[str, Any]) -> str:
-    """Both tables, and what they were made with."""
-    return "\n\n".join([*_introduction(result), *_compared(result), *_searched(result)]) + "\n"
+def _point(
+    lines: Sequence[Mapping[str, Any]], name: str, tasks: Sequence[str], split: str, scale: float = 1.0
+) -> tuple[float, float]:
+    """Mean over seeds of a recipe's mean over tasks, and its standard error, 0 for a single seed."""
+    values = [scale * fmean(line["scores"][task][split] for task in tasks) for line in lines if line["recipe"] == name]
+    mean, error = mean_and_error(values)
+    return mean, error or 0.0
 
 
 def _introduction(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# The development corpus"
     yield (
-        f"Written by `benchmarks/corpus.py`: stage 1 for {result['epochs']} epochs at width {result['width']}, then "
-        "linear heads on the frozen encoder, their rate chosen on validation. On "
-        f"{result['device']} ({result['cores']} cores), {result['versions']}, commit {result['commit']}, "
+        f"Written by `benchmarks/corpus.py`: stage 1 for {counted(result['epochs'], 'epoch')} at width "
+        f"{result['width']}, then linear heads on the frozen encoder, their rate chosen on validation. On "
+        f"{result['device']} ({counted(result['cores'], 'core')}), {result['versions']}, commit {result['commit']}, "
         f"{result['date']}."
     )
 
@@ -263,36 +263,34 @@ def _compared(result: Mapping[str, Any]) -> Iterator[str]:
     seeds = len({line["seed"] for line in lines})
     judged = [task for task in lines[0]["scores"] if task in JUDGED]
     yield (
-        f"Test accuracy in %, mean ± standard error over {seeds} seed(s); pre-training on {result['clips']['pool']:,} "
-        f"clips, test read once. The mean is over the first {len(judged)} tasks."
+        f"Test accuracy in %, mean ± standard error over {counted(seeds, 'seed')}; pre-training on "
+        f"{counted(result['clips'][result['pool']], 'clip')}, test read once. The mean is over the first {len(judged)} "
+        "tasks."
     )
 
-    def cell(name: str, tasks: Sequence[str], split: str) -> str:
-        values = [fmean(line["scores"][task][split] for task in tasks) for line in lines if line["recipe"] == name]
-        mean, error = mean_and_error(values)
-        return f"{100 * mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+    def cells(tasks: Sequence[str], split: str) -> list[str]:
+        found = [_point(lines, name, tasks, split) for name in names]
+        return [percent(mean, error if seeds > 1 else None) for mean, error in found]
 
-    rows = [[task, *(cell(name, [task], "test") for name in names)] for task in lines[0]["scores"]]
-    rows.insert(len(judged), ["**mean**", *(f"**{cell(name, judged, 'test')}**" for name in names)])
-    rows.insert(len(judged) + 1, ["mean, validation", *(cell(name, judged, "valid") for name in names)])
+    rows = [[task, *cells([task], "test")] for task in lines[0]["scores"]]
+    means = ["**mean**", *(f"**{cell}**" for cell in cells(judged, "test"))]
+    rows[len(judged) : len(judged)] = [means, ["mean, validation", *cells(judged, "valid")]]
     yield markdown(["task", *names], rows)
 
 
 def _searched(result: Mapping[str, Any]) -> Iterator[str]:
-    if not result["searched"]:
-        return
     yield (
-        f"The search: validation accuracy in % (seed 0), pre-training on {result['clips']['pool_small']:,} clips; the "
-        "last bank's effective rank and mean direction (docs/clustering.md). One run each: differences of a point or "
-        "less say nothing."
+        "The search: validation accuracy in % (seed 0), pre-training on "
+        f"{counted(result['clips']['pool_small'], 'clip')}; the last bank's effective rank and mean direction "
+        "(docs/clustering.md). One run each: differences of a point or less say nothing."
     )
     judged = list(result["searched"][0]["valid"])
     rows = [
         [
             line["recipe"],
             " ".join(f"`{name}={value}`" for name, value in line["values"].items()),
-            f"{100 * line['mean']:.1f}",
-            *(f"{100 * line['valid'][task]:.1f}" for task in judged),
+            percent(line["mean"]),
+            *(percent(line["valid"][task]) for task in judged),
             *(str(line["log"].get(name, "")) for name in ("loss", "effective_rank", "mean_direction")),
         ]
         for line in sorted(result["searched"], key=lambda line: -line["mean"])

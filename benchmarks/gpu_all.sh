@@ -36,7 +36,7 @@ stage step 180 "$python" benchmarks/step.py --width 64 --batch-size 512 --repeat
 stage step-large 120 "$python" benchmarks/step.py --width 64 --batch-size 2048 --precisions bf16 --repeats 3
 stage kmeans-fp32 180 "$python" benchmarks/bench_kmeans.py --shape 250000 512 512
 stage kmeans-bf16 120 "$python" benchmarks/bench_kmeans.py --shape 250000 512 512 --dtype bfloat16
-stage bank 60 "$python" benchmarks/bench_bank.py --rows 250000
+stage bank 120 "$python" -m unfused_fast bench bank --rows "$out/bench.csv"
 stage loader 180 "$python" benchmarks/loader.py --clips 4000 --repeats 3
 stage epoch 420 "$python" -m unfused_fast bench epoch --synthetic "$clips" --seconds 1 --rows "$out/bench.csv" \
     --set cluster.k=512 --set train.batch_size=512

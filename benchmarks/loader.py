@@ -5,7 +5,6 @@ time. And what a start costs: the first pass over the audio, and a start from th
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -13,16 +12,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import torch
-from measure import record, seconds_of
+from measure import arguments, record, seconds_of
 from peer import usual_loader
 
-from unfused_fast.config.fields import Config
-from unfused_fast.data.augment import Augmenter
-from unfused_fast.data.store import placed
-from unfused_fast.data.stream import Batches, Loader
+from unfused_fast.commands.measure.synthetic import noise_files
+from unfused_fast.config import Config
+from unfused_fast.data import Augmenter, Batches, Loader, placed
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.workers import available_cores
@@ -30,38 +26,28 @@ from unfused_fast.shards.sources.row import SourceRow
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, available_cores()}), help="of torch, ours")
     parser.add_argument("--codec", choices=["wav", "flac"], default="wav")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    device, cores = torch.device(given.device), available_cores()
-    settings: dict[str, object] = {"clips": given.clips, "seconds": given.seconds, "batch": given.batch_size}
+    device, cores, clips = torch.device(given.device), available_cores(), given.clips
+    settings: dict[str, object] = {"clips": clips, "seconds": given.seconds, "batch": given.batch_size}
     settings |= {"codec": given.codec, "load": round(os.getloadavg()[0], 1)}  # more than the cores: others compute too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_noise(folder, given.clips, given.seconds)
+        paths = noise_files(folder / "source", clips, given.seconds)
         rows = [SourceRow(path, path.name) for path in paths]
         shards = pack(rows, folder / "set", codec=given.codec, statistics=log_mel_statistics).shard_set
         config = Config()
         stream = Loader(shards, "train", config, device=device, batch_size=given.batch_size)
-        first = seconds_of(partial(placed, stream, "resident"), device)
-        cached = [seconds_of(partial(placed, stream, "resident"), device) for _ in range(5)]
-        record("loader", "start: first pass over the audio", "clips/s", [given.clips / first], device, **settings)
-        record(
-            "loader", "start: from the cache", "clips/s", [given.clips / each for each in cached], device, **settings
-        )
+        first, *cached = (clips / seconds_of(partial(placed, stream, "resident"), device) for _ in range(6))
+        record("loader", "start: first pass over the audio", "clips/s", [first], device, **settings)
+        record("loader", "start: from the cache", "clips/s", cached, device, **settings)
         usual = usual_loader(
-            paths,
-            config,
-            mean=stream.mean,
-            std=stream.std,
-            batch_size=given.batch_size,
-            workers=cores,
+            paths, config, mean=stream.mean, std=stream.std, batch_size=given.batch_size, workers=cores
         )
         sources = {"stream": stream, "resident": placed(stream, "resident")}
         runs = {
@@ -82,19 +68,6 @@ def main() -> None:
             ratios = [one / other for one, other in zip(values, peer, strict=True)]
             record("loader", f"{what}: {two}", "clips/s", values, device, **settings, threads=threads)
             record("loader", f"{what} / peer.py, same repeat", "ratio", ratios, device, **settings, threads=threads)
-        for what, loader in sources.items():
-            values = [plain_rate(loader) for _ in range(given.repeats)]
-            record("loader", f"{what}: crop, log-mel, SpecAugment; 2 views", "clips/s", values, device, **settings)
-
-
-def write_noise(folder: Path, clips: int, seconds: float) -> list[Path]:
-    """WAV files of white noise at 16 kHz."""
-    generator, paths = np.random.default_rng(0), []
-    for number in range(clips):
-        pcm = (generator.standard_normal(int(seconds * 16000)) * 3000).clip(-32768, 32767).astype(np.int16)
-        paths.append(folder / f"{number:06d}.wav")
-        soundfile.write(paths[-1], pcm, 16000)
-    return paths
 
 
 def rate(batches: Iterator[int], device: torch.device) -> float:
@@ -104,11 +77,6 @@ def rate(batches: Iterator[int], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return seen / (time.perf_counter() - start)
-
-
-def plain_rate(loader: Batches) -> float:
-    """Clips a second of an epoch of crops."""
-    return rate((len(batch.clip_ids) for batch in loader.epoch(1)), loader.device)
 
 
 def augmented_rate(loader: Batches, config: Config, threads: int) -> float:

@@ -1,8 +1,8 @@
-"""What every benchmark script shares: repeated timing, and the CSV that rows are appended to."""
+"""What the benchmark scripts share: arguments, repeated timing, and the CSV that rows are appended to."""
 
 from __future__ import annotations
 
-import csv
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -11,11 +11,20 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from unfused_fast.commands.measure.machine import circumstances, spread
-from unfused_fast.evaluation.report import terminal_table
+from unfused_fast.commands.measure.machine import append_rows, circumstances, spread
+from unfused_fast.evaluation import terminal_table
+from unfused_fast.shards.sets.shard_files import replace_file
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("what", "unit", "p20", "p50", "p80", "repeats", "settings", "device", "cores", "versions", "commit", "date")
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every script has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
@@ -29,11 +38,12 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def repeat(run: Callable[[], float], repeats: int, warm_up: int = 1) -> list[float]:
-    """What `run` returns (a rate or a time), after warm-up runs that do not count."""
-    for _ in range(warm_up):
-        run()
-    return [run() for _ in range(repeats)]
+def pairs_of(first: Callable[[], float], second: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
+    """What both return (a rate or a time), in turn, so that each pair compares neighbours in time; after one run of
+    each that does not count.
+    """
+    measured = [(first(), second()) for _ in range(repeats + 1)][1:]
+    return [one for one, _ in measured], [other for _, other in measured]
 
 
 def record(name: str, what: str, unit: str, values: list[float], device: torch.device, **settings: object) -> None:
@@ -42,19 +52,19 @@ def record(name: str, what: str, unit: str, values: list[float], device: torch.d
         "what": what,
         "unit": unit,
         **{name: f"{value:.5g}" for name, value in spread(values)._asdict().items()},
-        "repeats": len(values),
+        "repeats": str(len(values)),
         "settings": " ".join(f"{key}={value}" for key, value in settings.items()),
-        **circumstances(device),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    shown = ["what", "unit", "p20", "p50", "p80", "repeats", "settings"]
-    Console(width=160 if not sys.stdout.isatty() else None).print(
-        terminal_table(name, shown, [[str(row[column]) for column in shown]])
-    )
+    append_rows(RESULTS / f"{name}.csv", COLUMNS, [{**row, **circumstances(device)}])
+    Console(width=160 if not sys.stdout.isatty() else None).print(terminal_table("", [*row], [[*row.values()]]))
+
+
+def write_part(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the markers of `name`, a script: each replaces its own part of the page; a page without them
+    gets the part at its end.
+    """
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->\n"
+    whole = page.read_text() if page.exists() else ""
+    before, found, rest = whole.partition(begin)
+    after = rest.partition(end)[2] if found else ""
+    replace_file(page, f"{before}{begin}{text}{end}{after}".encode())

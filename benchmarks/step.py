@@ -4,80 +4,52 @@ that training does costs beside the bare network: forward of the bank view, forw
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import torch
-from loader import write_noise
-from measure import record, repeat, seconds_of
-from torch.nn.functional import cross_entropy, normalize
+from measure import arguments, pairs_of, record, seconds_of
 
-from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import with_values
-from unfused_fast.data.augment import Augmenter
-from unfused_fast.data.memory import freed_memory_kept
-from unfused_fast.mel import log_mel_statistics
-from unfused_fast.models.audiontt import PretrainNetwork
-from unfused_fast.shards.packing.pack import pack
-from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.commands.demo import width_values
+from unfused_fast.commands.measure import parts
+from unfused_fast.commands.measure.synthetic import synthetic_set
+from unfused_fast.config import Config, with_values
+from unfused_fast.data import freed_memory_kept
+from unfused_fast.methods import Method
+from unfused_fast.models import PretrainNetwork
+from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.pretraining import pretrainer
-from unfused_fast.training.optim import build_optimizer
-from unfused_fast.training.options import Options, autocast, compiled, full_precision, prepare_for, quietly
-from unfused_fast.training.run_directory import Run
+from unfused_fast.training import Options, Run, Trainer, autocast, prepare_for, quietly
 
 
-class Step:
-    """A pre-training step on random crops: views, two forwards, backward, update."""
-
-    def __init__(self, config: Config, device: torch.device, size: int, compile_: bool) -> None:
-        torch.manual_seed(0)
-        self.config, self.device = config, device
-        self.network = prepare_for(PretrainNetwork(config), device).train()
-        self.forward = compiled(self.network, Options(device, compile=compile_))
-        self.optimizer = build_optimizer(self.network, config.optim)
-        self.augment = Augmenter(config, 2048, device)
-        self.crops, self.ids = torch.randn(size, 1, 64, 96, device=device), torch.arange(size, device=device)
-        self.prototypes = normalize(torch.randn(512, config.model.proj_dim, device=device), dim=1)
-        self.targets = torch.randint(512, (size,), device=device)
-
-    def __call__(self) -> None:
-        bank_view, train_view = self.augment(self.ids, (self.crops, self.crops), 1)
-        with full_precision(self.config, self.device):
-            with torch.no_grad(), autocast(self.config, self.device):
-                self.forward(bank_view)
-            with autocast(self.config, self.device):
-                projections = self.forward(train_view)
-            loss = cross_entropy(projections @ self.prototypes.T / 0.1, self.targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+def begun(config: Config, shards: ShardSet, out: Path, device: torch.device) -> tuple[Method, Trainer]:
+    """`train pretrain` from memory, at the beginning of epoch 1."""
+    options, config = Options(device, compile=False), with_values(config, {"data.store": "resident"})
+    method, trainer = pretrainer(config, shards, options, Run(out, "pretrain", config, shards, options))
+    trainer.start()
+    trainer.begin_epoch(1)
+    return method, trainer
 
 
-def whole_and_bare(config: Config, device: torch.device, steps: int, repeats: int) -> tuple[list[float], list[float]]:
+def whole_and_bare(
+    config: Config, shards: ShardSet, device: torch.device, repeats: int
+) -> tuple[list[float], list[float]]:
     """Clips a second of `train pretrain` itself (batches from memory, views, step, bank), and of the bare network on a
-    view that is there; in turn, so that each pair compares neighbours in time.
+    view that is there.
     """
-    size = int(config.train.batch_size)
+    size, clips = int(config.train.batch_size), shards.manifest.splits["train"].clips
     with tempfile.TemporaryDirectory() as name, quietly():
-        folder = Path(name)
-        rows = [SourceRow(path, path.name) for path in write_noise(folder, steps * size, 2.0)]
-        shards = pack(rows, folder / "set", statistics=log_mel_statistics).shard_set
-        options = Options(device, compile=False)
-        config = with_values(config, {"data.store": "resident"})
-        trainer = pretrainer(config, shards, options, Run(folder / "run", "pretrain", config, shards, options))[1]
-        trainer.start()
-        trainer.begin_epoch(1)
-        bare, view = prepare_for(PretrainNetwork(config), device).train(), torch.randn(size, 1, 64, 96, device=device)
+        _, trainer = begun(config, shards, Path(name) / "run", device)
+        bare = prepare_for(PretrainNetwork(config), device).train()
+        view = torch.randn(size, 1, config.frontend.n_mels, config.crop_frames, device=device)
 
         def epoch() -> None:
             for batch in trainer.batches(1):
                 trainer.train_batch(batch, 1)
 
         def alone() -> None:
-            for _ in range(steps):
+            for _ in range(clips // size):
                 with torch.no_grad(), autocast(config, device):
                     bare(view)
                 with autocast(config, device):
@@ -85,51 +57,28 @@ def whole_and_bare(config: Config, device: torch.device, steps: int, repeats: in
                 made.sum().backward()
                 bare.zero_grad(set_to_none=True)
 
-        epoch()
-        alone()
-        pairs = [(seconds_of(epoch, device), seconds_of(alone, device)) for _ in range(repeats)]
-    return [steps * size / one for one, _ in pairs], [steps * size / other for _, other in pairs]
+        return pairs_of(lambda: clips / seconds_of(epoch, device), lambda: clips / seconds_of(alone, device), repeats)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4, help="steps in one timing")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="in one timing of training")
     parser.add_argument("--precisions", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
     parser.add_argument("--width", type=int, nargs="+", default=[64, 16])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    device = torch.device(given.device)
-    with freed_memory_kept(device):
-        for width, amp, compile_ in product(given.width, given.precisions, (False, True)):
-            values = {
-                "model.channels": width,
-                "model.dim": 32 * width,
-                "model.proj_hidden": 32 * width,
-                "train.amp": amp,
-            }
-            step = Step(with_values(Config(), values), device, given.batch_size, compile_)
-
-            def steps(step: Step = step) -> None:
-                for _ in range(given.steps):
-                    step()
-
-            def rate(steps: Callable[[], None] = steps) -> float:
-                return float(given.steps * given.batch_size / seconds_of(steps, device))
-
-            settings = {"width": width, "batch": given.batch_size, "amp": amp, "compile": compile_}
-            record("step", "pre-training step", "clips/s", repeat(rate, given.repeats), device, **settings)
-        for width in given.width:
-            values = {
-                "model.channels": width,
-                "model.dim": 32 * width,
-                "model.proj_hidden": 32 * width,
-                "cluster.k": 32,
-            }
-            config = with_values(Config(), {**values, "train.batch_size": given.batch_size, "train.amp": "fp32"})
-            whole, bare = whole_and_bare(config, device, given.steps, given.repeats)
-            settings = {"width": width, "batch": given.batch_size, "amp": "fp32"}
+    device, size = torch.device(given.device), given.batch_size
+    with tempfile.TemporaryDirectory() as name, freed_memory_kept(device):
+        shards = synthetic_set(Path(name), given.steps * size, 2.0)
+        for width, amp in product(given.width, given.precisions):
+            config = with_values(Config(), {**width_values(width), "train.amp": amp, "train.batch_size": size})
+            settings = {"width": width, "batch": size, "amp": amp}
+            for compile_ in (False, True):
+                bench = parts.Bench(shards, config, Options(device, compile=compile_))
+                for row in parts.step(bench):
+                    record("step", row.what, row.unit, row.values, device, compile=compile_, **settings)
+            config = with_values(config, {"cluster.k": 32})
+            whole, bare = whole_and_bare(config, shards, device, given.repeats)
             record("step", "train pretrain, from memory", "clips/s", whole, device, **settings)
             record("step", "bare forward + forward + backward", "clips/s", bare, device, **settings)
             ratios = [other / one for one, other in zip(whole, bare, strict=True)]

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from page_parts import write_part
+from measure import write_part
 from study_deviations import deviating, deviations
 from study_page import page
 from study_search import search, search_cells
@@ -29,20 +29,19 @@ from unfused_fast.commands.demo import TASKS, DemoSize, packed_set
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.flags import pairs, run_options
 from unfused_fast.commands.measure.machine import circumstances
-from unfused_fast.config.presets import PresetName, with_values
+from unfused_fast.config import PresetName, with_values
+from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.ablation import STAGES, Ablated
+from unfused_fast.evaluation import Plan
+from unfused_fast.evaluation.ablation import STAGES
 from unfused_fast.evaluation.intervals import scored
-from unfused_fast.evaluation.measure import Measured, Plan, measure, refuse_label_fraction
+from unfused_fast.evaluation.measure import Measured, measure, refuse_label_fraction
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.evaluation.table import comparisons, result_rows
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet, open_shards
-from unfused_fast.stages.labels import LabelledClips, labelled_clips
-from unfused_fast.stages.linear_heads import linear_round
-from unfused_fast.stages.protocol import rounds_of
-from unfused_fast.training.checkpoint import write_json
-from unfused_fast.training.options import console
+from unfused_fast.stages import LabelledClips, labelled_clips, linear_round, rounds_of
+from unfused_fast.training import write_json
 
 LOG_MEL, RANDOM, RANDOM_B0, RANDOM_3 = "log-mel", "random", "random EfficientNet-B0", "random, student3"
 DECAR1: dict[str, dict[str, Any]] = {"DECAR-v1, PIC": {}, "DECAR-v1, k-means": {"cluster.algo": "pca_kmeans"}}
@@ -81,7 +80,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="channels of AudioNTT's blocks; 64 is the paper's")
     parser.add_argument("--clusters", type=int, help="K of stage 1, for every preset")
     parser.add_argument("--set", dest="values", action="append", help="section.field=value for every encoder")
-    parser.add_argument("--deviations", default="pretrain,distill,linear", help="stages, between commas; or none")
+    parser.add_argument("--deviations", nargs="*", choices=STAGES, default=STAGES, help="of which stages; or of none")
     parser.add_argument("--search", action="store_true", help="what could make stage 2 better than stage 1")
     parser.add_argument("--page", type=Path, help="also write the page here")
     parser.add_argument("--device", default="auto")
@@ -94,7 +93,6 @@ def main() -> None:
         raise UserError("--target names labelled sets for --shards; give --shards too")
     if size.seeds < 1:
         raise UserError(f"--seeds {size.seeds}: want at least 1")
-    stages = stages_of(given.deviations)
     if given.shards:
         shards = open_shards(given.shards)
         targets = [open_shards(path) for path in given.target or [given.shards]]
@@ -106,34 +104,30 @@ def main() -> None:
         targets,
         size,
         {**(QUICK_VALUES if given.quick else {}), **pairs(given.values)},
-        stages,
+        tuple(given.deviations),
         given.search,
         given.out,
         RunPool(given.out / "runs", options),
     )
     refuse_unusable(study)
-    result = {
-        "quick": given.quick,
-        **run_study(study),
-        **circumstances(options.device),
-        "searched": [],
-        "deviations": [],
-    }
-    _write(given.out, result)  # hours are behind it, and as many before all is done
+    result = {"quick": given.quick, **run_study(study), **circumstances(options.device)}
+    result |= {"searched": [], "deviations": []}
+    write(result, given.out, None)  # hours are behind it, and as many before all is done
     if study.search:
         result["searched"] = [search(study, target) for target in study.targets]
-        _write(given.out, result)
+        write(result, given.out, None)
     result["deviations"] = [line for target in study.targets for line in deviations(study, target)]
-    _write(given.out, result)
-    if given.page:
-        write_part(given.page, "benchmarks/study.py", page(result))
-        print(f"wrote {given.page}")
+    write(result, given.out, given.page)
 
 
-def _write(out: Path, result: dict[str, Any]) -> None:
+def write(result: dict[str, Any], out: Path, part_of: Path | None) -> None:
+    """OUT/study.json and results.md; the page's part between its markers."""
     write_json(out / "study.json", result)
-    replace_file(out / "results.md", page(result).encode())
-    print(f"wrote {out / 'results.md'}")
+    text = page(result)
+    replace_file(out / "results.md", text.encode())
+    if part_of is not None:
+        write_part(part_of, "benchmarks/study.py", text)
+    console.print(f"wrote {out / 'results.md'}" + (f" and {part_of}" if part_of else ""))
 
 
 def refuse_unusable(study: Study) -> None:
@@ -154,14 +148,6 @@ def refuse_unusable(study: Study) -> None:
             rounds_of(labelled_clips(target, False), False, config.eval.valid_fraction, seed)
     for target in study.targets if study.deviations or study.search else []:
         linear_round(study.config("recommended", "linear"), target, None)
-
-
-def stages_of(given: str) -> tuple[Ablated, ...]:
-    """`pretrain,linear` or `none` -> stages. Raises UserError for what is no stage."""
-    names = [] if given == "none" else given.split(",")
-    if unknown := set(names) - set(STAGES):
-        raise UserError(f"--deviations {sorted(unknown)[0]}: want {', '.join(STAGES)}, or none")
-    return tuple(stage for stage in STAGES if stage in names)
 
 
 def run_study(study: Study) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from study_setup import Study
 
-from unfused_fast.config.presets import PresetName, Stage, differences, preset, with_values
+from unfused_fast.config import PresetName, Stage, differences, preset, with_values
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.ablation import ablate, cells_of
+from unfused_fast.evaluation import ablate, cells_of
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.training.options import precision
+from unfused_fast.training import precision
 
 SIZES = ("cluster.k", "train.batch_size")
 """Fields that the study's size gives every preset alike: the presets' own numbers are tried where there are as many
@@ -19,14 +19,14 @@ clips.
 """
 
 
-def deviating(study: Study, stage: Stage, clips: int) -> dict[str, dict[str, list[Any]]]:
-    """Field -> value -> which of `paper` and `authors` have it in place of recommended's, at this size; of a set of so
-    many train clips.
+def deviating(study: Study, stage: Stage, clips: int) -> dict[str, dict[str, list[PresetName]]]:
+    """Field -> value, as text -> which of `paper` and `authors` have it in place of recommended's, at this size, on a
+    set of so many train clips.
 
     A value that goes only with others of its preset, such as the place of a window that is not cut, is left out, and a
     precision that this device has anyway.
     """
-    found: dict[str, dict[str, list[Any]]] = {}
+    found: dict[str, dict[str, list[PresetName]]] = {}
     base, whole = study.config("recommended", stage), preset("recommended", stage)
     presets: tuple[PresetName, ...] = ("paper", "authors")
     for name in presets:
@@ -43,11 +43,8 @@ def deviating(study: Study, stage: Stage, clips: int) -> dict[str, dict[str, lis
             device = study.pool.options.device
             if one.field == "train.amp" and precision(changed, device) == precision(base, device):
                 continue
-            found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append((name, one.values[1]))
-    return {
-        field: {value: [name for name, _ in listed] for value, listed in values.items()}
-        for field, values in found.items()
-    }
+            found.setdefault(one.field, {}).setdefault(str(one.values[1]), []).append(name)
+    return found
 
 
 def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
@@ -57,16 +54,8 @@ def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
         heard = study.shards if stage == "pretrain" else target
         presets = deviating(study, stage, heard.manifest.splits["train"].clips)
         cells = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
-        out = study.folder("deviations", target)
-        summary = ablate(
-            cells,
-            stage,
-            study.shards,
-            target,
-            out.with_name(f"{out.name}-{stage}"),
-            study.size.seeds,
-            study.pool,
-        )
+        out = study.folder(f"deviations-{stage}", target)
+        summary = ablate(cells, stage, study.shards, target, out, study.size.seeds, study.pool)
         for row in summary["rows"][1:]:
             ((field, value),) = row["values"].items()
             yield {
@@ -74,7 +63,7 @@ def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
                 "test_clips": target.manifest.splits["test"].clips,
                 "stage": stage,
                 "settings": row["settings"],
-                "presets": next(names for text, names in presets[field].items() if text == str(value)),
+                "presets": presets[field][str(value)],
                 "by_seed": row["difference"]["values"],
                 "failed": [one["reason"] for one in row["failed"]],
             }

@@ -6,7 +6,7 @@ the pseudo-labels, the share of clips whose pseudo-class has their label as its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from study_setup import Study
 from torch import Tensor
 
-from unfused_fast.clustering.scores import normalised_mutual_information
+from unfused_fast.clustering import normalised_mutual_information
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.ablation import Cell, ablate, cells_of
-from unfused_fast.evaluation.report import mean_and_error
+from unfused_fast.evaluation import ablate, cells_of
+from unfused_fast.evaluation.ablation import Cell
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import PSEUDO_LABELS
 
@@ -50,9 +50,11 @@ def search(study: Study, target: ShardSet) -> dict[str, Any]:
     """
     out, pool = study.folder("search", target), study.pool
     summary = ablate(search_cells(study), "distill", study.shards, target, out, study.size.seeds, pool)
-    stage1 = {
-        seed: _stage1(study, target, seed) for seed in sorted({s for row in summary["rows"] for s in row["seeds"]})
-    }
+    stage1 = dict[int, Mapping[str, float]]()
+    for seed in sorted({seed for row in summary["rows"] for seed in row["seeds"]}):
+        configs = study.recommended(seed)
+        encoder = pool.pretrain(configs["pretrain"], study.shards)
+        stage1[seed] = pool.linear(configs["linear"], target, encoder).result
     return {
         "task": study.task(target),
         "stage1": {name: [scores[name] for scores in stage1.values()] for name in ("valid", "test")},
@@ -61,48 +63,38 @@ def search(study: Study, target: ShardSet) -> dict[str, Any]:
     }
 
 
-def _with_labels(study: Study, target: ShardSet, stage1: dict[int, dict[str, float]]) -> dict[str, Any]:
-    """Scores of stage 2 where its pseudo-labels are the labels, over the seeds that did not fail. Ours: by no
-    clustering can `recommended` be expected to do better.
-    """
-    labels, found = labels_of(target), dict[str, Any](valid=[], test=[], gain=[], test_gain=[], failed=[])
-    for seed, before in stage1.items():
-        configs = study.recommended(seed)
-        try:
-            student = study.pool.distill(
-                configs["distill"], target, study.pool.pretrain(configs["pretrain"], study.shards), labels
-            )
-            scores = study.pool.linear(configs["linear"], target, student).result
-        except UserError as error:
-            found["failed"].append(str(error))
-            continue
-        for gain, name in (("gain", "valid"), ("test_gain", "test")):
-            found[name].append(scores[name])
-            found[gain].append(scores[name] - before[name])
-    return found
-
-
-def _stage1(study: Study, target: ShardSet, seed: int) -> dict[str, float]:
-    """Scores of stage 1's encoder, which is there."""
-    configs = study.recommended(seed)
-    encoder = study.pool.pretrain(configs["pretrain"], study.shards)
-    scores = study.pool.linear(configs["linear"], target, encoder).result
-    return {"valid": scores["valid"], "test": scores["test"]}
-
-
-def _row(row: dict[str, Any], stage1: dict[int, dict[str, float]], target: ShardSet) -> dict[str, Any]:
+def _row(row: Mapping[str, Any], stage1: Mapping[int, Mapping[str, float]], target: ShardSet) -> dict[str, Any]:
     of_runs = [pseudo_label_scores(Path(runs[1]), target) for runs in row["runs"]]
+    valid = row["valid"]["values"]
     return {
         "settings": row["settings"],
         "purity": [purity for purity, _ in of_runs],
         "nmi": [nmi for _, nmi in of_runs],
-        "valid": row["valid"]["values"],
+        "valid": valid,
         "test": row["test"]["values"],
-        "gain": [
-            valid - stage1[seed]["valid"] for seed, valid in zip(row["seeds"], row["valid"]["values"], strict=True)
-        ],
+        "gain": [score - stage1[seed]["valid"] for seed, score in zip(row["seeds"], valid, strict=True)],
         "failed": [one["reason"] for one in row["failed"]],
     }
+
+
+def _with_labels(study: Study, target: ShardSet, stage1: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Scores of stage 2 where its pseudo-labels are the labels, over the seeds that did not fail. Ours: by no
+    clustering can `recommended` be expected to do better.
+    """
+    found: dict[str, Any] = {"purity": [1.0], "nmi": [1.0], "valid": [], "test": [], "gain": [], "failed": []}
+    for seed, before in stage1.items():
+        configs = study.recommended(seed)
+        teacher = study.pool.pretrain(configs["pretrain"], study.shards)
+        try:
+            student = study.pool.distill(configs["distill"], target, teacher, labels_of(target))
+            scores = study.pool.linear(configs["linear"], target, student).result
+        except UserError as error:
+            found["failed"].append(str(error))
+            continue
+        found["valid"].append(scores["valid"])
+        found["test"].append(scores["test"])
+        found["gain"].append(scores["valid"] - before["valid"])
+    return found
 
 
 def labels_of(target: ShardSet) -> Tensor:
@@ -117,8 +109,3 @@ def pseudo_label_scores(run: Path, target: ShardSet) -> tuple[float, float]:
     width = int(truth.max()) + 1
     joint = torch.bincount(found * width + truth, minlength=(int(found.max()) + 1) * width).view(-1, width)
     return float(joint.amax(dim=1).sum()) / len(truth), normalised_mutual_information(found, truth)
-
-
-def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of best mean validation; None where all have failed."""
-    return max((row for row in rows if row["valid"]), key=lambda row: mean_and_error(row["valid"])[0], default=None)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unfused_fast.commands.demo import DemoSize, size_values
-from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import PresetName, Stage, differences, preset, with_values
+from unfused_fast.config import Config, PresetName, Stage, differences, preset, with_values
 from unfused_fast.evaluation.ablation import STAGES, Ablated
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.shards.sets.table import ShardSet

@@ -19,8 +19,6 @@ from outcomes import Cli
 from ranks import free_port
 from torch.distributed.run import get_args_parser
 
-from unfused_fast.launch import place_of
-
 DOCS = Path(__file__).parent.parent / "docs"
 FILES = sorted((DOCS / "slurm").glob("*.sbatch"))
 OPTIONS = {
@@ -99,29 +97,6 @@ def test_commands_of_the_page_are_taken() -> None:
         else:
             parse(arguments)
     assert counts["unfused-fast"] >= 5 and counts["torchrun"] >= 2 and counts["sbatch"] >= 5, counts
-
-
-def test_variables_of_the_page_are_those_that_are_read() -> None:
-    """No other one is looked up."""
-    rows = re.findall(r"^\| (?:torchrun|srun).*\| (.*) \|$", (DOCS / "cluster.md").read_text(), re.MULTILINE)
-    read = set[str]()
-
-    class Watched(dict[str, str]):
-        def get(self, key: str, default: str = "") -> str:  # type: ignore[override]
-            read.add(key)
-            return super().get(key, default)
-
-        def __contains__(self, key: object) -> bool:
-            read.add(str(key))
-            return super().__contains__(key)
-
-    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    slurm = {"PROCID": "1", "STEP_NUM_TASKS": "2", "LOCALID": "0", "JOB_ID": "30001", "STEP_NODELIST": "n[1-2]"}
-    slurm |= {"STEP_TASKS_PER_NODE": "1(x2)", "NODEID": "1"}
-    assert place_of(Watched(torchrun)) is not None
-    place = place_of(Watched({f"SLURM_{name}": value for name, value in slurm.items()}))
-    assert place is not None and place.port == 20000 + 30001 % 20000 and place.address == "n1"
-    assert {name for row in rows for name in row.split(", ")} == read
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from page_parts import write_part
+from measure import write_part
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sources.row import SourceRow
@@ -47,6 +47,7 @@ def test_a_quick_run_fills_its_part_of_the_page(folder: Path, tmp_path: Path, mo
     assert result["searched"][2]["log"]["k"] == 4
     text = page.read_text()
     assert text.startswith("before\n<!-- begin: benchmarks/corpus.py -->") and "| speaker_id |" in text
+    assert "for 1 epoch at width 4" in text and "over 1 seed; pre-training on 60 clips" in text
     assert (out / "corpus.png").read_bytes().startswith(b"\x89PNG")
     scores = {path: path.stat().st_mtime_ns for path in (out / "scores").iterdir()}
     runs = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}

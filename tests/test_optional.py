@@ -14,7 +14,7 @@ from outcomes import Cli, refused
 from unfused_fast.clustering import backends as kmeans_backends
 from unfused_fast.data import dali as pipeline
 from unfused_fast.errors import UserError
-from unfused_fast.optional import importing, missing_compiler, present
+from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.packing import ray_engine
 from unfused_fast.shards.sources import reader, remote
 
@@ -73,17 +73,6 @@ def test_the_package_of_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
                 UserError, match=rf"Install s3fs to access S3: .*{missing}.* pip install '\.\[remote\]'"
             ):
                 remote.file_system("s3://bucket/folder")
-
-
-@pytest.mark.parametrize(("raised", "told"), [(OSError(BROKEN), BROKEN), (RuntimeError(), "RuntimeError")])
-def test_whatever_a_package_raises_is_the_cause(raised: Exception, told: str) -> None:
-    with (
-        pytest.raises(UserError, match="this needs That, which is installed but does not load") as caught,
-        importing("that", "That", "this", "pip install that"),
-    ):
-        raise raised
-    assert told in str(caught.value)
-    assert not present("no_such_package.module") and present("json")
 
 
 def test_no_compiler(

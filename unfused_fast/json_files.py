@@ -25,6 +25,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def is_count(value: Any, largest: int = 2**62) -> bool:
-    """Whether a value from JSON is a whole number from 0 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
+def is_count(value: Any) -> bool:
+    """Whether a value from JSON is a whole number from 0 on that 64 bits hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -6,7 +6,6 @@ F mel bins, T frames.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from unfused_fast.config import FrontendConfig
+from unfused_fast.shards.packing.workers import available_cores
 
 STATISTICS_SECONDS = 1.0
 """Middle part of a clip that is measured. Ours: clips differ more than the parts of one do, so that many clips say more
@@ -86,7 +86,7 @@ def log_mel_statistics(
 
     starts = ((pcm, max(0, (len(pcm) - length) // 2)) for pcm in clips)
     count, total, squares, measured = 0, 0.0, 0.0, 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         powers = pool.map(power, (pcm[start : start + length].copy() for pcm, start in starts))
         while some := list(islice(powers, BATCH)):  # products one by one would have BLAS's threads wait for each other
             mels = np.concatenate(some) @ filters

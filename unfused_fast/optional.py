@@ -73,16 +73,13 @@ def missing_compiler(language: Literal["C", "C++"]) -> str | None:
     """
     variable = "CC" if language == "C" else "CXX"
     named = os.environ.get(variable)
+    schemes = sysconfig.get_default_scheme(), "posix_prefix"
     commands = [named] if named else ["gcc", "clang"] if language == "C" else ["g++"]
     if not any(map(shutil.which, commands)):
         what = f"a {language} compiler ({' or '.join(commands)})"
-    elif not any((Path(folder) / "Python.h").exists() for folder in _include_folders()):
+    elif not any((Path(sysconfig.get_path("include", scheme)) / "Python.h").exists() for scheme in schemes):
         what = "Python.h, the header file of Python"
     else:
         return None
     package = "gcc" if language == "C" else "g++"
     return f"{what}, which is not here; install it (on Debian and Ubuntu: apt install {package} python3-dev)"
-
-
-def _include_folders() -> set[str]:
-    return {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}

@@ -7,6 +7,8 @@ A file's signal at 16 kHz has `samples_16k(frames, rate)` samples; a piece of it
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,12 +17,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from unfused_fast.shards.audio import truncation
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import Clipping
 from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
-from unfused_fast.shards.sources.location import ByteLocation, Location
-from unfused_fast.shards.sources.reader import open_location
+from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 MINIMUM_SAMPLES = 514
@@ -30,8 +30,6 @@ RESAMPLING_QUALITY = "HQ"
 MARGIN_SAMPLES = 512
 """What is decoded on both sides of a piece, in samples of the lower of the two rates. Ours: 128 already give the whole
 file's signal to 2e-7 at rates from 100 Hz to 192 kHz."""
-HEADER_SLACK_FRAMES = 64
-"""A header may declare this much more than the file holds: some writers count the header's bytes as audio."""
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
 """Sample rates that are resampled. Ours: a lower rate holds nothing audible, no converter samples audio faster, and
 soxr needs seconds per file to set up for the 2 GHz of a broken header."""
@@ -77,9 +75,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
             raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
         longest = int(longest_seconds * rate_hz)
         if frames >= 1 << 60:  # libsndfile's value for a FLAC without a length
-            frames = _passed(file, longest + 1)  # counting ends beyond the longest
-        else:
-            _check_end(path, file, frames)
+            frames = sum(map(len, _blocks(file, longest + 1)))  # counting ends beyond the longest
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
     if frames > longest:
@@ -146,14 +142,14 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping
     first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid
     last = min(frames, -(-stop * rate_hz // SAMPLE_RATE_HZ) + margin)
     own = (place * rate_hz // SAMPLE_RATE_HZ - first for place in (start, stop))
-    try:
-        if start and file.can_seek():
+    if start and not file.can_seek():
+        deque(_blocks(file, first), maxlen=0)
+    elif start:
+        try:
             file.seek(first)
-        elif start:
-            _passed(file, first)
-        mono = _read_mono(file, last - first, slice(*own), clipping)
-    except soundfile.SoundFileError as error:
-        raise Rejected(Reason.DAMAGED, message(error)) from error
+        except soundfile.SoundFileError as error:
+            raise Rejected(Reason.DAMAGED, message(error)) from error
+    mono = _read_mono(file, last - first, slice(*own), clipping)
     if len(mono) < last - first - slack:
         raise Rejected(Reason.DAMAGED, f"ends after {first + len(mono)} of {frames} samples")
     if not np.isfinite(mono).all():
@@ -180,49 +176,23 @@ def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -
         mono = np.asarray(file.read(out=mono))
         clipping.count(mono[own, None])
         return mono
-    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
-    done, wanted, got = 0, 0, 0
-    while done < frames and got == wanted:
-        wanted = min(len(block), frames - done)
-        got = len(file.read(wanted, out=block))
-        clipping.count(block[max(0, own.start - done) : max(0, min(got, own.stop - done))])
-        mono[done : done + got] = _mean_of_channels(block[:got])
-        done += got
+    done = 0
+    for block in _blocks(file, frames):
+        clipping.count(block[max(0, own.start - done) : max(0, own.stop - done)])
+        mono[done : done + len(block)] = _mean_of_channels(block)
+        done += len(block)
     return mono[:done]
 
 
-def _passed(file: ForwardFile, most: int) -> int:
-    """Decodes and discards up to `most` frames -> how many there were. Raises Rejected."""
+def _blocks(file: ForwardFile, frames: int) -> Iterator[NDArray[np.float32]]:
+    """(n, C) the next `frames`, or fewer where the file ends, in blocks, each of which overwrites the one before."""
     block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
-    frames, got = 0, -1
-    try:
-        while frames < most and got:
-            got = len(file.read(min(most - frames, len(block)), out=block))
-            frames += got
-    except soundfile.SoundFileError as error:
-        raise Rejected(Reason.DAMAGED, message(error)) from error
-    return frames
-
-
-def _check_end(path: Location, file: ForwardFile, frames: int) -> None:
-    """Raises Rejected for a truncated file: libsndfile reads what is left of one without an error."""
-    declared = truncation.logged_frames(file.extra_info, frames)
-    if file.format in ("OGG", "NIST", "FLAC"):
-        with open_location(path) if isinstance(path, ByteLocation) else path.open("rb") as stream:
-            if file.format == "NIST":
-                declared = truncation.nist_frames(stream)
-            elif file.format == "FLAC":
-                if place := truncation.second_flac(stream):
-                    raise Rejected(Reason.JOINED, f"another FLAC begins after {place} bytes; {truncation.AS_FILES}")
-            else:
-                later, cut = truncation.ogg_streams(stream)
-                if cut:
-                    raise Rejected(Reason.DAMAGED, "ends within a page")
-                if later:
-                    detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
-                    raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
-    if declared > frames + HEADER_SLACK_FRAMES:
-        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+    wanted = got = 0
+    while frames and got == wanted:
+        wanted = min(len(block), frames)
+        got = len(file.read(wanted, out=block))
+        frames -= got
+        yield block[:got]
 
 
 def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:

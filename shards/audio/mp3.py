@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from unfused_fast.shards.sources.reasons import Reason, Rejected
+
 _KBITS = {  # by MPEG version, layer III. Source: ISO/IEC 11172-3 and 13818-3, bitrate_index
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
@@ -92,12 +94,11 @@ def with_length(file: BinaryIO, frames: Frames) -> io.BytesIO:
     """The frames alone, after a Xing frame that counts them and keeps LAME's delay and padding.
 
     Raises:
-        OverflowError: longer than LARGEST_BYTES.
+        Rejected: longer than LARGEST_BYTES.
     """
     if sum(stop - start for start, stop in frames.runs) > LARGEST_BYTES:
-        raise OverflowError(
-            f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a correct frame count; save it as FLAC"
-        )
+        what = f"an MP3 of more than {LARGEST_BYTES >> 20} MiB without a correct frame count"
+        raise Rejected(Reason.UNREADABLE, f"{what}; save it as FLAC")
     pieces = [_xing_frame(frames)]
     for start, stop in frames.runs:
         file.seek(start)

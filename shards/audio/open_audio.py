@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import soundfile
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ UNSUPPORTED_ENCODING = 4
 """libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
 MP3_SLACK_FRAMES = 4 * 1152
 """A header of MP3 may declare so many more samples than the file holds: encoders pad by two frames at each end."""
+
+FLAC_AT_ONCE_BYTES = 1 << 22
+"""FLAC up to this size is searched for a second one when it is decoded, from memory, so that its bytes are read once;
+larger ones by probe(). Ours: most clips are smaller, and of a long recording many pieces are decoded."""
 
 HEAD_BYTES = 256
 """Of a file, after its tags, by which a format is recognised."""
@@ -75,7 +79,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         try:
             super().__init__(file)
         finally:
-            self.check_window()
+            _check_window(self._window)
 
     def seekable(self) -> bool:
         return False
@@ -85,16 +89,14 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         return bool(super().seekable()) and not self.subtype.startswith("DWVW")
 
     def read(self, *args: Any, **options: Any) -> NDArray[Any]:
-        """As soundfile's. Raises Rejected as well: the bytes cannot be read."""
+        """As soundfile's. Raises Rejected: damaged, or the bytes cannot be read."""
         try:
             samples: NDArray[Any] = super().read(*args, **options)
+        except soundfile.SoundFileError as error:
+            raise Rejected(Reason.DAMAGED, message(error)) from error
         finally:
-            self.check_window()
+            _check_window(self._window)
         return samples
-
-    def check_window(self) -> None:
-        """As _check_window."""
-        _check_window(self._window)
 
 
 def _check_window(window: ByteReader | None) -> None:
@@ -110,14 +112,15 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
     """An open file.
 
     Args:
-        frames: samples per channel, if they are known from opening it before: then MP3 frames are not counted again
-            where libsndfile counts as many.
+        frames: samples per channel, if they are known from opening it before, to decode it now: then MP3 frames are
+            not counted again where libsndfile counts as many.
 
     Raises:
         Rejected: it cannot be read, is no audio that libsndfile reads, or holds more than libsndfile would read of it.
         UserError: as open_location().
     """
     window = None
+    source: io.BufferedReader | io.BytesIO
     try:
         if isinstance(location, ByteLocation):
             source = open_location(location)
@@ -131,9 +134,9 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
         raise Rejected(Reason.UNREADABLE, cause(error)) from error
     if window is not None:
         window.raises = False
-    path = location if isinstance(location, Path) else None
+    path, opened = location if isinstance(location, Path) else None, source
     try:
-        if not source.seek(0, io.SEEK_END):
+        if not (size := source.seek(0, io.SEEK_END)):
             raise Rejected(Reason.EMPTY)
         if (whole := truncation.with_its_end(source)) is not None:
             source, path = whole, None
@@ -142,43 +145,55 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
         except soundfile.SoundFileError as error:
             return _not_read(source, location, window, error)
-        if not file.subtype.startswith("MPEG") or (file.format == "MP3" and file.frames == frames):
-            return file
-        place = source.tell()
-        counted = mp3.frames_of(source, location)
-        file.check_window()
+        at_once = file.format == "FLAC" and size <= FLAC_AT_ONCE_BYTES
+        if at_once and frames is not None:
+            file.close()
+            source.seek(0)
+            source = io.BytesIO(source.read())
+            file = ForwardFile(source, window)
+        place, counted = source.tell(), None
+        if at_once == (frames is not None):
+            _check_end(file, source)
+        if file.subtype.startswith("MPEG") and (file.format != "MP3" or file.frames != frames):
+            counted = _mp3_frames(source, location)
         if counted is None or (file.format == "MP3" and counted.samples == file.frames and len(counted.runs) == 1):
             source.seek(place)
-            _check_mp3(counted)
             return file
         file.close()
-        return _counted_mp3(source, counted, window)
-    except OverflowError as error:
-        raise Rejected(Reason.UNREADABLE, str(error)) from error
+        return ForwardFile(mp3.with_length(source, counted), window)
     except TypeError as error:  # judging by its extension, python-soundfile expects headerless samples
         raise Rejected(Reason.NOT_AUDIO, "headerless samples of unknown sample rate; convert them to WAV") from error
     finally:
         if path is not None:
-            source.close()
+            opened.close()
+        _check_window(window)  # before what was made of bytes that could not be read
 
 
-def _counted_mp3(source: io.BufferedReader, counted: mp3.Frames, window: ByteReader | None) -> ForwardFile:
-    """The frames of an MP3, from memory. Raises Rejected as _check_mp3."""
-    _check_mp3(counted)
-    file = ForwardFile(mp3.with_length(source, counted), window)
-    file.check_window()
-    return file
+def _check_end(file: ForwardFile, source: BinaryIO) -> None:
+    """Raises Rejected for a NIST or Ogg that ends early, and for several FLAC or Ogg in one file."""
+    frames = int(file.frames)
+    if file.format == "NIST" and (declared := truncation.nist_frames(source)) > frames:
+        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+    if file.format == "FLAC" and (second := truncation.second_flac(source)):
+        raise Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
+    if file.format == "OGG":
+        later, cut = truncation.ogg_streams(source)
+        if cut:
+            raise Rejected(Reason.DAMAGED, "ends within a page")
+        if later:
+            detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
+            raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
 
 
-def _check_mp3(counted: mp3.Frames | None) -> None:
-    """Raises Rejected for a truncated MP3, and for several in one whose audio libsndfile cannot join."""
-    if counted is None:
-        return
-    if counted.other:
+def _mp3_frames(source: BinaryIO, location: Location) -> mp3.Frames | None:
+    """As mp3.frames_of. Raises Rejected for a truncated MP3, and for several in one that libsndfile cannot join."""
+    counted = mp3.frames_of(source, location)
+    if counted is not None and counted.other:
         first, then = mp3.described(counted.header), mp3.described(counted.other)
         raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {truncation.AS_FILES}")
-    if counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
+    if counted is not None and counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
         raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.declared_samples} samples")
+    return counted
 
 
 def _not_read(
@@ -186,20 +201,16 @@ def _not_read(
 ) -> ForwardFile:
     """The MP3 that follows tags and padding which libsndfile does not skip. Raises Rejected: there is none."""
     source.seek(0)
-    counted = mp3.frames_of(source, location) if source.read(8).startswith(mp3.TAGS) else None
-    _check_window(window)
-    if counted is not None:
-        return _counted_mp3(source, counted, window)
+    if source.read(8).startswith(mp3.TAGS) and (counted := _mp3_frames(source, location)) is not None:
+        return ForwardFile(mp3.with_length(source, counted), window)
     source.seek(mp3.behind_tags(source))
     head = source.read(HEAD_BYTES)
     name = next((name for start, name in _FORMATS if start.match(head)), None)
     if name is None and getattr(error, "code", None) == UNSUPPORTED_ENCODING:
         name = "an unknown codec in a known format"
-    _check_window(window)
     if name is not None:
-        raise Rejected(
-            Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; convert it with: ffmpeg -i IN OUT.flac"
-        )
+        advice = "convert it with: ffmpeg -i IN OUT.flac"
+        raise Rejected(Reason.UNSUPPORTED, f"{name}, which libsndfile does not read; {advice}")
     raise Rejected(Reason.NOT_AUDIO, message(error)) from error
 
 
@@ -212,8 +223,6 @@ def _name(path: Path, descriptor: int) -> bytes:
 def message(error: Exception) -> str:
     """libsndfile's own message, without the path that python-soundfile puts before it."""
     text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
-    if text.startswith(
-        ("File does not exist", "Internal error")
-    ):  # its message for an open file named .mp3, or a broken one
+    if text.startswith(("File does not exist", "Internal error")):  # of an open file named .mp3, or a broken one
         return "Format not recognised"
     return text.rstrip(".")[:120]

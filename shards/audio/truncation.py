@@ -11,9 +11,11 @@ from typing import BinaryIO, Literal
 from unfused_fast.shards.sources.reader import ByteReader
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
-STREAMED_BYTES = 0x7F000000
-"""A larger declared size is ignored. Ours: a streaming writer cannot know the size and leaves the largest number
-instead."""
+STREAMED_BYTES = range(0x7F000000, 1 << 32)
+"""Declared sizes that are ignored. Ours: a streaming writer cannot know the size and leaves the largest number instead.
+"""
+SLACK_BYTES = 128
+"""A header may declare this much more than the file holds: some writers count the header's bytes as audio."""
 REST_BYTES = 1024
 """Most bytes after the samples, neither chunks nor zeros, that are left out. Ours: tags and what a transfer adds,
 at most 30 ms of sound."""
@@ -30,24 +32,7 @@ _FLAC = b"fLaC\0\0\0\x22"
 SCANNED_BYTES = 1 << 20
 _PAGE_HEADER_BYTES = 27
 _NIST_HEADER_BYTES = 1024
-_LOGGED_BYTES = re.compile(
-    r"^ *(?:data|SSND|BODY|riff|Data Size|Data length) *:? (\d+) \(?should be (\d+)", re.MULTILINE
-)
-"""Declared and present, in WAV, AIFF, SVX, W64, AU, WVE."""
-_LOGGED_FRAMES = re.compile(r"from 'ds64' chunk of (\d+)")
-"""Declared, in RF64."""
 _SAMPLE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
-
-
-def logged_frames(log: str, frames: int) -> int:
-    """Samples per channel that the header declares, by libsndfile's log of opening a file with `frames`; 0: as many."""
-    declared = [int(count) for count in _LOGGED_FRAMES.findall(log)]
-    declared += [
-        frames * int(size) // int(there)
-        for size, there in _LOGGED_BYTES.findall(log)
-        if int(size) < STREAMED_BYTES and int(there)
-    ]
-    return max(declared, default=0)
 
 
 def nist_frames(file: BinaryIO) -> int:
@@ -123,11 +108,15 @@ def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
     bits cannot hold. None: libsndfile may open the file as it is. Closing the result closes the file.
 
     Raises:
-        Rejected: something else follows the declared samples.
+        Rejected: the file ends before the declared samples do, or something else follows them.
     """
     file.seek(0)
     sound = _sound_chunk(file, file.read(12))
-    if sound is None or sound.rest <= REST_BYTES:
+    if sound is None:
+        return None
+    if 0 < sound.there < sound.declared - SLACK_BYTES and sound.declared not in STREAMED_BYTES:
+        raise Rejected(Reason.DAMAGED, f"ends after {sound.there} of {sound.declared} bytes of samples")
+    if sound.rest <= REST_BYTES:
         return None
     if sound.rest_begins in _MAGICS:
         raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another file follow the first; {AS_FILES}")
@@ -163,7 +152,8 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     if magic == b".snd":  # AU, without chunks
         start, size = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
         return None if size == 0xFFFFFFFF else _with_rest(file, end, b"", start, size, start + size)
-    name = b"data" if kind == b"WAVE" else {b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY"}.get(kind, b"")
+    forms = {b"WAVE": b"data", b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY", b"16SV": b"BODY"}
+    name = forms.get(kind, b"")
     order: Literal["big", "little"] = "big" if magic in (b"RIFX", b"FORM", b"caff") else "little"
     place, wide, even = 12, 8, 2
     if magic in (b"caff", b"riff"):

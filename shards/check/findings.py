@@ -6,7 +6,7 @@ Ours: a finding names three examples and counts the rest, because a set with one
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -88,26 +88,8 @@ class Finding:
     """Their source files."""
 
 
-@dataclass
-class Tally:
-    """How often each kind was seen, and the first examples; small enough to cross between processes."""
-
-    counts: dict[Kind, int] = field(default_factory=dict)
-    examples: dict[Kind, list[Example]] = field(default_factory=dict)
-
-    def add(self, kind: Kind, example: Example) -> None:
-        """Counts one, and keeps it if it is among the first."""
-        self._add(kind, 1, [example])
-
-    def merge(self, other: Tally) -> None:
-        """Adds what another tally has."""
-        for kind, count in other.counts.items():
-            self._add(kind, count, other.examples[kind])
-
-    def _add(self, kind: Kind, count: int, examples: Iterable[Example]) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + count
-        kept = self.examples.setdefault(kind, [])
-        kept += list(examples)[: EXAMPLES - len(kept)]
+Examples = dict[Kind, list[Example]]
+"""What was seen of each kind."""
 
 
 def finding(kind: Kind, file: Path, summary: str, examples: Iterable[Example] = (), count: int = 1) -> Finding:
@@ -116,14 +98,7 @@ def finding(kind: Kind, file: Path, summary: str, examples: Iterable[Example] = 
     texts = [text for example in shown if (text := str(example))]
     more = f" and {count - len(shown)} more" if shown and count > len(shown) else ""
     message = ": ".join(part for part in (str(file), summary, "; ".join(texts) + more) if part)
-    first = next((example for example in shown if example.tar is not None), None)
-    return Finding(
-        kind,
-        message,
-        str(file),
-        first.tar.name if first is not None and first.tar is not None else None,
-        first.offset if first is not None else None,
-        count,
-        tuple(example.clip for example in shown if example.clip is not None),
-        tuple(example.source for example in shown if example.source is not None),
-    )
+    tar, offset = next(((each.tar.name, each.offset) for each in shown if each.tar is not None), (None, None))
+    ids = tuple(example.clip for example in shown if example.clip is not None)
+    sources = tuple(example.source for example in shown if example.source is not None)
+    return Finding(kind, message, str(file), tar, offset, count, ids, sources)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio import measures
 from unfused_fast.shards.audio.codec import decode_clip
-from unfused_fast.shards.check.findings import Example, Finding, Kind, Tally, finding
+from unfused_fast.shards.check.findings import Example, Examples, Finding, Kind, finding
 from unfused_fast.shards.packing.workers import At, Bad
-from unfused_fast.shards.sets.shard_files import (
-    IN_JSON,
-    Member,
-    check_index,
-    clip_json,
-    index_path,
-    other_header,
-    padded,
-)
-from unfused_fast.shards.sets.table import clips_digest, read_clips
+from unfused_fast.shards.sets.shard_files import Member, check_index, clip_json, index_path, other_header, padded
 
 READ_BYTES = 1 << 17
 
@@ -43,12 +34,13 @@ Damage = tuple[Kind, int, str]
 class ShardReport:
     """What was found in a shard."""
 
+    tar: Path
     clips: int = 0
     """In its index."""
     broken: Finding | None = None
     """Why the shard could not be read to its end."""
-    problems: Tally = field(default_factory=Tally)
-    warnings: Tally = field(default_factory=Tally)
+    problems: Examples = field(default_factory=dict)
+    warnings: Examples = field(default_factory=dict)
     decoded: int = 0
     """Clips that were examined for silence."""
     spectra: int = 0
@@ -85,12 +77,14 @@ class ShardTask:
         except UserError as error:
             if str(error).startswith(f"{self.tar}:"):
                 size = self.tar.stat().st_size if self.tar.is_file() else None
-                return ShardReport(broken=Finding(Kind.TAR, str(error), str(self.tar), self.tar.name, size))
-            return ShardReport(broken=Finding(Kind.INDEX, str(error), str(index), self.tar.name))
-        report = ShardReport(len(samples))
+                broken = Finding(Kind.TAR, str(error), str(self.tar), self.tar.name, size)
+            else:
+                broken = Finding(Kind.INDEX, str(error), str(index), self.tar.name)
+            return ShardReport(self.tar, broken=broken)
+        report = ShardReport(self.tar, len(samples))
         if len(rows) != len(samples):
-            text = f"{len(samples)} clips, but the clips table has only {len(rows)} from its first one on"
-            report.problems.add(Kind.COUNT, Example(text, tar=self.tar))
+            text = f"{counted(len(samples), 'clip')}, but the clips table has only {len(rows)} from its first one on"
+            report.problems[Kind.COUNT] = [Example(text, tar=self.tar)]
         try:
             for number, (members, clip) in enumerate(_clips(self.tar, samples)):
                 if number >= len(rows):
@@ -106,7 +100,7 @@ class ShardTask:
                 if damage is not None:
                     kind, place, text = damage
                     example = Example(f"byte {place}: {text}", row["clip_id"], row["source"], self.tar, place)
-                    report.problems.add(kind, example)
+                    report.problems.setdefault(kind, []).append(example)
         except (OSError, EOFError) as error:
             report.broken = finding(Kind.TAR, self.tar, f"cannot be read to its end ({cause(error)})")
         return report
@@ -119,18 +113,20 @@ class ShardTask:
             return Kind.KEY, first.offset, f"members {summary}, but the clips table has {key}"
         if row["split"] != self.split:
             return Kind.SPLIT, first.offset, f"{key} is in split {row['split']} in the clips table"
+        described = b""
+        with contextlib.suppress(LookupError, TypeError):  # a label without a name, no source: the table is damaged
+            described = clip_json(row, self.label_names)
+        contents = {"index": (Kind.KEY, key.encode()), "json": (Kind.JSON, described)}
         for member in members:
             extension, offset, size, name = member
             start = offset - first.offset + BLOCKSIZE
             if problem := other_header(clip[start - BLOCKSIZE : start], member):
-                text = f"{problem}, but the index has {name}, {size} bytes"
-                return Kind.TAR, offset - BLOCKSIZE, text
+                return Kind.TAR, offset - BLOCKSIZE, f"{problem}, but the index has {name}, {size} bytes"
             if not clip.startswith(ZEROS[: -size % BLOCKSIZE], start + size):
                 return Kind.TAR, offset + size, f"no zero padding after {name}"
-            if extension == "index" and clip[start : start + size] != key.encode():
-                return Kind.KEY, offset, f"the content of {name} is not {key}"
-            if extension == "json" and (problem := _json_problem(clip[start : start + size], row, self.label_names)):
-                return Kind.JSON, offset, f"{name} {problem}"
+            kind, wanted = contents.get(extension, (Kind.AUDIO, None))
+            if wanted is not None and clip[start : start + size] != wanted:
+                return kind, offset, f"the content of {name} does not match the clips table"
         return None
 
     def _audio_damage(self, content: memoryview, audio: Member, row: Row, report: ShardReport) -> Damage | None:
@@ -156,26 +152,9 @@ class ShardTask:
         report.decoded += 1
         report.spectra += spectrum
         for kind, text in _faults(pcm, spectrum):
-            report.warnings.add(kind, Example(text, row["clip_id"], row["source"], self.tar, audio.offset))
+            example = Example(text, row["clip_id"], row["source"], self.tar, audio.offset)
+            report.warnings.setdefault(kind, []).append(example)
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class DigestTask:
-    """The digest of the clips table, which takes as long as a shard and is a job like one."""
-
-    directory: Path
-    label_names: tuple[str, ...]
-
-    def answer(self, bad: Bad, at: At) -> str:
-        """As table.clips_digest; `bad` is ignored, because no row can be left out.
-
-        Args:
-            at: called before the table is read and with the number of each batch of it, so that reading a
-                long table does not count as a hang.
-        """
-        at(0)
-        return clips_digest(read_clips(self.directory), self.label_names, at)
 
 
 def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member], bytes]]:
@@ -192,28 +171,6 @@ def _clips(tar: Path, samples: list[list[Member]]) -> Iterator[tuple[list[Member
         while rest := file.read(READ_BYTES):
             if any(rest):
                 raise EOFError(f"data follows its last member, after byte {place}")
-
-
-def _json_problem(content: bytes, row: Row, label_names: tuple[str, ...]) -> str | None:
-    with contextlib.suppress(LookupError, TypeError):  # a label without a name, no source
-        if content == clip_json(row, label_names):
-            return None
-    try:
-        described = json.loads(content.decode())
-    except (ValueError, RecursionError):
-        return "is not JSON"
-    names = [label_names[label] for label in row["labels"] if 0 <= label < len(label_names)]
-    wanted = {name: row[name] for name in ("clip_id", *IN_JSON)} | {"label_names": names}
-    if described == wanted:
-        return None
-    if not isinstance(described, dict):
-        return f"holds {described!r:.60}"
-    names = sorted(described.keys() | wanted.keys())
-    return "has " + ", ".join(
-        f"{name} {described.get(name)!r}, but the clips table has {wanted.get(name)!r}"
-        for name in names
-        if described.get(name, ...) != wanted.get(name, ...)
-    )
 
 
 def _faults(pcm: measures.Pcm, spectrum: bool) -> Iterator[tuple[Kind, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from unfused_fast.console import counted
 from unfused_fast.errors import cause
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import CLIPPED_SHARE
@@ -48,14 +50,18 @@ def table_damage(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterat
     wrong = pc.or_(pc.not_equal(clips["key"], keys), pc.not_equal(clips["seconds"], lengths))
     if len(found := np.flatnonzero(pc.fill_null(wrong, True).to_numpy())):
         yield _of_rows(Kind.KEY, table, "keys or seconds that do not match id and samples", clips, found)
-    rejected = directory / REJECTED
     try:
-        with rejected.open(encoding="utf-8", newline="") as stream:
-            lines = sum(1 for _ in csv.reader(stream)) - 1
-        if lines != manifest.rejected:
-            yield finding(Kind.REJECTED, rejected, f"{lines} rows, but the manifest says {manifest.rejected}")
+        if (lines := len(_rejected(directory))) != manifest.rejected:
+            summary = f"{counted(lines, 'row')}, but the manifest says {manifest.rejected}"
+            yield finding(Kind.REJECTED, directory / REJECTED, summary)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        yield finding(Kind.REJECTED, rejected, f"cannot be read ({cause(error)})")
+        yield finding(Kind.REJECTED, directory / REJECTED, f"cannot be read ({cause(error)})")
+
+
+def _rejected(directory: Path) -> list[str | None]:
+    """The file of each row of rejected.csv, which has a row for each piece of a long file that is not packed."""
+    with (directory / REJECTED).open(encoding="utf-8", newline="") as stream:
+        return [row.get("path") for row in csv.DictReader(stream)]
 
 
 def table_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
@@ -102,7 +108,7 @@ def _label_warnings(directory: Path, manifest: Manifest, clips: pa.Table) -> Ite
     ):
         if count := int(found.sum()):
             examples = [Example(names[number]) for number in np.flatnonzero(found)[:EXAMPLES]]
-            yield finding(kind, directory, f"{count} {summary}", examples, count)
+            yield finding(kind, directory, f"{count} of {len(names)} {summary}", examples, count)
 
 
 def _group_leaks(directory: Path, clips: pa.Table) -> Iterator[Finding]:
@@ -117,7 +123,7 @@ def _group_leaks(directory: Path, clips: pa.Table) -> Iterator[Finding]:
         texts = [
             f"{row['group']} in {' and '.join(sorted(map(str, row[f'{side}_distinct'])))}" for row in first.to_pylist()
         ]
-        summary = f"{leaking.num_rows} groups (speakers, recordings) are in more than one {side}"
+        summary = f"{counted(leaking.num_rows, 'group')} in more than one {side}"
         yield _of_rows(Kind.GROUP_LEAK, directory, summary, clips, leaking["clip_id_min"].to_numpy(), texts)
 
 
@@ -129,15 +135,16 @@ def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
     copies: dict[str, list[dict[str, Any]]] = {}
     for row in rows.select(["clip_id", "split", "labels", "source", "sha256"]).to_pylist():
         copies.setdefault(row["sha256"], []).append(row)
-    splits = {audio: {row["split"] for row in same} for audio, same in copies.items()}
-    same_audio = list(copies.items())
-    in_splits = [same for audio, same in same_audio if len(splits[audio]) > 1]
-    in_one_split = [same for audio, same in same_audio if len(splits[audio]) < len(same)]
-    otherwise = [same for _, same in same_audio if len({tuple(row["labels"]) for row in same}) > 1]
+    in_splits, in_one_split, otherwise = list[Any](), list[Any](), list[Any]()
+    for same in copies.values():
+        splits = {row["split"] for row in same}
+        in_splits += [same] if len(splits) > 1 else []
+        in_one_split += [same] if len(splits) < len(same) else []
+        otherwise += [same] if len({tuple(row["labels"]) for row in same}) > 1 else []
     for kind, found, summary in (
-        (Kind.AUDIO_LEAK, in_splits, "recordings are in more than one split, with identical samples"),
-        (Kind.DUPLICATE, in_one_split, "recordings are more than once in one split, with identical samples"),
-        (Kind.LABEL_CONFLICT, otherwise, "recordings have different labels in different copies"),
+        (Kind.AUDIO_LEAK, in_splits, "in more than one split, with identical samples"),
+        (Kind.DUPLICATE, in_one_split, "more than once in one split, with identical samples"),
+        (Kind.LABEL_CONFLICT, otherwise, "with different labels in different copies"),
     ):
         texts = []
         for _, *others in found[:EXAMPLES]:
@@ -146,7 +153,7 @@ def _same_audio(directory: Path, clips: pa.Table) -> Iterator[Finding]:
             texts.append(f"same as {', '.join(named)}{more}")
         if found:
             first = np.array([same[0]["clip_id"] for same in found])
-            yield _of_rows(kind, directory, f"{len(found)} {summary}", clips, first, texts)
+            yield _of_rows(kind, directory, f"{counted(len(found), 'recording')} {summary}", clips, first, texts)
 
 
 def _duration_outliers(directory: Path, clips: pa.Table) -> Iterator[Finding]:
@@ -176,15 +183,12 @@ def _recording_faults(directory: Path, clips: pa.Table) -> Iterator[Finding]:
 
 def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
     """Compares files with published clips, split by split; a validation split that is ours counts as train."""
-    if manifest.dataset is None:
+    if manifest.dataset is None or manifest.dataset["name"] not in DATASETS:
         return
-    name = manifest.dataset["name"]
-    if name not in DATASETS:
-        yield finding(Kind.PUBLISHED_COUNT, directory, f"of data set {name}, which this version does not support")
-        return
+    name, options = manifest.dataset["name"], manifest.dataset.get("options", {})
     published = DATASETS[name].clips
-    files = clips.group_by(["split", "source"]).aggregate([])["split"]
-    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(files).to_pylist()}
+    files = clips.group_by(["split", "source"]).aggregate([])
+    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(files["split"]).to_pylist()}
     if "valid" not in published and "train" in published:
         found["train"] = found.get("train", 0) + found.pop("valid", 0)
     differing = [
@@ -193,11 +197,12 @@ def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> I
         if found.get(split, 0) != count
     ]
     if differing:
-        options = ", ".join(f"{key}={value}" for key, value in manifest.dataset.get("options", {}).items())
-        summary = (
-            f"files packed of those published for {name}: {'; '.join(differing)}; {manifest.rejected} were rejected"
-        )
-        yield finding(Kind.PUBLISHED_COUNT, directory, summary + (f" (packed with {options})" if options else ""))
+        with suppress(OSError, UnicodeDecodeError, csv.Error):  # table_damage names that
+            lost = set(_rejected(directory)) - set(files["source"].to_pylist())
+            differing.append(f"{counted(len(lost), 'file')} rejected")
+        chosen = ", ".join(f"{key}={value}" for key, value in options.items())
+        summary = f"files packed of those published for {name}: {'; '.join(differing)}"
+        yield finding(Kind.PUBLISHED_COUNT, directory, summary + (f" (packed with {chosen})" if chosen else ""))
 
 
 def _labels(clips: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

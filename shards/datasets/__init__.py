@@ -14,7 +14,6 @@ from unfused_fast.shards.datasets import (
     fsd50k,
     iemocap,
     librispeech_speaker,
-    local_files,
     nsynth,
     speechcommands,
     tut2018,
@@ -22,10 +21,43 @@ from unfused_fast.shards.datasets import (
     voxceleb1,
     voxforge,
 )
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery
-from unfused_fast.shards.datasets.splits import with_validation
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
 from unfused_fast.shards.sources.location import Folder
+from unfused_fast.shards.sources.source_rows import source_rows
+from unfused_fast.shards.sources.splits import with_validation
 
+
+def find_own(root: Folder, choice: Mapping[str, str]) -> Discovery:
+    """Your own audio, as `shard FOLDER` and `shard TABLE.csv` find it; labels=folders is --labels-from-folders."""
+    if "labels" not in choice and not root.is_file():
+        raise WrongLayout(f"{root}: not a file; for a folder use --dataset folder")
+    notes: list[str] = []
+    return Discovery(source_rows(root, labels_from_folders=choice.get("labels") == "folders", note=notes.append), notes)
+
+
+FOLDER = Dataset(
+    name="folder",
+    task="your own audio, in folders of any depth",
+    variants=(
+        Variant("no labels", {"labels": "none"}, None, {}),
+        Variant("first folder is the label", {"labels": "folders"}, None, {}),
+    ),
+    licence="yours",
+    source="your disk",
+    layout="ROOT/**/<any file that libsndfile reads>; with labels=folders the first folder below ROOT, "
+    "or below those of the splits (train, valid, test), is the label",
+    find=find_own,
+    options={"labels": ("none", "folders")},
+)
+CSV = Dataset(
+    name="csv",
+    task="your own audio, listed in a table with labels, splits and groups",
+    variants=(Variant("labels of the table", {}, None, {}),),
+    licence="yours",
+    source="your disk",
+    layout="ROOT is a .csv with the columns path[,label or labels,split,group,fold]; paths are relative to its folder",
+    find=find_own,
+)
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
@@ -41,8 +73,8 @@ DATASETS: dict[str, Dataset] = {
         tut2018.DATASET,
         urbansound8k.DATASET,
         birdsong.DATASET,
-        local_files.FOLDER,
-        local_files.CSV,
+        FOLDER,
+        CSV,
     )
 }
 """By name, in the order in which `shard --list` prints them."""
@@ -56,16 +88,16 @@ def dataset_rows(name: str, root: Folder, options: Mapping[str, str]) -> Discove
     """
     if name not in DATASETS:
         raise UserError(f"--dataset {name}: no such data set; there are: {', '.join(DATASETS)}")
-    if not root.is_dir() and DATASETS[name] is not local_files.CSV:
+    if not root.is_dir() and DATASETS[name] is not CSV:
         raise UserError(f"{root}: no such folder; {name} needs this layout: {DATASETS[name].layout}")
     found = DATASETS[name].discover(root, options)
-    before = Counter(row.split for row in found.rows)
+    splits = Counter(row.split for row in found.rows)
     # Without a test it is for cross-validation, or for pre-training.
-    if "valid" in before or "test" not in before or not DATASETS[name].holds_out:
+    if "valid" in splits or "test" not in splits or DATASETS[name] in (FOLDER, CSV):
         return found
     rows = with_validation(found.rows)
     moved = sum(row.split == "valid" for row in rows)
-    note = f"No published validation split: {moved:,} of {before['train']:,} train clips are held out, by whole groups."
+    note = f"No published validation split: of {splits['train']:,} clips of train {moved:,} held out, by whole groups."
     if not moved:
         note = "No published validation split, and none could be made: each label of train has one group only."
     return replace(found, rows=rows, notes=[*found.notes, note])
@@ -73,14 +105,10 @@ def dataset_rows(name: str, root: Folder, options: Mapping[str, str]) -> Discove
 
 def described() -> list[dict[str, Any]]:
     """What `shard --list --json` prints."""
-    hidden = {"find", "holds_out"}
     return [
-        {key: value for key, value in vars(dataset).items() if key not in hidden}
-        | {
-            "classes": dataset.classes,
-            "clips": dataset.clips,
-            "variants": [vars(variant) for variant in dataset.variants],
-        }
+        {name: value for name, value in vars(dataset).items() if name != "find"}
+        | {"classes": dataset.variants[0].classes, "clips": dataset.clips}
+        | {"variants": [vars(variant) for variant in dataset.variants]}
         for dataset in DATASETS.values()
     ]
 

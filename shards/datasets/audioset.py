@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import NUMBER, Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import first_of, not_published, records_of, walk
-from unfused_fast.shards.datasets.splits import class_balanced
+from unfused_fast.shards.datasets.layout import differs, first_of, left_out, not_published, records_of, walk
 from unfused_fast.shards.sources.listing import is_audio
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.splits import class_balanced
 
 CLASSES = 527
 LABELS = "class_labels_indices.csv"
@@ -31,7 +29,6 @@ PLACES = ("", "metadata/", "csv/")
 """Folders below the root in which the tables may be."""
 
 _ID_LENGTH = 11
-_COUNT = re.compile(r"#.*\bnum_segs=(\d+)")
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
@@ -44,58 +41,51 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         raise UserError(f"--option seed={choice['seed']}: the seed belongs to the sample; add --option sample=N")
     parts = ["balanced", "unbalanced"] if choice["split"] == "both" else [choice["split"]]
     parts += ["eval"] if choice["eval"] == "test" else []
-    tables = {part: _table(root, TABLES[part], part) for part in parts}
+    tables = {part: first_of(root, [place + TABLES[part] for place in PLACES]) for part in parts}
     notes: list[str] = []
-    label_of = _label_names(_table(root, LABELS, ""), notes)
+    label_of = _label_names(first_of(root, [place + LABELS for place in PLACES]), notes)
     names, name_of = _files(root)
     rows: dict[str, SourceRow] = {}
-    again = 0
+    again = list[str]()
+    names_of: dict[str, tuple[str, ...]] = {}
     for part, table in tables.items():
         listed = there = 0
-        for video, labels in _segments(table, label_of, notes):
+        for record in records_of(table, ("YTID", "start_seconds", "end_seconds", "mids"), headless=True):
+            video, mids = record["YTID"], record["mids"]
+            if mids not in names_of:
+                if unknown := [mid for mid in mids.split(",") if mid not in label_of]:
+                    raise not_published(table, f"{video} has the label {unknown[0]!r}, which {LABELS} does not name")
+                names_of[mids] = tuple(dict.fromkeys(label_of[mid] for mid in mids.split(",")))
             listed += 1
-            name = name_of.get(video)
-            if name is None:
-                continue
-            there += 1
-            if video in rows:
-                again += 1
-                continue
-            split = "test" if part == "eval" else "train"
-            rows[video] = SourceRow(root / name, in_unicode(name), None, split, video, labels=labels)
+            if video in name_of:
+                there += 1
+                split = "test" if part == "eval" else "train"
+                if video in rows:
+                    again.append(video)
+                else:
+                    name = name_of[video]
+                    rows[video] = SourceRow(root / name, in_unicode(name), None, split, video, labels=names_of[mids])
         notes.append(f"{part}: {there:,} of {listed:,} listed clips are here ({there / max(listed, 1):.1%}).")
-        if listed != SEGMENTS[part]:
-            notes.append(f"{TABLES[part]} lists {listed:,} clips; published: {SEGMENTS[part]:,}.")
+        notes += differs(f"Lines of {TABLES[part]}", listed, SEGMENTS[part])
     if not rows:
-        raise WrongLayout(f"{root}: {len(names)} audio files, but none is named by a listed video")
-    if again:
-        notes.append(f"{again} clips are listed twice; the first line is used.")
-    if more := len(names) - len(rows):
-        used = {row.source for row in rows.values()}
-        example = next(name for name in map(in_unicode, names) if name not in used)
-        notes.append(f"{more:,} audio files left out: not listed, or a second copy, such as {example}.")
+        raise WrongLayout(f"{root}: no audio file is named by a listed video")
+    used = {row.source for row in rows.values()}
+    notes += left_out(again, "line", "its clip is in an earlier one")
+    others = [name for name in map(in_unicode, names) if name not in used]
+    notes += left_out(others, "audio file", "not listed, or a second copy")
     if choice["sample"] == "all":
         return Discovery(list(rows.values()), notes)
     return _sampled(rows, int(choice["sample"]), int(choice["seed"]), notes)
 
 
-def _table(root: Folder, name: str, part: str) -> Folder:
-    try:
-        return first_of(root, [place + name for place in PLACES])
-    except WrongLayout as error:
-        without = {"eval": "eval=none", "balanced": "split=unbalanced", "unbalanced": "split=balanced"}
-        raise WrongLayout(f"{error} (download it, or use --option {without[part]})" if part else error) from None
-
-
 def _label_names(table: Folder, notes: list[str]) -> dict[str, str]:
     """mid -> display_name; where two mids share one, with the mid after it."""
-    records = records_of(table, ("mid", "display_name"))
+    records = list(records_of(table, ("mid", "display_name")))
     times = Counter(record["display_name"] for record in records)
-    if len(records) != CLASSES:
-        notes.append(f"{table.name} names {len(records)} classes; published: {CLASSES}.")
+    notes += differs(f"Classes in {table.name}", len(records), CLASSES)
     shared = [name for name, count in times.items() if count > 1]
     if shared:
-        notes.append(f"{len(shared)} names belong to several classes; the mid is added to them, as in {shared[0]}.")
+        notes.append(f"Several classes have one name, to which their mid is added: {', '.join(shared)}.")
     return {
         record["mid"]: record["display_name"] + (f" ({record['mid']})" if record["display_name"] in shared else "")
         for record in records
@@ -117,40 +107,6 @@ def _files(root: Folder) -> tuple[list[str], dict[str, str]]:
             if prefixed:
                 by_id.setdefault(stem[1 : _ID_LENGTH + 1], found[-1])
     return found, by_id
-
-
-def _segments(table: Folder, label_of: Mapping[str, str], notes: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(video, labels) of each line `YTID, start_seconds, end_seconds, "mid,mid"`; lines with `#` come before them.
-
-    Raises:
-        UserError: another line, or a mid that the table of classes does not name.
-    """
-    names_of: dict[str, tuple[str, ...]] = {}
-    declared, lines = None, 0
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, skipinitialspace=True)
-            for fields in reader:
-                if not fields or fields[0].startswith("#"):
-                    if count := _COUNT.match(", ".join(fields)):
-                        declared = int(count[1])
-                    continue
-                if len(fields) != 4 or len(fields[0]) != _ID_LENGTH:
-                    wanted = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
-                    problem = f"line {reader.line_num} is {', '.join(fields)[:80]!r}, but a line must be like {wanted}"
-                    raise not_published(table, problem)
-                mids = fields[3]
-                if mids not in names_of:
-                    unknown = [mid for mid in mids.split(",") if mid not in label_of]
-                    if unknown:
-                        raise not_published(table, f"line {reader.line_num}: {unknown[0]!r} is not a class in {LABELS}")
-                    names_of[mids] = tuple(dict.fromkeys(label_of[mid] for mid in mids.split(",")))
-                lines += 1
-                yield fields[0], names_of[mids]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise not_published(table, f"cannot be read ({error})") from error
-    if declared not in (None, lines):
-        notes.append(f"{table.name} has {lines:,} clips, but its second line says {declared:,}: it is incomplete.")
 
 
 def _sampled(rows: Mapping[str, SourceRow], size: int, seed: int, notes: list[str]) -> Discovery:
@@ -176,18 +132,8 @@ DATASET = Dataset(
     name="audioset",
     task="sound events of videos, multi-label; pre-training needs no labels",
     variants=(
-        Variant(
-            "all of train",
-            {"split": "both"},
-            CLASSES,
-            {"train": SEGMENTS["balanced"] + SEGMENTS["unbalanced"], "test": SEGMENTS["eval"]},
-        ),
-        Variant(
-            "balanced train",
-            {"split": "balanced"},
-            CLASSES,
-            {"train": SEGMENTS["balanced"], "test": SEGMENTS["eval"]},
-        ),
+        Variant("all of train", {"split": "both"}, CLASSES, {"train": 2_063_949, "test": 20_371}),
+        Variant("balanced train", {"split": "balanced"}, CLASSES, {"train": 22_160, "test": 20_371}),
         Variant(
             "class-balanced sample, as LAPE's tenth for pre-training",
             {"eval": "none", "sample": "200000"},
@@ -197,8 +143,9 @@ DATASET = Dataset(
     ),
     licence="tables CC BY 4.0 (not verified); the audio belongs to the videos' owners and is not distributed",
     source="tables: https://research.google.com/audioset/download.html; audio: your own download of the videos",
-    layout=f"ROOT/{LABELS}, ROOT/{TABLES['balanced']}, ROOT/{TABLES['unbalanced']} and ROOT/{TABLES['eval']} (or in "
-    "ROOT/metadata), and anywhere below ROOT audio named by the video: <id>.wav, <id>_<seconds>.flac, Y<id>.wav",
+    layout=f"ROOT/{LABELS}, ROOT/{TABLES['balanced']} (but for split=unbalanced), ROOT/{TABLES['unbalanced']} (but "
+    f"for split=balanced) and ROOT/{TABLES['eval']} (but for eval=none), or all of these in ROOT/metadata; and "
+    "anywhere below ROOT audio named by the video: <id>.wav, <id>_<seconds>.flac, Y<id>.wav",
     find=find,
     options={
         "split": ("both", "balanced", "unbalanced"),

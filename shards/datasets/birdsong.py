@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import first_of, listed_and_there, not_published, records_of
+from unfused_fast.shards.datasets.layout import differs, first_of, listed_and_there, not_published, records_of
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -18,29 +19,26 @@ LABELS = {"0": "absent", "1": "present"}
 """hasbird -> label; sorted, the labels keep its numbers."""
 
 
-@dataclass(frozen=True)
-class _Half:
-    name: str
+class Half(NamedTuple):
+    """One of the two sets."""
+
     published: int
+    """Clips."""
     folders: tuple[str, ...]
     """Usual folders to unpack it into; the archives themselves hold only wav/."""
     tables: tuple[str, ...]
     """Newest first; figshare and DCASE ship it under several names."""
 
 
-HALVES = (
-    _Half(
-        "freefield1010",
-        7690,
-        ("ff1010bird", "ff1010bird_wav", "freefield1010"),
-        ("ff1010bird_metadata_2018.csv", "ff1010bird_metadata.csv"),
-    ),
-    _Half(
-        "warblrb10k",
-        8000,
-        ("warblrb10k", "warblrb10k_public_wav", "warblrb10k_public"),
-        ("warblrb10k_public_metadata_2018.csv", "warblrb10k_public_metadata.csv"),
-    ),
+FREEFIELD = Half(
+    7690,
+    ("ff1010bird", "ff1010bird_wav", "freefield1010"),
+    ("ff1010bird_metadata_2018.csv", "ff1010bird_metadata.csv"),
+)
+WARBLR = Half(
+    8000,
+    ("warblrb10k", "warblrb10k_public_wav", "warblrb10k_public"),
+    ("warblrb10k_public_metadata_2018.csv", "warblrb10k_public_metadata.csv"),
 )
 
 
@@ -51,24 +49,19 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     from sklearn.model_selection import train_test_split
 
     rows, folders, notes = list[SourceRow](), list[str](), list[str]()
-    for half in HALVES:
+    for half in (FREEFIELD, WARBLR):
         folder = first_of(root, half.folders, "wav").name
         table = first_of(root, [place + name for name in half.tables for place in ("", f"{folder}/")])
-        records = records_of(table, ("itemid", "hasbird"))
+        records = list(records_of(table, ("itemid", "hasbird")))
         for record in records:
             name = f"{folder}/wav/{record['itemid'].removesuffix('.wav')}.wav"
             if record["hasbird"] not in LABELS:
                 raise not_published(table, f"hasbird of {record['itemid']} is {record['hasbird']!r}, not 0 or 1")
             rows.append(SourceRow(root / name, name, LABELS[record["hasbird"]]))
-        if len(records) != half.published:
-            notes.append(
-                f"{table.name} lists {len(records)} clips, {half.published} are published: the split is not LAPE's."
-            )
+        notes += differs(f"Lines of {table.name}, over which the split is made", len(records), half.published)
         folders.append(f"{folder}/wav")
     if len(rows) < 10 or {row.label for row in rows} != set(LABELS.values()):
-        raise UserError(
-            f"{root}: {len(rows)} clips are listed, too few of absent and present to split; download the tables again"
-        )
+        raise UserError(f"{root}: too few clips of absent and present are listed to split; download the tables again")
     labels = [row.label for row in rows]
     _, test = train_test_split(range(len(rows)), test_size=TEST_FRACTION, random_state=SEED, stratify=labels)
     for place in test:

@@ -62,14 +62,7 @@ class Dataset:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Option -> its values, the first the default; `NUMBER` and `PATH` are placeholders."""
     not_verified: tuple[str, ...] = ()
-    """Facts given here that no copy has confirmed; where possible they are compared with the files at run time."""
-    holds_out: bool = True
-    """Whether a tenth of train becomes valid where there is a test and no validation split."""
-
-    @property
-    def classes(self) -> int | None:
-        """Of the default variant."""
-        return self.variants[0].classes
+    """Facts given here that no copy has confirmed."""
 
     @property
     def clips(self) -> Mapping[str, int]:

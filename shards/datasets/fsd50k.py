@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import birdsong, urbansound8k
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import listed_and_there, not_published, records_of, require
+from unfused_fast.shards.datasets.layout import differs, listed_and_there, not_published, records_of, require, walk
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -19,21 +19,9 @@ AUDIO = {"dev": "FSD50K.dev_audio", "eval": "FSD50K.eval_audio"}
 SPLITS = {"train": "train", "val": "valid"}
 CLIPS = {"train": 36_796, "valid": 4_170, "test": 10_231}
 
-_FIELD_RECORDINGS = birdsong.HALVES[0]
-_TABLES = {
-    urbansound8k.NAME: ("fsID", [f"{place}{urbansound8k.TABLE}" for place in (f"{urbansound8k.FOLDER}/", "")]),
-    _FIELD_RECORDINGS.name: (
-        "itemid",
-        [
-            f"{place}{table}"
-            for place in ("", *(f"{folder}/" for folder in _FIELD_RECORDINGS.folders))
-            for table in _FIELD_RECORDINGS.tables
-        ],
-    ),
-}
-"""Data set -> the column of Freesound ids, and where its table may be. Source for fsID: soundata urbansound8k.py.
-Not verified for itemid: freefield1010 is cut from Freesound, and its items are assumed to be named by Freesound's
-ids."""
+_COLUMNS = {PurePosixPath(urbansound8k.TABLE).name: "fsID", **dict.fromkeys(birdsong.FREEFIELD.tables, "itemid")}
+"""Table of another data set -> its column of Freesound ids. Source for fsID: soundata urbansound8k.py. Not verified for
+itemid: freefield1010 is cut from Freesound, and its items are assumed to be named by Freesound's ids."""
 
 
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
@@ -46,7 +34,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     needed = [entry for part in parts for entry in (AUDIO[part], f"{TRUTH}/{part}.csv")]
     require(root, [*needed, f"{TRUTH}/vocabulary.csv"])
     rows, notes = list[SourceRow](), list[str]()
-    vocabulary = _vocabulary(root / TRUTH / "vocabulary.csv", notes)
+    columns = ("number", "class", "mid")
+    vocabulary = {record["class"] for record in records_of(root / TRUTH / "vocabulary.csv", columns, headless=True)}
+    notes += differs("Classes in vocabulary.csv", len(vocabulary), CLASSES)
     for part in parts:
         published = {split: CLIPS[split] for split in CLIPS if (split == "test") == (part == "eval")}
         found = listed_and_there(root, _listed(root, part, vocabulary), f"{TRUTH}/{part}.csv", [AUDIO[part]], published)
@@ -55,15 +45,6 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     if choice["exclude"] != "none":
         rows = _without(rows, choice["exclude"], notes)
     return Discovery(rows, notes)
-
-
-def _vocabulary(table: Folder, notes: list[str]) -> set[str]:
-    """The classes; the table has no header: number, class, mid."""
-    records = records_of(table, ("number", "class", "mid"), headless=True)
-    names = {record["class"] for record in records}
-    if len(names) != CLASSES:
-        notes.append(f"{table.name} names {len(names)} classes; published: {CLASSES}.")
-    return names
 
 
 def _listed(root: Folder, part: str, vocabulary: set[str]) -> list[SourceRow]:
@@ -88,46 +69,31 @@ def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[Sourc
         place = Path(text).expanduser()
         if not place.exists():
             raise UserError(f"--option exclude={places}: no {place}; name folders or tables, separated by commas")
-        for name, ids in freesound_ids(place).items():
+        for name, ids in _freesound_ids(place).items():
             shared = Counter(row.split for row in rows if row.group in ids)
             rows = [row for row in rows if row.group not in ids]
             counts = ", ".join(f"{count:,} of {split}" for split, count in shared.items()) or "none"
-            notes.append(f"Clips left out because {name} uses their recording ({len(ids):,} in all): {counts}.")
+            notes.append(f"Clips left out because their recording is one of the {len(ids):,} in {name}: {counts}.")
     if not rows:
         raise UserError(f"--option exclude={places}: no clips are left")
     return rows
 
 
-def freesound_ids(place: Folder) -> dict[str, set[str]]:
-    """Data set -> Freesound ids it uses, for those in a folder; or for the one whose table is given.
-
-    Raises:
-        UserError: nothing there, or neither UrbanSound8K nor freefield1010.
+def _freesound_ids(place: Folder) -> dict[str, set[str]]:
+    """Name of a table -> Freesound ids in it, for UrbanSound8K's and freefield1010's at or below a path. Raises
+    UserError: neither.
     """
-    if place.is_file():
-        tables = {
-            name: place
-            for name, (_, paths) in _TABLES.items()
-            if place.name in {path.rpartition("/")[2] for path in paths}
-        }
-    else:
-        found = {
-            name: next((place / path for path in paths if (place / path).is_file()), None)
-            for name, (_, paths) in _TABLES.items()
-        }
-        tables = {name: path for name, path in found.items() if path is not None}
-    if not tables:
+    ids: dict[str, set[str]] = {}
+    for table in [place] if place.is_file() else [here / name for here, names in walk(place) for name in names]:
+        if column := _COLUMNS.get(table.name):
+            ids[table.name] = {record[column].removesuffix(".wav") for record in records_of(table, (column,))}
+            if not any(number.isdecimal() for number in ids[table.name]):
+                raise not_published(table, f"no numbers in column {column}")
+    if not ids:
         raise UserError(
             f"{place}: neither UrbanSound8K nor freefield1010; name the folder that you give to --dataset urbansound8k "
-            "or birdsong, or their table UrbanSound8K.csv or ff1010bird_metadata_2018.csv"
+            f"or birdsong, or one of {', '.join(_COLUMNS)}"
         )
-    ids = {
-        name: {record[_TABLES[name][0]].removesuffix(".wav") for record in records_of(path, _TABLES[name][:1])}
-        for name, path in tables.items()
-    }
-    for name, numbers in ids.items():
-        if not any(number.isdecimal() for number in numbers):
-            raise not_published(tables[name], f"no numbers in column {_TABLES[name][0]}")
     return ids
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import lines_of, not_published
+from unfused_fast.shards.datasets.layout import differs, first_of, left_out, lines_of, matching, not_published
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -22,10 +22,7 @@ _TURN = re.compile(r"\[[^\t]*\t\s*(Ses[0-9A-Za-z_]+_[0-9A-Za-z]+)\s*\t([^\t]*)(?
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every turn with one of the four emotions; fold and group are the session, whose two actors are in no other."""
     exc, test = choice["exc"], choice["test"]
-    bases = (root / "IEMOCAP_full_release", root / "IEMOCAP", root)
-    base = next((base for base in bases if any((base / f"Session{number}").is_dir() for number in SESSIONS)), None)
-    if base is None:
-        raise WrongLayout(f"{root}: no folders Session1 to Session5 here")
+    base = first_of(root, ("IEMOCAP_full_release", "IEMOCAP", ""), "Session1")
     rows, notes, absent = list[SourceRow](), list[str](), list[str]()
     for session in SESSIONS:
         evaluations = base / f"Session{session}" / "dialog" / "EmoEvaluation"
@@ -44,19 +41,14 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
             rows.append(SourceRow(base / source, source, label, split, f"Session{session}", fold=session))
     if not rows:
         raise WrongLayout(f"{base}: no turn with both an emotion and a WAV file")
-    counts = {
-        "sessions 1 to 4": (sum(row.fold != 5 for row in rows), CLIPS[exc]["train"]),
-        "session 5": (sum(row.fold == 5 for row in rows), CLIPS[exc]["test"]),
-    }
-    if absent:
-        notes.append(f"{len(absent):,} turns left out: they have an emotion but no WAV file, such as {absent[0]}.")
-    for sessions, (found, published) in counts.items():
-        if test == "session5" and not found:
+    notes += left_out(absent, "turn", "an emotion but no WAV file")
+    counts = {split: sum((row.fold == 5) == (split == "test") for row in rows) for split in ("train", "test")}
+    for sessions, split in (("sessions 1 to 4", "train"), ("session 5", "test")):
+        if test == "session5" and not counts[split]:
             raise UserError(
                 f"{base}: no clips of {sessions}, but session 5 is the test; add {sessions} or use test=cv5"
             )
-        if found != published:
-            notes.append(f"{found:,} clips in {sessions} here; published with exc={exc}: {published:,}.")
+        notes += differs(f"Clips of {sessions} with exc={exc}", counts[split], CLIPS[exc][split])
     if test == "cv5":
         notes.append("All clips are in split train; the fold is the session, each of which is the test once.")
     return Discovery(sorted(rows, key=lambda row: row.source), notes)
@@ -68,10 +60,8 @@ def _turns(evaluations: Folder) -> Iterator[tuple[str, str]]:
     A turn is one line `[start - end]<TAB>turn<TAB>emotion<TAB>[v, a, d]`; the lines that follow it are single votes.
     """
     seen: set[str] = set()
-    for path in sorted(evaluations.glob("*.txt"), key=lambda path: path.name):
-        if path.name.startswith("."):  # macOS leaves ._ files in this archive
-            continue
-        for line in lines_of(path, errors="replace"):
+    for path in matching(evaluations, "*.txt"):
+        for line in lines_of(path):
             if not line.startswith("["):
                 continue
             match = _TURN.fullmatch(line)

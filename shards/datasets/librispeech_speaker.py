@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import first_of, lines_of, not_published
-from unfused_fast.shards.datasets.splits import with_test
+from unfused_fast.shards.datasets.layout import differs, first_of, left_out, listed_splits, matching, not_there
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.splits import with_test
 
 SUBSET = "train-clean-100"
 UTTERANCES, READERS, CHAPTERS = 28_539, 251, 585
@@ -31,100 +31,58 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every utterance of the subset; the group is the chapter, recorded in one session."""
     split = choice["split"]
     if split == "chapters" and choice["label"] != "reader":
-        raise UserError(
-            "split=chapters keeps each chapter in one split, so a chapter cannot be the label; add label=reader"
-        )
+        raise UserError("split=chapters keeps a chapter in one split, so that it cannot be the label; add label=reader")
     base = first_of(root, ("LibriSpeech", ""), SUBSET)
     notes: list[str] = []
     rows = list(_utterances(base, choice["label"], notes))
     if not rows:
         raise WrongLayout(f"{base / SUBSET}: no utterances in it")
-    found = (len(rows), len({_reader(row) for row in rows}), len({row.group for row in rows}))
-    if found != (UTTERANCES, READERS, CHAPTERS):
-        notes.append(
-            f"{found[0]:,} utterances of {found[1]} readers in {found[2]} chapters here; "
-            f"published: {UTTERANCES:,} of {READERS} in {CHAPTERS}."
-        )
-    notes += _against_speakers(base / "SPEAKERS.TXT", rows)
+    notes += differs("Utterances", len(rows), UTTERANCES)
+    notes += differs("Readers", len({_reader(row) for row in rows}), READERS)
+    notes += differs("Chapters", len({row.group for row in rows}), CHAPTERS)
     if split == "files":
         return Discovery(_by_lists(rows, root, base, notes), notes)
     if split == "chapters":
         return Discovery(_by_chapters(rows, notes), notes)
     share = CLIPS["test"] / sum(CLIPS.values())
     notes.append(
-        f"The train/test split is ours (seed {SEED}, {share:.0%} of each chapter in test), not the authors' lists; "
-        "to use theirs, put train_split.txt and test_split.txt of s3prl into ROOT and add split=files. "
-        "As in theirs, every chapter is in both splits."
+        f"The split is ours, {share:.0%} of each chapter in test as in the authors' lists; to use theirs, put "
+        "train_split.txt and test_split.txt of s3prl into ROOT and add split=files."
     )
-    # Each chapter is in both splits in the proportion of the authors' lists.
-    return Discovery(
-        with_test(rows, lambda row: row.group, SEED, lambda n: min(max(1, round(share * n)), n - 1)), notes
-    )
-
-
-def speaker_subsets(table: Folder) -> dict[str, str]:
-    """SPEAKERS.TXT -> reader -> subset. A name may hold `|`, as in `60 | M | train-clean-100 | 20.18 | |CBW|Simon`."""
-    subsets: dict[str, str] = {}
-    for line in lines_of(table, errors="replace"):
-        fields = [field.strip() for field in line.split("|", maxsplit=4)]
-        if line.lstrip().startswith(";"):
-            continue
-        if len(fields) < 5:
-            problem = f"the line {line[:80]!r} has {len(fields)} fields, but ID | SEX | SUBSET | MINUTES | NAME are 5"
-            raise not_published(table, problem)
-        subsets[fields[0]] = fields[2]
-    return subsets
+    rows = with_test(rows, lambda row: row.group, SEED, lambda n: min(max(1, round(share * n)), n - 1))
+    return Discovery(rows, notes)
 
 
 def _utterances(base: Folder, label: str, notes: list[str]) -> Iterator[SourceRow]:
-    strays = 0
-    for path in sorted((base / SUBSET).glob("*/*/*.flac"), key=lambda path: path.parts[-3:]):
+    strays = list[str]()
+    for path in matching(base / SUBSET, "*/*/*.flac"):
         name = _FILE.fullmatch(path.name)
         if name is None or name.groups() != path.parts[-3:-1]:
-            strays += not path.name.startswith(".")
+            strays.append(path.name)
             continue
         reader, chapter = name.groups()
         group = f"{reader}-{chapter}"
         source = path.relative_to(base).as_posix()
         yield SourceRow(path, source, group if label == "chapter" else reader, group=group)
-    if strays:
-        notes.append(f"{strays} FLAC files left out: their names do not match the reader and chapter of their folder.")
-
-
-def _against_speakers(table: Folder, rows: list[SourceRow]) -> list[str]:
-    if not table.is_file():
-        return [f"No {table.name} next to {SUBSET}, so the readers were not checked against it."]
-    listed = {reader for reader, subset in speaker_subsets(table).items() if subset == SUBSET}
-    found = {_reader(row) for row in rows}
-    notes = []
-    if found - listed:
-        notes.append(f"Readers here that {table.name} does not list in {SUBSET}: {_some(found - listed)}.")
-    if listed - found:
-        notes.append(f"Readers that {table.name} lists in {SUBSET}, not here: {_some(listed - found)}.")
-    return notes
+    notes += left_out(strays, "FLAC file", "named by another reader or chapter than their folder")
 
 
 def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str]) -> list[SourceRow]:
-    splits: dict[str, str] = {}
+    lists = {}
     for split, name in LISTS.items():
-        path = root / name if (root / name).is_file() else base / name
-        if not path.is_file():
+        found = [place / name for place in (root, base) if (place / name).is_file()]
+        if not found:
             raise UserError(f"{root}: no {name}, which split=files needs; put it there or use split=seeded")
-        listed = {PurePosixPath(line.split()[0]).stem for line in lines_of(path)}
-        if both := listed & splits.keys():
-            raise UserError(
-                f"{path}: {_some(both)} also in {LISTS['train']}; an utterance belongs to one split; fix the lists"
-            )
-        if len(listed) != CLIPS[split]:
-            notes.append(f"{name} lists {len(listed):,} utterances; published: {CLIPS[split]:,}.")
-        splits |= dict.fromkeys(listed, split)
+        lists[split] = found[0]
+    splits = {PurePosixPath(name).stem: split for name, split in listed_splits(lists).items()}
+    counts = Counter(splits.values())
+    for split, name in LISTS.items():
+        notes += differs(f"Utterances in {name}", counts[split], CLIPS[split])
     kept = [replace(row, split=splits[_utterance(row)]) for row in rows if _utterance(row) in splits]
     if not kept:
         raise UserError(f"{root}: the lists name none of the utterances here; a line must begin like 103-1240-0000")
-    if absent := splits.keys() - {_utterance(row) for row in kept}:
-        notes.append(f"{len(absent):,} utterances of the lists are not here: {_some(absent)}.")
-    if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept):,} utterances left out: in neither list.")
+    notes += not_there(sorted(splits.keys() - {_utterance(row) for row in kept}), "utterance", "the lists")
+    notes += left_out([row.source for row in rows if _utterance(row) not in splits], "utterance", "in neither list")
     return kept
 
 
@@ -138,8 +96,8 @@ def _by_chapters(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
         raise UserError("split=chapters: no reader here has two chapters; use split=seeded")
     kept = [row for row in rows if len(sizes[_reader(row)]) > 1]
     notes.append("The split by chapters is ours: the chapter with the fewest utterances of each reader is the test.")
-    if lone := len(sizes) - len(test):
-        notes.append(f"{lone} readers left out ({len(rows) - len(kept):,} utterances): they have one chapter only.")
+    lone = [row.source for row in rows if len(sizes[_reader(row)]) == 1]
+    notes += left_out(lone, "utterance", "of readers with one chapter only")
     return [replace(row, split="test" if row.group in test else "train") for row in kept]
 
 
@@ -151,10 +109,6 @@ def _utterance(row: SourceRow) -> str:
     return PurePosixPath(row.source).stem
 
 
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-
-
 DATASET = Dataset(
     name="librispeech-speaker",
     task="speaker identification: 585 speaker-chapters (LAPE), or with label=reader 251 readers",
@@ -164,8 +118,8 @@ DATASET = Dataset(
     ),
     licence="CC BY 4.0",
     source="https://www.openslr.org/12 (train-clean-100.tar.gz)",
-    layout=f"ROOT/LibriSpeech/{SUBSET}/<reader>/<chapter>/<reader>-<chapter>-<utterance>.flac and "
-    "ROOT/LibriSpeech/SPEAKERS.TXT; with split=files also ROOT/train_split.txt and ROOT/test_split.txt",
+    layout=f"ROOT/LibriSpeech/{SUBSET}/<reader>/<chapter>/<reader>-<chapter>-<utterance>.flac; "
+    "with split=files also ROOT/train_split.txt and ROOT/test_split.txt",
     find=find,
     options={"label": ("chapter", "reader"), "split": ("seeded", "files", "chapters")},
 )

@@ -12,7 +12,16 @@ import soundfile
 
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import against_published, first_of, lines_of, not_published
+from unfused_fast.shards.datasets.layout import (
+    differing_splits,
+    differs,
+    first_of,
+    left_out,
+    listed_splits,
+    matching,
+    not_there,
+)
+from unfused_fast.shards.sources.listing import is_clutter
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -69,29 +78,27 @@ V2 = _Version(2, WORDS_V1 | ONLY_V2, {"train": 84_843, "valid": 9_981, "test": 1
 def find(version: _Version, root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of a word; the group is the speaker's hash before `_nohash_`."""
     protocol, base, notes = choice["protocol"], _base(root, version), list[str]()
-    splits = _listed(base)
-    rows, strays = [], 0
+    beside = base.parent if base.parts[-2:] == ("train", "audio") and not (base / LISTS["test"]).is_file() else base
+    splits = listed_splits({split: first_of(beside, (name,)) for split, name in LISTS.items()})
+    rows, strays = list[SourceRow](), list[str]()
     for word in sorted(version.words):
         label = word if protocol == "words" or word in TEN else "unknown"
-        for path in _wavs(base / word):
+        for path in matching(base / word, "*.wav"):
             source, name = f"{word}/{path.name}", _FILE.fullmatch(path.name)
             if name is None:
-                strays += 1
+                strays.append(source)
             else:
                 rows.append(SourceRow(path, source, label, splits.get(source, "train"), name[1]))
     if not rows:
         raise WrongLayout(f"{base}: word folders without clips")
-    if strays:
-        notes.append(f"{strays} WAV files left out: their names are not <speaker>_nohash_<n>.wav.")
-    if absent := splits.keys() - {row.source for row in rows}:
-        notes.append(f"{len(absent):,} clips of the lists are not here, such as {min(absent)}.")
-    notes += against_published(rows, version.clips)
-    if other := _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}:
-        notes.append(f"Folders left out, not words of v{version.number}: {', '.join(sorted(other)[:5])}.")
+    other = _folders(base) - version.words - {NOISE, "train", version.archive, version.test_archive}
+    notes += left_out(strays, "WAV file", "its name is not <speaker>_nohash_<n>.wav")
+    notes += left_out(sorted(other), "folder", f"no word of v{version.number}")
+    notes += not_there(sorted(splits.keys() - {row.source for row in rows}), "clip", "the lists")
+    notes += differing_splits(rows, version.clips)
     if protocol == "tf12":
         tested = _test_archive(root / version.test_archive)
-        if len(tested) != TEST_CLIPS[version.number]:
-            notes.append(f"{len(tested):,} test clips here; {TEST_CLIPS[version.number]:,} expected (not verified).")
+        notes += differs("Clips of the test archive", len(tested), TEST_CLIPS[version.number])
         rows = [row for row in rows if row.split != "test"] + tested
         notes.append(
             f"Test clips come from {version.test_archive}; the clips of testing_list.txt are in no split. "
@@ -106,38 +113,16 @@ def _base(root: Folder, version: _Version) -> Folder:
     """The folder of the word folders, recognised by the ten words; the other version is refused by its words."""
     for base in (root, root / version.archive, root / "train" / "audio"):
         found = _folders(base) if base.is_dir() else set()
-        if not found & TEN:
-            continue
-        if version is V1 and found & ONLY_V2:
-            word = min(found & ONLY_V2)
-            raise UserError(f"{base}: the folder {word} belongs to v2, but this is v1; use --dataset {V2.name}")
-        if version is V2 and not found & ONLY_V2:
-            raise UserError(f"{base}: none of {', '.join(sorted(ONLY_V2))}, so this is v1; use --dataset {V1.name}")
-        return base
+        if found & TEN:
+            other = V1 if version is V2 else V2
+            if bool(found & ONLY_V2) is (other is V2):
+                raise UserError(f"{base}: these are the words of v{other.number}; use --dataset {other.name}")
+            return base
     raise WrongLayout(f"{root}: no folders of words (yes, no, up, ...) here")
 
 
 def _folders(base: Folder) -> set[str]:
-    return {path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")}
-
-
-def _wavs(folder: Folder) -> list[Folder]:
-    found = (path for path in folder.glob("*.wav") if not path.name.startswith("."))
-    return sorted(found, key=lambda path: path.name)
-
-
-def _listed(base: Folder) -> dict[str, str]:
-    """<word>/<file> -> split, for the clips in a list; the lists are next to the words, on Kaggle one folder up."""
-    splits: dict[str, str] = {}
-    kaggle = base.parts[-2:] == ("train", "audio")
-    for split, name in LISTS.items():
-        here = (base / name).is_file() or not kaggle
-        path = first_of(base if here else base.parent, (name,))
-        listed = {line.strip() for line in lines_of(path)}
-        if both := listed & splits.keys():
-            raise not_published(path, f"{min(both)} is in {LISTS['valid']} too")
-        splits |= dict.fromkeys(listed, split)
-    return splits
+    return {path.name for path in base.iterdir() if path.is_dir() and not is_clutter(path.name)}
 
 
 def _test_archive(base: Folder) -> list[SourceRow]:
@@ -146,7 +131,7 @@ def _test_archive(base: Folder) -> list[SourceRow]:
     """
     rows = []
     for word in sorted(TEN | {"_unknown_", "_silence_"}):
-        for path in _wavs(base / word):
+        for path in matching(base / word, "*.wav"):
             speaker = path.stem.partition("_nohash_")[0].rpartition("_")[2] if "_nohash_" in path.stem else None
             rows.append(SourceRow(path, f"{base.name}/{word}/{path.name}", word.strip("_"), "test", speaker))
     if not rows:
@@ -156,31 +141,24 @@ def _test_archive(base: Folder) -> list[SourceRow]:
 
 def _silence(base: Folder, protocol: str, notes: list[str]) -> list[SourceRow]:
     """One second each, cut from the noise recordings; the group is the recording."""
-    paths = _wavs(base / NOISE)
+    paths = matching(base / NOISE, "*.wav")
     if not paths:
         raise WrongLayout(f"{base}: no {NOISE}/*.wav, from which protocol={protocol} cuts silence")
-    if len(paths) != NOISE_FILES:
-        notes.append(f"{len(paths)} noise recordings in {NOISE}; {NOISE_FILES} are published.")
+    notes += differs("Noise recordings", len(paths), NOISE_FILES)
     rows = []
     for path in paths:
         seconds = _seconds(path, notes)
         source = f"{NOISE}/{path.name}"
         split = "valid" if protocol == "tf12" and path.name == VALID_NOISE else "train"
-        starts = _random_starts(path.name, seconds) if protocol == "lape" else _even_starts(seconds)
+        starts = _starts(protocol, path.name, seconds)
         rows += [
             SourceRow(path, f"{source}@{start:.3f}-{start + 1:.3f}", "silence", split, source, span=(start, start + 1))
             for start in starts
         ]
         if protocol == "lape" and len(starts) < CHOPS:
-            notes.append(f"{source}: {seconds:.1f} s long, so it gives {len(starts)} silences, not {CHOPS:,}.")
+            notes += differs(f"Silences in {source}, {seconds:.1f} s long", len(starts), CHOPS)
     if protocol == "lape":
-        notes.append(
-            f"{len(rows):,} clips of silence, all in train, as in LAPE: valid and test have none. The draw is ours "
-            f"(seed {CHOP_SEED}); theirs has no seed."
-        )
-    else:
-        counted = ", ".join(f"{sum(row.split == split for row in rows):,} {split}" for split in ("train", "valid"))
-        notes.append(f"Clips of silence: {counted} (from {VALID_NOISE}); those of test come with the test archive.")
+        notes.append(f"Clips of silence: {len(rows):,}, all in train as in LAPE. The draw is ours; theirs has no seed.")
     return rows
 
 
@@ -195,16 +173,17 @@ def _seconds(path: Folder, notes: list[str]) -> float:
         return 0.0
 
 
-def _random_starts(name: str, seconds: float) -> list[float]:
-    """`CHOPS` different starts in whole milliseconds, ascending; a recording's draw depends on no other."""
-    last = int((seconds - 1) * 1000)
-    starts = random.Random(f"{CHOP_SEED} {name}").sample(range(last + 1), min(CHOPS, last + 1)) if last >= 0 else []
-    return [start / 1000 for start in sorted(starts)]
-
-
-def _even_starts(seconds: float) -> list[float]:
-    """Every `HOP_SECONDS`, as long as a whole second is left."""
-    return [HOP_SECONDS * number for number in range(int((seconds - 1) / HOP_SECONDS) + 1)] if seconds >= 1 else []
+def _starts(protocol: str, name: str, seconds: float) -> list[float]:
+    """lape: `CHOPS` different starts in whole milliseconds, ascending, whose draw depends on no other recording; tf12:
+    every `HOP_SECONDS`, as long as a whole second is left.
+    """
+    if seconds < 1:
+        return []
+    if protocol == "tf12":
+        return [HOP_SECONDS * number for number in range(int((seconds - 1) / HOP_SECONDS) + 1)]
+    places = range(int((seconds - 1) * 1000) + 1)
+    chosen = random.Random(f"{CHOP_SEED} {name}").sample(places, min(CHOPS, len(places)))
+    return [start / 1000 for start in sorted(chosen)]
 
 
 def _variants(version: _Version) -> Iterator[Variant]:

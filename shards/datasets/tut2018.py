@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-import soundfile
-
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import (
-    first_of,
-    lines_of,
-    listed_and_there,
-    not_published,
-    on_several_sides,
-    require,
-)
+from unfused_fast.shards.datasets.layout import first_of, lines_of, listed_and_there, not_published, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 FOLDER = "TUT-urban-acoustic-scenes-2018-development"
 LISTS = {"train": "evaluation_setup/fold1_train.txt", "test": "evaluation_setup/fold1_evaluate.txt"}
 CLIPS = {"train": 6122, "test": 2518}
-PUBLISHED_FORMAT = (48000, 2, "PCM_24")
-"""Hertz, channels, libsndfile's subtype."""
 SCENES = (
     "airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall", "street_pedestrian",
     "street_traffic", "tram",
@@ -44,42 +33,16 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
             if row.source in rows:
                 raise not_published(root / table, f"{row.source} is listed twice")
             rows[row.source] = row
-    found = listed_and_there(root, list(rows.values()), "evaluation_setup", ["audio"], CLIPS)
-    if shared := on_several_sides(rows.values(), lambda row: row.split):
-        found.notes.append(f"{len(shared)} locations are in train and in test, such as {shared[0]}.")
-    return Discovery(found.rows, [*found.notes, *_unexpected_formats(root, found.rows)])
+    return listed_and_there(root, list(rows.values()), "evaluation_setup", ["audio"], CLIPS)
 
 
 def _row(root: Folder, line: str, split: str, table: Folder) -> SourceRow:
     name, _, scene = (part.strip() for part in line.partition("\t"))
     parts = PurePosixPath(name).stem.split("-")
-    if scene not in SCENES or len(parts) < 4 or not name.startswith("audio/"):
+    if scene not in SCENES or parts[0] != scene or len(parts) < 4 or not name.startswith("audio/"):
         wanted = "audio/airport-barcelona-0-0-a.wav<TAB>airport"
         raise not_published(table, f"the line {line!r}, but a line must be like {wanted}")
-    if parts[0] != scene:
-        raise not_published(table, f"{name} is listed as {scene}, but its name says {parts[0]}")
     return SourceRow(root / name, name, scene, split, "-".join(parts[1:-2]))
-
-
-def _unexpected_formats(root: Folder, rows: list[SourceRow]) -> list[str]:
-    """48 kHz, 24 bit, stereo is what DCASE's pages give; checked on the first clip of each scene and split."""
-    first: dict[tuple[str, str | None], str] = {}
-    for row in rows:
-        first.setdefault((row.split, row.label), row.source)
-    others: dict[tuple[int, int, str], list[str]] = {}
-    for name in first.values():
-        try:
-            with (root / name).open("rb") as stream:
-                info = soundfile.info(stream)
-        except (OSError, soundfile.LibsndfileError):
-            continue  # packing reports what is wrong with it
-        if (info.samplerate, info.channels, info.subtype) != PUBLISHED_FORMAT:
-            others.setdefault((info.samplerate, info.channels, info.subtype), []).append(name)
-    return [
-        f"{len(names)} of {len(first)} files examined have {rate} Hz, {channels} channel(s), {subtype}, such as "
-        f"{names[0]}, but {', '.join(map(str, PUBLISHED_FORMAT))} are published."
-        for (rate, channels, subtype), names in others.items()
-    ]
 
 
 DATASET = Dataset(
@@ -90,5 +53,4 @@ DATASET = Dataset(
     source="https://zenodo.org/records/1228142 (13 audio zips and the meta zip)",
     layout=f"{FOLDER}/audio/*.wav and {FOLDER}/evaluation_setup/fold1_train.txt and fold1_evaluate.txt",
     find=find,
-    not_verified=("48000 Hz, 24 bit, stereo",),
 )

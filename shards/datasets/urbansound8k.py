@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import (
-    first_of,
-    listed_and_there,
-    not_published,
-    on_several_sides,
-    records_of,
-    require,
-)
+from unfused_fast.shards.datasets.layout import first_of, listed_and_there, not_published, records_of, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -34,21 +27,16 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     audio = "" if (root / "fold1").is_dir() else "audio"
     prefix = f"{audio}/" if audio else ""
     require(root, [table, *(f"{prefix}fold{fold}" for fold in range(1, FOLDS + 1))])
-    rows = []
+    rows, numbered = list[SourceRow](), {(str(number), label) for number, label in enumerate(CLASSES)}
     for record in records_of(root / table, ("slice_file_name", "fsID", "fold", "classID", "class")):
         file, label, number = record["slice_file_name"], record["class"], record["classID"]
-        if record["fold"] not in map(str, range(1, FOLDS + 1)):
-            raise not_published(root / table, f"{file} is in fold {record['fold']}, but there are 1 to {FOLDS}")
-        if label not in CLASSES or number != str(CLASSES.index(label)):
-            problem = f"{file} has classID {number} and class {label}, which are not published together"
+        if record["fold"] not in map(str, range(1, FOLDS + 1)) or (number, label) not in numbered:
+            problem = f"{file} is in fold {record['fold']} with classID {number} and class {label}"
             raise not_published(root / table, problem)
         fold = int(record["fold"])
         name = f"{prefix}fold{fold}/{file}"
         rows.append(SourceRow(root / name, name, label, "train", record["fsID"], fold))
-    found = listed_and_there(root, rows, table, [audio], CLIPS)
-    if split := on_several_sides(rows, lambda row: row.fold):
-        found.notes.append(f"{len(split)} Freesound recordings have slices in more than one fold, such as {split[0]}.")
-    return found
+    return listed_and_there(root, rows, table, [audio], CLIPS)
 
 
 DATASET = Dataset(

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 
-from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import (
-    files_below,
-    lines_of,
-    listed_and_there,
-    not_published,
-    on_several_sides,
-    require,
-)
+from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
+from unfused_fast.shards.datasets.layout import files_below, lines_of, listed_and_there, not_published, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
 TABLE = "iden_split.txt"
-PARTS = (("wav",), ("dev/wav", "test/wav"))
-"""Where the audio may be: as the archives unpack, or kept apart as s3prl does."""
 SPLITS = {"1": "train", "2": "valid", "3": "test"}
-SPEAKERS, UTTERANCES = 1251, 153_516
-"""Of iden_split.txt. Source: EVAR evar/utils/make_metadata.py."""
+SPEAKERS = 1251
+"""Source: EVAR evar/utils/make_metadata.py."""
 CLIPS = {"train": 138361, "valid": 6904, "test": 8251}
 """Their sum is the published 153,516; each on its own is from memory, not verified."""
 _LINE = re.compile(r"([123])\s+((id\d{5})/([^/]+)/[^/]+\.wav)")
@@ -32,9 +22,8 @@ _LINE = re.compile(r"([123])\s+((id\d{5})/([^/]+)/[^/]+\.wav)")
 def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Label: the speaker's folder. Group: the YouTube video."""
     require(root, [TABLE])
-    parts = next((parts for parts in PARTS if any((root / part).is_dir() for part in parts)), None)
-    if parts is None:
-        raise WrongLayout(f"{root}: no wav here, nor dev/wav and test/wav")
+    # As the archives unpack, or kept apart as s3prl does.
+    parts = ("wav",) if (root / "wav").is_dir() else ("dev/wav", "test/wav")
     require(root, parts)
     place = {name: part for part in parts[1:] for name in files_below(root / part, ".wav")}
     rows = []
@@ -46,20 +35,7 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         number, name, speaker, video = match.groups()
         source = f"{place.get(name, parts[0])}/{name}"
         rows.append(SourceRow(root / source, source, speaker, SPLITS[number], video))
-    notes, counts = list[str](), Counter(row.split for row in rows)
-    speakers = len({row.label for row in rows})
-    if (len(rows), speakers) != (UTTERANCES, SPEAKERS):
-        notes.append(
-            f"{TABLE} lists {len(rows):,} clips of {speakers:,} speakers; published: {UTTERANCES:,} of {SPEAKERS:,}."
-        )
-    if len(rows) == UTTERANCES and counts != CLIPS:
-        numbers = ", ".join(f"{counts[split]:,} {split}" for split in CLIPS)
-        notes.append(f"{TABLE} lists {numbers}: the clips of each split in --list, not verified, are wrong.")
-    found = listed_and_there(root, rows, TABLE, parts, CLIPS)
-    if shared := on_several_sides(found.rows, lambda row: row.split):
-        videos = len({row.group for row in found.rows})
-        notes.append(f"{len(shared)} of {videos} videos are in more than one of the official splits.")
-    return Discovery(found.rows, notes + found.notes)
+    return listed_and_there(root, rows, TABLE, parts, CLIPS)
 
 
 DATASET = Dataset(

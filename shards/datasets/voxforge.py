@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,10 +11,10 @@ import numpy as np
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.datasets.dataset import PATH, Dataset, Discovery, Variant, WrongLayout
-from unfused_fast.shards.datasets.layout import not_published, records_of, walk
-from unfused_fast.shards.datasets.splits import with_test
+from unfused_fast.shards.datasets.layout import differs, left_out, not_published, not_there, records_of, walk
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.splits import with_test
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "ru")
 FILES = 176_428
@@ -32,64 +31,49 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of every unpacked archive; the group is the user, the archive's name before its first `-`."""
     protocol, table = choice["protocol"], choice["list"]
     if (protocol == "evar") != (table != "none"):
-        raise UserError(
-            "voxforge: protocol=evar and list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv, which "
-            "is not shipped here"
-        )
+        raise UserError("voxforge: protocol=evar and list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv")
     notes: list[str] = []
     rows = _clips(root, notes)
     if protocol == "evar":
         return Discovery(_by_list(rows, Path(table).expanduser(), notes), notes)
-    if unknown := [row.source for row in rows if row.label is None]:
-        notes.append(f"{len(unknown):,} files left out: no language in their path, such as {unknown[0]}.")
+    notes += left_out([row.source for row in rows if row.label is None], "file", "no language in its path")
     rows = [row for row in rows if row.label is not None]
     if not rows:
         raise WrongLayout(f"{root}: no folder named {', '.join(LANGUAGES)} in any path")
-    if len(rows) != FILES:
-        notes.append(f"{len(rows):,} clips here; EVAR counted {FILES:,}. There is no fixed published set.")
+    notes += differs("Clips in all languages", len(rows), FILES)
     if absent := [language for language in LANGUAGES if all(row.label != language for row in rows)]:
         notes.append(f"No clips in {', '.join(absent)}.")
     if protocol == "tfds":
         return Discovery(_by_speaker(rows, notes), notes)
-    notes.append(
-        "The random 80/20 split is ours, in the manner of LAPE, whose list is not published; "
-        "speakers are in both splits, so its accuracy is optimistic."
-    )
-    return Discovery(
-        with_test(rows, lambda row: row.label, RANDOM_SEED, lambda count: round(RANDOM_TEST_SHARE * count)), notes
-    )
+    notes.append("The random split is ours; speakers are in both parts, as in LAPE's, so its accuracy is optimistic.")
+    rows = with_test(rows, lambda row: row.label, RANDOM_SEED, lambda count: round(RANDOM_TEST_SHARE * count))
+    return Discovery(rows, notes)
 
 
 def _clips(root: Folder, notes: list[str]) -> list[SourceRow]:
     """The label is the language in the path, or None."""
     rows: list[SourceRow] = []
-    packed = strays = twice = 0
+    packed, strays, twice = list[str](), list[str](), list[str]()
     for here, names in walk(root):
-        packed += sum(name.endswith((".tgz", ".tar.gz")) for name in names)
+        packed += [name for name in names if name.endswith((".tgz", ".tar.gz"))]
         kind, archive = here.name, here.parent
         if kind not in ("wav", "flac"):
             continue
-        audio = [name for name in names if name.lower().endswith(f".{kind}")]
+        parts = here.relative_to(root).parts
+        sources = {name: in_unicode("/".join((*parts, name))) for name in names if name.lower().endswith(f".{kind}")}
         if "-" not in archive.name:
-            strays += len(audio)
+            strays += sources.values()
         elif kind == "flac" and any((archive / "wav").glob("*.wav")):
-            twice += len(audio)
+            twice += sources.values()
         else:
-            parts = here.relative_to(root).parts
             user, language = in_unicode(archive.name.partition("-")[0]), _language(parts[:-1])
-            for name in audio:
-                rows.append(SourceRow(here / name, in_unicode("/".join((*parts, name))), language, group=user))
+            rows += [SourceRow(here / name, source, language, group=user) for name, source in sources.items()]
     if not rows:
-        todo = f"; {packed} archives are still to be unpacked, each into a folder of its name" if packed else ""
+        todo = f"; unpack {packed[0]} and other archives, each into a folder of its name" if packed else ""
         raise WrongLayout(f"{root}: no unpacked VoxForge archives here{todo}")
-    if packed:
-        notes.append(f"{packed:,} archives (.tgz) next to them were not read; unpack them to include their clips.")
-    if strays:
-        notes.append(f"{strays:,} files left out: their folder is not named <user>-<date>-<xxx>.")
-    if twice:
-        notes.append(f"{twice:,} FLAC files left out: their archive has a wav folder as well.")
-    if flac := sum(row.source.lower().endswith(".flac") for row in rows):
-        notes.append(f"{flac:,} clips come as FLAC.")
+    notes += left_out(packed, "archive", "not unpacked")
+    notes += left_out(strays, "file", "its folder is not named <user>-<date>-<xxx>")
+    notes += left_out(twice, "FLAC file", "its archive has a wav folder as well")
     return sorted(rows, key=lambda row: row.source)
 
 
@@ -103,15 +87,12 @@ def _by_speaker(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
     """TFDS: sorted speakers, shuffled by RandomState(0), cut at 70 and 80 %; the same speakers give the same split."""
     speakers = sorted({row.group or "" for row in rows})
     if len(speakers) < 3:
-        raise UserError(f"voxforge: {len(speakers)} speakers, but protocol=tfds splits speakers in three; add more")
+        raise UserError(f"voxforge: too few speakers ({len(speakers)}) for protocol=tfds, which splits them; add more")
     np.random.RandomState(0).shuffle(speakers)
     # The sum is 0.7999999999999999, and TFDS rounds down: 10 speakers are 7, 0 and 3.
     cuts = int(TRAIN_SHARE * len(speakers)), int((TRAIN_SHARE + VALIDATION_SHARE) * len(speakers))
     split = dict.fromkeys(speakers[: cuts[0]], "train") | dict.fromkeys(speakers[cuts[0] : cuts[1]], "valid")
-    notes.append(
-        f"Split by speaker with the rule of TFDS over the {len(speakers):,} speakers here; "
-        "with different speakers than in its list of archives the split differs."
-    )
+    notes.append(f"Split by the rule of TFDS: its own split where these speakers are its ({len(speakers):,} here).")
     return [replace(row, split=split.get(row.group or "", "test")) for row in rows]
 
 
@@ -122,7 +103,6 @@ def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[S
     here = {_archive_and_clip(row.source): row for row in rows}
     found: dict[str, SourceRow] = {}
     absent = list[str]()
-    other = 0
     for record in records_of(table, ("file_name", "label", "split")):
         name, label, split = record["file_name"], record["label"].lower(), record["split"].lower()
         if label not in LANGUAGES or split not in EVAR_SPLITS:
@@ -132,24 +112,12 @@ def _by_list(rows: Sequence[SourceRow], table: Path, notes: list[str]) -> list[S
         if row is None:
             absent.append(name)
             continue
-        other += row.label not in (None, label)
         found[row.source] = replace(row, label=label, split=EVAR_SPLITS[split])
     if not found:
-        raise UserError(
-            f"{table}: none of its {len(absent):,} files is here, such as {absent[0] if absent else 'none'}; a "
-            "file_name must end like <archive>/wav/<clip>.wav"
-        )
-    if absent:
-        notes.append(f"{len(absent):,} files of {table.name} are not here, such as {absent[0]}.")
-    if len(found) < len(rows):
-        notes.append(f"{len(rows) - len(found):,} files left out: not in {table.name}.")
-    if other:
-        notes.append(f"{other:,} files have another language in their path than in {table.name}; the list is used.")
-    splits = Counter(row.split for row in found.values())
-    notes.append(
-        f"EVAR's list: {', '.join(f'{splits[split]:,} {split}' for split in ('train', 'valid', 'test'))}; it is split "
-        "by archive, so a speaker may be in two splits."
-    )
+        raise UserError(f"{table}: none of its files is here; a file_name must end like <archive>/wav/<clip>.wav")
+    notes += not_there(absent, "file", table.name)
+    notes += left_out([row.source for row in rows if row.source not in found], "file", f"not in {table.name}")
+    notes.append("EVAR's list is split by archive, so a speaker may be in two splits.")
     return list(found.values())
 
 

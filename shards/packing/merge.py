@@ -12,17 +12,24 @@ from typing import Any
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.packing.building import building
-from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish
-from unfused_fast.shards.packing.journal import Journal
-from unfused_fast.shards.packing.pack import finished, read_part
+from unfused_fast.shards.packing.building import Journal, building
+from unfused_fast.shards.packing.finish import (
+    Assembly,
+    Contents,
+    PackResult,
+    Statistics,
+    finished,
+    read_part,
+    shards_of,
+)
+from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard
-from unfused_fast.shards.packing.upload import destination
+from unfused_fast.shards.packing.upload import destination, part_folder
 from unfused_fast.shards.sets.shard_files import index_path
 
 
 def merge(
-    parts: Sequence[Path],
+    parts: Sequence[Path | str],
     out: Path | str,
     *,
     overwrite: bool = False,
@@ -30,7 +37,7 @@ def merge(
     statistics: Statistics | None = None,
     progress: OnProgress = no_progress,
 ) -> PackResult:
-    """Makes a set at `out` of all parts that pack_part() made of it. The parts stay as they are.
+    """Makes a set at `out` of all parts that pack(part=...) made of it. The parts stay as they are.
 
     Shards are linked where the file system allows, and copied otherwise; to a URL they are sent one by one. For the
     other arguments see pack().
@@ -42,32 +49,32 @@ def merge(
         UserError: a part is missing, unfinished, named twice, damaged, or of another set; or as pack().
     """
     started, made = time.perf_counter(), 0
-    request, contents = _checked(parts)
+    request, contents = _checked([part_folder(part) for part in parts])
     folder, remote = destination(out)
     if resume and (there := finished(folder, remote, request, started)) is not None:
         return there
-    shards = [(part, _shard(part, name)) for part, of_part in contents.items() for name in of_part.shards]
+    shards = [(part, done) for part, of_part in contents.items() for done in shards_of(part, of_part)]
     whole = replace(next(iter(contents.values())), shards=[done.name for _, done in shards])
-    with building(folder, request, "merged", overwrite, resume, remote) as journal:
-        numbering = Numbering(journal, whole.shards, remote)
+    with building(folder, request, overwrite, resume, remote) as journal:
+        assembly = Assembly(journal, whole, remote)
         for number, (part, done) in enumerate(shards, 1):
             if journal.done(done.name) is None:
                 _bring(part, journal, done)
                 made += 1
-            numbering.advance()
+            assembly.add(done)
             progress(number, len(shards), 0)
-        return finish(journal, folder, whole, request, numbering, statistics, remote, made, started)
+        return assembly.finish(folder, statistics, made, started)
 
 
 def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents]]:
-    """What all parts are parts of, and what is in each, in order. Raises UserError: they do not form one set."""
+    """The request of the set, and what is in each part, in order. Raises UserError: they do not form one set."""
     if not parts:
         raise UserError("no parts; name the folders that unfused-fast shard --part made")
     first, (_, count), _ = read_part(parts[0])
     there: dict[int, tuple[Path, Contents]] = {}
     for part in parts:
         request, (number, of), contents = read_part(part)
-        if request != first or of != count:
+        if digest_of(request) != digest_of(first) or of != count:
             raise UserError(
                 f"{part}: part {number} of {of} of a different set from {parts[0]}: sources or options differ; "
                 "pack it again with the same ones"
@@ -80,25 +87,16 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
             f"{len(parts)} of {count} parts; part {', '.join(map(str, missing))} of {count} is missing: pack it with "
             f"--part {missing[0]}/{count}, and name all parts"
         )
-    return first, dict(there[number] for number in sorted(there))
-
-
-def _shard(part: Path, name: str) -> DoneShard:
-    """A shard of a part. Raises UserError: its files are not there, or of another size."""
-    done = Journal(part).done(name)
-    if done is None:
-        raise UserError(f"{part}: {name}.tar is missing or damaged; copy the part again or pack it again")
-    return done
+    return {**first, "part": None}, dict(there[number] for number in sorted(there))
 
 
 def _bring(part: Path, journal: Journal, done: DoneShard) -> None:
     """Puts a shard of a part into the set."""
-    if done.clips.num_rows:
-        tar, new = part / f"{done.name}.tar", journal.temporary(done.name)
-        for old, linked in ((tar, new), (index_path(tar), index_path(new))):
+    tar = journal.temporary(done.name)
+    for old, new in zip(Journal(part).files(done.name), (tar, index_path(tar)), strict=True):
+        if done.bytes:
             try:
-                os.link(old, linked)
+                os.link(old, new)
             except OSError:  # another file system, or one without links
-                shutil.copyfile(old, linked)
-            linked.replace(journal.set_folder / old.name)
-    journal.note(done)
+                shutil.copyfile(old, new)
+    journal.publish(tar, done)

@@ -66,7 +66,12 @@ class PackOptions:
         return round(self.min_seconds * SAMPLE_RATE_HZ)
 
 
-def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
+def request_of(
+    rows: Sequence[SourceRow],
+    options: PackOptions,
+    dataset: Mapping[str, Any] | None,
+    part: tuple[int, int] | None,
+) -> dict[str, Any]:
     """What `rows`, sorted by source, and options ask for; rows by name, label, split, group, fold, span, not location.
 
     Raises:
@@ -86,11 +91,13 @@ def request_of(rows: Sequence[SourceRow], options: PackOptions, dataset: Mapping
         "min_seconds": float(options.min_seconds),
         "dataset": None if dataset is None else json.loads(json.dumps(dict(dataset))),
         "files": len(rows),
+        "part": None if part is None else f"{part[0]}/{part[1]}",
         "program": f"unfused-fast {__version__}, schema {SCHEMA_VERSION}",
         "sources": digest.hexdigest(),
     }
 
 
 def digest_of(request: Mapping[str, Any]) -> str:
-    """The sha256 (hex) of a request: the same request gives the same set."""
-    return hashlib.sha256(json.dumps(dict(request), sort_keys=True).encode()).hexdigest()
+    """The sha256 (hex) of a request, of a set or of a part of it: the same request gives the same set."""
+    whole = {name: value for name, value in request.items() if name != "part"}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

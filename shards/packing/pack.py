@@ -1,45 +1,38 @@
-"""Rows -> a shard set, or a part of one: read headers, lay out shards, make them in any order, number and finish."""
+"""Rows -> a shard set, or a part of one: read headers, lay out shards, make them in any order, number and finish.
+
+The two long steps, reading headers and making shards, each resume where they were stopped.
+"""
 
 from __future__ import annotations
 
-import json
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.errors import UserError, cause
+import numpy as np
+
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
+from unfused_fast.shards.audio.decode import Probe
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.packing.building import building, complete, is_complete, partial_of
-from unfused_fast.shards.packing.finish import Contents, Numbering, PackResult, Statistics, finish
-from unfused_fast.shards.packing.journal import Journal
-from unfused_fast.shards.packing.making import make_shards, plan_set
-from unfused_fast.shards.packing.options import Codec, PackOptions, digest_of, request_of
-from unfused_fast.shards.packing.rejections import by_reason, read_reasons
-from unfused_fast.shards.packing.upload import RemoteSet, destination
+from unfused_fast.shards.packing.building import Journal, building, check_space
+from unfused_fast.shards.packing.finish import Assembly, Contents, PackResult, Statistics, finished
+from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
+from unfused_fast.shards.packing.options import Codec, PackOptions, request_of
+from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
+from unfused_fast.shards.packing.upload import destination, part_folder
 from unfused_fast.shards.packing.workers import Pool, Workers, worker_count
-from unfused_fast.shards.sets.shard_files import index_path
-from unfused_fast.shards.sets.table import PART, open_shards
+from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
 
-
-@dataclass(frozen=True)
-class PartResult:
-    """What pack_part() did."""
-
-    directory: Path
-    part: tuple[int, int]
-    shards: int
-    packed: int
-    """Clips."""
-    rejected: dict[str, int]
-    """By reason; files that were rejected by their headers are counted in every part."""
-    shards_made: int
-    """In this run; the others were there."""
-    wall_seconds: float
+HEADER_BLOCK = 128
+"""Files whose headers are read by one job and kept together."""
+NUMBERING_BEHIND = 4
+"""Shards that may wait for their numbers, or to be sent to a URL, while others are made."""
 
 
 def pack(
@@ -52,6 +45,7 @@ def pack(
     seed: int = 0,
     clips_per_shard: int | None = None,
     max_file_hours: float = 24.0,
+    part: tuple[int, int] | None = None,
     workers: int | None = None,
     pool: Pool | None = None,
     overwrite: bool = False,
@@ -70,6 +64,8 @@ def pack(
     Args:
         out: a folder, or an fsspec URL (s3://, gs://): the set is made in the cache folder, each shard is uploaded as
             soon as all before it are made, and uses no disk space from then on; see upload.
+        part: (i, n): pack the i-th of n shares of the set to a folder, for merge.merge(); i from 1. Each part reads the
+            headers of all files and decodes its share.
         workers: processes; None: one per core; 0: none, and a crash of a decoder ends the program.
         pool: where the work is done instead.
         overwrite: replace the shard set at `out`, and delete what an unfinished run left (unless `resume`).
@@ -88,111 +84,131 @@ def pack(
     started, processes = time.perf_counter(), worker_count(workers)
     options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
     rows = sorted(rows, key=attrgetter("source"))
-    request = request_of(rows, options, dataset)
-    folder, remote = destination(out)
+    request = request_of(rows, options, dataset, part)
+    folder, remote = destination(out) if part is None else (part_folder(out), None)
     if resume and (there := finished(folder, remote, request, started)) is not None:
         return there
     with ExitStack() as stack:
-        journal = stack.enter_context(building(folder, request, None, overwrite, resume, remote))
+        journal = stack.enter_context(building(folder, request, overwrite, resume, remote))
         pool = pool or stack.enter_context(Workers(processes))
-        *_, contents = planned = plan_set(pool, journal, rows, options, None, files, progress)
-        numbering = Numbering(journal, contents.shards, remote)
-        made = make_shards(pool, journal, planned, options, progress, numbering, stays=remote is None)
-        return finish(journal, folder, contents, request, numbering, statistics, remote, made, started)
+        plan, shards, contents = _plan_set(pool, journal, rows, options, part, files, progress)
+        assembly = Assembly(journal, contents, remote)
+        made = _make_shards(pool, plan, shards, assembly, options, remote is None, progress)
+        return assembly.finish(folder, statistics, made, started)
 
 
-def pack_part(
+def _plan_set(
+    pool: Pool,
+    journal: Journal,
     rows: Sequence[SourceRow],
-    out: Path,
-    part: tuple[int, int],
     options: PackOptions,
-    *,
-    workers: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    dataset: Mapping[str, Any] | None = None,
-    files: Mapping[str, str] | None = None,
-    progress: OnProgress = no_progress,
-) -> PartResult:
-    """Packs the i-th of n shares of a set, `part` being (i, n) with i from 1, for merge.merge().
+    part: tuple[int, int] | None,
+    files: Mapping[str, str] | None,
+    progress: OnProgress,
+) -> tuple[Plan, list[PlannedShard], Contents]:
+    """Reads all headers: all pieces in order, and the shards of the set or of a part of it."""
+    found = journal.headers()
+    jobs = (
+        ProbeJob(first, [row.path for row in rows[first : first + HEADER_BLOCK]], 3600 * options.max_file_hours)
+        for first in range(0, len(rows), HEADER_BLOCK)
+        if first not in found
+    )
+    headers = [header for block in found.values() for header in block]
+    done, unusable = len(headers), _rejected(headers)
+    for job, answer in pool.answers(jobs):
+        assert isinstance(job, ProbeJob)
+        journal.add_headers(job.first, answer)
+        found[job.first] = answer
+        done, unusable = done + len(answer), unusable + _rejected(answer)
+        progress(done, len(rows), unusable)
+    frames, start, stop = (np.zeros(len(rows), np.int64) for _ in range(3))
+    rejected: list[Rejection] = []
+    headers = [header for first in sorted(found) for header in found[first]]
+    for number, (row, header) in enumerate(zip(rows, headers, strict=True)):
+        try:
+            frames[number], start[number], stop[number] = _packed(row, header, options)
+        except Rejected as rejection:
+            rejected.append((row.source, 0, str(rejection)))
+    progress(len(rows), len(rows), len(rejected))
+    plan = plan_pieces(rows, frames, start, stop, options.max_seconds, options.seed)
+    usable = (rows[row] for row in np.unique(plan.row))
+    labels = sorted({name for row in usable for name in (row.labels or [row.label]) if name is not None})
+    shards = plan_shards(plan, options.clips_per_shard)
+    if part is not None:
+        shards = share(shards, *part)
+    return plan, shards, Contents([shard.name for shard in shards], labels, rejected, dict(files or {}))
 
-    Each part reads the headers of all files and decodes its share. Everything else is as in pack().
+
+def _rejected(answer: Sequence[Probe | Rejected]) -> int:
+    return sum(isinstance(header, Rejected) for header in answer)
+
+
+def _packed(row: SourceRow, header: Probe | Rejected, options: PackOptions) -> tuple[int, int, int]:
+    """Samples of a file at its own rate; what is packed of it, in samples at 16 kHz. Raises Rejected."""
+    if isinstance(header, Rejected):
+        raise header
+    start, stop = 0, header.samples
+    if row.span is not None:
+        start, stop = (min(stop, round(seconds * SAMPLE_RATE_HZ)) for seconds in row.span)
+    if stop - start < options.minimum_samples:
+        raise Rejected(Reason.TOO_SHORT, f"{(stop - start) / SAMPLE_RATE_HZ:.3f} s")
+    return header.frames, start, stop
+
+
+def _make_shards(
+    pool: Pool,
+    plan: Plan,
+    shards: Sequence[PlannedShard],
+    assembly: Assembly,
+    options: PackOptions,
+    stays: bool,
+    progress: OnProgress,
+) -> int:
+    """Makes the shards that are not there yet, adds all to `assembly`, and returns the number of those made.
+
+    Args:
+        stays: all shards need room on the disk at the same time.
     """
-    started, made, processes = time.perf_counter(), 0, worker_count(workers)
-    if not 1 <= part[0] <= part[1]:
-        raise UserError(f"part {part[0]}/{part[1]}, but parts are 1/n to n/n")
-    rows = sorted(rows, key=attrgetter("source"))
-    request = request_of(rows, options, dataset)
-    if resume and is_complete(out) and not Journal(partial_of(out)).begun:
-        before, number, contents = read_part(out)
-        if (before, number) != (request, part):
-            raise _other(str(out))
-    else:
-        with ExitStack() as stack:
-            shown = f"{part[0]}/{part[1]}"
-            journal = stack.enter_context(building(out, request, shown, overwrite, resume))
-            pool = stack.enter_context(Workers(processes))
-            *_, contents = planned = plan_set(pool, journal, rows, options, part, files, progress)
-            made = make_shards(pool, journal, planned, options, progress, None)
-            about = {"request": request, "part": part, "contents": asdict(contents)}
-            complete(journal.set_folder, PART, json.dumps(about, indent=2, sort_keys=True) + "\n")
-    done = [shard for name in contents.shards if (shard := Journal(out).done(name)) is not None]
-    return PartResult(
-        directory=out,
-        part=part,
-        shards=len(done),
-        packed=sum(shard.clips.num_rows for shard in done),
-        rejected=by_reason(contents.rejected + [row for shard in done for row in shard.rejected]),
-        shards_made=made,
-        wall_seconds=time.perf_counter() - started,
+    journal = assembly.journal
+    there = [made for shard in shards if (made := journal.done(shard.name)) is not None]
+    names = {made.name for made in there}
+    missing = [shard for shard in shards if shard.name not in names]
+    if stays and options.codec == "wav":
+        clip_bytes = plan.bytes()
+        check_space(journal.set_folder, sum(int(clip_bytes[shard.first : shard.last].sum()) for shard in missing))
+    total = sum(shard.last - shard.first for shard in shards)
+    done = total - sum(shard.last - shard.first for shard in missing)
+    rejected = len(assembly.contents.rejected) + sum(len(made.rejected) for made in there)
+    jobs = (
+        ShardJob(
+            name=shard.name,
+            tar=journal.temporary(shard.name),
+            pieces=plan.pieces_of(shard),
+            first_id=shard.first,
+            codec=options.codec,
+            minimum_samples=options.minimum_samples,
+            label_names=assembly.contents.label_names,
+        )
+        for shard in missing
     )
 
+    def report(items: int = 0) -> None:
+        progress(min(done + items, total), total, rejected)
 
-def read_part(directory: Path) -> tuple[dict[str, Any], tuple[int, int], Contents]:
-    """Of a finished part: the request, (i, n), and what it is made of. Raises UserError: there is none; malformed."""
+    background = ThreadPoolExecutor(1)
+    adding = deque(background.submit(assembly.add, made) for made in there)
     try:
-        about = json.loads((directory / PART).read_text(encoding="utf-8"))
-        number, count = about["part"]
-        rejected = [tuple(row) for row in about["contents"].pop("rejected")]
-        return about["request"], (number, count), Contents(**about["contents"], rejected=rejected)
-    except FileNotFoundError:
-        raise UserError(
-            f"{directory}: no finished part of a set; make one with: unfused-fast shard SOURCE {directory} --part i/n"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{directory / PART}: not a valid part of a set ({cause(error)}); copy the part again or pack it again"
-        ) from error
-
-
-def finished(folder: Path, remote: RemoteSet | None, request: Mapping[str, Any], started: float) -> PackResult | None:
-    """The set of this request that is there, if there is a set.
-
-    Raises:
-        UserError: it is of another request, or its rejected.csv cannot be read.
-    """
-    shown = str(folder) if remote is None else remote.shown
-    if Journal(partial_of(folder)).begun:
-        return None
-    if remote is not None:
-        there = remote.finished()
-    elif (folder / PART).is_file():
-        raise _other(shown)
-    else:
-        there = (open_shards(folder), read_reasons(folder)) if is_complete(folder) else None
-    if there is None:
-        return None
-    shard_set, rejected = there
-    if shard_set.manifest.request != digest_of(request):
-        raise _other(shown)
-    tars = [path for split in shard_set.manifest.splits if remote is None for path in shard_set.shard_paths(split)]
-    size = sum(path.stat().st_size for tar in tars for path in (tar, index_path(tar)))
-    size = size if remote is None else remote.shard_bytes
-    return PackResult(shard_set, rejected, size, 0, time.perf_counter() - started)
-
-
-def _other(out: str) -> UserError:
-    return UserError(
-        f"{out}: finished, but packed from different sources or with different options; choose another OUT, or "
-        "replace it with --overwrite"
-    )
+        report()
+        for job, made in pool.answers(jobs, report):
+            assert isinstance(job, ShardJob)
+            journal.publish(job.tar, made)
+            adding.append(background.submit(assembly.add, made))
+            while adding and (adding[0].done() or len(adding) > NUMBERING_BEHIND):
+                adding.popleft().result()
+            done, rejected = done + len(job.pieces), rejected + len(made.rejected)
+            report()
+        for future in adding:
+            future.result()
+    finally:
+        background.shutdown(cancel_futures=True)
+    return len(missing)

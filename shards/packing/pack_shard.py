@@ -19,8 +19,8 @@ from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
 from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
-Rejection = tuple[str, int, str, str]
-"""Name of the file, number of the piece, Reason, text for rejected.csv."""
+Rejection = tuple[str, int, str]
+"""Name of the file, number of the piece, text for rejected.csv."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ShardJob:
                     self._add(writer, piece, numbers, columns)
                 except Rejected as rejection:
                     where = f"piece {piece.number + 1} of {piece.pieces}: " if piece.pieces > 1 else ""
-                    rejected.append((piece.row.source, piece.number, str(rejection.reason), f"{where}{rejection}"))
+                    rejected.append((piece.row.source, piece.number, f"{where}{rejection}"))
             size = writer.close()
         except BaseException:
             writer.give_up()

@@ -16,9 +16,10 @@ from unfused_fast.shards.sets.table import REJECTED
 _PIECE = re.compile(r"piece \d+ of \d+: ")
 
 
-def by_reason(rejected: Iterable[Rejection]) -> dict[str, int]:
-    """Rows of each reason, most frequent first."""
-    return _counted(reason for _, _, reason, _ in rejected)
+def by_reason(texts: Iterable[str]) -> dict[str, int]:
+    """Texts of rejected.csv -> rows of each reason, most frequent first."""
+    reasons = Counter(_PIECE.sub("", text, count=1).partition(": ")[0] for text in texts)
+    return dict(sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def read_reasons(folder: Path) -> dict[str, int]:
@@ -26,17 +27,12 @@ def read_reasons(folder: Path) -> dict[str, int]:
     path = folder / REJECTED
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            texts = [_PIECE.sub("", row["reason"], count=1) for row in csv.DictReader(stream, strict=True)]
+            return by_reason([row["reason"] for row in csv.DictReader(stream, strict=True)])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path}: not a valid list of rejected files ({cause(error)}); copy the set "
             "again or replace it with --overwrite"
         ) from error
-    return _counted(text.partition(": ")[0] for text in texts)
-
-
-def _counted(reasons: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def write_rejected(folder: Path, rejected: Sequence[Rejection]) -> None:
@@ -44,13 +40,14 @@ def write_rejected(folder: Path, rejected: Sequence[Rejection]) -> None:
     with (folder / REJECTED).open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["path", "reason"])
-        writer.writerows((source, text) for source, _, _, text in sorted(rejected))
+        writer.writerows((source, text) for source, _, text in sorted(rejected))
 
 
 def nothing_usable(rejected: Sequence[Rejection], files: int) -> UserError:
     """The error of a pack in which every file was rejected."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason(rejected).items())
-    examples = "; ".join(f"{escaped(source)} ({text})" for source, _, _, text in sorted(rejected)[:3])
+    counts = by_reason(text for *_, text in rejected)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    examples = "; ".join(f"{escaped(source)} ({text})" for source, _, text in sorted(rejected)[:3])
     return UserError(
         f"{counted(files, 'file')}, none of them usable: {reasons}; for example {examples}; nothing was written: name "
         "audio that libsndfile reads"

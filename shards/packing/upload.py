@@ -20,16 +20,15 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.packing.journal import Journal
-from unfused_fast.shards.packing.pack_shard import DoneShard
+from unfused_fast.shards.packing.building import Journal
+from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.rejections import read_reasons
 from unfused_fast.shards.sets.remote_folder import CLAIM, NAME_A_WRITABLE_URL, RemoteFolder, about, cache_folder
-from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, REJECTED, ShardSet, read_clips, read_manifest
-from unfused_fast.shards.sources.location import local_path
+from unfused_fast.shards.sources.location import display_name, local_path
 
 Result = TypeVar("Result")
-_SET_FILE = re.compile(r"[A-Za-z0-9_]+-\d+\.(tar|idx)|clips\.parquet|rejected\.csv|manifest\.json")
+_SHARD = re.compile(r"[A-Za-z0-9_]+-\d+\.(tar|idx)")
 
 
 def destination(out: str | Path) -> tuple[Path, RemoteSet | None]:
@@ -43,6 +42,16 @@ def destination(out: str | Path) -> tuple[Path, RemoteSet | None]:
     return cache_folder() / "packing" / f"{remote.name}-{remote.key}", remote
 
 
+def part_folder(given: str | Path) -> Path:
+    """The folder of a part of a set. Raises UserError: a URL."""
+    folder = local_path(given)
+    if isinstance(folder, str):
+        raise UserError(
+            f"{display_name(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge"
+        )
+    return folder
+
+
 class RemoteSet(RemoteFolder):
     """The set behind one URL, while it is made.
 
@@ -51,12 +60,10 @@ class RemoteSet(RemoteFolder):
     find at their next shard that writing.json names another, and stop.
     """
 
-    shard_bytes = 0
-    """Size of tars and indexes, once the set is complete."""
-    _owner, _opened = "", False
+    _opened = False
 
-    def finished(self) -> tuple[ShardSet, dict[str, int]] | None:
-        """The set that is there, without its shards, and its rejections by reason, if it is complete."""
+    def finished(self) -> tuple[ShardSet, dict[str, int], int] | None:
+        """Of a complete set: manifest and table, its rejections by reason, bytes of its shards."""
         with TemporaryDirectory() as name, self.named(folder := Path(name)):
             try:
                 for file in (MANIFEST, CLIPS, REJECTED):
@@ -64,21 +71,19 @@ class RemoteSet(RemoteFolder):
             except FileNotFoundError:
                 return None
             found = ShardSet(folder, read_manifest(folder), read_clips(folder)), read_reasons(folder)
-        self.shard_bytes = sum(size for name, (size, _) in self.listing().items() if name.endswith((".tar", ".idx")))
-        return found
+        return *found, sum(size for name, (size, _) in self.listing().items() if name.endswith((".tar", ".idx")))
 
-    def begin(self, journal: Journal, request: str, overwrite: bool) -> None:
-        """Records that this process packs there, and finds the shards that are there already.
+    def begin(self, journal: Journal, overwrite: bool) -> None:
+        """Records that this process packs there, and forgets the shards that are no longer there as they were sent.
 
-        Args:
-            request: digest of what is asked for. A set of this request, to which this journal has sent shards, is its
-                own, and was stopped between the manifest and the end of the journal.
+        A set of the same request, to which this journal has sent shards, is its own, and was stopped between the
+        manifest and the end of the journal.
 
         Raises:
             UserError: another machine writes there; or, without `overwrite`, a set is there; or other files.
         """
-        self._owner, there, claim = journal.owner, self.listing(), self.claim()
-        ours = claim is not None and claim["owner"] == self._owner
+        there, claim = self.listing(), self.claim()
+        ours = claim is not None and claim["owner"] == journal.owner
         if claim is not None and not ours and not overwrite:
             raise UserError(
                 f"{self.shown}: {_by(claim)}; wait for it, or, if it has ended, start again with --overwrite"
@@ -88,68 +93,55 @@ class RemoteSet(RemoteFolder):
                 f"{self.shown}: is not empty ({min(there)}) and is not a shard set, so it is not overwritten; "
                 "choose another OUT or empty it"
             )
-        finishing = bool(journal.all_sent()) and self._manifest().get("request") == request
+        finishing = bool(journal.sent) and self._request() == digest_of(journal.request)
         if not ours and MANIFEST in there and not overwrite and not finishing:
             raise UserError(
                 f"{self.shown}: a shard set is already there; choose another OUT, or replace it with --overwrite"
             )
         if not ours:
             since = datetime.now(UTC).isoformat(timespec="seconds")
-            claim = {"owner": self._owner, "by": f"{_user()}@{socket.gethostname()}", "since": since}
+            claim = {"owner": journal.owner, "by": f"{_user()}@{socket.gethostname()}", "since": since}
             self._write(lambda: self._system.pipe_file(self._of(CLAIM), json.dumps(claim).encode()))
-        for name in journal.all_sent():
-            if any(there.get(file) != tuple(facts) for file, facts in (journal.sent(name) or {}).items()):
-                journal.forget_sent(name)
+        journal.sent = {
+            name: files
+            for name, files in journal.sent.items()
+            if all(there.get(file) == tuple(facts) for file, facts in files.items())
+        }
 
-    def send(self, journal: Journal, shard: DoneShard) -> None:
-        """Sends a shard whose clips have their numbers, unless it is there."""
-        if journal.sent(shard.name) is not None:
-            return
-        self._check_owner()
-        if not self._opened and MANIFEST in self.listing():
+    def send(self, journal: Journal, name: str) -> None:
+        """Sends a shard whose clips have their numbers."""
+        self._check_owner(journal)
+        if not self._opened:
             self._remove(MANIFEST)
-        self._opened = True
-        tar = journal.set_folder / f"{shard.name}.tar"
-        journal.note_sent(shard.name, {path.name: self._put(path) for path in (tar, index_path(tar))})
+            self._opened = True
+        journal.add_sent(name, {path.name: self._put(path) for path in journal.files(name)})
 
-    def complete(self, journal: Journal, shards: list[str]) -> None:
-        """Sends what makes a set of the shards, the manifest last; then deletes what belongs to no set or an older one.
-
-        Args:
-            shards: names of the shards that have clips.
-        """
-        self._check_owner()
-        folder, there = journal.set_folder, self.listing()
-        sent = {file: tuple(facts) for name in shards for file, facts in (journal.sent(name) or {}).items()}
-        if lost := sorted(file for file, facts in sent.items() if there.get(file) != facts):
-            raise UserError(
-                f"{self.shown}: {', '.join(lost[:3])}: changed there since they were sent ({len(lost)} files); "
-                "run the same command again"
-            )
-        if self._manifest() != json.loads((folder / MANIFEST).read_bytes()):
-            self._remove(MANIFEST)
-            for name in (CLIPS, REJECTED, MANIFEST):
-                self._put(folder / name)
-        kept = {*sent, CLIPS, REJECTED, MANIFEST}
-        for name in (*(name for name in there if name not in kept and _SET_FILE.fullmatch(name)), CLAIM):
-            self._remove(name)
-        self.shard_bytes = sum(size for size, _ in sent.values())
+    def complete(self, journal: Journal) -> None:
+        """Sends what makes a set of the shards, the manifest last; then deletes the shards of an older one."""
+        self._check_owner(journal)
+        self._remove(MANIFEST)
+        for name in (CLIPS, REJECTED, MANIFEST):
+            self._put(journal.set_folder / name)
+        sent = {file for files in journal.sent.values() for file in files}
+        for name in self.listing():
+            if name not in sent and _SHARD.fullmatch(name):
+                self._remove(name)
+        self.release()
 
     def release(self) -> None:
-        """Removes writing.json: no set was made."""
+        """Removes writing.json: nothing is written any more."""
         self._remove(CLAIM)
 
-    def _manifest(self) -> dict[str, object]:
-        """That of the set there; empty where there is none, or none that can be read."""
+    def _request(self) -> str | None:
+        """Digest of the request of the set there; None where there is no set, or none that can be read."""
         try:
-            there = json.loads(self.read(MANIFEST))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return there if isinstance(there, dict) else {}
+            return str(json.loads(self.read(MANIFEST))["request"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
 
-    def _check_owner(self) -> None:
+    def _check_owner(self, journal: Journal) -> None:
         claim = self.claim()
-        if claim is None or claim["owner"] != self._owner:
+        if claim is None or claim["owner"] != journal.owner:
             who = "its writing.json was removed" if claim is None else _by(claim)
             raise UserError(
                 f"{self.shown}: no longer written by this command, {who}; wait for the other one, choose another "

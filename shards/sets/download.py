@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,46 +93,35 @@ def _no_set(remote: RemoteFolder) -> UserError:
 
 def _download(remote: RemoteFolder, missing: list[Path], files: int, progress: OnProgress) -> None:
     there = {} if remote.is_web else remote.listing()  # a web server has no listing
-    sizes = {path: there.get(path.name, (0, ""))[0] for path in missing}
-    if gone := [path.name for path in missing if there and path.name not in there]:
-        raise _incomplete(remote, gone[0])
-    needed = sum(sizes.values())
+    needed = sum(there.get(path.name, (0, ""))[0] for path in missing)
     free = shutil.disk_usage(missing[0].parent).free if missing else 0
     if needed > free:
         raise UserError(
             f"{remote.shown}: {needed / 1e9:.2f} GB must be downloaded, but {missing[0].parent} has "
             f"{free / 1e9:.2f} GB free; make room, or set UNFUSED_CACHE to a folder on a larger disk"
         )
-    progress(files - len(missing), files, 0)
-    with ThreadPoolExecutor(DOWNLOADS) as pool:
+
+    def fetch(path: Path) -> None:
+        new, (size, _) = path.with_name(f"{path.name}.{os.getpid()}.new"), there.get(path.name, (0, ""))
         try:
-            fetched = [pool.submit(_fetch, remote, path, sizes[path]) for path in missing]
-            for done, future in enumerate(as_completed(fetched), files - len(missing) + 1):
-                future.result()
-                progress(done, files, 0)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            remote.fetch(path.name, new)
+        except FileNotFoundError:
+            raise UserError(
+                f"{remote.shown}: {path.name}: missing, but {MANIFEST} lists it; if the set is being replaced, run the "
+                "same command again, else copy the whole set or pack it again"
+            ) from None
+        if size and new.stat().st_size != size:
+            raise UserError(
+                f"{remote.shown}/{path.name}: {new.stat().st_size} of {size} bytes arrived; run the same command again"
+            )
+        new.replace(path)
 
-
-def _fetch(remote: RemoteFolder, path: Path, size: int) -> None:
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        remote.fetch(path.name, new)
-    except FileNotFoundError:
-        raise _incomplete(remote, path.name) from None
-    if size and new.stat().st_size != size:
-        raise UserError(
-            f"{remote.shown}/{path.name}: {new.stat().st_size} of {size} bytes arrived; run the same command again"
-        )
-    new.replace(path)
-
-
-def _incomplete(remote: RemoteFolder, name: str) -> UserError:
-    return UserError(
-        f"{remote.shown}: {name}: missing, but {MANIFEST} lists it; if the set is being replaced, run the same "
-        "command again, else copy the whole set or pack it again"
-    )
+    done = files - len(missing)
+    progress(done, files, 0)
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        for _ in pool.map(fetch, missing):  # where it raises, the files that are not begun are left
+            done += 1
+            progress(done, files, 0)
 
 
 def _check(remote: RemoteFolder, manifest: bytes, info: Manifest, folder: Path) -> None:

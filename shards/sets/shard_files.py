@@ -26,8 +26,6 @@ OWNER = "unfused"
 WRITE_BUFFER_BYTES = 1 << 20
 KEY_DIGITS = 9
 """Digits of a key, which is its clip_id. Ours: names sort as ids do, and one billion clips are enough."""
-IN_JSON = ("fold", "group", "label", "labels", "seconds", "source", "split")
-"""Columns of the clips table that a clip's .json member repeats."""
 COPY_AGAIN = "copy it again, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
 REPACK = "make it again with: wds2idx TAR IDX, or pack again with: unfused-fast shard SOURCE OUT --overwrite"
 
@@ -90,7 +88,7 @@ def clip_key(clip_id: int) -> str:
 
 
 def clip_json(row: Mapping[str, Any], label_names: Sequence[str]) -> bytes:
-    """Content of the .json member: clip_id, the columns of `IN_JSON`, and label_names, the names of its labels.
+    """Content of the .json member: some columns of the clips table, and label_names, the names of its labels.
 
     Ours: clip_id comes first and is padded to `KEY_DIGITS`, so that a clip can be renumbered in its place. json.dumps
     takes three times as long.
@@ -249,22 +247,14 @@ def read_members(tar: Path, samples: list[list[Member]]) -> Iterator[dict[str, b
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The tar header of a member: the same name and size give the same bytes.
+    """The tar header of a member that is named by a key and an extension.
 
     Ours: tarfile takes longer for three headers than libsndfile for the header of the audio; those of one extension and
     size differ in key and checksum alone.
     """
     key = name[:KEY_DIGITS].encode("ascii")
-    if len(key) < KEY_DIGITS or "/" in name:
-        return _tar_header(name, size)
     before, behind, total = _header_parts(name[KEY_DIGITS:], size)
     return b"%b%b%06o%b" % (key, before, total + sum(key), behind)
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
-    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 @lru_cache(maxsize=4096)
@@ -273,7 +263,9 @@ def _header_parts(extension: str, size: int) -> tuple[bytes, bytes, int]:
 
     The checksum's field counts as spaces. Source: POSIX.1-1988, ustar.
     """
-    header = _tar_header(clip_key(0) + extension, size)
+    info = tarfile.TarInfo(clip_key(0) + extension)
+    info.size, info.mode, info.uname, info.gname = size, 0o444, OWNER, OWNER
+    header = info.tobuf(tarfile.USTAR_FORMAT)
     before, behind = header[KEY_DIGITS:148], header[154:]
     return before, behind, sum(before) + 8 * ord(" ") + sum(behind[2:])
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,12 @@ class ShardSet:
 
     def clips_in(self, split: str) -> pa.Table:
         """Rows of a split, a view of `clips`. Raises UserError: no such split."""
-        self._split(split)
-        start = 0
-        for name, info in self.manifest.splits.items():
-            if name == split:
-                return self.clips.slice(start, info.clips)
-            start += info.clips
-        raise AssertionError(split)
+        return self.clips.slice(self.first_id(split), self._split(split).clips)
 
     def first_id(self, split: str) -> int:
-        """Clip id of a split's first row; the ids of a split are contiguous."""
-        return int(self.clips_in(split).column("clip_id")[0].as_py())
+        """Clip id of a split's first row; the ids of a split are contiguous. Raises UserError: no such split."""
+        self._split(split)
+        return sum(info.clips for _, info in takewhile(lambda entry: entry[0] != split, self.manifest.splits.items()))
 
     def _split(self, split: str) -> SplitInfo:
         if split not in self.manifest.splits:
@@ -167,37 +163,21 @@ def open_shards(directory: Path) -> ShardSet:
 def read_manifest(directory: Path) -> Manifest:
     """Reads manifest.json. Raises UserError: none there, another schema version, or malformed."""
     path = directory / MANIFEST
-    if directory.is_file():
-        raise UserError(
-            f"{directory}: is a file, but a shard set is a folder; pack one with: unfused-fast shard SOURCE OUT"
-        )
-    if not directory.is_dir() and not directory.with_name(f"{directory.name}.partial").is_dir():
-        raise UserError(
-            f"{directory}: no such folder; make a shard set there with: unfused-fast shard SOURCE {directory}"
-        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(_no_manifest(directory)) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{directory}: {_no_manifest(directory)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error, "copy the set again or pack it again") from error
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema version {version}, but this program reads version {SCHEMA_VERSION}; "
-            "pack the set again with: unfused-fast shard SOURCE OUT --overwrite"
-        )
     try:
+        if (version := value.get("schema_version")) != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {version}")
         if set(value) != {field.name for field in fields(Manifest)}:
             raise ValueError(f"its keys are {', '.join(sorted(value))}")
         if value["sample_rate"] != 16000 or value["codec"] not in ("wav", "flac"):
             raise ValueError(f"{value['codec']} at {value['sample_rate']} Hz, but a set holds wav or flac at 16000 Hz")
         splits = {
-            name: SplitInfo(
-                tuple(value["splits"][name]["shards"]),
-                int(value["splits"][name]["clips"]),
-                float(value["splits"][name]["seconds"]),
-            )
+            name: SplitInfo(**{**value["splits"][name], "shards": tuple(value["splits"][name]["shards"])})
             for name in sorted(value["splits"], key=split_rank)
         }
         for name in (name for info in splits.values() for name in info.shards):
@@ -205,22 +185,22 @@ def read_manifest(directory: Path) -> Manifest:
                 raise ValueError(f"{name[:80]!r} is not the name of a shard")
         return Manifest(**{**value, "splits": splits, "label_names": tuple(value["label_names"])})
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again") from error
+        raise UserError(
+            f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again with --overwrite"
+        ) from error
 
 
 def _no_manifest(directory: Path) -> str:
+    if directory.is_file():
+        return "is a file, but a shard set is a folder; pack one with: unfused-fast shard SOURCE OUT"
     if (directory / PART).is_file():
-        return f"{directory}: a part of a set; join all parts with: unfused-fast merge PART... OUT"
+        return "a part of a set; join all parts with: unfused-fast merge PART... OUT"
     unfinished = directory if directory.suffix == ".partial" else directory.with_name(f"{directory.name}.partial")
     if (unfinished / "journal").is_dir():
-        return (
-            f"{directory}: unfinished; finish it with the same unfused-fast shard command that started it "
-            f"(OUT is {unfinished.with_suffix('')})"
-        )
-    return (
-        f"{directory}: holds no {MANIFEST}, so it is not a shard set; "
-        f"make one with: unfused-fast shard SOURCE {directory}"
-    )
+        out = unfinished.with_suffix("")
+        return f"unfinished; finish it with the same unfused-fast shard command that started it (OUT is {out})"
+    found = f"holds no {MANIFEST}, so it is not a shard set" if directory.is_dir() else "no such folder"
+    return f"{found}; make a shard set there with: unfused-fast shard SOURCE {directory}"
 
 
 def read_clips(directory: Path) -> pa.Table:
@@ -256,18 +236,14 @@ def write_clips(directory: Path, clips: pa.Table) -> None:
         pq.write_table(clips, file, compression="zstd")
 
 
-def clips_digest(clips: pa.Table, label_names: Sequence[str], at: Callable[[int], None] = lambda batch: None) -> str:
+def clips_digest(clips: pa.Table, label_names: Sequence[str]) -> str:
     """The sha256 (hex) that identifies a set's content, the same for both codecs and for any cut into shards.
 
     Taken over JSON arrays, one a line: the label names; then for each clip in order its clip_id, split, label, labels,
     group, fold, samples, source, sha256.
-
-    Args:
-        at: called with the number of each batch of clips before it is processed.
     """
     digest = hashlib.sha256(json.dumps(list(label_names)).encode() + b"\n")
-    for number, batch in enumerate(clips.select(_DIGESTED).to_batches(4096)):
-        at(number)
+    for batch in clips.select(_DIGESTED).to_batches(4096):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()

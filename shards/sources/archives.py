@@ -11,9 +11,9 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from unfused_fast.errors import escaped
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, ByteLocation, Kind
-from unfused_fast.shards.sources.reader import UNKNOWN_SIZE, ByteReader, InflatedGzip, JoinedFiles, Unreadable
+from unfused_fast.shards.sources.reader import UNKNOWN_SIZE, ByteReader, InflatedGzip, Joined, Unreadable, open_files
 
 LARGEST_INFLATED = round(LARGEST_DEFLATED_GB * 1e9)
 """Largest deflated member of a zip in bytes."""
@@ -31,58 +31,50 @@ BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 HEADER_BYTES = 1 << 20
 """Longest name or pax header of a tar."""
 UNINDEXED_BYTES = 1 << 23
-"""A tar.gz that inflates to no more needs no file of seek points. Ours: 20 ms to inflate, once a process."""
+"""A tar.gz, or a member of a zip, that inflates to no more needs no file of seek points. Ours: 20 ms to inflate."""
 DEEPEST_FOLDER, LONGEST_NAME = 64, 4096
 
-_TAR, _ZIP = (".tar", ".tar.gz", ".tgz"), (".zip",)
+_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip")
 _UNREAD = (".7z", ".rar", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_PART = re.compile(r"(.*part_?)aa", re.IGNORECASE | re.DOTALL)
+_FILE = re.compile(r"\.(tar|tar\.gz|tgz|zip|z\d\d|\d{3})$|part_?[a-z]{2}$", re.IGNORECASE)
+"""End of the name of an archive or of a part of one."""
+_FIRST_PIECE = re.compile(r"(.*part_?)aa", re.IGNORECASE | re.DOTALL)
 _LOCAL_HEADER_BYTES = 30
 
 Member = tuple[str, ByteLocation | str]
 """Name as the archive has it; its location, or why it is not read."""
 
 
-@dataclass(frozen=True)
-class Archive:
-    """An archive among the names of a folder."""
-
-    name: str
-    """Of the whole, without the ending of its first part."""
-    parts: tuple[str, ...]
-    """Names of its files, in order."""
-
-
-def archives_among(names: Collection[str]) -> list[Archive]:
-    """The archives in a folder of these names, by their endings; parts of split ones together.
+def archives_among(paths: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The archives among these paths, by their endings: (path of the whole, paths of its files in order).
 
     Split zips (X.z01, ..., X.zip), pieces X.zip.001, ... and pieces Xpartaa, Xpartab, ... as split(1) names them.
     """
-    there, found = set(names), []
-    lower = {name.lower(): name for name in there}
-    for name in sorted(there):
-        low = name.lower()
-        if low.endswith(_ZIP):
-            found.append(Archive(name, (*_numbered(lower, low[:-4], ".z%02d"), name)))
-        elif is_archive(name):
-            found.append(Archive(name, (name,)))
-        elif low.endswith(".001") and is_archive(name[:-4]):
-            found.append(Archive(name[:-4], _numbered(lower, low[:-4], ".%03d")))
-        elif (match := _PART.fullmatch(name)) and f"{match[1]}ab" in there:
+    there, found = {path for path in paths if _FILE.search(path[-8:])}, []
+    lower = {path.lower(): path for path in there}
+    for path in sorted(there):
+        low = path.lower()
+        if low.endswith(".zip"):
+            found.append((path, (*_numbered(lower, low[:-4], ".z%02d"), path)))
+        elif is_archive(path):
+            found.append((path, (path,)))
+        elif low.endswith(".001") and is_archive(path[:-4]):
+            found.append((path[:-4], _numbered(lower, low[:-4], ".%03d")))
+        elif (match := _FIRST_PIECE.fullmatch(path)) and f"{match[1]}ab" in there:
             letters = (f"{match[1]}{first}{second}" for first in ascii_lowercase for second in ascii_lowercase)
-            found.append(Archive(match[1].rstrip("_"), tuple(takewhile(there.__contains__, letters))))
+            found.append((match[1].rstrip("_"), tuple(takewhile(there.__contains__, letters))))
     return found
 
 
 def _numbered(lower: Mapping[str, str], first: str, ending: str) -> tuple[str, ...]:
-    """The names that begin so and end in the numbers 1, 2, ... without a gap, written as `ending % number`."""
-    names = (lower.get(first + ending % number, "") for number in count(1))
-    return tuple(takewhile(bool, names))
+    """The paths that begin so and end in the numbers 1, 2, ... without a gap, written as `ending % number`."""
+    paths = (lower.get(first + ending % number, "") for number in count(1))
+    return tuple(takewhile(bool, paths))
 
 
 def is_archive(name: str) -> bool:
     """Whether this is an archive in one file, by its ending."""
-    return name.lower().endswith((*_TAR, *_ZIP))
+    return name.lower().endswith(_ENDINGS)
 
 
 def is_unread_archive(name: str) -> bool:
@@ -92,23 +84,27 @@ def is_unread_archive(name: str) -> bool:
 
 def stem(name: str) -> str:
     """An archive's name without its ending: the usual folder to unpack it into."""
-    return name[: -len(next((end for end in (*_TAR, *_ZIP) if name.lower().endswith(end)), ""))] or name
+    return name[: -len(next((end for end in _ENDINGS if name.lower().endswith(end)), ""))] or name
 
 
 def list_archive(
-    names: tuple[str, ...], opened: JoinedFiles, work: Path | None, largest: int
+    names: tuple[str, ...], work: Path | None, largest: int
 ) -> tuple[dict[str, ByteLocation], list[tuple[str, str]]]:
     """(path -> location, [(name, why it is not read)]) of all members but folders; of equal paths the last counts.
 
     The first bytes decide what kind of archive it is. A damaged one has the name "" among those not read.
 
     Args:
-        work: folder for the seek points of a large tar.gz; None: a temporary one, until the program ends.
+        names: paths or URLs of its files, in order.
+        work: folder for the seek points of large members of a zip and of a large tar.gz; None: a temporary one, until
+            the program ends.
         largest: limit of a deflated member, in bytes.
 
     Raises:
-        Unreadable: no archive, or none of its members can be listed.
+        OSError: not read, no archive, or none of its members can be listed; its text is the reason.
+        UserError: a server does not answer, or the disk refuses the seek points.
     """
+    opened = open_files(names)
     head = opened.read_at(0, 4)
     if not head:
         raise Unreadable("empty file")
@@ -128,12 +124,19 @@ def list_archive(
             raise
         not_read.append(("", str(error)))
     if inflated is not None and max((each.start + each.size for each in found.values()), default=0) > UNINDEXED_BYTES:
-        folder = work or Path(_temporary_folder().name)
-        folder.mkdir(parents=True, exist_ok=True)
-        key = hashlib.sha256(repr(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        inflated.write_index(folder / f"{key}.index")
-        found = {path: replace(each, index=str(folder / f"{key}.index")) for path, each in found.items()}
+        index = _seek_points(work, names)
+        inflated.write_index(Path(index))
+        found = {path: replace(each, index=index) for path, each in found.items()}
+    for path, each in found.items():
+        if each.kind == Kind.ZIP_DEFLATED and each.size > UNINDEXED_BYTES:
+            found[path] = replace(each, index=_seek_points(work, each))
     return found, not_read
+
+
+def _seek_points(work: Path | None, of: object) -> str:
+    """The file for the seek points of an archive or of a member."""
+    key = hashlib.sha256(repr(of).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return str((work or Path(_temporary_folder().name)) / f"{key}.index")
 
 
 @cache
@@ -173,7 +176,7 @@ class _Headers(io.BufferedReader):
         return super().read(size)
 
 
-def _tar_members(names: tuple[str, ...], opened: JoinedFiles, inflated: InflatedGzip | None) -> Iterator[Member]:
+def _tar_members(names: tuple[str, ...], opened: Joined, inflated: InflatedGzip | None) -> Iterator[Member]:
     listed, before = 0, -1
     read_at, size = (opened.read_at, opened.size) if inflated is None else (inflated.read_at, UNKNOWN_SIZE)
     kind, most = (Kind.STORED, size) if inflated is None else (Kind.GZIP, max(BOMB_BYTES, BOMB_RATIO * opened.size))
@@ -209,7 +212,7 @@ def _unread_in_tar(member: tarfile.TarInfo) -> str:
     return "" if member.isreg() else "a pipe or device"
 
 
-def _zip_members(names: tuple[str, ...], opened: JoinedFiles, largest: int) -> Iterator[Member]:
+def _zip_members(names: tuple[str, ...], opened: Joined, largest: int) -> Iterator[Member]:
     tail = opened.read_at(max(0, opened.size - 0x10015), 0x10015)
     end = tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) - end < 22:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote, unquote
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause, escaped, in_unicode
 from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources.location import (
@@ -31,12 +32,11 @@ from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow, check_spli
 from unfused_fast.shards.sources.split_names import look_like_splits, usual_splits
 
 COLUMNS = ("path", "label", "labels", "split", "group", "fold")
-LONGEST_LINE = 1 << 24
-"""Most characters of a line of a CSV. Ours: room for a million columns; anything longer is not a CSV."""
-
 _FIELD = r'(?: *"[^"]*(?:""[^"]*)*"|(?! *")[^",]*)'
 _RECORD = re.compile(rf"{_FIELD}(?:,{_FIELD})*[\r\n]*")
 """A record whose quotes are around whole fields. Source: RFC 4180, section 2; spaces before a quote are ours."""
+_SEVERAL = re.compile(r"[\[({].*[,'\"]|[^,]*[;|]", re.DOTALL)
+"""Several labels as one: a list as Python or JSON writes it, or with another mark than a comma between them."""
 
 
 def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]:
@@ -55,6 +55,7 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
     """
     rows: list[SourceRow] = []
     listed: dict[str, int] = {}
+    odd: list[str] = []
     title = display_name(table)
     base = os.path.realpath(table.parent) if isinstance(table, Path) else ""
     lines = _records(table, title)
@@ -83,29 +84,32 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
             )
         labels = tuple(dict.fromkeys(filter(None, map(str.strip, value.get("labels", "").split(",")))))
         label, group = value.get("label") or None, value.get("group") or None
+        odd += filter(_SEVERAL.match, (value.get("label") or value.get("labels", ""),))
         rows.append(SourceRow(location, name, label, split, group, int(fold) if fold else None, labels))
     if not rows:
         raise UserError(f"{title}: a header but no lines; list at least one file")
     counts = Counter(row.split for row in rows)
-    split_of = {**usual_splits(filter(None, counts)), "": DEFAULT_SPLIT}
-    if renamed := [
-        f"{name} ({counts[name]} files) as {new}" for name, new in split_of.items() if name not in ("", new)
-    ]:
-        note(f"{title}: splits are renamed: {', '.join(renamed)}")
-    if counts[""]:
-        note(f"{title}: {counts['']} of {len(rows)} files have no split and are put in {DEFAULT_SPLIT}")
-    if unread := [escaped(name)[:40] or "(no name)" for at, name in enumerate(header) if at not in column.values()]:
-        names = f"{', '.join(unread[:10])}{f' and {len(unread) - 10} more' if len(unread) > 10 else ''}"
-        note(f"{title}: columns not read: {names}; the columns read are {', '.join(COLUMNS)}")
-    if look_like_splits(row.label for row in rows if row.label is not None):
-        note(f"{title}: every label is the name of a split; if these are splits, name the column split")
-    odd = [row.labels[0] for row in rows if row.labels and re.match(r"[\[{(]|[^,]*[;|]", row.labels[0])]
-    if odd:
-        note(
-            f"{title}: {len(odd)} of {len(rows)} files have labels such as {escaped(odd[0])[:40]}; labels are "
-            "separated by commas, without brackets"
-        )
-    rows = [replace(row, split=split_of[row.split]) for row in rows]
+    split_of = usual_splits(filter(None, counts))
+    renamed = [f"{name} ({counted(counts[name], 'file')}) as {new}" for name, new in split_of.items() if name != new]
+    unread = [escaped(name)[:40] or "(no name)" for at, name in enumerate(header) if at not in column.values()]
+    more = f" and {len(unread) - 10} more" if len(unread) > 10 else ""
+    for applies, remark in (
+        (counts[""], f"{counts['']} of {counted(len(rows), 'file')} have no split and are put in {DEFAULT_SPLIT}"),
+        (renamed, f"splits are renamed: {', '.join(renamed)}"),
+        (unread, f"columns not read: {', '.join(unread[:10])}{more}; the columns read are {', '.join(COLUMNS)}"),
+        (
+            look_like_splits(row.label for row in rows if row.label is not None),
+            "every label is the name of a split; if these are splits, name the column split",
+        ),
+        (
+            odd,
+            f"{counted(len(odd), 'file')} of {len(rows)} with several labels in one, such as "
+            f"{escaped(''.join(odd[:1]))[:40]}; separate them by commas, without brackets, in a column labels",
+        ),
+    ):
+        if applies:
+            note(f"{title}: {remark}")
+    rows = [replace(row, split=split_of.get(row.split, DEFAULT_SPLIT)) for row in rows]
     # Ours: the table holds no path of the machine that packed, so that the same input gives the same bytes.
     outside = [row.path for row in rows if not row.source and isinstance(row.path, Path)]
     shared = os.path.commonpath([path.parent for path in outside]) if outside else ""
@@ -128,10 +132,9 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
                 if not any(map(str.strip, fields)):
                     continue
                 if width and len(fields) != width:
-                    number = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
                     raise UserError(
-                        f"{title}, line {line}: {number}, but the header has {width}; put quotes around a field that "
-                        "holds a comma, and give each line a field for every column"
+                        f"{title}, line {line}: {counted(len(fields), 'field')}, but the header has {width}; put "
+                        "quotes around a field that holds a comma, and give each line a field for every column"
                     )
                 if width and '"' in raw and not _RECORD.fullmatch(raw):
                     raise UserError(
@@ -159,13 +162,9 @@ def _records(table: Path | str, title: str) -> Iterator[tuple[int, list[str]]]:
 
 def _lines(stream: IO[str], title: str, text: list[str]) -> Iterator[str]:
     """The lines, each appended to `text` too."""
-    for number in count(1):
-        line = stream.readline(LONGEST_LINE)
-        if "\0" in line or len(line) == LONGEST_LINE:
-            found = "a zero byte" if "\0" in line else f"longer than {LONGEST_LINE} characters"
-            raise UserError(f"{title}, line {number}: {found}, so this is not a CSV in UTF-8; save it as one")
-        if not line:
-            return
+    for number, line in enumerate(stream, 1):
+        if "\0" in line:
+            raise UserError(f"{title}, line {number}: a zero byte, so this is not a CSV in UTF-8; save it as one")
         text.append(line)
         yield line
 
@@ -174,7 +173,7 @@ def _columns(header: Sequence[str], title: str) -> dict[str, int]:
     """Name of each column that is read -> its place."""
     names = [name.lower() for name in header]
     if "path" not in names:
-        found = ", ".join(name[:40] for name in header[:10]) or "none, the file is empty"
+        found = ", ".join(name[:40] for name in header[:10]) or "none"
         more = f" and {len(header) - 10} more" if len(header) > 10 else ""
         raise UserError(
             f"{title}: no column path (columns found: {found}{more}); "

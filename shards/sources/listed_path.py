@@ -97,11 +97,11 @@ class ListedPath:
 
 
 def folder_of(
-    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, on_message: OnMessage = no_message
+    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, note: OnMessage = no_message
 ) -> Folder:
     """A folder, an archive, or a URL of one -> what adapters read; a folder without archives is its plain Path.
 
     For the arguments and errors see list_source().
     """
-    listing = list_source(source, work=work, largest=largest, on_message=on_message)
+    listing = list_source(source, work=work, largest=largest, note=note)
     return Path(local_path(source)) if listing.is_plain else cast(Folder, ListedPath(listing))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,6 @@ from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources import remote
 from unfused_fast.shards.sources.archives import (
     LARGEST_INFLATED,
-    Archive,
     archives_among,
     is_archive,
     is_unread_archive,
@@ -27,6 +24,7 @@ from unfused_fast.shards.sources.archives import (
 )
 from unfused_fast.shards.sources.location import ByteLocation, Location, display_name, local_path, refused
 from unfused_fast.shards.sources.reader import open_files
+from unfused_fast.shards.sources.remote import RemoteFile
 from unfused_fast.shards.sources.split_names import look_like_splits
 
 CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
@@ -81,11 +79,7 @@ class Listing:
 
 
 def list_source(
-    source: Path | str,
-    *,
-    work: Path | None = None,
-    largest: int = LARGEST_INFLATED,
-    on_message: OnMessage = no_message,
+    source: Path | str, *, work: Path | None = None, largest: int = LARGEST_INFLATED, note: OnMessage = no_message
 ) -> Listing:
     """The contents of a folder, an archive, or a URL of one.
 
@@ -95,10 +89,10 @@ def list_source(
     folder, an archive that is named like a split and holds no folder of a split.
 
     Args:
-        work: folder for seek points of large tar.gz archives, which must stay until the set is packed; None: a
-            temporary one, until the program ends.
+        work: folder for seek points in large archives, which must stay until the set is packed; None: a temporary one,
+            until the program ends.
         largest: largest deflated member of a zip that is read, in bytes.
-        on_message: called with a sentence when a server only gives whole files.
+        note: called with a sentence when a server only gives whole files.
 
     Raises:
         UserError: nothing there, neither a folder nor an archive, one that cannot be read, or no server that answers.
@@ -106,59 +100,42 @@ def list_source(
     source = local_path(source)
     listing = Listing(display_name(source).rstrip("/"))
     alone = archive_named(source)
-    there: dict[str, Location] = {}
     if alone is not None:
-        there = {
-            part: source.parent / part if isinstance(source, Path) else ByteLocation((source,)) for part in alone.parts
-        }
+        for part in alone:
+            listing.files[part] = source.parent / part if isinstance(source, Path) else ByteLocation((source,))
     elif isinstance(source, str):
         for name, url in remote.files_below(source):
             if why := unsafe(name):
                 listing.not_read.append((escaped(name), why))
             elif not _has_clutter(name):
-                there[name] = ByteLocation((url,))
+                listing.files[name] = ByteLocation((url,))
     elif source.is_dir():
-        for path, closed in files_below(source, listing.sets):
-            there[path.relative_to(source).as_posix() + "/" * closed] = path
+        _list_folder(source, listing)
     else:
-        raise UserError(f"{source}: neither a folder nor an archive; name a folder, or a tar, tar.gz or zip archive")
-
-    folders = defaultdict(list)
-    for name in filter(_may_be_archive, there):
-        folder, _, name = name.rpartition("/")
-        folders[folder].append(name)
-    archives = [(folder, archive) for folder, names in sorted(folders.items()) for archive in archives_among(names)]
-    found: list[tuple[str, Archive, _Members]] = []
-    for folder, archive in archives:
-        title = posixpath.join(folder, archive.name)
-        parts = [there[posixpath.join(folder, part)] for part in archive.parts]
-        files = tuple(part.files[0] if isinstance(part, ByteLocation) else str(part) for part in parts)
-        try:
-            opened = open_files(files)
-            members, not_read = list_archive(files, opened, work, largest)
-        except OSError as error:
-            if alone is not None:
-                raise UserError(
-                    f"{listing.title}: not readable as an archive: {remote.reason(error)}; download it again"
-                ) from error
-            listing.not_read.append((title, remote.reason(error)))
-            continue
-        if any(part.whole is not None for part in opened.remote):
-            on_message(
-                f"{display_name(files[0])}: its server does not support range requests; each process reads the "
-                "whole file"
-            )
-        listing.not_read += [
-            (f"{title}/{name}" if name else title, why) for name, why in not_read if not _has_clutter(name)
-        ]
-        members = {name: location for name, location in members.items() if not _has_clutter(name)}
-        if members:
-            found.append((folder, archive, members))
-    for folder, archive in archives:
-        for part in archive.parts:
-            there.pop(posixpath.join(folder, part), None)
+        what = "neither a folder, an archive nor a CSV" if source.exists() else "no such file or folder"
+        raise UserError(
+            f"{source}: {what}; name a folder of audio, a tar, tar.gz or zip archive, or a .csv with a column path"
+        )
+    archives = archives_among(listing.files)
     listing.is_plain = isinstance(source, Path) and not archives
-    listing.files = there
+    found: list[tuple[str, _Members]] = []
+    for path, parts in archives:
+        places = (listing.files.pop(part) for part in parts)
+        files = tuple(part.files[0] if isinstance(part, ByteLocation) else str(part) for part in places)
+        try:
+            members, not_read = list_archive(files, work, largest)
+        except OSError as error:
+            why = remote.reason(error)
+            if alone is not None:
+                raise UserError(f"{listing.title}: not readable as an archive: {why}; download it again") from error
+            listing.not_read.append((path, why))
+            continue
+        if any(isinstance(part, RemoteFile) and part.whole is not None for part in open_files(files).parts):
+            note(f"{display_name(files[0])}: its server gives no ranges; each process reads the whole file")
+        listing.not_read += [
+            (f"{path}/{name}" if name else path, why) for name, why in not_read if not _has_clutter(name)
+        ]
+        found.append((path, {name: place for name, place in members.items() if not _has_clutter(name)}))
     _merge(listing, found, alone is not None)
     for name in listing.files:
         if is_archive(name):
@@ -168,29 +145,30 @@ def list_source(
     return listing
 
 
-def _merge(listing: Listing, found: list[tuple[str, Archive, _Members]], alone: bool) -> None:
+def _merge(listing: Listing, found: list[tuple[str, _Members]], alone: bool) -> None:
     """Adds the members of archives, in the folder of the archive or in one of its name."""
-    first: dict[str, tuple[int, ByteLocation]] = {}
-    apart: set[int] = set()
-    for number, (folder, archive, members) in enumerate(found):
+    first: dict[str, tuple[str, ByteLocation]] = {}
+    apart: set[str] = set()
+    for archive, members in found:
         for name, location in members.items():
-            other, there = first.setdefault(posixpath.join(folder, name), (number, location))
-            if other != number and not _are_same(location, there):
-                apart |= {number, other}
+            other, there = first.setdefault(posixpath.join(posixpath.dirname(archive), name), (archive, location))
+            if other != archive and not _are_same(location, there):
+                apart |= {archive, other}
         tops = {name.partition("/")[0] for name in members if "/" in name}
-        if not alone and look_like_splits([stem(archive.name)]) and not any(look_like_splits([top]) for top in tops):
-            apart.add(number)
+        named_as_split = look_like_splits([stem(posixpath.basename(archive))])
+        if named_as_split and not alone and not any(look_like_splits([top]) for top in tops):
+            apart.add(archive)
     outside = set(listing.files)
-    for number, (folder, archive, members) in enumerate(found):
-        example, own = next(iter(members)), posixpath.join(folder, stem(archive.name))
-        unpacked = (place for place in (folder, own) if posixpath.join(place, example) in outside)
-        place = next(unpacked, own if number in apart else folder)
+    for archive, members in found:
+        folder, own = posixpath.dirname(archive), stem(archive)
+        unpacked = (place for place in (folder, own) if posixpath.join(place, next(iter(members), "")) in outside)
+        place = next(unpacked, own if archive in apart else folder)
         for name, location in members.items():
             path = posixpath.join(place, name)
             known = listing.files.setdefault(path, location)
             if known is not location and path not in outside and not _are_same(location, known):
                 why = "another archive holds a different file of this name; unpack one of them elsewhere"
-                listing.not_read.append((f"{posixpath.join(folder, archive.name)}/{name}", why))
+                listing.not_read.append((f"{archive}/{name}", why))
 
 
 def _are_same(one: ByteLocation, other: Location) -> bool:
@@ -198,33 +176,24 @@ def _are_same(one: ByteLocation, other: Location) -> bool:
     return isinstance(other, ByteLocation) and one.crc != 0 and (one.size, one.crc) == (other.size, other.crc)
 
 
-def _may_be_archive(name: str) -> bool:
-    """Whether a name is one of an archive or of a part of one, in a folder that holds the others."""
-    end = name.lower()[-7:]
-    return is_archive(end) or end[-4:-2] == ".z" or "part" in end or end[-3:].isdigit()
-
-
 def _has_clutter(name: str) -> bool:
     return any(is_clutter(part) for part in name.split("/") if part not in ("", ".", ".."))
 
 
-def archive_named(path: Path | str) -> Archive | None:
-    """The archive that this file, or URL, is or is a part of; None for another file."""
+def archive_named(path: Path | str) -> tuple[str, ...] | None:
+    """Names of all parts of the archive that this file, or URL, is or is a part of; None for another file."""
     if isinstance(path, str):
-        name = posixpath.basename(urlsplit(path).path)
-        return next(iter(archives_among([unquote(name)])), None)
+        name = unquote(posixpath.basename(urlsplit(path).path))
+        return (name,) if archives_among([name]) else None
     archives = archives_among(os.listdir(path.parent)) if path.is_file() else []  # noqa: PTH208  names only
-    return next((archive for archive in archives if path.name in archive.parts), None)
+    return next((parts for _, parts in archives if path.name in parts), None)
 
 
-def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:
-    """(file, whether it is a folder that may not be read) below a folder: no clutter, no shard sets, no pipes.
+def _list_folder(root: Path, listing: Listing) -> None:
+    """Adds the files below a folder: no clutter, no shard sets, no pipes.
 
     Each folder comes once, however many links lead to it: linked folders after the real ones, so loops come to an end.
     Ours: a link to a folder that holds `root` is not followed, because it would add what is next to `root`.
-
-    Args:
-        sets: gets the folders of shard sets, which are left out.
     """
     waiting, seen = [root], set[tuple[int, int]]()
     closed: list[OSError] = []
@@ -234,8 +203,7 @@ def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Pa
             is_set = {"manifest.json", "clips.parquet"} <= set(names)
             if (status.st_dev, status.st_ino) in seen or is_set:
                 folders.clear()
-                if is_set and sets is not None:
-                    sets.append(Path(parent))
+                listing.sets += [Path(parent)] * is_set
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not is_clutter(name))
@@ -245,8 +213,10 @@ def files_below(root: Path, sets: list[Path] | None = None) -> Iterator[tuple[Pa
                 path = Path(parent, name)
                 # A broken link is listed, so that it ends in rejected.csv; pipes, sockets and devices are not.
                 if not is_clutter(name) and stat.S_IFMT(_mode(path)) in (stat.S_IFREG, stat.S_IFLNK, 0):
-                    yield path, False
-    yield from ((Path(error.filename), True) for error in closed)
+                    listing.files[path.relative_to(root).as_posix()] = path
+    for error in closed:
+        path = Path(error.filename)
+        listing.files[f"{path.relative_to(root).as_posix()}/"] = path
 
 
 def _mode(path: Path) -> int:

@@ -9,8 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGEST_DEFLATED_GB = 4.0
-"""Largest deflated member of a zip, in GB (1e9 bytes) of what it inflates to: it is inflated in memory. Members that
-are stored in a zip or a tar, and those of a tar.gz, are read in parts. Ours: six hours of CD audio."""
+"""Largest deflated member of a zip, in GB (1e9 bytes) of what it inflates to. Ours: six hours of CD audio."""
 
 _SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|\?[^\s'\"]*")
 
@@ -38,7 +37,7 @@ class ByteLocation:
     crc: int = 0
     """CRC-32 of a member of a zip."""
     index: str = ""
-    """File with the seek points of a gzip file; empty where the file is so small that it needs none."""
+    """File for the seek points of a gzip file or a deflated member; empty for one so small that it needs none."""
     why: str = ""
 
 

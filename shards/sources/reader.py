@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
+import struct
 import zlib
-from collections.abc import Callable
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 from unfused_fast.optional import importing
 from unfused_fast.shards.sources.location import ByteLocation, Kind, is_url
 from unfused_fast.shards.sources.remote import RemoteFile
@@ -29,6 +32,9 @@ GZIP_BYTES = 1 << 18
 SPACING_BYTES, SEEK_POINTS = 1 << 20, 4096
 """Least distance of the seek points of a gzip file, and most of them. Ours: a point holds 32 KiB, so that an index
 takes at most 128 MiB; reading a member costs inflating half the distance, 1 ms a MiB or two."""
+GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
+"""Of a gzip file without a name. Source: RFC 1952, section 2.3. Ours: with this before and CRC and size after it, a
+deflated member of a zip is a gzip file, whose seek points spare a long recording from being inflated for each clip."""
 UNKNOWN_SIZE = 1 << 62
 """Size of what a gzip file inflates to."""
 
@@ -87,23 +93,25 @@ class ByteReader(io.RawIOBase):
         return len(data)
 
 
-class JoinedFiles:
-    """One or several files as one."""
+class Part(NamedTuple):
+    """Bytes that are read at any position; a RemoteFile is one too."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        """Raises OSError, or UserError when a package is missing or a server does not answer."""
-        self.remote = [RemoteFile(name) for name in names if is_url(name)]
-        self._local = [Path(name).open("rb", buffering=0) for name in names if not is_url(name)]  # noqa: SIM115
-        sizes = [file.size for file in self.remote] + [os.fstat(file.fileno()).st_size for file in self._local]
-        self._parts: list[ReadAt] = [file.read_at for file in self.remote]
-        self._parts += [partial(_pread, file) for file in self._local]
-        *self.starts, self.size = accumulate(sizes, initial=0)
+    read_at: ReadAt
+    size: int
+
+
+class Joined:
+    """One or several parts as one."""
+
+    def __init__(self, parts: Sequence[Part | RemoteFile]) -> None:
+        self.parts = parts
+        *self.starts, self.size = accumulate((part.size for part in parts), initial=0)
 
     def read_at(self, position: int, count: int) -> bytes:
         pieces: list[bytes] = []
-        for part, start, end in zip(self._parts, self.starts, [*self.starts[1:], self.size], strict=True):
+        for part, start, end in zip(self.parts, self.starts, [*self.starts[1:], self.size], strict=True):
             while count > 0 and start <= position < end:
-                piece = part(position - start, min(count, end - position))
+                piece = part.read_at(position - start, min(count, end - position))
                 if not piece:
                     return b"".join(pieces)
                 pieces.append(piece)
@@ -111,14 +119,19 @@ class JoinedFiles:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _pread(file: io.FileIO, position: int, count: int) -> bytes:
-    return os.pread(file.fileno(), count, position)
+def _local_part(name: str) -> Part:
+    file = Path(name).open("rb", buffering=0)  # noqa: SIM115  open as long as the part
+    return Part(lambda position, count: os.pread(file.fileno(), count, position), os.fstat(file.fileno()).st_size)
+
+
+def _bytes_part(data: bytes) -> Part:
+    return Part(lambda position, count: data[position : position + count], len(data))
 
 
 class InflatedGzip:
     """What a gzip file inflates to, read from the nearest seek point on."""
 
-    def __init__(self, packed: JoinedFiles, index: str = "") -> None:
+    def __init__(self, packed: Joined, index: str = "") -> None:
         with importing("indexed_gzip", "indexed_gzip", "reading a gzip file", "pip install '.[cpu]'"):
             import indexed_gzip
 
@@ -138,55 +151,70 @@ class InflatedGzip:
         except self._errors as error:
             if isinstance(self._packed.failure, UserError):
                 raise self._packed.failure from error
-            words = str(error).partition("\n")[0].partition(" [")[0][:80] or type(error).__name__
-            raise Unreadable(f"gzip data are truncated or damaged ({words})") from error
+            words = re.split(r"\n| \[| \(file", str(error))[0][:80] or type(error).__name__
+            raise Unreadable(f"compressed data are truncated or damaged ({words})") from error
 
     def write_index(self, path: Path) -> None:
-        """Writes the seek points passed so far, for other processes."""
-        self._file.export_index(str(path))
-
-
-class InflatedMember:
-    """A deflated member of a zip, inflated as far as it is read and no further than its declared size."""
-
-    def __init__(self, packed: ByteReader, size: int, crc: int) -> None:
-        self._packed, self._size, self._crc = packed, size, crc
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self.data = bytearray()
-
-    def read_at(self, position: int, count: int) -> bytes:
-        while len(self.data) < min(position + count, self._size):
-            self._inflate()
-        return bytes(self.data[position : position + count])
-
-    def _inflate(self) -> None:
-        packed = self._inflater.unconsumed_tail or self._packed.read(1 << 16)
+        """Writes the seek points passed so far, for other processes. Raises UserError: the disk refuses them."""
+        new = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
-            block = self._inflater.decompress(packed, min(1 << 16, self._size - len(self.data) + 1))
-        except zlib.error as error:
-            raise Unreadable(f"deflated data are damaged ({error})") from error
-        self.data += block
-        if len(self.data) > self._size:
-            raise Unreadable(f"inflates to more than the {self._size} bytes that the zip declares")
-        if not block and (not packed or self._inflater.eof):
-            raise Unreadable(f"inflates to {len(self.data)} bytes, but the zip declares {self._size}")
-        if len(self.data) == self._size and zlib.crc32(self.data) != self._crc:
-            raise Unreadable("its checksum (CRC) differs from the zip's central directory")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file.export_index(str(new))
+            new.replace(path)
+        except self._errors as error:
+            raise UserError(
+                f"{path}: cannot be written ({cause(error)}); make room and run the same command"
+            ) from error
 
 
-def open_files(names: tuple[str, ...]) -> JoinedFiles:
+def _inflated_member(packed: ByteReader, size: int, crc: int) -> ReadAt:
+    """A small deflated member of a zip, inflated as far as it is read and no further than its declared size."""
+    inflater, data = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+
+    def read_at(position: int, count: int) -> bytes:
+        while len(data) < min(position + count, size):
+            unread = inflater.unconsumed_tail or packed.read(1 << 16)
+            try:
+                block = inflater.decompress(unread, min(1 << 16, size - len(data) + 1))
+            except zlib.error as error:
+                raise Unreadable(f"deflated data are damaged ({error})") from error
+            data.extend(block)
+            if len(data) > size:
+                raise Unreadable(f"inflates to more than the {size} bytes that the zip declares")
+            if not block and (not unread or inflater.eof):
+                raise Unreadable(f"inflates to {len(data)} bytes, but the zip declares {size}")
+            if len(data) == size and zlib.crc32(data) != crc:
+                raise Unreadable("its checksum (CRC) differs from the zip's central directory")
+        return bytes(data[position : position + count])
+
+    return read_at
+
+
+def open_files(names: tuple[str, ...]) -> Joined:
     """These files, joined. Raises OSError, or UserError when a package is missing or a server does not answer."""
     return _opened(names, _stamps(names))
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
-def _opened(names: tuple[str, ...], stamps: tuple[float, ...]) -> JoinedFiles:
-    return JoinedFiles(names)
+def _opened(names: tuple[str, ...], stamps: tuple[float, ...]) -> Joined:
+    return Joined([RemoteFile(name) if is_url(name) else _local_part(name) for name in names])
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES // 2)
-def _inflated(names: tuple[str, ...], stamps: tuple[float, ...], index: str) -> InflatedGzip:
-    return InflatedGzip(open_files(names), index)
+def _inflated(packed: ByteLocation, stamps: tuple[float, ...]) -> InflatedGzip:
+    """A gzip file, or the deflated bytes of a member of a zip from `start` on."""
+    files = open_files(packed.files)
+    if packed.kind == Kind.GZIP:
+        return InflatedGzip(files, packed.index)
+    body = Part(lambda position, count: files.read_at(packed.start + position, count), packed.packed)
+    checks = struct.pack("<LL", packed.crc, packed.size & 0xFFFFFFFF)
+    as_gzip = Joined([_bytes_part(GZIP_HEADER), body, _bytes_part(checks)])
+    if not Path(packed.index).exists():
+        first_pass = InflatedGzip(as_gzip)
+        if len(first_pass.read_at(packed.size - 1, 2)) != 1:
+            raise Unreadable(f"does not inflate to the {packed.size} bytes that the zip declares")
+        first_pass.write_index(Path(packed.index))
+    return InflatedGzip(as_gzip, packed.index)
 
 
 def _stamps(names: tuple[str, ...]) -> tuple[float, ...]:
@@ -205,17 +233,21 @@ def open_location(location: ByteLocation) -> io.BufferedReader:
     if location.kind == Kind.REFUSED:
         raise Unreadable(location.why)
     files, start, size = open_files(location.files), location.start, location.size
-    read_at = files.read_at
+    read_at: ReadAt = files.read_at
     if location.kind == Kind.WHOLE:
         size = files.size
     elif location.kind == Kind.GZIP:
-        read_at = _inflated(location.files, _stamps(location.files), location.index).read_at
+        archive = ByteLocation(location.files, Kind.GZIP, index=location.index)
+        read_at = _inflated(archive, _stamps(location.files)).read_at
     elif location.kind != Kind.STORED:
         header = files.read_at(start, 30)
         if header[:4] != b"PK\3\4" or len(header) < 30:
             raise Unreadable("the zip has no file at the offset in its central directory")
         start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if location.kind == Kind.ZIP_DEFLATED:
-        read_at = InflatedMember(ByteReader(read_at, start, location.packed), size, location.crc).read_at
+        if location.index:
+            read_at = _inflated(replace(location, start=start), _stamps(location.files)).read_at
+        else:
+            read_at = _inflated_member(ByteReader(read_at, start, location.packed), size, location.crc)
         start = 0
     return io.BufferedReader(ByteReader(read_at, start, size), READ_BYTES)

@@ -32,10 +32,6 @@ _FOREIGN_ERRORS = (
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
 )
-_LASTING_ERRORS = frozenset(
-    (errno.EINVAL, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSYS, errno.EPERM, errno.ENOTDIR, errno.EREMCHG)
-)
-"""Error numbers that fsspec's file systems use for permanent errors. Source: s3fs.errors."""
 
 
 class RemoteFile:
@@ -140,12 +136,12 @@ def with_retries(url: str, action: Callable[[], Result]) -> Result:
             # fsspec reports an unreachable web page as missing; a missing file on S3 is an answer of the server.
             hidden = error.__cause__ if isinstance(error, FileNotFoundError) else None
             cause = hidden if isinstance(hidden, _network_errors()) and not hasattr(hidden, "response") else error
-            status, number = _status(cause), getattr(cause, "errno", None)
-            if number in DISK_ERRORS:
+            status = _status(cause)
+            if getattr(cause, "errno", None) in DISK_ERRORS:
                 raise
             if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError)):
                 raise type(cause)(reason(cause)) from error
-            if (400 <= status < 500 and status not in (408, 429)) or number in _LASTING_ERRORS:
+            if 400 <= status < 500 and status not in (408, 429):
                 raise OSError(reason(cause)) from error
             if wait is None:
                 raise UserError(

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped, in_unicode
 from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources.archives import LARGEST_INFLATED
 from unfused_fast.shards.sources.csv_rows import csv_rows, numbered_names
-from unfused_fast.shards.sources.listing import archive_named, is_audio, list_source
+from unfused_fast.shards.sources.listing import is_audio, list_source
 from unfused_fast.shards.sources.location import ByteLocation, Kind, display_name, local_path, refused
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
 from unfused_fast.shards.sources.split_names import look_like_splits, split_rank, usual_splits
@@ -23,7 +24,6 @@ def source_rows(
     labels_from_folders: bool = False,
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
-    on_message: OnMessage = no_message,
     note: OnMessage = no_message,
 ) -> list[SourceRow]:
     """A folder, an archive, a CSV, or a URL of one of these -> its rows, in a fixed order.
@@ -36,7 +36,7 @@ def source_rows(
     Args:
         labels_from_folders: the label is the first folder below `source`, or below the folder of a split; files next to
             these folders have none.
-        work, largest, on_message: see `list_source`.
+        work, largest: see `list_source`.
         note: called with a sentence for each choice that may surprise, and for what is not read.
 
     Raises:
@@ -45,31 +45,21 @@ def source_rows(
     """
     source = local_path(source)
     title = display_name(source)
-    if isinstance(source, Path) and not source.exists():
-        raise UserError(
-            f"{title}: no such file or folder; name a folder of audio, an archive or a CSV with a column path"
-        )
-    is_file = isinstance(source, Path) and source.is_file()
     name = source.name if isinstance(source, Path) else urlsplit(source).path
-    if name.lower().endswith(".csv") and (is_file or isinstance(source, str)):
+    if name.lower().endswith(".csv") and (isinstance(source, str) or source.is_file()):
         if labels_from_folders:
             raise UserError(
                 f"{title}: labels from folders need a folder, but this is a CSV; give it a column label instead"
             )
         return csv_rows(source, note)
-    if is_file and archive_named(source) is None:
-        raise UserError(
-            f"{title}: neither a folder, an archive nor a CSV; name a folder of audio, "
-            "a tar, tar.gz or zip archive, or a .csv with a column path"
-        )
-    listing = list_source(source, work=work, largest=largest, on_message=on_message)
+    listing = list_source(source, work=work, largest=largest, note=note)
     rows = [SourceRow(location, in_unicode(path)) for path, location in listing.files.items()]
     rows += [SourceRow(refused(why), in_unicode(path)) for path, why in listing.not_read]
     if not rows:
         raise UserError(f"{title}: no files in it; name a folder or an archive that holds audio files")
     rows, notes = _by_folders(rows, labels_from_folders)
     if listing.sets:
-        notes.append(f"{len(listing.sets)} shard sets in it are left out, such as {listing.sets[0]}")
+        notes.append(f"{counted(len(listing.sets), 'shard set')} in it left out, such as {listing.sets[0]}")
     for sentence in notes:
         note(f"{title}: {sentence}")
     return sorted(numbered_names(rows), key=lambda row: row.source)
@@ -99,12 +89,12 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
                 row = replace(row, split=split_of.get(first, DEFAULT_SPLIT), label=label)
             placed.append(row)
         folders = ", ".join(
-            f"{escaped(name)} ({count} files){f' as {split_of[name]}' if split_of[name] != name else ''}"
+            f"{escaped(name)} ({counted(count, 'file')}){f' as {split_of[name]}' if split_of[name] != name else ''}"
             for name, count in sorted(named.items(), key=lambda entry: split_rank(split_of[entry[0]]))
         )
         notes = [f"splits are read from the folders {folders}" + "; labels from those below" * labels_from_folders]
         if firsts[None]:
-            notes.append(f"{firsts[None]} files next to the folders of the splits are put in {DEFAULT_SPLIT}")
+            notes.append(f"{counted(firsts[None], 'file')} next to the folders of the splits put in {DEFAULT_SPLIT}")
         return placed, notes
     notes = []
     parents = list(dict.fromkeys(part for name in audio for part in name.split("/")[:-1]))

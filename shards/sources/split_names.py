@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from unfused_fast.console import counted
 from unfused_fast.errors import escaped
 
-FIRST_SPLITS = ("train", "valid", "test")
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "dev", "development"),
     "valid": ("valid", "validation", "val", "dev", "development"),
@@ -16,6 +16,7 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 once. Ours: so `dev` is valid next to train, and train next to `eval` alone, as in FSD50K; two sets of clips are
 never joined by a guess."""
 USUAL_NAMES = frozenset(name for names in SPLIT_NAMES.values() for name in names)
+FIRST_SPLITS = tuple(SPLIT_NAMES)
 
 
 def usual_splits(names: Iterable[str]) -> dict[str, str]:
@@ -43,7 +44,7 @@ def unread_splits(clips: Mapping[str, int]) -> str | None:
     Args:
         clips: clips of each split.
     """
-    others = [f"{escaped(name)} ({count} clips)" for name, count in clips.items() if name not in SPLIT_NAMES]
+    others = [f"{escaped(name)} ({counted(count, 'clip')})" for name, count in clips.items() if name not in SPLIT_NAMES]
     if not others:
         return None
     return (

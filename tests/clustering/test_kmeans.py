@@ -6,7 +6,7 @@ import torch
 from points import blobs
 from torch.nn.functional import normalize
 
-from unfused_fast.clustering.kmeans import euclidean_kmeans, resolve_backend, spherical_kmeans
+from unfused_fast.clustering.kmeans import euclidean_kmeans, spherical_kmeans
 from unfused_fast.clustering.pca import pca_whiten, pseudo_label_kmeans
 from unfused_fast.clustering.scores import normalised_mutual_information
 from unfused_fast.errors import UserError
@@ -31,13 +31,6 @@ def test_spherical_kmeans_is_faiss(count: int, dim: int, k: int) -> None:
     assert found.counts.tolist() == torch.bincount(found.assignments, minlength=k).tolist()
 
 
-def test_same_seed_same_result() -> None:
-    points = blobs(700, 16, 9, noise=0.4)
-    one, two, other = (spherical_kmeans(points, 9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one.assignments, two.assignments) and torch.equal(one.centroids, two.centroids)
-    assert not torch.equal(one.assignments, other.assignments)
-
-
 def test_empty_clusters_keep_or_split() -> None:
     points = blobs(200, 8, 2, noise=0.05)
     start = torch.cat([points[:2], normalize(-points[:1] - points[1:2], dim=1)])
@@ -45,12 +38,6 @@ def test_empty_clusters_keep_or_split() -> None:
     assert kept.counts[2] == 0
     torch.testing.assert_close(kept.centroids[2], start[2])
     assert spherical_kmeans(points, 3, init=start, empty="split").counts.min() > 0
-
-
-def test_kmeans_plus_plus_starts_in_every_blob() -> None:
-    points = blobs(600, 32, 12, noise=0.1)
-    found = spherical_kmeans(points, 12, iterations=5, init="kmeans++", generator=torch.Generator().manual_seed(0))
-    assert normalised_mutual_information(found.assignments, torch.arange(600) % 12) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_euclidean_kmeans_is_faiss_on_separable_data() -> None:
@@ -71,12 +58,14 @@ def test_euclidean_kmeans_is_faiss_on_separable_data() -> None:
 def test_points_that_are_not_finite_are_refused(shape: tuple[int, int], bad: float) -> None:
     points = torch.randn(shape)
     points[3, 1] = bad
-    with pytest.raises(UserError, match="not all finite"):
-        pca_whiten(points, 4)
-    with pytest.raises(UserError, match="not all finite"):
-        euclidean_kmeans(points, 2)
-    with pytest.raises(UserError, match="not all finite"):
-        pseudo_label_kmeans(points, 2, pca_dim=0, whiten=False, iterations=1, n_init=1, seed=0)
+    for cluster in (
+        lambda: pca_whiten(points, 4),
+        lambda: euclidean_kmeans(points, 2),
+        lambda: spherical_kmeans(points, 2),
+        lambda: pseudo_label_kmeans(points, 2, pca_dim=0, whiten=False, iterations=1, n_init=1, seed=0),
+    ):
+        with pytest.raises(UserError, match="not all finite"):
+            cluster()
 
 
 def test_pseudo_labels_find_separable_classes() -> None:
@@ -85,9 +74,6 @@ def test_pseudo_labels_find_separable_classes() -> None:
     assert normalised_mutual_information(found.assignments, torch.arange(330) % 11) > 0.95
 
 
-def test_more_clusters_than_points_and_absent_back_end() -> None:
+def test_more_clusters_than_points() -> None:
     with pytest.raises(UserError, match="9 clusters were requested, but there are 5 clips"):
         spherical_kmeans(blobs(5, 4, 2, noise=0.4), 9)
-    with pytest.raises(UserError, match="triton"):
-        resolve_backend("triton", torch.device("cpu"))
-    assert resolve_backend("auto", torch.device("cpu")) == "faiss"

@@ -63,8 +63,6 @@ def test_the_best_start_wins() -> None:
     )
     better = [many.objective.item() - first.objective.item() for first, many in zip(one, best, strict=True)]
     assert min(better) >= 0 and max(better) > 0.001
-    with pytest.raises(ValueError, match="n_init = 0"):
-        spherical_kmeans(points, 12, n_init=0)
 
 
 def test_matched_clusters_keep_their_ids() -> None:
@@ -95,5 +93,3 @@ def test_matching_beside_the_best_one(noise: float) -> None:
     best = overlap[linear_sum_assignment(-overlap)].sum()
     kept = overlap[np.arange(12), mapping].sum()
     assert kept == best if noise < 0.5 else kept >= best / 2
-    with pytest.raises(ValueError, match="ids below 12"):
-        match_clusters(torch.from_numpy(ids), torch.from_numpy(previous) + 12, 12)

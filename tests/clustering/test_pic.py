@@ -4,28 +4,14 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from points import blobs
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
 import unfused_fast.clustering.pic as pic
-from unfused_fast.clustering.pic import (
-    join_singletons,
-    nearest_neighbours,
-    neighbour_graph,
-    power_iteration_clustering,
-    power_iterations,
-    summits,
-)
+from unfused_fast.clustering.pic import nearest_neighbours, power_iteration_clustering
 from unfused_fast.errors import UserError
-
-
-def rows(count: int, dim: int, centres: int, noise: float, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    middle = torch.randn(centres, dim, generator=generator)
-    return normalize(
-        middle[torch.arange(count) % centres] + noise * torch.randn(count, dim, generator=generator), dim=1
-    )
 
 
 def scipys(points: np.ndarray, neighbours: int, sigma: float, alpha: float, iterations: int) -> np.ndarray:
@@ -66,10 +52,10 @@ def scipys(points: np.ndarray, neighbours: int, sigma: float, alpha: float, iter
 
 @pytest.mark.parametrize(
     ("count", "dim", "centres", "noise", "neighbours"),
-    [(400, 8, 10, 0.15, 5), (333, 16, 7, 0.4, 5), (257, 4, 3, 1.0, 3), (101, 32, 1, 1.0, 9)],
+    [(400, 8, 10, 0.15, 5), (333, 16, 7, 0.4, 5), (257, 4, 3, 1.0, 3), (101, 32, 1, 1.0, 9), (300, 24, 5, 0.05, 5)],
 )
 def test_clusters_are_those_of_scipy(count: int, dim: int, centres: int, noise: float, neighbours: int) -> None:
-    points = rows(count, dim, centres, noise)
+    points = blobs(count, dim, centres, noise)
     found = power_iteration_clustering(points, neighbours=neighbours).numpy()
     expected = scipys(points.numpy(), neighbours, 0.2, 0.001, 200)
     assert normalized_mutual_info_score(found, expected) == pytest.approx(1.0, abs=1e-12), "equal but for their ids"
@@ -77,50 +63,24 @@ def test_clusters_are_those_of_scipy(count: int, dim: int, centres: int, noise: 
     assert set(found) == set(range(found.max() + 1)), "ids have no gaps"
 
 
-def test_the_eigenvector_is_scipys() -> None:
-    points = rows(300, 6, 5, 0.3)
-    graph = neighbour_graph(*nearest_neighbours(points, 5), sigma=0.2)
-    matrix = scipy.sparse.csr_array(
-        (graph.weights.numpy(), graph.columns.numpy(), graph.starts.numpy()), shape=(300, 300)
-    )
-    assert abs(matrix - matrix.T).max() == 0
-    vector = np.full(300, 1 / 300)
-    for _ in range(200):
-        vector = 0.999 * (matrix @ vector) + 0.001 / 300
-        vector /= vector.sum()
-    np.testing.assert_allclose(power_iterations(graph, 0.001, 200).numpy(), vector, rtol=1e-9)
-
-
-def test_separate_blobs_never_share_a_cluster() -> None:
-    points = rows(500, 24, 5, 0.05)
-    found = power_iteration_clustering(points).numpy()
-    blobs = np.arange(500) % 5
-    assert all(len(np.unique(blobs[found == cluster])) == 1 for cluster in np.unique(found))
-    assert 5 <= found.max() + 1 < 100
-
-
-def test_neighbours_are_brute_forces_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = rows(203, 12, 9, 0.5)
+def test_neighbours_are_brute_forces_in_any_blocks_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(203, 12, 9, 0.5)
     distances = torch.cdist(points.double(), points.double()).square().fill_diagonal_(torch.inf)
     nearest, order = distances.sort(dim=1)
-    for values in (1, 203 * 10, 1 << 24):
-        monkeypatch.setattr(pic, "BLOCK_VALUES", values)
-        ids, found = nearest_neighbours(points, 5)
-        assert torch.equal(ids, order[:, :5])
-        torch.testing.assert_close(found, nearest[:, :5], atol=1e-9, rtol=1e-7)
-
-
-def test_neighbours_do_not_depend_on_the_matmul_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, multiply = [], torch.Tensor.__matmul__
 
     def noted(left: Tensor, right: Tensor) -> Tensor:
         seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
         return multiply(left, right)
 
-    torch.set_float32_matmul_precision("medium")
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
+    torch.set_float32_matmul_precision("medium")  # of training
     try:
-        monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
-        nearest_neighbours(rows(50, 8, 3, 0.3), 5)
+        for values in (1, 203 * 10, 1 << 24):
+            monkeypatch.setattr(pic, "BLOCK_VALUES", values)
+            ids, found = nearest_neighbours(points, 5)
+            assert torch.equal(ids, order[:, :5])
+            torch.testing.assert_close(found, nearest[:, :5], atol=1e-9, rtol=1e-7)
         assert set(seen) == {"ieee"} and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -129,24 +89,9 @@ def test_neighbours_do_not_depend_on_the_matmul_precision_of_training(monkeypatc
 def test_no_matrix_of_all_pairs_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pic, "BLOCK_VALUES", 1 << 14)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        power_iteration_clustering(rows(2000, 8, 20, 0.3), iterations=3)
+        power_iteration_clustering(blobs(2000, 8, 20, 0.3), iterations=3)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 2000 * 2000, "a quarter of the (N, N) similarities in float32"
-
-
-def test_a_climb_by_hand() -> None:
-    # a path 0 - 1 - 2   3 - 4 with values 1 3 2   5 5: 0 and 2 climb to 1; 3 and 4 are level, so each is a summit
-    edges = {(0, 1): 1.0, (1, 2): 1.0, (3, 4): 1.0}
-    both = sorted([*edges, *[(second, first) for first, second in edges]])
-    starts = torch.tensor([0, *np.cumsum([sum(first == point for first, _ in both) for point in range(5)])])
-    graph = pic.Graph(starts, torch.tensor([second for _, second in both]), torch.ones(len(both), dtype=torch.float64))
-    assert summits(graph, torch.tensor([1.0, 3, 2, 5, 5], dtype=torch.float64)).tolist() == [1, 1, 1, 3, 4]
-
-
-def test_singletons_join_the_nearest_that_is_not_alone() -> None:
-    clusters = torch.tensor([7, 7, 2, 3, 4])
-    neighbours = torch.tensor([[1, 2], [0, 2], [3, 1], [2, 4], [2, 3]])
-    assert join_singletons(clusters, neighbours).tolist() == [7, 7, 7, 3, 4]
 
 
 def test_duplicates_far_points_and_tiny_sets() -> None:
@@ -157,8 +102,3 @@ def test_duplicates_far_points_and_tiny_sets() -> None:
     assert len(power_iteration_clustering(torch.eye(2))) == 2
     with pytest.raises(UserError, match="1 clip"):
         power_iteration_clustering(torch.ones(1, 4))
-
-
-def test_the_same_input_gives_the_same_clusters() -> None:
-    points = rows(600, 16, 30, 0.5)
-    assert torch.equal(power_iteration_clustering(points), power_iteration_clustering(points.clone()))

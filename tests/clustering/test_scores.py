@@ -9,22 +9,27 @@ from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 
+from unfused_fast.clustering import pca
 from unfused_fast.clustering.assign import mean_directions, own_similarities
 from unfused_fast.clustering.pca import pca_whiten, resolve_pca_dim, row_spread
 from unfused_fast.clustering.scores import cluster_sizes, normalised_mutual_information, stalled
 from unfused_fast.errors import UserError
 
 
-@pytest.mark.parametrize("whiten", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1003, 24), (40, 100)])
-def test_pca_in_blocks_is_scikit_learns(shape: tuple[int, int], whiten: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype", "whiten"),
+    [((1003, 24), torch.float32, True), ((1003, 24), torch.bfloat16, False), ((40, 100), torch.float32, True)],
+)
+def test_pca_in_blocks_is_scikit_learns(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], whiten: bool, dtype: torch.dtype
+) -> None:
     width = shape[1]
     generator = np.random.default_rng(0)
     scales = np.linspace(3, 0.3, width)
     data = generator.standard_normal(shape) * scales @ generator.standard_normal((width, width)) + 40
     points = torch.from_numpy(data).to(dtype)
-    found = pca_whiten(points, 10, whiten, block_rows=97).numpy()
+    monkeypatch.setattr(pca, "BLOCK_ROWS", 97)
+    found = pca_whiten(points, 10, whiten).numpy()
     expected = PCA(10, whiten=whiten, svd_solver="full").fit_transform(points.double().numpy())
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     signs = np.sign((found * expected).sum(axis=0))  # the sign of a component is free
@@ -48,15 +53,12 @@ def test_pca_dim_of_a_small_set() -> None:
     ("nmis", "patience", "every", "stops"),
     [
         ([], 1, 1, False),
-        ([0.5], 1, 1, False),
         ([0.5, 0.6], 1, 1, False),
         ([0.5, 0.5], 1, 1, True),
-        ([0.7, 0.6, 0.65], 3, 1, False),
         ([0.7, 0.6, 0.65, 0.69], 3, 1, True),
         ([0.7, 0.6, 0.65, 0.71], 3, 1, False),
         ([0.9] + [0.1] * 50, 0, 1, False),
-        ([0.7, 0.6], 10, 5, False),  # five epochs without a new best
-        ([0.7, 0.6, 0.65], 10, 5, True),  # ten
+        ([0.7, 0.6, 0.65], 10, 5, True),  # ten epochs
         ([0.7, 0.6, 0.65], 11, 5, False),
     ],
 )
@@ -87,19 +89,12 @@ def test_mean_directions_are_numpys_whatever_the_order_of_rows(dtype: torch.dtyp
     assert torch.equal(mean_directions(points.flip(0), clusters.flip(0), 50), found)
 
 
-def test_no_copy_of_the_rows_is_held_for_mean_directions() -> None:
-    points, clusters = torch.randn(100_000, 16), torch.arange(100_000) % 9
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        own_similarities(points, clusters, 9)
-    largest = max(event.cpu_memory_usage for event in profile.events())
-    assert largest < points.nbytes / 4
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_spread_of_rows_is_numpys(dtype: torch.dtype) -> None:
+def test_the_spread_of_rows_is_numpys(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     generator = np.random.default_rng(0)
     rows = torch.from_numpy(generator.standard_normal((1003, 24)) * np.linspace(3, 0.1, 24) + 2).to(dtype)
-    found = row_spread(rows, block_rows=97)
+    monkeypatch.setattr(pca, "BLOCK_ROWS", 97)
+    found = row_spread(rows)
     unit = rows.double().numpy()
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     shares = np.linalg.eigvalsh(np.cov(unit.T, bias=True))

@@ -4,6 +4,7 @@ features, K clusters."""
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,9 @@ from torch.nn.functional import normalize
 
 from unfused_fast import optional
 from unfused_fast.clustering import backends as kmeans_backends
-from unfused_fast.clustering.kmeans import resolve_backend, spherical_kmeans
+from unfused_fast.clustering.backends import resolve_backend
+from unfused_fast.clustering.kmeans import spherical_kmeans
+from unfused_fast.distributed import ALONE
 from unfused_fast.errors import UserError
 
 CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch", "triton", "faiss", "cuml")]
@@ -119,13 +122,6 @@ def test_threads_leave_the_matmul_precision_as_it_was_and_do_not_use_it() -> Non
         torch.set_num_threads(threads)
 
 
-def test_objective_is_the_mean_cosine() -> None:
-    points = blobs(777, 31, 9)
-    found = spherical_kmeans(points, 9, generator=torch.Generator().manual_seed(0))
-    own = (points.double() * found.centroids[found.assignments].double()).sum(dim=1).mean()
-    assert found.objective.item() == pytest.approx(own.item(), abs=1e-7)
-
-
 RANKS = """
     import sys
     import torch
@@ -177,35 +173,12 @@ def test_ranks_give_the_bits_of_one(tmp_path: Any) -> None:
     script.write_text(textwrap.dedent(RANKS))
     port = 20000 + np.random.default_rng().integers(20000)
     subprocess.run([sys.executable, script, tmp_path, str(port)], check=True)
-    for dtype in (torch.float32, torch.bfloat16):
-        generator = torch.Generator().manual_seed(0)
-        points = normalize(torch.randn(1003, 37, generator=generator) + 0.3, dim=1).to(dtype)
-        given = torch.cat([points[:20].float(), points[:1].float().expand(20, -1)])
-        for init, empty in (("random", "keep"), ("kmeans++", "split"), ("given", "reseed")):
-            alone = spherical_kmeans(
-                points,
-                40,
-                iterations=6,
-                init=given if init == "given" else init,  # type: ignore[arg-type]
-                empty=empty,  # type: ignore[arg-type]
-                n_init=2,
-                generator=torch.Generator().manual_seed(5),
-                previous=torch.arange(1003) % 40,
-            )
-            for world in (1, 2, 4):
-                every = [torch.load(tmp_path / f"{world}-{rank}.pt")[init, empty, dtype] for rank in range(world)]
-                assert torch.equal(alone.assignments, torch.cat([one[1] for one in every])), (world, init)
-                for one in every:
-                    for index in (0, 2, 3):
-                        assert torch.equal(alone[index], one[index]), (world, init, index)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
-    points = blobs(50, 4, 2)
-    points[7, 1] = bad
-    with pytest.raises(UserError, match="not all finite"):
-        spherical_kmeans(points, 3)
+    for case, alone in runpy.run_path(str(script))["clusterings"](ALONE, [0, 1003]).items():
+        for world in (1, 2, 4):
+            every = [torch.load(tmp_path / f"{world}-{rank}.pt")[case] for rank in range(world)]
+            assert torch.equal(alone[1], torch.cat([one[1] for one in every])), (world, case)
+            for one in every:
+                assert all(torch.equal(alone[index], one[index]) for index in (0, 2, 3)), (world, case)
 
 
 def test_absent_back_ends_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,26 +204,9 @@ def test_without_a_compiler_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPat
         resolve_backend("triton", torch.device("cuda"))
 
 
-def test_points_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """faiss is handed the very memory of the bank, and so is torch."""
-    points, seen = blobs(600, 16, 5), set()
-    for name in ("torch", "faiss"):
-        original = kmeans_backends._TOP_TWO[name]
-
-        def watched(rows: Tensor, centroids: Tensor, original: Any = original) -> Any:
-            seen.add(rows.data_ptr())
-            return original(rows, centroids)
-
-        monkeypatch.setitem(kmeans_backends._TOP_TWO, name, watched)
-        before = points.clone()
-        spherical_kmeans(points, 5, backend=name)  # type: ignore[arg-type]
-        assert torch.equal(points, before)
-    assert seen == {points.data_ptr()}
-
-
 @pytest.mark.parametrize(
     ("threads", "rows", "k", "dtype"),
-    [(1, 50_000, 128, "float32"), (2, 100_000, 512, "float32"), (2, 100_000, 128, "bfloat16")],
+    [(2, 100_000, 512, "float32"), (2, 100_000, 128, "bfloat16")],
 )
 def test_extra_memory_is_less_than_a_twelfth_of_the_bank(threads: int, rows: int, k: int, dtype: str) -> None:
     """Peak resident memory of a process that clusters a bank of 102 or 205 MB, above what it had before."""

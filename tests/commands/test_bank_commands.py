@@ -125,34 +125,24 @@ def test_export_gives_every_number_as_it_is(cli: Cli, bank: Path, kind: str, epo
 
 
 @pytest.mark.parametrize("kind", ["parquet", "projector"])
-def test_export_with_the_clips_of_a_run(cli: Cli, pretrained: Path, tones: Path, tmp_path: Path, kind: str) -> None:
-    out = tmp_path / named(kind)
-    done = cli("bank", "export", pretrained, "--out", out, "--shards", tones)
-    assert done.code == 0, done.err
-    if kind == "parquet":
-        rows = pq.read_table(out).drop_columns("embedding").to_pylist()
-    else:
-        with (out / "metadata.tsv").open(newline="") as file:
-            rows = [row | {"clip_id": int(row["clip_id"])} for row in csv.DictReader(file, delimiter="\t")]
-    clips = open_shards(tones).clips.to_pylist()
-    assert len(rows) == 60 and {row["label"] for row in rows} == {"low", "middle", "high"}
-    for row in rows:
-        assert row["source"] == clips[row["clip_id"]]["source"] and row["split"] == "train"
-        assert row["source"].endswith(f"-{row['label']}.wav")
-
-
-def test_export_of_hostile_names(
-    cli: Cli, tone_rows: list[SourceRow], pack_rows: Any, tiny: list[str], tmp_path: Path
+def test_export_with_the_clips_of_a_run(
+    cli: Cli, tone_rows: list[SourceRow], pack_rows: Any, tiny: list[str], tmp_path: Path, kind: str
 ) -> None:
     """Tabs, quotes and line ends in names neither break the table nor stop the export."""
     rows = [
-        SourceRow(row.path, f'a\t"{number}"\nb.wav', f'c"\t{row.label}')
+        SourceRow(row.path, f'{row.label}\t"{number}"\nb.wav', f'c"\t{row.label}')
         for number, row in enumerate(row for row in tone_rows if row.split == "train")
     ]
-    shards, run, out = pack_rows(rows, tmp_path / "set"), tmp_path / "run", tmp_path / "out"
+    shards, run, out = pack_rows(rows, tmp_path / "set"), tmp_path / "run", tmp_path / named(kind)
     assert cli("train", "pretrain", shards, "--out", run, "--epochs", 1, *tiny).code == 0
     done = cli("bank", "export", run, "--out", out, "--shards", shards)
     assert done.code == 0, done.err
+    if kind == "parquet":
+        clips = open_shards(shards).clips.to_pylist()
+        for row in pq.read_table(out).to_pylist():
+            name = clips[row["clip_id"]]["source"].split("\t")[0]
+            assert row["source"].startswith(f"{name}\\t") and row["label"].endswith(f"\\t{name}"), row
+        return
     lines = (out / "metadata.tsv").read_text().splitlines()
     assert len(lines) == 61 and {line.count("\t") for line in lines} == {4}
 
@@ -196,4 +186,4 @@ def test_a_run_in_bf16_resumes_bit_for_bit(cli: Cli, tones: Path, tiny: list[str
     assert done.code == 0 and "resuming after epoch 1" in done.err
     one, other = open_bank(whole), open_bank(parts)
     assert one.manifest == other.manifest and one.manifest.dtype == "bfloat16"
-    assert one.manifest.norms.max == pytest.approx(1, abs=0.01)
+    assert one.manifest.norms["max"] == pytest.approx(1, abs=0.01)

@@ -12,6 +12,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -39,22 +40,49 @@ def test_every_requirement_of_the_project_is_looked_for(cli: Cli) -> None:
         assert version == "missing" or version.startswith(importlib.metadata.version(name).split("+")[0])
 
 
-def test_what_is_missing_is_named_with_what_installs_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = importlib.metadata.version
+def test_what_is_missing_or_does_not_load(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optional package may be missing; one that is there has to load."""
+    version, load = importlib.metadata.version, importlib.import_module
 
     def without(name: str) -> str:
         if name in ("soxr", "s3fs"):
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", without)
-    done = cli("doctor", "--json")
-    found = {line["name"]: line for line in json.loads(done.out)}
-    assert done.code == 1
+    def broken(name: str, package: str | None = None) -> ModuleType:
+        if name in ("soxr", "s3fs"):
+            raise ImportError("libexample.so.1: cannot open shared object file")
+        return load(name, package)
+
+    def examined() -> dict[str, dict[str, Any]]:
+        done = cli("doctor", "--json")
+        assert done.code == 1
+        return {line["name"]: line for line in json.loads(done.out)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", without)
+        found = examined()
     assert not found["soxr"]["works"] and re.search(r"needed; .* pip install '\.\[", found["soxr"]["note"])
-    assert found["s3fs"]["works"] and found["s3fs"]["note"].endswith(
-        "behind URLs; in a checkout: pip install '.[remote]'"
-    )
+    assert found["s3fs"]["works"]
+    assert found["s3fs"]["note"].endswith("behind URLs; in a checkout: pip install '.[remote]'")
+    monkeypatch.setattr(importlib, "import_module", broken)
+    found = examined()
+    for name in ("soxr", "s3fs"):
+        assert not found[name]["works"] and "does not load (libexample.so.1" in found[name]["note"]
+
+
+def test_every_auto_is_resolved_or_explained(cli: Cli) -> None:
+    lines = [line for line in json.loads(cli("doctor", "--json").out) if line["name"].startswith("auto ")]
+    found = {line["name"].removeprefix("auto "): line["note"] for line in lines}
+    fields = {
+        name
+        for stage in ("pretrain", "distill", "linear", "finetune")
+        for name, value in json.loads(cli("config", "--stage", stage, "--json").out).items()
+        if value == "auto"
+    }
+    assert {"cluster.k", "train.batch_size", "pseudo.k"} <= fields and fields | {"--device", "--compile"} == set(found)
+    assert found["cluster.k"] == "512, or one for every 8 clips where that is fewer"
+    assert found["pseudo.k"] == "the number of classes of the set"
 
 
 def test_a_checkout_that_is_not_installed_is_not_ready(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,22 +92,6 @@ def test_a_checkout_that_is_not_installed_is_not_ready(cli: Cli, monkeypatch: py
     monkeypatch.setattr(importlib.metadata, "requires", none)
     done = cli("doctor")
     assert done.code == 1 and "what it needs is not known" in done.out and "not ready" in done.out
-
-
-def test_what_does_not_load_is_not_ready(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = importlib.import_module
-
-    def broken(name: str, package: str | None = None) -> ModuleType:
-        if name in ("soxr", "s3fs"):
-            raise ImportError("libexample.so.1: cannot open shared object file")
-        return load(name, package)
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    done = cli("doctor", "--json")
-    found = {line["name"]: line for line in json.loads(done.out)}
-    assert done.code == 1
-    for name in ("soxr", "s3fs"):
-        assert not found[name]["works"] and "does not load (libexample.so.1" in found[name]["note"]
 
 
 @pytest.mark.parametrize(

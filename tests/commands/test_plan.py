@@ -25,8 +25,6 @@ from unfused_fast.training import Options
 
 Cli = Callable[..., Any]
 GIB = 2**30
-PRODUCTS = 11 * 2 * 100_000 * 512 * 512 / 1e12
-"""Seconds of ten iterations and a last assignment of 100,000 x 512, K 512, at 1 TFLOP/s."""
 
 
 def row(part: str, what: str, unit: str, p50: float, floor: float | None = None, floor_is: str = "") -> dict[str, Any]:
@@ -35,20 +33,18 @@ def row(part: str, what: str, unit: str, p50: float, floor: float | None = None,
 
 
 def rows() -> list[dict[str, Any]]:
-    """A machine: epochs of 80,000 clips at 400 clips/s, of which a fifth is loading, clustering and saving; 1,000
-    clips/s streamed, 10,000 resident, 600 of 2.5 s in the first pass; k-means 1 TFLOP/s; 1 GB/s.
+    """A machine: epochs of 80,000 clips at 400 clips/s, of which 5 % is loading; 1,000 clips/s streamed, 10,000
+    resident, 600 of 2.5 s in the first pass.
     """
-    shares = {"forward": 30.0, "backward": 50.0, "load": 5.0, "clustering": 10.0, "save": 5.0}
     return [
         row("loader", "stream, two views", "clips/s", 1000, 2000, "decoding alone, all cores"),
         row("loader", "first pass over the audio, clips of 2.50 s", "clips/s", 600, 2000, "decoding alone, all cores"),
         row("loader", "resident, two views", "clips/s", 10_000),
         row("step", "audiontt, fp32, batch 64", "clips/s", 500, 900, "1.13 GFLOP a clip at the matmul rate"),
-        row("kmeans", "iteration, 100,000 x 512, K 512, torch", "ms", 1e3 * 2 * 100_000 * 512 * 512 / 1e12),
-        row("bank", "generation of 20,000 x 512 on disk, fp32", "rows/s", 1e5, 1e9 / (512 * 4 + 8), "raw write"),
         row("epoch", "train pretrain, 80,000 clips", "epochs/s", 400 / 80_000),
         row("epoch", "the same", "clips/s", 400),
-        *(row("epoch", f"share of {name}", "%", share) for name, share in shares.items()),
+        row("epoch", "share of load", "%", 5.0),
+        row("epoch", "share of backward", "%", 95.0),
     ]
 
 
@@ -68,22 +64,22 @@ def planned(cli: Cli, *arguments: object) -> dict[str, Any]:
 def test_times_by_hand(cli: Cli, rates: Path) -> None:
     made = planned(cli, "--rates", rates, "--device", "cpu", "--epochs", 7, "--host-gb", 100)
     assert made["store"] == "resident" and not made["unknown"] and made["basis"].startswith("measured, by rates.json")
-    epoch = {"training": 100_000 / 400 * 0.8, "loading": 10, "k-means": PRODUCTS, "saving": 0.0}
-    assert made["epoch"] == pytest.approx(epoch, rel=0.01)
-    once = {"first pass of the bank": 200 / 4, "log-mels, once a set": 100_000 * 10 / (600 * 2.5)}
-    assert made["once"] == pytest.approx(once, rel=0.01)
+    epoch, once = (
+        {"training": 100_000 / 400 * 0.95, "loading": 10},
+        {"log-mels, once a set": 100_000 * 10 / (600 * 2.5)},
+    )
+    once |= {"first pass of the bank": epoch["training"] / 4}
+    assert made["epoch"] == pytest.approx(epoch, rel=0.01) and made["once"] == pytest.approx(once, rel=0.01)
     assert made["hours"] == pytest.approx((7 * sum(epoch.values()) + sum(once.values())) / 3600, rel=0.01)
     table = cli("plan", "--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-gb", 100).out
-    assert "stage 1, 100,000 clips of 10 s, 100 epochs, batch 512, K 512" in table and "the run: 6.05 hours" in table
+    assert "stage 1, 100,000 clips of 10 s, 100 epochs, batch 512, K 512" in table and "the run: 7.08 hours" in table
 
 
-def test_each_head_is_clustered_and_remembered(cli: Cli, rates: Path) -> None:
-    def of(k: str) -> dict[str, Any]:
-        return planned(cli, "--rates", rates, "--device", "cpu", "--host-gb", 100, "--set", f"cluster.k={k}")
-
-    three, one, largest = of("512,512,1024"), of("512"), of("1024")
+def test_each_head_is_remembered(cli: Cli) -> None:
+    three, one, largest = (
+        planned(cli, "--device", "h100", "--set", f"cluster.k={k}") for k in ("512,512,1024", "512", "1024")
+    )
     assert three["heads"] == [512, 512, 1024] and one["heads"] == [512]
-    assert three["epoch"]["k-means"] == pytest.approx(4 * PRODUCTS)
     assert three["flops_per_clip"] - one["flops_per_clip"] == 2 * 2 * 512 * (512 + 1024)  # scores, and their gradient
     assert three["device"]["memory bank"] == 100_000 * (512 * 4 + 4 + 3 * 2 * 8)
     assert three["device"]["k-means, about"] == largest["device"]["k-means, about"] > one["device"]["k-means, about"]
@@ -92,13 +88,7 @@ def test_each_head_is_clustered_and_remembered(cli: Cli, rates: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "part", "seconds"),
-    [
-        (["--set", "data.store=stream"], "loading", 100),
-        (["--set", "bank.fill=pass"], "loading", 10),
-        (["--set", "bank.fill=pass", "--set", "data.store=stream"], "loading", 200),
-        (["--set", "cluster.every_epochs=2"], "k-means", PRODUCTS / 2),
-        (["--devices", 8], "training", 200 / 8),
-    ],
+    [(["--set", "data.store=stream"], "loading", 100), (["--devices", 8], "training", 250 * 0.95 / 8)],
 )
 def test_what_a_setting_changes(cli: Cli, rates: Path, more: list[object], part: str, seconds: float) -> None:
     made = planned(cli, "--rates", rates, "--device", "cpu", "--host-gb", 900, *more)
@@ -106,16 +96,10 @@ def test_what_a_setting_changes(cli: Cli, rates: Path, more: list[object], part:
     assert ("communication of the devices" in made["unknown"]) == ("--devices" in more)
 
 
-def test_rates_that_lack_a_part_or_wait_for_the_disk(cli: Cli, rates: Path) -> None:
-    flags = ["--rates", rates, "--device", "cpu", "--host-gb", 100]
+def test_rates_that_lack_the_first_pass(cli: Cli, rates: Path) -> None:
     rates.write_text(json.dumps({"rows": [line for line in rows() if not line["what"].startswith("first pass")]}))
-    made = planned(cli, *flags)
+    made = planned(cli, "--rates", rates, "--device", "cpu", "--host-gb", 100)
     assert "log-mels, once a set" not in made["once"] and made["unknown"] == ["making the log-mels, once a set"]
-    slow = [{**line, "floor": line["floor"] / 1e4} if line["part"] == "bank" else line for line in rows()]
-    rates.write_text(json.dumps({"rows": slow}))
-    made = planned(cli, *flags)
-    written = (made["disk"]["one checkpoint"] + made["disk"]["one generation of the bank"]) / 1e5
-    assert made["epoch_seconds"] == pytest.approx(written, rel=0.01)
 
 
 def test_another_network_is_scaled_by_its_operations(cli: Cli, rates: Path) -> None:
@@ -143,6 +127,14 @@ def test_the_store_that_memory_allows(cli: Cli, more: list[object], store: str) 
     assert made["hours"] is None and "give --rates" in made["unknown"][0], "no GPU was measured"
 
 
+@pytest.mark.parametrize("device_gb", [80, 1])
+def test_the_hosts_memory_is_not_known(cli: Cli, device_gb: int) -> None:
+    """Nothing is said of its free memory; which of the host's stores it is depends on that."""
+    made = planned(cli, "--clips", 50_000, "--device", "h100", "--device-gb", device_gb)
+    assert made["store"] == ("resident" if device_gb == 80 else "mmap")
+    assert "in memory" not in made["why"] and ("give --host-gb" in made["why"]) == (device_gb == 1)
+
+
 def test_what_does_not_fit(cli: Cli) -> None:
     done = cli("plan", "--clips", 100_000_000, "--device", "h100", "--host-gb", 64)
     assert done.code == 0 and "memory bank takes 206.80 GB; use --set bank.dtype=bf16" in done.out
@@ -166,28 +158,26 @@ def test_several_devices_share_the_work_and_each_holds_the_bank(cli: Cli) -> Non
 @pytest.mark.parametrize("preset", ["paper", "authors", "decar-v1"])
 def test_every_preset_has_a_plan(cli: Cli, rates: Path, preset: str) -> None:
     made = planned(cli, "--clips", 5000, "--rates", rates, "--device", "a100", "--preset", preset)
-    assert made["hours"] > 0 and ("clustering by pic" in made["unknown"]) == (preset == "decar-v1")
+    assert made["hours"] > 0
     assert "cluster.k = 4000" in cli("plan", "--clips", 100, "--device", "h100", "--set", "cluster.k=4000").error
 
 
-def spoiled(change: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{**item, **change} for item in rows()]
-
-
 @pytest.mark.parametrize(
-    "found",
+    ("content", "said"),
     [
-        *([], rows()[1:3], [1, 2], {"part": "step"}, None, 7),
-        *(spoiled({"p50": value}) for value in (None, "fast", float("nan"), 10**400, True)),
-        *(spoiled({"what": 7}), spoiled({"what": "x" * 10_000}), spoiled({"floor": -1})),
+        *((json.dumps({"rows": lines}), "bench all --json") for lines in ([], rows()[1:3], None)),
+        *((json.dumps({"rows": [{**line, "p50": value} for line in rows()]}), "not a rate") for value in (-1, 1e400)),
+        (json.dumps({"rows": [{**line, "floor_is": "x"} for line in rows()]}), "does not name what was measured"),
+        ("\x00", "not the rows of a bench"),
+        (None, "no.json: cannot be read (No such file or directory); measure all"),
     ],
 )
-def test_files_that_hold_no_rates(cli: Cli, tmp_path: Path, found: Any) -> None:
-    (tmp_path / "rates.json").write_text(json.dumps({"rows": found}))
-    done = cli("plan", "--clips", 100, "--device", "cpu", "--rates", tmp_path / "rates.json")
-    assert done.code == 1 and "bench all --json" in done.error and len(done.error) < 700
-    (tmp_path / "rates.json").write_bytes(b"\x00\xff")
-    assert cli("plan", "--clips", 100, "--device", "cpu", "--rates", tmp_path / "rates.json").code == 1
+def test_files_that_hold_no_rates(cli: Cli, tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "no.json"
+    if content is not None:
+        path.write_text(content)
+    done = cli("plan", "--clips", 100, "--device", "cpu", "--rates", path)
+    assert done.code == 1 and said in done.error and "measure all parts with" in done.error and len(done.error) < 700
 
 
 def test_bytes_beside_what_a_run_writes(tmp_path: Path) -> None:
@@ -240,8 +230,3 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     assert estimate.network_bytes(config) == (2 * parameters + buffers, parameters)
     adam = with_values(config, {"optim.name": "adamw"})
     assert estimate.network_bytes(adam) == (3 * parameters + buffers, parameters)
-
-
-def test_a_file_of_rates_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
-    done = cli("plan", "--clips", 100, "--device", "cpu", "--rates", tmp_path / "no.json")
-    assert done.error.startswith(f"{tmp_path / 'no.json'}: cannot be read (No such file or directory); measure all")

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from command_lines import parse
 from outcomes import Cli, refused
+from typer.testing import CliRunner
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
-from unfused_fast.console import counted
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training.plots import plot_confusions, plot_log_mels
 
@@ -86,13 +89,19 @@ def test_wrong_options_are_one_line_and_exit_code_2(cli: Cli, given: list[str], 
     assert all(part in done.error for part in parts), done.err
 
 
-def test_one_is_not_counted_as_many() -> None:
-    assert [counted(number, "epoch") for number in (0, 1, 1200)] == ["0 epochs", "1 epoch", "1,200 epochs"]
-
-
 def test_a_group_without_a_command_prints_its_help(cli: Cli) -> None:
     done = cli("bank")
     assert done.code == 2 and "export" in done.out + done.err and "error:" not in done.err
+
+
+def test_no_help_is_cut_on_eighty_columns() -> None:
+    """A word longer than its column would be."""
+    waiting: list[tuple[list[str], Any]] = [([], typer.main.get_command(app))]
+    while waiting:
+        words, command = waiting.pop()
+        shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).output
+        assert "Usage" in shown and "\N{HORIZONTAL ELLIPSIS}" not in shown, words
+        waiting += [([*words, name], inner) for name, inner in getattr(command, "commands", {}).items()]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])
@@ -123,8 +132,7 @@ def test_config_of_a_field_and_of_a_section(cli: Cli) -> None:
 
 
 ENDING = """
-import os, signal, sys, threading
-import unfused_fast.cli
+import os, signal, sys, threading, unfused_fast.cli
 
 def again():
     threading.main_thread().join()
@@ -139,6 +147,19 @@ def stopped(app):
 unfused_fast.cli.run_app = stopped
 unfused_fast.cli.main()
 """
+RUNNING = """
+import signal, sys, unfused_fast.cli, unfused_fast.evaluation
+
+unfused_fast.evaluation.collect_results = lambda runs: signal.raise_signal(int(runs[0].name))
+sys.argv[1:] = ["report", sys.argv[1]]
+unfused_fast.cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_any_command_with_a_word(number: signal.Signals) -> None:
+    done = subprocess.run([sys.executable, "-c", RUNNING, str(int(number))], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_signals_while_the_process_ends() -> None:

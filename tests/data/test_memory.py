@@ -10,13 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unfused_fast.data.memory import NO_BOUND, free_memory, group_room, pinned_bytes
-
-
-def test_free_memory_is_that_of_the_machine() -> None:
-    total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
-    assert 0 < free_memory(torch.device("cpu")).host <= total
-
+from unfused_fast.data.memory import NO_BOUND, free_memory, group_room
 
 GIVEN_BACK = """
 import os
@@ -48,9 +42,7 @@ def test_freed_memory_is_kept_for_the_next_step_and_goes_back_at_the_end() -> No
     ("limits", "own", "room"),
     [
         ({"": None, "job": 5000, "job/step": None}, "/job/step", 5000 - 700 + 100),  # a parent's
-        ({"": None, "job": 5000, "job/step": 3000}, "/job/step", 3000 - 700 + 100),
         ({"": 2000, "job": 5000, "job/step": 3000}, "/job/step", 2000 - 700 + 100),
-        ({"": None, "job": 5000, "other": 1000}, "/job", 5000 - 700 + 100),
         ({"": 4000}, "/docker/0123", 4000 - 700 + 100),  # a path that is not mounted in the container
         ({"": 4000, "other": 1000}, "/../other", 4000 - 700 + 100),  # a path outside its name space
         ({"": 600}, "/", 0),
@@ -79,10 +71,6 @@ def test_the_least_limit_of_all_groups_holds(
     assert group_room(tmp_path / "nothing", tmp_path / "fs") == NO_BOUND
 
 
-def test_pinned_memory_is_rounded_up_to_a_power_of_two() -> None:
-    assert [pinned_bytes(size) for size in (0, 1, 2, 3, 4, 5, 2**30, 2**30 + 1)] == [0, 1, 2, 4, 4, 8, 2**30, 2**31]
-
-
 @pytest.mark.gpu
 def test_what_the_allocator_holds_unused_is_free() -> None:
     device = torch.device("cuda")
@@ -92,13 +80,3 @@ def test_what_the_allocator_holds_unused_is_free() -> None:
     del held
     assert torch.cuda.memory_reserved(device) >= 1 << 30, "not given back to the driver"
     assert free_memory(device).device == pytest.approx(before, abs=1 << 28)
-
-
-@pytest.mark.gpu
-def test_pinning_takes_what_is_said() -> None:
-    if not hasattr(torch.cuda, "host_memory_stats"):
-        pytest.skip("this PyTorch does not count pinned memory")
-    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
-    held = torch.empty((1 << 25) + 1, dtype=torch.uint8, pin_memory=True)
-    taken = torch.cuda.host_memory_stats()["allocated_bytes.current"] - before
-    assert taken == pinned_bytes(len(held))

@@ -1,5 +1,7 @@
 """The uniform-over-clusters sampler: its counts, its spread over an epoch, its clips as DALI reads them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from unfused_fast.config.presets import with_values
 from unfused_fast.data import order as orders
 from unfused_fast.data.augment import masks_of
 from unfused_fast.data.crops import first_frames
-from unfused_fast.data.order import Rows, drawn_order, rows_of_epoch, uniform_draws
+from unfused_fast.data.order import SplitIndex, rows_of_epoch, uniform_draws
 from unfused_fast.data.randomness import Stream, uniform
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.shares import WHOLE, Share
@@ -48,44 +50,24 @@ def test_what_does_not_divide_goes_to_clusters_by_chance(clusters: np.ndarray) -
     assert chisquare(extra[list(SIZES)]).pvalue > 1e-3
 
 
-def test_within_a_cluster_every_clip_has_the_same_chance(clusters: np.ndarray) -> None:
-    drawn = sum(
-        np.bincount(uniform_draws(clusters, np.random.default_rng(seed))[0], minlength=510) for seed in range(300)
-    )
-    # 102 of 300 without replacement: the spread is smaller than a multinomial's, so its p-value is on the safe side
-    assert chisquare(drawn[clusters == 3]).pvalue > 1e-3
-
-
-def test_batches_of_a_set_of_few_shards_are_fair_samples(clusters: np.ndarray) -> None:
-    counts, (rows, _) = [170] * 3, uniform_draws(clusters, np.random.default_rng(1))
-    order, positions = drawn_order(counts, rows, 32)
-    assert sorted(positions) == list(range(510))
-    read = [170 * shard + row for shard, part in order for row in part.tolist()]
-    assert read == rows[positions].tolist()
-    for start in range(0, 480, 32):  # the one clip of cluster 0 is a fifth of all draws, and about that of each batch
-        assert 0 <= np.sum(clusters[read[start : start + 32]] == 0) <= 17
-    assert len(order) <= 3 * 16
-
-
-def test_ranks_share_the_draws_and_index_files_are_bounded(
+def test_batches_of_draws_are_fair_samples_that_ranks_share(
     clusters: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts, (rows, _) = [30] * 17, uniform_draws(clusters, np.random.default_rng(1))
-    whole, times = rows_of_epoch(counts, WHOLE, 3, 1, clusters, 8)
-    batches = np.array_split(_clips(whole, counts), range(8, 510, 8))
+    index = SplitIndex([Path()] * 3, [""] * 510, np.arange(510) // 170, np.arange(510))
+    whole, times = rows_of_epoch(index, WHOLE, 3, 1, clusters, 30)
+    assert np.bincount(clusters[whole])[list(SIZES)].tolist() == [102] * 5
+    batches = np.split(whole, range(30, 510, 30))
+    drawn, _ = uniform_draws(clusters, np.random.Generator(np.random.PCG64([3, 1])))
+    for batch, fair in zip(batches, np.split(drawn, range(30, 510, 30)), strict=True):
+        assert sorted(batch) == sorted(fair), "a batch holds neighbouring draws"
+        assert (np.diff(index.shard[batch]) >= 0).all(), "read shard by shard"
     for rank in range(3):
-        mine, own_times = rows_of_epoch(counts, Share(rank, 3), 3, 1, clusters, 8)
-        part = [batch[Share(rank, 3).of(len(batch))] for batch in batches]
-        assert _clips(mine, counts).tolist() == np.concatenate(part).tolist()
-        assert own_times.tolist() == times[Share(rank, 3).positions(510, 8)].tolist()
-    monkeypatch.setattr(orders, "SEGMENTS", 40)
-    assert len(drawn_order(counts, rows, 8)[0]) <= 40 + 17
-
-
-def _clips(rows: Rows, counts: list[int]) -> np.ndarray:
-    """An order as numbers of clips, counted over all shards."""
-    begins = np.cumsum([0, *counts])
-    return np.concatenate([begins[number] + part for number, part in rows])
+        mine, own_times = rows_of_epoch(index, Share(rank, 3), 3, 1, clusters, 30)
+        assert mine.tolist() == np.concatenate([batch[Share(rank, 3).of(30)] for batch in batches]).tolist()
+        assert own_times.tolist() == times[Share(rank, 3).positions(510, 30)].tolist()
+    monkeypatch.setattr(orders, "SEGMENTS", 6)
+    read, _ = rows_of_epoch(index, WHOLE, 3, 1, clusters, 30)
+    assert np.count_nonzero(np.diff(index.shard[read])) < 6 + 3, "index files are bounded"
 
 
 def test_dali_reads_the_draws_and_repeats_differ(tones) -> None:

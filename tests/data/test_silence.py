@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 
-from unfused_fast.clustering.kmeans import spherical_kmeans
 from unfused_fast.config.audio import FrontendConfig
 from unfused_fast.data.front_end import log_mel, unit_norm
 from unfused_fast.mel import log_mel_statistics
@@ -56,19 +55,6 @@ def test_silent_clips_go_all_the_way(cli: Any, tiny: list[str], silent_rows: lis
         assert len(table["embeddings"]) == len(silent_rows) and np.isfinite(table["embeddings"]).all()
 
 
-def test_a_set_of_silence_alone(cli: Any, tiny: list[str], silent_rows: list[SourceRow], tmp_path: Path) -> None:
-    rows = [SourceRow(row.path, row.source) for row in silent_rows[-SILENT:]]
-    rows += [SourceRow(row.path, f"again/{row.source}") for row in rows]
-    made = pack(rows, tmp_path / "set", workers=0, statistics=log_mel_statistics)
-    statistics = made.shard_set.manifest.log_mel
-    assert statistics is not None
-    assert statistics["mean"] == pytest.approx(np.log(np.float32(1.1920929e-07)), abs=1e-5) and statistics["std"] > 0
-    done = cli("train", "pretrain", tmp_path / "set", "--out", tmp_path / "run", "--epochs", 1, *tiny)
-    assert done.code == 0, done.err
-    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
-    assert lines and all(np.isfinite(json.loads(line)["loss"]) for line in lines)
-
-
 @pytest.mark.parametrize("kind", ["byola", "decar1"])
 def test_log_mels_and_their_norm_of_silence_are_finite(kind: Any) -> None:
     config = FrontendConfig(kind=kind)
@@ -76,12 +62,3 @@ def test_log_mels_and_their_norm_of_silence_are_finite(kind: Any) -> None:
     assert torch.isfinite(log_mel(silence, config)).all() and torch.isfinite(log_mel(unit_norm(silence), config)).all()
     statistics = log_mel_statistics([np.zeros(16000, np.int16)] * 2, config)
     assert statistics["std"] > 0 and np.isfinite([statistics["mean"], statistics["std"]]).all()
-
-
-@pytest.mark.parametrize("empty", ["keep", "split", "reseed"])
-def test_clusters_of_silent_rows_are_finite(empty: Any) -> None:
-    """Rows that are all alike, some of them zero: fewer different ones than clusters."""
-    rows = torch.zeros(40, 8)
-    rows[20:] = torch.nn.functional.normalize(torch.ones(8), dim=0)
-    found = spherical_kmeans(rows, 4, iterations=3, empty=empty, generator=torch.Generator().manual_seed(0))
-    assert torch.isfinite(found.centroids).all()

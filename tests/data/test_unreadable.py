@@ -17,6 +17,7 @@ from same_runs import assert_same_run
 from stopping import signalled_after
 
 from unfused_fast.config.fields import Config
+from unfused_fast.data import stream
 from unfused_fast.data.store import placed
 from unfused_fast.data.stream import Loader
 from unfused_fast.data.unreadable import fill_left_out
@@ -187,12 +188,30 @@ def test_resume_needs_the_same_clips(pretrain: Pretrain, copied: Copied, tmp_pat
     assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_sound_set_trains_the_same(pretrain: Pretrain, copied: Copied, tmp_path: Path) -> None:
-    shards = copied("flac")
-    for name, flags in (("without", []), ("with", ["--skip-bad", 3])):
-        assert pretrain(shards, tmp_path / name, "--data", "stream", *flags).code == 0
-    assert_same_run(tmp_path / "with", tmp_path / "without")
-    assert result(tmp_path / "with")["skipped"] == {"clips": 0, "keys": []}
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("Resource temporarily unavailable", "raise their limit (ulimit -u)"),
+        ("Too many open files", "ulimit -n"),
+        ("Cannot allocate memory", "free memory"),
+    ],
+)
+def test_what_the_system_lacks_is_not_blamed_on_a_shard(
+    pretrain: Pretrain, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, advice: str
+) -> None:
+    """The text as DALI gives it where no thread can be started."""
+
+    class Pipeline:
+        def build(self) -> None:
+            raise RuntimeError(
+                "Critical error when building pipeline:\nError in CPU operator `nvidia.dali.fn.external_source`,\n"
+                f"encountered:\n\n{words}\nCurrent pipeline object is no longer valid.: {words}"
+            )
+
+    monkeypatch.setattr(stream, "clip_pipeline", lambda *given, **more: Pipeline())
+    done = pretrain(tones, tmp_path / "out", "--data", "stream")
+    refused(done, f"split train cannot be read: {words}", advice)
+    assert "unfused-fast check" not in done.error
 
 
 def test_all_stages(cli: Cli, tiny: list[str], copied: Copied, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""config.json and result.json of a stranger: one sentence, exit code 1, no traceback, little memory."""
+"""config.json and manifest.json of a stranger: one sentence, exit code 1, little memory, nothing read elsewhere."""
 
 from __future__ import annotations
 
@@ -11,70 +11,72 @@ import pytest
 from hostile_runs import in_little_memory
 from outcomes import Cli, refused
 
-DEEP = 100_000
-FILES: dict[str, str] = {
-    "empty": "",
-    "a list": "[]",
-    "a number": "7",
-    "null": "null",
-    "not a number": "NaN",
-    "deep": "[" * DEEP,
-    "deep objects": '{"a":' * DEEP,
-    "a number of 5000 digits": '{"seed": ' + "9" * 5000 + "}",
-    "bytes": "\x00\x01\x02",
-}
+TEXTS = ["", "[]", "NaN", "[" * 100_000, '{"a":' * 100_000, '{"seed": ' + "9" * 5000 + "}", "\x00\x01"]
+CONFIG: list[tuple[str, Any]] = [
+    *(("stage", value) for value in (None, ["pretrain"])),
+    *(("config", value) for value in (7, {}, [["model.dim", 32]])),
+    *(("shards", value) for value in (None, ["digest"])),
+    ("inputs", 7),
+    *(("log_mel", value) for value in ([], {"mean": 0.0}, {"mean": "0", "std": 1.0}, {"mean": 0.0, "std": 0.0})),
+    *(("log_mel", {"mean": value, "std": 1.0}) for value in (float("nan"), float("inf"), 10**400)),
+    *(("config.model.dim", value) for value in (None, "wide", [32], -1, 32.5, 1e999, 10**9, "9" * 5000, float("nan"))),
+    *((f"config.{name}", 10**18) for name in ("model.channels", "frontend.n_mels")),
+    *(("config.model.encoder", value) for value in ("__import__('os')", 7, None)),
+    *(("config.aug.rrc.freq_scale", value) for value in (7, [[1, 2], 3], [1, 2, 3])),
+    ("config.eval.lr_grid", [[]]),
+    ("config.model.l2_normalize", "perhaps"),
+]
+MANIFEST: list[tuple[str, Any]] = [
+    *(("splits.train.shards", value) for value in (["../other/train-000000.tar"], ["/etc/passwd"], [".."], [7], 7)),
+    ("splits.train.shards", "train-000000.tar"),
+    *(("splits.train.clips", value) for value in ("many", float("inf"))),
+    *(("splits", value) for value in (["train"], {"train": []})),
+    ("label_names", 7),
+    ("codec", "../wav"),
+    ("sample_rate", "16000"),
+]
 
 
-@pytest.fixture
-def run(copy_of: Callable[[Path], Path], pretrained: Path) -> Path:
-    """A finished run, to be spoilt."""
-    return copy_of(pretrained)
+def changed(path: Path, name: str, value: Any) -> None:
+    """Sets a value in a JSON file; of config.json, `config` is flat."""
+    content = json.loads(path.read_text())
+    parts = name.split(".", 1) if name.startswith("config.") else name.split(".")
+    inner = content
+    for part in parts[:-1]:
+        inner = inner[part]
+    inner[parts[-1]] = value
+    path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("case", FILES)
-def test_configs_that_are_none(linear: Cli, cli: Cli, tones: Path, run: Path, tmp_path: Path, case: str) -> None:
-    (run / "config.json").write_text(FILES[case])
-    for done in (linear(tones, run, tmp_path / "out"), cli("clusters", run)):
-        refused(done, run / "config.json")
-
-
-PARTS: dict[str, Any] = {
-    "stage": [None, 7, ["pretrain"], {"pretrain": 1}],
-    "config": [None, 7, "text", [], {}, [["model.dim", 32]]],
-    "shards": [None, 7, ["digest"]],
-    "inputs": [None, 7, "text"],
-    "log_mel": [7, "text", [], {}, {"mean": 0.0}, {"mean": "0", "std": 1.0}, {"mean": 0.0, "std": 0.0},
-                {"mean": float("nan"), "std": 1.0}, {"mean": 0.0, "std": float("inf")}, {"mean": 0.0, "std": 10**400}],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in PARTS.items() for value in values])
-def test_parts_of_a_config_of_another_type(
-    linear: Cli, tones: Path, run: Path, tmp_path: Path, name: str, value: Any
+@pytest.mark.parametrize("text", TEXTS)
+def test_files_that_are_none(
+    cli: Cli, linear: Cli, copy_of: Callable[[Path], Path], pretrained: Path, tones: Path, tmp_path: Path, text: str
 ) -> None:
-    recorded = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**recorded, name: value}))
-    refused(linear(tones, run, tmp_path / "out"), run)
+    run, shards, out = copy_of(pretrained), copy_of(tones), tmp_path / "out"
+    (run / "config.json").write_text(text)
+    (shards / "manifest.json").write_text(text)
+    for done in (linear(tones, run, out), cli("clusters", run)):
+        refused(done, run / "config.json")
+    refused(linear(shards, "random", out), shards / "manifest.json")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("name", "value"), CONFIG)
+def test_configs_of_another_type_or_size(
+    linear: Cli, copy_of: Callable[[Path], Path], pretrained: Path, tones: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    run = copy_of(pretrained)
+    changed(run / "config.json", name, value)
+    with in_little_memory():
+        refused(linear(tones, run, tmp_path / "out"), run)
     assert not (tmp_path / "out").exists()
 
 
-FIELDS: dict[str, list[Any]] = {
-    "model.dim": [None, "wide", [32], {"a": 1}, -1, 0, 32.5, 1e999, 10**9, 10**30, "9" * 5000, float("nan")],
-    "model.channels": [10**8, 10**18],
-    "frontend.n_mels": [10**8, 10**18, 7],
-    "model.encoder": ["__import__('os')", 7, ["audiontt"], None],
-    "aug.rrc.freq_scale": [7, None, "1", [[1, 2], 3], [1, 2, 3], {"a": 1}],
-    "eval.lr_grid": [None, 7, [[]], ["fast"]],
-    "model.l2_normalize": [7, None, [], "perhaps"],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in FIELDS.items() for value in values])
-def test_fields_of_a_config_of_another_type_or_size(
-    linear: Cli, tones: Path, run: Path, tmp_path: Path, name: str, value: Any
+@pytest.mark.parametrize(("name", "value"), MANIFEST)
+def test_manifests_of_something_else(
+    linear: Cli, copy_of: Callable[[Path], Path], tones: Path, tmp_path: Path, name: str, value: Any
 ) -> None:
-    recorded = json.loads((run / "config.json").read_text())
-    recorded["config"][name] = value
-    (run / "config.json").write_text(json.dumps(recorded))
-    with in_little_memory():
-        refused(linear(tones, run, tmp_path / "out"), run)
+    shards = copy_of(tones)
+    changed(shards / "manifest.json", name, value)
+    refused(linear(shards, "random", tmp_path / "out"), shards / "manifest.json")
+    assert not (tmp_path / "out").exists()

@@ -6,37 +6,38 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from outcomes import Cli, refused
 
+from unfused_fast.shards.sources.row import SourceRow
 
-def test_missing_paths(cli: Cli, pretrain: Cli, distill: Cli, linear: Cli, tones: Path, tmp_path: Path) -> None:
-    gone, out = tmp_path / "gone", tmp_path / "out"
-    refused(cli("shard", gone, out), gone, "no such file or folder", "name a folder of audio, an archive or a CSV")
-    refused(cli("report", gone), gone, "does not exist", "give directories that unfused-fast train wrote")
-    refused(cli("train", "all", gone, "--out", out), gone, "no such folder", "unfused-fast shard")
-    for done in (pretrain(gone, out), linear(gone, "random", out), distill(gone, gone, out)):
-        refused(done, gone, "no such folder", "unfused-fast shard SOURCE")
-    for done in (linear(tones, gone, out), distill(tones, gone, out)):
-        refused(
-            done, gone, "not a run of unfused-fast", "give a directory that train pretrain, distill or finetune wrote"
-        )
-    done = cli("check", gone)
-    refused(done, gone, "no such folder")
-    assert list(tmp_path.iterdir()) == []
+PATHS: list[tuple[str, str, list[str]]] = [
+    ("shard gone OUT", "gone", ["no such file or folder", "name a folder of audio, an archive or a CSV"]),
+    ("shard empty OUT", "empty", ["no files in it", "name a folder or an archive that holds audio"]),
+    ("shard table.csv OUT", "table.csv", ["no column path", "file, label", "path,label,split,group"]),
+    ("report gone", "gone", ["does not exist", "give directories that unfused-fast train wrote"]),
+    ("report empty", "empty", ["holds no finished run", "give directories"]),
+    ("check gone", "gone", ["no such folder"]),
+    ("train all gone --out OUT", "gone", ["no such folder", "unfused-fast shard SOURCE"]),
+    ("train pretrain gone --out OUT", "gone", ["no such folder", "unfused-fast shard SOURCE"]),
+    ("train pretrain empty --out OUT", "empty", ["holds no manifest.json", "make one with: unfused-fast shard"]),
+    ("train linear SET --encoder gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that train"]),
+    ("train distill SET --teacher gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that"]),
+    ("train linear SET --encoder empty --out OUT", "empty", ["no config.json", "give a directory"]),
+]
 
 
-def test_empty_folders(cli: Cli, pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path) -> None:
-    empty, out = tmp_path / "empty", tmp_path / "out"
-    empty.mkdir()
-    refused(cli("shard", empty, out), empty, "no files in it", "name a folder or an archive that holds audio")
-    refused(pretrain(empty, out), empty, "holds no manifest.json", "make one with: unfused-fast shard")
-    refused(linear(tones, empty, out), empty, "no config.json", "give a directory")
-    refused(cli("report", empty), empty, "holds no finished run", "give directories")
-    assert list(tmp_path.iterdir()) == [empty]
+@pytest.mark.parametrize(("command", "named", "parts"), PATHS)
+def test_paths_that_cannot_be_used(
+    cli: Cli, tones: Path, tmp_path: Path, command: str, named: str, parts: list[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("file,label\na.wav,dog\n")
+    places = {name: tmp_path / name for name in ("gone", "empty", "table.csv", "OUT")} | {"SET": tones}
+    refused(cli(*(places.get(word, word) for word in command.split())), places[named], *parts)
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "table.csv"}
 
 
 def test_nothing_usable(cli: Cli, tmp_path: Path) -> None:
@@ -47,22 +48,6 @@ def test_nothing_usable(cli: Cli, tmp_path: Path) -> None:
     done = cli("shard", folder, tmp_path / "out", "--workers", 1)
     refused(done, "2 files, none of them usable", "1 empty file", "1 not audio", "nothing was written", "name audio")
     assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_table_without_path(cli: Cli, tmp_path: Path) -> None:
-    table = tmp_path / "clips.csv"
-    table.write_text("file,label\na.wav,dog\n")
-    refused(cli("shard", table, tmp_path / "out"), table, "no column path", "file, label", "path,label,split,group")
-    assert list(tmp_path.iterdir()) == [table]
-
-
-def test_usage(cli: Cli, tones: Path) -> None:
-    for arguments in (["report"], ["train", "pretrain", tones], ["train", "pretrain", tones, "--epochs", "many"]):
-        done = cli(*arguments)
-        assert done.code == 2 and done.out == "" and "Traceback" not in done.err
-    assert "Missing option '--out'" in cli("train", "pretrain", tones).err
-    assert "No such option: --epoch" in cli("train", "pretrain", tones, "--epoch", 3).err
-    assert "'mine' is not one of 'recommended', 'paper', 'authors'" in cli("config", "--preset", "mine").err
 
 
 def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,28 +103,28 @@ def test_an_unreadable_tar(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("damage", ["swapped", "line lost", "clip twice", "other names", "no index", "head"])
+INDEXES: dict[str, Callable[[list[str]], list[str]]] = {
+    "line lost": lambda lines: [f"v1.2 {len(lines) - 2}", *lines[1:-1]],
+    "clip twice": lambda lines: [*lines[:5], lines[4], *lines[6:]],
+    "other names": lambda lines: [line.replace(".index", ".cls") for line in lines],
+    "head": lambda lines: ["v1.1 25", *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("damage", [*INDEXES, "swapped", "no index"])
 def test_an_index_that_does_not_fit(
     pretrain: Cli, tones: Path, copy_of: Callable[[Path], Path], tmp_path: Path, damage: str
 ) -> None:
-    shards, out = copy_of(tones), tmp_path / "out"
+    shards = copy_of(tones)
     index = shards / "train-000000.idx"
-    lines = index.read_text().splitlines()
-    if damage == "swapped":
-        lines = (shards / "train-000001.idx").read_text().splitlines()
-    elif damage == "line lost":
-        lines = [f"v1.2 {len(lines) - 2}", *lines[1:-1]]
-    elif damage == "clip twice":
-        lines[5] = lines[4]
-    elif damage == "other names":
-        lines[1:] = [line.replace(".index", ".cls") for line in lines[1:]]
-    elif damage == "head":
-        lines[0] = "v1.1 25"
-    index.write_text("\n".join(lines) + "\n")
-    if damage == "no index":
+    if damage in INDEXES:
+        index.write_text("\n".join(INDEXES[damage](index.read_text().splitlines())) + "\n")
+    elif damage == "swapped":
+        index.write_text((shards / "train-000001.idx").read_text())
+    else:
         index.unlink()
-    refused(pretrain(shards, out), index.with_suffix(""), "pack")
-    assert not out.exists()
+    refused(pretrain(shards, tmp_path / "out"), index.with_suffix(""), "pack")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_of_another_version(
@@ -155,49 +140,40 @@ def test_a_manifest_of_another_version(
     assert not out.exists()
 
 
-def test_a_label_that_train_lacks(
-    cli: Cli, linear: Cli, tiny: list[str], tone_rows: list[Any], pack_rows: Cli, tmp_path: Path
-) -> None:
-    rows = [row for row in tone_rows if (row.split, row.label) != ("train", "high")]
-    shards, out = pack_rows(rows, tmp_path / "set"), tmp_path / "out"
-    everything = cli("train", "all", shards, "--out", out, *tiny)
-    for done in (linear(shards, "random", out), everything):
-        refused(done, shards, "labels that train lacks: high", "add such clips to train or drop them")
-    rows = [row for row in tone_rows if row.split == "valid" or row.label != "high"]
-    other = pack_rows(rows, tmp_path / "other")
-    refused(linear(other, "random", out), other, "split valid has labels that train lacks: high")
+Rows = list[SourceRow]
+ROWS: dict[str, Callable[[Rows], Rows]] = {
+    "label lacks in train": lambda rows: [row for row in rows if (row.split, row.label) != ("train", "high")],
+    "label in valid alone": lambda rows: [row for row in rows if row.split == "valid" or row.label != "high"],
+    "one class": lambda rows: [row for row in rows if row.label == "low"],
+    "no label": lambda rows: [replace(row, label=None) for row in rows],
+    "one without": lambda rows: [replace(row, label=None) if row is rows[3] else row for row in rows],
+    "no train split": lambda rows: rows[-3:],
+    "one clip": lambda rows: rows[:1],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "said"),
+    [
+        *(("label lacks in train", stage, "labels that train lacks: high; add such") for stage in ("linear", "all")),
+        ("label in valid alone", "linear", "split valid has labels that train lacks: high"),
+        ("one class", "linear", "one class only"),
+        ("one class", "distill", "names 1 classes, so K is not known; give it with --set pseudo.k=N"),
+        *(("no label", stage, "60 of 60 clips of split train have no label") for stage in ("linear", "all")),
+        ("no label", "distill", "names 0 classes, so K is not known; give it with --set pseudo.k=N"),
+        ("one without", "linear", "1 of 60 clips of split train have no label"),
+        ("no train split", "pretrain", "it has no train split (only test); pack one"),
+        ("one clip", "pretrain", "the train split has 1 clip; training needs at least 2"),
+    ],
+)
+def test_clips_that_a_stage_cannot_use(
+    cli: Cli, tiny: list[str], pretrained: Path, tone_rows: Rows, pack_rows: Cli, tmp_path: Path, kind: str, stage: str,
+    said: str,
+) -> None:  # fmt: skip
+    shards, out = pack_rows(ROWS[kind](tone_rows), tmp_path / "set"), tmp_path / "out"
+    more = {"linear": ["--encoder", "random"], "distill": ["--teacher", pretrained]}.get(stage, [])
+    refused(cli("train", stage, shards, "--out", out, *tiny, "--set", "cluster.k=1", *more), said)
     assert not out.exists()
-
-
-def test_one_class_only(
-    linear: Cli, distill: Cli, pretrained: Path, tone_rows: list[Any], pack_rows: Cli, tmp_path: Path
-) -> None:
-    shards, out = pack_rows([row for row in tone_rows if row.label == "low"], tmp_path / "set"), tmp_path / "out"
-    refused(linear(shards, "random", out), shards, "one class only", "at least two")
-    refused(distill(shards, pretrained, out), shards, "names 1 classes", "--set pseudo.k=N")
-    assert not out.exists()
-
-
-def test_no_labels(
-    cli: Cli, linear: Cli, distill: Cli, tiny: list[str], unlabelled: Path, pretrained: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    for done in (linear(unlabelled, "random", out), cli("train", "all", unlabelled, "--out", out, *tiny)):
-        refused(done, unlabelled, "60 of 60 clips of split train have no label", "--labels-from-folders")
-    refused(distill(unlabelled, pretrained, out), unlabelled, "names 0 classes", "--set pseudo.k=N (at least 2)")
-    assert not out.exists()
-
-
-def test_some_labels_are_missing(linear: Cli, tone_rows: list[Any], pack_rows: Cli, tmp_path: Path) -> None:
-    rows = [replace(row, label=None) if number == 3 else row for number, row in enumerate(tone_rows)]
-    refused(linear(pack_rows(rows, tmp_path / "set"), "random", tmp_path / "out"), "1 of 60 clips of split train")
-
-
-def test_too_few_clips(pretrain: Cli, tone_rows: list[Any], pack_rows: Cli, tmp_path: Path) -> None:
-    one, none = pack_rows(tone_rows[:1], tmp_path / "one"), pack_rows(tone_rows[-3:], tmp_path / "none")
-    refused(pretrain(one, tmp_path / "out", "--set", "cluster.k=1"), "1 clip", "at least 2")
-    refused(pretrain(none, tmp_path / "out"), none, "it has no train split (only test); pack one")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["-rf.wav", "--help.flac"])

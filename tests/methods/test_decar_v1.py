@@ -55,9 +55,6 @@ def test_the_projector_has_the_published_size_and_the_encoder_the_papers_pooling
         ({"cluster.algo": "pic", "model.prediction": "linear", "cluster.k": "2,3"}, "pic finds the number of clusters"),
         ({"cluster.k": "512,0"}, "at least 1"),
         ({"cluster.k": "4,x"}, "whole number or auto or whole numbers"),
-        ({"cluster.pca_dim": "0"}, "1 or more, or auto"),
-        ({"cluster.pic_alpha": "1"}, "0 < alpha < 1"),
-        ({"train.patience": "-1"}, "0 (never stop early) or more"),
     ],
 )
 def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str) -> None:

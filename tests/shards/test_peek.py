@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.image import imread
 
 from unfused_fast.commands.peek import contents, examples_of
 from unfused_fast.shards.packing.pack import pack
-from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def test_the_table_counts_what_was_packed(packed: ShardSet, rows: list[SourceRow]) -> None:
@@ -94,3 +96,17 @@ def test_a_sheet_that_cannot_be_written(cli: Any, packed: ShardSet, tmp_path: Pa
     (tmp_path / "file").touch()
     done = cli("peek", packed.directory, "--out", tmp_path / "file" / "sheet.png")
     assert done.code == 1 and "name a .png with --out" in done.error
+
+
+def test_silence_is_dark_beside_sound(cli: Any, tmp_path: Path) -> None:
+    """All log-mels of a sheet have one scale."""
+    for name, level in (("0 loud", 0.3), ("1 silent", 0.0)):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        noise = np.random.default_rng(0).uniform(-level, level, 16000)
+        soundfile.write(tmp_path / "source" / f"{name}.wav", noise, 16000)
+    pack(source_rows(tmp_path / "source"), tmp_path / "set", workers=0)
+    assert cli("peek", tmp_path / "set", "--out", tmp_path / "sheet.png").code == 0
+    halves = np.array_split(imread(tmp_path / "sheet.png")[..., :3], 2, axis=1)
+    order = [row["source"] for row in open_shards(tmp_path / "set").clips.to_pylist()]
+    brightness = dict(zip(order, (half.mean() for half in halves), strict=True))
+    assert brightness["1 silent.wav"] < 0.8 * brightness["0 loud.wav"]

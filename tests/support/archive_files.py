@@ -6,13 +6,14 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from unfused_fast.shards.sources.location import ByteLocation
 from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
+
+STEM = "100%s{0}"
 
 
 def make_tar(path: Path, folder: Path, mode: str = "w") -> Path:
@@ -36,15 +37,6 @@ def contents_of(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
-
-
-def cut_in_pieces(path: Path, names: Callable[[int], str], pieces: int = 3) -> None:
-    """A file, replaced by its pieces."""
-    data = path.read_bytes()
-    size = len(data) // pieces + 1
-    for number in range(pieces):
-        (path.parent / names(number)).write_bytes(data[number * size :][:size])
-    path.unlink()
 
 
 def make_spanned_zip(path: Path, files: dict[str, bytes], pieces: int) -> None:
@@ -77,21 +69,22 @@ def make_spanned_zip(path: Path, files: dict[str, bytes], pieces: int) -> None:
 
 
 def make_archive(kind: str, audio: Path, where: Path) -> Path:
-    """The archive of this kind, or the folder that it lies in where it has several files."""
+    """The archive of this kind, or the folder that it lies in where it has several files; its name is no format."""
     where.mkdir()
     if kind in ("tar", "tar.gz"):
-        return make_tar(where / f"a.{kind}", audio, "w:gz" if kind == "tar.gz" else "w")
+        return make_tar(where / f"{STEM}.{kind}", audio, "w:gz" if kind == "tar.gz" else "w")
+    path, files = where / f"{STEM}.zip", contents_of(audio)
     if kind == "spanned.zip":
-        make_spanned_zip(where / "a.zip", contents_of(audio), 3)
+        make_spanned_zip(path, files, 3)
         return where
-    method = zipfile.ZIP_STORED if kind == "stored.zip" else zipfile.ZIP_DEFLATED
-    path = make_zip(where / "a.zip", contents_of(audio), method)
-    if kind == "zip.001":
-        cut_in_pieces(path, lambda number: f"a.zip.{number + 1:03d}")
-    elif kind == "partaa":
-        cut_in_pieces(path, lambda number: f"a_parta{'abc'[number]}")
-    else:
+    make_zip(path, files, zipfile.ZIP_STORED if kind == "stored.zip" else zipfile.ZIP_DEFLATED)
+    if kind in ("stored.zip", "deflated.zip"):
         return path
+    data, size = path.read_bytes(), path.stat().st_size // 3 + 1
+    for number in range(3):
+        name = f"{STEM}.zip.{number + 1:03d}" if kind == "zip.001" else f"{STEM}_parta{'abc'[number]}"
+        (where / name).write_bytes(data[number * size :][:size])
+    path.unlink()
     return where
 
 

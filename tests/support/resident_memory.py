@@ -34,7 +34,7 @@ def held(loader: Loader, done: Callable[[], None] = lambda: None) -> int:
     done()
     for _ in itertools.chain(batches.epoch(1), batches.whole_clips()):
         pass
-    return batches.held.frames.nbytes
+    return batches.frames.nbytes
 
 
 def stream(folder: str) -> Loader:

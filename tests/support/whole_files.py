@@ -23,7 +23,7 @@ def id3(size: int, content: bytes = b"\0") -> bytes:
     return b"ID3\4\0\0" + sizes + (content * size)[:size]
 
 
-def chunk(name: bytes, data: bytes, size: int | None = None, order: str = "<") -> bytes:
+def chunk(name: bytes, data: bytes = b"", size: int | None = None, order: str = "<") -> bytes:
     return name + struct.pack(f"{order}I", len(data) if size is None else size) + data + b"\0" * (len(data) % 2)
 
 

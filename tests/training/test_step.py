@@ -12,8 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unfused_fast.config.fields import Config
-from unfused_fast.config.names import Stage
-from unfused_fast.config.presets import preset, with_values
+from unfused_fast.config.presets import Stage, preset, with_values
 from unfused_fast.models.audiontt import DistillNetwork, PretrainNetwork
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages.distillation import Distillation

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -53,16 +53,6 @@ class DamagedBank(UserError):
 
 
 @dataclass(frozen=True)
-class Norms:
-    """Euclidean norms of the rows; rows that hold NaN or infinity are only counted."""
-
-    min: float | None
-    mean: float | None
-    max: float | None
-    not_finite: int
-
-
-@dataclass(frozen=True)
 class Manifest:
     """The metadata of a generation."""
 
@@ -74,13 +64,15 @@ class Manifest:
     rows: int
     dim: int
     dtype: BankType
-    norms: Norms
+    norms: dict[str, float | None]
+    """`min`, `mean` and `max` of the rows' Euclidean norms, None where no row is finite, and the number `not_finite` of
+    rows that hold NaN or infinity."""
     format: int = FORMAT
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Path below the generation, and bytes, of every file of rows."""
         for name, row_bytes in (("embeddings", self.row_bytes), ("assignments", 8)):
-            rows = chunk_rows(self.rows, row_bytes)
+            rows = _chunk_rows(self.rows, row_bytes)
             for number in range(math.ceil(self.rows / rows)):
                 yield _file(name, number), rows * row_bytes + CHECKSUM_BYTES
 
@@ -95,7 +87,7 @@ def generation_name(epoch: int) -> str:
     return f"gen-{epoch:06d}"
 
 
-def chunk_rows(rows: int, row_bytes: int) -> int:
+def _chunk_rows(rows: int, row_bytes: int) -> int:
     """Rows of a chunk: equal chunks of at most CHUNK_BYTES, so that the padding of the last one is less than one row
     per chunk.
     """
@@ -118,7 +110,7 @@ def _create(store: Any, manifest: Manifest) -> dict[str, Any]:
         name: group.create_array(
             name,
             shape=(manifest.rows, *width),
-            chunks=(chunk_rows(manifest.rows, row_bytes), *width),
+            chunks=(_chunk_rows(manifest.rows, row_bytes), *width),
             dtype=dtype,
             attributes={"dtype": manifest.dtype} if width else {},
             dimension_names=("clip", "feature")[: 1 + len(width)],
@@ -159,23 +151,24 @@ def write_generation(
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.glob(f"{TEMPORARY}*"):
             shutil.rmtree(left, ignore_errors=True)
-        with _temporary(directory) as temporary:
-            made = temporary / "new"
+        temporary_folder = partial(TemporaryDirectory[str], prefix=TEMPORARY, dir=directory, ignore_cleanup_errors=True)
+        with temporary_folder() as temporary:
+            made = Path(temporary, "new")
             for array, values in zip(_create(made, manifest).values(), (bits, assignments.numpy()), strict=True):
                 for start in range(0, manifest.rows, array.chunks[0]):
                     array[start : start + array.chunks[0]] = values[start : start + array.chunks[0]]
             for path in (*made.rglob("*"), made):
                 to_disk(path)
             if final.exists():  # from a run that was resumed at an earlier epoch
-                final.rename(temporary / "old")
+                final.rename(Path(temporary, "old"))
             made.rename(final)
             to_disk(directory)
             to_disk(directory.parent)
         if then is not None:
             then()
         for old in sorted(directory.glob(GENERATIONS))[:-GENERATIONS_KEPT]:
-            with _temporary(directory) as temporary:  # renamed first, so that a generation is never half deleted
-                old.rename(temporary / "old")
+            with temporary_folder() as temporary:  # renamed first, so that a generation is never half deleted
+                old.rename(Path(temporary, "old"))
     except OSError as error:
         raise UserError(
             f"{final}: the memory bank could not be written ({cause(error)}); generations before it are intact, so "
@@ -184,20 +177,13 @@ def write_generation(
     return final
 
 
-def _norms(rows: Tensor) -> Norms:
+def _norms(rows: Tensor) -> dict[str, float | None]:
     norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in torch.split(rows, 1024)]).double()
     odd = ~((norms > 1e-15) & (norms < 1e15))  # their squares may exceed float32's range
     norms[odd] = torch.linalg.vector_norm(rows[odd].double(), dim=1)
     finite = norms[norms.isfinite()]
-    if not len(finite):
-        return Norms(None, None, None, len(norms))
-    return Norms(float(finite.min()), float(finite.mean()), float(finite.max()), len(norms) - len(finite))
-
-
-@contextmanager
-def _temporary(directory: Path) -> Iterator[Path]:
-    with TemporaryDirectory(prefix=TEMPORARY, dir=directory, ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    found = torch.stack([finite.min(), finite.mean(), finite.max()]).tolist() if len(finite) else [None] * 3
+    return {**dict(zip(("min", "mean", "max"), found, strict=True)), "not_finite": len(norms) - len(finite)}
 
 
 class Generation:
@@ -271,16 +257,12 @@ class Generation:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        value = read_json(path / "zarr.json")["attributes"]
-        manifest = Manifest(**{**value, "norms": Norms(**value["norms"])})
-        norms = manifest.norms
-        counts = (manifest.epoch, manifest.step, manifest.first_clip_id, manifest.rows, manifest.dim, norms.not_finite)
-        if manifest.format != FORMAT or not all(map(is_count, counts)) or manifest.dtype not in DTYPES:
+        manifest = Manifest(**read_json(path / "zarr.json")["attributes"])
+        counts = (manifest.epoch, manifest.step, manifest.first_clip_id, manifest.rows, manifest.dim)
+        norms = [manifest.norms[name] for name in ("min", "mean", "max", "not_finite")]
+        sound = all(map(is_count, counts)) and all(norm is None or is_number(norm) for norm in norms)
+        if not sound or not manifest.rows * manifest.dim or manifest.format != FORMAT or manifest.dtype not in DTYPES:
             raise ValueError("its attributes are not those of a memory bank")
-        if not all(norm is None or is_number(norm) for norm in (norms.min, norms.mean, norms.max)):
-            raise ValueError("its norms are not finite")
-        if not manifest.rows or not manifest.dim:
-            raise ValueError("it has no rows")
     except FileNotFoundError:
         raise DamagedBank(f"{path}: it is missing") from None
     except PermissionError as error:

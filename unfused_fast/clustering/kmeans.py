@@ -11,9 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unfused_fast.clustering.backends import Backend as Backend
-from unfused_fast.clustering.backends import Chosen, Ranges, nearest, row_threads, update_sums
-from unfused_fast.clustering.backends import resolve_backend as resolve_backend
+from unfused_fast.clustering.backends import Backend, Chosen, Ranges, nearest, resolve_backend, row_threads, update_sums
 from unfused_fast.clustering.seeding import (
     Points,
     kmeans_plus_plus,
@@ -92,12 +90,9 @@ def spherical_kmeans(
 
     Raises:
         UserError: more clusters than points, points that are not finite, or a back end that cannot run here.
-        ValueError: a wrong shape or dtype.
     """
     held = Points(points, ranks)
     _check_k(held.total, k)
-    if n_init < 1 or iterations < 0:
-        raise ValueError(f"n_init = {n_init}, iterations = {iterations}; want at least 1 and 0")
     chosen = resolve_backend(backend, held.device, held.dtype)
     seed = _draw_seed(held, generator)
     largest_norm = _largest_norm(held)
@@ -229,8 +224,6 @@ def check_finite_rows(values: Tensor) -> None:
 
 def _initial(points: Points, k: int, init: Init | Tensor, seed: int, largest_norm: float) -> Tensor:
     if isinstance(init, Tensor):
-        if init.shape != (k, points.features):
-            raise ValueError(f"init is {tuple(init.shape)}, want {(k, points.features)}")
         return torch.nn.functional.normalize(init.to(points.device, torch.float32), dim=1)
     if init == "kmeans++":
         return kmeans_plus_plus(points, k, seed, largest_norm)

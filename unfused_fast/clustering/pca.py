@@ -14,6 +14,9 @@ from torch import Tensor
 from unfused_fast.clustering.kmeans import KMeans, check_finite_rows, euclidean_kmeans
 from unfused_fast.errors import UserError
 
+BLOCK_ROWS = 1 << 13
+"""Rows that are converted to float64 at a time. Ours: 32 MB at D = 512."""
+
 
 class RowSpread(NamedTuple):
     """The spread of the rows' directions; host numbers."""
@@ -34,7 +37,7 @@ def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
     return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
 
 
-def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 1 << 13) -> Tensor:
+def pca_whiten(points: Tensor, dim: int, whiten: bool = True) -> Tensor:
     """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
 
     Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
@@ -44,12 +47,12 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
     Raises:
         UserError: all rows are equal, or not all finite.
     """
-    count, mean = len(points), _mean(torch.split(points, block_rows))
+    count, mean = len(points), _mean(torch.split(points, BLOCK_ROWS))
     if count <= points.shape[1]:
         _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
         variances, directions = singular.square() / count, directions.T
     else:
-        variances, directions = torch.linalg.eigh(_covariance(torch.split(points, block_rows), mean))
+        variances, directions = torch.linalg.eigh(_covariance(torch.split(points, BLOCK_ROWS), mean))
         variances, directions = variances.flip(0), directions.flip(1)
     # a spread below 1e-6 of the mean's size is float32 rounding of equal rows
     kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
@@ -60,12 +63,12 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True, block_rows: int = 
         )
     scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
     found = torch.empty(count, kept, device=points.device)
-    for block, out in zip(torch.split(points, block_rows), torch.split(found, block_rows), strict=True):
+    for block, out in zip(torch.split(points, BLOCK_ROWS), torch.split(found, BLOCK_ROWS), strict=True):
         out.copy_(torch.nn.functional.normalize((block.double() - mean) @ scaled, dim=1))
     return found
 
 
-def row_spread(rows: Tensor, block_rows: int = 1 << 13) -> RowSpread:
+def row_spread(rows: Tensor) -> RowSpread:
     """(N, D) rows, of any norm but 0 -> the spread of their directions; one host read. Nothing of size N is allocated.
 
     Raises:
@@ -73,7 +76,7 @@ def row_spread(rows: Tensor, block_rows: int = 1 << 13) -> RowSpread:
     """
 
     def unit() -> Iterator[Tensor]:
-        return (torch.nn.functional.normalize(block.float(), dim=1) for block in torch.split(rows, block_rows))
+        return (torch.nn.functional.normalize(block.float(), dim=1) for block in torch.split(rows, BLOCK_ROWS))
 
     mean = _mean(unit())
     eigenvalues = torch.linalg.eigvalsh(_covariance(unit(), mean)).clamp(min=0)

@@ -95,18 +95,13 @@ class Collapse:
         if self.in_a_row + 1 < IN_A_ROW:
             self.in_a_row += 1
             return
-        cluster, optim = self._config.cluster, self._config.optim
-        constant, kept = optim.schedule == "constant", cluster.algo == "spherical" and cluster.empty == "keep"
-        tries = [
-            f"--set optim.lr={optim.lr / 10:g} (now {optim.lr:g})",
-            *(["--set optim.schedule=cosine"] if constant else []),
-            "more clips a batch (train.batch_size)",
-            *(["--set cluster.empty=split"] if kept else []),
-        ]
+        cluster, rate = self._config.cluster, self._config.optim.lr
+        split = ", or --set cluster.empty=split" if cluster.algo == "spherical" and cluster.empty == "keep" else ""
         raise Collapsed(
             f"epoch {epoch}: the clusters have collapsed: {IN_A_ROW} clusterings in a row had at least "
             f"{LARGEST_SHARE:.0%} of the clips in one of {k} clusters (now {largest_share:.1%}), which leaves nothing "
-            f"to learn; start again with --overwrite and {', or '.join(tries)}"
+            f"to learn; start again with --overwrite and --set optim.lr={rate / 10:g} (now {rate:g}), or more clips a "
+            f"batch (train.batch_size){split}"
         )
 
     def check_spread(self, mean_direction: float, epoch: int) -> None:

@@ -1,26 +1,30 @@
-"""`unfused-fast bench`: figures of this machine beside what it could do; part of the command line, cli.py."""
+"""`unfused-fast bench`, figures of this machine beside what it could do; `unfused-fast plan`, bytes and hours of
+pre-training on a set of some size, before anything is made.
+"""
 
 from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets
-from unfused_fast.commands.output import open_set, print_json, stdout_console
+from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets, run_options, stage_config
+from unfused_fast.commands.output import open_set, show
 from unfused_fast.errors import UserError, cause
 
 if TYPE_CHECKING:
     from unfused_fast.commands.measure.parts import Measured
 
-COLUMNS = [
+COLUMNS = (
     *("part", "what", "unit", "p20", "p50", "p80", "repeats", "floor", "floor_is", "share", "clips", "batch", "device"),
     *("cores", "versions", "commit", "date"),
-]
+)
 """Of `--rows`."""
 Part = Literal["all", "loader", "views", "step", "kmeans", "bank", "epoch"]
 
@@ -43,17 +47,15 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
-    from unfused_fast.commands.flags import run_options, stage_config
     from unfused_fast.commands.measure.machine import circumstances
     from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
     from unfused_fast.commands.measure.synthetic import synthetic_set
-    from unfused_fast.console import console
+    from unfused_fast.console import console, counted
 
     with ExitStack() as stack:
         config = stage_config("pretrain", preset, settings, None, 0)
-        options = run_options(device, compile_, False, False)
-        if rows_file is not None:
-            _append(rows_file, [])  # before minutes of measuring, not after them
+        options = run_options(device, compile_)
+        _append(rows_file, [])  # before minutes of measuring, not after them
         if shards is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unfused-bench-")))
             shard_set = synthetic_set(folder, synthetic, seconds)
@@ -66,32 +68,23 @@ def bench(
                 found += PARTS[name](measured)
         about = {"clips": measured.clips, "batch": measured.batch_size, **circumstances(options.device)}
     rows = [row.as_json(**about) for row in found]
-    if rows_file is not None and rows:
-        _append(rows_file, rows)
-    sentence = limit(found)
-    if as_json:
-        print_json({"rows": rows, "limit": sentence})
-        return
-    _print(found, f"{about['device']}, {about['cores']} cores; {about['versions']}")
-    if sentence is not None:
-        print(sentence)
+    _append(rows_file, rows)
+    bottleneck = limit(found)
+    sentences = [bottleneck] if bottleneck else []
     if rows_file is not None:
-        print(f"{len(rows)} rows appended to {rows_file}")
-
-
-def _print(found: list[Measured], title: str) -> None:
-    from unfused_fast.commands.measure.machine import spread
-    from unfused_fast.evaluation import terminal_table
-
-    lines = []
-    for row in found:
-        low, median, high = spread(row.values)
-        reached = "" if row.share is None else f"{100 * row.share:.0f} %"
-        floor = "" if row.floor is None else _figure(row.floor)
-        spans = f"{_figure(low)} - {_figure(high)}"
-        lines.append([row.part, row.what, _figure(median), spans, row.unit, floor, reached, row.floor_is])
+        sentences.append(f"{counted(len(rows), 'row')} appended to {rows_file}")
+    title = f"{about['device']}, {about['cores']} cores; {about['versions']}"
     columns = ["part", "what", "median", "p20 - p80", "unit", "limit", "of it", "limit set by"]
-    stdout_console().print(terminal_table(title, columns, lines))
+    show({"rows": rows, "limit": bottleneck}, as_json, [(title, columns, list(map(_line, found)))], sentences)
+
+
+def _line(row: Measured) -> list[str]:
+    from unfused_fast.commands.measure.machine import spread
+
+    low, median, high = map(_figure, spread(row.values))
+    floor = "" if row.floor is None else _figure(row.floor)
+    reached = "" if row.share is None else f"{100 * row.share:.0f} %"
+    return [row.part, row.what, median, f"{low} - {high}", row.unit, floor, reached, row.floor_is]
 
 
 def _figure(value: float) -> str:
@@ -99,17 +92,94 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a CSV, with a header where it is new. Raises UserError: other columns, or not writable."""
+def _append(path: Path | None, rows: list[dict[str, object]]) -> None:
+    from unfused_fast.commands.measure.machine import append_rows
+
     try:
-        with path.open("a+", newline="", encoding="utf-8") as file:
-            file.seek(0)
-            found = next(csv.reader(file), None)
-            if found and found != COLUMNS:
-                raise ValueError(f"its columns are {','.join(found)[:200]}")
-            writer = csv.writer(file)
-            if rows and not found:
-                writer.writerow(COLUMNS)
-            writer.writerows([row[column] for column in COLUMNS] for row in rows)
+        if path is not None:
+            append_rows(path, COLUMNS, rows)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"--rows {path}: no rows can be appended ({cause(error)}); name another file") from error
+
+
+def plan(
+    clips: Annotated[int, typer.Option(help="Clips of the train split.", min=2, max=10**9, show_default=False)],
+    seconds: Annotated[float, typer.Option(help="Length of a clip.", min=0.1, max=3600)] = 10.0,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the set.", show_default="preset's")] = None,
+    devices: Annotated[
+        int, typer.Option(help="GPUs of one machine, a process each; communication is not counted.", min=1)
+    ] = 1,
+    device: Annotated[
+        Literal["auto", "cpu", "h100", "h200", "a100"],
+        typer.Option(help="This machine (auto, cpu), or the memory of a GPU by its data sheet."),
+    ] = "auto",
+    rates_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--rates",
+            help="What `unfused-fast bench all --json` measured on the machine to run on.",
+            show_default="a quick measurement here; for a named GPU no times",
+        ),
+    ] = None,
+    host_gb: Annotated[
+        float | None,
+        typer.Option(help="Memory of the host, in GB.", show_default="what is free; of a named GPU's unknown", min=0),
+    ] = None,
+    device_gb: Annotated[
+        float | None,
+        typer.Option(help="Memory of a device, in GB.", show_default="what is free, or the data sheet", min=0),
+    ] = None,
+    preset: Preset = "recommended",
+    settings: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
+    from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
+    from unfused_fast.commands.measure.rates import measured_here, read_rates
+    from unfused_fast.console import counted
+    from unfused_fast.data import free_memory, gigabytes
+
+    config = stage_config("pretrain", preset, settings, epochs, 0)
+    rates = None if rates_file is None else read_rates(rates_file)
+    if device in GPU_BYTES:
+        machine = Machine("cuda", GPU_BYTES[device], None, devices)
+    else:
+        options = run_options(device)
+        machine = Machine(options.device.type, *free_memory(options.device), devices)
+        rates = rates or measured_here(config, options, clips, seconds)
+    if device_gb is not None:
+        machine = replace(machine, device_bytes=device_gb * 1e9)
+    if host_gb is not None:
+        machine = replace(machine, host_bytes=host_gb * 1e9)
+    found = estimate(config, clips, seconds, machine, rates)
+    sizes = [
+        (where, name, size)
+        for where in ("disk", "device", "host")
+        for name, size in (found[where] | ({} if where == "disk" else {"sum": found[f"{where}_bytes"]})).items()
+    ]
+    rows = [[where, name, f"{size:,}", gigabytes(size)] for where, name, size in sizes]
+    more = f", {devices} devices of one machine" if devices > 1 else ""
+    title = (
+        f"stage 1, {clips:,} clips of {seconds:g} s, {counted(found['epochs'], 'epoch')}, batch {found['batch_size']}, "
+        f"K {', '.join(map(str, found['heads']))}{more}"
+    )
+    show(found, as_json, [(title, ["where", "what", "bytes", ""], rows)], _sentences(found))
+
+
+def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"--data {found['store']}: {found['why']}"
+    yield from found["problems"]
+    yield f"{found['flops_per_clip'] / 1e9:.2f} GFLOP a clip"
+    if found["hours"] is not None:
+        parts, once = (
+            ", ".join(f"{name} {_duration(taken)}" for name, taken in found[key].items()) for key in ("epoch", "once")
+        )
+        yield f"rates: {found['basis']}"
+        yield f"an epoch: {_duration(found['epoch_seconds'])} ({parts})"
+        yield f"the run: {found['hours']:,.2f} hours, of which once: {once or 'nothing'}"
+    if found["unknown"]:
+        yield f"unknown: {'; '.join(found['unknown'])}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:,.2f} h" if seconds >= 3600 else f"{seconds:,.3g} s"

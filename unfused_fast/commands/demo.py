@@ -7,15 +7,15 @@ and instrument notes (11 families). Every figure of the table is measured by thi
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from unfused_fast.commands.measure.parts import log_of
 from unfused_fast.config import Config, Stage, preset, with_values
 from unfused_fast.console import console
-from unfused_fast.evaluation import markdown, mean_and_error
+from unfused_fast.evaluation import markdown, mean_and_error, percent
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.demo import demo_rows, union_rows
 from unfused_fast.shards.packing.pack import pack
@@ -123,12 +123,8 @@ def run_demo(out: Path, size: DemoSize, options: Options) -> dict[str, Any]:
 def demo_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of text: mean ± standard error, in per cent."""
     columns = list(summary["table"][0])
-
-    def text(cell: dict[str, float | None]) -> str:
-        error = cell["standard_error"]
-        return f"{100 * (cell['mean'] or 0):.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
-
-    return columns, [[row["encoder"], *(text(row[column]) for column in columns[1:])] for row in summary["table"]]
+    cells = [[percent(*row[column].values()) for column in columns[1:]] for row in summary["table"]]
+    return columns, [[row["encoder"], *texts] for row, texts in zip(summary["table"], cells, strict=True)]
 
 
 def packed_set(name: Task | Literal["union"], out: Path) -> ShardSet:
@@ -168,16 +164,7 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 
 
 def _draw(out: Path, results: list[dict[str, Any]], size: DemoSize, curves: Path, confusions: Path) -> None:
-    logs = [
-        (
-            f"seed {seed}",
-            [
-                json.loads(line)
-                for line in (out / f"seed-{seed}" / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            ],
-        )
-        for seed in range(size.seeds)
-    ]
+    logs = [(f"seed {seed}", log_of(out / f"seed-{seed}" / "pretrain")) for seed in range(size.seeds)]
     quantities = [
         ("loss", "pre-training loss"),
         ("nmi", "NMI to the epoch before"),

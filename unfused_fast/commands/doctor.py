@@ -9,24 +9,21 @@ import platform
 import re
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, get_args
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.optional import LOAD_ERRORS, load_failure, missing_compiler
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-OPTIONAL = {
-    "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
-    "cuml": ("cuml-cu13", "cuml-cu12"),
-    "cupy": ("cupy-cuda13x", "cupy-cuda12x"),
-    "triton": ("triton",),
+FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
+ON_GPUS = {
+    "cuml": ("cluster.backend=cuml", ("cuml-cu13", "cuml-cu12")),
+    "cupy": ("cluster.backend=cuml", ("cupy-cuda13x", "cupy-cuda12x")),
+    "triton": ("faster clustering and views", ("triton",)),
 }
-PURPOSES = {
-    "faiss": "faster clustering",
-    "cuml": "cluster.backend=cuml",
-    "cupy": "cluster.backend=cuml",
-    "triton": "faster clustering and views",
-}
+"""Module -> its purpose, and the distributions that bring it."""
 MODULES = {"scikit-learn": "sklearn"}
 """Distribution -> its module, where that is not its name."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525
@@ -44,8 +41,8 @@ class Finding(NamedTuple):
 
     name: str
     found: str
-    note: str
-    works: bool
+    note: str = ""
+    works: bool = True
 
 
 def requirements(extra: str | None = None) -> list[str] | None:
@@ -78,34 +75,38 @@ def installed(*distributions: str) -> str | None:
 
 def examine() -> list[Finding]:
     """Looks at everything; a finding with works=False means that training cannot run here."""
-    findings = [Finding("python", platform.python_version(), sys.platform, sys.version_info >= (3, 11))]
+    python = Finding("python", platform.python_version(), sys.platform)
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [*findings, Finding("torch", "not usable", f"{error}; pip install torch", False)]
+        return [python, Finding("torch", "not usable", f"{error}; pip install torch", False)]
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    findings.append(Finding("torch", torch.__version__, cuda, True))
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    findings.append(
-        Finding("GPU", ", ".join(devices) or "none", "" if devices else f"CPU: {os.cpu_count()} cores", True)
-    )
     driver = driver_cuda()
     extra = extra_for(driver or (torch.version.cuda if devices else None))
-    if driver is not None:
-        findings.append(_driver(driver, torch.version.cuda))
-    findings.append(_compiler(bool(devices)))
-    findings += _required(extra)
-    findings.append(_dali(extra))
-    for name, distributions in OPTIONAL.items():
-        findings.append(
-            _package(name, distributions, f"optional, for {PURPOSES[name]}; {_install(extra)}", True, not devices)
-        )
-    for name, purpose in NEEDED_FOR.items():
-        for distribution in requirements(name) or []:
-            findings.append(_package(distribution, (distribution,), f"optional, for {purpose}; {_install(name)}", True))
-    findings += _clashes()
-    findings += _resolved()
-    return findings
+    return [
+        python,
+        Finding("torch", torch.__version__, cuda),
+        Finding("GPU", ", ".join(devices) or "none", "" if devices else f"CPU: {counted(os.cpu_count() or 1, 'core')}"),
+        *([] if driver is None else [_driver(driver, torch.version.cuda)]),
+        _compiler(bool(devices)),
+        *_required(extra),
+        _dali(extra),
+        _package("faiss", FAISS, extra, "faster clustering"),
+        *(
+            _package(name, distributions, extra, purpose)
+            if devices
+            else Finding(name, installed(*distributions) or "missing", "of use with a GPU only")
+            for name, (purpose, distributions) in ON_GPUS.items()
+        ),
+        *(
+            _package(name, (name,), way, purpose)
+            for way, purpose in NEEDED_FOR.items()
+            for name in requirements(way) or []
+        ),
+        *_clashes(),
+        *_resolved(),
+    ]
 
 
 def driver_cuda() -> str | None:
@@ -130,7 +131,7 @@ def _major(cuda: str) -> int:
 def builds() -> dict[str, str | None]:
     """Each installed package with a build for each CUDA version, and the version: by its name, or what it requires."""
     found: dict[str, str | None] = {}
-    for name in (*DALI, *OPTIONAL["faiss"], *OPTIONAL["cuml"], *OPTIONAL["cupy"]):
+    for name in (*DALI, *FAISS, *ON_GPUS["cuml"][1], *ON_GPUS["cupy"][1]):
         if (version := installed(name)) is not None:
             texts = [name, *(importlib.metadata.requires(name) or [])]
             found[version] = next((cuda[1] for text in texts if (cuda := re.search(r"-cu(?:da)?(1\d)", text))), None)
@@ -144,18 +145,18 @@ def _driver(driver: str, torch_cuda: str | None) -> Finding:
         return Finding("driver", found, f"too old; update the NVIDIA driver to {OLDEST_DRIVER} or newer", False)
     remedy = f"in a checkout, in a new virtual environment: pip install -c requirements/{extra}.txt '.[{extra}]'"
     if torch_cuda is None:
-        return Finding("driver", found, f"not used, because torch is a CPU build; {remedy}", True)
+        return Finding("driver", found, f"not used, because torch is a CPU build; {remedy}")
     built_for = {"torch": torch_cuda} | builds()
     newer = [f"{name} (CUDA {cuda})" for name, cuda in built_for.items() if cuda and _major(cuda) > _major(driver)]
     if newer:
         return Finding("driver", found, f"too old for {', '.join(newer)}; {remedy}", False)
-    return Finding("driver", found, "", True)
+    return Finding("driver", found)
 
 
 def _compiler(on_gpu: bool) -> Finding:
     missing = missing_compiler("C" if on_gpu else "C++")
     if missing is None:
-        return Finding("compiler", "found", "", True)
+        return Finding("compiler", "found")
     purpose = "training on a GPU without --no-compile needs" if on_gpu else "optional; --compile needs"
     return Finding("compiler", "missing", f"{purpose} {missing}", not on_gpu)
 
@@ -168,22 +169,20 @@ def _required(extra: str) -> list[Finding]:
     names = requirements()
     if names is None:
         return [Finding("unfused-fast", "not installed", f"what it needs is not known; {_install(extra)}", False)]
-    return [_package(name, (name,), f"needed; {_install(extra)}", False) for name in names]
+    return [_package(name, (name,), extra) for name in names]
 
 
-def _package(name: str, distributions: tuple[str, ...], note: str, works: bool, gpu_only: bool = False) -> Finding:
-    """`note` and `works` are for where none of the distributions is there."""
-    found = installed(*distributions)
-    if gpu_only and name in ("cuml", "cupy", "triton"):
-        return Finding(name, found or "missing", "of use with a GPU only", True)
+def _package(name: str, distributions: tuple[str, ...], extra: str, purpose: str | None = None) -> Finding:
+    """`purpose` is of an optional one; it has to load all the same."""
+    found, note = installed(*distributions), f"{f'optional, for {purpose}' if purpose else 'needed'}; {_install(extra)}"
     if found is None:
-        return Finding(name, "missing", note, works)
+        return Finding(name, "missing", note, purpose is not None)
     version = found.split(" ", 1)[1] if len(distributions) == 1 else found
     try:
         importlib.import_module(MODULES.get(name, name.replace("-", "_")))
     except LOAD_ERRORS as error:
         return Finding(name, version, f"does not load ({load_failure(error)}); {note}", False)
-    return Finding(name, version, "", True)
+    return Finding(name, version)
 
 
 def _dali(extra: str) -> Finding:
@@ -194,38 +193,36 @@ def _dali(extra: str) -> Finding:
         import_dali()
     except UserError as error:
         return Finding("DALI", found or "missing", f"{error}; here: {_install(extra)}", False)
-    return Finding("DALI", found or "found", "", True)
+    return Finding("DALI", found or "found")
 
 
-def _clashes() -> list[Finding]:
-    both = [name for name in OPTIONAL["faiss"] if installed(name)]
-    dalis = [name for name in DALI if installed(name)]
-    return [
-        Finding(
-            "clash",
-            " and ".join(names),
-            "both own one module name; uninstall all of them, then install one extra",
-            False,
-        )
-        for names in (both, dalis)
-        if len(names) > 1
-    ]
+def _clashes() -> Iterator[Finding]:
+    for distributions in (FAISS, DALI):
+        names = [name for name in distributions if installed(name)]
+        if len(names) > 1:
+            note = "both own one module name; uninstall all of them, then install one extra"
+            yield Finding("clash", " and ".join(names), note, False)
 
 
-def _resolved() -> list[Finding]:
+def _resolved() -> Iterator[Finding]:
+    """What every `auto` is here, or how it follows from the set, in the words of its field."""
     from unfused_fast.clustering import resolve_backend
-    from unfused_fast.config import Config
+    from unfused_fast.config import Config, Stage, field_texts, flatten, preset
     from unfused_fast.training import precision, resolve_device
 
     device = resolve_device("auto")
-    values: dict[str, Any] = {
-        "--device": device,
-        "--compile": "on" if device.type == "cuda" else "off",
-        "train.amp": precision(Config(), device),
-    }
-    findings = [Finding(f"auto {name}", str(value), "", True) for name, value in values.items()]
+    yield Finding("auto --device", str(device))
+    yield Finding("auto --compile", "on" if device.type == "cuda" else "off")
+    yield Finding("auto train.amp", precision(Config(), device))
     try:
-        findings.append(Finding("auto cluster.backend", resolve_backend("auto", device), "", True))
+        yield Finding("auto cluster.backend", resolve_backend("auto", device))
     except UserError as error:
-        findings.append(Finding("auto cluster.backend", "not usable", str(error), False))
-    return findings
+        yield Finding("auto cluster.backend", "not usable", str(error), False)
+    stages: tuple[Stage, ...] = get_args(Stage)
+    autos = [
+        name for stage in stages for name, value in flatten(preset("recommended", stage)).items() if value == "auto"
+    ]
+    for name in dict.fromkeys(autos):
+        if name not in ("train.amp", "cluster.backend"):
+            meaning = re.search(r"`auto`:? (?:is )?([^.;(]*[^.;( ])", field_texts()[name][1])
+            yield Finding(f"auto {name}", "by the set", meaning[1] if meaning else "")

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite
-from unfused_fast.commands.output import bar, print_json
-from unfused_fast.errors import escaped
+from unfused_fast.commands.output import bar, show
 
 
 def embed(
@@ -81,16 +80,13 @@ def embed(
             progress=stack.enter_context(bar("embedding")),
             stopping=lambda: bool(stopped),
         )
-    if as_json:
-        print_json(facts)
-        return
-    rate = f"{facts['files_per_second']:g} files/s"
-    files, rows_made = counted(facts["files"], "file"), counted(facts["rows"], "row")
-    print(escaped(f"{out}: {files}, {rows_made} of {facts['embedding_size']} features, {rate}"))
-    for reason, count in facts["rejected"].items():
-        print(f"  rejected {count}: {reason}")
-    if facts["rejected"]:
-        print(escaped(f"  each one is named in {rejected_path(out)}"))
+    files, made = counted(facts["files"], "file"), counted(facts["rows"], "row")
+    sentences = [
+        f"{out}: {files}, {made} of {facts['embedding_size']} features, {facts['files_per_second']:g} files/s",
+        *(f"  rejected {count}: {reason}" for reason, count in facts["rejected"].items()),
+        *([f"  each one is named in {rejected_path(out)}"] if facts["rejected"] else []),
+    ]
+    show(facts, as_json, [], sentences)
 
 
 def export(
@@ -125,12 +121,12 @@ def export(
         made.append({"kind": "onnx", **export_graph(run, onnx, "onnx", given, overwrite)})
     if torch_export is not None:
         made.append({"kind": "torch", **export_graph(run, torch_export, "torch", given, overwrite)})
-    if as_json:
-        print_json(made)
-        return
-    for facts in made:
-        taken = f" from {facts['input']}" if "input" in facts else ""
-        print(escaped(f"{facts['out']}: embeddings of {facts['embedding_size']} features{taken}"))
+    sentences = [
+        f"{facts['out']}: embeddings of {facts['embedding_size']} features"
+        + (f" from {facts['input']}" if "input" in facts else "")
+        for facts in made
+    ]
+    show(made, as_json, [], sentences)
 
 
 def import_(
@@ -148,8 +144,5 @@ def import_(
     from unfused_fast.embedding import import_checkpoint
 
     facts = import_checkpoint(checkpoint, folder, layout, mean, std, overwrite)
-    if as_json:
-        print_json(facts)
-        return
     without = f"; left out: {', '.join(facts['left_out'])}" if facts["left_out"] else ""
-    print(escaped(f"{folder}: an encoder of {facts['embedding_size']} features{without}"))
+    show(facts, as_json, [], [f"{folder}: an encoder of {facts['embedding_size']} features{without}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,13 +22,12 @@ from unfused_fast.commands.flags import (
     run_options,
     with_flags,
 )
-from unfused_fast.commands.output import open_set, print_json, stdout_console
+from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import BASELINES, Stage
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
     from unfused_fast.config import Config
-    from unfused_fast.evaluation import TextTable
 
 Fractions = Annotated[
     str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
@@ -40,18 +39,6 @@ class TableFlags(ConfigFlags):
     """Flags that all of these commands have."""
 
     holdout: Holdout = None
-
-    def show(self, result: Any, tables: Sequence[TextTable], sentences: Sequence[str] = ()) -> None:
-        """The result as JSON, or its tables and sentences."""
-        if self.as_json:
-            print_json(result)
-            return
-        from unfused_fast.evaluation import terminal_table
-
-        for table in tables:
-            stdout_console().print(terminal_table(*table))
-        for sentence in sentences:
-            typer.echo(sentence)
 
 
 @with_flags(TableFlags)
@@ -67,7 +54,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
     flags: TableFlags,
-    knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours (--set eval.neighbours=10).")] = False,
+    knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours; k is eval.neighbours.")] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
     fractions: Fractions = "1",
     seeds: Annotated[int, typer.Option(help="Repetitions of heads, few labels and the random encoder.")] = 1,
@@ -92,7 +79,7 @@ def evaluate(
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
         sentences.insert(0, f"{chosen_by}: these numbers are optimistic")
-    flags.show(result, evaluation_tables(result), sentences)
+    show(result, flags.as_json, evaluation_tables(result), sentences)
 
 
 def named_runs(given: list[str], baselines: bool) -> dict[str, list[str]]:
@@ -152,7 +139,7 @@ def tasks(as_json: Json = False) -> None:
         printed = "accuracy in %, as printed", ["task", *listed[0].results], numbers
         tables += [(title, columns, rows), printed]
     unclear = [f"{task.name}: {task.unclear}" for task in TASKS.values() if task.unclear]
-    TableFlags(as_json=as_json).show([asdict(task) for task in TASKS.values()], tables, unclear)
+    show([asdict(task) for task in TASKS.values()], as_json, tables, unclear)
 
 
 @with_flags(TableFlags)
@@ -198,7 +185,7 @@ def lape(
     )
     options = run_options(flags.device, compile_, False, overwrite)
     summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
-    flags.show(summary, tables(summary), sentences(summary))
+    show(summary, flags.as_json, tables(summary), sentences(summary))
 
 
 @with_flags(TableFlags)
@@ -255,7 +242,7 @@ def ablate(
     pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
     summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
     places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
-    flags.show(summary, [ablation_table(summary)], [places])
+    show(summary, flags.as_json, [ablation_table(summary)], [places])
     if not any(row["seeds"] for row in summary["rows"]):
         raise typer.Exit(1)
 

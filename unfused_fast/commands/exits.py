@@ -48,12 +48,8 @@ def end_of_usage(error: Any) -> NoReturn:
 def end(error: Exception) -> NoReturn:
     """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault in here."""
     leave_reason(f"error: {error}")
-    if isinstance(error, UserError):
-        if type(error).__name__ != "FailedOnFirst":
-            lines = "\n".join(map(escaped, str(error).split("\n")))
-            print(f"error: {lines}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    if type(error).__name__ == "Interrupted":
+    kind = type(error).__name__  # of classes that would have to be imported
+    if kind == "Interrupted":
         print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)
     if isinstance(error, BrokenPipeError):
@@ -61,15 +57,16 @@ def end(error: Exception) -> NoReturn:
         sys.exit(USER_ERROR)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {escaped(f'{where}{cause(error)}; {_REFUSALS[error.errno]}')}", file=sys.stderr)
+        error = UserError(f"{where}{cause(error)}; {_REFUSALS[error.errno]}")
+    if isinstance(error, UserError):
+        if kind != "FailedOnFirst":  # rank 0 has said it
+            lines = "\n".join(map(escaped, str(error).split("\n")))
+            print(f"error: {lines}", file=sys.stderr)
         sys.exit(USER_ERROR)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second is of torch on a CPU
         print("error: not enough memory; end other programs, or allow this one more (see ulimit -v)", file=sys.stderr)
         sys.exit(USER_ERROR)
-    print(
-        f"error: {type(error).__name__}: {error} (this is a bug in unfused-fast; --debug shows where)",
-        file=sys.stderr,
-    )
+    print(f"error: {kind}: {error} (this is a bug in unfused-fast; --debug shows where)", file=sys.stderr)
     sys.exit(FAULT)
 
 

@@ -32,7 +32,7 @@ Shards = Annotated[
 Preset = Annotated[PresetName, typer.Option(help="Where the settings come from.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A config field, as section.field=value; repeatable (see: unfused-fast config)."),
+    typer.Option("--set", help="A config field, such as cluster.k=256; repeatable (see: unfused-fast config)."),
 ]
 Seed = Annotated[int, typer.Option(help="Seeds weights, order, views, clustering.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -173,11 +173,9 @@ class StageFlags(ConfigFlags):
     profile: Profile = False
 
     def options(self) -> Options:
-        """How the stage runs."""
-        return run_options(self.device, resume=self.resume, overwrite=self.overwrite, **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {"resume_anyway": self.resume_anyway, "profile": self.profile}
+        """How the stage runs: `run_options` of the flags here that it takes."""
+        taken = inspect.signature(run_options).parameters
+        return run_options(**{name: value for name, value in vars(self).items() if name in taken})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +190,6 @@ class EpochFlags(StageFlags):
         from unfused_fast.training import parse_save_every
 
         return super().config(stage, epochs, **{"train.save_every": parse_save_every(self.save_every)[1]}, **flags)
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "compile_": self.compile_, "save_every": self.save_every}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +209,6 @@ class RanksFlags(EpochFlags):
         code = start_devices(self.devices, self.device) if local else start_on_ray(self.devices or 1, self.device)
         if code is not None:
             raise typer.Exit(code)
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "timeout": self.timeout, "skip_bad": self.skip_bad}
 
 
 def stage_config(

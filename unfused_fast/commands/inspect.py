@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from unfused_fast.commands.flags import Json, Shards
-from unfused_fast.commands.output import bar, local_shards, open_set, print_json, stdout_console
+from unfused_fast.commands.output import bar, local_shards, open_set, print_json, show, stdout_console
 from unfused_fast.errors import UserError, cause, escaped
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")
 
-FACTS, LARGE = ("epoch", "step", "rows", "dim", "dtype", "bytes"), ("rows", "bytes")
-"""Columns of `bank info`, and those whose thousands are set apart."""
+BANK_COLUMNS = ("epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "checksums")
+"""Of `bank info`."""
 Bank = Annotated[
     Path, typer.Argument(help="A run of train pretrain, its bank.zarr, or a generation in there.", show_default=False)
 ]
@@ -38,6 +39,7 @@ def check(
 
     Warnings name what may spoil training: leaks, duplicates, labels, clipping, silence, DC offset, a narrow band.
     """
+    from unfused_fast.console import counted
     from unfused_fast.shards.check.check import check as checked
     from unfused_fast.shards.sets.table import MANIFEST, read_manifest
     from unfused_fast.shards.sources.location import display_name
@@ -47,23 +49,19 @@ def check(
         read_manifest(folder)  # says what is there instead
     with bar("checking", "damaged") as advance:
         found = checked(folder, every_clip=every_clip, workers=workers, progress=advance)
-    if as_json:
-        print_json(
-            {
-                "shards": display_name(shards),
-                "clips": found.clips,
-                "corrupt": [asdict(finding) for finding in found.corrupt],
-                "warnings": [asdict(finding) for finding in found.warnings],
-                "seconds": round(time.perf_counter() - started, 3),
-            }
-        )
-    else:
-        for finding in found.corrupt:
-            print(escaped(finding.message))
-        for finding in found.warnings:
-            print(escaped(f"warning: {finding.message}"))
-        if not found.corrupt:
-            print(f"{display_name(shards)}: all shards are as they were written, {found.clips} clips")
+    result = {
+        "shards": display_name(shards),
+        "clips": found.clips,
+        "corrupt": [asdict(finding) for finding in found.corrupt],
+        "warnings": [asdict(finding) for finding in found.warnings],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    sentences = [finding.message for finding in found.corrupt]
+    sentences += [f"warning: {finding.message}" for finding in found.warnings]
+    if not found.corrupt:
+        clips = counted(found.clips, "clip")
+        sentences.append(f"{display_name(shards)}: all shards are as they were written, {clips}")
+    show(result, as_json, [], sentences)
     if found.corrupt:
         raise typer.Exit(1)
 
@@ -79,23 +77,20 @@ def peek(
 ) -> None:
     """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
     from unfused_fast.commands.peek import contents, examples_of, write_clips, write_sheet
-    from unfused_fast.evaluation import terminal_table
+    from unfused_fast.console import counted
     from unfused_fast.shards.sources.location import display_name
 
     shard_set = open_set(shards)
     name, table = display_name(shards), contents(shard_set)
     chosen = examples_of(shard_set, examples)
-    write_sheet(out, chosen, f"{name}: log-mel of {len(chosen)} clips")
+    clips = counted(len(chosen), "clip")
+    write_sheet(out, chosen, f"{name}: log-mel of {clips}")
     written = [] if play_to is None else write_clips(play_to, chosen)
-    if as_json:
-        print_json({"shards": name, "contents": table, "sheet": str(out), "clips": [str(path) for path in written]})
-        return
     columns = ("split", "label", "clips", "seconds", "shortest", "median", "longest")
-    rows = [[cell if isinstance(cell := row[name], str) else f"{cell:,.6g}" for name in columns] for row in table]
-    stdout_console().print(terminal_table(name, columns, rows))
-    print(f"log-mels of {len(chosen)} clips: {out}")
-    if play_to is not None:
-        print(f"{len(written)} clips to listen to: {play_to}")
+    rows = [[cell if isinstance(cell := row[key], str) else f"{cell:,.6g}" for key in columns] for row in table]
+    result = {"shards": name, "contents": table, "sheet": str(out), "clips": [str(path) for path in written]}
+    sentences = [f"log-mels of {clips}: {out}", *([f"{clips} to listen to: {play_to}"] if play_to else [])]
+    show(result, as_json, [(name, columns, rows)], sentences)
 
 
 @bank_app.command("info")
@@ -106,6 +101,7 @@ def bank_info(
 ) -> None:
     """Generations, their epochs, sizes and norms; exit code 1 when one is damaged."""
     from unfused_fast.clustering import DamagedBank, Generation, generation_paths
+    from unfused_fast.console import counted
 
     found: list[dict[str, Any]] = []
     for path in generation_paths(bank):
@@ -124,12 +120,13 @@ def bank_info(
                     entry["damaged"] += [fact] if fact else []
                     advance(done, files, len(entry["damaged"]))
     facts = [fact for entry in found for fact in entry["damaged"]]
-    if as_json:
-        print_json({"bank": str(bank), "generations": found})
-    else:
-        _print_table(bank, found)
-        for fact in facts:
-            print(escaped(fact))
+    notes = [
+        f"epoch {entry['epoch']}: {counted(entry['norms']['not_finite'], 'row')} with NaN or infinity"
+        for entry in found
+        if entry.get("norms", {}).get("not_finite")
+    ]
+    table = str(bank), BANK_COLUMNS, list(map(_generation_row, found))
+    show({"bank": str(bank), "generations": found}, as_json, [table], [*notes, *facts])
     if facts:
         raise typer.Exit(1)
 
@@ -159,31 +156,18 @@ def bank_export(
     with bar("exporting") as advance:
         export(generation, out, kind, shard_set, advance)
     described = {"generation": str(generation.path), **generation.describe(), "format": kind, "out": str(out)}
-    if as_json:
-        print_json(described)
-        return
-    print(
-        escaped(f"{out}: epoch {described['epoch']}, {described['rows']} rows of {described['dim']} features, {kind}")
-    )
+    rows = f"{described['rows']:,} rows of {described['dim']} features"
+    show(described, as_json, [], [f"{out}: epoch {described['epoch']}, {rows}, {kind}"])
 
 
-def _print_table(bank: Path, found: list[dict[str, Any]]) -> None:
-    from unfused_fast.evaluation import terminal_table
-
-    columns = ["epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "checksums"]
-    rows = []
-    for item in found:
-        state = "DAMAGED" if item["damaged"] else "hold" if item["verified"] else "not read (--verify)"
-        if "rows" not in item:
-            rows.append([Path(item["generation"]).name, *[""] * 8, state])
-            continue
-        facts = [f"{item[name]:{',' if name in LARGE else ''}}" for name in FACTS]
-        norms = ["" if item["norms"][name] is None else f"{item['norms'][name]:.6g}" for name in ("min", "mean", "max")]
-        rows.append([*facts, *norms, state])
-    stdout_console().print(terminal_table(str(bank), columns, rows))
-    for item in found:
-        if item.get("norms", {}).get("not_finite"):
-            print(f"epoch {item['epoch']}: {item['norms']['not_finite']} rows hold NaN or infinity")
+def _generation_row(entry: Mapping[str, Any]) -> list[str]:
+    """A generation as text, in the order of BANK_COLUMNS; of a damaged one little is known."""
+    if "rows" not in entry:
+        return [Path(entry["generation"]).name, *[""] * 8, "DAMAGED"]
+    state = "DAMAGED" if entry["damaged"] else "hold" if entry["verified"] else "not read (--verify)"
+    norms = ["" if (norm := entry["norms"][name]) is None else f"{norm:.6g}" for name in ("min", "mean", "max")]
+    place = [str(entry["epoch"]), str(entry["step"]), f"{entry['rows']:,}", str(entry["dim"]), entry["dtype"]]
+    return [*place, f"{entry['bytes']:,}", *norms, state]
 
 
 def clusters(

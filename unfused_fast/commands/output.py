@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from unfused_fast.errors import escaped
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from unfused_fast.evaluation import TextTable
     from unfused_fast.shards.sets.table import ShardSet
 
 
@@ -53,6 +54,19 @@ def next_command(*arguments: object) -> str:
     from unfused_fast.shards.sources.location import display_name
 
     return f"next: unfused-fast {shlex.join(display_name(str(argument)) for argument in arguments)}"
+
+
+def show(result: Any, as_json: bool, tables: Iterable[TextTable], sentences: Iterable[str] = ()) -> None:
+    """The result as JSON, or its tables and sentences."""
+    if as_json:
+        print_json(result)
+        return
+    from unfused_fast.evaluation import terminal_table
+
+    for table in tables:
+        stdout_console().print(terminal_table(*table))
+    for sentence in sentences:
+        print(escaped(sentence))
 
 
 @contextmanager

@@ -76,20 +76,14 @@ def examples_of(shards: ShardSet, per_class: int) -> list[PeekClip]:
 
 def write_sheet(path: Path, clips: Sequence[PeekClip], title: str) -> None:
     """A PNG with the log-mel of each clip, a row a class. Raises UserError when it cannot be written."""
-    pictures = [
-        (
-            label,
-            [
-                (f"{clip.clip_id} {clip.source}", len(clip.pcm) / SAMPLE_RATE_HZ, _log_mel(clip.pcm))
-                for clip in clips
-                if clip.label == label
-            ],
-        )
-        for label in dict.fromkeys(clip.label for clip in clips)
-    ]
+    pictures: dict[str, list[tuple[str, float, NDArray[np.float32]]]] = {}
+    for clip in clips:
+        picture = log_mel(torch.from_numpy(clip.pcm.astype(np.float32) / 32768.0)).numpy()
+        name, seconds = f"{clip.clip_id} {clip.source}", len(clip.pcm) / SAMPLE_RATE_HZ
+        pictures.setdefault(clip.label, []).append((name, seconds, picture))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        plot_log_mels(path, pictures, title)
+        plot_log_mels(path, list(pictures.items()), title)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no format of a picture
         raise UserError(f"{path}: the sheet cannot be written ({cause(error)}); name a .png with --out") from error
 
@@ -137,11 +131,6 @@ def _lengths(seconds: NDArray[np.float64]) -> dict[str, Any]:
         "median": round(float(np.median(seconds)), 3),
         "longest": round(float(seconds.max()), 3),
     }
-
-
-def _log_mel(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
-    picture: NDArray[np.float32] = log_mel(torch.from_numpy(pcm.astype(np.float32) / 32768.0)).numpy()
-    return picture
 
 
 def _safe(name: str) -> str:

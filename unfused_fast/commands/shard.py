@@ -13,7 +13,7 @@ import typer
 from unfused_fast.commands.flags import Json, Overwrite, pairs
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url, local_path
+from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,8 +75,8 @@ def shard(
         float,
         typer.Option(
             "--max-member-gb",
-            help="Compressed members of zip archives that unpack to more are rejected: they are unpacked in memory. "
-            "Nothing else is limited: tar and tar.gz archives and uncompressed zips are read in parts.",
+            help="Compressed members of zip archives that unpack to more are rejected. Nothing else is limited: tar "
+            "and tar.gz archives and uncompressed zips are read in parts.",
         ),
     ] = LARGEST_DEFLATED_GB,
     seed: Annotated[int, typer.Option(help="Seeds the global shuffle, and --split.")] = 0,
@@ -109,23 +109,24 @@ def shard(
     if source is None or out is None:
         lacking = "SOURCE and OUT" if source is None else "OUT"
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
-    from unfused_fast.console import console, counted
+    from unfused_fast.console import console
     from unfused_fast.mel import log_mel_statistics
-    from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
     from unfused_fast.shards.packing.options import PackOptions
-    from unfused_fast.shards.packing.pack import pack, pack_part
+    from unfused_fast.shards.packing.pack import pack
+    from unfused_fast.shards.packing.upload import part_folder
+    from unfused_fast.shards.sources.splits import parsed_shares, with_shares
 
     shares, share = None if split is None else parsed_shares(split), None if part is None else _part(part)
     asked: dict[str, Any] = {"codec": codec, "max_seconds": max_seconds, "min_seconds": min_seconds, "seed": seed}
     asked["max_file_hours"] = max_file_hours
-    pack_options = PackOptions(**asked)  # refuses them before the source is listed, which may take minutes
+    PackOptions(**asked)  # refuses them before the source is listed, which may take minutes
     if engine == "ray" and (share is not None or workers is not None):
         flag = "--part" if share else "--workers"
         raise UserError(f"{flag} with --engine ray: the cluster divides the work itself; leave it out")
     with ExitStack() as stack:
         pool = work = None
         if engine == "ray":  # what the nodes need to read archives has to be where they see it
-            shared = _folder(out).absolute().parent
+            shared = part_folder(out).absolute().parent
             shared.mkdir(parents=True, exist_ok=True)
             work = Path(stack.enter_context(TemporaryDirectory(prefix=".unfused-fast-", dir=shared)))
         set_options = pairs(options, "--option", "key=value, see: unfused-fast shard --list")
@@ -139,21 +140,21 @@ def shard(
 
             seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
             pool = stack.enter_context(closing(RayWorkers(seen)))
-        advance = stack.enter_context(bar("packing"))
-        given: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "dataset": about, "files": found.files}
-        given |= {"workers": workers, "progress": advance}
-        if share is None:
-            packed = pack(rows, out, **asked, **given, pool=pool, statistics=log_mel_statistics)
-        else:
-            done = pack_part(rows, _folder(out), share, pack_options, **given)
-    if share is None:
-        _print_packed(packed, display_name(out), as_json)
-    elif as_json:
-        print_json({**vars(done), "directory": display_name(out), "wall_seconds": round(done.wall_seconds, 2)})
-    else:
-        clips = f"{counted(done.packed, 'clip')} in {counted(done.shards, 'shard')}, {done.wall_seconds:.1f} s"
-        typer.echo(f"{display_name(out)}: part {part}: {clips}")
-        typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
+        packed = pack(
+            rows,
+            out,
+            **asked,
+            part=share,
+            workers=workers,
+            pool=pool,
+            overwrite=overwrite,
+            resume=resume,
+            dataset=about,
+            files=found.files,
+            statistics=log_mel_statistics,
+            progress=stack.enter_context(bar("packing")),
+        )
+    _print_packed(packed, display_name(out), as_json, part)
 
 
 def merge(
@@ -173,20 +174,10 @@ def merge(
 
     *parts, out = places
     with bar("merging") as advance:
-        folders = [_folder(part) for part in parts]
         merged = merge_parts(
-            folders, out, overwrite=overwrite, resume=resume, statistics=log_mel_statistics, progress=advance
+            parts, out, overwrite=overwrite, resume=resume, statistics=log_mel_statistics, progress=advance
         )
     _print_packed(merged, display_name(out), as_json)
-
-
-def _folder(given: str) -> Path:
-    folder = local_path(given)
-    if isinstance(folder, str):
-        raise UserError(
-            f"{display_name(given)}: a part lies in a folder; join the parts to the URL with unfused-fast merge"
-        )
-    return folder
 
 
 def _part(given: str) -> tuple[int, int]:
@@ -196,34 +187,37 @@ def _part(given: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
+def _print_packed(packed: PackResult, out: str, as_json: bool, part: str | None = None) -> None:
+    """Args: part: only this part of the set is packed, as i/n."""
     from unfused_fast.console import counted
     from unfused_fast.shards.sets.remarks import remarks
 
     manifest = packed.shard_set.manifest
-    notes = remarks(packed.shard_set)
+    notes = [] if part else remarks(packed.shard_set)
     splits = {name: split.clips for name, split in manifest.splits.items()}
     seconds = sum(split.seconds for split in manifest.splits.values())
-    summary = {
-        "out": out,
-        "clips": packed.packed,
-        "splits": splits,
-        "labels": len(manifest.label_names),
-        "rejected": packed.rejected,
-        "audio_seconds": round(seconds, 1),
-        "bytes": packed.shard_bytes,
-        "shards": packed.shards,
-        "shards_made": packed.shards_made,
-        "seconds": round(packed.wall_seconds, 2),
-        "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
-        "digest": manifest.digest,
-        "notes": notes,
-    }
     if as_json:
+        summary = {
+            "out": out,
+            "part": part,
+            "clips": packed.packed,
+            "splits": splits,
+            "labels": len(manifest.label_names),
+            "rejected": packed.rejected,
+            "audio_seconds": round(seconds, 1),
+            "bytes": packed.shard_bytes,
+            "shards": packed.shards,
+            "shards_made": packed.shards_made,
+            "seconds": round(packed.wall_seconds, 2),
+            "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
+            "digest": manifest.digest,
+            "notes": notes,
+        }
         print_json(summary)
         return
     typer.echo(
-        f"{out}: {counted(packed.packed, 'clip')} ({', '.join(f'{count} {name}' for name, count in splits.items())}), "
+        f"{out}: {f'part {part}: ' if part else ''}{counted(packed.packed, 'clip')} "
+        f"({', '.join(f'{count} {name}' for name, count in splits.items())}), "
         f"{counted(len(manifest.label_names), 'label')}, {seconds / 60:.1f} minutes, "
         f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
     )
@@ -233,7 +227,9 @@ def _print_packed(packed: PackResult, out: str, as_json: bool) -> None:
         typer.echo(f"  {note}")
     for reason, count in packed.rejected.items():
         typer.echo(f"  rejected {count}: {reason}")
-    if packed.rejected:
+    if part:
+        typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
+    elif packed.rejected:
         typer.echo(f"  each one is named in {out.rstrip('/')}/rejected.csv")
 
 
@@ -247,9 +243,8 @@ def _found(
 ) -> tuple[Discovery, dict[str, Any] | None]:
     """What is to be packed, and what the manifest says of the data set; notes go to the screen."""
     from unfused_fast.console import console
-    from unfused_fast.shards.datasets import DATASETS, dataset_rows
+    from unfused_fast.shards.datasets import CSV, DATASETS, FOLDER, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
-    from unfused_fast.shards.datasets.local_files import CSV, FOLDER
     from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
     from unfused_fast.shards.sources.source_rows import source_rows
 
@@ -271,7 +266,6 @@ def _found(
                 labels_from_folders=labels_from_folders,
                 work=work,
                 largest=largest,
-                on_message=console.print,
                 note=console.print,
             )
             return Discovery(rows), None
@@ -280,7 +274,7 @@ def _found(
                 f"--labels-from-folders with --dataset {dataset}: the data set has its own labels; leave it out"
             )
         plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
-        root = Path(source) if plain else folder_of(source, work=work, largest=largest, on_message=console.print)
+        root = Path(source) if plain else folder_of(source, work=work, largest=largest, note=console.print)
         found = dataset_rows(dataset, root, options)
     if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         named = "; ".join(f"{name} ({why})" for name, why in refused[:5])

@@ -17,7 +17,7 @@ from unfused_fast.commands.flags import (
     refuse_unread,
     with_flags,
 )
-from unfused_fast.commands.output import next_command, open_set, print_json, print_result, stdout_console
+from unfused_fast.commands.output import next_command, open_set, print_result, show
 
 if TYPE_CHECKING:
     from unfused_fast.config import Config, Stage
@@ -56,7 +56,10 @@ def train_distill(
     *,
     flags: RanksFlags,
 ) -> None:
-    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels."""
+    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels.
+
+    But it reads how many there are, unless --set pseudo.k=N says how many clusters to make.
+    """
     flags.start_processes()
     from unfused_fast.stages import distill
 
@@ -136,7 +139,7 @@ def train_everything(
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     flags.start_processes()
-    from unfused_fast.evaluation import held_out_text, terminal_table
+    from unfused_fast.evaluation import held_out_text
     from unfused_fast.stages import train_all
 
     half = None if epochs is None else max(1, epochs // 2)
@@ -148,15 +151,13 @@ def train_everything(
         verdict = train_all(configs, opened, labelled, out, options, holdout)
     if not options.ranks.leads:
         return
-    if flags.as_json:
-        print_json(verdict)
-        return
     title = f"linear evaluation on {verdict['task']}{held_out_text(holdout)}"
     rows = [
         [name, f"{valid:.3f}", "" if (test := verdict["test"][name]) is None else f"{test:.3f}"]
         for name, valid in verdict["valid"].items()
     ]
-    stdout_console().print(terminal_table(title, ["encoder", "valid", "test"], rows))
-    print(f"keep {verdict['keep']}: {verdict['encoder']}")
+    sentences = [f"keep {verdict['keep']}: {verdict['encoder']}"]
     if not verdict["beats_random"]:
-        print("but it does not beat a random encoder on validation: the set may be too small, or training too short")
+        doubt = "but it does not beat a random encoder on validation: the set may be too small, or training too short"
+        sentences.append(doubt)
+    show(verdict, flags.as_json, [(title, ["encoder", "valid", "test"], rows)], sentences)

@@ -5,8 +5,17 @@ Read first: presets.py, then fields.py.
 """
 
 from unfused_fast.config.audio import FrontendConfig, RandomResizeCropConfig, Store
-from unfused_fast.config.distillation import DistillConfig
-from unfused_fast.config.fields import Config, ModelConfig, OptimConfig
-from unfused_fast.config.names import BASELINES, PresetName, Stage
-from unfused_fast.config.presets import chosen_fields, differences, field_texts, flatten, from_flat, preset, with_values
+from unfused_fast.config.fields import Config, DistillConfig, ModelConfig, OptimConfig
+from unfused_fast.config.presets import (
+    BASELINES,
+    PresetName,
+    Stage,
+    chosen_fields,
+    differences,
+    field_texts,
+    flatten,
+    from_flat,
+    preset,
+    with_values,
+)
 from unfused_fast.config.tasks import DECAR_TASKS, LAPE_TASKS, TASKS, Task, chosen_tasks

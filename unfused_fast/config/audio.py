@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from unfused_fast.errors import UserError
+from unfused_fast.config.bounds import ABOVE_0, AT_LEAST_1, Count, CountOrZero, Positive, PositiveOrZero, ShareBelow1
 
-Auto = Literal["auto"]
 Store = Literal["auto", "stream", "resident", "pinned", "mmap"]
-
 
 DECAR_WINDOW = 400
 """Samples of the window of `decar1`, 25 ms. Source: DECAR section 5."""
-
-
-def check(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def positive(section: str, **values: float) -> None:
-    for name, value in values.items():
-        check(value > 0, f"{section}.{name} = {value}: it must be greater than 0")
 
 
 @dataclass(frozen=True)
@@ -34,21 +22,21 @@ class FrontendConfig:
     HTK mel of height one, clipped to [1e-5, 1e8], log. Source: authors, BYOL-A; DECAR section 5, its authors. Ours:
     `decar1` has its frames centred and its triangles straight over hertz, as `byola` and librosa.
     """
-    sample_rate_hz: int = 16000
+    sample_rate_hz: Literal[16000] = 16000
     """Rate of the shards' audio, in hertz. Source: DECAR; authors."""
-    n_fft: int = 1024
+    n_fft: Count = 1024
     """Length of the FFT and, in `byola`, of the periodic Hann window, in samples. Source: authors
     (librosa.stft(n_fft=1024)), BYOL-A.
     """
-    hop_samples: int = 160
+    hop_samples: Count = 160
     """Step from frame to frame, in samples (10 ms). Source: DECAR section 5."""
-    n_mels: int = 64
+    n_mels: Count = 64
     """Mel bins. Source: DECAR section 5."""
-    fmin_hz: float = 60.0
+    fmin_hz: PositiveOrZero = 60.0
     """Lower edge of the lowest mel filter, in hertz. Source: DECAR section 5."""
     fmax_hz: float = 7800.0
     """Upper edge of the highest mel filter, in hertz. Source: DECAR section 5."""
-    log_floor: float = 1.1920929e-07
+    log_floor: Positive = 1.1920929e-07
     """Added to the mel power before the logarithm, in `byola`. Source: authors (float32 eps)."""
     pad_mode: Literal["reflect", "constant"] = "reflect"
     """How a clip is padded at its edges: the clip reflected, or zeros. Source: librosa 0.8.1, pinned by LAPE (reflect);
@@ -60,30 +48,12 @@ class FrontendConfig:
         """Length of the Hann window, in samples."""
         return DECAR_WINDOW if self.kind == "decar1" else self.n_fft
 
-    def __post_init__(self) -> None:
-        positive(
-            "frontend", n_fft=self.n_fft, hop_samples=self.hop_samples, n_mels=self.n_mels, log_floor=self.log_floor
-        )
-        check(
-            self.n_fft >= self.window_samples,
-            f"frontend.n_fft = {self.n_fft}: frontend.kind = decar1 has a window of {DECAR_WINDOW} samples; want at "
-            "least as many",
-        )
-        check(
-            self.sample_rate_hz == 16000,
-            f"frontend.sample_rate_hz = {self.sample_rate_hz}: shard sets hold 16000 Hz; leave it at that",
-        )
-        check(
-            0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate_hz / 2,
-            f"frontend.fmin_hz = {self.fmin_hz}, fmax_hz = {self.fmax_hz}: want 0 <= fmin < fmax <= 8000",
-        )
-
 
 @dataclass(frozen=True)
 class DataConfig:
     """What of a clip one training view sees."""
 
-    crop_seconds: float = 0.95
+    crop_seconds: Positive = 0.95
     """Length of a training crop, in seconds (96 frames). Source: authors (LAPE `length_wave`), BYOL-A; the authors'
     DECAR-v2 code has 0.98, their distillation code 12. `decar-v1` has 10, the whole clips of DECAR's section 4.
     """
@@ -104,9 +74,6 @@ class DataConfig:
     DECAR section 3 (uniform over pseudo-labels).
     """
 
-    def __post_init__(self) -> None:
-        positive("data", crop_seconds=self.crop_seconds)
-
 
 @dataclass(frozen=True)
 class ViewsConfig:
@@ -120,14 +87,10 @@ class ViewsConfig:
 class MixupConfig:
     """Log-mixup-exp with a FIFO memory of past inputs."""
 
-    ratio: float = 0.4
+    ratio: ShareBelow1 = 0.4
     """Mixing share drawn from U(0, ratio); 0 turns it off. Source: authors, BYOL-A."""
-    memory: int = 2048
+    memory: Count = 2048
     """Clips held by the FIFO memory. Source: authors, BYOL-A."""
-
-    def __post_init__(self) -> None:
-        check(0 <= self.ratio < 1, f"aug.mixup.ratio = {self.ratio}: want 0 <= ratio < 1")
-        positive("aug.mixup", memory=self.memory)
 
 
 @dataclass(frozen=True)
@@ -136,41 +99,32 @@ class RandomResizeCropConfig:
 
     enabled: bool = True
     """Whether views are cropped and resized. Source: authors, BYOL-A."""
-    canvas_time: float = 1.5
+    canvas_time: Annotated[float, AT_LEAST_1] = 1.5
     """Canvas length as a multiple of the crop's frames. Source: authors, BYOL-A."""
-    freq_scale: tuple[float, float] = (0.6, 1.5)
+    freq_scale: Annotated[tuple[float, float], ABOVE_0] = (0.6, 1.5)
     """Range of the crop's height as a multiple of the mel bins. Source: authors, BYOL-A."""
-    time_scale: tuple[float, float] = (0.6, 1.5)
+    time_scale: Annotated[tuple[float, float], ABOVE_0] = (0.6, 1.5)
     """Range of the crop's length as a multiple of the frames. Source: authors, BYOL-A."""
-
-    def __post_init__(self) -> None:
-        check(self.canvas_time >= 1, f"aug.rrc.canvas_time = {self.canvas_time}: want at least 1")
-        for name, (low, high) in (("freq_scale", self.freq_scale), ("time_scale", self.time_scale)):
-            check(0 < low <= high, f"aug.rrc.{name} = {(low, high)}: want 0 < low <= high")
 
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
     """Time warp, then time and frequency masks, drawn for each clip and view; masks are filled with the set's mean."""
 
-    freq_masks: int = 1
+    freq_masks: CountOrZero = 1
     """Masks along frequency. Ours: the paper names none, DECAR section 3 uses SpecAugment (2); 0 turns them off."""
-    freq_width: int = 8
+    freq_width: CountOrZero = 8
     """Largest width of a frequency mask, in mel bins. Ours: an eighth of the 64 bins; DECAR's 30 was set for whole
     clips.
     """
-    time_masks: int = 1
+    time_masks: CountOrZero = 1
     """Masks along time. Ours, as freq_masks."""
-    warp: int = 0
+    warp: CountOrZero = 0
     """Largest shift W of the time warp, in frames, before the masks; 0 for none. Source: authors of DECAR (5, of whole
     clips); arXiv 1904.08779 section 2. Ours: off, as in BYOL-A.
     """
-    time_width: int = 12
+    time_width: CountOrZero = 12
     """Largest width of a time mask, in frames. Ours: an eighth of the 96 frames; DECAR's 40 was set for whole clips."""
-
-    def __post_init__(self) -> None:
-        for name in ("warp", "freq_masks", "freq_width", "time_masks", "time_width"):
-            check(getattr(self, name) >= 0, f"aug.specaug.{name} = {getattr(self, name)}: want 0 or more")
 
     @property
     def masks(self) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from unfused_fast.config.audio import check
+from collections.abc import Iterator
+
+from unfused_fast.config.audio import DECAR_WINDOW
 from unfused_fast.config.fields import ClusterConfig, Config
+from unfused_fast.errors import UserError
 
 UNREAD = {"spherical": (), "pca_kmeans": ("init", "empty", "backend"), "pic": ("init", "empty", "backend", "n_init")}
 """Fields of `cluster` that an algorithm does not read and that say how to cluster. Ours: one that is set and then not
@@ -13,46 +16,49 @@ read would be taken for one that was tried. `k` and `iterations`, which presets 
 
 def check_together(config: Config) -> None:
     """Raises UserError for values that exclude each other; presets.with_values calls it when all are set."""
-    cluster = config.cluster
-    check(
-        cluster.algo == "spherical" or config.model.prediction == "linear",
-        f"cluster.algo = {cluster.algo} has no centroids that could be prototypes; "
-        "use it with --set model.prediction=linear",
-    )
+    for sentence in _refusals(config):
+        raise UserError(sentence)
+
+
+def _refusals(config: Config) -> Iterator[str]:
+    frontend, rrc, pseudo, cluster = config.frontend, config.aug.rrc, config.pseudo, config.cluster
+    if frontend.n_fft < frontend.window_samples:
+        yield f"frontend.n_fft = {frontend.n_fft}: frontend.kind = decar1 wants at least its window of {DECAR_WINDOW}"
+    if not frontend.fmin_hz < frontend.fmax_hz <= frontend.sample_rate_hz / 2:
+        yield f"frontend.fmin_hz = {frontend.fmin_hz}, fmax_hz = {frontend.fmax_hz}: want fmin < fmax <= 8000"
+    for name, (low, high) in (("freq_scale", rrc.freq_scale), ("time_scale", rrc.time_scale)):
+        if low > high:
+            yield f"aug.rrc.{name} = {low},{high}: want the smaller number first"
+    if "train" not in pseudo.splits or len(set(pseudo.splits)) < len(pseudo.splits):
+        yield f"pseudo.splits = {','.join(pseudo.splits)}: want train, and optionally others, each once"
+    if pseudo.crop != "centre" and pseudo.seconds == 0:
+        yield f"pseudo.crop = {pseudo.crop}, but pseudo.seconds = 0 takes whole clips; set pseudo.seconds too"
+    if config.eval.crop == "full" and config.eval.seconds != "auto":
+        yield f"eval.seconds = {config.eval.seconds}, but eval.crop = full takes whole clips; use centre or random"
+    if config.data.sampler != "every_clip" and config.bank.fill != "pass":
+        yield (
+            f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
+            "use it with --set bank.fill=pass"
+        )
+    if not cluster.heads:
+        yield "cluster.k is empty: want at least 1 number, or auto"
     for name in UNREAD[cluster.algo]:
         value, default = getattr(cluster, name), getattr(ClusterConfig(), name)
-        check(
-            value == default,
-            f"cluster.{name} = {value}, but cluster.algo = {cluster.algo} does not read it; "
-            f"leave it at {default}, or use cluster.algo=spherical",
+        if value != default:
+            yield (
+                f"cluster.{name} = {value}, but cluster.algo = {cluster.algo} does not read it; "
+                f"leave it at {default}, or use cluster.algo=spherical"
+            )
+    if cluster.algo == "pic" and len(cluster.heads) > 1:
+        yield (
+            f"cluster.k = {','.join(map(str, cluster.heads))}, but cluster.algo = pic finds the number of clusters "
+            "itself; give one number, or use cluster.algo=spherical"
         )
-    check(
-        cluster.init != "warm" or config.model.prediction == "prototypes",
-        "cluster.init = warm starts from the last prototypes, but model.prediction = linear has none; "
-        "use cluster.init=random or kmeans++",
-    )
-    check(
-        cluster.algo != "pic" or len(cluster.heads) == 1,
-        f"cluster.k = {','.join(map(str, cluster.heads))}: cluster.algo = pic finds the number of clusters itself, so "
-        "that heads would be equal; give one number, or use cluster.algo=spherical",
-    )
-    check(
-        config.prototypes.freeze or config.model.prediction == "prototypes",
-        "prototypes.freeze = False, but model.prediction = linear has no prototypes, and trains its layer anyway; "
-        "leave it at True",
-    )
-    check(
-        config.data.sampler == "every_clip" or config.bank.fill == "pass",
-        f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
-        "use it with --set bank.fill=pass",
-    )
-    check(
-        config.pseudo.crop == "centre" or config.pseudo.seconds > 0,
-        f"pseudo.crop = {config.pseudo.crop} is the place of a window, but pseudo.seconds = 0 takes whole clips; give "
-        "pseudo.seconds too",
-    )
-    check(
-        config.eval.seconds == "auto" or config.eval.crop != "full",
-        f"eval.seconds = {config.eval.seconds} is the length of a crop, but eval.crop = full takes whole clips; use it "
-        "with --set eval.crop=centre or random",
-    )
+    if config.model.prediction == "prototypes":
+        if cluster.algo != "spherical":
+            yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --set model.prediction=linear"
+        return
+    if cluster.init == "warm":
+        yield "cluster.init = warm: model.prediction = linear has no prototypes; use cluster.init=random or kmeans++"
+    if not config.prototypes.freeze:
+        yield "prototypes.freeze = False, but model.prediction = linear has no prototypes; leave it at True"

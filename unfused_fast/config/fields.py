@@ -1,20 +1,28 @@
 """Every number of a run: one frozen dataclass per part; each field carries value, unit and source.
 
 "Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released, "BYOL-A" arXiv
-2103.06695. The data path's parts are in audio.py, those of stage 2 in distillation.py, evaluation in
-evaluation.py. A preset (presets.py) is a set of values laid over these; `unfused-fast config` prints fields, values
-and these texts.
+2103.06695. The data path is in audio.py, later stages are in stages.py. A preset (presets.py) is a set of values laid
+over these; `unfused-fast config` prints fields, values and these texts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from unfused_fast.config.audio import AugmentConfig, Auto, DataConfig, FrontendConfig, ViewsConfig, check, positive
-from unfused_fast.config.distillation import DistillConfig as DistillConfig
-from unfused_fast.config.distillation import PseudoConfig as PseudoConfig
-from unfused_fast.config.evaluation import EvalConfig, FinetuneConfig
+from unfused_fast.config.audio import AugmentConfig, DataConfig, FrontendConfig, ViewsConfig
+from unfused_fast.config.bounds import (
+    AT_LEAST_1,
+    Auto,
+    Bound,
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    ShareBelow1,
+    ShareBetween,
+)
+from unfused_fast.config.stages import DistillConfig, EvalConfig, FinetuneConfig, PseudoConfig
 
 
 @dataclass(frozen=True)
@@ -23,15 +31,15 @@ class ModelConfig:
 
     encoder: Literal["audiontt", "efficientnet_b0"] = "audiontt"
     """AudioNTT2020Task6 or EfficientNet-B0. Source: paper section 3 by its reference 21; DECAR section 5."""
-    dim: int = 2048
+    dim: Count = 2048
     """Width of AudioNTT's fully connected block = size of an embedding. Source: paper section 4 (R^2048)."""
-    channels: int = 64
+    channels: Count = 64
     """Channels of AudioNTT's three convolution blocks. Source: the encoder's paper; fewer for quick trials."""
-    fc_layers: int = 2
+    fc_layers: Literal[2, 3] = 2
     """Fully connected layers of AudioNTT's last block, 2 or 3. Source: the encoder's paper (2), as in pre-training; the
     authors' distillation code has 3.
     """
-    dropout: float = 0.3
+    dropout: ShareBelow1 = 0.3
     """Dropout between the fully connected layers. Source: authors."""
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
     """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A; DECAR section 5 (max).
@@ -41,11 +49,11 @@ class ModelConfig:
     """Projection head: Linear-BatchNorm-ReLU-Linear, or DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last
     ReLU comes before the prediction head only. Source: authors of UnFuSeD; authors of DECAR.
     """
-    proj_dropout: float = 0.5
+    proj_dropout: ShareBelow1 = 0.5
     """Dropout before both layers of the `dropout` projector. Source: authors of DECAR."""
-    proj_hidden: int = 2048
+    proj_hidden: Count = 2048
     """Hidden width of the projection head. Source: authors (the paper says only: multiple linear layers)."""
-    proj_dim: int = 512
+    proj_dim: Count = 512
     """Output size of the projection head, D of the memory bank. Source: paper section 4."""
     l2_normalize: bool = True
     """Projections get unit norm. Source: paper section 3; the authors' code does not."""
@@ -58,12 +66,6 @@ class ModelConfig:
     from N(0, 0.01). Source: paper section 3; DECAR section 3 and its authors.
     """
 
-    def __post_init__(self) -> None:
-        positive("model", dim=self.dim, channels=self.channels, proj_hidden=self.proj_hidden, proj_dim=self.proj_dim)
-        check(self.fc_layers in (2, 3), f"model.fc_layers = {self.fc_layers}: want 2 or 3")
-        for name in ("dropout", "proj_dropout"):
-            check(0 <= getattr(self, name) < 1, f"model.{name} = {getattr(self, name)}: want 0 <= dropout < 1")
-
 
 @dataclass(frozen=True)
 class ClusterConfig:
@@ -73,32 +75,32 @@ class ClusterConfig:
     """Spherical k-means; PCA, whitening, L2, then k-means; or the same, then Power Iteration Clustering, which finds
     the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
     """
-    k: int | Auto | tuple[int, ...] = 512
+    k: Annotated[int | Auto | tuple[int, ...], AT_LEAST_1] = 512
     """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
     authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
     the same bank (DeepCluster-v2).
     """
-    iterations: int = 10
+    iterations: Count = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
-    pca_dim: int | Auto = "auto"
+    pca_dim: Annotated[int | Auto, AT_LEAST_1] = "auto"
     """Principal components that `pca_kmeans` and `pic` cluster. Source: DECAR section 3 (128). `auto`: 128, or one for
     every 16 clips where that is fewer (ours: as many whitened components as clips make all of them equally far apart).
     """
     whiten: bool = True
     """Scale principal components to unit variance. Source: DECAR section 3."""
-    pic_neighbours: int = 5
+    pic_neighbours: Count = 5
     """Nearest neighbours of a clip in the graph of `pic`. Source: authors of DECAR, from DeepCluster."""
-    pic_sigma: float = 0.2
+    pic_sigma: Positive = 0.2
     """Width of the graph's kernel exp(-distance^2 / sigma^2), as a distance of unit rows. Source: as pic_neighbours."""
-    pic_alpha: float = 0.001
+    pic_alpha: ShareBetween = 0.001
     """Share of the uniform start vector that each power iteration adds. Source: as pic_neighbours."""
-    pic_iterations: int = 200
+    pic_iterations: Count = 200
     """Power iterations. Source: as pic_neighbours."""
     init: Literal["random", "kmeans++", "warm"] = "random"
     """Initial centroids: random rows, cosine k-means++, or the last epoch's, whose clusters then keep their ids.
     Source: authors (random rows, each epoch).
     """
-    n_init: int = 1
+    n_init: Count = 1
     """Starts, of which the largest mean cosine wins; after `warm` all but the first are random rows. Source: authors
     (1).
     """
@@ -106,21 +108,12 @@ class ClusterConfig:
     """An empty cluster keeps its centroid, takes half of the largest, or starts again from the row farthest from its
     centroid. Source: authors (keep).
     """
-    every_epochs: int = 1
+    every_epochs: Count = 1
     """Epochs from one clustering to the next. Source: paper section 3."""
     backend: Literal["auto", "torch", "triton", "faiss", "cuml"] = "auto"
     """Who computes nearest centroids; all give the same assignments. Ours: `auto` is triton on a GPU and, for
     float32 rows, faiss on a CPU that has it, else torch.
     """
-
-    def __post_init__(self) -> None:
-        counts = [k for k in self.heads if k != "auto"]
-        check(bool(self.heads) and min(counts, default=1) >= 1, f"cluster.k = {self.k}: want at least 1, or auto")
-        positive("cluster", iterations=self.iterations, every_epochs=self.every_epochs, n_init=self.n_init)
-        check(self.pca_dim == "auto" or self.pca_dim >= 1, f"cluster.pca_dim = {self.pca_dim}: want 1 or more, or auto")
-        positive("cluster", pic_neighbours=self.pic_neighbours, pic_sigma=self.pic_sigma)
-        positive("cluster", pic_iterations=self.pic_iterations)
-        check(0 < self.pic_alpha < 1, f"cluster.pic_alpha = {self.pic_alpha}: want 0 < alpha < 1")
 
     @property
     def heads(self) -> tuple[int | Auto, ...]:
@@ -142,14 +135,11 @@ class PrototypesConfig:
 class LossConfig:
     """Cross-entropy of prototype scores against the assignments."""
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Divides prototype scores before the softmax; `model.prediction` = linear does not read it. Source:
     DeepCluster-v2's default; at 1 unit-norm scores are nearly uniform. The authors' code has 1, on projections of any
     norm.
     """
-
-    def __post_init__(self) -> None:
-        positive("loss", temperature=self.temperature)
 
 
 @dataclass(frozen=True)
@@ -179,51 +169,44 @@ class OptimConfig:
     authors (LARC, pre-training; SGD, distillation); DECAR section 5 (SGD; fine-tuning: Adam, which AdamW without
     weight decay is); arXiv 1708.03888 (LARS).
     """
-    lr: float = 0.005
+    lr: Positive = 0.005
     """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation); DECAR section 5
     (0.05, and 0.001 of fine-tuning). Ours: `recommended` pre-trains at 1, since LARC with trust 0.001 moves a layer by
     5e-6 of its norm a step at 0.005.
     """
-    momentum: float = 0.9
+    momentum: ShareBelow1 = 0.9
     """Momentum of SGD, LARC and LARS; first beta of AdamW. Source: authors."""
-    weight_decay: float = 1e-6
+    weight_decay: PositiveOrZero = 1e-6
     """L2 weight decay (decoupled for AdamW). Source: authors."""
-    trust: float = 0.001
+    trust: Positive = 0.001
     """Trust coefficient of LARC and LARS. Source: authors."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Linear warm-up then cosine to 0, or constant. Source: the authors build the first but never apply it."""
-    warmup_epochs: float = 10
+    warmup_epochs: PositiveOrZero = 10
     """Length of the warm-up, in epochs (at most a tenth of a shorter run). Source: authors."""
     exclude_1d: bool = False
     """Keep weight decay and adaptive rates off biases and BatchNorm. Source: authors (false)."""
-    head_lr: float = 0.05
+    head_lr: Positive = 0.05
     """Rate of the own SGD of the `linear` prediction head, or of prototypes that are not frozen; it has no momentum.
     Source: authors of DECAR.
     """
-    head_weight_decay: float = 1e-5
+    head_weight_decay: PositiveOrZero = 1e-5
     """Its L2 weight decay. Source: authors of DECAR."""
-
-    def __post_init__(self) -> None:
-        positive("optim", lr=self.lr, trust=self.trust, head_lr=self.head_lr)
-        check(0 <= self.momentum < 1, f"optim.momentum = {self.momentum}: want 0 <= momentum < 1")
-        for name in ("weight_decay", "head_weight_decay"):
-            check(getattr(self, name) >= 0, f"optim.{name} = {getattr(self, name)}: want 0 or more")
-        check(self.warmup_epochs >= 0, f"optim.warmup_epochs = {self.warmup_epochs}: want 0 or more")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the train split. Source: paper section 4 (100 pre-training, 50 distillation); DECAR section 5 (at
     most 50 fine-tuning); the authors' code has 200 of pre-training, 100 of evaluation.
     """
-    batch_size: int | Auto = 512
+    batch_size: Annotated[int | Auto, Bound("at least 2", lambda clips: clips >= 2)] = 512
     """Clips a step, over all ranks. Source: paper section 4 (512); DECAR section 5 (64, fine-tuning too); the authors'
     distillation has 256, their evaluation 32. `auto`: 512, or a sixteenth of a small set (at least 16).
     """
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
     Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
     SyncBN.
@@ -234,22 +217,14 @@ class TrainConfig:
     """Autocast of forward passes; `auto` is bf16 where the device has it in hardware; `fp32` is float32 in convolutions
     too, not PyTorch's TF32 on a GPU. Ours: the authors use fp32.
     """
-    seed: int = 0
+    seed: Annotated[int, Bound("at least 0 and below 2**31", lambda seed: 0 <= seed < 2**31)] = 0
     """Seeds weights, order, views, clustering."""
-    patience: int = 0
+    patience: CountOrZero = 0
     """Epochs without a new best NMI of consecutive clusterings after which pre-training stops; 0: never. Source: DECAR
     section 5 (10); UnFuSeD has none.
     """
-    save_every: int = 1
+    save_every: Count = 1
     """Epochs from one checkpoint to the next; the last epoch is always saved."""
-
-    def __post_init__(self) -> None:
-        positive("train", epochs=self.epochs, save_every=self.save_every, accumulate=self.accumulate)
-        check(self.patience >= 0, f"train.patience = {self.patience}: want 0 (never stop early) or more")
-        check(
-            self.batch_size == "auto" or self.batch_size >= 2, f"train.batch_size = {self.batch_size}: want at least 2"
-        )
-        check(0 <= self.seed < 2**31, f"train.seed = {self.seed}: want 0 <= seed < 2**31")
 
 
 @dataclass(frozen=True)

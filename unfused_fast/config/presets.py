@@ -8,45 +8,43 @@ deviations included, its faults not; `recommended`, the default, is what trained
 from __future__ import annotations
 
 import ast
-import dataclasses
 import difflib
 import inspect
 import itertools
-import textwrap
-import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from unfused_fast.config.bounds import describe_type, parse
 from unfused_fast.config.checks import check_together
 from unfused_fast.config.fields import Config
-from unfused_fast.config.names import PresetName as PresetName
-from unfused_fast.config.names import Stage as Stage
 from unfused_fast.errors import UserError
 
+Stage = Literal["pretrain", "distill", "linear", "finetune"]
+PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
+BASELINES = ("logmel", "random")
+"""Encoders without a run: mean and deviation of each mel bin, and a network as initialised."""
+
+_CONSTANT: dict[str, Any] = {"optim.schedule": "constant", "optim.warmup_epochs": 0}
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
 # fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.
 STAGES: dict[Stage, dict[str, Any]] = {
-    "pretrain": {},
     "distill": {
+        **_CONSTANT,
         "train.epochs": 50,
         "optim.name": "sgd",
         "optim.lr": 0.007,
         "optim.weight_decay": 1e-4,
-        "optim.schedule": "constant",
-        "optim.warmup_epochs": 0,
     },
-    "linear": {},
     "finetune": {
+        **_CONSTANT,
         "train.epochs": 50,
         "train.batch_size": 64,
         "optim.name": "adamw",
         "optim.lr": 0.001,
         "optim.weight_decay": 0.0,
-        "optim.schedule": "constant",
-        "optim.warmup_epochs": 0,
     },
 }
 _AUTHORS: dict[str, Any] = {"data.crop_seconds": 0.98, "data.norm": "running", "train.amp": "fp32"}
@@ -68,19 +66,16 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
         "pretrain": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto"},
         "distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"},
-        "linear": {},
-        "finetune": {},
     },
     # UnFuSeD fine-tunes no encoder on labels: DECAR's numbers stay.
-    "paper": {"pretrain": {}, "distill": {}, "linear": {"eval.lr_grid": ()}, "finetune": {}},
+    "paper": {"linear": {"eval.lr_grid": ()}},
     "authors": {
         "pretrain": {
             **_AUTHORS,
             **_AUTHORS_AUG,
+            **_CONSTANT,
             "cluster.k": 1024,
             "train.epochs": 200,
-            "optim.schedule": "constant",
-            "optim.warmup_epochs": 0,
             "model.l2_normalize": False,
             "loss.temperature": 1.0,
         },
@@ -121,6 +116,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         "pretrain": {
             **_DECAR,
             **_DECAR_AUG,
+            **_CONSTANT,
             "model.projector": "dropout",
             "model.proj_hidden": 512,
             "model.proj_dim": 512,
@@ -134,8 +130,6 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
             "optim.name": "sgd",
             "optim.lr": 0.05,
             "optim.weight_decay": 1e-5,
-            "optim.schedule": "constant",
-            "optim.warmup_epochs": 0,
             "train.batch_size": 64,
             "train.patience": 10,
         },
@@ -151,11 +145,10 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
 
 def preset(name: PresetName, stage: Stage) -> Config:
     """The config of a stage: its defaults, then the preset's values."""
-    return with_values(Config(), {**STAGES[stage], **PRESETS[name][stage]})
+    return with_values(Config(), {**STAGES.get(stage, {}), **PRESETS[name].get(stage, {})})
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A field that has not the same value in two configs."""
 
     field: str
@@ -184,146 +177,86 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def with_values(config: Config, values: dict[str, Any]) -> Config:
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with dotted fields replaced; text is parsed by the field's type. Raises UserError for an unknown
     name, a wrong value, or values that exclude each other.
     """
     for name, value in values.items():
-        config = _replaced(config, name.split("."), value, name)
+        if name not in _kinds():
+            inner = [field.removeprefix(f"{name}.") for field in _kinds() if field.startswith(f"{name}.")]
+            problem = (
+                f"that is a section; name a field of it: {', '.join(inner)}" if inner else "there is no such field"
+            )
+            raise UserError(f"--set {name}: {problem}{'' if inner else _meant(name)} (see: unfused-fast config)")
+        config = _replaced(config, name.split("."), parse(value, _kinds()[name], name))
     check_together(config)
     return config
 
 
-def from_flat(values: dict[str, Any]) -> Config:
-    """Inverse of flatten, strict: a missing or unknown field is an error."""
-    known = flatten(Config())
-    missing, unknown = sorted(set(known) - set(values)), sorted(set(values) - set(known))
-    if missing or unknown:
-        shown = ", ".join(
-            f"{what} fields {names[:4]}{' ...' if len(names) > 4 else ''}"[:200]
-            for what, names in (("missing", missing), ("unknown", unknown))
-            if names
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """Inverse of flatten. A missing field takes its default, which has to mean what versions without that field did, so
+    that their runs can be read. Raises UserError for an unknown one.
+    """
+    if unknown := sorted(set(values) - set(_kinds())):
+        named = ", ".join(unknown[:4])[:200] + (", ..." if len(unknown) > 4 else "")
+        raise UserError(
+            f"config of another version: unknown fields {named}; train again, or use the version that wrote it"
         )
-        raise UserError(f"config of another version: {shown}; train again, or use the version that wrote it")
     return with_values(Config(), values)
 
 
-def _replaced(part: Any, path: list[str], value: Any, name: str) -> Any:
-    known = [item.name for item in fields(part)]
-    if path[0] not in known:
-        raise UserError(
-            f"--set {name}: there is no field '{path[0]}'; here are: {', '.join(known)}{_meant(name)} (see: "
-            "unfused-fast config)"
-        )
-    current = getattr(part, path[0])
-    if is_dataclass(current):
-        if len(path) == 1:
-            inner = ", ".join(item.name for item in fields(current))
-            raise UserError(f"--set {name}: that is a section; name a field of it: {inner}")
-        return replace(part, **{path[0]: _replaced(current, path[1:], value, name)})
-    if len(path) > 1:
-        raise UserError(f"--set {name}: '{path[0]}' is a value, not a section (see: unfused-fast config)")
-    wanted = typing.get_type_hints(type(part))[path[0]]
-    return replace(part, **{path[0]: _parse(value, wanted, name)})
+@cache
+def _kinds() -> dict[str, Any]:
+    """Dotted name -> type and bound of every field."""
+    return {
+        f"{prefix}{name}": kind
+        for prefix, section in _sections()
+        for name, kind in typing.get_type_hints(section, include_extras=True).items()
+        if not is_dataclass(kind)
+    }
 
 
-def _parse(value: Any, wanted: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            try:
-                return _parse(value, option, name)
-            except UserError:
-                continue
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif origin is tuple:
-        items = value.strip("()[] ").split(",") if isinstance(value, str) else value
-        items = items if isinstance(items, list | tuple) else [[]]  # which no field takes
-        items = [item for item in items if not (isinstance(item, str) and not item.strip())]
-        if arguments[-1] is Ellipsis:
-            return tuple(_parse(item, arguments[0], name) for item in items)
-        if len(items) == len(arguments):
-            return tuple(_parse(item, inner, name) for item, inner in zip(items, arguments, strict=True))
-    elif wanted is bool:
-        parsed = {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower())
-        if parsed is not None:
-            return parsed
-    else:
-        try:
-            number = wanted(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        if number is not None and not (wanted is int and isinstance(value, float) and number != value):
-            return number
-    choices = [str(choice) for choice in arguments] if origin is Literal else []
-    near = difflib.get_close_matches(str(value), choices, 1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    shown = text if len(text := str(value)) <= 80 else f"{text[:77]}..."
-    raise UserError(f"--set {name}={shown}: want {describe_type(wanted)}{meant}")
+def _sections(section: type = Config, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(prefix of its fields' dotted names, dataclass) of every section, in order of definition."""
+    yield prefix, section
+    for name, kind in typing.get_type_hints(section).items():
+        if is_dataclass(kind):
+            yield from _sections(typing.cast(type, kind), f"{prefix}{name}.")
+
+
+def _replaced(part: Any, path: Sequence[str], value: Any) -> Any:
+    first, *rest = path
+    return replace(part, **{first: _replaced(getattr(part, first), rest, value) if rest else value})
 
 
 def chosen_fields(names: Sequence[str]) -> set[str]:
     """Dotted names of the fields that `names`, each a field or a section, mean; of all fields where there are none.
     Raises UserError for what is neither.
     """
-    known = [*flatten(Config())]
-    chosen = set[str](() if names else known)
+    chosen = set[str](() if names else _kinds())
     for name in names:
-        found = {field for field in known if field == name or field.startswith(f"{name}.")}
+        found = {field for field in _kinds() if f"{field}.".startswith(f"{name}.")}
         if not found:
-            sections = ", ".join(dict.fromkeys(field.partition(".")[0] for field in known))
+            sections = ", ".join(item.name for item in fields(Config))
             raise UserError(f"{name}: neither a field nor a section; sections are: {sections}{_meant(name)}")
         chosen |= found
     return chosen
 
 
 def _meant(name: str) -> str:
-    """The nearest name of a field, as a question: one of the same last part, else one that is spelled alike."""
-    known = [*flatten(Config())]
-    last = name.rpartition(".")[2]
-    same = [other for other in known if other.rpartition(".")[2] == last]
-    if "." not in name and same:
-        return f"; did you mean {' or '.join(same)}?"
-    near = difflib.get_close_matches(name, same, 1, cutoff=0.0) or difflib.get_close_matches(name, known, 1)
-    if not near and (leaf := difflib.get_close_matches(last, [other.rpartition(".")[2] for other in known], 1)):
-        near = [other for other in known if other.rpartition(".")[2] == leaf[0]]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def describe_type(wanted: Any) -> str:
-    """A field's type in words: `int or auto`, `one of larc, sgd, adamw`."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(describe_type(option) for option in arguments)
-    if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
-    if origin is tuple:
-        kind = {int: "whole numbers", float: "numbers", str: "words"}[arguments[0]]
-        return f"{'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{kind} between commas"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(wanted, str(wanted))
+    """The nearest names of fields, as a question: of the same last part, else spelled alike."""
+    same = [field for field in _kinds() if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = difflib.get_close_matches(name, same or _kinds(), 2 if same else 1, cutoff=0.0 if same else 0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 @cache
 def field_texts() -> dict[str, tuple[str, str]]:
     """Dotted name -> (type in words, the docstring under the field)."""
-
-    def of(kind: type, prefix: str) -> dict[str, tuple[str, str]]:
-        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
-        texts = {
-            node.target.id: following.value.value
-            for node, following in itertools.pairwise(body)
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-        }
-        hints, result = typing.get_type_hints(kind), dict[str, tuple[str, str]]()
-        for item in dataclasses.fields(kind):
-            inner = hints[item.name]
-            if is_dataclass(inner):
-                result.update(of(typing.cast(type, inner), f"{prefix}{item.name}."))
-            else:
-                result[prefix + item.name] = (describe_type(inner), " ".join(str(texts.get(item.name, "")).split()))
-        return result
-
-    return of(Config, "")
+    texts = dict[str, str]()
+    for prefix, section in _sections():
+        body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(section)).body[0]).body
+        for node, following in itertools.pairwise(body):
+            if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr):
+                texts[prefix + ast.unparse(node.target)] = " ".join(str(ast.literal_eval(following.value)).split())
+    return {name: (describe_type(kind), texts[name]) for name, kind in _kinds().items()}

@@ -58,7 +58,6 @@ class Task:
     """Of the adapter, on the way to the paper's split."""
     by_folds: bool = False
     """Cross-validated over the folds that the publisher made."""
-    metric: Literal["accuracy"] = "accuracy"
     unclear: str = ""
     """What the sources leave open, or state in two ways."""
 

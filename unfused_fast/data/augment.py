@@ -140,14 +140,6 @@ class RunningNorm:
         mean, std = mean_and_std(self.moments)
         return tuple((crop - mean.float()) / std.float() for crop in crops)
 
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint needs."""
-        return {TENSOR: self.moments}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of state. Raises UserError where it is missing."""
-        self.moments = expected(state, TENSOR, torch.float64, (3,)).to(self.moments.device)
-
 
 def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
     """(3,) values seen, sum, sum of squares -> () mean and () standard deviation; 0 and 1 of none. No host sync."""
@@ -164,11 +156,9 @@ def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Te
     if GIVEN in tensors:
         mean, std = expected(tensors, GIVEN, torch.float64, (2,)).tolist()
         return {"mean": mean, "std": std}
-    if known is None and TENSOR not in tensors:
-        return None
-    first = known or {"mean": 0.0, "std": 1.0}
     if TENSOR not in tensors:
-        return dict(first)
+        return None if known is None else dict(known)
+    first = known or {"mean": 0.0, "std": 1.0}
     mean, std = (float(value) for value in mean_and_std(tensors[TENSOR]))
     return {**first, "mean": first["mean"] + first["std"] * mean, "std": first["std"] * std}
 
@@ -274,7 +264,7 @@ class Augmenter:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save: the filled part of the memory, and the statistics of a running norm."""
-        normed = {} if self.norm is None else self.norm.state()
+        normed = {} if self.norm is None else {TENSOR: self.norm.moments}
         if self.memory is None:
             return normed
         filled = min(self.memory.written, len(self.memory.crops))
@@ -287,7 +277,7 @@ class Augmenter:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of state. Raises UserError: not the state of a memory of this size."""
         if self.norm is not None:
-            self.norm.load_state(state)
+            self.norm.moments = expected(state, TENSOR, torch.float64, (3,)).to(self.norm.moments.device)
         if self.memory is None:
             return
         ids = expected(state, "mixup.clip_ids", torch.int64, (None,))

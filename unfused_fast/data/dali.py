@@ -76,8 +76,9 @@ def clip_pipeline(
     tars: list[str],
     indexes: list[str],
     crops: list[Pieces],
-    finish: Callable[[Any], Any],
     *,
+    log_mel: Callable[[Any], Any] | None,
+    whole: bool,
     codec: str,
     decoded: bool,
     unit_norm: bool,
@@ -85,11 +86,13 @@ def clip_pipeline(
     threads: int,
     device_id: int | None,
 ) -> Any:
-    """A pipeline, not yet built. It gives the digits of the clip ids and the result of `finish` for the waveform of
-    each crop, batch after batch, and starts again at the first clip after the last.
+    """A pipeline, not yet built. It gives the digits of the clip ids and each crop's waveform, or its log-mel, batch
+    after batch, and starts again at the first clip after the last.
 
     Args:
         crops: of all N clips.
+        log_mel: computes one from a waveform, on the GPU where there is one.
+        whole: pad the clips of a batch to the longest.
         decoded: whether audio is decoded; if not, members are read as PCM16.
         unit_norm: as of cut.
     """
@@ -115,6 +118,10 @@ def clip_pipeline(
         )
         pcm = fn.reshape(pcm, shape=[1, -1, 1], layout="HWC")
         rows = list(fn.external_source(source=given, num_outputs=len(table), batch=True))
-        waveforms = [cut(pcm, rows[first : first + 6], unit_norm) for first in range(0, len(rows), 6)]
-        pipeline.set_outputs(digits, *map(finish, waveforms))
+        made = [cut(pcm, rows[first : first + 6], unit_norm) for first in range(0, len(rows), 6)]
+        if log_mel is not None:
+            made = [log_mel(waveform if device_id is None else waveform.gpu()) for waveform in made]
+        if whole:
+            made = [fn.pad(values, axes=(0 if log_mel is None else 1,)) for values in made]
+        pipeline.set_outputs(digits, *made)
     return pipeline

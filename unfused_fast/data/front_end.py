@@ -73,7 +73,7 @@ def log_mel(waveform: Tensor, config: FrontendConfig | None = None, edges: bool 
     return torch.log(filters @ power + config.log_floor)
 
 
-def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float = 0.0, std: float = 1.0) -> Tensor:
+def framed_log_mel(waveform: Tensor, config: FrontendConfig, mean: float, std: float) -> Tensor:
     """(B, L) float32 with its context -> (B, F, T) (log_mel - mean) / std, T = 1 + (L - n_fft) // hop; for a CPU.
 
     The frames of log_mel of a waveform to which n_fft // 2 samples were added at both ends. Ours: one pass over memory,

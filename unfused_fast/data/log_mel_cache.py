@@ -73,7 +73,7 @@ class Layout(NamedTuple):
 
 
 class DamagedCache(Exception):
-    """A cache that was changed since it was written, or that belongs to other data; the text gives the difference."""
+    """A cache that was changed since it was written, or that belongs to other data."""
 
 
 def whole_split(loader: Batches) -> Loader:
@@ -123,40 +123,27 @@ def places(loader: Batches) -> list[Path]:
 
 
 def find(loader: Batches, wanted: Layout) -> Path | None:
-    """The folder of a cache whose names and sizes are right; reports why an existing one is not used."""
-    own = [place / wanted.name for place in places(loader)]
-    others = sorted(loader.shards.directory.glob(f"log-mel-{loader.split}-*.cache"))
-    for folder in dict.fromkeys((*own, *others)):
-        try:
-            if folder.is_dir():
-                _open(folder, wanted)
-                return folder
-        except DamagedCache as error:
-            console.once(f"{folder}: {error}; it is not used", style="yellow" if folder in own else None)
-    return None
+    """The folder of the cache, which may be damaged; None: there is none."""
+    folders = (place / wanted.name for place in places(loader))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]:
     """The frames of a cache, mapped, and the sha256 of its parts. Raises DamagedCache: it is not the wanted one, or
     files are missing or truncated.
     """
-    try:
-        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
-        identity, digests = manifest["identity"], list(manifest["sha256_of_chunks"])
-        for name, value in wanted.identity.items():
-            if identity.get(name) != value:
-                raise DamagedCache(f"made with {name} = {identity.get(name)}, now {value}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCache(f"damaged: manifest.json cannot be read ({error})") from error
     path = folder / "frames.npy"
     try:
+        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
+        digests = list(manifest["sha256_of_chunks"])
         frames = np.load(path, mmap_mode="c")  # mapped, so that a truncated file takes no memory
-        found = frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
-        size = frames.offset + wanted.bytes
-    except (OSError, ValueError, EOFError, OverflowError, AttributeError) as error:
+        found = manifest["identity"], frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
+        size = path.stat().st_size - frames.offset
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError) as error:
         raise DamagedCache(f"damaged: {str(error)[:200]}") from error
-    if found != (wanted.shape, np.float16, True, -(-wanted.bytes // CHUNK_BYTES)) or path.stat().st_size != size:
-        raise DamagedCache("damaged: frames.npy does not have the size that its manifest gives")
+    parts = -(-wanted.bytes // CHUNK_BYTES)
+    if (found, size) != ((wanted.identity, wanted.shape, np.float16, True, parts), wanted.bytes):
+        raise DamagedCache("damaged: its files are not those of these log-mels")
     return frames, digests
 
 
@@ -175,18 +162,18 @@ def load(folder: Path, wanted: Layout, target: Tensor | None) -> Tensor:
 def _read(path: Path, begin: int, size: int, target: Tensor | None) -> list[str]:
     """Reads `size` bytes from `begin` on into a tensor, if there is one; returns the sha256 of their parts."""
     flat = None if target is None else target.view(-1)
+    on_cpu = target is not None and target.device.type == "cpu"
     with path.open("rb") as file, ThreadPoolExecutor(min(available_cores(), 8)) as pool:
 
         def part(start: int) -> str:
-            values = min(CHUNK_BYTES, size - start) // 2
-            there = None if flat is None else flat[start // 2 : start // 2 + values]
-            on_cpu = there is not None and there.device.type == "cpu"
-            here = there if there is not None and on_cpu else torch.empty(values, dtype=torch.float16)
+            values = slice(start // 2, min(start + CHUNK_BYTES, size) // 2)
+            space = torch.empty(0 if on_cpu else values.stop - values.start, dtype=torch.float16)
+            here = flat[values] if flat is not None and on_cpu else space
             read, done = memoryview(here.numpy().data).cast("B"), 0
             while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], begin + start + done)):
                 done += count
-            if there is not None and not on_cpu:
-                there.copy_(here)
+            if flat is not None and not on_cpu:
+                flat[values].copy_(here)
             return hashlib.sha256(read).hexdigest()
 
         return list(pool.map(part, range(0, size, CHUNK_BYTES)))
@@ -198,26 +185,20 @@ def writable_place(loader: Batches, wanted: Layout) -> Path | None:
     Files of a killed or another process, and damaged ones, count as free space: they are deleted, or the process is
     waited for.
     """
-    size = wanted.bytes
-    for number, place in enumerate(places(loader)):
+    for place in places(loader):
         try:
-            if number:
-                place.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
             own = sum(file.stat().st_blocks * 512 for file in place.glob(f"{wanted.name}*/*"))
             free = shutil.disk_usage(place).free + own
+            reason = f"{free / 1e9:.2f} GB free, the log-mels take {wanted.bytes / 1e9:.2f} GB"
+            if free >= wanted.bytes + CHUNK_BYTES:
+                reason = "" if os.access(place, os.W_OK | os.X_OK) else "may not be written to"
         except OSError as error:
-            console.once(f"{place}: cannot hold the log-mels ({error.strerror})", style="yellow")
-            continue
-        if not os.access(place, os.W_OK | os.X_OK):
-            console.once(f"{place}: may not be written to, so the log-mels are kept elsewhere", style="yellow")
-        elif free < size + CHUNK_BYTES:
-            console.once(
-                f"{place}: {free / 1e9:.2f} GB free, the log-mels take {size / 1e9:.2f} GB",
-                about=("full", place, wanted.name),
-                style="yellow",
-            )
-        else:
+            reason = cause(error)
+        if not reason:
             return place
+        about = "no room", place, wanted.name
+        console.once(f"{place}: cannot hold the log-mels ({reason})", about=about, style="yellow")
     return None
 
 
@@ -238,24 +219,15 @@ def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) ->
             console.print(f"{place}: waiting for another process that computes the same log-mels")
             lock.acquire()
         try:
-            if folder.is_dir():
-                try:
-                    if damaged:
-                        load(folder, wanted, None)
-                    _open(folder, wanted)
-                    return folder
-                except DamagedCache:
-                    console.print(f"{folder}: it is recomputed", style="yellow")
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
+            if not _is_sound(folder, wanted, damaged):
+                shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 _write(loader, wanted, partial)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
             return folder
         finally:
+            shutil.rmtree(partial, ignore_errors=True)
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
     except OSError as error:
@@ -263,6 +235,18 @@ def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) ->
             f"{folder}: cannot be written ({cause(error)}); make room, set UNFUSED_CACHE to a folder on another disk, "
             "or use --data stream"
         ) from error
+
+
+def _is_sound(folder: Path, wanted: Layout, damaged: bool) -> bool:
+    """Whether the cache is there and whole. Reads it where one was found to be damaged, which another process may have
+    replaced since; any other was published by such a process while this one waited.
+    """
+    try:
+        if damaged and folder.is_dir():
+            load(folder, wanted, None)
+    except DamagedCache:
+        return False
+    return folder.is_dir()
 
 
 def computed(loader: Batches, wanted: Layout) -> Iterator[Tensor]:

@@ -7,7 +7,6 @@ the device that uses them; a batch is then one gather, one transposing copy and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,27 +14,12 @@ from torch import Tensor
 
 from unfused_fast.config import Store
 from unfused_fast.data.crops import first_frames
+from unfused_fast.data.log_mel_cache import Layout
 from unfused_fast.data.order import Int64s, Reading
 from unfused_fast.data.stream import Batch, Batches
 
 BUFFERS = 2
 """Staging buffers in pinned memory: one is filled while the other is copied to the device."""
-
-
-@dataclass(frozen=True)
-class HeldLogMels:
-    """The log-mels of a split, clip after clip."""
-
-    frames: Tensor
-    """(frames of all clips, F) float16: on the device, or in the host's memory (pinned, mapped) to be copied from."""
-    starts: Int64s
-    """(N,) first frame of each clip."""
-    counts: Int64s
-    """(N,) frames of each clip."""
-    mean: float
-    """What was subtracted from the log-mels, and"""
-    std: float
-    """what they were then divided by."""
 
 
 class ResidentLoader(Batches):
@@ -44,26 +28,28 @@ class ResidentLoader(Batches):
     Values differ from the stream's by the rounding to float16: at most 2 ** -11 of each, before another normalisation.
     """
 
-    def __init__(self, stream: Batches, held: HeldLogMels, store: Store, start_seconds: float) -> None:
-        """`store` is where `held` is kept, and `start_seconds` what it took to get it there."""
+    def __init__(self, stream: Batches, layout: Layout, frames: Tensor, store: Store, start_seconds: float) -> None:
+        """`frames` (frames of all clips, F) float16 are those of the layout, on the device or in the host's memory
+        (pinned, mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them there.
+        """
         vars(self).update(vars(stream))  # the same split, order and share
-        self.held, self.store, self.start_seconds = held, store, start_seconds
-        self._scale, self._shift = held.std / self.std, (held.mean - self.mean) / self.std
-        self._direct = store != "pinned" and held.frames.device.type == self.device.type
+        self.layout, self.frames, self.store, self.start_seconds = layout, frames, store, start_seconds
+        mean, std = layout.identity["mean"], layout.identity["std"]
+        self._scale, self._shift = std / self.std, (mean - self.mean) / self.std
 
     def _spans(self, reading: Reading) -> tuple[Int64s, Int64s]:
         """First frame and number of frames of each clip that is read."""
         rows = reading.clip_ids - self.shards.first_id(self.split)
-        return self.held.starts[rows], self.held.counts[rows]
+        return self.layout.starts[rows], self.layout.counts[rows]
 
     def _crops(self, reading: Reading, epoch: int, crops: int, parts: list[slice]) -> Iterator[list[Tensor]]:
         counters, begins, lengths = (
-            torch.from_numpy(array).to(self.held.frames.device)
+            torch.from_numpy(array).to(self.frames.device)
             for array in (reading.counters, self._spans(reading)[0], self.samples[reading.clip_ids])
         )
         starts = [begins + first_frames(self.config, counters, lengths, epoch, crop) for crop in range(crops)]
-        windows = sliding_windows(self.held.frames, self.config.crop_frames)
-        if self._direct:
+        windows = sliding_windows(self.frames, self.config.crop_frames)
+        if self.store != "pinned" and self.frames.device.type == self.device.type:
             for part in parts:
                 yield [self._normalised(windows.index_select(0, start[part])) for start in starts]
         else:
@@ -77,7 +63,7 @@ class ResidentLoader(Batches):
             part = slice(begin, begin + self.own_batch_size)
             frames = np.arange(counts[part].max())
             index = starts[part, None] + np.minimum(frames, counts[part, None] - 1)
-            values = self.held.frames[torch.from_numpy(index).to(self.held.frames.device)].to(self.device)
+            values = self.frames[torch.from_numpy(index).to(self.frames.device)].to(self.device)
             there = self._put(counts[part])
             valid = torch.arange(len(frames), device=self.device) < there[:, None]
             log_mel = self._normalised(values) * valid[:, None, :]

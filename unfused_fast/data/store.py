@@ -14,7 +14,7 @@ from unfused_fast.data import log_mel_cache
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
 from unfused_fast.data.memory import Free, free_memory, pinned_bytes
-from unfused_fast.data.resident import HeldLogMels, ResidentLoader
+from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
@@ -87,31 +87,32 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         )
         if store == "stream":
             return loader
-    _refuse_too_large(store, layout, device, free)
-    if found is None and place is None and store == "mmap":
+    if store == "mmap" and found is None and place is None:
         raise UserError(
             f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
-    taken = _frames(loader, layout, store, found, place, may_make)
+    on_gpu = store == "resident" and device.type == "cuda"
+    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
+    if store != "mmap" and needed > room:
+        raise UserError(
+            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
+            f"{f'on {device}' if on_gpu else 'in memory'}; use --data {'pinned, ' if on_gpu else ''}mmap or stream"
+        )
+    frames, source = _frames(loader, layout, store, found, place)
     ranks.barrier()  # a first pass has no time limit
-    if taken is None:
-        return loader
-    frames, source = taken
     seconds = time.perf_counter() - begin
     sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
     if source.startswith("from the audio"):
         console.print(sentence)
     else:
         console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
-    identity = layout.identity
-    held = HeldLogMels(frames, layout.starts, layout.counts, identity["mean"], identity["std"])
-    return ResidentLoader(loader, held, store, seconds)
+    return ResidentLoader(loader, layout, frames, store, seconds)
 
 
 def _report_padded(loader: Loader) -> None:
     shortest = crop_samples(loader.config)
-    if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
+    if short := int((loader.samples[loader.index.clip_ids] < shortest).sum()):
         console.once(
             f"data: {short} of {loader.clips} clips of {loader.split} are shorter than a crop of "
             f"{loader.config.data.crop_seconds:g} s and are padded with silence",
@@ -124,29 +125,20 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-def _frames(
-    loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None, may_make: bool
-) -> tuple[Tensor, str] | None:
-    """The log-mels in `store`, and their source: the cache, which is made where there is none.
-
-    None: the cache is damaged and may not be replaced.
-    """
+def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None) -> tuple[Tensor, str]:
+    """The log-mels in `store`, and their source: the cache, which is made where there is none or a damaged one."""
     target = None
     if store != "mmap":
         where = loader.device if store == "resident" else torch.device("cpu")
         target = torch.empty(layout.shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
-    damaged = False
     if found is not None:
         try:
             return log_mel_cache.load(found, layout, target), f"from the cache ({found})"
         except DamagedCache as error:
-            advice = "it is recomputed" if may_make else f"{loader.split} is read from the shards"
-            console.print(f"{found}: {error}; {advice}", style="yellow")
-            if not may_make:
-                return None
-            damaged, place = True, log_mel_cache.writable_place(loader, layout)
+            console.print(f"{found}: {error}; it is recomputed", style="yellow")
+            place = log_mel_cache.writable_place(loader, layout)
     if place is not None:
-        made = log_mel_cache.make(loader, layout, place, damaged)
+        made = log_mel_cache.make(loader, layout, place, damaged=found is not None)
         try:
             return log_mel_cache.load(made, layout, target), f"from the audio ({made})"
         except DamagedCache as error:
@@ -159,16 +151,3 @@ def _frames(
         target[done : done + len(rows)] = rows.to(target.device)
         done += len(rows)
     return target, "from the audio, not kept"
-
-
-def _refuse_too_large(store: Store, layout: Layout, device: torch.device, free: Free) -> None:
-    if store == "mmap":
-        return
-    on_gpu = store == "resident" and device.type == "cuda"
-    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
-    if needed > room:
-        other = "pinned, mmap or stream" if on_gpu else "mmap or stream"
-        raise UserError(
-            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
-            f"{'on ' + str(device) if on_gpu else 'in memory'}; use --data {other}"
-        )

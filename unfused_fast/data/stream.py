@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from unfused_fast.data.augment import SpecAugment
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
 from unfused_fast.data.dali import clip_pipeline, dali_log_mel, import_dali
 from unfused_fast.data.front_end import framed_log_mel, set_statistics
-from unfused_fast.data.order import Int64s, Reading, read_shard_index, rows_of_epoch, taken, write_indexes
+from unfused_fast.data.order import Int64s, Reading, read_split_index, rows_of_epoch, write_indexes
 from unfused_fast.data.unreadable import reading_error
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
@@ -66,7 +67,6 @@ class Batches(ABC):
         share: Share = WHOLE,
         statistics: Mapping[str, float] | None = None,
         threads: int | None = None,
-        log_mel: Literal["dali", "torch"] | None = None,
         only: NDArray[np.int64] | None = None,
         left_out: Sequence[int] = (),
     ) -> None:
@@ -76,7 +76,6 @@ class Batches(ABC):
             batch_size: clips of a batch on all ranks.
             share: this rank's part of each batch.
             threads: that decode; one a core, up to 16, unless given.
-            log_mel: what computes the log-mels; None: DALI on a GPU, torch on a CPU, where it takes half the time.
             only: ids of the clips of the split that are read; None: all.
             left_out: ids of clips that cannot be read (unreadable.py).
 
@@ -86,11 +85,12 @@ class Batches(ABC):
         import_dali()  # reports a missing DALI before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
         self.batch_size, self.share, self.left_out = batch_size, share, sorted(left_out)
-        self.log_mel = log_mel or ("dali" if device.type == "cuda" else "torch")
+        self.log_mel: Literal["dali", "torch"] = "dali" if device.type == "cuda" else "torch"
+        """What computes the log-mels. Ours: torch on a CPU, where it takes half the time."""
         self.threads = threads or min(available_cores(), 16)
-        self.indexes = [read_shard_index(path, cut_short=bool(left_out)) for path in shards.shard_paths(split)]
+        self.index = read_split_index(shards.shard_paths(split), cut_short=bool(left_out))
         self.samples = shards.clips.column("samples").to_numpy()
-        listed, wanted = sum(len(index.lines) for index in self.indexes), shards.manifest.splits[split].clips
+        listed, wanted = len(self.index.lines), shards.manifest.splits[split].clips
         if listed != wanted:
             raise UserError(
                 f"{shards.directory}: the indexes of split {split} list {listed} clips, the manifest {wanted}; "
@@ -100,10 +100,9 @@ class Batches(ABC):
             chosen = np.ones(len(self.samples), bool) if only is None else np.zeros(len(self.samples), bool)
             chosen[only] = True
             chosen[self.left_out] = False
-            self.indexes = [index.only(chosen[index.clip_ids]) for index in self.indexes]
-        self.clip_ids = np.concatenate([index.clip_ids for index in self.indexes])
-        """(N,) of all clips of the split that are read on all ranks, as packed."""
-        self.clips = len(self.clip_ids)
+            self.index = self.index.only(chosen[self.index.clip_ids])
+        self.clips = len(self.index.lines)
+        """Of the split that are read on all ranks."""
         self.full_batches = self.clips // batch_size
         """Batches of exactly batch_size clips in an epoch."""
         self.own_batch_size = share.sizes(batch_size)[share.rank]
@@ -122,17 +121,13 @@ class Batches(ABC):
         Args:
             clusters: as of `epoch`.
         """
-        counts, seed = [len(index.lines) for index in self.indexes], self.config.train.seed
+        clip_ids, seed = self.index.clip_ids, self.config.train.seed
         if clusters is not None:
-            clusters = clusters[self.clip_ids - self.shards.first_id(self.split)]
-        rows, times = rows_of_epoch(counts, self.share, seed, epoch, clusters, self.batch_size)
+            clusters = clusters[clip_ids - self.shards.first_id(self.split)]
+        rows, times = rows_of_epoch(self.index, self.share, seed, epoch, clusters, self.batch_size)
         if epoch is None:
-            lengths = [self.samples[self.indexes[number].clip_ids[part]] for number, part in rows]
-            rows = [
-                (number, part[np.argsort(length, kind="stable")])
-                for (number, part), length in zip(rows, lengths, strict=True)
-            ]
-        ids = np.concatenate([self.clip_ids[:0], *(self.indexes[number].clip_ids[part] for number, part in rows)])
+            rows = rows[np.lexsort((self.samples[clip_ids[rows]], self.index.shard[rows]))]
+        ids = clip_ids[rows]
         return Reading(rows, ids, ids + times * len(self.samples))
 
     def epoch(
@@ -154,7 +149,7 @@ class Batches(ABC):
         """
         config, every = self.config, self.share.batches(self.clips, self.batch_size)[first_batch:]
         first = every[0].start if every else self.clips
-        reading = self.reading(epoch, clusters).after(first)
+        reading = Reading(*(part[first:] for part in self.reading(epoch, clusters)))
         ids, counters = self._put(reading.clip_ids), self._put(reading.counters)
         spec_augment = SpecAugment(config, counters, epoch, views) if masks and config.aug.specaug.active else None
         crops = 1 if config.views.same_crop else views
@@ -224,20 +219,15 @@ class Loader(Batches):
             begin, length, crops = wav_parts(crops, self.samples[ids])
             parts = begin, length
 
-        def finish(waveform: Any) -> Any:
-            if self.log_mel == "dali":
-                there = waveform.gpu() if self.device.type == "cuda" else waveform
-                waveform = dali_log_mel(there, self.config.frontend, self.mean, self.std)
-            time_axis = 1 if self.log_mel == "dali" else 0
-            return import_dali()[0].pad(waveform, axes=(time_axis,)) if whole else waveform
-
+        in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
-            tars, indexes = write_indexes(Path(folder), self.indexes, reading.rows, parts)
+            tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
                 tars,
                 indexes,
                 crops,
-                finish,
+                log_mel=in_dali if self.log_mel == "dali" else None,
+                whole=whole,
                 codec=codec,
                 decoded=parts is None,
                 unit_norm=unit_norm,
@@ -252,11 +242,13 @@ class Loader(Batches):
                     digits, *outputs = pipeline.run()
                 except RuntimeError as error:
                     del pipeline  # while it exists, DALI gives the next pipeline the old content of a repaired shard
-                    ahead = taken(reading.rows, np.arange(start, min(start + 2 * size, len(ids))))
-                    near = dict.fromkeys(str(self.indexes[number].tar) for number, _ in ahead)
+                    ahead = self.index.shard[reading.rows[start : start + 2 * size]].tolist()
+                    near = dict.fromkeys(str(self.index.tars[shard]) for shard in ahead)
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
                 valid = rows.stop - rows.start
                 self._check_ids(ids[rows], digits.as_array()[:valid])
+                # On a GPU, DALI has torch's stream wait for its own, and keeps memory that torch has dropped until the
+                # device has done all that was queued by then, so masks may still read it.
                 yield [from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs], rows
 
     def _check_ids(self, wanted: Int64s, digits: NDArray[np.uint8]) -> None:

@@ -8,6 +8,7 @@ a row for each clip of the split, and that of one left out holds a copy of anoth
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,13 @@ from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.shard_files import Member, check_index, clip_key, index_path
 from unfused_fast.shards.sets.table import ShardSet
+
+SHORTAGES = {
+    errno.EAGAIN: "no more threads may be started: end other processes, or raise their limit (ulimit -u)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free memory, or use a smaller train.batch_size",
+}
+"""Errors of the system, of which no shard is the cause, and what to do."""
 
 
 def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
@@ -107,12 +115,15 @@ def skipped(left_out: Sequence[int]) -> dict[str, Any]:
 
 
 def reading_error(split: str, near: list[str], tars: list[str], error: Exception) -> UserError:
-    """The error for a batch that DALI could not read.
+    """The error for a batch that DALI could not read: the system's, or of a shard.
 
     Ours: DALI does not always name the file. It reads ahead, so the message names, among the shards of this batch and
     the next, `near`, those in DALI's error or that are truncated, or else a few of them. While the graph is built, DALI
     opens the first of all `tars`.
     """
+    for code, advice in SHORTAGES.items():
+        if os.strerror(code) in str(error):
+            return UserError(f"split {split} cannot be read: {os.strerror(code)}; {advice}")
     suspects = [tar for tar in near if tar in str(error)] or [tar for tar in near if not _whole(Path(tar))]
     suspects = suspects or [tar for tar in tars if tar in str(error)][:1] or near
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

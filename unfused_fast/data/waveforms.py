@@ -39,23 +39,23 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
     Raises:
         UserError: what Embedder.embed refuses.
     """
-    _check_rate(sample_rate)
+    number = isinstance(sample_rate, Real) and not isinstance(sample_rate, bool)
+    if not number or not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:  # in kilohertz, say
+        found = f"{sample_rate}" if number else f"a {type(sample_rate).__name__}"
+        raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
     rows = _rows(waveform)
     if lengths is not None:
-        if len(lengths) != len(rows) or any(
-            not 0 < int(length) <= len(row) for length, row in zip(lengths, rows, strict=False)
-        ):
-            raise UserError(
-                f"lengths {[int(length) for length in lengths]}: want one from 1 to the samples of each clip"
-            )
-        rows = [row[: int(length)] for row, length in zip(rows, lengths, strict=True)]
+        sizes = [int(length) for length in lengths]
+        if len(sizes) != len(rows) or not all(0 < size <= len(row) for size, row in zip(sizes, rows, strict=True)):
+            raise UserError(f"lengths {sizes}: want one from 1 to the samples of each clip")
+        rows = [row[:size] for row, size in zip(rows, sizes, strict=True)]
     peaks = torch.stack([row.abs().amax().to(rows[0].device, torch.float32) for row in rows]).tolist()  # read once
-    for number, peak in enumerate(peaks):
+    for clip, peak in enumerate(peaks):
         if not math.isfinite(peak):
-            raise UserError(f"clip {number}: it holds NaN or infinity; repair the recording, or leave it out")
+            raise UserError(f"clip {clip}: it holds NaN or infinity; repair the recording, or leave it out")
         if peak > LARGEST_SAMPLE:
             raise UserError(
-                f"clip {number}: samples up to {peak:g}: want float in [-1, 1]; divide 16-bit integers by 32768"
+                f"clip {clip}: samples up to {peak:g}: want float in [-1, 1]; divide 16-bit integers by 32768"
             )
     if sample_rate == SAMPLE_RATE_HZ:
         return [row.float() for row in rows]
@@ -70,40 +70,32 @@ def check_batch(waveform: object) -> None:
     """Raises UserError for an input that is not a batch of clips, before its rows are read: a file's name, the pair
     that soundfile.read returns, a list of numbers, an array (samples, channels).
     """
+    shape = tuple(waveform.shape) if hasattr(waveform, "__array__") else ()  # type: ignore[attr-defined]
+    numbers = [isinstance(item, Number) for item in waveform[:3]] if isinstance(waveform, list | tuple) else []
     if isinstance(waveform, str | bytes | PurePath):
-        raise UserError(f"waveform is a file name, {str(waveform)!r}: want samples; read the file with soundfile.read")
-    if _is_array(waveform):
-        shape = tuple(waveform.shape)  # type: ignore[attr-defined]
-        if len(shape) not in (1, 2):
-            raise UserError(f"waveform is {shape}: want (samples,) or (clips, samples), one channel")
-        if len(shape) == 2 and 0 < shape[1] < min(shape[0], FEWEST_COLUMNS):
-            raise UserError(
-                f"waveform is {shape}, which looks like (samples, channels): want (samples,) or (clips, samples), one "
-                f"channel; {_MONO}, or give clips as short as this as a list"
-            )
-    elif not isinstance(waveform, Sequence):
-        raise UserError(f"waveform is of type {type(waveform).__name__}: want an array, or a list of arrays")
-    elif len(waveform) == 2 and sum(isinstance(item, Number) for item in waveform) == 1:
-        raise UserError(
-            "waveform is a pair of samples and sample rate, as soundfile.read returns: want the samples and the rate "
-            "as two arguments"
+        wrong = f"a file name, {str(waveform)!r}: want samples; read the file with soundfile.read"
+    elif hasattr(waveform, "__array__") and len(shape) not in (1, 2):
+        wrong = f"{shape}: want (samples,) or (clips, samples), one channel"
+    elif len(shape) == 2 and 0 < shape[1] < min(shape[0], FEWEST_COLUMNS):
+        wrong = (
+            f"{shape}, which looks like (samples, channels): want (samples,) or (clips, samples), one channel; {_MONO},"
+            " or give clips as short as this as a list"
         )
-    elif any(isinstance(item, Number) for item in waveform[:1]):
-        raise UserError("waveform is a list of numbers: want an array; make one with numpy.asarray")
-
-
-def _check_rate(sample_rate: object) -> None:
-    """The same limits as `shard`: a rate given in kilohertz would make a thousand times the samples."""
-    number = isinstance(sample_rate, Real) and not isinstance(sample_rate, bool)
-    if not number or not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:  # type: ignore[operator]
-        found = f"{sample_rate}" if number else f"a {type(sample_rate).__name__}"
-        raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
+    elif not hasattr(waveform, "__array__") and not isinstance(waveform, Sequence):
+        wrong = f"of type {type(waveform).__name__}: want an array, or a list of arrays"
+    elif len(numbers) == 2 and sum(numbers) == 1:
+        wrong = "a pair of samples and sample rate, as soundfile.read returns: want the two as two arguments"
+    elif numbers and numbers[0]:
+        wrong = "a list of numbers: want an array; make one with numpy.asarray"
+    else:
+        return
+    raise UserError(f"waveform is {wrong}")
 
 
 def _rows(waveform: Waveform) -> list[Tensor]:
     """B tensors (samples,) of a floating type, which share the caller's memory where they can."""
     check_batch(waveform)
-    if isinstance(waveform, Tensor) or _is_array(waveform):
+    if hasattr(waveform, "__array__"):
         whole = _tensor(waveform, "waveform")
         rows = list(whole[None] if whole.ndim == 1 else whole)
     else:
@@ -118,10 +110,6 @@ def _rows(waveform: Waveform) -> list[Tensor]:
                 f"{f'; {_MONO}' if channels else ''}"
             )
     return rows
-
-
-def _is_array(value: object) -> bool:
-    return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 
 def _tensor(value: object, name: str) -> Tensor:

@@ -50,7 +50,7 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
         if not is_list and archive_named(where) is None and _is_remote_set(where):
             say(f"{title}: a shard set, which is read from a copy on this machine")
             return shard_set_rows(open_shards(local_set(given, on_message=say)))
-    rows = source_rows(given, on_message=say)
+    rows = source_rows(given)
     return rows if is_list else [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
 
 

@@ -15,6 +15,7 @@ from unfused_fast.evaluation.report import (
     held_out_text,
     markdown,
     mean_and_error,
+    percent,
     table_rows,
     terminal_table,
 )

@@ -66,7 +66,7 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
                 f"--dataset {task.dataset} ROOT SHARDS{options}"
             )
         return open_shards(place)
-    root = folder_of(place, on_message=console.print)
+    root = folder_of(place, note=console.print)
     found = dataset_rows(task.dataset, root, task.options)
     if isinstance(root, ListedPath) and (refused := root.listing.not_read):
         console.print(f"{task.name}: {len(refused)} files in archives are not read, such as {refused[0][0]}")

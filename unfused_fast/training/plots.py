@@ -147,6 +147,9 @@ def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, f
     """A sheet: a row a class (label, clips), a clip being (name, seconds, log-mel (F, T)); low frequencies below."""
     columns = max(len(clips) for _, clips in classes)
     figure, axes = _figure(columns, len(classes), 3.2, 1.6)
+    top = max(
+        float(picture.max()) for _, clips in classes for _, _, picture in clips
+    )  # of all, so that silence is dark
     for row, (label, clips) in enumerate(classes):
         axes[row][0].set_ylabel(_shortened(label, 22), fontsize=9, parse_math=False)
         for column, cell in enumerate(axes[row]):
@@ -154,7 +157,6 @@ def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, f
                 cell.set_visible(False)
                 continue
             name, seconds, picture = clips[column]
-            top = float(picture.max())
             # 80 dB below the loudest bin: ln(10^8)
             drawn = {"cmap": "magma", "vmin": top - 18.4, "vmax": top, "extent": (0, seconds, 0, 1)}
             cell.imshow(picture, origin="lower", aspect="auto", **drawn)

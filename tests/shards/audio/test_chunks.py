@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from whole_files import chunk, decoded, id3, riff
 
-from unfused_fast.shards.audio import truncation
+from unfused_fast.shards.audio import open_audio, truncation
 from unfused_fast.shards.audio.decode import Probe, decode_samples, probe
 from unfused_fast.shards.sources.reasons import Rejected
 
@@ -111,15 +111,24 @@ def test_what_a_header_leaves_out_is_named(tmp_path: Path, name: str) -> None:
     data, words = LEFT_OUT[name]
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(Rejected, match=words):
-        probe(tmp_path / "a")
+        decoded(tmp_path / "a")
 
 
-def test_a_second_flac_is_found_across_blocks_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _written("FLAC")
-    for size in (1, 7, 1000, len(whole) - 3, len(whole) + 4):
-        monkeypatch.setattr(truncation, "SCANNED_BYTES", size)
-        assert truncation.second_flac(io.BytesIO(whole)) is None
-        assert truncation.second_flac(io.BytesIO(whole + whole)) == len(whole)
+@pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
+def test_a_second_flac_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """A small one when it is decoded, a large one by its probe, across blocks of reading."""
+    monkeypatch.setattr(truncation, "SCANNED_BYTES", size)
+    whole, path = _written("FLAC"), tmp_path / "a.flac"
+    path.write_bytes(whole + whole)
+    named = f"another FLAC begins after {len(whole)} bytes"
+    assert probe(path).frames == len(PCM)
+    with pytest.raises(Rejected, match=named):
+        decode_samples(path, len(PCM), 0, 1000)
+    monkeypatch.setattr(open_audio, "FLAC_AT_ONCE_BYTES", len(whole) - 1)
+    with pytest.raises(Rejected, match=named):
+        probe(path)
+    path.write_bytes(whole)
+    assert len(decoded(path)) == len(PCM)
 
 
 @pytest.mark.parametrize("declared", [1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1])

@@ -49,14 +49,9 @@ def _swap(copy: Path, endings: tuple[str, ...]) -> None:
         other.write_bytes(kept)
 
 
-def _name_in_index(copy: Path, name: str) -> None:
-    index = copy / "valid-000000.idx"
-    index.write_text(index.read_text().rstrip("\n").rpartition(" ")[0] + f" {name}\n", encoding="utf-8")
-
-
 def _in_index(copy: Path, old: str, new: str) -> None:
     index = copy / "valid-000000.idx"
-    index.write_text(index.read_text().replace(old, new, 1))
+    index.write_text(re.sub(old, new, index.read_text(), count=1), encoding="utf-8")
 
 
 def _split_in_json(copy: Path) -> None:
@@ -98,19 +93,17 @@ def _no_index_here_and_a_flipped_bit_there(copy: Path) -> None:
         (lambda copy: None, []),
         (lambda copy: (copy / "manifest.json").unlink(), [(Kind.MANIFEST, "manifest.json")]),
         (lambda copy: (copy / "clips.parquet").write_bytes(b"PAR1"), [(Kind.TABLE, "clips.parquet")]),
-        (_another_label, [(Kind.DIGEST, "clips.parquet: its digest"), (Kind.JSON, "train-000000.*json has label")]),
-        (lambda copy: (copy / "rejected.csv").write_text("path,reason\na,b\n"), [(Kind.REJECTED, "1 rows, but")]),
+        (_another_label, [(Kind.DIGEST, "clips.parquet: its digest"), (Kind.JSON, "000.tar.*json does not match")]),
+        (lambda copy: (copy / "rejected.csv").write_text("path,reason\na,b\n"), [(Kind.REJECTED, "1 row, but")]),
         (lambda copy: (copy / "valid-000000.tar").unlink(), [(Kind.TAR, "valid-000000.tar: cannot be read")]),
         (lambda copy: _swap(copy, ("tar",)), [(Kind.INDEX, "000.idx.*to another tar"), (Kind.INDEX, "001.idx")]),
-        (lambda copy: _name_in_index(copy, "é.wav"), [(Kind.INDEX, "valid-000000.idx.*to another tar")]),
-        (lambda copy: _name_in_index(copy, f"{'x' * 300}.wav"), [(Kind.INDEX, "valid-000000.idx.*to another tar")]),
+        (lambda copy: _in_index(copy, r"\S+\n$", "é.wav\n"), [(Kind.INDEX, "valid-000000.idx.*to another tar")]),
         (lambda copy: _in_index(copy, " json ", " txt "), [(Kind.INDEX, "000.idx, line 2: 'index .*, not extension")]),
-        (lambda copy: _in_index(copy, "\nindex ", "\nwav "), [(Kind.INDEX, "000.idx, line 2: 'wav .*, not extension")]),
         (
             lambda copy: _swap(copy, ("tar", "idx")),
             [(Kind.ORDER, "000.tar: begins with clip 10, but clip 0 was expected here"), (Kind.ORDER, "001.tar")],
         ),
-        (_split_in_json, [(Kind.JSON, "valid-000000.tar.*json has split 'train', but the clips table has 'valid'")]),
+        (_split_in_json, [(Kind.JSON, "valid-000000.tar.*json does not match the clips table")]),
         (_no_header_in_the_middle, [(Kind.TAR, "extra-000000.tar.*no tar header.*, but the index has ")]),
         (_last_clip_left_out, [(Kind.COUNT, "split test has 6 clips")]),
         (
@@ -127,18 +120,12 @@ def test_damage_is_named_once(copy: Path, damage: Callable[[Path], object], foun
         assert re.match(f"{re.escape(str(copy))}.*{words}", problem.message), problem
 
 
-def _refused(tar: Path, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        check_index(tar, index_path(tar))
-
-
 @pytest.mark.parametrize("keep", [0, 511, 0.5, -3000])
 def test_truncated_tar(copy: Path, keep: float) -> None:
     tar = copy / TRAIN
     data = tar.read_bytes()
     size = int(_member(tar, -1, "wav").offset + keep if keep < 0 else keep if keep > 1 else keep * len(data))
     tar.write_bytes(data[:size])
-    _refused(tar, f"{TRAIN}.*truncated")
     (problem,) = _corrupt(copy)
     assert (problem.kind, problem.shard, problem.offset) == (Kind.TAR, TRAIN, size) and "truncated" in problem.message
 
@@ -146,14 +133,12 @@ def test_truncated_tar(copy: Path, keep: float) -> None:
 def test_an_index_that_ends_early_or_is_none(copy: Path) -> None:
     tar = copy / "train-000000.tar"
     index, lines = index_path(tar), index_path(tar).read_text().splitlines()
-    index.write_text("\n".join(["v1.2 9", *lines[1:-1]]) + "\n")
-    _refused(tar, "train-000000.idx: ends before")
-    texts = ["\n".join(lines[:-1]), "", "v1.1 3\n", "v1.2 x\n", "v1.2 1\nwav 1 x name\n", "v1.2 1\nwav 1\n", "v1.2 0\n"]
-    for text in texts:
+    early, short = "\n".join(["v1.2 9", *lines[1:-1]]) + "\n", "\n".join(lines[:-1])
+    for text in (early, short, "", "v1.1 3\n", "v1.2 x\n", "v1.2 1\nwav 1 x name\n", "v1.2 1\nwav 1\n", "v1.2 0\n"):
         index.write_text(text)
-        _refused(tar, "train-000000.idx.*; make it again with: wds2idx TAR IDX")
-    index.unlink()
-    _refused(tar, "train-000000.idx: cannot be read")
+        said = "ends before" if text == early else ".*; make it again with: wds2idx TAR IDX"
+        with pytest.raises(UserError, match=f"train-000000.idx(: |, line 2: ){said}"):
+            check_index(tar, index)
 
 
 def test_one_flipped_bit_of_audio(copy: Path) -> None:
@@ -205,8 +190,6 @@ def test_processes_find_what_one_process_finds(copy: Path) -> None:
     calls: list[tuple[int, int, int]] = []
     assert check(copy, workers=2, progress=lambda *call: calls.append(call)) == check(copy, workers=0)
     assert calls[-1][1:] == (45, 2)
-    with pytest.raises(UserError, match="-1 workers, but at least 1 is needed"):
-        check(copy, workers=-1)
 
 
 def test_json_and_exit_codes(cli: Any, copy: Path) -> None:
@@ -236,7 +219,7 @@ def test_a_clip_that_kills_its_process_is_named_and_the_rest_is_examined(copy: P
     task = ShardTask(copy / TRAIN, "train", "wav", packed.manifest.label_names, stream.getvalue().to_pybytes(), 1)
     touched: list[int] = []
     report = task.answer({4: Rejected(Reason.CRASHED)}, touched.append)
-    (example,) = report.problems.examples[Kind.CRASHED]
+    (example,) = report.problems[Kind.CRASHED]
     audio = _member(copy / TRAIN, 4, "wav")
-    assert (example.clip, example.offset, report.problems.counts) == (14, audio.offset, {Kind.CRASHED: 1})
+    assert (example.clip, example.offset, [*report.problems]) == (14, audio.offset, [Kind.CRASHED])
     assert touched == list(range(10)) and report.spectra == 9

@@ -26,19 +26,6 @@ def test_every_data_set_has_commands_that_are_taken() -> None:
     assert all(f"`{name}`" in PAGE.read_text() for name in DATASETS)
 
 
-def test_disk_is_hours_of_16_khz_pcm16() -> None:
-    rows = re.findall(r"^\| `(?:.*\|){7}$", PAGE.read_text(), re.MULTILINE)
-    checked = 0
-    for row in rows:
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        hours, shards = (re.fullmatch(r"(?:at most )?([\d,.]+)(?: GB)?", cells[place]) for place in (2, 5))
-        if hours and shards:
-            gigabytes = float(hours[1].replace(",", "")) * 3600 * 16000 * 2 / 1e9
-            assert abs(float(shards[1]) - gigabytes) < max(0.06, 0.05 * gigabytes), row
-            checked += 1
-    assert checked == 12
-
-
 def test_usual_names_of_splits_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| (train|valid|test) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
     assert {split: tuple(names.split(", ")) for split, names in rows} == SPLIT_NAMES

@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from remote_files import bytes_of
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
 from unfused_fast.shards.packing.merge import merge
-from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.row import SourceRow
 
-OPTIONS = PackOptions(clips_per_shard=10)
 
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def _parts(rows: list[SourceRow], folder: Path, count: int, options: PackOptions = OPTIONS) -> list[Path]:
+def _parts(rows: list[SourceRow], folder: Path, count: int) -> list[Path]:
     parts = [folder / f"part{number}" for number in range(1, count + 1)]
     for number, part in enumerate(parts, 1):
-        pack_part(rows, part, (number, count), options, workers=0)
+        pack(rows, part, part=(number, count), clips_per_shard=10, workers=0)
     return parts
 
 
 @pytest.mark.parametrize("count", [3, 9])
-def test_parts_make_the_same_bytes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
+def test_parts_make_the_samebytes_of(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
     """Of three parts, and of more parts than shards."""
     made = merge(list(reversed(_parts(rows, tmp_path, count))), tmp_path / "out")
-    assert _bytes(tmp_path / "out") == _bytes(packed.directory)
+    assert bytes_of(tmp_path / "out") == bytes_of(packed.directory)
     assert (made.packed, made.shards) == (45, 6)
 
 
@@ -53,7 +46,7 @@ def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[Sou
     parts = _parts(rows, tmp_path, 2)
     before = {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
     merge(parts, tmp_path / "out")
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     assert check(tmp_path / "out", workers=0).corrupt == []
     assert merge(parts, tmp_path / "out", resume=True).rejected == {"non-finite samples": 4}
     assert before == {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
@@ -62,7 +55,7 @@ def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[Sou
 def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> None:
     first, second = _parts(rows, tmp_path, 2)
     other = tmp_path / "other"
-    pack_part(rows, other, (2, 2), replace(OPTIONS, seed=1), workers=0)
+    pack(rows, other, part=(2, 2), clips_per_shard=10, seed=1, workers=0)
     empty = tmp_path / "empty"
     empty.mkdir()
     damaged = Path(shutil.copytree(second, tmp_path / "damaged"))

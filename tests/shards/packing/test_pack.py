@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import soxr
 from numpy.typing import NDArray
+from remote_files import bytes_of
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
@@ -30,10 +31,6 @@ from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
 
 Tone = Callable[..., NDArray[np.float64]]
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def _rejected(folder: Path) -> list[tuple[str, str]]:
@@ -70,10 +67,10 @@ def test_mixed_folder_is_packed_whatever_the_workers(mixed: Any, tmp_path: Path,
     assert sum(result.rejected.values()) == len(rejected) == packed.manifest.rejected
     assert result.rejected["truncated or damaged"] == 4
     assert calls[-1][0] == calls[-1][1] and calls[-1][2] == len(rejected)
-    assert str(mixed.folder).encode() not in b"".join(_bytes(tmp_path / "one").values())
+    assert str(mixed.folder).encode() not in b"".join(bytes_of(tmp_path / "one").values())
 
     _pack(list(reversed(rows)), tmp_path / "two", codec=codec, workers=2)
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
 
 def test_both_codecs_hold_the_same_samples(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
@@ -94,13 +91,12 @@ def test_order_hangs_on_the_seed_alone(rows: list[SourceRow], packed: ShardSet, 
 def test_the_table_holds_what_the_rows_and_files_hold(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
     """The sources are 16 kHz mono PCM16, so that Python's own reader gives what must be in the table."""
     folded = [replace(row, fold=1 + number % 10) for number, row in enumerate(rows)]
-    made = [_pack(folded, tmp_path / name).shard_set for name in ("one", "two")]
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    made = _pack(folded, tmp_path / "out").shard_set
     assert packed.clips["fold"].null_count == packed.clips.num_rows
-    assert made[0].manifest.digest != packed.manifest.digest, "folds are in the digest"
+    assert made.manifest.digest != packed.manifest.digest, "folds are in the digest"
     given = {row.source: row for row in folded}
     names = (*packed.manifest.label_names, None)
-    for row in made[0].clips.to_pylist():
+    for row in made.clips.to_pylist():
         wanted = given[row["source"]]
         found = (names[row["label"]], row["split"], row["group"], row["fold"])
         assert found == (wanted.label, wanted.split, wanted.group, wanted.fold)
@@ -296,7 +292,7 @@ def test_an_option_out_of_range_is_refused_before_the_source_is_listed(cli: Any,
     assert done.code == 1 and "max_seconds 0, but it must be between 0.2" in done.err
 
 
-@pytest.mark.parametrize("name", ["000000000001.wav", "9" * 12 + ".index", "x" * 96 + ".wav", "y" * 120 + "/a.json"])
+@pytest.mark.parametrize("name", ["000000000001.wav", "9" * 12 + ".index", "x" * 96 + ".wav"])
 def test_headers_are_tarfiles(name: str) -> None:
     for size in (0, 7, 512, 35_000, 8**11 - 1):
         info = tarfile.TarInfo(name)

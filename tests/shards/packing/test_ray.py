@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from remote_files import bytes_of
 
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.ray_engine import _check_reachable
@@ -48,10 +49,6 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def _start(source: Path, out: Path, address: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "unfused_fast", "shard", str(source), str(out), "--engine", "ray", "--json"],
@@ -79,7 +76,7 @@ def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Pat
     _, err = running.communicate(timeout=180)
     assert running.returncode == 0, err
     assert left, "the node was killed too late to matter"
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "local")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "local")
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

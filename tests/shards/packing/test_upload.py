@@ -13,10 +13,9 @@ from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing import finish as finishing
-from unfused_fast.shards.packing import making
+from unfused_fast.shards.packing import pack as packing
 from unfused_fast.shards.packing.merge import merge
-from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack import pack, pack_part
+from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.upload import destination
 from unfused_fast.shards.sets.download import local_set
 from unfused_fast.shards.sets.table import ShardSet, open_shards
@@ -61,7 +60,7 @@ def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
 
 def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
     for number in (1, 2):
-        pack_part(rows, tmp_path / str(number), (number, 2), PackOptions(clips_per_shard=10), workers=0)
+        pack(rows, tmp_path / str(number), part=(number, 2), clips_per_shard=10, workers=0)
     there: list[tuple[int, int, int]] = []
 
     def seen(done: int, total: int, rejected: int) -> None:
@@ -79,7 +78,7 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     broken = mixed.folder / "nan.wav"
     rows = [*rows, *(SourceRow(broken, f"s{number}", "dog", "train", "x") for number in range(9))]
     monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 11)
-    monkeypatch.setattr(making, "NUMBERING_BEHIND", 0)
+    monkeypatch.setattr(packing, "NUMBERING_BEHIND", 0)
     here: list[int] = []
     put = type(memory).put_file
 
@@ -105,29 +104,36 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
         assert (described.shard_bytes, described.rejected) == (wanted.shard_bytes, {"non-finite samples": 9})
 
 
-@pytest.mark.parametrize("stopped_at", ["train-000001.idx", "valid-000000.tar", "clips.parquet", "manifest.json"])
-def test_stopped_upload_is_unfinished_for_readers_and_resumed(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, stopped_at: str
+@pytest.mark.parametrize(
+    ("method", "stopped_at", "changed"),
+    [
+        ("put_file", "train-000001.idx", ""),
+        ("put_file", "valid-000000.tar", ""),
+        ("put_file", "test-000000.tar", "train-000001.idx"),
+        ("put_file", "clips.parquet", ""),
+        ("put_file", "manifest.json", "valid-000000.tar"),
+        ("rm_file", "writing.json", ""),
+        ("rm_file", "writing.json", "writing.json"),
+    ],
+)
+def test_a_stopped_upload_is_resumed(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, method: str, stopped_at: str, changed: str
 ) -> None:
-    calls = _stopped(memory, rows, "put_file", stopped_at)
-    sent = {name for name in calls[:-1] if name.endswith(".tar")} - {stopped_at, stopped_at.replace("idx", "tar")}
-    with pytest.raises(UserError, match=r"set: unfinished, .*@.* has been packing to it since .*; wait for it, or fin"):
-        local_set(URL)
+    """What changed or went there in the meantime is made and sent again, and nothing else."""
+    before = _stopped(memory, rows, method, stopped_at)
+    sent = {name for name in before[:-1] if name.endswith(".tar") and name[:-4] not in (stopped_at[:-4], changed[:-4])}
+    if stopped_at != "writing.json":
+        with pytest.raises(UserError, match=r"set: unfinished, .*@.* has been packing to it since .*; wait for it, or"):
+            local_set(URL)
+    if changed.endswith(".tar"):
+        memory.pipe_file(f"/bucket/set/{changed}", b"half")
+    elif changed:
+        memory.rm_file(f"/bucket/set/{changed}")
     with pytest.MonkeyPatch.context() as patch:
         calls = stop_at(memory, patch, "put_file", "nothing", KeyboardInterrupt())
         resumed = pack_remote(rows)
     assert not sent & set(calls) and resumed.shards_made <= 6 - len(sent)
     assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
-
-
-def test_shard_that_changed_or_went_there_is_made_and_sent_again(
-    memory: Any, rows: list[SourceRow], packed: ShardSet
-) -> None:
-    _stopped(memory, rows, "put_file", "test-")
-    memory.rm_file("/bucket/set/train-000001.idx")
-    memory.pipe_file("/bucket/set/valid-000000.tar", b"half")
-    pack_remote(rows)
-    assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
 def test_passing_errors_are_tried_again_and_lasting_ones_said(
@@ -204,17 +210,6 @@ def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_is_resum
     assert "manifest.json" not in remote_bytes(memory)
     pack_remote(rows)
     assert remote_bytes(memory) == bytes_of(packed.directory)
-
-
-@pytest.mark.parametrize("left", [True, False])
-def test_set_stopped_between_its_manifest_and_the_end_is_ended_by_the_same_command(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, left: bool
-) -> None:
-    _stopped(memory, rows, "rm_file", "writing.json")
-    if not left:
-        memory.rm_file("/bucket/set/writing.json")
-    assert pack_remote(rows).shards_made == 0
-    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
 
 
 def test_second_writer_is_refused_until_it_overwrites_and_then_the_first_stops(

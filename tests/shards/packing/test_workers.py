@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from doubling import Double
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.check.shard import DigestTask
 from unfused_fast.shards.packing.workers import Workers
-from unfused_fast.shards.sets.table import ShardSet, clips_digest, read_clips
 from unfused_fast.shards.sources.reasons import Reason
 
-JOBS = """
-import os, signal, time
-from dataclasses import dataclass
-from pathlib import Path
 
-@dataclass
-class Double:
-    items: list
-    kind: str = ""
-    mark: str = ""
-
-    def answer(self, bad, at):
-        answers = []
-        if self.kind == "never begins":
-            time.sleep(1000)
-        for place, item in enumerate(self.items):
-            at(place)
-            if item == 7 and self.kind == "dies whatever":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if place in bad:
-                answers.append(str(bad[place].reason))
-                continue
-            if item == 7 and self.kind == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if item == 7 and self.kind == "dies once" and not Path(self.mark).exists():
-                Path(self.mark).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if item == 7 and self.kind == "hangs":
-                time.sleep(1000)
-            if item == 7 and self.kind == "fails":
-                raise RuntimeError("a fault of the program")
-            answers.append(2 * item)
-        return answers
-"""
-
-
-@pytest.fixture
-def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A job that worker processes can import, which one of a test module is not."""
-    (tmp_path / "shard_worker_jobs.py").write_text(JOBS)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield importlib.import_module("shard_worker_jobs").Double
-    del sys.modules["shard_worker_jobs"]
-
-
-def _answers(double: Any, workers: int, *kind: str, seconds: float = 100.0) -> dict[int, Any]:
-    jobs = [double([*range(start, min(start + 3, 20))], *kind) for start in range(0, 20, 3)]
+def _answers(workers: int, *kind: str, seconds: float = 100.0) -> dict[int, Any]:
+    jobs = [Double([*range(start, min(start + 3, 20))], *kind) for start in range(0, 20, 3)]
     with Workers(workers, seconds_per_item=seconds) as pool:
         found = {
             item: answer
@@ -85,9 +36,9 @@ def _answers(double: Any, workers: int, *kind: str, seconds: float = 100.0) -> d
     ],
 )
 def test_a_process_that_dies_or_hangs_costs_one_item(
-    double: Any, tmp_path: Path, workers: int, kind: str, seconds: float, seventh: object
+    tmp_path: Path, workers: int, kind: str, seconds: float, seventh: object
 ) -> None:
-    found = _answers(double, workers, kind, str(tmp_path / "mark"), seconds=seconds)
+    found = _answers(workers, kind, str(tmp_path / "mark"), seconds=seconds)
     assert found == {item: 2 * item for item in range(20)} | {7: seventh}
 
 
@@ -98,23 +49,12 @@ def test_a_process_that_dies_or_hangs_costs_one_item(
         ("never begins", 0.5, r"take longer than 0.5 s repeatedly before their first file"),
     ],
 )
-def test_what_ends_the_work(double: Any, kind: str, seconds: float, said: str) -> None:
+def test_what_ends_the_work(kind: str, seconds: float, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        _answers(double, 1, kind, seconds=seconds)
-
-
-def test_a_long_table_is_no_process_that_hangs(packed: ShardSet) -> None:
-    """Its digest says where it is once a batch, beginning before the table is read."""
-    manifest, seen = packed.manifest, list[int]()
-    assert DigestTask(packed.directory, manifest.label_names).answer({}, seen.append) == manifest.digest
-    assert seen == [0, 0]
-    seen.clear()
-    long = pa.concat_tables([read_clips(packed.directory)] * 200).combine_chunks()
-    clips_digest(long, manifest.label_names, seen.append)
-    assert seen == [0, 1, 2]
+        _answers(1, kind, seconds=seconds)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_fault_of_the_program_is_not_hidden(double: Any, workers: int) -> None:
+def test_a_fault_of_the_program_is_not_hidden(workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        _answers(double, workers, "fails")
+        _answers(workers, "fails")

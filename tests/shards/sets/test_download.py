@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,11 +35,9 @@ def test_copy_is_fetched_once_and_asked_for_with_one_request(
         return await call(self, method, *arguments, **options)
 
     monkeypatch.setattr(type(s3), "_call_s3", counted)
-    steps: list[tuple[int, int, int]] = []
-    folder = local_set(url, progress=lambda *step: steps.append(step))
+    folder = local_set(url)
     assert bytes_of(folder) == bytes_of(packed.directory) and check(folder, workers=0).corrupt == []
     assert folder.name == "read" and open_shards(folder).manifest == packed.manifest
-    assert steps[0] == (0, 14, 0) and steps[-1] == (14, 14, 0)
     fetched = [key for method, key in asked if method == "get_object" and "manifest" not in key]
     assert len(fetched) == len(set(fetched)) == 14
     asked.clear()
@@ -86,16 +83,6 @@ def test_two_at_once_download_once(memory: Any, rows: list[SourceRow], monkeypat
     assert len(fetched) == 14
 
 
-def test_changed_set_is_fetched_anew_and_the_old_copy_stays(
-    memory: Any, rows: list[SourceRow], packed: ShardSet
-) -> None:
-    pack_remote(rows[:9])
-    old = local_set(URL)
-    pack_remote(rows, overwrite=True)
-    new = local_set(URL)
-    assert new != old and bytes_of(new) == bytes_of(packed.directory) and check(old, workers=0).corrupt == []
-
-
 def test_stopped_download_resumes_with_what_is_missing(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
     pack_remote(rows)
     with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +106,7 @@ def test_stopped_download_resumes_with_what_is_missing(memory: Any, rows: list[S
     ("name", "content", "said"),
     [
         ("train-000001.tar", None, "train-000001.tar: missing, but manifest.json lists it"),
-        ("manifest.json", b"{}", "^memory://bucket/set/manifest.json: schema version None"),
+        ("manifest.json", b"{}", "^memory://bucket/set/manifest.json: .*its schema version is None"),
         (
             "manifest.json",
             ("train-000000.tar", "../../../evil-0.tar"),
@@ -160,19 +147,20 @@ def test_what_is_no_set_or_cannot_be_read_is_refused(memory: Any, rows: list[Sou
             assert "copy" not in str(raised.value)
 
 
-def test_a_server_that_does_not_answer_leaves_the_copy(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
-    """Nobody knows whether it is still the same, so it is named, and used where it is given."""
+def test_changed_set_is_fetched_anew_and_a_server_that_does_not_answer_leaves_the_last_copy(
+    memory: Any, rows: list[SourceRow], packed: ShardSet
+) -> None:
     pack_remote(rows[:9])
-    local_set(URL)
+    old = local_set(URL)
     pack_remote(rows, overwrite=True)
-    folder = local_set(URL)
+    new = local_set(URL)
+    assert new != old and bytes_of(new) == bytes_of(packed.directory) and check(old, workers=0).corrupt == []
     for error in (OSError("no route to host"), PermissionError("Forbidden")):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(memory, patch, "cat_file", "manifest.json", error)
             with pytest.raises(UserError) as raised:
                 local_set(URL)
-        assert str(raised.value).endswith(f"which may be old: {folder}")
-    assert local_set(folder) == folder and open_shards(folder).manifest == packed.manifest
+        assert str(raised.value).endswith(f"which may be old: {new}")
 
 
 @pytest.mark.parametrize("new", [None, b"{}"])
@@ -195,20 +183,8 @@ def test_set_that_changes_while_it_is_downloaded_is_refused(
             local_set(URL)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_disk_that_refuses_a_download_is_not_asked_again(
-    memory: Any, rows: list[SourceRow], cache: Path, number: int
-) -> None:
-    pack_remote(rows)
-    with pytest.MonkeyPatch.context() as patch:
-        calls = stop_at(memory, patch, "get_file", "train-000001.tar", OSError(number, os.strerror(number)))
-        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \({os.strerror(number)}\); fix"):
-            local_set(URL)
-    assert calls.count("train-000001.tar") == 1
-
-
-def test_room_that_is_lacking_is_noticed_before_the_download(
-    memory: Any, rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_noticed_before_the_download_or_not_asked_again(
+    memory: Any, rows: list[SourceRow], cache: Path
 ) -> None:
     pack_remote(rows)
     with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +192,9 @@ def test_room_that_is_lacking_is_noticed_before_the_download(
         patch.setattr("unfused_fast.shards.sets.download.shutil.disk_usage", lambda path: usage)
         with pytest.raises(UserError, match=r"0\.00 GB must be downloaded, .* set UNFUSED_CACHE"):
             local_set(URL)
-    (tmp_path / "file").write_text("x")
-    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"file/sets/.*: cannot be written \(Not a directory\); .* UNFUSED_CACHE"):
-        local_set(URL)
+    with pytest.MonkeyPatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left")
+        calls = stop_at(memory, patch, "get_file", "train-000001.tar", full)
+        with pytest.raises(UserError, match=rf"{cache}/sets/.*: cannot be written \(No space left\); fix"):
+            local_set(URL)
+    assert calls.count("train-000001.tar") == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sets.table import CLIPS_SCHEMA, ShardSet, open_shards, read_manifest
+from unfused_fast.shards.sets.table import CLIPS_SCHEMA, ShardSet, open_shards
 
 
 def _edit(folder: Path, **changes: Any) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def _refused(folder: Path, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        open_shards(folder)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_set_opens_as_it_was_packed(packed: ShardSet) -> None:
@@ -49,8 +45,6 @@ def test_splits_are_runs_of_ids(packed: ShardSet) -> None:
         start += info.clips
     with pytest.raises(UserError, match="no split tset, it has train, valid, test, extra"):
         packed.shard_paths("tset")
-    with pytest.raises(UserError, match="no split tset"):
-        packed.clips_in("tset")
 
 
 def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
@@ -61,55 +55,57 @@ def test_digest_is_the_sha256_of_the_documented_lines(packed: ShardSet) -> None:
     assert packed.manifest.digest == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
-def test_no_set(tmp_path: Path) -> None:
-    _refused(tmp_path / "gone", "no such folder", "unfused-fast shard")
-    _refused(tmp_path, "holds no manifest.json", "not a shard set", "unfused-fast shard")
-    (tmp_path / "tones.csv").touch()
-    _refused(
-        tmp_path / "tones.csv", "tones.csv: is a file, but a shard set is a folder", "unfused-fast shard SOURCE OUT"
-    )
+def _table(folder: Path, clips: pa.Table) -> None:
+    pq.write_table(clips, folder / "clips.parquet")
 
 
-def test_other_version(copy: Path) -> None:
-    _edit(copy, schema_version=1)
-    _refused(copy, "schema version 1", "version 5", "pack the set again")
-    (copy / "manifest.json").write_text("[]")
-    _refused(copy, "schema version None")
+def _splits(folder: Path, **changes: Any) -> None:
+    """Changes splits; None leaves one out."""
+    splits = json.loads((folder / "manifest.json").read_text())["splits"]
+    changed = {name: {**splits[name], **(changes.get(name, {}) or {})} for name in splits}
+    _edit(folder, splits={name: info for name, info in changed.items() if changes.get(name, info) is not None})
 
 
-def test_malformed_manifest(copy: Path) -> None:
-    _edit(copy, sample_rate=24000)
-    _refused(copy, "24000 Hz", "16000 Hz", "pack the set again")
-    _edit(copy, surprise=1)
-    _refused(copy, "manifest.json", "surprise")
-    _edit(copy, splits={"train": {}})
-    _refused(copy, "manifest.json", "not a manifest of version 5")
-    (copy / "manifest.json").write_text("{")
-    _refused(copy, "manifest.json", "cannot be read")
+def _with_a_file_at_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
 
 
-@pytest.mark.parametrize("name", ["train-000001.tar", "valid-000000.idx"])
-def test_missing_shard(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    _refused(copy, name, "missing")
+AGAIN = "pack the set again with --overwrite"
 
 
-def test_table_that_is_not_the_manifest_s(copy: Path) -> None:
-    manifest = read_manifest(copy)
-    splits = json.loads(manifest.to_json())["splits"]
-    _edit(copy, splits={**splits, "train": {**splits["train"], "clips": 23}})
-    _refused(copy, "clips.parquet", "24 train", "23 train")
-    _edit(copy, splits={name: splits[name] for name in ("train", "valid", "test")})
-    _refused(copy, "clips.parquet", "7 extra", "different sets")
-
-
-def test_table_that_is_none(copy: Path) -> None:
-    clips = pq.read_table(copy / "clips.parquet")
-    pq.write_table(clips.slice(1), copy / "clips.parquet")
-    _refused(copy, "clips.parquet", "ids are not its row numbers")
-    pq.write_table(pa.table({"clip_id": [0]}), copy / "clips.parquet")
-    _refused(copy, "clips.parquet", "columns (clip_id)")
-    (copy / "clips.parquet").write_bytes(b"PAR1")
-    _refused(copy, "clips.parquet", "cannot be read")
-    (copy / "clips.parquet").unlink()
-    _refused(copy, "clips.parquet", "cannot be read")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shutil.rmtree, "copy: no such folder; make .*: unfused-fast shard SOURCE .*copy$"),
+        (
+            lambda copy: (copy / "manifest.json").unlink(),
+            "copy: holds no manifest.json, so .*unfused-fast shard SOURCE",
+        ),
+        (_with_a_file_at_its_place, "copy: is a file, but a shard set is a folder; .*unfused-fast shard SOURCE OUT"),
+        (lambda copy: _edit(copy, schema_version=1), rf"of version 5 \(its schema version is 1\); {AGAIN}"),
+        (
+            lambda copy: (copy / "manifest.json").write_text("[]"),
+            f"manifest.json: not a manifest of version 5.*{AGAIN}",
+        ),
+        (lambda copy: (copy / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
+        (lambda copy: _edit(copy, sample_rate=24000), "wav at 24000 Hz, but a set holds wav or flac at 16000 Hz"),
+        (lambda copy: _edit(copy, surprise=1), "manifest.json: .*surprise"),
+        (lambda copy: _edit(copy, splits={"train": {}}), "manifest.json: not a manifest of version 5"),
+        (lambda copy: (copy / "train-000001.tar").unlink(), "train-000001.tar: missing, but manifest.json lists it"),
+        (lambda copy: (copy / "valid-000000.idx").unlink(), "valid-000000.idx: missing"),
+        (
+            lambda copy: _splits(copy, train={"clips": 23}),
+            "clips.parquet: has 24 train.* but manifest.json has 23 train",
+        ),
+        (lambda copy: _splits(copy, extra=None), "clips.parquet: .*7 extra.*different sets"),
+        (lambda copy: _table(copy, pq.read_table(copy / "clips.parquet").slice(1)), "its ids are not its row numbers"),
+        (lambda copy: _table(copy, pa.table({"clip_id": [0]})), r"clips.parquet: its columns \(clip_id\)"),
+        (lambda copy: (copy / "clips.parquet").write_bytes(b"PAR1"), "clips.parquet: cannot be read"),
+        (lambda copy: (copy / "clips.parquet").unlink(), "clips.parquet: cannot be read"),
+    ],
+)
+def test_what_is_no_set_or_not_whole(copy: Path, change: Callable[[Path], object], said: str) -> None:
+    change(copy)
+    with pytest.raises(UserError, match=said):
+        open_shards(copy)

@@ -98,8 +98,8 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
         (None, ("cat",), None, "train"),
     ]
     assert notes == [
-        f"{table}: splits are renamed: Training (1 files) as train, val (1 files) as valid",
         f"{table}: 1 of 3 files have no split and are put in train",
+        f"{table}: splits are renamed: Training (1 file) as train, val (1 file) as valid",
         f"{table}: columns not read: Speaker, take; the columns read are path, label, labels, split, group, fold",
     ]
 
@@ -107,14 +107,17 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,label\na.wav,train\nb.wav,Test\n", "every label is the name of a split"),
-        ("path,label\na.wav,train\nb.wav,bus\n", ""),
+        ("path,label\na.wav,train\nb.wav,test\n", "every label is the name of a split; if these are splits"),
         (
             "path,labels\na.wav,dog;bark\nb.wav,cat\n",
-            "1 of 2 files have labels such as dog;bark; labels are",
+            "1 file of 2 with several labels in one, such as dog;bark; separate them",
         ),
-        ("path,labels\na.wav,\"['dog', 'bark']\"\nb.wav,cat\n", "1 of 2 files have labels such as ['dog'; labels are"),
-        ("path,label\na.wav,x\n", ""),
+        (
+            "path,labels\na.wav,\"['dog', 'bark']\"\n",
+            "1 file of 1 with several labels in one, such as ['dog', 'bark']; separate",
+        ),
+        ("path,label\na.wav,\"['dog', 'bark']\"\nb.wav,cat\n", "by commas, without brackets, in a column labels"),
+        ('path,label\na.wav,[silence]\nb.wav,"Dog, bark"\n', ""),
     ],
 )
 def test_tables_that_may_mean_something_else(tmp_path: Path, text: str, said: str) -> None:

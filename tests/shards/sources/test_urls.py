@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_files import contents_of, make_tar, make_zip, read_row
 from remote_files import Server, served
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.decode import probe
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources import reader, remote
-from unfused_fast.shards.sources.listed_path import folder_of
 from unfused_fast.shards.sources.location import ByteLocation
-from unfused_fast.shards.sources.reader import open_location
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.shards.sources.source_rows import source_rows
@@ -48,18 +46,11 @@ def _digest(rows: list[SourceRow], out: Path, workers: int = 1) -> str:
     return result.shard_set.manifest.digest
 
 
-def _zipped(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for file in sorted(folder.iterdir()):
-            archive.write(file, file.name)
-    return path
-
-
 def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
     server: Server, rows: list[SourceRow], tmp_path: Path
 ) -> None:
     folder = _copies(rows, tmp_path / "www/audio")
-    _zipped(folder, tmp_path / "www/audio.zip")
+    make_zip(tmp_path / "www/audio.zip", contents_of(folder))
     names = [path.name for path in folder.iterdir()]
     (tmp_path / "www/audio/list.csv").write_text("\n".join(["path", *names]))
     (tmp_path / "here.csv").write_text("\n".join(["path", *(f"{server.url}/audio/{name}" for name in names)]))
@@ -71,32 +62,14 @@ def test_folder_archive_and_csv_of_a_server_pack_to_one_digest(
     assert _digest([row for row in found if row.source != "list.csv"], tmp_path / "c") == plain
     elsewhere = source_rows(tmp_path / "here.csv")
     assert {row.source for row in elsewhere} == {f"127.0.0.1:{server.server_port}/audio/{name}" for name in names}
-    assert sorted(map(_bytes, elsewhere)) == sorted(map(_bytes, listed))
+    assert sorted(map(read_row, elsewhere)) == sorted(map(read_row, listed))
     assert source_rows(folder.as_uri()) == source_rows(folder)
 
 
-def _bytes(row: SourceRow) -> bytes:
-    assert isinstance(row.path, ByteLocation)
-    with open_location(row.path) as file:
-        return file.read()
-
-
-def test_folder_of_archives_on_a_server_is_shown_unpacked(
-    server: Server, rows: list[SourceRow], tmp_path: Path
-) -> None:
-    folder = _copies(rows, tmp_path / "audio")
-    (tmp_path / "www/deep").mkdir()
-    _zipped(folder, tmp_path / "www/deep/a.zip")
-    assert [row.source for row in source_rows(server.url)] == sorted(f"deep/{path.name}" for path in folder.iterdir())
-    assert len(list(folder_of(server.url).glob("deep/*.wav"))) == 5
-
-
 def test_of_a_large_archive_only_parts_are_fetched(server: Server, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
-        archive.writestr("large.bin", os.urandom(8 << 20))
-        archive.writestr("small.wav", b"small")
+    make_zip(tmp_path / "www/a.zip", {"large.bin": os.urandom(8 << 20), "small.wav": b"small"}, zipfile.ZIP_STORED)
     (row,) = (row for row in source_rows(f"{server.url}/a.zip") if row.source == "small.wav")
-    assert _bytes(row) == b"small"
+    assert read_row(row) == b"small"
     assert server.sent < 2 << 20
 
 
@@ -106,12 +79,12 @@ def test_server_without_ranges_is_read_whole_and_that_is_said(
     server.ranges = False
     folder = _copies(rows, tmp_path / "audio")
     (folder / "large.bin").write_bytes(os.urandom(2 * remote.BLOCK_BYTES))
-    path = _zipped(folder, tmp_path / "www/a.zip")
+    path = make_zip(tmp_path / "www/a.zip", contents_of(folder))
     said: list[str] = []
-    assert sorted(map(_bytes, source_rows(f"{server.url}/a.zip", on_message=said.append))) == sorted(
+    assert sorted(map(read_row, source_rows(f"{server.url}/a.zip", note=said.append))) == sorted(
         file.read_bytes() for file in folder.iterdir()
     )
-    assert any("does not support range requests" in text for text in said)
+    assert any("gives no ranges" in text for text in said)
     monkeypatch.setattr(remote, "WHOLE_BYTES", path.stat().st_size - 1)
     path.rename(tmp_path / "www/b.zip")
     with pytest.raises(UserError, match=r"does not support HTTP range requests.* download it first"):
@@ -168,10 +141,9 @@ def test_failures_that_last_are_none_of_the_archive(
     path, folder = tmp_path / f"www/a.{kind}", _copies(rows, tmp_path / "audio", 1)
     (folder / "noise.bin").write_bytes(os.urandom(8 * remote.BLOCK_BYTES))
     if kind == "zip":
-        _zipped(folder, path)
+        make_zip(path, contents_of(folder))
     else:
-        with tarfile.open(path, "w:gz") as tar:
-            tar.add(folder, "x")
+        make_tar(path, folder, "w:gz")
     url = f"{server.url}/{path.name}"
     (row,) = (row for row in source_rows(url) if row.source.endswith(".wav"))
     reader._opened.cache_clear()
@@ -207,7 +179,7 @@ def test_s3_folder_archive_and_csv_pack_to_the_digest_of_the_files(
     s3: Any, rows: list[SourceRow], tmp_path: Path
 ) -> None:
     folder = _copies(rows, tmp_path / "audio")
-    path = _zipped(folder, tmp_path / "a.zip", zipfile.ZIP_STORED)
+    path = make_zip(tmp_path / "a.zip", contents_of(folder), zipfile.ZIP_STORED)
     s3.put(str(path), "bucket/a.zip")
     s3.put(f"{folder}/", "bucket/set/", recursive=True)
     names = [path.name for path in folder.iterdir()]

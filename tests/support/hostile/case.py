@@ -1,38 +1,31 @@
-"""What a hostile file is: its name, how it is made, what must become of it."""
+"""What a hostile file is: its name, its contents, what must become of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PACKED = "packed"
-EITHER = "either"
-"""Packed or rejected, as the decoder's version likes it; `Case.why` says what the versions may disagree about."""
 UNLISTED = "unlisted"
 """No file: neither in the set nor in rejected.csv."""
 REJECTED = ""
 """Rejected for any reason."""
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One file below the corpus folder."""
 
     name: str
-    build: Callable[[Path], None]
+    build: bytes | Callable[[Path], None]
+    """Its contents, or what makes it."""
     expected: str
-    """`PACKED`, `EITHER`, `UNLISTED`, or words of the reason in rejected.csv."""
-    why: str = ""
+    """`PACKED`, `UNLISTED`, or words of the reason in rejected.csv."""
 
 
-def holding(data: bytes) -> Callable[[Path], None]:
-    """Builder of a file of these bytes."""
-
-    def write(path: Path) -> None:
-        path.write_bytes(data)
-
-    return write
+def cases_in(form: str, kinds: list[tuple[str, bytes, str]]) -> list[Case]:
+    """Cases whose names are `form`, such as "flac/{}.flac", with theirs in it."""
+    return [Case(form.format(name), data, what) for name, data, what in kinds]
 
 
 def build_all(cases: list[Case], folder: Path) -> None:
@@ -40,4 +33,7 @@ def build_all(cases: list[Case], folder: Path) -> None:
     for case in cases:
         path = folder / case.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        case.build(path)
+        if isinstance(case.build, bytes):
+            path.write_bytes(case.build)
+        else:
+            case.build(path)

@@ -1,4 +1,4 @@
-"""Hostile FLAC, Ogg and MP3: bombs, lying headers, broken frames and pages."""
+"""Hostile FLAC and MP3: bombs, lying headers, broken frames."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import struct
 
 import numpy as np
 
-from hostile.case import EITHER, PACKED, REJECTED, Case, holding
-from hostile.wav_files import encoded, tone
+from hostile.case import PACKED, REJECTED, Case, cases_in
+from hostile.wav_files import encoded
 
 NOISE = np.random.default_rng(0).standard_normal((16_000, 1)) * 0.1
 DAMAGED, JOINED = "truncated or damaged", "several recordings in one file"
@@ -45,7 +45,6 @@ def _patched(data: bytes, place: int, new: bytes) -> bytes:
 def _flac() -> list[Case]:
     plain = encoded(NOISE, "PCM_16", "FLAC")
     packed = int.from_bytes(plain[18:26], "big")
-    middle = len(plain) // 2
 
     def stream_info(**fields: int) -> bytes:
         rate, samples = fields.get("rate", 16_000), fields.get("samples", 16_000)
@@ -61,76 +60,14 @@ def _flac() -> list[Case]:
         ("twice the samples promised", _patched(plain, 18, stream_info(samples=32_000)), DAMAGED),
         ("half the samples promised", _patched(plain, 18, stream_info(samples=8000)), PACKED),
         ("rate 0 in the header", _patched(plain, 18, stream_info(rate=0)), REJECTED),
-        ("rate 1 in the header", _patched(plain, 18, stream_info(rate=1)), REJECTED),
-        ("block sizes 0", _patched(plain, 8, bytes(4)), EITHER),
-        ("block sizes 65535", _patched(plain, 8, b"\xff" * 4), EITHER),
-        ("wrong md5", _patched(plain, 26, b"x" * 16), PACKED),
         ("id3 before", b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + plain, PACKED),
         ("id3 of 256 MB before", b"ID3\4\0\0\x7f\x7f\x7f\x7f" + bytes(10) + plain, REJECTED),
         ("picture of 16 MB that is not there", plain[:4] + picture + plain[4:], REJECTED),
         ("metadata without end", b"fLaC" + b"\x01\0\0\0" * 50_000, REJECTED),
-        ("only the magic", b"fLaC", REJECTED),
-        ("no frames", plain[:frame], DAMAGED),
         ("a frame missing", plain[:frame] + plain[frame + 5000 :], DAMAGED),
-        ("zeros in the middle", _patched(plain, middle, bytes(400)), EITHER),
-        ("one bit wrong", _patched(plain, middle, bytes((plain[middle] ^ 1,))), EITHER),
         ("rubbish behind", plain + b"\xff" * 5000, PACKED),
     ]
-    why = "whether the decoder reports a lost frame or fills it with silence"
-    return [Case(f"flac/{name}.flac", holding(data), what, why * (what == EITHER)) for name, data, what in kinds]
-
-
-def _pages(stream: bytes) -> list[bytes]:
-    pages = []
-    while stream:
-        count = stream[26]
-        size = 27 + count + sum(stream[27 : 27 + count])
-        pages.append(stream[:size])
-        stream = stream[size:]
-    return pages
-
-
-def _sealed(page: bytes, place: int, new: bytes) -> bytes:
-    """A page with other bytes and the checksum that belongs to them."""
-    bare = _patched(_patched(page, place, new), 22, bytes(4))
-    return _patched(bare, 22, struct.pack("<I", crc(bare, 0x04C11DB7, 32)))
-
-
-def _ogg() -> list[Case]:
-    vorbis, opus = encoded(NOISE, "VORBIS", "OGG"), encoded(NOISE, "OPUS", "OGG")
-    other = encoded(tone(8000, 2), "VORBIS", "OGG", rate=44_100)
-    first, *rest = _pages(vorbis)
-    head, *tail = _pages(opus)
-    last = rest[-1]
-    middle = len(vorbis) // 2
-    huge, negative = struct.pack("<q", 2**62), struct.pack("<q", -5)
-    kinds: list[tuple[str, bytes, str]] = [
-        ("wrong checksum", _patched(vorbis, middle, bytes((vorbis[middle] ^ 1,))), EITHER),
-        ("last page missing", b"".join([first, *rest[:-1]]), EITHER),
-        ("cut in a page", vorbis[: len(vorbis) - 500], DAMAGED),
-        ("headers only", b"".join([first, rest[0]]), REJECTED),
-        ("first page only", first, REJECTED),
-        ("chained", vorbis + vorbis, JOINED),
-        ("chained at another rate", vorbis + other, JOINED),
-        ("rubbish before", b"rubbish!" * 100 + vorbis, REJECTED),
-        ("rubbish behind", vorbis + b"rubbish!" * 100, EITHER),
-        ("last position 2^62", b"".join([first, *rest[:-1], _sealed(last, 6, huge)]), EITHER),
-        ("last position -5", b"".join([first, *rest[:-1], _sealed(last, 6, negative)]), REJECTED),
-        ("another serial number", b"".join([first, *rest[:-1], _sealed(last, 14, b"abcd")]), EITHER),
-        ("rate 0", b"".join([_sealed(first, 40, bytes(4)), *rest]), REJECTED),
-        ("255 channels", b"".join([_sealed(first, 39, b"\xff"), *rest]), EITHER),
-        ("rate 2^31", b"".join([_sealed(first, 40, b"\0\0\0\x80"), *rest]), REJECTED),
-        ("theora", _sealed(first, 28, b"\x80theora"), REJECTED),
-        ("opus", opus, PACKED),
-        ("opus cut", opus[:3000], REJECTED),
-        ("opus pre-skip 65535", b"".join([_sealed(head, 38, b"\xff\xff"), *tail]), REJECTED),
-        ("opus gain -128 dB", b"".join([_sealed(head, 44, b"\0\x80"), *tail]), PACKED),
-        ("opus gain 128 dB", b"".join([_sealed(head, 44, b"\xff\x7f"), *tail]), EITHER),
-        ("opus 0 channels", b"".join([_sealed(head, 37, b"\0"), *tail]), REJECTED),
-        ("opus mapping 255", b"".join([_sealed(head, 46, b"\xff"), *tail]), REJECTED),
-    ]
-    why = "whether the decoder passes over a broken page or a header that is not that of its stream"
-    return [Case(f"ogg/{name}.ogg", holding(data), what, why * (what == EITHER)) for name, data, what in kinds]
+    return cases_in("flac/{}.flac", kinds)
 
 
 def _mp3() -> list[Case]:
@@ -138,33 +75,16 @@ def _mp3() -> list[Case]:
     xing = plain.index(b"Info") if b"Info" in plain[:200] else plain.index(b"Xing")
     frames = plain[plain.index(plain[:2], 100) :]
     single = frames[: frames.index(frames[:2], 10)]
-    free = bytearray(frames)
-    for place in range(len(free) - 4):
-        if free[place : place + 2] == frames[:2]:
-            free[place + 2] &= 0x0F
-    middle = len(plain) // 2
     kinds: list[tuple[str, bytes, str]] = [
-        ("rubbish before", b"rubbish!" * 50 + plain, EITHER),
-        ("id3 only", b"ID3\4\0\0\0\0\x08\0" + bytes(1024), REJECTED),
         ("id3 of 256 MB", b"ID3\4\0\0\x7f\x7f\x7f\x7f" + plain, REJECTED),
-        ("id3 twice", b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + plain, PACKED),
-        ("tags behind", plain + b"TAG" + bytes(125) + b"APETAGEX" + b"\xff" * 24, PACKED),
-        ("ffs in the middle", _patched(plain, middle, b"\xff" * 900), EITHER),
-        ("zeros in the middle", _patched(plain, middle, bytes(900)), EITHER),
-        ("half missing", plain[:middle], DAMAGED),
-        ("free format", bytes(free), EITHER),
         ("one frame", single, REJECTED),
-        ("no count", frames, PACKED),
         ("4 billion frames promised", _patched(plain, xing + 8, b"\xff" * 4), REJECTED),
-        ("0 frames promised", _patched(plain, xing + 8, bytes(4)), PACKED),
         ("only ffs", b"\xff" * 200_000, REJECTED),
-        ("only frame headers", b"\xff\xfb\x90\x00" * 50_000, EITHER),
         ("frame header and ffs", frames[:4] + b"\xff" * 300_000, REJECTED),
     ]
-    why = "how far mpg123 looks for the next frame, and whether it trusts the count"
-    return [Case(f"mp3/{name}.mp3", holding(data), what, why * (what == EITHER)) for name, data, what in kinds]
+    return cases_in("mp3/{}.mp3", kinds)
 
 
 def cases() -> list[Case]:
     """All of this file."""
-    return _flac() + _ogg() + _mp3()
+    return _flac() + _mp3()

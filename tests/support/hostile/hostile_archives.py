@@ -152,12 +152,10 @@ def cases() -> list[Archive]:
     cut, no_tar = "the archive is truncated or damaged after", "no tar archive"
     zips = [
         Archive("up.zip", _zip_with("../../evil.wav"), up),
-        Archive("up in the middle.zip", _zip_with("a/../../../evil.wav"), up),
         Archive("absolute.zip", _zip_with("/evil.wav"), "its path is absolute"),
         Archive("drive.zip", _zip_with("C:/evil.wav"), "a drive letter in its path"),
         Archive("backslashes.zip", _zip_with("..\\..\\evil.wav"), up),
         Archive("line feed.zip", _zip_with("ev\nil.wav"), control),
-        Archive("escape.zip", _zip_with("\x1b[31mevil.wav"), control),
         Archive("long name.zip", _zip_with("n" * 60_000 + ".wav"), long),
         Archive("deep.zip", _zip_with("a/" * 100 + "evil.wav"), long),
         Archive("link.zip", _zip_link, "a symbolic link, which is not followed"),
@@ -175,7 +173,6 @@ def cases() -> list[Archive]:
         Archive("encrypted.zip", _zip_patched(8, b"\1\0"), "it is encrypted"),
         Archive("method 99.zip", _zip_patched(10, b"\x63\0"), "compressed by method 99, which is not read"),
         Archive("truncated.zip", lambda: two[: len(two) // 2], no_list, none),
-        Archive("no directory.zip", lambda: two[: two.index(b"PK\1\2")], no_list, none),
         Archive("entries promised.zip", lambda: two[:-12] + b"\7\0" + two[-10:], "2 of 7 members", both),
         Archive(
             "endless list.zip", lambda: two[:-10] + b"\xf0\xff\xff\xff" + two[-6:], "central directory of the zip", none
@@ -184,19 +181,14 @@ def cases() -> list[Archive]:
         Archive("name twice.zip", lambda: _zip(("good.wav", EVIL), ("./good.wav", GOOD))),
         Archive("empty members.zip", lambda: _zip(("good.wav", GOOD), *many), "empty file"),
         Archive("empty.zip", lambda: _zip(), "no files in it", none),
-        Archive("no zip.zip", lambda: noise, no_tar, none),
         Archive("head of a zip.zip", lambda: b"PK\3\4" + noise, no_list, none),
         Archive("empty file.zip", lambda: b"", "empty file", none),
     ]
     tars = [
         Archive("up.tar", _tar_with("../../evil.wav"), up),
-        Archive("absolute.tar", _tar_with("/evil.wav"), "its path is absolute"),
-        Archive("line feed.tar", _tar_with("ev\nil.wav"), control),
         Archive("link.tar", _tar_with("link.wav", tarfile.SYMTYPE, "/etc/passwd"), "a symbolic link, which is not"),
         Archive("hard link.tar", _tar_with("link.wav", tarfile.LNKTYPE, "../../outside.wav"), "a hard link, which is"),
-        Archive("hard link to itself.tar", _tar_with("link.wav", tarfile.LNKTYPE, "link.wav"), "a hard link"),
         Archive("device.tar", _tar_with("zero.wav", tarfile.CHRTYPE), "a pipe or device"),
-        Archive("pipe.tar", _tar_with("pipe.wav", tarfile.FIFOTYPE), "a pipe or device"),
         Archive("kind of its own.tar", _tar_with("z.wav", b"Z"), "a pipe or device"),
         Archive("negative size.tar", _tar_size(b"\xff" * 12), cut),
         Archive("size of letters.tar", _tar_size(b"abcdefghijk\0"), cut),
@@ -204,7 +196,6 @@ def cases() -> list[Archive]:
         Archive("size too large.tar", _tar_size(b"07777777777\0"), "the archive ends inside it"),
         Archive("pax size negative.tar", _tar_pax(size="-1"), cut),
         Archive("pax size huge.tar", _tar_pax(size="9" * 30), cut),
-        Archive("pax path up.tar", _tar_pax(path="../../evil.wav"), up),
         Archive("pax path of 60 KB.tar", _tar_pax(path="p/" * 30_000 + "evil.wav"), long),
         Archive("pax sparse.tar", _tar_pax(GNU_sparse_size="1000000", GNU_sparse_map="0,4"), "a sparse file"),
         Archive("names of names.tar", _long_names_without_end, no_tar, none),
@@ -219,7 +210,6 @@ def cases() -> list[Archive]:
         Archive("wrong crc.tar.gz", lambda: squeezed[:-8] + b"abcd" + squeezed[-4:], "truncated or damaged", none),
         Archive("gz in gz.tar.gz", lambda: _squeezed(squeezed), no_tar, none),
         Archive("text.tar.gz", lambda: _squeezed(b"text" * 999), no_tar, none),
-        Archive("no gz.tar.gz", lambda: noise, no_tar, none),
         Archive("head of a gz.tar.gz", lambda: b"\x1f\x8b\x08" + noise, no_tar, none),
     ]
     return zips + tars

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from hostile.case import EITHER, PACKED, UNLISTED, Case, holding
+from hostile.case import PACKED, UNLISTED, Case, cases_in
 from hostile.wav_files import DATA, FMT, PLAIN, chunk, encoded, riff, tone
 
 
@@ -26,46 +26,25 @@ def _rubbish() -> list[Case]:
         ("text.mp3", text, "not audio"),
         ("text.au", text, "not audio"),
         ("text.snd", text, "not audio"),
-        ("text.gsm", text, "not audio"),
-        ("text.vox", text, "not audio"),
-        ("text.raw", text, "not audio"),
-        ("text.sd2", text, "not audio"),
         ("page.html", b"<!DOCTYPE html><title>404</title>", "not audio"),
         ("document.wav", b"%PDF-1.7\n" + random, "not audio"),
-        ("picture.wav", b"\xff\xd8\xff\xe0\0\x10JFIF\0" + random, EITHER),
-        ("drawing.wav", b"\x89PNG\r\n\x1a\n" + random, "not audio"),
-        ("zipped.wav", b"PK\3\4" + random, "not audio"),
-        ("gzipped.wav", b"\x1f\x8b\x08\0" + random, "not audio"),
         ("film.wav", b"\0\0\0\x20ftypisom" + random, "unsupported format: MPEG-4"),
-        ("matroska.wav", b"\x1aE\xdf\xa3" + random, "unsupported format: Matroska"),
-        (
-            "windows media.wav",
-            bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + random,
-            "unsupported format: Windows Media",
-        ),
-        ("notes.mid", b"MThd\0\0\0\6\0\1\0\1\0\x60MTrk" + random, "not audio"),
-        ("script.wav", b"#!/bin/sh\necho no\n", "not audio"),
         ("wav in text.wav", b"\n" + PLAIN, "not audio"),
     ]
-    why = "a picture begins as an MPEG frame does"
-    return [Case(f"rubbish/{name}", holding(data), what, why * (what == EITHER)) for name, data, what in kinds]
+    return cases_in("rubbish/{}", kinds)
 
 
 def _names() -> list[Case]:
     accent = "é ä"
     names = [
         "new\nline.wav",
-        "carriage\rreturn.wav",
         "tab\t.wav",
         "bell\a and escape \x1b[31mred\x1b[0m.wav",
-        "title \x1b]0;mine\a.wav",
-        "delete\x7f.wav",
         "c1 \x9b31m.wav",
         "x" * 251 + ".wav",
         "ü" * 125 + "a.wav",
         b"caf\xe9.wav".decode("utf-8", "surrogateescape"),
         b"\xff\xfe.wav".decode("utf-8", "surrogateescape"),
-        b"half \xe2\x82.wav".decode("utf-8", "surrogateescape"),
         "-rf.wav",
         "--overwrite",
         "dots at the end...",
@@ -73,7 +52,6 @@ def _names() -> list[Case]:
         " space at the start.wav",
         "'single' \"double\".wav",
         "%s%n%d.wav",
-        "{0} {name}.wav",
         "back\\slash.wav",
         "star * ? [a].wav",
         "$(touch pwned); `id` | &.wav",
@@ -82,26 +60,17 @@ def _names() -> list[Case]:
         unicodedata.normalize("NFC", accent) + ".wav",
         unicodedata.normalize("NFD", accent) + ".wav",
         "right \u202eto left.wav",
-        "zero\u200bwidth\ufeff.wav",
         "line\u2028separator.wav",
         "🦇 bat 🎧.wav",
         "CON.wav",
-        "nul",
-        "no ending",
         "a..wav",
-        "a..b.wav.",
-        "file.wav.exe",
         "%2e%2e%2fescape.wav",
         "C:drive.wav",
         "UPPER.wav",
         "upper.wav",
     ]
-    cases = [Case(f"names/{name}", _numbered(number), PACKED) for number, name in enumerate(names)]
-    return [*cases, Case("names/..hidden/../.hidden.wav", holding(PLAIN), UNLISTED)]
-
-
-def _numbered(number: int) -> Callable[[Path], None]:
-    return holding(encoded(tone(3000 + number)))
+    cases = [Case(f"names/{name}", encoded(tone(3000 + number)), PACKED) for number, name in enumerate(names)]
+    return [*cases, Case("names/..hidden/../.hidden.wav", PLAIN, UNLISTED)]
 
 
 def _link(target: str) -> Callable[[Path], None]:
@@ -123,7 +92,7 @@ def _outside_folder(path: Path) -> None:
 
 
 def _hard_link(path: Path) -> None:
-    path.hardlink_to(path.parent.parent / "formats/WAV DOUBLE.audio")
+    path.hardlink_to(path.parent.parent / "contents/1e30.wav")
 
 
 def _socket(path: Path) -> None:
@@ -154,20 +123,11 @@ def _folder(path: Path) -> None:
     (path / "inner.wav").write_bytes(encoded(tone(5002)))
 
 
-def _deep(path: Path) -> None:
-    """Below 17 folders of 200 characters each: longer than many tools take, and short enough for the system."""
-    for _ in range(17):
-        path = path.parent / ("d" * 200) / path.name
-    path.parent.mkdir(parents=True)
-    path.write_bytes(encoded(tone(5003)))
-
-
 def _file_system() -> list[Case]:
     large = 100 * 10**9
     ds64 = struct.pack("<QQQI", large - 8, large - 80, (large - 80) // 2, 0)
     rf64 = b"RF64\xff\xff\xff\xffWAVE" + chunk(b"ds64", ds64) + FMT + b"data\xff\xff\xff\xff" + DATA
     wide = riff(chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1024, 768_000, 0, 2048, 16)), b"data\xff\xff\xff\xff" + DATA)
-    long = "libsndfile takes names of 1024 bytes; by descriptor any can be opened"
     closed = "unreadable" if os.geteuid() else PACKED  # root may read everything
     return [
         Case("links/to a file outside.wav", _outside, PACKED),
@@ -184,8 +144,6 @@ def _file_system() -> list[Case]:
         Case("files/closed.wav", _closed, closed),
         Case("files/folder.wav", _folder, UNLISTED),
         Case("files/folder.wav/inner.wav", lambda path: None, PACKED),
-        Case("files/deep.wav", _deep, UNLISTED),
-        Case("files/" + ("d" * 200 + "/") * 17 + "deep.wav", lambda path: None, EITHER, long),
         Case("files/100 GB of zeros.wav", _sparse(b"\0", large), "not audio"),
         Case("files/100 GB of zeros.mp3", _sparse(b"\0", large), "not audio"),
         Case("files/100 GB of zeros behind rf64.wav", _sparse(rf64, large), "too long"),

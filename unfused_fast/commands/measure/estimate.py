@@ -23,6 +23,7 @@ from unfused_fast.methods import resolve_k
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
 from unfused_fast.shards.packing.layout import SHARD_BYTES, SHARD_CLIPS, SHARDS_PER_SPLIT
+from unfused_fast.shards.sets.shard_files import padded
 from unfused_fast.training import KEPT, quietly, resolve_amp, resolve_batch_size
 
 GPU_BYTES: Mapping[str, float] = {"h100": 80e9, "h200": 141e9, "a100": 80e9}
@@ -43,12 +44,12 @@ PIC_CLUSTERS = 512
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to run on; sizes in bytes, None where unknown."""
+    """What there is to run on; sizes in bytes. The host's is None where it is not known."""
 
     kind: str
     """`cuda` or `cpu`."""
-    device_bytes: float | None
-    """Of each device."""
+    device_bytes: float
+    """Of each device; 0 on a CPU."""
     host_bytes: float | None
     devices: int = 1
 
@@ -62,7 +63,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     with quietly():
         heads = (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
         batch_size = resolve_batch_size(config, clips)
-    cuda, devices, settings = machine.kind == "cuda", machine.devices, config.cluster
+    cuda, devices = machine.kind == "cuda", machine.devices
     flops, kept_bytes = step_cost(config, sum(heads))
     network, trained = network_bytes(config)
     bank = clips * config.model.proj_dim * DTYPES["bfloat16" if config.bank.dtype == "bf16" else "float32"].itemsize
@@ -91,10 +92,11 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     checkpoint = network + (mixup if config.aug.mixup.ratio > 0 else 0) + sum(heads) * config.model.proj_dim * 4
     checkpoint += 8 * clips * len(heads)
     generation = bank + 8 * clips
+    tars, wav, flac = shard_bytes(clips, seconds)
     within = checkpoint + generation + 4 * clips
     disk = {
-        f"shards, wav ({_tars(clips, seconds):,} tars)": shard_bytes(clips, seconds),
-        f"shards, flac (about, at {FLAC_SHARE:g} of the samples)": shard_bytes(clips, seconds, FLAC_SHARE),
+        f"shards, wav ({tars:,} tars)": wav,
+        f"shards, flac (about, at {FLAC_SHARE:g} of the samples)": flac,
         "log-mel cache": log_mels + 16 * clips,
         "one checkpoint": checkpoint,
         "one generation of the bank": generation,
@@ -124,35 +126,36 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     if rates is None:
         found |= {"basis": "none", "epoch": {}, "epoch_seconds": None, "once": {}, "hours": None}
         return {**found, "unknown": ["all times: give --rates, measured on that machine"]}
-    ratio = 1.0 if rates.gflop_per_clip is None else rates.gflop_per_clip * 1e9 / flops
-    scaled = f"; scaled from {rates.gflop_per_clip:g} GFLOP a clip" if abs(ratio - 1) > 0.01 else ""
-    epoch, unknown = {"training": clips / (rates.training * (ratio if scaled else 1.0)) / devices}, list[str]()
+    ratio = rates.gflop_per_clip * 1e9 / flops
+    scaled = abs(ratio - 1) > 0.01
+    epoch, once, unknown = (
+        {"training": clips / (rates.training * (ratio if scaled else 1.0)) / devices},
+        {},
+        list[str](),
+    )
     if devices > 1:
         unknown.append("communication of the devices")
     if store in rates.loader:
         share = devices if store in ("resident", "pinned") else 1  # else the one host's
         epoch["loading"] = clips / rates.loader[store] / share
-        if config.bank.fill == "pass":  # one view at a time, which spares half where it is cut from memory
-            epoch["loading"] *= (1 + 1 / settings.every_epochs) / (2 if store == "resident" else 1)
     else:
         unknown.append(f"loading with --data {store}")
-    if settings.algo == "spherical":
-        passes = settings.n_init * settings.iterations + 1
-        products = passes * 2 * clips * config.model.proj_dim * sum(heads) / rates.kmeans / devices
-        epoch["k-means"] = (products + len(heads) * rates.clustering) / settings.every_epochs
-    else:
-        unknown.append(f"clustering by {settings.algo}")
-    every = config.train.save_every  # saved in a thread, which the next save waits for
-    epoch["saving"] = max(0.0, (checkpoint + generation) / rates.disk / every - sum(epoch.values()))
-    once = {"first pass of the bank": epoch["training"] / 4} if config.bank.fill != "pass" else {}
-    if store != "stream" and rates.first_pass is None:
-        unknown.append("making the log-mels, once a set")
+    if config.bank.fill != "pass":
+        once["first pass of the bank"] = epoch["training"] / 4
+    if store != "stream" and rates.first_pass is not None:
+        once["log-mels, once a set"] = clips * seconds / rates.first_pass
     elif store != "stream":
-        once["log-mels, once a set"] = clips * seconds / (rates.first_pass or 1.0)
+        unknown.append("making the log-mels, once a set")
     total = sum(epoch.values())
-    hours = (config.train.epochs * total + sum(once.values())) / 3600
-    times = {"epoch": epoch, "epoch_seconds": total, "once": once, "hours": hours, "unknown": unknown}
-    return {**found, "basis": rates.basis + scaled, **times}
+    return {
+        **found,
+        "basis": rates.basis + (f"; scaled from {rates.gflop_per_clip:g} GFLOP a clip" if scaled else ""),
+        "epoch": epoch,
+        "epoch_seconds": total,
+        "once": once,
+        "hours": (config.train.epochs * total + sum(once.values())) / 3600,
+        "unknown": unknown,
+    }
 
 
 def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
@@ -160,10 +163,11 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
     if config.data.store != "auto":
         return config.data.store, "as set by data.store"
     host_left = (machine.host_bytes or 0) - on_host - (on_device if machine.kind == "cpu" else 0)
-    free = Free(max(0, round((machine.device_bytes or 0) - on_device)), max(0, round(host_left)) // machine.devices)
+    free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.devices)
     store, why = choose(log_mels, torch.device(machine.kind), free, None)
-    if machine.host_bytes is None and store != "resident":
-        why = f"the log-mels take {gigabytes(log_mels)}, more than the device has left; give --host-gb to choose"
+    if machine.host_bytes is None:
+        advice = "" if store == "resident" else "; give --host-gb to choose among the host's stores"
+        why = f"the log-mels take {gigabytes(log_mels)}; {gigabytes(free.device)} on the GPU are free{advice}"
     return store, why
 
 
@@ -188,26 +192,20 @@ def _problems(machine: Machine, device: Mapping[str, int], host: Mapping[str, in
         )
 
 
-def _padded(size: int) -> int:
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+def _tar_bytes(audio_bytes: int) -> int:
+    """Of a clip in a tar: three headers, its index and JSON of one block each, and the audio."""
+    return 5 * tarfile.BLOCKSIZE + padded(audio_bytes)
 
 
-def _planned_bytes(seconds: float) -> int:
-    """Of a clip in a tar: three headers, its index and JSON of one block each, and the WAV."""
-    return 5 * tarfile.BLOCKSIZE + _padded(WAV_HEADER_BYTES + 2 * round(seconds * SAMPLE_RATE_HZ))
-
-
-def _tars(clips: int, seconds: float) -> int:
-    limit = max(SHARD_CLIPS, -(-clips // SHARDS_PER_SPLIT))
-    return -(-clips // min(limit, max(1, SHARD_BYTES // _planned_bytes(seconds))))
-
-
-def shard_bytes(clips: int, seconds: float, flac_share: float | None = None) -> int:
-    """Of the tars and indexes of one split; of WAV within a per cent. Source: shards/packing/layout.py."""
-    size = _planned_bytes(seconds)
-    if flac_share is not None:
-        size = 5 * tarfile.BLOCKSIZE + _padded(round(2 * round(seconds * SAMPLE_RATE_HZ) * flac_share))
-    return clips * (size + INDEX_BYTES) + _tars(clips, seconds) * tarfile.RECORDSIZE
+def shard_bytes(clips: int, seconds: float) -> tuple[int, int, int]:
+    """Tars of one split, and bytes of them and of their indexes as WAV, within a per cent, and as FLAC. Source:
+    shards/packing/layout.py.
+    """
+    samples = 2 * round(seconds * SAMPLE_RATE_HZ)
+    wav, flac = _tar_bytes(WAV_HEADER_BYTES + samples), _tar_bytes(round(FLAC_SHARE * samples))
+    tars = -(-clips // min(max(SHARD_CLIPS, -(-clips // SHARDS_PER_SPLIT)), max(1, SHARD_BYTES // wav)))
+    more = clips * INDEX_BYTES + tars * tarfile.RECORDSIZE
+    return tars, clips * wav + more, clips * flac + more
 
 
 def log_mel_bytes(clips: int, seconds: float, config: Config) -> int:

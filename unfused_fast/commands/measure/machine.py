@@ -1,13 +1,14 @@
-"""Of this machine: what it is, and the rates that bound all others."""
+"""Of this machine: what it is, the rates that bound all others, and the CSV that measured rows are appended to."""
 
 from __future__ import annotations
 
+import csv
 import os
 import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
@@ -47,6 +48,19 @@ def circumstances(device: torch.device) -> dict[str, str | int]:
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Adds rows to a CSV, with a header where it is new. Raises OSError, or ValueError for a file of other columns."""
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        found = next(csv.reader(file), None)
+        if found and found != list(columns):
+            raise ValueError(f"its columns are {','.join(found)[:200]}")
+        writer = csv.DictWriter(file, columns)
+        if rows and not found:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def _best(run: Callable[[], object]) -> float:

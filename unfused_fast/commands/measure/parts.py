@@ -6,6 +6,7 @@ cannot be left out were done at the rates measured here: bytes at the copy rate,
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmeans
 from unfused_fast.commands.measure import machine
 from unfused_fast.commands.measure.machine import spread
-from unfused_fast.config import Config
+from unfused_fast.config import Config, with_values
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
 from unfused_fast.kernels.views import augmented_reference
@@ -111,6 +112,10 @@ class Bench:
         timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
         return [float(one) for one in timer.blocked_autorange(min_run_time=0.5 if self.quick else 2.0).times]
 
+    def rates(self, run: Callable[[], object]) -> list[float]:
+        """Clips a second of repeated calls, of which each takes one batch."""
+        return [self.batch_size / seconds for seconds in self.seconds(run)]
+
     def crop(self) -> torch.Tensor:
         """(B, 1, F, T) of noise."""
         shape = self.batch_size, 1, self.config.frontend.n_mels, self.config.crop_frames
@@ -150,12 +155,10 @@ def loader(bench: Bench) -> Iterator[Measured]:
         why = "as data.store is stream" if bench.config.data.store == "stream" else "as there is no room for log-mels"
         console.print(f"bench loader: training here streams, {why}, not from memory", style="yellow")
         return
-    if kept is None:
+    if kept is None:  # else there was no pass to measure
         samples = bench.shards.clips_in("train").column("samples").to_numpy()
         what = f"first pass over the audio, clips of {samples.mean() / SAMPLE_RATE_HZ:.2f} s"
         yield Measured("loader", what, "clips/s", [bench.clips / taken], decode, "decoding alone, all cores")
-    else:
-        console.print(f"bench loader: {kept} holds the log-mels, so the pass that makes them is not measured")
     values = bench.config.frontend.n_mels * bench.config.crop_frames
     moved = VIEWS * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
     floor = (bench.copy_rate / moved, "copies at the copy rate") if held.store == "resident" else (None, "")
@@ -166,15 +169,14 @@ def views(bench: Bench) -> Iterator[Measured]:
     """Mixup and random resize crop of a batch."""
     augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
     crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
-    taken = bench.seconds(lambda: augment(ids, (crop, crop), 1))
     moved = VIEWS * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
-    floor = bench.copy_rate / moved
-    rates = [bench.batch_size / seconds for seconds in taken]
-    yield Measured("views", "mixup + random resize crop, two views", "clips/s", rates, floor, "one read, one write")
+    floor = bench.copy_rate / moved, "one read, one write"
+    what = "mixup + random resize crop, two views"
+    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, (crop, crop), 1)), *floor)
     if bench.device.type == "cuda":
         augment.augmented = augmented_reference
-        rates = [bench.batch_size / seconds for seconds in bench.seconds(lambda: augment(ids, (crop, crop), 1))]
-        yield Measured("views", "the same by batched products", "clips/s", rates, floor, "one read, one write")
+        what = "the same by batched products"
+        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, (crop, crop), 1)), *floor)
 
 
 def step(bench: Bench) -> Iterator[Measured]:
@@ -210,43 +212,27 @@ def step(bench: Bench) -> Iterator[Measured]:
     with FlopCounterMode(display=False) as counter:
         products(network)
     network.zero_grad(set_to_none=True)
-    floor = size * bench.matmul_rate / counter.get_total_flops()
-    said = f"{counter.get_total_flops() / size / 1e9:.2f} GFLOP a clip at the matmul rate"
+    flops = counter.get_total_flops() / size
+    floor = bench.matmul_rate / flops, f"{flops / 1e9:.2f} GFLOP a clip at the matmul rate"
     with freed_memory_kept(device):
-        rates = [size / seconds for seconds in bench.seconds(whole)]
+        rates, alone = bench.rates(whole), bench.rates(bare)
     name = f"{config.model.encoder}, {'bf16' if bench.amp else 'fp32'}, batch {size}"
-    yield Measured("step", name, "clips/s", rates, floor, said)
-    with freed_memory_kept(device):
-        alone = [size / seconds for seconds in bench.seconds(bare)]
-    yield Measured("step", "the same without update", "clips/s", alone, floor, said)
+    yield Measured("step", name, "clips/s", rates, *floor)
+    yield Measured("step", "the same without update", "clips/s", alone, *floor)
 
 
 def kmeans(bench: Bench) -> Iterator[Measured]:
-    """One iteration of spherical k-means at the paper's K and D, by two runs that differ in iterations."""
+    """A pass over the rows of spherical k-means at the paper's K and D: of ten iterations and the last assignment."""
     n = {True: 10_000, False: 100_000}[bench.quick] if bench.device.type == "cpu" else 250_000
-    d, k = 512, 512
+    d, k, iterations = 512, 512, 10
     generator = torch.Generator(bench.device).manual_seed(0)
     points = normalize(torch.randn(n, d, device=bench.device, generator=generator), dim=1)
     start = points[:k].clone()
     backend = resolve_backend(bench.config.cluster.backend, bench.device)
-
-    def run(iterations: int) -> Callable[[], object]:
-        return lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend)
-
+    taken = bench.seconds(lambda: spherical_kmeans(points, k, iterations=iterations, init=start, backend=backend))
     floor = 1e3 * 2 * n * d * k / machine.matmul_rate(bench.device, torch.float32)
-    what = f"iteration, {n:,} x {d}, K {k}, {backend}"
-    few = bench.seconds(run(1))
-    for more in (3, 12, 48):
-        many = bench.seconds(run(1 + more))
-        taken = [1e3 * (long - short) / more for short, long in zip(sorted(few), sorted(many), strict=False)]
-        if min(taken) > 0:
-            yield Measured("kmeans", what, "ms", taken, floor, "2NDK at the float32 matmul rate")
-            return
-    console.print(
-        "bench kmeans: repeated runs here differ by more than 48 iterations take, so none is measured; try again on a "
-        "quieter machine",
-        style="yellow",
-    )
+    what, passes = f"iteration, {n:,} x {d}, K {k}, {backend}", [1e3 * seconds / (iterations + 1) for seconds in taken]
+    yield Measured("kmeans", what, "ms", passes, floor, "2NDK at the float32 matmul rate")
 
 
 def bank(bench: Bench) -> Iterator[Measured]:
@@ -274,9 +260,6 @@ def bank(bench: Bench) -> Iterator[Measured]:
 
 def epoch(bench: Bench) -> Iterator[Measured]:
     """Epochs of the real `train pretrain`, the first left out, and the share of each part."""
-    import json
-
-    from unfused_fast.config import with_values
     from unfused_fast.stages import pretrain
 
     epochs = 3 if bench.quick and bench.clips > 256 else 6
@@ -284,8 +267,7 @@ def epoch(bench: Bench) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory() as name, quietly():
         out = Path(name) / "run"
         pretrain(with_values(bench.config, values), bench.shards, out, bench.options)
-        rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    warm = rows[1:]
+        warm = log_of(out)[1:]
     yield Measured(
         "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]
     )
@@ -293,6 +275,11 @@ def epoch(bench: Bench) -> Iterator[Measured]:
     for part in dict.fromkeys(name for row in warm for name in row["parts"]):  # not every epoch has all
         shares = [100 * row["parts"].get(part, 0.0) / row["epoch_seconds"] for row in warm]
         yield Measured("epoch", f"share of {part}", "%", shares)
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """The numbers of each epoch of a run."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Measured]]] = {

@@ -11,20 +11,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
 
 
-def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int = 0) -> list[SourceRow]:
-    """Where no row is in split valid, moves whole groups of train there, label by label; else the rows as they are.
+def with_validation(rows: Sequence[SourceRow]) -> list[SourceRow]:
+    """Moves about a tenth of train to split valid: whole groups, label by label.
 
     Ours: validation has to come from somewhere, and a group in both splits would make its score better than test's.
     Groups come in a seeded order; those of more than twice what is still wanted are passed over, unless nothing of a
     label would move: then its smallest does. One that holds the last train rows of a label stays. The order of rows
     does not change.
     """
-    if any(row.split == "valid" for row in rows):
-        return list(rows)
     members: dict[str, Counter[str]] = {}
     left = Counter[str]()
     for row in rows:
@@ -35,7 +34,7 @@ def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int 
     for group in sorted(members):
         for label in members[group]:
             groups_of[label].append(group)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(0))
     held = Counter[str]()
     moved: set[str] = set()
 
@@ -46,7 +45,7 @@ def with_validation(rows: Sequence[SourceRow], fraction: float = 0.1, seed: int 
             held.update(members[group])
 
     for label, groups in groups_of.items():
-        wanted = fraction * (left[label] + held[label])
+        wanted = 0.1 * (left[label] + held[label])
         for place in generator.permutation(len(groups)):
             if members[groups[place]][label] <= 2 * (wanted - held[label]):
                 move(groups[place])
@@ -128,13 +127,13 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
             have[split] += size[group]
     if empty := [split for split in shares if not have[split]]:
         raise UserError(
-            f"--split: {', '.join(empty)} would be empty: {len(labels_of)} groups are too few for {len(of_label)} "
-            "labels, each of which keeps one group in train; give larger shares, more files or smaller groups"
+            f"--split: {', '.join(empty)} would be empty: each label keeps one group in train, and there are too few "
+            f"groups ({len(labels_of)}); give larger shares, more files or smaller groups"
         )
     labels = {label for found in labels_of.values() for label in found if label}
-    evenly = f", {len(labels)} labels, each in about these shares" if labels else ""
+    evenly = f", {counted(len(labels), 'label')}, each in about these shares" if labels else ""
     counts = ", ".join(f"{have[name]} {name}" for name in shares)
-    summary = f"{counts} files; {len(labels_of)} whole groups{evenly}"
+    summary = f"{counts} files; {counted(len(labels_of), 'whole group')}{evenly}"
     return [replace(row, split=split_of[_group(row)]) for row in rows], f"{summary}; seed {seed}"
 
 

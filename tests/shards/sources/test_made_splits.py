@@ -14,10 +14,10 @@ import pytest
 import soundfile
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.datasets.splits import parsed_shares, with_shares
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.remarks import remarks
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.splits import parsed_shares, with_shares
 
 
 def test_labels_that_a_split_lacks_are_named(tone_rows: list[SourceRow], tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_splits_that_cannot_be_made() -> None:
     rows = _rows(20, 1, 2)
     with pytest.raises(UserError, match=r"has splits already: 19 train, 1 test; leave --split out"):
         with_shares([*rows[:19], SourceRow(Path("x"), "x", split="test")], parsed_shares("80/20"), 0)
-    with pytest.raises(UserError, match=r"valid, test would be empty: 1 groups are too few"):
+    with pytest.raises(UserError, match=r"valid, test would be empty: .* too few groups \(1\)"):
         with_shares(_rows(20, 20, 1), parsed_shares("70/10/20"), 0)
 
 
@@ -119,22 +119,6 @@ def test_shard_makes_splits_and_says_what_it_did(cli: Callable[..., Any], table:
         "1 of 24 files were longer than 0.2 s and cut into 3 clips (--max-seconds 0.2)",
         "1 of 26 clips have no label",
     ]
-    assert "has splits already" in _with_splits(cli, table, tmp_path).error
-
-
-def _with_splits(cli: Callable[..., Any], table: Path, tmp_path: Path) -> Any:
-    table.write_text(
-        table.read_text().replace("group,note", "group,split").replace(",x", ",train").replace("train", "test", 2)
-    )
-    return cli("shard", table, tmp_path / "d", "--split", "80/20")
-
-
-def test_split_of_another_name_is_warned_about(cli: Callable[..., Any], table: Path, tmp_path: Path) -> None:
-    table.write_text("path,split\n1.wav,train\n2.wav,extra\n3.wav,dev\n")
-    done = cli("shard", table, tmp_path / "set")
-    assert "dev (1 files) as valid" in done.err and "but not extra (1 clips)" in done.out
-    checked = cli("check", tmp_path / "set")
-    assert "but not extra (1 clips)" in checked.out + checked.err and checked.code == 0
 
 
 def test_the_same_sound_in_two_splits_is_said_and_all_copies_are_named(
