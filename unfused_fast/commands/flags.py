@@ -237,7 +237,7 @@ def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable
         if other := [name for name in named if own[name] != given[name]]:
             raise UserError(
                 f"--set {other[0]}={given[other[0]]}: {encoder} has its own network and front end, with "
-                f"{other[0]} = {own[other[0]]}; leave the setting out, or train an encoder with it"
+                f"{other[0]} = {str(own[other[0]])[:40]}; leave the setting out, or train an encoder with it"
             )
 
 
