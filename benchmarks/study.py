@@ -38,11 +38,9 @@ from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured, measure, refuse_label_fraction
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.evaluation.table import comparisons, result_rows
-from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.shards.sets.table import ShardSet, open_shards
-from unfused_fast.stages import LabelledClips, labelled_clips, rounds_of
-from unfused_fast.stages.linear_heads import labels_of_splits
+from unfused_fast.stages import LabelledClips, labelled_clips, linear_round, rounds_of
 from unfused_fast.training import write_json
 
 LOG_MEL, RANDOM, RANDOM_B0, RANDOM_3 = "log-mel", "random", "random EfficientNet-B0", "random, student3"
@@ -149,7 +147,7 @@ def refuse_unusable(study: Study) -> None:
         for target in study.targets:
             rounds_of(labelled_clips(target, False), False, config.eval.valid_fraction, seed)
     for target in study.targets if study.deviations or study.search else []:
-        labels_of_splits(target)
+        linear_round(study.config("recommended", "linear"), target, None)
 
 
 def run_study(study: Study) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def _target(study: Study, target: ShardSet, failed: list[str]) -> dict[str, Any]
         "classes": len(clips.label_names),
         "clips": {name: split.clips for name, split in target.manifest.splits.items()},
         "metric": "mAP" if clips.multi_label else "accuracy",
-        "rows": result_rows(clips, scores, _costs(study)),
+        "rows": result_rows(clips, scores),
         "pairs": [line for pair in COMPARED if (line := _pair(found_pairs, by_seed, *pair))],
     }
 
@@ -238,13 +236,6 @@ def _encoders(study: Study, target: ShardSet, seed: int, failed: list[str]) -> I
         yield "student3", {RANDOM_3: "random", UNFUSED_3: str(student.path)}
     if older:
         yield "full", {RANDOM_B0: "random", **{name: str(run.path) for name, run in older.items()}}
-
-
-def _costs(study: Study) -> dict[str, Cost | None]:
-    newer, older = study.config("recommended", "pretrain"), study.config("decar-v1", "pretrain")
-    whole, blocks, b0 = encoder_cost(newer, "full"), encoder_cost(newer, "student3"), encoder_cost(older, "full")
-    wholes = dict.fromkeys([RANDOM, UNFUSED, *DECAR2], whole)
-    return {LOG_MEL: None, **wholes, RANDOM_3: blocks, UNFUSED_3: blocks, **dict.fromkeys([RANDOM_B0, *DECAR1], b0)}
 
 
 def _pair(

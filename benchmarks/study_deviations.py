@@ -54,8 +54,8 @@ def deviations(study: Study, target: ShardSet) -> Iterator[dict[str, Any]]:
         heard = study.shards if stage == "pretrain" else target
         presets = deviating(study, stage, heard.manifest.splits["train"].clips)
         cells = cells_of(configs, stage, {field: [*values] for field, values in presets.items()}, True)
-        out, pool = study.folder(f"deviations-{stage}", target), study.pool
-        summary = ablate(cells, stage, study.shards, target, out, study.size.seeds, pool.options, pool)
+        out = study.folder(f"deviations-{stage}", target)
+        summary = ablate(cells, stage, study.shards, target, out, study.size.seeds, study.pool)
         for row in summary["rows"][1:]:
             ((field, value),) = row["values"].items()
             yield {

@@ -49,7 +49,7 @@ def search(study: Study, target: ShardSet) -> dict[str, Any]:
     named.
     """
     out, pool = study.folder("search", target), study.pool
-    summary = ablate(search_cells(study), "distill", study.shards, target, out, study.size.seeds, pool.options, pool)
+    summary = ablate(search_cells(study), "distill", study.shards, target, out, study.size.seeds, pool)
     stage1 = dict[int, Mapping[str, float]]()
     for seed in sorted({seed for row in summary["rows"] for seed in row["seeds"]}):
         configs = study.recommended(seed)

@@ -77,14 +77,3 @@ def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkey
 def test_settings(pretrain: Cli, tones: Path, tmp_path: Path, setting: str, parts: list[str]) -> None:
     refused(pretrain(tones, tmp_path / "out", "--set", setting), *parts)
     assert not (tmp_path / "out").exists()
-
-
-def test_settings_of_a_network_that_the_encoder_brings_are_said_not_to_be_read(
-    cli: Cli, tones: Path, pretrained: Path, tmp_path: Path
-) -> None:
-    given = ["--set", "model.channels=8", "--set", "eval.epochs=1", "--set", "model.dropout=0", "--device", "cpu"]
-    line = "--set model.channels, model.dropout: not read"
-    for encoder, said in ((str(pretrained), True), ("random", False)):
-        done = cli("train", "linear", tones, "--encoder", encoder, "--out", tmp_path / str(said), *given)
-        assert done.code == 0, done.err
-        assert (line in done.err) == said

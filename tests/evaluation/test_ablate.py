@@ -61,7 +61,12 @@ def test_one_at_a_time_has_the_base_first_and_no_value_twice() -> None:
 
 
 def test_what_is_refused_before_anything_runs(
-    cli: Callable[..., Any], tones: Path, unlabelled: Path, tmp_path: Path
+    cli: Callable[..., Any],
+    tones: Path,
+    unlabelled: Path,
+    tone_rows: list[SourceRow],
+    pack_rows: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     def error(*arguments: object) -> str:
         done = cli(*arguments, "--out", tmp_path / "out", "--device", "cpu")
@@ -70,41 +75,25 @@ def test_what_is_refused_before_anything_runs(
 
     for setting in ("clusters.k=4", "cluster.kk=4", "cluster.k=many", "cluster.algo=pic"):
         assert error("ablate", tones, "--vary", setting) == error("train", "pretrain", tones, "--set", setting)
-    assert "does not read it; use --stage distill" in error(
-        "ablate", tones, "--stage", "pretrain", "--vary", "distill.beta=0"
-    )
-    assert "want section.field=value,value" in error("ablate", tones, "--vary", "cluster.k")
-    assert "a value is empty" in error("ablate", tones, "--vary", "cluster.k=4,,8")
-    assert "given twice" in error("ablate", tones, "--vary", "cluster.k=4", "--vary", "cluster.k=8")
-    assert "have no label" in error("ablate", unlabelled, "--vary", "cluster.k=4")
-    assert "use --seeds" in error("ablate", tones, "--vary", "train.seed=0,1")
-    (tmp_path / "photos").mkdir()
-    done = cli("ablate", tones, "--vary", "cluster.k=4", "--out", tmp_path, "--device", "cpu")
-    assert done.code == 1 and "holds photos" in done.error
-
-
-def test_what_stage_3_would_refuse_of_any_cell_is_refused_before_stage_1(
-    cli: Callable[..., Any],
-    tone_rows: list[SourceRow],
-    pack_rows: Callable[..., Path],
-    tiny: list[str],
-    tmp_path: Path,
-) -> None:
-    def error(rows: list[SourceRow], *arguments: object) -> str:
-        shards, out = tmp_path / "shards", tmp_path / "out"
-        shutil.rmtree(shards, ignore_errors=True)
-        pack_rows(rows, shards)
-        done = cli("ablate", shards, "--out", out, "--epochs", 1, *tiny, *FEW, *arguments)
-        assert done.code == 1 and not out.exists()
-        return str(done.error)
-
-    without_test = [row for row in tone_rows if row.split != "test"]
-    assert "no test split; use valid" in error(without_test, "--vary", "eval.select=valid,best_test")
+    untested = pack_rows([row for row in tone_rows if row.split != "test"], tmp_path / "untested")
     # each of two groups holds all clips of a class, and some of the third
     of_class = {"middle": "A", "high": "B"}
     train = [row for row in tone_rows if row.split == "train"]
     needed = [replace(row, group=of_class.get(str(row.label), "AB"[number % 2])) for number, row in enumerate(train)]
-    assert "no group of its train clips can be held out" in error(needed, "--vary", "cluster.k=2,4")
+    for words, shards, *varied in (
+        ("does not read it; use --stage distill", tones, "distill.beta=0", "--stage", "pretrain"),
+        ("want section.field=value,value", tones, "cluster.k"),
+        ("a value is empty", tones, "cluster.k=4,,8"),
+        ("given twice", tones, "cluster.k=4", "--vary", "cluster.k=8"),
+        ("use --seeds", tones, "train.seed=0,1"),
+        ("have no label", unlabelled, "cluster.k=4"),
+        ("no test split; use valid", untested, "eval.select=valid,best_test"),
+        ("no group of its train clips can be held out", pack_rows(needed, tmp_path / "needed"), "cluster.k=2,4"),
+    ):
+        assert words in error("ablate", shards, "--vary", *varied)
+    (tmp_path / "photos").mkdir()
+    done = cli("ablate", tones, "--vary", "cluster.k=4", "--out", tmp_path, "--device", "cpu")
+    assert done.code == 1 and "which is not part of an ablation" in done.error
 
 
 def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_line(
@@ -147,7 +136,7 @@ def test_what_diverged_in_a_pool_is_not_tried_again_by_an_ablation_that_shares_i
         pool.pretrain(diverging["pretrain"], shards)
     shutil.rmtree(tmp_path / "pool")
     (cell,) = cells_of(diverging, "pretrain", {"cluster.k": ["4"]}, False)
-    summary = ablate([cell], "pretrain", shards, shards, tmp_path / "out", 1, options, pool)
+    summary = ablate([cell], "pretrain", shards, shards, tmp_path / "out", 1, pool)
     assert summary["rows"][0]["failed"] == [{"seed": 0, "reason": str(first.value)}]
     assert not (tmp_path / "pool").exists() and not (tmp_path / "out/runs").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ CLIPS = 100
 def clips_of(targets: NDArray[np.generic]) -> LabelledClips:
     """Clips of one split `test`, without folds."""
     numbers = np.arange(len(targets))
-    keys = [f"clip-{number}" for number in numbers]
     classes = targets.shape[1] if targets.ndim == 2 else 2
     names = tuple("abcdef"[:classes])
-    tests = ["test"] * len(keys)
-    return LabelledClips(("test",), numbers, numbers, keys, tests, 0 * numbers - 1, keys, targets, names, numbers)
+    tests = ["test"] * len(numbers)
+    none = 0 * numbers - 1
+    return LabelledClips(Path(), ("test",), numbers, numbers, tests, none, tests, targets, names, numbers)
 
 
 def measurement(
@@ -35,7 +36,7 @@ def measurement(
 ) -> Measured:
     rows = np.arange(len(scores))
     rounds = np.zeros_like(rows) if round_of is None else round_of
-    return Measured(encoder, "linear", 1.0, run, seed, rows, rounds, scores, 0.5, (0.01,), 10, 10, len(rows), 4)
+    return Measured(encoder, "linear", 1.0, run, seed, rows, rounds, scores, 0.5, (0.01,), 10, 10, len(rows), 4, None)
 
 
 def right_on(count: int) -> NDArray[np.float32]:
@@ -55,12 +56,12 @@ def test_seeds_of_a_run_are_averaged_before_the_error_over_runs() -> None:
         for run, counts in tests.items()
         for seed, count in enumerate(counts)
     ]
-    (row,) = result_rows(SINGLE, scored(SINGLE, measured, 0), {"ours": None})
+    (row,) = result_rows(SINGLE, scored(SINGLE, measured, 0))
     assert row["test"] == pytest.approx(0.705)
     assert row["standard_error"] == pytest.approx(np.std([0.61, 0.80], ddof=1) / 2**0.5), "two encoders, not six"
     assert (row["repetitions"], row["repeated"]) == (2, "runs")
     assert "± 9.5 (2 runs)" in result_table("", [row])[2][0]
-    (alone,) = result_rows(SINGLE, scored(SINGLE, measured[:3], 0), {"ours": None})
+    (alone,) = result_rows(SINGLE, scored(SINGLE, measured[:3], 0))
     assert alone["standard_error"] == pytest.approx(np.std([0.60, 0.62, 0.61], ddof=1) / 3**0.5)
     assert (alone["repetitions"], alone["repeated"]) == (3, "seeds")
 
@@ -93,7 +94,7 @@ def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_
     clips = clips_of(truth)
     measured = [measurement(name, name, 0, scores, round_of) for name in ("A", "B")]
     scores_of = scored(clips, measured, 0)
-    row, _ = result_rows(clips, scores_of, {"A": None, "B": None})
+    row, _ = result_rows(clips, scores_of)
     comparisons(clips, scores_of)
     folds = [average_precision_score(truth[round_of == n], scores[round_of == n], average="macro") for n in (0, 1)]
     assert row["folds"] == pytest.approx(folds) and row["test"] == pytest.approx(np.mean(folds))
@@ -104,7 +105,7 @@ def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_
 
 def test_the_interval_of_several_runs_is_that_of_their_mean() -> None:
     measured = [measurement("ours", f"run{seed}", seed, right_on(count)) for seed, count in enumerate([100, 50])]
-    (row,) = result_rows(SINGLE, scored(SINGLE, measured, 0), {"ours": None})
+    (row,) = result_rows(SINGLE, scored(SINGLE, measured, 0))
     # half the clips are right in both, half in one: the mean is a half and half a share of Binomial(100, 0.5)
     expected = 0.5 + 0.5 * binom.ppf([0.025, 0.975], 100, 0.5) / 100
     assert row["interval"] == pytest.approx([*expected], abs=0.011)
@@ -114,5 +115,5 @@ def test_f1_and_recall_are_over_the_classes_that_occur() -> None:
     labels, names = np.array([0, 0, 0, 2]), np.eye(3, dtype=np.float32)
     clips = clips_of(labels)
     clips = replace(clips, label_names=("a", "b", "c"))
-    (row,) = result_rows(clips, scored(clips, [measurement("ours", "run", 0, names[[0, 0, 1, 2]])], 0), {"ours": None})
+    (row,) = result_rows(clips, scored(clips, [measurement("ours", "run", 0, names[[0, 0, 1, 2]])], 0))
     assert row["macro_f1"] == pytest.approx((2 * 2 / (3 + 2) + 1) / 2) and row["uar"] == pytest.approx((2 / 3 + 1) / 2)

@@ -18,16 +18,9 @@ RESULT = {
     "seconds": float("inf"),
     "more": {"deep": [1]},
 }
-OTHERS: dict[str, list[Any]] = {
-    "valid": ["high", [], {"a": 1}],
-    "test": ["high", [0.5]],
-    "macro_f1": [0.5, [], "high", {"test": "high"}, {"valid": []}],
-    "clips": [7],
-    "seconds": [None, "long", [], {}],
-    "label_fraction": ["all", [1]],
-}
-FILES = ["", "{", "[]", "7", "[" * 100_000, '{"score": 3}', '{"stage": "linear"}']
-FILES += [json.dumps({**RESULT, name: value}) for name, values in OTHERS.items() for value in values]
+OTHERS: dict[str, Any] = {"valid": "high", "macro_f1": [], "clips": 7, "seconds": None, "label_fraction": [1]}
+FILES = ["", "[]", "[" * 100_000, '{"stage": "linear"}']
+FILES += [json.dumps({**RESULT, name: value}) for name, value in OTHERS.items()]
 
 
 def test_results_with_numbers_that_are_none_are_shown(cli: Cli, tmp_path: Path) -> None:

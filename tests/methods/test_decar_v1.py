@@ -21,44 +21,16 @@ from unfused_fast.shards.sets.table import open_shards
 
 CHEAP = ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95", "--set", "cluster.pca_dim=8"]
 """Flags that make the preset's run on one-second clips a matter of seconds."""
-UNREAD = {"cluster.init": "kmeans++", "cluster.empty": "split", "cluster.backend": "torch", "cluster.n_init": "2"}
-"""Fields that pca_kmeans (the first three) and pic do not read."""
 
 
 def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_preset_is_the_papers_and_where_it_is_silent_the_codes() -> None:
-    config = preset("decar-v1", "pretrain")
-    # the paper, section 5
-    assert (config.model.encoder, config.model.pool) == ("efficientnet_b0", "max")
-    assert (config.optim.name, config.optim.lr, config.train.batch_size) == ("sgd", 0.05, 64)
-    assert (config.train.epochs, config.train.patience) == (100, 10)
-    assert (config.frontend.n_mels, config.frontend.hop_samples) == (64, 160)
-    assert (config.frontend.fmin_hz, config.frontend.fmax_hz) == (60, 7800)
-    # sections 3, 4 and 7
-    assert (config.cluster.algo, config.cluster.whiten, config.cluster.k) == ("pic", True, 512)
-    assert (config.data.sampler, config.bank.fill, config.data.crop_seconds) == ("uniform_clusters", "pass", 10)
-    # the authors' code
-    assert (config.model.projector, config.model.proj_hidden, config.model.proj_dim) == ("dropout", 512, 512)
-    assert (config.model.proj_dropout, config.model.prediction, config.model.l2_normalize) == (0.5, "linear", False)
-    assert (config.optim.momentum, config.optim.weight_decay, config.optim.schedule) == (0.9, 1e-5, "constant")
-    assert (config.optim.head_lr, config.optim.head_weight_decay) == (0.05, 1e-5)
-    assert (config.cluster.pic_neighbours, config.cluster.pic_sigma) == (5, 0.2)
-    assert (config.cluster.pic_alpha, config.cluster.pic_iterations, config.cluster.iterations) == (0.001, 200, 20)
-    masks = config.aug.specaug
-    assert (masks.freq_masks, masks.freq_width, masks.time_masks, masks.time_width) == (2, 30, 2, 40)
-    assert config.aug.mixup.ratio == 0 and not config.aug.rrc.enabled
-    linear = preset("decar-v1", "linear").eval
-    assert (linear.lr, linear.batch_size, linear.epochs, linear.lr_grid, linear.pool) == (0.001, 64, 50, (), "max")
-
-
-def test_the_networks_have_the_published_sizes_and_the_papers_pooling() -> None:
+def test_the_projector_has_the_published_size_and_the_encoder_the_papers_pooling() -> None:
     config = preset("decar-v1", "pretrain")
     torch.manual_seed(0)
     network = PretrainNetwork(config).eval()
-    assert sum(parameter.numel() for parameter in network.encoder.parameters()) == 4_006_972
     assert sum(parameter.numel() for parameter in network.projector.parameters()) == 918_528
     log_mel = torch.randn(2, 1, 64, 96)
     maps: list[torch.Tensor] = []
@@ -78,25 +50,17 @@ def test_the_networks_have_the_published_sizes_and_the_papers_pooling() -> None:
         ({"cluster.algo": "pca_kmeans"}, "model.prediction=linear"),
         ({"data.sampler": "uniform_clusters"}, "bank.fill=pass"),
         ({"cluster.init": "warm", "model.prediction": "linear"}, "cluster.init=random or kmeans++"),
-        *(
-            ({"cluster.algo": algorithm, "model.prediction": "linear", name: value}, f"{algorithm} does not read it")
-            for algorithm, names in (("pca_kmeans", 3), ("pic", 4))
-            for name, value in list(UNREAD.items())[:names]
-        ),
+        ({"cluster.algo": "pca_kmeans", "model.prediction": "linear", "cluster.empty": "split"}, "does not read it"),
+        ({"cluster.algo": "pic", "model.prediction": "linear", "cluster.n_init": "2"}, "pic does not read it"),
+        ({"cluster.algo": "pic", "model.prediction": "linear", "cluster.k": "2,3"}, "pic finds the number of clusters"),
+        ({"cluster.k": "512,0"}, "at least 1"),
+        ({"cluster.k": "4,x"}, "whole number or auto or whole numbers"),
     ],
 )
 def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str) -> None:
     with pytest.raises(UserError) as raised:
         with_values(Config(), values)
     assert says in str(raised.value)
-
-
-def test_values_that_are_read_are_taken() -> None:
-    linear = {"model.prediction": "linear"}
-    assert with_values(Config(), {**linear, "cluster.algo": "pca_kmeans", "cluster.n_init": "3"}).cluster.n_init == 3
-    for name, value in UNREAD.items():
-        with_values(Config(), {**linear, name: value})
-        with_values(Config(), {name: value})
 
 
 def test_the_head_is_new_by_seed_and_learns_by_plain_sgd() -> None:

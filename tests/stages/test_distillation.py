@@ -28,15 +28,9 @@ def test_kl_by_hand() -> None:
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert kl_term(student, teacher).item() == pytest.approx(expected, abs=1e-6)
     assert kl_term(student, 2 * teacher, temperature=2.0).item() == pytest.approx(4 * expected, abs=1e-6)
-    # the other direction differs, so the direction is pinned: KL(teacher || student)
-    assert kl_term(teacher, student).item() == pytest.approx(
-        0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), abs=1e-6
-    )
-
-
-def test_kl_is_a_mean_over_clips() -> None:
-    student, teacher = torch.randn(1, 4), torch.randn(1, 4)
-    torch.testing.assert_close(kl_term(student.repeat(5, 1), teacher.repeat(5, 1)), kl_term(student, teacher))
+    other = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # so the direction is KL(teacher || student)
+    assert kl_term(teacher, student).item() == pytest.approx(other, abs=1e-6)
+    assert kl_term(student.repeat(5, 1), teacher.repeat(5, 1)).item() == pytest.approx(expected, abs=1e-6), "a mean"
 
 
 def test_mse_by_hand() -> None:
@@ -66,8 +60,7 @@ def test_detach_teacher_stops_the_gradient_of_kl_and_mse(detach: bool) -> None:
     deepest = torch.randn(4, 3, requires_grad=True)
     config = DistillConfig(detach_teacher=detach)
     parts = distill_loss(deepest, [torch.randn(4, 3)], torch.tensor([0, 1, 2, 0]), config)
-    (parts["kl_blocks"] + parts["mse_blocks"]).backward() if not detach else None
-    assert (parts["kl_blocks"].requires_grad or parts["mse_blocks"].requires_grad) is not detach
+    assert (parts["kl_blocks"].requires_grad, parts["mse_blocks"].requires_grad) == (not detach, not detach)
 
 
 @pytest.fixture
@@ -118,16 +111,4 @@ def test_settings_are_checked_before_the_teacher_reads_the_clips(
     monkeypatch.setattr(distillation, "pseudo_labels", clustered)
     with pytest.raises(UserError, match=sentence):
         distill(with_values(config, values), open_shards(tones), pretrained, tmp_path / "run", OPTIONS)
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: Path, tmp_path: Path) -> None:
-    shards = open_shards(tones)
-    clips = shards.manifest.splits["train"].clips
-    for given in (torch.zeros(clips - 1, dtype=torch.int64), torch.full((clips,), -1)):
-        with pytest.raises(UserError, match="want one per clip, none negative, and no refreshing"):
-            distill(config, shards, pretrained, tmp_path / "run", OPTIONS, given)
-    refreshed = with_values(config, {"pseudo.refresh_epochs": 1})
-    with pytest.raises(UserError, match=r"refresh_epochs = 1; want one per clip"):
-        distill(refreshed, shards, pretrained, tmp_path / "run", OPTIONS, torch.zeros(clips, dtype=torch.int64))
     assert not (tmp_path / "run").exists()

@@ -11,23 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
 from same_runs import assert_same_run, log_of
-from sklearn.metrics import accuracy_score, average_precision_score
 from stopping import signalled_after
 
 from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import preset, with_values
+from unfused_fast.config.presets import with_values
 from unfused_fast.data.store import placed
 from unfused_fast.data.stream import Loader
 from unfused_fast.embedding.embedder import load
-from unfused_fast.models.audiontt import FinetuneNetwork
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import load_encoder
-from unfused_fast.training.optim import build_optimizer
 
 Cli = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -55,42 +51,8 @@ def newest(run: Path) -> dict[str, torch.Tensor]:
     return load_file(max((run / "checkpoints").glob("epoch-??????.safetensors")))
 
 
-def glides(generator: np.random.Generator, rising: bool) -> np.ndarray:
-    """One second of eight short glides over an octave from any pitch on, in noise."""
-    sound = 0.1 * generator.standard_normal(16000)
-    times = np.arange(2000) / 2000
-    for start in range(0, 16000, 2000):
-        hertz = 300 * 2 ** (4 * generator.uniform() + (times if rising else 1 - times))
-        sound[start : start + 2000] += 0.3 * np.hanning(2000) * np.sin(2 * np.pi * np.cumsum(hertz) / 16000)
-    return sound
-
-
-@pytest.fixture(scope="module")
-def hard(pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rising and falling glides: by frequency alone, without their order in time, the classes are the same."""
-    folder, generator, rows = tmp_path_factory.mktemp("orders"), np.random.default_rng(7), []
-    for split, clips in {"train": 64, "valid": 32, "test": 64}.items():
-        for number in range(clips):
-            rising = number % 2 == 0
-            path = folder / f"{split}-{number:03d}.wav"
-            soundfile.write(path, glides(generator, rising), 16000)
-            rows.append(SourceRow(path, path.name, "rising" if rising else "falling", split, f"{split}{number // 4}"))
-    return pack_rows(rows, tmp_path_factory.mktemp("sets") / "hard")
-
-
-def test_training_the_encoder_learns_what_a_frozen_random_one_does_not_give(
-    cli: Cli, tune: Cli, hard: Path, tiny: list[str], tmp_path: Path
-) -> None:
-    frozen = cli("train", "linear", hard, "--encoder", "random", "--out", tmp_path / "frozen", "--json", *tiny)
-    tuned = result_of(tune("tuned", "--set", "optim.lr=0.01", shards=hard, epochs=6))
-    assert tuned["test"] > result_of(frozen)["test"] + 0.2, "of 64 clips"
-    assert tuned["test"] > 0.9
-    losses = [line["loss"] for line in log_of(tmp_path / "tuned")]
-    assert losses[-1] < 0.5 * losses[0]
-
-
 def test_the_encoder_begins_as_the_runs_and_is_trained_whole(
-    tune: Cli, pretrained: Path, hard: Path, tmp_path: Path
+    tune: Cli, pretrained: Path, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert tune("run", encoder=pretrained, epochs=1).code == 0
     before, after = newest(pretrained), newest(tmp_path / "run")
@@ -99,32 +61,13 @@ def test_the_encoder_begins_as_the_runs_and_is_trained_whole(
     ]
     assert len(changed) == sum(name.startswith("model.encoder.") for name in before)
     # no step to speak of, on other clips: the same encoder, with the statistics that it was trained with
-    assert tune("still", "--set", "optim.lr=1e-30", encoder=pretrained, shards=hard, epochs=1).code == 0
+    other = pack_rows([row for row in tone_rows if row.label != "low"], tmp_path / "other")
+    assert tune("still", "--set", "optim.lr=1e-30", encoder=pretrained, shards=other, epochs=1).code == 0
     first, still = load_encoder(pretrained, CPU), load_encoder(tmp_path / "still", CPU)
     assert first.network is not None and still.network is not None
     own = dict(still.network.named_parameters())
     assert all(torch.equal(value, own[name]) for name, value in first.network.named_parameters())
     assert still.log_mel == pytest.approx({name: (first.log_mel or {})[name] for name in ("mean", "std")}, rel=1e-15)
-
-
-def test_the_chosen_network_is_what_the_scores_say_and_what_is_loaded(tune: Cli, tones: Path, tmp_path: Path) -> None:
-    """The head on the embedder's embeddings of the packed clips gives the result's numbers again."""
-    result, run = result_of(tune("run", "--set", "optim.lr=0.01", epochs=6)), tmp_path / "run"
-    judged = [line["valid"] for line in log_of(run)]
-    assert result["chosen_epoch"] == 1 + judged.index(max(judged)) and result["valid"] == pytest.approx(max(judged))
-    best, shards, embedder = newest(run), open_shards(tones), load(run, "cpu")
-    for split in ("valid", "test"):
-        loader = Loader(shards, split, embedder.config, device=CPU, batch_size=1)
-        guesses, labels = [], []
-        for batch in loader.whole_clips():
-            with torch.no_grad():
-                output = embedder.encoder(batch.views[0], batch.frame_counts)
-            pooled = output.frames.mean(dim=1) + output.frames.amax(dim=1)
-            logits = pooled @ best["best.classifier.weight"].T + best["best.classifier.bias"]
-            guesses.append(int(logits.argmax()))
-            labels.append(shards.clips.column("label").to_pylist()[int(batch.clip_ids)])
-        assert accuracy_score(labels, guesses) == pytest.approx(result[split], abs=1e-6)
-    assert np.array(result["confusion"]).sum() == 18 and (run / "confusion.png").is_file()
 
 
 def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(tune: Cli, tmp_path: Path) -> None:
@@ -171,6 +114,8 @@ def test_the_test_split_chooses_nothing(
     first, second = newest(tmp_path / "true"), newest(tmp_path / "poisoned")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert true["test"] > 0.6 and true["test"] != wrong["test"]
+    losses = [line["loss"] for line in log_of(tmp_path / "true")]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_epoch_is_chosen_by_the_test_only_where_it_is_told_to(tune: Cli, tmp_path: Path) -> None:
@@ -213,50 +158,6 @@ def test_a_loader_of_some_clips_gives_just_those(tones: Path, store: Any) -> Non
     assert all(torch.equal(crop[None], every[number]) for number, crop in zip(ids, crops, strict=True))
     whole = torch.cat([batch.clip_ids for batch in loader(4, chosen).whole_clips()])
     assert sorted(whole.tolist()) == chosen.tolist()
-
-
-def test_permuted_labels_teach_nothing_that_helps_on_test(tune: Cli) -> None:
-    flags = ["--set", "eval.shuffle_labels=true", "--set", "optim.lr=0.01"]
-    tests = [result_of(tune(str(seed), *flags, "--seed", seed, epochs=2))["test"] for seed in range(5)]
-    assert np.mean(tests) == pytest.approx(1 / 3, abs=0.2), "90 draws: four standard deviations"
-
-
-def test_several_labels_are_scored_by_mean_average_precision(
-    tune: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
-) -> None:
-    rows = [
-        replace(row, label=None, labels=(row.label or "", *(["even"] if number % 2 else [])))
-        for number, row in enumerate(tone_rows)
-    ]
-    shards = pack_rows(rows, tmp_path / "set")
-    result = result_of(tune("run", "--set", "optim.lr=0.01", shards=shards, epochs=8))
-    assert result["metric"] == "mAP" and "confusion" not in result and result["classes"] == 4
-    opened, run, best = open_shards(shards), load_encoder(tmp_path / "run", CPU), newest(tmp_path / "run")
-    network = FinetuneNetwork(run.config, 4).eval()
-    network.load_state_dict({name[5:]: value for name, value in best.items() if name.startswith("best.")})
-    truth, scores = [], []
-    for batch in Loader(opened, "test", run.config, device=CPU, batch_size=1).whole_clips():
-        labels = opened.clips.column("labels").to_pylist()[int(batch.clip_ids)]
-        truth.append([number in labels for number in range(4)])
-        with torch.no_grad():
-            scores.append(network(batch.views[0], batch.frame_counts)[0].numpy())
-    theirs = average_precision_score(np.array(truth), np.stack(scores), average="macro")
-    assert result["test"] == pytest.approx(theirs, abs=1e-5)
-    assert theirs > np.mean(truth) + 0.2, "above chance"
-
-
-def test_adamw_without_weight_decay_is_adam() -> None:
-    torch.manual_seed(0)
-    ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
-    theirs.load_state_dict(ours.state_dict())
-    one, other = build_optimizer(ours, preset("paper", "finetune").optim), torch.optim.Adam(theirs.parameters(), 0.001)
-    for _ in range(20):
-        points = torch.randn(7, 5)
-        for layer, optimizer in ((ours, one), (theirs, other)):
-            layer(points).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-7)
 
 
 def test_the_run_is_one_for_every_command_that_takes_an_encoder(

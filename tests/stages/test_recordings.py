@@ -14,6 +14,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from same_runs import log_of
 from sklearn.metrics import accuracy_score, average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -28,7 +29,7 @@ from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import baseline_encoder, extract
 from unfused_fast.stages.labels import labelled_clips
-from unfused_fast.stages.linear_heads import Split, train_heads
+from unfused_fast.stages.linear_heads import train_heads
 from unfused_fast.stages.protocol import few_labels, permuted, rounds_of
 
 CPU = torch.device("cpu")
@@ -96,10 +97,10 @@ def test_scores_are_the_mean_over_the_pieces_of_a_recording(cut: Path) -> None:
     assert (head.train_clips, head.train_recordings, head.test_clips) == (42, 24, 21)
     assert len(head.rows) == 12, "a score for each test file"
     # the head is trained on clips as they are, and a file's scores are the mean of its clips'
-    train = Split(features["train"], torch.from_numpy(labels["train"].astype(np.int64)))
+    given = torch.from_numpy(labels["train"].astype(np.int64))
     assert head.rates[0] is not None
-    weights, biases = train_heads(train, 3, (head.rates[0],), config)
-    theirs = by_source(shards, "test", (features["test"] @ weights[0] + biases[0]).numpy())
+    (alone,) = train_heads(features["train"], given, 3, (head.rates[0],), config)
+    theirs = by_source(shards, "test", (features["test"] @ alone[:-1] + alone[-1]).numpy())
     tested = [sources(shards, "test")[clip - shards.first_id("test")] for clip in clips.clip_ids[head.rows]]
     assert sorted(tested) == sorted(theirs)
     np.testing.assert_allclose(head.scores, np.stack([theirs[source] for source in tested]), atol=1e-3)
@@ -161,31 +162,38 @@ def test_few_labels_held_out_files_permuted_labels_and_folds_keep_the_pieces_tog
         assert not set(files(fold.train)) & (set(files(fold.valid)) | set(files(fold.test)))
 
 
+@pytest.mark.parametrize("kind", ["cut", "cut_several"])
 def test_fine_tuning_is_judged_by_recordings(
-    cli: Callable[..., Any], cut: Path, tiny: list[str], tmp_path: Path
+    cli: Callable[..., Any], kind: str, request: pytest.FixtureRequest, tiny: list[str], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    """The head on the encoder's output of the packed clips gives the result's numbers again."""
+    run, shards = tmp_path / "run", open_shards(request.getfixturevalue(kind))
     arguments = ["--encoder", "random", "--out", run, "--epochs", 3, "--set", "optim.lr=0.01", "--json", *tiny]
-    done = cli("train", "finetune", cut, *arguments)
+    done = cli("train", "finetune", shards.directory, *arguments)
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["clips"] == {"train": 42, "valid": 21, "test": 21}
     assert result["recordings"] == {"train": 24, "valid": 12, "test": 12}
-    assert np.array(result["confusion"]).sum() == 12
-    best = load_file(max((run / "checkpoints").glob("epoch-??????.safetensors")))
-    shards, embedder = open_shards(cut), load(run, "cpu")
+    judged = [line["valid"] for line in log_of(run)]
+    assert result["chosen_epoch"] == 1 + judged.index(max(judged)) and result["valid"] == pytest.approx(max(judged))
+    best, embedder = load_file(max((run / "checkpoints").glob("epoch-??????.safetensors"))), load(run, "cpu")
     for split in ("valid", "test"):
-        logits = np.zeros((21, 3), np.float32)
+        logits = np.zeros((21, result["classes"]), np.float32)
         for batch in Loader(shards, split, embedder.config, device=CPU, batch_size=1).whole_clips():
             with torch.no_grad():
                 output = embedder.encoder(batch.views[0], batch.frame_counts)
             pooled = output.frames.mean(dim=1) + output.frames.amax(dim=1)
             given = pooled @ best["best.classifier.weight"].T + best["best.classifier.bias"]
             logits[int(batch.clip_ids) - shards.first_id(split)] = given[0].numpy()
-        found = by_source(shards, split, logits)
-        labels = dict(zip(sources(shards, split), shards.clips_in(split).column("label").to_pylist(), strict=True))
-        theirs = accuracy_score([labels[name] for name in found], [found[name].argmax() for name in found])
-        assert theirs == pytest.approx(result[split], abs=1e-6)
+        found, column = by_source(shards, split, logits), "label" if kind == "cut" else "labels"
+        labels = dict(zip(sources(shards, split), shards.clips_in(split).column(column).to_pylist(), strict=True))
+        if kind == "cut":
+            theirs = accuracy_score([labels[name] for name in found], [found[name].argmax() for name in found])
+        else:
+            truth = np.array([[number in labels[name] for number in range(4)] for name in found])
+            theirs = average_precision_score(truth, np.stack([*found.values()]), average="macro")
+        assert theirs == pytest.approx(result[split], abs=1e-5)
+    assert ("confusion" in result) == (run / "confusion.png").exists() == (kind == "cut")
 
 
 def test_train_linear_is_judged_by_recordings(cli: Callable[..., Any], cut: Path, tmp_path: Path) -> None:

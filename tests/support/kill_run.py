@@ -96,10 +96,10 @@ def _begin(arguments: list[str], told: int, said: Path, own: dict[str, str]) -> 
 
         return step
 
-    def keeping(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, biases = train_heads(*given)
-        save_file({"weights": weights.contiguous(), "biases": biases.contiguous()}, heads_of(Path(out)))
-        return weights, biases
+    def keeping(*given: Any) -> torch.Tensor:
+        heads = train_heads(*given)
+        save_file({"heads": heads.contiguous()}, heads_of(Path(out)))
+        return heads
 
     try:
         os.environ.update(own)

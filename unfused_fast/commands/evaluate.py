@@ -18,6 +18,7 @@ from unfused_fast.commands.flags import (
     Overwrite,
     Shards,
     pairs,
+    refuse_unread,
     run_options,
     with_flags,
 )
@@ -71,8 +72,9 @@ def evaluate(
     from unfused_fast.evaluation import evaluate as run_evaluation
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
-    options = run_options(flags.device, None, False, overwrite)
-    result = run_evaluation(flags.config("linear"), open_set(shards), named, plan, out, options)
+    options, config = run_options(flags.device, None, False, overwrite), flags.config("linear")
+    refuse_unread(flags.settings, config, [run for runs in named.values() for run in runs])
+    result = run_evaluation(config, open_set(shards), named, plan, out, options)
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
@@ -177,9 +179,8 @@ def lape(
     plan = LapePlan(
         flags.config("distill", epochs),
         flags.config("linear", None, **{"eval.encoder": encoder}),
-        Plan(fractions=fractions_of(fractions)).fractions,
+        Plan(fractions=fractions_of(fractions), holdout=flags.holdout),
         seeds,
-        flags.holdout,
         flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
     )
     options = run_options(flags.device, compile_, False, overwrite)
@@ -233,13 +234,13 @@ def ablate(
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: Mapping[Stage, Config] = {name: flags.config(name, count) for name, count in stages.items()}
     values = varied_values(vary)
+    from unfused_fast.evaluation import RunPool, ablation_table, cells_of
     from unfused_fast.evaluation import ablate as run_ablation
-    from unfused_fast.evaluation import ablation_table, cells_of
 
     cells = cells_of(configs, stage, values, not grid)
     trained_on, evaluated_on = open_set(shards), open_set(target or shards)
-    options = run_options(flags.device, compile_, False, False)
-    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, options, holdout=flags.holdout)
+    pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
+    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
     places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
     show(summary, flags.as_json, [ablation_table(summary)], [places])
     if not any(row["seeds"] for row in summary["rows"]):

@@ -63,6 +63,9 @@ def end(error: Exception) -> NoReturn:
             lines = "\n".join(map(escaped, str(error).split("\n")))
             print(f"error: {lines}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second is of torch on a CPU
+        print("error: not enough memory; end other programs, or allow this one more (see ulimit -v)", file=sys.stderr)
+        sys.exit(USER_ERROR)
     print(f"error: {kind}: {error} (this is a bug in unfused-fast; --debug shows where)", file=sys.stderr)
     sys.exit(FAULT)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
@@ -221,16 +222,23 @@ def stage_config(
     return with_values(preset(preset_name, stage), {**given, **pairs(settings)})
 
 
-def say_unread(settings: list[str] | None, encoder: str, read: str = "") -> None:
-    """Says which `--set` fields of network and front end are not read, because a trained encoder brings its own;
-    `read` is one that is.
+def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable[str], read: str = "") -> None:
+    """Raises UserError for a `--set` field of network or front end that differs from a trained encoder's, which brings
+    its own; `read` is one that is read.
     """
-    from unfused_fast.console import console
+    from unfused_fast.config import flatten
+    from unfused_fast.training import read_description
 
-    unread = [name for name in pairs(settings) if name.startswith(("model.", "frontend.")) and name != read]
-    if unread and encoder not in BASELINES:
-        names = ", ".join(unread)
-        console.print(f"--set {names}: not read; {encoder} has its own network and front end", style="yellow")
+    given = flatten(config)
+    named = [name for name in pairs(settings) if name.startswith(("model.", "frontend.")) and name != read]
+    for encoder in encoders:
+        recorded = None if encoder in BASELINES or not named else read_description(Path(encoder))
+        own = given if recorded is None else {**given, **recorded["config"]}
+        if other := [name for name in named if own[name] != given[name]]:
+            raise UserError(
+                f"--set {other[0]}={given[other[0]]}: {encoder} has its own network and front end, with "
+                f"{other[0]} = {str(own[other[0]])[:40]}; leave the setting out, or train an encoder with it"
+            )
 
 
 def run_options(

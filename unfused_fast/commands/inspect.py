@@ -186,19 +186,16 @@ def clusters(
     """What a run has clustered: sizes, most central clips, purity.
 
     The last clusters, largest first; where the set has labels, with the commonest label of each and its share. Labels
-    are read here only, never in training.
+    are read here only, never in training. Clusters are the targets of that epoch; cosines and spread are of the bank as
+    saved after it, those in log.jsonl of the bank that was clustered before it.
     """
     from unfused_fast.evaluation import terminal_table
-    from unfused_fast.stages import check_set, describe, last_clusters
+    from unfused_fast.stages import describe_clusters
 
-    last = last_clusters(run)
-    shard_set = None if shards is None else open_set(shards)
-    if shard_set is not None:
-        check_set(run, last, shard_set)
-    described = describe(last, shard_set, top)
+    described = describe_clusters(run, None if shards is None else open_set(shards), top)
     sizes = described.pop("sizes")
     if png is not None:
-        _draw(png, sizes, f"{run.name}, epoch {last.epoch}")
+        _draw(png, sizes, f"{run.name}, epoch {described['epoch']}")
     if as_json:
         print_json({"run": str(run), **({} if png is None else {"png": str(png)}), **described})
         return
@@ -212,6 +209,7 @@ def clusters(
     if len(shown) < len(found):
         print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
     print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
+    print(f"clusters: the targets of epoch {described['epoch']}; cosines and spread: of the bank as saved after it")
     if png is not None:
         print(f"sizes: {png}")
 

@@ -45,7 +45,8 @@ def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
         if result.get(name) is not None
     )
     print(escaped("  ".join(numbers)))
-    print(escaped(closing))
+    if closing:
+        print(escaped(closing))
 
 
 def next_command(*arguments: object) -> str:

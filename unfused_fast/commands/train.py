@@ -14,7 +14,7 @@ from unfused_fast.commands.flags import (
     RanksFlags,
     Shards,
     StageFlags,
-    say_unread,
+    refuse_unread,
     with_flags,
 )
 from unfused_fast.commands.output import next_command, open_set, print_result, show
@@ -92,9 +92,10 @@ def train_linear(
     from unfused_fast.stages import linear
 
     config = flags.config("linear", epochs)
-    say_unread(flags.settings, encoder)
+    refuse_unread(flags.settings, config, [encoder])
     result = linear(config, open_set(shards), encoder, out, flags.options(), holdout)
-    print_result(result, flags.as_json, f"confusion matrix: {out / 'confusion.png'}")
+    picture = out / "confusion.png"
+    print_result(result, flags.as_json, f"confusion matrix: {picture}" if picture.exists() else "")
 
 
 @train_app.command("finetune")
@@ -118,7 +119,7 @@ def train_finetune(
     from unfused_fast.stages import finetune
 
     config = flags.config("finetune", epochs)
-    say_unread(flags.settings, encoder, read="model.dropout")
+    refuse_unread(flags.settings, config, [encoder], read="model.dropout")
     result = finetune(config, open_set(shards), encoder, out, flags.options(), holdout)
     chosen = f"epoch {result['chosen_epoch']} was chosen (eval.select = {result['select']}); its encoder: {out}"
     print_result(result, flags.as_json, chosen)

@@ -19,3 +19,4 @@ from unfused_fast.evaluation.report import (
     table_rows,
     terminal_table,
 )
+from unfused_fast.evaluation.run_pool import RunPool

@@ -23,8 +23,8 @@ from unfused_fast.evaluation.report import TextTable, claim, held_out_text, mean
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages import refuse_unevaluable
-from unfused_fast.training import Options, plot_errors
+from unfused_fast.stages import linear_round
+from unfused_fast.training import draw, plot_errors
 
 Ablated = Literal["pretrain", "distill", "linear"]
 Varied = Literal[Ablated, "all"]
@@ -97,21 +97,21 @@ def ablate(
     target: ShardSet,
     out: Path,
     seeds: int,
-    options: Options,
-    pool: RunPool | None = None,
-    holdout: float | None = None,
+    pool: RunPool,
 ) -> dict[str, Any]:
     """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
 
     Stage 1 trains on `shards`, stages 2 and 3 on `target`; `varied` = pretrain evaluates the encoder of stage 1, all
     others that of stage 2. A run that ends in a UserError, such as one that diverges, is a row of the table with its
-    reason. `pool` is one in OUT/runs with `holdout` unless given. Raises UserError for an `out` or a target that cannot
-    be used, Interrupted after Ctrl-C.
+    reason. Raises UserError for an `out` or a target that cannot be used, Interrupted after Ctrl-C.
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: want at least 1")
-    pool, found = pool or RunPool(out / "runs", options, holdout), list[dict[str, Any]]()
-    _refuse_unevaluable(cells, target, seeds, pool.holdout)
+    found = list[dict[str, Any]]()
+    # raises stage 3's UserError for any cell and seed before stage 1 runs for hours
+    seeded = (_seeded(cell, number)["linear"] for cell, number in itertools.product(cells, range(seeds)))
+    for config in dict.fromkeys(seeded):
+        linear_round(config, target, pool.holdout)
     part: Stage = "pretrain" if varied == "pretrain" else "distill"
     described = [
         (cell.name, cell.values, encoder_cost(cell.configs[part], cell.configs["linear"].eval.encoder))
@@ -122,7 +122,7 @@ def ablate(
         seed = cell.configs["pretrain"].train.seed + number
         console.print(f"ablate: {cell.name}, seed {seed}")
         try:
-            line = _run_cell(cell, part, shards, target, seed, pool)
+            line = _run_cell(_seeded(cell, number), part, shards, target, pool)
         except UserError as error:
             console.print(f"ablate: {cell.name}, seed {seed}: {error}", style="yellow")
             line = {"reason": str(error)}
@@ -133,8 +133,9 @@ def ablate(
     return summary
 
 
-def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed: int, pool: RunPool) -> dict[str, Any]:
-    configs = {stage: with_values(config, {"train.seed": seed}) for stage, config in cell.configs.items()}
+def _run_cell(
+    configs: Mapping[Stage, Config], part: Stage, shards: ShardSet, target: ShardSet, pool: RunPool
+) -> dict[str, Any]:
     runs = [pool.pretrain(configs["pretrain"], shards)]
     if part == "distill":
         runs.append(pool.distill(configs["distill"], target, runs[0]))
@@ -148,14 +149,10 @@ def _run_cell(cell: Cell, part: Stage, shards: ShardSet, target: ShardSet, seed:
     }
 
 
-def _refuse_unevaluable(cells: Sequence[Cell], target: ShardSet, seeds: int, holdout: float | None) -> None:
-    """Raises stage 3's UserError for any cell and seed before stage 1 runs for hours."""
-    checked = dict[tuple[Any, ...], Config]()
-    for number, cell in itertools.product(range(seeds), cells):
-        config = with_values(cell.configs["linear"], {"train.seed": cell.configs["pretrain"].train.seed + number})
-        checked[config.eval.select, config.eval.valid_fraction, config.train.seed] = config
-    for config in checked.values():
-        refuse_unevaluable(config, target, holdout)
+def _seeded(cell: Cell, number: int) -> dict[Stage, Config]:
+    """The cell's configs with its seed plus `number`."""
+    seed = cell.configs["pretrain"].train.seed + number
+    return {stage: with_values(config, {"train.seed": seed}) for stage, config in cell.configs.items()}
 
 
 def _text(value: Any) -> str:
@@ -168,7 +165,7 @@ def summary_of(
     varied: str,
     target: ShardSet,
     out: Path,
-    holdout: float | None = None,
+    holdout: float | None,
 ) -> dict[str, Any]:
     """Cells (name, varied values, cost) and the outcome of each seed -> the content of ablation.json; shares of 1.
 
@@ -238,7 +235,7 @@ def write_picture(out: Path, summary: Mapping[str, Any]) -> None:
     }
     if shown:
         names, title = [row["settings"] for row in shown], f"{summary['task']}: accuracy in %"
-        plot_errors(out / "ablation.png", names, points, title)
+        draw(out / "ablation.png", plot_errors, names, points, title)
 
 
 def _trouble(failed: Sequence[dict[str, Any]]) -> str:

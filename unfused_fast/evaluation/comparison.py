@@ -13,16 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unfused_fast.config import BASELINES, Config, flatten, from_flat
+from unfused_fast.config import Config, flatten
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured, Plan, measure
 from unfused_fast.evaluation.report import TextTable, held_out_text, write_report, writing
 from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table
-from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import LabelledClips
-from unfused_fast.training import Options, config_digest, read_description
+from unfused_fast.training import Options, config_digest
 
 
 def evaluate(
@@ -48,7 +47,7 @@ def evaluate(
     result = {
         "task": shards.directory.name,
         "metric": "mAP" if clips.multi_label else "accuracy",
-        "rows": result_rows(clips, scores, costs_of(encoders, config)),
+        "rows": result_rows(clips, scores),
         "comparisons": comparisons(clips, scores),
         "held_out": None if clips.held_out is None else clips.held_out._asdict(),
         "plan": asdict(plan),
@@ -61,7 +60,7 @@ def evaluate(
     }
     with writing(out):
         making.mkdir()
-        write_predictions(making / "predictions.parquet", clips, measured)
+        write_predictions(making / "predictions.parquet", shards, clips, measured)
         write_report(making, "evaluation", result, evaluation_tables(result))
         if real.exists():
             shutil.rmtree(real)
@@ -69,7 +68,7 @@ def evaluate(
     return result
 
 
-def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measured]) -> None:
+def write_predictions(path: Path, shards: ShardSet, clips: LabelledClips, measured: Sequence[Measured]) -> None:
     """One row per test recording, encoder, method, share of labels and repetition.
 
     Columns clip_id and key (of its first piece in the set), pieces (clips that it was cut into), fold, label, encoder,
@@ -81,7 +80,7 @@ def write_predictions(path: Path, clips: LabelledClips, measured: Sequence[Measu
         size = len(found.rows)
         columns: dict[str, Any] = {
             "clip_id": clips.clip_ids[found.rows],
-            "key": [clips.keys[row] for row in found.rows],
+            "key": shards.clips["key"].take(clips.clip_ids[found.rows]),
             "pieces": pieces[clips.recording_of[found.rows]],
             "fold": pa.array([None if fold < 0 else fold for fold in clips.fold_of[found.rows].tolist()], pa.int32()),
             "encoder": [found.encoder] * size,
@@ -107,21 +106,3 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:
     title = f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
     pairs = result["comparisons"]
     return [result_table(title, result["rows"]), *([pair_table(pairs)] if pairs else [])]
-
-
-def costs_of(encoders: Mapping[str, Sequence[str]], config: Config) -> dict[str, Cost | None]:
-    """Cost of each encoder's first run; for `random`, of the architecture that measure() uses; None for log-mel."""
-    runs = [run for runs in encoders.values() for run in runs if run not in BASELINES]
-    first = {name: runs[0] for name, runs in encoders.items()}
-    configs = {run: _config_of(run) for run in {*runs[:1], *first.values()} - set(BASELINES)}
-    configs["random"] = configs[runs[0]] if runs else config
-    return {
-        name: None if run == "logmel" else encoder_cost(configs[run], config.eval.encoder)
-        for name, run in first.items()
-    }
-
-
-def _config_of(run: str) -> Config:
-    recorded = read_description(Path(run))
-    assert recorded is not None  # measure() loaded it
-    return from_flat(recorded["config"])

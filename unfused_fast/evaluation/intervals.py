@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, chi2
 
 from unfused_fast.evaluation.measure import Measured
-from unfused_fast.stages import AveragePrecision, LabelledClips, Rows
+from unfused_fast.stages import AveragePrecision, Floats, LabelledClips, Rows
 
-Floats = NDArray[np.float64]
 RESAMPLES = 1000
 """Resamples of the recordings, for an interval. Ours: 25 resamples are then beyond each end of a 95 % interval."""
 EXACT_UP_TO = 25

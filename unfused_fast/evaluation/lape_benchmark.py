@@ -40,11 +40,9 @@ class LapePlan:
 
     distill: Config
     linear: Config
-    fractions: tuple[float, ...] = (1.0,)
-    """Shares of the train labels; the largest is compared with the paper."""
+    measured: Plan
+    """With its largest share of labels it is compared with the paper; `holdout` is for a set without a test split."""
     seeds: int = 1
-    holdout: float | None = None
-    """Share of the train recordings held out as test, for a set without a test split."""
     crops_of_tasks: bool = True
     """Stage 2 uses each task's crop length instead of the config's. Source: the authors' code has a
     window for each task.
@@ -113,7 +111,7 @@ def _run_task(
     console.print(f"{task.name}: {place}")
     shards = shards_of(task, place, out / "shards" / task.name, workers)
     if task.by_folds or "test" in shards.manifest.splits:
-        plan = replace(plan, holdout=None)
+        plan = replace(plan, measured=replace(plan.measured, holdout=None))
     first = plan.distill.train.seed
     seeds = range(first, first + plan.seeds)
     _refuse_unmeasurable(task, shards, plan, seeds)
@@ -140,7 +138,7 @@ def _run_task(
 
 def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int]) -> None:
     """Raises UserError for a set that stage 3 cannot measure, before stage 2 runs for hours."""
-    clips = labelled_clips(shards, task.by_folds, holdout=plan.holdout)
+    clips = labelled_clips(shards, task.by_folds, holdout=plan.measured.holdout)
     if clips.multi_label:
         raise UserError(
             f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
@@ -154,7 +152,7 @@ def _evaluated(
     task: Task, shards: ShardSet, runs: list[str], folder: Path, plan: LapePlan, options: Options
 ) -> dict[str, Any]:
     """The content of evaluation.json, from an earlier command if it measured the same."""
-    measuring = Plan(("linear",), plan.fractions, task.by_folds, holdout=plan.holdout, seed_of_run=True)
+    measuring = replace(plan.measured, by_folds=task.by_folds, seed_of_run=True)
     asked = {
         "config_digest": config_digest(flatten(plan.linear)),
         "data_digest": shards.manifest.digest,
@@ -179,8 +177,8 @@ def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
         notes.append(f"{classes:,} classes here, {task.classes:,} in the paper")
     if shards.manifest.dataset is None:
         notes.append("a set of your own; its split and labels were not checked against the task's")
-    if plan.holdout is not None:
-        notes.append(f"{plan.holdout:g} of train was held out as test; stage 2 trained on it without labels")
+    if plan.measured.holdout is not None:
+        notes.append(f"{plan.measured.holdout:g} of train was held out as test; stage 2 trained on it without labels")
     if task.by_folds:
         notes.append("stage 2 trained on the clips of all folds without labels")
     return [*notes, *([task.unclear] if task.unclear else [])]

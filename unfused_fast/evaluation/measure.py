@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +21,11 @@ from torch.nn.functional import normalize, one_hot
 from unfused_fast.config import BASELINES, Config, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
+from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import (
     LabelledClips,
+    LinearHeads,
     Round,
     Rows,
     baseline_encoder,
@@ -35,9 +36,8 @@ from unfused_fast.stages import (
     metric_of,
     permuted,
     report_test_in_training,
-    round_splits,
+    round_features,
     rounds_of,
-    train_heads,
 )
 
 Method = Literal["linear", "knn"]
@@ -99,6 +99,8 @@ class Measured:
     """Clips that the T test recordings consist of."""
     features: int
     """D."""
+    cost: Cost | None
+    """Of the encoder, by `eval.encoder`; None for log-mel, which has none."""
 
 
 def refuse_label_fraction(config: Config) -> None:
@@ -127,6 +129,8 @@ def measure(
     architecture = next(iter(loaded.values())).config if loaded else config
     found, features = list[Measured](), torch.empty(0)
     for name, run, number in given:
+        own = loaded[run].config if run in loaded else architecture
+        cost = None if run == "logmel" else encoder_cost(own, config.eval.encoder)
         seeds = [number] if plan.seed_of_run else range(plan.seeds)
         for seed in (config.train.seed + number for number in seeds):
             rounds = rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed)
@@ -142,40 +146,30 @@ def measure(
             console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
             for fraction in plan.fractions:
                 parts = [part._replace(train=few_labels(clips, part.train, fraction, seed)) for part in rounds]
+                tests = [clips.recordings(part.test).rows for part in parts]
                 for method in plan.methods:
-                    found.append(_measured(seeded, clips, parts, features, name, run, method, fraction))
+                    outcomes = (_test(seeded, clips, part, features, method) for part in parts)
+                    scores, valid, rates = zip(*outcomes, strict=True)
+                    found.append(
+                        Measured(
+                            encoder=name,
+                            method=method,
+                            fraction=fraction,
+                            run=run,
+                            seed=seed,
+                            rows=np.concatenate(tests),
+                            round_of=np.repeat(np.arange(len(tests)), [len(rows) for rows in tests]),
+                            scores=np.concatenate(scores),
+                            valid=float(np.mean(valid)),
+                            rates=rates,
+                            train_clips=len(parts[0].train),
+                            train_recordings=len(clips.recordings(parts[0].train).rows),
+                            test_clips=sum(len(part.test) for part in parts),
+                            features=features.shape[1],
+                            cost=cost,
+                        )
+                    )
     return clips, found
-
-
-def _measured(
-    config: Config,
-    clips: LabelledClips,
-    rounds: Sequence[Round],
-    features: Tensor,
-    name: str,
-    run: str,
-    method: Method,
-    fraction: float,
-) -> Measured:
-    """One method on the features (N, D) of one encoder."""
-    tests = [clips.recordings(part.test).rows for part in rounds]
-    scores, valid, rates = zip(*(_test(config, clips, part, features, method) for part in rounds), strict=True)
-    return Measured(
-        name,
-        method,
-        fraction,
-        run,
-        config.train.seed,
-        np.concatenate(tests),
-        np.repeat(np.arange(len(rounds)), [len(rows) for rows in tests]),
-        np.concatenate(scores),
-        float(np.mean(valid)),
-        rates,
-        len(rounds[0].train),
-        len(clips.recordings(rounds[0].train).rows),
-        sum(len(part.test) for part in rounds),
-        features.shape[1],
-    )
 
 
 def _test(
@@ -186,31 +180,17 @@ def _test(
     Heads learn from clips. The neighbours are recordings, like the queries: otherwise all k could be pieces of one long
     recording.
     """
-    settings, classes = config.eval, len(clips.label_names)
-    splits = round_splits(config, clips, part, features)
-    rows = {"valid": clips.recordings(part.valid).rows, "test": clips.recordings(part.test).rows}
-    if method == "knn":
-        known = clips.recordings(part.train)
-        train = known.mean(splits["train"].features), torch.from_numpy(clips.targets[known.rows]).to(features.device)
-        scores = {
-            name: neighbour_shares(*train, splits[name].features, settings.neighbours, classes).cpu().numpy()
-            for name in rows
-        }
-        return scores["test"], metric_of(clips, rows["valid"], scores["valid"]), None
-
-    def scored(name: str, head: Tensor) -> NDArray[np.float32]:
-        return (splits[name].features @ head[:-1] + head[-1]).cpu().numpy()
-
-    def metric(name: str, head: Tensor) -> float:
-        return metric_of(clips, rows[name], scored(name, head))
-
-    rates = tuple(sorted({settings.lr, *settings.lr_grid}))
-    chooser = "test" if settings.select == "best_test" else "valid"
-    of_epoch = partial(metric, chooser) if chooser == "test" else None
-    weights, biases = train_heads(splits["train"], classes, rates, config, of_epoch)
-    heads = torch.cat([weights, biases[:, None]], dim=1)
-    best = int(np.argmax([metric(chooser, head) for head in heads]))
-    return scored("test", heads[best]), metric("valid", heads[best]), rates[best]
+    splits = round_features(config, clips, part, features)
+    if method == "linear":
+        heads = LinearHeads(config, clips, part, splits)
+        return heads.scores("test", heads.best), heads.metric("valid", heads.best), heads.rates[heads.best]
+    known = clips.recordings(part.train)
+    train = known.mean(splits["train"]), torch.from_numpy(clips.targets[known.rows]).to(features.device)
+    valid, test = (
+        neighbour_shares(*train, splits[name], config.eval.neighbours, len(clips.label_names)).cpu().numpy()
+        for name in ("valid", "test")
+    )
+    return test, metric_of(clips, clips.recordings(part.valid).rows, valid), None
 
 
 def neighbour_shares(train: Tensor, targets: Tensor, queries: Tensor, k: int, classes: int) -> Tensor:

@@ -33,12 +33,8 @@ def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             try:
                 result = {**read_json(file), "run": str(file.parent)}
                 table_rows([result])
-            except OSError as error:
-                raise unreadable(file, error, "run the stage again") from error
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(
-                    f"{file}: not a valid result of a run ({error}); run the stage again, or name other directories"
-                ) from error
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise unreadable(file, error, "run the stage again, or name other directories") from error
             results.append(result)
     return results
 

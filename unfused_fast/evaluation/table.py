@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
-from unfused_fast.evaluation.intervals import Floats, Scored, mcnemar, percentile_interval, right_of
+from unfused_fast.evaluation.intervals import Scored, mcnemar, percentile_interval, right_of
 from unfused_fast.evaluation.measure import Method
 from unfused_fast.evaluation.report import TextTable, mean_and_error, percent, percent_span
-from unfused_fast.models import Cost
-from unfused_fast.stages import LabelledClips
+from unfused_fast.stages import Floats, LabelledClips
 
 Key = tuple[str, Method, float]
 """Encoder, method, share of labels."""
@@ -34,10 +33,8 @@ TABLE_COLUMNS = (
 PAIR_COLUMNS = ("first", "second", "method", "labels", "difference", "95 % interval", "p (bootstrap)", "p (McNemar)")
 
 
-def result_rows(
-    clips: LabelledClips, scores: Sequence[Scored], costs: Mapping[str, Cost | None]
-) -> list[dict[str, Any]]:
-    """One row per encoder, method and share of labels, shares between 0 and 1; `costs` by encoder, None for log-mel.
+def result_rows(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str, Any]]:
+    """One row per encoder, method and share of labels, shares between 0 and 1.
 
     `test` is the mean over repetitions, each the mean over folds where there are some; `interval` is that mean's
     percentile bootstrap over test recordings; `fold_error` is over folds. `standard_error` is over `repetitions`, which
@@ -45,7 +42,7 @@ def result_rows(
     """
     rows = []
     for (encoder, method, fraction), group in _grouped(scores).items():
-        first, cost, tests = group[0].found, costs[encoder], _repetitions(group)
+        first, tests = group[0].found, _repetitions(group)
         mean, error = mean_and_error(tests)
         folds = np.mean([one.rounds for one in group], axis=0).tolist()
         rows.append(
@@ -69,8 +66,8 @@ def result_rows(
                 "test_clips": first.test_clips,
                 "test_recordings": len(first.rows),
                 "features": first.features,
-                "parameters": None if cost is None else cost.parameters,
-                "macs": None if cost is None else cost.macs,
+                "parameters": None if first.cost is None else first.cost.parameters,
+                "macs": None if first.cost is None else first.cost.macs,
                 "runs": [{"run": one.found.run, "seed": one.found.seed, "lr": list(one.found.rates)} for one in group],
             }
         )

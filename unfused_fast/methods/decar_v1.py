@@ -27,12 +27,10 @@ class PredictionHead(Head):
         self.weight, self.bias = nn.Parameter(weight.to(self.device)), nn.Parameter(torch.zeros(k, device=self.device))
 
     def scores(self, projections: Tensor) -> Tensor:
-        """(B, P) float32 -> (B, K) logits."""
         return linear(relu(projections), self.weight, self.bias)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Of p."""
         for parameter in self.parameters():
             assert parameter.grad is not None
             parameter.grad.add_(parameter, alpha=self.config.optim.head_weight_decay)

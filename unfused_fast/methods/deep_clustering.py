@@ -70,7 +70,7 @@ class Head(nn.Module):
         """One update of the trained parameters, by SGD without momentum, which has no state."""
 
     def remake(self, clustering: Clustering, seed: int) -> None:
-        """For new clusters."""
+        """The head for new clusters."""
         self.assignments = clustering.assignments
         self.make(len(clustering.counts), clustering.prototypes, torch.Generator().manual_seed(seed))
 
@@ -86,8 +86,7 @@ class DeepClustering(Method):
         self.filled_by_training = config.bank.fill == "training"
         self.views, self.uses_partial_batch = 1 + self.filled_by_training, self.filled_by_training
         self.bank: MemoryBank = MemoryBank(clips, config.model.proj_dim, first_id, device, config.bank.dtype)
-        heads = nn.ModuleList(self.head(config, device) for _ in config.cluster.heads)
-        self.heads = cast(Sequence[Head], heads)
+        self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, device) for _ in config.cluster.heads))
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
         self._projected = list[tuple[Tensor, ...]]()
@@ -132,7 +131,6 @@ class DeepClustering(Method):
         self._check_cover()
 
     def _check_cover(self) -> None:
-        """Every row of the bank was written exactly once."""
         fill_left_out(self.bank.rows, self.left_out, self.bank.first_id)
         fill_left_out(self.bank.writes, self.left_out, self.bank.first_id)
         self.bank.check_cover()
@@ -243,7 +241,6 @@ class DeepClustering(Method):
         return None if self.clusters is None else torch.bincount(self.clusters, minlength=self.k)
 
     def facts(self) -> dict[str, Any]:
-        """K of the first head."""
         return {"k": self.k}
 
 

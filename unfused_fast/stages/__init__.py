@@ -5,21 +5,12 @@ Read first: pretraining.py, then distillation.py.
 """
 
 from unfused_fast.stages.all_stages import train_all
-from unfused_fast.stages.cluster_report import check_set, describe, last_clusters
+from unfused_fast.stages.cluster_report import describe_clusters
 from unfused_fast.stages.distillation import distill, labels_digest
 from unfused_fast.stages.features import FrozenEncoder, baseline_encoder, eval_features, load_encoder
-from unfused_fast.stages.finetuning import finetune, metric_of
+from unfused_fast.stages.finetuning import finetune
 from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
-from unfused_fast.stages.linear_heads import (
-    Split,
-    holdout_input,
-    linear,
-    refuse_unevaluable,
-    report_test_in_training,
-    round_splits,
-    score,
-    train_heads,
-)
-from unfused_fast.stages.metrics import AveragePrecision, Floats
+from unfused_fast.stages.linear_heads import LinearHeads, linear, linear_round, round_features
+from unfused_fast.stages.metrics import AveragePrecision, Floats, metric_of
 from unfused_fast.stages.pretraining import pretrain
-from unfused_fast.stages.protocol import Round, few_labels, permuted, rounds_of
+from unfused_fast.stages.protocol import Round, few_labels, holdout_input, permuted, report_test_in_training, rounds_of

@@ -12,7 +12,7 @@ from unfused_fast.distributed import ALONE
 from unfused_fast.methods import method_class
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
-from unfused_fast.stages.linear_heads import labels_of_splits, linear
+from unfused_fast.stages.linear_heads import linear, linear_round
 from unfused_fast.stages.pretraining import pretrain
 from unfused_fast.training import Options, write_json
 
@@ -30,7 +30,7 @@ def train_all(
     The choice uses validation accuracy only; test is only reported. Ours: on a small target set stage 2 may not improve
     the encoder, which a user should see before keeping it.
     """
-    labels_of_splits(target, holdout)  # stage 3's checks, before stage 1 runs for hours
+    linear_round(configs["linear"], target, holdout)  # stage 3's checks, before stage 1 runs for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
     if not options.ranks.leads:  # stage 3 takes seconds, on one process

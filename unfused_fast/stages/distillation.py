@@ -71,23 +71,15 @@ def pseudo_labels(
     frozen, kind = load_encoder(teacher, device), settings.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
     window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
-    parts = [
-        extract(
-            frozen,
-            shards,
-            split,
-            kind,
-            pool,
-            device,
-            "teacher features",
-            config.data.store,
-            read_again=split == "train",  # by the student
-            window=window,
-            left_out=left_out if split == "train" else (),
+
+    def of(split: str) -> Tensor:
+        train, store = split == "train", config.data.store  # the student reads train again
+        missing = left_out if train else ()
+        return extract(
+            frozen, shards, split, kind, pool, device, store, read_again=train, window=window, left_out=missing
         )
-        for split in ("train", *(split for split in settings.splits if split != "train"))
-    ]
-    features = torch.cat(parts)
+
+    features = torch.cat([of("train"), *(of(split) for split in settings.splits if split != "train")])
     found = pseudo_label_kmeans(
         features,
         k,
@@ -101,29 +93,8 @@ def pseudo_labels(
     return labels if previous is None else match_clusters(labels, previous, k)[labels]
 
 
-def pseudo_labels_together(
-    config: Config,
-    shards: ShardSet,
-    teacher: Path,
-    options: Options,
-    left_out: Sequence[int],
-    epoch: int = 0,
-    before: Tensor | None = None,
-) -> Tensor:
-    """pseudo_labels of rank 0, on every rank."""
-    found = torch.empty(train_clips(shards), dtype=torch.int64, device=options.device)
-
-    def cluster() -> None:
-        on_gpu = [options.device] if options.device.type == "cuda" else []
-        with torch.random.fork_rng(on_gpu):  # the student's random numbers must not depend on the rank that does this
-            found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out))
-
-    options.ranks.first(cluster)
-    return options.ranks.from_first(found)
-
-
 def labels_digest(labels: Tensor) -> str:
-    """sha256 of pseudo-labels (N,) int64 that were given."""
+    """sha256 of pseudo-labels (N,) int64."""
     return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()
 
 
@@ -198,21 +169,28 @@ class Distillation(Trainable):
     network: DistillNetwork
     targets: Tensor
 
-    def __init__(self, config: Config, first_id: int, targets: Tensor, k: int) -> None:
-        """`targets` (N,) of the clips whose ids begin at `first_id`."""
+    def __init__(
+        self,
+        config: Config,
+        first_id: int,
+        targets: Tensor,
+        k: int,
+        relabelled: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> None:
+        """`targets` (N,) of the clips whose ids begin at `first_id`; `relabelled` is a function of epoch and old
+        pseudo-labels that gives new ones, for `pseudo.refresh_epochs`.
+        """
         super().__init__(DistillNetwork(config, k))
-        self.config, self.first_id, self.k = config, first_id, k
+        self.config, self.first_id, self._relabelled = config, first_id, relabelled
         self.register_buffer("targets", targets)
-        self.relabelled: Callable[[int, Tensor], Tensor] | None = None
-        """Function of epoch and old pseudo-labels that gives new ones, for `pseudo.refresh_epochs`."""
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """Keeps the pseudo-labels, or refreshes them by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
         every = self.config.pseudo.refresh_epochs
         if not every or epoch == 1 or (epoch - 1) % every:
             return {}
-        assert self.relabelled is not None
-        before, self.targets = self.targets, self.relabelled(epoch, self.targets)
+        assert self._relabelled is not None
+        before, self.targets = self.targets, self._relabelled(epoch, self.targets)
         return {"relabelled": round(float((before != self.targets).float().mean()), 4)}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
@@ -221,10 +199,6 @@ class Distillation(Trainable):
             deepest, blocks, *features = self.run(*views)
             targets = self.targets[clip_ids - self.first_id]
             return distill_loss(deepest, blocks, targets, self.config.distill, *features)["total"]
-
-    def notes(self) -> dict[str, Any]:
-        """K."""
-        return {"k": self.k}
 
 
 def distill(
@@ -240,41 +214,47 @@ def distill(
     """
     clips, ranks, inputs = train_clips(shards), options.ranks, {"teacher": str(teacher)}
     if given is not None:
-        if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:
-            raise UserError(
-                f"{len(given)} pseudo-labels are given, for {clips} clips and pseudo.refresh_epochs = "
-                f"{config.pseudo.refresh_epochs}; want one per clip, none negative, and no refreshing"
-            )
         inputs["pseudo_labels"] = labels_digest(given)
-    left_out = options.ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
+    left_out = ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
     inputs |= left_out_input(left_out)
     with Run(out, "distill", config, shards, options, **inputs) as run:
         if (finished := run.result()) is not None:
             return finished
-        k = _classes(config, shards, given)
+        k = pseudo_classes(config, shards) if given is None else int(given.max()) + 1
         stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
         # until the teacher's are there, or those of the checkpoint
-        targets = torch.zeros(clips, dtype=torch.int64) if given is None else given
-        torch.manual_seed(config.train.seed)
-        student = Distillation(config, shards.first_id("train"), targets.to(options.device), k)
+        targets = (torch.zeros(clips, dtype=torch.int64) if given is None else given).to(options.device)
 
-        def relabelled(epoch: int, before: Tensor) -> Tensor:
-            found = pseudo_labels_together(config, shards, teacher, options, left_out, epoch, before)
+        def clustered(epoch: int = 0, before: Tensor | None = None) -> Tensor:
+            """Pseudo-labels of rank 0, on every rank."""
+            found = torch.empty_like(targets)
+
+            def cluster() -> None:
+                on_gpu = [options.device] if options.device.type == "cuda" else []
+                with torch.random.fork_rng(on_gpu):  # the student's must not depend on the rank that does this
+                    found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out))
+
+            ranks.first(cluster)
+            return ranks.from_first(found)
+
+        def written(found: Tensor) -> Tensor:
             if ranks.leads:
                 write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
             return found
 
-        student.relabelled = relabelled
+        torch.manual_seed(config.train.seed)
+        first_id = shards.first_id("train")
+        student = Distillation(config, first_id, targets, k, lambda epoch, before: written(clustered(epoch, before)))
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
             if ranks.leads:
                 start_from(student.network.encoder, load_encoder(teacher, options.device))
             first_state(student.network, ranks)
         if given is None and not run.resumed:
-            student.targets = pseudo_labels_together(config, shards, teacher, options, left_out)
+            student.targets = clustered()
         trainer.start()
-        if ranks.leads and not run.resumed:
-            write_pseudo_labels(run.out / PSEUDO_LABELS, shards, student.targets)
+        if not run.resumed:
+            written(student.targets)
         sizes = torch.bincount(student.targets, minlength=k)
         console.print(
             f"distill: {clips} clips, batch {trainer.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "
@@ -283,7 +263,3 @@ def distill(
         )
         facts = {"encoder": config.model.encoder, "teacher": str(teacher), "clips": {"train": clips}, "k": k}
         return run.finish({**facts, **trainer.fit()})
-
-
-def _classes(config: Config, shards: ShardSet, given: Tensor | None) -> int:
-    return pseudo_classes(config, shards) if given is None else int(given.max()) + 1

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
-from unfused_fast.config import Config, Store, from_flat
-from unfused_fast.console import console
+from unfused_fast.config import BASELINES, Config, Store, from_flat
+from unfused_fast.console import console, progress_bar
 from unfused_fast.data import Loader, Window, eval_window, fill_left_out, final_statistics, placed
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
@@ -34,7 +33,7 @@ from unfused_fast.training import (
 BEST = "best."
 """Prefix of the tensors of a fine-tuned network after the epoch that selection chose."""
 Network = TypeVar("Network", bound=torch.nn.Module)
-Kind = Literal["encoder", "projector", "block1", "block2", "block3", "logmel"]
+Kind = Literal["encoder", "projector", "block1", "block2", "block3"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
 
@@ -54,7 +53,7 @@ class FrozenEncoder:
 
     def features(self, log_mel: Tensor, frame_counts: Tensor, kind: Kind, pool: Pool) -> Tensor:
         """(B, 1, F, T) normalised, (B,) valid frames -> (B, D) float32, pooled over the whole clip."""
-        if self.network is None or kind == "logmel":
+        if self.network is None:
             return log_mel_statistics_features(log_mel, frame_counts)
         output: EncoderOutput = self.network(log_mel, frame_counts)
         if kind in ("encoder", "projector"):
@@ -139,6 +138,11 @@ def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenE
     return FrozenEncoder(name, config, None, prepare_for(build_encoder(config), device).eval(), None)
 
 
+def encoder_of(name: str, config: Config, device: torch.device) -> FrozenEncoder:
+    """A baseline, or the encoder of a run or model folder, as load_encoder."""
+    return baseline_encoder(name, config, device) if name in BASELINES else load_encoder(Path(name), device)
+
+
 @torch.no_grad()
 @ieee_float32()
 def extract(
@@ -148,7 +152,6 @@ def extract(
     kind: Kind,
     pool: Pool,
     device: torch.device,
-    note: str = "",
     store: Store = "stream",
     read_again: bool = False,
     window: Window | None = None,
@@ -173,23 +176,18 @@ def extract(
     loader = placed(stream, store, single_pass=not read_again)
     first, clips = shards.first_id(split), shards.manifest.splits[split].clips
     rows: Tensor | None = None
-    batches = -(-loader.clips // loader.batch_size)
-    for batch in track(
-        loader.whole_clips(),
-        note or f"features of {split}",
-        total=batches,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
-        assert batch.frame_counts is not None
-        log_mel, counts = batch.views[0], batch.frame_counts
-        if window is not None:
-            log_mel, counts = window.cut(log_mel, counts, batch.clip_ids, encoder.config)
-        features = encoder.features(log_mel, counts, kind, pool)
-        if rows is None:
-            rows = torch.full((clips, features.shape[1]), torch.nan, device=device)
-        rows[batch.clip_ids - first] = features
+    with progress_bar() as progress:
+        task = progress.add_task(f"features of {split}", total=-(-loader.clips // loader.batch_size), note="")
+        for batch in loader.whole_clips():
+            assert batch.frame_counts is not None
+            log_mel, counts = batch.views[0], batch.frame_counts
+            if window is not None:
+                log_mel, counts = window.cut(log_mel, counts, batch.clip_ids, encoder.config)
+            features = encoder.features(log_mel, counts, kind, pool)
+            if rows is None:
+                rows = torch.full((clips, features.shape[1]), torch.nan, device=device)
+            rows[batch.clip_ids - first] = features
+            progress.advance(task)
     if rows is None:
         raise UserError(f"{shards.directory}: split {split} holds no clips")
     fill_left_out(rows, left_out, first)
@@ -239,15 +237,12 @@ def eval_features(
 def start_from(network: torch.nn.Module, teacher: FrozenEncoder) -> None:
     """Copies the teacher's weights to an encoder, `distill.init` = teacher. Raises UserError where sizes differ."""
     assert teacher.network is not None
-    own, theirs = network.state_dict(), teacher.network.state_dict()
-    other = sorted(
-        name
-        for name in own.keys() | theirs.keys()
-        if name not in own or name not in theirs or own[name].shape != theirs[name].shape
+    own, theirs = (
+        {(name, tensor.shape) for name, tensor in of.state_dict().items()} for of in (network, teacher.network)
     )
-    if other:
+    if other := sorted({name for name, _ in own ^ theirs}):
         raise UserError(
             f"distill.init = teacher, but {teacher.name} does not match f_sd in its tensors ({len(other)}, "
             f"such as {other[0]}); give f_sd the teacher's model settings, or use distill.init=random"
         )
-    network.load_state_dict(theirs)
+    network.load_state_dict(teacher.network.state_dict())

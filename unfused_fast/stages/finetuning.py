@@ -24,38 +24,15 @@ from unfused_fast.console import console, counted
 from unfused_fast.data import Loader, placed, set_statistics
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
-from unfused_fast.json_files import is_number
 from unfused_fast.methods import Log, Trainable
 from unfused_fast.models import FinetuneNetwork
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.features import WHOLE_CLIP_BATCH, FrozenEncoder, baseline_encoder, load_encoder
-from unfused_fast.stages.labels import LabelledClips, Rows, labelled_clips
-from unfused_fast.stages.linear_heads import (
-    Scores,
-    draw_confusion,
-    head_losses,
-    holdout_input,
-    report_test_in_training,
-    result_of,
-    score,
-)
-from unfused_fast.stages.metrics import AveragePrecision, accuracy
-from unfused_fast.stages.protocol import Round, split_round
-from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips
-
-
-def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
-    """Accuracy, or of a multi-label set mAP, of scores (T, C) for rows (T,)."""
-    if clips.multi_label:
-        return AveragePrecision(clips.targets[rows], scores).mean()
-    return accuracy(clips.targets[rows], scores.argmax(axis=1))
-
-
-def row_numbers(clip_ids: Tensor) -> Tensor:
-    """(N,) ids -> (largest id + 1,) the row of each id, to be indexed by ids."""
-    found = torch.zeros(int(clip_ids.max()) + 1, dtype=torch.int64, device=clip_ids.device)
-    found[clip_ids] = torch.arange(len(clip_ids), device=clip_ids.device)
-    return found
+from unfused_fast.stages.features import WHOLE_CLIP_BATCH, FrozenEncoder, encoder_of
+from unfused_fast.stages.labels import LabelledClips, Rows
+from unfused_fast.stages.linear_heads import draw_confusion, head_losses
+from unfused_fast.stages.metrics import metric_of
+from unfused_fast.stages.protocol import Round, holdout_input, report_test_in_training, result_of, split_round
+from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size
 
 
 class ScoredClips:
@@ -72,7 +49,7 @@ class ScoredClips:
         once: bool,
     ) -> None:
         """Args:
-        rows: (n,) of `clips`, all of one split.
+        rows: (n,) of `clips`, all of one split, in order.
         once: they are read only once, so no cache is made for them.
         """
         self.clips, self.statistics, self._recordings = clips, statistics, clips.recordings(rows)
@@ -88,7 +65,7 @@ class ScoredClips:
             statistics=statistics,
             only=ids,
         )
-        self._loader, self._row_of = placed(stream, single_pass=once), row_numbers(torch.from_numpy(ids).to(device))
+        self._loader, self._ids = placed(stream, single_pass=once), torch.from_numpy(ids).to(device)
 
     @torch.no_grad()
     @ieee_float32()
@@ -99,16 +76,12 @@ class ScoredClips:
         network.eval()
         found = torch.full((self._loader.clips, len(self.clips.label_names)), torch.nan, device=self._loader.device)
         for batch in self._loader.whole_clips():
-            found[self._row_of[batch.clip_ids]] = network(batch.views[0], batch.frame_counts)
+            found[torch.searchsorted(self._ids, batch.clip_ids)] = network(batch.views[0], batch.frame_counts)
         return self._recordings.mean(found).cpu().numpy()
 
-    def measured(self, network: FinetuneNetwork) -> Scores:
-        """The metric of the network's scores."""
-        scores = self.scores(network)
-        if self.clips.multi_label:
-            return Scores(round(metric_of(self.clips, self.rows, scores), 6))
-        labels, predictions = (torch.from_numpy(of) for of in (self.clips.targets[self.rows], scores.argmax(axis=1)))
-        return score(labels, predictions, len(self.clips.label_names))
+    def metric(self, network: FinetuneNetwork) -> float:
+        """Accuracy or mAP of the network."""
+        return metric_of(self.clips, self.rows, self.scores(network))
 
 
 class Finetuning(Trainable):
@@ -121,7 +94,7 @@ class Finetuning(Trainable):
         self, frozen: FrozenEncoder, config: Config, targets: Tensor, clip_ids: Tensor, scored: ScoredClips
     ) -> None:
         """Args:
-        targets: (N,) int64, or (N, C) bool of a multi-label set, of the train clips (N,).
+        targets: (N,) int64, or (N, C) bool of a multi-label set, of the train clips (N,), in order of their ids.
         scored: recordings that choose the epoch.
         """
         assert frozen.network is not None
@@ -129,7 +102,7 @@ class Finetuning(Trainable):
         network.encoder.load_state_dict(frozen.network.state_dict())
         super().__init__(network)
         self.scored, self.by = scored, "test" if config.eval.select == "best_test" else "valid"
-        self._targets, self._row_of = targets, row_numbers(clip_ids)
+        self._targets, self._ids = targets, clip_ids
         self._digest = hashlib.sha256(clip_ids.cpu().numpy().tobytes()).hexdigest()
         self.best = copy.deepcopy(network).requires_grad_(False)
         """Its state after the chosen epoch; during the first epoch, its initial state."""
@@ -149,18 +122,18 @@ class Finetuning(Trainable):
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         """The loss on one crop of each clip."""
         with self.part("forward"):
-            return head_losses(self.run(*views)[None], self._targets[self._row_of[clip_ids]]).mean()
+            targets = self._targets[torch.searchsorted(self._ids, clip_ids)]
+            return head_losses(self.run(*views)[None], targets).mean()
 
     def end_epoch(self) -> Log:
         """Scores the network, and copies it where it is better than after every earlier epoch."""
         with self.part("judge"):
-            self.metrics.append(metric_of(self.scored.clips, self.scored.rows, self.scored.scores(self.network)))
+            self.metrics.append(self.scored.metric(self.network))
             if self.chosen_epoch == len(self.metrics):
                 self.best.load_state_dict(self.network.state_dict())
         return {self.by: self.metrics[-1]}
 
     def summary(self, log: Log) -> str:
-        """The metric that chooses the epoch."""
         return f"  {self.by} {log[self.by]:.3f}"
 
     def notes(self) -> dict[str, Any]:
@@ -168,15 +141,11 @@ class Finetuning(Trainable):
         return {"judged": self.metrics, "clips": self._digest}
 
     def load_notes(self, notes: dict[str, Any]) -> None:
-        """The metrics."""
         self.metrics = list(notes["judged"])
 
     def fault(self, notes: dict[str, Any]) -> str | None:
-        """Different clips within an epoch, or metrics that are not one number per epoch."""
-        metrics = notes.get("judged")
-        if not isinstance(metrics, list) or len(metrics) != notes["epoch"] or not all(map(is_number, metrics)):
-            return f"epoch {notes['epoch']}: its metrics are not one number per epoch"
-        if notes["batch"] and notes.get("clips") != self._digest:
+        """Different clips within an epoch."""
+        if notes["batch"] and notes["clips"] != self._digest:
             return f"epoch {notes['epoch']}: it was saved within an epoch with different clips"
         return None
 
@@ -193,19 +162,15 @@ def finetune(
     Args:
         holdout: share of the train recordings held out as test, for a set without a test split.
     """
-    train_clips(shards)
     if encoder == "logmel":
         raise UserError("--encoder logmel: it has nothing to train; use a run directory or random, or train linear")
     if config.eval.encoder != "full":
         raise UserError(f"eval.encoder = {config.eval.encoder}: train finetune trains the whole encoder; keep it full")
     if config.train.accumulate != 1:
         raise UserError("train.accumulate: train finetune does not split a batch; use a smaller --set train.batch_size")
-    clips, part = split_round(config, shards, labelled_clips(shards, by_folds=False, tested=False, holdout=holdout))
+    clips, part = split_round(config, shards, holdout)
     report_test_in_training([encoder], shards, clips)
-    random = encoder == "random"
-    frozen = (
-        baseline_encoder(encoder, config, options.device) if random else load_encoder(Path(encoder), options.device)
-    )
+    frozen = encoder_of(encoder, config, options.device)
     config = config_of(config, frozen)
     with Run(out, "finetune", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
         result = run.result() or _tuned(run, config, shards, encoder, clips, part, frozen, options)
@@ -256,7 +221,7 @@ def _tuned(
     trained = trainer.fit()
     task.network.load_state_dict(task.best.state_dict())
     # scores of the chosen epoch's network; test is read only here, unless it chose the epoch
-    found = {name: (chooser if name == task.by else scored(name, once=True)).measured(task.network) for name in parts}
+    found = {name: (chooser if name == task.by else scored(name, once=True)).scores(task.network) for name in parts}
     return run.finish(
         {
             **result_of(config, shards, encoder, clips, part, found),

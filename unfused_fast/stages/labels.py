@@ -6,7 +6,9 @@ Packing cuts a long file into clips. Heads learn from clips; validation and test
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.training import report_unused_splits
+from unfused_fast.training import report_unused_splits, train_clips
 
 Rows = NDArray[np.int64]
 
@@ -60,12 +62,13 @@ class HeldOut(NamedTuple):
 class LabelledClips:
     """The labelled clips of the splits or folds that are read; row i is the same clip in every field."""
 
+    directory: Path
+    """Of the set."""
     splits: tuple[str, ...]
     """Splits that are read, in order of the rows."""
     kept: Rows
     """(N,) position of each row among all clips of `splits`."""
     clip_ids: Rows
-    keys: list[str]
     split_of: list[str]
     """The use of each row: its split, or `test` where it was held out."""
     fold_of: Rows
@@ -87,6 +90,10 @@ class LabelledClips:
         """The classes that occur in the rows."""
         found = np.flatnonzero(self.targets[rows].any(axis=0)) if self.multi_label else self.targets[rows]
         return set(found.tolist())
+
+    def unknown(self, rows: Rows, train: Rows) -> list[str]:
+        """Names of the classes of `rows` that do not occur in `train`."""
+        return sorted(self.label_names[label] for label in self.classes(rows) - self.classes(train))
 
     def recordings(self, rows: Rows) -> Recordings:
         """The recordings that `rows` are pieces of."""
@@ -136,10 +143,10 @@ def labelled_clips(
     # numbers in order of first rows
     recordings = table["source"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     clips = LabelledClips(
+        shards.directory,
         splits,
         kept,
         table["clip_id"].to_numpy().astype(np.int64),
-        table["key"].to_pylist(),
         table["split"].to_pylist(),
         table["fold"].fill_null(-1).to_numpy().astype(np.int64),
         table["group"].to_pylist(),
@@ -152,7 +159,7 @@ def labelled_clips(
             f"{shards.directory}: {len(kept)} labelled clips are pieces of {files} recordings; scores are of "
             "recordings, by the mean of their pieces"
         )
-    return clips if holdout is None else _with_test(shards, clips, holdout)
+    return clips if holdout is None else _with_test(clips, holdout)
 
 
 def held_out_rows(
@@ -160,24 +167,28 @@ def held_out_rows(
 ) -> tuple[NDArray[np.bool_], bool]:
     """Which train rows are held out, all pieces of a recording together, and whether no group is in both parts."""
     first, of_row = clips.recordings(train)
-    groups, targets = [clips.groups[row] for row in first], clips.targets[first]
-    units = units_to_hold_out(groups, targets)
-    return hold_out_groups(units, targets, fraction, seed, stream)[of_row], units is groups
+    held, whole = hold_out_groups([clips.groups[row] for row in first], clips.targets[first], fraction, seed, stream)
+    return held[of_row], whole
 
 
 def hold_out_groups(
-    groups: list[str], targets: NDArray[Any], fraction: float, seed: int, stream: int = VALID
-) -> NDArray[np.bool_]:
-    """(N,) True for held-out clips: whole groups, about the fraction of each class, and at least one clip of each.
+    groups: Sequence[str], targets: NDArray[Any], fraction: float, seed: int, stream: int = VALID
+) -> tuple[NDArray[np.bool_], bool]:
+    """(N,) True for held-out clips, about the fraction of each class, and at least one clip of each; and whether they
+    are whole groups.
 
     Groups come in a seeded order, and each one is held out that brings the counts of the classes nearer to the target.
-    A group with the last clips of a class stays in train. Raises UserError when no group can be held out.
+    A group with the last clips of a class stays in train. Ours: where every class is one group, as the chapters of
+    LibriSpeech are, single clips are held out instead. Raises UserError when nothing can be held out.
 
     Args:
         targets: (N,) int64 labels, or (N, C) bool of a multi-label set.
     """
-    names, codes = np.unique(np.asarray(groups), return_inverse=True)
-    rows, classes = np.nonzero(targets) if targets.ndim == 2 else (np.arange(len(targets)), targets)
+    single = targets.ndim == 1
+    rows, classes = (np.arange(len(targets)), targets) if single else np.nonzero(targets)
+    whole = not (single and 1 < len(np.unique(classes)) == len(set(zip(groups, classes.tolist(), strict=True))))
+    units = groups if whole else [str(number) for number in range(len(targets))]
+    names, codes = np.unique(np.asarray(units), return_inverse=True)
     order = np.argsort(codes[rows], kind="stable")
     classes_of = np.split(classes[order], np.cumsum(np.bincount(codes[rows], minlength=len(names)))[:-1])
     left = np.bincount(classes)
@@ -201,21 +212,7 @@ def hold_out_groups(
         )
     held[nearest[1]] |= not held.any()
     chosen: NDArray[np.bool_] = held[codes]
-    return chosen
-
-
-def units_to_hold_out(groups: list[str], targets: NDArray[Any]) -> list[str]:
-    """What hold_out_groups keeps whole: the groups, or single recordings where every class has only one group.
-
-    Ours: in LibriSpeech the classes are chapters, and so are the groups; none can be held out, and test has the same
-    chapters as train.
-    """
-    if targets.ndim == 2:
-        return groups
-    classes = len(np.unique(targets))
-    if classes > 1 and len(set(zip(groups, targets.tolist(), strict=True))) == classes:
-        return [str(number) for number in range(len(groups))]
-    return groups
+    return chosen, whole
 
 
 def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
@@ -225,14 +222,10 @@ def _refuse_holdout(shards: ShardSet, by_folds: bool, fraction: float) -> None:
         raise UserError("--holdout and --folds: with folds each clip is tested already; give one of them")
     if "test" in shards.manifest.splits:
         raise UserError(f"{shards.directory}: it already has a test split; leave out --holdout")
-    if "train" not in shards.manifest.splits:
-        raise UserError(
-            f"{shards.directory}: it has no train split to hold a test out of, only "
-            f"{', '.join(shards.manifest.splits)}; pack it with a split train"
-        )
+    train_clips(shards)
 
 
-def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> LabelledClips:
+def _with_test(clips: LabelledClips, fraction: float) -> LabelledClips:
     """The same clips, of which some of train are the test; prints how many, and which classes have none."""
     train = np.flatnonzero(np.array(clips.split_of) == "train")
     out, whole = held_out_rows(clips, train, fraction, HOLD_OUT_SEED, TEST)
@@ -240,13 +233,13 @@ def _with_test(shards: ShardSet, clips: LabelledClips, fraction: float) -> Label
     held = HeldOut(fraction, len(first), len({clips.groups[row] for row in first}), whole)
     how = f"of {held.groups} whole groups" if whole else "whose groups train has too, since each class is one group"
     console.once(
-        f"{shards.directory}: no test split; {held.recordings} of {len(clips.recordings(train).rows)} train recordings "
+        f"{clips.directory}: no test split; {held.recordings} of {len(clips.recordings(train).rows)} train recordings "
         f"are held out as test, {how}"
     )
-    if without := sorted(clips.classes(train) - clips.classes(first)):
+    if without := clips.unknown(train, first):
         console.once(
-            f"{shards.directory}: {len(without)} of {len(clips.label_names)} classes are not in the held-out test, "
-            f"such as {clips.label_names[without[0]]}: none of their groups can be held out",
+            f"{clips.directory}: {len(without)} of {len(clips.label_names)} classes are not in the held-out test, "
+            f"such as {without[0]}: none of their groups can be held out",
             style="yellow",
         )
     splits = np.array(clips.split_of, dtype=object)

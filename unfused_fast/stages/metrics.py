@@ -1,4 +1,4 @@
-"""Metrics of predictions.   N test clips, C classes."""
+"""Metrics of scores.   N test recordings, C classes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unfused_fast.stages.labels import LabelledClips, Rows
+
 Floats = NDArray[np.float64]
 
 
-def accuracy(labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> float:
-    """Share of the clips (N,) whose prediction is their label."""
-    return float((labels == predictions).mean())
+def metric_of(clips: LabelledClips, rows: Rows, scores: NDArray[np.float32]) -> float:
+    """Accuracy, or of a multi-label set mAP, of scores (N, C) for rows (N,) of the clips."""
+    if clips.multi_label:
+        return AveragePrecision(clips.targets[rows], scores).mean()
+    return float((clips.targets[rows] == scores.argmax(axis=1)).mean())
 
 
 class AveragePrecision:

@@ -18,6 +18,7 @@ from unfused_fast.training import (
     Options,
     Run,
     Trainer,
+    draw,
     plot_cluster_sizes,
     precision,
     resolve_batch_size,
@@ -44,13 +45,12 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
             f"{precision(config, options.device)}{in_words(options.ranks)}; {method.description()}"
         )
         trained = trainer.fit()
+        facts = {"encoder": config.model.encoder, "clips": {"train": clips}, **method.facts()}
+        result = run.finish({**facts, **trained})
         if options.ranks.leads and (sizes := method.cluster_sizes()) is not None:
-            path, title = run.out / "clusters.png", f"{run.out.name}, epoch {trained['last_epoch']}"
-            try:
-                plot_cluster_sizes(path, sizes.tolist(), title)
-            except OSError as error:
-                console.print(f"not drawn: {path}: {error.strerror or error}", style="yellow")
-        return run.finish({"encoder": config.model.encoder, "clips": {"train": clips}, **method.facts(), **trained})
+            title = f"{run.out.name}, epoch {trained['last_epoch']}"
+            draw(run.out / "clusters.png", plot_cluster_sizes, sizes.tolist(), title)
+        return result
 
 
 def pretrainer(

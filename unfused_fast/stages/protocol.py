@@ -1,4 +1,5 @@
-"""The labelled clips that an evaluation uses for training, for selection and as test.   N clips, C classes.
+"""The labelled clips that an evaluation uses for training, for selection and as test.   N clips, R recordings, C
+classes.
 
 One round over the splits of a set, or with folds one round per fold, each of which is the test once.
 """
@@ -6,24 +7,27 @@ One round over the splits of a set, or with folds one round per fold, each of wh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfused_fast.config import Config
+from unfused_fast.config import BASELINES, Config
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
-from unfused_fast.stages.labels import VALID, LabelledClips, Rows, held_out_rows
+from unfused_fast.stages.labels import VALID, LabelledClips, Rows, held_out_rows, labelled_clips
+from unfused_fast.stages.metrics import metric_of
+from unfused_fast.training import read_description, train_clips
 
 
 class Round(NamedTuple):
     """Rows to train on, to choose the learning rate by, and to test on."""
 
-    name: str
     train: Rows
     valid: Rows
     test: Rows
@@ -33,28 +37,39 @@ def rounds_of(clips: LabelledClips, by_folds: bool, valid_fraction: float, seed:
     """The rounds; a fold's validation is the fold after it, and without a validation split train groups are held out,
     with a message.
 
-    Source of the folds: the publisher, never reshuffled. Raises UserError when a class of the test is not in train.
+    Source of the folds: the publisher, never reshuffled. Raises UserError when a class of the test is not in train, or
+    train has one class only.
     """
-    split = np.array(clips.split_of)
-    if not by_folds:
-        train, valid, test = (split == name for name in ("train", "valid", "test"))
-        return [_round(clips, "test", train, valid, test, valid_fraction, seed)]
-    names, rounds = sorted(set(clips.fold_of.tolist())), []
-    if len(names) < 2:
-        raise UserError(f"all clips are in fold {names[0]}, but cross-validation needs at least two; leave out --folds")
-    for fold, after in zip(names, names[1:] + names[:1], strict=True):
-        test, valid = clips.fold_of == fold, (clips.fold_of == after) & (len(names) > 2)
-        rounds.append(_round(clips, f"fold {fold}", ~test & ~valid, valid, test, valid_fraction, seed))
-    return rounds
+    if by_folds:
+        of = clips.fold_of
+        folds = sorted(set(of.tolist()))
+        if len(folds) < 2:
+            raise UserError(
+                f"{clips.directory}: all clips are in fold {folds[0]}, but cross-validation needs at least two; leave "
+                "out --folds"
+            )
+        after = dict(zip(folds, folds[1:] + folds[:1], strict=True)) if len(folds) > 2 else {}
+        use_of = {
+            f"fold {fold}": np.select([of == fold, of == after.get(fold, -2)], ["test", "valid"], "train")
+            for fold in folds
+        }
+    else:
+        use_of = {"test": np.array(clips.split_of)}
+    return [_round(clips, name, use, valid_fraction, seed) for name, use in use_of.items()]
 
 
-def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple[LabelledClips, Round]:
-    """The round over the splits by `config.eval`: targets permuted with `shuffle_labels`, few clips of train with
-    `label_fraction`.
+def split_round(config: Config, shards: ShardSet, holdout: float | None) -> tuple[LabelledClips, Round]:
+    """The labelled clips of train, valid and test, and the round over them by `config.eval`: targets permuted with
+    `shuffle_labels`, few clips of train with `label_fraction`.
 
-    Raises UserError where `select` = best_test has no test split, and as rounds_of does.
+    Raises UserError for a set that stage 3 cannot use, where `select` = best_test has no test split, and as rounds_of
+    does.
+
+    Args:
+        holdout: share of the train recordings held out as test, for a set without a test split.
     """
-    seed = config.train.seed
+    train_clips(shards)
+    clips, seed = labelled_clips(shards, by_folds=False, tested=False, holdout=holdout), config.train.seed
     if config.eval.select == "best_test" and "test" not in clips.split_of:
         raise UserError(f"{shards.directory}: eval.select = best_test, but the set has no test split; use valid")
     if config.eval.shuffle_labels:
@@ -63,14 +78,72 @@ def split_round(config: Config, shards: ShardSet, clips: LabelledClips) -> tuple
     return clips, part._replace(train=few_labels(clips, part.train, config.eval.label_fraction, seed))
 
 
-def counts(clips: LabelledClips, part: Round) -> dict[str, Any]:
-    """Data entries of a result: clips and recordings of train, valid and test, and the held-out test."""
-    rows = {name: found for name, found in zip(Round._fields[1:], part[1:], strict=True) if len(found)}
-    return {
-        "clips": {name: len(found) for name, found in rows.items()},
-        "recordings": {name: len(clips.recordings(found).rows) for name, found in rows.items()},
+def holdout_input(holdout: float | None) -> dict[str, str]:
+    """The entry for --holdout that a run records, so that it resumes only with the same value."""
+    return {} if holdout is None else {"holdout": f"{holdout:g}"}
+
+
+def report_test_in_training(encoders: Sequence[str], shards: ShardSet, clips: LabelledClips) -> None:
+    """Reports which runs were trained on the clips of a held-out test, and which on its labels too."""
+    if clips.held_out is None:
+        return
+    for run in encoders:
+        recorded = None if run in BASELINES else read_description(Path(run))
+        if recorded is None or recorded["shards"] != shards.manifest.digest:
+            continue
+        if recorded["stage"] != "finetune":
+            console.once(f"{run}: trained on this set, the held-out test clips included, without their labels")
+        elif recorded["inputs"].get("holdout") != f"{clips.held_out.fraction:g}":
+            console.once(
+                f"{run}: fine-tuned on this set without --holdout {clips.held_out.fraction:g}, so it was trained "
+                "on labels of the held-out test, and its scores are optimistic",
+                style="yellow",
+            )
+
+
+def result_of(
+    config: Config,
+    shards: ShardSet,
+    encoder: str,
+    clips: LabelledClips,
+    part: Round,
+    scores: Mapping[str, NDArray[np.float32]],
+) -> dict[str, Any]:
+    """The part of the result common to train linear and train finetune, from scores (R, C) of the recordings of valid
+    and, where there is one, test.
+
+    Macro-F1 is over the classes that occur in the labels. Ours: classes that occur only in predictions are left out, so
+    that it is over the same classes for every encoder. Rows of the confusion matrix are classes, columns predictions.
+    """
+    recordings = {name: clips.recordings(rows).rows for name, rows in part._asdict().items()}
+    metric = {name: round(metric_of(clips, recordings[name], of), 6) for name, of in scores.items()}
+    alike: dict[str, Any] = {
+        "task": shards.directory.name,
+        "encoder": encoder,
+        "metric": "mAP" if clips.multi_label else "accuracy",
+        "valid": metric["valid"],
+        "test": metric.get("test"),
+        "select": config.eval.select,
+        "classes": len(clips.label_names),
+        "label_names": list(clips.label_names),
+        "clips": {name: len(rows) for name, rows in part._asdict().items() if len(rows)},
+        "recordings": {name: len(rows) for name, rows in recordings.items() if len(rows)},
         "held_out": None if clips.held_out is None else clips.held_out._asdict(),
+        "label_fraction": config.eval.label_fraction,
     }
+    if not clips.multi_label:
+        from sklearn.metrics import confusion_matrix, f1_score
+
+        pairs = {name: (clips.targets[recordings[name]], of.argmax(axis=1)) for name, of in scores.items()}
+        f1 = {
+            name: round(float(f1_score(*pair, labels=np.unique(pair[0]), average="macro", zero_division=0)), 6)
+            for name, pair in pairs.items()
+        }
+        alike["macro_f1"] = {name: f1.get(name) for name in ("valid", "test")}
+        alike["confusion"] = confusion_matrix(
+            *pairs["test" if "test" in pairs else "valid"], labels=range(len(clips.label_names))
+        ).tolist()
+    return alike
 
 
 def permuted(clips: LabelledClips, by_folds: bool, seed: int) -> NDArray[Any]:
@@ -99,19 +172,17 @@ def few_labels(clips: LabelledClips, train: Rows, fraction: float, seed: int) ->
     return found
 
 
-def _round(
-    clips: LabelledClips,
-    name: str,
-    train: NDArray[np.bool_],
-    valid: NDArray[np.bool_],
-    test: NDArray[np.bool_],
-    valid_fraction: float,
-    seed: int,
-) -> Round:
-    rows = np.flatnonzero(train)
-    if valid.any():
-        held = np.flatnonzero(valid)
-    else:
+def lacking(clips: LabelledClips, split: str, unknown: Sequence[str]) -> UserError:
+    """The error for labels of a split or fold that train lacks."""
+    return UserError(
+        f"{clips.directory}: {split} has labels that train lacks: {', '.join(unknown[:5])}; add such clips to train or "
+        "drop them"
+    )
+
+
+def _round(clips: LabelledClips, name: str, use: NDArray[np.str_], valid_fraction: float, seed: int) -> Round:
+    rows, held, test = (np.flatnonzero(use == part) for part in ("train", "valid", "test"))
+    if not len(held):
         out, _ = held_out_rows(clips, rows, valid_fraction, seed, VALID)
         held = rows[out]
         where = "" if name == "test" else f"{name}: "
@@ -121,16 +192,15 @@ def _round(
             about=("validation", name, len(rows), valid_fraction),
         )
         rows = rows[~out]
-    found = Round(name, rows, held, np.flatnonzero(test))
-    known = clips.classes(found.train)
-    unknown = sorted(clips.label_names[label] for label in clips.classes(found.test) - known)
+    unknown = clips.unknown(test, rows)
     if clips.multi_label and unknown:
         console.once(
             f"{name} has {len(unknown)} classes that train lacks, such as {unknown[0]}: no head can learn them, and "
             "they count in mAP",
             style="yellow",
         )
-    elif unknown or (len(known) < 2 and not clips.multi_label):
-        what = f"classes that train lacks: {', '.join(unknown[:5])}" if unknown else "a train of one class only"
-        raise UserError(f"{name} has {what}; add such clips to train or drop them")
-    return found
+    elif unknown:
+        raise lacking(clips, name, unknown)
+    elif len(clips.classes(rows)) < 2 and not clips.multi_label:
+        raise UserError(f"{clips.directory}: train has clips of one class only; evaluation needs at least two")
+    return Round(rows, held, test)

@@ -26,7 +26,14 @@ from unfused_fast.training.options import (
     train_clips,
     train_loader,
 )
-from unfused_fast.training.plots import plot_cluster_sizes, plot_confusions, plot_curves, plot_errors, plot_log_mels
+from unfused_fast.training.plots import (
+    draw,
+    plot_cluster_sizes,
+    plot_confusions,
+    plot_curves,
+    plot_errors,
+    plot_log_mels,
+)
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.run_record import config_digest, read_description, read_result

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unfused_fast.console import console
+from unfused_fast.errors import UserError, cause
 from unfused_fast.optional import importing
 from unfused_fast.shards.sets.shard_files import replace_file
+
+
+def draw(path: Path, plot: Callable[..., None], *content: Any) -> None:
+    """`plot(path, *content)` of finished work, which is written before: a picture that cannot be drawn is reported."""
+    try:
+        plot(path, *content)
+    except (OSError, UserError) as error:
+        console.print(f"{path}: not drawn ({cause(error)})", style="yellow")
 
 
 def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Any, Any]:
