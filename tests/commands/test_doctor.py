@@ -82,7 +82,7 @@ def test_every_auto_is_resolved_or_explained(cli: Cli) -> None:
     }
     assert {"cluster.k", "train.batch_size", "pseudo.k"} <= fields and fields | {"--device", "--compile"} == set(found)
     assert found["cluster.k"] == "512, or one for every 8 clips where that is fewer"
-    assert found["pseudo.k"] == "the number of classes of the set"
+    assert found["pseudo.k"] == "the number of classes of the set, which is all that is read of the labels"
 
 
 def test_a_checkout_that_is_not_installed_is_not_ready(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

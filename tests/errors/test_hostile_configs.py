@@ -78,5 +78,5 @@ def test_manifests_of_something_else(
 ) -> None:
     shards = copy_of(tones)
     changed(shards / "manifest.json", name, value)
-    refused(linear(shards, "random", tmp_path / "out"), shards / "manifest.json")
+    refused(linear(shards, "random", tmp_path / "out"), shards, "manifest.json")
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,11 @@ from outcomes import Cli, refused
 from unfused_fast.shards.sources.row import SourceRow
 
 PATHS: list[tuple[str, str, list[str]]] = [
-    ("shard gone OUT", "gone", ["no such file or folder", "name a folder of audio, an archive or a CSV"]),
+    (
+        "shard gone OUT",
+        "gone",
+        ["no such file or folder", "name a folder of audio, a tar, tar.gz or zip archive, or a .csv"],
+    ),
     ("shard empty OUT", "empty", ["no files in it", "name a folder or an archive that holds audio"]),
     ("shard table.csv OUT", "table.csv", ["no column path", "file, label", "path,label,split,group"]),
     ("report gone", "gone", ["does not exist", "give directories that unfused-fast train wrote"]),
@@ -22,7 +26,11 @@ PATHS: list[tuple[str, str, list[str]]] = [
     ("check gone", "gone", ["no such folder"]),
     ("train all gone --out OUT", "gone", ["no such folder", "unfused-fast shard SOURCE"]),
     ("train pretrain gone --out OUT", "gone", ["no such folder", "unfused-fast shard SOURCE"]),
-    ("train pretrain empty --out OUT", "empty", ["holds no manifest.json", "make one with: unfused-fast shard"]),
+    (
+        "train pretrain empty --out OUT",
+        "empty",
+        ["holds no manifest.json", "make a shard set there with: unfused-fast shard"],
+    ),
     ("train linear SET --encoder gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that train"]),
     ("train distill SET --teacher gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that"]),
     ("train linear SET --encoder empty --out OUT", "empty", ["no config.json", "give a directory"]),
@@ -134,7 +142,7 @@ def test_a_manifest_of_another_version(
     manifest = shards / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 1}))
     for done in (pretrain(shards, out), linear(shards, "random", out)):
-        refused(done, manifest, "schema version 1", "reads version 5", "pack the set again with: unfused-fast shard")
+        refused(done, manifest, "not a manifest of version 5", "version is 1", "pack the set again with --overwrite")
     manifest.write_text("{")
     refused(pretrain(shards, out), manifest, "cannot be read", "pack it again")
     assert not out.exists()

@@ -82,7 +82,6 @@ def test_a_checkpoint_that_does_not_fit_the_config(
     recorded.write_text(text.replace('"model.dim": 32', '"model.dim": 48'))
     before = contents(unfinished)
     out, misfit = tmp_path / "out", ["the checkpoint does not fit this config", ", want (", "use the config of the run"]
-    refused(linear(tones, unfinished, out), unfinished, *misfit)
     refused(distill(tones, unfinished, out), unfinished, *misfit)
     refused(pretrain(tones, unfinished, "--resume", "--set", "model.dim=48"), *misfit)
     assert contents(unfinished) == before and not out.exists()

@@ -27,7 +27,8 @@ class PseudoConfig:
     feature: Literal["encoder", "projector", "block1", "block2", "block3"] = "encoder"
     """What of the teacher is clustered. Source: paper Algorithm 1 (f_pre(X)); authors: projector, or block1 in LAPE."""
     k: Annotated[int | Auto, AT_LEAST_1] = "auto"
-    """Clusters. `auto` reads one thing of the labels: how many there are. Source: paper Algorithm 1 (K = t)."""
+    """Clusters. `auto`: the number of classes of the set, which is all that is read of the labels. Source: paper
+    Algorithm 1 (K = t)."""
     pca_dim: Annotated[int | Auto, AT_LEAST_0] = 128
     """PCA before clustering, 0 for none. Source: authors; DECAR section 3. `auto`: 128, or one for every 16 clips where
     that is fewer (ours: whitening 128 directions of a few hundred clips makes noise as loud as sound).
