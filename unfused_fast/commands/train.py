@@ -56,9 +56,9 @@ def train_distill(
     *,
     flags: RanksFlags,
 ) -> None:
-    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder; reads no labels.
+    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder.
 
-    But it reads how many there are, unless --set pseudo.k=N says how many clusters to make.
+    It reads no labels, only how many classes there are; --set pseudo.k=N gives the number of clusters instead.
     """
     flags.start_processes()
     from unfused_fast.stages import distill
