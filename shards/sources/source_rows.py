@@ -69,9 +69,10 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
     """Splits, and labels if they are asked for, from the folders that hold the files; and sentences about them.
 
     The first folders are splits where all that hold audio have usual names of splits, see split_names; a single
-    folder that holds all the others, such as the one in an archive, is entered first. Labels are then the folders
-    below, at the next level only: train/animals/dog/1.wav is `animals`. Ours: as image folders are read; a class named
-    test stays a class as long as a folder next to it is no split.
+    folder that holds all the others, such as the one in an archive, is entered first. Labels are the folders below
+    those of the splits, or else the first folders of which there are several, at one level only:
+    train/animals/dog/1.wav is `animals`. Ours: as image folders are read; a class named test stays a class as long as a
+    folder next to it is no split.
     """
     read = (row for row in rows if not (isinstance(row.path, ByteLocation) and row.path.kind is Kind.REFUSED))
     audio = [row.source for row in read if is_audio(row.source)]
@@ -108,8 +109,12 @@ def _by_folders(rows: list[SourceRow], labels_from_folders: bool) -> tuple[list[
             "splits at the top"
         )
     if labels_from_folders:
-        firsts_of = ((row, row.source.rstrip("/").rpartition("/")[0].partition("/")[0]) for row in rows)
-        rows = [replace(row, label=first or None) for row, first in firsts_of]
+        within = above if len(named) > 1 else ""
+        if within:
+            notes.append(f"labels are the folders in {escaped(within)}, which holds all files")
+        holding = [row.source.rstrip("/").rpartition("/")[0] + "/" for row in rows]
+        labels = [folder.removeprefix(within).partition("/")[0] * folder.startswith(within) for folder in holding]
+        rows = [replace(row, label=label or None) for row, label in zip(rows, labels, strict=True)]
     return rows, notes
 
 

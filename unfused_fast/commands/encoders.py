@@ -62,7 +62,8 @@ def embed(
         if stopped:
             raise KeyboardInterrupt
         stopped.append(number)
-        console.print("stopping after this batch; press Ctrl-C again to stop immediately", style="yellow")
+        again = "; press Ctrl-C again to stop immediately" if number == signal.SIGINT else ""
+        console.print(f"stopping after this batch{again}", style="yellow")
 
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -54,7 +54,7 @@ def shard(
         bool,
         typer.Option(
             "--labels-from-folders",
-            help="The first folder's name is the label, or the second's where the first are train, valid, test.",
+            help="Labels are the names of the first folders, or of those below train, valid, test.",
         ),
     ] = False,
     split: Annotated[

@@ -159,8 +159,4 @@ def train_everything(
         [name, f"{valid:.3f}", "" if (test := verdict["test"][name]) is None else f"{test:.3f}"]
         for name, valid in verdict["valid"].items()
     ]
-    sentences = [f"keep {verdict['keep']}: {verdict['encoder']}"]
-    if not verdict["beats_random"]:
-        doubt = "but it does not beat a random encoder on validation: the set may be too small, or training too short"
-        sentences.append(doubt)
-    show(verdict, flags.as_json, [(title, ["encoder", "valid", "test"], rows)], sentences)
+    show(verdict, flags.as_json, [(title, ["encoder", "valid", "test"], rows)])

@@ -63,8 +63,8 @@ def import_checkpoint(
     tensors = {name: value.to(own[name].dtype) if name in own else value for name, value in tensors.items()}
     if differing := misfitting(own, tensors):
         raise UserError(
-            f"{checkpoint}: not of layout {layout}: {escaped(differing)}; name its layout ({', '.join(PREFIXES)}) with "
-            "--layout"
+            f"{checkpoint}: not of layout {layout}: {escaped(differing)}; layouts for --layout are "
+            f"{' and '.join(PREFIXES)}, and a run or a folder that export wrote needs no import"
         )
     network.load_state_dict({ours: tensors[name] for ours, name in theirs.items()})
     description = {

@@ -58,5 +58,6 @@ def train_all(
         "run": str(out),
     }
     write_json(out / "verdict.json", verdict)
-    console.print(f"all: keep {keep}: {encoders[keep]}")
+    doubt = "" if verdict["beats_random"] else ", though it does not beat a random encoder on validation"
+    console.print(f"all: keep {keep}: {encoders[keep]}{doubt}")
     return verdict

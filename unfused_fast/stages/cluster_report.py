@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from unfused_fast.clustering import (
-    BANK,
-    Generation,
     cluster_sizes,
     clustered_points,
-    generation_name,
     normalised_mutual_information,
+    open_bank,
     own_similarities,
     row_spread,
 )
@@ -53,7 +51,7 @@ def describe_clusters(run: Path, shards: ShardSet | None, top: int) -> dict[str,
     _, state, unused = load_checkpoint(run / "checkpoints", _fault)
     for sentence in unused:
         console.print(f"{sentence}; these are the clusters of epoch {state['epoch']}", style="yellow")
-    bank = Generation(run / BANK / generation_name(state["epoch"]))
+    bank = open_bank(run, state["epoch"])
     rows, assignments, k, first_id = bank.rows(), bank.assignments(), int(state["k"]), bank.manifest.first_clip_id
     left_out = [int(clip_id) - first_id for clip_id in recorded["inputs"].get("left_out", "").split(",") if clip_id]
     read = torch.from_numpy(np.setdiff1d(np.arange(len(rows)), left_out))  # rows of others are copies

@@ -264,7 +264,7 @@ class Run:
             "stage": self.stage,
             **result,
             "seed": self._description["config"]["train.seed"],
-            "epochs": self._description["config"]["train.epochs"],
+            "epochs": self._description["config"]["eval.epochs" if self.stage == "linear" else "train.epochs"],
             "config_digest": config_digest(self._description["config"]),
             "data_digest": self._description["shards"],
             "seconds": self.seconds,
@@ -291,7 +291,8 @@ class Run:
             if self.stopping:
                 return
             self.stopping = True
-            console.print("stopping after this step; press Ctrl-C again to stop immediately", style="yellow")
+            again = "; press Ctrl-C again to stop immediately" if number == signal.SIGINT else ""
+            console.print(f"stopping after this step{again}", style="yellow")
 
         before = _handled_by(stop)
         try:

@@ -146,6 +146,12 @@ def test_splits_that_are_not_read_are_named() -> None:
             "are labels or parts of them",
         ),
         ("animals/dog/1.wav", True, "train:animals", ""),
+        (
+            "all/wav/dog/1.wav all/wav/cat/old/2.wav all/list.csv all/wav/3.wav",
+            True,
+            "train:dog train:cat train:None train:None",
+            "labels are the folders in all/wav/, which holds all files",
+        ),
     ],
 )
 @pytest.mark.parametrize("packed_as", ["folder", "zip", "tar"])
