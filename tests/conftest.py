@@ -6,8 +6,10 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,12 @@ TINY = (
     "model.channels=4 model.dim=32 model.proj_hidden=32 model.proj_dim=16 cluster.k=4 train.batch_size=16 "
     "train.amp=fp32 aug.mixup.memory=32"
 )
+
+
+def pytest_configure() -> None:
+    """Processes that tests start do not ignore Ctrl-C, though a shell started the tests in the background."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

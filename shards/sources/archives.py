@@ -197,7 +197,8 @@ def _tar_members(names: tuple[str, ...], opened: Joined, inflated: InflatedGzip 
                     why = "the archive ends inside it"
                 yield member.name, why or ByteLocation(names, kind, member.offset_data, member.size)
                 listed += 1
-        if read_at(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile treats a damaged header as the end
+        # tarfile treats a damaged header as the end, some versions after they have passed it
+        if tar.offset != max(before, 0) or read_at(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError("a damaged header")
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         text = f"the archive is truncated or damaged after {listed} members" if listed else "no tar archive"
