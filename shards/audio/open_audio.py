@@ -29,6 +29,10 @@ FLAC_AT_ONCE_BYTES = 1 << 22
 """FLAC up to this size is searched for a second one when it is decoded, from memory, so that its bytes are read once;
 larger ones by probe(). Ours: most clips are smaller, and of a long recording many pieces are decoded."""
 
+UNVERIFIED = ("IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SD2", "SDS", "WVE", "XI")
+"""Formats that are not packed. Ours: they are rare, their headers do not declare a length or libsndfile does not heed
+it, and half a file, or two in one, would be taken for a whole one."""
+
 HEAD_BYTES = 256
 """Of a file, after its tags, by which a format is recognised."""
 _FORMATS = [
@@ -170,10 +174,11 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
 
 
 def _check_end(file: ForwardFile, source: BinaryIO) -> None:
-    """Raises Rejected for a NIST or Ogg that ends early, and for several FLAC or Ogg in one file."""
+    """Raises Rejected for an Ogg that ends early, for several FLAC or Ogg in one file, and for what is `UNVERIFIED`."""
     frames = int(file.frames)
-    if file.format == "NIST" and (declared := truncation.nist_frames(source)) > frames:
-        raise Rejected(Reason.DAMAGED, f"ends after {frames} of {declared} samples")
+    if file.format in UNVERIFIED:
+        advice = "if it is whole, convert it with: sndfile-convert IN OUT.wav"
+        raise Rejected(Reason.UNSUPPORTED, f"{file.format}, of which nothing tells whether it is whole; {advice}")
     if file.format == "FLAC" and (second := truncation.second_flac(source)):
         raise Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
     if file.format == "OGG":
@@ -223,6 +228,8 @@ def _name(path: Path, descriptor: int) -> bytes:
 def message(error: Exception) -> str:
     """libsndfile's own message, without the path that python-soundfile puts before it."""
     text = str(getattr(error, "error_string", error)).removeprefix("Error :").strip()
+    if text.startswith("Unspecified internal error"):  # of an AIFF whose chunks it cannot follow
+        return "damaged, or no audio"
     if text.startswith(("File does not exist", "Internal error")):  # of an open file named .mp3, or a broken one
         return "Format not recognised"
     return text.rstrip(".")[:120]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -24,22 +25,18 @@ MOST_PADDING_BYTES = 1 << 24
 MOST_GAP_BYTES = 1 << 20
 """How far past other data the next Ogg page is searched. Ours: tags with a picture are smaller."""
 AS_FILES = "save each recording in a separate file"
-_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff")
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff", b"NIST", b"2BIT", b"Crea")
+_READ_ON = re.compile(rb"riff|NIST|2BIT|Crea|FORM....(?:8SVX|16SV)", re.DOTALL)
+"""W64, NIST, AVR, VOC and SVX: formats of which libsndfile reads up to the end of the file, whatever their headers
+declare."""
 _W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 """What follows the four letters of a W64 chunk's name, but for the first, `riff`."""
 _FLAC = b"fLaC\0\0\0\x22"
 """How a FLAC begins: its mark, and the header of STREAMINFO. Source: RFC 9639."""
 SCANNED_BYTES = 1 << 20
 _PAGE_HEADER_BYTES = 27
-_NIST_HEADER_BYTES = 1024
-_SAMPLE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
-
-
-def nist_frames(file: BinaryIO) -> int:
-    """Samples per channel that a SPHERE header declares; 0 where it declares none."""
-    file.seek(0)
-    found = _SAMPLE_COUNT.search(file.read(_NIST_HEADER_BYTES))
-    return int(found[1]) if found else 0
+_HEAD_BYTES = 1024
+"""The header of a NIST, and more than those of AU, AVR and most VOC."""
 
 
 def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
@@ -86,7 +83,7 @@ def second_flac(file: BinaryIO) -> int | None:
 
 @dataclass(frozen=True)
 class _SoundChunk:
-    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF or W64 file are."""
+    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF, W64, NIST, AVR or VOC file are."""
 
     format: bytes
     """Of RIFF and RF64, the chunk that describes the encoding of the samples, header included."""
@@ -102,22 +99,26 @@ class _SoundChunk:
 
 
 def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
-    """The same WAV or RF64 with a header that declares all its samples, where its own certainly declares fewer.
+    """The same file as libsndfile has to see it; None: as it is. Closing the result closes the file.
 
-    That is so where it declares none, because the recorder died, and where the file has more than 4 GB, which its 32
-    bits cannot hold. None: libsndfile may open the file as it is. Closing the result closes the file.
+    A WAV or RF64 gets a header that declares all its samples, where its own certainly declares fewer: none, because the
+    recorder died, or too few because the file has more than 4 GB, which its 32 bits cannot hold. A file of `_READ_ON`
+    ends after the declared samples.
 
     Raises:
         Rejected: the file ends before the declared samples do, or something else follows them.
     """
     file.seek(0)
-    sound = _sound_chunk(file, file.read(12))
+    head = file.read(_HEAD_BYTES)
+    sound = _sound_chunk(file, head)
     if sound is None:
         return None
     if 0 < sound.there < sound.declared - SLACK_BYTES and sound.declared not in STREAMED_BYTES:
         raise Rejected(Reason.DAMAGED, f"ends after {sound.there} of {sound.declared} bytes of samples")
     if sound.rest <= REST_BYTES:
-        return None
+        if sound.declared >= sound.there or not _READ_ON.match(head):
+            return None
+        return io.BufferedReader(_Spliced(b"", file, 0, sound.start + sound.declared))
     if sound.rest_begins in _MAGICS:
         raise Rejected(Reason.JOINED, f"{sound.rest} bytes of another file follow the first; {AS_FILES}")
     wraps = (sound.there - sound.declared) >> 32
@@ -149,9 +150,8 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     headers.
     """
     magic, kind, end = head[:4], head[8:12], file.seek(0, io.SEEK_END)
-    if magic == b".snd":  # AU, without chunks
-        start, size = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
-        return None if size == 0xFFFFFFFF else _with_rest(file, end, b"", start, size, start + size)
+    if (found := _without_chunks(head)) is not None:
+        return _with_rest(file, end, b"", *found, sum(found))
     forms = {b"WAVE": b"data", b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY", b"16SV": b"BODY"}
     name = forms.get(kind, b"")
     order: Literal["big", "little"] = "big" if magic in (b"RIFX", b"FORM", b"caff") else "little"
@@ -161,7 +161,6 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     if magic not in _MAGICS or not name:
         return None
     long_size, padding, coded = 0, 0, b""
-    found: tuple[int, int] | None = None
     while place + wide <= end:
         file.seek(place)
         header = file.read(24)
@@ -188,6 +187,34 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
         padding = -size % even
         place += wide + size + padding
     return None if found is None else _with_rest(file, end, coded, *found, place)
+
+
+def _without_chunks(head: bytes) -> tuple[int, int] | None:
+    """(Where the samples of an AU, NIST, AVR or VOC begin, their bytes by its header); None: it does not say.
+
+    Source: NIST's SPHERE; of AVR and VOC, as libsndfile writes them. Of a VOC in several blocks, the first
+    counts, with the zero that ends the file.
+    """
+    if head[:4] == b".snd":
+        start, size = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
+        return None if size == 0xFFFFFFFF else (start, size)
+    if head[:4] == b"2BIT":
+        stereo, bits, frames = (
+            int.from_bytes(head[place:stop], "big") for place, stop in ((12, 14), (14, 16), (26, 30))
+        )
+        return 128, frames * (2 if stereo else 1) * (bits // 8)
+    if (sphere := re.match(rb"NIST_1A\n *(\d+)\n", head)) is not None and b",embedded" not in head:
+        fields = dict(re.findall(rb"^(\w+) -i (\d+)", head, re.MULTILINE))
+        counts = [int(fields.get(name, 0)) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+        return (int(sphere[1]), math.prod(counts)) if all(counts) else None
+    if head[:4] == b"Crea":
+        place = int.from_bytes(head[20:22], "little")
+        while block := head[place : place + 4]:
+            fields_bytes, size = {1: 2, 9: 12}.get(block[0]), int.from_bytes(block[1:], "little")
+            if fields_bytes is not None:
+                return place + 4 + fields_bytes, max(0, size - fields_bytes) + 1
+            place += 4 + size
+    return None
 
 
 def _with_rest(file: BinaryIO, end: int, coded: bytes, start: int, declared: int, behind: int) -> _SoundChunk:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 Answer = TypeVar("Answer")
@@ -113,8 +114,8 @@ class Workers:
             progress: called now and then with the number of finished items of unfinished jobs.
 
         Raises:
-            UserError: processes die or hang before their first item, or at an item that is rejected already. Whatever
-                else a job raises.
+            UserError: processes cannot be started, or die or hang before their first item, or at an item that is
+                rejected already. Whatever else a job raises.
         """
         if not self.count:
             yield from ((job, job.answer({}, lambda item: None)) for job in jobs)
@@ -168,13 +169,29 @@ class Workers:
             task.bad[item] = Rejected(Reason.CRASHED)
         task.suspected.add(item)
 
-    def _start(self) -> _Worker:
+    def _start(self, again: bool = True) -> _Worker:
+        """Args: again: one more time, where the server that forks processes ends, killed from outside.
+
+        Raises:
+            UserError: no process can be started.
+        """
         ours, theirs = self._context.Pipe()
         item = self._context.RawValue("i", -1)
         arguments = (theirs, item, self.seconds_per_item, dict(os.environ))
         process = self._context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            ours.close()
+            if again:
+                time.sleep(PROGRESS_SECONDS)  # until the server has ended
+                return self._start(again=False)
+            raise UserError(
+                f"worker processes cannot be started ({cause(error)}); look for the cause (out of memory? killed?) in "
+                "the system log, and run the same command again"
+            ) from error
+        finally:
+            theirs.close()
         self._all.append(_Worker(process, ours, item))
         return self._all[-1]
 
@@ -189,7 +206,8 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as null:  # native libraries write to the screen
-        os.dup2(null.fileno(), sys.__stderr__.fileno() if sys.__stderr__ else 2)
+        for screen in filter(None, (sys.__stdout__, sys.__stderr__)):
+            os.dup2(null.fileno(), screen.fileno())
 
     def at(item: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds_per_item)

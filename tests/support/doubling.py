@@ -25,6 +25,8 @@ class Double:
         """Twice the items, or the reasons of those in `bad`."""
         if self.kind == "never begins":
             time.sleep(1000)
+        if self.kind == "screens":
+            return [os.path.samestat(os.fstat(number), Path(os.devnull).stat()) for number in (1, 2)]
         answers: list[Any] = []
         for place, item in enumerate(self.items):
             at(place)

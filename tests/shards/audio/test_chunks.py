@@ -47,8 +47,15 @@ def _declaring(kind: str, declared: bytes) -> bytes:
     return bytes(whole)
 
 
+W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+READ_ON = ("W64", "SVX", "NIST", "AVR", "VOC")
 WHOLE = {
-    **{kind: _written(kind) for kind in ("CAF", "W64", "FLAC")},
+    **{kind: _written(kind) for kind in READ_ON},
+    **{f"{kind}, rubbish behind": _written(kind) + b"\xff" * 900 for kind in READ_ON},
+    **{f"{kind}, many zeros behind": _written(kind) + bytes(300_000) for kind in READ_ON},
+    "W64, list behind": _written("W64") + b"list" + W64_GUID + struct.pack("<Q", 24 + 64_000) + b"n" * 64_000,
+    "SVX, annotation behind": _written("SVX") + chunk(b"ANNO", b"n" * 64_000, order=">"),
+    **{kind: _written(kind) for kind in ("CAF", "FLAC")},
     **{f"{kind}, rubbish behind": _written(kind) + b"\xff" * 1000 for kind in ("CAF", "FLAC")},
     "au": _au(len(DATA)),
     "au, streamed": _au(0xFFFFFFFF),
@@ -100,8 +107,13 @@ LEFT_OUT = {
             _written(kind) * 2,
             "^several recordings in one file: .* save each recording in a separate file",
         )
-        for kind in ("CAF", "W64", "FLAC")
+        for kind in ("CAF", "FLAC", *READ_ON)
     },
+    **{
+        f"{kind}, rubbish behind": (_written(kind) + b"\xff" * 64_000, "but 64000 more bytes follow")
+        for kind in READ_ON
+    },
+    **{f"half of {kind}": (_written(kind)[:100_000], r"^truncated or damaged: ends after \d+ of") for kind in READ_ON},
     "empty data before a list": (riff(FMT, chunk(b"data", b""), LIST), "^no samples"),
 }
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from multiprocessing.forkserver import _forkserver
+from multiprocessing.popen_forkserver import Popen
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +58,32 @@ def test_a_process_that_dies_or_hangs_costs_one_item(
 def test_what_ends_the_work(kind: str, seconds: float, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _answers(1, kind, seconds=seconds)
+
+
+def test_what_native_code_writes_in_a_process_is_not_on_the_screen() -> None:
+    """Neither on stdout, where the JSON of a command goes, nor on stderr."""
+    with Workers(1) as pool:
+        assert [answer for _, answer in pool.answers([Double([], "screens")])] == [[True, True]]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_fork_server_killed_while_it_starts_a_process(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Once costs nothing, twice is an error in words."""
+    launch, left = Popen._launch, iter(range(times))
+
+    def killed_first(self: Popen, process: BaseProcess) -> None:
+        if next(left, None) is not None:
+            _forkserver.ensure_running()
+            os.kill(_forkserver._forkserver_pid, signal.SIGSTOP)
+            threading.Timer(0.2, os.kill, (_forkserver._forkserver_pid, signal.SIGKILL)).start()
+        launch(self, process)
+
+    monkeypatch.setattr(Popen, "_launch", killed_first)
+    if times == 1:
+        assert _answers(1)[7] == 14
+        return
+    with pytest.raises(UserError, match=r"^worker processes cannot be started \(.+\); look for the cause"):
+        _answers(1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
