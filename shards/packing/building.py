@@ -23,18 +23,31 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.filesize import decimal
 
 from unfused_fast.errors import UserError, cause
+from unfused_fast.json_files import is_count, read_json
 from unfused_fast.shards.audio.decode import Probe
 from unfused_fast.shards.packing.pack_shard import DoneShard
-from unfused_fast.shards.sets.shard_files import index_path, replace_file
-from unfused_fast.shards.sets.table import MANIFEST, PART
+from unfused_fast.shards.sets.shard_files import check_index, index_path, replace_file
+from unfused_fast.shards.sets.table import DONE_SCHEMA, MANIFEST, PART
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 if TYPE_CHECKING:
     from unfused_fast.shards.packing.upload import RemoteSet
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_FULL = "free some space and run the same command again, or pack to another disk"
+_FORBIDDEN = "get the right to write there and run the same command again, or choose another OUT"
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again, or pack to another disk",
+    errno.EROFS: "choose an OUT on a disk that can be written",
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EIO: "look for the cause in the system log, or pack to another disk",
+}
+"""What to do about an error of the disk."""
 _ABOUT = b"unfused"
 
 
@@ -55,8 +68,18 @@ class Journal:
     def begun(self) -> dict[str, Any]:
         """What begin() kept; empty: there is nothing that this version can resume."""
         path = self.folder / "request.json"
-        kept: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        return kept if "owner" in kept else {}
+        try:
+            kept = read_json(path) if path.is_file() else {}
+            sound = isinstance(kept["owner"], str) and isinstance(kept["request"], dict)
+        except (ValueError, TypeError, KeyError):
+            return {}
+        return dict(kept) if sound else {}
+
+    @property
+    def stopped_at_once(self) -> bool:
+        """Whether nothing is there but what a run leaves that was killed before it had begun."""
+        first = (self.folder, self.making, self.folder / "request.json.new")
+        return all(path in first for path in self.set_folder.rglob("*"))
 
     def begin(self, request: Mapping[str, Any], replaces: bool, shown: str) -> None:
         """Resumes what is there, or starts the journal.
@@ -83,15 +106,20 @@ class Journal:
         shutil.rmtree(self.making, ignore_errors=True)
         self.making.mkdir(parents=True)
         replace_file(self.folder / "request.json", json.dumps({**kept, "replaces": replaces}, indent=2).encode())
-        self.request, self.owner, self.sent = request, kept["owner"], dict(self._lines("sent.jsonl"))
+        self.request, self.owner, self.sent = request, kept["owner"], self._sent()
 
-    def headers(self) -> dict[int, list[Probe | Rejected]]:
-        """The blocks of headers that were read: number of the first file -> what was found."""
+    def headers(self, sizes: Mapping[int, int]) -> dict[int, list[Probe | Rejected]]:
+        """The blocks of headers that were read: number of the first file -> what was found.
+
+        Args:
+            sizes: of all blocks: number of the first file -> files; what does not fit is read again.
+        """
         found: dict[int, list[Probe | Rejected]] = {}
-        for first, values in self._lines("headers.jsonl"):
-            found[first] = [
-                Probe(*value) if isinstance(value[0], int) else Rejected(Reason(value[0]), value[1]) for value in values
-            ]
+        for line in self._lines("headers.jsonl"):
+            with suppress(ValueError, TypeError):
+                first, values = line
+                if len(values) == sizes.get(first):
+                    found[first] = [_header(*value) for value in values]
         return found
 
     def add_headers(self, first: int, probes: Sequence[Probe | Rejected]) -> None:
@@ -107,11 +135,29 @@ class Journal:
         self.sent[name] = files
         self._add_line("sent.jsonl", (name, files))
 
+    def forget_sent(self, name: str) -> None:
+        """Keeps that a shard has to be sent, although it may have been."""
+        if self.sent.pop(name, None) is not None:
+            self._add_line("sent.jsonl", (name, {}))
+
+    def _sent(self) -> dict[str, dict[str, Sequence[Any]]]:
+        sent: dict[str, dict[str, Sequence[Any]]] = {}
+        for line in self._lines("sent.jsonl"):
+            with suppress(ValueError, TypeError, AttributeError):
+                name, files = line
+                sent.pop(name, None)
+                if {path.name for path in self.files(name)} == files.keys():
+                    sent[name] = {file: tuple(facts) for file, facts in files.items()}
+        return sent
+
     def _lines(self, name: str) -> Iterator[Any]:
         path = self.folder / name
-        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-            with suppress(ValueError):  # empty, or cut off by a kill
-                yield json.loads(line)
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):  # empty, cut off by a kill, or none of ours
+                continue
+            yield value
 
     def _add_line(self, name: str, value: Any) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
@@ -125,28 +171,45 @@ class Journal:
         """Gives a shard whose tar is at `tar` its name, and notes that it is there."""
         for new, path in zip((tar, index_path(tar)), self.files(done.name), strict=True):
             new.replace(path) if done.bytes else new.unlink(missing_ok=True)
-        about = json.dumps({"rejected": done.rejected, "bytes": done.bytes}).encode()
+        about = json.dumps({"rejected": done.rejected, "bytes": done.bytes, "origin": done.origin}).encode()
         note = self.making / f"{done.name}.parquet"
         with note.open("wb") as file:  # Python's own file, whose errors have the error number of a full disk
             pq.write_table(done.clips.replace_schema_metadata({_ABOUT: about}), file, compression="zstd")
         note.replace(self.folder / note.name)
 
     def done(self, name: str) -> DoneShard | None:
-        """A finished shard; None: it is missing or incomplete, for example after a power cut."""
+        """A finished shard; None: it is missing, incomplete or damaged, for example after a power cut."""
         try:
-            table = pq.read_table(self.folder / f"{name}.parquet")
-        except (FileNotFoundError, pa.ArrowInvalid):
+            with pq.ParquetFile(self.folder / f"{name}.parquet") as file:
+                table = file.read()
+            about = json.loads(table.schema.metadata[_ABOUT])
+            rejected = [(str(source), int(piece), str(text)) for source, piece, text in about["rejected"]]
+            done = DoneShard(name, table, rejected, int(about["bytes"]), tuple(about.get("origin", ())))
+            if (table.schema.names, table.schema.types) != (DONE_SCHEMA.names, DONE_SCHEMA.types):
+                return None
+            if name in self.sent:
+                return done
+            size = sum(path.stat().st_size for path in self.files(name) if path.is_file())
+            clips = len(check_index(*self.files(name))) if done.bytes else 0
+        except PermissionError:
+            raise
+        except (OSError, pa.ArrowException, UserError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
             return None
-        about = json.loads(table.schema.metadata[_ABOUT])
-        size = sum(file.stat().st_size for file in self.files(name) if file.is_file())
-        if size != about["bytes"] and name not in self.sent:
-            return None
-        return DoneShard(name, table, [tuple(row) for row in about["rejected"]], about["bytes"])
+        return done if (size, clips) == (done.bytes, table.num_rows) else None
 
     def files(self, name: str) -> tuple[Path, Path]:
         """Tar and index of a shard."""
         tar = self.set_folder / f"{name}.tar"
         return tar, index_path(tar)
+
+
+def _header(first: Any, second: Any) -> Probe | Rejected:
+    """What add_headers() kept of a file. Raises ValueError: it is something else."""
+    if isinstance(first, str) and isinstance(second, str):
+        return Rejected(Reason(first), second)
+    if not (is_count(first) and is_count(second) and second):
+        raise ValueError("no header")
+    return Probe(first, second)
 
 
 @contextmanager
@@ -173,15 +236,18 @@ def building(
     try:
         if not real.exists() and is_complete(replaced):  # killed between the two renames
             replaced.rename(real)
-        replace = overwrite or (resume and journal.begun.get("replaces", False))
+        replace = overwrite or (resume and journal.begun.get("replaces") is True)
         _check_replaceable(out, replace)
         partial.mkdir(parents=True, exist_ok=True)
         with _lock(partial, shown):
             if overwrite and not resume:
                 discard(partial)
             begun = bool(journal.begun)
-            if not begun and any(path != journal.folder for path in partial.iterdir()):
-                raise UserError(f"{partial}: not an unfinished set; delete it, or start again with --overwrite")
+            if not begun and not journal.stopped_at_once:
+                raise UserError(
+                    f"{partial}: not an unfinished set that this version can resume; delete it, or start again with "
+                    "--overwrite"
+                )
             try:
                 journal.begin(request, replace, shown)
                 if remote is not None:
@@ -204,12 +270,10 @@ def building(
         if remote is not None:
             shutil.rmtree(real, ignore_errors=True)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if (advice := _ADVICE.get(error.errno or 0)) is None:
             raise
-        raise UserError(
-            f"{partial.parent}: cannot be written, {cause(error)}; what is packed so far is in {partial.name}: free "
-            "some space and run the same command again, or pack to another disk"
-        ) from error
+        packed = f"what is packed so far is in {partial.name}: " if os.access(partial, os.F_OK) else ""
+        raise UserError(f"{partial.parent}: cannot be written, {cause(error)}; {packed}{advice}") from error
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -253,9 +317,9 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder.parent}: the set needs up to {needed / 1e9:.2f} GB more, but the disk has "
-            f"{free / 1e9:.2f} GB free; free some space and run the same command again, pack to another disk, or "
-            "halve the set with --codec flac"
+            f"{folder.parent}: the set needs up to {decimal(needed, precision=2)} more, but the disk has "
+            f"{decimal(free, precision=2)} free; free some space and run the same command again, pack to another "
+            "disk, or halve the set with --codec flac"
         )
 
 

@@ -243,12 +243,16 @@ def read_part(directory: Path) -> tuple[dict[str, Any], tuple[int, int], Content
         about = json.loads((directory / PART).read_text(encoding="utf-8"))
         rejected = [tuple(row) for row in about["contents"].pop("rejected")]
         number, count = map(int, about["request"]["part"].split("/"))
-        return about["request"], (number, count), Contents(**about["contents"], rejected=rejected)
+        contents = Contents(**about["contents"], rejected=rejected)
+        texts = [*contents.shards, *contents.label_names, *contents.files.values()]
+        if not 1 <= number <= count or not all(isinstance(text, str) for text in texts):
+            raise ValueError("not what unfused-fast shard writes")
+        return about["request"], (number, count), contents
     except FileNotFoundError:
         raise UserError(
             f"{directory}: no finished part of a set; make one with: unfused-fast shard SOURCE {directory} --part i/n"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{directory / PART}: not a valid part of a set ({cause(error)}); copy the part again or pack it again"
         ) from error
