@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from unfused_fast import __version__
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
-from unfused_fast.shards.packing.building import Journal, beside, complete, discard, is_complete, tidy
+from unfused_fast.shards.packing.building import beside, complete, discard, is_complete, tidy
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
 from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, read_reasons, write_rejected

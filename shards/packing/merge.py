@@ -13,7 +13,7 @@ from typing import Any
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.packing.building import Journal, building
+from unfused_fast.shards.packing.building import building
 from unfused_fast.shards.packing.finish import (
     Assembly,
     Contents,
@@ -23,6 +23,7 @@ from unfused_fast.shards.packing.finish import (
     read_part,
     shards_of,
 )
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard
 from unfused_fast.shards.packing.upload import destination, part_folder

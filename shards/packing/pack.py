@@ -21,8 +21,9 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import Probe
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.packing.building import Journal, building, check_space
+from unfused_fast.shards.packing.building import building, check_space
 from unfused_fast.shards.packing.finish import Assembly, Contents, PackResult, Statistics, finished
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.packing.options import Codec, PackOptions, request_of
 from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.callbacks import OnMessage
-from unfused_fast.shards.packing.building import Journal
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.sets.download import local_set
 from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.shard_files import index_path, read_index
