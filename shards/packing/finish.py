@@ -260,11 +260,13 @@ def read_part(directory: Path) -> tuple[dict[str, Any], tuple[int, int], Content
 
 
 def shards_of(part: Path, contents: Contents) -> list[DoneShard]:
-    """The shards of a finished part. Raises UserError: the files of one are not there, or of another size."""
+    """The shards of a finished part. Raises UserError: the files of one are not there, or damaged."""
     shards = []
     for name in contents.shards:
         if (done := Journal(part).done(name)) is None:
-            raise UserError(f"{part}: {name}.tar is missing or damaged; copy the part again or pack it again")
+            raise UserError(
+                f"{part}: {name}.tar or its index is missing or damaged; copy the part again or pack it again"
+            )
         shards.append(done)
     return shards
 

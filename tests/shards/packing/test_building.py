@@ -254,7 +254,9 @@ def test_damaged_notes_and_indexes(rows: list[SourceRow], packed: ShardSet, tmp_
             path.write_bytes(data[: len(data) // 2] if kind == "cut" else data)
     assert _pack(rows, tmp_path / "out", clips_per_shard=10).shards_made == 4
     assert bytes_of(tmp_path / "out") == bytes_of(packed.directory)
-    with pytest.raises(UserError, match=r"part1: train-000001.tar is missing or damaged; copy the part again or pack"):
+    with pytest.raises(
+        UserError, match=r"part1: train-000001.tar or its index is missing or damaged; copy the part again or pack"
+    ):
         merge(parts, tmp_path / "merged")
     assert not list(tmp_path.glob("merged*"))
     merge([whole[parts[0]], parts[1]], tmp_path / "merged")

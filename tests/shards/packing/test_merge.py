@@ -73,7 +73,7 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
         ([first, first], "part 1 of 2, and so is"),
         ([first, other], "part 2 of 2 of a different set from"),
         ([first, empty], "no finished part of a set"),
-        ([first, damaged], r"tar is missing or damaged"),
+        ([first, damaged], r"damaged: test-000000.tar or its index is missing or damaged"),
         ([], "no parts"),
         (
             [_claiming(first, tmp_path / "hundred", "1/100")],
