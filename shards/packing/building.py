@@ -1,152 +1,37 @@
-"""OUT.partial: where a set is made, from which it resumes after any interruption, and how it replaces OUT atomically.
-
-OUT.partial/journal/request.json   the request; a different request does not resume this set
-OUT.partial/journal/headers.jsonl  headers of the files, a block a line
-OUT.partial/journal/NAME.parquet   written when NAME.tar and NAME.idx have their names: their clips and rejections
-OUT.partial/journal/sent.jsonl     of a set behind a URL: the shards that are there, one a line; they may be gone here
-OUT.partial/journal/making/        shards being written
-
-A finished part of a set keeps its journal, from which it is merged.
-"""
+"""OUT.partial: where a set is made, and how it replaces OUT atomically; journal.py says what is in there."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from rich.filesize import decimal
 
 from unfused_fast.errors import UserError, cause
-from unfused_fast.shards.audio.decode import Probe
-from unfused_fast.shards.packing.pack_shard import DoneShard
-from unfused_fast.shards.sets.shard_files import index_path, replace_file
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.sets.table import MANIFEST, PART
-from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 if TYPE_CHECKING:
     from unfused_fast.shards.packing.upload import RemoteSet
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_ABOUT = b"unfused"
-
-
-class Journal:
-    """What is known of a set that is unfinished, or of a finished part of one."""
-
-    def __init__(self, set_folder: Path) -> None:
-        """Of the set in `set_folder`; nothing is read or written yet."""
-        self.set_folder, self.folder = set_folder, set_folder / "journal"
-        self.making = self.folder / "making"
-        self.request: Mapping[str, Any] = {}
-        self.owner = ""
-        """A name that no other journal has."""
-        self.sent: dict[str, dict[str, Sequence[Any]]] = {}
-        """Of the shards behind the URL: name -> file -> size, and the server's digest of the content."""
-
-    @property
-    def begun(self) -> dict[str, Any]:
-        """What begin() kept; empty: there is nothing that this version can resume."""
-        path = self.folder / "request.json"
-        kept: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        return kept if "owner" in kept else {}
-
-    def begin(self, request: Mapping[str, Any], replaces: bool, shown: str) -> None:
-        """Resumes what is there, or starts the journal.
-
-        Args:
-            replaces: the set, once it is complete, may replace another.
-            shown: name of the set in errors.
-
-        Raises:
-            UserError: what is there was started with different options.
-        """
-        kept = self.begun or {"request": dict(request), "owner": os.urandom(8).hex()}
-        before = kept["request"]
-        different = [
-            f"{name.replace('_', ' ')} {before.get(name)} there, {request.get(name)} now"
-            for name in sorted({*before, *request})
-            if before.get(name) != request.get(name)
-        ]
-        if different:
-            raise UserError(
-                f"{shown}: unfinished, and started with different options ({'; '.join(different)}); use those to "
-                "finish it, or start again with --overwrite"
-            )
-        shutil.rmtree(self.making, ignore_errors=True)
-        self.making.mkdir(parents=True)
-        replace_file(self.folder / "request.json", json.dumps({**kept, "replaces": replaces}, indent=2).encode())
-        self.request, self.owner, self.sent = request, kept["owner"], dict(self._lines("sent.jsonl"))
-
-    def headers(self) -> dict[int, list[Probe | Rejected]]:
-        """The blocks of headers that were read: number of the first file -> what was found."""
-        found: dict[int, list[Probe | Rejected]] = {}
-        for first, values in self._lines("headers.jsonl"):
-            found[first] = [
-                Probe(*value) if isinstance(value[0], int) else Rejected(Reason(value[0]), value[1]) for value in values
-            ]
-        return found
-
-    def add_headers(self, first: int, probes: Sequence[Probe | Rejected]) -> None:
-        """Keeps a block of headers."""
-        values = [
-            (probe.reason, probe.detail) if isinstance(probe, Rejected) else (probe.frames, probe.rate_hz)
-            for probe in probes
-        ]
-        self._add_line("headers.jsonl", (first, values))
-
-    def add_sent(self, name: str, files: dict[str, Sequence[Any]]) -> None:
-        """Keeps that the files of a shard are behind the URL, see `sent`."""
-        self.sent[name] = files
-        self._add_line("sent.jsonl", (name, files))
-
-    def _lines(self, name: str) -> Iterator[Any]:
-        path = self.folder / name
-        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-            with suppress(ValueError):  # empty, or cut off by a kill
-                yield json.loads(line)
-
-    def _add_line(self, name: str, value: Any) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps(value)}")
-
-    def temporary(self, name: str) -> Path:
-        """Where a tar is written; each call gives another, so that a process of a lost node harms nothing."""
-        return self.making / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tar"
-
-    def publish(self, tar: Path, done: DoneShard) -> None:
-        """Gives a shard whose tar is at `tar` its name, and notes that it is there."""
-        for new, path in zip((tar, index_path(tar)), self.files(done.name), strict=True):
-            new.replace(path) if done.bytes else new.unlink(missing_ok=True)
-        about = json.dumps({"rejected": done.rejected, "bytes": done.bytes}).encode()
-        note = self.making / f"{done.name}.parquet"
-        with note.open("wb") as file:  # Python's own file, whose errors have the error number of a full disk
-            pq.write_table(done.clips.replace_schema_metadata({_ABOUT: about}), file, compression="zstd")
-        note.replace(self.folder / note.name)
-
-    def done(self, name: str) -> DoneShard | None:
-        """A finished shard; None: it is missing or incomplete, for example after a power cut."""
-        try:
-            table = pq.read_table(self.folder / f"{name}.parquet")
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return None
-        about = json.loads(table.schema.metadata[_ABOUT])
-        size = sum(file.stat().st_size for file in self.files(name) if file.is_file())
-        if size != about["bytes"] and name not in self.sent:
-            return None
-        return DoneShard(name, table, [tuple(row) for row in about["rejected"]], about["bytes"])
-
-    def files(self, name: str) -> tuple[Path, Path]:
-        """Tar and index of a shard."""
-        tar = self.set_folder / f"{name}.tar"
-        return tar, index_path(tar)
+_FULL = "free some space and run the same command again, or pack to another disk"
+_FORBIDDEN = "get the right to write there and run the same command again, or choose another OUT"
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again, or pack to another disk",
+    errno.EROFS: "choose an OUT on a disk that can be written",
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EIO: "look for the cause in the system log, or pack to another disk",
+}
+"""What to do about an error of the disk."""
 
 
 @contextmanager
@@ -173,15 +58,18 @@ def building(
     try:
         if not real.exists() and is_complete(replaced):  # killed between the two renames
             replaced.rename(real)
-        replace = overwrite or (resume and journal.begun.get("replaces", False))
+        replace = overwrite or (resume and journal.begun.get("replaces") is True)
         _check_replaceable(out, replace)
         partial.mkdir(parents=True, exist_ok=True)
         with _lock(partial, shown):
             if overwrite and not resume:
                 discard(partial)
             begun = bool(journal.begun)
-            if not begun and any(path != journal.folder for path in partial.iterdir()):
-                raise UserError(f"{partial}: not an unfinished set; delete it, or start again with --overwrite")
+            if not begun and not journal.stopped_at_once:
+                raise UserError(
+                    f"{partial}: not an unfinished set that this version can resume; delete it, or start again with "
+                    "--overwrite"
+                )
             try:
                 journal.begin(request, replace, shown)
                 if remote is not None:
@@ -204,12 +92,10 @@ def building(
         if remote is not None:
             shutil.rmtree(real, ignore_errors=True)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if (advice := _ADVICE.get(error.errno or 0)) is None:
             raise
-        raise UserError(
-            f"{partial.parent}: cannot be written, {cause(error)}; what is packed so far is in {partial.name}: free "
-            "some space and run the same command again, or pack to another disk"
-        ) from error
+        packed = f"what is packed so far is in {partial.name}: " if os.access(partial, os.F_OK) else ""
+        raise UserError(f"{partial.parent}: cannot be written, {cause(error)}; {packed}{advice}") from error
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -253,9 +139,9 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder.parent}: the set needs up to {needed / 1e9:.2f} GB more, but the disk has "
-            f"{free / 1e9:.2f} GB free; free some space and run the same command again, pack to another disk, or "
-            "halve the set with --codec flac"
+            f"{folder.parent}: the set needs up to {decimal(needed, precision=2)} more, but the disk has "
+            f"{decimal(free, precision=2)} free; free some space and run the same command again, pack to another "
+            "disk, or halve the set with --codec flac"
         )
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from unfused_fast import __version__
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
-from unfused_fast.shards.packing.building import Journal, beside, complete, discard, is_complete, tidy
+from unfused_fast.shards.packing.building import beside, complete, discard, is_complete, tidy
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
 from unfused_fast.shards.packing.rejections import by_reason, nothing_usable, read_reasons, write_rejected
@@ -243,23 +244,29 @@ def read_part(directory: Path) -> tuple[dict[str, Any], tuple[int, int], Content
         about = json.loads((directory / PART).read_text(encoding="utf-8"))
         rejected = [tuple(row) for row in about["contents"].pop("rejected")]
         number, count = map(int, about["request"]["part"].split("/"))
-        return about["request"], (number, count), Contents(**about["contents"], rejected=rejected)
+        contents = Contents(**about["contents"], rejected=rejected)
+        texts = [*contents.shards, *contents.label_names, *contents.files.values()]
+        if not 1 <= number <= count or not all(isinstance(text, str) for text in texts):
+            raise ValueError("not what unfused-fast shard writes")
+        return about["request"], (number, count), contents
     except FileNotFoundError:
         raise UserError(
             f"{directory}: no finished part of a set; make one with: unfused-fast shard SOURCE {directory} --part i/n"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{directory / PART}: not a valid part of a set ({cause(error)}); copy the part again or pack it again"
         ) from error
 
 
 def shards_of(part: Path, contents: Contents) -> list[DoneShard]:
-    """The shards of a finished part. Raises UserError: the files of one are not there, or of another size."""
+    """The shards of a finished part. Raises UserError: the files of one are not there, or damaged."""
     shards = []
     for name in contents.shards:
         if (done := Journal(part).done(name)) is None:
-            raise UserError(f"{part}: {name}.tar is missing or damaged; copy the part again or pack it again")
+            raise UserError(
+                f"{part}: {name}.tar or its index is missing or damaged; copy the part again or pack it again"
+            )
         shards.append(done)
     return shards
 

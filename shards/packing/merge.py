@@ -7,12 +7,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.packing.building import Journal, building
+from unfused_fast.shards.packing.building import building
 from unfused_fast.shards.packing.finish import (
     Assembly,
     Contents,
@@ -22,10 +23,14 @@ from unfused_fast.shards.packing.finish import (
     read_part,
     shards_of,
 )
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard
 from unfused_fast.shards.packing.upload import destination, part_folder
 from unfused_fast.shards.sets.shard_files import index_path
+
+NAMED = 8
+"""Missing parts that an error names."""
 
 
 def merge(
@@ -53,12 +58,19 @@ def merge(
     folder, remote = destination(out)
     if resume and (there := finished(folder, remote, request, started)) is not None:
         return there
-    shards = [(part, done) for part, of_part in contents.items() for done in shards_of(part, of_part)]
+    shards = [
+        (part, replace(done, origin=_origin(part, done)))
+        for part, of_part in contents.items()
+        for done in shards_of(part, of_part)
+    ]
     whole = replace(next(iter(contents.values())), shards=[done.name for _, done in shards])
     with building(folder, request, overwrite, resume, remote) as journal:
         assembly = Assembly(journal, whole, remote)
         for number, (part, done) in enumerate(shards, 1):
-            if journal.done(done.name) is None:
+            if journal.done(done.name) != done:  # or its part has changed
+                if done.name in journal.sent:  # those behind it may get other numbers
+                    for _, later in shards[number - 1 :]:
+                        journal.forget_sent(later.name)
                 _bring(part, journal, done)
                 made += 1
             assembly.add(done)
@@ -82,12 +94,21 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
         if number in there:
             raise UserError(f"{part}: part {number} of {of}, and so is {there[number][0]}; name each part once")
         there[number] = part, contents
-    if missing := sorted(set(range(1, count + 1)) - set(there)):
+    if lacking := count - len(there):
+        missing = list(islice((number for number in range(1, count + 1) if number not in there), NAMED))
+        others = f" and {lacking - len(missing)} others" if lacking > len(missing) else ""
         raise UserError(
-            f"{len(parts)} of {count} parts; part {', '.join(map(str, missing))} of {count} is missing: pack it with "
-            f"--part {missing[0]}/{count}, and name all parts"
+            f"{len(parts)} of {count} parts; part {', '.join(map(str, missing))}{others} of {count} "
+            f"{'is' if lacking == 1 else 'are'} missing: pack {'it' if lacking == 1 else 'each'} with --part "
+            f"{missing[0]}/{count}{'' if lacking == 1 else ' and so on'}, and name all parts"
         )
     return {**first, "part": None}, dict(there[number] for number in sorted(there))
+
+
+def _origin(part: Path, done: DoneShard) -> tuple[int, ...]:
+    """Inodes and times of the files of a shard of a part: others where the part was copied or packed again."""
+    states = [file.stat() for file in Journal(part).files(done.name)] if done.bytes else []
+    return tuple(number for state in states for number in (state.st_ino, state.st_mtime_ns))
 
 
 def _bring(part: Path, journal: Journal, done: DoneShard) -> None:

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from unfused_fast.console import counted
+from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import Probe
 from unfused_fast.shards.callbacks import OnProgress, no_progress
-from unfused_fast.shards.packing.building import Journal, building, check_space
+from unfused_fast.shards.packing.building import building, check_space
 from unfused_fast.shards.packing.finish import Assembly, Contents, PackResult, Statistics, finished
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.packing.options import Codec, PackOptions, request_of
 from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
@@ -78,13 +81,15 @@ def pack(
             read, then from 0 up to the number of clips.
 
     Raises:
-        UserError: an option out of range, nothing usable, a full disk, something at `out` that must not be replaced,
-            or an unfinished set that was started with different options.
+        UserError: an option out of range, more parts than files, nothing usable, a full disk, something at `out` that
+            must not be replaced, or an unfinished set that was started with different options.
     """
     started, processes = time.perf_counter(), worker_count(workers)
     options = PackOptions(codec, max_seconds, min_seconds, seed, clips_per_shard, max_file_hours)
     rows = sorted(rows, key=attrgetter("source"))
     request = request_of(rows, options, dataset, part)
+    if part is not None and part[1] > len(rows):
+        raise UserError(f"part {part[0]} of {part[1]} of {counted(len(rows), 'file')}; make at most one part per file")
     folder, remote = destination(out) if part is None else (part_folder(out), None)
     if resume and (there := finished(folder, remote, request, started)) is not None:
         return there
@@ -107,10 +112,11 @@ def _plan_set(
     progress: OnProgress,
 ) -> tuple[Plan, list[PlannedShard], Contents]:
     """Reads all headers: all pieces in order, and the shards of the set or of a part of it."""
-    found = journal.headers()
+    blocks = range(0, len(rows), HEADER_BLOCK)
+    found = journal.headers({first: min(HEADER_BLOCK, len(rows) - first) for first in blocks})
     jobs = (
         ProbeJob(first, [row.path for row in rows[first : first + HEADER_BLOCK]], 3600 * options.max_file_hours)
-        for first in range(0, len(rows), HEADER_BLOCK)
+        for first in blocks
         if first not in found
     )
     headers = [header for block in found.values() for header in block]

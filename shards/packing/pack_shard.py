@@ -55,6 +55,8 @@ class DoneShard:
     rejected: list[Rejection]
     bytes: int
     """Of tar and index; 0 where no clip is left, which leaves no file either."""
+    origin: tuple[int, ...] = ()
+    """Of a shard that merge() took from a part: inodes and times of its files there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich.filesize import decimal
+
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.callbacks import OnMessage, OnProgress, no_message, no_progress
 from unfused_fast.shards.sets.remote_folder import RemoteFolder, cache_folder
@@ -97,8 +99,8 @@ def _download(remote: RemoteFolder, missing: list[Path], files: int, progress: O
     free = shutil.disk_usage(missing[0].parent).free if missing else 0
     if needed > free:
         raise UserError(
-            f"{remote.shown}: {needed / 1e9:.2f} GB must be downloaded, but {missing[0].parent} has "
-            f"{free / 1e9:.2f} GB free; make room, or set UNFUSED_CACHE to a folder on a larger disk"
+            f"{remote.shown}: {decimal(needed, precision=2)} must be downloaded, but {missing[0].parent} has "
+            f"{decimal(free, precision=2)} free; make room, or set UNFUSED_CACHE to a folder on a larger disk"
         )
 
     def fetch(path: Path) -> None:

@@ -198,7 +198,7 @@ def _no_manifest(directory: Path) -> str:
     unfinished = directory if directory.suffix == ".partial" else directory.with_name(f"{directory.name}.partial")
     if (unfinished / "journal").is_dir():
         out = unfinished.with_suffix("")
-        return f"unfinished; finish it with the same unfused-fast shard command that started it (OUT is {out})"
+        return f"unfinished; finish it with the same command that started it (OUT is {out})"
     found = f"holds no {MANIFEST}, so it is not a shard set" if directory.is_dir() else "no such folder"
     return f"{found}; make a shard set there with: unfused-fast shard SOURCE {directory}"
 

@@ -26,6 +26,8 @@ from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.embedding.files import embed_files
 from unfused_fast.embedding.parts import EmbeddingParts
 from unfused_fast.embedding.sources import embed_rows
+from unfused_fast.errors import UserError
+from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import extract, load_encoder
@@ -285,7 +287,43 @@ def test_what_an_unfinished_run_left(
     refused(cli("embed", *paths[:3], *flags), "json: cannot be read (", "does not have", "delete")
     rows.with_suffix(".json").write_text("{")
     refused(cli("embed", *paths[:3], *flags), "json: cannot be read", "delete")
+    for request, files in (([], []), (5, []), ({}, [[5, 1.0, 1]]), ({}, [["a", None, 1]]), ({}, [["a", 1.0, -1]])):
+        rows.with_suffix(".json").write_text(json.dumps({"request": request, "files": files}))
+        refused(cli("embed", *paths[:3], *flags), "json: cannot be read (not what embed writes)", "delete")
     (tmp_path / "there.npz").touch()
     nothing = ("--encoder", tmp_path, "--out")  # what is there is refused before an encoder is looked for
     refused(cli("embed", folder, *nothing, tmp_path / "there.npz"), "there.npz: it exists")
     refused(cli("embed", folder, *nothing, tmp_path / "x.csv"), ".npz, .parquet or .zarr")
+
+
+@pytest.mark.parametrize("name", ["z.zarr", "dd.npz", "foreign.zarr", "x.npz.partial"])
+def test_a_folder_that_embed_did_not_write_stays(embedder: Embedder, folder: Path, tmp_path: Path, name: str) -> None:
+    """Also one that is made while the files are embedded."""
+    mine, rows = tmp_path / name, rows_of(sorted(folder.iterdir())[0])
+    out = mine.with_suffix("") if mine.suffix == ".partial" else mine
+
+    def make(*_: object) -> None:
+        if name == "foreign.zarr" and not mine.exists():
+            zarr.create_group(mine).attrs["about"] = "somebody else's"
+        mine.mkdir(exist_ok=True)
+        (mine / "precious").write_text("years")
+
+    if out == mine:
+        with pytest.raises(UserError, match=f"{name}: a folder that is not an output of embed"):
+            embed_files(embedder, rows, out, workers=0, overwrite=True, progress=make)
+        assert (mine / "precious").read_text() == "years"
+    make()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=f"{name}: (a folder that is not an output|it holds precious)"):
+            embed_files(embedder, rows, out, workers=0, overwrite=overwrite)
+    assert (mine / "precious").read_text() == "years"
+
+
+def test_a_part_of_a_set_and_an_unfinished_one(tone_rows: list[SourceRow], tmp_path: Path) -> None:
+    pack(tone_rows, tmp_path / "part", part=(1, 2), workers=0)
+    with pytest.raises(UserError, match=r"part: a part of a set; join all parts"):
+        rows_of(tmp_path / "part")
+    (tmp_path / "part/part.json").unlink()
+    (tmp_path / "part").rename(tmp_path / "set.partial")
+    with pytest.raises(UserError, match=r"set.partial: unfinished; finish it"):
+        rows_of(tmp_path / "set.partial")

@@ -89,9 +89,14 @@ def test_a_checkpoint_that_does_not_fit_the_config(
         (text.replace('"model.dim"', '"model.width"'), "config of another version: unknown fields model.width"),
         (text[:100], "cannot be read"),
         ("[]", "not the config.json of a run"),
+        *(
+            (json.dumps({**json.loads(text), name: value}), "not the config.json of a run")
+            for name, value in (("versions", 5), ("versions", None), ("resumed_with", None), ("resumed_with", 5))
+        ),
     ):
         recorded.write_text(broken)
         refused(linear(tones, unfinished, out), unfinished, part)
+        refused(pretrain(tones, unfinished, "--resume"), unfinished)
 
 
 def test_an_encoder_that_is_none(

@@ -228,6 +228,8 @@ def _print_packed(packed: PackResult, out: str, as_json: bool, part: str | None 
     for reason, count in packed.rejected.items():
         typer.echo(f"  rejected {count}: {reason}")
     if part:
+        if not packed.shards:
+            typer.echo("  no shard is in this part: there are more parts than shards, or none of its files is usable")
         typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
     elif packed.rejected:
         typer.echo(f"  each one is named in {out.rstrip('/')}/rejected.csv")

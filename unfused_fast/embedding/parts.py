@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,15 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from unfused_fast.console import console
-from unfused_fast.errors import UserError, cause, unreadable
-from unfused_fast.json_files import read_json
+from unfused_fast.errors import UserError, cause, escaped, unreadable
+from unfused_fast.json_files import is_count, is_number, read_json
 from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.shard_files import replace_file
 
 LOCK = "lock"
 """Locked by the process that writes."""
+_OURS = re.compile(rf"{LOCK}|replaced|rejected\.csv|result-\w+|\d+\.(rows|json(\.new)?)|\..+")
+"""Names in OUT.partial; hidden ones are of the file system."""
 
 
 class DoneFile(NamedTuple):
@@ -50,8 +53,8 @@ class EmbeddingParts:
             request: encoder, files and options; only the same request is resumed.
 
         Raises:
-            UserError: OUT.partial is of another request or damaged, another process is writing to it, or it cannot be
-                written.
+            UserError: OUT.partial is of another request or damaged, or holds other files, another process is writing to
+                it, or it cannot be written.
         """
         self.out, self.folder, self.request, self.dim = out, _folder(out), dict(request), dim
         self.files = list[DoneFile]()
@@ -62,6 +65,12 @@ class EmbeddingParts:
         self._lock = FileLock(self.folder / LOCK, timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            others = [path.name for path in self.folder.iterdir() if not _OURS.fullmatch(path.name)]
+            if others:
+                raise UserError(
+                    f"{self.folder}: it holds {escaped(min(others))}, which embed did not write; move it away, or name "
+                    "another --out"
+                )
             self._lock.acquire()
             for path in self.folder.iterdir():
                 if path.is_dir():
@@ -108,7 +117,12 @@ class EmbeddingParts:
             yield waiting
 
     def publish(self, made: Path) -> None:
-        """Moves `made` from the folder to OUT, with the list of rejected files next to it, and deletes the folder."""
+        """Moves `made` from the folder to OUT, with the list of rejected files next to it, and deletes the folder.
+
+        Raises:
+            UserError: a folder that is not to be replaced is there now.
+        """
+        check_place(self.out, overwrite=True)
         new = self.folder / "rejected.csv"
         with new.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -133,6 +147,8 @@ class EmbeddingParts:
         try:
             found = read_json(path)
             files, rows = [DoneFile(*file) for file in found["files"]], path.with_suffix(".rows")
+            if not (isinstance(found["request"], dict) and all(map(_is_sound, files))):
+                raise ValueError("not what embed writes")
             size = 4 * self.dim * sum(file.rows for file in files)
             differing = [name for name in self.request if self.request[name] != found["request"].get(name)]
             if not differing and size and rows.stat().st_size != size:
@@ -154,11 +170,26 @@ class EmbeddingParts:
 
 
 def check_place(out: Path, overwrite: bool) -> None:
-    """Raises UserError: OUT is there without `overwrite`."""
+    """Raises UserError: OUT is there without `overwrite`, or is a folder that `embed` did not write."""
+    if out.is_dir() and not _is_zarr_of_ours(out):
+        raise UserError(f"{out}: a folder that is not an output of embed, so it is not replaced; choose another path")
     if out.exists() and not overwrite:
         unfinished = any(_folder(out).glob("*.json"))
         more = ", or resume its unfinished replacement with --resume --overwrite" if unfinished else ""
         raise UserError(f"{out}: it exists; choose another path, or replace it with --overwrite{more}")
+
+
+def _is_zarr_of_ours(folder: Path) -> bool:
+    try:
+        return folder.suffix == ".zarr" and "encoder" in read_json(folder / "zarr.json")["attributes"]["about"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_sound(file: DoneFile) -> bool:
+    """Whether the values of a file, from JSON, are of the types that they should have."""
+    texts = (file.path, file.reason, file.detail)
+    return all(isinstance(text, str) for text in texts) and is_number(file.seconds) and is_count(file.rows)
 
 
 def rejected_path(out: Path) -> Path:

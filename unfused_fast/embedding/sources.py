@@ -9,10 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.callbacks import OnMessage
+from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.sets.download import local_set
 from unfused_fast.shards.sets.remote_folder import RemoteFolder
 from unfused_fast.shards.sets.shard_files import index_path, read_index
-from unfused_fast.shards.sets.table import MANIFEST, ShardSet, open_shards
+from unfused_fast.shards.sets.table import MANIFEST, PART, ShardSet, open_shards
 from unfused_fast.shards.sources.listing import archive_named, is_audio
 from unfused_fast.shards.sources.location import ByteLocation, Kind, local_path, without_secrets
 from unfused_fast.shards.sources.row import SourceRow
@@ -26,7 +27,7 @@ def embed_rows(audio: Sequence[str], say: OnMessage) -> list[SourceRow]:
     A shard set gives its clips in order of clip_id, named by their sources.
 
     Raises:
-        UserError: an argument that is nothing of the kind, or holds no files.
+        UserError: an argument that is nothing of the kind, holds no files, or is a part of a set or an unfinished one.
     """
     rows = [row for given in audio for row in _rows(given, say)]
     if not rows:
@@ -38,7 +39,7 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
     where = local_path(given)
     title = without_secrets(given).rstrip("/")
     if isinstance(where, Path):
-        if (where / MANIFEST).is_file():
+        if any((where / name).is_file() for name in (MANIFEST, PART)) or Journal(where).begun:
             return shard_set_rows(open_shards(where))
         is_list = where.suffix.lower() == ".csv"
         if where.is_file() and not is_list and archive_named(where) is None:

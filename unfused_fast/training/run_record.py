@@ -51,6 +51,8 @@ def read_description(run: Path) -> dict[str, Any] | None:
     kinds: dict[str, type] = {"stage": str, "config": dict, "shards": str, "inputs": dict}
     try:
         sound = all(isinstance(value[name], kind) for name, kind in kinds.items())
+        optional: dict[str, type] = {"versions": dict, "resumed_with": list}
+        sound = sound and all(isinstance(value[name], kind) for name, kind in optional.items() if name in value)
         if (log_mel := value["log_mel"]) is not None:  # None: a set without statistics
             sound = sound and is_number(log_mel["mean"]) and is_number(log_mel["std"]) and log_mel["std"] > 0
     except (TypeError, KeyError):

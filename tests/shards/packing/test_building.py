@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from remote_files import bytes_of
@@ -17,6 +23,7 @@ from unfused_fast.shards.check.check import check
 from unfused_fast.shards.packing import building as building_module
 from unfused_fast.shards.packing.building import building, complete
 from unfused_fast.shards.packing.finish import PackResult
+from unfused_fast.shards.packing.merge import merge
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.shard_files import ShardWriter
 from unfused_fast.shards.sets.table import ShardSet, open_shards
@@ -50,7 +57,7 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     assert _pack(rows[:9], tmp_path / "empty").packed == 9
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial/train-000000.tar").write_text("of an older version")
-    with pytest.raises(UserError, match=r"new.partial: not an unfinished set; .*--overwrite"):
+    with pytest.raises(UserError, match=r"new.partial: not an unfinished set that .*--overwrite"):
         _pack(rows[:9], tmp_path / "new")
     assert _pack(rows[:9], tmp_path / "new", overwrite=True).packed == 9
 
@@ -142,6 +149,120 @@ def test_an_unfinished_set_is_resumed_only_by_the_same_request(
     assert bytes_of(out) == bytes_of(packed.directory)
 
 
+DAMAGED_REQUESTS = [
+    "",
+    "{",
+    "\0\xff\1",
+    "5",
+    "null",
+    "[]",
+    '{"owner": "x"}',
+    '{"owner": 5, "request": {}}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED_REQUESTS)
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_request_that_cannot_be_read(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, content: str, shards: bool
+) -> None:
+    """Also where no shard was made, but headers, which may be of other files, were read."""
+    out, request = tmp_path / "out", tmp_path / "out.partial/journal/request.json"
+    _stopped(rows, out)
+    request.write_bytes(content.encode("latin-1"))
+    for path in [] if shards else [*request.parent.glob("*.parquet"), *request.parent.parent.glob("train*")]:
+        path.unlink()
+    for resume in (False, True):
+        with pytest.raises(
+            UserError, match=r"not an unfinished set that this version can resume; delete it, or .* --overwrite"
+        ):
+            _pack(rows, out, clips_per_shard=10, resume=resume)
+    _pack(rows, out, clips_per_shard=10, overwrite=True)
+    assert bytes_of(out) == bytes_of(packed.directory)
+
+
+FOREIGN_LINES = [
+    *(
+        b"5",
+        b"null",
+        b"{}",
+        b"[0,[[5]]]",
+        b"[0, [5]]",
+        b"[[], []]",
+        b"[0, []]",
+        b"[7, [[5, 16000]]]",
+        b"\xff\xfe",
+        b"[" * 9999,
+    ),
+    *(b'[0, [["no reason", ""]]]', b"[0," + json.dumps([[5, 0]] * 45).encode() + b"]"),
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN_LINES)
+@pytest.mark.parametrize("alone", [False, True])
+def test_foreign_lines_in_the_journal(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, line: bytes, alone: bool
+) -> None:
+    out, journal = tmp_path / "out", tmp_path / "out.partial/journal"
+    _stopped(rows, out)
+    for name in ("headers.jsonl", "sent.jsonl"):
+        path = journal / name
+        path.write_bytes(line if alone or not path.exists() else path.read_bytes() + b"\n" + line + b"\n")
+    assert _pack(rows, out, clips_per_shard=10).shards_made == 3
+    assert bytes_of(out) == bytes_of(packed.directory)
+
+
+def _without_column(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["samples"])
+
+
+def _about(value: Any) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.replace_schema_metadata({"unfused": json.dumps(value)})
+
+
+DAMAGED_NOTES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "no metadata": lambda table: table.replace_schema_metadata(None),
+    "a number": _about(5),
+    "null": _about(None),
+    "other rejections": _about({"rejected": [5], "bytes": 5}),
+    "other bytes": _about({"rejected": [], "bytes": None}),
+    "a column less": _without_column,
+    "another type": lambda table: table.set_column(0, "split", pa.array([1] * table.num_rows)),
+    "a row less": lambda table: table.slice(1).replace_schema_metadata(table.schema.metadata),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED_NOTES, "cut", "a page", "the index"])
+def test_damaged_notes_and_indexes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, kind: str) -> None:
+    """In an unfinished set the shard is made again; a part is refused, before anything is linked."""
+    _stopped(rows, tmp_path / "out")
+    parts = [tmp_path / "part1", tmp_path / "part2"]
+    for number, part in enumerate(parts, 1):
+        _pack(rows, part, part=(number, 2), clips_per_shard=10)
+    whole = {part: shutil.copytree(part, tmp_path / f"{part.name}-whole") for part in parts}
+    for folder in (tmp_path / "out.partial", parts[0]):
+        path = folder / "journal/train-000001.parquet"
+        data = bytearray(path.read_bytes())
+        if kind in DAMAGED_NOTES:
+            pq.write_table(DAMAGED_NOTES[kind](pq.read_table(path)), path)
+        elif kind == "the index":
+            index = folder / "train-000001.idx"
+            index.write_text(index.read_text().replace("json", "j on", 1))
+        else:
+            data[4:400] = bytes(396)
+            path.write_bytes(data[: len(data) // 2] if kind == "cut" else data)
+    assert _pack(rows, tmp_path / "out", clips_per_shard=10).shards_made == 4
+    assert bytes_of(tmp_path / "out") == bytes_of(packed.directory)
+    with pytest.raises(
+        UserError, match=r"part1: train-000001.tar or its index is missing or damaged; copy the part again or pack"
+    ):
+        merge(parts, tmp_path / "merged")
+    assert not list(tmp_path.glob("merged*"))
+    merge([whole[parts[0]], parts[1]], tmp_path / "merged")
+    assert bytes_of(tmp_path / "merged") == bytes_of(packed.directory)
+
+
 def test_rejections_of_a_finished_set_are_told_again(
     mixed: Any, write_tone: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -173,7 +294,9 @@ def test_write_that_the_system_refuses(rows: list[SourceRow], tmp_path: Path) ->
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"File too large; what is packed so far is in out.partial: free some"):
+        with pytest.raises(
+            UserError, match=r"File too large; what is packed so far is in out.partial: allow larger files"
+        ):
             _pack(rows, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -181,12 +304,36 @@ def test_write_that_the_system_refuses(rows: list[SourceRow], tmp_path: Path) ->
     assert _pack(rows, tmp_path / "out").packed == 45
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space and run the same command again, or pack to another disk"),
+        (errno.EROFS, "choose an OUT on a disk that can be written"),
+        (errno.EACCES, "get the right to write there and run the same command again, or choose another OUT"),
+        (errno.EIO, "look for the cause in the system log, or pack to another disk"),
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_advice_fits_what_the_disk_refuses(
+    rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str, begun: bool
+) -> None:
+    """What is packed so far is named only where there is something."""
+
+    def refusing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*((ShardWriter, "add") if begun else (Path, "mkdir")), refusing)
+    packed = "what is packed so far is in out.partial: " if begun else ""
+    with pytest.raises(UserError, match=f"{os.strerror(number)}; {packed}{advice}$"):
+        _pack(rows, tmp_path / "out")
+
+
 def test_disk_that_is_too_small_is_noticed_first(
     rows: list[SourceRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("unfused_fast.shards.packing.building.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"needs up to 0\.00 GB more, but the disk has 0\.00 GB free"):
+    with pytest.raises(UserError, match=r"needs up to \d+\.\d\d kB more, but the disk has 1\.00 kB free"):
         _pack(rows, tmp_path / "out")
 
 
@@ -196,5 +343,5 @@ def test_an_unfinished_set_or_a_part_of_one_is_refused_by_readers(rows: list[Sou
         open_shards(tmp_path / "part")
     _stopped(rows, tmp_path / "out")
     for folder in (tmp_path / "out", tmp_path / "out.partial"):
-        with pytest.raises(UserError, match=r"unfinished.*the same unfused-fast shard command"):
+        with pytest.raises(UserError, match=r"unfinished; finish it with the same command"):
             open_shards(folder)

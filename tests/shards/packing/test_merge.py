@@ -14,9 +14,10 @@ from remote_files import bytes_of
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.check.check import check
+from unfused_fast.shards.packing import merge as merging
 from unfused_fast.shards.packing.merge import merge
 from unfused_fast.shards.packing.pack import pack
-from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 
 
@@ -52,6 +53,13 @@ def test_clips_are_numbered_anew_where_earlier_ones_were_rejected(rows: list[Sou
     assert before == {part: {path.name: path.read_bytes() for path in part.glob("*.tar")} for part in parts}
 
 
+def _claiming(part: Path, copy: Path, number: str) -> Path:
+    """A copy of a part that says that it is another one."""
+    about = Path(shutil.copytree(part, copy)) / "part.json"
+    about.write_text(about.read_text().replace('"part": "1/2"', f'"part": "{number}"'))
+    return copy
+
+
 def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> None:
     first, second = _parts(rows, tmp_path, 2)
     other = tmp_path / "other"
@@ -65,8 +73,14 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
         ([first, first], "part 1 of 2, and so is"),
         ([first, other], "part 2 of 2 of a different set from"),
         ([first, empty], "no finished part of a set"),
-        ([first, damaged], r"tar is missing or damaged"),
+        ([first, damaged], r"damaged: test-000000.tar or its index is missing or damaged"),
         ([], "no parts"),
+        (
+            [_claiming(first, tmp_path / "hundred", "1/100")],
+            r"part 2, 3, 4, 5, 6, 7, 8, 9 and 91 others of 100 are missing",
+        ),
+        ([_claiming(first, tmp_path / "many", f"1/{10**20}")], r"and 9{19}1 others of 10{20} are missing"),
+        ([_claiming(first, tmp_path / "none", "0/2")], r"not a valid part of a set"),
     ]
     for parts, message in cases:
         with pytest.raises(UserError, match=message):
@@ -76,6 +90,49 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
     with pytest.raises(UserError, match="a shard set is already there"):
         merge([first, second], tmp_path / "out")
     assert merge([first, second], tmp_path / "out", resume=True).shards_made == 0
+
+
+@pytest.mark.parametrize("anew", ["the same", "one file", "copied"])
+def test_a_part_that_changes_while_a_merge_is_stopped(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: str
+) -> None:
+    """Its shards are brought anew: damage that only the bytes of a tar show does not stick."""
+    parts, out, bring = _parts(rows, tmp_path, 2), tmp_path / "out", merging._bring
+    sound = shutil.copytree(parts[0], tmp_path / "sound")
+    damaged = parts[0] / "train-000001.tar"
+    if anew != "the same":
+        data = bytearray(damaged.read_bytes())
+        data[5000:5100] = bytes(100)
+        damaged.write_bytes(data)
+
+    def stopped(part: Path, *rest: Any) -> None:
+        if part == parts[1]:
+            raise KeyboardInterrupt
+        bring(part, *rest)
+
+    monkeypatch.setattr(merging, "_bring", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        merge(parts, out)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"unfinished; finish it with the same command that started it"):
+        open_shards(out)
+    there = len(list((tmp_path / "out.partial").glob("*.tar")))
+    assert 1 < there < 6
+    if anew == "one file":
+        shutil.copytree(sound, parts[0], dirs_exist_ok=True)
+    elif anew != "the same":
+        shutil.rmtree(parts[0])
+        sound.rename(parts[0])
+    assert merge(parts, out).shards_made == {"the same": 6 - there, "one file": 7 - there, "copied": 6}[anew]
+    assert bytes_of(out) == bytes_of(packed.directory)
+
+
+def test_a_part_without_shards(cli: Callable[..., Any], audio: Path, tmp_path: Path) -> None:
+    some = cli("shard", audio, tmp_path / "p2", "--part", "2/9", "--workers", 1)
+    assert some.code == 0 and "no shard is in this part: there are more parts than shards" in some.out
+    many = cli("shard", audio, tmp_path / "p1", "--part", f"1/{10**20}", "--workers", 1)
+    assert many.code == 1 and many.error == f"part 1 of {10**20} of 9 files; make at most one part per file"
+    assert not (tmp_path / "p1").exists() and not (tmp_path / "p1.partial").exists()
 
 
 def test_a_part_on_the_command_line(cli: Callable[..., Any], audio: Path, tmp_path: Path) -> None:

@@ -71,6 +71,28 @@ def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: S
     assert there == [(number, number, 6) for number in range(1, 7)], "a shard counts when it is behind the URL"
 
 
+def test_a_shard_is_sent_again_when_its_part_has_changed(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path
+) -> None:
+    """Also after one more stop."""
+    parts = [tmp_path / "1", tmp_path / "2"]
+    for number, part in enumerate(parts, 1):
+        pack(rows, part, part=(number, 2), clips_per_shard=10, workers=0)
+    shutil.copytree(parts[0], tmp_path / "sound")
+    tar = parts[0] / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[5000:5100] = bytes(100)
+    tar.write_bytes(data)
+    for stopped_at in ("valid-000000.tar", "train-000000.tar"):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(memory, patch, "put_file", stopped_at, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                merge(parts, URL)
+        shutil.copytree(tmp_path / "sound", parts[0], dirs_exist_ok=True)
+    merge(parts, URL)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
 def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     memory: Any, rows: list[SourceRow], mixed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

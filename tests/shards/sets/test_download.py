@@ -190,7 +190,7 @@ def test_a_full_disk_is_noticed_before_the_download_or_not_asked_again(
     with pytest.MonkeyPatch.context() as patch:
         usage = type("usage", (), {"free": 1000})
         patch.setattr("unfused_fast.shards.sets.download.shutil.disk_usage", lambda path: usage)
-        with pytest.raises(UserError, match=r"0\.00 GB must be downloaded, .* set UNFUSED_CACHE"):
+        with pytest.raises(UserError, match=r"\d [kM]B must be downloaded, .* set UNFUSED_CACHE"):
             local_set(URL)
     with pytest.MonkeyPatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left")

@@ -1,0 +1,195 @@
+"""The journal of a set in the making: what is known of it, from which it resumes after any interruption.
+
+OUT.partial/journal/request.json   the request; a different request does not resume this set
+OUT.partial/journal/headers.jsonl  headers of the files, a block a line
+OUT.partial/journal/NAME.parquet   written when NAME.tar and NAME.idx have their names: their clips and rejections
+OUT.partial/journal/sent.jsonl     of a set behind a URL: the shards that are there, one a line; they may be gone here
+OUT.partial/journal/making/        shards being written
+
+A finished part of a set keeps its journal, from which it is merged. What cannot be read of a line or of a NAME.parquet
+is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unfused_fast.errors import UserError
+from unfused_fast.json_files import is_count, read_json
+from unfused_fast.shards.audio.decode import Probe
+from unfused_fast.shards.packing.pack_shard import DoneShard
+from unfused_fast.shards.sets.shard_files import check_index, index_path, replace_file
+from unfused_fast.shards.sets.table import DONE_SCHEMA
+from unfused_fast.shards.sources.reasons import Reason, Rejected
+
+_ABOUT = b"unfused"
+
+
+class Journal:
+    """What is known of a set that is unfinished, or of a finished part of one."""
+
+    def __init__(self, set_folder: Path) -> None:
+        """Of the set in `set_folder`; nothing is read or written yet."""
+        self.set_folder, self.folder = set_folder, set_folder / "journal"
+        self.making = self.folder / "making"
+        self.request: Mapping[str, Any] = {}
+        self.owner = ""
+        """A name that no other journal has."""
+        self.sent: dict[str, dict[str, Sequence[Any]]] = {}
+        """Of the shards behind the URL: name -> file -> size, and the server's digest of the content."""
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """What begin() kept; empty: there is nothing that this version can resume."""
+        path = self.folder / "request.json"
+        try:
+            kept = read_json(path) if path.is_file() else {}
+            sound = isinstance(kept["owner"], str) and isinstance(kept["request"], dict)
+        except (ValueError, TypeError, KeyError):
+            return {}
+        return dict(kept) if sound else {}
+
+    @property
+    def stopped_at_once(self) -> bool:
+        """Whether nothing is there but what a run leaves that was killed before it had begun."""
+        first = (self.folder, self.making, self.folder / "request.json.new")
+        return all(path in first for path in self.set_folder.rglob("*"))
+
+    def begin(self, request: Mapping[str, Any], replaces: bool, shown: str) -> None:
+        """Resumes what is there, or starts the journal.
+
+        Args:
+            replaces: the set, once it is complete, may replace another.
+            shown: name of the set in errors.
+
+        Raises:
+            UserError: what is there was started with different options.
+        """
+        kept = self.begun or {"request": dict(request), "owner": os.urandom(8).hex()}
+        before = kept["request"]
+        different = [
+            f"{name.replace('_', ' ')} {before.get(name)} there, {request.get(name)} now"
+            for name in sorted({*before, *request})
+            if before.get(name) != request.get(name)
+        ]
+        if different:
+            raise UserError(
+                f"{shown}: unfinished, and started with different options ({'; '.join(different)}); use those to "
+                "finish it, or start again with --overwrite"
+            )
+        shutil.rmtree(self.making, ignore_errors=True)
+        self.making.mkdir(parents=True)
+        replace_file(self.folder / "request.json", json.dumps({**kept, "replaces": replaces}, indent=2).encode())
+        self.request, self.owner, self.sent = request, kept["owner"], self._sent()
+
+    def headers(self, sizes: Mapping[int, int]) -> dict[int, list[Probe | Rejected]]:
+        """The blocks of headers that were read: number of the first file -> what was found.
+
+        Args:
+            sizes: of all blocks: number of the first file -> files; what does not fit is read again.
+        """
+        found: dict[int, list[Probe | Rejected]] = {}
+        for line in self._lines("headers.jsonl"):
+            with suppress(ValueError, TypeError):
+                first, values = line
+                if len(values) == sizes.get(first):
+                    found[first] = [_header(*value) for value in values]
+        return found
+
+    def add_headers(self, first: int, probes: Sequence[Probe | Rejected]) -> None:
+        """Keeps a block of headers."""
+        values = [
+            (probe.reason, probe.detail) if isinstance(probe, Rejected) else (probe.frames, probe.rate_hz)
+            for probe in probes
+        ]
+        self._add_line("headers.jsonl", (first, values))
+
+    def add_sent(self, name: str, files: dict[str, Sequence[Any]]) -> None:
+        """Keeps that the files of a shard are behind the URL, see `sent`."""
+        self.sent[name] = files
+        self._add_line("sent.jsonl", (name, files))
+
+    def forget_sent(self, name: str) -> None:
+        """Keeps that a shard has to be sent, although it may have been."""
+        if self.sent.pop(name, None) is not None:
+            self._add_line("sent.jsonl", (name, {}))
+
+    def _sent(self) -> dict[str, dict[str, Sequence[Any]]]:
+        sent: dict[str, dict[str, Sequence[Any]]] = {}
+        for line in self._lines("sent.jsonl"):
+            with suppress(ValueError, TypeError, AttributeError):
+                name, files = line
+                sent.pop(name, None)
+                if {path.name for path in self.files(name)} == files.keys():
+                    sent[name] = {file: tuple(facts) for file, facts in files.items()}
+        return sent
+
+    def _lines(self, name: str) -> Iterator[Any]:
+        path = self.folder / name
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):  # empty, cut off by a kill, or none of ours
+                continue
+            yield value
+
+    def _add_line(self, name: str, value: Any) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(value)}")
+
+    def temporary(self, name: str) -> Path:
+        """Where a tar is written; each call gives another, so that a process of a lost node harms nothing."""
+        return self.making / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tar"
+
+    def publish(self, tar: Path, done: DoneShard) -> None:
+        """Gives a shard whose tar is at `tar` its name, and notes that it is there."""
+        for new, path in zip((tar, index_path(tar)), self.files(done.name), strict=True):
+            new.replace(path) if done.bytes else new.unlink(missing_ok=True)
+        about = json.dumps({"rejected": done.rejected, "bytes": done.bytes, "origin": done.origin}).encode()
+        note = self.making / f"{done.name}.parquet"
+        with note.open("wb") as file:  # Python's own file, whose errors have the error number of a full disk
+            pq.write_table(done.clips.replace_schema_metadata({_ABOUT: about}), file, compression="zstd")
+        note.replace(self.folder / note.name)
+
+    def done(self, name: str) -> DoneShard | None:
+        """A finished shard; None: it is missing, incomplete or damaged, for example after a power cut."""
+        try:
+            with pq.ParquetFile(self.folder / f"{name}.parquet") as file:
+                table = file.read()
+            about = json.loads(table.schema.metadata[_ABOUT])
+            rejected = [(str(source), int(piece), str(text)) for source, piece, text in about["rejected"]]
+            done = DoneShard(name, table, rejected, int(about["bytes"]), tuple(about.get("origin", ())))
+            if (table.schema.names, table.schema.types) != (DONE_SCHEMA.names, DONE_SCHEMA.types):
+                return None
+            if name in self.sent:
+                return done
+            size = sum(path.stat().st_size for path in self.files(name) if path.is_file())
+            clips = len(check_index(*self.files(name))) if done.bytes else 0
+        except PermissionError:
+            raise
+        except (OSError, pa.ArrowException, UserError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            return None
+        return done if (size, clips) == (done.bytes, table.num_rows) else None
+
+    def files(self, name: str) -> tuple[Path, Path]:
+        """Tar and index of a shard."""
+        tar = self.set_folder / f"{name}.tar"
+        return tar, index_path(tar)
+
+
+def _header(first: Any, second: Any) -> Probe | Rejected:
+    """What add_headers() kept of a file. Raises ValueError: it is something else."""
+    if isinstance(first, str) and isinstance(second, str):
+        return Rejected(Reason(first), second)
+    if not (is_count(first) and is_count(second) and second):
+        raise ValueError("no header")
+    return Probe(first, second)
