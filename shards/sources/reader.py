@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unfused_fast.errors import UserError, cause
 from unfused_fast.optional import importing
 from unfused_fast.shards.sources.location import ByteLocation, Kind, is_url
-from unfused_fast.shards.sources.remote import RemoteFile
+from unfused_fast.shards.sources.remote import BLOCK_BYTES, RemoteFile
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -32,6 +33,9 @@ GZIP_BYTES = 1 << 18
 SPACING_BYTES, SEEK_POINTS = 1 << 20, 4096
 """Least distance of the seek points of a gzip file, and most of them. Ours: a point holds 32 KiB, so that an index
 takes at most 128 MiB; reading a member costs inflating half the distance, 1 ms a MiB or two."""
+CHECKED_BYTES = 1 << 22
+"""Inflated at once where a checksum is computed. Ours: reads begin at a seek point, half a distance before."""
+WRONG_CRC = "its checksum (CRC) differs from the zip's central directory"
 GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 """Of a gzip file without a name. Source: RFC 1952, section 2.3. Ours: with this before and CRC and size after it, a
 deflated member of a zip is a gzip file, whose seek points spare a long recording from being inflated for each clip."""
@@ -167,6 +171,22 @@ class InflatedGzip:
             ) from error
 
 
+def gunzipped(packed: Joined) -> ReadAt:
+    """What a gzip file inflates to, for reading forwards. Raises gzip.BadGzipFile: another CRC or size than it has."""
+    file = gzip.GzipFile(fileobj=io.BufferedReader(ByteReader(packed.read_at, 0, packed.size), 1 << 16))
+
+    def read_at(position: int, count: int) -> bytes:
+        try:
+            file.seek(position)
+            return file.read1(count)
+        except gzip.BadGzipFile as error:
+            if str(error).startswith("Not a gzipped file"):  # other bytes behind the last member: ignored, as gzip does
+                return b""
+            raise
+
+    return read_at
+
+
 def _inflated_member(packed: ByteReader, size: int, crc: int) -> ReadAt:
     """A small deflated member of a zip, inflated as far as it is read and no further than its declared size."""
     inflater, data = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
@@ -184,7 +204,7 @@ def _inflated_member(packed: ByteReader, size: int, crc: int) -> ReadAt:
             if not block and (not unread or inflater.eof):
                 raise Unreadable(f"inflates to {len(data)} bytes, but the zip declares {size}")
             if len(data) == size and zlib.crc32(data) != crc:
-                raise Unreadable("its checksum (CRC) differs from the zip's central directory")
+                raise Unreadable(WRONG_CRC)
         return bytes(data[position : position + count])
 
     return read_at
@@ -210,9 +230,14 @@ def _inflated(packed: ByteLocation, stamps: tuple[float, ...]) -> InflatedGzip:
     checks = struct.pack("<LL", packed.crc, packed.size & 0xFFFFFFFF)
     as_gzip = Joined([_bytes_part(GZIP_HEADER), body, _bytes_part(checks)])
     if not Path(packed.index).exists():
-        first_pass = InflatedGzip(as_gzip)
-        if len(first_pass.read_at(packed.size - 1, 2)) != 1:
+        # indexed_gzip checks a CRC only where it passes no seek point on its way to the end.
+        first_pass, size, crc = InflatedGzip(as_gzip), 0, 0
+        while block := first_pass.read_at(size, min(CHECKED_BYTES, packed.size + 1 - size)):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+        if size != packed.size:
             raise Unreadable(f"does not inflate to the {packed.size} bytes that the zip declares")
+        if crc != packed.crc:
+            raise Unreadable(WRONG_CRC)
         first_pass.write_index(Path(packed.index))
     return InflatedGzip(as_gzip, packed.index)
 
@@ -223,8 +248,12 @@ def _stamps(names: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(number for each in status for number in (each.st_ino, each.st_size, each.st_mtime_ns))
 
 
-def open_location(location: ByteLocation) -> io.BufferedReader:
+def open_location(location: ByteLocation, *, check: bool = True) -> io.BufferedReader:
     """The bytes of a location as a seekable file; its `raw` is a ByteReader with the reason of a `failure`.
+
+    Args:
+        check: whether the CRC of a stored member of a zip is compared first; behind a URL only where one request brings
+            all of it. Of deflated ones it always is.
 
     Raises:
         OSError: nothing there, or not read; its text is the reason.
@@ -244,6 +273,12 @@ def open_location(location: ByteLocation) -> io.BufferedReader:
         if header[:4] != b"PK\3\4" or len(header) < 30:
             raise Unreadable("the zip has no file at the offset in its central directory")
         start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    if location.kind == Kind.ZIP_STORED and check and (size <= BLOCK_BYTES or not any(map(is_url, location.files))):
+        crc = 0
+        for position in range(start, start + size, CHECKED_BYTES):
+            crc = zlib.crc32(read_at(position, min(CHECKED_BYTES, start + size - position)), crc)
+        if size and crc != location.crc:
+            raise Unreadable(WRONG_CRC)
     if location.kind == Kind.ZIP_DEFLATED:
         if location.index:
             read_at = _inflated(replace(location, start=start), _stamps(location.files)).read_at
