@@ -74,12 +74,13 @@ def test_deflated_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "place", "new", "said"),
     [
-        ("zeros", 24, struct.pack("<L", 1000), "the 1000 bytes that the zip declares"),
-        ("zeros", 24, struct.pack("<L", 60_000_000), "but the zip declares 60000000|size validation failed"),
-        ("zeros", 16, b"abcd", r"its checksum \(CRC\)|CRC/size validation failed"),
-        ("noise", 24, struct.pack("<L", 1000), "the 1000 bytes that the zip declares"),
-        ("noise", 24, struct.pack("<L", 60_000_000), "but the zip declares 60000000|the 60000000 bytes that the zip"),
-        ("noise", 16, b"abcd", r"its checksum \(CRC\)"),
+        (contents, *row)
+        for contents in ("zeros", "noise")
+        for row in (
+            (24, struct.pack("<L", 1000), "the 1000 bytes (with .* )?that the zip declares"),
+            (24, struct.pack("<L", 60_000_000), r"but the zip declares 60000000|the 60000000 bytes with the"),
+            (16, b"abcd", r"its checksum \(CRC\)|bytes with the checksum \(CRC\)"),
+        )
     ],
 )
 def test_member_that_is_not_what_its_zip_declares(
