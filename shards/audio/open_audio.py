@@ -127,7 +127,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
     source: io.BufferedReader | io.BytesIO
     try:
         if isinstance(location, ByteLocation):
-            source = open_location(location)
+            source = open_location(location, check=frames is None)
             window = source.raw if isinstance(source.raw, ByteReader) else None
         else:
             status = location.stat()

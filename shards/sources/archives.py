@@ -5,12 +5,14 @@ All limits are ours: they bound the cost of a malicious archive before it is rej
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import re
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +24,16 @@ from tempfile import TemporaryDirectory
 
 from unfused_fast.errors import escaped
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, ByteLocation, Kind
-from unfused_fast.shards.sources.reader import UNKNOWN_SIZE, ByteReader, InflatedGzip, Joined, Unreadable, open_files
+from unfused_fast.shards.sources.reader import (
+    CHECKED_BYTES,
+    UNKNOWN_SIZE,
+    ByteReader,
+    InflatedGzip,
+    Joined,
+    Unreadable,
+    gunzipped,
+    open_files,
+)
 
 LARGEST_INFLATED = round(LARGEST_DEFLATED_GB * 1e9)
 """Largest deflated member of a zip in bytes."""
@@ -39,7 +50,7 @@ _UNREAD = (".7z", ".rar", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _FILE = re.compile(r"\.(tar|tar\.gz|tgz|zip|z\d\d|\d{3})$|part_?[a-z]{2}$", re.IGNORECASE)
 """End of the name of an archive or of a part of one."""
 _FIRST_PIECE = re.compile(r"(.*part_?)aa", re.IGNORECASE | re.DOTALL)
-_LOCAL_HEADER_BYTES = 30
+_LOCAL_HEADER_BYTES, _ZIP_END = 30, b"PK\5\6"
 
 Member = tuple[str, ByteLocation | str]
 """Name as the archive has it; its location, or why it is not read."""
@@ -92,7 +103,8 @@ def list_archive(
 ) -> tuple[dict[str, ByteLocation], list[tuple[str, str]]]:
     """(path -> location, [(name, why it is not read)]) of all members but folders; of equal paths the last counts.
 
-    The first bytes decide what kind of archive it is. A damaged one has the name "" among those not read.
+    The first bytes decide what kind of archive it is, or the last: a self-extracting zip begins with a program. A
+    damaged one has the name "" among those not read.
 
     Args:
         names: paths or URLs of its files, in order.
@@ -105,14 +117,14 @@ def list_archive(
         UserError: a server does not answer, or the disk refuses the seek points.
     """
     opened = open_files(names)
-    head = opened.read_at(0, 4)
+    head = opened.read_at(0, tarfile.BLOCKSIZE)
     if not head:
         raise Unreadable("empty file")
     inflated = InflatedGzip(opened) if head[:2] == b"\x1f\x8b" else None
     found: dict[str, ByteLocation] = {}
     not_read: list[tuple[str, str]] = []
     try:
-        zipped = head[:2] == b"PK"
+        zipped = head[:2] == b"PK" or (inflated is None and not _is_tar(head) and _ZIP_END in _tail(opened))
         for name, member in _zip_members(names, opened, largest) if zipped else _tar_members(names, opened, inflated):
             why = unsafe(name) or member
             if isinstance(why, str):
@@ -120,7 +132,7 @@ def list_archive(
             else:
                 found[clean_path(name)] = why
     except Unreadable as error:
-        if not found and not not_read:
+        if (not found and not not_read) or isinstance(error.__cause__, gzip.BadGzipFile):  # any member may be damaged
             raise
         not_read.append(("", str(error)))
     if inflated is not None and max((each.start + each.size for each in found.values()), default=0) > UNINDEXED_BYTES:
@@ -177,9 +189,10 @@ class _Headers(io.BufferedReader):
 
 
 def _tar_members(names: tuple[str, ...], opened: Joined, inflated: InflatedGzip | None) -> Iterator[Member]:
-    listed, before = 0, -1
-    read_at, size = (opened.read_at, opened.size) if inflated is None else (inflated.read_at, UNKNOWN_SIZE)
+    listed, before, indexed = 0, -1, 0
+    read_at, size = (opened.read_at, opened.size) if inflated is None else (gunzipped(opened), UNKNOWN_SIZE)
     kind, most = (Kind.STORED, size) if inflated is None else (Kind.GZIP, max(BOMB_BYTES, BOMB_RATIO * opened.size))
+    bomb = f"it inflates to more than {BOMB_RATIO} times its size"
     try:
         # Small reads from a plain tar, whose members are skipped; a gzip file is inflated anyway.
         stream = _Headers(ByteReader(read_at, 0, size), 1 << 10 if inflated is None else 1 << 16)
@@ -190,18 +203,27 @@ def _tar_members(names: tuple[str, ...], opened: Joined, inflated: InflatedGzip 
                 raise tarfile.ReadError("a member of negative size")
             before = tar.offset
             if inflated is not None and before > most:
-                raise tarfile.ReadError(f"it inflates to more than {BOMB_RATIO} times its size")
+                raise tarfile.ReadError(bomb)
+            if inflated is not None and before - indexed > CHECKED_BYTES:  # its seek points, of bytes still in memory
+                inflated.read_at(before - 1, 1)
+                indexed = before
             if not member.isdir():
                 why = _unread_in_tar(member)
                 if not why and member.offset_data + member.size > size:
                     why = "the archive ends inside it"
                 yield member.name, why or ByteLocation(names, kind, member.offset_data, member.size)
                 listed += 1
+        while inflated is not None and stream.read(1 << 16):  # to the end, where gzip has its CRC and size
+            if stream.tell() > most:
+                raise tarfile.ReadError(bomb)
+        again = opened if inflated is None else inflated
         # tarfile treats a damaged header as the end, some versions after they have passed it
-        if tar.offset != max(before, 0) or read_at(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
+        if tar.offset != max(before, 0) or again.read_at(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError("a damaged header")
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error) as error:
         text = f"the archive is truncated or damaged after {listed} members" if listed else "no tar archive"
+        if isinstance(error, gzip.BadGzipFile):
+            text = "the gzip file is damaged"
         raise Unreadable(f"{text} ({str(error)[:100]})") from error
 
 
@@ -213,9 +235,20 @@ def _unread_in_tar(member: tarfile.TarInfo) -> str:
     return "" if member.isreg() else "a pipe or device"
 
 
+def _is_tar(head: bytes) -> bool:
+    with suppress(tarfile.HeaderError):
+        return tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape") is not None
+    return False
+
+
+def _tail(opened: Joined) -> bytes:
+    """The bytes among which a zip has the end of its central directory."""
+    return opened.read_at(max(0, opened.size - 0x10015), 0x10015)
+
+
 def _zip_members(names: tuple[str, ...], opened: Joined, largest: int) -> Iterator[Member]:
-    tail = opened.read_at(max(0, opened.size - 0x10015), 0x10015)
-    end = tail.rfind(b"PK\5\6")
+    tail = _tail(opened)
+    end = tail.rfind(_ZIP_END)
     if end < 0 or len(tail) - end < 22:
         raise Unreadable("the zip has no central directory; it is truncated, or its last part is missing")
     # Source: PKWARE APPNOTE 6.3.10, section 4.3.16. 0xFFFF: a zip64 in one part.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unfused_fast.errors import UserError, cause
 from unfused_fast.optional import importing
 from unfused_fast.shards.sources.location import ByteLocation, Kind, is_url
-from unfused_fast.shards.sources.remote import RemoteFile
+from unfused_fast.shards.sources.remote import BLOCK_BYTES, RemoteFile
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -32,6 +33,11 @@ GZIP_BYTES = 1 << 18
 SPACING_BYTES, SEEK_POINTS = 1 << 20, 4096
 """Least distance of the seek points of a gzip file, and most of them. Ours: a point holds 32 KiB, so that an index
 takes at most 128 MiB; reading a member costs inflating half the distance, 1 ms a MiB or two."""
+CHECKED_BYTES = 1 << 22
+"""Read at once for a checksum. Ours: half of what remote.py keeps."""
+BOMB_CHECK_BYTES = 1 << 20
+"""A deflated member of a zip that inflates to more than declared is given up after so many more bytes of the zip."""
+WRONG_CRC = "its checksum (CRC) differs from the zip's central directory"
 GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 """Of a gzip file without a name. Source: RFC 1952, section 2.3. Ours: with this before and CRC and size after it, a
 deflated member of a zip is a gzip file, whose seek points spare a long recording from being inflated for each clip."""
@@ -154,6 +160,25 @@ class InflatedGzip:
             words = re.split(r"\n| \[| \(file", str(error))[0][:80] or type(error).__name__
             raise Unreadable(f"compressed data are truncated or damaged ({words})") from error
 
+    def is_sound(self) -> bool:
+        """Inflates all at once, which passes every seek point; whether the CRC and size of each gzip member are right.
+
+        indexed_gzip compares them here alone: a read begins anew at a seek point, and forgets what it summed before.
+        """
+        try:
+            self._file.build_full_index()
+        except self._errors as error:
+            if self._packed.failure is not None:
+                raise self._packed.failure from error
+            if "CRC" in str(error):
+                return False
+            raise Unreadable("compressed data are truncated or damaged") from error
+        return True
+
+    def passed(self) -> int:
+        """Where the last seek point is."""
+        return max((inflated for inflated, _ in self._file.seek_points()), default=0)
+
     def write_index(self, path: Path) -> None:
         """Writes the seek points passed so far, for other processes. Raises UserError: the disk refuses them."""
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
@@ -165,6 +190,22 @@ class InflatedGzip:
             raise UserError(
                 f"{path}: cannot be written ({cause(error)}); make room and run the same command"
             ) from error
+
+
+def gunzipped(packed: Joined) -> ReadAt:
+    """What a gzip file inflates to, for reading forwards. Raises gzip.BadGzipFile: another CRC or size than it has."""
+    file = gzip.GzipFile(fileobj=io.BufferedReader(ByteReader(packed.read_at, 0, packed.size), 1 << 16))
+
+    def read_at(position: int, count: int) -> bytes:
+        try:
+            file.seek(position)
+            return file.read1(count)
+        except gzip.BadGzipFile as error:
+            if str(error).startswith("Not a gzipped file"):  # other bytes behind the last member: ignored, as gzip does
+                return b""
+            raise
+
+    return read_at
 
 
 def _inflated_member(packed: ByteReader, size: int, crc: int) -> ReadAt:
@@ -184,7 +225,7 @@ def _inflated_member(packed: ByteReader, size: int, crc: int) -> ReadAt:
             if not block and (not unread or inflater.eof):
                 raise Unreadable(f"inflates to {len(data)} bytes, but the zip declares {size}")
             if len(data) == size and zlib.crc32(data) != crc:
-                raise Unreadable("its checksum (CRC) differs from the zip's central directory")
+                raise Unreadable(WRONG_CRC)
         return bytes(data[position : position + count])
 
     return read_at
@@ -206,14 +247,23 @@ def _inflated(packed: ByteLocation, stamps: tuple[float, ...]) -> InflatedGzip:
     files = open_files(packed.files)
     if packed.kind == Kind.GZIP:
         return InflatedGzip(files, packed.index)
-    body = Part(lambda position, count: files.read_at(packed.start + position, count), packed.packed)
+    first_pass: InflatedGzip | None = None
+
+    def read_at(position: int, count: int) -> bytes:
+        if first_pass is not None and position % BOMB_CHECK_BYTES < count and first_pass.passed() > packed.size:
+            raise Unreadable(wrong)
+        return files.read_at(packed.start + position, count)
+
+    wrong = f"does not inflate to the {packed.size} bytes with the checksum (CRC) that the zip declares"
+    body = Part(read_at, packed.packed)
     checks = struct.pack("<LL", packed.crc, packed.size & 0xFFFFFFFF)
     as_gzip = Joined([_bytes_part(GZIP_HEADER), body, _bytes_part(checks)])
     if not Path(packed.index).exists():
         first_pass = InflatedGzip(as_gzip)
-        if len(first_pass.read_at(packed.size - 1, 2)) != 1:
-            raise Unreadable(f"does not inflate to the {packed.size} bytes that the zip declares")
+        if not first_pass.is_sound() or len(first_pass.read_at(packed.size - 1, 2)) != 1:
+            raise Unreadable(wrong)
         first_pass.write_index(Path(packed.index))
+        first_pass = None
     return InflatedGzip(as_gzip, packed.index)
 
 
@@ -223,8 +273,12 @@ def _stamps(names: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(number for each in status for number in (each.st_ino, each.st_size, each.st_mtime_ns))
 
 
-def open_location(location: ByteLocation) -> io.BufferedReader:
+def open_location(location: ByteLocation, *, check: bool = True) -> io.BufferedReader:
     """The bytes of a location as a seekable file; its `raw` is a ByteReader with the reason of a `failure`.
+
+    Args:
+        check: whether the CRC of a stored member of a zip is compared first; behind a URL only where one request brings
+            all of it. Of deflated ones it always is.
 
     Raises:
         OSError: nothing there, or not read; its text is the reason.
@@ -244,6 +298,12 @@ def open_location(location: ByteLocation) -> io.BufferedReader:
         if header[:4] != b"PK\3\4" or len(header) < 30:
             raise Unreadable("the zip has no file at the offset in its central directory")
         start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    if location.kind == Kind.ZIP_STORED and check and (size <= BLOCK_BYTES or not any(map(is_url, location.files))):
+        crc = 0
+        for position in range(start, start + size, CHECKED_BYTES):
+            crc = zlib.crc32(read_at(position, min(CHECKED_BYTES, start + size - position)), crc)
+        if size and crc != location.crc:
+            raise Unreadable(WRONG_CRC)
     if location.kind == Kind.ZIP_DEFLATED:
         if location.index:
             read_at = _inflated(replace(location, start=start), _stamps(location.files)).read_at

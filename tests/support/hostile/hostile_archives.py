@@ -146,10 +146,14 @@ def cases() -> list[Archive]:
     two = _zip(("good.wav", GOOD), ("bad.wav", EVIL))
     plain, noise = _tar(("good.wav", GOOD), ("bad.wav", EVIL)), np.random.default_rng(0).bytes(3000)
     squeezed, inner = _squeezed(plain), _zip(("inner.wav", EVIL))
+    hiss = encoded(np.random.default_rng(0).uniform(-0.5, 0.5, 600_000).astype(np.float32))  # hardly compresses
+    noisy = _tar(("good.wav", GOOD), ("bad.wav", hiss))
+    hissing, rest = _squeezed(noisy[: len(noisy) // 2]), _squeezed(noisy[len(noisy) // 2 :])
     many = [(f"{number}.wav", b"") for number in range(MANY)]
     up, long = "its path leads out of the archive", "its path is longer than 4096 characters or 64 folders"
     control, no_list = "a control character in its name", "the zip has no central directory"
     cut, no_tar = "the archive is truncated or damaged after", "no tar archive"
+    bad_gzip = "the gzip file is damaged"
     zips = [
         Archive("up.zip", _zip_with("../../evil.wav"), up),
         Archive("absolute.zip", _zip_with("/evil.wav"), "its path is absolute"),
@@ -164,7 +168,7 @@ def cases() -> list[Archive]:
         Archive("bomb of zeros.zip", lambda: _zip(("good.wav", GOOD), ("bomb.wav", bytes(ZEROS))), "not audio"),
         Archive("zip in zip.zip", lambda: _zip(("good.wav", GOOD), ("inner.zip", inner)), "unpack the outer one"),
         Archive("overlapping.zip", _zip_overlapping, "it shares bytes with another member"),
-        Archive("wrong crc of what is stored.zip", _zip_patched(16, b"abcd"), "", both),
+        Archive("wrong crc of what is stored.zip", _zip_patched(16, b"abcd"), "its checksum (CRC) differs"),
         Archive("size too large.zip", _zip_patched(20, struct.pack("<II", 2**31, 2**31)), "the archive ends inside it"),
         Archive("two sizes.zip", _zip_patched(24, bytes(4)), "stored, but its two sizes differ"),
         Archive("size 0.zip", _zip_patched(20, bytes(8)), "empty file"),
@@ -177,7 +181,7 @@ def cases() -> list[Archive]:
         Archive(
             "endless list.zip", lambda: two[:-10] + b"\xf0\xff\xff\xff" + two[-6:], "central directory of the zip", none
         ),
-        Archive("script before.zip", lambda: b"#!/bin/sh\nexit\n" + two, no_tar, none),
+        Archive("script before.zip", lambda: b"#!/bin/sh\nexit\n" + two, "", both),
         Archive("name twice.zip", lambda: _zip(("good.wav", EVIL), ("./good.wav", GOOD))),
         Archive("empty members.zip", lambda: _zip(("good.wav", GOOD), *many), "empty file"),
         Archive("empty.zip", lambda: _zip(), "no files in it", none),
@@ -207,7 +211,15 @@ def cases() -> list[Archive]:
         Archive("no tar.tar", lambda: noise, no_tar, none),
         Archive("bomb.tar.gz", lambda: _squeezed(_tar(("good.wav", GOOD), ("bomb.wav", _bomb_wav()))), "", bomb),
         Archive("truncated.tar.gz", lambda: squeezed[: len(squeezed) // 2], cut, none),
-        Archive("wrong crc.tar.gz", lambda: squeezed[:-8] + b"abcd" + squeezed[-4:], "truncated or damaged", none),
+        Archive("wrong crc.tar.gz", lambda: squeezed[:-8] + b"abcd" + squeezed[-4:], bad_gzip, none),
+        Archive("wrong size.tar.gz", lambda: squeezed[:-4] + b"abcd", bad_gzip, none),
+        Archive("wrong crc of noise.tar.gz", lambda: hissing[:-8] + b"abcd" + hissing[-4:], bad_gzip, none),
+        Archive("wrong size of noise.tar.gz", lambda: hissing[:-4] + b"abcd", bad_gzip, none),
+        Archive("wrong crc of the first.tar.gz", lambda: hissing[:-8] + b"abcd" + hissing[-4:] + rest, bad_gzip, none),
+        Archive("wrong crc of the last.tar.gz", lambda: hissing + rest[:-8] + b"abcd" + rest[-4:], bad_gzip, none),
+        Archive("two in one.tar.gz", lambda: hissing + rest, "", both),
+        Archive("text behind.tar.gz", lambda: hissing + rest + b"text", "", both),
+        Archive("zip inside.tar", lambda: _tar(("good.wav", GOOD), ("inner.zip", inner)), "unpack the outer one"),
         Archive("gz in gz.tar.gz", lambda: _squeezed(squeezed), no_tar, none),
         Archive("text.tar.gz", lambda: _squeezed(b"text" * 999), no_tar, none),
         Archive("head of a gz.tar.gz", lambda: b"\x1f\x8b\x08" + noise, no_tar, none),
