@@ -186,6 +186,10 @@ def lape(
     options = run_options(flags.device, compile_, False, overwrite)
     summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
     show(summary, flags.as_json, tables(summary), sentences(summary))
+    if not any(row["state"] == "done" for row in summary["tasks"]):
+        raise UserError(
+            f"{data_dir}: no task was evaluated; {out / 'lape.md'} says for each where to get it, or why not"
+        )
 
 
 @with_flags(TableFlags)

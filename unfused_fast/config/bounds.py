@@ -29,7 +29,7 @@ AT_LEAST_0 = Bound("at least 0", lambda number: number >= 0)
 AT_LEAST_1 = Bound("at least 1", lambda number: number >= 1)
 
 LARGEST = 2**31
-"""Ours: no setting needs more, and sizes computed from larger ones overflow."""
+"""Of whole numbers. Ours: no setting needs more, and sizes computed from larger ones overflow."""
 
 Auto = Literal["auto"]
 Count = Annotated[int, AT_LEAST_1]
@@ -50,8 +50,8 @@ def parse(value: Any, kind: Any, name: str) -> Any:
     with suppress(*_WRONG):
         parsed = _of_type(value, wanted)
         numbers = [part for part in (parsed if isinstance(parsed, tuple) else (parsed,)) if not isinstance(part, str)]
-        if any(abs(number) >= LARGEST for number in numbers):
-            raise UserError(f"{name} = {value}: want numbers below {LARGEST}")
+        if any(isinstance(number, int) and abs(number) >= LARGEST for number in numbers):
+            raise UserError(f"{name} = {value}: want whole numbers below {LARGEST}")
         if bound is None or all(map(bound.holds, numbers)):
             return parsed
     choices = [choice for choice in typing.get_args(wanted) if isinstance(choice, str)]

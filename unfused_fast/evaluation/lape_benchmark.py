@@ -61,8 +61,7 @@ def lape(
     """Runs the tasks; returns the content of lape.json. A task that is missing or fails is reported, and the others
     continue.
 
-    Raises UserError for a `data`, teacher or `out` that cannot be used, and where no task is evaluated; Interrupted
-    after Ctrl-C.
+    Raises UserError for a `data`, teacher or `out` that cannot be used, Interrupted after Ctrl-C.
     """
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
@@ -86,10 +85,6 @@ def lape(
         # Written after every task, so that it exists whatever ends the next one.
         summary = summary_of(lines, plan.linear.eval.encoder, str(out))
         write_report(out, "lape", summary, tables(summary), sentences(summary))
-    if not any(line["state"] == "done" for line in lines):
-        raise UserError(
-            f"{data}: no task was evaluated; {out / 'lape.md'} says for each where to get it, or why it failed"
-        )
     return summary
 
 
