@@ -71,7 +71,7 @@ def test_errors_of_a_source_with_a_password(url: str, cli: Callable[..., Any], t
         probe(ByteLocation((f"{url}/gone.wav?X-Signature={SECRET}",)))
     assert SECRET not in str(rejected.value)
     (tmp_path / "a.wav").touch()
-    done = cli("shard", tmp_path, f"{url}/out", "--part", "1/2")
+    done = cli("shard", tmp_path, f"{url}/out", "--part", "1/1")
     assert done.code == 1 and "/out" in done.error and SECRET not in done.out + done.err
 
 
