@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from unfused_fast.commands.measure.machine import append_rows, circumstances, spread
-from unfused_fast.evaluation import terminal_table
+from unfused_fast.console import terminal_table
 from unfused_fast.shards.sets.shard_files import replace_file
 
 RESULTS = Path(__file__).parent / "results"

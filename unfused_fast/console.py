@@ -1,12 +1,13 @@
-"""Standard error for people: sentences and progress bars. Imports neither torch nor anything else that is heavy."""
+"""What people read: sentences and progress bars on standard error, tables. Imports nothing heavy, such as torch."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 
 def counted(number: int, noun: str) -> str:
@@ -37,3 +38,13 @@ def progress_bar() -> Progress:
     counts = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     columns = TextColumn("{task.description}"), BarColumn(), *counts
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table for a terminal: the first column to the left, the others to the right."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < 1 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import typer
 from command_lines import parse
 from outcomes import Cli, refused
@@ -166,3 +167,25 @@ def test_signals_while_the_process_ends() -> None:
     """They come when all is said: they change neither that nor the exit code."""
     done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "stopped, saved\n")
+
+
+LIGHT = """
+import sys
+import unfused_fast.cli
+try:
+    unfused_fast.cli.main()
+except SystemExit as ended:
+    assert not ended.code, ended
+assert not {"torch", "scipy", "sklearn", "matplotlib"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.parametrize("command", ["--help", "tasks", "config", "shard --list", "shard FILES OUT", "check SET"])
+def test_commands_without_a_network_import_nothing_heavy(command: str, tones: Path, tmp_path: Path) -> None:
+    """Importing torch takes seconds, and several hundred megabytes."""
+    (tmp_path / "files").mkdir()
+    soundfile.write(tmp_path / "files" / "a.wav", np.ones(16000) / 2, 16000)
+    paths = {"SET": str(tones), "FILES": str(tmp_path / "files"), "OUT": str(tmp_path / "set")}
+    words = [paths.get(word, word) for word in command.split()]
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

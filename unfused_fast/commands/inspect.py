@@ -189,7 +189,7 @@ def clusters(
     are read here only, never in training. Clusters are the targets of that epoch; cosines and spread are of the bank as
     saved after it, those in log.jsonl of the bank that was clustered before it.
     """
-    from unfused_fast.evaluation import terminal_table
+    from unfused_fast.console import terminal_table
     from unfused_fast.stages import describe_clusters
 
     described = describe_clusters(run, None if shards is None else open_set(shards), top)

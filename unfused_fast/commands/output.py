@@ -61,7 +61,7 @@ def show(result: Any, as_json: bool, tables: Iterable[TextTable], sentences: Ite
     if as_json:
         print_json(result)
         return
-    from unfused_fast.evaluation import terminal_table
+    from unfused_fast.console import terminal_table
 
     for table in tables:
         stdout_console().print(terminal_table(*table))

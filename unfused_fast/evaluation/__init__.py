@@ -17,6 +17,5 @@ from unfused_fast.evaluation.report import (
     mean_and_error,
     percent,
     table_rows,
-    terminal_table,
 )
 from unfused_fast.evaluation.run_pool import RunPool

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from scipy.stats import sem
 
 from unfused_fast.errors import UserError, cause, unreadable
@@ -99,16 +98,6 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub-flavoured table; `|` inside a cell is escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def terminal_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The same table for a terminal."""
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 1 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def held_out_text(holdout: float | None) -> str:
