@@ -66,7 +66,7 @@ def test_what_ends_the_compiler_ends_the_run(train: Start, tmp_path: Path, twice
     if twice:
         assert stopped.stderr is not None
         stopped.send_signal(signal.SIGTERM)
-        while "press Ctrl-C again to stop immediately" not in stopped.stderr.readline():
+        while "stopping after this step" not in stopped.stderr.readline():
             assert stopped.poll() is None
         time.sleep(2 * SAME_SIGNAL_SECONDS)  # one that comes at once is the same, passed on
         stopped.send_signal(signal.SIGTERM)
