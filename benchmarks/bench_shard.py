@@ -1,4 +1,4 @@
-"""How many clips a second `unfused-fast shard` packs, beside the floor in the same run.
+"""How many clips a second `unfused-fast shard` packs, beside the floor in the same run, and how much memory it takes.
 
 The floor decodes with libsndfile, resamples with soxr (HQ, as the packer) and writes WAV, in as many processes, and
 does nothing else. Both are whole programs, from their start to their end: interpreter, imports, processes, opening
@@ -57,7 +57,7 @@ def floor(folder: Path, out: Path, workers: int) -> None:
 
 def main() -> None:
     import torch
-    from measure import arguments, pairs_of, record
+    from measure import arguments, pairs_of, peak_megabytes, record
 
     from unfused_fast.commands.measure.synthetic import noise_files
 
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=44100, help="of the files, in hertz")
     parser.add_argument("--channels", type=int, default=2)
     parser.add_argument("--kind", choices=["wav", "flac"], default="wav", help="16-bit files of this format")
+    parser.add_argument("--memory", action="store_true", help="measure memory in place of time")
     given = parser.parse_args()
     shape = {"clips": given.clips, "seconds": given.seconds, "rate_hz": given.rate, "channels": given.channels}
     shape |= {"kind": given.kind, "workers": (workers := os.cpu_count() or 1)}
@@ -74,13 +75,19 @@ def main() -> None:
         source, out = str(Path(name) / "source"), str(Path(name) / "out")
         noise_files(Path(source), given.clips, given.seconds, given.rate, given.channels, given.kind)
 
+        ours = ["-m", "unfused_fast", "shard", source, out, "--workers", str(workers), "--overwrite"]
+        if given.memory:
+            peaks = [peak_megabytes([sys.executable, *ours]) for _ in range(given.repeats)]
+            record("bench_shard", "peak memory of unfused-fast shard", "MB", peaks, torch.device("cpu"), **shape)
+            return
+
         def rate(*program: str) -> float:
             start = time.perf_counter()
             subprocess.run([sys.executable, *program], capture_output=True, check=True)
             return float(given.clips / (time.perf_counter() - start))
 
         packed, bare = pairs_of(
-            lambda: rate("-m", "unfused_fast", "shard", source, out, "--workers", str(workers), "--overwrite"),
+            lambda: rate(*ours),
             lambda: rate(__file__, "floor", source, out, str(workers)),
             given.repeats,
         )
