@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.packing.journal import Journal
+from unfused_fast.shards.packing.journal import Journal, Sent
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.rejections import read_reasons
 from unfused_fast.shards.sets.remote_folder import CLAIM, NAME_A_WRITABLE_URL, RemoteFolder, about, cache_folder
@@ -103,18 +103,18 @@ class RemoteSet(RemoteFolder):
             claim = {"owner": journal.owner, "by": f"{_user()}@{socket.gethostname()}", "since": since}
             self._write(lambda: self._system.pipe_file(self._of(CLAIM), json.dumps(claim).encode()))
         journal.sent = {
-            name: files
-            for name, files in journal.sent.items()
-            if all(there.get(file) == tuple(facts) for file, facts in files.items())
+            name: sent
+            for name, sent in journal.sent.items()
+            if all(there.get(file) == facts for file, facts in sent.files.items())
         }
 
-    def send(self, journal: Journal, name: str) -> None:
-        """Sends a shard whose clips have their numbers."""
+    def send(self, journal: Journal, name: str, first_id: int) -> None:
+        """Sends a shard whose clips have their numbers, from `first_id` on."""
         self._check_owner(journal)
         if not self._opened:
             self._remove(MANIFEST)
             self._opened = True
-        journal.add_sent(name, {path.name: self._put(path) for path in journal.files(name)})
+        journal.add_sent(name, Sent(first_id, {path.name: self._put(path) for path in journal.files(name)}))
 
     def complete(self, journal: Journal) -> None:
         """Sends what makes a set of the shards, the manifest last; then deletes the shards of an older one."""
@@ -122,7 +122,7 @@ class RemoteSet(RemoteFolder):
         self._remove(MANIFEST)
         for name in (CLIPS, REJECTED, MANIFEST):
             self._put(journal.set_folder / name)
-        sent = {file for files in journal.sent.values() for file in files}
+        sent = {file for shard in journal.sent.values() for file in shard.files}
         for name in self.listing():
             if name not in sent and _SHARD.fullmatch(name):
                 self._remove(name)
