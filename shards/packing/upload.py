@@ -117,13 +117,23 @@ class RemoteSet(RemoteFolder):
         journal.add_sent(name, Sent(first_id, {path.name: self._put(path) for path in journal.files(name)}))
 
     def complete(self, journal: Journal) -> None:
-        """Sends what makes a set of the shards, the manifest last; then deletes the shards of an older one."""
+        """Sends what makes a set of the shards, the manifest last; then deletes the shards of an older one.
+
+        Raises:
+            UserError: a shard is no longer there as it was sent.
+        """
         self._check_owner(journal)
+        there = self.listing()
+        sent = {file: facts for shard in journal.sent.values() for file, facts in shard.files.items()}
+        if lost := sorted(file for file, facts in sent.items() if there.get(file) != facts):
+            raise UserError(
+                f"{self.shown}: {', '.join(lost[:3])}: deleted or replaced since it was sent ({len(lost)} of "
+                f"{len(sent)} files); run the same command again, which sends what is missing"
+            )
         self._remove(MANIFEST)
         for name in (CLIPS, REJECTED, MANIFEST):
             self._put(journal.set_folder / name)
-        sent = {file for shard in journal.sent.values() for file in shard.files}
-        for name in self.listing():
+        for name in there:
             if name not in sent and _SHARD.fullmatch(name):
                 self._remove(name)
         self.release()

@@ -228,6 +228,26 @@ def test_a_stopped_upload_is_resumed(
     assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
 
 
+def test_a_shard_that_is_replaced_while_others_are_made(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
+    """As by another machine that began at the same time, and had a file on its way."""
+    put = type(memory).put_file
+
+    def replaced(self: Any, local: str, path: str, **options: Any) -> None:
+        put(self, local, path, **options)
+        if "valid-000000.idx" in path:
+            self.pipe_file("/bucket/set/train-000001.tar", b"of another set")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(memory), "put_file", replaced)
+        with pytest.raises(
+            UserError, match=r"set: train-000001.tar: deleted or replaced since it was sent \(1 of 12 fi"
+        ):
+            pack_remote(rows)
+    assert "manifest.json" not in remote_bytes(memory)
+    pack_remote(rows)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
 def test_passing_errors_are_tried_again_and_lasting_ones_said(
     memory: Any, rows: list[SourceRow], packed: ShardSet
 ) -> None:
