@@ -25,9 +25,10 @@ UNSUPPORTED_ENCODING = 4
 MP3_SLACK_FRAMES = 4 * 1152
 """A header of MP3 may declare so many more samples than the file holds: encoders pad by two frames at each end."""
 
-FLAC_AT_ONCE_BYTES = 1 << 22
-"""FLAC up to this size is searched for a second one when it is decoded, from memory, so that its bytes are read once;
-larger ones by probe(). Ours: most clips are smaller, and of a long recording many pieces are decoded."""
+AT_ONCE_BYTES = 1 << 22
+"""FLAC up to this size is searched for a second one, and the CRC of a stored member of a zip compared, when it is
+decoded, so that its bytes are read once; of larger ones by probe(). Ours: most clips are smaller, and of a long
+recording many pieces are decoded."""
 
 UNVERIFIED = ("IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SD2", "SDS", "WVE", "XI")
 """Formats that are not packed. Ours: they are rare, their headers do not declare a length or libsndfile does not heed
@@ -127,7 +128,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
     source: io.BufferedReader | io.BytesIO
     try:
         if isinstance(location, ByteLocation):
-            source = open_location(location, check=frames is None)
+            source = open_location(location, check=(location.size <= AT_ONCE_BYTES) == (frames is not None))
             window = source.raw if isinstance(source.raw, ByteReader) else None
         else:
             status = location.stat()
@@ -149,7 +150,7 @@ def open_audio(location: Location, frames: int | None = None) -> ForwardFile:
             file = ForwardFile(source if path is None else _name(path, source.fileno()), window)
         except soundfile.SoundFileError as error:
             return _not_read(source, location, window, error)
-        at_once = file.format == "FLAC" and size <= FLAC_AT_ONCE_BYTES
+        at_once = file.format == "FLAC" and size <= AT_ONCE_BYTES
         if at_once and frames is not None:
             file.close()
             source.seek(0)

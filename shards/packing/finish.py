@@ -112,9 +112,21 @@ class Assembly:
             self._clips += shard.clips.num_rows
             self._waiting.popleft()  # only now: what could not be sent is tried again
 
+    def has_moved(self, name: str) -> bool:
+        """Whether a shard, all before which are added, was sent to the URL with other ids than its clips have now."""
+        sent = self.journal.sent.get(name)
+        return sent is not None and sent.first_id != self._clips
+
     def _place(self, shard: DoneShard) -> None:
         tar, index = self.journal.files(shard.name)
         there = shard.name in self.journal.sent
+        if self._remote is not None and self.has_moved(shard.name):
+            for name in self._waiting:
+                self.journal.forget_sent(name)
+            raise UserError(
+                f"{self._remote.shown}: {tar.name} was sent with other clip ids, because files before its own have "
+                "changed since; run the same command again, which makes this shard and those behind it again"
+            )
         if not there and read_index(index)[0][0].name.partition(".")[0] != clip_key(self._clips):
             if tar.stat().st_nlink > 1:  # also the file of a part, which must not change
                 copy = self.journal.temporary(tar.stem)
@@ -124,7 +136,7 @@ class Assembly:
         if self._remote is None:
             return
         if not there:
-            self._remote.send(self.journal, shard.name)
+            self._remote.send(self.journal, shard.name, self._clips)
         if _split(shard) == STATISTICS_SPLIT and self._measured < STATISTICS_CLIPS:
             self._measured += shard.clips.num_rows
         else:

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,15 @@ from unfused_fast.shards.sources.reasons import Reason, Rejected
 _ABOUT = b"unfused"
 
 
+class Sent(NamedTuple):
+    """A shard behind the URL."""
+
+    first_id: int
+    """Of its clips."""
+    files: Mapping[str, tuple[Any, ...]]
+    """Name -> size, and the server's digest of the content."""
+
+
 class Journal:
     """What is known of a set that is unfinished, or of a finished part of one."""
 
@@ -44,8 +53,8 @@ class Journal:
         self.request: Mapping[str, Any] = {}
         self.owner = ""
         """A name that no other journal has."""
-        self.sent: dict[str, dict[str, Sequence[Any]]] = {}
-        """Of the shards behind the URL: name -> file -> size, and the server's digest of the content."""
+        self.sent: dict[str, Sent] = {}
+        """The shards behind the URL, by name."""
 
     @property
     def begun(self) -> dict[str, Any]:
@@ -113,24 +122,24 @@ class Journal:
         ]
         self._add_line("headers.jsonl", (first, values))
 
-    def add_sent(self, name: str, files: dict[str, Sequence[Any]]) -> None:
-        """Keeps that the files of a shard are behind the URL, see `sent`."""
-        self.sent[name] = files
-        self._add_line("sent.jsonl", (name, files))
+    def add_sent(self, name: str, sent: Sent) -> None:
+        """Keeps that a shard is behind the URL."""
+        self.sent[name] = sent
+        self._add_line("sent.jsonl", (name, *sent))
 
     def forget_sent(self, name: str) -> None:
         """Keeps that a shard has to be sent, although it may have been."""
         if self.sent.pop(name, None) is not None:
-            self._add_line("sent.jsonl", (name, {}))
+            self._add_line("sent.jsonl", (name, 0, {}))
 
-    def _sent(self) -> dict[str, dict[str, Sequence[Any]]]:
-        sent: dict[str, dict[str, Sequence[Any]]] = {}
+    def _sent(self) -> dict[str, Sent]:
+        sent: dict[str, Sent] = {}
         for line in self._lines("sent.jsonl"):
             with suppress(ValueError, TypeError, AttributeError):
-                name, files = line
+                name, first_id, files = line
                 sent.pop(name, None)
-                if {path.name for path in self.files(name)} == files.keys():
-                    sent[name] = {file: tuple(facts) for file, facts in files.items()}
+                if is_count(first_id) and {path.name for path in self.files(name)} == files.keys():
+                    sent[name] = Sent(first_id, {file: tuple(facts) for file, facts in files.items()})
         return sent
 
     def _lines(self, name: str) -> Iterator[Any]:
@@ -151,9 +160,14 @@ class Journal:
         return self.making / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tar"
 
     def publish(self, tar: Path, done: DoneShard) -> None:
-        """Gives a shard whose tar is at `tar` its name, and notes that it is there."""
+        """Gives a shard whose tar is at `tar` its name, and notes that it is there, and not behind the URL."""
+        self.forget_sent(done.name)
         for new, path in zip((tar, index_path(tar)), self.files(done.name), strict=True):
-            new.replace(path) if done.bytes else new.unlink(missing_ok=True)
+            if done.bytes:
+                new.replace(path)
+            else:
+                new.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # of an earlier run, from other sources
         about = json.dumps({"rejected": done.rejected, "bytes": done.bytes, "origin": done.origin}).encode()
         note = self.making / f"{done.name}.parquet"
         with note.open("wb") as file:  # Python's own file, whose errors have the error number of a full disk

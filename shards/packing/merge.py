@@ -67,10 +67,9 @@ def merge(
     with building(folder, request, overwrite, resume, remote) as journal:
         assembly = Assembly(journal, whole, remote)
         for number, (part, done) in enumerate(shards, 1):
+            if assembly.has_moved(done.name):
+                journal.forget_sent(done.name)
             if journal.done(done.name) != done:  # or its part has changed
-                if done.name in journal.sent:  # those behind it may get other numbers
-                    for _, later in shards[number - 1 :]:
-                        journal.forget_sent(later.name)
                 _bring(part, journal, done)
                 made += 1
             assembly.add(done)

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.packing.journal import Journal
+from unfused_fast.shards.packing.journal import Journal, Sent
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.rejections import read_reasons
 from unfused_fast.shards.sets.remote_folder import CLAIM, NAME_A_WRITABLE_URL, RemoteFolder, about, cache_folder
@@ -103,27 +103,37 @@ class RemoteSet(RemoteFolder):
             claim = {"owner": journal.owner, "by": f"{_user()}@{socket.gethostname()}", "since": since}
             self._write(lambda: self._system.pipe_file(self._of(CLAIM), json.dumps(claim).encode()))
         journal.sent = {
-            name: files
-            for name, files in journal.sent.items()
-            if all(there.get(file) == tuple(facts) for file, facts in files.items())
+            name: sent
+            for name, sent in journal.sent.items()
+            if all(there.get(file) == facts for file, facts in sent.files.items())
         }
 
-    def send(self, journal: Journal, name: str) -> None:
-        """Sends a shard whose clips have their numbers."""
+    def send(self, journal: Journal, name: str, first_id: int) -> None:
+        """Sends a shard whose clips have their numbers, from `first_id` on."""
         self._check_owner(journal)
         if not self._opened:
             self._remove(MANIFEST)
             self._opened = True
-        journal.add_sent(name, {path.name: self._put(path) for path in journal.files(name)})
+        journal.add_sent(name, Sent(first_id, {path.name: self._put(path) for path in journal.files(name)}))
 
     def complete(self, journal: Journal) -> None:
-        """Sends what makes a set of the shards, the manifest last; then deletes the shards of an older one."""
+        """Sends what makes a set of the shards, the manifest last; then deletes the shards of an older one.
+
+        Raises:
+            UserError: a shard is no longer there as it was sent.
+        """
         self._check_owner(journal)
+        there = self.listing()
+        sent = {file: facts for shard in journal.sent.values() for file, facts in shard.files.items()}
+        if lost := sorted(file for file, facts in sent.items() if there.get(file) != facts):
+            raise UserError(
+                f"{self.shown}: {', '.join(lost[:3])}: deleted or replaced since it was sent ({len(lost)} of "
+                f"{len(sent)} files); run the same command again, which sends what is missing"
+            )
         self._remove(MANIFEST)
         for name in (CLIPS, REJECTED, MANIFEST):
             self._put(journal.set_folder / name)
-        sent = {file for files in journal.sent.values() for file in files}
-        for name in self.listing():
+        for name in there:
             if name not in sent and _SHARD.fullmatch(name):
                 self._remove(name)
         self.release()

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError, unreadable
+from unfused_fast.json_files import is_count, is_number
 from unfused_fast.shards.sets.shard_files import clip_key, index_path
 from unfused_fast.shards.sources.split_names import split_rank
 
@@ -180,6 +181,9 @@ def read_manifest(directory: Path) -> Manifest:
             name: SplitInfo(**{**value["splits"][name], "shards": tuple(value["splits"][name]["shards"])})
             for name in sorted(value["splits"], key=split_rank)
         }
+        for name, info in splits.items():
+            if not (is_count(info.clips) and is_number(info.seconds)):
+                raise ValueError(f"split {name[:40]!r} has {info.clips!r:.40} clips of {info.seconds!r:.40} s")
         for name in (name for info in splits.values() for name in info.shards):
             if Path(name).name != name or not name.endswith(".tar"):
                 raise ValueError(f"{name[:80]!r} is not the name of a shard")

@@ -278,7 +278,7 @@ def open_location(location: ByteLocation, *, check: bool = True) -> io.BufferedR
 
     Args:
         check: whether the CRC of a stored member of a zip is compared first; behind a URL only where one request brings
-            all of it. Of deflated ones it always is.
+            all of it. Of a deflated one it always is: of one with seek points first, of a small one at its end.
 
     Raises:
         OSError: nothing there, or not read; its text is the reason.

@@ -136,7 +136,7 @@ def test_a_second_flac_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert probe(path).frames == len(PCM)
     with pytest.raises(Rejected, match=named):
         decode_samples(path, len(PCM), 0, 1000)
-    monkeypatch.setattr(open_audio, "FLAC_AT_ONCE_BYTES", len(whole) - 1)
+    monkeypatch.setattr(open_audio, "AT_ONCE_BYTES", len(whole) - 1)
     with pytest.raises(Rejected, match=named):
         probe(path)
     path.write_bytes(whole)

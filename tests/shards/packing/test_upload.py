@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
 
 from unfused_fast.errors import UserError
@@ -93,6 +96,73 @@ def test_a_shard_is_sent_again_when_its_part_has_changed(
     assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
+def _copied(rows: list[SourceRow], folder: Path) -> list[SourceRow]:
+    folder.mkdir()
+    return [replace(row, path=Path(shutil.copy(str(row.path), folder / row.source))) for row in rows]
+
+
+def _spoil(row: SourceRow) -> None:
+    assert isinstance(row.path, Path)
+    soundfile.write(row.path, np.full(soundfile.info(row.path).frames, np.nan), 16000, "FLOAT", format="WAV")
+
+
+def test_shards_are_sent_again_when_one_before_them_had_no_clips(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path
+) -> None:
+    """They were sent with other ids."""
+    first = set(packed.clips["source"][:10].to_pylist())
+    parts, broken = [tmp_path / str(number) for number in range(9)], _copied(rows, tmp_path / "broken")
+    for row in broken:
+        if row.source in first:
+            _spoil(row)
+    for number, part in enumerate(parts, 1):
+        pack(broken, part, part=(number, 9), clips_per_shard=10, workers=0)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(memory, patch, "put_file", "clips.parquet", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            merge(parts, URL)
+    pack(rows, parts[1], part=(2, 9), clips_per_shard=10, workers=0, overwrite=True)
+    assert [path.stem for path in parts[1].glob("*.tar")] == ["train-000000"]
+    assert merge(parts, URL).packed == 45
+    assert remote_bytes(memory) == bytes_of(packed.directory)
+
+
+def test_a_shard_that_lost_all_clips_leaves_no_file(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
+    first = set(packed.clips["source"][:10].to_pylist())
+    parts, broken = [tmp_path / "1", tmp_path / "2"], _copied(rows, tmp_path / "broken")
+    for number, part in enumerate(parts, 1):
+        pack(broken, part, part=(number, 2), clips_per_shard=10, workers=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finishing.Assembly, "finish", lambda *rest: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            merge(parts, tmp_path / "out")
+    for row in broken:
+        if row.source in first:
+            _spoil(row)
+    pack(broken, parts[0], part=(1, 2), clips_per_shard=10, workers=0, overwrite=True)
+    merge(parts, tmp_path / "out")
+    pack(broken, tmp_path / "whole", clips_per_shard=10, workers=0)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_shard_that_is_made_again_with_fewer_clips(
+    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those behind it have other ids then, and are made again too."""
+    monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 0)
+    sources = _copied(rows, tmp_path / "sources")
+    _stopped(memory, sources, "put_file", "valid-000000.tar")
+    memory.rm_file("/bucket/set/train-000000.tar")
+    _spoil(next(row for row in sources if row.source == packed.clips["source"][3].as_py()))
+    with pytest.raises(
+        UserError, match=r"set: train-000001.tar was sent with other clip ids, .*; run the same command"
+    ):
+        pack_remote(sources)
+    assert pack_remote(sources).packed == 44
+    pack(sources, tmp_path / "whole", clips_per_shard=10, workers=0)
+    assert remote_bytes(memory) == bytes_of(tmp_path / "whole")
+
+
 def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     memory: Any, rows: list[SourceRow], mixed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +226,26 @@ def test_a_stopped_upload_is_resumed(
         resumed = pack_remote(rows)
     assert not sent & set(calls) and resumed.shards_made <= 6 - len(sent)
     assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
+
+
+def test_a_shard_that_is_replaced_while_others_are_made(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
+    """As by another machine that began at the same time, and had a file on its way."""
+    put = type(memory).put_file
+
+    def replaced(self: Any, local: str, path: str, **options: Any) -> None:
+        put(self, local, path, **options)
+        if "valid-000000.idx" in path:
+            self.pipe_file("/bucket/set/train-000001.tar", b"of another set")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(memory), "put_file", replaced)
+        with pytest.raises(
+            UserError, match=r"set: train-000001.tar: deleted or replaced since it was sent \(1 of 12 fi"
+        ):
+            pack_remote(rows)
+    assert "manifest.json" not in remote_bytes(memory)
+    pack_remote(rows)
+    assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
 def test_passing_errors_are_tried_again_and_lasting_ones_said(

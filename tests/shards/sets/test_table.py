@@ -92,6 +92,8 @@ AGAIN = "pack the set again with --overwrite"
         (lambda copy: _edit(copy, sample_rate=24000), "wav at 24000 Hz, but a set holds wav or flac at 16000 Hz"),
         (lambda copy: _edit(copy, surprise=1), "manifest.json: .*surprise"),
         (lambda copy: _edit(copy, splits={"train": {}}), "manifest.json: not a manifest of version 5"),
+        (lambda copy: _splits(copy, train={"clips": "24"}), "manifest of version 5 .*'train' has '24' clips of"),
+        (lambda copy: _splits(copy, train={"seconds": None}), "manifest of version 5 .*'train' has 24 clips of None s"),
         (lambda copy: (copy / "train-000001.tar").unlink(), "train-000001.tar: missing, but manifest.json lists it"),
         (lambda copy: (copy / "valid-000000.idx").unlink(), "valid-000000.idx: missing"),
         (

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from archive_files import STEM, contents_of, make_archive, make_tar, make_zip, read_row, reasons
 
-from unfused_fast.shards.audio import mp3
+from unfused_fast.shards.audio import mp3, open_audio
 from unfused_fast.shards.audio.decode import decode_samples, probe
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources import archives, reader
@@ -71,6 +71,32 @@ def test_pieces_of_a_long_recording_in_a_zip_do_not_inflate_it_from_the_start(
             file.seek(place)
             assert file.read(1000) == noise[place : place + 1000]
     assert sum(read) < 15 * path.stat().st_size  # from the start it would be 20
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_checksum_of_what_is_stored_in_a_zip_is_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tone: Callable[..., np.ndarray], at_once: bool
+) -> None:
+    """Of a small member when it is decoded, which reads all of it anyway; of a large one by its probe."""
+    soundfile.write(tmp_path / "a.wav", write_tone(10.0, 16000, 300), 16000)
+    path = make_zip(tmp_path / "a.zip", {"a.wav": (tmp_path / "a.wav").read_bytes()}, zipfile.ZIP_STORED)
+    if not at_once:
+        monkeypatch.setattr(open_audio, "AT_ONCE_BYTES", 100_000)
+    (row,) = source_rows(path)
+    read, read_at = list[int](), reader.Joined.read_at
+    monkeypatch.setattr(
+        reader.Joined, "read_at", lambda self, at, count: (read.append(count), read_at(self, at, count))[1]
+    )
+    assert probe(row.path).frames == 160_000
+    assert (sum(read) > 320_000) is not at_once
+    read.clear()
+    decode_samples(row.path, 160_000, 0, 20_000)
+    assert (sum(read) > 320_000) is at_once
+    with path.open("r+b") as file:
+        file.seek(300_000)
+        file.write(b"abcd")
+    with pytest.raises(Rejected, match="its checksum"):
+        decode_samples(row.path, 160_000, 0, 20_000) if at_once else probe(row.path)
 
 
 @pytest.mark.skipif(shutil.which("zip") is None, reason="needs Info-ZIP's zip, which makes split archives")
