@@ -147,6 +147,8 @@ class EmbeddingParts:
         try:
             found = read_json(path)
             files, rows = [DoneFile(*file) for file in found["files"]], path.with_suffix(".rows")
+            if int(path.stem) != len(self.files):
+                raise ValueError(f"the block that begins at file {len(self.files)} is missing")
             if not (isinstance(found["request"], dict) and all(map(_is_sound, files))):
                 raise ValueError("not what embed writes")
             size = 4 * self.dim * sum(file.rows for file in files)
