@@ -162,6 +162,7 @@ def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tin
     run, other = tmp_path / "run", ["--set", "loss.temperature=0.2"]
     described = json.loads((run / "config.json").read_text())
     described["versions"]["torch"] = "1.0"
+    del described["config"]["distill.alpha"], described["config"]["loss.temperature"]  # as before there were any
     (run / "config.json").write_text(json.dumps(described))
     refused = train("pretrain", "run", "--resume", *other)
     assert refused.code == 1 and "loss.temperature was 0.1, now 0.2; version of torch was 1.0, now" in refused.error

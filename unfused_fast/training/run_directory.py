@@ -158,7 +158,8 @@ class Run:
         """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
         differences without --resume-anyway.
         """
-        found = differences(self.out, recorded, self._description)
+        defaults = json.loads(json.dumps(flatten(Config())))  # of fields that the recorded run lacks, as in from_flat
+        found = differences(self.out, {**recorded, "config": defaults | recorded["config"]}, self._description)
         if found and not options.resume_anyway:
             advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
