@@ -290,6 +290,8 @@ def test_what_an_unfinished_run_left(
     for request, files in (([], []), (5, []), ({}, [[5, 1.0, 1]]), ({}, [["a", None, 1]]), ({}, [["a", 1.0, -1]])):
         rows.with_suffix(".json").write_text(json.dumps({"request": request, "files": files}))
         refused(cli("embed", *paths[:3], *flags), "json: cannot be read (not what embed writes)", "delete")
+    rows.with_suffix(".json").rename(partial / "000000000002.json")
+    refused(cli("embed", *paths[:3], *flags), "the block that begins at file 0 is missing", "delete")
     (tmp_path / "there.npz").touch()
     nothing = ("--encoder", tmp_path, "--out")  # what is there is refused before an encoder is looked for
     refused(cli("embed", folder, *nothing, tmp_path / "there.npz"), "there.npz: it exists")

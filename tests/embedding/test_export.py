@@ -68,6 +68,11 @@ def test_nothing_else_in_a_hub_folder_is_deleted(cli: Cli, pretrained: Path, tmp
         assert (kept / "HEAD").read_text() == "mine"
         (kept / "HEAD").unlink()
         kept.rmdir()
+    (own := tmp_path / "own").mkdir()
+    (own / "README.md").write_text("mine")
+    refused(cli("export", pretrained, "--hub", own, "--overwrite"), "own: it exists and is not a model folder")
+    refused(cli("export", pretrained, "--hub", own / "README.md", "--overwrite"), "README.md: it is a file")
+    assert (own / "README.md").read_text() == "mine"
     linked.symlink_to(folder)
     assert cli("export", pretrained, "--hub", linked, "--overwrite").code == 0
     assert linked.is_symlink() and unfused_fast.load(linked).digest == unfused_fast.load(folder).digest

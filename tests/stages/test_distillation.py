@@ -89,6 +89,18 @@ def test_the_teachers_own_give_the_same_student(config: Config, tones: Path, pre
         distill(config, shards, pretrained, tmp_path / "given", resume, other)
 
 
+def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    shards = open_shards(tones)
+    clips = shards.manifest.splits["train"].clips
+    for given in (torch.zeros(clips - 1, dtype=torch.int64), torch.full((clips,), -1)):
+        with pytest.raises(UserError, match="want one per clip, none negative, and no refreshing"):
+            distill(config, shards, pretrained, tmp_path / "run", OPTIONS, given)
+    refreshed = with_values(config, {"pseudo.refresh_epochs": 1})
+    with pytest.raises(UserError, match=r"refresh_epochs = 1; want one per clip"):
+        distill(refreshed, shards, pretrained, tmp_path / "run", OPTIONS, torch.zeros(clips, dtype=torch.int64))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

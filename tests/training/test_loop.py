@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from same_runs import assert_same_run, log_of
 from stopping import signalled_after, stopped_after
 
@@ -160,11 +162,12 @@ def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tin
     run, other = tmp_path / "run", ["--set", "loss.temperature=0.2"]
     described = json.loads((run / "config.json").read_text())
     described["versions"]["torch"] = "1.0"
+    del described["config"]["distill.alpha"], described["config"]["loss.temperature"]  # as before there were any
     (run / "config.json").write_text(json.dumps(described))
     refused = train("pretrain", "run", "--resume", *other)
     assert refused.code == 1 and "loss.temperature was 0.1, now 0.2; version of torch was 1.0, now" in refused.error
     assert refused.error.endswith("use the same values, or another --out, or --resume-anyway")
-    for name, value in ("model.dim", 48), ("data.crop_seconds", 0.5), ("aug.mixup.memory", 16):
+    for name, value in ("model.dim", 48), ("cluster.k", 5), ("data.crop_seconds", 0.5), ("aug.mixup.memory", 16):
         refused = train("pretrain", "run", "--resume", "--set", f"{name}={value}")
         assert refused.code == 1 and refused.error.endswith("use the same values, or another --out"), name
         assert train("pretrain", "run", "--resume-anyway", "--set", f"{name}={value}").code == 1, "it cannot work"
@@ -198,6 +201,23 @@ def test_another_optimiser_starts_anew(train: Cli, tmp_path: Path) -> None:
     assert train("pretrain", "run", "--resume-anyway", "--set", "optim.name=adamw").code == 0
 
 
+@pytest.mark.parametrize("name", ["larc", "lars", "sgd"])
+def test_momentum_is_that_of_the_same_optimiser(train: Cli, tmp_path: Path, name: str) -> None:
+    with signalled_after(5):
+        assert train("pretrain", "run", "--set", "optim.name=larc").code == 130
+    tensors = load_file(newest := next((tmp_path / "run/checkpoints").glob("*-batch-*.safetensors")))
+    broken = {
+        key: torch.full_like(value, torch.inf) for key, value in tensors.items() if key.endswith("momentum_buffer")
+    }
+    assert broken
+    save_file({**tensors, **broken}, newest)
+    notes = json.loads(newest.with_suffix(".json").read_text())
+    notes["sha256"] = hashlib.sha256(newest.read_bytes()).hexdigest()
+    newest.with_suffix(".json").write_text(json.dumps(notes))
+    done = train("pretrain", "run", "--resume-anyway", "--set", f"optim.name={name}")
+    assert done.code == (1 if name == "larc" else 0), done.err
+
+
 def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cli, tmp_path: Path) -> None:
     assert train("distill", "run").code == 0
     run = tmp_path / "run"
@@ -217,7 +237,10 @@ def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cl
 def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path) -> None:
     with signalled_after(5):
         assert train("pretrain", "run").code == 130
-    done = train("pretrain", "run", "--resume-anyway", "--set", "train.batch_size=10")
+    other = ["--set", "train.batch_size=10"]
+    assert train("pretrain", "run", "--resume-anyway", *other, "--set", "model.dim=48").code == 1, "it cannot work"
+    assert positions(tmp_path / "run") == [(1, 0), (1, 2)], "nothing is lost by a mistake"
+    done = train("pretrain", "run", "--resume-anyway", *other)
     assert (
         done.code == 0
         and "epoch-000001-batch-000000002: it was saved within an epoch with different batches" in done.err

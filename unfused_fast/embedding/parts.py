@@ -80,6 +80,7 @@ class EmbeddingParts:
         except Timeout:
             raise UserError(f"{out}: another process is writing to it; wait for it, or name another --out") from None
         except OSError as error:
+            self._lock.release()
             raise UserError(f"{self.folder}: cannot be written ({cause(error)}); name another --out") from error
         try:
             for path in sorted(self.folder.glob("*.json")):
@@ -135,18 +136,21 @@ class EmbeddingParts:
         made.replace(self.out)
         new.replace(rejected_path(self.out))
         to_disk(self.out.absolute().parent)
+        self._lock.release()  # first: NFS keeps a file that is open, and so its folder
         shutil.rmtree(self.folder)
 
     def close(self) -> None:
         """Releases the folder, and deletes it unless a usable file is done."""
+        self._lock.release()
         if not self.rows:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
 
     def _read(self, path: Path) -> list[DoneFile]:
         try:
             found = read_json(path)
             files, rows = [DoneFile(*file) for file in found["files"]], path.with_suffix(".rows")
+            if int(path.stem) != len(self.files):
+                raise ValueError(f"the block that begins at file {len(self.files)} is missing")
             if not (isinstance(found["request"], dict) and all(map(_is_sound, files))):
                 raise ValueError("not what embed writes")
             size = 4 * self.dim * sum(file.rows for file in files)

@@ -228,9 +228,11 @@ class DeepClustering(Method):
             head.make(int(k), torch.zeros(int(k), head.width, device=head.device), torch.Generator())
 
     def fault(self, notes: dict[str, Any]) -> str | None:
-        """More clusters than clips."""
+        """More clusters than clips, or another number than the config wants."""
         clips = len(self.bank.writes)
-        return None if 0 < notes["k"] <= clips else f"its k is {notes['k']}, but the train split has {clips} clips"
+        if not 0 < notes["k"] <= clips:
+            return f"its k is {notes['k']}, but the train split has {clips} clips"
+        return f"its k is {notes['k']}, but this run's is {self.k}" if self.k not in (0, notes["k"]) else None
 
     def description(self) -> str:
         """K and the algorithm."""

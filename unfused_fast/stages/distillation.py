@@ -214,6 +214,11 @@ def distill(
     """
     clips, ranks, inputs = train_clips(shards), options.ranks, {"teacher": str(teacher)}
     if given is not None:
+        if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:
+            raise UserError(
+                f"{len(given)} pseudo-labels are given, for {clips} clips and pseudo.refresh_epochs = "
+                f"{config.pseudo.refresh_epochs}; want one per clip, none negative, and no refreshing"
+            )
         inputs["pseudo_labels"] = labels_digest(given)
     left_out = ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad))
     inputs |= left_out_input(left_out)

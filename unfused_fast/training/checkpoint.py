@@ -198,9 +198,7 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
         network, {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     )
     if optimizer is not None:
-        # of another optimiser nothing is taken: a run that is resumed anyway starts it anew
-        adamw = isinstance(optimizer, torch.optim.AdamW)
-        keys = ("step", "exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
+        keys = "momentum_buffer", "step", "exp_avg", "exp_avg_sq"
         for name, parameter in network.named_parameters():
             for full in (f"optim.{name}.{key}" for key in keys if f"optim.{name}.{key}" in tensors):
                 value = tensors[full]

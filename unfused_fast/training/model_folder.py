@@ -57,8 +57,10 @@ def write_model_folder(
     given, folder = folder, folder.resolve()  # a link is kept
     partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
     for place in (partial, replaced, folder):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{given if place == folder else place}: it is a file; choose another path")
         held = {path.name.removesuffix(".new") for path in place.iterdir()} if place.is_dir() else set[str]()
-        if others := sorted(held - _FILES) if place.is_dir() or not place.exists() else ["a file"]:
+        if others := sorted(held - _FILES):
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             raise UserError(
                 f"{given if place == folder else place}: it holds more than a model folder's files ({shown}); move "
@@ -66,10 +68,13 @@ def write_model_folder(
             )
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite"
-        )
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"{given}: it exists and is not a model folder; choose another path")
+        if not overwrite:
+            raise UserError(
+                f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite"
+            )
     tensors: dict[str, Tensor] = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     try:
         shutil.rmtree(partial, ignore_errors=True)

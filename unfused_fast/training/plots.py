@@ -147,9 +147,8 @@ def plot_log_mels(path: Path, classes: Sequence[tuple[str, Sequence[tuple[str, f
     """A sheet: a row a class (label, clips), a clip being (name, seconds, log-mel (F, T)); low frequencies below."""
     columns = max(len(clips) for _, clips in classes)
     figure, axes = _figure(columns, len(classes), 3.2, 1.6)
-    top = max(
-        float(picture.max()) for _, clips in classes for _, _, picture in clips
-    )  # of all, so that silence is dark
+    # of all, so that silence is dark
+    top = max(float(picture.max()) for _, clips in classes for _, _, picture in clips)
     for row, (label, clips) in enumerate(classes):
         axes[row][0].set_ylabel(_shortened(label, 22), fontsize=9, parse_math=False)
         for column, cell in enumerate(axes[row]):

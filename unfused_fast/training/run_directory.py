@@ -84,6 +84,7 @@ class Run:
         self._begun = time.perf_counter()
         self._seconds_before = 0.0
         self._log = RunLog(out)
+        self._unusable = list[Path]()
         self._continues = False
         try:
             opened = self._ranks.first(lambda: self._open(options))
@@ -157,7 +158,8 @@ class Run:
         """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
         differences without --resume-anyway.
         """
-        found = differences(self.out, recorded, self._description)
+        defaults = json.loads(json.dumps(flatten(Config())))  # of fields that the recorded run lacks, as in from_flat
+        found = differences(self.out, {**recorded, "config": defaults | recorded["config"]}, self._description)
         if found and not options.resume_anyway:
             advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
@@ -183,6 +185,9 @@ class Run:
             if not self._continues:
                 self._clear()
             (self.out / "result.json").unlink(missing_ok=True)  # exists only where a finished run is resumed anyway
+            for path in self._unusable:  # else they would count among the checkpoints kept
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
+                path.unlink()
             write_json(self.out / DESCRIPTION, self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
@@ -214,8 +219,8 @@ class Run:
     def load(
         self, fault: Callable[[dict[str, Any]], str | None] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The newest sound checkpoint of this run, on every rank; newer ones that are damaged are reported and deleted,
-        and later log lines dropped.
+        """The newest sound checkpoint of this run, on every rank; newer ones that cannot be used are reported, and
+        deleted by start(). Later log lines are dropped.
 
         `fault`: see load_checkpoint; called on rank 0.
         """
@@ -231,10 +236,7 @@ class Run:
             tensors, state, damaged = load_checkpoint(self.checkpoints, unusable)
             read.update(tensors)
             position = Position(state["epoch"], state["batch"])
-            for path in checkpoints_in(self.checkpoints):
-                if path.stem > position.name:  # else it would count among the checkpoints kept
-                    path.with_suffix(".safetensors").unlink(missing_ok=True)
-                    path.unlink()
+            self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
             for sentence in damaged:
                 console.print(f"{sentence}; resuming from {position}", style="yellow")
             self._log.drop_after(state["epoch"])

@@ -32,7 +32,7 @@ FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
 SHAPES = re.compile(
     r"model\.(encoder|dim|channels|fc_layers|projector|proj_hidden|proj_dim|prediction)$|frontend\.(n_mels|hop_samples)$"
-    r"|pseudo\.k$|data\.crop_seconds$|aug\.mixup\.memory$|bank\.dtype$"
+    r"|cluster\.k$|pseudo\.k$|data\.crop_seconds$|aug\.mixup\.memory$|bank\.dtype$"
 )
 """Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
 SHOWN = 6

@@ -75,6 +75,7 @@ class Saves:
         whole = not position.batch and not task.refilling
         notes = {**copy.deepcopy(task.notes()), **notes}
         notes |= {"order": self._run.order, "ranks": self._ranks.world_size, "seconds": self._run.seconds}
+        notes["optimizer"] = type(self._optimizer).__name__
         tensors = {**collect(task.network, self._optimizer), **state_outside_network(task), **tensors}
         if self._augment is not None:
             tensors |= self._augment.state()
@@ -139,7 +140,9 @@ class Saves:
         """Restores all state, with the bank, from the newest sound checkpoint. Returns its tensors and notes."""
         task, bank = self._task, self._task.bank
         tensors, notes = self._run.load(self._fault)
-        restore(tensors, task.network, self._optimizer)
+        # another one starts anew: the momentum of one is not that of another, even where both have the same name for it
+        kind = type(self._optimizer).__name__
+        restore(tensors, task.network, self._optimizer if notes.get("optimizer", kind) == kind else None)
         task.load_notes(notes)
         own = state_outside_network(task)
         refuse_misfit(own, {name: tensors[name] for name in own if name in tensors})
