@@ -183,9 +183,12 @@ def _recording_faults(directory: Path, clips: pa.Table) -> Iterator[Finding]:
 
 def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> Iterator[Finding]:
     """Compares files with published clips, split by split; a validation split that is ours counts as train."""
-    if manifest.dataset is None or manifest.dataset["name"] not in DATASETS:
+    if manifest.dataset is None:
         return
     name, options = manifest.dataset["name"], manifest.dataset.get("options", {})
+    if name not in DATASETS:
+        yield finding(Kind.PUBLISHED_COUNT, directory, f"of data set {name}, which this version does not support")
+        return
     published = DATASETS[name].clips
     files = clips.group_by(["split", "source"]).aggregate([])
     found = {entry["values"]: entry["counts"] for entry in pc.value_counts(files["split"]).to_pylist()}

@@ -16,7 +16,7 @@ from unfused_fast.shards.packing.layout import Piece
 from unfused_fast.shards.packing.workers import At, Bad
 from unfused_fast.shards.sets.shard_files import ShardWriter, clip_json, clip_key
 from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
-from unfused_fast.shards.sources.location import Location
+from unfused_fast.shards.sources.location import ByteLocation, Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 Rejection = tuple[str, int, str]
@@ -37,7 +37,7 @@ class ProbeJob:
         """A probe or a rejection for each file."""
         answers: list[Probe | Rejected] = []
         for item, file in enumerate(self.files):
-            at(item)
+            at(item, file.size if isinstance(file, ByteLocation) else 0)
             try:
                 answers.append(bad[item] if item in bad else probe(file, self.longest_seconds))
             except Rejected as rejected:

@@ -26,10 +26,20 @@ from unfused_fast.shards.sources.reasons import Reason, Rejected
 Answer = TypeVar("Answer")
 AnswerOut = TypeVar("AnswerOut", covariant=True)
 Bad = Mapping[int, Rejected]
-At = Callable[[int], None]
+
+
+class At(Protocol):
+    """Called before each item."""
+
+    def __call__(self, item: int, size: int = 0) -> None:
+        """Args: size: bytes that are read besides its audio, such as a long member of an archive to its end."""
+
 
 SECONDS_PER_ITEM = 120.0
 """Longest that one item may take. Ours: an hour of audio is decoded and resampled in seconds."""
+BYTES_PER_SECOND = 2e6
+"""Of what `At` calls size: it adds to the seconds of an item. Ours: a share of a slow disk that all processes read."""
+LONGEST_READ_SECONDS = 3600.0
 PROGRESS_SECONDS = 0.25
 
 
@@ -118,7 +128,7 @@ class Workers:
                 rejected already. Whatever else a job raises.
         """
         if not self.count:
-            yield from ((job, job.answer({}, lambda item: None)) for job in jobs)
+            yield from ((job, job.answer({}, lambda item, size=0: None)) for job in jobs)
             return
         waiting, again = map(_Task, jobs), deque[_Task]()
         busy: dict[Any, tuple[_Worker, _Task]] = {}
@@ -209,8 +219,8 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
         for screen in filter(None, (sys.__stdout__, sys.__stderr__)):
             os.dup2(null.fileno(), screen.fileno())
 
-    def at(item: int) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds_per_item)
+    def at(item: int, size: int = 0) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds_per_item + min(size / BYTES_PER_SECOND, LONGEST_READ_SECONDS))
         place.value = item
 
     while True:
