@@ -284,7 +284,7 @@ def test_what_is_missing_is_named_with_the_layout(
         ("nsynth", {"pitch": "yes"}, "no such option; it has: test"),
         ("urbansound8k", {"fold": "1"}, "urbansound8k has no such option; it has: none"),
         ("iemocap", {"exc": "keep"}, "exc=keep: iemocap takes one of drop, hap"),
-        ("librispeech-speaker", {"split": "chapters"}, "add label=reader"),
+        ("librispeech-speaker", {"split": "chapters"}, "add --option label=reader"),
         ("voxforge", {"protocol": "evar"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("voxforge", {"list": "a.csv"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("audioset", {"sample": "half"}, "sample=half: audioset takes one of all, N"),
