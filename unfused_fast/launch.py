@@ -64,7 +64,10 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         rank, world_size, local_rank = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), number("SLURM_LOCALID")
         counts, node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")), number("SLURM_NODEID", "0")
         if node >= len(counts):
-            raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to {len(counts) - 1}")
+            raise UserError(
+                f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to {len(counts) - 1}; start the "
+                "processes by srun"
+            )
         local_size = counts[node]
         address = environment.get("MASTER_ADDR") or first_node(environment.get("SLURM_STEP_NODELIST", ""))
         port = number("MASTER_PORT", "0") or PORTS[0] + number("SLURM_JOB_ID") % PORTS[1]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import (
     audioset,
@@ -22,6 +23,7 @@ from unfused_fast.shards.datasets import (
     voxforge,
 )
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant, WrongLayout
+from unfused_fast.shards.sources.listed_path import ListedPath
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.source_rows import source_rows
 from unfused_fast.shards.sources.splits import with_validation
@@ -91,6 +93,10 @@ def dataset_rows(name: str, root: Folder, options: Mapping[str, str]) -> Discove
     if not root.is_dir() and DATASETS[name] is not CSV:
         raise UserError(f"{root}: no such folder; {name} needs this layout: {DATASETS[name].layout}")
     found = DATASETS[name].discover(root, options)
+    if isinstance(root, ListedPath) and (refused := root.listing.not_read):
+        named = "; ".join([*(f"{member} ({why})" for member, why in refused[:5]), *(["..."] if refused[5:] else [])])
+        note = f"{counted(len(refused), 'file')} in archives not read: {named}."
+        found = replace(found, notes=[note, *found.notes])
     splits = Counter(row.split for row in found.rows)
     # Without a test it is for cross-validation, or for pre-training.
     if "valid" in splits or "test" not in splits or DATASETS[name] in (FOLDER, CSV):

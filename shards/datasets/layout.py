@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfused_fast.console import counted
-from unfused_fast.errors import UserError, in_unicode
+from unfused_fast.errors import UserError, escaped, unreadable
 from unfused_fast.shards.datasets.dataset import Discovery, WrongLayout
 from unfused_fast.shards.sources.listing import is_audio, is_clutter
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
+DOWNLOAD = "download it again from its publisher"
+
 
 def not_published(path: Folder, problem: str) -> UserError:
     """The error for a table that is not as published."""
-    return UserError(f"{path}: {problem}; download it again from its publisher")
+    return UserError(f"{path}: {problem}; {DOWNLOAD}")
 
 
 def require(root: Folder, needed: Iterable[str]) -> None:
@@ -38,7 +40,7 @@ def lines_of(path: Folder) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise not_published(path, f"cannot be read ({error})") from error
+        raise unreadable(path, error, DOWNLOAD) from error
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
@@ -76,7 +78,7 @@ def records_of(path: Folder, columns: Sequence[str], headless: bool = False) -> 
                     raise not_published(path, problem)
                 yield {name: fields[place].strip() for name, place in places}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise not_published(path, f"cannot be read ({error})") from error
+        raise unreadable(path, error, DOWNLOAD) from error
 
 
 def walk(folder: Folder) -> Iterator[tuple[Folder, list[str]]]:
@@ -131,12 +133,12 @@ def differing_splits(rows: Iterable[SourceRow], published: Mapping[str, int]) ->
 
 def left_out(names: Sequence[str], what: str, why: str) -> list[str]:
     """A note of files that are there and left out; none for none."""
-    return [f"{counted(len(names), what)} left out: {why}, such as {in_unicode(names[0])}."] if names else []
+    return [f"{counted(len(names), what)} left out: {why}, such as {escaped(names[0])}."] if names else []
 
 
 def not_there(names: Sequence[str], what: str, table: str) -> list[str]:
     """A note of what a table lists and is not there; none for none."""
-    return [f"{counted(len(names), what)} of {table} not here, such as {in_unicode(names[0])}."] if names else []
+    return [f"{counted(len(names), what)} of {table} not here, such as {escaped(names[0])}."] if names else []
 
 
 def listed_and_there(

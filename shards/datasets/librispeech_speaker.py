@@ -31,7 +31,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every utterance of the subset; the group is the chapter, recorded in one session."""
     split = choice["split"]
     if split == "chapters" and choice["label"] != "reader":
-        raise UserError("split=chapters keeps a chapter in one split, so that it cannot be the label; add label=reader")
+        raise UserError(
+            "--option split=chapters keeps a chapter in one split, so it cannot be the label; add --option label=reader"
+        )
     base = first_of(root, ("LibriSpeech", ""), SUBSET)
     notes: list[str] = []
     rows = list(_utterances(base, choice["label"], notes))
@@ -93,7 +95,7 @@ def _by_chapters(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
         sizes[_reader(row)][row.group or ""] += 1
     test = {min(chapters, key=lambda name: (chapters[name], name)) for chapters in sizes.values() if len(chapters) > 1}
     if not test:
-        raise UserError("split=chapters: no reader here has two chapters; use split=seeded")
+        raise UserError("--option split=chapters: no reader here has two chapters; use split=seeded")
     kept = [row for row in rows if len(sizes[_reader(row)]) > 1]
     notes.append("The split by chapters is ours: the chapter with the fewest utterances of each reader is the test.")
     lone = [row.source for row in rows if len(sizes[_reader(row)]) == 1]

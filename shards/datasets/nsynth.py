@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from unfused_fast.errors import unreadable
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery, Variant
-from unfused_fast.shards.datasets.layout import listed_and_there, not_published, require
+from unfused_fast.shards.datasets.layout import DOWNLOAD, listed_and_there, not_published, require
 from unfused_fast.shards.sources.location import Folder
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -34,7 +35,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
         table = root / folder / "examples.json"
         try:
             examples = dict(json.loads(table.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(table, error, DOWNLOAD) from error
+        except (ValueError, TypeError, RecursionError) as error:
             raise not_published(table, f"holds no notes ({error})") from error
         listed = [_row(root, folder, split, note, about, table) for note, about in sorted(examples.items())]
         found = listed_and_there(root, listed, f"{folder}/examples.json", [f"{folder}/audio"], {split: CLIPS[official]})

@@ -31,7 +31,9 @@ def find(root: Folder, choice: Mapping[str, str]) -> Discovery:
     """Every clip of every unpacked archive; the group is the user, the archive's name before its first `-`."""
     protocol, table = choice["protocol"], choice["list"]
     if (protocol == "evar") != (table != "none"):
-        raise UserError("voxforge: protocol=evar and list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv")
+        raise UserError(
+            "--option protocol=evar and --option list=PATH go together; PATH is EVAR's evar/metadata/voxforge.csv"
+        )
     notes: list[str] = []
     rows = _clips(root, notes)
     if protocol == "evar":

@@ -45,6 +45,7 @@ def test_values_are_parsed_by_type() -> None:
         ("optim.lr=nan", "optim.lr = nan: want a number, greater than 0"),
         ("optim.lr=inf", "optim.lr = inf: want a number, greater than 0"),
         ("model.dim=10000000000", "model.dim = 10000000000: want whole numbers below 2147483648"),
+        (f"model.dim={'9' * 90}", r"model.dim = 9{77}\.\.\.: want whole numbers below 2147483648"),
         ("eval.lr_grid=0.1,0", "eval.lr_grid = 0.1,0: want numbers between commas, greater than 0"),
         ("distill.alpha=1.1", "distill.alpha = 1.1: want a number, from 0 to 1"),
         ("optim.name=adam", r"optim.name = adam: want one of larc, lars, sgd, adamw; did you mean adamw\?"),

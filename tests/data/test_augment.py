@@ -12,6 +12,7 @@ from unfused_fast.config.audio import RandomResizeCropConfig
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.data.augment import Augmenter, MixupMemory, mask, masks_of, resize_crops, time_warp, warps_of
+from unfused_fast.data.randomness import Stream, uniform
 from unfused_fast.data.stream import Loader
 from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.shards.sets.table import open_shards
@@ -65,6 +66,14 @@ def test_mixup_never_takes_the_own_clip_and_holds_the_last() -> None:
         slots, share = memory.draw(torch.full((4,), own), draws, 0.4)
         assert torch.equal(share == 0, memory.crops[slots].flatten() == own)
         assert share.max().item() == pytest.approx(0.2)
+
+
+def test_mixup_share_is_uniform_up_to_the_ratio() -> None:
+    memory, ids = MixupMemory(8, 1, 1, CPU), torch.arange(20000)
+    memory.push(torch.arange(8) + 100_000, torch.zeros(8, 1, 1, 1))
+    _, share = memory.draw(ids, uniform(ids, 2, seed=1, epoch=1, stream=Stream.MIXUP), 0.4)
+    deciles = torch.histc(share, 10, 0, 0.4) / len(ids)
+    assert share.max() < 0.4 and (deciles - 0.1).abs().max() < 0.01  # of 20,000 a decile has a deviation of 0.002
 
 
 def test_views_do_not_depend_on_batch_order_and_differ_between_views() -> None:

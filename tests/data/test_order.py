@@ -50,6 +50,13 @@ def test_what_does_not_divide_goes_to_clusters_by_chance(clusters: np.ndarray) -
     assert chisquare(extra[list(SIZES)]).pvalue > 1e-3
 
 
+def test_within_a_cluster_every_clip_has_the_same_chance(clusters: np.ndarray) -> None:
+    seeds = map(np.random.default_rng, range(300))
+    drawn = sum(np.bincount(uniform_draws(clusters, seed)[0], minlength=510) for seed in seeds)
+    # 102 of 300 without replacement: the spread is smaller than a multinomial's, so its p-value is on the safe side
+    assert chisquare(drawn[clusters == 3]).pvalue > 1e-3
+
+
 def test_batches_of_draws_are_fair_samples_that_ranks_share(
     clusters: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_places_by_torchrun_and_slurm() -> None:
     for given, said in (
         ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID=: want a whole number"),
         ({**slurm, "MASTER_PORT": "http"}, "MASTER_PORT=http: want a whole number"),
-        ({**slurm, "SLURM_NODEID": "2"}, "SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1"),
+        ({**slurm, "SLURM_NODEID": "2"}, "SLURM_NODEID=2, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to 1; start the"),
         ({**torchrun, "RANK": "8"}, "RANK=8, WORLD_SIZE=8, MASTER_ADDR=node1 do not name a process"),
     ):
         with pytest.raises(UserError, match=said):

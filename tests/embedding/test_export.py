@@ -160,8 +160,9 @@ def test_waveforms_of_other_front_ends(values: dict[str, str]) -> None:
 
 def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
     assert cli("export", pretrained).code == 2
-    (tmp_path / "there.pt2").touch()
+    (tmp_path / "there.pt2").write_text("mine")
     refused(cli("export", pretrained, "--torch-export", tmp_path / "there.pt2"), "--overwrite")
+    assert (tmp_path / "there.pt2").read_text() == "mine"
     refused(cli("export", tmp_path, "--hub", tmp_path / "x"), "not a run of unfused-fast")
     assert cli("export", pretrained, "--hub", tmp_path / "model").code == 0
     weights = tmp_path / "model" / "model.safetensors"

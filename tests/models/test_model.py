@@ -81,6 +81,13 @@ def test_pooling_by_hand() -> None:
     assert pool_time(steps[:, :2], None, "maxmean").tolist() == [[5.0, 13.0]]
 
 
+@pytest.mark.parametrize("unit", [True, False])
+def test_projections_have_unit_norm_unless_told_otherwise(unit: bool) -> None:
+    torch.manual_seed(0)
+    norms = PretrainNetwork(with_values(CONFIG, {"model.l2_normalize": unit}))(torch.randn(6, 1, 64, 96)).norm(dim=1)
+    assert ((norms - 1).abs().max().item() < 1e-5) == unit
+
+
 @pytest.mark.parametrize("name", ["audiontt", "efficientnet_b0"])
 @pytest.mark.parametrize("build", [PretrainNetwork, lambda config: DistillNetwork(config, 5)])
 def test_one_graph_without_breaks(name: str, build: Callable[[Config], torch.nn.Module]) -> None:

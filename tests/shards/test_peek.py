@@ -88,7 +88,7 @@ def test_a_clip_that_is_not_where_the_index_says(cli: Any, copy: Path, old: str,
     index = copy / "train-000000.idx"
     index.write_text(re.sub(old, new, index.read_text()))
     done = cli("peek", copy, "--out", copy.parent / "sheet.png")
-    said = r"copy: clip \d is in the clips table, but in no shard; see: unfused-fast check"
+    said = r"copy: clip \d is in no shard, or cannot be decoded; unfused-fast check \S+copy reports what is wrong"
     assert done.code == 1 and re.search(said, done.error), done.err
 
 

@@ -146,6 +146,18 @@ def test_all_says_which_encoder_to_keep(cli, tones: Path, tiny: list[str], tmp_p
     assert len(markdown) == 2 + 5 and all(line.startswith("| ") for line in markdown)
 
 
+def test_the_other_encoder_is_pre_trained_and_distilled(
+    cli, tone_rows: list[SourceRow], pack_rows, tiny: list[str], tmp_path: Path
+) -> None:
+    """On a few clips and crops: EfficientNet-B0 has one size."""
+    shards, flags = pack_rows(tone_rows[:12], tmp_path / "set"), ["--set", "model.encoder=efficientnet_b0"]
+    flags += ["--epochs", 1, *tiny, "--set", "data.crop_seconds=0.2", "--set", "train.batch_size=6", "--json"]
+    for stage, more in (("pretrain", []), ("distill", ["--teacher", tmp_path / "pretrain", "--set", "pseudo.k=2"])):
+        done = cli("train", stage, shards, "--out", tmp_path / stage, *flags, *more)
+        assert done.code == 0, done.err
+        assert math.isfinite(json.loads(done.out)["loss"])
+
+
 @pytest.mark.parametrize(("stage", "picture"), [("linear", "confusion.png"), ("pretrain", "clusters.png")])
 def test_a_picture_that_cannot_be_drawn_loses_no_result(
     cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, picture: str

@@ -1,4 +1,5 @@
-"""Flags to calls; what is printed; exit codes. One file a command, which imports what it calls only when it runs.
+"""Flags to calls; what is printed; exit codes. Commands that belong together share a file; each imports
+what it calls only when it runs.
 
 Read first: flags.py.
 """

@@ -123,11 +123,15 @@ def plan(
     ] = None,
     host_gb: Annotated[
         float | None,
-        typer.Option(help="Memory of the host, in GB.", show_default="what is free; of a named GPU's unknown", min=0),
+        typer.Option(
+            help="Memory of the host, in GB.", show_default="what is free here; for a named GPU unknown", min=0
+        ),
     ] = None,
     device_gb: Annotated[
         float | None,
-        typer.Option(help="Memory of a device, in GB.", show_default="what is free, or the data sheet", min=0),
+        typer.Option(
+            help="Memory of a device, in GB.", show_default="what is free here; for a named GPU its data sheet", min=0
+        ),
     ] = None,
     preset: Preset = "recommended",
     settings: Sets = None,

@@ -1,8 +1,7 @@
 """The main job: pack the embedded recordings, run the three stages with several seeds, print one table.
 
 Pre-training sees the training clips of both sets without labels; each set is a target of its own: spoken prompts (5
-languages)
-and instrument notes (11 families). Every figure of the table is measured by this run.
+languages) and instrument notes (11 families). Every figure of the table is measured by this run.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def import_(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make a model folder of a public AudioNTT checkpoint; of the file, tensors are read and nothing is run."""
+    """Make a model folder of a public AudioNTT checkpoint: its tensors are read, and no code in the file is run."""
     from unfused_fast.embedding import import_checkpoint
 
     facts = import_checkpoint(checkpoint, folder, layout, mean, std, overwrite)

@@ -168,8 +168,8 @@ def lape(
 ) -> None:
     """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
 
-    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds, but
-    for --preset authors or --set data.crop_seconds.
+    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds,
+    except with --preset authors or --set data.crop_seconds.
     """
     from unfused_fast.config import chosen_tasks
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables

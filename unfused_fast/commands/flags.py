@@ -79,8 +79,8 @@ SkipBad = Annotated[
     typer.Option(
         "--skip-bad",
         min=0,
-        help="Most clips that cannot be read or decoded and are left out. All train clips are read once before the run "
-        "to find them; they are named and listed in result.json.",
+        help="How many clips may be left out because they cannot be read or decoded. All train clips are read once "
+        "before the run to find them; they are named, and listed in result.json.",
     ),
 ]
 Holdout = Annotated[

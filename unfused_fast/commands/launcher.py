@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from unfused_fast.commands.exits import ERROR_FILE, reason_left
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.launch import place_of
 from unfused_fast.shards.packing.ray_engine import connect
@@ -72,7 +73,10 @@ def start_devices(devices: int | None, device: str) -> int | None:
     if device != "cpu" and (torch.cuda.is_available() or device != "auto"):
         found = torch.cuda.device_count()
         if devices > found:
-            raise UserError(f"--devices {devices}: PyTorch {torch.__version__} sees {found} CUDA devices here")
+            raise UserError(
+                f"--devices {devices}: PyTorch {torch.__version__} sees {counted(found, 'CUDA device')} here; "
+                "give at most so many, or add --device cpu"
+            )
     return _run_here(devices)
 
 
@@ -217,14 +221,15 @@ class Member:
 
 
 def _resources(ray: Any, count: int, device: str) -> dict[str, int]:
-    """What each process needs. Raises UserError when the cluster has not as much."""
+    """What each process needs. Raises UserError when the cluster has less."""
     found = {name: int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
     on_gpus = device == "cuda" or (device == "auto" and found["GPU"] > 0)
     needed = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
     if any(count > found[name] for name in needed):
+        there = f"{counted(found['CPU'], 'CPU')} and {counted(found['GPU'], 'GPU')}"
         raise UserError(
-            f"--devices {count}: the Ray cluster has {found['CPU']} CPUs and {found['GPU']} GPUs; each process takes "
-            f"{' and '.join(f'one {name}' for name in needed)}"
+            f"--devices {count}: the Ray cluster has {there}, but each process takes "
+            f"{' and '.join(f'one {name}' for name in needed)}; give fewer --devices, or another --device"
         )
     return needed
 
@@ -236,7 +241,8 @@ def _run_on_ray(ray: Any, count: int, needed: dict[str, int]) -> int:
     group = placement_group([needed] * count, strategy="PACK")
     if not group.wait(PLACE_SECONDS):
         raise UserError(
-            f"--devices {count}: the Ray cluster had no room for so many within {PLACE_SECONDS:.0f} s; see: ray status"
+            f"--devices {count}: the Ray cluster had no room for so many within {PLACE_SECONDS:.0f} s; give fewer, or "
+            "wait (see: ray status)"
         )
     actor = ray.remote(num_cpus=1, num_gpus=needed.get("GPU", 0))(Member)
     members = [

@@ -115,7 +115,8 @@ def _read(shards: ShardSet, wanted: set[int]) -> dict[int, NDArray[np.int16]]:
             return found
     missing = min(wanted - found.keys())
     raise UserError(
-        f"{shards.directory}: clip {missing} is in the clips table, but in no shard; see: unfused-fast check"
+        f"{shards.directory}: clip {missing} is in no shard, or cannot be decoded; unfused-fast check "
+        f"{shards.directory} reports what is wrong"
     )
 
 

@@ -247,7 +247,7 @@ def _found(
     from unfused_fast.console import console
     from unfused_fast.shards.datasets import CSV, DATASETS, FOLDER, dataset_rows
     from unfused_fast.shards.datasets.dataset import PATH, Discovery
-    from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
+    from unfused_fast.shards.sources.listed_path import folder_of
     from unfused_fast.shards.sources.source_rows import source_rows
 
     if not 0 < max_member_gb < math.inf:
@@ -278,11 +278,6 @@ def _found(
         plain = DATASETS.get(dataset) in (None, CSV, FOLDER) or not (is_url(source) or Path(source).exists())
         root = Path(source) if plain else folder_of(source, work=work, largest=largest, note=console.print)
         found = dataset_rows(dataset, root, options)
-    if isinstance(root, ListedPath) and (refused := root.listing.not_read):
-        named = "; ".join(f"{name} ({why})" for name, why in refused[:5])
-        console.print(
-            f"{dataset}: {len(refused)} files in archives are not read: {named}{'' if len(refused) < 6 else '; ...'}"
-        )
     for note in found.notes:
         console.print(f"{dataset}: {note}")
     known = DATASETS[dataset].options  # a set holds no path of the machine that packed it

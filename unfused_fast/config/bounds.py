@@ -47,17 +47,17 @@ _WRONG = TypeError, ValueError, OverflowError, LookupError
 def parse(value: Any, kind: Any, name: str) -> Any:
     """The value of field `name`, from text or JSON. Raises UserError for one that its type or bound does not allow."""
     wanted, bound = _type_and_bound(kind)
+    shown = text if len(text := str(value)) <= 80 else f"{text[:77]}..."
     with suppress(*_WRONG):
         parsed = _of_type(value, wanted)
         numbers = [part for part in (parsed if isinstance(parsed, tuple) else (parsed,)) if not isinstance(part, str)]
         if any(isinstance(number, int) and abs(number) >= LARGEST for number in numbers):
-            raise UserError(f"{name} = {value}: want whole numbers below {LARGEST}")
+            raise UserError(f"{name} = {shown}: want whole numbers below {LARGEST}")
         if bound is None or all(map(bound.holds, numbers)):
             return parsed
     choices = [choice for choice in typing.get_args(wanted) if isinstance(choice, str)]
     near = difflib.get_close_matches(str(value), choices, 1)
     meant = f"; did you mean {near[0]}?" if near else ""
-    shown = text if len(text := str(value)) <= 80 else f"{text[:77]}..."
     raise UserError(f"{name} = {shown}: want {describe_type(kind)}{meant}")
 
 

@@ -13,7 +13,7 @@ from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.datasets import DATASETS, dataset_rows
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import MANIFEST, Manifest, ShardSet, open_shards, read_manifest
-from unfused_fast.shards.sources.listed_path import ListedPath, folder_of
+from unfused_fast.shards.sources.listed_path import folder_of
 
 FOLDERS = {
     "speechcommands-v1": ("speech_commands_v0.01",),
@@ -68,8 +68,6 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
         return open_shards(place)
     root = folder_of(place, note=console.print)
     found = dataset_rows(task.dataset, root, task.options)
-    if isinstance(root, ListedPath) and (refused := root.listing.not_read):
-        console.print(f"{task.name}: {len(refused)} files in archives are not read, such as {refused[0][0]}")
     for note in found.notes:
         console.print(f"{task.name}: {note}")
     there = (out / MANIFEST).is_file()

@@ -189,10 +189,13 @@ def extract(
             rows[batch.clip_ids - first] = features
             progress.advance(task)
     if rows is None:
-        raise UserError(f"{shards.directory}: split {split} holds no clips")
+        raise UserError(f"{shards.directory}: split {split} holds no clips; pack the set again")
     fill_left_out(rows, left_out, first)
     if not bool(torch.isfinite(rows).all()):
-        raise UserError(f"{encoder.name}: features of split {split} are not finite; the encoder's training diverged")
+        raise UserError(
+            f"{encoder.name}: features of split {split} are not finite, because its training diverged; train it again "
+            "with a smaller optim.lr"
+        )
     return rows
 
 

@@ -54,7 +54,7 @@ def test_length_is_soxr_s(rate: int) -> None:
         ("WAV", "FLOAT", 1_536_000, 1, 1.2),
     ],
 )
-def test_pieces_put_together_are_thedecoded(
+def test_pieces_put_together_are_the_whole(
     tmp_path: Path, write_tone: Tone, form: str, subtype: str, rate: int, channels: int, seconds: float
 ) -> None:
     path = tmp_path / "long"

@@ -65,7 +65,7 @@ def test_archives_pack_as_the_folder_they_unpack_to(cli: Callable[..., Any], tut
         digests.append(json.loads(done.out)["digest"])
     assert digests[0] == digests[1]
     said = " ".join(done.err.split())
-    assert "tut2018: 1 files in archives are not read: audio.zip/../evil\\x1b[2J.wav (" in said and "\x1b" not in said
+    assert "tut2018: 1 file in archives not read: audio.zip/../evil\\x1b[2J.wav (" in said and "\x1b" not in said
 
 
 def test_list_has_every_set_and_label_variant_of_the_papers(cli: Callable[..., Any]) -> None:

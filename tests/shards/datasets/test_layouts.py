@@ -15,6 +15,7 @@ from miniatures import SEGMENT_FILES, replaced
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import DATASETS
+from unfused_fast.shards.datasets.layout import left_out, not_there
 from unfused_fast.shards.sources.row import SourceRow
 
 
@@ -224,6 +225,26 @@ def test_tables_that_are_not_the_published_ones(
     assert Path(table).name in str(caught.value)
 
 
+def test_names_in_notes_command_no_terminal() -> None:
+    said = [*left_out(["\x1b[2J.wav"], "file", "not listed"), *not_there(["a\nb.wav"], "file", "x.csv")]
+    assert said == [
+        r"1 file left out: not listed, such as \x1b[2J.wav.",
+        r"1 file of x.csv not here, such as a\nb.wav.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("tut2018", f"{LISTS}/fold1_train.txt"), ("urbansound8k", URBAN), ("nsynth", NOTES)]
+)
+def test_a_table_that_cannot_be_read_is_named_once(miniature: Miniature, name: str, table: str) -> None:
+    path = miniature(name) / table
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError) as caught:
+        DATASETS[name].discover(path.parents[len(Path(table).parts) - 1], {})
+    assert str(caught.value) == f"{path}: cannot be read (Is a directory); download it again from its publisher"
+
+
 @pytest.mark.parametrize(
     ("name", "gone", "given", "words"),
     [
@@ -263,7 +284,7 @@ def test_what_is_missing_is_named_with_the_layout(
         ("nsynth", {"pitch": "yes"}, "no such option; it has: test"),
         ("urbansound8k", {"fold": "1"}, "urbansound8k has no such option; it has: none"),
         ("iemocap", {"exc": "keep"}, "exc=keep: iemocap takes one of drop, hap"),
-        ("librispeech-speaker", {"split": "chapters"}, "add label=reader"),
+        ("librispeech-speaker", {"split": "chapters"}, "add --option label=reader"),
         ("voxforge", {"protocol": "evar"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("voxforge", {"list": "a.csv"}, r"go together; PATH is EVAR's evar/metadata/voxforge\.csv"),
         ("audioset", {"sample": "half"}, "sample=half: audioset takes one of all, N"),

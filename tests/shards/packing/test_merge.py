@@ -29,7 +29,7 @@ def _parts(rows: list[SourceRow], folder: Path, count: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("count", [3, 9])
-def test_parts_make_the_samebytes_of(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
+def test_parts_make_the_same_bytes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, count: int) -> None:
     """Of three parts, and of more parts than shards."""
     made = merge(list(reversed(_parts(rows, tmp_path, count))), tmp_path / "out")
     assert bytes_of(tmp_path / "out") == bytes_of(packed.directory)

@@ -184,6 +184,24 @@ def test_largest_member_that_is_no_size_is_refused(given: str, cli: Callable[...
     assert done.code == 1 and done.error.startswith(f"--max-member-gb {given}, but it must be a finite size above 0")
 
 
+@pytest.mark.parametrize("form", ["tar", "tar.gz", "zip"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_last_of_two_members_of_one_name_counts(form: str, tmp_path: Path) -> None:
+    """As where it is unpacked: `tar -r` appends what has changed."""
+    path, contents = tmp_path / f"a.{form}", (b"first", b"the last")
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for data in contents:
+                archive.writestr("a.wav", data)
+    else:
+        with tarfile.open(path, "w:gz" if form == "tar.gz" else "w") as tar:
+            for data in contents:
+                about = tarfile.TarInfo("a.wav")
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
+    assert [read_row(row) for row in source_rows(path)] == [b"the last"]
+
+
 def test_a_replaced_archive_is_opened_anew(tmp_path: Path) -> None:
     for content in (b"before", b"afterwards"):
         path = make_zip(tmp_path / "a.zip", {"a.wav": content})

@@ -1,4 +1,4 @@
-"""Hostile FLAC and MP3: bombs, lying headers, broken frames."""
+"""Hostile FLAC, Ogg and MP3: bombs, lying headers, broken frames and pages."""
 
 from __future__ import annotations
 
@@ -70,6 +70,46 @@ def _flac() -> list[Case]:
     return cases_in("flac/{}.flac", kinds)
 
 
+def _pages(stream: bytes) -> list[bytes]:
+    pages = []
+    while stream:
+        count = stream[26]
+        size = 27 + count + sum(stream[27 : 27 + count])
+        pages.append(stream[:size])
+        stream = stream[size:]
+    return pages
+
+
+def _sealed(page: bytes, place: int, new: bytes) -> bytes:
+    """A page with other bytes and the checksum that belongs to them."""
+    bare = _patched(_patched(page, place, new), 22, bytes(4))
+    return _patched(bare, 22, struct.pack("<I", crc(bare, 0x04C11DB7, 32)))
+
+
+def _ogg() -> list[Case]:
+    vorbis, opus = encoded(NOISE, "VORBIS", "OGG"), encoded(NOISE, "OPUS", "OGG")
+    (first, *rest), (head, *tail) = _pages(vorbis), _pages(opus)
+    negative = _sealed(rest[-1], 6, struct.pack("<q", -5))
+    kinds: list[tuple[str, bytes, str]] = [
+        ("cut in a page", vorbis[:-500], DAMAGED),
+        ("headers only", first + rest[0], REJECTED),
+        ("first page only", first, REJECTED),
+        ("chained at another rate", vorbis + encoded(NOISE, "VORBIS", "OGG", rate=44_100), JOINED),
+        ("rubbish before", b"rubbish!" * 100 + vorbis, REJECTED),
+        ("last position -5", b"".join([first, *rest[:-1], negative]), REJECTED),
+        ("rate 0", b"".join([_sealed(first, 40, bytes(4)), *rest]), REJECTED),
+        ("rate 2^31", b"".join([_sealed(first, 40, b"\0\0\0\x80"), *rest]), REJECTED),
+        ("theora", _sealed(first, 28, b"\x80theora"), REJECTED),
+        ("opus", opus, PACKED),
+        ("opus cut", opus[:3000], REJECTED),
+        ("opus pre-skip 65535", b"".join([_sealed(head, 38, b"\xff\xff"), *tail]), REJECTED),
+        ("opus gain -128 dB", b"".join([_sealed(head, 44, b"\0\x80"), *tail]), PACKED),
+        ("opus 0 channels", b"".join([_sealed(head, 37, b"\0"), *tail]), REJECTED),
+        ("opus mapping 255", b"".join([_sealed(head, 46, b"\xff"), *tail]), REJECTED),
+    ]
+    return cases_in("ogg/{}.ogg", kinds)
+
+
 def _mp3() -> list[Case]:
     plain = encoded(np.tile(NOISE, (2, 1)), "MPEG_LAYER_III", "MP3")
     xing = plain.index(b"Info") if b"Info" in plain[:200] else plain.index(b"Xing")
@@ -87,4 +127,4 @@ def _mp3() -> list[Case]:
 
 def cases() -> list[Case]:
     """All of this file."""
-    return _flac() + _mp3()
+    return _flac() + _ogg() + _mp3()

@@ -152,8 +152,8 @@ def loader(bench: Bench) -> Iterator[Measured]:
         held = placed(stream)
         taken = time.perf_counter() - start
     if not isinstance(held, ResidentLoader):
-        why = "as data.store is stream" if bench.config.data.store == "stream" else "as there is no room for log-mels"
-        console.print(f"bench loader: training here streams, {why}, not from memory", style="yellow")
+        why = "data.store is stream" if bench.config.data.store == "stream" else "there is no room for log-mels"
+        console.print(f"bench loader: training here streams, because {why}; memory is not measured", style="yellow")
         return
     if kept is None:  # else there was no pass to measure
         samples = bench.shards.clips_in("train").column("samples").to_numpy()

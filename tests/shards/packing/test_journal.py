@@ -1,0 +1,154 @@
+"""What an unfinished set keeps of its pack: it is resumed by the same request only, and damage there is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from remote_files import bytes_of
+from stopped_packs import pack_alone, stopped
+
+from unfused_fast.errors import UserError
+from unfused_fast.shards.packing.merge import merge
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.row import SourceRow
+
+
+def test_an_unfinished_set_is_resumed_only_by_the_same_request(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stopped(rows, out)
+    with pytest.raises(UserError, match=r"started with different options \(seed 0 there, 3 now\)"):
+        pack_alone(rows, out, clips_per_shard=10, seed=3)
+    with pytest.raises(UserError, match=r"files 45 there, 44 now; sources"):
+        pack_alone(rows[:-1], out, clips_per_shard=10, resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unfused_fast.shards.packing.options.SCHEMA_VERSION", 99)
+        with pytest.raises(
+            UserError, match=r"program unfused-fast \S+, schema 5 there, unfused-fast \S+, schema 99 now"
+        ):
+            pack_alone(rows, out, clips_per_shard=10)
+    again = pack_alone(rows, out, clips_per_shard=10, overwrite=True)
+    assert again.shards_made == again.shards == 6
+    assert bytes_of(out) == bytes_of(packed.directory)
+
+
+DAMAGED_REQUESTS = [
+    "",
+    "{",
+    "\0\xff\1",
+    "5",
+    "null",
+    "[]",
+    '{"owner": "x"}',
+    '{"owner": 5, "request": {}}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED_REQUESTS)
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_request_that_cannot_be_read(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, content: str, shards: bool
+) -> None:
+    """Also where no shard was made, but headers, which may be of other files, were read."""
+    out, request = tmp_path / "out", tmp_path / "out.partial/journal/request.json"
+    stopped(rows, out)
+    request.write_bytes(content.encode("latin-1"))
+    for path in [] if shards else [*request.parent.glob("*.parquet"), *request.parent.parent.glob("train*")]:
+        path.unlink()
+    for resume in (False, True):
+        with pytest.raises(
+            UserError, match=r"not an unfinished set that this version can resume; delete it, or .* --overwrite"
+        ):
+            pack_alone(rows, out, clips_per_shard=10, resume=resume)
+    pack_alone(rows, out, clips_per_shard=10, overwrite=True)
+    assert bytes_of(out) == bytes_of(packed.directory)
+
+
+FOREIGN_LINES = [
+    *(
+        b"5",
+        b"null",
+        b"{}",
+        b"[0,[[5]]]",
+        b"[0, [5]]",
+        b"[[], []]",
+        b"[0, []]",
+        b"[7, [[5, 16000]]]",
+        b"\xff\xfe",
+        b"[" * 9999,
+    ),
+    *(b'[0, [["no reason", ""]]]', b"[0," + json.dumps([[5, 0]] * 45).encode() + b"]"),
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN_LINES)
+@pytest.mark.parametrize("alone", [False, True])
+def test_foreign_lines_in_the_journal(
+    rows: list[SourceRow], packed: ShardSet, tmp_path: Path, line: bytes, alone: bool
+) -> None:
+    out, journal = tmp_path / "out", tmp_path / "out.partial/journal"
+    stopped(rows, out)
+    for name in ("headers.jsonl", "sent.jsonl"):
+        path = journal / name
+        path.write_bytes(line if alone or not path.exists() else path.read_bytes() + b"\n" + line + b"\n")
+    assert pack_alone(rows, out, clips_per_shard=10).shards_made == 3
+    assert bytes_of(out) == bytes_of(packed.directory)
+
+
+def _without_column(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["samples"])
+
+
+def _about(value: Any) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.replace_schema_metadata({"unfused": json.dumps(value)})
+
+
+DAMAGED_NOTES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "no metadata": lambda table: table.replace_schema_metadata(None),
+    "a number": _about(5),
+    "null": _about(None),
+    "other rejections": _about({"rejected": [5], "bytes": 5}),
+    "other bytes": _about({"rejected": [], "bytes": None}),
+    "a column less": _without_column,
+    "another type": lambda table: table.set_column(0, "split", pa.array([1] * table.num_rows)),
+    "a row less": lambda table: table.slice(1).replace_schema_metadata(table.schema.metadata),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED_NOTES, "cut", "a page", "the index"])
+def test_damaged_notes_and_indexes(rows: list[SourceRow], packed: ShardSet, tmp_path: Path, kind: str) -> None:
+    """In an unfinished set the shard is made again; a part is refused, before anything is linked."""
+    stopped(rows, tmp_path / "out")
+    parts = [tmp_path / "part1", tmp_path / "part2"]
+    for number, part in enumerate(parts, 1):
+        pack_alone(rows, part, part=(number, 2), clips_per_shard=10)
+    whole = {part: shutil.copytree(part, tmp_path / f"{part.name}-whole") for part in parts}
+    for folder in (tmp_path / "out.partial", parts[0]):
+        path = folder / "journal/train-000001.parquet"
+        data = bytearray(path.read_bytes())
+        if kind in DAMAGED_NOTES:
+            pq.write_table(DAMAGED_NOTES[kind](pq.read_table(path)), path)
+        elif kind == "the index":
+            index = folder / "train-000001.idx"
+            index.write_text(index.read_text().replace("json", "j on", 1))
+        else:
+            data[4:400] = bytes(396)
+            path.write_bytes(data[: len(data) // 2] if kind == "cut" else data)
+    assert pack_alone(rows, tmp_path / "out", clips_per_shard=10).shards_made == 4
+    assert bytes_of(tmp_path / "out") == bytes_of(packed.directory)
+    with pytest.raises(
+        UserError, match=r"part1: train-000001.tar or its index is missing or damaged; copy the part again or pack"
+    ):
+        merge(parts, tmp_path / "merged")
+    assert not list(tmp_path.glob("merged*"))
+    merge([whole[parts[0]], parts[1]], tmp_path / "merged")
+    assert bytes_of(tmp_path / "merged") == bytes_of(packed.directory)
