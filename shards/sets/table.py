@@ -184,6 +184,10 @@ def read_manifest(directory: Path) -> Manifest:
         for name, info in splits.items():
             if not (is_count(info.clips) and is_number(info.seconds)):
                 raise ValueError(f"split {name[:40]!r} has {info.clips!r:.40} clips of {info.seconds!r:.40} s")
+        if (dataset := value["dataset"]) is not None and not (
+            isinstance(dataset["name"], str) and isinstance(dataset.get("options", {}), dict)
+        ):
+            raise ValueError("its data set has no name, or options that are none")
         for name in (name for info in splits.values() for name in info.shards):
             if Path(name).name != name or not name.endswith(".tar"):
                 raise ValueError(f"{name[:80]!r} is not the name of a shard")

@@ -34,6 +34,7 @@ MANIFEST: list[tuple[str, Any]] = [
     ("label_names", 7),
     ("codec", "../wav"),
     ("sample_rate", "16000"),
+    *(("dataset", value) for value in (7, {}, {"name": ["nsynth"]}, {"name": "nsynth", "options": 7})),
 ]
 
 

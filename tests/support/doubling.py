@@ -29,11 +29,13 @@ class Double:
             return [os.path.samestat(os.fstat(number), Path(os.devnull).stat()) for number in (1, 2)]
         answers: list[Any] = []
         for place, item in enumerate(self.items):
-            at(place)
+            at(place, 50_000_000 if self.kind == "reads for long" else 0)
             first = not self.mark or not Path(self.mark).exists()
             if item == 7 and (place not in bad or self.kind == "dies whatever"):
                 if self.kind == "hangs":
                     time.sleep(1000)
+                if self.kind == "reads for long":
+                    time.sleep(2)
                 if self.kind == "fails":
                     raise RuntimeError("a fault of the program")
                 if self.kind == "dies once" and first:
