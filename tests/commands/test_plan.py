@@ -215,6 +215,9 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     encoder, projector, scores = 137.2e6, 2048 * 2048 + 2048 * 512, 512 * 512
     first_layer = 64 * 9 * 64 * 96  # its input needs no gradient
     assert flops == pytest.approx(2 * (4 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
+    one_view = with_values(config, {"bank.view": "training"})
+    fewer = estimate.step_cost(one_view, 512)[0]
+    assert fewer == pytest.approx(2 * (3 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
     network, kept = PretrainNetwork(config), dict[int, int]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
