@@ -14,6 +14,7 @@ from measure import arguments, record
 
 from unfused_fast.commands.demo import packed_set, width_values
 from unfused_fast.commands.measure import parts
+from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import preset, with_values
 from unfused_fast.training import Options
 
@@ -24,13 +25,16 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--width", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--clips", type=int, help="of a synthetic set, in place of the recordings")
     given = parser.parse_args()
     device = torch.device(given.device)
     with tempfile.TemporaryDirectory() as name:
-        shards = packed_set("union", Path(name))
+        folder = Path(name)
+        shards = packed_set("union", folder) if given.clips is None else synthetic_set(folder, given.clips, 2.0)
+        clips = shards.manifest.splits["train"].clips
         for width in given.width:
             values = {**width_values(width), "cluster.k": 64, "train.batch_size": given.batch_size}
-            settings = {"width": width, "batch": given.batch_size, "k": 64}
+            settings = {"clips": clips, "width": width, "batch": given.batch_size, "k": 64}
             found = defaultdict[tuple[str, str, str], list[float]](list)
             rates = defaultdict[str, list[float]](list)
             for _ in range(given.repeats):
