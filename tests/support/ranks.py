@@ -138,7 +138,7 @@ def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(clips)
     whole = torch.randn(clips, *shape, dtype=torch.float64) * 3 + 1
     weighting = torch.randn(clips, *shape, dtype=torch.float64)
-    ranks.batch(clips)
+    ranks.batch(ranks.share.sizes(clips))
     rows = ranks.share.of(clips)
     plain = nn.BatchNorm1d(shape[0]) if len(shape) == 1 else nn.BatchNorm2d(shape[0])
     nn.init.uniform_(plain.weight), nn.init.uniform_(plain.bias)

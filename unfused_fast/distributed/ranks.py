@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unfused_fast.distributed.shares import Share
+from unfused_fast.distributed.shares import WHOLE, Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, Place
+
+Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=30)
 """How long ranks wait for work that one of them does alone, such as the first pass over a set. A rank that ends is
@@ -98,12 +100,11 @@ class Ranks:
             self.barrier()
             dist.destroy_process_group()
 
-    def batch(self, clips: int, part: Share | None = None) -> slice:
-        """Sets the current batch, of so many clips on all ranks, or a part of each rank's share of it. Returns that
-        part of this rank's rows.
+    def batch(self, sizes: Sequence[int], part: Share = WHOLE) -> slice:
+        """Sets the current batch, of so many rows on each rank, or a part of each rank's. Returns that part of this
+        rank's rows.
         """
-        part = part or Share()
-        cuts = [part.of(size) for size in self.share.sizes(clips)]
+        cuts = [part.of(size) for size in sizes]
         self.sizes = [cut.stop - cut.start for cut in cuts]
         return cuts[self.rank]
 
@@ -189,6 +190,25 @@ class Ranks:
         if "error" in answer:
             raise failure or FailedOnFirst(answer["error"])
         return answer["value"]
+
+    def every(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, which each rank does, however long it takes.
+
+        Raises:
+            UserError: on every rank, where one of them raised it: all that was raised, on rank 0; FailedOnFirst on the
+                others.
+        """
+        if not self.together:
+            return work()
+        result, failure = cast(Result, None), None
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+        if said := dict.fromkeys(text for text in self.texts("" if failure is None else str(failure)) if text):
+            kind = UserError if self.leads else FailedOnFirst
+            raise kind("; ".join(said)) from failure
+        return result
 
     def barrier(self) -> None:
         """Waits for all ranks, however long they take, as long as their processes are alive."""

@@ -63,6 +63,8 @@ class Saves:
     def begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Saves at a position, once the save before it is done: state is copied at once, and written in a thread."""
         self._try()
+        if self._augment is not None:
+            tensors = self._augment.state() | tensors  # of all ranks
         if self._ranks.leads:
             self._begin(position, tensors, notes)
         self.last, self._when = position, time.monotonic()
@@ -77,8 +79,6 @@ class Saves:
         notes |= {"order": self._run.order, "ranks": self._ranks.world_size, "seconds": self._run.seconds}
         notes["optimizer"] = type(self._optimizer).__name__
         tensors = {**collect(task.network, self._optimizer), **state_outside_network(task), **tensors}
-        if self._augment is not None:
-            tensors |= self._augment.state()
         if bank is not None:
             assert task.clusters is not None
             notes["bank"] = "generation" if whole else "here"
