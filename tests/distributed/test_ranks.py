@@ -222,6 +222,13 @@ def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path: Path) -> None
     assert [end["code"] for end in ends] == [0, 0, 0], ends
 
 
+def test_each_rank_holds_its_rows_of_the_bank(tmp_path: Path) -> None:
+    """Cover, stand-ins, clusters, and what one number of ranks saves and another loads (bank_on_ranks.py)."""
+    jobs = [{"ranks": ranks, "check": "bank", "folder": str(tmp_path)} for ranks in (2, 4, 1, 3)]
+    for ends in run_jobs(jobs, tmp_path):
+        assert [end["code"] for end in ends] == [0] * len(ends), ends
+
+
 def test_collapsed_clusters_stop_every_rank(tones: Path, tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", "pretrain", str(tones), "--out", str(out), "--epochs", "8", *tiny, *COLLAPSES]
