@@ -20,6 +20,7 @@ from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
 from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
+from unfused_fast.distributed import Share
 from unfused_fast.errors import UserError
 from unfused_fast.methods import resolve_k
 from unfused_fast.models import PretrainNetwork
@@ -77,6 +78,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
             f"--devices {machine.devices} --machines {machine.machines}: want equally many devices in each machine; "
             f"use --devices {machine.machines * max(1, machine.ranks)}"
         )
+    Share(0, machine.devices).of_partitions(config.data.partitions)  # refuses what training would refuse
     with quietly():
         heads = (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
         batch_size = resolve_batch_size(config, clips)
@@ -183,10 +185,11 @@ def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_h
         return config.data.store, "as set by data.store"
     host_left = (machine.host_bytes or 0) - on_host - (on_device * machine.ranks if machine.kind == "cpu" else 0)
     free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.ranks)
-    store, why = choose(log_mels, torch.device(machine.kind), free, None)
+    store, why = choose(log_mels, torch.device(machine.kind), free, None, machine.devices)
     if machine.host_bytes is None:
         advice = "" if store == "resident" else "; give --host-gb to choose among the host's stores"
-        why = f"the log-mels take {gigabytes(log_mels)}; {gigabytes(free.device)} on the GPU are free{advice}"
+        each = " a process" if machine.devices > 1 else ""
+        why = f"the log-mels take {gigabytes(log_mels)}{each}; {gigabytes(free.device)} on the GPU are free{advice}"
     return store, why
 
 
