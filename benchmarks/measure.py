@@ -58,8 +58,8 @@ def peak_megabytes(command: Sequence[str], environment: Mapping[str, str] | None
 def peaks_of_processes(command: Sequence[str], count: int) -> list[float]:
     """Runs a program; the peak resident memory, in bytes, of each of the `count` of its processes with the most."""
     peaks = dict[int, int]()
-    for sizes in _sampled(command, "status", "VmHWM"):  # the kernel's peak, as of the last sample
-        peaks |= sizes
+    for sizes in _sampled(command, "status", "VmHWM"):  # the kernel's peak so far; 0 of a process that has ended
+        peaks |= {member: max(size, peaks.get(member, 0)) for member, size in sizes.items()}
     return sorted(map(float, peaks.values()))[-count:]
 
 

@@ -6,7 +6,7 @@ share the cores: a speed-up there is what threads of one process leave unused.
 
 With --memory, instead, the peak resident memory of each process, of which log-mels and bank are a rank's own part:
 
-    python benchmarks/ranks.py --memory --processes 1 2 4 --clips 16384 --seconds 10 --width 4 --epochs 2
+    python benchmarks/ranks.py --memory --processes 1 2 4 --clips 16384 --seconds 10 --width 4 --epochs 1
 """
 
 from __future__ import annotations
