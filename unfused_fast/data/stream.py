@@ -26,7 +26,7 @@ from unfused_fast.data.augment import SpecAugment
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
 from unfused_fast.data.dali import clip_pipeline, dali_log_mel, import_dali
 from unfused_fast.data.front_end import framed_log_mel, set_statistics
-from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, read_split_index, write_indexes
+from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, index_folder, read_split_index, write_indexes
 from unfused_fast.data.unreadable import reading_error
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
@@ -226,7 +226,8 @@ class Loader(Batches):
             parts = begin, length
 
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
-        with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
+        where = index_folder(self.index, reading.rows)
+        with tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where) as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
                 tars,
