@@ -125,6 +125,27 @@ def test_a_run_goes_on_on_another_number_of_ranks(
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_generation_of_two_ranks_is_read_by_four_and_a_damaged_one_left(
+    trained: Callable[[str, int], Path], tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """The last generation of a finished run is spoilt: its last epoch is trained again, from the one before."""
+    stage, *flags = KINDS["pretrain"]
+    whole = trained("pretrain", 2)
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    (out / "result.json").unlink()
+    chunk = out / "bank.zarr/gen-000003/embeddings/c/0/0"
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    command = ["train", stage, str(tones), *tiny, *flags, "--epochs", "3", "--out", str(out), "--resume"]
+    (ends,) = run_jobs([{"ranks": 4, "arguments": command}], tmp_path)
+    said = re.sub(r"\s+", " ", ends[0]["said"])
+    assert [end["code"] for end in ends] == [0] * 4, ends
+    assert "not as they were written" in said and "resuming after epoch 2" in said
+    assert log_of(out)[-1]["loss"] == pytest.approx(log_of(whole)[-1]["loss"], rel=1e-5)
+    found, wanted = (Generation(run / "bank.zarr/gen-000003") for run in (out, whole))
+    assert torch.equal(found.assignments(), wanted.assignments())
+    torch.testing.assert_close(found.rows(), wanted.rows(), rtol=0, atol=1e-4)
+
+
 def test_ranks_that_do_not_divide_the_partitions_are_refused(tones: Path, tiny: list[str], tmp_path: Path) -> None:
     command = ["train", "pretrain", str(tones), *tiny, "--out", str(tmp_path / "run")]
     ((first, *others),) = run_jobs([{"ranks": 3, "arguments": command}], tmp_path)
