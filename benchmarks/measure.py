@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ from unfused_fast.commands.measure.machine import append_rows, circumstances, sp
 from unfused_fast.console import terminal_table
 from unfused_fast.shards.sets.shard_files import replace_file
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("RESULTS", Path(__file__).parent / "results"))
+"""Where rows are appended; gpu_all.sh sets another folder for each run."""
 COLUMNS = ("what", "unit", "p20", "p50", "p80", "repeats", "settings", "device", "cores", "versions", "commit", "date")
 
 
