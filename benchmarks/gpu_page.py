@@ -22,7 +22,12 @@ def page(folder: Path) -> str:
     stages = files.pop("stages")
     rows = [row for found in files.values() for row in found]
     about = "; ".join(
-        sorted({f"{row['device']}, {row['cores']} cores, {row['versions']}, commit {row['commit']}, {row['date']}" for row in rows})
+        sorted(
+            {
+                f"{row['device']}, {row['cores']} cores, {row['versions']}, commit {row['commit']}, {row['date']}"
+                for row in rows
+            }
+        )
     )
     parts = [f"# Everything on one machine\n\n{about or 'Nothing was measured.'}\n"]
     parts.append("## Stages\n\n" + table([*stages[0]], [[*stage.values()] for stage in stages]))

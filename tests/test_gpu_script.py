@@ -67,4 +67,6 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "page.md").read_text()
     rows = [row for path in tmp_path.glob("out/*.csv") for row in csv.DictReader(path.open()) if "p50" in row]
     assert len(rows) > 40 and all(row["p50"] in page for row in rows)
-    assert {"step.csv", "bench_kmeans.csv", "loader.csv", "bench.csv"} <= {path.name for path in tmp_path.glob("out/*.csv")}
+    assert {"step.csv", "bench_kmeans.csv", "loader.csv", "bench.csv"} <= {
+        path.name for path in tmp_path.glob("out/*.csv")
+    }
