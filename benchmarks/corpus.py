@@ -7,7 +7,7 @@ python benchmarks/corpus.py CORPUS --out DIR --quick               smoke test: i
 
 CORPUS holds CSV files: pool.csv and pool_small.csv list clips without labels (column path), tasks/NAME/train.csv,
 valid.csv and test.csv those of a task (columns path, label). The search trains each recipe once on the small pool and
-reads validation only. The comparison trains the recipes of COMPARED on the whole pool, once a seed, and reads the test
+reads validation only. The comparison trains the recipes of COMPARED on one pool, once a seed, and reads the test
 once. The same command continues after an interruption: finished runs and scores are kept below DIR.
 """
 
@@ -65,7 +65,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "whitened": {"cluster.algo": "pca_kmeans", "model.prediction": "linear"},
     "bank by a pass": {"bank.fill": "pass"},
     "three heads": {"cluster.k": (64, 256, 1024)},
-    "different crops": {"views.same_crop": False},
+    "different crops": {"views.same_crop": False, "bank.view": "separate"},
     "no SpecAugment": {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0},
     "no dropout": {"model.dropout": 0.0},
     "K 128": {"cluster.k": 128},
@@ -150,6 +150,7 @@ def main() -> None:
         "--recipe", action="append", help="'NAME: field=value field=value', in place of ours; repeatable"
     )
     parser.add_argument("--search-only", action="store_true", help="train on the small pool only; the test is not read")
+    parser.add_argument("--pool", choices=["pool", "pool_small"], default="pool", help="clips of the comparison")
     parser.add_argument("--page", type=Path, help="write the tables into this page too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true")
@@ -171,7 +172,7 @@ def main() -> None:
     result["clips"] = {name: corpus.clips(name).manifest.splits["train"].clips for name in ("pool_small", "pool")}
     result["searched"] = [*search(corpus, recipes or SEARCHED)]
     if not given.search_only:
-        result["pool"] = "pool_small" if given.quick else "pool"
+        result["pool"] = "pool_small" if given.quick else given.pool
         seeds = 1 if given.quick else given.seeds
         result["compared"] = [*compare(corpus, recipes or COMPARED, result["pool"], seeds)]
     write(result, given.out, given.page)

@@ -26,9 +26,10 @@ Cli = Callable[..., Any]
 RANKS = (1, 2, 4)
 DECAR_V1 = "model.encoder=audiontt data.crop_seconds=0.95 cluster.algo=pca_kmeans cluster.pca_dim=8"
 KINDS = {
-    "pretrain": ["pretrain", "--set", "optim.lr=0.01"],
-    "streamed, running norm, two heads": [
+    "pretrain": ["pretrain", "--set", "optim.lr=0.01", "--set", "bank.view=separate"],
+    "one view, streamed, running norm, two heads": [
         *("pretrain", "--data", "stream", "--set", "optim.lr=0.01", "--set", "data.norm=running"),
+        *("--set", "bank.view=training"),
         *("--set", "cluster.k=4,6", "--set", "bank.init_mode=train", "--set", "train.batch_size=17"),
     ],
     "decar-v1": [

@@ -49,6 +49,7 @@ def test_the_projector_has_the_published_size_and_the_encoder_the_papers_pooling
         ({"cluster.algo": "pic"}, "model.prediction=linear"),
         ({"cluster.algo": "pca_kmeans"}, "model.prediction=linear"),
         ({"data.sampler": "uniform_clusters"}, "bank.fill=pass"),
+        ({"bank.view": "training", "views.same_crop": "false"}, "use bank.view=separate"),
         ({"cluster.init": "warm", "model.prediction": "linear"}, "cluster.init=random or kmeans++"),
         ({"cluster.algo": "pca_kmeans", "model.prediction": "linear", "cluster.empty": "split"}, "does not read it"),
         ({"cluster.algo": "pic", "model.prediction": "linear", "cluster.n_init": "2"}, "pic does not read it"),

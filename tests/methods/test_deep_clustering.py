@@ -1,7 +1,8 @@
-"""Several heads on one bank: `cluster.k` as a list."""
+"""Several heads on one bank, `cluster.k` as a list; and whose projections become the bank's rows."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -19,10 +20,14 @@ from stopping import stopped_twice
 from torch import Tensor
 
 from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import with_values
+from unfused_fast.config.presets import preset, with_values
 from unfused_fast.distributed import ALONE
 from unfused_fast.methods import method_class
 from unfused_fast.methods.deep_clustering import DeepClustering
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.stages.pretraining import pretrainer
+from unfused_fast.training.options import Options
+from unfused_fast.training.run_directory import Run
 
 CPU = torch.device("cpu")
 Cli = Callable[..., Any]
@@ -53,6 +58,44 @@ def test_the_loss_is_the_mean_over_heads_by_hand(heads: str) -> None:
         losses.append(float(np.mean(np.log(np.exp(scores).sum(axis=1)) - chosen)))
     method.run = lambda view: projections
     assert method.loss((taken, taken), taken).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "views", "forwards"),
+    [
+        ({"bank.view": "separate"}, 2, 2),
+        ({"bank.view": "training"}, 1, 1),
+        ({"bank.view": "training", "train.accumulate": "2"}, 1, 2),
+        ({"bank.view": "training", "bank.fill": "pass"}, 1, 1),
+    ],
+)
+def test_rows_are_the_projections_of_the_first_view_by_the_network_before_the_step(
+    tones: Path, tiny: list[str], tmp_path: Path, values: dict[str, str], views: int, forwards: int
+) -> None:
+    """Which with `bank.view` = training is the one that gives the loss: there is no other, nor another forward pass."""
+    given = {**dict(word.split("=") for word in tiny if "=" in word), "model.dropout": "0", **values}
+    config, shards, options = with_values(preset("recommended", "pretrain"), given), open_shards(tones), Options(CPU)
+    method, trainer = pretrainer(config, shards, options, Run(tmp_path / "run", "pretrain", config, shards, options))
+    assert isinstance(method, DeepClustering)
+    trainer.begin_epoch(1)
+    rows, run, loss = method.bank.rows.clone(), method.run, method.loss
+    ran = list[Tensor]()
+
+    def noted(given: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        assert len(given) == views
+        if method.filled_by_training:
+            rows[clip_ids - method.bank.first_id] = copy.deepcopy(method.network)(given[0]).detach()
+        return loss(given, clip_ids)
+
+    method.run = lambda view: (ran.append(view), run(view))[1]
+    method.loss = noted  # type: ignore[method-assign]
+    for batch in list(trainer.batches(1))[:2]:
+        before, ran[:] = method.bank.rows.clone(), []
+        trainer.train_batch(batch, 1)
+        assert len(ran) == forwards
+        torch.testing.assert_close(method.bank.rows, rows, atol=1e-6, rtol=0)
+        assert torch.equal(method.bank.rows, before) is not method.filled_by_training
+    assert int(method.bank.writes.sum()) == (32 if method.filled_by_training else 0)
 
 
 def test_a_run_of_three_heads_learns_and_goes_on_exactly(

@@ -40,6 +40,11 @@ def _refusals(config: Config) -> Iterator[str]:
             f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
             "use it with --set bank.fill=pass"
         )
+    if config.bank.view == "training" and not config.views.same_crop:
+        yield (
+            "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
+            "bank.view=separate"
+        )
     if not cluster.heads:
         yield "cluster.k is empty: want at least 1 number, or auto"
     for name in UNREAD[cluster.algo]:

@@ -150,6 +150,12 @@ class BankConfig:
     """Where rows come from: the last epoch's training steps, or a pass in eval mode over clips as they are, without
     augmentation, before each clustering. Source: paper section 3; DECAR section 3 (two passes an epoch).
     """
+    view: Literal["separate", "training"] = "separate"
+    """Whose projections become rows while training fills the bank: those of a second view of the clip, by a forward
+    pass of its own without gradient, or those that gave the loss, from before the step. `fill` = pass does not read it.
+    Source: authors (separate); paper section 3, which stores rows right after back-propagation, and SwAV's authors
+    (training). Ours: `recommended` has training, not shown to learn less (docs/results.md), and faster.
+    """
     init_mode: Literal["eval", "train"] = "train"
     """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no
     statistics yet, so all rows point the same way (docs/recipe.md).
@@ -158,6 +164,11 @@ class BankConfig:
     """Type of the rows, on the device and on disk. Source: authors (fp32); bf16 halves both, and keeps 8 bits of each
     number.
     """
+
+    @property
+    def own_forward(self) -> bool:
+        """Whether a clip's row costs a forward pass beside the one that gives its loss."""
+        return self.fill == "pass" or self.view == "separate"
 
 
 @dataclass(frozen=True)

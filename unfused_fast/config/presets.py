@@ -64,11 +64,11 @@ _DECAR_AUG: dict[str, Any] = {
 PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
     "recommended": {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
-        "pretrain": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto"},
+        "pretrain": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto", "bank.view": "training"},
         "distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"},
     },
     # UnFuSeD fine-tunes no encoder on labels: DECAR's numbers stay.
-    "paper": {"linear": {"eval.lr_grid": ()}},
+    "paper": {"pretrain": {"bank.view": "training"}, "linear": {"eval.lr_grid": ()}},
     "authors": {
         "pretrain": {
             **_AUTHORS,

@@ -1,7 +1,8 @@
 """DECAR-v2: the centroids of the memory bank are the frozen prototypes of a softmax.
 
 Each epoch: cluster the bank (assignment phase), make the centroids the prototypes, predict each clip's cluster from one
-view, and write another view's projection to the bank (training phase). Source: UnFuSeD section 3, part 1.
+view, and write that view's projection, or with `bank.view` = separate another's, to the bank (training phase). Source:
+UnFuSeD section 3, part 1.
 
 B clips in a batch, P size of a projection, K clusters.
 """

@@ -92,14 +92,15 @@ class DeepClustering(Method):
         super().__init__(config, clips, first_id, device, ranks, left_out)
         self.k = resolve_k(config, clips)
         self.filled_by_training = config.bank.fill == "training"
-        self.views, self.uses_partial_batch = 1 + self.filled_by_training, self.filled_by_training
+        self.uses_partial_batch = self.filled_by_training
+        self.views = 2 if self.filled_by_training and config.bank.own_forward else 1
         dim, dtype = config.model.proj_dim, config.bank.dtype
         self.bank: MemoryBank = MemoryBank(clips, dim, first_id, device, dtype, ranks, left_out)
         self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, device) for _ in config.cluster.heads))
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
-        self._projected = list[tuple[Tensor, ...]]()
-        """Projections for the bank, from the parts of the current batch."""
+        self._projected = list[Tensor]()
+        """(clips, P) projections for the bank, from each part of the current batch."""
         self._backend = ""
         if config.cluster.algo == "spherical":
             self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"
@@ -174,25 +175,28 @@ class DeepClustering(Method):
         return cluster_rows(self.bank.rows, k, self.config, seed, start, head.assignments, self.ranks)
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """The last view gives the loss; an earlier one goes to the bank.
+        """The last view gives the loss; the bank gets an earlier one, or with `bank.view` = training the same.
 
         p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32.
         """
         *bank_views, train_view = views
-        with self.part("forward bank view"), torch.no_grad():
-            self._projected.append(tuple(self.run(view) for view in bank_views))
+        for view in bank_views:
+            with self.part("forward bank view"), torch.no_grad():
+                self._projected.append(self.run(view))
         with self.part("forward train view"):
             projections, rows = self.run(train_view), clip_ids - self.bank.first_id
+            if not self.config.bank.own_forward:
+                self._projected.append(projections.detach())
             return torch.stack([head.loss(projections, rows) for head in self.heads]).mean()
 
     def after_step(self, clip_ids: Tensor) -> None:
-        """Updates heads that are trained; projections of the bank's views become its rows."""
+        """Updates heads that are trained; projections for the bank become its rows."""
         for head in self.heads:
             head.step()
-        parts, self._projected = self._projected, []
-        with self.part("bank"):
-            for projected in zip(*parts, strict=True):
-                self.bank.write(clip_ids, torch.cat(projected))
+        if self.filled_by_training:
+            with self.part("bank"):
+                self.bank.write(clip_ids, torch.cat(self._projected))
+            self._projected = []
 
     def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
         """Writes the rows of these clips, computed in eval mode."""

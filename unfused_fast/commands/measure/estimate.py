@@ -162,7 +162,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     else:
         unknown.append(f"loading with --data {store}")
     if config.bank.fill != "pass":
-        once["first pass of the bank"] = epoch["training"] / 4
+        once["first pass of the bank"] = epoch["training"] / (4 if config.bank.own_forward else 3)
     if store != "stream" and rates.first_pass is not None:
         once["log-mels, once a set"] = clips * seconds / rates.first_pass / machine.machines
     elif store != "stream":
@@ -260,8 +260,8 @@ def network_bytes(config: Config) -> tuple[int, int]:
 
 
 def step_cost(config: Config, k: int) -> tuple[int, int]:
-    """What one clip costs in a step: operations of a forward pass without gradient, one with, and its backward pass,
-    scores of K prototypes included; and float32 bytes kept for the backward pass.
+    """What one clip costs in a step: operations of the bank's own forward pass, where it has one, of one with gradient,
+    and its backward pass, scores of K prototypes included; and float32 bytes kept for the backward pass.
     """
     with torch.device("meta"):
         network = PretrainNetwork(config).train()
@@ -280,8 +280,9 @@ def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tu
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with torch.no_grad():
-            network(crops)
+        if config.bank.own_forward:
+            with torch.no_grad():
+                network(crops)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             scores = network(crops) @ prototypes
         torch.autograd.backward(scores.sum())

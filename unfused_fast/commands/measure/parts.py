@@ -180,7 +180,9 @@ def views(bench: Bench) -> Iterator[Measured]:
 
 
 def step(bench: Bench) -> Iterator[Measured]:
-    """A pre-training step on views that are there: two forwards, loss, backward, update, bank."""
+    """A pre-training step on views that are there: the bank's own forward, where it has one, forward, loss, backward,
+    update, bank.
+    """
     torch.manual_seed(0)
     config, device, size = bench.config, bench.device, bench.batch_size
     network = prepare_for(PretrainNetwork(config), device).train()
@@ -192,13 +194,15 @@ def step(bench: Bench) -> Iterator[Measured]:
 
     def products(train: Callable[..., Any]) -> None:
         with full_precision(config, device):
-            with torch.no_grad(), autocast(config, device):
-                projections = train(first)
+            projected = None
+            if config.bank.own_forward:
+                with torch.no_grad(), autocast(config, device):
+                    projected = train(first)
             with autocast(config, device):
                 predicted = train(second)
             loss = cross_entropy(predicted @ prototypes.T / config.loss.temperature, targets)
             loss.backward()  # type: ignore[no-untyped-call]
-        bank.write(ids, projections)
+        bank.write(ids, predicted if projected is None else projected)
 
     def whole() -> None:
         products(forward)
