@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from unfused_fast.commands.measure.machine import append_rows, circumstances, sp
 from unfused_fast.console import terminal_table
 from unfused_fast.shards.sets.shard_files import replace_file
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("RESULTS", Path(__file__).parent / "results"))
+"""Where rows are appended; gpu_all.sh sets another folder for each run."""
 COLUMNS = ("what", "unit", "p20", "p50", "p80", "repeats", "settings", "device", "cores", "versions", "commit", "date")
 
 
@@ -52,7 +54,22 @@ def peak_megabytes(command: Sequence[str], environment: Mapping[str, str] | None
     """Runs a program; the most memory that it and its processes hold at one time, the sum of their proportional set
     sizes, sampled ten times a second.
     """
-    process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment), 0
+    return max(sum(sizes.values()) for sizes in _sampled(command, "smaps_rollup", "Pss", environment)) / 1e6
+
+
+def peaks_of_processes(command: Sequence[str], count: int) -> list[float]:
+    """Runs a program; the peak resident memory, in bytes, of each of the `count` of its processes with the most."""
+    peaks = dict[int, int]()
+    for sizes in _sampled(command, "status", "VmHWM"):  # the kernel's peak so far; 0 of a process that has ended
+        peaks |= {member: max(size, peaks.get(member, 0)) for member, size in sizes.items()}
+    return sorted(map(float, peaks.values()))[-count:]
+
+
+def _sampled(
+    command: Sequence[str], file: str, entry: str, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[int, int]]:
+    """Runs a program; ten times a second the bytes that a file of /proc gives for it and each of its processes."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     while process.poll() is None:
         parents = dict[int, int]()
         for path in Path("/proc").glob("[0-9]*/stat"):
@@ -62,16 +79,15 @@ def peak_megabytes(command: Sequence[str], environment: Mapping[str, str] | None
         while len(family) > before:
             before = len(family)
             family |= {child for child, parent in parents.items() if parent in family}
-        total = 0
+        sizes = dict[int, int]()
         for member in family:
             with suppress(OSError):
-                lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        peak = max(peak, total)
+                lines = Path(f"/proc/{member}/{file}").read_text().splitlines()
+                sizes[member] = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
+        yield sizes
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return peak / 1e3 * 1.024
 
 
 def record(name: str, what: str, unit: str, values: list[float], device: torch.device, **settings: object) -> None:

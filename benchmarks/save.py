@@ -14,9 +14,11 @@ import torch
 from measure import arguments, pairs_of, record, seconds_of
 from step import begun
 
+from unfused_fast.clustering import MemoryBank
 from unfused_fast.commands.demo import width_values
 from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import Config, with_values
+from unfused_fast.methods.deep_clustering import DeepClustering
 from unfused_fast.training import Position, quietly
 from unfused_fast.training.options import DEFAULT_SECONDS
 
@@ -29,9 +31,10 @@ def with_and_without(
     `bank_rows` is the size of the memory bank that is saved: the steps write the first rows of it.
     """
     method, trainer = begun(config, synthetic_set(folder, clips, 1.0), folder / "run", device)
-    assert method.bank is not None
-    more = torch.randn(max(0, bank_rows - len(method.bank.rows)), method.bank.rows.shape[1], device=device)
-    method.bank.rows = torch.cat([method.bank.rows, more])
+    assert isinstance(method, DeepClustering)
+    rows, dim = max(bank_rows, method.bank.clips), method.bank.rows.shape[1]
+    method.bank = MemoryBank(rows, dim, method.bank.first_id, device)
+    method.heads[0].assignments = torch.zeros(rows, dtype=torch.int64, device=device)
     saves = count(2)
 
     def plain() -> None:

@@ -47,9 +47,11 @@ def page_commands() -> list[list[str]]:
 def test_the_page_shows_what_plan_prints(cli: Cli) -> None:
     """Nothing is measured for a named GPU, so that its table is the same on every machine."""
     page = (DOCS / "cluster.md").read_text()
-    ((command, shown),) = re.findall(r"^\$ unfused-fast (plan .*)\n([^`]+)```", page, re.MULTILINE)
-    lines = [line.rstrip() for line in cli(*command.split()).out.splitlines()]
-    assert lines[: shown.count("\n")] == shown.splitlines()
+    blocks = re.findall(r"^\$ unfused-fast (plan .*)\n([^`]+)```", page, re.MULTILINE)
+    assert len(blocks) == 2
+    for command, shown in blocks:
+        lines = [line.rstrip() for line in cli(*command.split()).out.splitlines()]
+        assert lines[: shown.count("\n")] == shown.splitlines()
     ((command, sentence),) = re.findall(r'`(plan [^`]+)` ends with "([^"]+)"', page.replace("\n", " "))
     assert sentence in cli(*command.split()).out
 

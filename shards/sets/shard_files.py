@@ -180,6 +180,15 @@ def read_index(index: Path) -> list[list[Member]]:
     return samples
 
 
+def clips_listed(index: Path) -> int:
+    """Clips of an index, by its first line alone. Raises UserError as read_index, where that is none."""
+    try:
+        with index.open("rb") as file:
+            return int(file.readline(64).split()[1])
+    except (OSError, ValueError, IndexError):
+        return len(read_index(index))
+
+
 def check_index(tar: Path, index: Path, cut_short: bool = False) -> list[list[Member]]:
     """Checks both ends of a tar against its index, without a full read -> the index's samples.
 

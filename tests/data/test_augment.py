@@ -18,6 +18,8 @@ from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.shards.sets.table import open_shards
 
 CPU = torch.device("cpu")
+ONE = torch.zeros(0, dtype=torch.int64)
+"""Bounds of one partition."""
 
 
 def expected_resize_crop(log_mel: torch.Tensor, draws: torch.Tensor, config: RandomResizeCropConfig) -> torch.Tensor:
@@ -54,13 +56,13 @@ def test_random_resize_crop_is_interpolate(bins: int, frames: int) -> None:
 
 
 def test_mixup_never_takes_the_own_clip_and_holds_the_last() -> None:
-    memory = MixupMemory(4, 1, 1, CPU)
+    memory = MixupMemory(4, ONE, 1, 1)
     ids = torch.tensor([7, 8, 9])
     _, share = memory.draw(ids, torch.rand(3, 2), 0.4)
     assert share.tolist() == [0, 0, 0], "an empty memory mixes nothing"
     memory.push(ids, ids.reshape(3, 1, 1, 1).float())
     memory.push(torch.tensor([10, 11]), torch.tensor([10.0, 11.0]).reshape(2, 1, 1, 1))
-    assert sorted(memory.clip_ids.tolist()) == [8, 9, 10, 11]
+    assert sorted(memory.clip_ids[:4].tolist()) == [8, 9, 10, 11]
     draws = torch.tensor([[slot / 4 + 0.01, 0.5] for slot in range(4)])
     for own in (8, 9, 10, 11):
         slots, share = memory.draw(torch.full((4,), own), draws, 0.4)
@@ -68,8 +70,27 @@ def test_mixup_never_takes_the_own_clip_and_holds_the_last() -> None:
         assert share.max().item() == pytest.approx(0.2)
 
 
+def test_mixup_partners_are_the_last_of_the_own_partition() -> None:
+    """Against lists, one for each of three partitions: of clips below 10, below 20, and from 20 on."""
+    memory, generator = MixupMemory(3, torch.tensor([10, 20]), 1, 1), torch.Generator().manual_seed(0)
+    slots_of, counts = [[-1] * 3 for _ in range(3)], [0] * 3
+    for size in (0, 2, 7, 1, 5, 20, 3, 3):
+        ids = torch.randint(30, (size,), generator=generator)
+        draws = torch.rand(size, 2, generator=generator)
+        slots, share = memory.draw(ids, draws, 0.5)
+        for clip, draw, slot, found in zip(ids.tolist(), draws.tolist(), slots.tolist(), share.tolist(), strict=True):
+            filled = min(counts[clip // 10], 3)
+            other = slots_of[clip // 10][int(draw[0] * filled)] if filled else clip
+            assert found == pytest.approx(0 if other == clip else draw[1] / 2)
+            assert not filled or memory.crops[slot].item() == other == memory.clip_ids[slot].item()
+        memory.push(ids, ids.reshape(size, 1, 1, 1).float())
+        for clip in ids.tolist():
+            slots_of[clip // 10][counts[clip // 10] % 3] = clip
+            counts[clip // 10] += 1
+
+
 def test_mixup_share_is_uniform_up_to_the_ratio() -> None:
-    memory, ids = MixupMemory(8, 1, 1, CPU), torch.arange(20000)
+    memory, ids = MixupMemory(8, ONE, 1, 1), torch.arange(20000)
     memory.push(torch.arange(8) + 100_000, torch.zeros(8, 1, 1, 1))
     _, share = memory.draw(ids, uniform(ids, 2, seed=1, epoch=1, stream=Stream.MIXUP), 0.4)
     deciles = torch.histc(share, 10, 0, 0.4) / len(ids)

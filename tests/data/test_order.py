@@ -1,5 +1,11 @@
-"""The uniform-over-clusters sampler: its counts, its spread over an epoch, its clips as DALI reads them."""
+"""The order of an epoch: each clip once, in the same batches on any number of ranks; and the uniform-over-clusters
+sampler: its counts, its spread over an epoch, its clips as DALI reads them.
+"""
 
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +18,106 @@ from unfused_fast.config.presets import with_values
 from unfused_fast.data import order as orders
 from unfused_fast.data.augment import masks_of
 from unfused_fast.data.crops import first_frames
-from unfused_fast.data.order import SplitIndex, rows_of_epoch, uniform_draws
+from unfused_fast.data.order import EpochOrder, Order, batches_of, read_split_index, uniform_draws
 from unfused_fast.data.randomness import Stream, uniform
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.shares import WHOLE, Share
+from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 
 SIZES = {0: 1, 2: 5, 3: 300, 7: 44, 9: 160}
 """Cluster -> clips; others are empty. 510 clips, 102 draws a cluster."""
+
+
+def batches(order: Order, found: EpochOrder) -> list[list[int]]:
+    """Rows of a rank's clips in each batch."""
+    ends = np.cumsum(found.sizes[:, order.share.rank])
+    assert ends[-1] == len(found.entries) == len(found.times)
+    return [part.tolist() for part in np.split(order.rows[order.own][found.entries], ends[:-1])]
+
+
+def flat(parts: Iterable[list[int]]) -> list[int]:
+    return [*chain.from_iterable(parts)]
+
+
+TAR = 37
+"""Clips of a shard."""
+
+
+def epoch(clips: int, rows: np.ndarray, share: Share, partitions: int, size: int, number: int = 1) -> list[list[int]]:
+    order = Order(clips, rows, share, partitions, size)
+    return batches(order, order.every_clip(rows[order.own] // TAR, 3, number))
+
+
+@pytest.mark.parametrize(
+    ("clips", "partitions", "size", "worlds", "left_out"),
+    [
+        (512, 8, 64, (2, 4, 8), []),
+        (510, 8, 30, (2, 4, 8), []),
+        (61, 12, 7, (2, 3, 4, 6, 12), [0, 5, 60]),
+        (5, 8, 2, (2,), []),
+        (1, 8, 1, (1,), []),
+        (400, 8, 16, (2, 4), list(range(40, 100))),  # most of a partition
+    ],
+)
+def test_an_epoch_is_the_same_batches_on_any_number_of_ranks(
+    clips: int, partitions: int, size: int, worlds: tuple[int, ...], left_out: list[int]
+) -> None:
+    rows = np.setdiff1d(np.arange(clips), left_out)
+    bounds = [partition * clips // partitions for partition in range(partitions + 1)]
+    held = [[row for row in rows.tolist() if first <= row < stop] for first, stop in pairwise(bounds)]
+    whole = epoch(clips, rows, WHOLE, partitions, size)
+    assert sorted(flat(whole)) == rows.tolist()
+    assert {len(batch) for batch in whole[:-1]} <= {size} and len(whole[-1]) <= size
+    for batch in whole[:-1]:
+        for own in held:
+            share = Fraction(size * len(own), len(rows))
+            assert abs(sum(row in own for row in batch) - share) < (1 if clips == partitions * 64 else 2)
+    for own in held:  # shard after shard, and no two epochs alike
+        mine = [row for batch in whole for row in batch if row in own]
+        assert len([*groupby(mine, lambda row: row // TAR)]) == len({row // TAR for row in own})
+    assert epoch(clips, rows, WHOLE, partitions, size) == whole
+    assert clips <= partitions or epoch(clips, rows, WHOLE, partitions, size, 2) != whole
+    for world in worlds:
+        parts = [epoch(clips, rows, Share(rank, world), partitions, size) for rank in range(world)]
+        assert [flat(each) for each in zip(*parts, strict=True)] == whole
+        for rank, part in enumerate(parts):
+            assert all(clips * rank // world <= row < clips * (rank + 1) // world for batch in part for row in batch)
+
+
+def test_partitions_alternate_in_the_order_of_their_reversed_bits() -> None:
+    """Worked by hand: of four, 0, 2, 1, 3; of three, with sizes 1, 2 and 4, the order of the places
+    0 + 0/3; (0 + 2/3)/2, (1 + 2/3)/2; (0 + 1/3)/4, (1 + 1/3)/4, (2 + 1/3)/4, (3 + 1/3)/4.
+    """
+    assert batches_of(np.repeat(np.arange(4), 2), 4, 1).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+    assert batches_of(np.repeat(np.arange(3), (1, 2, 4)), 3, 1).tolist() == [0, 2, 5, 1, 3, 4, 6]
+    two_blocks = np.array([0, 0, 1, 2, 3, 3])  # of two partitions: aab, then abb
+    assert batches_of(two_blocks, 2, 3).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "partitions", "said"),
+    [
+        (3, 8, "use 2 or 4 processes, or --set data.partitions=9,"),
+        (16, 8, "use 8 processes, or --set data.partitions=16,"),
+        (5, 7, "use 1 or 7 processes, or --set data.partitions=10,"),
+    ],
+)
+def test_ranks_that_do_not_divide_the_partitions(ranks: int, partitions: int, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Share(0, ranks).of_partitions(partitions)
+
+
+def test_a_rank_reads_the_indexes_of_its_own_shards(tones: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, read, check = open_shards(tones), list[str](), orders.check_index
+    monkeypatch.setattr(orders, "check_index", lambda tar, *more: read.append(tar.name) or check(tar, *more))
+    whole = read_split_index(shards, "train", slice(0, 60))
+    assert whole.clip_ids.tolist() == list(range(60)) and len(set(read)) == len(whole.tars) > 2
+    read.clear()
+    parts = [read_split_index(shards, "train", Share(rank, 4).of(60)) for rank in range(4)]
+    assert flat(part.lines for part in parts) == whole.lines
+    assert np.concatenate([part.shard for part in parts]).tolist() == whole.shard.tolist()
+    assert read == [whole.tars[number].name for part in parts for number in dict.fromkeys(part.shard.tolist())]
 
 
 @pytest.fixture
@@ -60,21 +158,23 @@ def test_within_a_cluster_every_clip_has_the_same_chance(clusters: np.ndarray) -
 def test_batches_of_draws_are_fair_samples_that_ranks_share(
     clusters: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = SplitIndex([Path()] * 3, [""] * 510, np.arange(510) // 170, np.arange(510))
-    whole, times = rows_of_epoch(index, WHOLE, 3, 1, clusters, 30)
-    assert np.bincount(clusters[whole])[list(SIZES)].tolist() == [102] * 5
-    batches = np.split(whole, range(30, 510, 30))
+    def draws(share: Share, partitions: int = 6) -> tuple[list[list[int]], list[int]]:
+        order = Order(510, np.arange(510), share, partitions, 30)
+        found = order.draws(clusters, 3, 3, 1)
+        return batches(order, found), found.times.tolist()
+
+    whole, times = draws(WHOLE)
+    assert np.bincount(clusters[flat(whole)])[list(SIZES)].tolist() == [102] * 5
     drawn, _ = uniform_draws(clusters, np.random.Generator(np.random.PCG64([3, 1])))
-    for batch, fair in zip(batches, np.split(drawn, range(30, 510, 30)), strict=True):
-        assert sorted(batch) == sorted(fair), "a batch holds neighbouring draws"
-        assert (np.diff(index.shard[batch]) >= 0).all(), "read shard by shard"
-    for rank in range(3):
-        mine, own_times = rows_of_epoch(index, Share(rank, 3), 3, 1, clusters, 30)
-        assert mine.tolist() == np.concatenate([batch[Share(rank, 3).of(30)] for batch in batches]).tolist()
-        assert own_times.tolist() == times[Share(rank, 3).positions(510, 30)].tolist()
+    for batch, fair in zip(whole, np.split(drawn, range(30, 510, 30)), strict=True):
+        assert batch == sorted(fair), "a batch holds neighbouring draws, read shard by shard"
+    parts, of_ranks = zip(*(draws(Share(rank, 3)) for rank in range(3)), strict=True)
+    assert [flat(each) for each in zip(*parts, strict=True)] == whole
+    seen = sorted(zip(flat(whole), times, strict=True))
+    assert sorted(zip(flat(flat(parts)), flat(of_ranks), strict=True)) == seen
     monkeypatch.setattr(orders, "SEGMENTS", 6)
-    read, _ = rows_of_epoch(index, WHOLE, 3, 1, clusters, 30)
-    assert np.count_nonzero(np.diff(index.shard[read])) < 6 + 3, "index files are bounded"
+    read = np.array(flat(draws(WHOLE, 1)[0])) // 170
+    assert np.count_nonzero(np.diff(read)) < 6 + 3, "index files are bounded"
 
 
 def test_dali_reads_the_draws_and_repeats_differ(tones) -> None:

@@ -5,7 +5,7 @@ python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": 
 
 With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
 three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
-clusters have collapsed; with "check": "layers" ranks run check_layers.
+clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder".
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bank_on_ranks import check_bank
 from collapsing import FlatProjector
 from stopping import signalled_after
 from torch import nn
@@ -77,7 +78,7 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         if job.get("check"):
-            check_layers(own)
+            check(job, own)
             os._exit(0)
         if "stop_after" in job and own["RANK"] == str(job["ranks"] - 1):
             stop_after(job["stop_after"])
@@ -113,32 +114,38 @@ def stop_after(steps: int) -> None:
     TO_THE_END.enter_context(signalled_after(steps))
 
 
-def check_layers(own: dict[str, str]) -> None:
+def check(job: dict[str, Any], own: dict[str, str]) -> None:
+    """The checks of a job, on its ranks."""
+    with Ranks(place_of(own), torch.device("cpu"), 30.0) as ranks:
+        if job["check"] == "bank":
+            check_bank(ranks, Path(job["folder"]))
+        else:
+            check_layers(ranks)
+
+
+def check_layers(ranks: Ranks) -> None:
     """Layers on shares of a batch, of different sizes and empty ones, against torch's on the whole, in float64."""
-    place = place_of(own)
-    assert place is not None
-    with Ranks(place, torch.device("cpu"), 30.0) as ranks:
-        for clips in (7, 2, 64):
-            for shape in ((5,), (3, 4, 6)):
-                _check_batch(ranks, clips, shape)
-        assert ranks.texts(f"rank {ranks.rank}") == ["rank 0", "rank 1", "rank 2"]
-        assert ranks.any_rank(ranks.rank == 1, False) == (True, False)
-        assert ranks.first(lambda: {"of": ranks.rank}) == {"of": 0}
-        try:
-            ranks.first(lambda: 1 / 0)
-        except (ZeroDivisionError, FailedOnFirst) as error:
-            assert isinstance(error, FailedOnFirst) == (ranks.rank > 0) and "division by zero" in str(error)
-        tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0, dtype=torch.int64)}
-        found = ranks.tensors_from_first(tensors if ranks.leads else None)
-        assert all(torch.equal(found[name], tensors[name]) for name in tensors) and len(found) == 2
-        ranks.barrier()
+    for clips in (7, 2, 64):
+        for shape in ((5,), (3, 4, 6)):
+            _check_batch(ranks, clips, shape)
+    assert ranks.texts(f"rank {ranks.rank}") == ["rank 0", "rank 1", "rank 2"]
+    assert ranks.any_rank(ranks.rank == 1, False) == (True, False)
+    assert ranks.first(lambda: {"of": ranks.rank}) == {"of": 0}
+    try:
+        ranks.first(lambda: 1 / 0)
+    except (ZeroDivisionError, FailedOnFirst) as error:
+        assert isinstance(error, FailedOnFirst) == (ranks.rank > 0) and "division by zero" in str(error)
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0, dtype=torch.int64)}
+    found = ranks.tensors_from_first(tensors if ranks.leads else None)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors) and len(found) == 2
+    ranks.barrier()
 
 
 def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(clips)
     whole = torch.randn(clips, *shape, dtype=torch.float64) * 3 + 1
     weighting = torch.randn(clips, *shape, dtype=torch.float64)
-    ranks.batch(clips)
+    ranks.batch(ranks.share.sizes(clips))
     rows = ranks.share.of(clips)
     plain = nn.BatchNorm1d(shape[0]) if len(shape) == 1 else nn.BatchNorm2d(shape[0])
     nn.init.uniform_(plain.weight), nn.init.uniform_(plain.bias)

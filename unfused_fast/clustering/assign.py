@@ -1,6 +1,6 @@
 """The assignment phase: rows of the memory bank become clusters, by `cluster.algo`.
 
-N clips, D features, K clusters.
+N clips, n of this rank, D features, K clusters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from unfused_fast.clustering.kmeans import Init, euclidean_kmeans, spherical_kmeans
 from unfused_fast.clustering.pca import pca_whiten, resolve_pca_dim
 from unfused_fast.clustering.pic import power_iteration_clustering
+from unfused_fast.clustering.seeding import Points
 from unfused_fast.config import Config
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.centroids import add_points, fixed_point_scale, normalise_centroids
@@ -26,7 +27,7 @@ class Clustering(NamedTuple):
     """Clusters of the bank's rows; tensors on their device."""
 
     assignments: Tensor
-    """(N,) int64."""
+    """(N,) int64, of all clips on every rank."""
     counts: Tensor
     """(K,) int64 clips in each cluster."""
     mean_cosine: Tensor
@@ -35,13 +36,14 @@ class Clustering(NamedTuple):
     """(K, D) unit centroids in the space of the bank; None where the principal components were clustered."""
 
 
-def clustered_points(rows: Tensor, config: Config) -> Tensor:
-    """(N, D) rows of the bank -> (N, D') unit rows in the space that `cluster.algo` clusters; `rows` themselves where
+def clustered_points(rows: Tensor, config: Config, ranks: Ranks = ALONE) -> Tensor:
+    """(n, D) rows of the bank -> (n, D') unit rows in the space that `cluster.algo` clusters; `rows` themselves where
     they already are.
     """
     settings = config.cluster
     if settings.algo != "spherical":
-        return pca_whiten(rows, resolve_pca_dim(settings.pca_dim, len(rows)), settings.whiten)
+        dim = resolve_pca_dim(settings.pca_dim, Points(rows, ranks).total)
+        return pca_whiten(rows, dim, settings.whiten, ranks)
     return rows if config.model.l2_normalize else normalize(rows, dim=1)
 
 
@@ -54,20 +56,22 @@ def cluster_rows(
     previous: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> Clustering:
-    """(N, D) rows, read in place -> their clustering; `pic` does not read k. Same rows and seed, same result.
+    """(n, D) rows of this rank, read in place -> the clustering of those of all `ranks`, in order of ranks; `pic` does
+    not read k. Same rows and seed, same result, on any number of ranks.
 
     `start`, `previous`: centroids (K, D) and assignments (N,) of the last clustering, for `cluster.init = warm`.
-    `ranks` that all hold the rows: each clusters its share of them (spherical), or every rank computes the same result.
+    Spherical k-means reads the rows where they are. For `pca_kmeans` and `pic` every rank gets the principal components
+    of all rows, and computes the same result: of 128 components at most unless `cluster.pca_dim` wants more.
     Source: paper section 3 (spherical); DECAR section 3 (PCA, whitening, L2, then k-means or PIC).
     """
-    settings = config.cluster
+    settings, held = config.cluster, Points(rows, ranks)
     generator = torch.Generator(device=rows.device).manual_seed(seed)
-    points = clustered_points(rows, config)
+    points = clustered_points(rows, config, ranks)
     if settings.algo == "spherical":
-        own = ranks.share.of(len(points))
+        own = slice(held.first, held.first + held.count)
         init: Init | Tensor = settings.init if settings.init != "warm" else "random" if start is None else start
         found = spherical_kmeans(
-            points[own],
+            points,
             k,
             iterations=settings.iterations,
             init=init,
@@ -78,8 +82,9 @@ def cluster_rows(
             ranks=ranks,
             previous=previous[own] if previous is not None and settings.init == "warm" else None,
         )
-        assignments = ranks.gather_parts(found.assignments, ranks.share.sizes(len(points)))
+        assignments = ranks.gather_parts(found.assignments, held.sizes)
         return Clustering(assignments, found.counts, found.objective, found.centroids)
+    points = ranks.gather_parts(points, held.sizes)
     if settings.algo == "pca_kmeans":
         found = euclidean_kmeans(points, k, iterations=settings.iterations, n_init=settings.n_init, generator=generator)
         assignments, least = ranks.from_first(found.assignments), k

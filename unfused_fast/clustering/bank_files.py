@@ -217,14 +217,19 @@ class Generation:
         """(N,) int64, verified. Raises DamagedBank that names file and clips."""
         return torch.cat([self._read("assignments", start) for start in self._starts("assignments")])
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """First row and rows (n, D) of each chunk, verified. Raises DamagedBank that names file and clips."""
-        for start in self._starts("embeddings"):
-            yield start, self._read("embeddings", start).view(DTYPES[self.manifest.dtype])
+    def blocks(self, part: slice = slice(None)) -> Iterator[tuple[int, Tensor]]:
+        """First row and rows (n, D) of each chunk, verified; with `part` of its chunks only, and only its rows. Raises
+        DamagedBank that names file and clips.
+        """
+        first, stop, _ = part.indices(self.manifest.rows)
+        size = self._arrays["embeddings"].chunks[0]
+        for start in range(first // size * size, stop, size):
+            rows, before = self._read("embeddings", start), max(0, first - start)
+            yield start + before, rows[before : stop - start].view(DTYPES[self.manifest.dtype])
 
-    def rows(self) -> Tensor:
-        """All blocks, (N, D)."""
-        return torch.cat([rows for _, rows in self.blocks()])
+    def rows(self, part: slice = slice(None)) -> Tensor:
+        """All rows, (N, D), or those of a part that is not empty."""
+        return torch.cat([rows for _, rows in self.blocks(part)])
 
     def verify(self) -> Iterator[str | None]:
         """For each file of rows: None, or what is damaged: the file, and the clips of its rows."""

@@ -1,6 +1,6 @@
 """Principal components: whitening before k-means, pseudo-labels from it, and the spread of the rows' directions.
 
-N points, D features, K clusters.
+N points on all ranks, n on this one, D features, K clusters.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from unfused_fast.clustering.kmeans import KMeans, check_finite_rows, euclidean_kmeans
+from unfused_fast.clustering.seeding import Points
+from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 
 BLOCK_ROWS = 1 << 13
@@ -37,23 +39,27 @@ def resolve_pca_dim(wanted: int | Literal["auto"], clips: int) -> int:
     return max(2, min(128, clips // 16)) if wanted == "auto" else wanted
 
 
-def pca_whiten(points: Tensor, dim: int, whiten: bool = True) -> Tensor:
-    """(N, D) -> (N, min(dim, rank)) principal components, of unit variance with `whiten`, then L2-normalised rows.
+def pca_whiten(points: Tensor, dim: int, whiten: bool = True, ranks: Ranks = ALONE) -> Tensor:
+    """(n, D) -> (n, min(dim, rank)) principal components of the points of all `ranks`, of unit variance with `whiten`,
+    then L2-normalised rows.
 
     Components with less than 1e-6 of the largest variance are dropped. Mean and covariance are summed in float64, block
-    by block, so that in addition to points and result only (D, D) and one block are in memory; where N <= D, from one
-    SVD. Source: DECAR section 3; authors (PCA to 128).
+    by block and over ranks, so that in addition to points and result only (D, D) and one block are in memory; where
+    N <= D, from one SVD of all points. Source: DECAR section 3; authors (PCA to 128).
 
     Raises:
         UserError: all rows are equal, or not all finite.
     """
-    count, mean = len(points), _mean(torch.split(points, BLOCK_ROWS))
-    if count <= points.shape[1]:
-        _, singular, directions = torch.linalg.svd(points.double() - mean, full_matrices=False)
-        variances, directions = singular.square() / count, directions.T
+    held, mean = Points(points, ranks), _mean(torch.split(points, BLOCK_ROWS), ranks)
+    if held.total <= held.features:
+        every = ranks.gather_parts(points, held.sizes).double() - mean
+        _, singular, directions = torch.linalg.svd(every, full_matrices=False)
+        variances, directions = singular.square() / held.total, directions.T
     else:
-        variances, directions = torch.linalg.eigh(_covariance(torch.split(points, BLOCK_ROWS), mean))
+        variances, directions = torch.linalg.eigh(_covariance(torch.split(points, BLOCK_ROWS), mean, ranks))
         variances, directions = variances.flip(0), directions.flip(1)
+    # eigenvectors have no sign: on ranks of several kinds of machines they may differ
+    variances, directions = ranks.from_first(variances.contiguous()), ranks.from_first(directions.contiguous())
     # a spread below 1e-6 of the mean's size is float32 rounding of equal rows
     kept = min(dim, int((variances > max(float(variances[0]) * 1e-6, float(mean.square().sum()) * 1e-12)).sum()))
     if not kept:
@@ -62,14 +68,15 @@ def pca_whiten(points: Tensor, dim: int, whiten: bool = True) -> Tensor:
             "that its training did not diverge"
         )
     scaled = directions[:, :kept] / variances[:kept].sqrt() if whiten else directions[:, :kept]
-    found = torch.empty(count, kept, device=points.device)
+    found = torch.empty(held.count, kept, device=points.device)
     for block, out in zip(torch.split(points, BLOCK_ROWS), torch.split(found, BLOCK_ROWS), strict=True):
         out.copy_(torch.nn.functional.normalize((block.double() - mean) @ scaled, dim=1))
     return found
 
 
-def row_spread(rows: Tensor) -> RowSpread:
-    """(N, D) rows, of any norm but 0 -> the spread of their directions; one host read. Nothing of size N is allocated.
+def row_spread(rows: Tensor, ranks: Ranks = ALONE) -> RowSpread:
+    """(n, D) rows, of any norm but 0 -> the spread of the directions of all ranks' rows; one host read. Nothing of size
+    n is allocated.
 
     Raises:
         UserError: rows that are not all finite.
@@ -78,31 +85,34 @@ def row_spread(rows: Tensor) -> RowSpread:
     def unit() -> Iterator[Tensor]:
         return (torch.nn.functional.normalize(block.float(), dim=1) for block in torch.split(rows, BLOCK_ROWS))
 
-    mean = _mean(unit())
-    eigenvalues = torch.linalg.eigvalsh(_covariance(unit(), mean)).clamp(min=0)
+    mean = _mean(unit(), ranks)
+    eigenvalues = torch.linalg.eigvalsh(_covariance(unit(), mean, ranks)).clamp(min=0)
     shares = eigenvalues / eigenvalues.sum().clamp(min=1e-300)
     rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
     return RowSpread(*torch.stack([mean.norm(), rank, shares[-1]]).tolist())
 
 
-def _mean(blocks: Iterable[Tensor]) -> Tensor:
-    """Blocks of rows (n, D) -> (D,) float64. Raises UserError for rows that are not all finite."""
+def _mean(blocks: Iterable[Tensor], ranks: Ranks) -> Tensor:
+    """Blocks of rows (n, D), at least one -> (D,) float64 over all ranks. Raises UserError for rows that are not all
+    finite.
+    """
     count, total = 0, torch.zeros(())
     for block in blocks:
         sums = block.sum(dim=0, dtype=torch.float64)
         count, total = count + len(block), total.to(sums) + sums
+    total = ranks.sum(total)
     check_finite_rows(total)  # float32 cannot overflow a float64 sum, so any number that is not finite is found
-    return total / count
+    return total / ranks.sum(torch.full_like(total[:1], count))
 
 
-def _covariance(blocks: Iterable[Tensor], mean: Tensor) -> Tensor:
-    """Blocks of rows (n, D) and their mean -> (D, D) float64."""
+def _covariance(blocks: Iterable[Tensor], mean: Tensor, ranks: Ranks) -> Tensor:
+    """Blocks of rows (n, D) and the mean over all ranks -> (D, D) float64 over all ranks."""
     count, covariance = 0, torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for block in blocks:
         centred = block.double() - mean
         covariance.addmm_(centred.T, centred)
         count += len(block)
-    return covariance / count
+    return ranks.sum(covariance) / ranks.sum(torch.full_like(mean[:1], count))
 
 
 def pseudo_label_kmeans(

@@ -31,9 +31,9 @@ class Points:
     def __init__(self, rows: Tensor, ranks: Ranks = ALONE) -> None:
         self.rows, self.ranks, self.dtype, self.device = rows, ranks, rows.dtype, rows.device
         self.count, self.features = rows.shape
-        counts = ranks.gather(torch.tensor([self.count], device=self.device))[:, 0].tolist()
-        self.total: int = sum(counts)
-        self.first: int = sum(counts[: ranks.rank])
+        self.sizes: list[int] = ranks.gather(torch.tensor([self.count], device=self.device))[:, 0].tolist()
+        """Rows of each rank."""
+        self.total, self.first = sum(self.sizes), sum(self.sizes[: ranks.rank])
 
     def ids(self) -> Tensor:
         """(n,) int64 numbers of this rank's rows among all."""

@@ -107,8 +107,9 @@ def plan(
     seconds: Annotated[float, typer.Option(help="Length of a clip.", min=0.1, max=3600)] = 10.0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the set.", show_default="preset's")] = None,
     devices: Annotated[
-        int, typer.Option(help="GPUs of one machine, a process each; communication is not counted.", min=1)
+        int, typer.Option(help="GPUs on all machines, a process each; communication is not counted.", min=1)
     ] = 1,
+    machines: Annotated[int, typer.Option(help="Machines that the GPUs are in, equally many in each.", min=1)] = 1,
     device: Annotated[
         Literal["auto", "cpu", "h100", "h200", "a100"],
         typer.Option(help="This machine (auto, cpu), or the memory of a GPU by its data sheet."),
@@ -124,7 +125,7 @@ def plan(
     host_gb: Annotated[
         float | None,
         typer.Option(
-            help="Memory of the host, in GB.", show_default="what is free here; for a named GPU unknown", min=0
+            help="Memory of each machine, in GB.", show_default="what is free here; for a named GPU unknown", min=0
         ),
     ] = None,
     device_gb: Annotated[
@@ -146,10 +147,10 @@ def plan(
     config = stage_config("pretrain", preset, settings, epochs, 0)
     rates = None if rates_file is None else read_rates(rates_file)
     if device in GPU_BYTES:
-        machine = Machine("cuda", GPU_BYTES[device], None, devices)
+        machine = Machine("cuda", GPU_BYTES[device], None, devices, machines)
     else:
         options = run_options(device)
-        machine = Machine(options.device.type, *free_memory(options.device), devices)
+        machine = Machine(options.device.type, *free_memory(options.device), devices, machines)
         rates = rates or measured_here(config, options, clips, seconds)
     if device_gb is not None:
         machine = replace(machine, device_bytes=device_gb * 1e9)
@@ -162,7 +163,7 @@ def plan(
         for name, size in (found[where] | ({} if where == "disk" else {"sum": found[f"{where}_bytes"]})).items()
     ]
     rows = [[where, name, f"{size:,}", gigabytes(size)] for where, name, size in sizes]
-    more = f", {devices} devices of one machine" if devices > 1 else ""
+    more = f", {devices} devices in {counted(machines, 'machine')}" if devices > 1 else ""
     title = (
         f"stage 1, {clips:,} clips of {seconds:g} s, {counted(found['epochs'], 'epoch')}, batch {found['batch_size']}, "
         f"K {', '.join(map(str, found['heads']))}{more}"
@@ -179,7 +180,7 @@ def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
             ", ".join(f"{name} {_duration(taken)}" for name, taken in found[key].items()) for key in ("epoch", "once")
         )
         yield f"rates: {found['basis']}"
-        yield f"an epoch: {_duration(found['epoch_seconds'])} ({parts})"
+        yield f"an epoch: {_duration(found['epoch_seconds'])}, {1 / found['epoch_seconds']:.3g} epochs/s ({parts})"
         yield f"the run: {found['hours']:,.2f} hours, of which once: {once or 'nothing'}"
     if found["unknown"]:
         yield f"unknown: {'; '.join(found['unknown'])}"

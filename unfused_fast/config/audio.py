@@ -69,6 +69,11 @@ class DataConfig:
     """How log-mels are stored: recomputed each epoch (stream), or once and held on the device (resident), in pinned
     memory, or on disk (mmap). Ours: `auto` is the fastest of them in whose memory the split fits.
     """
+    partitions: Count = 8
+    """V: a split falls into so many parts of neighbouring clips, of which each process of a run holds equally many, so
+    their number divides it. Each batch takes clips of all parts, and is the same on any number of processes, but not
+    with another V. Ours: 8 GPUs of a machine; on more, set a multiple of them (up to 64 cost nothing).
+    """
     sampler: Literal["every_clip", "uniform_clusters"] = "every_clip"
     """Clips of an epoch of pre-training: each once, or as many draws, equally many from each cluster. Source: paper;
     DECAR section 3 (uniform over pseudo-labels).

@@ -13,5 +13,5 @@ from unfused_fast.data.randomness import bits, exponential, key
 from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.store import choose, gigabytes, placed
 from unfused_fast.data.stream import Batch, Batches, Loader
-from unfused_fast.data.unreadable import fill_left_out, find_unreadable, left_out_input, skipped
+from unfused_fast.data.unreadable import fill_left_out, find_unreadable, left_out_input, skipped, stand_ins
 from unfused_fast.data.waveforms import Waveform, check_batch, clips_16k

@@ -183,33 +183,50 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
 
 
 class MixupMemory:
-    """The last M normalised crops on the device; each clip is mixed with one of them, never with itself.
+    """The last normalised crops of each of P partitions of the set, on the device; each clip is mixed with one of its
+    own partition, never with itself. P partitions of S crops.
 
     Its content depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
-    keeps a normalised log-mel to 1e-3 of its spread at half the bytes.
+    keeps a normalised log-mel to 1e-3 of its spread at half the bytes; and by partition, so that a process needs no
+    crops of others.
     """
 
-    def __init__(self, size: int, bins: int, frames: int, device: torch.device) -> None:
-        self.crops = torch.zeros(size, 1, bins, frames, dtype=torch.float16, device=device)
-        self.clip_ids = torch.full((size,), -1, dtype=torch.int64, device=device)
-        self.written = 0
+    def __init__(self, size: int, bounds: Tensor, bins: int, frames: int) -> None:
+        """Args:
+        size: S.
+        bounds: (P - 1,) int64 first clip id of each partition but the first; on the device.
+        """
+        self.size, self.partitions, self._bounds, device = size, len(bounds) + 1, bounds, bounds.device
+        slots = size * self.partitions + 1  # the last takes what is not kept
+        self.crops = torch.zeros(slots, 1, bins, frames, dtype=torch.float16, device=device)
+        self.clip_ids = torch.full((slots,), -1, dtype=torch.int64, device=device)
+        self.written = torch.zeros(self.partitions, dtype=torch.int64, device=device)
+        """(P,) crops stored so far."""
+
+    def _partition(self, clip_ids: Tensor) -> Tensor:
+        return torch.bucketize(clip_ids, self._bounds, right=True)
 
     def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
         """(B,) ids, draws (B, 2) -> which past crop each is mixed with, and the weight of that crop, 0 where there is
         none; (B,).
         """
-        filled = min(self.written, len(self.crops))
-        slot = (draws[:, 0] * max(filled, 1)).long().clamp(max=max(filled, 1) - 1)
+        partition = self._partition(clip_ids)
+        filled = self.written.clamp(max=self.size)[partition]
+        slot = partition * self.size + (draws[:, 0] * filled).long().minimum((filled - 1).clamp(min=0))
         usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
         return slot, torch.where(usable, draws[:, 1] * ratio, 0.0)
 
     def push(self, clip_ids: Tensor, crops: Tensor) -> None:
-        """Stores a batch, overwriting the oldest crops."""
-        clip_ids, crops = clip_ids[-len(self.crops) :], crops[-len(self.crops) :]
-        slots = (torch.arange(len(clip_ids), device=clip_ids.device) + self.written) % len(self.crops)
-        self.crops[slots] = crops.to(self.crops.dtype)
-        self.clip_ids[slots] = clip_ids
-        self.written += len(clip_ids)
+        """Stores a batch, overwriting the oldest crops of each partition; without waiting for the device."""
+        partition = self._partition(clip_ids)
+        of = partition[:, None] == torch.arange(self.partitions, device=clip_ids.device)
+        count = of.sum(dim=0)
+        number = of.cumsum(dim=0).gather(1, partition[:, None])[:, 0] - 1
+        slot = partition * self.size + (self.written[partition] + number) % self.size
+        slot = torch.where(number >= count[partition] - self.size, slot, self.size * self.partitions)
+        self.crops[slot] = crops.to(self.crops.dtype)
+        self.clip_ids[slot] = clip_ids
+        self.written = self.written + count
 
 
 class Augmenter:
@@ -217,10 +234,17 @@ class Augmenter:
     norm.
     """
 
-    def __init__(self, config: Config, clips: int, device: torch.device, ranks: Ranks = ALONE) -> None:
-        """The memory holds crops of all `ranks`, and is the same on each."""
+    def __init__(
+        self, config: Config, clips: int, device: torch.device, ranks: Ranks = ALONE, first_id: int = 0
+    ) -> None:
+        """For a split of `clips` clips, whose ids begin at `first_id`; of its memory a rank has its partitions."""
         self.config, self.seed, self._ranks = config.aug, config.train.seed, ranks
-        memory = MixupMemory(min(config.aug.mixup.memory, clips), config.frontend.n_mels, config.crop_frames, device)
+        partitions = config.data.partitions
+        self._own = ranks.share.of_partitions(partitions)
+        begins = first_id + torch.arange(partitions, device=device) * clips // partitions
+        size = max(1, min(config.aug.mixup.memory, clips) // partitions)
+        bounds = begins[self._own.start + 1 : self._own.stop]
+        memory = MixupMemory(size, bounds, config.frontend.n_mels, config.crop_frames)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
         self.norm = RunningNorm(device, ranks) if config.data.norm == "running" else None
         self.augmented = augmented_triton if device.type == "cuda" and triton_runs() else augmented_reference
@@ -241,9 +265,6 @@ class Augmenter:
             made = [self._view(*part, epoch, view) for part in zip(ids, counts, clips, strict=True)]
             views.append(made[0] if len(made) == 1 else torch.cat(made))
         if self.memory is not None:
-            if self._ranks.together:
-                clip_ids = self._ranks.gather_rows(clip_ids)
-                crops = (self._ranks.gather_rows(crops[0].to(self.memory.crops.dtype)),)
             self.memory.push(clip_ids, crops[0])
         return tuple(views)
 
@@ -263,28 +284,29 @@ class Augmenter:
         return self.augmented(crop, memory, slots, shares, frequency, time)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors to save: the filled part of the memory, and the statistics of a running norm."""
+        """Tensors to save, the same on all ranks, which wait for each other: the memory of all partitions, and the
+        statistics of a running norm.
+        """
         normed = {} if self.norm is None else {TENSOR: self.norm.moments}
         if self.memory is None:
             return normed
-        filled = min(self.memory.written, len(self.memory.crops))
-        return normed | {
-            "mixup.crops": self.memory.crops[:filled],
-            "mixup.clip_ids": self.memory.clip_ids[:filled],
-            "mixup.written": torch.tensor(self.memory.written),
-        }
+        memory = self.memory
+        tensors = {"crops": memory.crops[:-1], "clip_ids": memory.clip_ids[:-1], "written": memory.written}
+        return normed | {f"mixup.{name}": self._ranks.gather(own).flatten(0, 1) for name, own in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of state. Raises UserError: not the state of a memory of this size."""
+        """Inverse of state, saved by any number of ranks. Raises UserError: not the state of a memory of this size."""
         if self.norm is not None:
             self.norm.moments = expected(state, TENSOR, torch.float64, (3,)).to(self.norm.moments.device)
         if self.memory is None:
             return
-        ids = expected(state, "mixup.clip_ids", torch.int64, (None,))
-        filled, written = len(ids), int(expected(state, "mixup.written", torch.int64, ()))
-        if filled != min(max(written, 0), len(self.memory.crops)):
-            raise misfit(f"mixup.clip_ids are {filled} of {written} in a memory of {len(self.memory.crops)}")
-        crops = expected(state, "mixup.crops", torch.float16, (filled, *self.memory.crops.shape[1:]))
-        self.memory.crops[:filled] = crops.to(self.memory.crops.device)
-        self.memory.clip_ids[:filled] = ids.to(self.memory.clip_ids.device)
-        self.memory.written = written
+        memory, partitions, own = self.memory, len(self._own) * self._ranks.world_size, self._own
+        slots = slice(own.start * memory.size, own.stop * memory.size)
+        written = expected(state, "mixup.written", torch.int64, (partitions,))
+        if bool((written < 0).any()):
+            raise misfit(f"mixup.written is {int(written.min())}")
+        ids = expected(state, "mixup.clip_ids", torch.int64, (partitions * memory.size,))
+        crops = expected(state, "mixup.crops", torch.float16, (len(ids), *memory.crops.shape[1:]))
+        memory.crops[:-1] = crops[slots].to(memory.crops.device)
+        memory.clip_ids[:-1] = ids[slots].to(memory.clip_ids.device)
+        memory.written = written[own.start : own.stop].to(memory.written.device)

@@ -1,13 +1,14 @@
 """The log-mels of a split on disk, so that a second run reads them and not the audio.   N clips, F mel bins.
 
-FOLDER/log-mel-SPLIT-KEY.cache/frames.npy      (frames of all clips, F) float16, clip after clip, shard after shard
+FOLDER/log-mel-SPLIT-KEY.cache/frames.npy      (frames of all clips, F) float16, in order of the clips table
 FOLDER/log-mel-SPLIT-KEY.cache/manifest.json   what it was computed from (its digest is KEY), and sha256 of parts
 FOLDER/log-mel-SPLIT-KEY.cache.partial         an unfinished one; it is never read
 FOLDER/log-mel-SPLIT-KEY.lock                  is locked while it is being made
 
 FOLDER is that of the shard set, or UNFUSED_CACHE, or ~/.cache/unfused-fast where the set is read-only. A cache
-may be deleted when no run reads it. Values are normalised by the set's own mean and standard deviation: float16 then
-errs by 2e-4 of that deviation (root mean square), and by 3e-4 on raw log-mels, most of which are further from zero.
+may be deleted when no run reads it. It is the same whatever the number of ranks, of which each
+reads the frames of its own clips. Values are normalised by the set's own mean and standard deviation: float16 then errs
+by 2e-4 of that deviation (root mean square), and by 3e-4 on raw log-mels, most of which are further from zero.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,19 +24,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from unfused_fast.console import console, progress_bar
+from unfused_fast.console import console
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.order import Int64s
 from unfused_fast.data.stream import Batches, Loader
-from unfused_fast.errors import UserError, cause
+from unfused_fast.distributed import Share
+from unfused_fast.errors import cause
 from unfused_fast.json_files import LARGEST_JSON, read_json
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.remote_folder import cache_folder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+FRAMES, MANIFEST = "frames.npy", "manifest.json"
 CHUNK_BYTES = 1 << 25
 """Bytes under one sha256. Ours: 32 MiB, so that threads read and verify side by side in little memory."""
 LARGEST_MANIFEST = 8 * LARGEST_JSON
@@ -54,6 +55,8 @@ class Layout(NamedTuple):
     """(N,) first frame of each clip of the split, and"""
     counts: Int64s
     """(N,) its frames; 0 where it is left out."""
+    own: slice
+    """The frames of this rank's clips."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,9 +64,24 @@ class Layout(NamedTuple):
         return int(self.counts.sum()), int(self.identity["frontend.n_mels"])
 
     @property
+    def own_shape(self) -> tuple[int, int]:
+        """Frames of this rank's clips, F."""
+        return self.own.stop - self.own.start, self.shape[1]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one frame."""
+        return 2 * int(self.identity["frontend.n_mels"])
+
+    @property
     def bytes(self) -> int:
         """Of the frames of all clips."""
-        return 2 * self.shape[0] * self.shape[1]
+        return self.shape[0] * self.frame_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """Of the frames of this rank's clips."""
+        return self.own_shape[0] * self.frame_bytes
 
     @property
     def name(self) -> str:
@@ -76,8 +94,8 @@ class DamagedCache(Exception):
     """A cache that was changed since it was written, or that belongs to other data."""
 
 
-def whole_split(loader: Batches) -> Loader:
-    """A loader of the whole split for one rank, normalised by the set's own statistics, from which a cache is computed.
+def whole_split(loader: Batches, share: Share) -> Loader:
+    """A loader of a share of the whole split, normalised by the set's own statistics, from which a cache is computed.
     It scales waveforms as the given loader does.
     """
     unit_norm = loader.config.data.norm == "wave_l2"
@@ -85,24 +103,31 @@ def whole_split(loader: Batches) -> Loader:
     samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
     frames = 1 + int(samples.max(initial=crop_samples(config))) // config.frontend.hop_samples
     size = max(1, min(PASS_CLIPS, PASS_BYTES // (4 * frames * config.frontend.n_mels)))
-    left_out = loader.left_out
-    return Loader(loader.shards, loader.split, config, device=loader.device, batch_size=size, left_out=left_out)
+    return Loader(
+        loader.shards,
+        loader.split,
+        config,
+        device=loader.device,
+        batch_size=size * share.world_size,
+        share=share,
+        threads=loader.threads,
+        left_out=loader.left_out,
+    )
 
 
 def layout(loader: Batches) -> Layout:
-    """Where each clip of the split will be: in the order of Loader.whole_clips, a shard's clips together.
+    """Where each clip of the split will be.
 
     Clips shorter than a crop are padded with silence, as in the stream, so the crop's length is part of the key where
     there are any.
     """
-    whole, first = whole_split(loader), loader.shards.first_id(loader.split)
+    whole, first = whole_split(loader, loader.share), loader.shards.first_id(loader.split)
     config, shortest = whole.config, crop_samples(whole.config)
     samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
-    rows = whole.reading(None).clip_ids - first
+    rows = whole.clip_ids - first
     counts = np.zeros(len(samples), np.int64)
     counts[rows] = 1 + np.maximum(samples[rows], shortest) // config.frontend.hop_samples
-    starts = np.zeros_like(counts)
-    starts[rows] = np.cumsum(counts[rows]) - counts[rows]
+    bounds, own = np.cumsum(np.r_[0, counts]), loader.share.of(len(counts))
     identity = {
         "schema_version": SCHEMA_VERSION,
         "digest": loader.shards.manifest.digest,
@@ -114,7 +139,7 @@ def layout(loader: Batches) -> Layout:
         "norm": config.data.norm,
         "left_out": whole.left_out,
     }
-    return Layout(identity, starts, counts)
+    return Layout(identity, bounds[:-1], counts, slice(int(bounds[own.start]), int(bounds[own.stop])))
 
 
 def places(loader: Batches) -> list[Path]:
@@ -132,9 +157,9 @@ def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]
     """The frames of a cache, mapped, and the sha256 of its parts. Raises DamagedCache: it is not the wanted one, or
     files are missing or truncated.
     """
-    path = folder / "frames.npy"
+    path = folder / FRAMES
     try:
-        manifest = read_json(folder / "manifest.json", LARGEST_MANIFEST)
+        manifest = read_json(folder / MANIFEST, LARGEST_MANIFEST)
         digests = list(manifest["sha256_of_chunks"])
         frames = np.load(path, mmap_mode="c")  # mapped, so that a truncated file takes no memory
         found = manifest["identity"], frames.shape, frames.dtype, frames.flags.c_contiguous, len(digests)
@@ -148,35 +173,49 @@ def _open(folder: Path, wanted: Layout) -> tuple[np.memmap[Any, Any], list[str]]
 
 
 def load(folder: Path, wanted: Layout, target: Tensor | None) -> Tensor:
-    """Reads a cache into `target` (frames, F) float16 on any device, verifying it; None: only verifies it, and maps it.
+    """Reads this rank's frames of a cache into `target` (frames, F) float16 on any device, verifying them; None: only
+    verifies them, and maps them.
 
     Raises DamagedCache where the content differs from what was written.
     """
     frames, digests = _open(folder, wanted)
-    found = _read(folder / "frames.npy", frames.offset, wanted.bytes, target)
-    if different := sum(one != other for one, other in zip(found, digests, strict=True)):
-        raise DamagedCache(f"damaged: {different} of {len(digests)} parts are not what was written")
-    return torch.from_numpy(frames) if target is None else target
+    own = slice(wanted.own.start * wanted.frame_bytes, wanted.own.stop * wanted.frame_bytes)
+    found = _read(folder / FRAMES, frames.offset, wanted.bytes, own, target)
+    if different := sum(digests[part] != digest for part, digest in found.items()):
+        raise DamagedCache(f"damaged: {different} of {len(found)} parts are not what was written")
+    return torch.from_numpy(frames[wanted.own]) if target is None else target
 
 
-def _read(path: Path, begin: int, size: int, target: Tensor | None) -> list[str]:
-    """Reads `size` bytes from `begin` on into a tensor, if there is one; returns the sha256 of their parts."""
+def _read(path: Path, begin: int, size: int, own: slice, target: Tensor | None = None) -> dict[int, str]:
+    """Reads the bytes `own` of the `size` bytes from `begin` on into a tensor, if there is one; returns the sha256 of
+    each part of CHUNK_BYTES that has any of them, by number.
+    """
     flat = None if target is None else target.view(-1)
     on_cpu = target is not None and target.device.type == "cpu"
     with path.open("rb") as file, ThreadPoolExecutor(min(available_cores(), 8)) as pool:
 
-        def part(start: int) -> str:
-            values = slice(start // 2, min(start + CHUNK_BYTES, size) // 2)
-            space = torch.empty(0 if on_cpu else values.stop - values.start, dtype=torch.float16)
-            here = flat[values] if flat is not None and on_cpu else space
+        def part(number: int) -> str:
+            start, stop = number * CHUNK_BYTES, min((number + 1) * CHUNK_BYTES, size)
+            first, last = max(start, own.start), min(stop, own.stop)
+            goal = None if flat is None else flat[(first - own.start) // 2 : (last - own.start) // 2]
+            direct = goal is not None and on_cpu and (first, last) == (start, stop)
+            here = goal if goal is not None and direct else torch.empty((stop - start) // 2, dtype=torch.float16)
             read, done = memoryview(here.numpy().data).cast("B"), 0
             while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], begin + start + done)):
                 done += count
-            if flat is not None and not on_cpu:
-                flat[values].copy_(here)
+            if goal is not None and not direct:
+                goal.copy_(here[(first - start) // 2 : (last - start) // 2])
             return hashlib.sha256(read).hexdigest()
 
-        return list(pool.map(part, range(0, size, CHUNK_BYTES)))
+        numbers = range(own.start // CHUNK_BYTES, -(-own.stop // CHUNK_BYTES) if own.stop > own.start else 0)
+        return dict(zip(numbers, pool.map(part, numbers), strict=True))
+
+
+def digests(path: Path, begin: int, size: int, share: Share) -> list[str]:
+    """sha256 of a share of the parts of the `size` bytes of a file from `begin` on, which share follows share."""
+    parts = share.of(-(-size // CHUNK_BYTES))
+    own = slice(parts.start * CHUNK_BYTES, min(parts.stop * CHUNK_BYTES, size))
+    return list(_read(path, begin, size, own).values())
 
 
 def writable_place(loader: Batches, wanted: Layout) -> Path | None:
@@ -200,81 +239,3 @@ def writable_place(loader: Batches, wanted: Layout) -> Path | None:
         about = "no room", place, wanted.name
         console.once(f"{place}: cannot hold the log-mels ({reason})", about=about, style="yellow")
     return None
-
-
-def make(loader: Batches, wanted: Layout, place: Path, damaged: bool = False) -> Path:
-    """Computes the log-mels in one pass and publishes them as a whole; waits while another process does it.
-
-    Raises UserError when it cannot be written. An interrupted pass never leaves anything that could be read as a cache.
-
-    Args:
-        damaged: a cache that is there was found to be damaged.
-    """
-    folder = place / wanted.name
-    partial, lock = folder.with_name(f"{folder.name}.partial"), FileLock(folder.with_suffix(".lock"))
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            console.print(f"{place}: waiting for another process that computes the same log-mels")
-            lock.acquire()
-        try:
-            if not _is_sound(folder, wanted, damaged):
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                _write(loader, wanted, partial)
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-            return folder
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({cause(error)}); make room, set UNFUSED_CACHE to a folder on another disk, "
-            "or use --data stream"
-        ) from error
-
-
-def _is_sound(folder: Path, wanted: Layout, damaged: bool) -> bool:
-    """Whether the cache is there and whole. Reads it where one was found to be damaged, which another process may have
-    replaced since; any other was published by such a process while this one waited.
-    """
-    try:
-        if damaged and folder.is_dir():
-            load(folder, wanted, None)
-    except DamagedCache:
-        return False
-    return folder.is_dir()
-
-
-def computed(loader: Batches, wanted: Layout) -> Iterator[Tensor]:
-    """(frames of a batch, F) float16 on the CPU, batch after batch in the order of the layout; shows a bar."""
-    whole, frames = whole_split(loader), 0
-    console.print(f"data: first pass over {loader.split}: log-mels of {whole.clips} clips, computed once")
-    with progress_bar() as progress:
-        task = progress.add_task(f"log-mels of {loader.split}", total=whole.clips, note="")
-        for batch in whole.whole_clips():
-            assert batch.frame_counts is not None
-            values = batch.views[0][:, 0].transpose(1, 2)
-            valid = torch.arange(values.shape[1], device=values.device) < batch.frame_counts[:, None]
-            rows = values[valid].to(torch.float16).cpu()
-            frames += len(rows)
-            yield rows
-            progress.advance(task, len(batch.clip_ids))
-    if frames != wanted.shape[0]:
-        raise RuntimeError(f"{loader.shards.directory}: {frames} frames, but the clips table makes {wanted.shape[0]}")
-
-
-def _write(loader: Batches, wanted: Layout, folder: Path) -> None:
-    path = folder / "frames.npy"
-    with path.open("wb") as file:
-        header = {"descr": "<f2", "fortran_order": False, "shape": wanted.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        begin = file.tell()
-        for rows in computed(loader, wanted):
-            file.write(memoryview(rows.numpy().data).cast("B"))
-    digests = _read(path, begin, wanted.bytes, None)
-    manifest = {"identity": wanted.identity, "sha256_of_chunks": digests}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -1,13 +1,18 @@
 """Which clips a rank reads, in which order.
 
-N clips of the split, n that a rank reads. Order and randomness are ours, not DALI's: each epoch permutes the shards,
-and the clips within each, and gives every rank its exact share of every batch, so an epoch covers each clip once, in
-the same batches on any number of ranks, and repeats bit for bit.
+N clips of the split, of which n are read, B clips in a batch, V partitions. Order and randomness are ours, not DALI's:
+a function of (seed, epoch), the same on any number of ranks. The N rows of a split fall into V partitions of
+neighbouring rows (data.partitions), and a rank holds V / ranks of them for the whole run (distributed.Share). An epoch
+permutes the shards of each partition, and the clips within each shard. The partitions alternate, each in proportion to
+its clips; the next B of that sequence are a batch, in order of partitions. So an epoch covers each clip once, a rank
+reads only clips that it holds, and the parts of a batch, put together in order of ranks, are the batch of one process.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
+import os
+import shutil
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,40 +21,63 @@ from numpy.typing import NDArray
 
 from unfused_fast.distributed import Share
 from unfused_fast.errors import UserError
-from unfused_fast.shards.sets.shard_files import check_index, index_path
+from unfused_fast.shards.sets.shard_files import check_index, clips_listed, index_path
+from unfused_fast.shards.sets.table import ShardSet
 
 Int64s = NDArray[np.int64]
 
 SEGMENTS = 4096
-"""Largest number of index files of an epoch of draws. Ours: DALI opens one in 0.2 ms, so they take about a second."""
+"""Largest number of index files of an epoch of draws, apart from those of each batch's partitions. Ours: DALI opens one
+in 0.2 ms, so they take about a second."""
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory, on Linux."""
 
 
 class SplitIndex(NamedTuple):
-    """The entries of the DALI indexes of all shards of a split, as packed."""
+    """The entries of the DALI indexes of a split, as packed, for clips that this rank holds."""
 
     tars: list[Path]
+    """Of the whole split."""
     lines: list[str]
-    """N, one a clip: extension, offset, size and name of each member."""
+    """One a clip: extension, offset, size and name of each member."""
     shard: Int64s
-    """(N,) number of the tar of each clip."""
+    """Number of the tar of each clip."""
     clip_ids: Int64s
-    """(N,)"""
 
     def only(self, chosen: NDArray[np.bool_]) -> SplitIndex:
-        """The clips for which `chosen` (N,) is true."""
+        """The clips for which `chosen` is true."""
         lines = [self.lines[row] for row in np.flatnonzero(chosen)]
         return SplitIndex(self.tars, lines, self.shard[chosen], self.clip_ids[chosen])
 
 
-def read_split_index(tars: list[Path], cut_short: bool = False) -> SplitIndex:
-    """The clips of a split's shards, whose members' names are their ids. Raises UserError as check_index."""
-    lines, shard, clip_ids = list[str](), list[int](), list[int]()
-    for number, tar in enumerate(tars):
+def read_split_index(shards: ShardSet, split: str, own: slice, cut_short: bool = False) -> SplitIndex:
+    """The clips of the rows `own` of a split. Of indexes without such clips only the first line is read.
+
+    Raises UserError as check_index, and where an index lists other clips than the table.
+    """
+    tars, lines, shard, first = shards.shard_paths(split), list[str](), list[int](), shards.first_id(split)
+    ends, wanted = np.cumsum([0, *(clips_listed(index_path(tar)) for tar in tars)]).tolist(), shards.clips_in(split)
+    fits = ends[-1] == len(wanted)  # else the one to blame may be any
+    for number, (tar, (begin, end)) in enumerate(zip(tars, pairwise(ends), strict=True)):
+        if fits and not max(begin, own.start) < min(end, own.stop):
+            continue
         samples = check_index(tar, index_path(tar), cut_short)
-        lines += index_path(tar).read_text(encoding="ascii").splitlines()[1:]
-        shard += [number] * len(samples)
-        clip_ids += [int(members[0].name.partition(".")[0]) for members in samples]
-    return SplitIndex(tars, lines, np.array(shard, np.int64), np.array(clip_ids, np.int64))
+        ids = [int(members[0].name.partition(".")[0]) for members in samples]
+        if fits and ids != list(range(first + begin, first + end)):
+            raise UserError(
+                f"{tar}: its index does not list clips {first + begin} to {first + end - 1}, as the clips table does; "
+                "copy the set again or pack it again"
+            )
+        rows = slice(max(0, own.start - begin), max(0, own.stop - begin))
+        lines += index_path(tar).read_text(encoding="ascii").splitlines()[1:][rows]
+        shard += [number] * len(samples[rows])
+    if not fits:
+        raise UserError(
+            f"{shards.directory}: the indexes of split {split} list {ends[-1]} clips, the manifest {len(wanted)}; "
+            "pack it again"
+        )
+    return SplitIndex(tars, lines, np.array(shard, np.int64), np.arange(first + own.start, first + own.stop))
 
 
 class Reading(NamedTuple):
@@ -61,6 +89,8 @@ class Reading(NamedTuple):
     """(n,)"""
     counters: Int64s
     """(n,) as in Batch."""
+    sizes: Int64s
+    """(batches, ranks) clips of each batch on each rank; of whole clips no batch."""
 
 
 def write_indexes(
@@ -86,11 +116,21 @@ def write_indexes(
     tars, indexes = list[str](), list[str]()
     for shard, run in groupby(zip(shards, lines, strict=True), key=lambda clip: clip[0]):
         texts = [line for _, line in run]
-        path = folder / f"{len(tars):06d}.idx"
-        path.write_text("\n".join([f"v1.2 {len(texts)}", *texts]) + "\n", encoding="ascii")
         tars.append(str(index.tars[shard]))
-        indexes.append(str(path))
+        indexes.append(f"{folder}/{len(tars):06d}.idx")
+        with Path(indexes[-1]).open("wb", buffering=0) as file:
+            file.write("\n".join([f"v1.2 {len(texts)}", *texts, ""]).encode("ascii"))
     return tars, indexes
+
+
+def index_folder(index: SplitIndex, rows: Int64s) -> Path | None:
+    """Where write_indexes should write: memory where there is room, because a disk's file system takes up to half a
+    millisecond for each file; None: the system's temporary folder.
+    """
+    files = 1 + np.count_nonzero(np.diff(index.shard[rows]))
+    size = 4096 * files + sum(len(index.lines[row]) for row in rows.tolist())
+    in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2 * size
+    return MEMORY if in_memory else None
 
 
 def _part_line(tar: Path, text: str, begin: int, size: int) -> str:
@@ -124,30 +164,89 @@ def uniform_draws(clusters: Int64s, generator: np.random.Generator) -> tuple[Int
     return rows[order], (number // size)[order]
 
 
-def rows_of_epoch(
-    index: SplitIndex, share: Share, seed: int, epoch: int | None, clusters: Int64s | None, batch_size: int
-) -> tuple[Int64s, Int64s]:
-    """(n,) rows of the index that a rank reads in an epoch, in order, and (n,) how often each draw's clip was drawn
-    before in it.
+def batches_of(groups: Int64s, partitions: int, batch_size: int) -> Int64s:
+    """(n,) ascending numbers, block * V + partition -> (n,) number of the batch of each entry.
 
-    Neighbouring draws over clusters are read shard by shard: as many as fit in SEGMENTS index files, at least one
-    batch, so that a batch is a fair sample of the draws even in a set of few shards.
-
-    Args:
-        epoch: None: as packed.
-        clusters: (N,) as of Batches.epoch; None: every clip once.
-        batch_size: of a batch on all ranks.
+    Block after block; within a block the partitions alternate, each in proportion to its entries and keeping their
+    order. Those that follow each other are far apart, by van der Corput's order, so that ranks, which hold neighbouring
+    partitions, have equal parts of any stretch, up to a few clips.
     """
-    mine, counts = share.positions(len(index.shard), batch_size), np.bincount(index.shard, minlength=len(index.tars))
-    if epoch is None:
-        return mine, np.zeros_like(mine)
-    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
-    if clusters is None:
-        begins = np.cumsum(counts) - counts
-        numbers = generator.permutation(len(counts)).tolist()
-        order = np.concatenate([begins[number] + generator.permutation(counts[number]) for number in numbers])
-        return order[mine], np.zeros_like(mine)
-    drawn, times = uniform_draws(clusters, generator)
-    together = max(batch_size, -(-len(drawn) * len(counts) // SEGMENTS))
-    read = np.lexsort((index.shard[drawn], np.arange(len(drawn)) // together))[mine]
-    return drawn[read], times[read]
+    reversed_bits = [f"{partition:064b}"[::-1] for partition in range(partitions)]
+    phase = np.argsort(np.argsort(reversed_bits)) / partitions
+    _, begins, counts = np.unique(groups, return_index=True, return_counts=True)
+    number = np.arange(len(groups)) - np.repeat(begins, counts)
+    block, partition = np.divmod(groups, partitions)
+    place = block + (number + phase[partition]) / np.repeat(counts, counts)
+    batches = np.empty_like(groups)
+    batches[np.argsort(place, kind="stable")] = np.arange(len(groups)) // batch_size
+    return batches
+
+
+class EpochOrder(NamedTuple):
+    """What a rank reads in an epoch, m clips."""
+
+    entries: Int64s
+    """(m,) of the clips that the rank may read, in order."""
+    times: Int64s
+    """(m,) how often each draw's clip was drawn before in the epoch."""
+    sizes: Int64s
+    """(batches, ranks) clips of each batch on each rank."""
+
+
+class Order:
+    """The order of the n clips of a split that are read, seen from one rank."""
+
+    def __init__(self, clips: int, rows: Int64s, share: Share, partitions: int, batch_size: int) -> None:
+        """Args:
+            clips: N.
+            rows: (n,) of the split that are read, ascending.
+            partitions: V; a row is in the partition that it has among all N, whichever are read.
+            batch_size: of a batch on all ranks.
+
+        Raises UserError unless the number of ranks divides V.
+        """
+        self.share, self.partitions, self.batch_size, self.rows = share, partitions, batch_size, rows
+        self._own = share.of_partitions(partitions)
+        bounds = np.arange(partitions + 1) * clips // partitions
+        self._begins = np.searchsorted(rows, bounds)
+        """(V + 1,) first entry of `rows` of each partition."""
+        self._partition = np.repeat(np.arange(partitions), np.diff(self._begins))
+        self._batch = batches_of(self._partition, partitions, batch_size)
+        self.sizes = self._sizes(self._partition, self._batch)
+        """(batches, ranks) clips of each batch on each rank in an epoch that reads every clip once."""
+        self.own = slice(self._begins[self._own.start], self._begins[self._own.stop])
+        """The entries of `rows` that this rank may read."""
+
+    def _sizes(self, partition: Int64s, batch: Int64s) -> Int64s:
+        ranks, batches = self.share.world_size, -(-len(batch) // self.batch_size)
+        owner = partition * ranks // self.partitions
+        return np.bincount(batch * ranks + owner, minlength=batches * ranks).reshape(batches, ranks)
+
+    def every_clip(self, shard: Int64s, seed: int, epoch: int) -> EpochOrder:
+        """Each clip once. `shard`: number of the tar of each clip of this rank."""
+        begins = self._begins - self.own.start
+        orders = [np.arange(0)]
+        for partition in self._own:
+            generator = np.random.Generator(np.random.PCG64([seed, epoch, partition]))
+            first, stop = begins[partition], begins[partition + 1]
+            _, starts, counts = np.unique(shard[first:stop], return_index=True, return_counts=True)
+            numbers = generator.permutation(len(counts)).tolist()
+            orders += [first + starts[number] + generator.permutation(counts[number]) for number in numbers]
+        entries = np.concatenate(orders)[np.argsort(self._batch[self.own], kind="stable")]
+        return EpochOrder(entries, np.zeros_like(entries), self.sizes)
+
+    def draws(self, clusters: Int64s, tars: int, seed: int, epoch: int) -> EpochOrder:
+        """As many draws, evenly over the clusters (n,) of the clips that are read; each rank takes those of its clips.
+
+        Neighbouring draws are read shard by shard, of `tars` of them: as many as fit in SEGMENTS index files, at least
+        one batch, so that a batch is a fair sample of the draws even in a set of few shards.
+        """
+        drawn, times = uniform_draws(clusters, np.random.Generator(np.random.PCG64([seed, epoch])))
+        together = max(self.batch_size, -(-len(drawn) * tars // SEGMENTS))
+        block = np.arange(len(drawn)) // together
+        read = np.lexsort((drawn, block))  # a shard's clips are neighbours
+        drawn, times, partition = drawn[read], times[read], self._partition[drawn[read]]
+        batch = batches_of(block * self.partitions + partition, self.partitions, self.batch_size)
+        order = np.lexsort((partition, batch))
+        mine = order[(self.own.start <= drawn[order]) & (drawn[order] < self.own.stop)]
+        return EpochOrder(drawn[mine] - self.own.start, times[mine], self._sizes(partition, batch))

@@ -1,6 +1,6 @@
 """Batches from log-mels in memory: on the device, in pinned memory, or mapped from disk.
 
-B clips in a batch, N clips of the split, F mel bins, T frames. The crops of an epoch are drawn together before it, on
+B clips in a batch on this rank, F mel bins, T frames. The crops of an epoch are drawn together before it, on
 the device that uses them; a batch is then one gather, one transposing copy and one product, without a host sync.
 """
 
@@ -29,8 +29,9 @@ class ResidentLoader(Batches):
     """
 
     def __init__(self, stream: Batches, layout: Layout, frames: Tensor, store: Store, start_seconds: float) -> None:
-        """`frames` (frames of all clips, F) float16 are those of the layout, on the device or in the host's memory
-        (pinned, mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them there.
+        """`frames` (frames of this rank's clips, F) float16 are those of the layout, on the device or in the host's
+        memory (pinned, mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them
+        there.
         """
         vars(self).update(vars(stream))  # the same split, order and share
         self.layout, self.frames, self.store, self.start_seconds = layout, frames, store, start_seconds
@@ -38,11 +39,13 @@ class ResidentLoader(Batches):
         self._scale, self._shift = std / self.std, (mean - self.mean) / self.std
 
     def _spans(self, reading: Reading) -> tuple[Int64s, Int64s]:
-        """First frame and number of frames of each clip that is read."""
+        """First of this rank's frames, and number of frames, of each clip that is read."""
         rows = reading.clip_ids - self.shards.first_id(self.split)
-        return self.layout.starts[rows], self.layout.counts[rows]
+        return self.layout.starts[rows] - self.layout.own.start, self.layout.counts[rows]
 
     def _crops(self, reading: Reading, epoch: int, crops: int, parts: list[slice]) -> Iterator[list[Tensor]]:
+        if not parts:
+            return
         counters, begins, lengths = (
             torch.from_numpy(array).to(self.frames.device)
             for array in (reading.counters, self._spans(reading)[0], self.samples[reading.clip_ids])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unfused_fast.config import Store
 from unfused_fast.console import console
-from unfused_fast.data import log_mel_cache
+from unfused_fast.data import first_pass, log_mel_cache
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
 from unfused_fast.data.memory import Free, free_memory, pinned_bytes
@@ -24,17 +24,18 @@ MEMORY_SHARE = 0.75
 network, its activations and the page cache; at the paper's settings a step takes about 7 GB."""
 
 
-def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | None) -> tuple[Store, str]:
-    """The choice of `auto` for `size` bytes, and why: the fastest store in which they fit.
+def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | None, ranks: int = 1) -> tuple[Store, str]:
+    """The choice of `auto` for `size` bytes on each of so many ranks, and why: the fastest store in which they fit.
 
     Args:
-        room_on_disk: None: unknown.
+        free: for this rank.
+        room_on_disk: for those of all ranks; None: unknown.
     """
     cuda, on_host = device.type == "cuda", host_bytes(size, device)
     taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
-    on_gpu = f"{gigabytes(free.device)} on the GPU and " if cuda else ""
+    on_gpu, each = f"{gigabytes(free.device)} on the GPU and " if cuda else "", " a process" if ranks > 1 else ""
     reason = (
-        f"the log-mels take {taken}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
+        f"the log-mels take {taken}{each}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
         f"{100 * MEMORY_SHARE:.0f} % may be used"
     )
     if cuda and size <= MEMORY_SHARE * free.device:
@@ -42,7 +43,7 @@ def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | Non
     if on_host <= MEMORY_SHARE * free.host:
         return ("pinned" if cuda else "resident"), reason
     if room_on_disk is None:
-        return "mmap", f"{reason}; if the disk has room for {gigabytes(size)}"
+        return "mmap", f"{reason}; if the disk has room for {gigabytes(size * ranks)}"
     return ("mmap", f"{reason}; the disk has room") if room_on_disk else ("stream", f"{reason}; the disk has no room")
 
 
@@ -54,12 +55,12 @@ def host_bytes(size: int, device: torch.device) -> int:
 def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE) -> Batches:
     """The loader itself, or its batches from memory, by `wanted`, else by `data.store` of its config; reports which.
 
-    The first time the split is decoded and computed in one pass, and stored next to the shards (log_mel_cache.py): of
-    several `ranks` that share a folder one does it, and the others wait. Ours: for a `single_pass` over the split
-    `auto` uses an existing cache but makes none, which would cost more. Each rank holds all log-mels in its part of the
-    machine's memory; rank 0 chooses the store.
+    The first time the split is decoded and computed in one pass, and stored next to the shards (first_pass.py): `ranks`
+    that share the folder do it together, else one process of each machine does it, and the others wait. Ours: for a
+    `single_pass` over the split `auto` uses an existing cache but makes none, which would cost more. Each rank holds
+    the log-mels of its own clips, in its part of the machine's memory; rank 0 chooses the store.
 
-    Raises UserError: memory or disk that was asked for and is too small.
+    Raises UserError, on all ranks: memory or disk that was asked for and is too small, or clips that cannot be read.
     """
     begin, device = time.perf_counter(), loader.device
     store: Store = wanted or loader.config.data.store
@@ -77,7 +78,8 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     found = log_mel_cache.find(loader, layout)
     place = log_mel_cache.writable_place(loader, layout) if found is None and may_make else None
     if store == "auto":
-        store, why = choose(layout.bytes, device, free, found is not None or place is not None)
+        has_room = found is not None or place is not None
+        store, why = choose(layout.own_bytes, device, free, has_room, ranks.world_size)
         if found is None and not may_make:
             store, why = "stream", "it is read once, so no cache is made"
         store, why = ranks.first(lambda: (store, why))
@@ -87,22 +89,18 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
         )
         if store == "stream":
             return loader
-    if store == "mmap" and found is None and place is None:
-        raise UserError(
-            f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
-            "UNFUSED_CACHE to a folder on another disk, or use --data stream"
-        )
-    on_gpu = store == "resident" and device.type == "cuda"
-    room, needed = (free.device, layout.bytes) if on_gpu else (free.host, host_bytes(layout.bytes, device))
-    if store != "mmap" and needed > room:
-        raise UserError(
-            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
-            f"{f'on {device}' if on_gpu else 'in memory'}; use --data {'pinned, ' if on_gpu else ''}mmap or stream"
-        )
-    frames, source = _frames(loader, layout, store, found, place)
-    ranks.barrier()  # a first pass has no time limit
+    ranks.every(lambda: _check_room(layout, store, device, free, found is not None or place is not None))
+    made, (some,) = None, ranks.any_rank(found is not None)
+    if ranks.together and not some and ranks.first(lambda: place is not None):
+        made = first_pass.make(loader, layout, place or Path(), ranks)
+    found = log_mel_cache.find(loader, layout) if made else found
+    frames, source = ranks.every(lambda: _frames(loader, layout, store, found, place))
+    source = source if made is None else f"from the audio ({made})"
     seconds = time.perf_counter() - begin
-    sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split} ready in {seconds:.1f} s, {source}"
+    part = f", {gigabytes(layout.own_bytes)} a process" if ranks.together else ""
+    sentence = (
+        f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split}{part}, ready in {seconds:.1f} s, {source}"
+    )
     if source.startswith("from the audio"):
         console.print(sentence)
     else:
@@ -110,9 +108,25 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     return ResidentLoader(loader, layout, frames, store, seconds)
 
 
+def _check_room(layout: Layout, store: Store, device: torch.device, free: Free, on_disk: bool) -> None:
+    """Raises UserError where the log-mels do not fit into what was asked for."""
+    if store == "mmap" and not on_disk:
+        raise UserError(
+            f"data.store = mmap: no folder has room for {gigabytes(layout.bytes)} of log-mels; make room, set "
+            "UNFUSED_CACHE to a folder on another disk, or use --data stream"
+        )
+    on_gpu = store == "resident" and device.type == "cuda"
+    room, needed = (free.device, layout.own_bytes) if on_gpu else (free.host, host_bytes(layout.own_bytes, device))
+    if store != "mmap" and needed > room:
+        raise UserError(
+            f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
+            f"{f'on {device}' if on_gpu else 'in memory'}; use --data {'pinned, ' if on_gpu else ''}mmap or stream"
+        )
+
+
 def _report_padded(loader: Loader) -> None:
     shortest = crop_samples(loader.config)
-    if short := int((loader.samples[loader.index.clip_ids] < shortest).sum()):
+    if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
         console.once(
             f"data: {short} of {loader.clips} clips of {loader.split} are shorter than a crop of "
             f"{loader.config.data.crop_seconds:g} s and are padded with silence",
@@ -126,11 +140,13 @@ def gigabytes(size: int) -> str:
 
 
 def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, place: Path | None) -> tuple[Tensor, str]:
-    """The log-mels in `store`, and their source: the cache, which is made where there is none or a damaged one."""
+    """This rank's log-mels in `store`, and their source: the cache, which is made where there is none or a damaged
+    one.
+    """
     target = None
     if store != "mmap":
         where = loader.device if store == "resident" else torch.device("cpu")
-        target = torch.empty(layout.shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
+        target = torch.empty(layout.own_shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
     if found is not None:
         try:
             return log_mel_cache.load(found, layout, target), f"from the cache ({found})"
@@ -138,7 +154,7 @@ def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, pl
             console.print(f"{found}: {error}; it is recomputed", style="yellow")
             place = log_mel_cache.writable_place(loader, layout)
     if place is not None:
-        made = log_mel_cache.make(loader, layout, place, damaged=found is not None)
+        made = first_pass.make(loader, layout, place, damaged=found is not None) or place
         try:
             return log_mel_cache.load(made, layout, target), f"from the audio ({made})"
         except DamagedCache as error:
@@ -146,8 +162,6 @@ def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, pl
     if target is None:
         raise UserError(f"{found}: damaged, and no folder has room for another; make room, or use --data stream")
     console.once("data: no folder can keep the log-mels, so every run computes them again", style="yellow")
-    done = 0
-    for rows in log_mel_cache.computed(loader, layout):
-        target[done : done + len(rows)] = rows.to(target.device)
-        done += len(rows)
+    for start, rows in first_pass.computed(loader, layout, loader.share):
+        target[start - layout.own.start :][: len(rows)] = rows.to(target.device)
     return target, "from the audio, not kept"

@@ -1,6 +1,6 @@
 """Batches of a split, decoded and computed again each epoch.
 
-B clips in a batch, N clips of the split that this rank reads, F mel bins, T frames, V views. DALI reads, decodes and
+B clips in a batch on this rank, N clips of the split, F mel bins, T frames, V views. DALI reads, decodes and
 crops (dali.py), by index files that order.py writes for each epoch, so that of a WAV only the crop's part is read. On a
 GPU it also computes the log-mels; on a CPU torch does, in half the time. Tensors reach torch by DLPack, without a copy.
 """
@@ -11,6 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from unfused_fast.data.augment import SpecAugment
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
 from unfused_fast.data.dali import clip_pipeline, dali_log_mel, import_dali
 from unfused_fast.data.front_end import framed_log_mel, set_statistics
-from unfused_fast.data.order import Int64s, Reading, read_split_index, rows_of_epoch, write_indexes
+from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, index_folder, read_split_index, write_indexes
 from unfused_fast.data.unreadable import reading_error
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
@@ -46,11 +47,13 @@ class Batch(NamedTuple):
     """(B,) int64 counter of the random numbers of views: the clip id, raised by the number of clips of the set for
     each time that the clip was drawn before in the epoch.
     """
+    sizes: tuple[int, ...] = ()
+    """Clips of the batch on each rank, of training crops."""
 
 
 class Batches(ABC):
-    """One split of a shard set in batches, of which a rank has its share, and their order. Subclasses read the
-    log-mels: from the shards (Loader), or from memory (resident.py).
+    """One split of a shard set in batches, of which a rank has the clips that it holds, and their order. Subclasses
+    read the log-mels: from the shards (Loader), or from memory (resident.py).
     """
 
     start_seconds = 0.0
@@ -74,13 +77,14 @@ class Batches(ABC):
 
         Args:
             batch_size: clips of a batch on all ranks.
-            share: this rank's part of each batch.
+            share: this rank's part of the split.
             threads: that decode; one a core, up to 16, unless given.
             only: ids of the clips of the split that are read; None: all.
             left_out: ids of clips that cannot be read (unreadable.py).
 
         Raises:
-            UserError: a split is missing, or a shard or index does not match it.
+            UserError: a split is missing, a shard or index does not match it, or the number of ranks does not divide
+                data.partitions.
         """
         import_dali()  # reports a missing DALI before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
@@ -88,25 +92,22 @@ class Batches(ABC):
         self.log_mel: Literal["dali", "torch"] = "dali" if device.type == "cuda" else "torch"
         """What computes the log-mels. Ours: torch on a CPU, where it takes half the time."""
         self.threads = threads or min(available_cores(), 16)
-        self.index = read_split_index(shards.shard_paths(split), cut_short=bool(left_out))
         self.samples = shards.clips.column("samples").to_numpy()
-        listed, wanted = len(self.index.lines), shards.manifest.splits[split].clips
-        if listed != wanted:
-            raise UserError(
-                f"{shards.directory}: the indexes of split {split} list {listed} clips, the manifest {wanted}; "
-                "pack it again"
-            )
-        if only is not None or left_out:
-            chosen = np.ones(len(self.samples), bool) if only is None else np.zeros(len(self.samples), bool)
-            chosen[only] = True
-            chosen[self.left_out] = False
-            self.index = self.index.only(chosen[self.index.clip_ids])
-        self.clips = len(self.index.lines)
-        """Of the split that are read on all ranks."""
+        clips, first = shards.manifest.splits[split].clips, shards.first_id(split)
+        chosen = np.full(len(self.samples), only is None)
+        chosen[[] if only is None else only] = True
+        chosen[self.left_out] = False
+        self.clip_ids = first + np.flatnonzero(chosen[first : first + clips])
+        """(clips,) of the split that are read on all ranks, ascending."""
+        self.order = Order(clips, self.clip_ids - first, share, config.data.partitions, batch_size)
+        self.index = read_split_index(shards, split, share.of(clips), cut_short=bool(left_out))
+        self.index = self.index.only(chosen[self.index.clip_ids])
+        self.clips = len(self.clip_ids)
         self.full_batches = self.clips // batch_size
         """Batches of exactly batch_size clips in an epoch."""
-        self.own_batch_size = share.sizes(batch_size)[share.rank]
-        if min(share.sizes(batch_size)) == 0:
+        self.own_batch_size = -(-batch_size // share.world_size)
+        """Clips of a batch on this rank, up to a few."""
+        if batch_size < share.world_size:
             raise UserError(
                 f"a batch of {batch_size} clips is fewer than the {share.world_size} processes that share it; use a "
                 "larger --set train.batch_size, or fewer --devices"
@@ -121,14 +122,17 @@ class Batches(ABC):
         Args:
             clusters: as of `epoch`.
         """
-        clip_ids, seed = self.index.clip_ids, self.config.train.seed
-        if clusters is not None:
-            clusters = clusters[clip_ids - self.shards.first_id(self.split)]
-        rows, times = rows_of_epoch(self.index, self.share, seed, epoch, clusters, self.batch_size)
+        index, seed = self.index, self.config.train.seed
         if epoch is None:
-            rows = rows[np.lexsort((self.samples[clip_ids[rows]], self.index.shard[rows]))]
-        ids = clip_ids[rows]
-        return Reading(rows, ids, ids + times * len(self.samples))
+            rows = np.lexsort((self.samples[index.clip_ids], index.shard))
+            found = EpochOrder(rows, np.zeros_like(rows), self.order.sizes[:0])
+        elif clusters is None:
+            found = self.order.every_clip(index.shard, seed, epoch)
+        else:
+            read = clusters[self.clip_ids - self.shards.first_id(self.split)]
+            found = self.order.draws(read, len(index.tars), seed, epoch)
+        ids = index.clip_ids[found.entries]
+        return Reading(found.entries, ids, ids + found.times * len(self.samples), found.sizes)
 
     def epoch(
         self,
@@ -139,29 +143,31 @@ class Batches(ABC):
         clusters: NDArray[np.int64] | None = None,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds the rest,
-        possibly no clip on a rank, so that all ranks have the same number of batches.
+        """Every clip of this rank once, as crops, in the order of (seed, epoch); the last batch holds the rest. All
+        ranks have the same number of batches, of which one may hold no clip on a rank.
 
         With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
         cluster. SpecAugment masks each view separately, with `masks`. Crops are frames of the clip's log-mel: the same
         whether the log-mel is computed from the crop (Loader) or from the whole clip. A clip shorter than the crop is
         padded with silence. Batches before `first_batch` are skipped without being read.
         """
-        config, every = self.config, self.share.batches(self.clips, self.batch_size)[first_batch:]
-        first = every[0].start if every else self.clips
-        reading = Reading(*(part[first:] for part in self.reading(epoch, clusters)))
+        config, reading = self.config, self.reading(epoch, clusters)
+        ends = np.cumsum(np.r_[0, reading.sizes[:, self.share.rank]])[first_batch:]
+        rows, clip_ids, numbers = (part[ends[0] :] for part in reading[:3])
+        reading = Reading(rows, clip_ids, numbers, reading.sizes[first_batch:])
         ids, counters = self._put(reading.clip_ids), self._put(reading.counters)
         spec_augment = SpecAugment(config, counters, epoch, views) if masks and config.aug.specaug.active else None
         crops = 1 if config.views.same_crop else views
-        parts = [slice(part.start - first, part.stop - first) for part in every if part.start < part.stop]
-        for part, log_mels in zip(parts, self._crops(reading, epoch, crops, parts), strict=True):
+        parts = [slice(*bounds) for bounds in pairwise((ends - ends[0]).tolist())]
+        nothing = torch.zeros(0, config.frontend.n_mels, config.crop_frames, device=self.device)
+        read = self._crops(reading, epoch, crops, [part for part in parts if part.start < part.stop])
+        for part, sizes in zip(parts, reading.sizes.tolist(), strict=True):
+            log_mels = next(read) if part.start < part.stop else [nothing] * crops
             if spec_augment is not None:
                 log_mels = [spec_augment(log_mels[view % crops], part, view) for view in range(views)]
             made = tuple(log_mels[view % len(log_mels)].unsqueeze(1) for view in range(views))
-            yield Batch(ids[part], made, None, counters[part])
-        if len(parts) < len(every):
-            view = torch.zeros(0, 1, config.frontend.n_mels, config.crop_frames, device=self.device)
-            yield Batch(ids[:0], (view,) * views, None, counters[:0])
+            yield Batch(ids[part], made, None, counters[part], tuple(sizes))
+        assert next(read, None) is None
 
     @abstractmethod
     def _crops(self, reading: Reading, epoch: int, crops: int, parts: list[slice]) -> Iterator[list[Tensor]]:
@@ -184,7 +190,7 @@ class Loader(Batches):
             first_frames(self.config, counters, torch.from_numpy(lengths), epoch, crop).numpy() for crop in range(crops)
         )
         taken = [pieces(self.config, lengths, frame) for frame in frames]
-        for made, _ in self._run(reading, taken):
+        for made in _recut((made for made, _ in self._run(reading, taken)), parts):
             if self.log_mel == "torch":
                 made = [framed_log_mel(waveform, self.config.frontend, self.mean, self.std) for waveform in made]
             yield made
@@ -220,7 +226,8 @@ class Loader(Batches):
             parts = begin, length
 
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
-        with tempfile.TemporaryDirectory(prefix="unfused-index-") as folder:
+        where = index_folder(self.index, reading.rows)
+        with tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where) as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
                 tars,
@@ -259,3 +266,16 @@ class Loader(Batches):
                 f"{self.shards.directory}: clip {found[other[0]]} of split {self.split} is where the index has clip "
                 f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} reports what is wrong"
             )
+
+
+def _recut(blocks: Iterator[list[Tensor]], parts: list[slice]) -> Iterator[list[Tensor]]:
+    """Rows in blocks of any size -> the same rows in parts: without a copy where parts and blocks are equal."""
+    held = list[list[Tensor]]()
+    for part in parts:
+        size = part.stop - part.start
+        while sum(len(block[0]) for block in held) < size:
+            held.append(next(blocks))
+        joined = held[0] if len(held) == 1 else [torch.cat(each) for each in zip(*held, strict=True)]
+        yield [each[:size] for each in joined]
+        held = [[each[size:] for each in joined]] if len(joined[0]) > size else []
+    assert next(blocks, None) is None

@@ -88,18 +88,24 @@ def _damage(handle: int, members: list[Member], codec: str, samples: int) -> str
     return None if contents.get("index") == key else "its .index member is that of another clip"
 
 
-def fill_left_out(rows: Tensor, left_out: Sequence[int], first: int) -> None:
-    """Gives each clip that is left out the row of a readable one, in rows (N, D) of a split whose first id is `first`.
+def stand_ins(clips: int, left_out: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
+    """Rows (M,) of the M clips that are left out of a split of `clips` clips from id `first` on, and rows (M,) of the
+    readable ones whose values each of them gets.
 
     Ours: of readable clips at equal steps through the split, so that clusters keep their shares. The rows next to a
     truncated shard would stand for hundreds of clips each, and be clusters of their own.
     """
+    lost = np.array(left_out, np.int64) - first
+    kept = np.setdiff1d(np.arange(clips), lost)
+    copied = kept[np.arange(len(lost)) * len(kept) // max(1, len(lost))]
+    return torch.from_numpy(lost), torch.from_numpy(copied)
+
+
+def fill_left_out(rows: Tensor, left_out: Sequence[int], first: int) -> None:
+    """Gives each clip that is left out the row of its stand-in, in rows (N, D) of a split whose first id is `first`."""
     if left_out:
-        lost = np.array(left_out) - first
-        kept = np.setdiff1d(np.arange(len(rows)), lost)
-        copied = kept[np.arange(len(lost)) * len(kept) // len(lost)]
-        index = torch.from_numpy(np.stack([lost, copied])).to(rows.device)
-        rows[index[0]] = rows[index[1]]
+        lost, copied = (part.to(rows.device) for part in stand_ins(len(rows), left_out, first))
+        rows[lost] = rows[copied]
 
 
 def left_out_input(left_out: Sequence[int]) -> dict[str, str]:

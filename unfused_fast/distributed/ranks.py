@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unfused_fast.distributed.shares import Share
+from unfused_fast.distributed.shares import WHOLE, Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, Place
+
+Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=30)
 """How long ranks wait for work that one of them does alone, such as the first pass over a set. A rank that ends is
 detected at once, because its connections close.
 """
+BLOCK_BYTES = 64 * 2**20
+"""Most bytes of rows that rank 0 holds while they go from another rank's device to its memory, or the other way. Ours:
+a tenth of a per cent of a device's memory, and thousands of rows."""
 
 
 class RankLost(UserError):
@@ -98,12 +103,11 @@ class Ranks:
             self.barrier()
             dist.destroy_process_group()
 
-    def batch(self, clips: int, part: Share | None = None) -> slice:
-        """Sets the current batch, of so many clips on all ranks, or a part of each rank's share of it. Returns that
-        part of this rank's rows.
+    def batch(self, sizes: Sequence[int], part: Share = WHOLE) -> slice:
+        """Sets the current batch, of so many rows on each rank, or a part of each rank's. Returns that part of this
+        rank's rows.
         """
-        part = part or Share()
-        cuts = [part.of(size) for size in self.share.sizes(clips)]
+        cuts = [part.of(size) for size in sizes]
         self.sizes = [cut.stop - cut.start for cut in cuts]
         return cuts[self.rank]
 
@@ -146,6 +150,46 @@ class Ranks:
         padding = tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])
         every = self.gather(torch.cat([tensor, padding]))
         return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
+
+    def rows_to_first(self, own: Tensor, parts: Sequence[slice], out: Tensor | None) -> None:
+        """Copies the rows of all ranks to the host of rank 0, block by block; from GPUs without waiting for them.
+
+        Args:
+            own: (n, ...) rows of this rank, on its device.
+            parts: which of the N rows each rank has, in order of ranks.
+            out: (N, ...) in rank 0's memory; None elsewhere.
+        """
+        for rank, part in enumerate(parts):
+            for rows in _blocks(part, own) if self.rank in (0, rank) else ():
+                if self.rank:
+                    self._send(own[rows.start - part.start : rows.stop - part.start], 0)
+                    continue
+                assert out is not None
+                block = own[rows] if not rank else self._received(torch.empty_like(out[rows], device=own.device), rank)
+                out[rows].copy_(block, non_blocking=True)
+
+    def rows_from_first(self, own: Tensor, parts: Sequence[slice], read: Callable[[slice], Tensor] | None) -> None:
+        """Gives each rank but the first its part of N rows, however long that takes. `own` and `parts` are those of
+        rows_to_first; `read` gives rank 0 a block of the N rows, on the CPU.
+        """
+        for rank, part in enumerate(parts):
+            for rows in _blocks(part, own) if rank and self.rank in (0, rank) else ():
+                if self.leads:
+                    assert read is not None
+                    self._send(read(rows), rank, self._patient)
+                else:
+                    block = own[rows.start - part.start : rows.stop - part.start]
+                    block.copy_(self._received(torch.empty_like(block, device="cpu"), 0, self._patient))
+
+    def _send(self, tensor: Tensor, to: int, group: dist.ProcessGroup | None = None) -> None:
+        with self._watched():
+            dist.send(tensor.contiguous(), to, group=group)
+
+    def _received(self, tensor: Tensor, source: int, group: dist.ProcessGroup | None = None) -> Tensor:
+        """The tensor, with the values that a rank sends."""
+        with self._watched():
+            dist.recv(tensor, source, group=group)
+        return tensor
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """Rank 0's values, in place."""
@@ -190,6 +234,25 @@ class Ranks:
             raise failure or FailedOnFirst(answer["error"])
         return answer["value"]
 
+    def every(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, which each rank does, however long it takes.
+
+        Raises:
+            UserError: on every rank, where one of them raised it: all that was raised, on rank 0; FailedOnFirst on the
+                others.
+        """
+        if not self.together:
+            return work()
+        result, failure = cast(Result, None), None
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+        if said := dict.fromkeys(text for text in self.texts("" if failure is None else str(failure)) if text):
+            kind = UserError if self.leads else FailedOnFirst
+            raise kind("; ".join(said)) from failure
+        return result
+
     def barrier(self) -> None:
         """Waits for all ranks, however long they take, as long as their processes are alive."""
         self.texts("")
@@ -215,6 +278,12 @@ class Ranks:
         except RuntimeError as error:
             reason = str(error).splitlines()[0].rpartition("] ")[2]
             raise RankLost(f"another process of this run ended or does not answer ({reason})") from error
+
+
+def _blocks(part: slice, rows: Tensor) -> Iterator[slice]:
+    """A part of N rows, of the size of those of `rows`, in blocks of at most BLOCK_BYTES."""
+    size = max(1, BLOCK_BYTES // (rows.shape[1:].numel() * rows.element_size()))
+    return (slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size))
 
 
 def in_words(ranks: Ranks) -> str:

@@ -1,45 +1,46 @@
-"""Which clips of a batch each rank takes, when a batch is shared by several processes."""
+"""Which rows of a set each of several processes holds."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from unfused_fast.errors import UserError
 
 
 class Share(NamedTuple):
-    """A rank's contiguous part of every batch, in order of ranks; sizes differ by at most one clip.
+    """A rank's contiguous part of the rows of a set, in order of ranks; sizes differ by at most one row.
 
-    Ours: a batch of an epoch holds the same clips, in the same order, on any number of ranks.
+    Ours: a rank trains on clips that it holds, log-mels, rows of the memory bank and mixup memory, so that nothing of
+    the size of the set is on every rank.
     """
 
     rank: int = 0
     world_size: int = 1
 
-    def of(self, clips: int) -> slice:
-        """The rank's part of a batch of so many clips."""
-        return slice(self.rank * clips // self.world_size, (self.rank + 1) * clips // self.world_size)
+    def of(self, rows: int) -> slice:
+        """The rank's part of so many rows."""
+        return slice(self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size)
 
-    def sizes(self, clips: int) -> list[int]:
-        """How many clips of a batch of so many each rank has."""
-        parts = [Share(rank, self.world_size).of(clips) for rank in range(self.world_size)]
+    def sizes(self, rows: int) -> list[int]:
+        """How many of so many rows each rank has."""
+        parts = [Share(rank, self.world_size).of(rows) for rank in range(self.world_size)]
         return [part.stop - part.start for part in parts]
 
-    def positions(self, clips: int, batch_size: int) -> NDArray[np.int64]:
-        """The rank's positions in an epoch of so many clips, whose last batch holds the rest."""
-        begins = range(0, clips, batch_size)
-        parts = [(begin, self.of(min(batch_size, clips - begin))) for begin in begins]
-        return np.concatenate(
-            [np.arange(0), *(np.arange(begin + part.start, begin + part.stop) for begin, part in parts)]
-        )
-
-    def batches(self, clips: int, batch_size: int) -> list[slice]:
-        """For each batch, its slice of the rank's clips of such an epoch; the last one may be empty."""
-        parts = [self.of(min(batch_size, clips - begin)) for begin in range(0, clips, batch_size)]
-        ends = np.cumsum([0, *(part.stop - part.start for part in parts)]).tolist()
-        return [slice(begin, stop) for begin, stop in pairwise(ends)]
+    def of_partitions(self, partitions: int) -> range:
+        """The rank's part of the partitions of a set. Their rows are `of` the set's rows: partition p of V has those
+        from p * N // V on. Raises UserError unless every rank has equally many.
+        """
+        ranks = self.world_size
+        if partitions % ranks:
+            fitting = [number for number in range(1, partitions + 1) if partitions % number == 0]
+            below = [number for number in fitting if number < ranks][-1:]
+            nearest = " or ".join(map(str, below + [number for number in fitting if number > ranks][:1]))
+            raise UserError(
+                f"{ranks} processes cannot share data.partitions = {partitions} evenly; use {nearest} processes, or "
+                f"--set data.partitions={-(-partitions // ranks) * ranks}, with which a run has other batches"
+            )
+        own = self.of(partitions)
+        return range(own.start, own.stop)
 
 
 WHOLE = Share()

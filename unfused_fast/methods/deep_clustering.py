@@ -31,7 +31,7 @@ from unfused_fast.clustering import (
 )
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import fill_left_out, key
+from unfused_fast.data import key
 from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.methods.method import Log, Method, Passes
@@ -80,13 +80,22 @@ class DeepClustering(Method):
 
     head: type[Head]
 
-    def __init__(self, config: Config, clips: int, first_id: int, device: torch.device, ranks: Ranks) -> None:
-        super().__init__(config, clips, first_id, device, ranks)
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        super().__init__(config, clips, first_id, device, ranks, left_out)
         self.k = resolve_k(config, clips)
         self.filled_by_training = config.bank.fill == "training"
         self.uses_partial_batch = self.filled_by_training
         self.views = 2 if self.filled_by_training and config.bank.own_forward else 1
-        self.bank: MemoryBank = MemoryBank(clips, config.model.proj_dim, first_id, device, config.bank.dtype)
+        dim, dtype = config.model.proj_dim, config.bank.dtype
+        self.bank: MemoryBank = MemoryBank(clips, dim, first_id, device, dtype, ranks, left_out)
         self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, device) for _ in config.cluster.heads))
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
@@ -132,15 +141,14 @@ class DeepClustering(Method):
         self._check_cover()
 
     def _check_cover(self) -> None:
-        fill_left_out(self.bank.rows, self.left_out, self.bank.first_id)
-        fill_left_out(self.bank.writes, self.left_out, self.bank.first_id)
+        self.bank.fill_left_out()
         self.bank.check_cover()
 
     def _cluster(self, epoch: int) -> Log:
         """Clusters the bank for each head, and creates the heads again; changes nothing if Collapsed."""
         began, previous = time.perf_counter(), self.clusters
         first = self._clustering(0, epoch)
-        sizes, spread = cluster_sizes(first.counts), row_spread(self.bank.rows)
+        sizes, spread = cluster_sizes(first.counts), row_spread(self.bank.rows, self.ranks)
         self.collapse.check(sizes.largest_share, len(first.counts), epoch)
         self.collapse.check_spread(spread.mean_direction, epoch)
         found = [first, *(self._clustering(number, epoch) for number in range(1, len(self.heads)))]
@@ -187,8 +195,7 @@ class DeepClustering(Method):
             head.step()
         if self.filled_by_training:
             with self.part("bank"):
-                projected = self.ranks.gather_rows(torch.cat(self._projected))
-                self.bank.write(self.ranks.gather_rows(clip_ids), projected)
+                self.bank.write(clip_ids, torch.cat(self._projected))
             self._projected = []
 
     def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
@@ -199,8 +206,7 @@ class DeepClustering(Method):
 
     @torch.no_grad()
     def _write_bank(self, clip_ids: Tensor, view: Tensor) -> None:
-        projections = self.run(view)
-        self.bank.write(self.ranks.gather_rows(clip_ids), self.ranks.gather_rows(projections))
+        self.bank.write(clip_ids, self.run(view))
 
     def end_epoch(self) -> Log:
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
@@ -229,12 +235,12 @@ class DeepClustering(Method):
         """Also creates the heads for that number of clusters."""
         self.k, self.nmis, self.collapse.in_a_row = notes["k"], notes["nmis"], notes["collapsed"]
         for head, k in zip(self.heads, (self.k, *self.config.cluster.heads[1:]), strict=True):
-            head.assignments = torch.zeros_like(self.bank.writes, dtype=torch.int64)
+            head.assignments = torch.zeros(self.bank.clips, dtype=torch.int64, device=head.device)
             head.make(int(k), torch.zeros(int(k), head.width, device=head.device), torch.Generator())
 
     def fault(self, notes: dict[str, Any]) -> str | None:
         """More clusters than clips, or another number than the config wants."""
-        clips = len(self.bank.writes)
+        clips = self.bank.clips
         if not 0 < notes["k"] <= clips:
             return f"its k is {notes['k']}, but the train split has {clips} clips"
         return f"its k is {notes['k']}, but this run's is {self.k}" if self.k not in (0, notes["k"]) else None

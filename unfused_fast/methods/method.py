@@ -37,13 +37,11 @@ class Trainable(nn.Module):
     uses_partial_batch = False
     """Whether the last, partial batch of an epoch, which takes no step, is given to `partial_batch`."""
     bank: MemoryBank | None = None
-    """Rows of all clips. A generation of it is written with each checkpoint at the end of an epoch."""
+    """Rows of the clips, on each rank of its own. A generation is written with a checkpoint at the end of an epoch."""
     refilling = False
     """Whether rows of the bank are being replaced between two epochs, so that they do not form a generation."""
     clusters: Tensor | None = None
     """(N,) clusters of the bank's rows, kept with its generation; `data.sampler` may draw clips evenly over them."""
-    left_out: Sequence[int] = ()
-    """Ids of clips that cannot be read: no batch has them, and a bank gives each the row of another clip."""
 
     def __init__(self, network: nn.Module) -> None:
         """`network` is what the optimiser of `optim` trains; parameters elsewhere are updated in `after_step`."""
@@ -102,8 +100,18 @@ class Method(Trainable):
     title: str
     """Name in tables."""
 
-    def __init__(self, config: Config, clips: int, first_id: int, device: torch.device, ranks: Ranks) -> None:
-        """For `clips` clips whose ids begin at `first_id`. Raises UserError where the config does not fit them."""
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        """For `clips` clips whose ids begin at `first_id`; those `left_out` cannot be read: no batch has them, and a
+        bank gives each the row of another clip. Raises UserError where the config does not fit them.
+        """
         super().__init__(self.build(config))
         self.config, self.device, self.ranks = config, device, ranks
 

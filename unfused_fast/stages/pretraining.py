@@ -62,6 +62,5 @@ def pretrainer(
     clips = train_clips(shards)
     stream = train_loader(config, shards, options, resolve_batch_size(config, clips), left_out)
     torch.manual_seed(config.train.seed)
-    method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks)
-    method.left_out = left_out
+    method = method_class(config)(config, clips, shards.first_id("train"), options.device, options.ranks, left_out)
     return method, Trainer(method, stream, config, options, run)

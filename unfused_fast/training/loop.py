@@ -57,7 +57,8 @@ class Trainer:
         self._stream, self.loader = stream, cast(Batches, stream)
         prepare_for(share_layers(task, self.ranks, config.model.sync_bn), device)
         self.optimizer = build_optimizer(task.network, config.optim)
-        self.augment = Augmenter(config, stream.clips, device, self.ranks) if augment else None
+        clips, first_id = stream.shards.manifest.splits[stream.split].clips, stream.shards.first_id(stream.split)
+        self.augment = Augmenter(config, clips, device, self.ranks, first_id) if augment else None
         self._compiled, self._partial = compiled(task.network, options), False
         self.profile = Profile(run.out / "profile", device, options.profile and self.ranks.leads)
         self.timer = PartTimer(device)
@@ -194,15 +195,16 @@ class Trainer:
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
             with self.timer.part("augment"):
-                self.ranks.batch(self.batch_size)
+                self.ranks.batch(batch.sizes)
                 views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
         for part in range(self.config.train.accumulate):
-            rows = self.ranks.batch(self.batch_size, Share(part, self.config.train.accumulate))
+            rows = self.ranks.batch(batch.sizes, Share(part, self.config.train.accumulate))
             ids = batch.clip_ids[rows]
             loss = self.task.loss(tuple(view[rows] for view in views), ids) * (len(ids) / self.batch_size)
             with self.timer.part("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach()
+            if len(ids):  # the mean over no clip is none
+                total = total + loss.detach()
         with self.timer.part("optimizer"):
             total = sum_gradients(self.task.parameters(), total, self.ranks, self.config.train.gradients)
             for group in self.optimizer.param_groups:
@@ -211,7 +213,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             if not self.config.model.sync_bn:
                 first_buffers(self.task.network, self.ranks)
-        self.ranks.batch(self.batch_size)
+        self.ranks.batch(batch.sizes)
         self.task.after_step(batch.clip_ids)
         self._total = self._total + total
         self._odd = self._odd + (~total.isfinite()).long()
@@ -229,23 +231,22 @@ class Trainer:
     def _partial_batch(self, batch: Batch, epoch: int) -> None:
         """No step is taken: BatchNorm statistics of a few clips are unreliable."""
         if self.task.uses_partial_batch:
-            self.task.partial_batch(*self._one_view(batch, self.loader.full_batches, epoch))
+            self.task.partial_batch(*self._one_view(batch, epoch))
             self._partial = False
 
     def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """See methods.Passes."""
-        for number, batch in enumerate(self.loader.epoch(PASS_EPOCH, views=1, masks=augmented)):
-            yield self._one_view(batch, number, PASS_EPOCH, augmented)
+        for batch in self.loader.epoch(PASS_EPOCH, views=1, masks=augmented):
+            yield self._one_view(batch, PASS_EPOCH, augmented)
             self._partial = False
             (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
             if self.run.stopping:
                 raise Interrupted("stopped in a pass over the clips")
 
-    def _one_view(self, batch: Batch, number: int, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
-        """The first view of batch `number`, which is then the current batch, and partial if it is the last."""
-        clips = min(self.batch_size, self.loader.clips - number * self.batch_size)
-        self._partial = clips != self.batch_size
-        self.ranks.batch(clips)
+    def _one_view(self, batch: Batch, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
+        """The first view of a batch, which is then the current batch, and partial if it is smaller than others."""
+        self._partial = sum(batch.sizes) != self.batch_size
+        self.ranks.batch(batch.sizes)
         if augmented and self.augment is not None:
             return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], epoch)[0]
         return batch.clip_ids, batch.views[0]

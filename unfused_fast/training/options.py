@@ -167,27 +167,29 @@ def resolve_batch_size(config: Config, clips: int) -> int:
 def train_loader(
     config: Config, shards: ShardSet, options: Options, batch_size: int, left_out: Sequence[int]
 ) -> Loader:
-    """The train split without clips `left_out`; this rank reads its share of each batch.
+    """The train split without clips `left_out`; this rank reads its part of it.
 
-    Raises UserError unless there is a full batch, with a clip on every rank for each of `train.accumulate` parts.
+    Raises UserError unless there is a full batch, and on every rank, of each batch, a clip for each of
+    `train.accumulate` parts; and where the split cannot be read, on all ranks what one of them found.
     """
-    share = options.ranks.share
-    loader = Loader(
-        shards,
-        "train",
-        config,
-        device=options.device,
-        batch_size=batch_size,
-        share=share,
-        threads=options.threads,
-        left_out=left_out,
+    loader = options.ranks.every(
+        lambda: Loader(
+            shards,
+            "train",
+            config,
+            device=options.device,
+            batch_size=batch_size,
+            share=options.ranks.share,
+            threads=options.threads,
+            left_out=left_out,
+        )
     )
     if not loader.full_batches:
         raise UserError(
             f"{shards.directory}: only {loader.clips} clips of train can be read, fewer than "
             f"train.batch_size = {batch_size}; use a smaller --set train.batch_size"
         )
-    least = min(share.sizes(batch_size))
+    least = int(loader.order.sizes[: loader.full_batches].min())
     if config.train.accumulate > least:
         raise UserError(
             f"train.accumulate = {config.train.accumulate}, but of a batch of {batch_size} clips a process has "

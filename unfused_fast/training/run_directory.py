@@ -48,6 +48,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DESCRIPTION = "config.json"
 BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
 """Files of a run that was killed before its description was written."""
+ON_FIRST = "bank."
+"""Beginning of the names of a checkpoint's tensors that have the rows of all ranks: each rank gets its own later."""
 SAME_SIGNAL_SECONDS = 0.3
 """Seconds within which a repeated signal counts as one: it may be sent to a process and also forwarded by its
 launcher."""
@@ -222,7 +224,7 @@ class Run:
         """The newest sound checkpoint of this run, on every rank; newer ones that cannot be used are reported, and
         deleted by start(). Later log lines are dropped.
 
-        `fault`: see load_checkpoint; called on rank 0.
+        `fault`: see load_checkpoint; called on rank 0, which alone gets the tensors of ON_FIRST.
         """
         read = dict[str, Tensor]()
 
@@ -250,7 +252,8 @@ class Run:
                 f"{self.out}: on {count} ranks now, {before} before: same batches, but sums are rounded differently",
                 style="yellow",
             )
-        return self._ranks.tensors_from_first(read if self._ranks.leads else None), state
+        kept = {name: read.pop(name) for name in list(read) if name.startswith(ON_FIRST)}
+        return kept | self._ranks.tensors_from_first(read if self._ranks.leads else None), state
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
         """Adds the numbers of an epoch to the log, on rank 0."""

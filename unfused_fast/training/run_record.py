@@ -32,7 +32,7 @@ FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
 SHAPES = re.compile(
     r"model\.(encoder|dim|channels|fc_layers|projector|proj_hidden|proj_dim|prediction)$|frontend\.(n_mels|hop_samples)$"
-    r"|cluster\.k$|pseudo\.k$|data\.crop_seconds$|aug\.mixup\.memory$|bank\.dtype$"
+    r"|cluster\.k$|pseudo\.k$|data\.(crop_seconds|partitions)$|aug\.mixup\.memory$|bank\.dtype$"
 )
 """Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
 SHOWN = 6
@@ -122,7 +122,7 @@ def order_of_batches(description: Mapping[str, Any]) -> list[Any]:
     same.
     """
     settings, left_out = description["config"], description["inputs"].get("left_out")
-    names = "train.seed", "train.batch_size", "data.sampler"
+    names = "train.seed", "train.batch_size", "data.sampler", "data.partitions"
     return [description["shards"], *(settings[name] for name in names), *([left_out] if left_out else [])]
 
 

@@ -63,13 +63,14 @@ class Saves:
     def begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Saves at a position, once the save before it is done: state is copied at once, and written in a thread."""
         self._try()
-        if self._ranks.leads:
-            self._begin(position, tensors, notes)
+        if self._augment is not None:
+            tensors = self._augment.state() | tensors  # of all ranks
+        self._begin(position, tensors, notes)
         self.last, self._when = position, time.monotonic()
 
     def _begin(self, position: Position, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """At the end of an epoch the bank's generation and then the checkpoint that refers to it; within one, or while
-        the bank is refilled, a checkpoint that holds the bank.
+        the bank is refilled, a checkpoint that holds the bank. The other ranks give rank 0 their rows.
         """
         task, bank = self._task, self._task.bank
         whole = not position.batch and not task.refilling
@@ -77,23 +78,23 @@ class Saves:
         notes |= {"order": self._run.order, "ranks": self._ranks.world_size, "seconds": self._run.seconds}
         notes["optimizer"] = type(self._optimizer).__name__
         tensors = {**collect(task.network, self._optimizer), **state_outside_network(task), **tensors}
-        if self._augment is not None:
-            tensors |= self._augment.state()
+        rows = None
         if bank is not None:
             assert task.clusters is not None
             notes["bank"] = "generation" if whole else "here"
-            tensors |= {} if whole else bank.tensors(task.clusters)
-        copied = to_host(tensors)
+            rows = None if whole else bank.tensors(task.clusters)
+        copied = to_host(tensors if self._ranks.leads else {})
 
         def write() -> Path:
-            return save_checkpoint(self._run.checkpoints, position, copied(), notes)
+            held = {} if rows is None else rows()
+            return save_checkpoint(self._run.checkpoints, position, copied() | held, notes)
 
-        if bank is None or not whole:
-            self._start(write)
-        else:
+        if bank is not None and whole:
             assert task.clusters is not None
             folder = self._run.out / BANK
-            self._start(bank.snapshot(folder, position.epoch, task.clusters, step=notes["step"], then=write))
+            write = bank.snapshot(folder, position.epoch, task.clusters, step=notes["step"], then=write)
+        if self._ranks.leads:
+            self._start(write)
 
     def _start(self, write: Callable[[], Path]) -> None:
         """Writes in a daemon thread: a second Ctrl-C ends at once, and an interrupted write leaves earlier files."""
@@ -151,8 +152,8 @@ class Saves:
             self._augment.load_state(tensors)
         if bank is not None and notes["bank"] == "here":
             bank.load_tensors(tensors)
-        elif bank is not None and self._ranks.together:
-            self._ranks.from_first(bank.rows)
+        elif bank is not None:
+            bank.load_others(self._run.out / BANK, notes["epoch"])
         self._saved = self.last = Position(notes["epoch"], notes["batch"])
         return tensors, notes
 

@@ -1,6 +1,7 @@
 """What pre-training on a set of some size needs: bytes by formula, times by rates that `unfused-fast bench` measured.
 
-N clips, D size of a projection, K clusters, F mel bins, T frames of a crop.
+N clips, D size of a projection, K clusters, F mel bins, T frames of a crop. A rank is a process, with a device of its
+own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
 from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
+from unfused_fast.distributed import Share
+from unfused_fast.errors import UserError
 from unfused_fast.methods import resolve_k
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
@@ -51,47 +54,64 @@ class Machine:
     device_bytes: float
     """Of each device; 0 on a CPU."""
     host_bytes: float | None
+    """Of each machine."""
     devices: int = 1
+    """On all machines, a rank each."""
+    machines: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Of one machine."""
+        return self.devices // self.machines
 
 
 def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates: Rates | None) -> dict[str, Any]:
     """Bytes on disk, device and host, seconds of an epoch's parts and of what comes once, and what does not fit.
 
-    Several devices are those of one machine, a process each: every one holds the whole bank, and all log-mels where
-    they are resident or pinned; steps, clustering and reading from memory are shared.
+    Bytes of the device are those of one rank, which holds the bank's rows and the log-mels of its own N / ranks clips,
+    and the clusters of all; bytes of the host are those of the machine of rank 0, which also holds a copy of the whole
+    bank while it is saved. Steps, clustering and reading are shared. Raises UserError: machines do not have equally
+    many devices.
     """
+    if machine.devices % machine.machines:
+        raise UserError(
+            f"--devices {machine.devices} --machines {machine.machines}: want equally many devices in each machine; "
+            f"use --devices {machine.machines * max(1, machine.ranks)}"
+        )
+    Share(0, machine.devices).of_partitions(config.data.partitions)  # refuses what training would refuse
     with quietly():
         heads = (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
         batch_size = resolve_batch_size(config, clips)
-    cuda, devices = machine.kind == "cuda", machine.devices
+    cuda, devices, own = machine.kind == "cuda", machine.devices, -(-clips // machine.devices)
     flops, kept_bytes = step_cost(config, sum(heads))
     network, trained = network_bytes(config)
-    bank = clips * config.model.proj_dim * DTYPES["bfloat16" if config.bank.dtype == "bf16" else "float32"].itemsize
+    row = config.model.proj_dim * DTYPES["bfloat16" if config.bank.dtype == "bf16" else "float32"].itemsize
     kept = -(-batch_size // (devices * config.train.accumulate)) * kept_bytes
     device = {
-        "memory bank": bank + clips * (4 + 2 * 8 * len(heads)),  # write counts, this and the last assignments
-        "k-means, about": kmeans_bytes(-(-clips // devices), max(heads), config),
+        "memory bank": own * (row + 4),  # and write counts
+        "clusters of all clips": clips * 2 * 8 * len(heads),  # these and the last
+        "k-means, about": kmeans_bytes(own, clips, max(heads), config),
         "network, gradients, optimiser": network + trained,
     }
     if devices > 1:
         device["gradients in buckets"] = trained
     host = {
-        "clips table": TABLE_BYTES * clips * devices,
-        "order of an epoch, about": ORDER_BYTES * clips * devices,
-        "copy of the bank being saved": sum(pinned_bytes(size) if cuda else size for size in (bank, 8 * clips)),
+        "clips table": TABLE_BYTES * clips * machine.ranks,
+        "order of an epoch, about": ORDER_BYTES * clips * machine.ranks,
+        "copy of the bank being saved": sum(pinned_bytes(n) if cuda else n for n in (clips * row, 8 * clips)),
     }
-    log_mels = log_mel_bytes(clips, seconds, config)
-    store, why = _store(config, log_mels, machine, sum(device.values()), sum(host.values()))
+    log_mels, own_log_mels = (log_mel_bytes(number, seconds, config) for number in (clips, own))
+    store, why = _store(config, own_log_mels, machine, sum(device.values()), sum(host.values()))
     half = cuda or resolve_amp(config, torch.device("cpu"))
     device["kept for the backward pass, about"] = kept // 2 if half else kept
     if store == "resident":
-        device["log-mels"] = log_mels
+        device["log-mels"] = own_log_mels
     elif store == "pinned":
-        host["log-mels, pinned"] = pinned_bytes(log_mels) * devices
+        host["log-mels, pinned"] = pinned_bytes(own_log_mels) * machine.ranks
     mixup = min(config.aug.mixup.memory, clips) * 2 * config.frontend.n_mels * config.crop_frames
     checkpoint = network + (mixup if config.aug.mixup.ratio > 0 else 0) + sum(heads) * config.model.proj_dim * 4
     checkpoint += 8 * clips * len(heads)
-    generation = bank + 8 * clips
+    generation = clips * (row + 8)
     tars, wav, flac = shard_bytes(clips, seconds)
     within = checkpoint + generation + 4 * clips
     disk = {
@@ -111,6 +131,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         "seconds": seconds,
         "epochs": config.train.epochs,
         "devices": devices,
+        "machines": machine.machines,
         "heads": heads,
         "batch_size": batch_size,
         "store": store,
@@ -136,14 +157,14 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     if devices > 1:
         unknown.append("communication of the devices")
     if store in rates.loader:
-        share = devices if store in ("resident", "pinned") else 1  # else the one host's
+        share = devices if store in ("resident", "pinned") else machine.machines  # else the host's
         epoch["loading"] = clips / rates.loader[store] / share
     else:
         unknown.append(f"loading with --data {store}")
     if config.bank.fill != "pass":
         once["first pass of the bank"] = epoch["training"] / (4 if config.bank.own_forward else 3)
     if store != "stream" and rates.first_pass is not None:
-        once["log-mels, once a set"] = clips * seconds / rates.first_pass
+        once["log-mels, once a set"] = clips * seconds / rates.first_pass / machine.machines
     elif store != "stream":
         unknown.append("making the log-mels, once a set")
     total = sum(epoch.values())
@@ -159,30 +180,32 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
 
 
 def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
-    """`--data`: as set, or what `auto` would choose with what is left of the machine."""
+    """`--data`: as set, or what `auto` would choose for a rank's log-mels with what is left of the machine."""
     if config.data.store != "auto":
         return config.data.store, "as set by data.store"
-    host_left = (machine.host_bytes or 0) - on_host - (on_device if machine.kind == "cpu" else 0)
-    free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.devices)
-    store, why = choose(log_mels, torch.device(machine.kind), free, None)
+    host_left = (machine.host_bytes or 0) - on_host - (on_device * machine.ranks if machine.kind == "cpu" else 0)
+    free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.ranks)
+    store, why = choose(log_mels, torch.device(machine.kind), free, None, machine.devices)
     if machine.host_bytes is None:
         advice = "" if store == "resident" else "; give --host-gb to choose among the host's stores"
-        why = f"the log-mels take {gigabytes(log_mels)}; {gigabytes(free.device)} on the GPU are free{advice}"
+        each = " a process" if machine.devices > 1 else ""
+        why = f"the log-mels take {gigabytes(log_mels)}{each}; {gigabytes(free.device)} on the GPU are free{advice}"
     return store, why
 
 
 def _problems(machine: Machine, device: Mapping[str, int], host: Mapping[str, int]) -> Iterator[str]:
     """What does not fit, and what to do."""
     on_device = dict(device) if machine.kind == "cuda" else {}
+    of_ranks = {} if on_device else {name: size * machine.ranks for name, size in device.items()}
     for where, sizes, memory in (
         ("on a device", on_device, machine.device_bytes),
-        ("in the host's memory", host if on_device else {**host, **device}, machine.host_bytes),
+        ("in the host's memory", {**host, **of_ranks}, machine.host_bytes),
     ):
         if memory is None or sum(sizes.values()) <= memory:
             continue
         largest = max(sizes, key=lambda name: sizes[name])
         advice = (
-            "use --set bank.dtype=bf16, more memory, or fewer clips"
+            "use --set bank.dtype=bf16, more --devices, or fewer clips"
             if largest == "memory bank"
             else "use a smaller train.batch_size, or --data mmap or stream"
         )
@@ -214,10 +237,12 @@ def log_mel_bytes(clips: int, seconds: float, config: Config) -> int:
     return clips * (1 + longest // config.frontend.hop_samples) * config.frontend.n_mels * 2
 
 
-def kmeans_bytes(clips: int, k: int, config: Config) -> int:
-    """Of a clustering beside the bank: about, and at most for `spherical`."""
+def kmeans_bytes(own: int, clips: int, k: int, config: Config) -> int:
+    """Of a clustering on a rank beside its `own` rows: about, and at most for `spherical`; the principal components of
+    the others are those of all clips.
+    """
     dim, settings = config.model.proj_dim, config.cluster
-    rows = clips * dim * 4
+    rows = own * dim * 4
     if settings.algo == "spherical":
         return (0 if config.model.l2_normalize else rows) + math.ceil(KMEANS_SHARE * rows) + k * dim * (4 + 8 + 4)
     components = min(dim, 128 if settings.pca_dim == "auto" else settings.pca_dim)
