@@ -70,9 +70,10 @@ class DataConfig:
     memory, or on disk (mmap). Ours: `auto` is the fastest of them in whose memory the split fits.
     """
     partitions: Count = 8
-    """V: a split falls into so many parts of neighbouring clips, of which each process of a run holds equally many, so
-    their number divides it. Each batch takes clips of all parts, and is the same on any number of processes, but not
-    with another V. Ours: 8 GPUs of a machine; on more, set a multiple of them (up to 64 cost nothing).
+    """Partitions of a split: so many parts of neighbouring clips, of which each process of a run holds equally many, so
+    the number of processes divides it. A batch takes clips of every partition; it is the same on any number of
+    processes, but not with another number of partitions. Mixup partners are of the same partition. Ours: for the 8 GPUs
+    of a machine; for more, take a multiple of their number.
     """
     sampler: Literal["every_clip", "uniform_clusters"] = "every_clip"
     """Clips of an epoch of pre-training: each once, or as many draws, equally many from each cluster. Source: paper;
