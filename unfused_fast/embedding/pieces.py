@@ -1,6 +1,6 @@
 """A clip of any length in pieces of bounded size, such that the steps of the pieces are the steps of the clip.
 
-T frames of a clip, T' steps of the encoder, `stride` frames a step. Imports no torch: worker processes use it too.
+T frames of a clip, T' steps of the encoder, `stride` frames a step.
 
 The clip is padded with silence up to `length` samples, as in training, and both of its edges are reflected. A piece
 after the first begins one step early, and a piece before the last ends one step late; these steps are dropped.

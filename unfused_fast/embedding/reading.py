@@ -1,4 +1,4 @@
-"""Recordings for `embed`, in blocks and batches, decoded in worker processes. Imports no torch."""
+"""Recordings for `embed`, in blocks and batches, decoded in worker processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from unfused_fast.embedding.pieces import ClipPiece, Cutting, in_batches
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.audio.decode import LONGEST_FILE_SECONDS, decode_samples
+from unfused_fast.shards.audio.decode import LONGEST_FILE_SECONDS
 from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack_shard import ProbeJob
+from unfused_fast.shards.packing.pack_shard import DecodeJob, ProbeJob
 from unfused_fast.shards.packing.workers import At, Bad, Pool
 from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
@@ -54,17 +54,15 @@ class ReadJob:
     pieces: Sequence[FilePiece]
 
     def answer(self, bad: Bad, at: At) -> list[Pcm | Rejected]:
-        """The samples [start, stop) of each piece, at 16 kHz, or why they cannot be read."""
-        answers: list[Pcm | Rejected] = []
-        for item, each in enumerate(self.pieces):
-            at(item)
-            try:
-                if item in bad:
-                    raise bad[item]
-                answers.append(decode_samples(each.location, each.file_frames, each.piece.start, each.piece.stop))
-            except Rejected as rejected:
-                answers.append(rejected)
-        return answers
+        """As DecodeJob's."""
+        return DecodeJob(self._read()).answer(bad, at)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process gets a DecodeJob: importing this module there would import torch, with the whole wing."""
+        return DecodeJob, (self._read(),)
+
+    def _read(self) -> list[tuple[Location, int, int, int]]:
+        return [(each.location, each.file_frames, each.piece.start, each.piece.stop) for each in self.pieces]
 
 
 @dataclass
