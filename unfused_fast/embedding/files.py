@@ -122,7 +122,7 @@ def _embed(
 
     def jobs() -> Iterator[ReadJob]:
         for block in blocks_of(rows, len(parts.files), embedder.cutting, frames, headers):
-            found = block.jobs()
+            found = block.jobs(embedder.batch_frames)
             blocks[block.first] = block
             yield from found
 

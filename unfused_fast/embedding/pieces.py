@@ -21,6 +21,9 @@ from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 PIECE_FRAMES = 16384
 """Frames in one pass of the encoder, of one clip or of several. Ours: 164 s; the first convolution's maps of
 64 channels and 64 mel bins take 268 MB in float32."""
+CPU_FRAMES = 2040
+"""The same for several clips on a CPU. Ours: the largest map then takes less than 32 MB, up to which glibc keeps freed
+memory; it gets larger ones from the kernel page by page, which took as long as the encoder itself."""
 
 
 class ClipPiece(NamedTuple):
@@ -108,12 +111,14 @@ def cutting_of(config: Config) -> Cutting:
     return Cutting(frontend.n_fft, frontend.hop_samples, shortest, stride, not audiontt)
 
 
-def in_batches(pieces: list[ClipPiece]) -> list[list[int]]:
-    """Batches of piece numbers, of similar lengths, with at most PIECE_FRAMES frames after padding."""
-    order = sorted(range(len(pieces)), key=lambda number: pieces[number].frames)
+def in_batches(pieces: list[ClipPiece], most_frames: int) -> list[list[int]]:
+    """Batches of piece numbers, of similar lengths, with at most so many frames after padding, or of one piece.
+
+    Ours: the longest first, so that each fits into the memory that the one before it has freed.
+    """
     batches: list[list[int]] = []
-    for number in order:
-        if batches and (len(batches[-1]) + 1) * pieces[number].frames <= PIECE_FRAMES:
+    for number in sorted(range(len(pieces)), key=lambda number: pieces[number].frames, reverse=True):
+        if batches and (len(batches[-1]) + 1) * pieces[batches[-1][0]].frames <= most_frames:
             batches[-1].append(number)
         else:
             batches.append([number])

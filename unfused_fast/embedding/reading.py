@@ -29,8 +29,8 @@ BLOCK_FILES = 256
 that Ctrl-C loses; and enough to find clips of similar length."""
 BLOCK_SECONDS = 3600.0
 """Most audio of a block of more than one file."""
-READ_AHEAD = 4
-"""Decoded batches in the queue of the encoder: at most 5 MB each."""
+READ_AHEAD = 16
+"""Decoded batches in the queue of the encoder: at most 5 MB each on a GPU, 1 MB on a CPU."""
 
 
 class FilePiece(NamedTuple):
@@ -80,10 +80,14 @@ class Block:
     waiting: int = 0
     """Batches that are not embedded yet."""
 
-    def jobs(self) -> list[ReadJob]:
-        """Whole recordings by length; then the pieces of each long one, in order, one per batch."""
+    def jobs(self, most_frames: int) -> list[ReadJob]:
+        """Whole recordings by length, up to `most_frames` frames at once; then the pieces of each long one, in order,
+        one per batch.
+        """
         whole = [own[0] for own in self.pieces.values() if len(own) == 1]
-        batches = [[whole[number] for number in batch] for batch in in_batches([each.piece for each in whole])]
+        batches = [
+            [whole[number] for number in batch] for batch in in_batches([each.piece for each in whole], most_frames)
+        ]
         batches += [[each] for own in self.pieces.values() if len(own) > 1 for each in own]
         self.waiting = len(batches)
         return [ReadJob(self.first, batch) for batch in batches]
