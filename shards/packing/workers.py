@@ -42,7 +42,7 @@ BYTES_PER_SECOND = 2e6
 LONGEST_READ_SECONDS = 3600.0
 PROGRESS_SECONDS = 0.25
 FREED_BYTES = (1 << 25) - (1 << 13)
-"""Allocated and freed once by each process: glibc then keeps up to 64 MB of freed memory for the next item, in place of
+"""Allocated and freed once by a process: glibc then keeps up to 64 MB of freed memory for the next item, in place of
 giving back the memory of each clip and getting it again page by page, which took longer than resampling. Source:
 mallopt(3), the dynamic threshold.
 """
