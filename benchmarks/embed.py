@@ -72,7 +72,7 @@ def loaded(embedder: Embedder, count: int, seconds: float) -> list[torch.Tensor]
     samples = round(seconds * embedder.sample_rate)
     pieces = [piece for _ in range(count) for piece in embedder.cutting.pieces(samples)]
     one = (log_mel(0.1 * torch.randn(samples, device=embedder.device))[None, None] - embedder.mean) / embedder.std
-    return [one.expand(len(batch), -1, -1, -1).contiguous() for batch in in_batches(pieces)]
+    return [one.expand(len(batch), -1, -1, -1).contiguous() for batch in in_batches(pieces, embedder.batch_frames)]
 
 
 def encode(embedder: Embedder, batches: list[torch.Tensor]) -> None:

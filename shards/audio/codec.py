@@ -21,8 +21,8 @@ WAV_HEADER_BYTES = _HEADER.size
 def encode_clip(pcm: NDArray[np.int16], codec: str) -> bytes:
     """PCM16 at 16 kHz -> the bytes of a file: WAV with the plain 44-byte header, or FLAC."""
     if codec == "wav":
-        data = pcm.astype("<i2", copy=False).tobytes()
-        return _wav_header(len(data)) + data
+        data = np.ascontiguousarray(pcm, "<i2").data
+        return b"".join((_wav_header(data.nbytes), data))
     stream = io.BytesIO()
     soundfile.write(stream, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return stream.getvalue()

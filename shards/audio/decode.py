@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -152,31 +152,34 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping
     mono = _read_mono(file, last - first, slice(*own), clipping)
     if len(mono) < last - first - slack:
         raise Rejected(Reason.DAMAGED, f"ends after {first + len(mono)} of {frames} samples")
-    if not np.isfinite(mono).all():
-        raise Rejected(Reason.NON_FINITE, "NaN or infinite")
-    if rate_hz != SAMPLE_RATE_HZ:
-        mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, RESAMPLING_QUALITY)
-        if not np.isfinite(mono).all():
-            raise Rejected(Reason.NON_FINITE, "too large to resample")
     offset = first * SAMPLE_RATE_HZ // rate_hz
+    if mono.dtype == np.int16:
+        if rate_hz == SAMPLE_RATE_HZ:
+            return mono[start - offset : stop - offset].astype("<i2", copy=False)
+        mono = mono * np.float32(1 / 32768)
+    if rate_hz != SAMPLE_RATE_HZ:
+        read, mono = mono, soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, RESAMPLING_QUALITY)
+    if not np.isfinite(mono).all():
+        too_large = rate_hz != SAMPLE_RATE_HZ and np.isfinite(read).all()
+        raise Rejected(Reason.NON_FINITE, "too large to resample" if too_large else "NaN or infinite")
     with np.errstate(over="ignore"):  # infinity is clipped as any large number
         scaled = mono[start - offset : stop - offset] * np.float32(32768)
     pcm: NDArray[np.int16] = np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled).astype("<i2")
     return pcm
 
 
-def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -> NDArray[np.float32]:
-    """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,).
+def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -> NDArray[Any]:
+    """The mean of the channels of the next `frames`, or of fewer where the file ends -> (frames,) float32 in [-1, 1];
+    a single channel of 16 bit as int16.
 
     Args:
         own: those in which clipping is counted.
     """
-    mono = np.empty(frames, np.float32)
     if file.channels == 1:
-        mono = np.asarray(file.read(out=mono))
-        clipping.count(mono[own, None])
-        return mono
-    done = 0
+        single: NDArray[Any] = file.read(out=np.empty(frames, _stored_as(file)))
+        clipping.count(single[own, None])
+        return single
+    mono, done = np.empty(frames, np.float32), 0
     for block in _blocks(file, frames):
         clipping.count(block[max(0, own.start - done) : max(0, own.stop - done)])
         mono[done : done + len(block)] = _mean_of_channels(block)
@@ -184,9 +187,14 @@ def _read_mono(file: ForwardFile, frames: int, own: slice, clipping: Clipping) -
     return mono[:done]
 
 
-def _blocks(file: ForwardFile, frames: int) -> Iterator[NDArray[np.float32]]:
+def _stored_as(file: ForwardFile) -> type[np.int16 | np.float32]:
+    """In what its samples are read. Ours: libsndfile takes longer to make float of 16 bit than numpy does."""
+    return np.int16 if file.subtype == "PCM_16" else np.float32
+
+
+def _blocks(file: ForwardFile, frames: int) -> Iterator[NDArray[Any]]:
     """(n, C) the next `frames`, or fewer where the file ends, in blocks, each of which overwrites the one before."""
-    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), _stored_as(file))
     wanted = got = 0
     while frames and got == wanted:
         wanted = min(len(block), frames)
@@ -195,11 +203,17 @@ def _blocks(file: ForwardFile, frames: int) -> Iterator[NDArray[np.float32]]:
         yield block[:got]
 
 
-def _mean_of_channels(signal: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(frames, C) -> (frames,). By columns: eighteen times as fast as numpy's mean over the short axis."""
+def _mean_of_channels(signal: NDArray[Any]) -> NDArray[np.float32]:
+    """(frames, C) in [-1, 1], or of 16 bit -> (frames,) in [-1, 1]. By columns: eighteen times as fast as numpy's mean
+    over the short axis. Sums of 16 bit are exact; two of them are the halves of 32, which takes 0.6 of the time.
+    """
+    scale = 32768 if signal.dtype == np.int16 else 1
+    if signal.dtype == np.int16 and signal.shape[1] == 2:
+        pairs = signal.view(np.int32)[:, 0]
+        return ((pairs << 16 >> 16) + (pairs >> 16)).astype(np.float32) / np.float32(2 * scale)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is rejected later
-        mono = signal[:, 0].copy()
+        mono = signal[:, 0].astype(np.float32)
         for channel in range(1, signal.shape[1]):
             mono += signal[:, channel]
-        mono /= signal.shape[1]
+        mono /= scale * signal.shape[1]
     return mono

@@ -52,13 +52,14 @@ class Clipping:
         self._level = np.float32(FULL_SCALES.get(subtype, FULL_SCALE / (FULL_SCALE + 1)))
         self._clipped, self._frames = np.zeros(channels, np.int64), 0
 
-    def count(self, block: NDArray[np.float32]) -> None:
-        """(frames, C): the next samples, in [-1, 1]. A run that crosses two blocks counts as two."""
+    def count(self, block: NDArray[np.float32] | Pcm) -> None:
+        """(frames, C): the next samples, in [-1, 1] or of 16 bit. A run that crosses two blocks counts as two."""
         self._frames += len(block)
-        if not block.size or (block.max() < self._level and block.min() > -self._level):
+        level = FULL_SCALE if block.dtype == np.int16 else self._level
+        if not block.size or (block.max() < level and block.min() > -level):
             return
         for channel, signal in enumerate(block.T):
-            full = np.abs(signal) >= self._level
+            full = (signal >= level) | (signal <= -level)
             edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
             lengths = edges[1::2] - edges[::2]
             self._clipped[channel] += lengths[lengths >= CLIPPED_RUN_SAMPLES].sum()

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unfused_fast import __version__
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip
-from unfused_fast.shards.packing.building import beside, complete, discard, is_complete, tidy
+from unfused_fast.shards.packing.building import beside, complete, discard, is_complete, tidy, to_disk
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.options import digest_of
 from unfused_fast.shards.packing.pack_shard import DoneShard, Rejection
@@ -103,8 +102,12 @@ class Assembly:
         """A shard that is there: numbers all shards up to the first missing one, and uploads them.
 
         The first ones that are uploaded stay on the disk too, for `statistics`. The shards of a part get no numbers.
+        Ours: a file is flushed now, while others are made, so that complete() does not wait for the whole set.
         """
         self._made[done.name] = done
+        if self._remote is None and done.bytes:
+            for path in self.journal.files(done.name):
+                to_disk(path)
         while self.journal.request["part"] is None and self._waiting and self._waiting[0] in self._made:
             shard = self._made[self._waiting[0]]
             if shard.clips.num_rows:
@@ -195,7 +198,7 @@ def _result(
     splits = {}
     for split, some in groupby((shard for shard in shards if shard.clips.num_rows), _split):
         of_split = list(some)
-        samples = sum(pc.sum(shard.clips["samples"]).as_py() for shard in of_split)
+        samples = sum(int(shard.clips["samples"].to_numpy().sum()) for shard in of_split)
         names = tuple(f"{shard.name}.tar" for shard in of_split)
         splits[split] = SplitInfo(names, sum(shard.clips.num_rows for shard in of_split), samples / SAMPLE_RATE_HZ)
     rejected = contents.rejected + [row for shard in shards for row in shard.rejected]

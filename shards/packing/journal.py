@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError
 from unfused_fast.json_files import is_count, read_json
@@ -161,6 +160,8 @@ class Journal:
 
     def publish(self, tar: Path, done: DoneShard) -> None:
         """Gives a shard whose tar is at `tar` its name, and notes that it is there, and not behind the URL."""
+        import pyarrow.parquet as pq
+
         self.forget_sent(done.name)
         for new, path in zip((tar, index_path(tar)), self.files(done.name), strict=True):
             if done.bytes:
@@ -176,6 +177,8 @@ class Journal:
 
     def done(self, name: str) -> DoneShard | None:
         """A finished shard; None: it is missing, incomplete or damaged, for example after a power cut."""
+        import pyarrow.parquet as pq
+
         try:
             with pq.ParquetFile(self.folder / f"{name}.parquet") as file:
                 table = file.read()

@@ -1,4 +1,4 @@
-"""What a worker process does: reads the headers of a block of files, or makes one shard."""
+"""What a worker process does: reads the headers of a block of files, decodes pieces of files, or makes one shard."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, encode_clip
-from unfused_fast.shards.audio.decode import Probe, decode_piece, probe
+from unfused_fast.shards.audio.decode import Probe, decode_piece, decode_samples, probe
 from unfused_fast.shards.packing.layout import Piece
 from unfused_fast.shards.packing.workers import At, Bad
 from unfused_fast.shards.sets.shard_files import ShardWriter, clip_json, clip_key
@@ -40,6 +42,25 @@ class ProbeJob:
             at(item, file.size if isinstance(file, ByteLocation) else 0)
             try:
                 answers.append(bad[item] if item in bad else probe(file, self.longest_seconds))
+            except Rejected as rejected:
+                answers.append(rejected)
+        return answers
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """Pieces of some files."""
+
+    pieces: Sequence[tuple[Location, int, int, int]]
+    """Of each: where its file is, samples of the file per channel at its own rate; [start, stop) at 16 kHz."""
+
+    def answer(self, bad: Bad, at: At) -> list[NDArray[np.int16] | Rejected]:
+        """The samples of each piece at 16 kHz, or why they cannot be read."""
+        answers: list[NDArray[np.int16] | Rejected] = []
+        for item, piece in enumerate(self.pieces):
+            at(item)
+            try:
+                answers.append(bad[item] if item in bad else decode_samples(*piece))
             except Rejected as rejected:
                 answers.append(rejected)
         return answers

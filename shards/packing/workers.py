@@ -41,6 +41,11 @@ BYTES_PER_SECOND = 2e6
 """Of what `At` calls size: it adds to the seconds of an item. Ours: a share of a slow disk that all processes read."""
 LONGEST_READ_SECONDS = 3600.0
 PROGRESS_SECONDS = 0.25
+FREED_BYTES = (1 << 25) - (1 << 13)
+"""Allocated and freed once by a process: glibc then keeps up to 64 MB of freed memory for the next item, in place of
+giving back the memory of each clip and getting it again page by page, which took longer than resampling. Source:
+mallopt(3), the dynamic threshold.
+"""
 
 
 class Job(Protocol[AnswerOut]):
@@ -87,17 +92,33 @@ def worker_count(given: int | None) -> int:
     return available_cores() if given is None else given
 
 
+def start_server() -> None:
+    """Starts the process from which workers are forked, without waiting for it: it imports what they need while this
+    process does other things. Ours: so that a small set does not wait for one after the other.
+    """
+    if _context().get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        with contextlib.suppress(OSError):  # the first worker reports it
+            forkserver.ensure_running()
+
+
+def _context() -> Any:
+    # Not fork: the caller may hold threads and locks of torch, and a fork would copy them half way.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["unfused_fast.shards.packing.pack_shard"])
+    return context
+
+
 class Workers:
     """`count` processes; with 0 everything runs in this process, and a crash ends it."""
 
     def __init__(self, count: int, seconds_per_item: float = SECONDS_PER_ITEM) -> None:
         """Starts no process yet."""
         self.count, self.seconds_per_item = count, seconds_per_item
-        # Not fork: the caller may hold threads and locks of torch, and a fork would copy them half way.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
-            self._context.set_forkserver_preload(["unfused_fast.shards.packing.pack_shard"])
+        self._context = _context()
         self._all: list[_Worker] = []
         self._idle: list[_Worker] = []
 
@@ -132,6 +153,7 @@ class Workers:
             return
         waiting, again = map(_Task, jobs), deque[_Task]()
         busy: dict[Any, tuple[_Worker, _Task]] = {}
+        done = list[tuple[Job[Answer], Answer]]()
         while True:
             while len(busy) < self.count:
                 task = again.popleft() if again else next(waiting, None)
@@ -142,6 +164,8 @@ class Workers:
                 with contextlib.suppress(OSError):  # it died; found below
                     worker.pipe.send((task.job, task.bad))
                 busy[worker.pipe] = worker, task
+            yield from done  # the processes have their next jobs
+            done.clear()
             if not busy:
                 return
             ready = wait(list(busy), PROGRESS_SECONDS)
@@ -158,7 +182,7 @@ class Workers:
                 self._idle.append(worker)
                 if error is not None:
                     raise error
-                yield task.job, answer
+                done.append((task.job, answer))
 
     def _note_end(self, worker: _Worker, task: _Task) -> None:
         """Removes a dead process, and notes the item that it worked on."""
@@ -212,6 +236,7 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
     An item that takes too long ends the process by SIGALRM, whatever native code it is in.
     """
     os.environ.update(environment)  # a fork server keeps the environment of its start
+    bytes(FREED_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.json_files import is_count, is_number
@@ -148,6 +146,8 @@ def open_shards(directory: Path) -> ShardSet:
                     raise UserError(
                         f"{path}: {state}, but {MANIFEST} lists it; copy the whole set again or pack it again"
                     )
+    import pyarrow.compute as pc
+
     clips = read_clips(directory)
     runs = pc.run_end_encode(clips["split"].combine_chunks())
     found = list(zip(runs.values.to_pylist(), np.diff(runs.run_ends.to_numpy(), prepend=0).tolist(), strict=True))
@@ -213,6 +213,8 @@ def _no_manifest(directory: Path) -> str:
 
 def read_clips(directory: Path) -> pa.Table:
     """Reads clips.parquet. Raises UserError: missing, malformed, or ids that are not the row numbers."""
+    import pyarrow.parquet as pq
+
     path = directory / CLIPS
     try:
         with pq.ParquetFile(path) as file:
@@ -240,6 +242,8 @@ def numbered(clips: pa.Table) -> pa.Table:
 
 def write_clips(directory: Path, clips: pa.Table) -> None:
     """Writes clips.parquet."""
+    import pyarrow.parquet as pq
+
     with (directory / CLIPS).open("wb") as file:  # Python's own file, whose errors have the error number of a full disk
         pq.write_table(clips, file, compression="zstd")
 

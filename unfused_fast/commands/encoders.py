@@ -12,6 +12,7 @@ import typer
 
 from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite
 from unfused_fast.commands.output import bar, show
+from unfused_fast.shards.packing.workers import start_server
 
 
 def embed(
@@ -50,6 +51,7 @@ def embed(
 
     Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
     """
+    start_server()
     from unfused_fast.console import console, counted
     from unfused_fast.embedding import check_place, embed_files, embed_rows, format_of, load, rejected_path
 

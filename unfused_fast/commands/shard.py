@@ -13,6 +13,7 @@ import typer
 from unfused_fast.commands.flags import Json, Overwrite, pairs
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
+from unfused_fast.shards.packing.workers import start_server
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def shard(
     if source is None or out is None:
         lacking = "SOURCE and OUT" if source is None else "OUT"
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
+    if engine == "local":
+        start_server()
     from unfused_fast.console import console
     from unfused_fast.mel import log_mel_statistics
     from unfused_fast.shards.packing.options import PackOptions

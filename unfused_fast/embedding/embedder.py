@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unfused_fast.data import Waveform, clips_16k, log_mel, unit_norm
-from unfused_fast.embedding.pieces import ClipPiece, cutting_of, in_batches
+from unfused_fast.data import Waveform, clips_16k, framed_log_mel, log_mel, unit_norm
+from unfused_fast.embedding.pieces import CPU_FRAMES, PIECE_FRAMES, ClipPiece, cutting_of, in_batches
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.models import EncoderOutput, Pool
@@ -25,8 +25,8 @@ class PieceSteps(NamedTuple):
 
     steps: Tensor
     """(B, T', D) float32."""
-    kept: Tensor
-    """(B, T') bool: steps of the clip itself; the others are context or padding."""
+    kept: Tensor | None
+    """(B, T') bool: steps of the clip itself; the others are context or padding. None: there are no others."""
 
 
 class Pooled:
@@ -40,11 +40,15 @@ class Pooled:
 
     def add(self, clips: Sequence[int], found: PieceSteps) -> None:
         """The pieces of some clips."""
-        rows, outside = torch.tensor(clips, device=self.total.device), ~found.kept[..., None]
-        largest = found.steps.masked_fill(outside, -torch.inf).amax(dim=1)
-        self.total.index_add_(0, rows, found.steps.masked_fill(outside, 0.0).sum(dim=1).double())
+        rows, steps, bounded = torch.tensor(clips, device=self.total.device), found.steps, found.steps
+        count = torch.full((len(clips), 1), steps.shape[1], device=rows.device)
+        if found.kept is not None:
+            outside, count = ~found.kept[..., None], found.kept.sum(dim=1, keepdim=True)
+            steps, bounded = steps.masked_fill(outside, 0.0), steps.masked_fill(outside, -torch.inf)
+        largest = bounded.amax(dim=1)
+        self.total.index_add_(0, rows, steps.sum(dim=1).double())
         self.largest.scatter_reduce_(0, rows[:, None].expand_as(largest), largest, "amax")
-        self.steps.index_add_(0, rows, found.kept.sum(dim=1, keepdim=True))
+        self.steps.index_add_(0, rows, count)
 
     def embedding(self, pool: Pool) -> Tensor:
         """(B, D) float32, as model.pool_time."""
@@ -81,6 +85,11 @@ class Embedder(nn.Module):
     def device(self) -> torch.device:
         """Device of the encoder and of the embeddings."""
         return next(self.parameters()).device
+
+    @property
+    def batch_frames(self) -> int:
+        """Most frames of several clips in one pass."""
+        return CPU_FRAMES if self.device.type == "cpu" else PIECE_FRAMES
 
     @property
     def digest(self) -> str:
@@ -136,7 +145,7 @@ class Embedder(nn.Module):
     def _batches(self, clips: Sequence[Tensor]) -> Iterator[tuple[list[int], PieceSteps, list[ClipPiece]]]:
         """The numbers of the clips of some pieces, what the encoder gives for them, and the pieces."""
         flat = [(number, piece) for number, clip in enumerate(clips) for piece in self.cutting.pieces(len(clip))]
-        for batch in in_batches([piece for _, piece in flat]):
+        for batch in in_batches([piece for _, piece in flat], self.batch_frames):
             numbers, pieces = [flat[place][0] for place in batch], [flat[place][1] for place in batch]
             waves = [clips[number][piece.start : piece.stop] for number, piece in zip(numbers, pieces, strict=True)]
             yield numbers, self.piece_steps(list(zip(waves, pieces, strict=True))), pieces
@@ -147,13 +156,19 @@ class Embedder(nn.Module):
         frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not single clips
         edged = [self._edged(wave.to(where, torch.float32), piece) for wave, piece in pieces]
         padded = nn.utils.rnn.pad_sequence(edged, batch_first=True).to(self.device)
-        normalised = (log_mel(padded, frontend, edges=False) - self.mean) * (1.0 / self.std)
+        if padded.device.type == "cpu":
+            normalised = framed_log_mel(padded, frontend, self.mean, self.std)
+        else:
+            normalised = (log_mel(padded, frontend, edges=False) - self.mean) * (1.0 / self.std)
         spans = [(piece.frames, piece.first_step, piece.first_step + piece.steps) for _, piece in pieces]
         lengths, first, stop = torch.tensor(spans, device=self.device).unbind(1)
         # masking takes a tenth of the time, so it is skipped without padding
         counts = None if len({frames for frames, _, _ in spans}) == 1 else lengths
         output: EncoderOutput = self.encoder(normalised[:, None], counts)
-        place = torch.arange(output.frames.shape[1], device=self.device)
+        made = output.frames.shape[1]
+        if all((begin, end) == (0, made) for _, begin, end in spans):
+            return PieceSteps(output.frames.float(), None)
+        place = torch.arange(made, device=self.device)
         return PieceSteps(output.frames.float(), (place >= first[:, None]) & (place < stop[:, None]))
 
     def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:

@@ -1,6 +1,6 @@
 """A clip of any length in pieces of bounded size, such that the steps of the pieces are the steps of the clip.
 
-T frames of a clip, T' steps of the encoder, `stride` frames a step. Imports no torch: worker processes use it too.
+T frames of a clip, T' steps of the encoder, `stride` frames a step.
 
 The clip is padded with silence up to `length` samples, as in training, and both of its edges are reflected. A piece
 after the first begins one step early, and a piece before the last ends one step late; these steps are dropped.
@@ -21,6 +21,9 @@ from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 PIECE_FRAMES = 16384
 """Frames in one pass of the encoder, of one clip or of several. Ours: 164 s; the first convolution's maps of
 64 channels and 64 mel bins take 268 MB in float32."""
+CPU_FRAMES = 1536
+"""The same for several clips on a CPU. Ours: the two largest maps then take 50 MB, and glibc keeps up to 64 MB of freed
+memory (workers.FREED_BYTES); more comes from the kernel page by page, which took as long as the encoder itself."""
 
 
 class ClipPiece(NamedTuple):
@@ -108,12 +111,14 @@ def cutting_of(config: Config) -> Cutting:
     return Cutting(frontend.n_fft, frontend.hop_samples, shortest, stride, not audiontt)
 
 
-def in_batches(pieces: list[ClipPiece]) -> list[list[int]]:
-    """Batches of piece numbers, of similar lengths, with at most PIECE_FRAMES frames after padding."""
-    order = sorted(range(len(pieces)), key=lambda number: pieces[number].frames)
+def in_batches(pieces: list[ClipPiece], most_frames: int) -> list[list[int]]:
+    """Batches of piece numbers, of similar lengths, with at most so many frames after padding, or of one piece.
+
+    Ours: the longest first, so that each fits into the memory that the one before it has freed.
+    """
     batches: list[list[int]] = []
-    for number in order:
-        if batches and (len(batches[-1]) + 1) * pieces[number].frames <= PIECE_FRAMES:
+    for number in sorted(range(len(pieces)), key=lambda number: pieces[number].frames, reverse=True):
+        if batches and (len(batches[-1]) + 1) * pieces[batches[-1][0]].frames <= most_frames:
             batches[-1].append(number)
         else:
             batches.append([number])

@@ -1,4 +1,4 @@
-"""Recordings for `embed`, in blocks and batches, decoded in worker processes. Imports no torch."""
+"""Recordings for `embed`, in blocks and batches, decoded in worker processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from unfused_fast.embedding.pieces import ClipPiece, Cutting, in_batches
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.audio.decode import LONGEST_FILE_SECONDS, decode_samples
+from unfused_fast.shards.audio.decode import LONGEST_FILE_SECONDS
 from unfused_fast.shards.packing.options import PackOptions
-from unfused_fast.shards.packing.pack_shard import ProbeJob
+from unfused_fast.shards.packing.pack_shard import DecodeJob, ProbeJob
 from unfused_fast.shards.packing.workers import At, Bad, Pool
 from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
@@ -29,8 +29,8 @@ BLOCK_FILES = 256
 that Ctrl-C loses; and enough to find clips of similar length."""
 BLOCK_SECONDS = 3600.0
 """Most audio of a block of more than one file."""
-READ_AHEAD = 4
-"""Decoded batches in the queue of the encoder: at most 5 MB each."""
+READ_AHEAD = 16
+"""Decoded batches in the queue of the encoder: at most 5 MB each on a GPU, 1 MB on a CPU."""
 
 
 class FilePiece(NamedTuple):
@@ -54,17 +54,15 @@ class ReadJob:
     pieces: Sequence[FilePiece]
 
     def answer(self, bad: Bad, at: At) -> list[Pcm | Rejected]:
-        """The samples [start, stop) of each piece, at 16 kHz, or why they cannot be read."""
-        answers: list[Pcm | Rejected] = []
-        for item, each in enumerate(self.pieces):
-            at(item)
-            try:
-                if item in bad:
-                    raise bad[item]
-                answers.append(decode_samples(each.location, each.file_frames, each.piece.start, each.piece.stop))
-            except Rejected as rejected:
-                answers.append(rejected)
-        return answers
+        """As DecodeJob's."""
+        return DecodeJob(self._read()).answer(bad, at)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process gets a DecodeJob: importing this module there would import torch, with the whole wing."""
+        return DecodeJob, (self._read(),)
+
+    def _read(self) -> list[tuple[Location, int, int, int]]:
+        return [(each.location, each.file_frames, each.piece.start, each.piece.stop) for each in self.pieces]
 
 
 @dataclass
@@ -82,10 +80,14 @@ class Block:
     waiting: int = 0
     """Batches that are not embedded yet."""
 
-    def jobs(self) -> list[ReadJob]:
-        """Whole recordings by length; then the pieces of each long one, in order, one per batch."""
+    def jobs(self, most_frames: int) -> list[ReadJob]:
+        """Whole recordings by length, up to `most_frames` frames at once; then the pieces of each long one, in order,
+        one per batch.
+        """
         whole = [own[0] for own in self.pieces.values() if len(own) == 1]
-        batches = [[whole[number] for number in batch] for batch in in_batches([each.piece for each in whole])]
+        batches = [
+            [whole[number] for number in batch] for batch in in_batches([each.piece for each in whole], most_frames)
+        ]
         batches += [[each] for own in self.pieces.values() if len(own) > 1 for each in own]
         self.waiting = len(batches)
         return [ReadJob(self.first, batch) for batch in batches]
