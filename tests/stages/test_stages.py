@@ -73,10 +73,14 @@ def test_pretrain_writes_everything(cli, tones: Path, tiny: list[str], tmp_path:
 
 
 @pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
-def test_compiled_losses_are_the_eager_ones(cli, unlabelled: Path, tiny: list[str], tmp_path: Path) -> None:
-    # without dropout, whose random numbers the compiler draws in another order; at a higher rate rounding grows
+@pytest.mark.parametrize("view, rate", [("separate", 0.5), ("training", 0.01)])  # at a higher rate rounding grows
+def test_compiled_losses_are_the_eager_ones(
+    cli, unlabelled: Path, tiny: list[str], tmp_path: Path, view: str, rate: float
+) -> None:
+    # without dropout, whose random numbers the compiler draws in another order
+    settings = ("model.dropout=0", f"optim.lr={rate}", f"bank.view={view}")
     for flag in ("--compile", "--no-compile"):
-        flags = ["--epochs", 2, "--set", "model.dropout=0", "--set", "optim.lr=0.05", flag]
+        flags = ["--epochs", 2, *(word for value in settings for word in ("--set", value)), flag]
         done = cli("train", "pretrain", unlabelled, "--out", tmp_path / flag, *tiny, *flags)
         assert done.code == 0, done.err
     losses = [[row["loss"] for row in log(tmp_path / flag)] for flag in ("--compile", "--no-compile")]

@@ -141,11 +141,10 @@ def computed(loader: Batches, wanted: Layout, share: Share, on_ranks: str = "") 
         task = progress.add_task(f"log-mels of {loader.split}", total=len(whole.index.lines), note="")
         for batch in whole.whole_clips():
             assert batch.frame_counts is not None
-            values = batch.views[0][:, 0].transpose(1, 2)
-            valid = torch.arange(values.shape[1], device=values.device) < batch.frame_counts[:, None]
-            rows, clips = values[valid].to(torch.float16).cpu(), batch.clip_ids.cpu().numpy() - first
+            values, clips = batch.views[0][:, 0].to(torch.float16).cpu(), batch.clip_ids.cpu().numpy() - first
             counts = wanted.counts[clips].tolist()
-            if len(rows) != sum(counts):
+            if batch.frame_counts.tolist() != counts:
                 raise RuntimeError(f"{loader.shards.directory}: not as many frames as the clips table makes")
-            yield from zip(wanted.starts[clips].tolist(), torch.split(rows, counts), strict=True)
+            rows = (clip[:, :count].T.contiguous() for clip, count in zip(values, counts, strict=True))
+            yield from zip(wanted.starts[clips].tolist(), rows, strict=True)
             progress.advance(task, len(clips))

@@ -208,7 +208,8 @@ class Loader(Batches):
             else:
                 waveforms = made[:, : (longest - 1) * config.hop_samples + config.n_fft]
                 values = framed_log_mel(waveforms, config, self.mean, self.std)
-                values *= (torch.arange(longest) < counts[:, None])[:, None]
+                if int(counts.min()) < longest:
+                    values *= (torch.arange(longest) < counts[:, None])[:, None]
             yield Batch(ids[rows], (values.unsqueeze(1),), counts.to(self.device), ids[rows])
 
     def _run(self, reading: Reading, crops: list[Pieces], whole: bool = False) -> Iterator[tuple[list[Tensor], slice]]:
