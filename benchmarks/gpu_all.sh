@@ -41,9 +41,9 @@ stage() { # NAME SECONDS COMMAND...
 if [ $dry = 1 ]; then
     clips=${2:-32}
     device=(--device cpu)
-    tests=(--collect-only)
-    step=(--width 4 --batch-size 8 --steps 4 --repeats 1)
-    large=("${step[@]}")
+    tests=(--collect-only tests/kernels)
+    step=(--width 4 --batch-size 8 --steps 4 --repeats 1 --precisions fp32)
+    large=(--width 4 --batch-size 16 --steps 2 --repeats 1)
     kmeans=(--shape 300 16 8 --repeats 1)
     bank=(--synthetic 32 --seconds 1 --quick)
     loader=(--clips 16 --seconds 1 --batch-size 8 --repeats 1)
