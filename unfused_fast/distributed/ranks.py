@@ -276,7 +276,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).splitlines()[0].rpartition("] ")[2]
+            # of gloo's message the cause, without where in gloo it was found and advice for its developers
+            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
             raise RankLost(f"another process of this run ended or does not answer ({reason})") from error
 
 
