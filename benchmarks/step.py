@@ -74,7 +74,7 @@ def main() -> None:
             config = with_values(Config(), {**width_values(width), "train.amp": amp, "train.batch_size": size})
             settings = {"width": width, "batch": size, "amp": amp}
             for compile_ in (False, True):
-                bench = parts.Bench(shards, config, Options(device, compile=compile_))
+                bench = parts.Bench(shards, config, Options(device, compile=compile_), quick=given.repeats == 1)
                 for row in parts.step(bench):
                     record("step", row.what, row.unit, row.values, device, compile=compile_, **settings)
             config = with_values(config, {"cluster.k": 32})
