@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from command_lines import parse
 
+from unfused_fast.optional import missing_compiler
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if 'if __name__ == "__main__":' in path.read_text())
 RECORDER = """#!/bin/sh
@@ -57,6 +59,7 @@ def test_each_stage_can_start(
     assert scripts >= 5 and commands >= 5 and any(kind == "-c" for kind, *_ in found)
 
 
+@pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
 def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     """The whole script on tiny sizes: each stage ends with 0, and the page has the rows of each."""
     script = ["bash", BENCHMARKS / "gpu_all.sh", "--dry-run", tmp_path / "out"]

@@ -129,7 +129,7 @@ def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
     assert 2 <= done_epochs < epochs and out == ""
     assert "stopping after this step; press Ctrl-C again to stop immediately" in err
     said = re.escape(str(stopped)) + (
-        rf": stopped (in epoch {done_epochs + 1} after \d of 3 steps|after epoch {done_epochs}), saved; "
+        rf": stopped after (batch \d of epoch {done_epochs + 1}|epoch {done_epochs}), saved; "
         "continue with --resume"
     )
     assert re.fullmatch(said, err.splitlines()[-1]) and "Traceback" not in err and "error" not in err
