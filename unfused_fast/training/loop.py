@@ -151,7 +151,8 @@ class Trainer:
             if stop:
                 self.saves.settle()
         if failed:
-            reasons = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
+            said = dict.fromkeys(self.ranks.texts("" if unread is None else str(unread)))
+            reasons = "; ".join(filter(None, said))  # each once
             try:
                 raise UserError(
                     f"{reasons}; {self.saves.on_disk()}, continue with --resume once that is fixed"
