@@ -5,7 +5,8 @@ python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": 
 
 With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
 three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
-clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder".
+clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder". With
+"in": [FOLDER, ...] each rank runs in a folder of its own, as on machines that share none.
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -82,6 +83,8 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             os._exit(0)
         if "stop_after" in job and own["RANK"] == str(job["ranks"] - 1):
             stop_after(job["stop_after"])
+        if "in" in job:
+            os.chdir(job["in"][int(own["RANK"])])
         if "slow_saves" in job:
             slow_saves()
         if job.get("flat"):
