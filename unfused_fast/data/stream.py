@@ -226,7 +226,8 @@ class Loader(Batches):
 
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         where = index_folder(self.index, reading.rows)
-        with tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where) as folder:
+        index_files = tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where)
+        with index_files as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
                 tars,
@@ -246,6 +247,7 @@ class Loader(Batches):
                 try:
                     pipeline.build()  # only the first call has an effect
                     digits, *outputs = pipeline.run()
+                    index_files.cleanup()  # DALI has read them, and a kill would leave them in memory
                 except RuntimeError as error:
                     del pipeline  # while it exists, DALI gives the next pipeline the old content of a repaired shard
                     ahead = self.index.shard[reading.rows[start : start + 2 * size]].tolist()
