@@ -171,7 +171,7 @@ def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:
     running(whole)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         close(getattr(shared[0], name).double(), getattr(running, name).double(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(ranks.gather_rows(whole[rows].float()), whole.float())
+    assert torch.equal(ranks.gather_parts(whole[rows].float(), ranks.sizes), whole.float())
     dropout = share_layers(nn.Sequential(nn.Dropout(0.4)), ranks, sync_bn=True)
     torch.manual_seed(3)
     dropped = dropout(whole[rows].float())

@@ -196,7 +196,6 @@ class Trainer:
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
             with self.timer.part("augment"):
-                self.ranks.batch(batch.sizes)
                 views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
         for part in range(self.config.train.accumulate):
             rows = self.ranks.batch(batch.sizes, Share(part, self.config.train.accumulate))
