@@ -206,6 +206,19 @@ def test_ranks_that_share_no_folder_make_a_cache_each(
     assert losses == [losses[0]] * 3
 
 
+def test_a_rank_killed_in_the_first_pass_leaves_nothing(
+    copy_without_caches: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    command = ["train", "pretrain", str(copy_without_caches), *tiny, "--data", "resident", "--epochs", "1", "--out"]
+    before = sorted(copy_without_caches.iterdir())
+    ((first, second),) = run_jobs(
+        [{"ranks": 2, "killed": True, "arguments": [*command, str(tmp_path / "a")]}], tmp_path
+    )
+    assert first["code"] == 1 and second["code"] == -9
+    assert "error: another process of this run ended or does not answer" in re.sub(r"\s+", " ", first["said"])
+    assert sorted(copy_without_caches.iterdir()) == before and not (tmp_path / "a").exists()
+
+
 def test_what_one_rank_cannot_read_all_say_once(copy_without_caches: Path, tiny: list[str], tmp_path: Path) -> None:
     """A shard of the second rank ends early: found by it alone, before training; or in the first pass."""
     tar = sorted(copy_without_caches.glob("train-*.tar"))[-1]
