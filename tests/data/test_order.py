@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.data import order as orders
+from unfused_fast.data import stream
 from unfused_fast.data.augment import masks_of
 from unfused_fast.data.crops import first_frames
 from unfused_fast.data.order import EpochOrder, Order, batches_of, read_split_index, uniform_draws
@@ -118,6 +119,17 @@ def test_a_rank_reads_the_indexes_of_its_own_shards(tones: Path, monkeypatch: py
     assert flat(part.lines for part in parts) == whole.lines
     assert np.concatenate([part.shard for part in parts]).tolist() == whole.shard.tolist()
     assert read == [whole.tars[number].name for part in parts for number in dict.fromkeys(part.shard.tolist())]
+
+
+def test_index_files_are_gone_once_they_are_read(tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in memory, where a killed process would leave them."""
+    written, write = list[Path](), stream.write_indexes
+    monkeypatch.setattr(orders, "MEMORY", tmp_path)
+    monkeypatch.setattr(stream, "write_indexes", lambda folder, *more: written.append(folder) or write(folder, *more))
+    batches = Loader(open_shards(tones), "train", Config(), device=torch.device("cpu"), batch_size=8).epoch(1)
+    next(batches)
+    assert [folder.parent for folder in written] == [tmp_path] and not list(tmp_path.iterdir())
+    assert sum(len(batch.clip_ids) for batch in batches) == 52
 
 
 @pytest.fixture

@@ -18,8 +18,13 @@ import ranks as harness
 import torch
 from waiting import wait_for
 
+from unfused_fast.config.fields import Config
+from unfused_fast.distributed.ranks import Ranks
+from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.training.options import Options, train_loader
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Cli = Callable[..., Any]
@@ -79,6 +84,15 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
     assert "--devices 3: this process was started as one of 2" in cli(*command, "--devices", 3).error
     assert "2 processes take a GPU each" in cli(*command, "--device", "cuda:0").error
     assert "could not connect at 127.0.0.1" in cli(*command, "--timeout", 5).error
+
+
+def test_a_process_without_a_clip_of_a_batch(tones: Path) -> None:
+    """The clips of the second of two are left out."""
+    ranks = Ranks()
+    ranks.share, ranks.world_size = Share(1, 2), 2
+    options = Options(torch.device("cpu"), ranks=ranks)
+    with pytest.raises(UserError, match="of a batch of 10 clips one of the 2 processes has none; use fewer of them"):
+        train_loader(Config(), open_shards(tones), options, 10, range(30, 60))
 
 
 def test_places_by_torchrun_and_slurm() -> None:

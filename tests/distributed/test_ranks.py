@@ -181,6 +181,44 @@ def test_ranks_make_one_cache_that_any_number_of_them_reads(
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
 
 
+def test_ranks_that_share_no_folder_make_a_cache_each(
+    copy_without_caches: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Copies of a set under one name: on neither machine a cache; then on the first alone; on the second alone."""
+    machines = [tmp_path / name for name in ("first", "second", "third", "fourth")]
+    for machine in machines:
+        shutil.copytree(copy_without_caches, machine / "set")
+    first, second, third, fourth = map(str, machines)
+    flags = [*tiny, "--epochs", "1", "--data", "resident", "--out"]
+    pairs = [(first, second), (second, third), (fourth, third)]
+    jobs = [
+        {"ranks": 2, "in": pair, "arguments": ["train", "pretrain", "set", *flags, str(tmp_path / f"run-{number}")]}
+        for number, pair in enumerate(pairs)
+    ]
+    ends = run_jobs(jobs, tmp_path)
+    assert all(end["code"] == 0 for job in ends for end in job), ends
+    said = [re.sub(r"\s+", " ", job[0]["said"]) for job in ends]
+    assert all("log-mels of 60 clips, computed once data" in text for text in (said[0], said[2])), said
+    assert "from the cache" in said[1] and "computed once" not in said[1]
+    made = [{path.name: path.read_bytes() for path in machine.glob("set/log-mel-*/*")} for machine in machines]
+    assert made[0].keys() == {"frames.npy", "manifest.json"} and made[1:] == made[:1] * 3
+    losses = [log_of(tmp_path / f"run-{number}")[0]["loss"] for number in range(3)]
+    assert losses == [losses[0]] * 3
+
+
+def test_a_rank_killed_in_the_first_pass_leaves_nothing(
+    copy_without_caches: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    command = ["train", "pretrain", str(copy_without_caches), *tiny, "--data", "resident", "--epochs", "1", "--out"]
+    before = sorted(copy_without_caches.iterdir())
+    ((first, second),) = run_jobs(
+        [{"ranks": 2, "killed": True, "arguments": [*command, str(tmp_path / "a")]}], tmp_path
+    )
+    assert first["code"] == 1 and second["code"] == -9
+    assert "error: another process of this run ended or does not answer" in re.sub(r"\s+", " ", first["said"])
+    assert sorted(copy_without_caches.iterdir()) == before and not (tmp_path / "a").exists()
+
+
 def test_what_one_rank_cannot_read_all_say_once(copy_without_caches: Path, tiny: list[str], tmp_path: Path) -> None:
     """A shard of the second rank ends early: found by it alone, before training; or in the first pass."""
     tar = sorted(copy_without_caches.glob("train-*.tar"))[-1]

@@ -5,7 +5,9 @@ python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": 
 
 With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
 three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
-clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder".
+clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder". With
+"in": [FOLDER, ...] each rank runs in a folder of its own, as on machines that share none; with "killed": true the last
+rank is killed in the first pass over the clips.
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -19,6 +21,7 @@ import copy
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -36,6 +39,7 @@ from torch import nn
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.data import dali as pipeline
+from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import share_layers, sum_gradients
 from unfused_fast.launch import place_of
@@ -82,6 +86,10 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             os._exit(0)
         if "stop_after" in job and own["RANK"] == str(job["ranks"] - 1):
             stop_after(job["stop_after"])
+        if job.get("killed") and own["RANK"] == str(job["ranks"] - 1):
+            Loader.whole_clips = lambda loader: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        if "in" in job:
+            os.chdir(job["in"][int(own["RANK"])])
         if "slow_saves" in job:
             slow_saves()
         if job.get("flat"):
@@ -168,7 +176,7 @@ def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:
     running(whole)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         close(getattr(shared[0], name).double(), getattr(running, name).double(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(ranks.gather_rows(whole[rows].float()), whole.float())
+    assert torch.equal(ranks.gather_parts(whole[rows].float(), ranks.sizes), whole.float())
     dropout = share_layers(nn.Sequential(nn.Dropout(0.4)), ranks, sync_bn=True)
     torch.manual_seed(3)
     dropped = dropout(whole[rows].float())

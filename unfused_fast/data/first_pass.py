@@ -7,6 +7,7 @@ rank 0 made room for all: a rank writes no byte that another one writes.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -63,7 +64,8 @@ def make(loader: Batches, wanted: Layout, place: Path, ranks: Ranks = ALONE, dam
         return {"token": token, "data": data}
 
     def write(data: int) -> None:
-        with path.open("r+b") as file:
+        # not to be read too: then a client of NFS writes whole pages, and with them old bytes of another rank's
+        with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
             for start, rows in computed(loader, wanted, ranks.share, in_words(ranks)):
                 file.seek(data + start * wanted.frame_bytes)
                 file.write(memoryview(rows.numpy().data).cast("B"))

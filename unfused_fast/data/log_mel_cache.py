@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data.crops import crop_samples
+from unfused_fast.data.front_end import set_statistics
 from unfused_fast.data.order import Int64s
-from unfused_fast.data.stream import Batches, Loader
+from unfused_fast.data.stream import Batches, Loader, scale
 from unfused_fast.distributed import Share
 from unfused_fast.errors import cause
 from unfused_fast.json_files import LARGEST_JSON, read_json
@@ -98,12 +100,16 @@ class DamagedCache(Exception):
     """A cache that was changed since it was written, or that belongs to other data."""
 
 
+def _own_norm(config: Config) -> Config:
+    """Log-mels are normalised by the set's own statistics, or waveforms scaled as the config says."""
+    return replace(config, data=replace(config.data, norm="wave_l2" if config.data.norm == "wave_l2" else "dataset"))
+
+
 def whole_split(loader: Batches, share: Share) -> Loader:
     """A loader of a share of the whole split, normalised by the set's own statistics, from which a cache is computed.
     It scales waveforms as the given loader does.
     """
-    unit_norm = loader.config.data.norm == "wave_l2"
-    config = replace(loader.config, data=replace(loader.config.data, norm="wave_l2" if unit_norm else "dataset"))
+    config = _own_norm(loader.config)
     samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
     frames = 1 + int(samples.max(initial=crop_samples(config))) // config.frontend.hop_samples
     size = max(1, min(PASS_CLIPS[loader.device.type], PASS_BYTES // (4 * frames * config.frontend.n_mels)))
@@ -125,23 +131,23 @@ def layout(loader: Batches) -> Layout:
     Clips shorter than a crop are padded with silence, as in the stream, so the crop's length is part of the key where
     there are any.
     """
-    whole, first = whole_split(loader, loader.share), loader.shards.first_id(loader.split)
-    config, shortest = whole.config, crop_samples(whole.config)
-    samples = loader.shards.clips_in(loader.split).column("samples").to_numpy()
-    rows = whole.clip_ids - first
+    config, left_out = _own_norm(loader.config), loader.left_out
+    samples, shortest = loader.shards.clips_in(loader.split).column("samples").to_numpy(), crop_samples(config)
+    rows = np.setdiff1d(np.arange(len(samples)), np.array(left_out, np.int64) - loader.shards.first_id(loader.split))
     counts = np.zeros(len(samples), np.int64)
     counts[rows] = 1 + np.maximum(samples[rows], shortest) // config.frontend.hop_samples
     bounds, own = np.cumsum(np.r_[0, counts]), loader.share.of(len(counts))
+    mean, std = scale(config, set_statistics(loader.shards, config.frontend))
     identity = {
         "schema_version": SCHEMA_VERSION,
         "digest": loader.shards.manifest.digest,
         "split": loader.split,
         **{f"frontend.{name}": value for name, value in asdict(config.frontend).items()},
         "padded_to_samples": shortest if int(samples.min(initial=shortest)) < shortest else 0,
-        "mean": whole.mean,
-        "std": whole.std,
+        "mean": mean,
+        "std": std,
         "norm": config.data.norm,
-        "left_out": whole.left_out,
+        "left_out": left_out,
     }
     return Layout(identity, bounds[:-1], counts, slice(int(bounds[own.start]), int(bounds[own.stop])))
 

@@ -154,7 +154,8 @@ def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, pl
             console.print(f"{found}: {error}; it is recomputed", style="yellow")
             place = log_mel_cache.writable_place(loader, layout)
     if place is not None:
-        made = first_pass.make(loader, layout, place, damaged=found is not None) or place
+        made = first_pass.make(loader, layout, place, damaged=found is not None)
+        assert made is not None  # a single process sees the folder that it made
         try:
             return log_mel_cache.load(made, layout, target), f"from the audio ({made})"
         except DamagedCache as error:

@@ -112,9 +112,7 @@ class Batches(ABC):
                 f"a batch of {batch_size} clips is fewer than the {share.world_size} processes that share it; use a "
                 "larger --set train.batch_size, or fewer --devices"
             )
-        known = statistics or set_statistics(shards, config.frontend)
-        scaled = known is not None and config.data.norm in ("dataset", "running")
-        self.mean, self.std = (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
+        self.mean, self.std = scale(config, statistics or set_statistics(shards, config.frontend))
 
     def reading(self, epoch: int | None, clusters: NDArray[np.int64] | None = None) -> Reading:
         """What this rank reads in an epoch. Epoch None: for whole clips, each shard from short to long.
@@ -228,7 +226,8 @@ class Loader(Batches):
 
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         where = index_folder(self.index, reading.rows)
-        with tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where) as folder:
+        index_files = tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where)
+        with index_files as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
                 tars,
@@ -248,6 +247,7 @@ class Loader(Batches):
                 try:
                     pipeline.build()  # only the first call has an effect
                     digits, *outputs = pipeline.run()
+                    index_files.cleanup()  # DALI has read them, and a kill would leave them in memory
                 except RuntimeError as error:
                     del pipeline  # while it exists, DALI gives the next pipeline the old content of a repaired shard
                     ahead = self.index.shard[reading.rows[start : start + 2 * size]].tolist()
@@ -267,6 +267,12 @@ class Loader(Batches):
                 f"{self.shards.directory}: clip {found[other[0]]} of split {self.split} is where the index has clip "
                 f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} reports what is wrong"
             )
+
+
+def scale(config: Config, known: Mapping[str, float] | None) -> tuple[float, float]:
+    """Mean and standard deviation by which log-mels are normalised, of those known; 0 and 1 leave them as they are."""
+    scaled = known is not None and config.data.norm in ("dataset", "running")
+    return (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
 
 
 def _recut(blocks: Iterator[list[Tensor]], parts: list[slice]) -> Iterator[list[Tensor]]:

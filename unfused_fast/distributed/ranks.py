@@ -37,7 +37,7 @@ class RankLost(UserError):
 
 
 class FailedOnFirst(UserError):
-    """Raised on the other ranks for an error of rank 0, which prints it."""
+    """Raised on the other ranks for an error that rank 0 prints."""
 
 
 class Ranks:
@@ -138,10 +138,6 @@ class Ranks:
         with self._watched():
             dist.all_gather(every, tensor.contiguous())
         return torch.stack(every)
-
-    def gather_rows(self, tensor: Tensor) -> Tensor:
-        """This rank's rows of the current batch -> those of all ranks, in the order of the batch."""
-        return self.gather_parts(tensor, self.sizes)
 
     def gather_parts(self, tensor: Tensor, sizes: list[int]) -> Tensor:
         """(n, ...) with n = sizes[rank] -> (sum of sizes, ...)."""

@@ -151,7 +151,8 @@ class Trainer:
             if stop:
                 self.saves.settle()
         if failed:
-            reasons = "; ".join(text for text in self.ranks.texts("" if unread is None else str(unread)) if text)
+            said = dict.fromkeys(self.ranks.texts("" if unread is None else str(unread)))
+            reasons = "; ".join(filter(None, said))  # each once
             try:
                 raise UserError(
                     f"{reasons}; {self.saves.on_disk()}, continue with --resume once that is fixed"
@@ -195,7 +196,6 @@ class Trainer:
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
             with self.timer.part("augment"):
-                self.ranks.batch(batch.sizes)
                 views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
         for part in range(self.config.train.accumulate):
             rows = self.ranks.batch(batch.sizes, Share(part, self.config.train.accumulate))

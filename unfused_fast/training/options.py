@@ -190,6 +190,11 @@ def train_loader(
             f"train.batch_size = {batch_size}; use a smaller --set train.batch_size"
         )
     least = int(loader.order.sizes[: loader.full_batches].min())
+    if not least:
+        raise UserError(
+            f"of a batch of {batch_size} clips one of the {options.ranks.world_size} processes has none; use fewer of "
+            "them or a larger --set train.batch_size"
+        )
     if config.train.accumulate > least:
         raise UserError(
             f"train.accumulate = {config.train.accumulate}, but of a batch of {batch_size} clips a process has "
