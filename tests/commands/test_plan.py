@@ -149,6 +149,8 @@ def test_each_device_holds_its_own_clips(cli: Cli) -> None:
     assert one["device"]["memory bank"] == 8 * eight["device"]["memory bank"] == 2_000_000 * (2048 + 4)
     assert one["device"]["clusters of all clips"] == eight["device"]["clusters of all clips"] == 2_000_000 * 16
     assert one["device"]["mixup memory"] == 8 * eight["device"]["mixup memory"] == 2048 * 64 * 96 * 2
+    few = planned(cli, "--clips", 100, "--device", "h200", "--set", "data.partitions=64")
+    assert few["device"]["mixup memory"] == 64 * 64 * 96 * 2, "one clip of each partition"
     saved = "copy of the bank being saved"
     assert one["host"][saved] == eight["host"][saved] == 2**32 + 2**24, "4.1 GB and 16 MB, pinned in powers of two"
     assert (one["host"]["log-mels, pinned"], eight["host"]["log-mels, pinned"]) == (256 * GIB, 8 * 32 * GIB)

@@ -97,7 +97,8 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         device["gradients in buckets"] = trained
     mixup = 0
     if config.aug.mixup.ratio > 0:
-        mixup = min(config.aug.mixup.memory, clips) * 2 * config.frontend.n_mels * config.crop_frames
+        held = config.aug.mixup.held(clips, config.data.partitions) * config.data.partitions
+        mixup = held * 2 * config.frontend.n_mels * config.crop_frames
         device["mixup memory"] = mixup // devices
     host = {
         "clips table": TABLE_BYTES * clips * machine.ranks,
