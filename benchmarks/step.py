@@ -20,7 +20,7 @@ from unfused_fast.methods import Method
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.pretraining import pretrainer
-from unfused_fast.training import Options, Run, Trainer, autocast, prepare_for, quietly
+from unfused_fast.training import Options, Run, Trainer, autocast, full_precision, prepare_for, quietly
 
 
 def begun(config: Config, shards: ShardSet, out: Path, device: torch.device) -> tuple[Method, Trainer]:
@@ -57,7 +57,11 @@ def whole_and_bare(
                 made.sum().backward()
                 bare.zero_grad(set_to_none=True)
 
-        return pairs_of(lambda: clips / seconds_of(epoch, device), lambda: clips / seconds_of(alone, device), repeats)
+        # as Trainer.fit does; around `parts.step` too it would end with that one's own
+        with full_precision(config, device), freed_memory_kept(device):
+            return pairs_of(
+                lambda: clips / seconds_of(epoch, device), lambda: clips / seconds_of(alone, device), repeats
+            )
 
 
 def main() -> None:
@@ -68,7 +72,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[64, 16])
     given = parser.parse_args()
     device, size = torch.device(given.device), given.batch_size
-    with tempfile.TemporaryDirectory() as name, freed_memory_kept(device):
+    with tempfile.TemporaryDirectory() as name:
         shards = synthetic_set(Path(name), given.steps * size, 2.0)
         for width, amp in product(given.width, given.precisions):
             config = with_values(Config(), {**width_values(width), "train.amp": amp, "train.batch_size": size})

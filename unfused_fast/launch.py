@@ -66,7 +66,7 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         if node >= len(counts):
             raise UserError(
                 f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names nodes 0 to {len(counts) - 1}; start the "
-                "processes by srun"
+                "processes with srun"
             )
         local_size = counts[node]
         address = environment.get("MASTER_ADDR") or first_node(environment.get("SLURM_STEP_NODELIST", ""))

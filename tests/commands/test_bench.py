@@ -77,7 +77,10 @@ def test_a_part_of_some_epochs_counts_nothing_in_the_others(tones: Path, monkeyp
     }
 
 
-def test_where_training_streams_so_does_the_loader(cli: Callable[..., Any], tones: Path, tiny: list[str]) -> None:
-    done = cli("bench", "loader", tones, "--quick", "--json", "--set", "data.store=stream", *tiny)
-    assert [row["what"] for row in json.loads(done.out)["rows"]] == ["stream, two views"]
+@pytest.mark.parametrize(("values", "made"), [([], "1 view"), (["--set", "bank.view=separate"], "2 views")])
+def test_where_training_streams_so_does_the_loader_as_many_views(
+    cli: Callable[..., Any], tones: Path, tiny: list[str], values: list[str], made: str
+) -> None:
+    done = cli("bench", "loader", tones, "--quick", "--json", "--set", "data.store=stream", *values, *tiny)
+    assert [row["what"] for row in json.loads(done.out)["rows"]] == [f"stream, {made}"]
     assert "training here streams, because data.store is stream" in done.err

@@ -103,18 +103,15 @@ def test_pseudo_labels_and_student_do_not_see_labels(
     assert_equal_weights(tmp_path / "true", tmp_path / "shuffled")
 
 
-@pytest.mark.parametrize(
-    "encoder, least",
-    [("random", 0.8), ("logmel", 0.8), ("pretrained", 0.7)],  # two epochs of four channels lose a little
-)
+@pytest.mark.parametrize("encoder", ["random", "logmel", "pretrained"])
 def test_linear_tells_separable_classes_apart(
-    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, encoder: str, least: float
+    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, encoder: str
 ) -> None:
     source = pretrained if encoder == "pretrained" else encoder
     done = cli("train", "linear", tones, "--encoder", source, "--out", tmp_path / "run", "--json", *tiny)
     assert done.code == 0, done.err
     result = json.loads(done.out)
-    assert result["test"] > least and result["clips"] == {"train": 60, "valid": 18, "test": 18}
+    assert result["test"] > 0.8 and result["clips"] == {"train": 60, "valid": 18, "test": 18}
     confusion = np.array(result["confusion"])
     assert confusion.sum() == 18 and confusion.trace() / 18 == pytest.approx(result["test"], abs=1e-6)
     f1 = 2 * confusion.diagonal() / (confusion.sum(axis=0) + confusion.sum(axis=1))

@@ -144,20 +144,21 @@ class MemoryBank:
 
     def _copied(self, own: Mapping[str, Tensor], assignments: Tensor) -> Callable[[], dict[str, Tensor]]:
         """Rows of all ranks, by name, and the assignments, on the host of rank 0."""
-        for name, rows in own.items():
-            if self._ranks.leads and name not in self._host:
+        every = {**own, "bank.assignments": assignments}
+        for name, rows in every.items() if self._ranks.leads else ():
+            if name not in self._host:
                 shape = self.clips, *rows.shape[1:]
-                self._host[name] = torch.empty(shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+                self._host[name] = torch.empty(shape, dtype=rows.dtype, pin_memory=self.rows.is_cuda)
+        for name, rows in own.items():
             self._ranks.rows_to_first(rows, self.parts, self._host.get(name))
         if self._ranks.leads:
-            ids = torch.empty(self.clips, dtype=torch.int64, pin_memory=self.rows.is_cuda)
-            self._host.setdefault("bank.assignments", ids).copy_(assignments, non_blocking=True)
+            self._host["bank.assignments"].copy_(assignments, non_blocking=True)
         event = torch.cuda.current_stream(self.rows.device).record_event() if self.rows.is_cuda else None
 
         def copied() -> dict[str, Tensor]:
             if event is not None:
                 event.synchronize()
-            return {name: self._host[name] for name in (*own, "bank.assignments")}
+            return {name: self._host[name] for name in every}
 
         return copied
 
@@ -193,9 +194,8 @@ class MemoryBank:
                 "was the run trained on another shard set?"
             )
         for start, block in generation.blocks():
-            kept = block[max(0, self.own.start - start) : max(0, self.own.stop - start)]
-            at = max(start, self.own.start) - self.own.start
-            self.rows[at : at + len(kept)].copy_(kept)
+            own = self.rows[start : start + len(block)]
+            own.copy_(block[: len(own)])
         return generation.assignments().to(self.rows.device)
 
     def load_others(self, directory: Path, epoch: int) -> None:

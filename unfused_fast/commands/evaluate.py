@@ -188,7 +188,7 @@ def lape(
     show(summary, flags.as_json, tables(summary), sentences(summary))
     if not any(row["state"] == "done" for row in summary["tasks"]):
         raise UserError(
-            f"{data_dir}: no task was evaluated; {out / 'lape.md'} says for each where to get it, or why not"
+            f"{data_dir}: no task was evaluated; {out / 'lape.md'} says for each where to get it, or what went wrong"
         )
 
 

@@ -75,7 +75,7 @@ def start_devices(devices: int | None, device: str) -> int | None:
         if devices > found:
             raise UserError(
                 f"--devices {devices}: PyTorch {torch.__version__} sees {counted(found, 'CUDA device')} here; "
-                "give at most so many, or add --device cpu"
+                "give fewer, or use --device cpu"
             )
     return _run_here(devices)
 

@@ -96,7 +96,11 @@ class MixupConfig:
     ratio: ShareBelow1 = 0.4
     """Mixing share drawn from U(0, ratio); 0 turns it off. Source: authors, BYOL-A."""
     memory: Count = 2048
-    """Clips held by the FIFO memory. Source: authors, BYOL-A."""
+    """Clips held by the FIFO memory, equally many of each of `data.partitions`. Source: authors, BYOL-A."""
+
+    def held(self, clips: int, partitions: int) -> int:
+        """Clips that are held of each partition of a split of so many clips."""
+        return max(1, min(self.memory, clips) // partitions)
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,11 @@ class BankConfig:
         """Whether a clip's row costs a forward pass beside the one that gives its loss."""
         return self.fill == "pass" or self.view == "separate"
 
+    @property
+    def views(self) -> int:
+        """Views of a clip in a training step."""
+        return 2 if self.fill == "training" and self.view == "separate" else 1
+
 
 @dataclass(frozen=True)
 class OptimConfig:

@@ -242,7 +242,7 @@ class Augmenter:
         partitions = config.data.partitions
         self._own = ranks.share.of_partitions(partitions)
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
-        size = max(1, min(config.aug.mixup.memory, clips) // partitions)
+        size = config.aug.mixup.held(clips, partitions)
         bounds = begins[self._own.start + 1 : self._own.stop]
         memory = MixupMemory(size, bounds, config.frontend.n_mels, config.crop_frames)
         self.memory = memory if config.aug.mixup.ratio > 0 else None

@@ -93,7 +93,7 @@ class DeepClustering(Method):
         self.k = resolve_k(config, clips)
         self.filled_by_training = config.bank.fill == "training"
         self.uses_partial_batch = self.filled_by_training
-        self.views = 2 if self.filled_by_training and config.bank.own_forward else 1
+        self.views = config.bank.views
         dim, dtype = config.model.proj_dim, config.bank.dtype
         self.bank: MemoryBank = MemoryBank(clips, dim, first_id, device, dtype, ranks, left_out)
         self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, device) for _ in config.cluster.heads))
@@ -185,7 +185,7 @@ class DeepClustering(Method):
                 self._projected.append(self.run(view))
         with self.part("forward train view"):
             projections, rows = self.run(train_view), clip_ids - self.bank.first_id
-            if not self.config.bank.own_forward:
+            if self.filled_by_training and not bank_views:
                 self._projected.append(projections.detach())
             return torch.stack([head.loss(projections, rows) for head in self.heads]).mean()
 

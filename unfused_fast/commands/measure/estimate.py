@@ -69,9 +69,9 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     """Bytes on disk, device and host, seconds of an epoch's parts and of what comes once, and what does not fit.
 
     Bytes of the device are those of one rank, which holds the bank's rows and the log-mels of its own N / ranks clips,
-    and the clusters of all; bytes of the host are those of the machine of rank 0, which also holds a copy of the whole
-    bank while it is saved. Steps, clustering and reading are shared. Raises UserError: machines do not have equally
-    many devices.
+    its part of the mixup memory, and the clusters of all; bytes of the host are those of the machine of rank 0, which
+    also holds a copy of the whole bank while it is saved. Steps, clustering and reading are shared. Raises UserError:
+    machines do not have equally many devices.
     """
     if machine.devices % machine.machines:
         raise UserError(
@@ -95,6 +95,11 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     }
     if devices > 1:
         device["gradients in buckets"] = trained
+    mixup = 0
+    if config.aug.mixup.ratio > 0:
+        held = config.aug.mixup.held(clips, config.data.partitions) * config.data.partitions
+        mixup = held * 2 * config.frontend.n_mels * config.crop_frames
+        device["mixup memory"] = mixup // devices
     host = {
         "clips table": TABLE_BYTES * clips * machine.ranks,
         "order of an epoch, about": ORDER_BYTES * clips * machine.ranks,
@@ -108,9 +113,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         device["log-mels"] = own_log_mels
     elif store == "pinned":
         host["log-mels, pinned"] = pinned_bytes(own_log_mels) * machine.ranks
-    mixup = min(config.aug.mixup.memory, clips) * 2 * config.frontend.n_mels * config.crop_frames
-    checkpoint = network + (mixup if config.aug.mixup.ratio > 0 else 0) + sum(heads) * config.model.proj_dim * 4
-    checkpoint += 8 * clips * len(heads)
+    checkpoint = network + mixup + sum(heads) * config.model.proj_dim * 4 + 8 * clips * len(heads)
     generation = clips * (row + 8)
     tars, wav, flac = shard_bytes(clips, seconds)
     within = checkpoint + generation + 4 * clips

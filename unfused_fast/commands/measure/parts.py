@@ -24,7 +24,7 @@ from unfused_fast.clustering import MemoryBank, resolve_backend, spherical_kmean
 from unfused_fast.commands.measure import machine
 from unfused_fast.commands.measure.machine import spread
 from unfused_fast.config import Config, with_values
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
 from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.models import PretrainNetwork
@@ -40,8 +40,6 @@ from unfused_fast.training import (
     quietly,
     resolve_amp,
 )
-
-VIEWS = 2
 
 
 class Measured(NamedTuple):
@@ -123,16 +121,18 @@ class Bench:
 
 
 def loader(bench: Bench) -> Iterator[Measured]:
-    """Decoded, cropped, masked views without mixup and resize crop: streaming, and from where data.store keeps them;
-    and the one pass over whole clips that puts them there.
+    """Decoded, cropped, masked views without mixup and resize crop, as many as a training step has: streaming, and from
+    where data.store keeps them; and the one pass over whole clips that puts them there.
     """
     stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
+    count = bench.config.bank.views
+    made = counted(count, "view")
 
     def rates(batches: Batches, seconds: float) -> list[float]:
         found, epoch = list[float](), 0
         while len(found) < bench.repeats:
             done, start = 0, time.perf_counter()
-            for batch in batches.epoch(epoch, views=VIEWS):
+            for batch in batches.epoch(epoch, views=count):
                 done += len(batch.clip_ids)
                 if time.perf_counter() - start > seconds:
                     break
@@ -145,7 +145,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
     limit = 2.0 if bench.quick else 8.0
     decode = machine.decode_rate(bench.shards, 256 if bench.quick else 1024)
     streamed = rates(stream, limit)
-    yield Measured("loader", "stream, two views", "clips/s", streamed, decode, "decoding alone, all cores")
+    yield Measured("loader", f"stream, {made}", "clips/s", streamed, decode, "decoding alone, all cores")
     with quietly():
         kept = log_mel_cache.find(stream, log_mel_cache.layout(stream))
         start = time.perf_counter()
@@ -160,23 +160,24 @@ def loader(bench: Bench) -> Iterator[Measured]:
         what = f"first pass over the audio, clips of {samples.mean() / SAMPLE_RATE_HZ:.2f} s"
         yield Measured("loader", what, "clips/s", [bench.clips / taken], decode, "decoding alone, all cores")
     values = bench.config.frontend.n_mels * bench.config.crop_frames
-    moved = VIEWS * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
+    moved = count * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
     floor = (bench.copy_rate / moved, "copies at the copy rate") if held.store == "resident" else (None, "")
-    yield Measured("loader", f"{held.store}, two views", "clips/s", rates(held, limit), *floor)
+    yield Measured("loader", f"{held.store}, {made}", "clips/s", rates(held, limit), *floor)
 
 
 def views(bench: Bench) -> Iterator[Measured]:
-    """Mixup and random resize crop of a batch."""
+    """Mixup and random resize crop of a batch, of as many views as a training step has."""
     augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
     crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
-    moved = VIEWS * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
+    crops = (crop,) * bench.config.bank.views
+    moved = len(crops) * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
     floor = bench.copy_rate / moved, "one read, one write"
-    what = "mixup + random resize crop, two views"
-    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, (crop, crop), 1)), *floor)
+    what = f"mixup + random resize crop, {counted(len(crops), 'view')}"
+    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, 1)), *floor)
     if bench.device.type == "cuda":
         augment.augmented = augmented_reference
         what = "the same by batched products"
-        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, (crop, crop), 1)), *floor)
+        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, 1)), *floor)
 
 
 def step(bench: Bench) -> Iterator[Measured]:

@@ -79,7 +79,7 @@ def rates_of(rows: Sequence[Mapping[str, Any]], basis: str) -> Rates:
         basis=basis,
         training=_positive(row("epoch", "clips/s")["p50"]) / _positive(1 - loading),
         gflop_per_clip=_number(r"([\d.]{1,9}) GFLOP", row("step", "clips/s")["floor_is"]),
-        loader={what.removesuffix(", two views"): _positive(rate) for what, rate in stores.items() if what != first},
+        loader={what.partition(",")[0]: _positive(rate) for what, rate in stores.items() if what != first},
         first_pass=_positive(stores[first]) * _number(r"clips of ([\d.]{1,9}) s", first) if first else None,
     )
 
