@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.forkserver import _forkserver
 from multiprocessing.popen_forkserver import Popen
 from multiprocessing.process import BaseProcess
@@ -47,6 +48,23 @@ def test_a_process_that_dies_or_hangs_costs_one_item(
 ) -> None:
     found = _answers(workers, kind, str(tmp_path / "mark"), seconds=seconds)
     assert found == {item: 2 * item for item in range(20)} | {7: seventh}
+
+
+def test_a_process_has_its_next_job_before_an_answer_is_used() -> None:
+    """It may die with that job while the answer is used, which costs nothing."""
+    drawn = list[int]()
+
+    def jobs() -> Iterator[Double]:
+        for item in range(5):
+            drawn.append(item)
+            yield Double([item])
+
+    found = []
+    with Workers(1) as pool:
+        for _, answer in pool.answers(jobs()):
+            found.append((len(drawn), answer))
+            pool._all[0].process.kill()
+    assert found == [(2, [0]), (3, [2]), (4, [4]), (5, [6]), (5, [8])]
 
 
 @pytest.mark.parametrize(
