@@ -68,7 +68,7 @@ def test_a_shard_that_is_replaced_while_others_are_made(memory: Any, rows: list[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(memory), "put_file", replaced)
         with pytest.raises(
-            UserError, match=r"set: train-000001.tar: deleted or replaced since it was sent \(1 of 12 fi"
+            UserError, match=r"set: train-000001.tar: deleted or replaced since being sent \(1 of 12 fi"
         ):
             pack_remote(rows)
     assert "manifest.json" not in remote_bytes(memory)
