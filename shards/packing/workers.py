@@ -101,12 +101,19 @@ def keep_freed_memory() -> None:
 def start_server() -> None:
     """Starts the process from which workers are forked, without waiting for it: it imports what they need while this
     process does other things. Ours: so that a small set does not wait for one after the other.
+
+    Ctrl-C is for this process alone: SIGINT is blocked in the other, which would end in its imports with a traceback.
     """
     if _context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
         with contextlib.suppress(OSError):  # the first worker reports it
-            forkserver.ensure_running()
+            resource_tracker.ensure_running()  # first, because it unblocks the signal
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context() -> Any:
@@ -219,6 +226,7 @@ class Workers:
         item = self._context.RawValue("i", -1)
         arguments = (theirs, item, self.seconds_per_item, dict(os.environ))
         process = self._context.Process(target=_work, args=arguments, daemon=True)
+        start_server()  # if it does not run
         try:
             process.start()
         except (EOFError, OSError) as error:

@@ -16,7 +16,7 @@ import pytest
 from doubling import Double
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.packing.workers import Workers
+from unfused_fast.shards.packing.workers import Workers, start_server
 from unfused_fast.shards.sources.reasons import Reason
 
 
@@ -83,6 +83,16 @@ def test_what_native_code_writes_in_a_process_is_not_on_the_screen() -> None:
     """Neither on stdout, where the JSON of a command goes, nor on stderr."""
     with Workers(1) as pool:
         assert [answer for _, answer in pool.answers([Double([], "screens")])] == [[True, True]]
+
+
+def test_ctrl_c_does_not_end_the_fork_server_while_it_starts() -> None:
+    """It is sent to all processes of a terminal."""
+    _forkserver._stop()
+    start_server()
+    server = _forkserver._forkserver_pid
+    os.kill(server, signal.SIGINT)
+    assert _answers(1)[7] == 14 and _forkserver._forkserver_pid == server
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "this process still gets it"
 
 
 @pytest.mark.parametrize("times", [1, 2])
