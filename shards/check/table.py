@@ -187,7 +187,8 @@ def _published_counts(directory: Path, manifest: Manifest, clips: pa.Table) -> I
         return
     name, options = manifest.dataset["name"], manifest.dataset.get("options", {})
     if name not in DATASETS:
-        yield finding(Kind.PUBLISHED_COUNT, directory, f"of data set {name}, which this version does not support")
+        summary = f"packed from data set {name}, which this version does not know: its files are not counted"
+        yield finding(Kind.PUBLISHED_COUNT, directory, f"{summary}; check it with {manifest.written_by}")
         return
     published = DATASETS[name].clips
     files = clips.group_by(["split", "source"]).aggregate([])

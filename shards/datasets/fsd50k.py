@@ -75,7 +75,7 @@ def _without(rows: list[SourceRow], places: str, notes: list[str]) -> list[Sourc
             counts = ", ".join(f"{count:,} of {split}" for split, count in shared.items()) or "none"
             notes.append(f"Clips left out because their recording is one of the {len(ids):,} in {name}: {counts}.")
     if not rows:
-        raise UserError(f"--option exclude={places}: no clips are left; name fewer of them")
+        raise UserError(f"--option exclude={places}: no clips are left; name fewer folders or tables")
     return rows
 
 

@@ -74,7 +74,9 @@ def _by_lists(rows: list[SourceRow], root: Folder, base: Folder, notes: list[str
     for split, name in LISTS.items():
         found = [place / name for place in (root, base) if (place / name).is_file()]
         if not found:
-            raise UserError(f"{root}: no {name}, which split=files needs; put it there or use split=seeded")
+            raise UserError(
+                f"{root}: no {name}, which --option split=files needs; put it there or use --option split=seeded"
+            )
         lists[split] = found[0]
     splits = {PurePosixPath(name).stem: split for name, split in listed_splits(lists).items()}
     counts = Counter(splits.values())
@@ -95,7 +97,7 @@ def _by_chapters(rows: list[SourceRow], notes: list[str]) -> list[SourceRow]:
         sizes[_reader(row)][row.group or ""] += 1
     test = {min(chapters, key=lambda name: (chapters[name], name)) for chapters in sizes.values() if len(chapters) > 1}
     if not test:
-        raise UserError("--option split=chapters: no reader here has two chapters; use split=seeded")
+        raise UserError("--option split=chapters: no reader here has two chapters; use --option split=seeded")
     kept = [row for row in rows if len(sizes[_reader(row)]) > 1]
     notes.append("The split by chapters is ours: the chapter with the fewest utterances of each reader is the test.")
     lone = [row.source for row in rows if len(sizes[_reader(row)]) == 1]

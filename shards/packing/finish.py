@@ -128,7 +128,7 @@ class Assembly:
                 self.journal.forget_sent(name)
             raise UserError(
                 f"{self._remote.shown}: {tar.name} was sent with other clip ids, because files before its own have "
-                "changed since; run the same command again, which makes this shard and those behind it again"
+                "changed since; run the same command again, which makes this shard and all later ones again"
             )
         if not there and read_index(index)[0][0].name.partition(".")[0] != clip_key(self._clips):
             if tar.stat().st_nlink > 1:  # also the file of a part, which must not change

@@ -127,7 +127,7 @@ class RemoteSet(RemoteFolder):
         sent = {file: facts for shard in journal.sent.values() for file, facts in shard.files.items()}
         if lost := sorted(file for file, facts in sent.items() if there.get(file) != facts):
             raise UserError(
-                f"{self.shown}: {', '.join(lost[:3])}: deleted or replaced since it was sent ({len(lost)} of "
+                f"{self.shown}: {', '.join(lost[:3])}: deleted or replaced since being sent ({len(lost)} of "
                 f"{len(sent)} files); run the same command again, which sends what is missing"
             )
         self._remove(MANIFEST)

@@ -40,12 +40,8 @@ SECONDS_PER_ITEM = 120.0
 BYTES_PER_SECOND = 2e6
 """Of what `At` calls size: it adds to the seconds of an item. Ours: a share of a slow disk that all processes read."""
 LONGEST_READ_SECONDS = 3600.0
+"""Most that it adds. Ours: 7 GB at that rate; what is read for longer hangs."""
 PROGRESS_SECONDS = 0.25
-FREED_BYTES = (1 << 25) - (1 << 13)
-"""Allocated and freed once by a process: glibc then keeps up to 64 MB of freed memory for the next item, in place of
-giving back the memory of each clip and getting it again page by page, which took longer than resampling. Source:
-mallopt(3), the dynamic threshold.
-"""
 
 
 class Job(Protocol[AnswerOut]):
@@ -92,15 +88,32 @@ def worker_count(given: int | None) -> int:
     return available_cores() if given is None else given
 
 
+def keep_freed_memory() -> None:
+    """From now on glibc maps only blocks of 32 MB and more, and keeps up to 64 MB of what this process frees.
+
+    A block just below 32 MB, the most that glibc takes as a measure, is allocated and freed. Ours: the memory of each
+    clip went back to the kernel and came again page by page, which took longer than resampling. Source: mallopt(3),
+    dynamic mmap threshold.
+    """
+    bytes((1 << 25) - (1 << 13))
+
+
 def start_server() -> None:
     """Starts the process from which workers are forked, without waiting for it: it imports what they need while this
     process does other things. Ours: so that a small set does not wait for one after the other.
+
+    Ctrl-C is for this process alone: SIGINT is blocked in the other, which would end in its imports with a traceback.
     """
     if _context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
         with contextlib.suppress(OSError):  # the first worker reports it
-            forkserver.ensure_running()
+            resource_tracker.ensure_running()  # first, because it unblocks the signal
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context() -> Any:
@@ -213,6 +226,7 @@ class Workers:
         item = self._context.RawValue("i", -1)
         arguments = (theirs, item, self.seconds_per_item, dict(os.environ))
         process = self._context.Process(target=_work, args=arguments, daemon=True)
+        start_server()  # if it does not run
         try:
             process.start()
         except (EOFError, OSError) as error:
@@ -236,7 +250,7 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
     An item that takes too long ends the process by SIGALRM, whatever native code it is in.
     """
     os.environ.update(environment)  # a fork server keeps the environment of its start
-    bytes(FREED_BYTES)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

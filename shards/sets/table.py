@@ -187,7 +187,7 @@ def read_manifest(directory: Path) -> Manifest:
         if (dataset := value["dataset"]) is not None and not (
             isinstance(dataset["name"], str) and isinstance(dataset.get("options", {}), dict)
         ):
-            raise ValueError("its data set has no name, or options that are none")
+            raise ValueError("its data set has no name, or options without names")
         for name in (name for info in splits.values() for name in info.shards):
             if Path(name).name != name or not name.endswith(".tar"):
                 raise ValueError(f"{name[:80]!r} is not the name of a shard")

@@ -146,10 +146,7 @@ def test_lists_and_archives_and_what_cannot_be_used(
     names = [f"{tmp_path}/more.tar/inside/a.wav", str(paths[1]), "../mixed/sound.wav"]
     assert list(found["path"]) == [*names, f"{mixed}/silent.wav", f"{mixed}/sound.wav", str(paths[3])]
     lines = (tmp_path / "x.npz.rejected.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == [
-        "path",
-        *(f"{mixed}/{name}.wav" for name in ("notes", "short")),
-    ]
+    assert [line.split(",")[0] for line in lines] == ["path", f"{mixed}/notes.wav", f"{mixed}/short.wav"]
     assert json.loads(done.out)["rejected"] == {"not audio": 1, "too short": 1}
 
 

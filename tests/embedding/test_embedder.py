@@ -86,6 +86,14 @@ def test_pieces_give_what_the_whole_clip_gives(seconds: float, monkeypatch: pyte
     torch.testing.assert_close(cut_times, times, rtol=0, atol=0)
 
 
+def test_batches_are_bounded_the_longest_first() -> None:
+    """A longer piece is alone; shorter ones are padded to the first of their batch, which counts."""
+    frames = [100, 700, 2000, 90, 95, 1536, 800, 768]
+    pieces = [clip_pieces.ClipPiece(0, 1, 0, count, 0, 1, 1) for count in frames]
+    batches = [[frames[number] for number in batch] for batch in clip_pieces.in_batches(pieces, 1536)]
+    assert batches == [[2000], [1536], [800], [768, 700], [100, 95, 90]]
+
+
 def test_steps_and_their_times(embedder: Embedder) -> None:
     embedder.train()
     assert not any(module.training for module in embedder.modules()), "it stays in eval mode"

@@ -52,6 +52,15 @@ def stop_at(
     return calls
 
 
+def stopped_remote(memory: Any, rows: list[SourceRow], method: str, name: str, **options: Any) -> list[str]:
+    """Packs until the method of the file system is called for the file; gives the files it was called for."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls = stop_at(memory, patch, method, name, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack_remote(rows, **options)
+    return calls
+
+
 class Server(ThreadingHTTPServer):
     """A web server of a folder."""
 

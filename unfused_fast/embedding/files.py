@@ -23,7 +23,7 @@ from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
 from unfused_fast.errors import UserError, escaped
 from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.packing.workers import FREED_BYTES, Workers, worker_count
+from unfused_fast.shards.packing.workers import Workers, keep_freed_memory, worker_count
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training import Interrupted
@@ -119,7 +119,7 @@ def _embed(
 ) -> None:
     """Embeds the remaining files. Batches arrive as they are decoded; blocks are saved in order."""
     blocks, results = dict[int, Block](), dict[int, Results]()
-    bytes(FREED_BYTES)  # see pieces.CPU_FRAMES
+    keep_freed_memory()
 
     def jobs() -> Iterator[ReadJob]:
         for block in blocks_of(rows, len(parts.files), embedder.cutting, frames, headers):

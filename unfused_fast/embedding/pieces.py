@@ -22,8 +22,9 @@ PIECE_FRAMES = 16384
 """Frames in one pass of the encoder, of one clip or of several. Ours: 164 s; the first convolution's maps of
 64 channels and 64 mel bins take 268 MB in float32."""
 CPU_FRAMES = 1536
-"""The same for several clips on a CPU. Ours: the two largest maps then take 50 MB, and glibc keeps up to 64 MB of freed
-memory (workers.FREED_BYTES); more comes from the kernel page by page, which took as long as the encoder itself."""
+"""The same for several clips on a CPU. Ours: the two largest maps then take 25 MB each, and glibc keeps up to 64 MB of
+freed memory (workers.keep_freed_memory); more comes from the kernel page by page, which took as long as the encoder
+itself."""
 
 
 class ClipPiece(NamedTuple):

@@ -30,7 +30,7 @@ that Ctrl-C loses; and enough to find clips of similar length."""
 BLOCK_SECONDS = 3600.0
 """Most audio of a block of more than one file."""
 READ_AHEAD = 16
-"""Decoded batches in the queue of the encoder: at most 5 MB each on a GPU, 1 MB on a CPU."""
+"""Decoded batches in the queue of the encoder: at most 5 MB each; those of several files on a CPU half a MB."""
 
 
 class FilePiece(NamedTuple):

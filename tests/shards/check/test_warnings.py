@@ -100,7 +100,7 @@ def test_labels_lengths_and_published_counts(tmp_path: Path) -> None:
         assert finding is not None and words in finding.message and finding.sources == sources, found.warnings
     pack(rows, tmp_path / "later", workers=0, dataset={"name": "of-a-later-version"})
     finding = _of(check(tmp_path / "later", workers=0), Kind.PUBLISHED_COUNT)
-    assert finding is not None and "of-a-later-version, which this version does not support" in finding.message
+    assert finding is not None and "data set of-a-later-version, which this version does not know" in finding.message
 
 
 @pytest.mark.parametrize("kind", sorted(AUDIO_KINDS))

@@ -1,18 +1,15 @@
-"""Sets made behind URLs, in an S3 of this machine and in fsspec's memory: stopped, taken over, refused."""
+"""Sets made behind URLs, in an S3 of this machine and in fsspec's memory: equal to local ones, taken over, refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at
+from remote_files import URL, bytes_of, pack_remote, remote_bytes, stop_at, stopped_remote
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing import finish as finishing
@@ -26,15 +23,6 @@ from unfused_fast.shards.sources.row import SourceRow
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-def _stopped(memory: Any, rows: list[SourceRow], method: str, name: str, **options: Any) -> list[str]:
-    """Packs until the method of the file system is called for the file; gives the files it was called for."""
-    with pytest.MonkeyPatch.context() as patch:
-        calls = stop_at(memory, patch, method, name, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            pack_remote(rows, **options)
-    return calls
 
 
 def test_set_made_in_s3_is_the_local_set_and_trains_like_it(
@@ -74,95 +62,6 @@ def test_parts_are_joined_to_a_url(memory: Any, rows: list[SourceRow], packed: S
     assert there == [(number, number, 6) for number in range(1, 7)], "a shard counts when it is behind the URL"
 
 
-def test_a_shard_is_sent_again_when_its_part_has_changed(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path
-) -> None:
-    """Also after one more stop."""
-    parts = [tmp_path / "1", tmp_path / "2"]
-    for number, part in enumerate(parts, 1):
-        pack(rows, part, part=(number, 2), clips_per_shard=10, workers=0)
-    shutil.copytree(parts[0], tmp_path / "sound")
-    tar = parts[0] / "train-000000.tar"
-    data = bytearray(tar.read_bytes())
-    data[5000:5100] = bytes(100)
-    tar.write_bytes(data)
-    for stopped_at in ("valid-000000.tar", "train-000000.tar"):
-        with pytest.MonkeyPatch.context() as patch:
-            stop_at(memory, patch, "put_file", stopped_at, KeyboardInterrupt())
-            with pytest.raises(KeyboardInterrupt):
-                merge(parts, URL)
-        shutil.copytree(tmp_path / "sound", parts[0], dirs_exist_ok=True)
-    merge(parts, URL)
-    assert remote_bytes(memory) == bytes_of(packed.directory)
-
-
-def _copied(rows: list[SourceRow], folder: Path) -> list[SourceRow]:
-    folder.mkdir()
-    return [replace(row, path=Path(shutil.copy(str(row.path), folder / row.source))) for row in rows]
-
-
-def _spoil(row: SourceRow) -> None:
-    assert isinstance(row.path, Path)
-    soundfile.write(row.path, np.full(soundfile.info(row.path).frames, np.nan), 16000, "FLOAT", format="WAV")
-
-
-def test_shards_are_sent_again_when_one_before_them_had_no_clips(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path
-) -> None:
-    """They were sent with other ids."""
-    first = set(packed.clips["source"][:10].to_pylist())
-    parts, broken = [tmp_path / str(number) for number in range(9)], _copied(rows, tmp_path / "broken")
-    for row in broken:
-        if row.source in first:
-            _spoil(row)
-    for number, part in enumerate(parts, 1):
-        pack(broken, part, part=(number, 9), clips_per_shard=10, workers=0)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(memory, patch, "put_file", "clips.parquet", KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            merge(parts, URL)
-    pack(rows, parts[1], part=(2, 9), clips_per_shard=10, workers=0, overwrite=True)
-    assert [path.stem for path in parts[1].glob("*.tar")] == ["train-000000"]
-    assert merge(parts, URL).packed == 45
-    assert remote_bytes(memory) == bytes_of(packed.directory)
-
-
-def test_a_shard_that_lost_all_clips_leaves_no_file(rows: list[SourceRow], packed: ShardSet, tmp_path: Path) -> None:
-    first = set(packed.clips["source"][:10].to_pylist())
-    parts, broken = [tmp_path / "1", tmp_path / "2"], _copied(rows, tmp_path / "broken")
-    for number, part in enumerate(parts, 1):
-        pack(broken, part, part=(number, 2), clips_per_shard=10, workers=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finishing.Assembly, "finish", lambda *rest: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            merge(parts, tmp_path / "out")
-    for row in broken:
-        if row.source in first:
-            _spoil(row)
-    pack(broken, parts[0], part=(1, 2), clips_per_shard=10, workers=0, overwrite=True)
-    merge(parts, tmp_path / "out")
-    pack(broken, tmp_path / "whole", clips_per_shard=10, workers=0)
-    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
-
-
-def test_a_shard_that_is_made_again_with_fewer_clips(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those behind it have other ids then, and are made again too."""
-    monkeypatch.setattr(finishing, "STATISTICS_CLIPS", 0)
-    sources = _copied(rows, tmp_path / "sources")
-    _stopped(memory, sources, "put_file", "valid-000000.tar")
-    memory.rm_file("/bucket/set/train-000000.tar")
-    _spoil(next(row for row in sources if row.source == packed.clips["source"][3].as_py()))
-    with pytest.raises(
-        UserError, match=r"set: train-000001.tar was sent with other clip ids, .*; run the same command"
-    ):
-        pack_remote(sources)
-    assert pack_remote(sources).packed == 44
-    pack(sources, tmp_path / "whole", clips_per_shard=10, workers=0)
-    assert remote_bytes(memory) == bytes_of(tmp_path / "whole")
-
-
 def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     memory: Any, rows: list[SourceRow], mixed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,58 +93,6 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
     assert again.shards_made == 0
     for described in (result, again):
         assert (described.shard_bytes, described.rejected) == (wanted.shard_bytes, {"non-finite samples": 9})
-
-
-@pytest.mark.parametrize(
-    ("method", "stopped_at", "changed"),
-    [
-        ("put_file", "train-000001.idx", ""),
-        ("put_file", "valid-000000.tar", ""),
-        ("put_file", "test-000000.tar", "train-000001.idx"),
-        ("put_file", "clips.parquet", ""),
-        ("put_file", "manifest.json", "valid-000000.tar"),
-        ("rm_file", "writing.json", ""),
-        ("rm_file", "writing.json", "writing.json"),
-    ],
-)
-def test_a_stopped_upload_is_resumed(
-    memory: Any, rows: list[SourceRow], packed: ShardSet, cache: Path, method: str, stopped_at: str, changed: str
-) -> None:
-    """What changed or went there in the meantime is made and sent again, and nothing else."""
-    before = _stopped(memory, rows, method, stopped_at)
-    sent = {name for name in before[:-1] if name.endswith(".tar") and name[:-4] not in (stopped_at[:-4], changed[:-4])}
-    if stopped_at != "writing.json":
-        with pytest.raises(UserError, match=r"set: unfinished, .*@.* has been packing to it since .*; wait for it, or"):
-            local_set(URL)
-    if changed.endswith(".tar"):
-        memory.pipe_file(f"/bucket/set/{changed}", b"half")
-    elif changed:
-        memory.rm_file(f"/bucket/set/{changed}")
-    with pytest.MonkeyPatch.context() as patch:
-        calls = stop_at(memory, patch, "put_file", "nothing", KeyboardInterrupt())
-        resumed = pack_remote(rows)
-    assert not sent & set(calls) and resumed.shards_made <= 6 - len(sent)
-    assert remote_bytes(memory) == bytes_of(packed.directory) and not list((cache / "packing").iterdir())
-
-
-def test_a_shard_that_is_replaced_while_others_are_made(memory: Any, rows: list[SourceRow], packed: ShardSet) -> None:
-    """As by another machine that began at the same time, and had a file on its way."""
-    put = type(memory).put_file
-
-    def replaced(self: Any, local: str, path: str, **options: Any) -> None:
-        put(self, local, path, **options)
-        if "valid-000000.idx" in path:
-            self.pipe_file("/bucket/set/train-000001.tar", b"of another set")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(memory), "put_file", replaced)
-        with pytest.raises(
-            UserError, match=r"set: train-000001.tar: deleted or replaced since it was sent \(1 of 12 fi"
-        ):
-            pack_remote(rows)
-    assert "manifest.json" not in remote_bytes(memory)
-    pack_remote(rows)
-    assert remote_bytes(memory) == bytes_of(packed.directory)
 
 
 def test_passing_errors_are_tried_again_and_lasting_ones_said(
@@ -314,11 +161,11 @@ def test_stopped_overwrite_leaves_the_old_set_until_the_first_shard_and_is_resum
 ) -> None:
     pack_remote(rows[:9])
     before = remote_bytes(memory)
-    _stopped(memory, rows, "rm_file", "manifest.json", overwrite=True)
+    stopped_remote(memory, rows, "rm_file", "manifest.json", overwrite=True)
     after = remote_bytes(memory)
     assert {name: after[name] for name in before} == before and set(after) - set(before) == {"writing.json"}
     assert open_shards(local_set(URL)).clips.num_rows == 9
-    _stopped(memory, rows, "put_file", "train-000001")
+    stopped_remote(memory, rows, "put_file", "train-000001")
     assert "manifest.json" not in remote_bytes(memory)
     pack_remote(rows)
     assert remote_bytes(memory) == bytes_of(packed.directory)
@@ -328,11 +175,11 @@ def test_second_writer_is_refused_until_it_overwrites_and_then_the_first_stops(
     memory: Any, rows: list[SourceRow], packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines are two cache folders."""
-    _stopped(memory, rows, "put_file", "train-000001")
+    stopped_remote(memory, rows, "put_file", "train-000001")
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"bucket/set: .*@.* has been packing to it since .* --overwrite"):
         pack_remote(rows)
-    _stopped(memory, rows, "put_file", "train-000001", overwrite=True)
+    stopped_remote(memory, rows, "put_file", "train-000001", overwrite=True)
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="has been packing to it since"):
         pack_remote(rows)

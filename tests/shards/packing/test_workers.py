@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.forkserver import _forkserver
 from multiprocessing.popen_forkserver import Popen
 from multiprocessing.process import BaseProcess
@@ -15,7 +16,7 @@ import pytest
 from doubling import Double
 
 from unfused_fast.errors import UserError
-from unfused_fast.shards.packing.workers import Workers
+from unfused_fast.shards.packing.workers import Workers, start_server
 from unfused_fast.shards.sources.reasons import Reason
 
 
@@ -49,6 +50,23 @@ def test_a_process_that_dies_or_hangs_costs_one_item(
     assert found == {item: 2 * item for item in range(20)} | {7: seventh}
 
 
+def test_a_process_has_its_next_job_before_an_answer_is_used() -> None:
+    """It may die with that job while the answer is used, which costs nothing."""
+    drawn = list[int]()
+
+    def jobs() -> Iterator[Double]:
+        for item in range(5):
+            drawn.append(item)
+            yield Double([item])
+
+    found = []
+    with Workers(1) as pool:
+        for _, answer in pool.answers(jobs()):
+            found.append((len(drawn), answer))
+            pool._all[0].process.kill()
+    assert found == [(2, [0]), (3, [2]), (4, [4]), (5, [6]), (5, [8])]
+
+
 @pytest.mark.parametrize(
     ("kind", "seconds", "said"),
     [
@@ -65,6 +83,16 @@ def test_what_native_code_writes_in_a_process_is_not_on_the_screen() -> None:
     """Neither on stdout, where the JSON of a command goes, nor on stderr."""
     with Workers(1) as pool:
         assert [answer for _, answer in pool.answers([Double([], "screens")])] == [[True, True]]
+
+
+def test_ctrl_c_does_not_end_the_fork_server_while_it_starts() -> None:
+    """It is sent to all processes of a terminal."""
+    _forkserver._stop()
+    start_server()
+    server = _forkserver._forkserver_pid
+    os.kill(server, signal.SIGINT)
+    assert _answers(1)[7] == 14 and _forkserver._forkserver_pid == server
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "this process still gets it"
 
 
 @pytest.mark.parametrize("times", [1, 2])
