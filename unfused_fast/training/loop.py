@@ -193,6 +193,7 @@ class Trainer:
 
     def train_batch(self, batch: Batch, epoch: int) -> None:
         """One step on a full batch, in `train.accumulate` parts; nothing waits for the device."""
+        self.options.begin_step()
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
             with self.timer.part("augment"):
@@ -245,6 +246,7 @@ class Trainer:
 
     def _one_view(self, batch: Batch, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
         """The first view of a batch, which is then the current batch, and partial if it is smaller than others."""
+        self.options.begin_step()
         self._partial = sum(batch.sizes) != self.batch_size
         self.ranks.batch(batch.sizes)
         if augmented and self.augment is not None:
