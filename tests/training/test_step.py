@@ -12,6 +12,7 @@ import torch
 from host_waits import Recorded
 from same_runs import assert_same_run, log_of
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import unfused_fast.training.loop
 from unfused_fast.config.presets import Stage, preset, with_values
@@ -137,6 +138,17 @@ def test_losses_in_cuda_graphs_are_those_without(cli: Any, tones: Path, tiny: li
         assert done.code == 0 and "skipping cudagraphs" not in done.err, done.err
     losses = [[row["loss"] for row in log_of(tmp_path / name)] for name in ("plain", "graphs")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_operations_of_a_step_are_counted(trainer: Callable[..., Any]) -> None:
+    made, batches = trainer("pretrain", **{"bank.view": "separate"})
+    made.usage._limit = 1.0
+    made.train_batch(batches[0], 1)  # counts each kind of pass
+    made.usage.begin()
+    with FlopCounterMode(display=False) as counter:
+        made.task.loss(batches[1].views, batches[1].clip_ids).backward()
+    head = 2 * 2 * 16 * made.config.model.proj_dim * made.task.k  # frozen prototypes: forward, and back to projections
+    assert counter.get_total_flops() == made.usage._operations + head
 
 
 @pytest.mark.gpu
