@@ -1,5 +1,6 @@
-"""How many clips a second a pre-training step takes, by width of the encoder, precision and compile; and what all else
-that training does costs beside the bare network: forward of the bank view, forward and backward of the training view.
+"""How many clips a second a pre-training step takes, by width of the encoder, precision and mode of torch.compile, and
+what share of the measured matmul rate that is; and what all else that training does costs beside the bare network:
+forward of the bank view, forward and backward of the training view.
 """
 
 from __future__ import annotations
@@ -7,11 +8,13 @@ from __future__ import annotations
 import tempfile
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import torch
 from measure import arguments, pairs_of, record, seconds_of
 
 from unfused_fast.commands.demo import width_values
+from unfused_fast.commands.flags import CompileMode
 from unfused_fast.commands.measure import parts
 from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import Config, with_values
@@ -69,6 +72,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4, help="in one timing of training")
     parser.add_argument("--precisions", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=["none", *get_args(get_args(CompileMode)[0])],
+        default=["none", "default"],
+        help="of torch.compile; none compiles nothing, reduce-overhead and max-autotune need a GPU",
+    )
     parser.add_argument("--width", type=int, nargs="+", default=[64, 16])
     given = parser.parse_args()
     device, size = torch.device(given.device), given.batch_size
@@ -77,10 +87,12 @@ def main() -> None:
         for width, amp in product(given.width, given.precisions):
             config = with_values(Config(), {**width_values(width), "train.amp": amp, "train.batch_size": size})
             settings = {"width": width, "batch": size, "amp": amp}
-            for compile_ in (False, True):
-                bench = parts.Bench(shards, config, Options(device, compile=compile_), quick=given.repeats == 1)
-                for row in parts.step(bench):
-                    record("step", row.what, row.unit, row.values, device, compile=compile_, **settings)
+            for mode in given.modes:
+                compiles = mode != "none"
+                options = Options(device, compile=compiles, compile_mode=mode if compiles else "default")
+                for row in parts.step(parts.Bench(shards, config, options, quick=given.repeats == 1)):
+                    share = f"{row.share:.3f}"
+                    record("step", row.what, row.unit, row.values, device, compile=mode, of_matmul=share, **settings)
             config = with_values(config, {"cluster.k": 32})
             whole, bare = whole_and_bare(config, shards, device, given.repeats)
             record("step", "train pretrain, from memory", "clips/s", whole, device, **settings)

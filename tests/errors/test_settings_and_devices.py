@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from outcomes import Cli, refused
 
 import unfused_fast.stages.pretraining
+from unfused_fast.distributed.ranks import Ranks
+from unfused_fast.errors import UserError
+from unfused_fast.training.options import Options
 
 
 def test_more_clusters_than_clips(pretrain: Cli, distill: Cli, tones: Path, pretrained: Path, tmp_path: Path) -> None:
@@ -36,6 +40,32 @@ def test_a_gpu_that_is_not_there(
 @pytest.mark.parametrize("device", ["gpu", "xpu", "cuda:x", ""])
 def test_a_device_that_no_one_knows(pretrain: Cli, tones: Path, tmp_path: Path, device: str) -> None:
     refused(pretrain(tones, tmp_path / "out", "--device", device), f"--device {device}:", "auto, cpu, cuda or cuda:N")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--compile-mode max-autotune", "nothing is compiled without --compile on a CPU; give --compile, or leave"),
+        ("--no-compile --compile-mode reduce-overhead", "nothing is compiled by --no-compile"),
+        ("--compile --compile-mode reduce-overhead", "records CUDA graphs, and the device is cpu; use default or max"),
+        ("--compile --compile-mode fast", "is not one of 'default', 'reduce-overhead', 'max-autotune'"),
+    ],
+)
+def test_a_compile_mode_that_would_do_nothing(
+    pretrain: Cli, tones: Path, tmp_path: Path, flags: str, sentence: str
+) -> None:
+    done = pretrain(tones, tmp_path / "out", *flags.split())
+    assert done.code in (1, 2) and sentence in " ".join(done.err.replace("│", "").split()), done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_graphs_are_for_one_process() -> None:
+    """Without a GPU: the option is refused before anything is put on the device."""
+    ranks = Ranks()
+    ranks.group, ranks.world_size = cast(Any, object()), 4
+    with pytest.raises(UserError, match="collective operations of 4 processes would cut into pieces; use default"):
+        Options(torch.device("cuda"), compile_mode="max-autotune", ranks=ranks)
+    assert Options(torch.device("cuda"), compile_mode="max-autotune-no-cudagraphs", ranks=ranks).compiles
 
 
 def test_a_back_end_that_cannot_run_here(

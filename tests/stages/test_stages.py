@@ -58,6 +58,7 @@ def test_pretrain_writes_everything(cli, tones: Path, tiny: list[str], tmp_path:
     assert all(row["ln_k"] == pytest.approx(math.log(4), abs=1e-4) for row in rows)
     assert rows[0]["nmi"] is None and all(0 <= row["nmi"] <= 1 for row in rows[1:])
     logged = {"empty_clusters", "perplexity", "largest_cluster", "mean_cosine", "lr", "clips_per_second", "parts"}
+    logged |= {"mfu", "memory_gb", "data_share"}
     assert logged <= rows[0].keys()
     assert result == json.loads((run / "result.json").read_text())
     assert {"stage", "clips", "seed", "seconds", "config_digest", "data_digest", "k"} <= result.keys()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from unfused_fast.clustering.bank_files import Generation
 
 TIMES = {"seconds", "epoch_seconds", "start_seconds", "first_epoch_seconds", "cluster_seconds", "clips_per_second"}
+TIMES |= {"mfu", "memory_gb", "data_share", "collectives_share"}
 
 
 def without_times(values: dict[str, Any]) -> dict[str, Any]:

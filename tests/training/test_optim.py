@@ -64,6 +64,48 @@ def test_lars_keeps_the_rate_of_each_step_in_its_momentum() -> None:
     torch.testing.assert_close(weight.data, torch.tensor([2.994 - update[0], 3.992 - update[1]]))
 
 
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_is_that_of_torch_on_matrices_and_adamw_elsewhere(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    shapes = {"encoder": (6, 3, 3, 3), "deep": (8, 1, 3, 3), "linear": (5, 6), "bias": (5,), "classifier": (4, 5)}
+    start = {name: torch.randn(shape) for name, shape in shapes.items()}
+    network = torch.nn.ParameterDict(
+        {
+            n: value.clone(memory_format=layout if value.ndim == 4 else torch.preserve_format)
+            for n, value in start.items()
+        }
+    )
+    optimizer = build_optimizer(network, OptimConfig(name="muon", lr=0.05, weight_decay=0.1))
+    # torch's own: on copies, flattened by rows whatever the layout
+    own = {name: torch.nn.Parameter(_rows(value).clone()) for name, value in start.items()}
+    sized, rest = [own[name] for name in ("encoder", "deep", "linear")], [own["bias"], own["classifier"]]
+    theirs = [
+        torch.optim.Muon(sized, 0.05, 0.1, 0.9, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, 0.05, betas=(0.9, 0.999), weight_decay=0.1),
+    ]
+    for rate in (0.05, 0.02, 0.02):
+        for group in [*optimizer.param_groups, *(group for one in theirs for group in one.param_groups)]:
+            group["lr"] = rate
+        for name, parameter in network.items():
+            gradient = torch.randn(shapes[name])
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            own[name].grad = _rows(gradient)
+        optimizer.step()
+        for one in theirs:
+            one.step()
+    for name, parameter in network.items():
+        # Muon computes in bfloat16, and sums over columns in the order of memory; an update is of about 0.01
+        torch.testing.assert_close(parameter.data, own[name].data.view(shapes[name]), atol=5e-4, rtol=0)
+        assert (parameter.data - start[name]).abs().mean() > 5e-3
+    assert {key for state in optimizer.state.values() for key in state} == {
+        *("momentum_buffer", "step", "exp_avg", "exp_avg_sq")
+    }
+
+
 @pytest.mark.parametrize("name", ["larc", "lars"])
 def test_exclude_1d_keeps_decay_and_adaptation_off_biases(name: Literal["larc", "lars"]) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))

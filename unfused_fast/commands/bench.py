@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, Device, Json, Preset, Sets, run_options, stage_config
+from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets, run_options, stage_config
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.errors import UserError, cause
 
@@ -44,6 +44,7 @@ def bench(
     settings: Sets = None,
     device: Device = "auto",
     compile_: Compile = None,
+    compile_mode: CompileMode = "default",
     as_json: Json = False,
 ) -> None:
     """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
@@ -54,7 +55,7 @@ def bench(
 
     with ExitStack() as stack:
         config = stage_config("pretrain", preset, settings, None, 0)
-        options = run_options(device, compile_)
+        options = run_options(device, compile_, compile_mode=compile_mode)
         _append(rows_file, [])  # before minutes of measuring, not after them
         if shards is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unfused-bench-")))

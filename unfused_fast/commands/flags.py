@@ -40,6 +40,14 @@ Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="torch.compile; on by default on CUDA.", show_default=False),
 ]
+CompileMode = Annotated[
+    Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+    typer.Option(
+        "--compile-mode",
+        help="Mode of torch.compile. reduce-overhead: CUDA graphs, on one GPU; max-autotune: these, and kernels chosen "
+        "by trial, in minutes; with -no-cudagraphs the kernels alone.",
+    ),
+]
 Data = Annotated[
     Store | None,
     typer.Option(
@@ -183,6 +191,7 @@ class EpochFlags(StageFlags):
     """Flags of the stages that train a network, on one process."""
 
     compile_: Compile = None
+    compile_mode: CompileMode = "default"
     save_every: SaveInterval = None
 
     def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
@@ -251,6 +260,7 @@ def run_options(
     resume_anyway: bool = False,
     timeout: float | None = None,
     skip_bad: int = 0,
+    compile_mode: str = "default",
 ) -> Options:
     """How a stage runs, from the flags; with a `timeout` together with the other processes, where there are some.
 
@@ -265,6 +275,7 @@ def run_options(
     return Options(
         chosen,
         compile_,
+        compile_mode,
         resume=resume or resume_anyway,
         resume_anyway=resume_anyway,
         overwrite=overwrite,

@@ -13,6 +13,11 @@ UNREAD = {"spherical": (), "pca_kmeans": ("init", "empty", "backend"), "pic": ("
 read would be taken for one that was tried. `k` and `iterations`, which presets set, are left out.
 """
 
+MUON_LR = 0.1
+"""Largest rate of Muon. Ours: a step moves a weight by about 0.2 of the rate, and weights are of about 0.02 to 0.1. The
+presets' rates of LARC, up to 1, would destroy a network in its first step.
+"""
+
 
 def check_together(config: Config) -> None:
     """Raises UserError for values that exclude each other; presets.with_values calls it when all are set."""
@@ -44,6 +49,11 @@ def _refusals(config: Config) -> Iterator[str]:
         yield (
             "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
             "bank.view=separate"
+        )
+    if config.optim.name == "muon" and config.optim.lr > MUON_LR:
+        yield (
+            f"optim.lr = {config.optim.lr:g}, but optim.name = muon moves each weight by about a fifth of it a step; "
+            f"want at most {MUON_LR}, such as 0.001"
         )
     if not cluster.heads:
         yield "cluster.k is empty: want at least 1 number, or auto"

@@ -180,10 +180,11 @@ class BankConfig:
 class OptimConfig:
     """Optimiser and schedule."""
 
-    name: Literal["larc", "lars", "sgd", "adamw"] = "larc"
-    """SGD with layer-wise adaptive rates (LARC; LARS has the rate inside the momentum), plain SGD, or AdamW. Source:
-    authors (LARC, pre-training; SGD, distillation); DECAR section 5 (SGD; fine-tuning: Adam, which AdamW without
-    weight decay is); arXiv 1708.03888 (LARS).
+    name: Literal["larc", "lars", "sgd", "adamw", "muon"] = "larc"
+    """SGD with layer-wise adaptive rates (LARC; LARS has the rate inside the momentum), plain SGD, AdamW, or Muon with
+    AdamW for biases, norms and class scores. Source: authors (LARC, pre-training; SGD, distillation); DECAR section 5
+    (SGD; fine-tuning: Adam, which AdamW without weight decay is); arXiv 1708.03888 (LARS), 2502.16982 (Muon, with
+    updates of AdamW's size, so that `lr` is that of AdamW).
     """
     lr: Positive = 0.005
     """Base learning rate. Source: paper section 4 (0.005 of pre-training, 0.007 of distillation); DECAR section 5
@@ -191,9 +192,9 @@ class OptimConfig:
     5e-6 of its norm a step at 0.005.
     """
     momentum: ShareBelow1 = 0.9
-    """Momentum of SGD, LARC and LARS; first beta of AdamW. Source: authors."""
+    """Momentum of SGD, LARC, LARS and Muon; first beta of AdamW. Source: authors (Muon's author: 0.95)."""
     weight_decay: PositiveOrZero = 1e-6
-    """L2 weight decay (decoupled for AdamW). Source: authors."""
+    """L2 weight decay (decoupled for AdamW and Muon). Source: authors."""
     trust: Positive = 0.001
     """Trust coefficient of LARC and LARS. Source: authors."""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -100,7 +100,7 @@ class DeepClustering(Method):
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
         self._projected = list[Tensor]()
-        """(clips, P) projections for the bank, from each part of the current batch."""
+        """(clips, P) projections for the bank, from each part of the current batch; not kept for the next step."""
         self._backend = ""
         if config.cluster.algo == "spherical":
             self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"

@@ -49,7 +49,8 @@ class Trainable(nn.Module):
         self.network = network
         self.run: Callable[..., Any] = network.__call__
         """`run(view)` is the network on a batch of views, with torch.compile and autocast where they are enabled;
-        `run(view, network=other)` another network, with autocast. The rest of `loss` is in float32."""
+        `run(view, network=other)` another network, with autocast. The rest of `loss` is in float32. What `run` returns
+        may be overwritten in the next step: keep a copy."""
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
         """Names a part of the epoch in log.jsonl and in the trace of --profile."""
 

@@ -1,4 +1,4 @@
-"""Cost of an encoder: parameters, and multiply-accumulates for one crop, both counted here."""
+"""Cost of an encoder: parameters, and multiply-accumulates for one crop; and of a pass of any network: operations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.config import Config
@@ -42,3 +44,22 @@ def encoder_cost(config: Config, part: Literal["full", "student3"]) -> Cost:
     layers = {f"{type(network).__name__}.{name.rpartition('.')[0]}" for name, _ in used}
     flops = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in layers)
     return Cost(sum(parameter.numel() for _, parameter in used), flops // 2)
+
+
+def operations(network: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -> int:
+    """Floating point operations of the products in a forward pass and, with `backward`, its backward pass: additions
+    and multiplications, by shapes alone, on tensors without memory. Leaves the network as it is.
+    """
+    modes = {module: module.training for module in network.modules()}
+    named = (*network.named_parameters(), *network.named_buffers())
+    hollow = {name: torch.empty_like(one, device="meta").requires_grad_(one.requires_grad) for name, one in named}
+    try:
+        network.eval()  # without collective operations; BatchNorm and dropout have no products
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+            made = functional_call(network, hollow, tuple(torch.empty_like(one, device="meta") for one in inputs))
+            if trained := [leaf.sum() for leaf in tree_leaves(made) if leaf is not None and leaf.requires_grad]:
+                torch.autograd.backward(trained)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return int(counter.get_total_flops())

@@ -28,6 +28,7 @@ from unfused_fast.training.options import Interrupted, Options, autocast, compil
 from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.saves import Saves
+from unfused_fast.training.usage import Usage, in_words
 
 READ_EVERY = 100
 """Steps between two checks that losses are finite, for which the host waits for the device. Ours: the first such loss
@@ -61,7 +62,7 @@ class Trainer:
         self.augment = Augmenter(config, clips, device, self.ranks, first_id) if augment else None
         self._compiled, self._partial = compiled(task.network, options), False
         self.profile = Profile(run.out / "profile", device, options.profile and self.ranks.leads)
-        self.timer = PartTimer(device)
+        self.timer, self.usage = PartTimer(device), Usage(config, device)
         task.run, task.part = self._run_network, self.timer.part
         self.saves = Saves(run, task, self.optimizer, self.augment, options)
         self.position, self._began = Position(0), 0.0
@@ -113,6 +114,7 @@ class Trainer:
         (done, first), steps = self.position, self.loader.full_batches
         epoch, taken = done + 1, first
         self._began = time.perf_counter() - self._state["seconds"]
+        self.usage.begin()
         if not first:
             self.begin_epoch(epoch)
         batches = self.batches(epoch, first)
@@ -193,6 +195,7 @@ class Trainer:
 
     def train_batch(self, batch: Batch, epoch: int) -> None:
         """One step on a full batch, in `train.accumulate` parts; nothing waits for the device."""
+        self.options.begin_step()
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
             with self.timer.part("augment"):
@@ -224,6 +227,7 @@ class Trainer:
 
     def _run_network(self, *inputs: Tensor, network: nn.Module | None = None) -> Any:
         """Trainable.run. The last, partial batch gets no graph of its own."""
+        self.usage.ran(self.task.network if network is None else network, inputs)
         own = self.task.network if self._partial else self._compiled
         with autocast(self.config, self.options.device):
             return (own if network is None else network)(*inputs)
@@ -245,6 +249,7 @@ class Trainer:
 
     def _one_view(self, batch: Batch, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
         """The first view of a batch, which is then the current batch, and partial if it is smaller than others."""
+        self.options.begin_step()
         self._partial = sum(batch.sizes) != self.batch_size
         self.ranks.batch(batch.sizes)
         if augmented and self.augment is not None:
@@ -257,16 +262,17 @@ class Trainer:
         timing = {"clips_per_second": clips_per_second, "epoch_seconds": round(state["seconds"], 3)}
         if not state["start"]:  # the time of the start is logged separately from that of an epoch
             timing["start_seconds"] = round(self.loader.start_seconds, 3)
-            first = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
-            state["start"] = first
+            state["start"] = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
         numbers = {"loss": round(state["loss"], 6), "lr": self._rate(self.step - 1), **log, **timing}
-        self.run.log(epoch, {**numbers, "parts": self.timer.read()})
+        used = self.usage.read(parts := self.timer.read())
+        self.run.log(epoch, {**numbers, **used, "parts": parts})
         state["log"], state["seconds"] = {}, 0.0
         (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
         last = epoch == self.config.train.epochs or self.task.finished
         if last or self.run.stopping or epoch % self.config.train.save_every == 0:
             self._save({})
-        shown.epoch(epoch, f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s")
+        told = f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s{in_words(used)}"
+        shown.epoch(epoch, told)
         if self.run.stopping and not last:
             self._stop()
 

@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 
 from unfused_fast.config import OptimConfig
 
+HEADS = "classifier", "heads"
+"""Parts of a network that give class scores; Muon leaves them to AdamW. Source: Muon's author."""
+
 
 class LARC(Optimizer):
     """SGD whose gradients are scaled, layer by layer, by trust * |p| / (|g| + weight_decay * |p|).
@@ -62,9 +65,54 @@ class LARS(LARC):
     rate_in_momentum = True
 
 
+class Muon(Optimizer):
+    """torch.optim.Muon for linear layers and, as matrices (outputs, the rest), convolutions; AdamW for other groups.
+
+    An update is the momentum made orthogonal, of the size that AdamW's has, so that one `lr` fits both. Source: K.
+    Jordan's Muon; arXiv 2502.16982 for the size.
+    """
+
+    def __init__(
+        self, matrices: list[Tensor], others: list[dict[str, Any]], lr: float, *, momentum: float, weight_decay: float
+    ) -> None:
+        """`matrices` have two dimensions or more; `others` are groups of any parameters."""
+        self._adamw = torch.optim.AdamW(others, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
+        super().__init__([{"params": matrices}, *self._adamw.param_groups], {"lr": lr})
+        self._adamw.state = self.state
+        self._matrices = [_matrix(parameter.detach(), parameter) for parameter in matrices]
+        self._muon = torch.optim.Muon(self._matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        group = self.param_groups[0]
+        self._muon.param_groups[0]["lr"] = group["lr"]
+        for parameter, matrix in zip(group["params"], self._matrices, strict=True):
+            matrix.grad = None if parameter.grad is None else _matrix(parameter.grad, parameter)
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            self._muon.state[matrix]["momentum_buffer"] = _matrix(state["momentum_buffer"], parameter)
+        self._muon.step()  # type: ignore[no-untyped-call]
+        self._adamw.step()  # its groups are those of this optimiser, with their rates
+
+
+def _matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """(O, ...) in the shape of a parameter -> (O, I), a view where memory is laid out as the parameter's. Columns are
+    in the order of memory, which making a matrix orthogonal does not depend on.
+    """
+    channels_last = parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    return (tensor.movedim(1, -1) if channels_last else tensor).flatten(1)
+
+
 def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser by `optim.name`; with `exclude_1d`, biases and norms get no weight decay and no adaptive rate."""
-    trainable = [p for p in network.parameters() if p.requires_grad]
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    matrices = list[Tensor]()
+    if config.name == "muon":
+        matrices = [p for name, p in named if p.ndim > 1 and name.partition(".")[0] not in HEADS]
+    own = set(matrices)
+    trainable = [p for _, p in named if p not in own]
     groups: list[dict[str, Any]] = [{"params": trainable}]
     layerwise = {"larc": LARC, "lars": LARS}.get(config.name)
     if config.exclude_1d:
@@ -75,6 +123,8 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
         return layerwise(groups, config.lr, momentum=momentum, weight_decay=decay, trust=config.trust)
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.lr, momentum=momentum, weight_decay=decay, fused=True)
+    if config.name == "muon":
+        return Muon(matrices, groups, config.lr, momentum=momentum, weight_decay=decay)
     return torch.optim.AdamW(groups, config.lr, betas=(momentum, 0.999), weight_decay=decay, fused=True)
 
 

@@ -59,6 +59,10 @@ def parse_save_every(text: str | None) -> tuple[SaveEvery, int | None]:
     return (SaveEvery(None, number) if unit == "s" else SaveEvery(number, None)), None
 
 
+GRAPH_MODES = "reduce-overhead", "max-autotune"
+"""Modes of torch.compile that record CUDA graphs. Source: torch._inductor.list_mode_options."""
+
+
 class Interrupted(Exception):
     """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved."""
 
@@ -80,6 +84,11 @@ class Options:
     device: torch.device
     compile: bool | None = None
     """torch.compile; None is on for CUDA and off for CPU, where compiling takes longer than a short run."""
+    compile_mode: str = "default"
+    """Mode of torch.compile. Those in GRAPH_MODES replay a step's kernels as graphs, and refuse what torch would do
+    without them in silence: on a CPU no graph, with several ranks one for each piece of the network between two
+    collective operations, and copies of all that goes from one to the next.
+    """
     resume: bool = False
     resume_anyway: bool = False
     """Resume even where config, data or versions differ."""
@@ -91,6 +100,40 @@ class Options:
     """The processes that train together."""
     skip_bad: int = 0
     """Most clips that may be left out because they cannot be read or decoded."""
+
+    def __post_init__(self) -> None:
+        flag = f"--compile-mode {self.compile_mode}"
+        if self.compile_mode != "default" and not self.compiles:
+            off = "without --compile on a CPU" if self.compile is None else "by --no-compile"
+            raise UserError(f"{flag}, but nothing is compiled {off}; give --compile, or leave the mode out")
+        if self.replays and self.device.type != "cuda":
+            raise UserError(
+                f"{flag} records CUDA graphs, and the device is {self.device}; use default or "
+                "max-autotune-no-cudagraphs"
+            )
+        if self.replays and self.ranks.together:
+            raise UserError(
+                f"{flag} records CUDA graphs, which the collective operations of {self.ranks.world_size} processes "
+                "would cut into pieces; use default or max-autotune-no-cudagraphs, or one process"
+            )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile is on."""
+        return self.device.type == "cuda" if self.compile is None else self.compile
+
+    @property
+    def replays(self) -> bool:
+        """Whether the network runs as CUDA graphs, whose outputs a later step overwrites."""
+        return self.compiles and self.compile_mode in GRAPH_MODES
+
+    def begin_step(self) -> None:
+        """From here on the outputs of networks in CUDA graphs may be overwritten; reading an old one then raises.
+
+        Ours: once a step, not once a part of it, as gradients lie in the graphs' memory until the optimiser read them.
+        """
+        if self.replays:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     @property
     def threads(self) -> int:
@@ -243,10 +286,9 @@ def compiled(function: Callable[..., Any], options: Options) -> Callable[..., An
     Resets earlier compilations: a command that trains networks of several sizes would exceed torch.compile's limit of
     graphs of one function. Raises UserError where the compiler that torch.compile needs is missing.
     """
-    on_gpu = options.device.type == "cuda"
-    if not (on_gpu if options.compile is None else options.compile):
+    if not options.compiles:
         return function
-    if (missing := missing_compiler("C" if on_gpu else "C++")) is not None:
+    if (missing := missing_compiler("C" if options.device.type == "cuda" else "C++")) is not None:
         raise UserError(f"torch.compile needs {missing}, or use --no-compile")
     torch.compiler.reset()
-    return torch.compile(function, fullgraph=not options.ranks.together)
+    return torch.compile(function, fullgraph=not options.ranks.together, mode=options.compile_mode)

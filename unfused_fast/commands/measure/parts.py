@@ -194,6 +194,7 @@ def step(bench: Bench) -> Iterator[Measured]:
     bank = MemoryBank(size, config.model.proj_dim, 0, device)
 
     def products(train: Callable[..., Any]) -> None:
+        bench.options.begin_step()
         with full_precision(config, device):
             projected = None
             if config.bank.own_forward:
@@ -222,6 +223,8 @@ def step(bench: Bench) -> Iterator[Measured]:
     with freed_memory_kept(device):
         rates, alone = bench.rates(whole), bench.rates(bare)
     name = f"{config.model.encoder}, {'bf16' if bench.amp else 'fp32'}, batch {size}"
+    if bench.options.compile_mode != "default":
+        name += f", {bench.options.compile_mode}"
     yield Measured("step", name, "clips/s", rates, *floor)
     yield Measured("step", "the same without update", "clips/s", alone, *floor)
 
