@@ -16,6 +16,7 @@ from unfused_fast.commands.flags import (
     Holdout,
     Json,
     Overwrite,
+    ProcessFlags,
     Shards,
     pairs,
     refuse_unread,
@@ -41,7 +42,12 @@ class TableFlags(ConfigFlags):
     holdout: Holdout = None
 
 
-@with_flags(TableFlags)
+@dataclass(frozen=True, kw_only=True)
+class SharedTableFlags(ProcessFlags, TableFlags):
+    """And those of what several processes do together."""
+
+
+@with_flags(SharedTableFlags)
 def evaluate(
     shards: Shards,
     encoders: Annotated[
@@ -53,7 +59,7 @@ def evaluate(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
-    flags: TableFlags,
+    flags: SharedTableFlags,
     knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours; k is eval.neighbours.")] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
     fractions: Fractions = "1",
@@ -64,17 +70,22 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare encoders: accuracy or mAP with bootstrap intervals over test recordings and errors over seeds and folds;
-    paired bootstrap and McNemar's test of each two. Every prediction is kept.
+    paired bootstrap and McNemar's test of each two. Every prediction is kept. Several processes share the features.
     """
+    flags.start_processes()
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
     from unfused_fast.evaluation import Plan, evaluation_tables
     from unfused_fast.evaluation import evaluate as run_evaluation
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
-    options, config = run_options(flags.device, None, False, overwrite), flags.config("linear")
+    config = flags.config("linear")
     refuse_unread(flags.settings, config, [run for runs in named.values() for run in runs])
-    result = run_evaluation(config, open_set(shards), named, plan, out, options)
+    options = run_options(flags.device, None, False, overwrite, timeout=flags.timeout)
+    with options.ranks:
+        result = run_evaluation(config, open_set(shards), named, plan, out, options)
+    if not options.ranks.leads:
+        return
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
