@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ranks as harness
+import soundfile
 import torch
 from rank_jobs import run_jobs
 
+import unfused_fast
 from unfused_fast.data.stream import Loader
 from unfused_fast.shards.sets.shard_files import read_index
 from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import load_encoder
 
 RANKS = (1, 2, 4)
@@ -86,6 +91,47 @@ def test_features_are_the_same_bits_on_any_number_of_ranks(tones: Path, pretrain
                     wanted = encoder.features(batch.views[0], batch.frame_counts, "encoder", "maxmean")
                     rounded = 1e-2 if kind == "resident" else 1e-5  # log-mels in float16
                     np.testing.assert_allclose(one[clip - first], wanted[0], atol=rounded, rtol=rounded)
+
+
+def test_embeddings_are_the_same_bits_on_any_number_of_ranks(
+    tone_rows: list[SourceRow], pretrained: Path, tmp_path: Path
+) -> None:
+    """Also of a run that the last of two ranks stops, and three finish; rows are those of each file alone."""
+    assert isinstance(tone_rows[0].path, Path)
+    folder = tone_rows[0].path.parent
+    given = {"check": "embed", "folder": str(folder), "encoder": str(pretrained)}
+    runs = [(1, "on-1.npz"), (2, "on-2.npz"), (4, "on-4.parquet"), (2, "stopped.npz"), (3, "stopped.npz")]
+    jobs = [{**given, "ranks": ranks, "out": str(tmp_path / name)} for ranks, name in runs]
+    jobs[3]["stops"] = 2
+    ends = run_jobs(jobs, tmp_path)
+    assert all(end["code"] == 0 for job in ends for end in job), ends
+    # six blocks of eight files of the first rank, two of the second
+    assert [end["said"].strip() for end in ends[3]] == [
+        f"{tmp_path / 'stopped.npz'}: stopped; 64 files are saved, resume with --resume"
+    ] * 2
+    with np.load(tmp_path / "on-1.npz") as one, np.load(tmp_path / "on-2.npz") as two:
+        with np.load(tmp_path / "stopped.npz") as gone_on:
+            for name in ("embeddings", "path", "seconds"):
+                assert np.array_equal(one[name], two[name]) and np.array_equal(one[name], gone_on[name])
+        four = pq.read_table(tmp_path / "on-4.parquet")
+        assert np.array_equal(np.stack(four["embedding"].to_pylist()).astype(np.float32), one["embeddings"])
+        embedder = unfused_fast.load(pretrained, device="cpu")
+        for row, path in zip(one["embeddings"], sorted(folder.iterdir()), strict=True):
+            wanted = embedder.embed(soundfile.read(path, dtype="float32")[0], 16000)[0]
+            np.testing.assert_allclose(row, wanted, rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_devices_starts_processes_for_embed_too(
+    cli_process: Callable[..., subprocess.Popen[str]], pretrained: Path, tone_rows: list[SourceRow], tmp_path: Path
+) -> None:
+    assert isinstance(tone_rows[0].path, Path)
+    folder, out = tone_rows[0].path.parent, tmp_path / "x.parquet"
+    flags = ["--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1, "--devices", 2]
+    process = cli_process("embed", folder, *flags)
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert printed.count(f"{out}: 96 files") == 1 and len(pq.read_table(out)) == 96, "what one of them says"
 
 
 def test_an_error_of_one_rank_ends_all_with_one_sentence(

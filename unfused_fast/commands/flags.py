@@ -193,9 +193,10 @@ class EpochFlags(StageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessFlags(ConfigFlags):
+class ProcessFlags:
     """Flags of what several processes can do together."""
 
+    device: Device = "auto"
     devices: Devices = None
     engine: Engine = "local"
     timeout: Timeout = TIMEOUT_SECONDS
