@@ -93,6 +93,28 @@ def test_features_are_the_same_bits_on_any_number_of_ranks(tones: Path, pretrain
                     np.testing.assert_allclose(one[clip - first], wanted[0], atol=rounded, rtol=rounded)
 
 
+def test_a_benchmark_is_the_same_on_two_ranks(
+    tones: Path, unlabelled: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Of a task that is there, one whose set has no folds, and one that is missing; the second time all is found."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "tut").symlink_to(tones)
+    (data / "us8k").symlink_to(unlabelled)
+    flags = ["--teacher", str(pretrained), "--tasks", "tut,us8k,ic", "--epochs", "1", *tiny, "--out"]
+    runs = [(1, "one"), (2, "two"), (2, "two")]
+    jobs = [{"ranks": ranks, "arguments": ["lape", str(data), *flags, str(tmp_path / out)]} for ranks, out in runs]
+    ends = run_jobs(jobs, tmp_path)
+    assert all(end["code"] == 0 for job in ends for end in job), ends
+    assert all(not end["said"] for job in ends for end in job[1:]), "rank 0 alone speaks"
+    assert "already finished" in ends[2][0]["said"]
+    one, two = (json.loads((tmp_path / name / "lape.json").read_text())["tasks"] for name in ("one", "two"))
+    assert [row["state"] for row in two] == ["done", "wrong", "missing"]
+    for wanted, found in zip(one, two, strict=True):
+        rounded = {"test", "standard_error", "interval", "macro_f1", "by_fraction", "runs"} & set(wanted)
+        assert {key: found[key] for key in set(found) - rounded} == {key: wanted[key] for key in set(wanted) - rounded}
+
+
 def test_embeddings_are_the_same_bits_on_any_number_of_ranks(
     tone_rows: list[SourceRow], pretrained: Path, tmp_path: Path
 ) -> None:

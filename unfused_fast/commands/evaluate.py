@@ -153,7 +153,7 @@ def tasks(as_json: Json = False) -> None:
     show([asdict(task) for task in TASKS.values()], as_json, tables, unclear)
 
 
-@with_flags(TableFlags)
+@with_flags(SharedTableFlags)
 def lape(
     data_dir: Annotated[
         Path,
@@ -161,7 +161,7 @@ def lape(
     ],
     teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
-    flags: TableFlags,
+    flags: SharedTableFlags,
     names: Annotated[
         str | None,
         typer.Option("--tasks", help="Names between commas (see: unfused-fast tasks).", show_default="LAPE's eleven"),
@@ -182,6 +182,7 @@ def lape(
     After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds,
     except with --preset authors or --set data.crop_seconds.
     """
+    flags.start_processes()
     from unfused_fast.config import chosen_tasks
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
@@ -194,8 +195,11 @@ def lape(
         seeds,
         flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
     )
-    options = run_options(flags.device, compile_, False, overwrite)
-    summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
+    options = run_options(flags.device, compile_, False, overwrite, timeout=flags.timeout)
+    with options.ranks:
+        summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
+    if not options.ranks.leads:
+        return
     show(summary, flags.as_json, tables(summary), sentences(summary))
     if not any(row["state"] == "done" for row in summary["tasks"]):
         raise UserError(
