@@ -5,9 +5,10 @@ python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": 
 
 With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
 three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
-clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder". With
-"in": [FOLDER, ...] each rank runs in a folder of its own, as on machines that share none; with "killed": true the last
-rank is killed in the first pass over the clips.
+clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder", with
+"features" save_features there, of "shards" by "encoder", with "embed" embed_folder. With "in": [FOLDER, ...] each rank
+runs in a folder of its own, as on machines that share none; with "killed": true the last rank is killed in the first
+pass over the clips.
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -30,6 +31,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bank_on_ranks import check_bank
 from collapsing import FlatProjector
@@ -42,11 +44,21 @@ from unfused_fast.data import dali as pipeline
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import share_layers, sum_gradients
+from unfused_fast.embedding import embed_files, embed_rows, load, reading
 from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
-from unfused_fast.training import loop, saves
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.stages import features
+from unfused_fast.training import Interrupted, loop, saves
 
+FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "stream": ("train", {}),
+    "left out": ("train", {"left_out": [2, 11, 12, 59]}),
+    "resident": ("train", {"store": "resident", "read_again": True}),
+    "few": ("test", {}),
+}
+"""What save_features saves."""
 TO_THE_END = contextlib.ExitStack()
 """What holds until the process ends."""
 
@@ -127,8 +139,41 @@ def check(job: dict[str, Any], own: dict[str, str]) -> None:
     with Ranks(place_of(own), torch.device("cpu"), 30.0) as ranks:
         if job["check"] == "bank":
             check_bank(ranks, Path(job["folder"]))
+        elif job["check"] == "embed":
+            embed_folder(ranks, job)
+        elif job["check"] == "features":
+            save_features(ranks, Path(job["folder"]), Path(job["shards"]), Path(job["encoder"]))
         else:
             check_layers(ranks)
+
+
+def save_features(ranks: Ranks, folder: Path, shards: Path, run: Path) -> None:
+    """Features by a run's encoder, by convolutions whose last bits may depend on the batch: KIND-RANKS.npy."""
+    torch.backends.mkldnn.set_flags(True)
+    encoder, opened = features.load_encoder(run, ranks.device), open_shards(shards)
+    for kind, (split, options) in FEATURES.items():
+        rows = features.extract(encoder, opened, split, "encoder", "maxmean", ranks.device, **options, ranks=ranks)
+        if ranks.leads:
+            np.save(folder / f"{kind}-{ranks.world_size}.npy", rows.numpy())
+        else:
+            assert rows.shape == (0, 32)
+
+
+def embed_folder(ranks: Ranks, job: dict[str, Any]) -> None:
+    """Embeds the files of "folder" by a run's encoder to "out"; the last rank stops after "stops" batches."""
+    torch.backends.mkldnn.set_flags(True)
+    embedder, batches = load(job["encoder"], "cpu"), list[int]()
+
+    def stopping() -> bool:
+        batches.append(1)
+        return ranks.rank == ranks.world_size - 1 and len(batches) > job.get("stops", len(batches))
+
+    try:
+        embed_files(
+            embedder, embed_rows([job["folder"]], print), Path(job["out"]), workers=0, stopping=stopping, ranks=ranks
+        )
+    except Interrupted as stopped:
+        print(stopped)
 
 
 def check_layers(ranks: Ranks) -> None:
@@ -203,6 +248,8 @@ def prepare() -> None:
     loop.prepare_for = lambda network, device: network  # type: ignore[attr-defined]
     for layout in (model, efficientnet):
         layout.channels_last = lambda log_mel: log_mel  # type: ignore[attr-defined]
+    # so that each rank has clips of a small set
+    features.WHOLE_CLIP_BATCH, features.BLOCK_CLIPS, reading.BLOCK_FILES = 4, 8, 8
     torch.backends.mkldnn.set_flags(False)
     torch.backends.nnpack.set_flags(False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -10,11 +11,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite
+from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, run_options, with_flags
 from unfused_fast.commands.output import bar, show
 from unfused_fast.shards.packing.workers import start_server
 
+SAME_SIGNAL_SECONDS = 0.3
+"""Seconds within which a repeated signal counts as one, as that of a terminal which the launcher of --devices forwards
+too."""
 
+
+@with_flags(ProcessFlags)
 def embed(
     audio: Annotated[
         list[str],
@@ -33,9 +39,8 @@ def embed(
         typer.Option(help="Pooling over time.", show_default="as the encoder was trained"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode.", show_default="one a core")
+        int | None, typer.Option(min=1, help="Processes that decode, of each device.", show_default="one a core")
     ] = None,
-    device: Device = "auto",
     resume: Annotated[
         bool,
         typer.Option(
@@ -46,32 +51,39 @@ def embed(
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    *,
+    flags: ProcessFlags,
 ) -> None:
     """Embed recordings of any kind and length by a trained encoder: one row a file, with its path and seconds.
 
-    Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume.
+    Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume, on another number
+    of --devices too.
     """
+    flags.start_processes()
     start_server()
     from unfused_fast.console import console, counted
     from unfused_fast.embedding import check_place, embed_files, embed_rows, format_of, load, rejected_path
 
     format_of(out, frames)
-    check_place(out, overwrite)
-    embedder = load(encoder, device, pool)
-    stopped = list[int]()
+    options, stopped = run_options(flags.device, timeout=flags.timeout), list[float]()
+    ranks = options.ranks
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if stopped:
+        if stopped and time.monotonic() - stopped[0] > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        stopped.append(number)
+        stopped.append(time.monotonic())
+        if len(stopped) > 1:
+            return
         again = "; press Ctrl-C again to stop immediately" if number == signal.SIGINT else ""
         console.print(f"stopping after this batch{again}", style="yellow")
 
-    with ExitStack() as stack:
+    with ranks, ExitStack() as stack:
+        ranks.first(lambda: check_place(out, overwrite))
+        embedder = ranks.every(lambda: load(encoder, str(options.device), pool))
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
         with console.status("looking at what there is to embed"):
-            rows = embed_rows(audio, console.print)
+            rows = ranks.every(lambda: embed_rows(audio, console.print))
         facts = embed_files(
             embedder,
             rows,
@@ -82,7 +94,10 @@ def embed(
             overwrite=overwrite,
             progress=stack.enter_context(bar("embedding")),
             stopping=lambda: bool(stopped),
+            ranks=ranks,
         )
+    if not ranks.leads:
+        return
     files, made = counted(facts["files"], "file"), counted(facts["rows"], "row")
     sentences = [
         f"{out}: {files}, {made} of {facts['embedding_size']} features, {facts['files_per_second']:g} files/s",

@@ -16,6 +16,7 @@ from unfused_fast.commands.flags import (
     Holdout,
     Json,
     Overwrite,
+    ProcessFlags,
     Shards,
     pairs,
     refuse_unread,
@@ -41,7 +42,12 @@ class TableFlags(ConfigFlags):
     holdout: Holdout = None
 
 
-@with_flags(TableFlags)
+@dataclass(frozen=True, kw_only=True)
+class SharedTableFlags(ProcessFlags, TableFlags):
+    """And those of what several processes do together."""
+
+
+@with_flags(SharedTableFlags)
 def evaluate(
     shards: Shards,
     encoders: Annotated[
@@ -53,7 +59,7 @@ def evaluate(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
-    flags: TableFlags,
+    flags: SharedTableFlags,
     knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours; k is eval.neighbours.")] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
     fractions: Fractions = "1",
@@ -64,17 +70,22 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare encoders: accuracy or mAP with bootstrap intervals over test recordings and errors over seeds and folds;
-    paired bootstrap and McNemar's test of each two. Every prediction is kept.
+    paired bootstrap and McNemar's test of each two. Every prediction is kept. Several processes share the features.
     """
+    flags.start_processes()
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
     from unfused_fast.evaluation import Plan, evaluation_tables
     from unfused_fast.evaluation import evaluate as run_evaluation
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
-    options, config = run_options(flags.device, None, False, overwrite), flags.config("linear")
+    config = flags.config("linear")
     refuse_unread(flags.settings, config, [run for runs in named.values() for run in runs])
-    result = run_evaluation(config, open_set(shards), named, plan, out, options)
+    options = run_options(flags.device, None, False, overwrite, timeout=flags.timeout)
+    with options.ranks:
+        result = run_evaluation(config, open_set(shards), named, plan, out, options)
+    if not options.ranks.leads:
+        return
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
         chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
@@ -142,7 +153,7 @@ def tasks(as_json: Json = False) -> None:
     show([asdict(task) for task in TASKS.values()], as_json, tables, unclear)
 
 
-@with_flags(TableFlags)
+@with_flags(SharedTableFlags)
 def lape(
     data_dir: Annotated[
         Path,
@@ -150,7 +161,7 @@ def lape(
     ],
     teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
-    flags: TableFlags,
+    flags: SharedTableFlags,
     names: Annotated[
         str | None,
         typer.Option("--tasks", help="Names between commas (see: unfused-fast tasks).", show_default="LAPE's eleven"),
@@ -171,6 +182,7 @@ def lape(
     After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds,
     except with --preset authors or --set data.crop_seconds.
     """
+    flags.start_processes()
     from unfused_fast.config import chosen_tasks
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
@@ -183,8 +195,11 @@ def lape(
         seeds,
         flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
     )
-    options = run_options(flags.device, compile_, False, overwrite)
-    summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
+    options = run_options(flags.device, compile_, False, overwrite, timeout=flags.timeout)
+    with options.ranks:
+        summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
+    if not options.ranks.leads:
+        return
     show(summary, flags.as_json, tables(summary), sentences(summary))
     if not any(row["state"] == "done" for row in summary["tasks"]):
         raise UserError(

@@ -71,7 +71,7 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         min=1,
-        help="Processes that train together: one for each GPU, or on the CPU's cores. The global batch is unchanged.",
+        help="Processes that share the work: one for each GPU, or on the CPU's cores. The global batch is unchanged.",
         show_default="1, or as torchrun or srun started them",
     ),
 ]
@@ -202,13 +202,13 @@ class EpochFlags(StageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RanksFlags(EpochFlags):
-    """Flags of the stages that several processes can train together."""
+class ProcessFlags:
+    """Flags of what several processes can do together."""
 
+    device: Device = "auto"
     devices: Devices = None
     engine: Engine = "local"
     timeout: Timeout = TIMEOUT_SECONDS
-    skip_bad: SkipBad = 0
 
     def start_processes(self) -> None:
         """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
@@ -218,6 +218,18 @@ class RanksFlags(EpochFlags):
         code = start_devices(self.devices, self.device) if local else start_on_ray(self.devices or 1, self.device)
         if code is not None:
             raise typer.Exit(code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedStageFlags(ProcessFlags, StageFlags):
+    """Flags of train linear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksFlags(ProcessFlags, EpochFlags):
+    """Flags of the stages that several processes can train together."""
+
+    skip_bad: SkipBad = 0
 
 
 def stage_config(
@@ -250,6 +262,16 @@ def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable
             )
 
 
+def refuse_several(alone: bool = True) -> None:
+    """Raises UserError for one of several processes of torchrun or srun, of a command that runs `alone`."""
+    place = place_of(os.environ) if alone else None
+    if place is not None:
+        raise UserError(
+            f"this command runs as one process, but was started as one of {place.world_size}, which would all write "
+            "the same files; start it once, without torchrun, or with srun --ntasks=1"
+        )
+
+
 def run_options(
     device: str,
     compile_: bool | None = None,
@@ -264,8 +286,10 @@ def run_options(
 ) -> Options:
     """How a stage runs, from the flags; with a `timeout` together with the other processes, where there are some.
 
-    Raises UserError for a device that is not there, or flags that exclude each other.
+    Raises UserError for a device that is not there, or flags that exclude each other; and without a `timeout` for one
+    of several processes, each of which would do all of the work and write the same files.
     """
+    refuse_several(timeout is None)
     from unfused_fast.training import Options, join, parse_save_every, resolve_device
 
     if (resume or resume_anyway) and overwrite:

@@ -13,7 +13,7 @@ from unfused_fast.commands.flags import (
     Holdout,
     RanksFlags,
     Shards,
-    StageFlags,
+    SharedStageFlags,
     refuse_unread,
     with_flags,
 )
@@ -72,7 +72,7 @@ def train_distill(
 
 
 @train_app.command("linear")
-@with_flags(StageFlags)
+@with_flags(SharedStageFlags)
 def train_linear(
     shards: Shards,
     encoder: Annotated[
@@ -86,16 +86,23 @@ def train_linear(
     holdout: Holdout = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the features.", show_default="preset's")] = None,
     *,
-    flags: StageFlags,
+    flags: SharedStageFlags,
 ) -> None:
-    """Stage 3: linear heads on features of the frozen encoder; validation picks one, test is read once."""
+    """Stage 3: linear heads on features of the frozen encoder; validation picks one, test is read once.
+
+    Several processes share the features; the heads are trained by one.
+    """
+    flags.start_processes()
     from unfused_fast.stages import linear
 
     config = flags.config("linear", epochs)
     refuse_unread(flags.settings, config, [encoder])
-    result = linear(config, open_set(shards), encoder, out, flags.options(), holdout)
-    picture = out / "confusion.png"
-    print_result(result, flags.as_json, f"confusion matrix: {picture}" if picture.exists() else "")
+    options = flags.options()
+    with options.ranks:
+        result = linear(config, open_set(shards), encoder, out, options, holdout)
+    if options.ranks.leads:
+        picture = out / "confusion.png"
+        print_result(result, flags.as_json, f"confusion matrix: {picture}" if picture.exists() else "")
 
 
 @train_app.command("finetune")

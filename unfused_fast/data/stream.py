@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -83,8 +83,7 @@ class Batches(ABC):
             left_out: ids of clips that cannot be read (unreadable.py).
 
         Raises:
-            UserError: a split is missing, a shard or index does not match it, or the number of ranks does not divide
-                data.partitions.
+            UserError: a split is missing, or a shard or index does not match it.
         """
         import_dali()  # reports a missing DALI before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
@@ -99,7 +98,6 @@ class Batches(ABC):
         chosen[self.left_out] = False
         self.clip_ids = first + np.flatnonzero(chosen[first : first + clips])
         """(clips,) of the split that are read on all ranks, ascending."""
-        self.order = Order(clips, self.clip_ids - first, share, config.data.partitions, batch_size)
         self.index = read_split_index(shards, split, share.of(clips), cut_short=bool(left_out))
         self.index = self.index.only(chosen[self.index.clip_ids])
         self.clips = len(self.clip_ids)
@@ -114,16 +112,22 @@ class Batches(ABC):
             )
         self.mean, self.std = scale(config, statistics or set_statistics(shards, config.frontend))
 
+    @cached_property
+    def order(self) -> Order:
+        """Of the epochs of crops. Raises UserError unless the number of ranks divides data.partitions."""
+        first, clips = self.shards.first_id(self.split), len(self.shards.clips_in(self.split))
+        return Order(clips, self.clip_ids - first, self.share, self.config.data.partitions, self.batch_size)
+
     def reading(self, epoch: int | None, clusters: NDArray[np.int64] | None = None) -> Reading:
-        """What this rank reads in an epoch. Epoch None: for whole clips, each shard from short to long.
+        """What this rank reads in an epoch. Epoch None: for whole clips, as whole_clips.
 
         Args:
             clusters: as of `epoch`.
         """
         index, seed = self.index, self.config.train.seed
         if epoch is None:
-            rows = np.lexsort((self.samples[index.clip_ids], index.shard))
-            found = EpochOrder(rows, np.zeros_like(rows), self.order.sizes[:0])
+            rows = self._from_short_to_long()
+            found = EpochOrder(rows, np.zeros_like(rows), np.zeros((0, self.share.world_size), np.int64))
         elif clusters is None:
             found = self.order.every_clip(index.shard, seed, epoch)
         else:
@@ -173,7 +177,24 @@ class Batches(ABC):
 
     @abstractmethod
     def whole_clips(self) -> Iterator[Batch]:
-        """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
+        """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch. Where the
+        share is of blocks, whose size is a multiple of that of a batch, each block from short to long: then batches are
+        the same on any number of ranks. A block from which clips are left out gives its last clip several times.
+        """
+
+    def _from_short_to_long(self) -> Int64s:
+        """(n,) rows of the index, as whole_clips gives them."""
+        ids, block, first = self.index.clip_ids, self.share.block, self.shards.first_id(self.split)
+        blocks = (ids - first) // block if block > 1 else np.zeros_like(ids)
+        rows = np.lexsort((self.samples[ids], self.index.shard, blocks))
+        if block == 1:
+            return rows
+        assert not block % self.own_batch_size
+        numbers, counts = np.unique(blocks, return_counts=True)
+        last = (len(self.shards.clips_in(self.split)) - 1) // block  # which alone ends with a smaller batch
+        times = np.ones_like(rows)
+        times[np.cumsum(counts) - 1] += np.where(numbers < last, -counts % self.own_batch_size, 0)
+        return np.repeat(rows, times)
 
     def _put(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

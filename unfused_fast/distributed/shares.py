@@ -8,7 +8,7 @@ from unfused_fast.errors import UserError
 
 
 class Share(NamedTuple):
-    """A rank's contiguous part of the rows of a set, in order of ranks; sizes differ by at most one row.
+    """A rank's contiguous part of the rows of a set, in order of ranks; sizes differ by at most one block of rows.
 
     Ours: a rank trains on clips that it holds, log-mels, rows of the memory bank and mixup memory, so that nothing of
     the size of the set is on every rank.
@@ -16,15 +16,22 @@ class Share(NamedTuple):
 
     rank: int = 0
     world_size: int = 1
+    block: int = 1
+    """Neighbouring rows that one rank has all of; a rank may have none where blocks are fewer than ranks."""
 
     def of(self, rows: int) -> slice:
         """The rank's part of so many rows."""
-        return slice(self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size)
+        blocks = -(-rows // self.block)
+        first, last = (number * blocks // self.world_size for number in (self.rank, self.rank + 1))
+        return slice(min(first * self.block, rows), min(last * self.block, rows))
+
+    def parts(self, rows: int) -> list[slice]:
+        """The part of each rank of so many rows."""
+        return [self._replace(rank=rank).of(rows) for rank in range(self.world_size)]
 
     def sizes(self, rows: int) -> list[int]:
         """How many of so many rows each rank has."""
-        parts = [Share(rank, self.world_size).of(rows) for rank in range(self.world_size)]
-        return [part.stop - part.start for part in parts]
+        return [part.stop - part.start for part in self.parts(rows)]
 
     def of_partitions(self, partitions: int) -> range:
         """The rank's part of the partitions of a set. Their rows are `of` the set's rows: partition p of V has those

@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,8 @@ import torch
 
 from unfused_fast import __version__
 from unfused_fast.console import counted
+from unfused_fast.distributed import ALONE, RankLost, Ranks
+from unfused_fast.embedding import reading
 from unfused_fast.embedding.embedder import Embedder, Pooled
 from unfused_fast.embedding.formats import format_of, write_result
 from unfused_fast.embedding.parts import DoneFile, EmbeddingParts, check_place
@@ -44,6 +47,7 @@ def embed_files(
     overwrite: bool = False,
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Embeds every recording, and publishes `out` when all are done: one row a file, or with `frames` one a step.
 
@@ -53,8 +57,12 @@ def embed_files(
     embedded in pieces, see pieces.py. After any interruption the same call resumes after the last saved block, of at
     most BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a separate block.
 
+    Several `ranks` embed a part of the files each, group by group of BLOCK_FILES; rank 0 publishes. Blocks and batches
+    do not depend on the number of ranks, and so the result is the same bits on machines of one kind.
+
     Args:
-        workers: processes; None: one per core; 0: none, and then a crash of a decoder ends the program.
+        workers: processes; None: one per core, of several ranks each its part of them; 0: none, and then a crash of a
+            decoder ends the program.
         overwrite: replace `out`; without `resume` also discard an unfinished run, which is resumed otherwise.
         stopping: called after each batch; true ends the run.
 
@@ -82,69 +90,106 @@ def embed_files(
     for row in rows:
         sources.update(row.source.encode() + b"\n")
     request = {**about, "format": kind, "files": len(rows), "sources": sources.hexdigest()}
-    check_place(out, overwrite)
-    parts = EmbeddingParts(out, request, embedder.scene_embedding_size, overwrite and not resume)
-    before = len(parts.files)
-    try:
-        _embed(embedder, rows, parts, frames, workers, progress, stopping)
+    ranks.first(lambda: check_place(out, overwrite))
+    if len({*ranks.texts(f"{request['sources']} {request['encoder']}")}) > 1:
+        raise UserError(
+            "the processes see different files or encoders; give paths under which all of them see the same"
+        )
+    parts = EmbeddingParts(out, request, embedder.scene_embedding_size, overwrite and not resume, ranks)
+    before, groups = parts.done, parts.missing(reading.BLOCK_FILES)
+    own = groups[ranks.share.of(len(groups))]
+
+    def publish() -> dict[str, Any]:
+        if lost := sum(map(len, parts.missing(reading.BLOCK_FILES))):
+            raise UserError(
+                f"{out}: {counted(lost, 'file')} that other processes embedded are not there for the first one; name "
+                "a place on storage that all of them share"
+            )
         rejected = dict(sorted(parts.reasons.items(), key=lambda entry: (-entry[1], entry[0])))
         if not parts.rows:
             examples = "; ".join(f"{escaped(file.path)} ({file.detail})" for file in parts.files[:3])
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
             raise UserError(f"{counted(len(rows), 'file')}, none of them usable: {reasons}; for example {examples}")
         parts.publish(write_result(parts, kind, about, embedder.cutting.centre_ms if frames else None))
+        seconds = time.perf_counter() - start
+        return {
+            "out": str(out),
+            "files": len(rows) - sum(rejected.values()),
+            "rows": parts.rows,
+            "embedding_size": parts.dim,
+            "rejected": rejected,
+            "seconds": round(seconds, 2),
+            "files_per_second": round((len(rows) - before) / seconds, 1),
+            "encoder": about["encoder"],
+        }
+
+    try:
+        ended = ranks.every(
+            lambda: _embed(embedder, rows, own, parts, frames, _workers(workers, ranks), progress, stopping)
+        )
+        stopped = not all(map(bool, ranks.texts("ended" if ended else "")))
+        ranks.first(parts.read)  # what all have saved, in order
+        if stopped:
+            raise Interrupted(ranks.first(lambda: _how_to_resume(parts)))
+        return dict(ranks.first(publish))
+    except RankLost as error:
+        raise RankLost(f"{error}; what is saved is kept, give the same command again with --resume") from error
     finally:
         parts.close()
-    seconds = time.perf_counter() - start
-    return {
-        "out": str(out),
-        "files": len(rows) - sum(rejected.values()),
-        "rows": parts.rows,
-        "embedding_size": parts.dim,
-        "rejected": rejected,
-        "seconds": round(seconds, 2),
-        "files_per_second": round((len(rows) - before) / seconds, 1),
-        "encoder": about["encoder"],
-    }
+
+
+def _workers(given: int | None, ranks: Ranks) -> int:
+    """Processes of this rank that decode."""
+    return worker_count(given) if given is not None else max(1, worker_count(None) // ranks.local_size)
+
+
+def _how_to_resume(parts: EmbeddingParts) -> str:
+    if not parts.rows:
+        return f"{parts.out}: stopped before a file was saved; give the same command again"
+    flags = "--resume --overwrite" if parts.out.exists() else "--resume"
+    return f"{parts.out}: stopped; {parts.done} files are saved, resume with {flags}"
 
 
 def _embed(
     embedder: Embedder,
     rows: Sequence[SourceRow],
+    groups: Sequence[range],
     parts: EmbeddingParts,
     frames: bool,
-    workers: int | None,
+    workers: int,
     progress: Progress | None,
     stopping: Callable[[], bool],
-) -> None:
-    """Embeds the remaining files. Batches arrive as they are decoded; blocks are saved in order."""
+) -> bool:
+    """Embeds the files of some groups; False: it was stopped. Batches arrive as they are decoded; blocks are saved in
+    order.
+    """
     blocks, results = dict[int, Block](), dict[int, Results]()
+    due, total = groups[0].start if groups else 0, parts.done + sum(map(len, groups))
+    after = {group.stop: following.start for group, following in pairwise(groups)}
     keep_freed_memory()
 
     def jobs() -> Iterator[ReadJob]:
-        for block in blocks_of(rows, len(parts.files), embedder.cutting, frames, headers):
+        for block in blocks_of(rows, groups, embedder.cutting, frames, headers):
             found = block.jobs(embedder.batch_frames)
             blocks[block.first] = block
             yield from found
 
     def save() -> None:
-        while (block := blocks.get(len(parts.files))) is not None and not block.waiting:
-            _save(blocks.pop(block.first), results.pop(block.first, None), rows, embedder.pool, parts)
+        nonlocal due
+        while (block := blocks.get(due)) is not None and not block.waiting:
+            due += _save(blocks.pop(due), results.pop(due, None), rows, embedder.pool, parts)
+            due = after.get(due, due)
             if progress is not None:
-                progress(len(parts.files), len(rows), parts.reasons.total())
+                progress(parts.done, total, parts.reasons.total())
 
-    count = worker_count(workers)
     with (
-        Workers(count) as pool,
-        Workers(min(count, 1)) as headers,
+        Workers(workers) as pool,
+        Workers(min(workers, 1)) as headers,
         closing(ahead(pool.answers(jobs()))) as answers,  # no more jobs are created when the workers end
     ):
         for job, answer in answers:
             if stopping():
-                if not parts.rows:
-                    raise Interrupted(f"{parts.out}: stopped before a file was saved; give the same command again")
-                flags = "--resume --overwrite" if parts.out.exists() else "--resume"
-                raise Interrupted(f"{parts.out}: stopped; {len(parts.files)} files are saved, resume with {flags}")
+                return False
             assert isinstance(job, ReadJob)
             block = blocks[job.block]
             if job.block not in results:
@@ -157,6 +202,7 @@ def _embed(
             block.waiting -= 1
             save()
         save()  # blocks of unusable files only
+    return True
 
 
 @torch.no_grad()
@@ -182,8 +228,8 @@ def _embed_batch(
         results.write(values[each.piece.span].tobytes())
 
 
-def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool: Pool, parts: EmbeddingParts) -> None:
-    """Rows of recordings that cannot be used are written too, and not read."""
+def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool: Pool, parts: EmbeddingParts) -> int:
+    """Saves a block; how many files it has. Rows of recordings that cannot be used are written too, and not read."""
     if isinstance(results, Pooled):
         parts.rows_path(block.first).write_bytes(results.embedding(pool).cpu().numpy().tobytes())
     elif results is not None:
@@ -194,4 +240,5 @@ def _save(block: Block, results: Results | None, rows: Sequence[SourceRow], pool
         seconds, why = block.samples.get(row, 0) / SAMPLE_RATE_HZ, block.rejected.get(row)
         reason = () if why is None else (str(why.reason), str(why))
         files.append(DoneFile(rows[row].source, seconds, block.counts.get(row, 0), *reason))
-    parts.save(files)
+    parts.save(block.first, files)
+    return len(files)

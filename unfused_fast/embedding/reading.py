@@ -94,13 +94,12 @@ class Block:
 
 
 def blocks_of(
-    rows: Sequence[SourceRow], first_row: int, cutting: Cutting, frames: bool, headers: Pool
+    rows: Sequence[SourceRow], groups: Sequence[range], cutting: Cutting, frames: bool, headers: Pool
 ) -> Iterator[Block]:
-    """The rows from `first_row` on, in blocks of at most BLOCK_SECONDS, or of one file. `headers` reads headers."""
-    for first in range(first_row, len(rows), BLOCK_FILES):
-        some = range(first, min(first + BLOCK_FILES, len(rows)))
-        ((_, probes),) = headers.answers([ProbeJob(first, [rows[row].path for row in some], LONGEST_FILE_SECONDS)])
-        block = Block(first)
+    """The rows of some groups, each in blocks of at most BLOCK_SECONDS, or of one file. `headers` reads headers."""
+    for some in groups:
+        ((_, probes),) = headers.answers([ProbeJob(some[0], [rows[row].path for row in some], LONGEST_FILE_SECONDS)])
+        block = Block(some[0])
         for row, found in zip(some, probes, strict=True):
             samples = 0 if isinstance(found, Rejected) else found.samples
             if block.samples and sum(block.samples.values()) + samples > BLOCK_SECONDS * SAMPLE_RATE_HZ:

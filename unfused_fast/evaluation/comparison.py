@@ -27,24 +27,52 @@ from unfused_fast.training import Options, config_digest
 def evaluate(
     config: Config, shards: ShardSet, encoders: Mapping[str, Sequence[str]], plan: Plan, out: Path, options: Options
 ) -> dict[str, Any]:
-    """Measures `encoders` (name -> runs) on a labelled set; returns the content of evaluation.json.
+    """Measures `encoders` (name -> runs) on a labelled set; returns the content of evaluation.json. Rank 0 writes.
 
     Raises UserError for a set, a run or an `out` that cannot be used, the last before anything is measured.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / "evaluation.json").is_file():
-            raise UserError(f"{out}: it exists and is not an evaluation; choose another --out")
-        if not options.overwrite:
-            raise UserError(f"{out}: it already contains an evaluation; use --overwrite, or another --out")
-    started, real = time.perf_counter(), out.resolve()
+    started, real, ranks = time.perf_counter(), out.resolve(), options.ranks
     making = real.with_name(f"{real.name}.partial")
-    with writing(out):
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True)
-        making.rmdir()
-    clips, measured = measure(config, shards, encoders, plan, options.device)
+
+    def check() -> None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not (out / "evaluation.json").is_file():
+                raise UserError(f"{out}: it exists and is not an evaluation; choose another --out")
+            if not options.overwrite:
+                raise UserError(f"{out}: it already contains an evaluation; use --overwrite, or another --out")
+        with writing(out):
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir(parents=True)
+            making.rmdir()
+
+    def write() -> dict[str, Any]:
+        result = _result(config, shards, encoders, plan, clips, measured)
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        with writing(out):
+            making.mkdir()
+            write_predictions(making / "predictions.parquet", shards, clips, measured)
+            write_report(making, "evaluation", result, evaluation_tables(result))
+            if real.exists():
+                shutil.rmtree(real)
+            making.replace(real)
+        return result
+
+    ranks.first(check)
+    clips, measured = measure(config, shards, encoders, plan, options.device, ranks)
+    return dict(ranks.first(write))
+
+
+def _result(
+    config: Config,
+    shards: ShardSet,
+    encoders: Mapping[str, Sequence[str]],
+    plan: Plan,
+    clips: LabelledClips,
+    measured: Sequence[Measured],
+) -> dict[str, Any]:
+    """The content of evaluation.json, but for the time."""
     scores = scored(clips, measured, config.train.seed)
-    result = {
+    return {
         "task": shards.directory.name,
         "metric": "mAP" if clips.multi_label else "accuracy",
         "rows": result_rows(clips, scores),
@@ -56,16 +84,7 @@ def evaluate(
         "classes": len(clips.label_names),
         "config_digest": config_digest(flatten(config)),
         "data_digest": shards.manifest.digest,
-        "seconds": round(time.perf_counter() - started, 2),
     }
-    with writing(out):
-        making.mkdir()
-        write_predictions(making / "predictions.parquet", shards, clips, measured)
-        write_report(making, "evaluation", result, evaluation_tables(result))
-        if real.exists():
-            shutil.rmtree(real)
-        making.replace(real)
-    return result
 
 
 def write_predictions(path: Path, shards: ShardSet, clips: LabelledClips, measured: Sequence[Measured]) -> None:

@@ -5,7 +5,8 @@ OUT/runs/               a run pool: distilled encoders, one per task and seed
 OUT/tasks/<task>/       the evaluation of a task's encoders, as of `evaluate`
 OUT/lape.json, lape.md  the table
 
-After a stop at any moment the same command resumes: finished work is not repeated.
+After a stop at any moment the same command resumes: finished work is not repeated. Several ranks train and evaluate
+each task together; rank 0 packs the sets and writes the tables.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy as np
 
 from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
+from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.comparison import evaluate
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
 from unfused_fast.evaluation.measure import Plan, refuse_label_fraction
 from unfused_fast.evaluation.report import TextTable, claim, percent, percent_span, write_report, writing
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool, finished
-from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.stages import labelled_clips, load_encoder, rounds_of
 from unfused_fast.training import Options, config_digest, encoder_digest
 
@@ -66,17 +68,24 @@ def lape(
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
     refuse_label_fraction(plan.linear)
-    start = _teacher(teacher, plan, options)  # checked before anything is packed
-    claim(out, FILES, "a LAPE benchmark")
-    if options.overwrite:
-        with writing(out):
-            for name in ("runs", "tasks"):
-                if (out / name).exists():
-                    shutil.rmtree(out / name)
+    ranks = options.ranks
+    start = ranks.every(lambda: _teacher(teacher, plan, options))  # checked before anything is packed
+
+    def begin() -> None:
+        claim(out, FILES, "a LAPE benchmark")
+        if options.overwrite:
+            with writing(out):
+                for name in ("runs", "tasks"):
+                    if (out / name).exists():
+                        shutil.rmtree(out / name)
+
+    ranks.first(begin)
     pool, lines = RunPool(out / "runs", options), []
     for task in tasks:
         try:
             line = _run_task(task, data, start, out, plan, pool, workers)
+        except RankLost:
+            raise
         except UserError as error:
             console.print(f"{task.name}: {error}", style="yellow")
             line = {"state": "wrong", "reason": str(error)}
@@ -84,7 +93,8 @@ def lape(
         lines.append({**facts, **line})
         # Written after every task, so that it exists whatever ends the next one.
         summary = summary_of(lines, plan.linear.eval.encoder, str(out))
-        write_report(out, "lape", summary, tables(summary), sentences(summary))
+        if ranks.leads:
+            write_report(out, "lape", summary, tables(summary), sentences(summary))
     return summary
 
 
@@ -109,7 +119,9 @@ def _run_task(
     if place is None:
         return {"state": "missing", "get": where_to_get(task)}
     console.print(f"{task.name}: {place}")
-    shards = shards_of(task, place, out / "shards" / task.name, workers)
+    ranks, folder = pool.options.ranks, out / "shards" / task.name
+    packed = ranks.first(lambda: str(shards_of(task, place, folder, workers).directory))
+    shards = ranks.every(lambda: open_shards(Path(packed)))
     if task.by_folds or "test" in shards.manifest.splits:
         plan = replace(plan, measured=replace(plan.measured, holdout=None))
     first = plan.distill.train.seed
@@ -159,10 +171,10 @@ def _evaluated(
         "plan": json.loads(json.dumps(asdict(measuring))),
         "encoders": {plan.linear.eval.encoder: runs},
     }
-    result = finished(folder, "evaluation.json")
+    result = options.ranks.first(lambda: finished(folder, "evaluation.json"))
     if result is not None and asked == {name: result.get(name) for name in asked}:
         console.print(f"{folder}: already finished")
-        return result
+        return dict(result)
     return evaluate(
         plan.linear, shards, {plan.linear.eval.encoder: runs}, measuring, folder, replace(options, overwrite=True)
     )

@@ -2,6 +2,7 @@
 
 N clips, T test recordings, D features, C classes. Heads are those of train linear; test is read once a head. Features
 of a recording are the mean of its pieces': the scores of a linear head are then the mean of its scores for the pieces.
+Several ranks share the features; rank 0 measures on them.
 Source of the linear head: paper section 3, part 3. Ours: nearest neighbours, few labels, intervals.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,7 @@ from torch.nn.functional import normalize, one_hot
 
 from unfused_fast.config import BASELINES, Config, with_values
 from unfused_fast.console import console
+from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
@@ -112,64 +115,85 @@ def refuse_label_fraction(config: Config) -> None:
 
 
 def measure(
-    config: Config, shards: ShardSet, encoders: Mapping[str, Sequence[str]], plan: Plan, device: torch.device
+    config: Config,
+    shards: ShardSet,
+    encoders: Mapping[str, Sequence[str]],
+    plan: Plan,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> tuple[LabelledClips, list[Measured]]:
-    """Measures every encoder: name -> runs of it (directories), or the baselines `random` and `logmel`.
+    """Measures every encoder: name -> runs of it (directories), or the baselines `random` and `logmel`. Of several
+    ranks rank 0 alone gets what was measured.
 
     `random` has the architecture of the first run, or of the config where there is none. Raises UserError for a set or
     run that cannot be evaluated.
     """
     refuse_label_fraction(config)
-    clips = labelled_clips(shards, plan.by_folds, holdout=plan.holdout)
+    clips = ranks.every(lambda: labelled_clips(shards, plan.by_folds, holdout=plan.holdout))
     if config.eval.shuffle_labels:
         clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
     given = [(name, run, number) for name, runs in encoders.items() for number, run in enumerate(runs)]
-    loaded = {run: load_encoder(Path(run), device) for _, run, _ in given if run not in BASELINES}
+    loaded = ranks.every(lambda: {run: load_encoder(Path(run), device) for _, run, _ in given if run not in BASELINES})
     report_test_in_training(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
-    found, features = list[Measured](), torch.empty(0)
+    found, splits = list[Measured](), dict[str, Tensor]()
     for name, run, number in given:
         own = loaded[run].config if run in loaded else architecture
         cost = None if run == "logmel" else encoder_cost(own, config.eval.encoder)
         seeds = [number] if plan.seed_of_run else range(plan.seeds)
         for seed in (config.train.seed + number for number in seeds):
-            rounds = rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed)
+            rounds = ranks.every(partial(rounds_of, clips, plan.by_folds, config.eval.valid_fraction, seed))
             seeded = with_values(config, {"train.seed": seed})
             if seed == config.train.seed + seeds[0] or run == "random":  # a different one for each seed
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
                 read = seeded if plan.seed_of_run else config  # all seeds of a run use the same crops
-                splits = eval_features(frozen, read, shards, clips.splits, device)
-                features = torch.cat([splits[split] for split in clips.splits])
-                features = features[torch.from_numpy(clips.kept).to(device)]
-            of = name if name == run else f"{name} ({run})"
-            console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
-            for fraction in plan.fractions:
-                parts = [part._replace(train=few_labels(clips, part.train, fraction, seed)) for part in rounds]
-                tests = [clips.recordings(part.test).rows for part in parts]
-                for method in plan.methods:
-                    outcomes = (_test(seeded, clips, part, features, method) for part in parts)
-                    scores, valid, rates = zip(*outcomes, strict=True)
-                    found.append(
-                        Measured(
-                            encoder=name,
-                            method=method,
-                            fraction=fraction,
-                            run=run,
-                            seed=seed,
-                            rows=np.concatenate(tests),
-                            round_of=np.repeat(np.arange(len(tests)), [len(rows) for rows in tests]),
-                            scores=np.concatenate(scores),
-                            valid=float(np.mean(valid)),
-                            rates=rates,
-                            train_clips=len(parts[0].train),
-                            train_recordings=len(clips.recordings(parts[0].train).rows),
-                            test_clips=sum(len(part.test) for part in parts),
-                            features=features.shape[1],
-                            cost=cost,
-                        )
-                    )
+                splits = eval_features(frozen, read, shards, clips.splits, device, ranks=ranks)
+            ranks.first(partial(_measure, found, seeded, clips, rounds, splits, plan, name, run, cost))
     return clips, found
+
+
+def _measure(
+    found: list[Measured],
+    config: Config,
+    clips: LabelledClips,
+    rounds: Sequence[Round],
+    splits: Mapping[str, Tensor],
+    plan: Plan,
+    name: str,
+    run: str,
+    cost: Cost | None,
+) -> None:
+    """Adds every share of labels and method with one seed, on the features (N, D) of each split."""
+    features, seed = torch.cat([splits[split] for split in clips.splits]), config.train.seed
+    features = features[torch.from_numpy(clips.kept).to(features.device)]
+    of = name if name == run else f"{name} ({run})"
+    console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
+    for fraction in plan.fractions:
+        parts = [part._replace(train=few_labels(clips, part.train, fraction, seed)) for part in rounds]
+        tests = [clips.recordings(part.test).rows for part in parts]
+        for method in plan.methods:
+            outcomes = (_test(config, clips, part, features, method) for part in parts)
+            scores, valid, rates = zip(*outcomes, strict=True)
+            found.append(
+                Measured(
+                    encoder=name,
+                    method=method,
+                    fraction=fraction,
+                    run=run,
+                    seed=seed,
+                    rows=np.concatenate(tests),
+                    round_of=np.repeat(np.arange(len(tests)), [len(rows) for rows in tests]),
+                    scores=np.concatenate(scores),
+                    valid=float(np.mean(valid)),
+                    rates=rates,
+                    train_clips=len(parts[0].train),
+                    train_recordings=len(clips.recordings(parts[0].train).rows),
+                    test_clips=sum(len(part.test) for part in parts),
+                    features=features.shape[1],
+                    cost=cost,
+                )
+            )
 
 
 def _test(

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unfused_fast.config import Config, Stage, flatten
+from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.table import ShardSet
@@ -67,16 +68,24 @@ class RunPool:
         if digest in self.failed:
             raise self.failed[digest]
         out = self.directory / f"{stage}-{digest[:16]}"
-        result = finished(out)
+        result = self.options.ranks.first(lambda: _found(out))
         if result is None:
-            if out.exists() and not (out / "config.json").exists():  # killed before its description was written
-                shutil.rmtree(out)
             try:
                 result = run(out=out, options=replace(self.options, resume=True, overwrite=False))
+            except RankLost:
+                raise
             except UserError as error:
                 self.failed[digest] = error
                 raise
         return PooledRun(out, digest, result)
+
+
+def _found(out: Path) -> dict[str, Any] | None:
+    """The result of a finished run. Deletes what is left of one that was killed before its description was written."""
+    result = finished(out)
+    if result is None and out.exists() and not (out / "config.json").exists():
+        shutil.rmtree(out)
+    return result
 
 
 def finished(folder: Path, name: str = "result.json") -> dict[str, Any] | None:

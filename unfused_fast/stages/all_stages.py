@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from unfused_fast.config import Config, Stage
 from unfused_fast.console import console
-from unfused_fast.distributed import ALONE
 from unfused_fast.methods import method_class
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
@@ -33,9 +31,6 @@ def train_all(
     linear_round(configs["linear"], target, holdout)  # stage 3's checks, before stage 1 runs for hours
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
-    if not options.ranks.leads:  # stage 3 takes seconds, on one process
-        return {}
-    options = replace(options, ranks=ALONE)
     encoders = {
         "random": "random",
         f"stage 1 ({method_class(configs['pretrain']).title})": str(out / "pretrain"),
@@ -57,7 +52,8 @@ def train_all(
         "beats_random": results[keep]["valid"] > results["random"]["valid"],
         "run": str(out),
     }
-    write_json(out / "verdict.json", verdict)
+    if options.ranks.leads:
+        write_json(out / "verdict.json", verdict)
     doubt = "" if verdict["beats_random"] else ", though it does not beat a random encoder on validation"
     console.print(f"all: keep {keep}: {encoders[keep]}{doubt}")
     return verdict

@@ -22,7 +22,7 @@ from unfused_fast.clustering import match_clusters, pseudo_label_kmeans, resolve
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console, counted
 from unfused_fast.data import Window, find_unreadable, key, left_out_input
-from unfused_fast.distributed import first_state, in_words
+from unfused_fast.distributed import ALONE, Ranks, first_state, in_words
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Log, Passes, Trainable
 from unfused_fast.models import DistillNetwork
@@ -59,8 +59,11 @@ def pseudo_labels(
     epoch: int = 0,
     previous: Tensor | None = None,
     left_out: Sequence[int] = (),
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device.
+    """Clusters the target's train split with the frozen teacher -> (N,) pseudo-labels on the device, the same on all
+    ranks: they share the features, which rank 0 clusters. Ours: features take most of the time, and one process
+    clusters them to the same bits on any number of ranks.
 
     Args:
         epoch: epoch before which they are refreshed; 0: the first time. Random starts and windows depend on it.
@@ -68,7 +71,7 @@ def pseudo_labels(
         left_out: clips of train that cannot be read; each gets the pseudo-label of another clip.
     """
     k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
-    frozen, kind = load_encoder(teacher, device), settings.feature
+    frozen, kind = ranks.every(lambda: load_encoder(teacher, device)), settings.feature
     pool = "mean" if kind.startswith("block") else frozen.config.model.pool
     window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
 
@@ -76,21 +79,36 @@ def pseudo_labels(
         train, store = split == "train", config.data.store  # the student reads train again
         missing = left_out if train else ()
         return extract(
-            frozen, shards, split, kind, pool, device, store, read_again=train, window=window, left_out=missing
+            frozen,
+            shards,
+            split,
+            kind,
+            pool,
+            device,
+            store,
+            read_again=train,
+            window=window,
+            left_out=missing,
+            ranks=ranks,
         )
 
     features = torch.cat([of("train"), *(of(split) for split in settings.splits if split != "train")])
-    found = pseudo_label_kmeans(
-        features,
-        k,
-        pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
-        whiten=settings.whiten,
-        iterations=settings.iterations,
-        n_init=settings.n_init,
-        seed=key(seed, epoch) >> 1 if epoch else seed,
-    )
-    labels = found.assignments[:clips]
-    return labels if previous is None else match_clusters(labels, previous, k)[labels]
+    labels = torch.empty(clips, dtype=torch.int64, device=device)
+
+    def cluster() -> None:
+        found = pseudo_label_kmeans(
+            features,
+            k,
+            pca_dim=resolve_pca_dim(settings.pca_dim, len(features)),
+            whiten=settings.whiten,
+            iterations=settings.iterations,
+            n_init=settings.n_init,
+            seed=key(seed, epoch) >> 1 if epoch else seed,
+        ).assignments[:clips]
+        labels.copy_(found if previous is None else match_clusters(found, previous, k)[found])
+
+    ranks.first(cluster)
+    return ranks.from_first(labels)
 
 
 def labels_digest(labels: Tensor) -> str:
@@ -231,16 +249,9 @@ def distill(
         targets = (torch.zeros(clips, dtype=torch.int64) if given is None else given).to(options.device)
 
         def clustered(epoch: int = 0, before: Tensor | None = None) -> Tensor:
-            """Pseudo-labels of rank 0, on every rank."""
-            found = torch.empty_like(targets)
-
-            def cluster() -> None:
-                on_gpu = [options.device] if options.device.type == "cuda" else []
-                with torch.random.fork_rng(on_gpu):  # the student's must not depend on the rank that does this
-                    found.copy_(pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out))
-
-            ranks.first(cluster)
-            return ranks.from_first(found)
+            on_gpu = [options.device] if options.device.type == "cuda" else []
+            with torch.random.fork_rng(on_gpu):  # the student's numbers must not depend on when this is done
+                return pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out, ranks)
 
         def written(found: Tensor) -> Tensor:
             if ranks.leads:
@@ -252,8 +263,7 @@ def distill(
         student = Distillation(config, first_id, targets, k, lambda epoch, before: written(clustered(epoch, before)))
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
-            if ranks.leads:
-                start_from(student.network.encoder, load_encoder(teacher, options.device))
+            ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
             first_state(student.network, ranks)
         if given is None and not run.resumed:
             student.targets = clustered()

@@ -1,5 +1,5 @@
-"""Features of whole clips from a frozen encoder.   N clips of a split, B clips in a batch, F mel bins, T frames, D
-features.
+"""Features of whole clips from a frozen encoder.   N clips of a split, n of them on this rank, B clips in a batch, F
+mel bins, T frames, D features.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unfused_fast.config import BASELINES, Config, Store, from_flat
 from unfused_fast.console import console, progress_bar
-from unfused_fast.data import Loader, Window, eval_window, fill_left_out, final_statistics, placed
+from unfused_fast.data import Batches, Loader, Window, eval_window, fill_left_out, final_statistics, placed
+from unfused_fast.distributed import ALONE, WHOLE, Ranks, first_state
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.methods import method_class
@@ -23,6 +24,7 @@ from unfused_fast.models import EncoderOutput, Pool, block_features, build_encod
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
     WEIGHTS,
+    Options,
     load_checkpoint,
     prepare_for,
     read_description,
@@ -36,6 +38,9 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 Kind = Literal["encoder", "projector", "block1", "block2", "block3"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
+BLOCK_CLIPS = 8 * WHOLE_CLIP_BATCH
+"""Neighbouring clips that one rank has all of. Ours: from short to long they are 8 batches with little padding, and the
+same ones on any number of ranks, so that the last bits of a convolution, which may depend on the batch, are equal."""
 
 
 @dataclass(frozen=True)
@@ -156,46 +161,79 @@ def extract(
     read_again: bool = False,
     window: Window | None = None,
     left_out: Sequence[int] = (),
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or a
     `window` of it. A `left_out` clip gets the row of another.
 
+    Each of several `ranks` makes the rows of its blocks of BLOCK_CLIPS; rank 0 gets all, the others none (0, D). The
+    same bits on any number of ranks.
+
     Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. With
     `store` auto the log-mels come from the shards where there is no cache yet: one pass does not justify making one,
     unless the same command reads the split again (`read_again`).
+
+    Raises UserError, on all ranks: clips that cannot be read, or features that are not finite.
     """
-    stream = Loader(
-        shards,
-        split,
-        encoder.config,
-        device=device,
-        batch_size=WHOLE_CLIP_BATCH,
-        statistics=encoder.log_mel,
-        left_out=left_out,
-    )
-    loader = placed(stream, store, single_pass=not read_again)
-    first, clips = shards.first_id(split), shards.manifest.splits[split].clips
-    rows: Tensor | None = None
+    share = ranks.share._replace(block=BLOCK_CLIPS)
+    if encoder.network is not None and encoder.network.training:
+        assert not ranks.together  # its running statistics follow the batches, each shard from short to long
+        share = WHOLE
+
+    def stream() -> Loader:
+        if not len(shards.clips_in(split)):
+            raise UserError(f"{shards.directory}: split {split} holds no clips; pack the set again")
+        return Loader(
+            shards,
+            split,
+            encoder.config,
+            device=device,
+            batch_size=WHOLE_CLIP_BATCH * ranks.world_size,
+            share=share,
+            statistics=encoder.log_mel,
+            threads=Options(device, ranks=ranks).threads,
+            left_out=left_out,
+        )
+
+    loader = placed(ranks.every(stream), store, single_pass=not read_again, ranks=ranks)
+    own = ranks.every(lambda: _own_features(encoder, loader, kind, pool, window))
+    if ranks.together:
+        clips, width = len(shards.clips_in(split)), int(ranks.largest(torch.tensor(own.shape[1])))
+        own = own if len(own) else own.new_empty(0, width)  # no clip, as where blocks are fewer than ranks
+        rows = torch.empty(clips if ranks.leads else 0, width, device=device)
+        ranks.rows_to_first(own, share.parts(clips), rows if ranks.leads else None)
+    else:
+        rows = own
+
+    def check() -> None:
+        fill_left_out(rows, left_out, shards.first_id(split))
+        if not bool(torch.isfinite(rows).all()):
+            raise UserError(
+                f"{encoder.name}: features of split {split} are not finite, because its training diverged; train it "
+                "again with a smaller optim.lr"
+            )
+
+    ranks.first(check)
+    return rows
+
+
+def _own_features(encoder: FrozenEncoder, loader: Batches, kind: Kind, pool: Pool, window: Window | None) -> Tensor:
+    """(n, D) of the rank's clips, in order; NaN for those that are left out. (0, 0) where it has none."""
+    own, device = loader.share.of(len(loader.shards.clips_in(loader.split))), loader.device
+    first, rows = loader.shards.first_id(loader.split) + own.start, torch.empty(0, 0, device=device)
     with progress_bar() as progress:
-        task = progress.add_task(f"features of {split}", total=-(-loader.clips // loader.batch_size), note="")
+        total = -(-len(loader.index.lines) // loader.own_batch_size)
+        task = progress.add_task(f"features of {loader.split}", total=total, note="")
         for batch in loader.whole_clips():
             assert batch.frame_counts is not None
             log_mel, counts = batch.views[0], batch.frame_counts
             if window is not None:
                 log_mel, counts = window.cut(log_mel, counts, batch.clip_ids, encoder.config)
             features = encoder.features(log_mel, counts, kind, pool)
-            if rows is None:
-                rows = torch.full((clips, features.shape[1]), torch.nan, device=device)
+            if not len(rows):
+                rows = torch.full((own.stop - own.start, features.shape[1]), torch.nan, device=device)
             rows[batch.clip_ids - first] = features
             progress.advance(task)
-    if rows is None:
-        raise UserError(f"{shards.directory}: split {split} holds no clips; pack the set again")
-    fill_left_out(rows, left_out, first)
-    if not bool(torch.isfinite(rows).all()):
-        raise UserError(
-            f"{encoder.name}: features of split {split} are not finite, because its training diverged; train it again "
-            "with a smaller optim.lr"
-        )
     return rows
 
 
@@ -206,12 +244,13 @@ def eval_features(
     splits: Sequence[str],
     device: torch.device,
     left_out: Sequence[int] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Split -> features (N, D) by the `eval` settings of `config`; only clips of train may be
-    `left_out`: each has the row of another clip, which must not be scored.
+    `left_out`: each has the row of another clip, which must not be scored. Of several `ranks` rank 0 alone gets rows.
 
-    With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode; the others then go
-    through it in eval mode, with the resulting BatchNorm statistics. `encoder` itself is not changed.
+    With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode, on rank 0; the
+    others then go through it in eval mode, with the resulting BatchNorm statistics. `encoder` itself is not changed.
     """
     settings = config.eval
     kind: Kind = "encoder" if settings.encoder == "full" else "block3"
@@ -220,9 +259,8 @@ def eval_features(
         encoder = replace(encoder, network=copy.deepcopy(encoder.network))
         torch.manual_seed(config.train.seed)
     found = dict[str, Tensor]()
-    for split in sorted(splits, key=lambda name: name != "train"):
-        if encoder.network is not None:
-            encoder.network.train(settings.encoder_mode == "train" and split == "train")
+
+    def extracted(split: str, ranks: Ranks) -> None:
         found[split] = extract(
             encoder,
             shards,
@@ -233,7 +271,20 @@ def eval_features(
             store=config.data.store,
             window=window,
             left_out=left_out if split == "train" else (),
+            ranks=ranks,
         )
+
+    for split in sorted(splits, key=lambda name: name != "train"):
+        in_order = encoder.network is not None and settings.encoder_mode == "train" and split == "train"
+        if encoder.network is not None:
+            encoder.network.train(in_order)
+        if in_order and ranks.together:
+            assert encoder.network is not None
+            ranks.first(lambda: extracted("train", ALONE))
+            found.setdefault("train", torch.empty(0, 0, device=device))
+            first_state(encoder.network, ranks)
+        else:
+            extracted(split, ranks)
     return found
 
 

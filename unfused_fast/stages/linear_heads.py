@@ -1,14 +1,15 @@
 """Stage 3: linear evaluation on frozen features.   N clips, R recordings, D features, C classes, B clips a batch, and G
 heads, one a learning rate.
 
-Features are computed once; G linear heads train together in one pass over them; validation selects one; test is read
-once. Validation and test are of recordings, whose features are the mean of their pieces'.
+Features are computed once, by each of several ranks a part; on rank 0 G linear heads train together in one pass over
+them; validation selects one; test is read once. Validation and test are of recordings, whose features are the mean of
+their pieces'.
 Source: paper section 3, part 3, and section 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,22 +172,41 @@ def linear(
     """
     with Run(out, "linear", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
         result = run.result() or _evaluated(run, config, shards, encoder, options, holdout)
-        draw_confusion(run.out, result)
+        if options.ranks.leads:
+            draw_confusion(run.out, result)
         return result
 
 
 def _evaluated(
     run: Run, config: Config, shards: ShardSet, encoder: str, options: Options, holdout: float | None
 ) -> dict[str, Any]:
-    clips, part = linear_round(config, shards, holdout)
+    ranks = options.ranks
+    clips, part = ranks.every(lambda: linear_round(config, shards, holdout))
     apart = "valid" in clips.splits and clips.held_out is None
-    left_out = find_unreadable(shards, "train", options.skip_bad if apart else 0)
-    frozen = encoder_of(encoder, config, options.device)
+    left_out = ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad if apart else 0))
+    frozen = ranks.every(lambda: encoder_of(encoder, config, options.device))
     report_test_in_training([encoder], shards, clips)
-    splits = eval_features(frozen, config, shards, clips.splits, options.device, left_out)
+    splits = eval_features(frozen, config, shards, clips.splits, options.device, left_out, ranks)
+    run.start()
+    return run.finish(
+        ranks.first(lambda: _headed(run, config, shards, encoder, options, clips, part, splits, left_out))
+    )
+
+
+def _headed(
+    run: Run,
+    config: Config,
+    shards: ShardSet,
+    encoder: str,
+    options: Options,
+    clips: LabelledClips,
+    part: Round,
+    splits: Mapping[str, Tensor],
+    left_out: Sequence[int],
+) -> dict[str, Any]:
+    """The result of the heads on the features of each split."""
     read = part._replace(train=part.train[~np.isin(clips.clip_ids[part.train], left_out)])
     features = round_features(config, clips, read, torch.cat([splits[name] for name in clips.splits]))
-    run.start()
     width, rates = features["train"].shape[1], len({config.eval.lr, *config.eval.lr_grid})
     size = f" of an encoder with model.channels = {config.model.channels}" if encoder == "random" else ""
     console.print(
@@ -199,18 +219,16 @@ def _evaluated(
     paper = heads.rates.index(config.eval.lr)
     at_paper = {name: round(heads.metric(name, paper), 6) for name in scored}
     scores = {name: heads.scores(name, heads.best) for name in scored}
-    return run.finish(
-        {
-            **result_of(config, shards, encoder, clips, part, scores),
-            "lr": heads.rates[heads.best],
-            "paper_lr": {"lr": config.eval.lr, "valid": at_paper["valid"], "test": at_paper.get("test")},
-            "valid_by_lr": {
-                f"{rate:g}": round(heads.metric("valid", number), 6) for number, rate in enumerate(heads.rates)
-            },
-            "features": width,
-            **skipped(left_out),
-        }
-    )
+    return {
+        **result_of(config, shards, encoder, clips, part, scores),
+        "lr": heads.rates[heads.best],
+        "paper_lr": {"lr": config.eval.lr, "valid": at_paper["valid"], "test": at_paper.get("test")},
+        "valid_by_lr": {
+            f"{rate:g}": round(heads.metric("valid", number), 6) for number, rate in enumerate(heads.rates)
+        },
+        "features": width,
+        **skipped(left_out),
+    }
 
 
 def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:

@@ -232,7 +232,7 @@ def train_loader(
             f"{shards.directory}: only {loader.clips} clips of train can be read, fewer than "
             f"train.batch_size = {batch_size}; use a smaller --set train.batch_size"
         )
-    least = int(loader.order.sizes[: loader.full_batches].min())
+    least = int(options.ranks.every(lambda: loader.order.sizes)[: loader.full_batches].min())
     if not least:
         raise UserError(
             f"of a batch of {batch_size} clips one of the {options.ranks.world_size} processes has none; use fewer of "
