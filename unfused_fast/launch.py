@@ -10,6 +10,10 @@ from unfused_fast.errors import UserError
 
 TIMEOUT_SECONDS = 600.0
 """Longest wait for the other processes. Ours: longer than a compilation, shorter than a night."""
+LAUNCH = "UNFUSED_LAUNCH"
+"""Variable with the id of what started this process. A run directory that the same launch began is resumed, whatever
+the command says of one that is there: its processes were started again.
+"""
 PORTS = 20000, 20000
 """Under SLURM: the first port, and the number of ports; the job's id selects one."""
 

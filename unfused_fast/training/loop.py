@@ -315,7 +315,7 @@ class Trainer:
                 + ("" if self.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
             ) from error
         except RankLost as error:
-            raise RankLost(f"{error}; {self.saves.on_disk()}, continue with --resume") from error
+            raise RankLost(f"{error} after step {self.step}; {self.saves.on_disk()}, continue with --resume") from error
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException
 
