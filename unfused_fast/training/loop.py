@@ -260,7 +260,7 @@ class Trainer:
             first = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
             state["start"] = first
         numbers = {"loss": round(state["loss"], 6), "lr": self._rate(self.step - 1), **log, **timing}
-        self.run.log(epoch, {**numbers, "parts": self.timer.read()})
+        self.run.log(epoch, {**numbers, "parts": self.timer.read() | self.ranks.seconds()})
         state["log"], state["seconds"] = {}, 0.0
         (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
         last = epoch == self.config.train.epochs or self.task.finished
