@@ -83,19 +83,23 @@ def test_a_rank_killed_in_the_first_pass_leaves_nothing(
 
 def test_a_disk_that_is_full_for_one_rank(copy_without_caches: Path, tiny: list[str], tmp_path: Path) -> None:
     """In the first pass for the second, in saves for the first: one sentence, nothing left, and it goes on later."""
-    command = ["train", "pretrain", str(copy_without_caches), *tiny, "--data", "resident", "--epochs", "1", "--out"]
-    before, out = sorted(copy_without_caches.iterdir()), tmp_path / "run"
-    job = {"ranks": 2, "arguments": [*command, str(out)]}
-    for where, advice in (("pass", "make room, set"), ("saves", "earlier checkpoints are intact, so")):
-        ((first, second),) = run_jobs([{**job, "full": where}], tmp_path)
+    other = Path(shutil.copytree(copy_without_caches, tmp_path / "other"))
+    out, flags = (
+        tmp_path / "run",
+        [*tiny, "--data", "resident", "--epochs", "1", "--resume", "--out", str(tmp_path / "run")],
+    )
+    sets = [(other, "pass"), (copy_without_caches, "saves"), (copy_without_caches, "")]
+    jobs = [
+        {"ranks": 2, "full": full, "arguments": ["train", "pretrain", str(shards), *flags]} for shards, full in sets
+    ]
+    *refused, later = run_jobs(jobs, tmp_path)
+    advice = "make room, set UNFUSED_CACHE", "earlier checkpoints are intact, so free space and continue with --resume"
+    for what, (first, second) in zip(advice, refused, strict=True):
         said = re.sub(r"\s+", " ", first["said"])
-        assert said.count("error: ") == 1 and f"written (No space left on device); {advice}" in said, said
+        assert said.count("error: ") == 1 and f"written (No space left on device); {what}" in said, said
         assert first["code"] == second["code"] == 1 and not second["said"], (first, second)
-        if where == "pass":
-            assert sorted(copy_without_caches.iterdir()) == before and not out.exists()
-    (later,) = run_jobs([{"ranks": 2, "arguments": [*command, str(out), "--resume"]}], tmp_path)
-    assert [end["code"] for end in later] == [0, 0] and (out / "result.json").exists()
-    assert not list(out.rglob("*.partial"))
+    assert not list(other.glob("log-mel-*")) and [end["code"] for end in later] == [0, 0]
+    assert (out / "result.json").exists() and not list(out.rglob("*.partial"))
 
 
 def test_what_one_rank_cannot_read_all_say_once(copy_without_caches: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ import errno
 import ipaddress
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,10 +97,12 @@ def test_processes_that_die_are_started_again(
     started = cli_process("train", "pretrain", tones, *flags, out, "--max-restarts", 2)
     wait_for(lambda: _ranks(started.pid).keys() == {0, 1}, started)
     first = _ranks(started.pid)
+    left = Path(tempfile.mkdtemp(prefix=f"unfused-of-{first[0]}-", dir="/dev/shm"))
     os.kill(first[0], signal.SIGKILL)
     assert (out / "config.json").read_text() == older, "killed before"
     wait_for(lambda: not (out / "config.json").exists() or (out / "config.json").read_text() != older, started)
     wait_for((out / "log.jsonl").exists, started)
+    assert not left.exists(), "temporary folders of a killed process are deleted"
     second = _ranks(started.pid)[1]
     os.kill(second, signal.SIGKILL)
     said = started.communicate(timeout=180)[1]
@@ -210,6 +215,35 @@ def test_torchrun_starts_a_run_again_that_goes_on(tones: Path, tiny: list[str], 
     assert json.loads((out / "result.json").read_text())["last_epoch"] == 60
     epochs = [json.loads(line)["epoch"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 61))
+
+
+@pytest.mark.soak
+def test_ten_kills_of_any_rank_lose_nothing(cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """At random moments of a start or a step, of a streaming run that saves after each step: it ends as the undisturbed
+    one, bit for bit, and no temporary folder is left on the disk or in memory.
+    """
+    kills, chance, temporary = 10, random.Random(7), tmp_path / "temporary"
+    temporary.mkdir()
+    flags = ["--epochs", 30, "--devices", 2, "--save-every", "1steps", "--data", "stream", "--out"]
+    command = ["train", "pretrain", tones, *tiny, *flags]
+    undisturbed = cli_process(*command, tmp_path / "whole")
+    assert undisturbed.communicate(timeout=300) and undisturbed.returncode == 0
+    started = cli_process(*command, tmp_path / "run", "--max-restarts", kills, TMPDIR=str(temporary))
+    seen, saves, before = set[int](), tmp_path / "run" / "checkpoints", set[Path]()
+    for number in range(kills):
+        wait_for(lambda: len(set(_ranks(started.pid).values()) - seen) == 2, started)
+        now = _ranks(started.pid)
+        seen.update(now.values())
+        if number % 3:  # the others die while they start
+            before.update(saves.glob("*.json"))
+            wait_for(lambda: not before.issuperset(saves.glob("*.json")), started)
+        time.sleep(chance.uniform(0, 0.4))
+        os.kill(now[chance.randrange(2)], signal.SIGKILL)
+    said = started.communicate(timeout=300)[1]
+    assert started.returncode == 0 and said.count("was ended by SIGKILL; restart ") == kills, said
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert not list(temporary.iterdir())
+    assert not [left for process in seen for left in Path("/dev/shm").glob(f"*{process}*")]
 
 
 def test_names_and_numbers_of_slurm() -> None:

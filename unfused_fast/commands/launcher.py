@@ -8,7 +8,6 @@ loses the exit code; to change this, three of its agent's methods had to be over
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -26,7 +25,7 @@ from uuid import uuid4
 from unfused_fast.commands.exits import INTERRUPTED, reason_left
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped
-from unfused_fast.launch import LAUNCH, place_of
+from unfused_fast.launch import LAUNCH, delete_temporary, place_of
 from unfused_fast.shards.packing.workers import available_cores
 
 SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
@@ -144,6 +143,8 @@ def _run_here(count: int, out: Path, restarts: int) -> int:
                 result = context.wait(period=LOOK_SECONDS)
         finally:
             context.close()
+            for process in context.pids().values():
+                delete_temporary(process)
         assert result is not None
         began = min((failure.timestamp for failure in result.failures.values()), default=0)
         return {
@@ -182,25 +183,30 @@ def with_restarts(attempt: Attempt, out: Path, restarts: int) -> int:
 
 
 def _sentences(failures: Mapping[int, Failure]) -> list[str]:
-    """Why processes failed, but for what rank 0 printed itself, and signals of this process to the others."""
+    """Why processes failed, but for what rank 0 printed itself, and for what followed from the end of another one."""
     first = next(iter(failures), None)
-    reasons, found = {""}, []
+    ended = {
+        rank: failure
+        for rank, failure in sorted(failures.items())
+        if failure.code < 0 and (rank == first or failure.code == -signal.SIGKILL)  # SIGTERM ended the others
+    }
+    found = [
+        f"rank {rank} (process {failure.pid}) "
+        + ("did not end and was killed" if failure.hung else f"was ended by {signal.Signals(-failure.code).name}")
+        for rank, failure in ended.items()
+    ]
+    reasons = {failures[0].left if 0 in failures else None}
     for rank, failure in sorted(failures.items()):
-        reason = "" if failure.left is None else failure.left[0].removeprefix("error: ")
-        if failure.code < 0 and (rank == first or failure.code == -signal.SIGKILL):  # SIGTERM ended the others
-            how = "did not end and was" if failure.hung else "was"
-            name = "killed" if failure.hung else f"ended by {signal.Signals(-failure.code).name}"
-            found.append(f"rank {rank} (process {failure.pid}) {how} {name}")
-        elif reason not in reasons and rank:
-            found.append(f"rank {rank}: {escaped(reason)}")
-        reasons.add(reason)
+        if failure.left and failure.left not in reasons and not (ended and failure.may_succeed):
+            reasons.add(failure.left)
+            found.append(f"rank {rank}: {escaped(failure.left[0].removeprefix('error: '))}")
     return found
 
 
 def _continued(out: Path, launch: str) -> str:
     """What processes that are started again continue: the stage that was begun last, and its last save, as text."""
-    begun = [path for path in (out / "config.json", *out.glob("*/config.json")) if path.is_file()]
-    begun = [path for path in begun if json.loads(path.read_text(encoding="utf-8")).get("launch") == launch]
+    found = [path for path in (out / "config.json", *out.glob("*/config.json")) if path.is_file()]
+    begun = [path for path in found if launch.encode() in path.read_bytes()]
     run = max(begun, key=lambda path: path.stat().st_mtime_ns, default=out / "config.json").parent
     names = sorted(path.stem for path in run.glob("checkpoints/epoch-*.json")) if begun else []
     return f"{run} continues from {names[-1]}" if names else f"{run} begins again, nothing was saved"
