@@ -18,7 +18,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# Dozens of kills of each stage, one of two ranks, a Ray cluster, compilers that are stopped: a quarter of an hour.
+# Dozens of kills of each stage, of any of two ranks that are started again, a Ray cluster, compilers that are stopped: 20
+# minutes.
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m soak
 

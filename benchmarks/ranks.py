@@ -2,7 +2,8 @@
 
 Each repeat trains anew on each number of processes, one after the other, so that a speed-up compares neighbours in
 time. The first epoch of each training is warm-up (compile, page cache, bank) and does not count. On CPUs the processes
-share the cores: a speed-up there is what threads of one process leave unused.
+share the cores: a speed-up there is what threads of one process leave unused. The share of time in collectives, with
+waiting for slower ranks, is that of rank 0's host: on GPUs it is not the time of the operations.
 
 With --memory, instead, the peak resident memory of each process, of which log-mels and bank are a rank's own part:
 
@@ -95,6 +96,10 @@ def main() -> None:
         rates = [epoch["clips_per_second"] for found in rounds for epoch in found[count]]
         shown = {"processes": count, **settings, "loss": rounds[-1][count][-1]["loss"]}
         record("ranks", "train pretrain", "clips/s", rates, device, **shown)
+        if count > 1:
+            epochs = [epoch for found in rounds for epoch in found[count]]
+            shares = [100 * epoch["parts"]["collectives"] / epoch["epoch_seconds"] for epoch in epochs]
+            record("ranks", "share of time in collectives, of rank 0", "%", shares, device, **shown)
         if count > processes[0]:
             ratios = [one[count] / one[processes[0]] for one in medians]
             record("ranks", f"speed-up over processes={processes[0]}", "x", ratios, device, **shown)

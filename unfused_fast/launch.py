@@ -1,15 +1,26 @@
-"""The rank of this process, from the variables of torchrun or SLURM, or from --devices, which starts the processes."""
+"""The rank of this process, from the variables of torchrun or SLURM, or from --devices, which starts the processes and
+deletes what killed ones leave.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from unfused_fast.errors import UserError
 
 TIMEOUT_SECONDS = 600.0
 """Longest wait for the other processes. Ours: longer than a compilation, shorter than a night."""
+LAUNCH = "UNFUSED_LAUNCH"
+"""Variable with the id of what started this process. A run directory that the same launch began is resumed, whatever
+the command says of one that is there: its processes were started again.
+"""
+MEMORY = Path("/dev/shm")
+"""A file system in memory, on Linux."""
 PORTS = 20000, 20000
 """Under SLURM: the first port, and the number of ports; the job's id selects one."""
 
@@ -41,6 +52,18 @@ class Place(NamedTuple):
         if wanted == "auto" and not found:
             return "cpu"
         return f"cuda:{self.local_rank % max(1, found)}" if wanted in ("auto", "cuda") else wanted
+
+
+def temporary_prefix(process: int) -> str:
+    """With which the names of a process's temporary folders begin, in MEMORY or on the disk."""
+    return f"unfused-of-{process}-"
+
+
+def delete_temporary(process: int) -> None:
+    """Deletes the temporary folders that a process left when it was killed."""
+    for place in (MEMORY, Path(tempfile.gettempdir())):
+        for left in place.glob(f"{temporary_prefix(process)}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import ipaddress
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +22,18 @@ from typing import Any
 import pytest
 import ranks as harness
 import torch
+from same_runs import assert_same_run
 from waiting import wait_for
 
+from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
+from unfused_fast.commands.launcher import Failure
 from unfused_fast.config.fields import Config
-from unfused_fast.distributed.ranks import Ranks
+from unfused_fast.distributed.ranks import RankLost, Ranks
 from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.training.options import Options, train_loader
+from unfused_fast.training.options import Interrupted, Options, train_loader
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Cli = Callable[..., Any]
@@ -35,6 +44,7 @@ def test_devices_starts_processes_that_stop_together(
 ) -> None:
     out = tmp_path / "run"
     command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--save-every", "1steps"]
+    command += ["--max-restarts", 3]  # of those that died, not of those that were stopped or refused
     started = cli_process(*command, "--epochs", 5000)
     wait_for(lambda: (out / "log.jsonl").exists(), started)
     for process in (started.pid, _rank(started.pid, 0), _rank(started.pid, 1)):
@@ -45,10 +55,11 @@ def test_devices_starts_processes_that_stop_together(
     said = started.communicate(timeout=300)[1]
     assert started.returncode == 130 and "saved; continue with --resume" in said and "Traceback" not in said, said
     assert said.count("saved; continue with --resume") == 1, "what all ranks have to say is said once"
+    assert "restart" not in said
     refused = cli_process(*command, "--epochs", 5000)
     said = refused.communicate(timeout=300)[1]
     # a rank that is slow to end may be ended, and that is an error of its own
-    assert refused.returncode == 1 and said.count("use --resume to continue") == 1, said
+    assert refused.returncode == 1 and said.count("use --resume to continue") == 1 and "restart" not in said, said
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -64,12 +75,65 @@ def test_a_rank_that_is_gone_or_hangs_is_named(
     said = started.communicate(timeout=120)[1]
     assert started.returncode != 0 and "Traceback" not in said, said
     assert re.search(
-        r"another process of this run ended or does not answer .* the last one saved, continue with --re", said
+        r"another process of this run ended or does not answer .* after step \d+; .* the last one saved, continue with",
+        said,
     )
-    assert f"rank 1 (process {victim}) was ended by SIGKILL" in said
+    ended = "was ended by SIGKILL" if how == signal.SIGKILL else "did not end and was killed"
+    assert f"error: rank 1 (process {victim}) {ended}" in said
     assert not Path(f"/proc/{victim}").exists()
     checkpoint = max(json.loads(path.read_text())["step"] for path in (out / "checkpoints").glob("*.json"))
     assert checkpoint > 0 and (out / "config.json").exists()
+
+
+def test_processes_that_die_are_started_again(
+    cli_process: Start, cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """One is killed before the run directory is its own, and one in mid-epoch: the first begins again, though an older
+    run is there, and the second resumes, though --overwrite is given.
+    """
+    out, whole = (Path(shutil.copytree(pretrained, tmp_path / name)) for name in ("run", "whole"))
+    flags = [*tiny, "--epochs", 40, "--devices", 2, "--save-every", "1steps", "--overwrite", "--out"]
+    older = (out / "config.json").read_text()
+    started = cli_process("train", "pretrain", tones, *flags, out, "--max-restarts", 2)
+    wait_for(lambda: _ranks(started.pid).keys() == {0, 1}, started)
+    first = _ranks(started.pid)
+    left = Path(tempfile.mkdtemp(prefix=f"unfused-of-{first[0]}-", dir="/dev/shm"))
+    os.kill(first[0], signal.SIGKILL)
+    assert (out / "config.json").read_text() == older, "killed before"
+    wait_for(lambda: not (out / "config.json").exists() or (out / "config.json").read_text() != older, started)
+    wait_for((out / "log.jsonl").exists, started)
+    assert not left.exists(), "temporary folders of a killed process are deleted"
+    second = _ranks(started.pid)[1]
+    os.kill(second, signal.SIGKILL)
+    said = started.communicate(timeout=180)[1]
+    assert started.returncode == 0 and "Traceback" not in said, said
+    assert f"rank 0 (process {first[0]}) was ended by SIGKILL; restart 1 of 2: {out} begins again" in said
+    assert f"rank 1 (process {second}) was ended by SIGKILL; restart 2 of 2: {out} continues from epoch-000" in said
+    assert said.count(f"{out}: resuming after ") == 1 and "error: rank" not in said
+    undisturbed = cli_process("train", "pretrain", tones, *flags, whole)
+    assert undisturbed.communicate(timeout=180) and undisturbed.returncode == 0
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (RankLost("another process of this run ended"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+        (UserError("data.partitions = 8"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (Interrupted("stopped after epoch 3, saved"), False),
+    ],
+)
+def test_which_errors_may_not_come_again(
+    error: Exception, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
+    with pytest.raises(SystemExit) as ended:
+        end(error)
+    left = reason_left(tmp_path / "reason")
+    assert left is not None and Failure(1, int(str(ended.value.code)), left).may_succeed == again
 
 
 def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -82,6 +146,7 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(harness.free_port()))
     assert "--devices 3: this process was started as one of 2" in cli(*command, "--devices", 3).error
+    assert "--max-restarts 1: under torchrun and srun" in cli(*command, "--max-restarts", 1).error
     assert "2 processes take a GPU each" in cli(*command, "--device", "cuda:0").error
     assert "could not connect at 127.0.0.1" in cli(*command, "--timeout", 5).error
 
@@ -152,6 +217,35 @@ def test_torchrun_starts_a_run_again_that_goes_on(tones: Path, tiny: list[str], 
     assert epochs == list(range(1, 61))
 
 
+@pytest.mark.soak
+def test_ten_kills_of_any_rank_lose_nothing(cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """At random moments of a start or a step, of a streaming run that saves after each step: it ends as the undisturbed
+    one, bit for bit, and no temporary folder is left on the disk or in memory.
+    """
+    kills, chance, temporary = 10, random.Random(7), tmp_path / "temporary"
+    temporary.mkdir()
+    flags = ["--epochs", 30, "--devices", 2, "--save-every", "1steps", "--data", "stream", "--out"]
+    command = ["train", "pretrain", tones, *tiny, *flags]
+    undisturbed = cli_process(*command, tmp_path / "whole")
+    assert undisturbed.communicate(timeout=300) and undisturbed.returncode == 0
+    started = cli_process(*command, tmp_path / "run", "--max-restarts", kills, TMPDIR=str(temporary))
+    seen, saves, before = set[int](), tmp_path / "run" / "checkpoints", set[Path]()
+    for number in range(kills):
+        wait_for(lambda: len(set(_ranks(started.pid).values()) - seen) == 2, started)
+        now = _ranks(started.pid)
+        seen.update(now.values())
+        if number % 3:  # the others die while they start
+            before.update(saves.glob("*.json"))
+            wait_for(lambda: not before.issuperset(saves.glob("*.json")), started)
+        time.sleep(chance.uniform(0, 0.4))
+        os.kill(now[chance.randrange(2)], signal.SIGKILL)
+    said = started.communicate(timeout=300)[1]
+    assert started.returncode == 0 and said.count("was ended by SIGKILL; restart ") == kills, said
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert not list(temporary.iterdir())
+    assert not [left for process in seen for left in Path("/dev/shm").glob(f"*{process}*")]
+
+
 def test_names_and_numbers_of_slurm() -> None:
     for nodes, first in [
         ("gpu[03-05,9],cpu1", "gpu03"),
@@ -169,11 +263,17 @@ def test_names_and_numbers_of_slurm() -> None:
 
 def _rank(launcher: int, rank: int) -> int:
     """The process of a rank that a launcher started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    for child in map(int, children):
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return child
-    raise AssertionError(f"{launcher} has no rank {rank}: {children}")
+    return _ranks(launcher)[rank]
+
+
+def _ranks(launcher: int) -> dict[int, int]:
+    """Rank -> process, of those that a launcher started and that have not ended."""
+    found = dict[int, int]()
+    for child in map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()):
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found |= {int(item[5:]): child for item in variables if item.startswith(b"RANK=")}
+    return found
 
 
 def _listens_on(process: int) -> list[str]:

@@ -53,7 +53,7 @@ def processes_of(out: Path) -> list[int]:
             line, variables = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
         except OSError:
             continue
-        if str(out).encode() in line and b"UNFUSED_ON_RAY=1" in variables:
+        if str(out).encode() in line and b"UNFUSED_LAUNCH=" in variables:
             found.append(int(folder.name))
     return found
 
@@ -73,7 +73,7 @@ def test_the_same_training_as_on_this_machine(
 
 
 @pytest.mark.soak
-def test_a_signal_stops_all_and_an_end_of_one_ends_all(
+def test_a_signal_stops_all_and_an_end_of_one_ends_or_restarts_all(
     start: Start, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -83,14 +83,18 @@ def test_a_signal_stops_all_and_an_end_of_one_ends_all(
     started.send_signal(signal.SIGUSR1)
     said = started.communicate(timeout=120)[1]
     assert started.returncode == 130 and said.count("saved; continue with --resume") == 1, said
-    lines = len(log_of(out))
-    started = start(*command, "--out", out)
-    wait_for(lambda: len(log_of(out)) > lines, started)
-    (first, second) = sorted(processes_of(out))
-    os.kill(second, signal.SIGKILL)
+    lines = [len(log_of(out))]
+    started = start(*command, "--out", out, "--max-restarts", 1)
+    killed = list[int]()
+    for _ in range(2):  # started again after the first, not after the second
+        wait_for(lambda: len(log_of(out)) > lines[-1], started)
+        lines.append(len(log_of(out)))
+        killed.append(max(processes_of(out)))
+        os.kill(killed[-1], signal.SIGKILL)
     said = started.communicate(timeout=120)[1]
-    assert started.returncode == 1 and f"(process {second}) was ended by SIGKILL" in said, said
-    assert "continue with --resume" in said and "Traceback" not in said and not processes_of(out), (first, said)
+    assert started.returncode == 1 and f"(process {killed[1]}) was ended by SIGKILL\n" in said, said
+    assert f"(process {killed[0]}) was ended by SIGKILL; restart 1 of 1: {out} continues from epoch-" in said, said
+    assert "continue with --resume" in said and "Traceback" not in said and not processes_of(out), said
 
 
 @pytest.mark.soak

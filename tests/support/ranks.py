@@ -8,7 +8,8 @@ three seconds, and each rank says at its end which ones the folder holds; with "
 clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder", with
 "features" save_features there, of "shards" by "encoder", with "embed" embed_folder. With "in": [FOLDER, ...] each rank
 runs in a folder of its own, as on machines that share none; with "killed": true the last rank is killed in the first
-pass over the clips.
+pass over the clips; with "full": "pass" the disk is full for the last rank in that pass, with "full": "saves" for the
+first rank when it saves.
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -41,6 +42,7 @@ from torch import nn
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.data import dali as pipeline
+from unfused_fast.data import first_pass
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import share_layers, sum_gradients
@@ -50,7 +52,7 @@ from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages import features
-from unfused_fast.training import Interrupted, loop, saves
+from unfused_fast.training import Interrupted, checkpoint, loop, saves
 
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "stream": ("train", {}),
@@ -100,6 +102,10 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             stop_after(job["stop_after"])
         if job.get("killed") and own["RANK"] == str(job["ranks"] - 1):
             Loader.whole_clips = lambda loader: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        if job.get("full") == "pass" and own["RANK"] == str(job["ranks"] - 1):
+            first_pass.FRAMES = "/dev/full"  # type: ignore[attr-defined]
+        if job.get("full") == "saves" and own["RANK"] == "0":
+            checkpoint.save_file = full  # type: ignore[attr-defined]
         if "in" in job:
             os.chdir(job["in"][int(own["RANK"])])
         if "slow_saves" in job:
@@ -116,6 +122,12 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def full(*_: Any, **__: Any) -> None:
+    """Writes to a disk that is full."""
+    with Path("/dev/full").open("w") as file:
+        file.write("full")
 
 
 def slow_saves() -> None:

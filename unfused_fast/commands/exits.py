@@ -47,17 +47,18 @@ def end_of_usage(error: Any) -> NoReturn:
 
 def end(error: Exception) -> NoReturn:
     """Ends on an error: exit code 1 for what the user can repair, 130 for an interruption, 70 for a fault in here."""
-    leave_reason(f"error: {error}")
     kind = type(error).__name__  # of classes that would have to be imported
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        where = "" if error.filename is None else f"{error.filename}: "
+        error = UserError(f"{where}{cause(error)}; {_REFUSALS[error.errno]}")
+    mendable = isinstance(error, UserError | BrokenPipeError) or kind == "Interrupted"
+    leave_reason(f"error: {error}", again=kind == "RankLost" or not mendable)
     if kind == "Interrupted":
         print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        where = "" if error.filename is None else f"{error.filename}: "
-        error = UserError(f"{where}{cause(error)}; {_REFUSALS[error.errno]}")
     if isinstance(error, UserError):
         if kind != "FailedOnFirst":  # rank 0 has said it
             lines = "\n".join(map(escaped, str(error).split("\n")))
@@ -70,15 +71,21 @@ def end(error: Exception) -> NoReturn:
     sys.exit(FAULT)
 
 
-def leave_reason(text: str) -> None:
-    """Leaves why this process fails to what started it: torchrun, or a launcher here."""
+def leave_reason(text: str, again: bool) -> None:
+    """Leaves why this process fails to what started it: torchrun, or a launcher here; `again`: whether the same command
+    may succeed.
+    """
     if path := os.environ.get(ERROR_FILE):
-        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+        reason = {"message": text, "timestamp": int(time.time()), "again": again}
+        Path(path).write_text(json.dumps(reason), encoding="utf-8")
 
 
-def reason_left(path: str | Path) -> str:
-    """What leave_reason wrote; empty where it did not."""
-    return str(json.loads(Path(path).read_text(encoding="utf-8"))["message"]) if Path(path).is_file() else ""
+def reason_left(path: str | Path) -> tuple[str, bool] | None:
+    """What leave_reason wrote; None where it did not."""
+    if not Path(path).is_file():
+        return None
+    reason = json.loads(Path(path).read_text(encoding="utf-8"))
+    return str(reason["message"]), bool(reason["again"])
 
 
 def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:

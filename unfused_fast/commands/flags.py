@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from unfused_fast.commands.launcher import start_devices, start_on_ray
+from unfused_fast.commands.launcher import start_devices
+from unfused_fast.commands.ray_launcher import start_on_ray
 from unfused_fast.config import BASELINES, PresetName, Stage, Store
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, place_of
@@ -78,6 +79,15 @@ Devices = Annotated[
 Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="Where --devices starts its processes: this machine, or the Ray cluster at RAY_ADDRESS."),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts",
+        min=0,
+        help="How often all processes are started again when one has died, to resume from the last save. Not after an "
+        "error that you have to fix, or a signal.",
+    ),
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=5, help="Seconds that a process waits for the others before it gives up.")
@@ -208,14 +218,15 @@ class ProcessFlags:
     device: Device = "auto"
     devices: Devices = None
     engine: Engine = "local"
+    max_restarts: MaxRestarts = 0
     timeout: Timeout = TIMEOUT_SECONDS
 
-    def start_processes(self) -> None:
+    def start_processes(self, out: Path) -> None:
         """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
-        work.
+        work. `out` is the run directory.
         """
-        local = self.engine == "local"
-        code = start_devices(self.devices, self.device) if local else start_on_ray(self.devices or 1, self.device)
+        start = start_devices if self.engine == "local" else start_on_ray
+        code = start(self.devices, self.device, out, self.max_restarts)
         if code is not None:
             raise typer.Exit(code)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from unfused_fast.distributed import Share
 from unfused_fast.errors import UserError
+from unfused_fast.launch import MEMORY
 from unfused_fast.shards.sets.shard_files import check_index, clips_listed, index_path
 from unfused_fast.shards.sets.table import ShardSet
 
@@ -29,9 +30,6 @@ Int64s = NDArray[np.int64]
 SEGMENTS = 4096
 """Largest number of index files of an epoch of draws, apart from those of each batch's partitions. Ours: DALI opens one
 in 0.2 ms, so they take about a second."""
-
-MEMORY = Path("/dev/shm")
-"""A file system in memory, on Linux."""
 
 
 class SplitIndex(NamedTuple):

@@ -7,6 +7,7 @@ GPU it also computes the log-mels; on a CPU torch does, in half the time. Tensor
 
 from __future__ import annotations
 
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, index_fo
 from unfused_fast.data.unreadable import reading_error
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
+from unfused_fast.launch import temporary_prefix
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.table import ShardSet
 
@@ -247,7 +249,7 @@ class Loader(Batches):
 
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         where = index_folder(self.index, reading.rows)
-        index_files = tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where)
+        index_files = tempfile.TemporaryDirectory(prefix=temporary_prefix(os.getpid()), dir=where)
         with index_files as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(

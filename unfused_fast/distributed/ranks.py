@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -58,6 +59,7 @@ class Ranks:
         self.share = Share(self.rank, self.world_size)
         self.sizes = [0]
         """Rows of the current batch on each rank; see batch."""
+        self._seconds = 0.0
         self.group: dist.ProcessGroup | None = None
         if place is None:
             return
@@ -266,11 +268,23 @@ class Ranks:
             for name, kind, shape in heads
         }
 
+    def seconds(self) -> dict[str, float]:
+        """`collectives`: the seconds that this rank spent in collective operations since the last call, waiting for
+        slower ranks included; nothing for a single process.
+
+        They are those of the host. An operation on a CUDA tensor only queues work there, so its time on the device,
+        where other work may overlap with it, is not in them: a trace (--profile) has it.
+        """
+        seconds, self._seconds = self._seconds, 0.0
+        return {"collectives": round(seconds, 4)} if self.together else {}
+
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Turns the error of a failed collective operation into RankLost."""
+        """Adds up the time of a collective operation, and turns the error of a failed one into RankLost."""
+        start = time.perf_counter()
         try:
             yield
+            self._seconds += time.perf_counter() - start
         except RuntimeError as error:
             # of gloo's message the cause, without where in gloo it was found and advice for its developers
             reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]

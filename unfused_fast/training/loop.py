@@ -264,8 +264,8 @@ class Trainer:
             timing["start_seconds"] = round(self.loader.start_seconds, 3)
             state["start"] = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
         numbers = {"loss": round(state["loss"], 6), "lr": self._rate(self.step - 1), **log, **timing}
-        used = self.usage.read(parts := self.timer.read())
-        self.run.log(epoch, {**numbers, **used, "parts": parts})
+        parts = self.timer.read() | self.ranks.seconds()
+        self.run.log(epoch, {**numbers, **self.usage.read(parts), "parts": parts})
         state["log"], state["seconds"] = {}, 0.0
         (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
         last = epoch == self.config.train.epochs or self.task.finished
@@ -321,7 +321,7 @@ class Trainer:
                 + ("" if self.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
             ) from error
         except RankLost as error:
-            raise RankLost(f"{error}; {self.saves.on_disk()}, continue with --resume") from error
+            raise RankLost(f"{error} after step {self.step}; {self.saves.on_disk()}, continue with --resume") from error
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
 from unfused_fast.errors import UserError, cause
+from unfused_fast.launch import LAUNCH
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Interrupted, Options
@@ -80,6 +82,9 @@ class Run:
             "device": device_name(options.device),
         }
         self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
+        self._launch = os.environ.get(LAUNCH)
+        if self._launch is not None:
+            self._description["launch"] = self._launch
         self.order = order_of_batches(self._description)
         """For the checkpoints; see order_of_batches."""
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
@@ -122,6 +127,8 @@ class Run:
             raise UserError(f"{self.out}: it exists and is not a run of unfused-fast; choose another --out")
         self._take()
         recorded = read_description(self.out)  # another process may have made one meanwhile
+        if recorded is not None and self._launch is not None and recorded.get("launch") == self._launch:
+            options = replace(options, resume=True, overwrite=False)
         result = None if options.overwrite else read_result(self.out)
         begun = recorded is not None and (self.saved or result is not None)  # without either there is nothing to lose
         if begun and not options.resume and not options.overwrite:
