@@ -141,11 +141,6 @@ class SpecAugmentConfig:
         """Masks drawn for one view."""
         return (self.freq_masks if self.freq_width else 0) + (self.time_masks if self.time_width else 0)
 
-    @property
-    def active(self) -> bool:
-        """Whether views are warped or masked."""
-        return bool(self.masks or self.warp)
-
 
 @dataclass(frozen=True)
 class AugmentConfig:

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.config import Config
-from unfused_fast.data.augment import SpecAugment
+from unfused_fast.data.augment import spec_augmented
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
 from unfused_fast.data.dali import clip_pipeline, dali_log_mel, import_dali
 from unfused_fast.data.front_end import framed_log_mel, set_statistics
 from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, index_folder, read_split_index, write_indexes
+from unfused_fast.data.randomness import Draws, draws_of
 from unfused_fast.data.unreadable import reading_error
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
@@ -49,6 +50,8 @@ class Batch(NamedTuple):
     """
     sizes: tuple[int, ...] = ()
     """Clips of the batch on each rank, of training crops."""
+    draws: Draws | None = None
+    """What its augmented views draw."""
 
 
 class Batches(ABC):
@@ -145,7 +148,8 @@ class Batches(ABC):
         ranks have the same number of batches, of which one may hold no clip on a rank.
 
         With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
-        cluster. SpecAugment masks each view separately, with `masks`. Crops are frames of the clip's log-mel: the same
+        cluster. With `masks` SpecAugment masks each view separately, and what else its augmentation draws comes with
+        the batch. Crops are frames of the clip's log-mel: the same
         whether the log-mel is computed from the crop (Loader) or from the whole clip. A clip shorter than the crop is
         padded with silence. Batches before `first_batch` are skipped without being read.
         """
@@ -154,17 +158,18 @@ class Batches(ABC):
         rows, clip_ids, numbers = (part[ends[0] :] for part in reading[:3])
         reading = Reading(rows, clip_ids, numbers, reading.sizes[first_batch:])
         ids, counters = self._put(reading.clip_ids), self._put(reading.counters)
-        spec_augment = SpecAugment(config, counters, epoch, views) if masks and config.aug.specaug.active else None
+        draws = draws_of(config, counters, epoch, views) if masks else None
         crops = 1 if config.views.same_crop else views
         parts = [slice(*bounds) for bounds in pairwise((ends - ends[0]).tolist())]
         nothing = torch.zeros(0, config.frontend.n_mels, config.crop_frames, device=self.device)
         read = self._crops(reading, epoch, crops, [part for part in parts if part.start < part.stop])
         for part, sizes in zip(parts, reading.sizes.tolist(), strict=True):
             log_mels = next(read) if part.start < part.stop else [nothing] * crops
-            if spec_augment is not None:
-                log_mels = [spec_augment(log_mels[view % crops], part, view) for view in range(views)]
+            drawn = None if draws is None else draws.of(part)
+            if drawn is not None:
+                log_mels = spec_augmented(log_mels, drawn, views)
             made = tuple(log_mels[view % len(log_mels)].unsqueeze(1) for view in range(views))
-            yield Batch(ids[part], made, None, counters[part], tuple(sizes))
+            yield Batch(ids[part], made, None, counters[part], tuple(sizes), drawn)
         assert next(read, None) is None
 
     @abstractmethod

@@ -118,9 +118,9 @@ class Trainer:
         batches = self.batches(epoch, first)
         while (batch := self._next(batches, Position(done, taken), moved=taken > first)) is not None:
             if taken == steps:
-                self._partial_batch(batch, epoch)
+                self._partial_batch(batch)
                 continue
-            self.train_batch(batch, epoch)
+            self.train_batch(batch)
             taken += 1
             shown.step()
             self.profile.step()
@@ -191,12 +191,13 @@ class Trainer:
         masks = self.augment is not None
         return self.loader.epoch(epoch, self.task.views, masks=masks, clusters=clusters, first_batch=first_batch)
 
-    def train_batch(self, batch: Batch, epoch: int) -> None:
+    def train_batch(self, batch: Batch) -> None:
         """One step on a full batch, in `train.accumulate` parts; nothing waits for the device."""
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
+            assert batch.draws is not None
             with self.timer.part("augment"):
-                views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
+                views = self.augment(batch.clip_ids, batch.views, batch.draws)
         for part in range(self.config.train.accumulate):
             rows = self.ranks.batch(batch.sizes, Share(part, self.config.train.accumulate))
             ids = batch.clip_ids[rows]
@@ -228,27 +229,28 @@ class Trainer:
         with autocast(self.config, self.options.device):
             return (own if network is None else network)(*inputs)
 
-    def _partial_batch(self, batch: Batch, epoch: int) -> None:
+    def _partial_batch(self, batch: Batch) -> None:
         """No step is taken: BatchNorm statistics of a few clips are unreliable."""
         if self.task.uses_partial_batch:
-            self.task.partial_batch(*self._one_view(batch, epoch))
+            self.task.partial_batch(*self._one_view(batch))
             self._partial = False
 
     def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """See methods.Passes."""
         for batch in self.loader.epoch(PASS_EPOCH, views=1, masks=augmented):
-            yield self._one_view(batch, PASS_EPOCH, augmented)
+            yield self._one_view(batch, augmented)
             self._partial = False
             (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
             if self.run.stopping:
                 raise Interrupted("stopped in a pass over the clips")
 
-    def _one_view(self, batch: Batch, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
+    def _one_view(self, batch: Batch, augmented: bool = True) -> tuple[Tensor, Tensor]:
         """The first view of a batch, which is then the current batch, and partial if it is smaller than others."""
         self._partial = sum(batch.sizes) != self.batch_size
         self.ranks.batch(batch.sizes)
         if augmented and self.augment is not None:
-            return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], epoch)[0]
+            assert batch.draws is not None
+            return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], batch.draws)[0]
         return batch.clip_ids, batch.views[0]
 
     def _end_epoch(self, clips_per_second: float, shown: EpochProgress) -> None:
