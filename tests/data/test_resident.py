@@ -195,7 +195,10 @@ def test_gpu_batches_are_the_cpus_without_host_sync(wav_noise: Noise, store: Sto
             for view, expected in zip(one.views, other.views, strict=True):
                 assert view.is_cuda
                 assert_rounded(view.cpu(), expected, held)
-    for one, other in zip(
-        held.whole_clips(), placed(stream(wav_noise[0], values), "resident").whole_clips(), strict=True
-    ):
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        whole = list(held.whole_clips())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(whole, placed(stream(wav_noise[0], values), "resident").whole_clips(), strict=True):
         assert_rounded(one.views[0].cpu(), other.views[0], held)

@@ -16,7 +16,7 @@ from unfused_fast.config import Store
 from unfused_fast.data.crops import first_frames
 from unfused_fast.data.log_mel_cache import Layout
 from unfused_fast.data.order import Int64s, Reading
-from unfused_fast.data.stream import Batch, Batches
+from unfused_fast.data.stream import Batch, Batches, sent
 
 BUFFERS = 2
 """Staging buffers in pinned memory: one is filled while the other is copied to the device."""
@@ -47,7 +47,7 @@ class ResidentLoader(Batches):
         if not parts:
             return
         counters, begins, lengths = (
-            torch.from_numpy(array).to(self.frames.device)
+            sent(torch.from_numpy(array), self.frames.device)
             for array in (reading.counters, self._spans(reading)[0], self.samples[reading.clip_ids])
         )
         starts = [begins + first_frames(self.config, counters, lengths, epoch, crop) for crop in range(crops)]
@@ -66,7 +66,8 @@ class ResidentLoader(Batches):
             part = slice(begin, begin + self.own_batch_size)
             frames = np.arange(counts[part].max())
             index = starts[part, None] + np.minimum(frames, counts[part, None] - 1)
-            values = self.frames[torch.from_numpy(index).to(self.frames.device)].to(self.device)
+            values = self.frames[sent(torch.from_numpy(index), self.frames.device)]
+            values = values if values.device.type == self.device.type else sent(values, self.device)
             there = self._put(counts[part])
             valid = torch.arange(len(frames), device=self.device) < there[:, None]
             log_mel = self._normalised(values) * valid[:, None, :]

@@ -181,7 +181,7 @@ class Batches(ABC):
         """Every clip of this rank once, whole, each shard from short to long; T is the longest of its batch."""
 
     def _put(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return sent(torch.from_numpy(array), self.device)
 
 
 class Loader(Batches):
@@ -213,7 +213,7 @@ class Loader(Batches):
                 values = framed_log_mel(waveforms, config, self.mean, self.std)
                 if int(counts.min()) < longest:
                     values *= (torch.arange(longest) < counts[:, None])[:, None]
-            yield Batch(ids[rows], (values.unsqueeze(1),), counts.to(self.device), ids[rows])
+            yield Batch(ids[rows], (values.unsqueeze(1),), sent(counts, self.device), ids[rows])
 
     def _run(self, reading: Reading, crops: list[Pieces], whole: bool = False) -> Iterator[tuple[list[Tensor], slice]]:
         """Log-mels or waveforms of each crop, batch by batch, and the rows of each batch.
@@ -232,6 +232,7 @@ class Loader(Batches):
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         where = index_folder(self.index, reading.rows)
         index_files = tempfile.TemporaryDirectory(prefix="unfused-index-", dir=where)
+        on_gpu = self.device.type == "cuda"
         with index_files as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
@@ -245,13 +246,14 @@ class Loader(Batches):
                 unit_norm=unit_norm,
                 batch_size=size,
                 threads=self.threads,
-                device_id=(self.device.index or 0) if self.device.type == "cuda" else None,
+                device_id=(self.device.index or 0) if on_gpu else None,
             )
             for start in range(0, len(ids), size):
                 rows = slice(start, min(start + size, len(ids)))
                 try:
                     pipeline.build()  # only the first call has an effect
-                    digits, *outputs = pipeline.run()
+                    # with a stream, which then waits for DALI's, the host does not wait for a GPU
+                    digits, *outputs = pipeline.run(torch.cuda.current_stream(self.device) if on_gpu else None)
                     index_files.cleanup()  # DALI has read them, and a kill would leave them in memory
                 except RuntimeError as error:
                     del pipeline  # while it exists, DALI gives the next pipeline the old content of a repaired shard
@@ -260,9 +262,9 @@ class Loader(Batches):
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
                 valid = rows.stop - rows.start
                 self._check_ids(ids[rows], digits.as_array()[:valid])
-                # On a GPU, DALI has torch's stream wait for its own, and keeps memory that torch has dropped until the
-                # device has done all that was queued by then, so masks may still read it.
-                yield [from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs], rows
+                # Without a copy, as in DALI's own iterator for torch. DALI keeps what torch has dropped until the
+                # device has done all that was queued by then (DLTensorGraveyard in its dltensor.cc): masks may read it.
+                yield [from_dlpack(output.as_tensor())[:valid] for output in outputs], rows
 
     def _check_ids(self, wanted: Int64s, digits: NDArray[np.uint8]) -> None:
         """Raises UserError unless the clips' .index members, ASCII digits (B, width), are the ids `wanted` (B,)."""
@@ -272,6 +274,13 @@ class Loader(Batches):
                 f"{self.shards.directory}: clip {found[other[0]]} of split {self.split} is where the index has clip "
                 f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} reports what is wrong"
             )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on a device. To a GPU it goes by pinned memory, which torch keeps until it is read, so
+    that the host does not wait.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def scale(config: Config, known: Mapping[str, float] | None) -> tuple[float, float]:
