@@ -1,4 +1,4 @@
-"""Batches from log-mels in memory: on the device, in pinned memory, or mapped from disk.
+"""Batches from log-mels in memory: on the device, in the host's, or mapped from disk.
 
 B clips in a batch on this rank, F mel bins, T frames. The crops of an epoch are drawn together before it, on
 the device that uses them; a batch is then one gather, one transposing copy and one product, without a host sync.
@@ -19,7 +19,8 @@ from unfused_fast.data.order import Int64s, Reading
 from unfused_fast.data.stream import Batch, Batches, sent
 
 BUFFERS = 2
-"""Staging buffers in pinned memory: one is filled while the other is copied to the device."""
+"""Staging buffers in pinned memory: one is filled while the other is copied to the device. Ours: the log-mels
+themselves are not pinned, since the host gathers a batch from them; torch would round them up to a power of two."""
 
 
 class ResidentLoader(Batches):
@@ -30,7 +31,7 @@ class ResidentLoader(Batches):
 
     def __init__(self, stream: Batches, layout: Layout, frames: Tensor, store: Store, start_seconds: float) -> None:
         """`frames` (frames of this rank's clips, F) float16 are those of the layout, on the device or in the host's
-        memory (pinned, mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them
+        memory (in place or mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them
         there.
         """
         vars(self).update(vars(stream))  # the same split, order and share

@@ -22,6 +22,7 @@ from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_ke
 from unfused_fast.distributed import RankLost, Share, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
+from unfused_fast.models import step_bytes
 from unfused_fast.training.checkpoint import Position
 from unfused_fast.training.optim import build_optimizer, learning_rate
 from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
@@ -81,7 +82,10 @@ class Trainer:
         """
         if self.run.resumed:
             self._load()
-        self.loader = placed(self._stream, ranks=self.ranks)
+        own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate))
+        weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
+        # gradients and at most two moments are still to come
+        self.loader = placed(self._stream, ranks=self.ranks, step=step_bytes(self.config, own) + 3 * weights)
         self.run.start()
 
     def fit(self) -> dict[str, Any]:
