@@ -110,11 +110,13 @@ def test_views_do_not_depend_on_batch_order_and_differ_between_views() -> None:
     assert (first - other_epoch).abs().max() > 0.1
 
 
-def test_draws_of_an_epoch_are_those_of_each_clip_and_view() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_draws_of_an_epoch_are_those_of_each_clip_and_view(device: str) -> None:
     """Checkpoints depend on it: what is drawn at once is what the generator gives for each clip alone."""
     config = with_values(Config(), {"train.seed": 3, "aug.specaug.warp": 5, "aug.specaug.time_masks": 2})
     counters = torch.tensor([4, 1, 900, 2**40])
-    draws = draws_of(config, counters, 7, 3)
+    made = draws_of(config, counters.to(device), 7, 3)
+    draws = type(made)(*(tuple(array.cpu() for array in arrays) for arrays in made))
     for row, view in [(0, 0), (1, 2), (3, 1)]:
         own = counters[row : row + 1]
         given = {"seed": 3, "epoch": 7, "view": view}

@@ -64,6 +64,14 @@ def test_a_step_never_waits(trainer: Callable[..., Any], stage: Stage, values: d
     assert not seen.waits
 
 
+def test_a_pass_over_the_clips_takes_the_compiled_network(trainer: Callable[..., Any]) -> None:
+    made, _ = trainer("pretrain")
+    network, seen = made.task.network, list[int]()
+    made._compiled = lambda view: (seen.append(len(view)), network(view))[1]
+    made.task._fill_bank(made._passes)
+    assert seen == [16, 16, 16], "the last 12 clips get no graph of their own"
+
+
 @pytest.mark.parametrize(("views", "most"), [("training", 50), ("separate", 52)])
 def test_data_of_a_step_is_few_operators(trainer: Callable[..., Any], views: str, most: int) -> None:
     """Gather, masks, mixup and resize crop, of one view and of two; the last two are a kernel each on a GPU."""
