@@ -83,8 +83,13 @@ def augmented_rate(loader: Batches, config: Config, threads: int) -> float:
     """Clips a second of an epoch of augmented views, with so many threads of torch."""
     torch.set_num_threads(threads)
     augment = Augmenter(config, loader.clips, loader.device)
-    sizes = (len(augment(batch.clip_ids, batch.views, 1)[0]) for batch in loader.epoch(1))
-    return rate(sizes, loader.device)
+
+    def sizes() -> Iterator[int]:
+        for batch in loader.epoch(1):
+            assert batch.draws is not None
+            yield len(augment(batch.clip_ids, batch.views, batch.draws)[0])
+
+    return rate(sizes(), loader.device)
 
 
 def usual_rate(

@@ -39,7 +39,7 @@ def with_and_without(
 
     def plain() -> None:
         for item in trainer.batches(1):
-            trainer.train_batch(item, 1)
+            trainer.train_batch(item)
         trainer.saves.settle()
 
     def saved() -> None:

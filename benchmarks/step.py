@@ -49,7 +49,7 @@ def whole_and_bare(
 
         def epoch() -> None:
             for batch in trainer.batches(1):
-                trainer.train_batch(batch, 1)
+                trainer.train_batch(batch)
 
         def alone() -> None:
             for _ in range(clips // size):

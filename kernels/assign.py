@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 2**19
-"""Scratch memory of `assign_reference`. Ours: it fits a core's own cache; 256 rows at D = K = 512 were 5 to 10 %
-faster than 512 to 2048."""
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
+"""Scratch memory by device. Ours: on a CPU it fits a core's own cache; 256 rows at D = K = 512 were 5 to 10 % faster
+than 512 to 2048. On a GPU a block costs some launches whatever its size: 250,000 rows at D = K = 512 are 8 blocks of
+scores and, if all are near ties, 31 of float64, where blocks for a cache would be 977 and 3,907."""
 LEAST_ROWS = 128
 """Rows scored at a time however many centroids there are. Ours: 32 took 1.6 times as long at K = 4096."""
 
@@ -37,6 +38,11 @@ def rounding_bound(features: int, tensor_cores: bool) -> float:
     truncate where they add, and three TF32 products leave out the smallest of four: D 2**-22 covers both.
     """
     return features * (2.0**-22 if tensor_cores else 2.0**-24)
+
+
+def block_rows(device: torch.device, row_bytes: int, least: int = 1) -> int:
+    """Rows of so many bytes that are computed at a time on a device, `least` or more."""
+    return max(least, BLOCK_BYTES[device.type] // row_bytes)
 
 
 def assign_reference(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +70,7 @@ def best_two(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]
     n, d = points.shape
     k = centroids.shape[0]
     widen = points.dtype != torch.float32
-    block = max(1, min(n, max(LEAST_ROWS, BLOCK_BYTES // (4 * (k + d if widen else k)))))
+    block = max(1, min(n, block_rows(points.device, 4 * (k + d if widen else k), LEAST_ROWS)))
     device = points.device
     assignments = torch.empty(n, dtype=torch.int64, device=device)
     best, second = torch.empty(2, n, dtype=torch.float32, device=device)
@@ -106,15 +112,16 @@ def resolve_near_ties(
     close = torch.nonzero(best - second <= gap)[:, 0]
     if not len(close):
         return assignments
-    rows = max(1, BLOCK_BYTES // (8 * sum(centroids.shape)))
-    for ids in torch.split(close, rows):
+    k, d = centroids.shape
+    pieces = torch.split(centroids, block_rows(points.device, 16 * d, 64))
+    for ids in torch.split(close, block_rows(points.device, 8 * (k + d))):
         wide = points[ids].double()
         # in pieces, so that no K x D array of float64 is made, by several threads at once
-        scores = torch.cat([wide @ piece.double().T for piece in torch.split(centroids, 64)], dim=1)
+        scores = torch.cat([wide @ piece.double().T for piece in pieces], dim=1)
         bar = scores.amax(dim=1) - TIE * torch.linalg.vector_norm(wide, dim=1)
         # argmax of a mask is its first True on the CPU and on CUDA alike, but only of integers is that promised: count
         # down instead, so that the lowest index has the largest number.
-        order = torch.arange(len(centroids), 0, -1, device=points.device)
+        order = torch.arange(k, 0, -1, device=points.device)
         assignments[ids] = ((scores >= bar[:, None]) * order).argmax(dim=1)
     return assignments
 

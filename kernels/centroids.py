@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unfused_fast.kernels.assign import block_rows
+
 if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-BLOCK_BYTES = 2**19
-"""Numbers that are widened to float64 at a time. Ours: as in `assign.py`, small compared with the bank."""
-
 SCALE_BITS = 30
 """log2 of the scale for rows of norm 1. Ours: the sums of 2**33 such rows fit an int64, those of a block a float64."""
+MOST_ROWS = 2**22
+"""Of a block, whose float64 sums of numbers below 2**31 are then exact."""
 
 CHUNK = 256
 """Most points of one cluster that one Triton program adds up. Ours: 250,000 points make about 1,000 chunks for the 132
@@ -96,7 +97,7 @@ def add_points(
     ends = starts.tolist()
     rows = order if rows is None else rows[order]
     signs = None if signs is None else signs[order]
-    block = max(1, min(len(rows), BLOCK_BYTES // (8 * d)))
+    block = max(1, min(len(rows), block_rows(points.device, 8 * d), MOST_ROWS))
     wide = torch.empty(block, d, dtype=torch.float64, device=points.device)
     for start in range(0, len(rows), block):
         stop = min(start + block, len(rows))
@@ -205,7 +206,7 @@ def normalise_centroids(sums: Tensor, counts: Tensor, previous: Tensor) -> Tenso
         previous: float32.
     """
     centroids = torch.empty_like(previous)
-    block = max(1, BLOCK_BYTES // (8 * sums.shape[1]))  # in pieces, so that no K x D array of float64 is made
+    block = block_rows(sums.device, 8 * sums.shape[1])  # in pieces, so that no K x D array of float64 is made
     for total, count, before, out in zip(
         *(torch.split(part, block) for part in (sums, counts, previous, centroids)), strict=True
     ):

@@ -3,13 +3,15 @@
 import faiss
 import pytest
 import torch
-from points import blobs
+from host_waits import Recorded
+from points import blobs, equal
 from torch.nn.functional import normalize
 
 from unfused_fast.clustering.kmeans import euclidean_kmeans, spherical_kmeans
 from unfused_fast.clustering.pca import pca_whiten, pseudo_label_kmeans
 from unfused_fast.clustering.scores import normalised_mutual_information
 from unfused_fast.errors import UserError
+from unfused_fast.kernels import assign
 
 
 @pytest.mark.parametrize(("count", "dim", "k"), [(2000, 32, 20), (1023, 17, 5), (300, 8, 1)])
@@ -51,6 +53,28 @@ def test_euclidean_kmeans_is_faiss_on_separable_data() -> None:
     distances, _ = oracle.index.search(points.numpy(), 1)  # the best of the five starts
     assert found.objective.item() == pytest.approx(distances.mean(), rel=1e-4)
     assert normalised_mutual_information(found.assignments, torch.arange(600) % 6) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_size_of_blocks_does_not_matter(dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows as an untrained network gives them, which all point nearly in one direction: most are near ties. The
+    last size is a GPU's, for which launches are few.
+    """
+    points = normalize(1 + 1e-2 * torch.randn(3000, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    points, found, launches = points.to(device, dtype), [], []
+    for size in (500, 5000, assign.BLOCK_BYTES["cpu"], assign.BLOCK_BYTES["cuda"]):
+        monkeypatch.setitem(assign.BLOCK_BYTES, device, size)
+        with Recorded() as seen:
+            one = spherical_kmeans(points, 37, iterations=3, init=points[:37].float(), backend="torch", empty="split")
+            generator = torch.Generator(device).manual_seed(1)
+            other = euclidean_kmeans(points, 7, iterations=3, generator=generator)
+        found.append((one, other))
+        launches.append(seen.launches)
+        equal(one, found[0][0])
+        for mine, theirs in zip(found[0][1][:3], other[:3], strict=True):
+            assert torch.equal(mine, theirs)
+    assert launches[-1] < 8 * 90 < launches[1], "eight passes over the rows"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

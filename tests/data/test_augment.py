@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 from unfused_fast.config.audio import RandomResizeCropConfig
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.data.augment import Augmenter, MixupMemory, mask, masks_of, resize_crops, time_warp, warps_of
-from unfused_fast.data.randomness import Stream, uniform
+from unfused_fast.data.augment import Augmenter, MixupMemory, kept_places, time_warp
+from unfused_fast.data.randomness import Stream, draws_of, masks_of, resize_crops, uniform, warps_of
 from unfused_fast.data.stream import Loader
 from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.shards.sets.table import open_shards
@@ -101,25 +101,47 @@ def test_views_do_not_depend_on_batch_order_and_differ_between_views() -> None:
     config = with_values(Config(), {"aug.mixup.ratio": 0, "train.seed": 3})
     make = Augmenter(config, 10, CPU)
     ids, crops = torch.tensor([4, 1, 9]), torch.randn(3, 1, 64, 96)
-    first, second = make(ids, (crops, crops), epoch=2)
+    first, second = make(ids, (crops, crops), draws_of(config, ids, 2, 2))
     order = torch.tensor([2, 0, 1])
-    again, _ = make(ids[order], (crops[order], crops[order]), epoch=2)
+    again, _ = make(ids[order], (crops[order], crops[order]), draws_of(config, ids[order], 2, 2))
     torch.testing.assert_close(again, first[order], atol=1e-6, rtol=0)
     assert (first - second).abs().max() > 0.1
-    other_epoch, _ = make(ids, (crops, crops), epoch=3)
+    other_epoch, _ = make(ids, (crops, crops), draws_of(config, ids, 3, 2))
     assert (first - other_epoch).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_draws_of_an_epoch_are_those_of_each_clip_and_view(device: str) -> None:
+    """Checkpoints depend on it: what is drawn at once is what the generator gives for each clip alone."""
+    config = with_values(Config(), {"train.seed": 3, "aug.specaug.warp": 5, "aug.specaug.time_masks": 2})
+    counters = torch.tensor([4, 1, 900, 2**40])
+    made = draws_of(config, counters.to(device), 7, 3)
+    draws = type(made)(*(tuple(array.cpu() for array in arrays) for arrays in made))
+    for row, view in [(0, 0), (1, 2), (3, 1)]:
+        own = counters[row : row + 1]
+        given = {"seed": 3, "epoch": 7, "view": view}
+        assert torch.equal(draws.mixup[0][view, row], uniform(own, 2, stream=Stream.MIXUP, **given)[0])
+        crops = resize_crops(64, 96, uniform(own, 4, stream=Stream.RESIZE_CROP, **given), config.aug.rrc)
+        wanted = masks_of(config, own, 7, view), warps_of(config, own, 7, view), crops
+        found = draws.of(slice(row, row + 1))
+        for arrays, expected in zip((found.masks, found.warps, found.resize), wanted, strict=True):
+            assert all(torch.equal(one[view], other) for one, other in zip(arrays, expected, strict=True))
+    without = {"aug.mixup.ratio": 0, "aug.rrc.enabled": "false", "aug.specaug.freq_masks": 0}
+    assert draws_of(with_values(config, without), counters, 7, 1)[2:] == ((), ())
 
 
 def test_augmenter_state_round_trip() -> None:
     """Of a mixup memory that is full, and of a running norm."""
     values = {"frontend.n_mels": 8, "data.crop_seconds": 0.08, "data.norm": "running"}
-    one, two = (Augmenter(with_values(Config(), values), 6, CPU) for _ in range(2))
+    config = with_values(Config(), values)
+    one, two = (Augmenter(config, 6, CPU) for _ in range(2))
     crops, ids = torch.randn(4, 1, 8, 9), torch.arange(4)
     assert torch.equal(one.plain((crops,))[0], crops), "nothing was seen yet"
     for start in (0, 4):
-        one(torch.arange(start, start + 4), (torch.randn(4, 1, 8, 9) * 2,), epoch=1)
+        one(ids + start, (torch.randn(4, 1, 8, 9) * 2,), draws_of(config, ids + start, 1, 1))
     two.load_state(one.state())
-    assert torch.equal(one(ids, (crops,), 2)[0], two(ids, (crops,), 2)[0])
+    draws = draws_of(config, ids, 2, 1)
+    assert torch.equal(one(ids, (crops,), draws)[0], two(ids, (crops,), draws)[0])
     assert not torch.allclose(one.plain((crops,))[0], crops)
 
 
@@ -162,7 +184,8 @@ def test_an_epochs_views_are_warped_and_then_masked(tones: Path) -> None:
             origin, target = warps_of(config, before.clip_ids, 2, view)
             given = zip(before.views[0][:, 0].numpy(), origin.numpy(), target.numpy(), strict=True)
             warped = torch.from_numpy(np.stack([numpy_warp(*each) for each in given])).float()
-            expected = mask(warped, masks_of(config, before.clip_ids, 2, view))
+            bins, frames = kept_places(*masks_of(config, before.clip_ids, 2, view), warped.shape[1:])
+            expected = warped * bins[:, :, None] * frames[:, None]
             torch.testing.assert_close(found[:, 0], expected, atol=2e-3, rtol=0)
             moved += int((warped - before.views[0][:, 0]).abs().amax(dim=(1, 2)).gt(0.1).sum())
         without = list(loaders[1].epoch(2, masks=False))

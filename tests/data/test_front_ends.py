@@ -104,7 +104,7 @@ def test_a_running_norm_does_not_depend_on_the_statistics_before_it(noise: Noise
     for statistics in ({"mean": 0.0, "std": 1.0}, {"mean": -7.0, "std": 3.0}):
         loader = Loader(noise[0], "train", config, device=CPU, batch_size=8, statistics=statistics)
         augment = Augmenter(config, 53, CPU)
-        made.append([augment(batch.clip_ids, batch.views, 1, batch.counters)[0] for batch in loader.epoch(1)])
+        made.append([augment(batch.clip_ids, batch.views, batch.draws)[0] for batch in loader.epoch(1)])
     for first, second in zip(*made, strict=True):
         torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
 

@@ -17,10 +17,9 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.data import order as orders
 from unfused_fast.data import stream
-from unfused_fast.data.augment import masks_of
 from unfused_fast.data.crops import first_frames
 from unfused_fast.data.order import EpochOrder, Order, batches_of, read_split_index, uniform_draws
-from unfused_fast.data.randomness import Stream, uniform
+from unfused_fast.data.randomness import Stream, masks_of, uniform
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.shares import WHOLE, Share
 from unfused_fast.errors import UserError
@@ -227,7 +226,7 @@ def test_crops_and_masks_by_hand(device: str) -> None:
         for stream in (Stream.CROP, Stream.SPECAUGMENT)
     }
     found = first_frames(config, *given, epoch, view).tolist()
-    masks = [torch.stack(span, dim=2).tolist() for span in masks_of(config, given[0], epoch, view)]
+    masks = torch.stack(masks_of(config, given[0], epoch, view), dim=2).tolist()
     for row in range(300):
         frames = 1 + max(samples[row], 95 * 160) // 160  # of the padded clip; a crop has 96
         assert found[row] == int(float(draws[Stream.CROP][row, 0]) * int(frames - 96 + 1))
@@ -235,4 +234,4 @@ def test_crops_and_masks_by_hand(device: str) -> None:
             first, second = draws[Stream.SPECAUGMENT][row, 2 * mask : 2 * mask + 2]
             width = np.floor(first * np.float32(widest + 1))
             anchor = np.floor(second * (np.float32(size + 1) - width))
-            assert masks[axis][row][mask if axis == 0 else mask - 2] == [anchor, anchor + width]
+            assert masks[row][mask] == [64 * axis + anchor, 64 * axis + anchor + width]

@@ -47,7 +47,7 @@ def views(batches: Batches, case: str) -> Made:
     for epoch in (1, 2):
         for batch in batches.epoch(epoch, clusters=CASES[case][3]):
             assert len(batch.clip_ids) == batch.sizes[ranks.share.rank]
-            made.append([batch.clip_ids, batch.counters, *augment(batch.clip_ids, batch.views, epoch, batch.counters)])
+            made.append([batch.clip_ids, batch.counters, *augment(batch.clip_ids, batch.views, batch.draws)])
     return made
 
 

@@ -137,7 +137,8 @@ GB = 10**9
     [
         (30, "cuda", (78, 100), True, "resident"),
         (60, "cuda", (78, 100), True, "pinned"),
-        (70, "cuda", (78, 100), True, "mmap"),  # 137 GB pinned
+        (70, "cuda", (78, 100), True, "pinned"),
+        (76, "cuda", (78, 100), True, "mmap"),
         (80, "cuda", (78, 100), False, "stream"),
         (30, "cpu", (0, 100), True, "resident"),
         (80, "cpu", (0, 100), True, "mmap"),
@@ -176,6 +177,14 @@ def test_memory_is_that_of_the_log_mels_and_a_tenth(tmp_path: Path) -> None:
     assert size == 3000 * 96 * 64 * 2 <= max(loaded, peak) <= 1.1 * size
 
 
+def test_auto_leaves_what_a_step_takes() -> None:
+    """On the device, and without one in memory: of 20 GB free, 14 are within the share of 15, but leave 6."""
+    for device, free in (("cuda", Free(20 * GB, 100 * GB)), ("cpu", Free(0, 20 * GB))):
+        found = [choose(14 * GB, torch.device(device), free, True, step=step * GB)[0] for step in (5, 7)]
+        assert found == ["resident", "pinned" if device == "cuda" else "mmap"]
+    assert "a step takes about 7.00 GB" in choose(14 * GB, CPU, Free(0, 20 * GB), True, step=7 * GB)[1]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("store", ["resident", "pinned", "mmap"])
 def test_gpu_batches_are_the_cpus_without_host_sync(wav_noise: Noise, store: Store) -> None:
@@ -195,7 +204,10 @@ def test_gpu_batches_are_the_cpus_without_host_sync(wav_noise: Noise, store: Sto
             for view, expected in zip(one.views, other.views, strict=True):
                 assert view.is_cuda
                 assert_rounded(view.cpu(), expected, held)
-    for one, other in zip(
-        held.whole_clips(), placed(stream(wav_noise[0], values), "resident").whole_clips(), strict=True
-    ):
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        whole = list(held.whole_clips())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(whole, placed(stream(wav_noise[0], values), "resident").whole_clips(), strict=True):
         assert_rounded(one.views[0].cpu(), other.views[0], held)

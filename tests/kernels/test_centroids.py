@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unfused_fast.kernels import centroids
+from unfused_fast.kernels import assign, centroids
 
 
 def random_case(n: int, k: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def test_any_strides(run: Callable[..., Any]) -> None:
 
 
 def test_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(centroids, "BLOCK_BYTES", 1000)
+    monkeypatch.setitem(assign.BLOCK_BYTES, "cpu", 1000)
     points, assignments = random_case(999, 7, 10, torch.bfloat16)
     check(points, assignments, 7, *centroids.centroid_sums_reference(points, assignments, 7, SCALE))
 

@@ -91,7 +91,7 @@ def test_rows_are_the_projections_of_the_first_view_by_the_network_before_the_st
     method.loss = noted  # type: ignore[method-assign]
     for batch in list(trainer.batches(1))[:2]:
         before, ran[:] = method.bank.rows.clone(), []
-        trainer.train_batch(batch, 1)
+        trainer.train_batch(batch)
         assert len(ran) == forwards
         torch.testing.assert_close(method.bank.rows, rows, atol=1e-6, rtol=0)
         assert torch.equal(method.bank.rows, before) is not method.filled_by_training

@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
+from host_waits import Recorded
 
 from unfused_fast.config.fields import OptimConfig
 from unfused_fast.training.optim import LARC, LARS, build_optimizer, learning_rate
@@ -22,6 +23,17 @@ def test_larc_two_steps_by_hand() -> None:
     rate = 0.02 * 4.99 / (2 + 0.01 * 4.99)
     buffer = [0.9 * 0.06 + rate * 0.02994, 0.9 * 0.08 + rate * 2.03992]
     torch.testing.assert_close(weight.data, torch.tensor([2.994 - 0.1 * buffer[0], 3.992 - 0.1 * buffer[1]]))
+
+
+def test_a_later_step_makes_no_momentum() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer, weight.grad = LARC([weight], lr=0.1), torch.ones(2)
+    made = []
+    for _ in range(2):
+        with Recorded() as seen:
+            optimizer.step()
+        made.append("zeros_like" in seen.names)
+    assert made == [True, False]
 
 
 def test_larc_leaves_zero_weights_to_plain_sgd() -> None:

@@ -67,9 +67,9 @@ def trainer(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[..., tuple
 )
 def test_a_step_never_waits(trainer: Callable[..., Any], stage: Stage, values: dict[str, Any]) -> None:
     made, batches = trainer(stage, **values)
-    made.train_batch(batches[0], 1)  # momentum is made in the first step
+    made.train_batch(batches[0])  # momentum is made in the first step
     with Recorded() as seen:
-        made.train_batch(batches[1], 1)
+        made.train_batch(batches[1])
     assert "convolution_backward" in seen.names
     assert not seen.waits
 
@@ -151,13 +151,36 @@ def test_operations_of_a_step_are_counted(trainer: Callable[..., Any]) -> None:
     assert counter.get_total_flops() == made.usage._operations + head
 
 
+def test_a_pass_over_the_clips_takes_the_compiled_network(trainer: Callable[..., Any]) -> None:
+    made, _ = trainer("pretrain")
+    network, seen = made.task.network, list[int]()
+    made._compiled = lambda view: (seen.append(len(view)), network(view))[1]
+    made.task._fill_bank(made._passes)
+    assert seen == [16, 16, 16], "the last 12 clips get no graph of their own"
+
+
+@pytest.mark.parametrize(("views", "most"), [("training", 50), ("separate", 52)])
+def test_data_of_a_step_is_few_operators(trainer: Callable[..., Any], views: str, most: int) -> None:
+    """Gather, masks, mixup and resize crop, of one view and of two; the last two are a kernel each on a GPU."""
+    made, _ = trainer("pretrain", **{"bank.view": views, "data.store": "resident"})
+    made.start()
+    made.augment.augmented = lambda crops, *drawn: crops
+    batches = made.batches(1)
+    next(batches)  # what an epoch draws is drawn here
+    with Recorded() as seen:
+        batch = next(batches)
+        made.augment(batch.clip_ids, batch.views, batch.draws)
+    assert {"bucketize", "logical_not", "index_put_"} <= seen.names and not seen.waits
+    assert len(batch.views) == (1 if views == "training" else 2) and seen.launches <= most
+
+
 @pytest.mark.gpu
 def test_a_step_on_a_gpu_never_waits(trainer: Callable[..., Any]) -> None:
     made, batches = trainer("pretrain", torch.device("cuda"))
-    made.train_batch(batches[0], 1)
+    made.train_batch(batches[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        made.train_batch(batches[1], 1)
+        made.train_batch(batches[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert min(made.timer.read()[part] for part in ("forward train view", "backward", "optimizer")) > 0

@@ -6,6 +6,7 @@ N points, D features, K clusters. The N x K similarities never exist, and neithe
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from unfused_fast.data import key
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
-from unfused_fast.kernels.assign import assign_reference
+from unfused_fast.kernels.assign import assign_reference, resolve_near_ties, rounding_bound
 from unfused_fast.kernels.centroids import centroid_sums_reference, fixed_point_scale, normalise_centroids
 
 Init = Literal["random", "kmeans++"]
@@ -164,7 +165,7 @@ def euclidean_kmeans(
     largest.
 
     Nearest by distance is nearest by dot product after appending 1 to points and -|c|^2 / 2 to centroids, so the same
-    search is used. Source: authors (faiss k-means, 20 iterations).
+    search is used, near ties in float64 too. Source: authors (faiss k-means, 20 iterations).
 
     Raises:
         UserError: more clusters than points, or points that are not finite.
@@ -174,13 +175,16 @@ def euclidean_kmeans(
     norms = points.square().sum(dim=1)
     check_finite_rows(norms)
     lifted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
-    scale = fixed_point_scale(float(norms.max().sqrt()))
+    largest = float(norms.max().sqrt())
+    scale, gap = fixed_point_scale(largest), _gap(lifted, largest)
     best: KMeans | None = None
     for _ in range(n_init):
         centroids = points[torch.randperm(len(points), device=points.device, generator=generator)[:k]]
         for iteration in range(iterations + 1):
             half = centroids.square().sum(dim=1, keepdim=True) / 2
-            assignments, scores, _ = assign_reference(lifted, torch.cat([centroids, -half], dim=1))
+            table = torch.cat([centroids, -half], dim=1)
+            assignments, scores, second = assign_reference(lifted, table)
+            assignments = resolve_near_ties(lifted, table, assignments, scores, second, gap)
             if iteration == iterations:
                 break
             sums, counts = centroid_sums_reference(points, assignments, k, scale)
@@ -191,6 +195,15 @@ def euclidean_kmeans(
         best = found if best is None or bool(inertia < best.objective) else best
     assert best is not None
     return best
+
+
+def _gap(lifted: Tensor, largest_norm: float) -> float:
+    """Twice the error of a product of lifted points (N, D + 1) and centroids, which are about as long as the longest
+    point at most.
+    """
+    longest = 1.01 * largest_norm  # of a split cluster's
+    norms = math.hypot(longest, 1) * math.hypot(longest, longest**2 / 2)
+    return 2 * rounding_bound(lifted.shape[1], lifted.is_cuda) * norms
 
 
 def _check_k(points: int, k: int) -> None:

@@ -52,9 +52,9 @@ CompileMode = Annotated[
 Data = Annotated[
     Store | None,
     typer.Option(
-        help="How log-mels are stored: recomputed each epoch (stream); or once, then on the device (resident), in "
-        "pinned memory or on disk (mmap); auto: the fastest that fits, or stream where a split is read once and no "
-        "log-mels are kept yet. As --set data.store.",
+        help="How log-mels are stored: recomputed each epoch (stream); or once, then on the device (resident), in the "
+        "host's memory for a GPU (pinned) or on disk (mmap); auto: the fastest that fits, or stream where a split is "
+        "read once and no log-mels are kept yet. As --set data.store.",
         show_default="auto",
     ),
 ]

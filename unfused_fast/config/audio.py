@@ -66,8 +66,9 @@ class DataConfig:
     """
 
     store: Store = "auto"
-    """How log-mels are stored: recomputed each epoch (stream), or once and held on the device (resident), in pinned
-    memory, or on disk (mmap). Ours: `auto` is the fastest of them in whose memory the split fits.
+    """How log-mels are stored: recomputed each epoch (stream), or once and held on the device (resident), in the host's
+    memory, from which batches go by pinned buffers (pinned), or on disk (mmap). Ours: `auto` is the fastest of them in
+    whose memory the split fits.
     """
     partitions: Count = 8
     """Partitions of a split: so many parts of neighbouring clips, of which each process of a run holds equally many, so
@@ -140,11 +141,6 @@ class SpecAugmentConfig:
     def masks(self) -> int:
         """Masks drawn for one view."""
         return (self.freq_masks if self.freq_width else 0) + (self.time_masks if self.time_width else 0)
-
-    @property
-    def active(self) -> bool:
-        """Whether views are warped or masked."""
-        return bool(self.masks or self.warp)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
 """Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp and random resize crop.
 
-B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. Random numbers are
-functions of (seed, epoch, view, counter), so that views do not depend on how log-mels are stored. On a GPU, mixup and
-resize crop are one kernel each (kernels/views.py).
+B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. What is random comes
+with a batch, drawn for the whole epoch at once (randomness.py), so that views do not depend on how log-mels are stored.
+On a GPU, mixup and resize crop are one kernel each (kernels/views.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from unfused_fast.config import Config, RandomResizeCropConfig
-from unfused_fast.data.randomness import Stream, uniform
+from unfused_fast.config import Config
+from unfused_fast.data.randomness import Draws
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.views import augmented_reference, augmented_triton
 from unfused_fast.optional import triton_runs
@@ -30,48 +30,11 @@ GIVEN = "norm.given"
 """Name in a checkpoint of the mean and standard deviation (2,) that a run inherited from its encoder's run."""
 
 
-Spans = list[tuple[Tensor, Tensor]]
-"""Along frequency and along time: first and one past the last of each mask, (B, M) float32 both."""
-
-
-def masks_of(config: Config, counters: Tensor, epoch: int, view: int) -> Spans:
-    """(B,) counters -> SpecAugment masks: a width from 0 to the largest, at any place where it fits; on the device of
-    the counters, with the same values on every device.
-    """
-    settings = config.aug.specaug
-    axes = (config.frontend.n_mels, settings.freq_width), (config.crop_frames, settings.time_width)
-    masks = [settings.freq_masks, settings.time_masks]
-    draws = uniform(counters, 2 * sum(masks), seed=config.train.seed, epoch=epoch, stream=Stream.SPECAUGMENT, view=view)
-    spans = []
-    for (size, widest), draw in zip(axes, torch.split(draws.reshape(-1, sum(masks), 2), masks, dim=1), strict=True):
-        width = torch.floor(draw[..., 0] * (min(widest, size) + 1))
-        begin = torch.floor(draw[..., 1] * (size - width + 1))
-        spans.append((begin, begin + width))
-    return spans
-
-
-def mask(log_mel: Tensor, spans: Spans) -> Tensor:
-    """(B, F, T) -> (B, F, T) with zeros in the rows and columns of the masks, by two products."""
-    factors = []
-    for size, (begin, end) in zip(log_mel.shape[1:], spans, strict=True):
-        place = torch.arange(size, device=log_mel.device)
-        inside = (place >= begin[..., None]) & (place < end[..., None])
-        factors.append(inside.any(dim=1).logical_not().to(log_mel.dtype))
-    masked: Tensor = log_mel * factors[0][:, :, None]
-    return masked.mul_(factors[1][:, None, :])
-
-
-def warps_of(config: Config, counters: Tensor, epoch: int, view: int) -> tuple[Tensor, Tensor]:
-    """(B,) counters -> (B,) float32 frame that is moved, and where to; on the device of the counters, with the same
-    values on every device.
-
-    The frame is uniform in [W, T - 1 - W], its shift uniformly in (-W, W), with W at most a quarter of T.
-    """
-    last = config.crop_frames - 1
-    widest = min(config.aug.specaug.warp, last // 4)
-    draws = uniform(counters, 2, seed=config.train.seed, epoch=epoch, stream=Stream.TIME_WARP, view=view)
-    origin = widest + draws[:, 0] * (last - 2 * widest)
-    return origin, origin + (2 * draws[:, 1] - 1) * widest
+def kept_places(begins: Tensor, ends: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """(..., M) as of masks_of, sizes F and T -> (..., F) and (..., T) float32: 0 in the masks, 1 elsewhere."""
+    place = torch.arange(sum(sizes), device=begins.device)
+    inside = (place >= begins[..., None]) & (place < ends[..., None])
+    return list(torch.split(inside.any(dim=-2).logical_not().to(torch.float32), list(sizes), dim=-1))
 
 
 def time_warp(log_mel: Tensor, origin: Tensor, target: Tensor) -> Tensor:
@@ -92,22 +55,16 @@ def time_warp(log_mel: Tensor, origin: Tensor, target: Tensor) -> Tensor:
     return torch.lerp(log_mel.gather(2, index), log_mel.gather(2, index + 1), share)
 
 
-class SpecAugment:
-    """Warps and masks of an epoch, drawn at once for all its clips."""
-
-    def __init__(self, config: Config, counters: Tensor, epoch: int, views: int) -> None:
-        """For (n,) counters and V views; on the device of the counters."""
-        settings = config.aug.specaug
-        self._masks = [masks_of(config, counters, epoch, view) for view in range(views if settings.masks else 0)]
-        self._warps = [warps_of(config, counters, epoch, view) for view in range(views if settings.warp else 0)]
-
-    def __call__(self, log_mel: Tensor, part: slice, view: int) -> Tensor:
-        """(B, F, T) log-mels of the clips of a part -> one view of them, warped and then masked."""
-        if self._warps:
-            log_mel = time_warp(log_mel, *(array[part] for array in self._warps[view]))
-        if self._masks:
-            log_mel = mask(log_mel, [(begin[part], end[part]) for begin, end in self._masks[view]])
-        return log_mel
+def spec_augmented(log_mels: Sequence[Tensor], draws: Draws, views: int) -> list[Tensor]:
+    """One crop (B, F, T), or one for each view, and their draws -> V views, warped and then masked."""
+    made = [log_mels[view % len(log_mels)] for view in range(views)]
+    if draws.warps:
+        made = [time_warp(*each) for each in zip(made, *draws.warps, strict=True)]
+    if draws.masks:
+        begins, ends = draws.masks
+        kept = zip(*kept_places(begins, ends, made[0].shape[1:]), strict=True)
+        made = [(view * bins[..., None]).mul_(frames[:, None]) for view, (bins, frames) in zip(made, kept, strict=True)]
+    return made
 
 
 class RunningNorm:
@@ -163,25 +120,6 @@ def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Te
     return {**first, "mean": first["mean"] + first["std"] * mean, "std": first["std"] * std}
 
 
-def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCropConfig) -> tuple[Tensor, Tensor]:
-    """Draws (B, 4) in [0, 1) -> offset and length (B, 2) of a random crop, in mel bins and in frames.
-
-    The input is centred in a canvas of F x canvas_time * T; draws choose height, length and where the crop
-    is. Source: BYOL-A section 3; authors.
-    """
-
-    def crop(size: int, canvas: int, scale: tuple[float, float], scale_draw: Tensor, place_draw: Tensor) -> Tensor:
-        length = (size * (scale[0] + (scale[1] - scale[0]) * scale_draw)).floor().clamp(1, canvas)
-        offset = (place_draw * (canvas - length + 1)).floor().minimum(canvas - length)
-        return torch.stack([offset - (canvas - size) // 2, length], dim=1)
-
-    scale_f, place_f, scale_t, place_t = draws.unbind(1)
-    return (
-        crop(bins, bins, config.freq_scale, scale_f, place_f),
-        crop(frames, int(frames * config.canvas_time), config.time_scale, scale_t, place_t),
-    )
-
-
 class MixupMemory:
     """The last normalised crops of each of P partitions of the set, on the device; each clip is mixed with one of its
     own partition, never with itself. P partitions of S crops.
@@ -207,14 +145,14 @@ class MixupMemory:
         return torch.bucketize(clip_ids, self._bounds, right=True)
 
     def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """(B,) ids, draws (B, 2) -> which past crop each is mixed with, and the weight of that crop, 0 where there is
-        none; (B,).
+        """(B,) ids, draws (..., B, 2) -> which past crop each is mixed with, and the weight of that crop, 0 where there
+        is none; (..., B).
         """
         partition = self._partition(clip_ids)
         filled = self.written.clamp(max=self.size)[partition]
-        slot = partition * self.size + (draws[:, 0] * filled).long().minimum((filled - 1).clamp(min=0))
+        slot = partition * self.size + (draws[..., 0] * filled).long().minimum((filled - 1).clamp(min=0))
         usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
-        return slot, torch.where(usable, draws[:, 1] * ratio, 0.0)
+        return slot, torch.where(usable, draws[..., 1] * ratio, 0.0)
 
     def push(self, clip_ids: Tensor, crops: Tensor) -> None:
         """Stores a batch, overwriting the oldest crops of each partition; without waiting for the device."""
@@ -238,7 +176,7 @@ class Augmenter:
         self, config: Config, clips: int, device: torch.device, ranks: Ranks = ALONE, first_id: int = 0
     ) -> None:
         """For a split of `clips` clips, whose ids begin at `first_id`; of its memory a rank has its partitions."""
-        self.config, self.seed, self._ranks = config.aug, config.train.seed, ranks
+        self.config, self._ranks = config.aug, ranks
         partitions = config.data.partitions
         self._own = ranks.share.of_partitions(partitions)
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
@@ -249,21 +187,19 @@ class Augmenter:
         self.norm = RunningNorm(device, ranks) if config.data.norm == "running" else None
         self.augmented = augmented_triton if device.type == "cuda" and triton_runs() else augmented_reference
 
-    def __call__(
-        self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop.
-
-        `counters` (B,) replace the ids in random numbers where a clip may be drawn twice in an epoch.
+    def __call__(self, clip_ids: Tensor, crops: tuple[Tensor, ...], draws: Draws) -> tuple[Tensor, ...]:
+        """(B,) ids, V crops (B, 1, F, T) and their draws -> V views: a running norm, mixup with the memory, random
+        resize crop.
         """
-        counters = clip_ids if counters is None else counters
         crops = crops if self.norm is None else self.norm(crops)
-        block = CPU_BLOCK if clip_ids.device.type == "cpu" else max(1, len(clip_ids))
-        views = []
-        for view, crop in enumerate(crops):
-            ids, counts, clips = (torch.split(each, block) for each in (clip_ids, counters, crop))
-            made = [self._view(*part, epoch, view) for part in zip(ids, counts, clips, strict=True)]
-            views.append(made[0] if len(made) == 1 else torch.cat(made))
+        mixed: Sequence[Tensor | None] = (None, None)
+        if self.memory is not None:
+            mixed = self.memory.draw(clip_ids, draws.mixup[0], self.config.mixup.ratio)
+        drawn = *mixed, *(draws.resize or (None, None))
+        views = [
+            self._view(crop, [None if each is None else each[view] for each in drawn])
+            for view, crop in enumerate(crops)
+        ]
         if self.memory is not None:
             self.memory.push(clip_ids, crops[0])
         return tuple(views)
@@ -272,16 +208,15 @@ class Augmenter:
         """Crops (B, 1, F, T) without augmentation, normalised by the running norm as it is now."""
         return crops if self.norm is None else self.norm(crops, learn=False)
 
-    def _view(self, clip_ids: Tensor, counters: Tensor, crop: Tensor, epoch: int, view: int) -> Tensor:
-        slots = shares = frequency = time = None
-        if self.memory is not None:
-            draws = uniform(counters, 2, seed=self.seed, epoch=epoch, stream=Stream.MIXUP, view=view)
-            slots, shares = self.memory.draw(clip_ids, draws, self.config.mixup.ratio)
-        if self.config.rrc.enabled:
-            draws = uniform(counters, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
-            frequency, time = resize_crops(crop.shape[2], crop.shape[3], draws, self.config.rrc)
+    def _view(self, crop: Tensor, drawn: Sequence[Tensor | None]) -> Tensor:
+        """One view of a batch; `drawn` are the arguments of `augmented` that follow the memory."""
         memory = None if self.memory is None else self.memory.crops
-        return self.augmented(crop, memory, slots, shares, frequency, time)
+        block = CPU_BLOCK if crop.device.type == "cpu" else max(1, len(crop))
+        made = []
+        for start in range(0, max(1, len(crop)), block):
+            part = slice(start, start + block)
+            made.append(self.augmented(crop[part], memory, *(None if each is None else each[part] for each in drawn)))
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save, the same on all ranks, which wait for each other: the memory of all partitions, and the

@@ -1,4 +1,4 @@
-"""Batches from log-mels in memory: on the device, in pinned memory, or mapped from disk.
+"""Batches from log-mels in memory: on the device, in the host's, or mapped from disk.
 
 B clips in a batch on this rank, F mel bins, T frames. The crops of an epoch are drawn together before it, on
 the device that uses them; a batch is then one gather, one transposing copy and one product, without a host sync.
@@ -16,10 +16,11 @@ from unfused_fast.config import Store
 from unfused_fast.data.crops import first_frames
 from unfused_fast.data.log_mel_cache import Layout
 from unfused_fast.data.order import Int64s, Reading
-from unfused_fast.data.stream import Batch, Batches
+from unfused_fast.data.stream import Batch, Batches, sent
 
 BUFFERS = 2
-"""Staging buffers in pinned memory: one is filled while the other is copied to the device."""
+"""Staging buffers in pinned memory: one is filled while the other is copied to the device. Ours: the log-mels
+themselves are not pinned, since the host gathers a batch from them; torch would round them up to a power of two."""
 
 
 class ResidentLoader(Batches):
@@ -30,7 +31,7 @@ class ResidentLoader(Batches):
 
     def __init__(self, stream: Batches, layout: Layout, frames: Tensor, store: Store, start_seconds: float) -> None:
         """`frames` (frames of this rank's clips, F) float16 are those of the layout, on the device or in the host's
-        memory (pinned, mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them
+        memory (in place or mapped) to be copied from; `store` says where, and `start_seconds` what it took to get them
         there.
         """
         vars(self).update(vars(stream))  # the same split, order and share
@@ -47,7 +48,7 @@ class ResidentLoader(Batches):
         if not parts:
             return
         counters, begins, lengths = (
-            torch.from_numpy(array).to(self.frames.device)
+            sent(torch.from_numpy(array), self.frames.device)
             for array in (reading.counters, self._spans(reading)[0], self.samples[reading.clip_ids])
         )
         starts = [begins + first_frames(self.config, counters, lengths, epoch, crop) for crop in range(crops)]
@@ -66,7 +67,8 @@ class ResidentLoader(Batches):
             part = slice(begin, begin + self.own_batch_size)
             frames = np.arange(counts[part].max())
             index = starts[part, None] + np.minimum(frames, counts[part, None] - 1)
-            values = self.frames[torch.from_numpy(index).to(self.frames.device)].to(self.device)
+            values = self.frames[sent(torch.from_numpy(index), self.frames.device)]
+            values = values if values.device.type == self.device.type else sent(values, self.device)
             there = self._put(counts[part])
             valid = torch.arange(len(frames), device=self.device) < there[:, None]
             log_mel = self._normalised(values) * valid[:, None, :]

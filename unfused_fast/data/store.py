@@ -13,52 +13,53 @@ from unfused_fast.console import console
 from unfused_fast.data import first_pass, log_mel_cache
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
-from unfused_fast.data.memory import Free, free_memory, pinned_bytes
+from unfused_fast.data.memory import Free, free_memory
 from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
 
 MEMORY_SHARE = 0.75
-"""Share of the free memory, of the device or of the host, that `auto` gives to log-mels. Ours: the rest is for the
-network, its activations and the page cache; at the paper's settings a step takes about 7 GB."""
+"""Share of the free memory, of the device or of the host, that `auto` gives to log-mels, or less where a step needs
+more than the rest. Ours: the rest is for temporary results and the page cache."""
 
 
-def choose(size: int, device: torch.device, free: Free, room_on_disk: bool | None, ranks: int = 1) -> tuple[Store, str]:
+def choose(
+    size: int, device: torch.device, free: Free, room_on_disk: bool | None, ranks: int = 1, step: int = 0
+) -> tuple[Store, str]:
     """The choice of `auto` for `size` bytes on each of so many ranks, and why: the fastest store in which they fit.
 
     Args:
         free: for this rank.
         room_on_disk: for those of all ranks; None: unknown.
+        step: bytes that training will take on the device.
     """
-    cuda, on_host = device.type == "cuda", host_bytes(size, device)
-    taken = f"{gigabytes(size)} ({gigabytes(on_host)} pinned)" if cuda else gigabytes(size)
+    cuda = device.type == "cuda"
     on_gpu, each = f"{gigabytes(free.device)} on the GPU and " if cuda else "", " a process" if ranks > 1 else ""
     reason = (
-        f"the log-mels take {taken}{each}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
+        f"the log-mels take {gigabytes(size)}{each}; {on_gpu}{gigabytes(free.host)} in memory are free, of which "
         f"{100 * MEMORY_SHARE:.0f} % may be used"
     )
-    if cuda and size <= MEMORY_SHARE * free.device:
+    reason += f", and a step takes about {gigabytes(step)}" if step else ""
+    if cuda and size <= min(MEMORY_SHARE * free.device, free.device - step):
         return "resident", reason
-    if on_host <= MEMORY_SHARE * free.host:
+    if size <= min(MEMORY_SHARE * free.host, free.host - (0 if cuda else step)):
         return ("pinned" if cuda else "resident"), reason
     if room_on_disk is None:
         return "mmap", f"{reason}; if the disk has room for {gigabytes(size * ranks)}"
     return ("mmap", f"{reason}; the disk has room") if room_on_disk else ("stream", f"{reason}; the disk has no room")
 
 
-def host_bytes(size: int, device: torch.device) -> int:
-    """What `size` bytes take of the host's memory: pinned where there is a GPU to feed."""
-    return pinned_bytes(size) if device.type == "cuda" else size
-
-
-def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE) -> Batches:
+def placed(
+    loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE, step: int = 0
+) -> Batches:
     """The loader itself, or its batches from memory, by `wanted`, else by `data.store` of its config; reports which.
 
     The first time the split is decoded and computed in one pass, and stored next to the shards (first_pass.py): `ranks`
     that share the folder do it together, else one process of each machine does it, and the others wait. Ours: for a
     `single_pass` over the split `auto` uses an existing cache but makes none, which would cost more. Each rank holds
-    the log-mels of its own clips, in its part of the machine's memory; rank 0 chooses the store.
+    the log-mels of its own clips, in its part of the machine's memory; rank 0 chooses the store. `step` is as of
+    choose.
 
     Raises UserError, on all ranks: memory or disk that was asked for and is too small, or clips that cannot be read.
     """
@@ -79,7 +80,7 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     place = log_mel_cache.writable_place(loader, layout) if found is None and may_make else None
     if store == "auto":
         has_room = found is not None or place is not None
-        store, why = choose(layout.own_bytes, device, free, has_room, ranks.world_size)
+        store, why = choose(layout.own_bytes, device, free, has_room, ranks.world_size, step)
         if found is None and not may_make:
             store, why = "stream", "it is read once, so no cache is made"
         store, why = ranks.first(lambda: (store, why))
@@ -114,7 +115,7 @@ def _check_room(layout: Layout, store: Store, device: torch.device, free: Free, 
             "UNFUSED_CACHE to a folder on another disk, or use --data stream"
         )
     on_gpu = store == "resident" and device.type == "cuda"
-    room, needed = (free.device, layout.own_bytes) if on_gpu else (free.host, host_bytes(layout.own_bytes, device))
+    room, needed = free.device if on_gpu else free.host, layout.own_bytes
     if store != "mmap" and needed > room:
         raise UserError(
             f"data.store = {store}: the log-mels take {gigabytes(needed)}, but {gigabytes(room)} are free "
@@ -144,7 +145,7 @@ def _frames(loader: Loader, layout: Layout, store: Store, found: Path | None, pl
     target = None
     if store != "mmap":
         where = loader.device if store == "resident" else torch.device("cpu")
-        target = torch.empty(layout.own_shape, dtype=torch.float16, device=where, pin_memory=store == "pinned")
+        target = torch.empty(layout.own_shape, dtype=torch.float16, device=where)
     if found is not None:
         try:
             return log_mel_cache.load(found, layout, target), f"from the cache ({found})"

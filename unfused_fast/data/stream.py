@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.config import Config
-from unfused_fast.data.augment import SpecAugment
+from unfused_fast.data.augment import spec_augmented
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
 from unfused_fast.data.dali import clip_pipeline, dali_log_mel, import_dali
 from unfused_fast.data.front_end import framed_log_mel, set_statistics
 from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, index_folder, read_split_index, write_indexes
+from unfused_fast.data.randomness import Draws, draws_of
 from unfused_fast.data.unreadable import reading_error
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
@@ -51,6 +52,8 @@ class Batch(NamedTuple):
     """
     sizes: tuple[int, ...] = ()
     """Clips of the batch on each rank, of training crops."""
+    draws: Draws | None = None
+    """What its augmented views draw."""
 
 
 class Batches(ABC):
@@ -151,7 +154,8 @@ class Batches(ABC):
         ranks have the same number of batches, of which one may hold no clip on a rank.
 
         With `clusters` (N,), the cluster of each clip of the split: as many draws, equally many from each non-empty
-        cluster. SpecAugment masks each view separately, with `masks`. Crops are frames of the clip's log-mel: the same
+        cluster. With `masks` SpecAugment masks each view separately, and what else its augmentation draws comes with
+        the batch. Crops are frames of the clip's log-mel: the same
         whether the log-mel is computed from the crop (Loader) or from the whole clip. A clip shorter than the crop is
         padded with silence. Batches before `first_batch` are skipped without being read.
         """
@@ -160,17 +164,18 @@ class Batches(ABC):
         rows, clip_ids, numbers = (part[ends[0] :] for part in reading[:3])
         reading = Reading(rows, clip_ids, numbers, reading.sizes[first_batch:])
         ids, counters = self._put(reading.clip_ids), self._put(reading.counters)
-        spec_augment = SpecAugment(config, counters, epoch, views) if masks and config.aug.specaug.active else None
+        draws = draws_of(config, counters, epoch, views) if masks else None
         crops = 1 if config.views.same_crop else views
         parts = [slice(*bounds) for bounds in pairwise((ends - ends[0]).tolist())]
         nothing = torch.zeros(0, config.frontend.n_mels, config.crop_frames, device=self.device)
         read = self._crops(reading, epoch, crops, [part for part in parts if part.start < part.stop])
         for part, sizes in zip(parts, reading.sizes.tolist(), strict=True):
             log_mels = next(read) if part.start < part.stop else [nothing] * crops
-            if spec_augment is not None:
-                log_mels = [spec_augment(log_mels[view % crops], part, view) for view in range(views)]
+            drawn = None if draws is None else draws.of(part)
+            if drawn is not None:
+                log_mels = spec_augmented(log_mels, drawn, views)
             made = tuple(log_mels[view % len(log_mels)].unsqueeze(1) for view in range(views))
-            yield Batch(ids[part], made, None, counters[part], tuple(sizes))
+            yield Batch(ids[part], made, None, counters[part], tuple(sizes), drawn)
         assert next(read, None) is None
 
     @abstractmethod
@@ -199,7 +204,7 @@ class Batches(ABC):
         return np.repeat(rows, times)
 
     def _put(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return sent(torch.from_numpy(array), self.device)
 
 
 class Loader(Batches):
@@ -231,7 +236,7 @@ class Loader(Batches):
                 values = framed_log_mel(waveforms, config, self.mean, self.std)
                 if int(counts.min()) < longest:
                     values *= (torch.arange(longest) < counts[:, None])[:, None]
-            yield Batch(ids[rows], (values.unsqueeze(1),), counts.to(self.device), ids[rows])
+            yield Batch(ids[rows], (values.unsqueeze(1),), sent(counts, self.device), ids[rows])
 
     def _run(self, reading: Reading, crops: list[Pieces], whole: bool = False) -> Iterator[tuple[list[Tensor], slice]]:
         """Log-mels or waveforms of each crop, batch by batch, and the rows of each batch.
@@ -250,6 +255,7 @@ class Loader(Batches):
         in_dali = partial(dali_log_mel, config=self.config.frontend, mean=self.mean, std=self.std)
         where = index_folder(self.index, reading.rows)
         index_files = tempfile.TemporaryDirectory(prefix=temporary_prefix(os.getpid()), dir=where)
+        on_gpu = self.device.type == "cuda"
         with index_files as folder:
             tars, indexes = write_indexes(Path(folder), self.index, reading.rows, parts)
             pipeline = clip_pipeline(
@@ -263,13 +269,14 @@ class Loader(Batches):
                 unit_norm=unit_norm,
                 batch_size=size,
                 threads=self.threads,
-                device_id=(self.device.index or 0) if self.device.type == "cuda" else None,
+                device_id=(self.device.index or 0) if on_gpu else None,
             )
             for start in range(0, len(ids), size):
                 rows = slice(start, min(start + size, len(ids)))
                 try:
                     pipeline.build()  # only the first call has an effect
-                    digits, *outputs = pipeline.run()
+                    # with a stream, which then waits for DALI's, the host does not wait for a GPU
+                    digits, *outputs = pipeline.run(torch.cuda.current_stream(self.device) if on_gpu else None)
                     index_files.cleanup()  # DALI has read them, and a kill would leave them in memory
                 except RuntimeError as error:
                     del pipeline  # while it exists, DALI gives the next pipeline the old content of a repaired shard
@@ -278,9 +285,9 @@ class Loader(Batches):
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
                 valid = rows.stop - rows.start
                 self._check_ids(ids[rows], digits.as_array()[:valid])
-                # On a GPU, DALI has torch's stream wait for its own, and keeps memory that torch has dropped until the
-                # device has done all that was queued by then, so masks may still read it.
-                yield [from_dlpack(output.as_tensor())[:valid].to(self.device) for output in outputs], rows
+                # Without a copy, as in DALI's own iterator for torch. DALI keeps what torch has dropped until the
+                # device has done all that was queued by then (DLTensorGraveyard in its dltensor.cc): masks may read it.
+                yield [from_dlpack(output.as_tensor())[:valid] for output in outputs], rows
 
     def _check_ids(self, wanted: Int64s, digits: NDArray[np.uint8]) -> None:
         """Raises UserError unless the clips' .index members, ASCII digits (B, width), are the ids `wanted` (B,)."""
@@ -290,6 +297,13 @@ class Loader(Batches):
                 f"{self.shards.directory}: clip {found[other[0]]} of split {self.split} is where the index has clip "
                 f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} reports what is wrong"
             )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on a device. To a GPU it goes by pinned memory, which torch keeps until it is read, so
+    that the host does not wait.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def scale(config: Config, known: Mapping[str, float] | None) -> tuple[float, float]:

@@ -14,6 +14,6 @@ from unfused_fast.models.audiontt import (
     build_encoder,
     pool_time,
 )
-from unfused_fast.models.cost import Cost, encoder_cost, operations
+from unfused_fast.models.cost import Cost, encoder_cost, operations, step_bytes, step_cost
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import EncoderOutput

@@ -22,6 +22,7 @@ from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_ke
 from unfused_fast.distributed import RankLost, Share, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
+from unfused_fast.models import step_bytes
 from unfused_fast.training.checkpoint import Position
 from unfused_fast.training.optim import build_optimizer, learning_rate
 from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
@@ -82,7 +83,10 @@ class Trainer:
         """
         if self.run.resumed:
             self._load()
-        self.loader = placed(self._stream, ranks=self.ranks)
+        own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate))
+        weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
+        # gradients and at most two moments are still to come
+        self.loader = placed(self._stream, ranks=self.ranks, step=step_bytes(self.config, own) + 3 * weights)
         self.run.start()
 
     def fit(self) -> dict[str, Any]:
@@ -120,9 +124,9 @@ class Trainer:
         batches = self.batches(epoch, first)
         while (batch := self._next(batches, Position(done, taken), moved=taken > first)) is not None:
             if taken == steps:
-                self._partial_batch(batch, epoch)
+                self._partial_batch(batch)
                 continue
-            self.train_batch(batch, epoch)
+            self.train_batch(batch)
             taken += 1
             shown.step()
             self.profile.step()
@@ -193,13 +197,14 @@ class Trainer:
         masks = self.augment is not None
         return self.loader.epoch(epoch, self.task.views, masks=masks, clusters=clusters, first_batch=first_batch)
 
-    def train_batch(self, batch: Batch, epoch: int) -> None:
+    def train_batch(self, batch: Batch) -> None:
         """One step on a full batch, in `train.accumulate` parts; nothing waits for the device."""
         self.options.begin_step()
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
+            assert batch.draws is not None
             with self.timer.part("augment"):
-                views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
+                views = self.augment(batch.clip_ids, batch.views, batch.draws)
         for part in range(self.config.train.accumulate):
             rows = self.ranks.batch(batch.sizes, Share(part, self.config.train.accumulate))
             ids = batch.clip_ids[rows]
@@ -232,28 +237,29 @@ class Trainer:
         with autocast(self.config, self.options.device):
             return (own if network is None else network)(*inputs)
 
-    def _partial_batch(self, batch: Batch, epoch: int) -> None:
+    def _partial_batch(self, batch: Batch) -> None:
         """No step is taken: BatchNorm statistics of a few clips are unreliable."""
         if self.task.uses_partial_batch:
-            self.task.partial_batch(*self._one_view(batch, epoch))
+            self.task.partial_batch(*self._one_view(batch))
             self._partial = False
 
     def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """See methods.Passes."""
         for batch in self.loader.epoch(PASS_EPOCH, views=1, masks=augmented):
-            yield self._one_view(batch, PASS_EPOCH, augmented)
+            yield self._one_view(batch, augmented)
             self._partial = False
             (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
             if self.run.stopping:
                 raise Interrupted("stopped in a pass over the clips")
 
-    def _one_view(self, batch: Batch, epoch: int, augmented: bool = True) -> tuple[Tensor, Tensor]:
+    def _one_view(self, batch: Batch, augmented: bool = True) -> tuple[Tensor, Tensor]:
         """The first view of a batch, which is then the current batch, and partial if it is smaller than others."""
         self.options.begin_step()
         self._partial = sum(batch.sizes) != self.batch_size
         self.ranks.batch(batch.sizes)
         if augmented and self.augment is not None:
-            return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], epoch)[0]
+            assert batch.draws is not None
+            return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], batch.draws)[0]
         return batch.clip_ids, batch.views[0]
 
     def _end_epoch(self, clips_per_second: float, shown: EpochProgress) -> None:
@@ -265,7 +271,8 @@ class Trainer:
             state["start"] = {"start_seconds": timing["start_seconds"], "first_epoch_seconds": timing["epoch_seconds"]}
         numbers = {"loss": round(state["loss"], 6), "lr": self._rate(self.step - 1), **log, **timing}
         parts = self.timer.read() | self.ranks.seconds()
-        self.run.log(epoch, {**numbers, **self.usage.read(parts), "parts": parts})
+        used = self.usage.read(parts)
+        self.run.log(epoch, {**numbers, **used, "parts": parts})
         state["log"], state["seconds"] = {}, 0.0
         (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
         last = epoch == self.config.train.epochs or self.task.finished

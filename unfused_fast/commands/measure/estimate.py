@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
 from unfused_fast.commands.measure.rates import Rates
@@ -23,7 +21,7 @@ from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
 from unfused_fast.distributed import Share
 from unfused_fast.errors import UserError
 from unfused_fast.methods import resolve_k
-from unfused_fast.models import PretrainNetwork
+from unfused_fast.models import PretrainNetwork, step_bytes, step_cost
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
 from unfused_fast.shards.packing.layout import SHARD_BYTES, SHARD_CLIPS, SHARDS_PER_SPLIT
 from unfused_fast.shards.sets.shard_files import padded
@@ -106,13 +104,14 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         "copy of the bank being saved": sum(pinned_bytes(n) if cuda else n for n in (clips * row, 8 * clips)),
     }
     log_mels, own_log_mels = (log_mel_bytes(number, seconds, config) for number in (clips, own))
-    store, why = _store(config, own_log_mels, machine, sum(device.values()), sum(host.values()))
+    step = step_bytes(config, -(-batch_size // (devices * config.train.accumulate)))
+    store, why = _store(config, own_log_mels, machine, sum(device.values()), sum(host.values()), step)
     half = cuda or resolve_amp(config, torch.device("cpu"))
     device["kept for the backward pass, about"] = kept // 2 if half else kept
     if store == "resident":
         device["log-mels"] = own_log_mels
     elif store == "pinned":
-        host["log-mels, pinned"] = pinned_bytes(own_log_mels) * machine.ranks
+        host["log-mels"] = own_log_mels * machine.ranks
     checkpoint = network + mixup + sum(heads) * config.model.proj_dim * 4 + 8 * clips * len(heads)
     generation = clips * (row + 8)
     tars, wav, flac = shard_bytes(clips, seconds)
@@ -182,13 +181,17 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     }
 
 
-def _store(config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int) -> tuple[Store, str]:
-    """`--data`: as set, or what `auto` would choose for a rank's log-mels with what is left of the machine."""
+def _store(
+    config: Config, log_mels: int, machine: Machine, on_device: int, on_host: int, step: int
+) -> tuple[Store, str]:
+    """`--data`: as set, or what `auto` would choose for a rank's log-mels with what is left of the machine, of which a
+    step takes some more.
+    """
     if config.data.store != "auto":
         return config.data.store, "as set by data.store"
     host_left = (machine.host_bytes or 0) - on_host - (on_device * machine.ranks if machine.kind == "cpu" else 0)
     free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.ranks)
-    store, why = choose(log_mels, torch.device(machine.kind), free, None, machine.devices)
+    store, why = choose(log_mels, torch.device(machine.kind), free, None, machine.devices, step)
     if machine.host_bytes is None:
         advice = "" if store == "resident" else "; give --host-gb to choose among the host's stores"
         each = " a process" if machine.devices > 1 else ""
@@ -260,33 +263,3 @@ def network_bytes(config: Config) -> tuple[int, int]:
     trained = 4 * sum(parameter.numel() for parameter in network.parameters())
     held = sum(tensor.nbytes for tensor in network.state_dict().values())
     return int(held) + trained * (2 if config.optim.name == "adamw" else 1), trained
-
-
-def step_cost(config: Config, k: int) -> tuple[int, int]:
-    """What one clip costs in a step: operations of the bank's own forward pass, where it has one, of one with gradient,
-    and its backward pass, scores of K prototypes included; and float32 bytes kept for the backward pass.
-    """
-    with torch.device("meta"):
-        network = PretrainNetwork(config).train()
-    (first, kept), (second, more) = (_counted(network, config, k, batch) for batch in (2, 4))
-    return (second - first) // 2, (more - kept) // 2
-
-
-def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tuple[int, int]:
-    """Operations of a step of a batch, and bytes of distinct tensors kept for its backward pass."""
-    crops = torch.empty(batch, 1, config.frontend.n_mels, config.crop_frames, device="meta")
-    prototypes = torch.empty(config.model.proj_dim, max(k, 1), device="meta")
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with FlopCounterMode(display=False) as counter:
-        if config.bank.own_forward:
-            with torch.no_grad():
-                network(crops)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scores = network(crops) @ prototypes
-        torch.autograd.backward(scores.sum())
-    return int(counter.get_total_flops()), sum(tensor.nbytes for tensor in kept.values())

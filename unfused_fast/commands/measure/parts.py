@@ -25,7 +25,16 @@ from unfused_fast.commands.measure import machine
 from unfused_fast.commands.measure.machine import spread
 from unfused_fast.config import Config, with_values
 from unfused_fast.console import console, counted
-from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, freed_memory_kept, log_mel_cache, placed
+from unfused_fast.data import (
+    Augmenter,
+    Batches,
+    Loader,
+    ResidentLoader,
+    draws_of,
+    freed_memory_kept,
+    log_mel_cache,
+    placed,
+)
 from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
@@ -170,14 +179,15 @@ def views(bench: Bench) -> Iterator[Measured]:
     augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
     crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
     crops = (crop,) * bench.config.bank.views
+    draws = draws_of(bench.config, ids, 1, len(crops))
     moved = len(crops) * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
     floor = bench.copy_rate / moved, "one read, one write"
     what = f"mixup + random resize crop, {counted(len(crops), 'view')}"
-    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, 1)), *floor)
+    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, draws)), *floor)
     if bench.device.type == "cuda":
         augment.augmented = augmented_reference
         what = "the same by batched products"
-        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, 1)), *floor)
+        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, draws)), *floor)
 
 
 def step(bench: Bench) -> Iterator[Measured]:
