@@ -218,15 +218,14 @@ class ProcessFlags:
     device: Device = "auto"
     devices: Devices = None
     engine: Engine = "local"
-    max_restarts: MaxRestarts = 0
     timeout: Timeout = TIMEOUT_SECONDS
 
-    def start_processes(self, out: Path) -> None:
+    def start_processes(self, out: Path = Path(), restarts: int = 0) -> None:
         """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
-        work. `out` is the run directory.
+        work. `out` and `restarts`: as of launcher.with_restarts.
         """
         start = start_devices if self.engine == "local" else start_on_ray
-        code = start(self.devices, self.device, out, self.max_restarts)
+        code = start(self.devices, self.device, out, restarts)
         if code is not None:
             raise typer.Exit(code)
 
@@ -240,6 +239,7 @@ class SharedStageFlags(ProcessFlags, StageFlags):
 class RanksFlags(ProcessFlags, EpochFlags):
     """Flags of the stages that several processes can train together."""
 
+    max_restarts: MaxRestarts = 0
     skip_bad: SkipBad = 0
 
 

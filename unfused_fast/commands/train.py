@@ -35,7 +35,7 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Ra
 
     DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
     """
-    flags.start_processes(out)
+    flags.start_processes(out, flags.max_restarts)
     from unfused_fast.stages import pretrain
 
     config, options = flags.config("pretrain", epochs), flags.options()
@@ -60,7 +60,7 @@ def train_distill(
 
     It reads no labels, only how many classes there are; --set pseudo.k=N gives the number of clusters instead.
     """
-    flags.start_processes(out)
+    flags.start_processes(out, flags.max_restarts)
     from unfused_fast.stages import distill
 
     config, options = flags.config("distill", epochs), flags.options()
@@ -148,7 +148,7 @@ def train_everything(
     flags: RanksFlags,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
-    flags.start_processes(out)
+    flags.start_processes(out, flags.max_restarts)
     from unfused_fast.evaluation import held_out_text
     from unfused_fast.stages import train_all
 

@@ -1,5 +1,5 @@
-"""Cost of an encoder: parameters, and multiply-accumulates for one crop; and of passes and steps of a network: operations
-and bytes.
+"""Cost of an encoder: parameters, and multiply-accumulates for one crop; of a pass of a network and of a step:
+operations and bytes.
 """
 
 from __future__ import annotations
