@@ -218,6 +218,24 @@ def test_torchrun_starts_a_run_again_that_goes_on(tones: Path, tiny: list[str], 
 
 
 @pytest.mark.soak
+def test_all_stages_go_on_where_their_process_died(
+    cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """One process, killed in the second stage: the first stage is finished, and the second resumes."""
+    out = tmp_path / "runs"
+    flags = ["--epochs", 80, "--save-every", "1steps", "--max-restarts", 1, "--overwrite"]
+    started = cli_process("train", "all", tones, "--out", out, *tiny, *flags)
+    wait_for((out / "distill" / "log.jsonl").exists, started)
+    victim = _rank(started.pid, 0)
+    os.kill(victim, signal.SIGKILL)
+    said = started.communicate(timeout=300)[1]
+    assert started.returncode == 0 and (out / "verdict.json").exists() and "Traceback" not in said, said
+    killed = f"rank 0 (process {victim}) was ended by SIGKILL; restart 1 of 1: {out / 'distill'} continues from epoch-"
+    assert killed in said and f"{out / 'pretrain'}: already finished" in said, said
+    assert f"{out / 'distill'}: resuming after " in said and "on 1 ranks" not in said, said
+
+
+@pytest.mark.soak
 def test_ten_kills_of_any_rank_lose_nothing(cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     """At random moments of a start or a step, of a streaming run that saves after each step: it ends as the undisturbed
     one, bit for bit, and no temporary folder is left on the disk or in memory.

@@ -24,25 +24,27 @@ IMPORTED = os.pathsep.join(filter(None, sys.path))
 """Where processes that tests start find what this one imports."""
 
 
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Of a cluster of a head and one more node, one core each."""
+def cluster() -> Iterator[Any]:
+    """A head and one more node, one core each."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", IMPORTED)
-        small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-        made = Cluster(initialize_head=True, head_node_args=small)
-        made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        made.add_node(**NODE)
         made.wait_for_nodes()
-    yield made.address
-    made.shutdown()
+        yield made
+        made.shutdown()
 
 
 @pytest.fixture(scope="module")
-def start(address: str, cli_process: Start) -> Start:
+def start(cluster: Any, cli_process: Start) -> Start:
     """The command line in a process of its own, on the cluster."""
-    return partial(cli_process, RAY_ADDRESS=address, PYTHONPATH=IMPORTED)
+    return partial(cli_process, RAY_ADDRESS=cluster.address, PYTHONPATH=IMPORTED)
 
 
 def processes_of(out: Path) -> list[int]:
@@ -95,6 +97,26 @@ def test_a_signal_stops_all_and_an_end_of_one_ends_or_restarts_all(
     assert started.returncode == 1 and f"(process {killed[1]}) was ended by SIGKILL\n" in said, said
     assert f"(process {killed[0]}) was ended by SIGKILL; restart 1 of 1: {out} continues from epoch-" in said, said
     assert "continue with --resume" in said and "Traceback" not in said and not processes_of(out), said
+
+
+@pytest.mark.soak
+def test_a_node_that_is_lost_and_comes_back(
+    start: Start, cluster: Any, tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", tones, *tiny, "--epochs", 5000, "--devices", 2, "--engine", "ray", "--out", out]
+    started = start(*command, "--save-every", "1steps", "--max-restarts", 1)
+    wait_for((out / "log.jsonl").exists, started)
+    before = set(processes_of(out))
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    cluster.add_node(**NODE)
+    wait_for(lambda: len(set(processes_of(out)) - before) == 2, started)
+    lines = len(log_of(out))
+    wait_for(lambda: len(log_of(out)) > lines, started)
+    started.send_signal(signal.SIGTERM)
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode == 130 and "Ray lost it" in said and f"restart 1 of 1: {out} continues from" in said, said
+    assert said.count("saved; continue with --resume") == 1 and "Traceback" not in said, said
 
 
 @pytest.mark.soak

@@ -114,7 +114,7 @@ def _run_on_ray(ray: Any, count: int, needed: dict[str, int], out: Path, restart
     passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
     passed |= {"WORLD_SIZE": str(count), "LOCAL_RANK": "0"}  # Ray shows each process one GPU
 
-    def attempt(variables: dict[str, str], came: list[int]) -> dict[int, Failure]:
+    def start(variables: dict[str, str], deadline: float) -> tuple[list[Any], list[int]]:
         if not group.wait(PLACE_SECONDS):  # also when a node was lost
             raise UserError(
                 f"--devices {count}: the Ray cluster had no room for so many within {PLACE_SECONDS:.0f} s; give fewer, "
@@ -128,27 +128,39 @@ def _run_on_ray(ray: Any, count: int, needed: dict[str, int], out: Path, restart
             places = ray.get([member.where.remote() for member in members])
             hosts = [host for host, _ in places]
             shared = {**passed, **variables, "MASTER_ADDR": places[0][0], "MASTER_PORT": str(places[0][1])}
-            pids = ray.get(
-                [
-                    member.start.remote(
-                        sys.argv[1:],
-                        str(Path.cwd()),
-                        {**shared, "RANK": str(rank), "LOCAL_WORLD_SIZE": str(hosts.count(hosts[rank]))},
-                    )
-                    for rank, member in enumerate(members)
-                ]
-            )
+            starting = [
+                member.start.remote(
+                    sys.argv[1:],
+                    str(Path.cwd()),
+                    {**shared, "RANK": str(rank), "LOCAL_WORLD_SIZE": str(hosts.count(hosts[rank]))},
+                )
+                for rank, member in enumerate(members)
+            ]
+            return members, ray.get(starting)
         except ray.exceptions.RayError as error:
+            _end(ray, members)
+            if time.monotonic() < deadline:
+                time.sleep(1)
+                return start(variables, deadline)
             raise UserError(
                 f"a node cannot start a process ({str(getattr(error, 'cause', error)).strip().splitlines()[0]}); with "
                 f"--engine ray all nodes need unfused-fast, and the folder {Path.cwd()}"
             ) from error
+
+    def attempt(variables: dict[str, str], came: list[int]) -> dict[int, Failure]:
+        # of a node that was just lost Ray may not know yet
+        patience = 0.0 if variables["TORCHELASTIC_RESTART_COUNT"] == "0" else PLACE_SECONDS
+        members, pids = start(variables, time.monotonic() + patience)
         failures = _watch(ray, members, pids, came)
-        for member in members:
-            ray.kill(member)  # its place is for the next attempt
+        _end(ray, members)  # their places are for the next attempt
         return failures
 
     return with_restarts(attempt, out, restarts)
+
+
+def _end(ray: Any, members: list[Any]) -> None:
+    for member in members:
+        ray.kill(member)
 
 
 def _watch(ray: Any, members: list[Any], pids: list[int], came: list[int]) -> dict[int, Failure]:
