@@ -194,6 +194,6 @@ def test_profile_names_parts_and_operators(cli: Any, tones: Path, tiny: list[str
     names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
     assert {"forward train view", "backward", "optimizer", "aten::convolution"} <= names
     table = (folder / "operators.txt").read_text()
-    assert "Self CPU %" in table and "convolution" in table
+    assert "Self CPU %" in table and "aten::" in table  # which are slowest a busy machine decides
     short = cli("train", "pretrain", tones, "--out", tmp_path / "short", *tiny, "--epochs", 1, "--profile")
     assert short.code == 0
