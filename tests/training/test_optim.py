@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
+from host_waits import Recorded
 
 from unfused_fast.config.fields import OptimConfig
 from unfused_fast.training.optim import LARC, LARS, build_optimizer, learning_rate
@@ -94,7 +95,9 @@ def test_muon_is_that_of_torch_on_matrices_and_adamw_elsewhere(layout: torch.mem
             gradient = torch.randn(shapes[name])
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
             own[name].grad = _rows(gradient)
-        optimizer.step()
+        with Recorded() as seen:
+            optimizer.step()
+        assert not seen.waits
         for one in theirs:
             one.step()
     for name, parameter in network.items():

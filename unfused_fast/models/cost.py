@@ -1,4 +1,4 @@
-"""Cost of an encoder: parameters, and multiply-accumulates for one crop; and of a pass of any network: operations."""
+"""Cost of an encoder: parameters, and multiply-accumulates for one crop, both counted here."""
 
 from __future__ import annotations
 
@@ -27,25 +27,6 @@ class Cost:
     """Multiply-accumulates of convolutions and linear layers for (1, 1, F, 96): 0.95 s of audio."""
 
 
-def encoder_cost(config: Config, part: Literal["full", "student3"]) -> Cost:
-    """Cost of the whole encoder, or of what the third block's map needs: the paper's student f_sd^s.
-
-    A parameter counts when the features' gradient reaches it; multiply-accumulates are PyTorch's FLOP counts of the
-    layers that own such a parameter, halved.
-    """
-    network: nn.Module = build_encoder(config).eval()
-    log_mel = torch.zeros(1, 1, config.frontend.n_mels, CROP_FRAMES)
-    with FlopCounterMode(display=False) as counter:
-        output = network(log_mel)
-    features = output.frames if part == "full" else output.blocks[2]
-    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(features.sum(), [parameter for _, parameter in named], allow_unused=True)
-    used = [(name, parameter) for (name, parameter), found in zip(named, gradients, strict=True) if found is not None]
-    layers = {f"{type(network).__name__}.{name.rpartition('.')[0]}" for name, _ in used}
-    flops = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in layers)
-    return Cost(sum(parameter.numel() for _, parameter in used), flops // 2)
-
-
 def operations(network: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -> int:
     """Floating point operations of the products in a forward pass and, with `backward`, its backward pass: additions
     and multiplications, by shapes alone, on tensors without memory. Leaves the network as it is.
@@ -63,3 +44,22 @@ def operations(network: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -
         for module, mode in modes.items():
             module.training = mode
     return int(counter.get_total_flops())
+
+
+def encoder_cost(config: Config, part: Literal["full", "student3"]) -> Cost:
+    """Cost of the whole encoder, or of what the third block's map needs: the paper's student f_sd^s.
+
+    A parameter counts when the features' gradient reaches it; multiply-accumulates are PyTorch's FLOP counts of the
+    layers that own such a parameter, halved.
+    """
+    network: nn.Module = build_encoder(config).eval()
+    log_mel = torch.zeros(1, 1, config.frontend.n_mels, CROP_FRAMES)
+    with FlopCounterMode(display=False) as counter:
+        output = network(log_mel)
+    features = output.frames if part == "full" else output.blocks[2]
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(features.sum(), [parameter for _, parameter in named], allow_unused=True)
+    used = [(name, parameter) for (name, parameter), found in zip(named, gradients, strict=True) if found is not None]
+    layers = {f"{type(network).__name__}.{name.rpartition('.')[0]}" for name, _ in used}
+    flops = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in layers)
+    return Cost(sum(parameter.numel() for _, parameter in used), flops // 2)
