@@ -106,7 +106,9 @@ def test_muon_is_that_of_torch_on_matrices_and_adamw_elsewhere(layout: torch.mem
             gradient = torch.randn(shapes[name])
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
             own[name].grad = _rows(gradient)
-        optimizer.step()
+        with Recorded() as seen:
+            optimizer.step()
+        assert not seen.waits
         for one in theirs:
             one.step()
     for name, parameter in network.items():

@@ -24,6 +24,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.methods import Trainable
 from unfused_fast.models import step_bytes
 from unfused_fast.training.checkpoint import Position
+from unfused_fast.training.faults import not_finite, out_of_memory
 from unfused_fast.training.optim import build_optimizer, learning_rate
 from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
 from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
@@ -298,18 +299,13 @@ class Trainer:
 
         Ours: the weights too, because a step may break them before any loss shows it, and such a checkpoint is useless.
         """
-        optim, fault = self.config.optim, f"the loss became {float(self._total)}" if int(self._odd) else None
+        fault = f"the loss became {float(self._total)}" if int(self._odd) else None
         if weights and fault is None:
             values = [tensor for tensor in self.task.network.state_dict().values() if tensor.is_floating_point()]
             if not bool(torch.stack([value.isfinite().all() for value in values]).all()):
                 fault = "the network's weights are not finite"
-        if fault is None:
-            return
-        raise UserError(
-            f"epoch {epoch}: {fault}; {self.saves.last_saved()}. Most often the learning rate is too high (optim.lr = "
-            f"{optim.lr:g}, optim.name = {optim.name}): start again with --overwrite --set optim.lr={optim.lr / 10:g}"
-            + ("" if self.config.train.amp == "fp32" else ", or with --set train.amp=fp32")
-        )
+        if fault is not None:
+            raise not_finite(fault, epoch, self.saves.last_saved(), self.config)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -321,12 +317,7 @@ class Trainer:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{self.options.device}: not enough memory for batches of {self.batch_size} clips "
-                f"({str(error).split('. ')[0]}); start again with --overwrite --set train.batch_size="
-                f"{max(2, self.batch_size // 2)}"
-                + ("" if self.config.train.amp == "bf16" else ", or with --set train.amp=bf16")
-            ) from error
+            raise out_of_memory(error, self.options.device, self.batch_size, self.config) from error
         except RankLost as error:
             raise RankLost(f"{error} after step {self.step}; {self.saves.on_disk()}, continue with --resume") from error
         except RuntimeError as error:
