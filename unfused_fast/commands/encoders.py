@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, run_options, with_flags
+from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, refuse_several, run_options, with_flags
 from unfused_fast.commands.output import bar, show
 from unfused_fast.shards.packing.workers import start_server
 
@@ -128,6 +128,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Hand a trained encoder on: as a folder that unfused_fast.load reads, as ONNX, or for torch.export.load."""
+    refuse_several()
     if hub is None and onnx is None and torch_export is None:
         raise typer.BadParameter("nothing to write: give --hub FOLDER, --onnx FILE or --torch-export FILE")
     from unfused_fast.embedding import export_graph, export_hub

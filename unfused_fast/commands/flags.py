@@ -274,8 +274,12 @@ def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable
 
 
 def refuse_several(alone: bool = True) -> None:
-    """Raises UserError for one of several processes of torchrun or srun, of a command that runs `alone`."""
+    """Raises UserError for the first of several processes of torchrun or srun, of a command that runs `alone`; the
+    others end without a word.
+    """
     place = place_of(os.environ) if alone else None
+    if place is not None and place.rank:
+        raise typer.Exit(1)
     if place is not None:
         raise UserError(
             f"this command runs as one process, but was started as one of {place.world_size}, which would all write "

@@ -16,7 +16,7 @@ from torch import Tensor
 from unfused_fast.config import BASELINES, Config, Store, from_flat
 from unfused_fast.console import console, progress_bar
 from unfused_fast.data import Batches, Loader, Window, eval_window, fill_left_out, final_statistics, placed
-from unfused_fast.distributed import ALONE, WHOLE, Ranks, first_state
+from unfused_fast.distributed import ALONE, WHOLE, Ranks, first_buffers
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.methods import method_class
@@ -38,9 +38,10 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 Kind = Literal["encoder", "projector", "block1", "block2", "block3"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
-BLOCK_CLIPS = 8 * WHOLE_CLIP_BATCH
-"""Neighbouring clips that one rank has all of. Ours: from short to long they are 8 batches with little padding, and the
-same ones on any number of ranks, so that the last bits of a convolution, which may depend on the batch, are equal."""
+BLOCK_CLIPS, BLOCKS = 16 * WHOLE_CLIP_BATCH, 64
+"""Fewest neighbouring clips of a block, of which one rank has all, and most blocks of a split. Ours: from short to long
+they are batches with little padding, the same ones on any number of ranks, so that the last bits of a convolution,
+which may depend on the batch, are equal."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ def extract(
     """(N, D) float32 on the device: row i is the i-th clip of the split in the clips table, each clip once: whole, or a
     `window` of it. A `left_out` clip gets the row of another.
 
-    Each of several `ranks` makes the rows of its blocks of BLOCK_CLIPS; rank 0 gets all, the others none (0, D). The
-    same bits on any number of ranks.
+    Each of several `ranks` makes the rows of its blocks; rank 0 gets all, the others none (0, D). The same bits on any
+    number of ranks.
 
     Ours: in float32 whatever the training used, so that a clip's features do not depend on the device's precision. With
     `store` auto the log-mels come from the shards where there is no cache yet: one pass does not justify making one,
@@ -175,13 +176,15 @@ def extract(
 
     Raises UserError, on all ranks: clips that cannot be read, or features that are not finite.
     """
-    share = ranks.share._replace(block=BLOCK_CLIPS)
+    clips = ranks.every(lambda: len(shards.clips_in(split)))
+    size = max(BLOCK_CLIPS, -(-clips // (BLOCKS * WHOLE_CLIP_BATCH)) * WHOLE_CLIP_BATCH)
+    share = ranks.share._replace(block=size)
     if encoder.network is not None and encoder.network.training:
         assert not ranks.together  # its running statistics follow the batches, each shard from short to long
         share = WHOLE
 
     def stream() -> Loader:
-        if not len(shards.clips_in(split)):
+        if not clips:
             raise UserError(f"{shards.directory}: split {split} holds no clips; pack the set again")
         return Loader(
             shards,
@@ -198,7 +201,7 @@ def extract(
     loader = placed(ranks.every(stream), store, single_pass=not read_again, ranks=ranks)
     own = ranks.every(lambda: _own_features(encoder, loader, kind, pool, window))
     if ranks.together:
-        clips, width = len(shards.clips_in(split)), int(ranks.largest(torch.tensor(own.shape[1])))
+        width = int(ranks.largest(torch.tensor(own.shape[1])))
         own = own if len(own) else own.new_empty(0, width)  # no clip, as where blocks are fewer than ranks
         rows = torch.empty(clips if ranks.leads else 0, width, device=device)
         ranks.rows_to_first(own, share.parts(clips), rows if ranks.leads else None)
@@ -282,7 +285,7 @@ def eval_features(
             assert encoder.network is not None
             ranks.first(lambda: extracted("train", ALONE))
             found.setdefault("train", torch.empty(0, 0, device=device))
-            first_state(encoder.network, ranks)
+            first_buffers(encoder.network, ranks)
         else:
             extracted(split, ranks)
     return found
