@@ -11,6 +11,7 @@ from unfused_fast.commands.flags import (
     TRAINED,
     EpochFlags,
     Holdout,
+    PretrainFlags,
     RanksFlags,
     Shards,
     StageFlags,
@@ -29,11 +30,11 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the train split.",
 
 
 @train_app.command("pretrain")
-@with_flags(RanksFlags)
-def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: RanksFlags) -> None:
-    """Stage 1: cluster a memory bank each epoch, learn to predict the clusters.
+@with_flags(PretrainFlags)
+def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: PretrainFlags) -> None:
+    """Stage 1: learn from the clips alone, by any --method; reads no labels.
 
-    DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
+    decar-v2, decar-v1: cluster a memory bank each epoch, learn to predict the clusters.
     """
     flags.start_processes()
     from unfused_fast.stages import pretrain
@@ -126,7 +127,7 @@ def train_finetune(
 
 
 @train_app.command("all")
-@with_flags(RanksFlags)
+@with_flags(PretrainFlags)
 def train_everything(
     shards: Shards,
     out: Out,
@@ -138,7 +139,7 @@ def train_everything(
         int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
     ] = None,
     *,
-    flags: RanksFlags,
+    flags: PretrainFlags,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     flags.start_processes()

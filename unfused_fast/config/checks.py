@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from unfused_fast.config.audio import DECAR_WINDOW
 from unfused_fast.config.fields import ClusterConfig, Config
+from unfused_fast.config.methods import MethodName
 from unfused_fast.errors import UserError
 
 UNREAD = {"spherical": (), "pca_kmeans": ("init", "empty", "backend"), "pic": ("init", "empty", "backend", "n_init")}
 """Fields of `cluster` that an algorithm does not read and that say how to cluster. Ours: one that is set and then not
 read would be taken for one that was tried. `k` and `iterations`, which presets set, are left out.
 """
+
+
+READ_BY: dict[str, tuple[MethodName, ...]] = {"prototypes.freeze": ("decar-v2",)}
+"""Fields that only some methods read, for the same reason."""
 
 
 def check_together(config: Config) -> None:
@@ -59,11 +65,14 @@ def _refusals(config: Config) -> Iterator[str]:
             f"cluster.k = {','.join(map(str, cluster.heads))}, but cluster.algo = pic finds the number of clusters "
             "itself; give one number, or use cluster.algo=spherical"
         )
-    if config.model.prediction == "prototypes":
-        if cluster.algo != "spherical":
-            yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --set model.prediction=linear"
-        return
-    if cluster.init == "warm":
-        yield "cluster.init = warm: model.prediction = linear has no prototypes; use cluster.init=random or kmeans++"
-    if not config.prototypes.freeze:
-        yield "prototypes.freeze = False, but model.prediction = linear has no prototypes; leave it at True"
+    if config.method.name == "decar-v1" and cluster.init == "warm":
+        yield "cluster.init = warm: method decar-v1 has no prototypes; use cluster.init=random or kmeans++"
+    if config.method.name == "decar-v2" and cluster.algo != "spherical":
+        yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --method decar-v1"
+    for name, readers in READ_BY.items():
+        value, default = attrgetter(name)(config), attrgetter(name)(Config())
+        if value != default and config.method.name not in readers:
+            yield (
+                f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
+                f"--method {' or '.join(readers)}"
+            )

@@ -22,6 +22,7 @@ from unfused_fast.config.bounds import (
     ShareBelow1,
     ShareBetween,
 )
+from unfused_fast.config.methods import MethodConfig
 from unfused_fast.config.stages import DistillConfig, EvalConfig, FinetuneConfig, PseudoConfig
 
 
@@ -60,10 +61,6 @@ class ModelConfig:
     sync_bn: bool = True
     """On several ranks BatchNorm is over the batch of all of them; else over each one's share, and the running
     statistics are rank 0's. Source: authors (SyncBN).
-    """
-    prediction: Literal["prototypes", "linear"] = "prototypes"
-    """What predicts a clip's cluster: the frozen centroids, or a linear layer p re-made at each clustering with weights
-    from N(0, 0.01). Source: paper section 3; DECAR section 3 and its authors.
     """
 
 
@@ -136,7 +133,7 @@ class LossConfig:
     """Cross-entropy of prototype scores against the assignments."""
 
     temperature: Positive = 0.1
-    """Divides prototype scores before the softmax; `model.prediction` = linear does not read it. Source:
+    """Divides prototype scores before the softmax; method `decar-v1` does not read it. Source:
     DeepCluster-v2's default; at 1 unit-norm scores are nearly uniform. The authors' code has 1, on projections of any
     norm.
     """
@@ -203,8 +200,8 @@ class OptimConfig:
     exclude_1d: bool = False
     """Keep weight decay and adaptive rates off biases and BatchNorm. Source: authors (false)."""
     head_lr: Positive = 0.05
-    """Rate of the own SGD of the `linear` prediction head, or of prototypes that are not frozen; it has no momentum.
-    Source: authors of DECAR.
+    """Rate of the own SGD of DECAR-v1's linear head, or of prototypes that are not frozen; it has no momentum. Source:
+    authors of DECAR.
     """
     head_weight_decay: PositiveOrZero = 1e-5
     """Its L2 weight decay. Source: authors of DECAR."""
@@ -247,6 +244,7 @@ class TrainConfig:
 class Config:
     """One run. Sections that a stage does not use stay at their defaults."""
 
+    method: MethodConfig = field(default_factory=MethodConfig)
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)

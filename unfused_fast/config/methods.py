@@ -1,0 +1,87 @@
+"""Ways to learn without labels: the section `method`, and what each method sets for pre-training.
+
+"Paper" is UnFuSeD (arXiv 2303.05668), "DECAR" arXiv 2110.08895, "authors" the code they released. A recipe is a set of
+values laid over the defaults of fields.py: `recommended` is what we train by, `paper` a paper's text to the letter, its
+silences filled as `recommended`, `authors` what released code does, its deviations included, its faults not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+MethodName = Literal["decar-v2", "decar-v1"]
+PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
+Values = dict[str, Any]
+"""Dotted name of a field -> its value."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How pre-training learns without labels."""
+
+    name: MethodName = "decar-v2"
+    """The method: methods/ has a file for each. `--method` sets it together with the method's own values. Source: paper
+    section 3 (DECAR-v2).
+    """
+
+
+CONSTANT: Values = {"optim.schedule": "constant", "optim.warmup_epochs": 0}
+AUTHORS: Values = {"data.crop_seconds": 0.98, "data.norm": "running", "train.amp": "fp32"}
+NO_MASKS: Values = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
+# DECAR section 5
+DECAR: Values = {"frontend.kind": "decar1", "model.encoder": "efficientnet_b0", "model.pool": "max"}
+# Authors of DECAR: time warp and masks of SpecAugment
+DECAR_AUG: Values = {
+    "aug.mixup.ratio": 0.0,
+    "aug.rrc.enabled": False,
+    "aug.specaug.warp": 5,
+    "aug.specaug.freq_masks": 2,
+    "aug.specaug.freq_width": 30,
+    "aug.specaug.time_masks": 2,
+    "aug.specaug.time_width": 40,
+}
+# Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC. Authors:
+# g's two layers and dropout, momentum, weight decay, 20 k-means iterations, whole clips (of 10 s, section 4).
+_DECAR_V1: Values = {
+    **DECAR,
+    **DECAR_AUG,
+    **CONSTANT,
+    "model.projector": "dropout",
+    "model.proj_hidden": 512,
+    "model.proj_dim": 512,
+    "model.l2_normalize": False,
+    "cluster.algo": "pic",
+    "cluster.iterations": 20,
+    "bank.fill": "pass",
+    "data.sampler": "uniform_clusters",
+    "data.crop_seconds": 10.0,
+    "optim.name": "sgd",
+    "optim.lr": 0.05,
+    "optim.weight_decay": 1e-5,
+    "train.batch_size": 64,
+    "train.patience": 10,
+}
+
+RECIPES: dict[MethodName, dict[PresetName, Values]] = {
+    "decar-v2": {
+        # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
+        "recommended": {
+            "optim.lr": 1.0,
+            "cluster.k": "auto",
+            "train.batch_size": "auto",
+            "bank.view": "training",
+        },
+        "paper": {"bank.view": "training"},
+        "authors": {
+            **AUTHORS,
+            **NO_MASKS,
+            **CONSTANT,
+            "cluster.k": 1024,
+            "train.epochs": 200,
+            "model.l2_normalize": False,
+            "loss.temperature": 1.0,
+        },
+    },
+    "decar-v1": {"recommended": _DECAR_V1, "decar-v1": _DECAR_V1},
+}
