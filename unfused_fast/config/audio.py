@@ -151,6 +151,15 @@ class SpecAugmentConfig:
 class AugmentConfig:
     """What makes two views of one clip differ."""
 
+    fader: PositiveOrZero = 0.0
+    """Random linear fader: a straight line over time is added to a view, its two ends drawn from U(-fader, fader), in
+    the unit of normalised log-mels; 0 for none. Source: BYOL-A v2's authors (1.0), arXiv 2204.07402.
+    """
+    noise: ShareBelow1 = 0.0
+    """Share of Gaussian noise in a view, drawn from U(0, noise): log((1 - share) exp(x) + share exp(n)) with n from
+    N(0, 1) for each bin and frame; 0 for none. Source: BYOL-A's authors (0.2, in none of their recipes). Ours: the
+    noise has the weight `share`; in their code it has weight 1 and deviation `share`, and so adds 1 at no noise.
+    """
     mixup: MixupConfig = field(default_factory=MixupConfig)
     rrc: RandomResizeCropConfig = field(default_factory=RandomResizeCropConfig)
     specaug: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)

@@ -46,14 +46,16 @@ class ModelConfig:
     """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A; DECAR section 5 (max).
     The authors' evaluation code uses the mean alone.
     """
-    projector: Literal["batchnorm", "dropout"] = "batchnorm"
-    """Projection head: Linear-BatchNorm-ReLU-Linear, or DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last
-    ReLU comes before the prediction head only. Source: authors of UnFuSeD; authors of DECAR.
+    projector: Literal["batchnorm", "dropout", "linear", "mlp", "batchnorm3", "layernorm"] = "batchnorm"
+    """Projection head: Linear-BatchNorm-ReLU-Linear; DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last ReLU
+    comes before the prediction head only; one Linear; Linear-ReLU-Linear; Linear-BatchNorm-ReLU twice, then Linear,
+    without biases; or Linear-LayerNorm-tanh. Source: authors of UnFuSeD; of DECAR; of LAPE's MoCo; of MoCo v2; of
+    DeLoRes and Barlow Twins; of COLA.
     """
     proj_dropout: ShareBelow1 = 0.5
     """Dropout before both layers of the `dropout` projector. Source: authors of DECAR."""
     proj_hidden: Count = 2048
-    """Hidden width of the projection head. Source: authors (the paper says only: multiple linear layers)."""
+    """Hidden width of a projection head of several layers. Source: authors (the paper says: multiple linear layers)."""
     proj_dim: Count = 512
     """Output size of the projection head, D of the memory bank. Source: paper section 4."""
     l2_normalize: bool = True

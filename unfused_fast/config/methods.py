@@ -8,7 +8,9 @@ silences filled as `recommended`, `authors` what released code does, its deviati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from unfused_fast.config.bounds import AT_LEAST_1, Auto, Share
 
 MethodName = Literal["decar-v2", "decar-v1"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
@@ -23,6 +25,15 @@ class MethodConfig:
     name: MethodName = "decar-v2"
     """The method: methods/ has a file for each. `--method` sets it together with the method's own values. Source: paper
     section 3 (DECAR-v2).
+    """
+    queue: Annotated[int | Auto, AT_LEAST_1] = 65536
+    """Keys of earlier batches that a clip is told from; at most as many as clips. Source: authors of LAPE's MoCo.
+    `auto`: 65,536, or half of the clips where that is fewer (ours: a clip's own last key is then among them one
+    time in eight, of as many keys as clips every second time).
+    """
+    ema: Share = 0.99
+    """Share of its own weights that the network which follows keeps in a step; 1: it stays as it began. Source: BYOL-A
+    (0.99); authors of LAPE's MoCo (0.999).
     """
 
 

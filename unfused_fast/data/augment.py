@@ -1,4 +1,4 @@
-"""Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp and random resize crop.
+"""Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp, random resize crop, fader, noise.
 
 B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. Random numbers are
 functions of (seed, epoch, view, counter), so that views do not depend on how log-mels are stored. On a GPU, mixup and
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from unfused_fast.config import Config, RandomResizeCropConfig
-from unfused_fast.data.randomness import Stream, uniform
+from unfused_fast.data.randomness import Stream, normal, uniform
 from unfused_fast.distributed import ALONE, Ranks
-from unfused_fast.kernels.views import augmented_reference, augmented_triton
+from unfused_fast.kernels.views import augmented_reference, augmented_triton, log_mixup_exp
 from unfused_fast.optional import triton_runs
 from unfused_fast.strict_state import expected, misfit
 
@@ -252,7 +252,8 @@ class Augmenter:
     def __call__(
         self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop.
+        """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop, a
+        random linear fader, noise.
 
         `counters` (B,) replace the ids in random numbers where a clip may be drawn twice in an epoch.
         """
@@ -281,7 +282,17 @@ class Augmenter:
             draws = uniform(counters, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
             frequency, time = resize_crops(crop.shape[2], crop.shape[3], draws, self.config.rrc)
         memory = None if self.memory is None else self.memory.crops
-        return self.augmented(crop, memory, slots, shares, frequency, time)
+        made: Tensor = self.augmented(crop, memory, slots, shares, frequency, time)
+        drawn = {"seed": self.seed, "epoch": epoch, "view": view}
+        if self.config.fader:
+            ends = self.config.fader * (2 * uniform(counters, 2, stream=Stream.FADER, **drawn) - 1)
+            head, tail = ends[:, :, None, None, None].unbind(1)
+            made = made + torch.lerp(head, tail, torch.linspace(0, 1, made.shape[3], device=made.device))
+        if self.config.noise:
+            share = self.config.noise * uniform(counters, 1, stream=Stream.NOISE_SHARE, **drawn)[:, 0]
+            noise = normal(counters, made[0].numel(), stream=Stream.NOISE, **drawn).view_as(made)
+            made = log_mixup_exp(made, noise, share)
+        return made
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save, the same on all ranks, which wait for each other: the memory of all partitions, and the

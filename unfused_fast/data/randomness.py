@@ -26,6 +26,9 @@ class Stream(IntEnum):
     MIXUP = 2
     RESIZE_CROP = 3
     TIME_WARP = 4
+    FADER = 5
+    NOISE_SHARE = 6
+    NOISE = 7
 
 
 def _signed(value: int) -> int:
@@ -63,6 +66,14 @@ def uniform(clip_ids: Tensor, draws: int, *, seed: int, epoch: int, stream: Stre
     rows = bits(clip_ids, seed, epoch, int(stream) + 16 * view)
     steps = torch.arange(1, draws + 1, device=clip_ids.device) * _signed(_GOLDEN)
     return _logical_shift(_mix(rows[:, None] + steps), 40).to(torch.float32) / float(1 << 24)
+
+
+def normal(clip_ids: Tensor, draws: int, *, seed: int, epoch: int, stream: Stream, view: int = 0) -> Tensor:
+    """(B,) int64 clip ids -> (B, draws) float32 of N(0, 1), by Box and Muller's transform of `uniform`."""
+    pairs = -(-draws // 2)
+    drawn = uniform(clip_ids, 2 * pairs, seed=seed, epoch=epoch, stream=stream, view=view)
+    radius, angle = (-2 * (1 - drawn[:, :pairs]).log()).sqrt(), 2 * torch.pi * drawn[:, pairs:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :draws]
 
 
 def bits(ids: Tensor, *counters: int) -> Tensor:

@@ -10,6 +10,7 @@ from unfused_fast.models.audiontt import (
     FinetuneNetwork,
     Pool,
     PretrainNetwork,
+    Projector,
     block_features,
     build_encoder,
     pool_time,
@@ -17,3 +18,4 @@ from unfused_fast.models.audiontt import (
 from unfused_fast.models.cost import Cost, encoder_cost
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import EncoderOutput
+from unfused_fast.models.momentum import KeyQueue, follow, follower

@@ -97,13 +97,24 @@ class Projector(nn.Sequential):
 
 
 def build_projector(model: ModelConfig, dim: int) -> nn.Sequential:
-    """A projection head by `model.projector`, (B, dim) -> (B, P): Projector, or g of DECAR-v1 without its last ReLU,
+    """A projection head by `model.projector`, (B, dim) -> (B, P). `dropout` is g of DECAR-v1 without its last ReLU,
     which `PredictionHead` applies: what is clustered has both signs. Source: authors of DECAR; its paper says one layer
     of 512 units.
     """
-    hidden, out = model.proj_hidden, model.proj_dim
-    if model.projector == "batchnorm":
+    hidden, out, kind = model.proj_hidden, model.proj_dim, model.projector
+    if kind == "batchnorm":
         return Projector(dim, hidden, out)
+    if kind == "batchnorm3":
+        layers: list[nn.Module] = []
+        for size in (dim, hidden):
+            layers += [nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(hidden, out, bias=False))
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(dim, out))
+    if kind == "layernorm":
+        return nn.Sequential(nn.Linear(dim, out), nn.LayerNorm(out), nn.Tanh())
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out))
     first, second = nn.Dropout(model.proj_dropout), nn.Dropout(model.proj_dropout)
     return nn.Sequential(first, nn.Linear(dim, hidden), nn.ReLU(), second, nn.Linear(hidden, out))
 
