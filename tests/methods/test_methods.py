@@ -99,6 +99,8 @@ def test_the_run_serves_later_commands(
     done = cli("embed", tone_rows[0].path, "--encoder", run, "--out", tmp_path / "one.npz", "--workers", 1)
     assert done.code == 0, done.err
     assert np.load(tmp_path / "one.npz")["embeddings"].shape == (1, 32)
+    done = cli("clusters", run)
+    assert done.code == 1 and "give a run of train pretrain by decar-v2 or decar-v1" in done.error
 
 
 def test_two_ranks_train_as_one(tones: Path, tiny: list[str], tmp_path: Path) -> None:
