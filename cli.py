@@ -14,7 +14,18 @@ from unfused_fast.commands.bench import bench, plan
 from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
-from unfused_fast.commands.flags import Compile, Device, Json, Overwrite, Preset, Resume, Sets, pairs, run_options
+from unfused_fast.commands.flags import (
+    Compile,
+    Device,
+    Json,
+    Method,
+    Overwrite,
+    Preset,
+    Resume,
+    Sets,
+    pairs,
+    run_options,
+)
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.output import print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
@@ -131,6 +142,7 @@ def config(
         typer.Option(help="Preset to show.", show_default="pretrain; with --diff all"),
     ] = None,
     preset: Preset = "recommended",
+    method: Method = None,
     diff: Annotated[
         PresetName | None,
         typer.Option(help="Show only the fields that differ from this preset's, and why.", show_default=False),
@@ -138,13 +150,20 @@ def config(
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Every field that --set can change: its value, type, meaning and source; or what two presets differ in."""
+    """Every field that --set can change: its value, type, meaning and source; or what two presets differ in.
+
+    With --method the values are those that the method has for pre-training.
+    """
     from rich.table import Table
 
     from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.config import preset as preset_of
 
     given, wanted = pairs(settings), chosen_fields(fields or [])
+    if method is not None:
+        if stage not in (None, "pretrain"):
+            raise UserError(f"--stage {stage}: a method is of pre-training only; leave --method or --stage out")
+        stage = "pretrain"
     result: Any
     if diff is not None:
         left = preset if preset != diff else "--set"
@@ -153,12 +172,12 @@ def config(
         result = lines = [
             {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
             for name in stages
-            for found in differences(with_values(preset_of(preset, name), given), preset_of(diff, name))
+            for found in differences(with_values(preset_of(preset, name, method), given), preset_of(diff, name, method))
             if found.field in wanted
         ]
     else:
-        every, texts = flatten(with_values(preset_of(preset, stage or "pretrain"), given)), field_texts()
-        title = f"stage {stage or 'pretrain'}, preset {preset}"
+        every, texts = flatten(with_values(preset_of(preset, stage or "pretrain", method), given)), field_texts()
+        title = f"stage {stage or 'pretrain'}, preset {preset}" + (f", method {method}" if method else "")
         result = {name: value for name, value in every.items() if name in wanted}
         lines = [
             {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}

@@ -62,7 +62,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "recommended": {},
     "before": BEFORE,
     "AdamW": {"optim.name": "adamw", "optim.lr": 5e-4},
-    "whitened": {"cluster.algo": "pca_kmeans", "model.prediction": "linear"},
+    "whitened": {"cluster.algo": "pca_kmeans", "method.name": "decar-v1"},
     "bank by a pass": {"bank.fill": "pass"},
     "three heads": {"cluster.k": (64, 256, 1024)},
     "different crops": {"views.same_crop": False, "bank.view": "separate"},

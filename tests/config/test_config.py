@@ -56,7 +56,10 @@ def test_values_are_parsed_by_type() -> None:
         ("aug.rrc.freq_scale=2,1", "want the smaller number first"),
         ("frontend.fmax_hz=9000", "fmin < fmax <= 8000"),
         ("pseudo.splits=test", "want train, and optionally others, each once"),
-        ("prototypes.freeze=false model.prediction=linear", "linear has no prototypes; leave it at True"),
+        (
+            "prototypes.freeze=false method.name=decar-v1",
+            "decar-v1 does not read it; leave it at True, or use --method decar-v2",
+        ),
         ("pseudo.crop=random", "pseudo.seconds = 0 takes whole clips"),
         ("eval.seconds=3", "eval.crop = full takes whole clips"),
         ("frontend.kind=decar1 frontend.n_fft=256", "wants at least its window of 400"),

@@ -40,7 +40,7 @@ def rows() -> dict[tuple[Stage, str], list[Any]]:
             if len(cells) == 6 and cells[1].startswith("`"):
                 option = cells[1].strip("`")
                 texts = ["" if cell == "none" else cell for cell in cells[2:]]
-                together = {"model.prediction": "linear"} if option in ("cluster.algo", "model.prediction") else {}
+                together = {"method.name": "decar-v1"} if option == "cluster.algo" else {}
                 together |= {"pseudo.seconds": 12} if option == "pseudo.crop" else {}
                 together |= {"bank.fill": "pass"} if option == "data.sampler" else {}
                 assert stage is not None
@@ -109,3 +109,33 @@ def test_the_command_says_why_presets_differ(cli: Callable[..., Any]) -> None:
     changed = cli("config", "--diff", "recommended", "--stage", "linear", "--set", "eval.epochs=3", "--json")
     assert [(line["--set"], line["recommended"]) for line in json.loads(changed.out)] == [(3, 50)]
     assert "cluster.k" in cli("config").out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--method", "decar-v1", "--preset", "paper"],
+            "--preset paper: method decar-v1 does not have it; it has recom",
+        ),
+        (
+            ["--method", "decar-v2", "--preset", "decar-v1"],
+            "--preset decar-v1: method decar-v2 does not have it; it has",
+        ),
+        (["--method", "decar-v1", "--stage", "linear"], "--stage linear: a method is of pre-training only"),
+    ],
+)
+def test_a_method_without_such_values_says_so(cli: Callable[..., Any], flags: list[str], says: str) -> None:
+    done = cli("config", *flags)
+    assert done.code == 1 and says in done.error
+
+
+def test_a_method_brings_its_values(cli: Callable[..., Any], tmp_path: Path) -> None:
+    shown = json.loads(cli("config", "--method", "decar-v1", "--set", "optim.lr=0.1", "--json").out)
+    wanted = {"method.name": "decar-v1", "cluster.algo": "pic", "optim.lr": 0.1, "optim.weight_decay": 1e-5}
+    assert wanted.items() <= shown.items()
+    assert flatten(preset("recommended", "pretrain", "decar-v1")) == flatten(preset("decar-v1", "pretrain"))
+    done = cli("train", "pretrain", tmp_path, "--out", tmp_path / "run", "--set", "method.name=decar-v1")
+    assert done.code == 1 and "a method has settings of its own; use train pretrain --method decar-v1" in done.error
+    wrong = cli("train", "pretrain", tmp_path, "--out", tmp_path / "run", "--method", "decar")
+    assert wrong.code == 2 and "decar-v2" in wrong.err

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
+from scipy.stats import uniform as uniform_law
 from torch.nn.functional import interpolate
 
 from unfused_fast.config.audio import RandomResizeCropConfig
@@ -191,3 +193,35 @@ def test_an_epochs_views_are_warped_and_then_masked(tones: Path) -> None:
         without = list(loaders[1].epoch(2, masks=False))
     assert moved > 60, "most views of most clips are another"
     assert torch.equal(without[0].views[0], next(iter(loaders[0].epoch(2))).views[0]), "a pass without augmentation"
+
+
+def augmented(values: dict[str, float], ids: torch.Tensor, crops: torch.Tensor) -> torch.Tensor:
+    """Two views (2, B, 1, F, T), without mixup and crops."""
+    plain = {"aug.mixup.ratio": 0, "aug.rrc.enabled": False, "data.crop_seconds": (crops.shape[3] - 1) / 100}
+    augment = Augmenter(with_values(Config(), {**plain, **values}), 400, CPU)
+    return torch.stack(augment(ids, (crops, crops), 3))
+
+
+def test_the_fader_adds_a_line_whose_ends_are_uniform() -> None:
+    ids, crops = torch.arange(400), torch.randn(400, 1, 64, 5)
+    lines = (augmented({"aug.fader": 0.5}, ids, crops) - crops)[:, :, 0]
+    assert torch.allclose(lines, lines[:, :, :1].expand_as(lines), atol=1e-6), "the same in every bin"
+    lines = lines[:, :, 0]
+    steps = lines.diff(dim=2)
+    assert torch.allclose(steps, steps[..., :1].expand_as(steps), atol=1e-6), "straight"
+    for ends in (lines[..., 0].flatten().numpy(), lines[..., -1].flatten().numpy()):
+        assert kstest(ends, uniform_law(-0.5, 1).cdf).pvalue > 0.01
+    assert abs(np.corrcoef(lines[0, :, 0], lines[1, :, 0])[0, 1]) < 0.2, "another one in each view"
+    assert not torch.equal(augmented({}, ids, crops), augmented({"aug.fader": 0.5}, ids, crops))
+
+
+def test_noise_is_mixed_in_by_its_share() -> None:
+    """Of log-mels far above the noise log(1 - share) is left, of those far below it log(share) + n."""
+    ids, far = torch.arange(400), torch.full((400, 1, 64, 9), 40.0)
+    above = (augmented({"aug.noise": 0.4}, ids, far) - far).flatten(2).numpy()
+    below = augmented({"aug.noise": 0.4}, ids, -far).flatten(2).numpy()
+    share = 1 - np.exp(above.mean(axis=2))
+    assert kstest(share[0], uniform_law(0, 0.4).cdf).pvalue > 0.01 and np.ptp(above, axis=2).max() < 1e-4
+    noise = below - np.log(share)[..., None]
+    assert kstest(noise[0, share[0] > 0.01][:50].ravel(), "norm").pvalue > 0.01
+    assert abs(np.corrcoef(noise[0, 0], noise[1, 0])[0, 1]) < 0.2 and abs(np.corrcoef(*noise[0, :2])[0, 1]) < 0.2

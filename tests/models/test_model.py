@@ -8,7 +8,14 @@ import torch
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.models.audiontt import AudioNTT, DistillNetwork, PretrainNetwork, Projector, pool_time
+from unfused_fast.models.audiontt import (
+    AudioNTT,
+    DistillNetwork,
+    PretrainNetwork,
+    Projector,
+    build_projector,
+    pool_time,
+)
 from unfused_fast.models.cost import encoder_cost
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.training.options import Options, compiled
@@ -112,3 +119,20 @@ def test_many_trainings_of_one_process_are_compiled(monkeypatch: pytest.MonkeyPa
             network.train(training)
             with torch.set_grad_enabled(gradient):
                 forward(view)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        ("batchnorm", 8 * 5 + 5 + 2 * 5 + 5 * 3 + 3),
+        ("batchnorm3", 8 * 5 + 2 * 5 + 5 * 5 + 2 * 5 + 5 * 3),
+        ("mlp", 8 * 5 + 5 + 5 * 3 + 3),
+        ("linear", 8 * 3 + 3),
+        ("layernorm", 8 * 3 + 3 + 2 * 3),
+    ],
+)
+def test_projection_heads_have_their_layers(kind: str, parameters: int) -> None:
+    values = {"model.projector": kind, "model.proj_hidden": 5, "model.proj_dim": 3}
+    projector = build_projector(with_values(CONFIG, values).model, 8)
+    assert sum(parameter.numel() for parameter in projector.parameters()) == parameters
+    assert projector(torch.randn(4, 8)).shape == (4, 3)

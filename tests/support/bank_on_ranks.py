@@ -126,7 +126,7 @@ def _clusters(ranks: Ranks, rows: torch.Tensor) -> None:
         part = slice(min(own.start, few), min(own.stop, few))
         torch.testing.assert_close(pca_whiten(rows[part], 5, ranks=ranks), pca_whiten(rows[:few], 5)[part])
     for algo in ("spherical", "pca_kmeans", "pic"):
-        linear = {"cluster.pca_dim": 4, "model.prediction": "linear"}
+        linear = {"cluster.pca_dim": 4, "method.name": "decar-v1"}
         own_values = {"cluster.init": "warm"} if algo == "spherical" else linear
         config = with_values(Config(), {"cluster.algo": algo, **own_values})
         one = cluster_rows(rows, 5, config, seed=3)

@@ -45,7 +45,7 @@ from unfused_fast.data import dali as pipeline
 from unfused_fast.data import first_pass
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
-from unfused_fast.distributed.shared_layers import share_layers, sum_gradients
+from unfused_fast.distributed.shared_layers import gather_rows, share_layers, sum_gradients
 from unfused_fast.embedding import embed_files, embed_rows, load, reading
 from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
@@ -234,11 +234,23 @@ def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         close(getattr(shared[0], name).double(), getattr(running, name).double(), rtol=1e-5, atol=1e-5)
     assert torch.equal(ranks.gather_parts(whole[rows].float(), ranks.sizes), whole.float())
+    _check_gather(ranks, whole)
     dropout = share_layers(nn.Sequential(nn.Dropout(0.4)), ranks, sync_bn=True)
     torch.manual_seed(3)
     dropped = dropout(whole[rows].float())
     torch.manual_seed(3)
     assert torch.equal(dropped, nn.functional.dropout(whole.float(), 0.4)[rows])
+
+
+def _check_gather(ranks: Ranks, whole: torch.Tensor) -> None:
+    """Each rank's loss is about all rows, from its own rows: the gradient of their sum is that of one process."""
+    x, rows = whole.flatten(1).clone().requires_grad_(), ranks.share.of(len(whole))
+    (x @ x.T).square().mean().backward()
+    own = x[rows].detach().clone().requires_grad_()
+    every = gather_rows(own, ranks)
+    assert torch.equal(every, x)
+    ((own @ every.T).square().sum() / len(whole) ** 2).backward()
+    torch.testing.assert_close(own.grad, x.grad[rows])  # type: ignore[index]
 
 
 def run(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

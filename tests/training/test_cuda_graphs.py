@@ -16,6 +16,16 @@ from unfused_fast.config.presets import Stage
 from unfused_fast.training.options import Options
 
 
+DECAR_V1 = (
+    "model.encoder=audiontt frontend.kind=byola model.pool=maxmean cluster.algo=pca_kmeans data.sampler=every_clip "
+    "data.crop_seconds=0.95 train.patience=0"
+)
+
+
+def sets(values: str) -> list[str]:
+    return [word for value in values.split() for word in ("--set", value)]
+
+
 class Graphs:
     """What CUDA graphs do to the outputs of a network: they last until the next step begins; gradients lie in that
     memory too. Source: can_start_new_generation and dealloc_current_path_weakrefs of torch._inductor.cudagraph_trees.
@@ -47,7 +57,10 @@ class Graphs:
         # three epochs of three steps; a pass of three batches before the first, or before each
         ("pretrain", ["--set", "train.accumulate=2", "--set", "bank.view=separate"], 3 + 3 * 3),
         ("pretrain", ["--set", "bank.view=training"], 3 + 3 * 3),
-        ("pretrain", ["--set", "bank.fill=pass", "--set", "model.prediction=linear"], 3 * (3 + 3)),
+        ("pretrain", ["--method", "decar-v1", *sets(DECAR_V1)], 3 * (3 + 3)),
+        ("pretrain", ["--method", "simclr", *sets("optim.lr=0.01")], 3 * 3),
+        ("pretrain", ["--method", "moco", *sets("optim.lr=0.01 method.queue=40 train.accumulate=2")], 3 * 3),
+        ("pretrain", ["--method", "byol", *sets("optim.lr=0.01")], 3 * 3),
         ("distill", [], 3 * 3),
     ],
 )

@@ -14,7 +14,7 @@ import typer
 
 from unfused_fast.commands.launcher import start_devices
 from unfused_fast.commands.ray_launcher import start_on_ray
-from unfused_fast.config import BASELINES, PresetName, Stage, Store
+from unfused_fast.config import BASELINES, MethodName, PresetName, Stage, Store
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, place_of
 
@@ -31,6 +31,13 @@ Shards = Annotated[
     ),
 ]
 Preset = Annotated[PresetName, typer.Option(help="Where the settings come from.")]
+Method = Annotated[
+    MethodName | None,
+    typer.Option(
+        help="How to learn without labels; brings its own settings, see `unfused-fast config --method NAME`.",
+        show_default="decar-v2",
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A config field, such as cluster.k=256; repeatable (see: unfused-fast config)."),
@@ -243,15 +250,38 @@ class RanksFlags(ProcessFlags, EpochFlags):
     skip_bad: SkipBad = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainFlags(RanksFlags):
+    """Flags of commands that pre-train by any method."""
+
+    method: Method = None
+
+    def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
+        """As ConfigFlags.config, of the method where the stage is pre-training."""
+        return super().config(stage, epochs, **flags, **({"method": self.method} if stage == "pretrain" else {}))
+
+
 def stage_config(
-    stage: Stage, preset_name: PresetName, settings: list[str] | None, epochs: int | None, seed: int, **flags: Any
+    stage: Stage,
+    preset_name: PresetName,
+    settings: list[str] | None,
+    epochs: int | None,
+    seed: int,
+    method: MethodName | None = None,
+    **flags: Any,
 ) -> Config:
-    """Preset, then fields that flags set, where they are not None, then `--set`, which wins."""
+    """Preset, of a method, then fields that flags set, where they are not None, then `--set`, which wins. Raises
+    UserError for a method that --set names.
+    """
     from unfused_fast.config import preset, with_values
 
+    if (name := pairs(settings).get("method.name")) is not None:
+        raise UserError(
+            f"--set method.name={name}: a method has settings of its own; use train pretrain --method {name}"
+        )
     flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
     given = {name: value for name, value in flags.items() if value is not None}
-    return with_values(preset(preset_name, stage), {**given, **pairs(settings)})
+    return with_values(preset(preset_name, stage, method), {**given, **pairs(settings)})
 
 
 def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable[str], read: str = "") -> None:

@@ -11,6 +11,7 @@ from unfused_fast.commands.flags import (
     TRAINED,
     EpochFlags,
     Holdout,
+    PretrainFlags,
     RanksFlags,
     Shards,
     SharedStageFlags,
@@ -29,11 +30,21 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the train split.",
 
 
 @train_app.command("pretrain")
-@with_flags(RanksFlags)
-def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: RanksFlags) -> None:
-    """Stage 1: cluster a memory bank each epoch, learn to predict the clusters.
+@with_flags(PretrainFlags)
+def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: PretrainFlags) -> None:
+    """Stage 1: learn from the clips alone, by any --method; reads no labels.
 
-    DECAR-v2, or DECAR-v1 by --preset decar-v1. Reads no labels.
+    decar-v2, decar-v1: cluster a memory bank each epoch, learn to predict the clusters.
+
+    simclr, moco: tell the two views of a clip from other clips, of the batch or of a queue.
+
+    byol: predict from one view of a clip what a slowly following network makes of the other.
+
+    barlow, delores-s: let the outputs of two views correlate dimension by dimension; delores-m: moco, and that too.
+
+    slicer: moco in both directions, for clusters too, and clips mixed with those that sound least alike.
+
+    swav: predict from one view the prototype of the other, with all prototypes used equally.
     """
     flags.start_processes(out, flags.max_restarts)
     from unfused_fast.stages import pretrain
@@ -133,7 +144,7 @@ def train_finetune(
 
 
 @train_app.command("all")
-@with_flags(RanksFlags)
+@with_flags(PretrainFlags)
 def train_everything(
     shards: Shards,
     out: Out,
@@ -145,7 +156,7 @@ def train_everything(
         int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
     ] = None,
     *,
-    flags: RanksFlags,
+    flags: PretrainFlags,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     flags.start_processes(out, flags.max_restarts)

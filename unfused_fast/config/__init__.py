@@ -6,9 +6,9 @@ Read first: presets.py, then fields.py.
 
 from unfused_fast.config.audio import FrontendConfig, RandomResizeCropConfig, Store
 from unfused_fast.config.fields import Config, DistillConfig, ModelConfig, OptimConfig
+from unfused_fast.config.methods import MethodName, PresetName
 from unfused_fast.config.presets import (
     BASELINES,
-    PresetName,
     Stage,
     chosen_fields,
     differences,

@@ -98,6 +98,10 @@ class MixupConfig:
     """Mixing share drawn from U(0, ratio); 0 turns it off. Source: authors, BYOL-A."""
     memory: Count = 2048
     """Clips held by the FIFO memory, equally many of each of `data.partitions`. Source: authors, BYOL-A."""
+    partner: Literal["any", "farthest"] = "any"
+    """Which of them a clip is mixed with: any, or any of the cluster farthest from its own (k-mix), by the means over
+    time of their log-mels. Source: authors, BYOL-A; SLICER, arXiv 2211.01519 (farthest).
+    """
 
     def held(self, clips: int, partitions: int) -> int:
         """Clips that are held of each partition of a split of so many clips."""
@@ -147,6 +151,15 @@ class SpecAugmentConfig:
 class AugmentConfig:
     """What makes two views of one clip differ."""
 
+    fader: PositiveOrZero = 0.0
+    """Random linear fader: a straight line over time is added to a view, its two ends drawn from U(-fader, fader), in
+    the unit of normalised log-mels; 0 for none. Source: BYOL-A v2's authors (1.0), arXiv 2204.07402.
+    """
+    noise: ShareBelow1 = 0.0
+    """Share of Gaussian noise in a view, drawn from U(0, noise): log((1 - share) exp(x) + share exp(n)) with n from
+    N(0, 1) for each bin and frame; 0 for none. Source: BYOL-A's authors (0.2, in none of their recipes). Ours: the
+    noise has the weight `share`; in their code it has weight 1 and deviation `share`, and so adds 1 at no noise.
+    """
     mixup: MixupConfig = field(default_factory=MixupConfig)
     rrc: RandomResizeCropConfig = field(default_factory=RandomResizeCropConfig)
     specaug: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from unfused_fast.config.audio import DECAR_WINDOW
 from unfused_fast.config.fields import ClusterConfig, Config
+from unfused_fast.config.methods import MethodName
 from unfused_fast.errors import UserError
 
 UNREAD = {"spherical": (), "pca_kmeans": ("init", "empty", "backend"), "pic": ("init", "empty", "backend", "n_init")}
@@ -19,6 +21,21 @@ presets' rates of LARC, up to 1, would destroy a network in its first step.
 """
 
 
+QUEUE: tuple[MethodName, ...] = ("moco", "delores-m", "slicer")
+BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
+CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
+READ_BY: dict[str, tuple[MethodName, ...]] = {
+    "prototypes.freeze": ("decar-v2",),
+    "method.queue": (*QUEUE, "swav"),
+    "method.ema": (*QUEUE, "byol"),
+    "method.similarity": ("simclr",),
+    "aug.mixup.partner": ("slicer",),
+    **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
+    **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
+}
+"""Fields that only some methods read, for the same reason."""
+
+
 def check_together(config: Config) -> None:
     """Raises UserError for values that exclude each other; presets.with_values calls it when all are set."""
     for sentence in _refusals(config):
@@ -27,6 +44,13 @@ def check_together(config: Config) -> None:
 
 def _refusals(config: Config) -> Iterator[str]:
     frontend, rrc, pseudo, cluster = config.frontend, config.aug.rrc, config.pseudo, config.cluster
+    for name, readers in READ_BY.items():
+        value, default = attrgetter(name)(config), attrgetter(name)(Config())
+        if value != default and config.method.name not in readers:
+            yield (
+                f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
+                f"--method {' or '.join(readers)}"
+            )
     if frontend.n_fft < frontend.window_samples:
         yield f"frontend.n_fft = {frontend.n_fft}: frontend.kind = decar1 wants at least its window of {DECAR_WINDOW}"
     if not frontend.fmin_hz < frontend.fmax_hz <= frontend.sample_rate_hz / 2:
@@ -64,16 +88,19 @@ def _refusals(config: Config) -> Iterator[str]:
                 f"cluster.{name} = {value}, but cluster.algo = {cluster.algo} does not read it; "
                 f"leave it at {default}, or use cluster.algo=spherical"
             )
+    if config.method.name == "swav" and len(cluster.heads) > 1:
+        yield (
+            f"cluster.k = {','.join(map(str, cluster.heads))}, but method swav has one set of prototypes; give one "
+            "number, or use --method decar-v2"
+        )
+    if config.method.name == "slicer" and not isinstance(cluster.k, int):
+        yield f"cluster.k = {cluster.k}, but the cluster head of method slicer has a fixed width; give one number"
     if cluster.algo == "pic" and len(cluster.heads) > 1:
         yield (
             f"cluster.k = {','.join(map(str, cluster.heads))}, but cluster.algo = pic finds the number of clusters "
             "itself; give one number, or use cluster.algo=spherical"
         )
-    if config.model.prediction == "prototypes":
-        if cluster.algo != "spherical":
-            yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --set model.prediction=linear"
-        return
-    if cluster.init == "warm":
-        yield "cluster.init = warm: model.prediction = linear has no prototypes; use cluster.init=random or kmeans++"
-    if not config.prototypes.freeze:
-        yield "prototypes.freeze = False, but model.prediction = linear has no prototypes; leave it at True"
+    if config.method.name == "decar-v1" and cluster.init == "warm":
+        yield "cluster.init = warm: method decar-v1 has no prototypes; use cluster.init=random or kmeans++"
+    if config.method.name == "decar-v2" and cluster.algo != "spherical":
+        yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --method decar-v1"

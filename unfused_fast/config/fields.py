@@ -22,6 +22,7 @@ from unfused_fast.config.bounds import (
     ShareBelow1,
     ShareBetween,
 )
+from unfused_fast.config.methods import MethodConfig
 from unfused_fast.config.stages import DistillConfig, EvalConfig, FinetuneConfig, PseudoConfig
 
 
@@ -45,14 +46,16 @@ class ModelConfig:
     """Pooling over time into one embedding: max + mean, mean, or max. Source: authors, BYOL-A; DECAR section 5 (max).
     The authors' evaluation code uses the mean alone.
     """
-    projector: Literal["batchnorm", "dropout"] = "batchnorm"
-    """Projection head: Linear-BatchNorm-ReLU-Linear, or DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last
-    ReLU comes before the prediction head only. Source: authors of UnFuSeD; authors of DECAR.
+    projector: Literal["batchnorm", "dropout", "linear", "mlp", "batchnorm3", "layernorm"] = "batchnorm"
+    """Projection head: Linear-BatchNorm-ReLU-Linear; DECAR-v1's g, Dropout-Linear-ReLU-Dropout-Linear, whose last ReLU
+    comes before the prediction head only; one Linear; Linear-ReLU-Linear; Linear-BatchNorm-ReLU twice, then Linear,
+    without biases; or Linear-LayerNorm-tanh. Source: authors of UnFuSeD; of DECAR; of LAPE's MoCo; of MoCo v2; of
+    DeLoRes and Barlow Twins; of COLA.
     """
     proj_dropout: ShareBelow1 = 0.5
     """Dropout before both layers of the `dropout` projector. Source: authors of DECAR."""
     proj_hidden: Count = 2048
-    """Hidden width of the projection head. Source: authors (the paper says only: multiple linear layers)."""
+    """Hidden width of a projection head of several layers. Source: authors (the paper says: multiple linear layers)."""
     proj_dim: Count = 512
     """Output size of the projection head, D of the memory bank. Source: paper section 4."""
     l2_normalize: bool = True
@@ -60,10 +63,6 @@ class ModelConfig:
     sync_bn: bool = True
     """On several ranks BatchNorm is over the batch of all of them; else over each one's share, and the running
     statistics are rank 0's. Source: authors (SyncBN).
-    """
-    prediction: Literal["prototypes", "linear"] = "prototypes"
-    """What predicts a clip's cluster: the frozen centroids, or a linear layer p re-made at each clustering with weights
-    from N(0, 0.01). Source: paper section 3; DECAR section 3 and its authors.
     """
 
 
@@ -78,7 +77,8 @@ class ClusterConfig:
     k: Annotated[int | Auto | tuple[int, ...], AT_LEAST_1] = 512
     """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
     authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
-    the same bank (DeepCluster-v2).
+    the same bank (DeepCluster-v2). Of `swav` the prototypes (its authors: 3,000), of `slicer` the outputs of
+    its cluster head (128).
     """
     iterations: Count = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -133,12 +133,12 @@ class PrototypesConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Cross-entropy of prototype scores against the assignments."""
+    """Cross-entropy of scores."""
 
     temperature: Positive = 0.1
-    """Divides prototype scores before the softmax; `model.prediction` = linear does not read it. Source:
-    DeepCluster-v2's default; at 1 unit-norm scores are nearly uniform. The authors' code has 1, on projections of any
-    norm.
+    """Divides the scores before the softmax: of prototypes in `decar-v2`, of pairs of views in `moco` and, by cosine,
+    `simclr`; others do not read it. Source: DeepCluster-v2's default; at 1 unit-norm scores are nearly uniform. The
+    authors' code has 1, on projections of any norm.
     """
 
 
@@ -204,8 +204,8 @@ class OptimConfig:
     exclude_1d: bool = False
     """Keep weight decay and adaptive rates off biases and BatchNorm. Source: authors (false)."""
     head_lr: Positive = 0.05
-    """Rate of the own SGD of the `linear` prediction head, or of prototypes that are not frozen; it has no momentum.
-    Source: authors of DECAR.
+    """Rate of the own SGD of DECAR-v1's linear head, or of prototypes that are trained (`prototypes.freeze` = false,
+    `swav`); it has no momentum. Source: authors of DECAR.
     """
     head_weight_decay: PositiveOrZero = 1e-5
     """Its L2 weight decay. Source: authors of DECAR."""
@@ -226,7 +226,8 @@ class TrainConfig:
     accumulate: Count = 1
     """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
     Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
-    SyncBN.
+    SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`, `delores-m`, `swav`,
+    `slicer`) compare those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""
@@ -248,6 +249,7 @@ class TrainConfig:
 class Config:
     """One run. Sections that a stage does not use stay at their defaults."""
 
+    method: MethodConfig = field(default_factory=MethodConfig)
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)

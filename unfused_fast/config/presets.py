@@ -20,26 +20,35 @@ from typing import Any, Literal, NamedTuple
 from unfused_fast.config.bounds import describe_type, parse
 from unfused_fast.config.checks import check_together
 from unfused_fast.config.fields import Config
+from unfused_fast.config.methods import (
+    AUTHORS,
+    CONSTANT,
+    DECAR,
+    DECAR_AUG,
+    NO_MASKS,
+    RECIPES,
+    MethodName,
+    PresetName,
+    Values,
+)
 from unfused_fast.errors import UserError
 
 Stage = Literal["pretrain", "distill", "linear", "finetune"]
-PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 BASELINES = ("logmel", "random")
 """Encoders without a run: mean and deviation of each mel bin, and a network as initialised."""
 
-_CONSTANT: dict[str, Any] = {"optim.schedule": "constant", "optim.warmup_epochs": 0}
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
 # fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.
-STAGES: dict[Stage, dict[str, Any]] = {
+STAGES: dict[Stage, Values] = {
     "distill": {
-        **_CONSTANT,
+        **CONSTANT,
         "train.epochs": 50,
         "optim.name": "sgd",
         "optim.lr": 0.007,
         "optim.weight_decay": 1e-4,
     },
     "finetune": {
-        **_CONSTANT,
+        **CONSTANT,
         "train.epochs": 50,
         "train.batch_size": 64,
         "optim.name": "adamw",
@@ -47,41 +56,14 @@ STAGES: dict[Stage, dict[str, Any]] = {
         "optim.weight_decay": 0.0,
     },
 }
-_AUTHORS: dict[str, Any] = {"data.crop_seconds": 0.98, "data.norm": "running", "train.amp": "fp32"}
-_AUTHORS_AUG: dict[str, Any] = {"aug.specaug.freq_masks": 0, "aug.specaug.time_masks": 0}
-# DECAR section 5
-_DECAR: dict[str, Any] = {"frontend.kind": "decar1", "model.encoder": "efficientnet_b0", "model.pool": "max"}
-# Authors of DECAR: time warp and masks of SpecAugment
-_DECAR_AUG: dict[str, Any] = {
-    "aug.mixup.ratio": 0.0,
-    "aug.rrc.enabled": False,
-    "aug.specaug.warp": 5,
-    "aug.specaug.freq_masks": 2,
-    "aug.specaug.freq_width": 30,
-    "aug.specaug.time_masks": 2,
-    "aug.specaug.time_width": 40,
-}
-PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
-    "recommended": {
-        # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
-        "pretrain": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto", "bank.view": "training"},
-        "distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"},
-    },
+PRESETS: dict[PresetName, dict[Stage, Values]] = {
+    "recommended": {"distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"}},
     # UnFuSeD fine-tunes no encoder on labels: DECAR's numbers stay.
-    "paper": {"pretrain": {"bank.view": "training"}, "linear": {"eval.lr_grid": ()}},
+    "paper": {"linear": {"eval.lr_grid": ()}},
     "authors": {
-        "pretrain": {
-            **_AUTHORS,
-            **_AUTHORS_AUG,
-            **_CONSTANT,
-            "cluster.k": 1024,
-            "train.epochs": 200,
-            "model.l2_normalize": False,
-            "loss.temperature": 1.0,
-        },
         "distill": {
-            **_AUTHORS,
-            **_AUTHORS_AUG,
+            **AUTHORS,
+            **NO_MASKS,
             "data.crop_seconds": 12.0,
             "model.fc_layers": 3,
             "train.batch_size": 256,
@@ -101,7 +83,7 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         },
         # Their evaluation code with `--freeze` left out. The pooling is that of a random encoder.
         "finetune": {
-            **_AUTHORS_AUG,
+            **NO_MASKS,
             "train.epochs": 100,
             "train.batch_size": 32,
             "train.amp": "fp32",
@@ -110,42 +92,26 @@ PRESETS: dict[PresetName, dict[Stage, dict[str, Any]]] = {
         },
     },
     "decar-v1": {
-        # Section 5: encoder, max-pooling, g of 512 units, SGD 0.05, batch 64, 100 epochs, patience 10. Table 2: PIC.
-        # Authors: g's two layers and dropout, momentum, weight decay, 20 k-means iterations, whole clips (of 10 s,
-        # section 4).
-        "pretrain": {
-            **_DECAR,
-            **_DECAR_AUG,
-            **_CONSTANT,
-            "model.projector": "dropout",
-            "model.proj_hidden": 512,
-            "model.proj_dim": 512,
-            "model.l2_normalize": False,
-            "model.prediction": "linear",
-            "cluster.algo": "pic",
-            "cluster.iterations": 20,
-            "bank.fill": "pass",
-            "data.sampler": "uniform_clusters",
-            "data.crop_seconds": 10.0,
-            "optim.name": "sgd",
-            "optim.lr": 0.05,
-            "optim.weight_decay": 1e-5,
-            "train.batch_size": 64,
-            "train.patience": 10,
-        },
         # Ours: DECAR has no second stage; UnFuSeD's, with DECAR's encoder, so that `train all` is a fair comparison.
-        "distill": {**_DECAR},
+        "distill": {**DECAR},
         # Section 5: Adam 0.001, batch 64, 50 epochs.
-        "linear": {**_DECAR, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
+        "linear": {**DECAR, "eval.pool": "max", "eval.batch_size": 64, "eval.lr_grid": ()},
         # Crops as in pre-training, since section 5 names none of fine-tuning.
-        "finetune": {**_DECAR, **_DECAR_AUG, "data.crop_seconds": 10.0},
+        "finetune": {**DECAR, **DECAR_AUG, "data.crop_seconds": 10.0},
     },
 }
 
 
-def preset(name: PresetName, stage: Stage) -> Config:
-    """The config of a stage: its defaults, then the preset's values."""
-    return with_values(Config(), {**STAGES.get(stage, {}), **PRESETS[name].get(stage, {})})
+def preset(name: PresetName, stage: Stage, method: MethodName | None = None) -> Config:
+    """The config of a stage: its defaults, then the preset's values; of pre-training those of the method, `decar-v2`
+    unless given or the preset is `decar-v1`. Raises UserError for a preset that the method does not have.
+    """
+    if stage != "pretrain":
+        return with_values(Config(), {**STAGES.get(stage, {}), **PRESETS[name].get(stage, {})})
+    chosen = method or ("decar-v1" if name == "decar-v1" else "decar-v2")
+    if name not in RECIPES[chosen]:
+        raise UserError(f"--preset {name}: method {chosen} does not have it; it has {', '.join(RECIPES[chosen])}")
+    return with_values(Config(), {"method.name": chosen, **RECIPES[chosen][name]})
 
 
 class Difference(NamedTuple):

@@ -1,8 +1,8 @@
-"""Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp and random resize crop.
+"""Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp, random resize crop, fader, noise.
 
-B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. What is random comes
-with a batch, drawn for the whole epoch at once (randomness.py), so that views do not depend on how log-mels are stored.
-On a GPU, mixup and resize crop are one kernel each (kernels/views.py).
+B clips in a batch, F mel bins, T frames, V views, M masks of a view, K clusters of clips for mixup. What is random
+comes with a batch, drawn for the whole epoch at once (randomness.py), so that views do not depend on how log-mels are
+stored. On a GPU, mixup and resize crop are one kernel each (kernels/views.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from unfused_fast.config import Config
-from unfused_fast.data.randomness import Draws
+from unfused_fast.data.mixup import MixupMemory, clusters_of, farthest_first
+from unfused_fast.data.randomness import Draws, Stream, normal
 from unfused_fast.distributed import ALONE, Ranks
-from unfused_fast.kernels.views import augmented_reference, augmented_triton
+from unfused_fast.kernels.views import augmented_reference, augmented_triton, log_mixup_exp
 from unfused_fast.optional import triton_runs
 from unfused_fast.strict_state import expected, misfit
 
@@ -120,51 +121,17 @@ def final_statistics(known: Mapping[str, float] | None, tensors: Mapping[str, Te
     return {**first, "mean": first["mean"] + first["std"] * mean, "std": first["std"] * std}
 
 
-class MixupMemory:
-    """The last normalised crops of each of P partitions of the set, on the device; each clip is mixed with one of its
-    own partition, never with itself. P partitions of S crops.
-
-    Its content depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
-    keeps a normalised log-mel to 1e-3 of its spread at half the bytes; and by partition, so that a process needs no
-    crops of others.
+def changed(views: Tensor, ends: Tensor | None, shares: Tensor | None, seeds: Tensor | None) -> Tensor:
+    """(B, 1, F, T) with what is added to both ends (B, 2), linearly in between, and then mixed with noise, as a log-mel
+    is, by (B,) shares; (B,) int64 seeds of the noise. None: left out.
     """
-
-    def __init__(self, size: int, bounds: Tensor, bins: int, frames: int) -> None:
-        """Args:
-        size: S.
-        bounds: (P - 1,) int64 first clip id of each partition but the first; on the device.
-        """
-        self.size, self.partitions, self._bounds, device = size, len(bounds) + 1, bounds, bounds.device
-        slots = size * self.partitions + 1  # the last takes what is not kept
-        self.crops = torch.zeros(slots, 1, bins, frames, dtype=torch.float16, device=device)
-        self.clip_ids = torch.full((slots,), -1, dtype=torch.int64, device=device)
-        self.written = torch.zeros(self.partitions, dtype=torch.int64, device=device)
-        """(P,) crops stored so far."""
-
-    def _partition(self, clip_ids: Tensor) -> Tensor:
-        return torch.bucketize(clip_ids, self._bounds, right=True)
-
-    def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """(B,) ids, draws (..., B, 2) -> which past crop each is mixed with, and the weight of that crop, 0 where there
-        is none; (..., B).
-        """
-        partition = self._partition(clip_ids)
-        filled = self.written.clamp(max=self.size)[partition]
-        slot = partition * self.size + (draws[..., 0] * filled).long().minimum((filled - 1).clamp(min=0))
-        usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
-        return slot, torch.where(usable, draws[..., 1] * ratio, 0.0)
-
-    def push(self, clip_ids: Tensor, crops: Tensor) -> None:
-        """Stores a batch, overwriting the oldest crops of each partition; without waiting for the device."""
-        partition = self._partition(clip_ids)
-        of = partition[:, None] == torch.arange(self.partitions, device=clip_ids.device)
-        count = of.sum(dim=0)
-        number = of.cumsum(dim=0).gather(1, partition[:, None])[:, 0] - 1
-        slot = partition * self.size + (self.written[partition] + number) % self.size
-        slot = torch.where(number >= count[partition] - self.size, slot, self.size * self.partitions)
-        self.crops[slot] = crops.to(self.crops.dtype)
-        self.clip_ids[slot] = clip_ids
-        self.written = self.written + count
+    if ends is not None:
+        head, tail = ends[:, :, None, None, None].unbind(1)
+        views = views + torch.lerp(head, tail, torch.linspace(0, 1, views.shape[3], device=views.device))
+    if shares is not None and seeds is not None:
+        noise = normal(seeds, views[0].numel(), seed=0, epoch=0, stream=Stream.NOISE).view_as(views)
+        views = log_mixup_exp(views, noise, shares)
+    return views
 
 
 class Augmenter:
@@ -182,40 +149,62 @@ class Augmenter:
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
         size = config.aug.mixup.held(clips, partitions)
         bounds = begins[self._own.start + 1 : self._own.stop]
-        memory = MixupMemory(size, bounds, config.frontend.n_mels, config.crop_frames)
+        clustered = config.aug.mixup.partner == "farthest"
+        memory = MixupMemory(size, bounds, config.frontend.n_mels, config.crop_frames, clustered)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
         self.norm = RunningNorm(device, ranks) if config.data.norm == "running" else None
         self.augmented = augmented_triton if device.type == "cuda" and triton_runs() else augmented_reference
 
-    def __call__(self, clip_ids: Tensor, crops: tuple[Tensor, ...], draws: Draws) -> tuple[Tensor, ...]:
+    def __call__(
+        self, clip_ids: Tensor, crops: tuple[Tensor, ...], draws: Draws, centroids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """(B,) ids, V crops (B, 1, F, T) and their draws -> V views: a running norm, mixup with the memory, random
-        resize crop.
+        resize crop, a random linear fader, noise. `centroids` (K, F) of unit norm are those of clips' means over time,
+        for `aug.mixup.partner` = farthest.
         """
         crops = crops if self.norm is None else self.norm(crops)
-        mixed: Sequence[Tensor | None] = (None, None)
-        if self.memory is not None:
-            mixed = self.memory.draw(clip_ids, draws.mixup[0], self.config.mixup.ratio)
-        drawn = *mixed, *(draws.resize or (None, None))
+        drawn = *self._partners(clip_ids, crops, draws, centroids), *(draws.resize or (None, None))
+        changes = *(draws.fader or (None,)), *(draws.noise or (None, None))
         views = [
-            self._view(crop, [None if each is None else each[view] for each in drawn])
+            self._view(crop, *([None if each is None else each[view] for each in some] for some in (drawn, changes)))
             for view, crop in enumerate(crops)
         ]
         if self.memory is not None:
-            self.memory.push(clip_ids, crops[0])
+            self.memory.push(clip_ids, crops[0], None if centroids is None else clusters_of(crops[0], centroids))
         return tuple(views)
 
     def plain(self, crops: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Crops (B, 1, F, T) without augmentation, normalised by the running norm as it is now."""
         return crops if self.norm is None else self.norm(crops, learn=False)
 
-    def _view(self, crop: Tensor, drawn: Sequence[Tensor | None]) -> Tensor:
-        """One view of a batch; `drawn` are the arguments of `augmented` that follow the memory."""
+    def _partners(
+        self, clip_ids: Tensor, crops: tuple[Tensor, ...], draws: Draws, centroids: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Places in the memory and weights of what each view is mixed with, (V, B) both."""
+        ratio = self.config.mixup.ratio
+        if self.memory is None:
+            return None, None
+        if centroids is None:
+            return self.memory.draw(clip_ids, draws.mixup[0], ratio)
+        farthest = farthest_first(centroids)
+        made = [
+            self.memory.draw(clip_ids, drawn, ratio, farthest[clusters_of(crop, centroids)])
+            for crop, drawn in zip(crops, draws.mixup[0], strict=False)
+        ]
+        slots, shares = zip(*made, strict=True)
+        return torch.stack(slots), torch.stack(shares)
+
+    def _view(self, crop: Tensor, drawn: Sequence[Tensor | None], changes: Sequence[Tensor | None]) -> Tensor:
+        """One view of a batch; `drawn` are the arguments of `augmented` that follow the memory, `changes` those of
+        `changed`.
+        """
         memory = None if self.memory is None else self.memory.crops
         block = CPU_BLOCK if crop.device.type == "cpu" else max(1, len(crop))
         made = []
         for start in range(0, max(1, len(crop)), block):
             part = slice(start, start + block)
-            made.append(self.augmented(crop[part], memory, *(None if each is None else each[part] for each in drawn)))
+            of_part, then = ([None if each is None else each[part] for each in some] for some in (drawn, changes))
+            made.append(changed(self.augmented(crop[part], memory, *of_part), *then))
         return made[0] if len(made) == 1 else torch.cat(made)
 
     def state(self) -> dict[str, Tensor]:
@@ -227,6 +216,7 @@ class Augmenter:
             return normed
         memory = self.memory
         tensors = {"crops": memory.crops[:-1], "clip_ids": memory.clip_ids[:-1], "written": memory.written}
+        tensors |= {} if memory.clusters is None else {"clusters": memory.clusters[:-1]}
         return normed | {f"mixup.{name}": self._ranks.gather(own).flatten(0, 1) for name, own in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -244,4 +234,7 @@ class Augmenter:
         crops = expected(state, "mixup.crops", torch.float16, (len(ids), *memory.crops.shape[1:]))
         memory.crops[:-1] = crops[slots].to(memory.crops.device)
         memory.clip_ids[:-1] = ids[slots].to(memory.clip_ids.device)
+        if memory.clusters is not None:
+            clusters = expected(state, "mixup.clusters", torch.int64, (len(ids),))
+            memory.clusters[:-1] = clusters[slots].to(memory.clusters.device)
         memory.written = written[own.start : own.stop].to(memory.written.device)

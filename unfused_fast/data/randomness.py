@@ -31,6 +31,9 @@ class Stream(IntEnum):
     MIXUP = 2
     RESIZE_CROP = 3
     TIME_WARP = 4
+    FADER = 5
+    NOISE_SHARE = 6
+    NOISE = 7
 
 
 def _signed(value: int) -> int:
@@ -70,6 +73,14 @@ def uniform(clip_ids: Tensor, draws: int, *, seed: int, epoch: int, stream: Stre
     return _logical_shift(_mix(rows[:, None] + steps), 40).to(torch.float32) / float(1 << 24)
 
 
+def normal(clip_ids: Tensor, draws: int, *, seed: int, epoch: int, stream: Stream, view: int = 0) -> Tensor:
+    """(B,) int64 clip ids -> (B, draws) float32 of N(0, 1), by Box and Muller's transform of `uniform`."""
+    pairs = -(-draws // 2)
+    drawn = uniform(clip_ids, 2 * pairs, seed=seed, epoch=epoch, stream=stream, view=view)
+    radius, angle = (-2 * (1 - drawn[:, :pairs]).log()).sqrt(), 2 * torch.pi * drawn[:, pairs:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :draws]
+
+
 def bits(ids: Tensor, *counters: int) -> Tensor:
     """(B,) int64 ids -> (B,) int64 of 64 random bits, different for different ids; on the ids' device."""
     return _mix(ids.to(torch.int64) * _signed(_GOLDEN) + _signed(key(*counters)))
@@ -94,6 +105,10 @@ class Draws(NamedTuple):
     """(V, n, 2) float32 in [0, 1): see MixupMemory.draw."""
     resize: tuple[Tensor, ...]
     """Offset and length of the crop along frequency and along time, (V, n, 2) float32 both."""
+    fader: tuple[Tensor, ...]
+    """What is added to the first and the last frame, (V, n, 2) float32."""
+    noise: tuple[Tensor, ...]
+    """Share of the noise, (V, n) float32; and (V, n) int64 from which it is drawn, batch by batch."""
 
     def of(self, part: slice) -> Draws:
         """Those of some of the clips; no copy."""
@@ -116,6 +131,14 @@ def draws_of(config: Config, counters: Tensor, epoch: int, views: int) -> Draws:
         of_all(aug.specaug.warp > 0, lambda view: warps_of(config, counters, epoch, view)),
         of_all(aug.mixup.ratio > 0, lambda view: [numbers(2, Stream.MIXUP, view)]),
         of_all(aug.rrc.enabled, lambda view: resize_crops(*sizes, numbers(4, Stream.RESIZE_CROP, view), aug.rrc)),
+        of_all(aug.fader > 0, lambda view: [aug.fader * (2 * numbers(2, Stream.FADER, view) - 1)]),
+        of_all(
+            aug.noise > 0,
+            lambda view: [
+                aug.noise * numbers(1, Stream.NOISE_SHARE, view)[:, 0],
+                bits(counters, config.train.seed, epoch, int(Stream.NOISE) + 16 * view),
+            ],
+        ),
     )
 
 

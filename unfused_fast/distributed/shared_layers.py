@@ -29,6 +29,32 @@ class _Sum(torch.autograd.Function):
         return context.ranks.sum(gradients[0].clone()), None
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks; the gradient of a rank's rows is summed over what all ranks made of them."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, ranks: Ranks) -> Tensor:
+        _, first = ranks.rows
+        context.ranks, context.own = ranks, slice(first, first + len(rows))
+        return ranks.gather_parts(rows, ranks.sizes)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        return context.ranks.sum(gradients[0].clone())[context.own], None
+
+
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """(n, ...) of each rank's part of the current batch -> (N, ...) of all, in order of ranks; with gradient.
+
+    Gradients are those of the sum of the ranks' losses: where each rank's loss is its share of the batch's mean, as
+    training/loop.py scales it, a step on several ranks is the step on one.
+    """
+    if not ranks.together:
+        return rows
+    gathered: Tensor = _Gather.apply(rows, ranks)  # type: ignore[no-untyped-call]
+    return gathered
+
+
 class SharedBatchNorm(_BatchNorm):
     """BatchNorm over the batch of all ranks where torch's SyncBatchNorm does not run, on CPUs. Its tensors have the
     names and shapes of nn.BatchNorm1d and 2d. Ours: sums over ranks are taken of means and mean squares, in float64.

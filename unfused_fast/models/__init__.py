@@ -10,10 +10,14 @@ from unfused_fast.models.audiontt import (
     FinetuneNetwork,
     Pool,
     PretrainNetwork,
+    Projector,
     block_features,
+    block_sizes,
     build_encoder,
+    build_projector,
     pool_time,
 )
 from unfused_fast.models.cost import Cost, encoder_cost, operations, step_bytes, step_cost
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import EncoderOutput
+from unfused_fast.models.momentum import KeyQueue, follow, follower

@@ -89,6 +89,12 @@ def block_features(block: Tensor, counts: Tensor | None = None, how: Pool = "mea
     return pool_time(block.permute(0, 3, 1, 2).flatten(2), counts, how)
 
 
+def block_sizes(encoder: nn.Module, config: Config) -> list[int]:
+    """Sizes of the block features of an encoder: 2048, 1024, 512 of the paper's."""
+    output = copy.deepcopy(encoder).to("meta")(torch.empty(2, 1, config.frontend.n_mels, 32, device="meta"))
+    return [block_features(block).shape[1] for block in output.blocks]
+
+
 class Projector(nn.Sequential):
     """h_proj: Linear, BatchNorm, ReLU, Linear. Source: authors; paper section 4 (R^2048 -> R^512)."""
 
@@ -97,13 +103,24 @@ class Projector(nn.Sequential):
 
 
 def build_projector(model: ModelConfig, dim: int) -> nn.Sequential:
-    """A projection head by `model.projector`, (B, dim) -> (B, P): Projector, or g of DECAR-v1 without its last ReLU,
+    """A projection head by `model.projector`, (B, dim) -> (B, P). `dropout` is g of DECAR-v1 without its last ReLU,
     which `PredictionHead` applies: what is clustered has both signs. Source: authors of DECAR; its paper says one layer
     of 512 units.
     """
-    hidden, out = model.proj_hidden, model.proj_dim
-    if model.projector == "batchnorm":
+    hidden, out, kind = model.proj_hidden, model.proj_dim, model.projector
+    if kind == "batchnorm":
         return Projector(dim, hidden, out)
+    if kind == "batchnorm3":
+        layers: list[nn.Module] = []
+        for size in (dim, hidden):
+            layers += [nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(hidden, out, bias=False))
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(dim, out))
+    if kind == "layernorm":
+        return nn.Sequential(nn.Linear(dim, out), nn.LayerNorm(out), nn.Tanh())
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out))
     first, second = nn.Dropout(model.proj_dropout), nn.Dropout(model.proj_dropout)
     return nn.Sequential(first, nn.Linear(dim, hidden), nn.ReLU(), second, nn.Linear(hidden, out))
 
@@ -121,8 +138,11 @@ class PretrainNetwork(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """(B, 1, F, T) -> projections (B, P) in float32, of unit norm with `model.l2_normalize`."""
-        output = self.encoder(log_mel)
-        projection = self.projector(pool_time(output.frames, output.frame_counts, self.pool)).float()
+        return self.project(self.encoder(log_mel))
+
+    def project(self, output: EncoderOutput) -> Tensor:
+        """An encoder's output -> as forward."""
+        projection: Tensor = self.projector(pool_time(output.frames, output.frame_counts, self.pool)).float()
         return nn.functional.normalize(projection, dim=1) if self.l2_normalize else projection
 
 
@@ -146,9 +166,7 @@ class DistillNetwork(nn.Module):
         super().__init__()
         self.encoder = build_encoder(config)
         self.pool: Pool = config.model.pool
-        # 2048, 1024, 512 for the paper's encoder
-        sizes = copy.deepcopy(self.encoder).to("meta")(torch.empty(2, 1, config.frontend.n_mels, 32, device="meta"))
-        dims = [block_features(block).shape[1] for block in sizes.blocks]
+        dims = block_sizes(self.encoder, config)
         self.heads = nn.ModuleList(_block_head(dim, k, config.distill.head) for dim in dims)
         self.classifier = nn.Linear(self.encoder.dim, k)
         by_features = config.distill.mse == "features"
