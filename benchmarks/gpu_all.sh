@@ -6,7 +6,7 @@
 # OUT gets page.md with all results, the rows as CSV (append them to benchmarks/results/), a log of each stage, and a
 # profile. A stage that fails does not stop the others; the exit code is then 1. CLIPS (250,000) of 1 s stand for the
 # paper's 250,000 of 10 s: once log-mels are resident a crop costs the same whatever it is cut from. --dry-run runs all
-# but the large step on a CPU, on tiny sizes, to see that they work.
+# but the large step and the steps in CUDA graphs on a CPU, on tiny sizes, to see that they work.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 dry=0 budget=600
@@ -72,6 +72,8 @@ stage parts 120 "${bench[@]}" all --quick "${parts[@]}" --rows "$out/bench.csv" 
 stage step 120 "$python" benchmarks/step.py "${step[@]}" "${device[@]}"
 [ $dry = 1 ] || stage step-large 60 "$python" benchmarks/step.py --width 64 --batch-size 2048 --repeats 3 \
     --precisions bf16 "${device[@]}"
+[ $dry = 1 ] || stage step-graphs 60 "$python" benchmarks/step.py --width 64 --batch-size 512 --repeats 3 \
+    --precisions bf16 --modes reduce-overhead "${device[@]}"
 stage kmeans-fp32 60 "$python" benchmarks/bench_kmeans.py "${kmeans[@]}" "${device[@]}"
 stage kmeans-bf16 60 "$python" benchmarks/bench_kmeans.py "${kmeans[@]}" --dtype bfloat16 "${device[@]}"
 stage bank 60 "${bench[@]}" bank "${bank[@]}" --rows "$out/bench.csv" "${device[@]}"
@@ -88,6 +90,9 @@ stage profile 90 "$python" -m unfused_fast train pretrain "$profiled/shards" --o
 cp "$profiled/run/profile/operators.txt" "$out/" 2>/dev/null
 gzip -c "$profiled/run/profile/trace.json" >"$out/trace.json.gz" 2>/dev/null
 rm -rf "$profiled"
+# last, as the compiler tries kernels for minutes
+[ $dry = 1 ] || stage step-autotune 180 "$python" benchmarks/step.py --width 64 --batch-size 512 --repeats 3 \
+    --precisions bf16 --modes max-autotune-no-cudagraphs max-autotune "${device[@]}"
 
 "$python" benchmarks/gpu_page.py "$out" || failed=1
 exit $failed

@@ -116,7 +116,7 @@ def test_profile_names_parts_and_operators(cli: Any, tones: Path, tiny: list[str
 def test_operations_of_a_step_are_counted(trainer: Callable[..., Any]) -> None:
     made, batches = trainer("pretrain", **{"bank.view": "separate"})
     made.usage._limit = 1.0
-    made.train_batch(batches[0], 1)  # counts each kind of pass
+    made.task.loss(batches[0].views, batches[0].clip_ids)  # counts each kind of pass
     made.usage.begin()
     with FlopCounterMode(display=False) as counter:
         made.task.loss(batches[1].views, batches[1].clip_ids).backward()
