@@ -129,7 +129,7 @@ def test_draws_of_an_epoch_are_those_of_each_clip_and_view(device: str) -> None:
         for arrays, expected in zip((found.masks, found.warps, found.resize), wanted, strict=True):
             assert all(torch.equal(one[view], other) for one, other in zip(arrays, expected, strict=True))
     without = {"aug.mixup.ratio": 0, "aug.rrc.enabled": "false", "aug.specaug.freq_masks": 0}
-    assert draws_of(with_values(config, without), counters, 7, 1)[2:] == ((), ())
+    assert not any(draws_of(with_values(config, without), counters, 7, 1)[2:])
 
 
 def test_augmenter_state_round_trip() -> None:
@@ -198,8 +198,8 @@ def test_an_epochs_views_are_warped_and_then_masked(tones: Path) -> None:
 def augmented(values: dict[str, float], ids: torch.Tensor, crops: torch.Tensor) -> torch.Tensor:
     """Two views (2, B, 1, F, T), without mixup and crops."""
     plain = {"aug.mixup.ratio": 0, "aug.rrc.enabled": False, "data.crop_seconds": (crops.shape[3] - 1) / 100}
-    augment = Augmenter(with_values(Config(), {**plain, **values}), 400, CPU)
-    return torch.stack(augment(ids, (crops, crops), 3))
+    config = with_values(Config(), {**plain, **values})
+    return torch.stack(Augmenter(config, 400, CPU)(ids, (crops, crops), draws_of(config, ids, 3, 2)))
 
 
 def test_the_fader_adds_a_line_whose_ends_are_uniform() -> None:

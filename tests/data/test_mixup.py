@@ -10,6 +10,7 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.data.augment import Augmenter
 from unfused_fast.data.mixup import MixupMemory, clusters_of, farthest_first
+from unfused_fast.data.randomness import draws_of
 
 CENTROIDS = normalize(torch.tensor([[1.0, 0.1], [0.2, 1.0], [-1.0, 0.3], [0.8, 0.9]]), dim=1)
 """Seen from the first: the third is farthest, then the second, then the fourth, then itself."""
@@ -70,12 +71,17 @@ def test_views_are_mixed_with_it_and_the_state_goes_on() -> None:
     centroids[0, 0] = centroids[1, 0] = 1
     centroids[1] = -centroids[0]
     crops = centroids[torch.arange(10) % 2][:, None, :, None].expand(10, 1, 8, 9) * 3
-    for start in (0, 10):
-        one(torch.arange(start, start + 10), (crops, crops), 1, None, centroids)
+
+    def views(of: Augmenter, first: int, epoch: int) -> torch.Tensor:
+        ids = torch.arange(first, first + 10)
+        return of(ids, (crops, crops), draws_of(config, ids, epoch, 2), centroids)[0]
+
+    views(one, 0, 1)
+    views(one, 10, 1)
     state = one.state()
     assert state["mixup.clusters"].tolist() == [0, 1] * 10 + [torch.iinfo(torch.int64).max] * 20
     two.load_state(state)
-    (first, _), (again, _) = (of(torch.arange(30, 40), (crops, crops), 2, None, centroids) for of in (one, two))
+    first, again = (views(of, 30, 2) for of in (one, two))
     assert torch.equal(first, again)
     share = (first.exp() - crops.exp())[:, 0, 0, 0] / (-crops).exp().sub(crops.exp())[:, 0, 0, 0]
     assert share.min() > 0 and share.max() < config.aug.mixup.ratio, "log((1 - share) exp(x) + share exp(-x))"

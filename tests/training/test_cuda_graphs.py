@@ -15,7 +15,6 @@ import unfused_fast.training.loop
 from unfused_fast.config.presets import Stage
 from unfused_fast.training.options import Options
 
-
 DECAR_V1 = (
     "model.encoder=audiontt frontend.kind=byola model.pool=maxmean cluster.algo=pca_kmeans data.sampler=every_clip "
     "data.crop_seconds=0.95 train.patience=0"
