@@ -84,7 +84,7 @@ class Trainer:
         """
         if self.run.resumed:
             self._load()
-        own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate))
+        own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate)) * self.task.views
         weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
         # gradients and at most two moments are still to come
         self.loader = placed(self._stream, ranks=self.ranks, step=step_bytes(self.config, own) + 3 * weights)
