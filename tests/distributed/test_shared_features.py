@@ -20,6 +20,7 @@ from rank_jobs import run_jobs
 
 import unfused_fast
 from unfused_fast.data.stream import Loader
+from unfused_fast.distributed.shares import Share
 from unfused_fast.shards.sets.shard_files import read_index
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
@@ -34,6 +35,17 @@ OF_COMMANDS = {
 }
 """Numbers of ranks, and the command, which gets a set, an encoder where it takes one, and OUT."""
 CHANGING = {"seconds", "run", "clips_per_second", "start_seconds", "first_epoch_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "block"), [(60, 4, 8), (60, 3, 1), (7, 4, 8), (0, 2, 8), (64, 8, 8), (65, 2, 32)]
+)
+def test_shares_in_blocks_are_all_rows_once(rows: int, ranks: int, block: int) -> None:
+    parts = Share(1, ranks, block).parts(rows)
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+    assert all(part.start % block == 0 or part.start == rows for part in parts)
+    blocks = [-(-(part.stop - part.start) // block) for part in parts]
+    assert max(blocks) - min(blocks) <= 1 and Share(1, ranks, block).of(rows) == parts[1]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +193,15 @@ def test_an_error_of_one_rank_ends_all_with_one_sentence(
         assert first["code"] == second["code"] == 1 and not second["said"], (first, second)
         assert said.count("error: ") == 1 and reason in said and "Traceback" not in said, said
     assert not (tmp_path / "linear").exists() and not list(tmp_path.glob("evaluation*"))
+
+
+def test_a_rank_that_is_killed_ends_the_others(tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    flags = ["--encoder", str(pretrained), "--device", "cpu", "--data", "stream", "--no-baselines"]
+    arguments = ["evaluate", str(tones), *flags, "--out", str(tmp_path / "evaluation")]
+    ((first, second),) = run_jobs([{"ranks": 2, "killed": True, "arguments": arguments}], tmp_path)
+    assert first["code"] == 1 and second["code"] == -9
+    assert "error: another process of this run ended or does not answer" in re.sub(r"\s+", " ", first["said"])
+    assert not list(tmp_path.glob("evaluation*"))
 
 
 def test_a_command_for_one_process_refuses_to_be_one_of_several(

@@ -38,7 +38,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 Kind = Literal["encoder", "projector", "block1", "block2", "block3"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
-BLOCK_CLIPS, BLOCKS = 16 * WHOLE_CLIP_BATCH, 64
+BLOCK_CLIPS, BLOCKS = 32 * WHOLE_CLIP_BATCH, 64
 """Fewest neighbouring clips of a block, of which one rank has all, and most blocks of a split. Ours: from short to long
 they are batches with little padding, the same ones on any number of ranks, so that the last bits of a convolution,
 which may depend on the batch, are equal."""
