@@ -97,10 +97,8 @@ def placed(loader: Loader, wanted: Store | None = None, *, single_pass: bool = F
     frames, source = ranks.every(lambda: _frames(loader, layout, store, found, place))
     source = source if made is None else f"from the audio ({made})"
     seconds = time.perf_counter() - begin
-    part = f", {gigabytes(layout.own_bytes)} a process" if ranks.together else ""
-    sentence = (
-        f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split}{part}, ready in {seconds:.1f} s, {source}"
-    )
+    part = f" ({gigabytes(layout.own_bytes)} a process)" if ranks.together else ""
+    sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split}{part} ready in {seconds:.1f} s, {source}"
     if source.startswith("from the audio"):
         console.print(sentence)
     else:
