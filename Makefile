@@ -18,8 +18,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# Dozens of kills of each stage, of any of two ranks that are started again, a Ray cluster, compilers that are stopped: 20
-# minutes.
+# Dozens of kills of each stage, and of ranks that are started again, a Ray cluster, compilers that are stopped: 20 minutes.
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m soak
 

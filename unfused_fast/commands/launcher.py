@@ -209,7 +209,7 @@ def _continued(out: Path, launch: str) -> str:
     begun = [path for path in found if launch.encode() in path.read_bytes()]
     run = max(begun, key=lambda path: path.stat().st_mtime_ns, default=out / "config.json").parent
     names = sorted(path.stem for path in run.glob("checkpoints/epoch-*.json")) if begun else []
-    return f"{run} continues from {names[-1]}" if names else f"{run} begins again, nothing was saved"
+    return f"{run} continues from {names[-1]}" if names else f"{run} begins again, no save was found"
 
 
 @contextmanager
