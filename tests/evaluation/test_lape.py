@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def results_of(out: Path) -> dict[Path, int]:
     """What is finished, and when it was."""
-    files = [*out.glob("runs/*/result.json"), *out.glob("tasks/*/evaluation.json")]
+    files = [*out.glob("runs/*/result.json"), *out.glob("tasks/*/*/evaluation.json")]
     return {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -64,7 +64,7 @@ def test_every_task_runs_and_the_table_stands_beside_the_papers(
     assert average["test"] == pytest.approx(sum(row["test"] for row in rows.values()) / 11)
     assert average["paper"]["UnFuSeD"] == pytest.approx(81.6, abs=0.06) and average["paper"]["BYOL-A"] is None
     # all clips of UrbanSound8K are tested, each by heads of other folds
-    tested = pq.read_table(out / "tasks/us8k/predictions.parquet").to_pylist()
+    tested = pq.read_table(out / "tasks/us8k/full/predictions.parquet").to_pylist()
     assert len({line["clip_id"] for line in tested if line["label_fraction"] == 1.0}) == 100
     assert {line["fold"] for line in tested} == set(range(1, 11))
     markdown = (out / "lape.md").read_text()
@@ -103,8 +103,8 @@ def test_a_killed_command_goes_on(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = results_of(out)
-    assert process.returncode == -signal.SIGKILL and out / "tasks/ic/evaluation.json" in before
-    assert not (out / "tasks/tut/evaluation.json").exists()
+    assert process.returncode == -signal.SIGKILL and out / "tasks/ic/student3/evaluation.json" in before
+    assert not (out / "tasks/tut/student3/evaluation.json").exists()
     done = cli("lape", data, "--out", out, *arguments, "--json")
     assert done.code == 0, done.err
     assert before.items() <= results_of(out).items()
@@ -113,7 +113,7 @@ def test_a_killed_command_goes_on(
         assert mine["state"] == "done" and mine["seeds"] == [0, 1] and mine["standard_error"] is not None
         assert (mine["test"], mine["by_fraction"]) == (theirs["test"], theirs["by_fraction"])
         assert mine["interval"] == theirs["interval"] and mine["interval"][0] <= mine["test"] <= mine["interval"][1]
-        (row,) = json.loads((out / "tasks" / mine["task"] / "evaluation.json").read_text())["rows"]
+        (row,) = json.loads((out / "tasks" / mine["task"] / "student3/evaluation.json").read_text())["rows"]
         assert [run["seed"] for run in row["runs"]] == [0, 1] and row["repeated"] == "runs", "a seed for each encoder"
     assert resumed["tasks"][0]["cost"]["parameters"] == 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4
 

@@ -2,7 +2,7 @@
 
 OUT/shards/<task>/      sets packed from published layouts
 OUT/runs/               a run pool: distilled encoders, one per task and seed
-OUT/tasks/<task>/       the evaluation of a task's encoders, as of `evaluate`
+OUT/tasks/<task>/full/  the evaluation of a task's encoders, as of `evaluate`; or student3/
 OUT/lape.json, lape.md  the table
 
 After a stop at any moment the same command resumes: finished work is not repeated.
@@ -10,10 +10,9 @@ After a stop at any moment the same command resumes: finished work is not repeat
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,14 @@ import numpy as np
 from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.comparison import evaluate
+from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
-from unfused_fast.evaluation.measure import Plan, refuse_label_fraction
+from unfused_fast.evaluation.measure import Plan, measurable, refuse_label_fraction
 from unfused_fast.evaluation.report import TextTable, claim, percent, percent_span, write_report, writing
-from unfused_fast.evaluation.run_pool import PooledRun, RunPool, finished
+from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages import labelled_clips, load_encoder, rounds_of
+from unfused_fast.stages import load_encoder
 from unfused_fast.training import Options, config_digest, encoder_digest
-
-FILES = {"shards", "runs", "tasks", "lape.json", "lape.md"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def lape(
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
     refuse_label_fraction(plan.linear)
     start = _teacher(teacher, plan, options)  # checked before anything is packed
-    claim(out, FILES, "a LAPE benchmark")
+    claim(out, "a LAPE benchmark")
     if options.overwrite:
         with writing(out):
             for name in ("runs", "tasks"):
@@ -114,11 +111,17 @@ def _run_task(
         plan = replace(plan, measured=replace(plan.measured, holdout=None))
     first = plan.distill.train.seed
     seeds = range(first, first + plan.seeds)
-    _refuse_unmeasurable(task, shards, plan, seeds)
+    measured = replace(plan.measured, by_folds=task.by_folds)
+    if measurable(plan.linear, shards, measured, seeds).multi_label:  # before stage 2 runs for hours
+        raise UserError(
+            f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
+            f"label a clip; pack a set with one, or give this folder a name other than {task.name}"
+        )
     crop: dict[str, Any] = {"data.crop_seconds": task.seconds} if plan.crops_of_tasks else {}
     configs = [with_values(plan.distill, {"train.seed": seed, **crop}) for seed in seeds]
     runs = [str(pool.distill(config, shards, teacher).path) for config in configs]
-    result = _evaluated(task, shards, runs, out / "tasks" / task.name, plan, pool.options)
+    part, measured = plan.linear.eval.encoder, replace(measured, seed_of_run=True)
+    result = evaluate_once(plan.linear, shards, {part: runs}, measured, out / "tasks" / task.name / part, pool.options)
     rows = {f"{row['label_fraction']:g}": row for row in result["rows"]}
     shown = rows[max(rows, key=float)]
     return {
@@ -134,38 +137,6 @@ def _run_task(
         "runs": runs,
         "notes": _notes(task, shards, plan),
     }
-
-
-def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int]) -> None:
-    """Raises UserError for a set that stage 3 cannot measure, before stage 2 runs for hours."""
-    clips = labelled_clips(shards, task.by_folds, holdout=plan.measured.holdout)
-    if clips.multi_label:
-        raise UserError(
-            f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
-            f"label a clip; pack a set with one, or give this folder a name other than {task.name}"
-        )
-    for seed in seeds:
-        rounds_of(clips, task.by_folds, plan.linear.eval.valid_fraction, seed)
-
-
-def _evaluated(
-    task: Task, shards: ShardSet, runs: list[str], folder: Path, plan: LapePlan, options: Options
-) -> dict[str, Any]:
-    """The content of evaluation.json, from an earlier command if it measured the same."""
-    measuring = replace(plan.measured, by_folds=task.by_folds, seed_of_run=True)
-    asked = {
-        "config_digest": config_digest(flatten(plan.linear)),
-        "data_digest": shards.manifest.digest,
-        "plan": json.loads(json.dumps(asdict(measuring))),
-        "encoders": {plan.linear.eval.encoder: runs},
-    }
-    result = finished(folder, "evaluation.json")
-    if result is not None and asked == {name: result.get(name) for name in asked}:
-        console.print(f"{folder}: already finished")
-        return result
-    return evaluate(
-        plan.linear, shards, {plan.linear.eval.encoder: runs}, measuring, folder, replace(options, overwrite=True)
-    )
 
 
 def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:

@@ -7,7 +7,7 @@ Source of the linear head: paper section 3, part 3. Ours: nearest neighbours, fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -109,6 +109,15 @@ def refuse_label_fraction(config: Config) -> None:
         raise UserError(
             f"eval.label_fraction = {fraction:g}: only train linear reads it; use --label-fraction {fraction:g}"
         )
+
+
+def measurable(config: Config, shards: ShardSet, plan: Plan, seeds: Iterable[int]) -> LabelledClips:
+    """The clips that `plan` measures with `seeds`. Raises UserError for a set with which it cannot."""
+    refuse_label_fraction(config)
+    clips = labelled_clips(shards, plan.by_folds, holdout=plan.holdout)
+    for seed in seeds:
+        rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed)
+    return clips
 
 
 def measure(
