@@ -1,11 +1,10 @@
-"""`unfused-fast evaluate`, `lape`, `tasks` and `ablate`: tables of encoders; part of the command line in cli.py."""
+"""`unfused-fast evaluate`, `lape` and `tasks`: tables of encoders; part of the command line in cli.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,11 +22,8 @@ from unfused_fast.commands.flags import (
     with_flags,
 )
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.config import BASELINES, Stage
+from unfused_fast.config import BASELINES
 from unfused_fast.errors import UserError
-
-if TYPE_CHECKING:
-    from unfused_fast.config import Config
 
 Fractions = Annotated[
     str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
@@ -36,7 +32,7 @@ Fractions = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TableFlags(ConfigFlags):
-    """Flags that all of these commands have."""
+    """Flags that all commands with tables of encoders have."""
 
     holdout: Holdout = None
 
@@ -190,77 +186,3 @@ def lape(
         raise UserError(
             f"{data_dir}: no task was evaluated; {out / 'lape.md'} says for each where to get it, or what went wrong"
         )
-
-
-@with_flags(TableFlags)
-def ablate(
-    shards: Shards,
-    out: Annotated[Path, typer.Option("--out", help="Directory for runs and the table.", show_default=False)],
-    vary: Annotated[
-        list[str],
-        typer.Option(
-            "--vary",
-            help="A config field and values between commas, section.field=v1,v2; between semicolons where a value has "
-            "commas itself. Repeatable (see: unfused-fast config).",
-            show_default=False,
-        ),
-    ],
-    flags: TableFlags,
-    target: Annotated[
-        str | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
-    ] = None,
-    stage: Annotated[
-        Literal["pretrain", "distill", "linear", "all"],
-        typer.Option(
-            help="Which stage gets the values: pretrain (then its own encoder is evaluated), distill, linear, or all "
-            "that read the field."
-        ),
-    ] = "all",
-    grid: Annotated[
-        bool,
-        typer.Option(
-            "--grid/--one-at-a-time",
-            help="Every combination of the values; or the preset's, then each value alone beside it.",
-        ),
-    ] = True,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each cell.")] = 1,
-    epochs: Annotated[
-        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
-    ] = None,
-    compile_: Compile = None,
-) -> None:
-    """What fields are worth: trains and evaluates with each of their values, one table with errors over seeds.
-
-    After a stop at any moment the same command resumes; more values or seeds add to what is there. A cell that
-    diverges is a line of the table.
-    """
-    half = None if epochs is None else max(1, epochs // 2)
-    stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
-    configs: Mapping[Stage, Config] = {name: flags.config(name, count) for name, count in stages.items()}
-    values = varied_values(vary)
-    from unfused_fast.evaluation import RunPool, ablation_table, cells_of
-    from unfused_fast.evaluation import ablate as run_ablation
-
-    cells = cells_of(configs, stage, values, not grid)
-    trained_on, evaluated_on = open_set(shards), open_set(target or shards)
-    pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
-    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
-    places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
-    show(summary, flags.as_json, [ablation_table(summary)], [places])
-    if not any(row["seeds"] for row in summary["rows"]):
-        raise typer.Exit(1)
-
-
-def varied_values(given: list[str]) -> dict[str, list[str]]:
-    """`FIELD=v1,v2` flags as field -> values, as text. Raises UserError for one without values, or given twice."""
-    values: dict[str, list[str]] = {}
-    for item in given:
-        wanted = "section.field=value,value, for example --vary cluster.k=256,512,1024 (see: unfused-fast config)"
-        ((name, text),) = pairs([item], "--vary", wanted).items()
-        parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
-        if not all(parts):
-            raise UserError(f"--vary {item}: a value is empty; want {wanted}")
-        if name in values:
-            raise UserError(f"--vary {name} is given twice; put all its values into one, between commas")
-        values[name] = parts
-    return values

@@ -8,9 +8,10 @@ silences filled as `recommended`, `authors` what released code does, its deviati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from unfused_fast.config.bounds import AT_LEAST_1, Auto, Share
+from unfused_fast.errors import UserError
 
 MethodName = Literal["decar-v2", "decar-v1"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
@@ -35,6 +36,16 @@ class MethodConfig:
     """Share of its own weights that the network which follows keeps in a step; 1: it stays as it began. Source: BYOL-A
     (0.99); authors of LAPE's MoCo (0.999).
     """
+
+
+def chosen_methods(names: str) -> list[MethodName]:
+    """Names between commas, or `all` -> methods, each once. Raises UserError for an unknown one."""
+    known = get_args(MethodName)
+    chosen = [name.strip() for name in names.split(",")] if names != "all" else known
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"--methods {name}: no such method; there are: all, {', '.join(known)}")
+    return [name for name in known if name in chosen]
 
 
 CONSTANT: Values = {"optim.schedule": "constant", "optim.warmup_epochs": 0}

@@ -61,6 +61,8 @@ class Plan:
     """Share of the train recordings held out as test, for a set without a test split."""
     seed_of_run: bool = False
     """Whether each run of an encoder has its own seed, in order, instead of `seeds`."""
+    read_again: bool = False
+    """Whether other encoders will be measured on the set: with `data.store` = auto its log-mels are then kept."""
 
     def __post_init__(self) -> None:
         for fraction in self.fractions:
@@ -148,7 +150,7 @@ def measure(
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
                 read = seeded if plan.seed_of_run else config  # all seeds of a run use the same crops
-                splits = eval_features(frozen, read, shards, clips.splits, device)
+                splits = eval_features(frozen, read, shards, clips.splits, device, read_again=plan.read_again)
                 features = torch.cat([splits[split] for split in clips.splits])
                 features = features[torch.from_numpy(clips.kept).to(device)]
             of = name if name == run else f"{name} ({run})"

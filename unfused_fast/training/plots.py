@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,30 @@ def plot_errors(
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, 130)
+
+
+def plot_scores(
+    path: Path,
+    points: Mapping[str, tuple[tuple[float, float], tuple[float, float]]],
+    lines: Mapping[str, tuple[float, float]],
+    labels: tuple[str, str],
+) -> None:
+    """A named point for each ((x, error), (y, error)) with bars of one error, a level line for each (y, error)."""
+    figure, ((axes,),) = _figure(1, 1, 7.2, 4.6)
+    for number, (name, (across, up)) in enumerate(points.items()):
+        colour = f"C{number % 10}"
+        axes.errorbar(across[0], up[0], up[1], across[1], fmt="o", markersize=5, capsize=2, color=colour, label=name)
+        place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8, "color": colour}
+        axes.annotate(_shortened(name, 40), (across[0], up[0]), parse_math=False, **place)
+    for (name, (level, error)), style in zip(lines.items(), itertools.cycle(("--", ":", "-."))):
+        axes.axhline(level, color="black", linewidth=1, linestyle=style, label=name)
+        axes.axhspan(level - error, level + error, color="black", alpha=0.08, linewidth=0)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.margins(x=0.15, y=0.1)
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend(handles=axes.get_lines()[-len(lines) :], frameon=False, fontsize=8)
     _save(figure, path, 130)
 
 
