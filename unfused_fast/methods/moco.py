@@ -3,8 +3,9 @@
 Source: He et al., arXiv 1911.05722, section 3 and Algorithm 1; on audio the authors of LAPE, with one linear layer as
 head (v1). The head of v2 (arXiv 2003.04297) is `model.projector` = mlp.
 Needs two views, of one crop or of two; a queue of keys and a key encoder, which gets no gradient and moves by an
-exponential moving average. No shuffling of the batch over GPUs: it keeps BatchNorm from giving away which clips are
-together on a GPU, and here BatchNorm is over the batch of all ranks (`model.sync_bn`).
+exponential moving average. The batch is not shuffled over GPUs (MoCo section 3.3), which keeps a GPU's BatchNorm from
+telling whose key is whose: here BatchNorm is over the batch of all ranks. It may still tell of which batch a key is, as
+in the authors' code on one GPU; the larger the batch, the less.
 
 B clips in a batch, K keys in the queue, P size of a projection.
 """
@@ -54,6 +55,11 @@ class MoCo(Method):
         left_out: Sequence[int] = (),
     ) -> None:
         super().__init__(config, clips, first_id, device, ranks, left_out)
+        if ranks.together and not config.model.sync_bn:
+            raise UserError(
+                "model.sync_bn = False: by BatchNorm over the few clips of one process moco could tell which key is "
+                "whose; leave it at True"
+            )
         self.key_network = follower(self.network)
         self.queue = KeyQueue(resolve_queue(config, clips), config.model.proj_dim)
         self.signs = ContrastSigns(ranks)
