@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks as harness
 import torch
 from collapsing import COLLAPSES
+from ranks import run_jobs
 from same_runs import assert_same_run, log_of
 
 from unfused_fast.clustering.bank_files import Generation
@@ -41,24 +39,6 @@ KINDS = {
     "distill": ["distill", "--set", "pseudo.refresh_epochs=2"],
 }
 """Name -> stage and flags. Sixty clips: the last batch of an epoch is partial, and shares of a batch differ in size."""
-
-
-def environment() -> dict[str, str]:
-    """Of processes that tests start: they find what this one imports."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    """What tests/support/ranks.py gives."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(Path(harness.__file__)), str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -217,6 +218,24 @@ def prepare() -> None:
         layout.channels_last = lambda log_mel: log_mel  # type: ignore[attr-defined]
     torch.backends.mkldnn.set_flags(False)
     torch.backends.nnpack.set_flags(False)
+
+
+def own_environment() -> dict[str, str]:
+    """Of processes that tests start: they find what this one imports."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
+    """What this file gives for these jobs, in a process of its own."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        env=own_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout))
 
 
 def main() -> None:

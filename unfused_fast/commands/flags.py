@@ -244,7 +244,9 @@ def stage_config(
     from unfused_fast.config import preset, with_values
 
     if (name := pairs(settings).get("method.name")) is not None:
-        raise UserError(f"--set method.name={name}: use --method {name}, which brings the method's own settings too")
+        raise UserError(
+            f"--set method.name={name}: a method has settings of its own; use train pretrain --method {name}"
+        )
     flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
     given = {name: value for name, value in flags.items() if value is not None}
     return with_values(preset(preset_name, stage, method), {**given, **pairs(settings)})

@@ -35,6 +35,10 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
     """Stage 1: learn from the clips alone, by any --method; reads no labels.
 
     decar-v2, decar-v1: cluster a memory bank each epoch, learn to predict the clusters.
+
+    simclr, moco: tell the two views of a clip from other clips, of the batch or of a queue.
+
+    byol: predict from one view of a clip what a slowly following network makes of the other.
     """
     flags.start_processes()
     from unfused_fast.stages import pretrain

@@ -16,7 +16,14 @@ read would be taken for one that was tried. `k` and `iterations`, which presets 
 """
 
 
-READ_BY: dict[str, tuple[MethodName, ...]] = {"prototypes.freeze": ("decar-v2",)}
+CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
+READ_BY: dict[str, tuple[MethodName, ...]] = {
+    "prototypes.freeze": ("decar-v2",),
+    "method.queue": ("moco",),
+    "method.ema": ("moco", "byol"),
+    "method.similarity": ("simclr",),
+    **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
+}
 """Fields that only some methods read, for the same reason."""
 
 
@@ -28,6 +35,13 @@ def check_together(config: Config) -> None:
 
 def _refusals(config: Config) -> Iterator[str]:
     frontend, rrc, pseudo, cluster = config.frontend, config.aug.rrc, config.pseudo, config.cluster
+    for name, readers in READ_BY.items():
+        value, default = attrgetter(name)(config), attrgetter(name)(Config())
+        if value != default and config.method.name not in readers:
+            yield (
+                f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
+                f"--method {' or '.join(readers)}"
+            )
     if frontend.n_fft < frontend.window_samples:
         yield f"frontend.n_fft = {frontend.n_fft}: frontend.kind = decar1 wants at least its window of {DECAR_WINDOW}"
     if not frontend.fmin_hz < frontend.fmax_hz <= frontend.sample_rate_hz / 2:
@@ -69,10 +83,3 @@ def _refusals(config: Config) -> Iterator[str]:
         yield "cluster.init = warm: method decar-v1 has no prototypes; use cluster.init=random or kmeans++"
     if config.method.name == "decar-v2" and cluster.algo != "spherical":
         yield f"cluster.algo = {cluster.algo} has no prototypes; use it with --method decar-v1"
-    for name, readers in READ_BY.items():
-        value, default = attrgetter(name)(config), attrgetter(name)(Config())
-        if value != default and config.method.name not in readers:
-            yield (
-                f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
-                f"--method {' or '.join(readers)}"
-            )

@@ -224,7 +224,7 @@ class TrainConfig:
     accumulate: Count = 1
     """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
     Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
-    SyncBN.
+    SyncBN, and `simclr` tells clips from those of their part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""

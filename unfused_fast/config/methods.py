@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from unfused_fast.config.bounds import AT_LEAST_1, Auto, Share
 from unfused_fast.errors import UserError
 
-MethodName = Literal["decar-v2", "decar-v1"]
+MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 Values = dict[str, Any]
 """Dotted name of a field -> its value."""
@@ -28,13 +28,18 @@ class MethodConfig:
     section 3 (DECAR-v2).
     """
     queue: Annotated[int | Auto, AT_LEAST_1] = 65536
-    """Keys of earlier batches that a clip is told from; at most as many as clips. Source: authors of LAPE's MoCo.
+    """Keys of earlier batches that `moco` tells a clip from; at most as many as clips. Source: authors of LAPE's MoCo.
     `auto`: 65,536, or half of the clips where that is fewer (ours: a clip's own last key is then among them one
     time in eight, of as many keys as clips every second time).
     """
     ema: Share = 0.99
-    """Share of its own weights that the network which follows keeps in a step; 1: it stays as it began. Source: BYOL-A
+    """Share of its own weights that the following network of `moco` and `byol` keeps in a step; 1: it stays as it
+    began. Source: BYOL-A
     (0.99); authors of LAPE's MoCo (0.999).
+    """
+    similarity: Literal["cosine", "bilinear"] = "cosine"
+    """How `simclr` compares clips: by cosine / `loss.temperature`, each view with all others (NT-Xent); or by x' W x
+    with a trained W, first views with second ones. Source: arXiv 2002.05709; COLA, arXiv 2010.10915, and its authors.
     """
 
 
@@ -84,6 +89,16 @@ _DECAR_V1: Values = {
     "train.batch_size": 64,
     "train.patience": 10,
 }
+# BYOL-A's optimiser (Adam, 3e-4) and augmentation (mixup, random resize crop, no masks). Ours: for each method that
+# compares two views, with warm-up and cosine; AudioNTT learnt as well by Adam as by LARS, and better than by SGD, in
+# the report of github.com/jonahanton/SSL_audio (Barlow Twins).
+_TWO_VIEWS: Values = {
+    **NO_MASKS,
+    "optim.name": "adamw",
+    "optim.lr": 3e-4,
+    "optim.weight_decay": 0.0,
+    "train.batch_size": "auto",
+}
 
 RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     "decar-v2": {
@@ -106,4 +121,64 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
         },
     },
     "decar-v1": {"recommended": _DECAR_V1, "decar-v1": _DECAR_V1},
+    # Head and temperature: Fonseca et al.'s code, arXiv 2011.07616.
+    "simclr": {
+        "recommended": {
+            **_TWO_VIEWS,
+            "model.proj_hidden": 512,
+            "model.proj_dim": 512,
+            "loss.temperature": 0.2,
+        },
+    },
+    "moco": {
+        # Head and temperature of MoCo v2, arXiv 2003.04297. Ours: the key encoder follows faster than at 0.999, which
+        # halves what it keeps of its start in 693 steps, more than a short run has.
+        "recommended": {
+            **_TWO_VIEWS,
+            "model.projector": "mlp",
+            "model.proj_dim": 128,
+            "loss.temperature": 0.2,
+            "method.queue": "auto",
+            "method.ema": 0.99,
+        },
+        # LAPE's code: 128 clips on each of 4 GPUs. Its rate was cut to 3e-4 in July 2023, after the papers' tables.
+        "authors": {
+            **NO_MASKS,
+            **CONSTANT,
+            "train.amp": "fp32",
+            "train.epochs": 50,
+            "train.batch_size": 512,
+            "model.projector": "linear",
+            "model.proj_dim": 128,
+            "loss.temperature": 0.07,
+            "method.queue": 65536,
+            "method.ema": 0.999,
+            "optim.name": "sgd",
+            "optim.lr": 0.03,
+            "optim.weight_decay": 1e-4,
+        },
+    },
+    "byol": {
+        # Sizes of both versions; augmentation and normalisation of v2, arXiv 2204.07402.
+        "recommended": {
+            **_TWO_VIEWS,
+            "model.proj_hidden": 4096,
+            "model.proj_dim": 256,
+            "model.l2_normalize": False,
+            "aug.mixup.ratio": 0.2,
+            "aug.fader": 1.0,
+        },
+        # The code of v1, but for its last normalisation, of both views of a batch together; and its running one learns
+        # for ten epochs, ours to the end.
+        "authors": {
+            **_TWO_VIEWS,
+            **CONSTANT,
+            "data.norm": "running",
+            "train.amp": "fp32",
+            "train.batch_size": 256,
+            "model.proj_hidden": 4096,
+            "model.proj_dim": 256,
+            "model.l2_normalize": False,
+        },
+    },
 }

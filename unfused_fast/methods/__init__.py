@@ -1,11 +1,15 @@
 """Ways to learn from clips without labels, one file each: heads, loss, state between epochs, source.
 
 In: a `Config`, views of clips (B, 1, F, T). Out: a `Method`, which the training loop trains; its encoder is the result.
-Read first: method.py, then decar_v2.py. A new method is a file here and a line in METHODS; its defaults are a preset.
+Read first: method.py, then decar_v2.py. A new method is a file here and a line in METHODS; its name and its values
+are in config/methods.py.
 """
 
+from unfused_fast.methods.byol import BYOL
 from unfused_fast.methods.decar_v1 import DecarV1
 from unfused_fast.methods.decar_v2 import DecarV2
 from unfused_fast.methods.deep_clustering import resolve_k
 from unfused_fast.methods.method import Log, Method, Passes, Trainable
+from unfused_fast.methods.moco import MoCo
 from unfused_fast.methods.registry import METHODS, method_class
+from unfused_fast.methods.simclr import SimCLR

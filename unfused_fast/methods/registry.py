@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from unfused_fast.config import Config, MethodName
+from unfused_fast.methods.byol import BYOL
 from unfused_fast.methods.decar_v1 import DecarV1
 from unfused_fast.methods.decar_v2 import DecarV2
 from unfused_fast.methods.method import Method
+from unfused_fast.methods.moco import MoCo
+from unfused_fast.methods.simclr import SimCLR
 
-METHODS: dict[MethodName, type[Method]] = {"decar-v2": DecarV2, "decar-v1": DecarV1}
+METHODS: dict[MethodName, type[Method]] = {
+    "decar-v2": DecarV2,
+    "decar-v1": DecarV1,
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+}
 
 
 def method_class(config: Config) -> type[Method]:

@@ -5,10 +5,14 @@ B clips in a batch, P size of a projection.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from unfused_fast.distributed import Ranks
+from unfused_fast.methods.method import Log
 
 
 class Signs(nn.Module):
@@ -27,13 +31,13 @@ class Signs(nn.Module):
         self._step = list[Tensor]()
 
     def note(self, *shares: Tensor) -> None:
-        """One number () a name, of the clips of a part of this rank's batch: its share of that of the whole batch."""
+        """One number () a name: what this rank's clips of the batch, or of a part of it, add to that of all ranks."""
         self._step.append(torch.stack(shares).detach())
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The step's numbers, summed over its parts and over ranks, count."""
-        self.sums += self.ranks.sum(torch.stack(self._step).sum(dim=0).double())
+        """The step's numbers count: the sum over ranks, the mean over parts."""
+        self.sums += self.ranks.sum(torch.stack(self._step).mean(dim=0).double())
         self.steps += 1
         self._step = []
 
@@ -44,7 +48,35 @@ class Signs(nn.Module):
 
     def means(self) -> dict[str, float]:
         """Name -> mean over the steps since `begin_epoch`."""
-        return {
-            name: round(value, 4)
-            for name, value in zip(self.names, (self.sums / self.steps.clamp(min=1)).tolist(), strict=True)
-        }
+        return dict(zip(self.names, (self.sums / self.steps.clamp(min=1)).tolist(), strict=True))
+
+
+class ContrastSigns(Signs):
+    """Alignment, the mean squared distance of a clip's two views, and uniformity, the logarithm of the mean of
+    exp(-2 squared distance) over pairs of clips, both at unit norm. Source: Wang and Isola, arXiv 2005.10242.
+
+    Of views that are all the same alignment and uniformity are 0; of unit vectors everywhere 2 and about -4.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks, "alignment", "closeness")
+
+    @torch.no_grad()
+    def note_views(self, first: Tensor, second: Tensor, every: Tensor) -> None:
+        """(n, P) both views of this rank's clips, (B, P) one of them of all ranks' clips, of any norm."""
+        first, second, every = (normalize(rows, dim=1) for rows in (first, second, every))
+        own = self.ranks.rows[1]
+        rows, clips = every[own : own + len(first)], len(every)
+        others = (4 * (rows @ every.T) - 4).exp().sum() - len(rows)  # without each clip beside itself
+        distances = (first - second).square().sum()
+        self.note(distances / clips, others / (clips * max(1, clips - 1)))
+
+    def log(self) -> Log:
+        """For the epoch's log."""
+        means = self.means()
+        closeness = max(means["closeness"], 1e-9)  # rounding may leave less than nothing
+        return {"alignment": round(means["alignment"], 4), "uniformity": round(math.log(closeness), 4)}
+
+    def summary(self, log: Log) -> str:
+        """For the epoch's line."""
+        return f"  alignment {log['alignment']:.3f}, uniformity {log['uniformity']:.2f} (both 0 collapsed)"

@@ -162,7 +162,7 @@ class Run:
         """
         defaults = json.loads(json.dumps(flatten(Config())))  # of fields that the recorded run lacks, as in from_flat
         found = differences(self.out, {**recorded, "config": defaults | recorded["config"]}, self._description)
-        if found and not options.resume_anyway:
+        if found and (not options.resume_anyway or "method.name" in found):  # the state of one method is not another's
             advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
                 f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, or "

@@ -1,0 +1,258 @@
+"""Every method by parameter: resumes bit for bit, is the same on two ranks, waits for no device, and serves what comes
+after it; what it cannot do it says in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from host_waits import Recorded
+from ranks import run_jobs
+from safetensors.torch import load_file
+from same_runs import assert_same_run, log_of
+from stopping import stopped_twice
+
+from unfused_fast.config import MethodName, preset, with_values
+from unfused_fast.methods import METHODS
+from unfused_fast.models import KeyQueue
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.stages.pretraining import pretrainer
+from unfused_fast.training.options import Options
+from unfused_fast.training.run_directory import Run
+
+Cli = Callable[..., Any]
+COLA = "method.similarity=bilinear views.same_crop=false model.projector=layernorm model.l2_normalize=false"
+KINDS: dict[str, tuple[MethodName, str]] = {
+    "simclr": ("simclr", "optim.lr=0.01"),
+    "simclr, as COLA": ("simclr", f"optim.lr=0.01 {COLA}"),
+    "moco": ("moco", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
+    "byol": ("byol", "optim.lr=0.01 method.ema=0.9 aug.noise=0.1"),
+}
+"""Name -> method and settings. The DECARs have tests of their own."""
+SIGNS = {"alignment", "uniformity", "output_std"}
+
+
+def sets(values: str) -> list[str]:
+    return [word for value in values.split() for word in ("--set", value)]
+
+
+def flags(kind: str) -> list[str]:
+    method, values = KINDS[kind]
+    return ["--method", method, *sets(values)]
+
+
+@pytest.fixture(scope="module")
+def whole(cli: Cli, tones: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`whole(kind)`: a finished run of three epochs, in two parts a step."""
+    folder = tmp_path_factory.mktemp("methods")
+
+    def run(kind: str) -> Path:
+        out = folder / kind.replace(", ", "-").replace(" ", "-")
+        if not out.exists():
+            done = cli("train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny, *flags(kind), *PARTS)
+            assert done.code == 0, done.err
+            said = re.sub(r"\s+", " ", done.err)
+            assert METHODS[KINDS[kind][0]].title in said and ("uniformity" in said or "std of outputs" in said)
+        return out
+
+    return run
+
+
+PARTS = ["--set", "train.accumulate=2"]
+
+
+def test_every_method_has_a_name_a_recipe_and_its_tests() -> None:
+    assert set(METHODS) == set(get_args(MethodName))
+    assert {method for method, _ in KINDS.values()} == set(METHODS) - {"decar-v2", "decar-v1"}
+    for name in METHODS:
+        assert preset("recommended", "pretrain", name).method.name == name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, whole: Callable[[str], Path], kind: str
+) -> None:
+    out = tmp_path / "parts"
+    stopped_twice(partial(cli, "train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny, *flags(kind), *PARTS))
+    assert_same_run(out, whole(kind))
+    assert not (out / "bank.zarr").exists() and not (out / "clusters.png").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_run_serves_later_commands(
+    cli: Cli, tones: Path, tone_rows: Any, distill: Cli, linear: Cli, whole: Callable[[str], Path], tmp_path: Path,
+    kind: str,
+) -> None:  # fmt: skip
+    run = whole(kind)
+    done = distill(tones, run, tmp_path / "distill", *sets("pseudo.k=3 pseudo.pca_dim=4 pseudo.feature=projector"))
+    assert done.code == 0, done.err
+    done = linear(tones, run, tmp_path / "linear", "--json")
+    assert done.code == 0 and json.loads(done.out)["features"] == 32, done.err
+    done = cli("embed", tone_rows[0].path, "--encoder", run, "--out", tmp_path / "one.npz", "--workers", 1)
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "one.npz")["embeddings"].shape == (1, 32)
+
+
+def test_two_ranks_train_as_one(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Gathered negatives and their gradient, the queue and the log included. Batches of 17: shares differ in size.
+
+    Of an epoch's three steps: where two values that max-pooling compares are equal up to rounding, a gradient takes
+    another way, which grows from step to step.
+    """
+    command = ["train", "pretrain", str(tones), "--epochs", "2", *tiny, *sets("optim.name=sgd train.batch_size=17")]
+    outs = {(kind, ranks): tmp_path / f"{number}-{ranks}" for number, kind in enumerate(KINDS) for ranks in (1, 2)}
+    jobs = [
+        {"ranks": ranks, "arguments": [*command, *flags(kind), "--out", str(out)]}
+        for (kind, ranks), out in outs.items()
+    ]
+    for job, ends in zip(jobs, run_jobs(jobs, tmp_path), strict=True):
+        assert [end["code"] for end in ends] == [0] * job["ranks"], (job, ends)
+    for kind in KINDS:
+        one, two = outs[kind, 1], outs[kind, 2]
+        for wanted, found in zip(log_of(one), log_of(two), strict=True):
+            assert wanted == pytest.approx(found, rel=1e-4, abs=2e-4) and SIGNS & set(wanted)
+        first, second = (load_file(run / "checkpoints/epoch-000001.safetensors") for run in (one, two))
+        assert set(first) == set(second)
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-3, msg=f"{kind}: {name}")
+
+
+@pytest.fixture
+def made(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[[str], Any]:
+    """`made(kind)`: a trainer at its first step, and the full batches of an epoch."""
+
+    def trainer(kind: str) -> Any:
+        (method, values), shards, options = KINDS[kind], open_shards(tones), Options(torch.device("cpu"))
+        given = dict(item.split("=") for item in [*tiny, *values.split()] if "=" in item)
+        config = with_values(preset("recommended", "pretrain", method), given)
+        own, trainer = pretrainer(config, shards, options, Run(tmp_path / kind, "pretrain", config, shards, options))
+        trainer.begin_epoch(1)
+        return own, trainer, list(trainer.batches(1))[:-1]
+
+    return trainer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_never_waits(made: Callable[[str], Any], kind: str) -> None:
+    _, trainer, batches = made(kind)
+    trainer.train_batch(batches[0], 1)
+    with Recorded() as seen:
+        trainer.train_batch(batches[1], 1)
+    assert "convolution_backward" in seen.names
+    assert not seen.waits
+
+
+@pytest.mark.parametrize(("kind", "follower"), [("moco", "key_network"), ("byol", "target")])
+def test_what_follows_gets_no_gradient_and_moves_by_its_average_alone(
+    made: Callable[[str], Any], kind: str, follower: str
+) -> None:
+    method, trainer, batches = made(kind)
+    copied = getattr(method, follower)
+    before = {name: parameter.clone() for name, parameter in copied.named_parameters()}
+    known = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    for batch in batches[:2]:
+        trainer.train_batch(batch, 1)
+        for name, parameter in copied.named_parameters():
+            assert parameter.grad is None and not parameter.requires_grad and id(parameter) not in known
+            wanted = 0.9 * before[name] + 0.1 * method.network.get_parameter(name).detach()
+            torch.testing.assert_close(parameter, wanted)
+            before[name] = parameter.clone()
+    assert len(before) == sum(not name.startswith("predictor") for name, _ in method.network.named_parameters())
+
+
+def test_the_queue_gets_the_keys_of_the_batch(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    method, trainer, batches = made("moco")
+    pushed: list[torch.Tensor] = []
+    original = KeyQueue.push
+    monkeypatch.setattr(KeyQueue, "push", lambda queue, keys: (pushed.append(keys), original(queue, keys)))
+    for batch in batches:
+        trainer.train_batch(batch, 1)
+    assert torch.equal(method.queue.keys[:8], pushed[-1][-8:]), "of 48 keys in a queue of 40"
+    assert [len(keys) for keys in pushed] == [16, 16, 16] and not any(keys.requires_grad for keys in pushed)
+    torch.testing.assert_close(torch.cat(pushed).norm(dim=1), torch.ones(48))
+
+
+def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[[str], Any]) -> None:
+    method, trainer, batches = made("byol")
+    outputs, run = [], method.run
+
+    def noted(view: torch.Tensor, **given: Any) -> torch.Tensor:
+        made: torch.Tensor = run(view, **given)
+        if not given:
+            outputs.append(made.detach())
+        return made
+
+    method.run = noted
+    for batch in batches:
+        trainer.train_batch(batch, 1)
+    units = [output / np.linalg.norm(output, axis=1, keepdims=True) for output in map(np.asarray, outputs[::2])]
+    variances = [16 * unit.var(axis=0).mean() for unit in units]  # 16 dimensions
+    assert method.end_epoch()["output_std"] == pytest.approx(np.mean(variances) ** 0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "says"),
+    [
+        (
+            "moco",
+            "method.queue=61",
+            "method.queue = 61, but the train split has 60 clips, and a clip would",
+        ),
+        (
+            "simclr",
+            "train.batch_size=2",
+            "a batch of 2 clips: simclr tells a clip from the others of its",
+        ),
+        ("simclr", "train.batch_size=6 train.accumulate=2", "a batch of 6 clips in 2 parts: simclr tells"),
+        (
+            "simclr",
+            "method.queue=30",
+            "method.queue = 30, but method simclr does not read it; leave it at 65536",
+        ),
+        (
+            "byol",
+            "data.sampler=uniform_clusters",
+            "method byol does not read it; leave it at every_clip",
+        ),
+        ("moco", "train.patience=3", "train.patience = 3, but method moco does not read it"),
+        ("moco", "method.ema=1.5", "method.ema = 1.5: want a number, from 0 to 1"),
+    ],
+)
+def test_what_a_method_cannot_do_is_said(
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, method: str, values: str, says: str
+) -> None:
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny, "--method", method, *sets(values))
+    assert done.code == 1 and says in done.error
+
+
+def test_an_unknown_method_is_refused(cli: Cli, tones: Path, tmp_path: Path) -> None:
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", "--method", "simsiam")
+    assert done.code == 2 and "simclr" in done.err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--resume-anyway"]])
+def test_a_run_of_another_method_is_not_resumed(
+    cli: Cli, tones: Path, tiny: list[str], copy_of: Callable[[Path], Path], whole: Callable[[str], Path],
+    more: list[str],
+) -> None:  # fmt: skip
+    run = copy_of(whole("simclr"))
+    (run / "result.json").unlink()
+    other = ["--method", "moco", *sets("model.projector=batchnorm"), *more]  # the network itself would fit
+    done = cli("train", "pretrain", tones, "--out", run, "--epochs", 4, *tiny, "--resume", *other)
+    assert done.code == 1 and "method.name was simclr" in done.error and done.error.endswith("or another --out")
+
+
+def test_help_and_config_name_methods_and_their_sources(cli: Cli) -> None:
+    shown = cli("train", "pretrain", "--help").out
+    assert all(name in shown for name in METHODS)
+    lines = json.loads(cli("config", "--method", "moco", "--preset", "authors", "method", "--json").out)
+    assert lines == {"method.name": "moco", "method.queue": 65536, "method.ema": 0.999, "method.similarity": "cosine"}
+    assert "Source: BYOL-A" in re.sub(r"[\s│]+", " ", cli("config", "--method", "byol", "method.ema").out)

@@ -1,0 +1,100 @@
+"""BYOL-A: from one view of a clip the network predicts what a slowly following network makes of the other view.
+
+Source: Niizumi et al., arXiv 2103.06695 (v1) and 2204.07402 (v2), after BYOL, arXiv 2006.07733, section 3. No clip is
+compared with another one, so that nothing but the predictor and the moving average keeps it from collapsing; the log's
+`output_std` shows whether it does.
+Needs two views, of one crop or of two, and a target network, which gets no gradient and moves by an exponential moving
+average alone. v2's fader is `aug.fader`, its normalisation `data.norm` = dataset, v1's `running`.
+
+B clips in a batch, n of them on this rank, P size of a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+
+from unfused_fast.config import Config
+from unfused_fast.distributed import Ranks
+from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.methods.signs import Signs
+from unfused_fast.models import PretrainNetwork, Projector, follow, follower
+
+
+def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """(B, P) both, of any norm -> () mean squared distance of them at unit norm, 2 - 2 cos. Source: BYOL Eq. 2."""
+    return (2 - 2 * cosine_similarity(predictions, targets, dim=1)).mean()
+
+
+class PredictorNetwork(PretrainNetwork):
+    """The online network: encoder, projector, predictor. Source: authors, whose predictor is shaped as the projector.
+
+    The target is a copy whose predictor is the identity.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        dim = config.model.proj_dim
+        self.predictor: nn.Module = Projector(dim, config.model.proj_hidden, dim)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """(B, 1, F, T) -> predictions (B, P) in float32."""
+        prediction: Tensor = self.predictor(super().forward(log_mel))
+        return prediction.float()
+
+
+class BYOL(Method):
+    """Prediction of a moving average."""
+
+    title, views = "BYOL-A", 2
+
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        super().__init__(config, clips, first_id, device, ranks, left_out)
+        self.target = follower(self.network)
+        self.target.predictor = nn.Identity()
+        self.signs = Signs(ranks, "shared_direction")
+
+    @classmethod
+    def build(cls, config: Config) -> nn.Module:
+        return PredictorNetwork(config)
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        self.signs.begin_epoch()
+        return {}
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """Symmetric: each view predicts the other. Source: BYOL-A's authors, who add both directions."""
+        with self.part("forward target views"), torch.no_grad():
+            first_target, second_target = (self.run(view, network=self.target) for view in views)
+        with self.part("forward"):
+            first, second = (self.run(view) for view in views)
+        # |mean of unit outputs|^2, the mean cosine of all pairs of clips
+        outputs = normalize(first.detach(), dim=1)
+        every = self.ranks.gather_parts(outputs, self.ranks.sizes)
+        self.signs.note(outputs.sum(dim=0) @ every.mean(dim=0) / len(every))
+        return byol_loss(first, second_target) + byol_loss(second, first_target)
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        """The target follows."""
+        follow(self.target, self.network, self.config.method.ema)
+        self.signs.after_step()
+
+    def end_epoch(self) -> Log:
+        """Root mean square over dimensions of the deviation of unit outputs over a batch, times the root of P: 1 where
+        they point everywhere, 0 where all are the same.
+        """
+        return {"output_std": round(max(0.0, 1 - self.signs.means()["shared_direction"]) ** 0.5, 4)}
+
+    def summary(self, log: Log) -> str:
+        return f"  std of outputs {log['output_std']:.3f} (1 spread, 0 collapsed)"

@@ -1,0 +1,116 @@
+"""MoCo: a clip's view is told from a queue of earlier clips, as a slowly following network sees them.
+
+Source: He et al., arXiv 1911.05722, section 3 and Algorithm 1; on audio the authors of LAPE, with one linear layer as
+head (v1). The head of v2 (arXiv 2003.04297) is `model.projector` = mlp.
+Needs two views, of one crop or of two; a queue of keys and a key encoder, which gets no gradient and moves by an
+exponential moving average. The batch is not shuffled over GPUs (MoCo section 3.3), which keeps a GPU's BatchNorm from
+telling whose key is whose: here BatchNorm is over the batch of all ranks. It may still tell of which batch a key is, as
+in the authors' code on one GPU; the larger the batch, the less.
+
+B clips in a batch, K keys in the queue, P size of a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from unfused_fast.config import Config
+from unfused_fast.console import console
+from unfused_fast.distributed import Ranks
+from unfused_fast.errors import UserError
+from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.methods.signs import ContrastSigns
+from unfused_fast.models import KeyQueue, follow, follower
+
+MOST_KEYS = 65536
+"""`method.queue` = auto on a large set. Source: MoCo section 4.1; authors of LAPE."""
+
+
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """(B, P) queries and their own keys, (K, P) other clips' keys, all of unit norm -> () mean cross-entropy of picking
+    the own key. Source: MoCo Eq. 1.
+    """
+    own, others = (queries * keys).sum(dim=1, keepdim=True), queries @ queue.T
+    scores = torch.cat([own, others], dim=1) / temperature
+    return cross_entropy(scores, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
+
+
+class MoCo(Method):
+    """Contrast with a queue."""
+
+    title, views = "MoCo", 2
+
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        super().__init__(config, clips, first_id, device, ranks, left_out)
+        if ranks.together and not config.model.sync_bn:
+            raise UserError(
+                "model.sync_bn = False: by BatchNorm over the few clips of one process moco could tell which key is "
+                "whose; leave it at True"
+            )
+        self.key_network = follower(self.network)
+        self.queue = KeyQueue(resolve_queue(config, clips), config.model.proj_dim)
+        self.signs = ContrastSigns(ranks)
+        self._keys = list[Tensor]()
+        """Keys of all ranks, from each part of the current batch."""
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        self.signs.begin_epoch()
+        return {}
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """The first view is the query, the second the key."""
+        query_view, key_view = views
+        with self.part("forward key view"), torch.no_grad():
+            keys = normalize(self.run(key_view, network=self.key_network), dim=1)
+            self._keys.append(keys)
+        with self.part("forward"):
+            queries = normalize(self.run(query_view), dim=1)
+        self.signs.note_views(queries, keys, self.ranks.gather_parts(keys, self.ranks.sizes))
+        return info_nce(queries, keys, self.queue.keys, self.config.loss.temperature)
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        """The key encoder follows; the batch's keys enter the queue, those of all ranks in the batch's order."""
+        follow(self.key_network, self.network, self.config.method.ema)
+        self.queue.push(self.ranks.gather_parts(torch.cat(self._keys), self.ranks.sizes))
+        self._keys = []
+        self.signs.after_step()
+
+    def end_epoch(self) -> Log:
+        return self.signs.log()
+
+    def summary(self, log: Log) -> str:
+        return self.signs.summary(log)
+
+    def description(self) -> str:
+        return f"{self.title}, queue of {len(self.queue.keys):,} keys"
+
+    def facts(self) -> dict[str, Any]:
+        return {"queue": len(self.queue.keys)}
+
+
+def resolve_queue(config: Config, clips: int) -> int:
+    """Keys in the queue of a run over `clips` clips. Raises UserError for more than clips."""
+    wanted = config.method.queue
+    if wanted == "auto":
+        found = min(MOST_KEYS, max(1, clips // 2))
+        console.once(f"method.queue: auto is {found} for {clips} clips")
+        return found
+    if wanted > clips:
+        raise UserError(
+            f"method.queue = {wanted}, but the train split has {clips} clips, and a clip would be told from its own "
+            f"key; use --set method.queue=auto, or a number up to {clips}"
+        )
+    return wanted

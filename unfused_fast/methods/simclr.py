@@ -1,0 +1,109 @@
+"""SimCLR: two views of a clip are more alike than either is to any view of another clip of the batch.
+
+Source: Chen et al., arXiv 2002.05709, section 2.1 and Algorithm 1; on audio Fonseca et al., arXiv 2011.07616. With
+`method.similarity` = bilinear and `views.same_crop` = false it is COLA (Saeed et al., arXiv 2010.10915).
+Needs two views, of one crop or of two; no bank, no queue, no second network. Large batches, whose clips are the
+negatives: those of all ranks, but with `train.accumulate` only those of a part.
+
+B clips in a batch, n of them on this rank, P size of a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from unfused_fast.config import Config
+from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.errors import UserError
+from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.methods.signs import ContrastSigns
+
+LEAST_CLIPS = 4
+"""Of a batch, or of its part with `train.accumulate`. Ours: with fewer there is hardly a clip to be told from."""
+
+
+def nt_xent(projections: Tensor, temperature: float, anchors: Tensor | None = None) -> Tensor:
+    """(2B, P) projections of any norm, rows i and i + B of one clip -> () mean loss of the rows `anchors` (A,), all
+    unless given: cross-entropy of picking the other view among all rows but the anchor, by cosine / temperature.
+    """
+    rows = normalize(projections, dim=1)
+    anchors = torch.arange(len(rows), device=rows.device) if anchors is None else anchors
+    scores = rows[anchors] @ rows.T / temperature
+    scores = scores.scatter(1, anchors[:, None], -torch.inf)  # never the anchor itself
+    return cross_entropy(scores, (anchors + len(rows) // 2) % len(rows))
+
+
+def bilinear_loss(anchors: Tensor, mapped: Tensor, first: int = 0) -> Tensor:
+    """(n, P) anchors, (B, P) W x of the other views of all clips -> () mean cross-entropy of picking a clip's own, by
+    x' W x. `first` is the clip of the first anchor. Source: COLA section 3 and its authors, who have no temperature.
+    """
+    return cross_entropy(anchors @ mapped.T, torch.arange(first, first + len(anchors), device=anchors.device))
+
+
+class SimCLR(Method):
+    """Contrast within the batch."""
+
+    title, views = "SimCLR", 2
+
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        super().__init__(config, clips, first_id, device, ranks, left_out)
+        size = clips if config.train.batch_size == "auto" else min(config.train.batch_size, clips)
+        if size // config.train.accumulate < LEAST_CLIPS:
+            parts = "" if config.train.accumulate == 1 else f" in {config.train.accumulate} parts"
+            raise UserError(
+                f"a batch of {size} clips{parts}: simclr tells a clip from the others of its batch, and wants at least "
+                f"{LEAST_CLIPS}; use a larger --set train.batch_size, or --method moco or byol"
+            )
+        self.signs = ContrastSigns(ranks)
+
+    @classmethod
+    def build(cls, config: Config) -> nn.Module:
+        """With `method.similarity` = bilinear its matrix W is part of the network."""
+        network = super().build(config)
+        if config.method.similarity == "bilinear":
+            network.add_module("similarity", nn.Linear(config.model.proj_dim, config.model.proj_dim, bias=False))
+        return network
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        self.signs.begin_epoch()
+        return {}
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """Projections of all ranks' clips are gathered with their gradient; each rank's anchors are its own."""
+        with self.part("forward"):
+            first, second = (self.run(view) for view in views)
+        every, others = (gather_rows(projections, self.ranks) for projections in (first, second))
+        clips, begin = len(every), self.ranks.rows[1]
+        self.signs.note_views(first, second, every)
+        if self.config.method.similarity == "bilinear":
+            return bilinear_loss(first, self.network.get_submodule("similarity")(others), begin)
+        own = torch.arange(begin, begin + len(first), device=first.device)
+        return nt_xent(torch.cat([every, others]), self.config.loss.temperature, torch.cat([own, own + clips]))
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        self.signs.after_step()
+
+    def end_epoch(self) -> Log:
+        return self.signs.log()
+
+    def summary(self, log: Log) -> str:
+        return self.signs.summary(log)
+
+    def description(self) -> str:
+        return self.title if self.config.method.similarity == "cosine" else f"{self.title} with bilinear similarity"
+
+    def facts(self) -> dict[str, Any]:
+        return {"similarity": self.config.method.similarity}
