@@ -118,6 +118,40 @@ def test_a_killed_command_goes_on(
     assert resumed["tasks"][0]["cost"]["parameters"] == 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4
 
 
+def test_other_methods_are_columns_beside_the_papers(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    tut(data / "tut")
+    assert cli("shard", "--dataset", "tut2018", data / "tut", tmp_path / "sets/tut", "--workers", 1).code == 0
+    common = [*FLAGS[2:], *tiny, "--out", out, "--set", "method.queue=1000", "--seeds", 2]
+    columns = ["--methods", "simclr,moco,decar-v2"]
+    compared = cli("compare", tones, "--tasks", tmp_path / "sets/tut", *columns, "--epochs", 1, *common)
+    assert compared.code == 0, compared.err
+    before = results_of(out)
+    more = ["--tasks", "tut,bsd", *columns, "--pretrain-on", tones, "--pretrain-epochs", 1]
+    done = cli("lape", tmp_path / "sets", "--teacher", pretrained, "--epochs", 1, *common, *more)
+    assert done.code == 0, done.err
+    assert before.items() <= results_of(out).items(), "what was compared is not trained or measured again"
+    rows, summary = _state(out), json.loads((out / "lape.json").read_text())
+    scores = {
+        row["title"]: row["tasks"]["tut"]["test"] for row in json.loads((out / "compare.json").read_text())["rows"]
+    }
+    assert {name: of["test"] for name, of in rows["tut"]["methods"].items()} == {
+        name: scores[name] for name in ("DECAR-v2", "SimCLR", "MoCo")
+    }
+    assert len(rows["tut"]["methods"]["MoCo"]["failed"]) == 2 and rows["tut"]["seeds"] == [0, 1]
+    assert summary["average"]["lape"]["methods"] == {
+        "DECAR-v2": pytest.approx(scores["DECAR-v2"]["mean"]),
+        "SimCLR": pytest.approx(scores["SimCLR"]["mean"]),
+        "MoCo": None,
+    }
+    markdown = (out / "lape.md").read_text()
+    simclr = f"{100 * scores['SimCLR']['mean']:.1f} ± {100 * scores['SimCLR']['standard_error']:.1f} (52.4)"
+    assert simclr in markdown and "| (66.7) |" in markdown and "| 66.8 |" in markdown, "SimCLR, MoCo, UnFuSeD on TUT"
+    assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
+
+
 def test_missing_and_wrong_sets_are_named_and_not_fatal(
     cli: Callable[..., Any],
     tones: Path,
@@ -176,6 +210,7 @@ def test_what_ends_the_command_before_anything_is_packed(
     assert "no such folder" in error(tmp_path / "nothing", pretrained, tmp_path / "out")
     assert "not a run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
     assert "did you mean us8k?" in error(tmp_path, pretrained, tmp_path / "out", "--tasks", "us9k")
+    assert "belong together" in error(tmp_path, pretrained, tmp_path / "out", "--methods", "moco")
     few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
     assert "use --label-fraction 0.1" in few
     assert not (tmp_path / "out").exists()

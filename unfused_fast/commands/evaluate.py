@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
@@ -22,8 +22,11 @@ from unfused_fast.commands.flags import (
     with_flags,
 )
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.config import BASELINES
+from unfused_fast.config import BASELINES, READ_BY, MethodName
 from unfused_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from unfused_fast.config import Config
 
 Fractions = Annotated[
     str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
@@ -35,6 +38,25 @@ class TableFlags(ConfigFlags):
     """Flags that all commands with tables of encoders have."""
 
     holdout: Holdout = None
+
+    def methods(self, names: list[MethodName], epochs: int | None) -> tuple[dict[str, Config], Config]:
+        """Configs of methods for pre-training, alike in what they have in common, and of the linear heads."""
+        from unfused_fast.config import with_values
+        from unfused_fast.evaluation import common_values
+
+        own = {name: self.read_by(name, names).config("pretrain", method=name) for name in names}
+        linear = self.read_by("decar-v2", names).config("linear", **{"train.epochs": epochs})
+        return {name: with_values(config, common_values(linear)) for name, config in own.items()}, linear
+
+    def read_by(self, method: MethodName, among: list[MethodName]) -> Self:
+        """Without each --set that others `among` these methods read and this one does not, which it would refuse."""
+
+        def kept(name: str) -> bool:
+            readers = READ_BY.get(name, (method,))
+            return method in readers or not {*readers} & {*among}
+
+        given = [f"{name}={value}" for name, value in pairs(self.settings).items() if kept(name)]
+        return replace(self, settings=given)
 
 
 @with_flags(TableFlags)
@@ -158,26 +180,46 @@ def lape(
     ] = "full",
     fractions: Fractions = "1",
     epochs: Annotated[int | None, typer.Option(help="Of distillation.", show_default="preset's")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Other methods, a column of the table each: names between commas, or all (see: unfused-fast compare "
+            "--help). They pre-train on --pretrain-on.",
+            show_default="none",
+        ),
+    ] = None,
+    pretrain_on: Annotated[
+        str | None, typer.Option(help="A shard set; labels are not read.", show_default=False)
+    ] = None,
+    pretrain_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of --methods, passes over --pretrain-on.", show_default="100")
+    ] = None,
     compile_: Compile = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that pack.", show_default="one a core")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
 
-    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds,
-    except with --preset authors or --set data.crop_seconds.
+    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds, except with
+    --preset authors or --set data.crop_seconds. In the --out of a `compare` its methods are not trained again.
     """
-    from unfused_fast.config import chosen_tasks
+    if (methods is None) != (pretrain_on is None) or (methods is None and pretrain_epochs is not None):
+        raise UserError("--methods and --pretrain-on belong together: which methods to train, and on which clips")
+    from unfused_fast.config import chosen_methods, chosen_tasks
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
 
-    chosen = chosen_tasks(names)
+    chosen, others = chosen_tasks(names), chosen_methods(methods) if methods else []
+    configs, _ = flags.methods(others, pretrain_epochs)
+    own = flags.read_by("decar-v2", others)
     plan = LapePlan(
-        flags.config("distill", epochs),
-        flags.config("linear", None, **{"eval.encoder": encoder}),
+        own.config("distill", epochs),
+        own.config("linear", None, **{"eval.encoder": encoder, "train.epochs": pretrain_epochs}),
         Plan(fractions=fractions_of(fractions), holdout=flags.holdout),
         seeds,
         flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
+        configs,
+        None if pretrain_on is None else open_set(pretrain_on),
     )
     options = run_options(flags.device, compile_, False, overwrite)
     summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -12,7 +11,7 @@ import typer
 from unfused_fast.commands.evaluate import TableFlags
 from unfused_fast.commands.flags import Compile, Shards, pairs, run_options, with_flags
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.config import READ_BY, MethodName, Stage
+from unfused_fast.config import MethodName, Stage
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +33,9 @@ def compare(
         str, typer.Option(help=f"Names between commas, or all. There are: {', '.join(get_args(MethodName))}.")
     ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 1,
-    epochs: Annotated[int | None, typer.Option(help="Passes over SHARDS, of each method.", show_default="100")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over SHARDS, of each method.", show_default="100")
+    ] = None,
     compile_: Compile = None,
 ) -> None:
     """Which method learns best here: pre-trains each on SHARDS, evaluates its encoder on every task beside log-mels and
@@ -49,8 +50,7 @@ def compare(
     from unfused_fast.evaluation import compare as run_comparison
 
     names = chosen_methods(methods)
-    configs = {name: flags_of(flags, name, names).config("pretrain", method=name) for name in names}
-    linear = flags_of(flags, "decar-v2", names).config("linear", **{"train.epochs": epochs})
+    configs, linear = flags.methods(names, epochs)
     opened, tasks = open_set(shards), [open_set(task) for task in sets]
     pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
     summary = run_comparison(configs, linear, opened, tasks, out, seeds, pool)
@@ -58,16 +58,6 @@ def compare(
     show(summary, flags.as_json, comparison_tables(summary), [*comparison_sentences(summary), places])
     if not any(row["seeds"] for row in summary["rows"] if row["encoder"] in configs):
         raise typer.Exit(1)
-
-
-def flags_of(flags: TableFlags, method: MethodName, among: list[MethodName]) -> TableFlags:
-    """Without each --set that others `among` these methods read and this one does not, which it would refuse."""
-
-    def kept(name: str) -> bool:
-        readers = READ_BY.get(name, (method,))
-        return method in readers or not {*readers} & {*among}
-
-    return replace(flags, settings=[f"{name}={value}" for name, value in pairs(flags.settings).items() if kept(name)])
 
 
 @with_flags(TableFlags)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from unfused_fast.config import BASELINES, Config, MethodName, Task, flatten, with_values
+from unfused_fast.config import BASELINES, Config, Task, flatten, with_values
 from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import task_of
 from unfused_fast.evaluation.measure import Plan, measurable
-from unfused_fast.evaluation.report import TextTable, claim, spread, spread_text, trouble, write_report
+from unfused_fast.evaluation.report import TextTable, beside, claim, spread, spread_text, trouble, write_report
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.methods import METHODS
 from unfused_fast.shards.sets.table import ShardSet
@@ -52,16 +52,13 @@ def common_values(linear: Config) -> dict[str, Any]:
 class LabelledTask:
     """A labelled set, and how encoders are measured on it."""
 
+    name: str
     shards: ShardSet
-    paper: Task | None
-    """Of the papers, where it is one of theirs."""
     plan: Plan
-    metric: str
-
-    @property
-    def name(self) -> str:
-        """The set's folder."""
-        return self.shards.directory.name
+    metric: str = "accuracy"
+    """Or mAP, of several labels a clip."""
+    paper: Task | None = None
+    """Of the papers, where it is one of theirs."""
 
 
 def tasks_of(
@@ -78,7 +75,8 @@ def tasks_of(
         tested = by_folds or "test" in shards.manifest.splits
         plan = Plan(by_folds=by_folds, holdout=None if tested else holdout, read_again=True)
         clips = measurable(linear, shards, plan, seeds)
-        task = LabelledTask(shards, paper, plan, "mAP" if clips.multi_label else "accuracy")
+        metric = "mAP" if clips.multi_label else "accuracy"
+        task = LabelledTask(shards.directory.name, shards, plan, metric, paper)
         if tasks.setdefault(task.name, task) is not task:
             raise UserError(
                 f"--tasks {shards.directory}: {tasks[task.name].shards.directory} has the name {task.name} too; a task "
@@ -88,7 +86,7 @@ def tasks_of(
 
 
 def compare(
-    configs: Mapping[MethodName, Config],
+    configs: Mapping[str, Config],
     linear: Config,
     shards: ShardSet,
     sets: Sequence[ShardSet],
@@ -99,21 +97,15 @@ def compare(
     """Runs every method with seeds S, S + 1, ... of the linear heads' `train.seed` S, and the baselines beside them;
     returns the content of compare.json.
 
-    A method that ends in a UserError, such as one that diverges, is a row of the table with its reason. Raises
-    UserError for an `out` or a task that cannot be used, Interrupted after Ctrl-C.
+    `configs`: of each method, with the `common_values` of `linear`. A method that ends in a UserError, such as one that
+    diverges, is a row of the table with its reason. Raises UserError for an `out` or a task that cannot be used,
+    Interrupted after Ctrl-C.
     """
     every = range(linear.train.seed, linear.train.seed + seeds)
     tasks, found = tasks_of(sets, linear, every, pool.holdout), list[dict[str, Any]]()
-    alike: dict[str, Config] = {name: with_values(config, common_values(linear)) for name, config in configs.items()}
     claim(out, "a comparison")
     for seed, name in itertools.product(every, (*BASELINES, *configs)):
-        console.print(f"compare: {TITLES[name]}, seed {seed}")
-        try:
-            line = encoder_scores(name, alike.get(name), linear, shards, tasks, out, seed, pool)
-        except UserError as error:
-            console.print(f"compare: {TITLES[name]}, seed {seed}: {error}", style="yellow")
-            line = {"reason": str(error)}
-        found.append({"encoder": name, "seed": seed, **line})
+        found.append(encoder_scores(name, configs.get(name), linear, shards, tasks, out, seed, pool))
         summary = summary_of((*BASELINES, *configs), found, tasks, shards, linear, out, pool.holdout)
         write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
     write_scores(out, summary)
@@ -130,17 +122,26 @@ def encoder_scores(
     seed: int,
     pool: RunPool,
 ) -> dict[str, Any]:
-    """Pre-trains a method with a seed, or takes the baseline where there is no config, and evaluates the encoder."""
-    run = None if config is None else pool.pretrain(with_values(config, {"train.seed": seed}), shards)
-    heads, encoder = with_values(linear, {"train.seed": seed}), name if run is None else str(run.path)
-    scores = dict[str, dict[str, float]]()
-    for task in tasks:
-        folder = out / "tasks" / task.name / f"{name}-{seed}"
-        (row,) = evaluate_once(heads, task.shards, {name: [encoder]}, task.plan, folder, pool.options)["rows"]
-        scores[task.name] = {split: row[split] for split in SPLITS}
+    """Pre-trains a method with a seed, or takes the baseline where there is no config, and evaluates the encoder: task
+    -> `valid` and `test`; where that ends in a UserError, the reason.
+    """
+    console.print(f"{TITLES[name]}, seed {seed}")
+    line, scores = {"encoder": name, "seed": seed}, dict[str, dict[str, float]]()
+    try:
+        run = None if config is None else pool.pretrain(with_values(config, {"train.seed": seed}), shards)
+        heads, encoder = with_values(linear, {"train.seed": seed}), name if run is None else str(run.path)
+        for task in tasks:
+            folder = out / "tasks" / task.name / f"{name}-{seed}"
+            (row,) = evaluate_once(heads, task.shards, {name: [encoder]}, task.plan, folder, pool.options)["rows"]
+            scores[task.name] = {split: row[split] for split in SPLITS}
+    except UserError as error:
+        console.print(f"{TITLES[name]}, seed {seed}: {error}", style="yellow")
+        return {**line, "reason": str(error)}
+    if run is None:
+        return {**line, "scores": scores, "seconds": None, "run": None}
     # the first run on a set computes its log-mels, which is no method's own work
-    seconds = None if run is None else round(run.result["seconds"] - run.result["start_seconds"], 2)
-    return {"scores": scores, "seconds": seconds, "run": None if run is None else str(run.path)}
+    seconds = round(run.result["seconds"] - run.result["start_seconds"], 2)
+    return {**line, "scores": scores, "seconds": seconds, "run": str(run.path)}
 
 
 def summary_of(
@@ -227,18 +228,13 @@ def _printed_table(summary: Mapping[str, Any]) -> Iterator[TextTable]:
         column = PRINTED.get(row["title"], ())
         numbers = [next((of[name] for name in (row["title"], *column) if name in of), None) for of in printed.values()]
         here = (spread_text(row["tasks"][task]["test"]) for task in printed)
-        rows.append([row["title"], *(_beside(*cell) for cell in zip(here, numbers, strict=True))])
+        rows.append([row["title"], *(beside(*cell) for cell in zip(here, numbers, strict=True))])
         taken |= {row["title"], *column}
     for column in dict.fromkeys(name for of in printed.values() for name in of):
         numbers = [of.get(column) for of in printed.values()]
         if column not in taken and any(numbers):
-            rows.append([column, *(_beside("", number) for number in numbers)])
+            rows.append([column, *(beside("", number) for number in numbers)])
     yield "test accuracy in %, and as printed (in brackets)", ["method", *printed], rows
-
-
-def _beside(here: str, number: float | None) -> str:
-    """`81.2 ± 0.4 (83.2)`, without what there is not."""
-    return " ".join(text for text in (here, "" if number is None else f"({number:.1f})") if text)
 
 
 def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:

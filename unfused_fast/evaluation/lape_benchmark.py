@@ -1,8 +1,8 @@
-"""The LAPE benchmark: stages 2 and 3 on every task whose data are present, compared with the paper's Table 1.
+"""The LAPE benchmark: stages 2 and 3, and other methods, on every task whose data are present, beside Table 1.
 
 OUT/shards/<task>/      sets packed from published layouts
-OUT/runs/               a run pool: distilled encoders, one per task and seed
-OUT/tasks/<task>/full/  the evaluation of a task's encoders, as of `evaluate`; or student3/
+OUT/runs/               a run pool: distilled encoders, one per task and seed; methods' encoders, one per seed
+OUT/tasks/<task>/full/  the evaluation of a task's encoders, as of `evaluate`; or student3/; or of a method, moco-0/
 OUT/lape.json, lape.md  the table
 
 After a stop at any moment the same command resumes: finished work is not repeated.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,22 @@ import numpy as np
 from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
+from unfused_fast.evaluation.compare import TITLES, LabelledTask, encoder_scores
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
 from unfused_fast.evaluation.measure import Plan, measurable, refuse_label_fraction
-from unfused_fast.evaluation.report import TextTable, claim, percent, percent_span, write_report, writing
+from unfused_fast.evaluation.report import (
+    TextTable,
+    beside,
+    claim,
+    percent,
+    percent_span,
+    spread,
+    spread_text,
+    trouble,
+    write_report,
+    writing,
+)
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import load_encoder
@@ -44,6 +56,10 @@ class LapePlan:
     """Stage 2 uses each task's crop length instead of the config's. Source: the authors' code has a
     window for each task.
     """
+    methods: Mapping[str, Config] = field(default_factory=dict)
+    """Other methods: how each pre-trains, on"""
+    pretrain_on: ShardSet | None = None
+    """this set. Their encoders are evaluated whole, as in the paper, with the largest share of labels."""
 
 
 def lape(
@@ -135,8 +151,26 @@ def _run_task(
         "clips": {split: info.clips for split, info in shards.manifest.splits.items()},
         "cost": {name: shown[name] for name in ("parameters", "macs")},
         "runs": runs,
+        "methods": _methods(task, shards, plan, seeds, out, pool),
         "notes": _notes(task, shards, plan),
     }
+
+
+def _methods(
+    task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int], out: Path, pool: RunPool
+) -> dict[str, Any]:
+    """Method -> its test accuracy over seeds, and why some failed."""
+    if plan.pretrain_on is None:
+        return {}
+    heads = with_values(plan.linear, {"eval.encoder": "full"})
+    fractions = (max(plan.measured.fractions),)
+    measured = replace(plan.measured, by_folds=task.by_folds, fractions=fractions, read_again=True)
+    labelled, found = [LabelledTask(task.name, shards, measured)], dict[str, Any]()
+    for name, config in plan.methods.items():
+        lines = [encoder_scores(name, config, heads, plan.pretrain_on, labelled, out, seed, pool) for seed in seeds]
+        tests = [line["scores"][task.name]["test"] for line in lines if "scores" in line]
+        found[TITLES[name]] = {"test": spread(tests), "failed": [line for line in lines if "reason" in line]}
+    return found
 
 
 def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
@@ -169,6 +203,10 @@ def summary_of(rows: Sequence[dict[str, Any]], encoder: str, out: str) -> dict[s
         average[benchmark] = {
             "tasks": f"{len(done)} of {len(mine)}",
             "test": _mean([row["test"] for row in done]),
+            "methods": {
+                name: _mean([row["methods"][name]["test"]["mean"] for row in done])
+                for name in (done[0]["methods"] if done else ())
+            },
             "paper": {name: _mean(numbers) for name, numbers in papers.items()},
         }
     return {"encoder": encoder, "tasks": [*rows], "average": average, "run": out}
@@ -180,24 +218,24 @@ def tables(summary: Mapping[str, Any]) -> list[TextTable]:
     for benchmark, average in summary["average"].items():
         rows = [row for row in summary["tasks"] if row["benchmark"] == benchmark]
         fractions = sorted({fraction for row in rows for fraction in row.get("by_fraction", {})}, key=float)[:-1]
-        papers = list(rows[0]["paper"])
-        lines = []
+        others, lines = list(dict.fromkeys((*rows[0]["paper"], *average["methods"]))), []
         for row in rows:
             few = [row.get("by_fraction", {}).get(fraction) for fraction in fractions]
-            done = row["state"] == "done"
+            done, methods = row["state"] == "done", row.get("methods", {})
             lines.append(
                 [
                     row["title"],
                     percent(row["test"], row["standard_error"]) if done else row["state"],
                     percent_span(row["interval"]) if done else "",
                     *("" if cell is None else percent(cell["test"], cell["standard_error"]) for cell in few),
-                    *_printed(row["paper"].values()),
+                    *_others({name: spread_text(of["test"]) for name, of in methods.items()}, row["paper"], others),
                 ]
             )
         ours = [f"average of {average['tasks']}", percent(average["test"]), "", *[""] * len(fractions)]
-        lines.append([*ours, *_printed(average["paper"].values())])
+        means = {name: percent(mean) for name, mean in average["methods"].items()}
+        lines.append([*ours, *_others(means, average["paper"], others)])
         few_labels = [f"{100 * float(fraction):g} % of labels" for fraction in fractions]
-        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *papers]
+        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *others]
         title = "test accuracy in %, compared with the numbers of the paper; the average is over the tasks done here"
         found.append((f"{benchmark}: {title}", columns, lines))
     return found
@@ -222,8 +260,12 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             )
         elif row["state"] == "wrong":
             lines.append(f"{row['task']} could not be measured: {row['reason']}")
-        elif row["notes"]:
-            lines.append(f"{row['task']}: {'; '.join(row['notes'])}.")
+        else:
+            notes = [f"{name}, {trouble(of['failed'])}" for name, of in row["methods"].items() if of["failed"]]
+            if notes := [*notes, *row["notes"]]:
+                lines.append(f"{row['task']}: {'; '.join(notes)}.")
+    if any(row.get("methods") for row in summary["tasks"]):
+        lines.append("Where a figure stands in brackets it is the paper's, beside that of an encoder pre-trained here.")
     return lines
 
 
@@ -233,6 +275,10 @@ def _mean(numbers: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(numbers) else None
 
 
-def _printed(numbers: Any) -> list[str]:
-    """The papers' numbers, with a blank for a dash."""
-    return ["" if number is None else f"{number:.1f}" for number in numbers]
+def _others(here: Mapping[str, str], printed: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
+    """The paper's numbers, with a blank for a dash; in brackets beside those of methods pre-trained here."""
+    numbers = ((name, printed.get(name)) for name in names)
+    return [
+        beside(here[name], number) if name in here else "" if number is None else f"{number:.1f}"
+        for name, number in numbers
+    ]

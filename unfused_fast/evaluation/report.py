@@ -125,6 +125,11 @@ def spread_text(of: Mapping[str, Any], sign: str = "") -> str:
     return percent(of["mean"], of["standard_error"], sign)
 
 
+def beside(here: str, printed: float | None) -> str:
+    """`81.2 ± 0.4 (83.2)`: a score and a paper's figure in per cent, without what there is not."""
+    return " ".join(text for text in (here, "" if printed is None else f"({printed:.1f})") if text)
+
+
 def trouble(failed: Sequence[Mapping[str, Any]]) -> str:
     """`seeds 0, 1: what happened`: the reason without advice, which is for single runs; the JSON holds both."""
     seeds = defaultdict[str, list[str]](list)
