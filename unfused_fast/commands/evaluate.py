@@ -86,7 +86,7 @@ def evaluate(
     """
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
-    from unfused_fast.evaluation import Plan, evaluation_tables
+    from unfused_fast.evaluation import SELECTED_ON_TEST, Plan, evaluation_tables
     from unfused_fast.evaluation import evaluate as run_evaluation
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
@@ -95,8 +95,7 @@ def evaluate(
     result = run_evaluation(config, open_set(shards), named, plan, out, options)
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
-        chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
-        sentences.insert(0, f"{chosen_by}: these numbers are optimistic")
+        sentences.insert(0, SELECTED_ON_TEST)
     show(result, flags.as_json, evaluation_tables(result), sentences)
 
 
@@ -209,7 +208,7 @@ def lape(
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
 
-    chosen, others = chosen_tasks(names), chosen_methods(methods) if methods else []
+    chosen, others = chosen_tasks(names), chosen_methods(methods) if methods is not None else []
     configs, _ = flags.methods(others, pretrain_epochs)
     own = flags.read_by("decar-v2", others)
     plan = LapePlan(

@@ -11,6 +11,7 @@ from unfused_fast.evaluation.lape_benchmark import LapePlan, lape, sentences, ta
 from unfused_fast.evaluation.measure import Plan
 from unfused_fast.evaluation.report import (
     REPORT_COLUMNS,
+    SELECTED_ON_TEST,
     TextTable,
     collect_results,
     held_out_text,

@@ -24,7 +24,16 @@ from unfused_fast.errors import UserError
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import task_of
 from unfused_fast.evaluation.measure import Plan, measurable
-from unfused_fast.evaluation.report import TextTable, beside, claim, spread, spread_text, trouble, write_report
+from unfused_fast.evaluation.report import (
+    SELECTED_ON_TEST,
+    TextTable,
+    beside,
+    claim,
+    spread,
+    spread_text,
+    trouble,
+    write_report,
+)
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.methods import METHODS
 from unfused_fast.shards.sets.table import ShardSet
@@ -187,9 +196,18 @@ def summary_of(
         }
         for task in tasks
     }
-    clips = shards.manifest.splits["train"].clips
-    facts = {"pool": shards.directory.name, "clips": clips, "epochs": linear.train.epochs, "holdout": holdout}
+    facts = {"seen": seen(shards, linear.train.epochs), "holdout": holdout, "select": linear.eval.select}
     return {**facts, "tasks": measured, "rows": rows, "run": str(out)}
+
+
+def seen(shards: ShardSet, epochs: int) -> dict[str, Any]:
+    """What each method sees of the set it pre-trains on."""
+    return {"set": shards.directory.name, "clips": shards.manifest.splits["train"].clips, "epochs": epochs}
+
+
+def seen_text(of: Mapping[str, Any]) -> str:
+    """`10 epochs of 2,000 clips of pool`."""
+    return f"{counted(of['epochs'], 'epoch')} of {counted(of['clips'], 'clip')} of {of['set']}"
 
 
 def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
@@ -239,8 +257,10 @@ def _printed_table(summary: Mapping[str, Any]) -> Iterator[TextTable]:
 
 def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
     """What was the same for all, and which method validation prefers."""
-    seen = f"{counted(summary['epochs'], 'epoch')} of {counted(summary['clips'], 'clip')} of {summary['pool']}"
-    lines = [f"Each method saw {seen}, through the same front end and encoder, in crops of the same length."]
+    what = seen_text(summary["seen"])
+    lines = [f"Each method saw {what}, through the same front end and encoder, in crops of the same length."]
+    if summary["select"] == "best_test":
+        lines.append(SELECTED_ON_TEST)
     held = [name for name, task in summary["tasks"].items() if task["holdout"] is not None]
     if held:
         lines.append(f"Test held out of train (--holdout {summary['holdout']:g}): {', '.join(held)}.")

@@ -21,7 +21,7 @@ import numpy as np
 from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.compare import TITLES, LabelledTask, encoder_scores
+from unfused_fast.evaluation.compare import TITLES, LabelledTask, encoder_scores, seen, seen_text
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
 from unfused_fast.evaluation.measure import Plan, measurable, refuse_label_fraction
@@ -61,6 +61,12 @@ class LapePlan:
     pretrain_on: ShardSet | None = None
     """this set. Their encoders are evaluated whole, as in the paper, with the largest share of labels."""
 
+    @property
+    def seen(self) -> dict[str, Any] | None:
+        """What each method sees of it."""
+        epochs = {config.train.epochs for config in self.methods.values()}
+        return None if self.pretrain_on is None else seen(self.pretrain_on, *epochs)
+
 
 def lape(
     data: Path,
@@ -96,7 +102,7 @@ def lape(
         facts = {"task": task.name, "title": task.title, "benchmark": task.benchmark, "paper": dict(task.results)}
         lines.append({**facts, **line})
         # Written after every task, so that it exists whatever ends the next one.
-        summary = summary_of(lines, plan.linear.eval.encoder, str(out))
+        summary = {**summary_of(lines, plan.linear.eval.encoder, str(out)), "seen": plan.seen}
         write_report(out, "lape", summary, tables(summary), sentences(summary))
     return summary
 
@@ -264,8 +270,11 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             notes = [f"{name}, {trouble(of['failed'])}" for name, of in row["methods"].items() if of["failed"]]
             if notes := [*notes, *row["notes"]]:
                 lines.append(f"{row['task']}: {'; '.join(notes)}.")
-    if any(row.get("methods") for row in summary["tasks"]):
-        lines.append("Where a figure stands in brackets it is the paper's, beside that of an encoder pre-trained here.")
+    if summary["seen"] is not None:
+        lines.append(
+            f"Methods with the paper's figure in brackets were pre-trained here: {seen_text(summary['seen'])} each, "
+            "through the same front end and encoder."
+        )
     return lines
 
 

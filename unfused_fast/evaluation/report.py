@@ -20,6 +20,9 @@ TextTable = tuple[str, Sequence[str], list[list[str]]]
 """Title, columns, rows."""
 COMMANDS = ("ablation", "compare", "lape")
 """Names of the reports that may lie in one folder, whose runs they share."""
+SELECTED_ON_TEST = (
+    "the linear heads were selected on the test set (eval.select = best_test): these numbers are optimistic"
+)
 REPORT_COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
 
 
