@@ -99,6 +99,8 @@ def test_the_run_serves_later_commands(
     done = cli("embed", tone_rows[0].path, "--encoder", run, "--out", tmp_path / "one.npz", "--workers", 1)
     assert done.code == 0, done.err
     assert np.load(tmp_path / "one.npz")["embeddings"].shape == (1, 32)
+    done = cli("clusters", run)
+    assert done.code == 1 and "give a run of train pretrain by decar-v2 or decar-v1" in done.error
 
 
 def test_two_ranks_train_as_one(tones: Path, tiny: list[str], tmp_path: Path) -> None:
@@ -126,11 +128,12 @@ def test_two_ranks_train_as_one(tones: Path, tiny: list[str], tmp_path: Path) ->
 
 
 @pytest.fixture
-def made(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[[str], Any]:
-    """`made(kind)`: a trainer at its first step, and the full batches of an epoch."""
+def made(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[..., Any]:
+    """`made(kind, device)`: a trainer at its first step, and the full batches of an epoch."""
 
-    def trainer(kind: str) -> Any:
-        (method, values), shards, options = KINDS[kind], open_shards(tones), Options(torch.device("cpu"))
+    def trainer(kind: str, device: str = "cpu") -> Any:
+        (method, values), shards = KINDS[kind], open_shards(tones)
+        options = Options(torch.device(device), compile=False)
         given = dict(item.split("=") for item in [*tiny, *values.split()] if "=" in item)
         config = with_values(preset("recommended", "pretrain", method), given)
         own, trainer = pretrainer(config, shards, options, Run(tmp_path / kind, "pretrain", config, shards, options))
@@ -141,7 +144,7 @@ def made(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_never_waits(made: Callable[[str], Any], kind: str) -> None:
+def test_a_step_never_waits(made: Callable[..., Any], kind: str) -> None:
     _, trainer, batches = made(kind)
     trainer.train_batch(batches[0], 1)
     with Recorded() as seen:
@@ -150,9 +153,21 @@ def test_a_step_never_waits(made: Callable[[str], Any], kind: str) -> None:
     assert not seen.waits
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_on_a_gpu_never_waits(made: Callable[..., Any], kind: str) -> None:
+    _, trainer, batches = made(kind, "cuda")
+    trainer.train_batch(batches[0], 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_batch(batches[1], 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize(("kind", "follower"), [("moco", "key_network"), ("byol", "target")])
 def test_what_follows_gets_no_gradient_and_moves_by_its_average_alone(
-    made: Callable[[str], Any], kind: str, follower: str
+    made: Callable[..., Any], kind: str, follower: str
 ) -> None:
     method, trainer, batches = made(kind)
     copied = getattr(method, follower)
@@ -168,7 +183,7 @@ def test_what_follows_gets_no_gradient_and_moves_by_its_average_alone(
     assert len(before) == sum(not name.startswith("predictor") for name, _ in method.network.named_parameters())
 
 
-def test_the_queue_gets_the_keys_of_the_batch(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_gets_the_keys_of_the_batch(made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     method, trainer, batches = made("moco")
     pushed: list[torch.Tensor] = []
     original = KeyQueue.push
@@ -180,7 +195,7 @@ def test_the_queue_gets_the_keys_of_the_batch(made: Callable[[str], Any], monkey
     torch.testing.assert_close(torch.cat(pushed).norm(dim=1), torch.ones(48))
 
 
-def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[[str], Any]) -> None:
+def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> None:
     method, trainer, batches = made("byol")
     outputs, run = [], method.run
 

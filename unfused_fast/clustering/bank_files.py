@@ -287,7 +287,8 @@ def generation_paths(path: Path) -> list[Path]:
         if found := sorted(folder.glob(GENERATIONS)):
             return found
     raise UserError(
-        f"{path}: it holds no memory bank; give a run of train pretrain, its {BANK}, or one generation of that"
+        f"{path}: it holds no memory bank; give a run of train pretrain by decar-v2 or decar-v1, its {BANK}, or one "
+        "generation of that"
     )
 
 
