@@ -186,6 +186,7 @@ def test_what_is_refused_before_anything_runs(
         ("--methods mocha: no such method; there are: all, decar-v2", "--methods", "moco,mocha"),
         ("--preset authors: method decar-v1 does not have it", "--preset", "authors"),
         ("method simclr does not read it", "--methods", "simclr", "--set", "method.queue=5"),
+        ("compared methods train equally long", "--set", "train.patience=3"),
         ("has the name tones too", "--tasks", twin / "tones"),
         ("have no label", "--tasks", unlabelled, "--holdout", 0.2),
         ("--holdout", "--tasks", emotions),

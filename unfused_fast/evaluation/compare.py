@@ -50,8 +50,10 @@ def common_values(linear: Config) -> dict[str, Any]:
     """What is the same for all methods, from the config of the linear heads: front end, encoder, crop and epochs.
 
     Ours: methods differ in loss, heads, augmentation, optimiser and batch; without the rest a table would compare
-    encoders, and hours of audio, instead.
+    encoders, and hours of audio, instead. Raises UserError for an early stop.
     """
+    if linear.train.patience:
+        raise UserError(f"train.patience = {linear.train.patience}: compared methods train equally long; leave it at 0")
     names = ("data.crop_seconds", "train.epochs", "model.encoder", "model.dim", "model.channels", "model.fc_layers")
     wanted = ("frontend.", *names, "model.pool", "train.patience")
     return {name: value for name, value in flatten(linear).items() if name.startswith(wanted)}
