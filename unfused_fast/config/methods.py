@@ -8,10 +8,9 @@ silences filled as `recommended`, `authors` what released code does, its deviati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from unfused_fast.config.bounds import AT_LEAST_1, Auto, Share
-from unfused_fast.errors import UserError
 
 MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
@@ -41,16 +40,6 @@ class MethodConfig:
     """How `simclr` compares clips: by cosine / `loss.temperature`, each view with all others (NT-Xent); or by x' W x
     with a trained W, first views with second ones. Source: arXiv 2002.05709; COLA, arXiv 2010.10915, and its authors.
     """
-
-
-def chosen_methods(names: str) -> list[MethodName]:
-    """Names between commas, or `all` -> methods, each once. Raises UserError for an unknown one."""
-    known = get_args(MethodName)
-    chosen = [name.strip() for name in names.split(",")] if names != "all" else known
-    for name in chosen:
-        if name not in known:
-            raise UserError(f"--methods {name}: no such method; there are: all, {', '.join(known)}")
-    return [name for name in known if name in chosen]
 
 
 CONSTANT: Values = {"optim.schedule": "constant", "optim.warmup_epochs": 0}
