@@ -135,21 +135,21 @@ def plot_scores(
     lines: Mapping[str, tuple[float, float]],
     labels: tuple[str, str],
 ) -> None:
-    """A named point for each ((x, error), (y, error)) with bars of one error, a level line for each (y, error)."""
-    figure, ((axes,),) = _figure(1, 1, 7.2, 4.6)
-    for number, (name, (across, up)) in enumerate(points.items()):
-        colour = f"C{number % 10}"
-        axes.errorbar(across[0], up[0], up[1], across[1], fmt="o", markersize=5, capsize=2, color=colour, label=name)
-        place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8, "color": colour}
-        axes.annotate(_shortened(name, 40), (across[0], up[0]), parse_math=False, **place)
+    """A point for each ((x, error), (y, error)) with bars of one error, a level line for each (y, error); all in the
+    legend, points from the highest.
+    """
+    figure, ((axes,),) = _figure(1, 1, 8.2, 4.6)
+    ordered = sorted(points.items(), key=lambda point: -point[1][1][0])
+    for (name, (across, up)), marker in zip(ordered, itertools.cycle("os^Dv")):
+        bars = {"fmt": marker, "markersize": 5, "capsize": 2, "linewidth": 1.2}
+        axes.errorbar(across[0], up[0], up[1], across[1], label=_shortened(name, 40), **bars)
     for (name, (level, error)), style in zip(lines.items(), itertools.cycle(("--", ":", "-."))):
         axes.axhline(level, color="black", linewidth=1, linestyle=style, label=name)
         axes.axhspan(level - error, level + error, color="black", alpha=0.08, linewidth=0)
     axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.margins(x=0.15, y=0.1)
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    if lines:
-        axes.legend(handles=axes.get_lines()[-len(lines) :], frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path, 130)
 
 
