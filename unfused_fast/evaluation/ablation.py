@@ -28,11 +28,10 @@ from unfused_fast.training import draw, plot_errors
 Ablated = Literal["pretrain", "distill", "linear"]
 Varied = Literal[Ablated, "all"]
 STAGES: tuple[Ablated, ...] = ("pretrain", "distill", "linear")
+TRAINED = ("frontend", "data", "aug", "model", "optim", "train")
 READS: dict[Stage, frozenset[str]] = {
-    "pretrain": frozenset(
-        ["frontend", "data", "views", "aug", "model", "cluster", "prototypes", "loss", "bank", "optim", "train"]
-    ),
-    "distill": frozenset(["frontend", "data", "aug", "model", "optim", "train", "pseudo", "distill"]),
+    "pretrain": frozenset([*TRAINED, "method", "views", "cluster", "prototypes", "loss", "bank"]),
+    "distill": frozenset([*TRAINED, "pseudo", "distill"]),
     "linear": frozenset({"eval"}),
 }
 """Sections of the config that change the result of a stage; stage 3 takes the others from the encoder's run."""
