@@ -149,7 +149,7 @@ def test_other_methods_are_columns_beside_the_papers(
     markdown = (out / "lape.md").read_text()
     simclr = f"{100 * scores['SimCLR']['mean']:.1f} ± {100 * scores['SimCLR']['standard_error']:.1f} (52.4)"
     assert simclr in markdown and "| (66.7) |" in markdown and "| 66.8 |" in markdown, "SimCLR, MoCo, UnFuSeD on TUT"
-    assert "were pre-trained here: 1 epoch of 60 clips of tones each" in markdown
+    assert "pre-trained here by 1 epoch of 60 clips of tones each" in markdown and "| SimCLR, here |" in markdown
     assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
 
 

@@ -2,7 +2,8 @@
 
 OUT/runs/                                 a run pool, shared with `ablate` and `lape`
 OUT/tasks/<task>/<method>-<seed>/         the evaluation of one encoder, as of `evaluate`
-OUT/compare.json, compare.md, .png        the tables, written again after each encoder
+OUT/compare.json, compare.md              the tables, written again after each encoder
+OUT/compare.png                           accuracy against training time, at the end
 
 After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to the tables.
 Ours; the table it is made for is UnFuSeD's Table 1.

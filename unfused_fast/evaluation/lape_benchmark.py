@@ -240,8 +240,9 @@ def tables(summary: Mapping[str, Any]) -> list[TextTable]:
         ours = [f"average of {average['tasks']}", percent(average["test"]), "", *[""] * len(fractions)]
         means = {name: percent(mean) for name, mean in average["methods"].items()}
         lines.append([*ours, *_others(means, average["paper"], others)])
+        named = [f"{name}, here" if name in average["methods"] else name for name in others]
         few_labels = [f"{100 * float(fraction):g} % of labels" for fraction in fractions]
-        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *others]
+        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *named]
         title = "test accuracy in %, compared with the numbers of the paper; the average is over the tasks done here"
         found.append((f"{benchmark}: {title}", columns, lines))
     return found
@@ -272,8 +273,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{row['task']}: {'; '.join(notes)}.")
     if summary["seen"] is not None:
         lines.append(
-            f"Methods with the paper's figure in brackets were pre-trained here: {seen_text(summary['seen'])} each, "
-            "through the same front end and encoder."
+            f"Columns `here`: methods pre-trained here by {seen_text(summary['seen'])} each, through the same front end "
+            "and encoder; the paper's figure in brackets."
         )
     return lines
 
