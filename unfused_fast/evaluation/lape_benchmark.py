@@ -273,7 +273,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{row['task']}: {'; '.join(notes)}.")
     if summary["seen"] is not None:
         lines.append(
-            f"Columns `here`: methods pre-trained here by {seen_text(summary['seen'])} each, through the same front end "
+            f"Columns `here`: methods pre-trained here by {seen_text(summary['seen'])} each, through one front end "
             "and encoder; the paper's figure in brackets."
         )
     return lines
