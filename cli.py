@@ -12,8 +12,9 @@ import typer
 from unfused_fast import __version__
 from unfused_fast.commands.bench import bench, plan
 from unfused_fast.commands.encoders import embed, export, import_
-from unfused_fast.commands.evaluate import ablate, evaluate, lape, tasks
+from unfused_fast.commands.evaluate import evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
+from unfused_fast.commands.experiments import ablate, compare
 from unfused_fast.commands.flags import (
     Compile,
     Device,
@@ -38,7 +39,7 @@ DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
 """Panels of --help."""
 for panel, commands in {
     DATA: (shard, merge, check, peek),
-    TRAIN: (clusters, ablate),
+    TRAIN: (clusters, compare, ablate),
     USE: (evaluate, lape, tasks, embed, export),
     HERE: (bench, plan),
 }.items():

@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def results_of(out: Path) -> dict[Path, int]:
     """What is finished, and when it was."""
-    files = [*out.glob("runs/*/result.json"), *out.glob("tasks/*/evaluation.json")]
+    files = [*out.glob("runs/*/result.json"), *out.glob("tasks/*/*/evaluation.json")]
     return {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -64,7 +64,7 @@ def test_every_task_runs_and_the_table_stands_beside_the_papers(
     assert average["test"] == pytest.approx(sum(row["test"] for row in rows.values()) / 11)
     assert average["paper"]["UnFuSeD"] == pytest.approx(81.6, abs=0.06) and average["paper"]["BYOL-A"] is None
     # all clips of UrbanSound8K are tested, each by heads of other folds
-    tested = pq.read_table(out / "tasks/us8k/predictions.parquet").to_pylist()
+    tested = pq.read_table(out / "tasks/us8k/full/predictions.parquet").to_pylist()
     assert len({line["clip_id"] for line in tested if line["label_fraction"] == 1.0}) == 100
     assert {line["fold"] for line in tested} == set(range(1, 11))
     markdown = (out / "lape.md").read_text()
@@ -103,8 +103,8 @@ def test_a_killed_command_goes_on(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = results_of(out)
-    assert process.returncode == -signal.SIGKILL and out / "tasks/ic/evaluation.json" in before
-    assert not (out / "tasks/tut/evaluation.json").exists()
+    assert process.returncode == -signal.SIGKILL and out / "tasks/ic/student3/evaluation.json" in before
+    assert not (out / "tasks/tut/student3/evaluation.json").exists()
     done = cli("lape", data, "--out", out, *arguments, "--json")
     assert done.code == 0, done.err
     assert before.items() <= results_of(out).items()
@@ -113,9 +113,44 @@ def test_a_killed_command_goes_on(
         assert mine["state"] == "done" and mine["seeds"] == [0, 1] and mine["standard_error"] is not None
         assert (mine["test"], mine["by_fraction"]) == (theirs["test"], theirs["by_fraction"])
         assert mine["interval"] == theirs["interval"] and mine["interval"][0] <= mine["test"] <= mine["interval"][1]
-        (row,) = json.loads((out / "tasks" / mine["task"] / "evaluation.json").read_text())["rows"]
+        (row,) = json.loads((out / "tasks" / mine["task"] / "student3/evaluation.json").read_text())["rows"]
         assert [run["seed"] for run in row["runs"]] == [0, 1] and row["repeated"] == "runs", "a seed for each encoder"
     assert resumed["tasks"][0]["cost"]["parameters"] == 9 * 4 + 4 + 2 * (9 * 4 * 4 + 4) + 3 * 2 * 4
+
+
+def test_other_methods_are_columns_beside_the_papers(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    tut(data / "tut")
+    assert cli("shard", "--dataset", "tut2018", data / "tut", tmp_path / "sets/tut", "--workers", 1).code == 0
+    common = [*FLAGS[2:], *tiny, "--out", out, "--set", "method.queue=1000", "--seeds", 2]
+    columns = ["--methods", "simclr,moco,decar-v2"]
+    compared = cli("compare", tones, "--tasks", tmp_path / "sets/tut", *columns, "--epochs", 1, *common)
+    assert compared.code == 0, compared.err
+    before = results_of(out)
+    more = ["--tasks", "tut,bsd", *columns, "--pretrain-on", tones, "--pretrain-epochs", 1]
+    done = cli("lape", tmp_path / "sets", "--teacher", pretrained, "--epochs", 1, *common, *more)
+    assert done.code == 0, done.err
+    assert before.items() <= results_of(out).items(), "what was compared is not trained or measured again"
+    rows, summary = _state(out), json.loads((out / "lape.json").read_text())
+    scores = {
+        row["title"]: row["tasks"]["tut"]["test"] for row in json.loads((out / "compare.json").read_text())["rows"]
+    }
+    assert {name: of["test"] for name, of in rows["tut"]["methods"].items()} == {
+        name: scores[name] for name in ("DECAR-v2", "SimCLR", "MoCo")
+    }
+    assert len(rows["tut"]["methods"]["MoCo"]["failed"]) == 2 and rows["tut"]["seeds"] == [0, 1]
+    assert summary["average"]["lape"]["methods"] == {
+        "DECAR-v2": pytest.approx(scores["DECAR-v2"]["mean"]),
+        "SimCLR": pytest.approx(scores["SimCLR"]["mean"]),
+        "MoCo": None,
+    }
+    markdown = (out / "lape.md").read_text()
+    simclr = f"{100 * scores['SimCLR']['mean']:.1f} ± {100 * scores['SimCLR']['standard_error']:.1f} (52.4)"
+    assert simclr in markdown and "| (66.7) |" in markdown and "| 66.8 |" in markdown, "SimCLR, MoCo, UnFuSeD on TUT"
+    assert "pre-trained here by 1 epoch of 60 clips of tones each" in markdown and "| SimCLR, here |" in markdown
+    assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
 
 
 def test_missing_and_wrong_sets_are_named_and_not_fatal(
@@ -176,6 +211,7 @@ def test_what_ends_the_command_before_anything_is_packed(
     assert "no such folder" in error(tmp_path / "nothing", pretrained, tmp_path / "out")
     assert "not a run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
     assert "did you mean us8k?" in error(tmp_path, pretrained, tmp_path / "out", "--tasks", "us9k")
+    assert "belong together" in error(tmp_path, pretrained, tmp_path / "out", "--methods", "moco")
     few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
     assert "use --label-fraction 0.1" in few
     assert not (tmp_path / "out").exists()

@@ -104,7 +104,7 @@ def test_lape_holds_out_of_a_set_that_has_no_test(
     refused, held = row("without"), row("with", "--holdout", 0.2)
     assert refused["state"] == "wrong" and "--holdout 0.2" in refused["reason"]
     assert held["state"] == "done" and any("0.2 of train was held out as test" in note for note in held["notes"])
-    kept = pq.read_table(tmp_path / "with/tasks/bsd/predictions.parquet").num_rows
+    kept = pq.read_table(tmp_path / "with/tasks/bsd/full/predictions.parquet").num_rows
     assert kept == 12
 
 

@@ -1,11 +1,10 @@
-"""`unfused-fast evaluate`, `lape`, `tasks` and `ablate`: tables of encoders; part of the command line in cli.py."""
+"""`unfused-fast evaluate`, `lape` and `tasks`: tables of encoders; part of the command line in cli.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
@@ -24,7 +23,7 @@ from unfused_fast.commands.flags import (
     with_flags,
 )
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.config import BASELINES, Stage
+from unfused_fast.config import BASELINES, READ_BY, MethodName
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,9 +36,28 @@ Fractions = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TableFlags(ConfigFlags):
-    """Flags that all of these commands have."""
+    """Flags that all commands with tables of encoders have."""
 
     holdout: Holdout = None
+
+    def methods(self, names: list[MethodName], epochs: int | None) -> tuple[dict[str, Config], Config]:
+        """Configs of methods for pre-training, alike in what they have in common, and of the linear heads."""
+        from unfused_fast.config import with_values
+        from unfused_fast.evaluation import common_values
+
+        own = {name: self.read_by(name, names).config("pretrain", method=name) for name in names}
+        linear = self.read_by("decar-v2", names).config("linear", **{"train.epochs": epochs})
+        return {name: with_values(config, common_values(linear)) for name, config in own.items()}, linear
+
+    def read_by(self, method: MethodName, among: list[MethodName]) -> Self:
+        """Without each --set that others `among` these methods read and this one does not, which it would refuse."""
+
+        def kept(name: str) -> bool:
+            readers = READ_BY.get(name, (method,))
+            return method in readers or not {*readers} & {*among}
+
+        given = [f"{name}={value}" for name, value in pairs(self.settings).items() if kept(name)]
+        return replace(self, settings=given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +93,7 @@ def evaluate(
     flags.start_processes()
     named = named_runs(encoders, baselines)
     chosen = fractions_of(fractions)
-    from unfused_fast.evaluation import Plan, evaluation_tables
+    from unfused_fast.evaluation import SELECTED_ON_TEST, Plan, evaluation_tables
     from unfused_fast.evaluation import evaluate as run_evaluation
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
@@ -88,8 +106,7 @@ def evaluate(
         return
     sentences = [f"predictions of every test recording: {out / 'predictions.parquet'}"]
     if result["select"] == "best_test":
-        chosen_by = "the linear heads were selected on the test set (eval.select = best_test)"
-        sentences.insert(0, f"{chosen_by}: these numbers are optimistic")
+        sentences.insert(0, SELECTED_ON_TEST)
     show(result, flags.as_json, evaluation_tables(result), sentences)
 
 
@@ -173,27 +190,47 @@ def lape(
     ] = "full",
     fractions: Fractions = "1",
     epochs: Annotated[int | None, typer.Option(help="Of distillation.", show_default="preset's")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Other methods, a column of the table each: names between commas, or all (see: unfused-fast compare "
+            "--help). They pre-train on --pretrain-on.",
+            show_default="none",
+        ),
+    ] = None,
+    pretrain_on: Annotated[
+        str | None, typer.Option(help="A shard set; labels are not read.", show_default=False)
+    ] = None,
+    pretrain_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of --methods, passes over --pretrain-on.", show_default="100")
+    ] = None,
     compile_: Compile = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that pack.", show_default="one a core")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
 
-    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds,
-    except with --preset authors or --set data.crop_seconds.
+    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds, except with
+    --preset authors or --set data.crop_seconds. In the --out of a `compare` its methods are not trained again.
     """
     flags.start_processes()
-    from unfused_fast.config import chosen_tasks
+    if (methods is None) != (pretrain_on is None) or (methods is None and pretrain_epochs is not None):
+        raise UserError("--methods and --pretrain-on belong together: which methods to train, and on which clips")
+    from unfused_fast.config import chosen_methods, chosen_tasks
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
 
-    chosen = chosen_tasks(names)
+    chosen, others = chosen_tasks(names), chosen_methods(methods) if methods is not None else []
+    configs, _ = flags.methods(others, pretrain_epochs)
+    own = flags.read_by("decar-v2", others)
     plan = LapePlan(
-        flags.config("distill", epochs),
-        flags.config("linear", None, **{"eval.encoder": encoder}),
+        own.config("distill", epochs),
+        own.config("linear", None, **{"eval.encoder": encoder, "train.epochs": pretrain_epochs}),
         Plan(fractions=fractions_of(fractions), holdout=flags.holdout),
         seeds,
         flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
+        configs,
+        None if pretrain_on is None else open_set(pretrain_on),
     )
     options = run_options(flags.device, compile_, False, overwrite, timeout=flags.timeout)
     with options.ranks:
@@ -205,77 +242,3 @@ def lape(
         raise UserError(
             f"{data_dir}: no task was evaluated; {out / 'lape.md'} says for each where to get it, or what went wrong"
         )
-
-
-@with_flags(TableFlags)
-def ablate(
-    shards: Shards,
-    out: Annotated[Path, typer.Option("--out", help="Directory for runs and the table.", show_default=False)],
-    vary: Annotated[
-        list[str],
-        typer.Option(
-            "--vary",
-            help="A config field and values between commas, section.field=v1,v2; between semicolons where a value has "
-            "commas itself. Repeatable (see: unfused-fast config).",
-            show_default=False,
-        ),
-    ],
-    flags: TableFlags,
-    target: Annotated[
-        str | None, typer.Option(help="Labelled shard set for stages 2 and 3.", show_default="SHARDS")
-    ] = None,
-    stage: Annotated[
-        Literal["pretrain", "distill", "linear", "all"],
-        typer.Option(
-            help="Which stage gets the values: pretrain (then its own encoder is evaluated), distill, linear, or all "
-            "that read the field."
-        ),
-    ] = "all",
-    grid: Annotated[
-        bool,
-        typer.Option(
-            "--grid/--one-at-a-time",
-            help="Every combination of the values; or the preset's, then each value alone beside it.",
-        ),
-    ] = True,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each cell.")] = 1,
-    epochs: Annotated[
-        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
-    ] = None,
-    compile_: Compile = None,
-) -> None:
-    """What fields are worth: trains and evaluates with each of their values, one table with errors over seeds.
-
-    After a stop at any moment the same command resumes; more values or seeds add to what is there. A cell that
-    diverges is a line of the table.
-    """
-    half = None if epochs is None else max(1, epochs // 2)
-    stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
-    configs: Mapping[Stage, Config] = {name: flags.config(name, count) for name, count in stages.items()}
-    values = varied_values(vary)
-    from unfused_fast.evaluation import RunPool, ablation_table, cells_of
-    from unfused_fast.evaluation import ablate as run_ablation
-
-    cells = cells_of(configs, stage, values, not grid)
-    trained_on, evaluated_on = open_set(shards), open_set(target or shards)
-    pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
-    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
-    places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
-    show(summary, flags.as_json, [ablation_table(summary)], [places])
-    if not any(row["seeds"] for row in summary["rows"]):
-        raise typer.Exit(1)
-
-
-def varied_values(given: list[str]) -> dict[str, list[str]]:
-    """`FIELD=v1,v2` flags as field -> values, as text. Raises UserError for one without values, or given twice."""
-    values: dict[str, list[str]] = {}
-    for item in given:
-        wanted = "section.field=value,value, for example --vary cluster.k=256,512,1024 (see: unfused-fast config)"
-        ((name, text),) = pairs([item], "--vary", wanted).items()
-        parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
-        if not all(parts):
-            raise UserError(f"--vary {item}: a value is empty; want {wanted}")
-        if name in values:
-            raise UserError(f"--vary {name} is given twice; put all its values into one, between commas")
-        values[name] = parts
-    return values

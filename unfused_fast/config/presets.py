@@ -114,6 +114,16 @@ def preset(name: PresetName, stage: Stage, method: MethodName | None = None) -> 
     return with_values(Config(), {"method.name": chosen, **RECIPES[chosen][name]})
 
 
+def chosen_methods(names: str) -> list[MethodName]:
+    """Names between commas, or `all` -> methods, each once. Raises UserError for an unknown one."""
+    known = typing.get_args(MethodName)
+    chosen = [name.strip() for name in names.split(",")] if names != "all" else known
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"--methods {name}: no such method; there are: all, {', '.join(known)}")
+    return [name for name in known if name in chosen]
+
+
 class Difference(NamedTuple):
     """A field that has not the same value in two configs."""
 

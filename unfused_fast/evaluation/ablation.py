@@ -10,7 +10,6 @@ Ours; the tables it is made for are DECAR's Table 3 and the like.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal
 from unfused_fast.config import Config, Stage, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.report import TextTable, claim, held_out_text, mean_and_error, percent, write_report
+from unfused_fast.evaluation.report import TextTable, claim, held_out_text, spread, spread_text, trouble, write_report
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
@@ -29,16 +28,14 @@ from unfused_fast.training import draw, plot_errors
 Ablated = Literal["pretrain", "distill", "linear"]
 Varied = Literal[Ablated, "all"]
 STAGES: tuple[Ablated, ...] = ("pretrain", "distill", "linear")
+TRAINED = ("frontend", "data", "aug", "model", "optim", "train")
 READS: dict[Stage, frozenset[str]] = {
-    "pretrain": frozenset(
-        ["frontend", "data", "views", "aug", "model", "cluster", "prototypes", "loss", "bank", "optim", "train"]
-    ),
-    "distill": frozenset(["frontend", "data", "aug", "model", "optim", "train", "pseudo", "distill"]),
+    "pretrain": frozenset([*TRAINED, "method", "views", "cluster", "prototypes", "loss", "bank"]),
+    "distill": frozenset([*TRAINED, "pseudo", "distill"]),
     "linear": frozenset({"eval"}),
 }
 """Sections of the config that change the result of a stage; stage 3 takes the others from the encoder's run."""
 COLUMNS = ("settings", "seeds", "valid", "test", "to base", "parameters", "MACs", "seconds", "trouble")
-FILES = {"runs", "ablation.json", "ablation.md", "ablation.png"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def ablate(
         (cell.name, cell.values, encoder_cost(cell.configs[part], cell.configs["linear"].eval.encoder))
         for cell in cells
     ]
-    claim(out, FILES, "an ablation")
+    claim(out, "an ablation")
     for number, cell in itertools.product(range(seeds), cells):
         seed = cell.configs["pretrain"].train.seed + number
         console.print(f"ablate: {cell.name}, seed {seed}")
@@ -186,11 +183,11 @@ def summary_of(
                 "values": values,
                 "state": "waiting" if not lines else "done" if len(done) == len(lines) else "failed",
                 "seeds": [line["seed"] for line in done],
-                "valid": _spread([line["valid"] for line in done]),
-                "test": _spread([line["test"] for line in tested]),
-                "difference": _spread(pairs),
+                "valid": spread([line["valid"] for line in done]),
+                "test": spread([line["test"] for line in tested]),
+                "difference": spread(pairs),
                 **asdict(cost),
-                "seconds": _spread([line["seconds"] for line in done]),
+                "seconds": spread([line["seconds"] for line in done]),
                 "runs": [line["runs"] for line in done],
                 "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
             }
@@ -211,13 +208,13 @@ def ablation_table(summary: Mapping[str, Any]) -> TextTable:
             [
                 row["settings"],
                 str(len(row["seeds"])),
-                percent(valid["mean"], valid["standard_error"]),
-                percent(test["mean"], test["standard_error"]),
-                percent(difference["mean"], difference["standard_error"], "+"),
+                spread_text(valid),
+                spread_text(test),
+                spread_text(difference, "+"),
                 f"{row['parameters']:,}",
                 f"{row['macs']:,}",
                 "" if seconds is None else f"{seconds:.1f}",
-                _trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else ""),
+                trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else ""),
             ]
         )
     return title, COLUMNS, rows
@@ -236,17 +233,3 @@ def write_picture(out: Path, summary: Mapping[str, Any]) -> None:
     if shown:
         names, title = [row["settings"] for row in shown], f"{summary['task']}: accuracy in %"
         draw(out / "ablation.png", plot_errors, names, points, title)
-
-
-def _trouble(failed: Sequence[dict[str, Any]]) -> str:
-    """`seeds 0, 1: what happened`: the reason without advice, which is for single runs; the JSON holds both."""
-    seeds = defaultdict[str, list[str]](list)
-    for one in failed:
-        seeds[one["reason"].split(";")[0]].append(str(one["seed"]))
-    return "; ".join(f"seed{'s'[: len(of) - 1]} {', '.join(of)}: {reason}" for reason, of in seeds.items())
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard error of `seeds` values; None where there is none."""
-    mean, error = mean_and_error(values) if values else (None, None)
-    return {"mean": mean, "standard_error": error, "seeds": len(values), "values": list(values)}

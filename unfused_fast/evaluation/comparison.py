@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unfused_fast.config import Config, flatten
+from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured, Plan, measure
 from unfused_fast.evaluation.report import TextTable, held_out_text, write_report, writing
+from unfused_fast.evaluation.run_pool import finished
 from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import LabelledClips
@@ -85,6 +88,27 @@ def _result(
         "config_digest": config_digest(flatten(config)),
         "data_digest": shards.manifest.digest,
     }
+
+
+def evaluate_once(
+    config: Config, shards: ShardSet, encoders: Mapping[str, Sequence[str]], plan: Plan, out: Path, options: Options
+) -> dict[str, Any]:
+    """As evaluate, of runs of a pool, whose names say what they are; `out` is replaced unless an earlier command
+    measured the same.
+    """
+    wanted = {
+        "config_digest": config_digest(flatten(config)),
+        "data_digest": shards.manifest.digest,
+        "plan": json.loads(json.dumps(asdict(plan))),
+        "encoders": {name: [Path(run).name for run in runs] for name, runs in encoders.items()},
+    }
+    result = options.ranks.first(lambda: finished(out, "evaluation.json"))
+    if result is not None:
+        runs = {name: [Path(run).name for run in of] for name, of in result["encoders"].items()}
+        if wanted == {**{name: result.get(name) for name in wanted}, "encoders": runs}:
+            console.print(f"{out}: already finished")
+            return dict(result)
+    return evaluate(config, shards, encoders, plan, out, replace(options, overwrite=True))
 
 
 def write_predictions(path: Path, shards: ShardSet, clips: LabelledClips, measured: Sequence[Measured]) -> None:

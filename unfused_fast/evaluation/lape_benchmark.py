@@ -1,8 +1,8 @@
-"""The LAPE benchmark: stages 2 and 3 on every task whose data are present, compared with the paper's Table 1.
+"""The LAPE benchmark: stages 2 and 3, and other methods, on every task whose data are present, beside Table 1.
 
 OUT/shards/<task>/      sets packed from published layouts
-OUT/runs/               a run pool: distilled encoders, one per task and seed
-OUT/tasks/<task>/       the evaluation of a task's encoders, as of `evaluate`
+OUT/runs/               a run pool: distilled encoders, one per task and seed; methods' encoders, one per seed
+OUT/tasks/<task>/full/  the evaluation of a task's encoders, as of `evaluate`; or student3/; or of a method, moco-0/
 OUT/lape.json, lape.md  the table
 
 After a stop at any moment the same command resumes: finished work is not repeated. Several ranks train and evaluate
@@ -11,10 +11,9 @@ each task together; rank 0 packs the sets and writes the tables.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,26 @@ from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.comparison import evaluate
+from unfused_fast.evaluation.compare import TITLES, LabelledTask, encoder_scores, seen, seen_text
+from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
-from unfused_fast.evaluation.measure import Plan, refuse_label_fraction
-from unfused_fast.evaluation.report import TextTable, claim, percent, percent_span, write_report, writing
-from unfused_fast.evaluation.run_pool import PooledRun, RunPool, finished
+from unfused_fast.evaluation.measure import Plan, measurable, refuse_label_fraction
+from unfused_fast.evaluation.report import (
+    TextTable,
+    beside,
+    claim,
+    percent,
+    percent_span,
+    spread,
+    spread_text,
+    trouble,
+    write_report,
+    writing,
+)
+from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.shards.sets.table import ShardSet, open_shards
-from unfused_fast.stages import labelled_clips, load_encoder, rounds_of
+from unfused_fast.stages import load_encoder
 from unfused_fast.training import Options, config_digest, encoder_digest
-
-FILES = {"shards", "runs", "tasks", "lape.json", "lape.md"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,16 @@ class LapePlan:
     """Stage 2 uses each task's crop length instead of the config's. Source: the authors' code has a
     window for each task.
     """
+    methods: Mapping[str, Config] = field(default_factory=dict)
+    """Other methods: how each pre-trains, on"""
+    pretrain_on: ShardSet | None = None
+    """this set. Their encoders are evaluated whole, as in the paper, with the largest share of labels."""
+
+    @property
+    def seen(self) -> dict[str, Any] | None:
+        """What each method sees of it."""
+        epochs = {config.train.epochs for config in self.methods.values()}
+        return None if self.pretrain_on is None else seen(self.pretrain_on, *epochs)
 
 
 def lape(
@@ -72,7 +91,7 @@ def lape(
     start = ranks.every(lambda: _teacher(teacher, plan, options))  # checked before anything is packed
 
     def begin() -> None:
-        claim(out, FILES, "a LAPE benchmark")
+        claim(out, "a LAPE benchmark")
         if options.overwrite:
             with writing(out):
                 for name in ("runs", "tasks"):
@@ -92,7 +111,7 @@ def lape(
         facts = {"task": task.name, "title": task.title, "benchmark": task.benchmark, "paper": dict(task.results)}
         lines.append({**facts, **line})
         # Written after every task, so that it exists whatever ends the next one.
-        summary = summary_of(lines, plan.linear.eval.encoder, str(out))
+        summary = {**summary_of(lines, plan.linear.eval.encoder, str(out)), "seen": plan.seen}
         if ranks.leads:
             write_report(out, "lape", summary, tables(summary), sentences(summary))
     return summary
@@ -126,11 +145,18 @@ def _run_task(
         plan = replace(plan, measured=replace(plan.measured, holdout=None))
     first = plan.distill.train.seed
     seeds = range(first, first + plan.seeds)
-    _refuse_unmeasurable(task, shards, plan, seeds)
+    measured = replace(plan.measured, by_folds=task.by_folds)
+    clips = ranks.every(lambda: measurable(plan.linear, shards, measured, seeds))  # before stage 2 runs for hours
+    if clips.multi_label:
+        raise UserError(
+            f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
+            f"label a clip; pack a set with one, or give this folder a name other than {task.name}"
+        )
     crop: dict[str, Any] = {"data.crop_seconds": task.seconds} if plan.crops_of_tasks else {}
     configs = [with_values(plan.distill, {"train.seed": seed, **crop}) for seed in seeds]
     runs = [str(pool.distill(config, shards, teacher).path) for config in configs]
-    result = _evaluated(task, shards, runs, out / "tasks" / task.name, plan, pool.options)
+    part, measured = plan.linear.eval.encoder, replace(measured, seed_of_run=True)
+    result = evaluate_once(plan.linear, shards, {part: runs}, measured, out / "tasks" / task.name / part, pool.options)
     rows = {f"{row['label_fraction']:g}": row for row in result["rows"]}
     shown = rows[max(rows, key=float)]
     return {
@@ -144,40 +170,26 @@ def _run_task(
         "clips": {split: info.clips for split, info in shards.manifest.splits.items()},
         "cost": {name: shown[name] for name in ("parameters", "macs")},
         "runs": runs,
+        "methods": _methods(task, shards, plan, seeds, out, pool),
         "notes": _notes(task, shards, plan),
     }
 
 
-def _refuse_unmeasurable(task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int]) -> None:
-    """Raises UserError for a set that stage 3 cannot measure, before stage 2 runs for hours."""
-    clips = labelled_clips(shards, task.by_folds, holdout=plan.measured.holdout)
-    if clips.multi_label:
-        raise UserError(
-            f"{shards.directory}: its clips have several labels each, but {task.name} is measured by accuracy, on one "
-            f"label a clip; pack a set with one, or give this folder a name other than {task.name}"
-        )
-    for seed in seeds:
-        rounds_of(clips, task.by_folds, plan.linear.eval.valid_fraction, seed)
-
-
-def _evaluated(
-    task: Task, shards: ShardSet, runs: list[str], folder: Path, plan: LapePlan, options: Options
+def _methods(
+    task: Task, shards: ShardSet, plan: LapePlan, seeds: Sequence[int], out: Path, pool: RunPool
 ) -> dict[str, Any]:
-    """The content of evaluation.json, from an earlier command if it measured the same."""
-    measuring = replace(plan.measured, by_folds=task.by_folds, seed_of_run=True)
-    asked = {
-        "config_digest": config_digest(flatten(plan.linear)),
-        "data_digest": shards.manifest.digest,
-        "plan": json.loads(json.dumps(asdict(measuring))),
-        "encoders": {plan.linear.eval.encoder: runs},
-    }
-    result = options.ranks.first(lambda: finished(folder, "evaluation.json"))
-    if result is not None and asked == {name: result.get(name) for name in asked}:
-        console.print(f"{folder}: already finished")
-        return dict(result)
-    return evaluate(
-        plan.linear, shards, {plan.linear.eval.encoder: runs}, measuring, folder, replace(options, overwrite=True)
-    )
+    """Method -> its test accuracy over seeds, and why some failed."""
+    if plan.pretrain_on is None:
+        return {}
+    heads = with_values(plan.linear, {"eval.encoder": "full"})
+    fractions = (max(plan.measured.fractions),)
+    measured = replace(plan.measured, by_folds=task.by_folds, fractions=fractions, read_again=True)
+    labelled, found = [LabelledTask(task.name, shards, measured)], dict[str, Any]()
+    for name, config in plan.methods.items():
+        lines = [encoder_scores(name, config, heads, plan.pretrain_on, labelled, out, seed, pool) for seed in seeds]
+        tests = [line["scores"][task.name]["test"] for line in lines if "scores" in line]
+        found[TITLES[name]] = {"test": spread(tests), "failed": [line for line in lines if "reason" in line]}
+    return found
 
 
 def _notes(task: Task, shards: ShardSet, plan: LapePlan) -> list[str]:
@@ -210,6 +222,10 @@ def summary_of(rows: Sequence[dict[str, Any]], encoder: str, out: str) -> dict[s
         average[benchmark] = {
             "tasks": f"{len(done)} of {len(mine)}",
             "test": _mean([row["test"] for row in done]),
+            "methods": {
+                name: _mean([row["methods"][name]["test"]["mean"] for row in done])
+                for name in (done[0]["methods"] if done else ())
+            },
             "paper": {name: _mean(numbers) for name, numbers in papers.items()},
         }
     return {"encoder": encoder, "tasks": [*rows], "average": average, "run": out}
@@ -221,24 +237,25 @@ def tables(summary: Mapping[str, Any]) -> list[TextTable]:
     for benchmark, average in summary["average"].items():
         rows = [row for row in summary["tasks"] if row["benchmark"] == benchmark]
         fractions = sorted({fraction for row in rows for fraction in row.get("by_fraction", {})}, key=float)[:-1]
-        papers = list(rows[0]["paper"])
-        lines = []
+        others, lines = list(dict.fromkeys((*rows[0]["paper"], *average["methods"]))), []
         for row in rows:
             few = [row.get("by_fraction", {}).get(fraction) for fraction in fractions]
-            done = row["state"] == "done"
+            done, methods = row["state"] == "done", row.get("methods", {})
             lines.append(
                 [
                     row["title"],
                     percent(row["test"], row["standard_error"]) if done else row["state"],
                     percent_span(row["interval"]) if done else "",
                     *("" if cell is None else percent(cell["test"], cell["standard_error"]) for cell in few),
-                    *_printed(row["paper"].values()),
+                    *_others({name: spread_text(of["test"]) for name, of in methods.items()}, row["paper"], others),
                 ]
             )
         ours = [f"average of {average['tasks']}", percent(average["test"]), "", *[""] * len(fractions)]
-        lines.append([*ours, *_printed(average["paper"].values())])
+        means = {name: percent(mean) for name, mean in average["methods"].items()}
+        lines.append([*ours, *_others(means, average["paper"], others)])
+        named = [f"{name}, here" if name in average["methods"] else name for name in others]
         few_labels = [f"{100 * float(fraction):g} % of labels" for fraction in fractions]
-        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *papers]
+        columns = ["task", f"ours, {summary['encoder']}", "95 % interval", *few_labels, *named]
         title = "test accuracy in %, compared with the numbers of the paper; the average is over the tasks done here"
         found.append((f"{benchmark}: {title}", columns, lines))
     return found
@@ -263,8 +280,15 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             )
         elif row["state"] == "wrong":
             lines.append(f"{row['task']} could not be measured: {row['reason']}")
-        elif row["notes"]:
-            lines.append(f"{row['task']}: {'; '.join(row['notes'])}.")
+        else:
+            notes = [f"{name}, {trouble(of['failed'])}" for name, of in row["methods"].items() if of["failed"]]
+            if notes := [*notes, *row["notes"]]:
+                lines.append(f"{row['task']}: {'; '.join(notes)}.")
+    if summary["seen"] is not None:
+        lines.append(
+            f"Columns `here`: methods pre-trained here by {seen_text(summary['seen'])} each, through one front end "
+            "and encoder; the paper's figure in brackets."
+        )
     return lines
 
 
@@ -274,6 +298,10 @@ def _mean(numbers: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(numbers) else None
 
 
-def _printed(numbers: Any) -> list[str]:
-    """The papers' numbers, with a blank for a dash."""
-    return ["" if number is None else f"{number:.1f}" for number in numbers]
+def _others(here: Mapping[str, str], printed: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
+    """The paper's numbers, with a blank for a dash; in brackets beside those of methods pre-trained here."""
+    numbers = ((name, printed.get(name)) for name in names)
+    return [
+        beside(here[name], number) if name in here else "" if number is None else f"{number:.1f}"
+        for name, number in numbers
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from unfused_fast.config import Task
+from unfused_fast.config import TASKS, Task
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.mel import log_mel_statistics
@@ -90,6 +90,12 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
     if not there:
         console.print(f"{task.name}: packed {packed.packed} clips in {packed.wall_seconds:.0f} s")
     return packed.shard_set
+
+
+def task_of(shards: ShardSet) -> Task | None:
+    """The papers' task that a set is, by the name of its folder or by the adapter and options that made it."""
+    made = (task for task in TASKS.values() if _made_for(shards.manifest, task))
+    return TASKS.get(shards.directory.name) or next(made, None)
 
 
 def where_to_get(task: Task) -> dict[str, str]:

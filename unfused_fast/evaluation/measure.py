@@ -8,7 +8,7 @@ Source of the linear head: paper section 3, part 3. Ours: nearest neighbours, fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,8 @@ class Plan:
     """Share of the train recordings held out as test, for a set without a test split."""
     seed_of_run: bool = False
     """Whether each run of an encoder has its own seed, in order, instead of `seeds`."""
+    read_again: bool = False
+    """Whether other encoders will be measured on the set: with `data.store` = auto its log-mels are then kept."""
 
     def __post_init__(self) -> None:
         for fraction in self.fractions:
@@ -114,6 +116,15 @@ def refuse_label_fraction(config: Config) -> None:
         )
 
 
+def measurable(config: Config, shards: ShardSet, plan: Plan, seeds: Iterable[int]) -> LabelledClips:
+    """The clips that `plan` measures with `seeds`. Raises UserError for a set with which it cannot."""
+    refuse_label_fraction(config)
+    clips = labelled_clips(shards, plan.by_folds, holdout=plan.holdout)
+    for seed in seeds:
+        rounds_of(clips, plan.by_folds, config.eval.valid_fraction, seed)
+    return clips
+
+
 def measure(
     config: Config,
     shards: ShardSet,
@@ -148,7 +159,9 @@ def measure(
                 random = with_values(architecture, {"train.seed": seed})
                 frozen = loaded[run] if run in loaded else baseline_encoder(run, random, device)
                 read = seeded if plan.seed_of_run else config  # all seeds of a run use the same crops
-                splits = eval_features(frozen, read, shards, clips.splits, device, ranks=ranks)
+                splits = eval_features(
+                    frozen, read, shards, clips.splits, device, read_again=plan.read_again, ranks=ranks
+                )
             ranks.first(partial(_measure, found, seeded, clips, rounds, splits, plan, name, run, cost))
     return clips, found
 

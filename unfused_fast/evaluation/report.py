@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ from unfused_fast.training import write_json
 
 TextTable = tuple[str, Sequence[str], list[list[str]]]
 """Title, columns, rows."""
+COMMANDS = ("ablation", "compare", "lape")
+"""Names of the reports that may lie in one folder, whose runs they share."""
+SELECTED_ON_TEST = (
+    "the linear heads were selected on the test set (eval.select = best_test): these numbers are optimistic"
+)
 REPORT_COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
 
 
@@ -66,8 +72,9 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def claim(out: Path, files: set[str], what: str) -> None:
-    """Creates the folder OUT, which may hold `files` of an earlier command. Raises UserError for others."""
+def claim(out: Path, what: str) -> None:
+    """Creates the folder OUT, which may hold what `ablate`, `compare` and `lape` wrote. Raises UserError for others."""
+    files = {"runs", "shards", "tasks", *(f"{name}.{kind}" for name in COMMANDS for kind in ("json", "md", "png"))}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: it is a file, but {what} is a directory; choose another --out")
     if others := {path.name.removesuffix(".new") for path in out.glob("*")} - files:
@@ -108,6 +115,30 @@ def held_out_text(holdout: float | None) -> str:
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard error of the mean (sample deviation over root n); no error for a single value."""
     return float(np.mean(values)), float(sem(values)) if len(values) > 1 else None
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard error of `seeds` values; None where there is none."""
+    mean, error = mean_and_error(values) if values else (None, None)
+    return {"mean": mean, "standard_error": error, "seeds": len(values), "values": list(values)}
+
+
+def spread_text(of: Mapping[str, Any], sign: str = "") -> str:
+    """A spread of shares as `81.2 ± 0.4`."""
+    return percent(of["mean"], of["standard_error"], sign)
+
+
+def beside(here: str, printed: float | None) -> str:
+    """`81.2 ± 0.4 (83.2)`: a score and a paper's figure in per cent, without what there is not."""
+    return " ".join(text for text in (here, "" if printed is None else f"({printed:.1f})") if text)
+
+
+def trouble(failed: Sequence[Mapping[str, Any]]) -> str:
+    """`seeds 0, 1: what happened`: the reason without advice, which is for single runs; the JSON holds both."""
+    seeds = defaultdict[str, list[str]](list)
+    for one in failed:
+        seeds[one["reason"].split(";")[0]].append(str(one["seed"]))
+    return "; ".join(f"seed{'s'[: len(of) - 1]} {', '.join(of)}: {reason}" for reason, of in seeds.items())
 
 
 def percent(mean: float | None, error: float | None = None, sign: str = "") -> str:

@@ -247,10 +247,12 @@ def eval_features(
     splits: Sequence[str],
     device: torch.device,
     left_out: Sequence[int] = (),
+    read_again: bool = False,
     ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Split -> features (N, D) by the `eval` settings of `config`; only clips of train may be
-    `left_out`: each has the row of another clip, which must not be scored. Of several `ranks` rank 0 alone gets rows.
+    `left_out`: each has the row of another clip, which must not be scored. `read_again`: as of extract. Of several
+    `ranks` rank 0 alone gets rows.
 
     With `eval.encoder_mode` = train the train split goes first, through the encoder in train mode, on rank 0; the
     others then go through it in eval mode, with the resulting BatchNorm statistics. `encoder` itself is not changed.
@@ -272,6 +274,7 @@ def eval_features(
             settings.pool,
             device,
             store=config.data.store,
+            read_again=read_again,
             window=window,
             left_out=left_out if split == "train" else (),
             ranks=ranks,

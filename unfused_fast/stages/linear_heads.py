@@ -186,7 +186,7 @@ def _evaluated(
     left_out = ranks.first(lambda: find_unreadable(shards, "train", options.skip_bad if apart else 0))
     frozen = ranks.every(lambda: encoder_of(encoder, config, options.device))
     report_test_in_training([encoder], shards, clips)
-    splits = eval_features(frozen, config, shards, clips.splits, options.device, left_out, ranks)
+    splits = eval_features(frozen, config, shards, clips.splits, options.device, left_out, ranks=ranks)
     run.start()
     return run.finish(
         ranks.first(lambda: _headed(run, config, shards, encoder, options, clips, part, splits, left_out))

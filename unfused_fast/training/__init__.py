@@ -33,6 +33,7 @@ from unfused_fast.training.plots import (
     plot_curves,
     plot_errors,
     plot_log_mels,
+    plot_scores,
 )
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run

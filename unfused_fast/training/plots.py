@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,30 @@ def plot_errors(
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, 130)
+
+
+def plot_scores(
+    path: Path,
+    points: Mapping[str, tuple[tuple[float, float], tuple[float, float]]],
+    lines: Mapping[str, tuple[float, float]],
+    labels: tuple[str, str],
+) -> None:
+    """A point for each ((x, error), (y, error)) with bars of one error, a level line for each (y, error); all in the
+    legend, points from the highest.
+    """
+    figure, ((axes,),) = _figure(1, 1, 8.2, 4.6)
+    ordered = sorted(points.items(), key=lambda point: -point[1][1][0])
+    for (name, (across, up)), marker in zip(ordered, itertools.cycle("os^Dv")):
+        bars = {"fmt": marker, "markersize": 5, "capsize": 2, "linewidth": 1.2}
+        axes.errorbar(across[0], up[0], up[1], across[1], label=_shortened(name, 40), **bars)
+    for (name, (level, error)), style in zip(lines.items(), itertools.cycle(("--", ":", "-."))):
+        axes.axhline(level, color="black", linewidth=1, linestyle=style, label=name)
+        axes.axhspan(level - error, level + error, color="black", alpha=0.08, linewidth=0)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path, 130)
 
 

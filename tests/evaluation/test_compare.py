@@ -1,0 +1,198 @@
+"""`compare`: the numbers of the single commands, a method that fails, what is shared, what goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from miniatures import urbansound
+
+from unfused_fast.config.fields import Config
+from unfused_fast.config.methods import MethodName
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.evaluation.compare import PRINTED, common_values, tasks_of
+from unfused_fast.evaluation.lape_data import task_of
+from unfused_fast.models.cost import encoder_cost
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
+
+FLAGS = ["--epochs", 1, "--set", "eval.epochs=5"]
+
+
+@pytest.fixture(scope="module")
+def emotions(
+    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The train clips of `tone_rows` as a set named as one of the papers' tasks, without a test split."""
+    rows = [replace(row, label=f"{row.label} or not") for row in tone_rows if row.split == "train"]
+    return pack_rows(rows, tmp_path_factory.mktemp("sets") / "ic")
+
+
+@pytest.fixture(scope="module")
+def arguments(tones: Path, emotions: Path, tiny: list[str]) -> list[object]:
+    return [tones, "--tasks", tones, "--tasks", emotions, "--holdout", 0.3, "--seeds", 2, *FLAGS, *tiny]
+
+
+@pytest.fixture(scope="module")
+def compared(cli: Callable[..., Any], arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a comparison wrote, in which MoCo wants a longer queue than there are clips; not to be written to."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    methods = ["--methods", "simclr,moco,decar-v2", "--set", "method.queue=1000"]
+    done = cli("compare", *arguments, *methods, "--out", out, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == json.loads((out / "compare.json").read_text())
+    return out
+
+
+def _rows(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["encoder"]: row for row in json.loads((out / "compare.json").read_text())["rows"]}
+
+
+def _finished(out: Path) -> dict[Path, int]:
+    """What is finished, and when it was."""
+    files = [*out.glob("runs/*/result.json"), *out.glob("tasks/*/*/evaluation.json")]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_the_numbers_are_those_of_the_single_commands(
+    cli: Callable[..., Any], compared: Path, tones: Path, emotions: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], *tiny]
+    assert list(rows) == ["logmel", "random", "decar-v2", "simclr", "moco"]
+    run = tmp_path / "run"
+    trained = cli("train", "pretrain", tones, "--out", run, "--method", "simclr", *FLAGS[:2], *common)
+    assert trained.code == 0, trained.err
+    for task, more in ((tones, []), (emotions, ["--holdout", 0.3])):
+        named = ["--encoder", f"simclr={run}", "--out", tmp_path / task.name]
+        scored = cli("evaluate", task, *named, *more, *common, "--json")
+        assert scored.code == 0, scored.err
+        for line in json.loads(scored.out)["rows"]:
+            found = rows[line["encoder"]]["tasks"][task.name]
+            assert [found[split]["values"][seed] for split in ("valid", "test")] == [line["valid"], line["test"]]
+    for row in (rows[name] for name in ("logmel", "random", "decar-v2", "simclr")):
+        scores = np.array([of["test"]["values"] for of in row["tasks"].values()])  # (tasks, seeds)
+        assert scores.shape == (2, 2) and row["seeds"] == [0, 1] and row["state"] == "done"
+        for found, values in ((row["mean"]["test"], scores.mean(axis=0)), (row["tasks"]["ic"]["test"], scores[1])):
+            assert found["mean"] == pytest.approx(values.mean())
+            assert found["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+        if row["runs"]:
+            results = [json.loads((Path(run) / "result.json").read_text()) for run in row["runs"]]
+            spent = [result["seconds"] - result["start_seconds"] for result in results]
+            assert row["seconds"]["mean"] == pytest.approx(np.mean(spent), abs=0.01)
+
+
+def test_a_method_that_fails_is_a_line_and_the_report_is_written(
+    cli: Callable[..., Any], compared: Path, arguments: list[object], tmp_path: Path
+) -> None:
+    moco, markdown = _rows(compared)["moco"], (compared / "compare.md").read_text()
+    assert (moco["state"], moco["seeds"], moco["mean"]["test"]["mean"]) == ("failed", [], None)
+    assert [one["seed"] for one in moco["failed"]] == [0, 1] and "method.queue = 1000" in moco["failed"][0]["reason"]
+    assert f"| MoCo |  |  |  |  |  | 0 | seeds 0, 1: {moco['failed'][0]['reason'].split(';')[0]} |" in markdown
+    simclr = _rows(compared)["simclr"]["tasks"]["ic"]["test"]
+    beside = f"{100 * simclr['mean']:.1f} ± {100 * simclr['standard_error']:.1f} (59.8)"  # UnFuSeD, Table 1
+    assert (
+        f"| SimCLR | {beside} |" in markdown and "| MoCo | (65.1) |" in markdown and "| UnFuSeD | (66.0) |" in markdown
+    )
+    valid = {row["title"]: row["mean"]["valid"]["mean"] for row in _rows(compared).values() if row["runs"]}
+    assert f"Highest on validation: {max(valid, key=lambda title: valid[title])}, " in markdown
+    assert "Test held out of train (--holdout 0.3): ic." in markdown and "1 epoch of 60 clips" in markdown
+    assert (compared / "compare.png").read_bytes().startswith(b"\x89PNG")
+    longer = ["--methods", "moco", "--set", "method.queue=61", "--out", tmp_path]
+    alone = cli("compare", *arguments[:3], *arguments[7:], *longer)
+    assert alone.code == 1 and "random" in alone.out and not (tmp_path / "compare.png").exists()
+
+
+def test_runs_are_shared_with_an_ablation(
+    cli: Callable[..., Any], compared: Path, arguments: list[object], tones: Path, tiny: list[str]
+) -> None:
+    before = _finished(compared)
+    varied = ["--vary", "cluster.k=4", "--stage", "pretrain", "--seeds", 2, "--set", "method.queue=65536"]
+    done = cli("ablate", tones, "--out", compared, *varied, *FLAGS, *tiny)
+    assert done.code == 0, done.err
+    after = _finished(compared)
+    assert before.items() <= after.items()
+    assert {path.parent.name.split("-")[0] for path in {*after} - {*before}} == {"linear"}
+
+
+def test_a_killed_command_goes_on(
+    cli: Callable[..., Any],
+    cli_process: Callable[..., subprocess.Popen[str]],
+    compared: Path,
+    arguments: list[object],
+    tmp_path: Path,
+) -> None:
+    given = [*arguments, "--methods", "decar-v2,simclr", "--out", tmp_path / "out"]
+    process, out = cli_process("compare", *given), tmp_path / "out"
+    deadline = time.monotonic() + 120
+    while not [*out.glob("tasks/ic/decar-v2-0/*")] and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = _finished(out)
+    assert process.returncode == -signal.SIGKILL and len(before) >= 7 and not (out / "compare.png").exists()
+    done = cli("compare", *given)
+    assert done.code == 0, done.err
+    assert before.items() <= _finished(out).items() and len(_finished(out)) == 4 + 2 * 2 * 4
+    whole, resumed = _rows(compared), _rows(out)
+    assert {name: (row["tasks"], row["mean"]) for name, row in resumed.items()} == {
+        name: (whole[name]["tasks"], whole[name]["mean"]) for name in resumed
+    }
+
+
+def test_every_method_gets_the_same_encoder_crops_and_epochs() -> None:
+    linear = with_values(Config(), {"train.epochs": 7, "model.channels": 8, "data.crop_seconds": 0.5})
+    names = get_args(MethodName)
+    configs = [with_values(preset("recommended", "pretrain", name), common_values(linear)) for name in names]
+    assert {encoder_cost(config, "full") for config in configs} == {encoder_cost(linear, "full")}
+    assert {(config.frontend, config.model.pool, config.crop_frames) for config in configs} == {
+        (linear.frontend, linear.model.pool, 51)
+    }
+    assert {(config.train.epochs, config.train.patience) for config in configs} == {(7, 0)}
+    assert [config.method.name for config in configs] == [*names]
+
+
+def test_a_set_is_known_by_its_name_or_by_what_made_it(cli: Callable[..., Any], tones: Path, tmp_path: Path) -> None:
+    urbansound(tmp_path / "UrbanSound8K")
+    packed = cli("shard", "--dataset", "urbansound8k", tmp_path / "UrbanSound8K", tmp_path / "sounds", "--workers", 1)
+    assert packed.code == 0, packed.err
+    (sounds,) = tasks_of([open_shards(tmp_path / "sounds")], Config(), [0], 0.2)
+    assert sounds.paper is not None and (sounds.paper.name, sounds.name) == ("us8k", "sounds")
+    assert (sounds.plan.by_folds, sounds.plan.holdout) == (True, None), "by its ten folds, as the papers do"
+    (tmp_path / "decar-ic").symlink_to(tones)
+    by_name = task_of(open_shards(tmp_path / "decar-ic"))
+    assert by_name is not None and {*sum(PRINTED.values(), ())} <= {*by_name.results}
+    assert task_of(open_shards(tones)) is None
+
+
+def test_what_is_refused_before_anything_runs(
+    cli: Callable[..., Any],
+    tones: Path,
+    emotions: Path,
+    unlabelled: Path,
+    tmp_path: Path,
+) -> None:
+    (twin := tmp_path / "more").mkdir()
+    (twin / "tones").symlink_to(tones)
+    for words, *more in (
+        ("--methods mocha: no such method; there are: all, decar-v2", "--methods", "moco,mocha"),
+        ("--preset authors: method decar-v1 does not have it", "--preset", "authors"),
+        ("method simclr does not read it", "--methods", "simclr", "--set", "method.queue=5"),
+        ("compared methods train equally long", "--set", "train.patience=3"),
+        ("has the name tones too", "--tasks", twin / "tones"),
+        ("have no label", "--tasks", unlabelled, "--holdout", 0.2),
+        ("--holdout", "--tasks", emotions),
+        ("use --label-fraction 0.1", "--set", "eval.label_fraction=0.1"),
+    ):
+        done = cli("compare", tones, "--tasks", tones, "--out", tmp_path / "out", "--device", "cpu", *more)
+        assert done.code == 1 and words in done.error and not (tmp_path / "out").exists(), done.error
+    done = cli("compare", tones, "--tasks", tones, "--out", tones, "--device", "cpu")
+    assert done.code == 1 and "which is not part of a comparison" in done.error

@@ -1,0 +1,300 @@
+"""`compare`: methods that pre-train on the same clips, each encoder evaluated on every task, one table.
+
+OUT/runs/                                 a run pool, shared with `ablate` and `lape`
+OUT/tasks/<task>/<method>-<seed>/         the evaluation of one encoder, as of `evaluate`
+OUT/compare.json, compare.md              the tables, written again after each encoder
+OUT/compare.png                           accuracy against training time, at the end
+
+After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to the tables.
+Ours; the table it is made for is UnFuSeD's Table 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfused_fast.config import BASELINES, Config, Task, flatten, with_values
+from unfused_fast.console import console, counted
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation.comparison import evaluate_once
+from unfused_fast.evaluation.lape_data import task_of
+from unfused_fast.evaluation.measure import Plan, measurable
+from unfused_fast.evaluation.report import (
+    SELECTED_ON_TEST,
+    TextTable,
+    beside,
+    claim,
+    spread,
+    spread_text,
+    trouble,
+    write_report,
+)
+from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.methods import METHODS
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.training import draw, plot_scores
+
+TITLES: dict[str, str] = {"logmel": "log-mel", "random": "random", **{name: of.title for name, of in METHODS.items()}}
+"""Encoder -> its name in tables, a method's as in the papers'."""
+PRINTED = {"random": ("random, frozen",), "DECAR-v1": ("DECAR, frozen",)}
+"""Names in tables -> columns of DECAR's Table 2; LAPE's columns are named as the methods."""
+SPLITS = ("valid", "test")
+
+
+def common_values(linear: Config) -> dict[str, Any]:
+    """What is the same for all methods, from the config of the linear heads: front end, encoder, crop and epochs.
+
+    Ours: methods differ in loss, heads, augmentation, optimiser and batch; without the rest a table would compare
+    encoders, and hours of audio, instead. Raises UserError for an early stop.
+    """
+    if linear.train.patience:
+        raise UserError(f"train.patience = {linear.train.patience}: compared methods train equally long; leave it at 0")
+    names = ("data.crop_seconds", "train.epochs", "model.encoder", "model.dim", "model.channels", "model.fc_layers")
+    wanted = ("frontend.", *names, "model.pool", "train.patience")
+    return {name: value for name, value in flatten(linear).items() if name.startswith(wanted)}
+
+
+@dataclass(frozen=True)
+class LabelledTask:
+    """A labelled set, and how encoders are measured on it."""
+
+    name: str
+    shards: ShardSet
+    plan: Plan
+    metric: str = "accuracy"
+    """Or mAP, of several labels a clip."""
+    paper: Task | None = None
+    """Of the papers, where it is one of theirs."""
+
+
+def tasks_of(
+    sets: Sequence[ShardSet], linear: Config, seeds: Sequence[int], holdout: float | None
+) -> list[LabelledTask]:
+    """The sets as tasks: by folds where the papers do so, with `holdout` where a set has no test split.
+
+    Raises UserError for one that cannot be measured, and for two of one name, before anything is trained for hours.
+    """
+    tasks = dict[str, LabelledTask]()
+    for shards in sets:
+        paper = task_of(shards)
+        by_folds = paper is not None and paper.by_folds
+        tested = by_folds or "test" in shards.manifest.splits
+        plan = Plan(by_folds=by_folds, holdout=None if tested else holdout, read_again=True)
+        clips = measurable(linear, shards, plan, seeds)
+        metric = "mAP" if clips.multi_label else "accuracy"
+        task = LabelledTask(shards.directory.name, shards, plan, metric, paper)
+        if tasks.setdefault(task.name, task) is not task:
+            raise UserError(
+                f"--tasks {shards.directory}: {tasks[task.name].shards.directory} has the name {task.name} too; a task "
+                "is named as its folder, so rename one, or give each once"
+            )
+    return list(tasks.values())
+
+
+def compare(
+    configs: Mapping[str, Config],
+    linear: Config,
+    shards: ShardSet,
+    sets: Sequence[ShardSet],
+    out: Path,
+    seeds: int,
+    pool: RunPool,
+) -> dict[str, Any]:
+    """Runs every method with seeds S, S + 1, ... of the linear heads' `train.seed` S, and the baselines beside them;
+    returns the content of compare.json.
+
+    `configs`: of each method, with the `common_values` of `linear`. A method that ends in a UserError, such as one that
+    diverges, is a row of the table with its reason. Raises UserError for an `out` or a task that cannot be used,
+    Interrupted after Ctrl-C.
+    """
+    every = range(linear.train.seed, linear.train.seed + seeds)
+    tasks, found = tasks_of(sets, linear, every, pool.holdout), list[dict[str, Any]]()
+    claim(out, "a comparison")
+    for seed, name in itertools.product(every, (*BASELINES, *configs)):
+        found.append(encoder_scores(name, configs.get(name), linear, shards, tasks, out, seed, pool))
+        summary = summary_of((*BASELINES, *configs), found, tasks, shards, linear, out, pool.holdout)
+        write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
+    write_scores(out, summary)
+    return summary
+
+
+def encoder_scores(
+    name: str,
+    config: Config | None,
+    linear: Config,
+    shards: ShardSet,
+    tasks: Sequence[LabelledTask],
+    out: Path,
+    seed: int,
+    pool: RunPool,
+) -> dict[str, Any]:
+    """Pre-trains a method with a seed, or takes the baseline where there is no config, and evaluates the encoder: task
+    -> `valid` and `test`; where that ends in a UserError, the reason.
+    """
+    console.print(f"{TITLES[name]}, seed {seed}")
+    line, scores = {"encoder": name, "seed": seed}, dict[str, dict[str, float]]()
+    try:
+        run = None if config is None else pool.pretrain(with_values(config, {"train.seed": seed}), shards)
+        heads, encoder = with_values(linear, {"train.seed": seed}), name if run is None else str(run.path)
+        for task in tasks:
+            folder = out / "tasks" / task.name / f"{name}-{seed}"
+            (row,) = evaluate_once(heads, task.shards, {name: [encoder]}, task.plan, folder, pool.options)["rows"]
+            scores[task.name] = {split: row[split] for split in SPLITS}
+    except UserError as error:
+        console.print(f"{TITLES[name]}, seed {seed}: {error}", style="yellow")
+        return {**line, "reason": str(error)}
+    if run is None:
+        return {**line, "scores": scores, "seconds": None, "run": None}
+    # the first run on a set computes its log-mels, which is no method's own work
+    seconds = round(run.result["seconds"] - run.result["start_seconds"], 2)
+    return {**line, "scores": scores, "seconds": seconds, "run": str(run.path)}
+
+
+def summary_of(
+    encoders: Sequence[str],
+    found: Sequence[dict[str, Any]],
+    tasks: Sequence[LabelledTask],
+    shards: ShardSet,
+    linear: Config,
+    out: Path,
+    holdout: float | None,
+) -> dict[str, Any]:
+    """The outcome of each encoder and seed -> the content of compare.json; shares of 1, the papers' in per cent.
+
+    `mean` is over seeds of the mean over tasks; its error is that of these means.
+    """
+    rows = []
+    for name in encoders:
+        lines = [line for line in found if line["encoder"] == name]
+        done = [line for line in lines if "scores" in line]
+        scores = {task.name: [line["scores"][task.name] for line in done] for task in tasks}
+        means = [[float(np.mean([of[split] for of in line["scores"].values()])) for line in done] for split in SPLITS]
+        rows.append(
+            {
+                "encoder": name,
+                "title": TITLES[name],
+                "state": "waiting" if not lines else "done" if len(done) == len(lines) else "failed",
+                "seeds": [line["seed"] for line in done],
+                "mean": dict(zip(SPLITS, map(spread, means), strict=True)),
+                "tasks": {
+                    task: {split: spread([score[split] for score in of]) for split in SPLITS}
+                    for task, of in scores.items()
+                },
+                "seconds": spread([line["seconds"] for line in done if line["seconds"] is not None]),
+                "runs": [line["run"] for line in done if line["run"] is not None],
+                "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
+            }
+        )
+    measured = {
+        task.name: {
+            "metric": task.metric,
+            "holdout": task.plan.holdout,
+            "paper": None if task.paper is None or task.metric == "mAP" else dict(task.paper.results),
+        }
+        for task in tasks
+    }
+    facts = {"seen": seen(shards, linear.train.epochs), "holdout": holdout, "select": linear.eval.select}
+    return {**facts, "tasks": measured, "rows": rows, "run": str(out)}
+
+
+def seen(shards: ShardSet, epochs: int) -> dict[str, Any]:
+    """What each method sees of the set it pre-trains on."""
+    return {"set": shards.directory.name, "clips": shards.manifest.splits["train"].clips, "epochs": epochs}
+
+
+def seen_text(of: Mapping[str, Any]) -> str:
+    """`10 epochs of 2,000 clips of pool`."""
+    return f"{counted(of['epochs'], 'epoch')} of {counted(of['clips'], 'clip')} of {of['set']}"
+
+
+def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
+    """Test and validation in per cent, with standard errors over seeds; and beside the papers' figures, if any."""
+    tasks, rows = summary["tasks"], summary["rows"]
+    names = [name if task["metric"] == "accuracy" else f"{name}, mAP" for name, task in tasks.items()]
+
+    def scores(split: str) -> list[list[str]]:
+        return [[spread_text(row["tasks"][task][split]) for task in tasks] for row in rows]
+
+    def about(split: str) -> str:
+        return f"{split} accuracy in %, mean ± standard error over seeds"
+
+    columns = ["method", "mean, valid", "mean, test", *names, "seconds", "seeds", "trouble"]
+    lines = []
+    for row, tested in zip(rows, scores("test"), strict=True):
+        seconds, means = row["seconds"]["mean"], [spread_text(row["mean"][split]) for split in SPLITS]
+        left = trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else "")
+        spent = "" if seconds is None else f"{seconds:.1f}"
+        lines.append([row["title"], *means, *tested, spent, str(len(row["seeds"])), left])
+    validated = [[row["title"], *of] for row, of in zip(rows, scores("valid"), strict=True)]
+    return [
+        (about("test"), columns, lines),
+        (about("validation"), ["method", *names], validated),
+        *_printed_table(summary),
+    ]
+
+
+def _printed_table(summary: Mapping[str, Any]) -> Iterator[TextTable]:
+    """Test scores beside the papers' figures, where a task is one of theirs; below them columns that only they have."""
+    printed = {name: task["paper"] for name, task in summary["tasks"].items() if task["paper"] is not None}
+    if not printed:
+        return
+    rows, taken = list[list[str]](), set[str]()
+    for row in summary["rows"]:
+        column = PRINTED.get(row["title"], ())
+        numbers = [next((of[name] for name in (row["title"], *column) if name in of), None) for of in printed.values()]
+        here = (spread_text(row["tasks"][task]["test"]) for task in printed)
+        rows.append([row["title"], *(beside(*cell) for cell in zip(here, numbers, strict=True))])
+        taken |= {row["title"], *column}
+    for column in dict.fromkeys(name for of in printed.values() for name in of):
+        numbers = [of.get(column) for of in printed.values()]
+        if column not in taken and any(numbers):
+            rows.append([column, *(beside("", number) for number in numbers)])
+    yield "test accuracy in %, and as printed (in brackets)", ["method", *printed], rows
+
+
+def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What was the same for all, and which method validation prefers."""
+    what = seen_text(summary["seen"])
+    lines = [f"Each method saw {what}, through the same front end and encoder, in crops of the same length."]
+    if summary["select"] == "best_test":
+        lines.append(SELECTED_ON_TEST)
+    held = [name for name, task in summary["tasks"].items() if task["holdout"] is not None]
+    if held:
+        lines.append(f"Test held out of train (--holdout {summary['holdout']:g}): {', '.join(held)}.")
+    if any(task["paper"] for task in summary["tasks"].values()):
+        lines.append("Printed figures are of encoders that were pre-trained on the papers' own clips.")
+    valid = {row["title"]: row["mean"]["valid"] for row in summary["rows"] if row["seeds"]}
+    beside = [f"{title} {spread_text(valid.pop(title))}" for title in map(TITLES.get, BASELINES) if title in valid]
+    if valid:
+        best = max(valid, key=lambda title: float(valid[title]["mean"]))
+        among = f" ({', '.join(beside)})" if beside else ""
+        lines.append(
+            f"Highest on validation: {best}, {spread_text(valid[best])}{among}. Choose by validation: the largest of "
+            "several test numbers is too high."
+        )
+    return lines
+
+
+def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
+    """OUT/compare.png: mean test accuracy against training seconds, baselines as lines, bars of one standard error."""
+    shown = [row for row in summary["rows"] if row["seeds"]]
+    scores = {row["title"]: _in_percent(row["mean"]["test"]) for row in shown}
+    points = {
+        row["title"]: ((row["seconds"]["mean"], row["seconds"]["standard_error"] or 0.0), scores[row["title"]])
+        for row in shown
+        if row["encoder"] not in BASELINES
+    }
+    lines = {title: score for title, score in scores.items() if title not in points}
+    if points:
+        title = f"mean test accuracy in %, {counted(len(summary['tasks']), 'task')}"
+        draw(out / "compare.png", plot_scores, points, lines, ("training seconds", title))
+
+
+def _in_percent(of: Mapping[str, Any]) -> tuple[float, float]:
+    return 100 * of["mean"], 100 * (of["standard_error"] or 0.0)
