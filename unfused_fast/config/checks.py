@@ -23,6 +23,8 @@ presets' rates of LARC, up to 1, would destroy a network in its first step.
 
 QUEUE: tuple[MethodName, ...] = ("moco", "delores-m", "slicer")
 BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
+LEAST_FRAMES = {"audiontt": 8, "efficientnet_b0": 32}
+"""Of a local view: the encoders halve time three times and five."""
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
@@ -30,6 +32,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
     "aug.mixup.partner": ("slicer",),
+    "views.local": ("swav", "barlow", "delores-s"),
     **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
     **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
 }
@@ -78,6 +81,12 @@ def _refusals(config: Config) -> Iterator[str]:
         yield (
             f"optim.lr = {config.optim.lr:g}, but optim.name = muon moves each weight by about a fifth of it a step; "
             f"want at most {MUON_LR}, such as 0.001"
+        )
+    least = LEAST_FRAMES[config.model.encoder]
+    if config.views.local and not least <= config.local_frames < config.crop_frames:
+        yield (
+            f"views.local_seconds = {config.views.local_seconds}, {config.local_frames} frames: want less than "
+            f"data.crop_seconds = {config.data.crop_seconds}, and at least {least} frames"
         )
     if not cluster.heads:
         yield "cluster.k is empty: want at least 1 number, or auto"

@@ -25,6 +25,8 @@ CPU_BLOCK = 128
 mapped; a GPU takes the whole batch."""
 LEAST_STD = 1e-6
 """Smallest standard deviation; smaller ones are replaced by it. Ours: crops of pure silence have none."""
+WHOLE_VIEWS = 2
+"""Views before the local ones. Source: SwAV."""
 TENSOR = "norm.moments"
 """Name in a checkpoint."""
 GIVEN = "norm.given"
@@ -134,6 +136,12 @@ def changed(views: Tensor, ends: Tensor | None, shares: Tensor | None, seeds: Te
     return views
 
 
+def local_part(views: Tensor, first: Tensor, frames: int) -> Tensor:
+    """(B, 1, F, T), (B,) first frames -> (B, 1, F, `frames`) a part of each."""
+    place = first[:, None] + torch.arange(frames, device=views.device)
+    return views.gather(3, place[:, None, None].expand(-1, 1, views.shape[2], -1))
+
+
 class Augmenter:
     """Turns normalised crops into views. One per run; its state is the mixup memory and the statistics of a running
     norm.
@@ -144,6 +152,7 @@ class Augmenter:
     ) -> None:
         """For a split of `clips` clips, whose ids begin at `first_id`; of its memory a rank has its partitions."""
         self.config, self._ranks = config.aug, ranks
+        self._local_frames = config.local_frames
         partitions = config.data.partitions
         self._own = ranks.share.of_partitions(partitions)
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
@@ -159,8 +168,8 @@ class Augmenter:
         self, clip_ids: Tensor, crops: tuple[Tensor, ...], draws: Draws, centroids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """(B,) ids, V crops (B, 1, F, T) and their draws -> V views: a running norm, mixup with the memory, random
-        resize crop, a random linear fader, noise. `centroids` (K, F) of unit norm are those of clips' means over time,
-        for `aug.mixup.partner` = farthest.
+        resize crop, a random linear fader, noise; of the last `views.local` a part of `views.local_seconds`.
+        `centroids` (K, F) of unit norm are those of clips' means over time, for `aug.mixup.partner` = farthest.
         """
         crops = crops if self.norm is None else self.norm(crops)
         drawn = *self._partners(clip_ids, crops, draws, centroids), *(draws.resize or (None, None))
@@ -169,6 +178,9 @@ class Augmenter:
             self._view(crop, *([None if each is None else each[view] for each in some] for some in (drawn, changes)))
             for view, crop in enumerate(crops)
         ]
+        if draws.local:
+            local = zip(views[WHOLE_VIEWS:], draws.local[0][WHOLE_VIEWS:], strict=True)
+            views[WHOLE_VIEWS:] = [local_part(view, first, self._local_frames) for view, first in local]
         if self.memory is not None:
             self.memory.push(clip_ids, crops[0], None if centroids is None else clusters_of(crops[0], centroids))
         return tuple(views)

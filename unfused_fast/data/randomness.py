@@ -34,6 +34,7 @@ class Stream(IntEnum):
     FADER = 5
     NOISE_SHARE = 6
     NOISE = 7
+    LOCAL = 8
 
 
 def _signed(value: int) -> int:
@@ -109,6 +110,8 @@ class Draws(NamedTuple):
     """What is added to the first and the last frame, (V, n, 2) float32."""
     noise: tuple[Tensor, ...]
     """Share of the noise, (V, n) float32; and (V, n) int64 from which it is drawn, batch by batch."""
+    local: tuple[Tensor, ...]
+    """(V, n) int64 first frame of a local view, uniform over all places where it fits; not read of the first two."""
 
     def of(self, part: slice) -> Draws:
         """Those of some of the clips; no copy."""
@@ -126,6 +129,7 @@ def draws_of(config: Config, counters: Tensor, epoch: int, views: int) -> Draws:
     def numbers(count: int, stream: Stream, view: int) -> Tensor:
         return uniform(counters, count, seed=config.train.seed, epoch=epoch, stream=stream, view=view)
 
+    places = config.crop_frames - config.local_frames + 1
     return Draws(
         of_all(aug.specaug.masks > 0, lambda view: masks_of(config, counters, epoch, view)),
         of_all(aug.specaug.warp > 0, lambda view: warps_of(config, counters, epoch, view)),
@@ -139,6 +143,7 @@ def draws_of(config: Config, counters: Tensor, epoch: int, views: int) -> Draws:
                 bits(counters, config.train.seed, epoch, int(Stream.NOISE) + 16 * view),
             ],
         ),
+        of_all(config.views.local > 0, lambda view: [(numbers(1, Stream.LOCAL, view)[:, 0].double() * places).long()]),
     )
 
 
