@@ -15,19 +15,9 @@ from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.experiments import ablate, compare
-from unfused_fast.commands.flags import (
-    Compile,
-    Device,
-    Json,
-    Method,
-    Overwrite,
-    Preset,
-    Resume,
-    Sets,
-    pairs,
-    run_options,
-)
+from unfused_fast.commands.flags import Compile, Device, Json, Method, Overwrite, Preset, Resume, Sets, pairs
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
+from unfused_fast.commands.options import run_options
 from unfused_fast.commands.output import print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app

@@ -157,9 +157,9 @@ def made(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_never_waits(made: Callable[..., Any], kind: str) -> None:
     _, trainer, batches = made(kind)
-    trainer.train_batch(batches[0], 1)
+    trainer.train_batch(batches[0])
     with Recorded() as seen:
-        trainer.train_batch(batches[1], 1)
+        trainer.train_batch(batches[1])
     assert "convolution_backward" in seen.names
     assert not seen.waits
 
@@ -168,10 +168,10 @@ def test_a_step_never_waits(made: Callable[..., Any], kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_gpu_never_waits(made: Callable[..., Any], kind: str) -> None:
     _, trainer, batches = made(kind, "cuda")
-    trainer.train_batch(batches[0], 1)
+    trainer.train_batch(batches[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.train_batch(batches[1], 1)
+        trainer.train_batch(batches[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -193,7 +193,7 @@ def test_what_follows_gets_no_gradient_and_moves_by_its_average_alone(
     before = {name: parameter.clone() for name, parameter in copied.named_parameters()}
     known = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
     for batch in batches[:2]:
-        trainer.train_batch(batch, 1)
+        trainer.train_batch(batch)
         for name, parameter in copied.named_parameters():
             assert parameter.grad is None and not parameter.requires_grad and id(parameter) not in known
             wanted = 0.9 * before[name] + 0.1 * method.network.get_parameter(name).detach()
@@ -208,7 +208,7 @@ def test_the_queue_gets_the_keys_of_the_batch(made: Callable[..., Any], monkeypa
     original = KeyQueue.push
     monkeypatch.setattr(KeyQueue, "push", lambda queue, keys: (pushed.append(keys), original(queue, keys)))
     for batch in batches:
-        trainer.train_batch(batch, 1)
+        trainer.train_batch(batch)
     assert torch.equal(method.queue.keys[:8], pushed[-1][-8:]), "of 48 keys in a queue of 40"
     assert [len(keys) for keys in pushed] == [16, 16, 16] and not any(keys.requires_grad for keys in pushed)
     torch.testing.assert_close(torch.cat(pushed).norm(dim=1), torch.ones(48))
@@ -226,7 +226,7 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
 
     method.run = noted
     for batch in batches:
-        trainer.train_batch(batch, 1)
+        trainer.train_batch(batch)
     units = [output / np.linalg.norm(output, axis=1, keepdims=True) for output in map(np.asarray, outputs[::2])]
     variances = [16 * unit.var(axis=0).mean() for unit in units]  # 16 dimensions
     assert method.end_epoch()["output_std"] == pytest.approx(np.mean(variances) ** 0.5, abs=1e-4)

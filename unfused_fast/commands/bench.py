@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets, run_options, stage_config
+from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets, stage_config
+from unfused_fast.commands.options import run_options
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.errors import UserError, cause
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, refuse_several, run_options, with_flags
+from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, with_flags
+from unfused_fast.commands.options import refuse_several, run_options
 from unfused_fast.commands.output import bar, show
 from unfused_fast.shards.packing.workers import start_server
 

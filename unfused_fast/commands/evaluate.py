@@ -19,9 +19,9 @@ from unfused_fast.commands.flags import (
     Shards,
     pairs,
     refuse_unread,
-    run_options,
     with_flags,
 )
+from unfused_fast.commands.options import run_options
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import BASELINES, READ_BY, MethodName
 from unfused_fast.errors import UserError

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from unfused_fast.commands.evaluate import TableFlags
-from unfused_fast.commands.flags import Compile, Shards, pairs, run_options, with_flags
+from unfused_fast.commands.evaluate import SharedTableFlags, TableFlags
+from unfused_fast.commands.flags import Compile, Shards, pairs, with_flags
+from unfused_fast.commands.options import run_options
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import MethodName, Stage
 from unfused_fast.errors import UserError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from unfused_fast.config import Config
 
 
-@with_flags(TableFlags)
+@with_flags(SharedTableFlags)
 def compare(
     shards: Shards,
     sets: Annotated[
@@ -28,7 +29,7 @@ def compare(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for runs and the tables.", show_default=False)],
-    flags: TableFlags,
+    flags: SharedTableFlags,
     methods: Annotated[
         str, typer.Option(help=f"Names between commas, or all. There are: {', '.join(get_args(MethodName))}.")
     ] = "all",
@@ -43,17 +44,23 @@ def compare(
 
     All see the same clips as often, through the same front end and encoder; the rest is each method's own. After a stop
     at any moment the same command resumes; more methods, tasks or seeds add to what is there. A method that diverges or
-    does not fit the set is a line of the table. A --set goes to the methods that read it.
+    does not fit the set is a line of the table. A --set goes to the methods that read it. Several processes train and
+    evaluate each method together.
     """
+    flags.start_processes()
     from unfused_fast.config import chosen_methods
     from unfused_fast.evaluation import RunPool, comparison_sentences, comparison_tables
     from unfused_fast.evaluation import compare as run_comparison
 
     names = chosen_methods(methods)
     configs, linear = flags.methods(names, epochs)
-    opened, tasks = open_set(shards), [open_set(task) for task in sets]
-    pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
-    summary = run_comparison(configs, linear, opened, tasks, out, seeds, pool)
+    options = run_options(flags.device, compile_, False, False, timeout=flags.timeout)
+    pool = RunPool(out / "runs", options, flags.holdout)
+    with options.ranks:
+        opened, tasks = open_set(shards), [open_set(task) for task in sets]
+        summary = run_comparison(configs, linear, opened, tasks, out, seeds, pool)
+    if not options.ranks.leads:
+        return
     places = f"tables and picture: {out / 'compare.md'}, {out / 'compare.png'}"
     show(summary, flags.as_json, comparison_tables(summary), [*comparison_sentences(summary), places])
     if not any(row["seeds"] for row in summary["rows"] if row["encoder"] in configs):

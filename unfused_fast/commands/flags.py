@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from unfused_fast.commands.launcher import start_devices
+from unfused_fast.commands.options import run_options
 from unfused_fast.commands.ray_launcher import start_on_ray
 from unfused_fast.config import BASELINES, MethodName, PresetName, Stage, Store
 from unfused_fast.errors import UserError
-from unfused_fast.launch import TIMEOUT_SECONDS, place_of
+from unfused_fast.launch import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from unfused_fast.config import Config
@@ -301,55 +301,3 @@ def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable
                 f"--set {other[0]}={given[other[0]]}: {encoder} has its own network and front end, with "
                 f"{other[0]} = {str(own[other[0]])[:40]}; leave the setting out, or train an encoder with it"
             )
-
-
-def refuse_several(alone: bool = True) -> None:
-    """Raises UserError for the first of several processes of torchrun or srun, of a command that runs `alone`; the
-    others end without a word.
-    """
-    place = place_of(os.environ) if alone else None
-    if place is not None and place.rank:
-        raise typer.Exit(1)
-    if place is not None:
-        raise UserError(
-            f"this command runs as one process, but was started as one of {place.world_size}, which would all write "
-            "the same files; start it once, without torchrun, or with srun --ntasks=1"
-        )
-
-
-def run_options(
-    device: str,
-    compile_: bool | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    profile: bool = False,
-    save_every: str | None = None,
-    resume_anyway: bool = False,
-    timeout: float | None = None,
-    skip_bad: int = 0,
-    compile_mode: str = "default",
-) -> Options:
-    """How a stage runs, from the flags; with a `timeout` together with the other processes, where there are some.
-
-    Raises UserError for a device that is not there, or flags that exclude each other; and without a `timeout` for one
-    of several processes, each of which would do all of the work and write the same files.
-    """
-    refuse_several(timeout is None)
-    from unfused_fast.training import Options, join, parse_save_every, resolve_device
-
-    if (resume or resume_anyway) and overwrite:
-        raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
-    place = None if timeout is None else place_of(os.environ)
-    chosen = resolve_device(device if place is None else place.device(device))
-    return Options(
-        chosen,
-        compile_,
-        compile_mode,
-        resume=resume or resume_anyway,
-        resume_anyway=resume_anyway,
-        overwrite=overwrite,
-        save_every=parse_save_every(save_every)[0],
-        profile=profile,
-        ranks=join(place, chosen, timeout or 0.0),
-        skip_bad=skip_bad,
-    )

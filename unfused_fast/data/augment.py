@@ -179,7 +179,7 @@ class Augmenter:
             for view, crop in enumerate(crops)
         ]
         if draws.local:
-            local = zip(views[WHOLE_VIEWS:], draws.local[0][WHOLE_VIEWS:], strict=True)
+            local = zip(views[WHOLE_VIEWS:], draws.local[0][WHOLE_VIEWS:], strict=False)
             views[WHOLE_VIEWS:] = [local_part(view, first, self._local_frames) for view, first in local]
         if self.memory is not None:
             self.memory.push(clip_ids, crops[0], None if centroids is None else clusters_of(crops[0], centroids))

@@ -6,6 +6,7 @@ OUT/compare.json, compare.md              the tables, written again after each e
 OUT/compare.png                           accuracy against training time, at the end
 
 After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to the tables.
+Several ranks train and evaluate each encoder together; rank 0 writes the tables.
 Ours; the table it is made for is UnFuSeD's Table 1.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from unfused_fast.config import BASELINES, Config, Task, flatten, with_values
 from unfused_fast.console import console, counted
+from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import task_of
@@ -114,13 +116,16 @@ def compare(
     Interrupted after Ctrl-C.
     """
     every = range(linear.train.seed, linear.train.seed + seeds)
-    tasks, found = tasks_of(sets, linear, every, pool.holdout), list[dict[str, Any]]()
-    claim(out, "a comparison")
+    ranks, found = pool.options.ranks, list[dict[str, Any]]()
+    tasks = ranks.every(lambda: tasks_of(sets, linear, every, pool.holdout))
+    ranks.first(lambda: claim(out, "a comparison"))
     for seed, name in itertools.product(every, (*BASELINES, *configs)):
         found.append(encoder_scores(name, configs.get(name), linear, shards, tasks, out, seed, pool))
         summary = summary_of((*BASELINES, *configs), found, tasks, shards, linear, out, pool.holdout)
-        write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
-    write_scores(out, summary)
+        if ranks.leads:
+            write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
+    if ranks.leads:
+        write_scores(out, summary)
     return summary
 
 
@@ -146,6 +151,8 @@ def encoder_scores(
             folder = out / "tasks" / task.name / f"{name}-{seed}"
             (row,) = evaluate_once(heads, task.shards, {name: [encoder]}, task.plan, folder, pool.options)["rows"]
             scores[task.name] = {split: row[split] for split in SPLITS}
+    except RankLost:
+        raise
     except UserError as error:
         console.print(f"{TITLES[name]}, seed {seed}: {error}", style="yellow")
         return {**line, "reason": str(error)}
