@@ -113,7 +113,8 @@ def test_a_benchmark_is_the_same_on_two_ranks(
     data.mkdir()
     (data / "tut").symlink_to(tones)
     (data / "us8k").symlink_to(unlabelled)
-    flags = ["--teacher", str(pretrained), "--tasks", "tut,us8k,ic", "--epochs", "1", *tiny, "--out"]
+    others = ["--methods", "simclr", "--pretrain-on", str(tones), "--pretrain-epochs", "1"]
+    flags = ["--teacher", str(pretrained), "--tasks", "tut,us8k,ic", "--epochs", "1", *others, *tiny, "--out"]
     runs = [(1, "one"), (2, "two"), (2, "two")]
     jobs = [{"ranks": ranks, "arguments": ["lape", str(data), *flags, str(tmp_path / out)]} for ranks, out in runs]
     ends = run_jobs(jobs, tmp_path)
@@ -123,8 +124,28 @@ def test_a_benchmark_is_the_same_on_two_ranks(
     one, two = (json.loads((tmp_path / name / "lape.json").read_text())["tasks"] for name in ("one", "two"))
     assert [row["state"] for row in two] == ["done", "wrong", "missing"]
     for wanted, found in zip(one, two, strict=True):
-        rounded = {"test", "standard_error", "interval", "macro_f1", "by_fraction", "runs"} & set(wanted)
+        rounded = {"test", "standard_error", "interval", "macro_f1", "by_fraction", "runs", "methods"} & set(wanted)
         assert {key: found[key] for key in set(found) - rounded} == {key: wanted[key] for key in set(wanted) - rounded}
+
+
+def test_a_comparison_is_the_same_on_two_ranks(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Where MoCo wants a longer queue than there are clips; what two ranks finished one finds, and makes none again."""
+    methods = ["--methods", "simclr,moco", "--set", "method.queue=1000", "--set", "eval.epochs=5", "--epochs", "1"]
+    given = ["compare", str(tones), "--tasks", str(tones), *methods, *tiny, "--out"]
+    runs = [(2, "two"), (1, "one"), (1, "two")]
+    jobs = [{"ranks": ranks, "arguments": [*given, str(tmp_path / out)]} for ranks, out in runs]
+    ends = run_jobs(jobs, tmp_path)
+    assert all(end["code"] == 0 for job in ends for end in job), ends
+    assert not ends[0][1]["said"], "rank 0 alone speaks"
+    assert ends[2][0]["said"].count("already finished") == 3
+    one, two = (json.loads((tmp_path / name / "compare.json").read_text())["rows"] for name in ("one", "two"))
+    assert [row["state"] for row in two] == ["done", "done", "done", "failed"]
+    for wanted, found in zip(one[:2], two[:2], strict=True):
+        assert found == wanted, "baselines are the same bits"
+    assert two[3]["failed"] == one[3]["failed"] and "method.queue = 1000" in two[3]["failed"][0]["reason"]
+    assert Path(two[2]["runs"][0]).name == Path(one[2]["runs"][0]).name
+    assert two[2]["mean"]["valid"]["mean"] == pytest.approx(one[2]["mean"]["valid"]["mean"], abs=0.2)
+    assert {path.name for path in (tmp_path / "two").iterdir()} >= {"compare.json", "compare.md", "compare.png"}
 
 
 def test_embeddings_are_the_same_bits_on_any_number_of_ranks(
