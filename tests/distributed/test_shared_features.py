@@ -144,6 +144,8 @@ def test_a_comparison_is_the_same_on_two_ranks(tones: Path, tiny: list[str], tmp
         assert found == wanted, "baselines are the same bits"
     assert two[3]["failed"] == one[3]["failed"] and "method.queue = 1000" in two[3]["failed"][0]["reason"]
     assert Path(two[2]["runs"][0]).name == Path(one[2]["runs"][0]).name
+    log = [json.loads(line) for line in (Path(two[2]["runs"][0]) / "log.jsonl").read_text().splitlines()]
+    assert [0 < line["collectives_share"] <= 1 for line in log] == [True], "of the epoch, not of what was before"
     assert two[2]["mean"]["valid"]["mean"] == pytest.approx(one[2]["mean"]["valid"]["mean"], abs=0.2)
     assert {path.name for path in (tmp_path / "two").iterdir()} >= {"compare.json", "compare.md", "compare.png"}
 

@@ -101,16 +101,16 @@ class Trainer:
         rates, done = self._state["rates"], self.position.epoch * steps + self.position.batch
         precision, kept = full_precision(self.config, self.options.device), freed_memory_kept(self.options.device)
         shown = EpochProgress(self.run.stage, epochs, steps, done)
+        self.ranks.seconds()  # those of what was before are no epoch's
         with self.run.signals(), precision, kept, self.saves, self.profile, self._explained(), shown:
             while self.position.epoch < epochs and (self.position.batch or not self.task.finished):
                 self._train_epoch(shown)
                 rates.append(round(self.loader.clips / self._state["seconds"], 1))
                 self._end_epoch(rates[-1], shown)
             self.saves.settle()
-        done = self.position.epoch
+        done, rate = self.position.epoch, sorted(rates)[len(rates) // 2]
         if self.task.finished and done < epochs:
             console.print(f"{self.run.stage}: stopped after epoch {done} of {epochs}, see train.patience")
-        rate = sorted(rates)[len(rates) // 2]
         facts = {"loss": self._state["loss"], "last_epoch": done, "clips_per_second": rate, **self._state["start"]}
         return {"batch_size": self.batch_size, **facts, **skipped(self.loader.left_out)}
 
