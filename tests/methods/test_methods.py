@@ -35,9 +35,12 @@ KINDS: dict[str, tuple[MethodName, str]] = {
     "simclr, as COLA": ("simclr", f"optim.lr=0.01 {COLA}"),
     "moco": ("moco", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
     "byol": ("byol", "optim.lr=0.01 method.ema=0.9 aug.noise=0.1"),
+    "barlow": ("barlow", "optim.lr=0.001"),
 }
 """Name -> method and settings. The DECARs have tests of their own."""
-SIGNS = {"alignment", "uniformity", "output_std"}
+SIGNS = {"alignment", "output_std", "diagonal"}
+"""In the log of an epoch; its line has their words."""
+WORDS = re.compile("uniformity|std of outputs|correlation of views")
 
 
 def sets(values: str) -> list[str]:
@@ -60,7 +63,7 @@ def whole(cli: Cli, tones: Path, tiny: list[str], tmp_path_factory: pytest.TempP
             done = cli("train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny, *flags(kind), *PARTS)
             assert done.code == 0, done.err
             said = re.sub(r"\s+", " ", done.err)
-            assert METHODS[KINDS[kind][0]].title in said and ("uniformity" in said or "std of outputs" in said)
+            assert METHODS[KINDS[kind][0]].title in said and WORDS.search(said)
         return out
 
     return run
@@ -269,5 +272,5 @@ def test_help_and_config_name_methods_and_their_sources(cli: Cli) -> None:
     shown = cli("train", "pretrain", "--help").out
     assert all(name in shown for name in METHODS)
     lines = json.loads(cli("config", "--method", "moco", "--preset", "authors", "method", "--json").out)
-    assert lines == {"method.name": "moco", "method.queue": 65536, "method.ema": 0.999, "method.similarity": "cosine"}
+    assert {"method.name": "moco", "method.queue": 65536, "method.ema": 0.999}.items() <= lines.items()
     assert "Source: BYOL-A" in re.sub(r"[\s│]+", " ", cli("config", "--method", "byol", "method.ema").out)

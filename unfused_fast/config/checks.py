@@ -22,6 +22,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.queue": ("moco",),
     "method.ema": ("moco", "byol"),
     "method.similarity": ("simclr",),
+    **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), ("barlow",)),
     **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
 }
 """Fields that only some methods read, for the same reason."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from unfused_fast.config.bounds import AT_LEAST_1, Auto, Share
+from unfused_fast.config.bounds import AT_LEAST_1, Auto, PositiveOrZero, Share
 
-MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol"]
+MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol", "barlow"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 Values = dict[str, Any]
 """Dotted name of a field -> its value."""
@@ -40,6 +40,12 @@ class MethodConfig:
     """How `simclr` compares clips: by cosine / `loss.temperature`, each view with all others (NT-Xent); or by x' W x
     with a trained W, first views with second ones. Source: arXiv 2002.05709; COLA, arXiv 2010.10915, and its authors.
     """
+    barlow_lambda: PositiveOrZero = 0.005
+    """Weight of correlations beside the diagonal in the loss of `barlow`. Source: Audio Barlow Twins (0.005);
+    arXiv 2103.03230 (0.0051).
+    """
+    barlow_weight: PositiveOrZero = 1.0
+    """Factor of that whole loss; 0 turns it off. Source: arXiv 2103.03230, which has none (1)."""
 
 
 CONSTANT: Values = {"optim.schedule": "constant", "optim.warmup_epochs": 0}
@@ -168,6 +174,18 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
             "model.proj_hidden": 4096,
             "model.proj_dim": 256,
             "model.l2_normalize": False,
+        },
+    },
+    # Audio Barlow Twins (Hanton), whose search was on AudioNTT: lambda, head, mixup 0.2, fader. Its head follows an
+    # encoder of 3,072; 1,048 outputs were enough, 16,384 worse. Its LARS has a rate of its own for biases.
+    "barlow": {
+        "recommended": {
+            **_TWO_VIEWS,
+            "model.proj_hidden": 8192,
+            "model.proj_dim": 1048,
+            "model.l2_normalize": False,
+            "aug.mixup.ratio": 0.2,
+            "aug.fader": 1.0,
         },
     },
 }

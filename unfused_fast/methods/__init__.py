@@ -5,6 +5,7 @@ Read first: method.py, then decar_v2.py. A new method is a file here and a line 
 are in config/methods.py.
 """
 
+from unfused_fast.methods.barlow import Barlow
 from unfused_fast.methods.byol import BYOL
 from unfused_fast.methods.decar_v1 import DecarV1
 from unfused_fast.methods.decar_v2 import DecarV2

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unfused_fast.clustering import MemoryBank
 from unfused_fast.config import Config
 from unfused_fast.distributed import Ranks
+from unfused_fast.errors import UserError
 from unfused_fast.models import PretrainNetwork
 
 Log = dict[str, Any]
@@ -24,6 +25,9 @@ Passes = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 """`passes(augmented)` goes once through the train split: (B,) clip ids and one view (B, 1, F, T) of each. The crops are
 the same in every pass; with `augmented` they are masked and augmented. Raises training's Interrupted after a signal.
 """
+LEAST_CLIPS = 4
+"""Of a batch, or of its part with `train.accumulate`, whose clips a loss compares. Ours: with fewer there is hardly a
+clip to be told from, and correlations over a batch are all near 1 or -1."""
 
 
 class Trainable(nn.Module):
@@ -133,3 +137,14 @@ class Method(Trainable):
     def facts(self) -> dict[str, Any]:
         """The method's entries in result.json."""
         return {}
+
+
+def check_batch(config: Config, clips: int, what: str) -> None:
+    """Raises UserError for batches of less than LEAST_CLIPS of `clips` clips; `what` the method does with them."""
+    size = clips if config.train.batch_size == "auto" else min(config.train.batch_size, clips)
+    if size // config.train.accumulate < LEAST_CLIPS:
+        parts = "" if config.train.accumulate == 1 else f" in {config.train.accumulate} parts"
+        raise UserError(
+            f"a batch of {size} clips{parts}: {config.method.name} {what}, and wants at least {LEAST_CLIPS}; use a "
+            "larger --set train.batch_size, or --method moco or byol"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unfused_fast.config import Config, MethodName
+from unfused_fast.methods.barlow import Barlow
 from unfused_fast.methods.byol import BYOL
 from unfused_fast.methods.decar_v1 import DecarV1
 from unfused_fast.methods.decar_v2 import DecarV2
@@ -16,6 +17,7 @@ METHODS: dict[MethodName, type[Method]] = {
     "simclr": SimCLR,
     "moco": MoCo,
     "byol": BYOL,
+    "barlow": Barlow,
 }
 
 

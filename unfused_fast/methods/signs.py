@@ -80,3 +80,33 @@ class ContrastSigns(Signs):
     def summary(self, log: Log) -> str:
         """For the epoch's line."""
         return f"  alignment {log['alignment']:.3f}, uniformity {log['uniformity']:.2f} (both 0 collapsed)"
+
+
+class CorrelationSigns(Signs):
+    """Of the cross-correlation of two views the mean of the diagonal, and of the absolute values beside it.
+
+    The diagonal is 1 where the views agree, 0 where all clips give the same; beside it 0 is what is wanted, and 1 where
+    all dimensions say the same.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks, "diagonal", "off_diagonal")
+
+    @torch.no_grad()
+    def note_correlations(self, correlations: Tensor) -> None:
+        """(P, P) of all ranks' clips, of which each rank notes its share."""
+        size, share = len(correlations), self.ranks.sizes[self.ranks.rank] / self.ranks.rows[0]
+        diagonal, every = correlations.diagonal(), correlations.abs().sum()
+        others = (every - diagonal.abs().sum()) / max(1, size * (size - 1))
+        self.note(share * diagonal.mean(), share * others)
+
+    def log(self) -> Log:
+        """For the epoch's log."""
+        return {name: round(value, 4) for name, value in self.means().items()}
+
+    def summary(self, log: Log) -> str:
+        """For the epoch's line."""
+        return (
+            f"  correlation of views {log['diagonal']:.3f} (0 collapsed), "
+            f"of dimensions {log['off_diagonal']:.3f} (1 collapsed)"
+        )

@@ -19,12 +19,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.config import Config
 from unfused_fast.distributed import Ranks, gather_rows
-from unfused_fast.errors import UserError
-from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.methods.method import Log, Method, Passes, check_batch
 from unfused_fast.methods.signs import ContrastSigns
-
-LEAST_CLIPS = 4
-"""Of a batch, or of its part with `train.accumulate`. Ours: with fewer there is hardly a clip to be told from."""
 
 
 def nt_xent(projections: Tensor, temperature: float, anchors: Tensor | None = None) -> Tensor:
@@ -60,13 +56,7 @@ class SimCLR(Method):
         left_out: Sequence[int] = (),
     ) -> None:
         super().__init__(config, clips, first_id, device, ranks, left_out)
-        size = clips if config.train.batch_size == "auto" else min(config.train.batch_size, clips)
-        if size // config.train.accumulate < LEAST_CLIPS:
-            parts = "" if config.train.accumulate == 1 else f" in {config.train.accumulate} parts"
-            raise UserError(
-                f"a batch of {size} clips{parts}: simclr tells a clip from the others of its batch, and wants at least "
-                f"{LEAST_CLIPS}; use a larger --set train.batch_size, or --method moco or byol"
-            )
+        check_batch(config, clips, "tells a clip from the others of its batch")
         self.signs = ContrastSigns(ranks)
 
     @classmethod

@@ -1,0 +1,78 @@
+"""Barlow Twins: the two views' outputs correlate dimension by dimension, and no dimension with another one.
+
+Source: Zbontar et al., arXiv 2103.03230, section 2 and Algorithm 1; on AudioNTT Hanton, "Audio Barlow Twins"
+(github.com/jonahanton/SSL_audio), whose search found lambda flat from 0.002 to 0.05 and one hidden layer enough.
+Needs two views, of one crop or of two; no negatives, no queue, no second network. Correlations are over the clips of
+all ranks, but with `train.accumulate` only over those of a part.
+
+B clips in a batch, n of them on this rank, P size of a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm
+
+from unfused_fast.config import Config
+from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.methods.method import Log, Method, Passes, check_batch
+from unfused_fast.methods.signs import CorrelationSigns
+
+
+def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """(B, P) both -> (P, P) correlation over the batch of each dimension of one with each of the other. Source: Eq. 2;
+    the deviation has 1e-5 added to its square, as the authors' BatchNorm.
+    """
+    one, other = (batch_norm(rows, None, None, training=True) for rows in (first, second))
+    return one.T @ other / len(first)
+
+
+def barlow_loss(correlations: Tensor, off_diagonal: float) -> Tensor:
+    """(P, P) -> () sum of (1 - C_ii)^2, plus `off_diagonal`, lambda, times the sum of other C_ij^2. Source: Eq. 1."""
+    diagonal = correlations.diagonal()
+    redundancy = correlations.square().sum() - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + off_diagonal * redundancy
+
+
+class Barlow(Method):
+    """Redundancy reduction."""
+
+    title, views = "Barlow Twins", 2
+
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        super().__init__(config, clips, first_id, device, ranks, left_out)
+        check_batch(config, clips, "correlates outputs over a batch")
+        self.signs = CorrelationSigns(ranks)
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        self.signs.begin_epoch()
+        return {}
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """Projections of all ranks' clips are gathered with their gradient."""
+        with self.part("forward"):
+            first, second = (gather_rows(self.run(view), self.ranks) for view in views)
+        correlations = cross_correlation(first, second)
+        self.signs.note_correlations(correlations)
+        settings = self.config.method
+        return settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda)
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        self.signs.after_step()
+
+    def end_epoch(self) -> Log:
+        return self.signs.log()
+
+    def summary(self, log: Log) -> str:
+        return self.signs.summary(log)
