@@ -36,6 +36,8 @@ KINDS: dict[str, tuple[MethodName, str]] = {
     "moco": ("moco", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
     "byol": ("byol", "optim.lr=0.01 method.ema=0.9 aug.noise=0.1"),
     "barlow": ("barlow", "optim.lr=0.001"),
+    "delores-s": ("delores-s", "optim.lr=0.001 method.barlow_weight=0.1"),
+    "delores-m": ("delores-m", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
 }
 """Name -> method and settings. The DECARs have tests of their own."""
 SIGNS = {"alignment", "output_std", "diagonal"}

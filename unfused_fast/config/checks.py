@@ -16,13 +16,15 @@ read would be taken for one that was tried. `k` and `iterations`, which presets 
 """
 
 
+QUEUE: tuple[MethodName, ...] = ("moco", "delores-m")
+BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
-    "method.queue": ("moco",),
-    "method.ema": ("moco", "byol"),
+    "method.queue": QUEUE,
+    "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
-    **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), ("barlow",)),
+    **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
     **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
 }
 """Fields that only some methods read, for the same reason."""

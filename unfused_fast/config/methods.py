@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from unfused_fast.config.bounds import AT_LEAST_1, Auto, PositiveOrZero, Share
 
-MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol", "barlow"]
+MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol", "barlow", "delores-s", "delores-m"]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 Values = dict[str, Any]
 """Dotted name of a field -> its value."""
@@ -27,25 +27,27 @@ class MethodConfig:
     section 3 (DECAR-v2).
     """
     queue: Annotated[int | Auto, AT_LEAST_1] = 65536
-    """Keys of earlier batches that `moco` tells a clip from; at most as many as clips. Source: authors of LAPE's MoCo.
-    `auto`: 65,536, or half of the clips where that is fewer (ours: a clip's own last key is then among them one
-    time in eight, of as many keys as clips every second time).
+    """Keys of earlier batches that a clip is told from (`moco`, `delores-m`); at most as many as clips. Source: authors
+    of LAPE's MoCo. `auto`: 65,536, or half of the clips where that is fewer (ours: a clip's own last key is then among
+    them one time in eight, of as many keys as clips every second time).
     """
     ema: Share = 0.99
-    """Share of its own weights that the following network of `moco` and `byol` keeps in a step; 1: it stays as it
-    began. Source: BYOL-A
-    (0.99); authors of LAPE's MoCo (0.999).
+    """Share of its own weights that the following network (`moco`, `delores-m`, `byol`) keeps in a step; 1: it stays as
+    it began. Source: BYOL-A (0.99); authors of LAPE's MoCo (0.999).
     """
     similarity: Literal["cosine", "bilinear"] = "cosine"
     """How `simclr` compares clips: by cosine / `loss.temperature`, each view with all others (NT-Xent); or by x' W x
     with a trained W, first views with second ones. Source: arXiv 2002.05709; COLA, arXiv 2010.10915, and its authors.
     """
     barlow_lambda: PositiveOrZero = 0.005
-    """Weight of correlations beside the diagonal in the loss of `barlow`. Source: Audio Barlow Twins (0.005);
-    arXiv 2103.03230 (0.0051).
+    """Weight of correlations beside the diagonal in the loss of `barlow` and `delores-s`, and in each of the terms that
+    `delores-m` adds to its contrast. Source: Audio Barlow Twins (0.005); arXiv 2103.03230 (0.0051); authors of DeLoRes
+    (1, as they weight the diagonal too).
     """
     barlow_weight: PositiveOrZero = 1.0
-    """Factor of that whole loss; 0 turns it off. Source: arXiv 2103.03230, which has none (1)."""
+    """Factor of that whole loss, or of each such term; 0 turns it off. Source: arXiv 2103.03230, which has none (1);
+    authors of DeLoRes (5e-5 / 32).
+    """
 
 
 CONSTANT: Values = {"optim.schedule": "constant", "optim.warmup_epochs": 0}
@@ -94,6 +96,37 @@ _TWO_VIEWS: Values = {
     "optim.weight_decay": 0.0,
     "train.batch_size": "auto",
 }
+# Head and temperature of MoCo v2, arXiv 2003.04297. Ours: the key encoder follows faster than at 0.999, which halves
+# what it keeps of its start in 693 steps, more than a short run has.
+_MOCO: Values = {
+    **_TWO_VIEWS,
+    "model.projector": "mlp",
+    "model.proj_dim": 128,
+    "loss.temperature": 0.2,
+    "method.queue": "auto",
+    "method.ema": 0.99,
+}
+# LAPE's code: 128 clips on each of 4 GPUs. Its rate of MoCo was cut to 3e-4 in July 2023, after the papers' tables.
+_LAPE: Values = {
+    **NO_MASKS,
+    **CONSTANT,
+    "data.norm": "running",
+    "train.amp": "fp32",
+    "train.epochs": 50,
+    "train.batch_size": 512,
+    "optim.name": "sgd",
+    "optim.lr": 0.03,
+    "optim.weight_decay": 1e-4,
+}
+_LAPE_MOCO: Values = {
+    **_LAPE,
+    "model.projector": "linear",
+    "model.proj_dim": 128,
+    "loss.temperature": 0.07,
+    "method.queue": 65536,
+    "method.ema": 0.999,
+}
+_LAPE_BARLOW: Values = {"method.barlow_lambda": 1.0, "method.barlow_weight": 5e-5 / 32}
 
 RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     "decar-v2": {
@@ -125,34 +158,7 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
             "loss.temperature": 0.2,
         },
     },
-    "moco": {
-        # Head and temperature of MoCo v2, arXiv 2003.04297. Ours: the key encoder follows faster than at 0.999, which
-        # halves what it keeps of its start in 693 steps, more than a short run has.
-        "recommended": {
-            **_TWO_VIEWS,
-            "model.projector": "mlp",
-            "model.proj_dim": 128,
-            "loss.temperature": 0.2,
-            "method.queue": "auto",
-            "method.ema": 0.99,
-        },
-        # LAPE's code: 128 clips on each of 4 GPUs. Its rate was cut to 3e-4 in July 2023, after the papers' tables.
-        "authors": {
-            **NO_MASKS,
-            **CONSTANT,
-            "train.amp": "fp32",
-            "train.epochs": 50,
-            "train.batch_size": 512,
-            "model.projector": "linear",
-            "model.proj_dim": 128,
-            "loss.temperature": 0.07,
-            "method.queue": 65536,
-            "method.ema": 0.999,
-            "optim.name": "sgd",
-            "optim.lr": 0.03,
-            "optim.weight_decay": 1e-4,
-        },
-    },
+    "moco": {"recommended": _MOCO, "authors": _LAPE_MOCO},
     "byol": {
         # Sizes of both versions; augmentation and normalisation of v2, arXiv 2204.07402.
         "recommended": {
@@ -187,5 +193,29 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
             "aug.mixup.ratio": 0.2,
             "aug.fader": 1.0,
         },
+    },
+    # Head of its authors, whose outputs are as many as their encoder's.
+    "delores-s": {
+        "recommended": {
+            **_TWO_VIEWS,
+            "model.projector": "batchnorm3",
+            "model.proj_dim": 2048,
+            "model.l2_normalize": False,
+        },
+        # LAPE's code: 32 clips on each of 4 GPUs, which it correlates apart.
+        "authors": {
+            **_LAPE,
+            **_LAPE_BARLOW,
+            "train.batch_size": 128,
+            "model.projector": "batchnorm3",
+            "model.proj_dim": 2048,
+            "model.l2_normalize": False,
+        },
+    },
+    # Ours: the weight with which a term begins near 1, below the contrast's logarithm of the keys; of 2,048 outputs the
+    # diagonal gives 2,048 then.
+    "delores-m": {
+        "recommended": {**_MOCO, "method.barlow_weight": 1 / 2048},
+        "authors": {**_LAPE_MOCO, **_LAPE_BARLOW},
     },
 }

@@ -74,10 +74,15 @@ class MoCo(Method):
         """The first view is the query, the second the key."""
         query_view, key_view = views
         with self.part("forward key view"), torch.no_grad():
-            keys = normalize(self.run(key_view, network=self.key_network), dim=1)
-            self._keys.append(keys)
+            keys = self.run(key_view, network=self.key_network)
         with self.part("forward"):
-            queries = normalize(self.run(query_view), dim=1)
+            queries = self.run(query_view)
+        return self.contrast(queries, keys)
+
+    def contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(n, P) projections of this rank's clips, of any norm -> () InfoNCE; the keys are kept for the queue."""
+        queries, keys = normalize(queries, dim=1), normalize(keys, dim=1)
+        self._keys.append(keys)
         self.signs.note_views(queries, keys, self.ranks.gather_parts(keys, self.ranks.sizes))
         return info_nce(queries, keys, self.queue.keys, self.config.loss.temperature)
 

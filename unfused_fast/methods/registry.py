@@ -7,6 +7,7 @@ from unfused_fast.methods.barlow import Barlow
 from unfused_fast.methods.byol import BYOL
 from unfused_fast.methods.decar_v1 import DecarV1
 from unfused_fast.methods.decar_v2 import DecarV2
+from unfused_fast.methods.delores import DeloresM, DeloresS
 from unfused_fast.methods.method import Method
 from unfused_fast.methods.moco import MoCo
 from unfused_fast.methods.simclr import SimCLR
@@ -18,6 +19,8 @@ METHODS: dict[MethodName, type[Method]] = {
     "moco": MoCo,
     "byol": BYOL,
     "barlow": Barlow,
+    "delores-s": DeloresS,
+    "delores-m": DeloresM,
 }
 
 

@@ -12,7 +12,9 @@ from unfused_fast.models.audiontt import (
     PretrainNetwork,
     Projector,
     block_features,
+    block_sizes,
     build_encoder,
+    build_projector,
     pool_time,
 )
 from unfused_fast.models.cost import Cost, encoder_cost

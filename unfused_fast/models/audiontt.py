@@ -89,6 +89,12 @@ def block_features(block: Tensor, counts: Tensor | None = None, how: Pool = "mea
     return pool_time(block.permute(0, 3, 1, 2).flatten(2), counts, how)
 
 
+def block_sizes(encoder: nn.Module, config: Config) -> list[int]:
+    """Sizes of the block features of an encoder: 2048, 1024, 512 of the paper's."""
+    output = copy.deepcopy(encoder).to("meta")(torch.empty(2, 1, config.frontend.n_mels, 32, device="meta"))
+    return [block_features(block).shape[1] for block in output.blocks]
+
+
 class Projector(nn.Sequential):
     """h_proj: Linear, BatchNorm, ReLU, Linear. Source: authors; paper section 4 (R^2048 -> R^512)."""
 
@@ -132,8 +138,11 @@ class PretrainNetwork(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """(B, 1, F, T) -> projections (B, P) in float32, of unit norm with `model.l2_normalize`."""
-        output = self.encoder(log_mel)
-        projection = self.projector(pool_time(output.frames, output.frame_counts, self.pool)).float()
+        return self.project(self.encoder(log_mel))
+
+    def project(self, output: EncoderOutput) -> Tensor:
+        """An encoder's output -> as forward."""
+        projection: Tensor = self.projector(pool_time(output.frames, output.frame_counts, self.pool)).float()
         return nn.functional.normalize(projection, dim=1) if self.l2_normalize else projection
 
 
@@ -157,9 +166,7 @@ class DistillNetwork(nn.Module):
         super().__init__()
         self.encoder = build_encoder(config)
         self.pool: Pool = config.model.pool
-        # 2048, 1024, 512 for the paper's encoder
-        sizes = copy.deepcopy(self.encoder).to("meta")(torch.empty(2, 1, config.frontend.n_mels, 32, device="meta"))
-        dims = [block_features(block).shape[1] for block in sizes.blocks]
+        dims = block_sizes(self.encoder, config)
         self.heads = nn.ModuleList(_block_head(dim, k, config.distill.head) for dim in dims)
         self.classifier = nn.Linear(self.encoder.dim, k)
         by_features = config.distill.mse == "features"

@@ -1,0 +1,108 @@
+"""DeLoRes: redundancy reduction, alone (S), or beside contrast with a queue on each block of the encoder (M).
+
+Source: S: Ghosh et al., arXiv 2203.13628; M: "Decorrelating Feature Spaces for Learning General-Purpose Audio
+Representations", IEEE JSTSP 2022; authors of LAPE. Both papers came after Barlow Twins, whose loss they take.
+S is Barlow Twins with another head. M is MoCo plus three terms, each the loss of Barlow Twins between query and key, on
+the time means of a convolution block's map; only the query's encoder and the heads of these terms get their gradient.
+Needs two views, of one crop or of two; M also a queue and a key encoder. In their code lambda, 5e-5, multiplies the
+diagonal too, with 1/32 before it all: here `method.barlow_lambda` = 1 and `method.barlow_weight` = 5e-5 / 32. Theirs
+correlates over the clips of one GPU, ours over those of all ranks, or with `train.accumulate` over those of a part.
+
+B clips in a batch, n of them on this rank, L convolution blocks, W size of a block's output, P size of its projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from unfused_fast.config import Config
+from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.methods.barlow import Barlow, barlow_loss, cross_correlation
+from unfused_fast.methods.method import Log, Passes, check_batch
+from unfused_fast.methods.moco import MoCo
+from unfused_fast.methods.signs import CorrelationSigns
+from unfused_fast.models import PretrainNetwork, block_features, block_sizes, build_projector
+
+
+class DeloresS(Barlow):
+    """Redundancy reduction of one network's outputs."""
+
+    title = "DeLoRes-S"
+
+
+class DeloresNetwork(PretrainNetwork):
+    """Encoder, projector, and a head for each block: Linear-BatchNorm-ReLU twice, then Linear, without biases, all as
+    wide as `model.proj_hidden`. Source: authors (2,048, the width of their encoder; blocks of 2,048, 1,024 and 512).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        head = replace(config.model, projector="batchnorm3", proj_dim=config.model.proj_hidden)
+        self.heads = nn.ModuleList(build_projector(head, size) for size in block_sizes(self.encoder, config))
+
+    def forward(self, log_mel: Tensor) -> Any:
+        """(B, 1, F, T) -> projections (B, P) in float32, and L tensors (B, W) of the blocks."""
+        output = self.encoder(log_mel)
+        return self.project(output), [block_features(block) for block in output.blocks]
+
+
+class DeloresM(MoCo):
+    """Contrast with a queue, and redundancy reduction of each block."""
+
+    title = "DeLoRes-M"
+
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        first_id: int,
+        device: torch.device,
+        ranks: Ranks,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        super().__init__(config, clips, first_id, device, ranks, left_out)
+        check_batch(config, clips, "correlates outputs over a batch")
+        self.key_network.heads = nn.ModuleList()  # keys pass the heads of the query
+        self.correlations = CorrelationSigns(ranks)
+
+    @classmethod
+    def build(cls, config: Config) -> nn.Module:
+        return DeloresNetwork(config)
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        self.correlations.begin_epoch()
+        return super().begin_epoch(epoch, passes)
+
+    def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
+        """InfoNCE, plus the term of each block. Source: authors, who add them."""
+        query_view, key_view = views
+        with self.part("forward key view"), torch.no_grad():
+            keys, key_blocks = self.run(key_view, network=self.key_network)
+        with self.part("forward"):
+            queries, blocks = self.run(query_view)
+            heads = cast(nn.ModuleList, self.network.get_submodule("heads"))
+            found = [
+                [self.run(of, network=head) for of in pair]
+                for head, *pair in zip(heads, blocks, key_blocks, strict=True)
+            ]
+        loss, settings = self.contrast(queries, keys), self.config.method
+        for pair in found:
+            correlations = cross_correlation(*(gather_rows(rows.float(), self.ranks) for rows in pair))
+            self.correlations.note_correlations(correlations)
+            loss = loss + settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda)
+        return loss
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        super().after_step(clip_ids)
+        self.correlations.after_step()
+
+    def end_epoch(self) -> Log:
+        return {**super().end_epoch(), **self.correlations.log()}
+
+    def summary(self, log: Log) -> str:
+        return super().summary(log) + self.correlations.summary(log)
