@@ -39,6 +39,10 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
     simclr, moco: tell the two views of a clip from other clips, of the batch or of a queue.
 
     byol: predict from one view of a clip what a slowly following network makes of the other.
+
+    barlow, delores-s: let the outputs of two views correlate dimension by dimension; delores-m: moco, and that too.
+
+    swav: predict from one view the prototype of the other, with all prototypes used equally.
     """
     flags.start_processes()
     from unfused_fast.stages import pretrain

@@ -21,7 +21,7 @@ BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
-    "method.queue": QUEUE,
+    "method.queue": (*QUEUE, "swav"),
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
     **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
@@ -77,6 +77,11 @@ def _refusals(config: Config) -> Iterator[str]:
                 f"cluster.{name} = {value}, but cluster.algo = {cluster.algo} does not read it; "
                 f"leave it at {default}, or use cluster.algo=spherical"
             )
+    if config.method.name == "swav" and len(cluster.heads) > 1:
+        yield (
+            f"cluster.k = {','.join(map(str, cluster.heads))}, but method swav has one set of prototypes; give one "
+            "number, or use --method decar-v2"
+        )
     if cluster.algo == "pic" and len(cluster.heads) > 1:
         yield (
             f"cluster.k = {','.join(map(str, cluster.heads))}, but cluster.algo = pic finds the number of clusters "

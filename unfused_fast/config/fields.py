@@ -77,7 +77,7 @@ class ClusterConfig:
     k: Annotated[int | Auto | tuple[int, ...], AT_LEAST_1] = 512
     """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
     authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
-    the same bank (DeepCluster-v2).
+    the same bank (DeepCluster-v2). Of `swav` the prototypes (its authors: 3,000).
     """
     iterations: Count = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -202,8 +202,8 @@ class OptimConfig:
     exclude_1d: bool = False
     """Keep weight decay and adaptive rates off biases and BatchNorm. Source: authors (false)."""
     head_lr: Positive = 0.05
-    """Rate of the own SGD of DECAR-v1's linear head, or of prototypes that are not frozen; it has no momentum. Source:
-    authors of DECAR.
+    """Rate of the own SGD of DECAR-v1's linear head, or of prototypes that are trained (`prototypes.freeze` = false,
+    `swav`); it has no momentum. Source: authors of DECAR.
     """
     head_weight_decay: PositiveOrZero = 1e-5
     """Its L2 weight decay. Source: authors of DECAR."""
@@ -224,7 +224,8 @@ class TrainConfig:
     accumulate: Count = 1
     """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
     Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
-    SyncBN, and `simclr` tells clips from those of their part.
+    SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`, `delores-m`, `swav`) compare
+    those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""

@@ -106,16 +106,16 @@ class MoCo(Method):
         return {"queue": len(self.queue.keys)}
 
 
-def resolve_queue(config: Config, clips: int) -> int:
-    """Keys in the queue of a run over `clips` clips. Raises UserError for more than clips."""
+def resolve_queue(config: Config, clips: int, most: int = MOST_KEYS) -> int:
+    """Keys in the queue of a run over `clips` clips, `most` with auto. Raises UserError for more than clips."""
     wanted = config.method.queue
     if wanted == "auto":
-        found = min(MOST_KEYS, max(1, clips // 2))
+        found = min(most, max(1, clips // 2))
         console.once(f"method.queue: auto is {found} for {clips} clips")
         return found
     if wanted > clips:
         raise UserError(
-            f"method.queue = {wanted}, but the train split has {clips} clips, and a clip would be told from its own "
-            f"key; use --set method.queue=auto, or a number up to {clips}"
+            f"method.queue = {wanted}, but the train split has {clips} clips, and a clip would be in it twice; "
+            f"use --set method.queue=auto, or a number up to {clips}"
         )
     return wanted

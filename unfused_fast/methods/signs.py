@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from unfused_fast.clustering import cluster_sizes
 from unfused_fast.distributed import Ranks
 from unfused_fast.methods.method import Log
 
@@ -110,3 +111,33 @@ class CorrelationSigns(Signs):
             f"  correlation of views {log['diagonal']:.3f} (0 collapsed), "
             f"of dimensions {log['off_diagonal']:.3f} (1 collapsed)"
         )
+
+
+class UsageSigns(nn.Module):
+    """How evenly K clusters are used in an epoch, by the mean of the clips' shares in them. Part of a checkpoint."""
+
+    used: Tensor
+
+    def __init__(self, ranks: Ranks, k: int) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.register_buffer("used", torch.zeros(k, dtype=torch.float64))
+        self._step = list[Tensor]()
+
+    def note_shares(self, shares: Tensor) -> None:
+        """(n, K) of this rank's clips, rows sum to 1."""
+        self._step.append(shares.detach().double().sum(dim=0))
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The step's clips, of all ranks, count."""
+        self.used += self.ranks.sum(torch.stack(self._step).sum(dim=0))
+        self._step = []
+
+    def begin_epoch(self) -> None:
+        """Forgets the epoch before."""
+        self.used.zero_()
+
+    def log(self) -> Log:
+        """For the epoch's log: exp(H) of the mean shares, K where all are used equally, 1 where one alone is."""
+        return {"perplexity": round(cluster_sizes(self.used).perplexity, 2)}
