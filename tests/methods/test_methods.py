@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[MethodName, str]] = {
     "barlow": ("barlow", "optim.lr=0.001"),
     "delores-s": ("delores-s", "optim.lr=0.001 method.barlow_weight=0.1"),
     "delores-m": ("delores-m", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
+    "slicer": ("slicer", "optim.lr=0.001 method.queue=40 method.ema=0.9"),
     "swav": ("swav", "optim.lr=0.001 method.queue=40"),
 }
 """Name -> method and settings. The DECARs have tests of their own."""
@@ -246,6 +247,8 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
         ("moco", "train.patience=3", "train.patience = 3, but method moco does not read it"),
         ("barlow", "train.batch_size=3", "a batch of 3 clips: barlow correlates outputs over a batch, and wants"),
         ("delores-m", "method.similarity=bilinear", "but method delores-m does not read it; leave it at cosine"),
+        ("slicer", "cluster.k=auto", "cluster.k = auto, but the cluster head of method slicer has a fixed width"),
+        ("moco", "aug.mixup.partner=farthest", "but method moco does not read it; leave it at any, or use --method sl"),
         ("swav", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips"),
         ("swav", "cluster.k=4,5", "cluster.k = 4,5, but method swav has one set of prototypes; give one number"),
         ("swav", "cluster.algo=pic", "cluster.algo = pic, but method swav does not read it"),

@@ -42,6 +42,8 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
 
     barlow, delores-s: let the outputs of two views correlate dimension by dimension; delores-m: moco, and that too.
 
+    slicer: moco in both directions, for clusters too, and clips mixed with those that sound least alike.
+
     swav: predict from one view the prototype of the other, with all prototypes used equally.
     """
     flags.start_processes()

@@ -97,6 +97,10 @@ class MixupConfig:
     """Mixing share drawn from U(0, ratio); 0 turns it off. Source: authors, BYOL-A."""
     memory: Count = 2048
     """Clips held by the FIFO memory, equally many of each of `data.partitions`. Source: authors, BYOL-A."""
+    partner: Literal["any", "farthest"] = "any"
+    """Which of them a clip is mixed with: any, or any of the cluster farthest from its own (k-mix), by the means over
+    time of their log-mels. Source: authors, BYOL-A; SLICER, arXiv 2211.01519 (farthest).
+    """
 
     def held(self, clips: int, partitions: int) -> int:
         """Clips that are held of each partition of a split of so many clips."""

@@ -16,7 +16,7 @@ read would be taken for one that was tried. `k` and `iterations`, which presets 
 """
 
 
-QUEUE: tuple[MethodName, ...] = ("moco", "delores-m")
+QUEUE: tuple[MethodName, ...] = ("moco", "delores-m", "slicer")
 BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
@@ -24,6 +24,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.queue": (*QUEUE, "swav"),
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
+    "aug.mixup.partner": ("slicer",),
     **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
     **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
 }
@@ -82,6 +83,8 @@ def _refusals(config: Config) -> Iterator[str]:
             f"cluster.k = {','.join(map(str, cluster.heads))}, but method swav has one set of prototypes; give one "
             "number, or use --method decar-v2"
         )
+    if config.method.name == "slicer" and not isinstance(cluster.k, int):
+        yield f"cluster.k = {cluster.k}, but the cluster head of method slicer has a fixed width; give one number"
     if cluster.algo == "pic" and len(cluster.heads) > 1:
         yield (
             f"cluster.k = {','.join(map(str, cluster.heads))}, but cluster.algo = pic finds the number of clusters "

@@ -77,7 +77,8 @@ class ClusterConfig:
     k: Annotated[int | Auto | tuple[int, ...], AT_LEAST_1] = 512
     """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
     authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
-    the same bank (DeepCluster-v2). Of `swav` the prototypes (its authors: 3,000).
+    the same bank (DeepCluster-v2). Of `swav` the prototypes (its authors: 3,000), of `slicer` the outputs of
+    its cluster head (128).
     """
     iterations: Count = 10
     """k-means iterations. Source: authors (10 spherical, 20 after PCA)."""
@@ -224,8 +225,8 @@ class TrainConfig:
     accumulate: Count = 1
     """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
     Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
-    SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`, `delores-m`, `swav`) compare
-    those of a part.
+    SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`, `delores-m`, `swav`,
+    `slicer`) compare those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""

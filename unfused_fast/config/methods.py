@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 
 from unfused_fast.config.bounds import AT_LEAST_1, Auto, PositiveOrZero, Share
 
-MethodName = Literal["decar-v2", "decar-v1", "simclr", "moco", "byol", "barlow", "delores-s", "delores-m", "swav"]
+MethodName = Literal[
+    "decar-v2", "decar-v1", "simclr", "moco", "byol", "barlow", "delores-s", "delores-m", "swav", "slicer"
+]
 PresetName = Literal["recommended", "paper", "authors", "decar-v1"]
 Values = dict[str, Any]
 """Dotted name of a field -> its value."""
@@ -27,14 +29,14 @@ class MethodConfig:
     section 3 (DECAR-v2).
     """
     queue: Annotated[int | Auto, AT_LEAST_1] = 65536
-    """Keys of earlier batches that a clip is told from (`moco`, `delores-m`), or projections that are assigned with a
-    batch (`swav`); at most as many as clips. Source: authors of LAPE's MoCo; of SwAV (3,840). `auto`: 65,536, of `swav`
-    3,840, or half of the clips where that is fewer (ours: a clip's own last key is then among them one time in eight,
-    of as many keys as clips every second time).
+    """Keys of earlier batches that a clip is told from (`moco`, `delores-m`, `slicer`), or projections that are
+    assigned with a batch (`swav`); at most as many as clips. Source: authors of LAPE's MoCo; of SwAV (3,840). `auto`:
+    65,536, of `swav` 3,840, or half of the clips where that is fewer (ours: a clip's own last key is then among them
+    one time in eight, of as many keys as clips every second time).
     """
     ema: Share = 0.99
-    """Share of its own weights that the following network (`moco`, `delores-m`, `byol`) keeps in a step; 1: it stays as
-    it began. Source: BYOL-A (0.99); authors of LAPE's MoCo (0.999).
+    """Share of its own weights that the following network (`moco`, `delores-m`, `slicer`, `byol`) keeps in a step; 1:
+    it stays as it began. Source: BYOL-A (0.99); authors of LAPE's MoCo (0.999).
     """
     similarity: Literal["cosine", "bilinear"] = "cosine"
     """How `simclr` compares clips: by cosine / `loss.temperature`, each view with all others (NT-Xent); or by x' W x
@@ -221,4 +223,10 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     },
     # Head and temperature of SwAV's code; its 3,000 prototypes are for ImageNet.
     "swav": {"recommended": {**_TWO_VIEWS, "model.proj_dim": 128, "cluster.k": "auto", "method.queue": "auto"}},
+    # Clusters: its authors. LAPE's code has mixup, resize crop, then k-mix by a memory of its own, and the rate of 3e-4
+    # of July 2023; here k-mix takes the place of mixup.
+    "slicer": {
+        "recommended": {**_MOCO, "cluster.k": 128, "aug.mixup.partner": "farthest"},
+        "authors": {**_LAPE_MOCO, "cluster.k": 128, "aug.mixup.partner": "farthest"},
+    },
 }

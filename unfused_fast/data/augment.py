@@ -1,6 +1,6 @@
 """Views of a batch: SpecAugment, normalisation by running statistics, log-mixup-exp, random resize crop, fader, noise.
 
-B clips in a batch, F mel bins, T frames, V views, M masks of a view or clips in the mixup memory. Random numbers are
+B clips in a batch, F mel bins, T frames, V views, M masks of a view, K clusters of clips for mixup. Random numbers are
 functions of (seed, epoch, view, counter), so that views do not depend on how log-mels are stored. On a GPU, mixup and
 resize crop are one kernel each (kernels/views.py).
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unfused_fast.config import Config, RandomResizeCropConfig
+from unfused_fast.data.mixup import MixupMemory, clusters_of, farthest_first
 from unfused_fast.data.randomness import Stream, normal, uniform
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.kernels.views import augmented_reference, augmented_triton, log_mixup_exp
@@ -182,53 +183,6 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
     )
 
 
-class MixupMemory:
-    """The last normalised crops of each of P partitions of the set, on the device; each clip is mixed with one of its
-    own partition, never with itself. P partitions of S crops.
-
-    Its content depends on the order of batches, so the memory is part of a checkpoint. Ours: float16, which
-    keeps a normalised log-mel to 1e-3 of its spread at half the bytes; and by partition, so that a process needs no
-    crops of others.
-    """
-
-    def __init__(self, size: int, bounds: Tensor, bins: int, frames: int) -> None:
-        """Args:
-        size: S.
-        bounds: (P - 1,) int64 first clip id of each partition but the first; on the device.
-        """
-        self.size, self.partitions, self._bounds, device = size, len(bounds) + 1, bounds, bounds.device
-        slots = size * self.partitions + 1  # the last takes what is not kept
-        self.crops = torch.zeros(slots, 1, bins, frames, dtype=torch.float16, device=device)
-        self.clip_ids = torch.full((slots,), -1, dtype=torch.int64, device=device)
-        self.written = torch.zeros(self.partitions, dtype=torch.int64, device=device)
-        """(P,) crops stored so far."""
-
-    def _partition(self, clip_ids: Tensor) -> Tensor:
-        return torch.bucketize(clip_ids, self._bounds, right=True)
-
-    def draw(self, clip_ids: Tensor, draws: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """(B,) ids, draws (B, 2) -> which past crop each is mixed with, and the weight of that crop, 0 where there is
-        none; (B,).
-        """
-        partition = self._partition(clip_ids)
-        filled = self.written.clamp(max=self.size)[partition]
-        slot = partition * self.size + (draws[:, 0] * filled).long().minimum((filled - 1).clamp(min=0))
-        usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
-        return slot, torch.where(usable, draws[:, 1] * ratio, 0.0)
-
-    def push(self, clip_ids: Tensor, crops: Tensor) -> None:
-        """Stores a batch, overwriting the oldest crops of each partition; without waiting for the device."""
-        partition = self._partition(clip_ids)
-        of = partition[:, None] == torch.arange(self.partitions, device=clip_ids.device)
-        count = of.sum(dim=0)
-        number = of.cumsum(dim=0).gather(1, partition[:, None])[:, 0] - 1
-        slot = partition * self.size + (self.written[partition] + number) % self.size
-        slot = torch.where(number >= count[partition] - self.size, slot, self.size * self.partitions)
-        self.crops[slot] = crops.to(self.crops.dtype)
-        self.clip_ids[slot] = clip_ids
-        self.written = self.written + count
-
-
 class Augmenter:
     """Turns normalised crops into views. One per run; its state is the mixup memory and the statistics of a running
     norm.
@@ -244,18 +198,25 @@ class Augmenter:
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
         size = config.aug.mixup.held(clips, partitions)
         bounds = begins[self._own.start + 1 : self._own.stop]
-        memory = MixupMemory(size, bounds, config.frontend.n_mels, config.crop_frames)
+        clustered = config.aug.mixup.partner == "farthest"
+        memory = MixupMemory(size, bounds, config.frontend.n_mels, config.crop_frames, clustered)
         self.memory = memory if config.aug.mixup.ratio > 0 else None
         self.norm = RunningNorm(device, ranks) if config.data.norm == "running" else None
         self.augmented = augmented_triton if device.type == "cuda" and triton_runs() else augmented_reference
 
     def __call__(
-        self, clip_ids: Tensor, crops: tuple[Tensor, ...], epoch: int, counters: Tensor | None = None
+        self,
+        clip_ids: Tensor,
+        crops: tuple[Tensor, ...],
+        epoch: int,
+        counters: Tensor | None = None,
+        centroids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop, a
         random linear fader, noise.
 
-        `counters` (B,) replace the ids in random numbers where a clip may be drawn twice in an epoch.
+        `counters` (B,) replace the ids in random numbers where a clip may be drawn twice in an epoch. `centroids`
+        (K, F) of unit norm are those of clips' means over time, for `aug.mixup.partner` = farthest.
         """
         counters = clip_ids if counters is None else counters
         crops = crops if self.norm is None else self.norm(crops)
@@ -263,21 +224,24 @@ class Augmenter:
         views = []
         for view, crop in enumerate(crops):
             ids, counts, clips = (torch.split(each, block) for each in (clip_ids, counters, crop))
-            made = [self._view(*part, epoch, view) for part in zip(ids, counts, clips, strict=True)]
+            made = [self._view(*part, epoch, view, centroids) for part in zip(ids, counts, clips, strict=True)]
             views.append(made[0] if len(made) == 1 else torch.cat(made))
         if self.memory is not None:
-            self.memory.push(clip_ids, crops[0])
+            self.memory.push(clip_ids, crops[0], None if centroids is None else clusters_of(crops[0], centroids))
         return tuple(views)
 
     def plain(self, crops: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Crops (B, 1, F, T) without augmentation, normalised by the running norm as it is now."""
         return crops if self.norm is None else self.norm(crops, learn=False)
 
-    def _view(self, clip_ids: Tensor, counters: Tensor, crop: Tensor, epoch: int, view: int) -> Tensor:
+    def _view(
+        self, clip_ids: Tensor, counters: Tensor, crop: Tensor, epoch: int, view: int, centroids: Tensor | None
+    ) -> Tensor:
         slots = shares = frequency = time = None
         if self.memory is not None:
             draws = uniform(counters, 2, seed=self.seed, epoch=epoch, stream=Stream.MIXUP, view=view)
-            slots, shares = self.memory.draw(clip_ids, draws, self.config.mixup.ratio)
+            order = None if centroids is None else farthest_first(centroids)[clusters_of(crop, centroids)]
+            slots, shares = self.memory.draw(clip_ids, draws, self.config.mixup.ratio, order)
         if self.config.rrc.enabled:
             draws = uniform(counters, 4, seed=self.seed, epoch=epoch, stream=Stream.RESIZE_CROP, view=view)
             frequency, time = resize_crops(crop.shape[2], crop.shape[3], draws, self.config.rrc)
@@ -303,6 +267,7 @@ class Augmenter:
             return normed
         memory = self.memory
         tensors = {"crops": memory.crops[:-1], "clip_ids": memory.clip_ids[:-1], "written": memory.written}
+        tensors |= {} if memory.clusters is None else {"clusters": memory.clusters[:-1]}
         return normed | {f"mixup.{name}": self._ranks.gather(own).flatten(0, 1) for name, own in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -320,4 +285,7 @@ class Augmenter:
         crops = expected(state, "mixup.crops", torch.float16, (len(ids), *memory.crops.shape[1:]))
         memory.crops[:-1] = crops[slots].to(memory.crops.device)
         memory.clip_ids[:-1] = ids[slots].to(memory.clip_ids.device)
+        if memory.clusters is not None:
+            clusters = expected(state, "mixup.clusters", torch.int64, (len(ids),))
+            memory.clusters[:-1] = clusters[slots].to(memory.clusters.device)
         memory.written = written[own.start : own.stop].to(memory.written.device)

@@ -90,7 +90,7 @@ class DeloresM(MoCo):
                 [self.run(of, network=head) for of in pair]
                 for head, *pair in zip(heads, blocks, key_blocks, strict=True)
             ]
-        loss, settings = self.contrast(queries, keys), self.config.method
+        loss, settings = self.contrast((queries, keys)), self.config.method
         for pair in found:
             correlations = cross_correlation(*(gather_rows(rows.float(), self.ranks) for rows in pair))
             self.correlations.note_correlations(correlations)

@@ -44,6 +44,8 @@ class Trainable(nn.Module):
     """Rows of the clips, on each rank of its own. A generation is written with a checkpoint at the end of an epoch."""
     refilling = False
     """Whether rows of the bank are being replaced between two epochs, so that they do not form a generation."""
+    mixup_centroids: Tensor | None = None
+    """(K, F) of unit norm: centroids of clips' means over time, for views with `aug.mixup.partner` = farthest."""
     clusters: Tensor | None = None
     """(N,) clusters of the bank's rows, kept with its generation; `data.sampler` may draw clips evenly over them."""
 

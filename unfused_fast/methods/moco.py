@@ -63,8 +63,8 @@ class MoCo(Method):
         self.key_network = follower(self.network)
         self.queue = KeyQueue(resolve_queue(config, clips), config.model.proj_dim)
         self.signs = ContrastSigns(ranks)
-        self._keys = list[Tensor]()
-        """Keys of all ranks, from each part of the current batch."""
+        self._keys = list[list[Tensor]]()
+        """Keys of this rank's clips, of each direction, from each part of the current batch."""
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         self.signs.begin_epoch()
@@ -77,19 +77,24 @@ class MoCo(Method):
             keys = self.run(key_view, network=self.key_network)
         with self.part("forward"):
             queries = self.run(query_view)
-        return self.contrast(queries, keys)
+        return self.contrast((queries, keys))
 
-    def contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(n, P) projections of this rank's clips, of any norm -> () InfoNCE; the keys are kept for the queue."""
-        queries, keys = normalize(queries, dim=1), normalize(keys, dim=1)
-        self._keys.append(keys)
-        self.signs.note_views(queries, keys, self.ranks.gather_parts(keys, self.ranks.sizes))
-        return info_nce(queries, keys, self.queue.keys, self.config.loss.temperature)
+    def contrast(self, *directions: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries and keys of this rank's clips, (n, P) of any norm, of each direction -> () sum of InfoNCE; the keys
+        are kept for the queue.
+        """
+        units = [(normalize(queries, dim=1), normalize(keys, dim=1)) for queries, keys in directions]
+        self._keys.append([keys for _, keys in units])
+        for queries, keys in units:
+            self.signs.note_views(queries, keys, self.ranks.gather_parts(keys, self.ranks.sizes))
+        losses = [info_nce(queries, keys, self.queue.keys, self.config.loss.temperature) for queries, keys in units]
+        return torch.stack(losses).sum()
 
     def after_step(self, clip_ids: Tensor) -> None:
         """The key encoder follows; the batch's keys enter the queue, those of all ranks in the batch's order."""
         follow(self.key_network, self.network, self.config.method.ema)
-        self.queue.push(self.ranks.gather_parts(torch.cat(self._keys), self.ranks.sizes))
+        for parts in zip(*self._keys, strict=True):
+            self.queue.push(self.ranks.gather_parts(torch.cat(parts), self.ranks.sizes))
         self._keys = []
         self.signs.after_step()
 

@@ -11,6 +11,7 @@ from unfused_fast.methods.delores import DeloresM, DeloresS
 from unfused_fast.methods.method import Method
 from unfused_fast.methods.moco import MoCo
 from unfused_fast.methods.simclr import SimCLR
+from unfused_fast.methods.slicer import Slicer
 from unfused_fast.methods.swav import SwAV
 
 METHODS: dict[MethodName, type[Method]] = {
@@ -23,6 +24,7 @@ METHODS: dict[MethodName, type[Method]] = {
     "delores-s": DeloresS,
     "delores-m": DeloresM,
     "swav": SwAV,
+    "slicer": Slicer,
 }
 
 

@@ -196,7 +196,7 @@ class Trainer:
         views, total = batch.views, torch.zeros_like(self._total)
         if self.augment is not None:
             with self.timer.part("augment"):
-                views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters)
+                views = self.augment(batch.clip_ids, batch.views, epoch, batch.counters, self.task.mixup_centroids)
         for part in range(self.config.train.accumulate):
             rows = self.ranks.batch(batch.sizes, Share(part, self.config.train.accumulate))
             ids = batch.clip_ids[rows]
@@ -237,8 +237,10 @@ class Trainer:
     def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """See methods.Passes."""
         for batch in self.loader.epoch(PASS_EPOCH, views=1, masks=augmented):
-            yield self._one_view(batch, PASS_EPOCH, augmented)
-            self._partial = False
+            try:
+                yield self._one_view(batch, PASS_EPOCH, augmented)
+            finally:  # also where no more is wanted
+                self._partial = False
             (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
             if self.run.stopping:
                 raise Interrupted("stopped in a pass over the clips")

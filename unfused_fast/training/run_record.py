@@ -32,7 +32,7 @@ FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
 SHAPES = re.compile(
     r"method\.(name|queue|similarity)$|model\.(encoder|dim|channels|fc_layers|projector|proj_hidden|proj_dim)$"
-    r"|frontend\.(n_mels|hop_samples)$|cluster\.k$|pseudo\.k$|data\.(crop_seconds|partitions)$|aug\.mixup\.memory$|bank\.dtype$"
+    r"|frontend\.(n_mels|hop_samples)$|cluster\.k$|pseudo\.k$|data\.(crop_seconds|partitions)$|aug\.mixup\.(memory|partner)$|bank\.dtype$"
 )
 """Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
 SHOWN = 6
