@@ -74,10 +74,10 @@ def test_each_block_of_the_query_is_decorrelated_against_the_keys() -> None:
     moco, method = made("moco"), made("delores-m", **{"method.barlow_weight": 0.5, "method.barlow_lambda": 0.1})
     moco.load_state_dict(method.state_dict(), strict=False)
     ALONE.batch([16])
-    torch.manual_seed(5)
+    torch.manual_seed(5)  # dropout
     found = method.loss(views(), CLIPS)
     torch.manual_seed(5)
-    wanted, terms = moco.loss(views(), CLIPS).detach(), []
+    wanted, terms = moco.loss(views(), CLIPS), list[Tensor]()
     blocks = [
         [block_features(block) for block in network.encoder(view).blocks]
         for network, view in zip((method.network, method.key_network), views(), strict=True)
@@ -86,8 +86,12 @@ def test_each_block_of_the_query_is_decorrelated_against_the_keys() -> None:
     for size, head, query, key in zip(sizes, method.network.heads, *blocks, strict=True):
         assert query.shape == (16, size) and [layer.out_features for layer in head[::3]] == [24, 24, 24]
         terms.append(0.5 * barlow_loss(cross_correlation(head(query), head(key)), 0.1))
-    torch.testing.assert_close(found.detach(), wanted + sum(terms).detach(), rtol=1e-5, atol=1e-5)
+    total = torch.stack(terms).sum()
+    torch.testing.assert_close(found, wanted + total, rtol=1e-5, atol=1e-5)
+    first, same = (of.network.encoder.convolutions[0][0].weight for of in (method, moco))
+    gradients = [torch.autograd.grad(loss, of)[0] for loss, of in ((wanted, same), (total, first))]
     found.backward()
+    torch.testing.assert_close(first.grad, gradients[0] + gradients[1], rtol=1e-4, atol=1e-4)
     assert all(parameter.grad is None for parameter in method.key_network.parameters())
     assert all(bool(parameter.grad.any()) for parameter in method.network.heads.parameters() if parameter.ndim > 1)
     log = (method.after_step(CLIPS), method.end_epoch())[1]

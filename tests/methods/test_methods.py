@@ -172,9 +172,17 @@ def test_a_step_on_a_gpu_never_waits(made: Callable[..., Any], kind: str) -> Non
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize(("kind", "follower"), [("moco", "key_network"), ("byol", "target")])
+@pytest.mark.parametrize(
+    ("kind", "follower", "left_out"),
+    [
+        ("moco", "key_network", "none"),
+        ("byol", "target", "predictor."),
+        ("delores-m", "key_network", "heads."),
+        ("slicer", "key_network", "clusterer."),
+    ],
+)
 def test_what_follows_gets_no_gradient_and_moves_by_its_average_alone(
-    made: Callable[..., Any], kind: str, follower: str
+    made: Callable[..., Any], kind: str, follower: str, left_out: str
 ) -> None:
     method, trainer, batches = made(kind)
     copied = getattr(method, follower)
@@ -187,7 +195,7 @@ def test_what_follows_gets_no_gradient_and_moves_by_its_average_alone(
             wanted = 0.9 * before[name] + 0.1 * method.network.get_parameter(name).detach()
             torch.testing.assert_close(parameter, wanted)
             before[name] = parameter.clone()
-    assert len(before) == sum(not name.startswith("predictor") for name, _ in method.network.named_parameters())
+    assert len(before) == sum(not name.startswith(left_out) for name, _ in method.network.named_parameters())
 
 
 def test_the_queue_gets_the_keys_of_the_batch(made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
