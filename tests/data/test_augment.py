@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from unfused_fast.config.audio import RandomResizeCropConfig
 from unfused_fast.config.fields import Config
-from unfused_fast.config.presets import with_values
+from unfused_fast.config.presets import preset, with_values
 from unfused_fast.data.augment import Augmenter, MixupMemory, mask, masks_of, resize_crops, time_warp, warps_of
 from unfused_fast.data.randomness import Stream, uniform
 from unfused_fast.data.stream import Loader
@@ -202,3 +202,21 @@ def test_noise_is_mixed_in_by_its_share() -> None:
     noise = below - np.log(share)[..., None]
     assert kstest(noise[0, share[0] > 0.01][:50].ravel(), "norm").pvalue > 0.01
     assert abs(np.corrcoef(noise[0, 0], noise[1, 0])[0, 1]) < 0.2 and abs(np.corrcoef(*noise[0, :2])[0, 1]) < 0.2
+
+
+def test_local_views_are_parts_of_views_at_any_place() -> None:
+    values = {"frontend.n_mels": 8, "data.crop_seconds": 0.2, "views.local_seconds": 0.15, "aug.mixup.ratio": 0.0}
+    ids, crops, made = torch.arange(200), (torch.randn(200, 1, 8, 21),) * 4, []
+    for count in (0, 2):
+        config = with_values(preset("recommended", "pretrain", "swav"), {**values, "views.local": count})
+        made.append(Augmenter(config, 200, CPU)(ids, crops, 1))
+    whole, parts = made
+    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+    places = []
+    for view in (2, 3):
+        assert parts[view].shape == (200, 1, 8, 16)
+        same = (whole[view].unfold(3, 16, 1).movedim(3, 1) == parts[view][:, None]).flatten(2).all(dim=2)
+        assert bool((same.sum(dim=1) == 1).all()), "one place of six each"
+        places.append(same.int().argmax(dim=1))
+        assert torch.bincount(places[-1], minlength=6).min() > 15  # of 33
+    assert not torch.equal(*places)

@@ -38,8 +38,12 @@ KINDS: dict[str, tuple[MethodName, str]] = {
     "barlow": ("barlow", "optim.lr=0.001"),
     "delores-s": ("delores-s", "optim.lr=0.001 method.barlow_weight=0.1"),
     "delores-m": ("delores-m", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
-    "slicer": ("slicer", "optim.lr=0.001 method.queue=40 method.ema=0.9"),
+    "slicer": ("slicer", "optim.lr=0.1 cluster.k=12 method.queue=40 method.ema=0.9"),
     "swav": ("swav", "optim.lr=0.001 method.queue=40"),
+    "swav, local views": (
+        "swav",
+        "optim.lr=0.001 method.queue=40 views.local=2 views.local_seconds=0.5 views.same_crop=false",
+    ),
 }
 """Name -> method and settings. The DECARs have tests of their own."""
 SIGNS = {"alignment", "output_std", "diagonal", "perplexity"}
@@ -256,6 +260,13 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
         ("barlow", "train.batch_size=3", "a batch of 3 clips: barlow correlates outputs over a batch, and wants"),
         ("delores-m", "method.similarity=bilinear", "but method delores-m does not read it; leave it at cosine"),
         ("slicer", "cluster.k=auto", "cluster.k = auto, but the cluster head of method slicer has a fixed width"),
+        (
+            "swav",
+            "views.local=2 views.local_seconds=0.95",
+            "views.local_seconds = 0.95, 96 frames: want less than data",
+        ),
+        ("barlow", "views.local=2 views.local_seconds=0.05", "0.05, 6 frames: want less than data.crop_seconds = 0.95"),
+        ("moco", "views.local=2", "but method moco does not read it; leave it at 0, or use --method swav or barlow"),
         ("moco", "aug.mixup.partner=farthest", "but method moco does not read it; leave it at any, or use --method sl"),
         ("swav", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips"),
         ("swav", "cluster.k=4,5", "cluster.k = 4,5, but method swav has one set of prototypes; give one number"),

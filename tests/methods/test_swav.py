@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,26 @@ def test_assignments_are_those_of_the_reference_and_of_lightly(clips: int, k: in
     torch.testing.assert_close(again[clips:], found, rtol=0, atol=1e-4)
 
 
+def made(**values: Any) -> Any:
+    """A method whose network gives for view v the row `projected[v]`."""
+    torch.manual_seed(0)
+    given = {**SMALL, "cluster.k": 6, "method.queue": 20, **values}
+    method = SwAV(with_values(preset("recommended", "pretrain", "swav"), given), 60, 0, torch.device("cpu"), ALONE)
+    method.begin_epoch(1, lambda augmented: iter(()))
+    ALONE.batch([16])
+    return method
+
+
+def test_local_views_predict_the_assignments_of_whole_ones() -> None:
+    """As lightly's loss of low-resolution crops."""
+    method, projected = made(**{"views.local": 2}), [units(16, seed) for seed in (1, 2, 3, 4)]
+    assert method.views == 4
+    method.run = lambda view: projected[int(view)]
+    scores = [rows @ method.prototypes.detach().T for rows in projected]
+    wanted = lightly_loss("swav_loss", "SwaVLoss")(temperature=0.1)(scores[:2], scores[2:])
+    torch.testing.assert_close(method.loss(tuple(map(torch.tensor, range(4))), CLIPS), wanted[0])
+
+
 def test_the_loss_is_lightlys_with_and_without_a_queue() -> None:
     first, second, queue = (units(12, seed) @ units(6, seed=9).T for seed in (1, 2, 3))
     first.requires_grad_(), second.requires_grad_()
@@ -55,12 +77,9 @@ def test_the_loss_is_lightlys_with_and_without_a_queue() -> None:
 
 
 def test_prototypes_wait_an_epoch_and_queues_join_in_the_second() -> None:
-    torch.manual_seed(0)
-    config = with_values(preset("recommended", "pretrain", "swav"), {**SMALL, "cluster.k": 6, "method.queue": 20})
-    method = SwAV(config, 60, 0, torch.device("cpu"), ALONE)
+    method = made()
     projected = [units(16, seed).requires_grad_() for seed in (1, 2)]
     method.run = lambda view: projected[int(view)]
-    ALONE.batch([16])
     views, begun = (torch.tensor(0), torch.tensor(1)), method.prototypes.detach().clone()
     for epoch in (1, 2):
         method.begin_epoch(epoch, lambda augmented: iter(()))

@@ -18,6 +18,8 @@ read would be taken for one that was tried. `k` and `iterations`, which presets 
 
 QUEUE: tuple[MethodName, ...] = ("moco", "delores-m", "slicer")
 BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
+LEAST_FRAMES = {"audiontt": 8, "efficientnet_b0": 32}
+"""Of a local view: the encoders halve time three times and five."""
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
@@ -25,6 +27,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
     "aug.mixup.partner": ("slicer",),
+    "views.local": ("swav", "barlow", "delores-s"),
     **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
     **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
 }
@@ -68,6 +71,12 @@ def _refusals(config: Config) -> Iterator[str]:
         yield (
             "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
             "bank.view=separate"
+        )
+    least = LEAST_FRAMES[config.model.encoder]
+    if config.views.local and not least <= config.local_frames < config.crop_frames:
+        yield (
+            f"views.local_seconds = {config.views.local_seconds}, {config.local_frames} frames: want less than "
+            f"data.crop_seconds = {config.data.crop_seconds}, and at least {least} frames"
         )
     if not cluster.heads:
         yield "cluster.k is empty: want at least 1 number, or auto"

@@ -268,4 +268,12 @@ class Config:
     @property
     def crop_frames(self) -> int:
         """Log-mel frames of a training crop: 1 + samples // hop, as librosa counts with centring (96 for 0.95 s)."""
-        return 1 + round(self.data.crop_seconds * self.frontend.sample_rate_hz) // self.frontend.hop_samples
+        return self._frames(self.data.crop_seconds)
+
+    @property
+    def local_frames(self) -> int:
+        """Log-mel frames of a local view."""
+        return self._frames(self.views.local_seconds)
+
+    def _frames(self, seconds: float) -> int:
+        return 1 + round(seconds * self.frontend.sample_rate_hz) // self.frontend.hop_samples

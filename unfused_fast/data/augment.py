@@ -25,6 +25,8 @@ CPU_BLOCK = 128
 mapped; a GPU takes the whole batch."""
 LEAST_STD = 1e-6
 """Smallest standard deviation; smaller ones are replaced by it. Ours: crops of pure silence have none."""
+WHOLE_VIEWS = 2
+"""Views before the local ones. Source: SwAV."""
 TENSOR = "norm.moments"
 """Name in a checkpoint."""
 GIVEN = "norm.given"
@@ -183,6 +185,14 @@ def resize_crops(bins: int, frames: int, draws: Tensor, config: RandomResizeCrop
     )
 
 
+def local_part(views: Tensor, frames: int, counters: Tensor, *, seed: int, epoch: int, view: int) -> Tensor:
+    """(B, 1, F, T), (B,) counters -> (B, 1, F, `frames`) a part of each, uniform over all places where it fits."""
+    draw = uniform(counters, 1, seed=seed, epoch=epoch, stream=Stream.LOCAL, view=view)[:, 0]
+    first = (draw.double() * (views.shape[3] - frames + 1)).long()
+    place = first[:, None] + torch.arange(frames, device=views.device)
+    return views.gather(3, place[:, None, None].expand(-1, 1, views.shape[2], -1))
+
+
 class Augmenter:
     """Turns normalised crops into views. One per run; its state is the mixup memory and the statistics of a running
     norm.
@@ -193,6 +203,7 @@ class Augmenter:
     ) -> None:
         """For a split of `clips` clips, whose ids begin at `first_id`; of its memory a rank has its partitions."""
         self.config, self.seed, self._ranks = config.aug, config.train.seed, ranks
+        self._local = config.local_frames if config.views.local else 0
         partitions = config.data.partitions
         self._own = ranks.share.of_partitions(partitions)
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
@@ -213,7 +224,7 @@ class Augmenter:
         centroids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """(B,) ids and V crops (B, 1, F, T) -> V views: a running norm, mixup with the memory, random resize crop, a
-        random linear fader, noise.
+        random linear fader, noise; of the last `views.local` a part of `views.local_seconds`.
 
         `counters` (B,) replace the ids in random numbers where a clip may be drawn twice in an epoch. `centroids`
         (K, F) of unit norm are those of clips' means over time, for `aug.mixup.partner` = farthest.
@@ -226,6 +237,8 @@ class Augmenter:
             ids, counts, clips = (torch.split(each, block) for each in (clip_ids, counters, crop))
             made = [self._view(*part, epoch, view, centroids) for part in zip(ids, counts, clips, strict=True)]
             views.append(made[0] if len(made) == 1 else torch.cat(made))
+            if view >= WHOLE_VIEWS and self._local:
+                views[-1] = local_part(views[-1], self._local, counters, seed=self.seed, epoch=epoch, view=view)
         if self.memory is not None:
             self.memory.push(clip_ids, crops[0], None if centroids is None else clusters_of(crops[0], centroids))
         return tuple(views)

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     FADER = 5
     NOISE_SHARE = 6
     NOISE = 7
+    LOCAL = 8
 
 
 def _signed(value: int) -> int:

@@ -2,8 +2,8 @@
 
 Source: Zbontar et al., arXiv 2103.03230, section 2 and Algorithm 1; on AudioNTT Hanton, "Audio Barlow Twins"
 (github.com/jonahanton/SSL_audio), whose search found lambda flat from 0.002 to 0.05 and one hidden layer enough.
-Needs two views, of one crop or of two; no negatives, no queue, no second network. Correlations are over the clips of
-all ranks, but with `train.accumulate` only over those of a part.
+Needs two views, of one crop or of two, and takes local ones; no negatives, no queue, no second network. Correlations
+are over the clips of all ranks, but with `train.accumulate` only over those of a part.
 
 B clips in a batch, n of them on this rank, P size of a projection.
 """
@@ -53,6 +53,7 @@ class Barlow(Method):
     ) -> None:
         super().__init__(config, clips, first_id, device, ranks, left_out)
         check_batch(config, clips, "correlates outputs over a batch")
+        self.views = 2 + config.views.local
         self.signs = CorrelationSigns(ranks)
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
@@ -60,13 +61,17 @@ class Barlow(Method):
         return {}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """Projections of all ranks' clips are gathered with their gradient."""
+        """Of the first view with each other one; the mean over these. Projections of all ranks' clips are gathered with
+        their gradient. Source of local views: authors of Audio Barlow Twins.
+        """
         with self.part("forward"):
-            first, second = (gather_rows(self.run(view), self.ranks) for view in views)
-        correlations = cross_correlation(first, second)
-        self.signs.note_correlations(correlations)
-        settings = self.config.method
-        return settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda)
+            first, *others = (gather_rows(self.run(view), self.ranks) for view in views)
+        losses, settings = list[Tensor](), self.config.method
+        for other in others:
+            correlations = cross_correlation(first, other)
+            self.signs.note_correlations(correlations)
+            losses.append(settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda))
+        return torch.stack(losses).mean()
 
     def after_step(self, clip_ids: Tensor) -> None:
         self.signs.after_step()

@@ -2,9 +2,10 @@
 
 Source: Caron et al., arXiv 2006.09882, section 3 and its authors' code. It is DeepCluster online: instead of clustering
 a bank each epoch, Sinkhorn's algorithm assigns each batch, and the prototypes are trained.
-Needs two views, of one crop or of two; K prototypes (`cluster.k`); for each view a queue of earlier projections, which
-are assigned together with the batch, so that it may be smaller than K. Prototypes have unit norm, and are frozen in the
-first epoch. Assignments are over the clips of all ranks, but with `train.accumulate` over those of a part.
+Needs two views, of one crop or of two, and takes local ones (multi-crop); K prototypes (`cluster.k`); for each view a
+queue of earlier projections, which are assigned together with the batch, so that it may be smaller than K. Prototypes
+have unit norm, and are frozen in the first epoch. Assignments are over the clips of all ranks, but with
+`train.accumulate` over those of a part.
 
 B clips in a batch, n of them on this rank, Q rows of a queue, P size of a projection, K prototypes.
 """
@@ -75,6 +76,7 @@ class SwAV(Method):
         self.k, dim, size = resolve_k(config, clips), config.model.proj_dim, resolve_queue(config, clips, MOST_ROWS)
         self.prototypes = nn.Parameter(normalize(torch.randn(self.k, dim), dim=1))
         self.queues = nn.ModuleList(KeyQueue(size, dim) for _ in range(self.views))
+        self.views += config.views.local
         self.signs = UsageSigns(ranks, self.k)
         self._epoch, self._projected = 0, list[list[Tensor]]()
         """This epoch; projections of both views of this rank's clips, from each part of the current batch."""
@@ -85,17 +87,17 @@ class SwAV(Method):
         return {"k": self.k, "ln_k": round(math.log(self.k), 4)}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """Each view predicts the assignment of the other."""
+        """The assignment of each of the first two views is predicted from every other view; the mean over these."""
         with self.part("forward"):
             projections = [normalize(self.run(view), dim=1) for view in views]
         prototypes = self.prototypes.detach() if self._epoch <= FROZEN_EPOCHS else self.prototypes
-        first, second = (rows @ prototypes.T for rows in projections)
-        self._projected.append([rows.detach() for rows in projections])
+        scores, temperature = [rows @ prototypes.T for rows in projections], self.config.loss.temperature
+        self._projected.append([rows.detach() for rows in projections[: len(self.queues)]])
         with self.part("assign"):
-            own, other = (self._assigned(*pair) for pair in zip(self._projected[-1], self.queues, strict=True))
-        temperature = self.config.loss.temperature
-        self.signs.note_shares((first.detach() / temperature).softmax(dim=1))
-        return (swapped_loss(first, other, temperature) + swapped_loss(second, own, temperature)) / 2
+            assigned = [self._assigned(*pair) for pair in zip(self._projected[-1], self.queues, strict=True)]
+        self.signs.note_shares((scores[0].detach() / temperature).softmax(dim=1))
+        pairs = [(of, by) for of in range(len(assigned)) for by in range(len(scores)) if of != by]
+        return torch.stack([swapped_loss(scores[by], assigned[of], temperature) for of, by in pairs]).mean()
 
     @torch.no_grad()
     def _assigned(self, projections: Tensor, queue: nn.Module) -> Tensor:
