@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[MethodName, str]] = {
     "byol": ("byol", "optim.lr=0.01 method.ema=0.9 aug.noise=0.1"),
     "barlow": ("barlow", "optim.lr=0.001"),
     "delores-s": ("delores-s", "optim.lr=0.001 method.barlow_weight=0.1"),
-    "delores-m": ("delores-m", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
+    "delores-m": ("delores-m", "optim.lr=0.01 method.queue=40 method.ema=0.9 views.local=1 views.local_seconds=0.5"),
     "slicer": ("slicer", "optim.lr=0.1 cluster.k=12 method.queue=40 method.ema=0.9"),
     "swav": ("swav", "optim.lr=0.001 method.queue=40"),
     "swav, local views": (
@@ -266,7 +266,7 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
             "views.local_seconds = 0.95, 96 frames: want less than data",
         ),
         ("barlow", "views.local=2 views.local_seconds=0.05", "0.05, 6 frames: want less than data.crop_seconds = 0.95"),
-        ("moco", "views.local=2", "but method moco does not read it; leave it at 0, or use --method swav or barlow"),
+        ("simclr", "views.local=2", "but method simclr does not read it; leave it at 0, or use --method moco or del"),
         ("moco", "aug.mixup.partner=farthest", "but method moco does not read it; leave it at any, or use --method sl"),
         ("swav", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips"),
         ("swav", "cluster.k=4,5", "cluster.k = 4,5, but method swav has one set of prototypes; give one number"),

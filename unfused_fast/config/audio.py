@@ -90,7 +90,8 @@ class ViewsConfig:
     """All views augment one crop; false draws a crop for each. Source: authors."""
     local: CountOrZero = 0
     """Local views beside the two (multi-crop), each a part of a view of its own: they ask for what the whole views
-    give, never the other way round (`swav`, `barlow`, `delores-s`). Source: SwAV section 3.3, whose authors have 6.
+    give, never the other way round; not of `decar-v2`, `decar-v1` and `simclr`. Source: SwAV section 3.3, whose authors
+    have 6.
     """
     local_seconds: Positive = 0.4
     """Length of a local view, in seconds. Ours: AudioNTT pools over time, so that one costs as much less as it is

@@ -32,7 +32,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
     "aug.mixup.partner": ("slicer",),
-    "views.local": ("swav", "barlow", "delores-s"),
+    "views.local": (*QUEUE, *BARLOW[:2], "swav", "byol"),
     **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
     **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
 }

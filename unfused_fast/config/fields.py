@@ -136,9 +136,9 @@ class LossConfig:
     """Cross-entropy of scores."""
 
     temperature: Positive = 0.1
-    """Divides the scores before the softmax: of prototypes in `decar-v2`, of pairs of views in `moco` and, by cosine,
-    `simclr`; others do not read it. Source: DeepCluster-v2's default; at 1 unit-norm scores are nearly uniform. The
-    authors' code has 1, on projections of any norm.
+    """Divides the scores before the softmax: of prototypes in `decar-v2` and `swav`, of pairs of views in `moco`,
+    `delores-m`, `slicer` and, by cosine, `simclr`; others do not read it. Source: DeepCluster-v2's default; at 1
+    unit-norm scores are nearly uniform. The authors' code has 1, on projections of any norm.
     """
 
 

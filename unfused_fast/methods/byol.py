@@ -3,8 +3,8 @@
 Source: Niizumi et al., arXiv 2103.06695 (v1) and 2204.07402 (v2), after BYOL, arXiv 2006.07733, section 3. No clip is
 compared with another one, so that nothing but the predictor and the moving average keeps it from collapsing; the log's
 `output_std` shows whether it does.
-Needs two views, of one crop or of two, and a target network, which gets no gradient and moves by an exponential moving
-average alone. v2's fader is `aug.fader`, its normalisation `data.norm` = dataset, v1's `running`.
+Needs two views, of one crop or of two, and takes local ones; a target network, which gets no gradient and moves by an
+exponential moving average alone. v2's fader is `aug.fader`, its normalisation `data.norm` = dataset, v1's `running`.
 
 B clips in a batch, n of them on this rank, P size of a projection.
 """
@@ -61,6 +61,7 @@ class BYOL(Method):
         left_out: Sequence[int] = (),
     ) -> None:
         super().__init__(config, clips, first_id, device, ranks, left_out)
+        self.views = 2 + config.views.local
         self.target = follower(self.network)
         self.target.predictor = nn.Identity()
         self.signs = Signs(ranks, "shared_direction")
@@ -74,16 +75,19 @@ class BYOL(Method):
         return {}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """Symmetric: each view predicts the other. Source: BYOL-A's authors, who add both directions."""
+        """Symmetric: each view predicts the other. Source: BYOL-A's authors, who add both directions. Local views
+        predict both: twice the mean over all pairs.
+        """
         with self.part("forward target views"), torch.no_grad():
-            first_target, second_target = (self.run(view, network=self.target) for view in views)
+            targets = [self.run(view, network=self.target) for view in views[:2]]
         with self.part("forward"):
-            first, second = (self.run(view) for view in views)
+            predictions = [self.run(view) for view in views]
+        pairs = [(by, of) for by in range(len(views)) for of in range(2) if of != by]
         # |mean of unit outputs|^2, the mean cosine of all pairs of clips
-        outputs = normalize(first.detach(), dim=1)
+        outputs = normalize(predictions[0].detach(), dim=1)
         every = self.ranks.gather_parts(outputs, self.ranks.sizes)
         self.signs.note(outputs.sum(dim=0) @ every.mean(dim=0) / len(every))
-        return byol_loss(first, second_target) + byol_loss(second, first_target)
+        return 2 * torch.stack([byol_loss(predictions[by], targets[of]) for by, of in pairs]).mean()
 
     def after_step(self, clip_ids: Tensor) -> None:
         """The target follows."""

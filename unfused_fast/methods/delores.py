@@ -1,12 +1,13 @@
 """DeLoRes: redundancy reduction, alone (S), or beside contrast with a queue on each block of the encoder (M).
 
 Source: S: Ghosh et al., arXiv 2203.13628; M: "Decorrelating Feature Spaces for Learning General-Purpose Audio
-Representations", IEEE JSTSP 2022; authors of LAPE. Both papers came after Barlow Twins, whose loss they take.
+Representations", IEEE JSTSP 2022; authors of LAPE.
 S is Barlow Twins with another head. M is MoCo plus three terms, each the loss of Barlow Twins between query and key, on
 the time means of a convolution block's map; only the query's encoder and the heads of these terms get their gradient.
-Needs two views, of one crop or of two; M also a queue and a key encoder. In their code lambda, 5e-5, multiplies the
-diagonal too, with 1/32 before it all: here `method.barlow_lambda` = 1 and `method.barlow_weight` = 5e-5 / 32. Theirs
-correlates over the clips of one GPU, ours over those of all ranks, or with `train.accumulate` over those of a part.
+Needs two views, of one crop or of two, and takes local ones, in M as queries; M also a queue and a key encoder.
+In their code lambda, 5e-5, multiplies the diagonal too, with 1/32 before it all: here `method.barlow_lambda` = 1 and
+`method.barlow_weight` = 5e-5 / 32. Theirs correlates over the clips of one GPU, ours over those of all ranks, or with
+`train.accumulate` over those of a part.
 
 B clips in a batch, n of them on this rank, L convolution blocks, W size of a block's output, P size of its projection.
 """
@@ -79,23 +80,29 @@ class DeloresM(MoCo):
         return super().begin_epoch(epoch, passes)
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """InfoNCE, plus the term of each block. Source: authors, who add them."""
-        query_view, key_view = views
+        """InfoNCE, plus the term of each block. Source: authors, who add them. Of local views, which are queries, the
+        mean counts.
+        """
+        query_view, key_view, *local_views = views
         with self.part("forward key view"), torch.no_grad():
             keys, key_blocks = self.run(key_view, network=self.key_network)
         with self.part("forward"):
-            queries, blocks = self.run(query_view)
-            heads = cast(nn.ModuleList, self.network.get_submodule("heads"))
-            found = [
-                [self.run(of, network=head) for of in pair]
-                for head, *pair in zip(heads, blocks, key_blocks, strict=True)
-            ]
+            queries, blocks = zip(*(self.run(view) for view in (query_view, *local_views)), strict=True)
+            *of_queries, of_keys = (self._through_heads(of) for of in (*blocks, key_blocks))
         loss, settings = self.contrast((queries, keys)), self.config.method
-        for pair in found:
-            correlations = cross_correlation(*(gather_rows(rows.float(), self.ranks) for rows in pair))
-            self.correlations.note_correlations(correlations)
-            loss = loss + settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda)
+        for own in of_queries:
+            for pair in zip(own, of_keys, strict=True):
+                correlations = cross_correlation(*pair)
+                self.correlations.note_correlations(correlations)
+                term = settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda)
+                loss = loss + term / len(of_queries)
         return loss
+
+    def _through_heads(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """L tensors (n, W) of this rank's clips -> L (B, P) of all ranks' clips, by the head of each block."""
+        heads = cast(nn.ModuleList, self.network.get_submodule("heads"))
+        made = (self.run(block, network=head) for block, head in zip(blocks, heads, strict=True))
+        return [gather_rows(rows.float(), self.ranks) for rows in made]
 
     def after_step(self, clip_ids: Tensor) -> None:
         super().after_step(clip_ids)

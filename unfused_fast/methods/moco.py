@@ -2,10 +2,10 @@
 
 Source: He et al., arXiv 1911.05722, section 3 and Algorithm 1; on audio the authors of LAPE, with one linear layer as
 head (v1). The head of v2 (arXiv 2003.04297) is `model.projector` = mlp.
-Needs two views, of one crop or of two; a queue of keys and a key encoder, which gets no gradient and moves by an
-exponential moving average. The batch is not shuffled over GPUs (MoCo section 3.3), which keeps a GPU's BatchNorm from
-telling whose key is whose: here BatchNorm is over the batch of all ranks. It may still tell of which batch a key is, as
-in the authors' code on one GPU; the larger the batch, the less.
+Needs two views, of one crop or of two, and takes local ones, as queries; a queue of keys and a key encoder, which gets
+no gradient and moves by an exponential moving average. The batch is not shuffled over GPUs (MoCo section 3.3), which
+keeps a GPU's BatchNorm from telling whose key is whose: here BatchNorm is over the batch of all ranks. It may still
+tell of which batch a key is, as in the authors' code on one GPU; the larger the batch, the less.
 
 B clips in a batch, K keys in the queue, P size of a projection.
 """
@@ -60,6 +60,7 @@ class MoCo(Method):
                 "model.sync_bn = False: by BatchNorm over the few clips of one process moco could tell which key is "
                 "whose; leave it at True"
             )
+        self.views = 2 + config.views.local
         self.key_network = follower(self.network)
         self.queue = KeyQueue(resolve_queue(config, clips), config.model.proj_dim)
         self.signs = ContrastSigns(ranks)
@@ -71,23 +72,24 @@ class MoCo(Method):
         return {}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """The first view is the query, the second the key."""
-        query_view, key_view = views
+        """The second view is the key, the first the query, and so are local ones."""
+        query_view, key_view, *local_views = views
         with self.part("forward key view"), torch.no_grad():
             keys = self.run(key_view, network=self.key_network)
         with self.part("forward"):
-            queries = self.run(query_view)
+            queries = [self.run(view) for view in (query_view, *local_views)]
         return self.contrast((queries, keys))
 
-    def contrast(self, *directions: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries and keys of this rank's clips, (n, P) of any norm, of each direction -> () sum of InfoNCE; the keys
-        are kept for the queue.
+    def contrast(self, *directions: tuple[Sequence[Tensor], Tensor]) -> Tensor:
+        """Of each direction queries by one or more views and their keys, (n, P) each, of this rank's clips and of any
+        norm -> () InfoNCE, its mean over queries, its sum over directions; the keys are kept for the queue.
         """
-        units = [(normalize(queries, dim=1), normalize(keys, dim=1)) for queries, keys in directions]
-        self._keys.append([keys for _, keys in units])
-        for queries, keys in units:
-            self.signs.note_views(queries, keys, self.ranks.gather_parts(keys, self.ranks.sizes))
-        losses = [info_nce(queries, keys, self.queue.keys, self.config.loss.temperature) for queries, keys in units]
+        losses, self._keys = list[Tensor](), [*self._keys, [normalize(keys, dim=1) for _, keys in directions]]
+        for (queries, _), keys in zip(directions, self._keys[-1], strict=True):
+            units = [normalize(rows, dim=1) for rows in queries]
+            self.signs.note_views(units[0], keys, self.ranks.gather_parts(keys, self.ranks.sizes))
+            found = [info_nce(rows, keys, self.queue.keys, self.config.loss.temperature) for rows in units]
+            losses.append(torch.stack(found).mean())
         return torch.stack(losses).sum()
 
     def after_step(self, clip_ids: Tensor) -> None:

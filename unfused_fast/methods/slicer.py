@@ -5,8 +5,8 @@ Source: Seth et al., arXiv 2211.01519; authors of LAPE; the cluster contrast is 
 clip's softmax over K clusters, whose columns over a batch are compared: a cluster of one view with the same of the
 other, against all others. k-mix: a clip is mixed with one of the cluster farthest away (`aug.mixup.partner`), of four
 clusters of clips' mean spectra.
-Needs two views, of one crop or of two; a queue and a key encoder. Clusters are compared over the clips of all ranks,
-but with `train.accumulate` over those of a part.
+Needs two views, of one crop or of two, and takes local ones, as queries; a queue and a key encoder. Clusters are
+compared over the clips of all ranks, but with `train.accumulate` over those of a part.
 
 B clips in a batch, n of them on this rank, F mel bins, P size of a projection, K clusters (`cluster.k`).
 """
@@ -124,12 +124,13 @@ class Slicer(MoCo):
         between the directions, where theirs has the keys of the first in it already, each clip's own among them.
         """
         with self.part("forward key view"), torch.no_grad():
-            keys = [self.run(view, network=self.key_network)[0] for view in views]
+            keys = [self.run(view, network=self.key_network)[0] for view in views[:2]]
         with self.part("forward"):
-            (first, first_shares), (second, second_shares) = (self.run(view) for view in views)
-        self.usage.note_shares(first_shares)
-        clusters = cluster_loss(*(gather_rows(shares, self.ranks) for shares in (first_shares, second_shares)))
-        return self.contrast((first, keys[1]), (second, keys[0])) + clusters
+            (first, *more), shares = zip(*(self.run(view) for view in views), strict=True)
+        second, *local = more
+        self.usage.note_shares(shares[0])
+        clusters = cluster_loss(*(gather_rows(of, self.ranks) for of in shares[:2]))
+        return self.contrast(([first, *local], keys[1]), ([second, *local], keys[0])) + clusters
 
     def after_step(self, clip_ids: Tensor) -> None:
         super().after_step(clip_ids)
