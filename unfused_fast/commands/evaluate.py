@@ -211,7 +211,8 @@ def lape(
     """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
 
     After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds, except with
-    --preset authors or --set data.crop_seconds. In the --out of a `compare` its methods are not trained again.
+    --preset authors or --set data.crop_seconds. In the --out of a `compare` its methods are not trained again. Several
+    processes train and evaluate each task together.
     """
     flags.start_processes()
     if (methods is None) != (pretrain_on is None) or (methods is None and pretrain_epochs is not None):
