@@ -24,8 +24,8 @@ from torch.nn.functional import normalize
 
 from unfused_fast.clustering.backends import Backend, resolve_backend
 from unfused_fast.clustering.kmeans import spherical_kmeans
-from unfused_fast.data import free_memory
 from unfused_fast.errors import UserError
+from unfused_fast.memory import free_memory
 
 ON_A_CPU = [(10_000, 128, 64), (100_000, 128, 512), (100_000, 512, 512), (250_000, 512, 512)]
 ON_A_GPU = [*ON_A_CPU, (250_000, 512, 4096), (1_000_000, 512, 1024), (2_000_000, 512, 4096)]

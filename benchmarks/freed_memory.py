@@ -16,7 +16,7 @@ from measure import arguments, record
 
 from unfused_fast.commands.demo import width_values
 from unfused_fast.config import preset, with_values
-from unfused_fast.data import freed_memory_kept
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.models import PretrainNetwork
 
 KINDS = {"as it is": False, "freed memory kept": True}

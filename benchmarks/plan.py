@@ -18,7 +18,7 @@ from unfused_fast.commands.measure.parts import log_of
 from unfused_fast.commands.measure.rates import measured_here
 from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import preset, with_values
-from unfused_fast.data import free_memory
+from unfused_fast.memory import free_memory
 from unfused_fast.stages import pretrain
 from unfused_fast.training import Options
 

@@ -18,7 +18,7 @@ from unfused_fast.commands.flags import CompileMode
 from unfused_fast.commands.measure import parts
 from unfused_fast.commands.measure.synthetic import synthetic_set
 from unfused_fast.config import Config, with_values
-from unfused_fast.data import freed_memory_kept
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.methods import Method
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.sets.table import ShardSet

@@ -14,13 +14,13 @@ from unfused_fast.config.audio import Store
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.data import store as placement
-from unfused_fast.data.memory import Free
 from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.store import choose, placed
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
 from unfused_fast.mel import log_mel_statistics
+from unfused_fast.memory import Free
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.row import SourceRow

@@ -144,7 +144,8 @@ def plan(
     from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
     from unfused_fast.commands.measure.rates import measured_here, read_rates
     from unfused_fast.console import counted
-    from unfused_fast.data import free_memory, gigabytes
+    from unfused_fast.data import gigabytes
+    from unfused_fast.memory import free_memory
 
     config = stage_config("pretrain", preset, settings, epochs, 0)
     rates = None if rates_file is None else read_rates(rates_file)

@@ -13,11 +13,11 @@ from unfused_fast.console import console
 from unfused_fast.data import first_pass, log_mel_cache
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
-from unfused_fast.data.memory import Free, free_memory
 from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError
+from unfused_fast.memory import Free, free_memory
 
 MEMORY_SHARE = 0.75
 """Share of the free memory, of the device or of the host, that `auto` gives to log-mels, or less where a step needs

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from unfused_fast.clustering import Collapsed
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.data import Augmenter, Batch, Batches, Loader, freed_memory_kept, placed, skipped
+from unfused_fast.data import Augmenter, Batch, Batches, Loader, placed, skipped
 from unfused_fast.distributed import RankLost, Share, first_buffers, share_layers, sum_gradients
 from unfused_fast.errors import UserError
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.methods import Trainable
 from unfused_fast.models import step_bytes
 from unfused_fast.training.checkpoint import Position

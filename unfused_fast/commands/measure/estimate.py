@@ -17,9 +17,10 @@ import torch
 from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
 from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
-from unfused_fast.data import Free, choose, gigabytes, pinned_bytes
+from unfused_fast.data import choose, gigabytes
 from unfused_fast.distributed import Share
 from unfused_fast.errors import UserError
+from unfused_fast.memory import Free, pinned_bytes
 from unfused_fast.methods import resolve_k
 from unfused_fast.models import PretrainNetwork, step_bytes, step_cost
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES

@@ -25,17 +25,9 @@ from unfused_fast.commands.measure import machine
 from unfused_fast.commands.measure.machine import spread
 from unfused_fast.config import Config, with_values
 from unfused_fast.console import console, counted
-from unfused_fast.data import (
-    Augmenter,
-    Batches,
-    Loader,
-    ResidentLoader,
-    draws_of,
-    freed_memory_kept,
-    log_mel_cache,
-    placed,
-)
+from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, draws_of, log_mel_cache, placed
 from unfused_fast.kernels.views import augmented_reference
+from unfused_fast.memory import freed_memory_kept
 from unfused_fast.models import PretrainNetwork
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.sets.table import ShardSet

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from unfused_fast.data.memory import NO_BOUND, free_memory, group_room
+from unfused_fast.memory import NO_BOUND, free_memory, group_room
 
 GIVEN_BACK = """
 import os
 import torch
-from unfused_fast.data.memory import freed_memory_kept
+from unfused_fast.memory import freed_memory_kept
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
