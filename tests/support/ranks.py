@@ -47,6 +47,7 @@ from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import share_layers, sum_gradients
 from unfused_fast.embedding import embed_files, embed_rows, load, reading
+from unfused_fast.errors import UserError
 from unfused_fast.launch import place_of
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
@@ -148,8 +149,11 @@ def stop_after(steps: int) -> None:
 
 def check(job: dict[str, Any], own: dict[str, str]) -> None:
     """The checks of a job, on its ranks."""
-    with Ranks(place_of(own), torch.device("cpu"), 30.0) as ranks:
-        if job["check"] == "bank":
+    refused = (UserError,) if job["check"] == "error" else ()
+    with contextlib.suppress(*refused), Ranks(place_of(own), torch.device("cpu"), 30.0) as ranks:
+        if job["check"] == "error":
+            ranks.first(refuse)
+        elif job["check"] == "bank":
             check_bank(ranks, Path(job["folder"]))
         elif job["check"] == "embed":
             embed_folder(ranks, job)
@@ -157,6 +161,13 @@ def check(job: dict[str, Any], own: dict[str, str]) -> None:
             save_features(ranks, Path(job["folder"]), Path(job["shards"]), Path(job["encoder"]))
         else:
             check_layers(ranks)
+    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), "such threads may abort a process that ends"
+
+
+def refuse() -> None:
+    """The error of a user."""
+    raise UserError("no")
 
 
 def save_features(ranks: Ranks, folder: Path, shards: Path, run: Path) -> None:
