@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,7 @@ class ProcessFlags:
         start = start_devices if self.engine == "local" else start_on_ray
         code = start(self.devices, self.device, out, restarts)
         if code is not None:
-            raise typer.Exit(code)
+            sys.exit(code)  # not typer.Exit: the processes have said how they ended
 
 
 @dataclass(frozen=True, kw_only=True)
