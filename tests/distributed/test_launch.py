@@ -25,6 +25,7 @@ import torch
 from same_runs import assert_same_run
 from waiting import wait_for
 
+from unfused_fast.commands import launcher
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
 from unfused_fast.commands.launcher import Failure
 from unfused_fast.config.fields import Config
@@ -167,6 +168,11 @@ def test_signals_while_ranks_start_and_a_launcher_that_is_killed(
 
 def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", *tiny]
+    refused = "3 processes cannot share data.partitions = 8 evenly; use 2 or 4 processes"
+    with monkeypatch.context() as alone:  # no process is started
+        alone.setattr(launcher, "_run_here", None)
+        assert refused in cli(*command, "--devices", 3).error
+        assert "optim.lr = much: want a number" in cli(*command, "--devices", 2, "--set", "optim.lr=much").error
     monkeypatch.setenv(LAUNCH, "without a rank")
     assert "--devices 2: PyTorch" in cli(*command, "--device", "cuda", "--devices", 2).error
     assert "a batch of 16 clips a process has 16" in cli(*command, "--set", "train.accumulate=17").error
@@ -181,7 +187,7 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
     assert "--max-restarts 1: under torchrun and srun" in cli(*command, "--max-restarts", 1).error
     assert "could not connect at 127.0.0.1" in cli(*command, "--timeout", 5).error
     importing = ["import", tones, tmp_path / "model", "--layout", "byol-a", "--mean", 0, "--std", 1]
-    exporting = ["bank", "export", tones, tmp_path / "bank.npz"]
+    exporting = ["bank", "export", tones, "--out", tmp_path / "bank.npz"]
     for alone in (["shard", tones, tmp_path / "set"], ["merge", tones, tmp_path / "set"], importing, exporting):
         assert "this command runs as one process, but was started as one of 2" in cli(*alone).error
 

@@ -120,6 +120,7 @@ class Trainer:
         epoch, taken = done + 1, first
         self._began = time.perf_counter() - self._state["seconds"]
         self.usage.begin()
+        self.ranks.seconds()  # waits before this epoch are not part of it
         if not first:
             self.begin_epoch(epoch)
         batches = self.batches(epoch, first)
