@@ -54,6 +54,11 @@ class Place(NamedTuple):
         return f"cuda:{self.local_rank % max(1, found)}" if wanted in ("auto", "cuda") else wanted
 
 
+def started_by_launcher(environment: Mapping[str, str]) -> bool:
+    """Whether --devices, --max-restarts or --engine ray started this process, which then has a rank too."""
+    return LAUNCH in environment and "RANK" in environment
+
+
 def temporary_prefix(process: int) -> str:
     """With which the names of a process's temporary folders begin, in MEMORY or on the disk."""
     return f"unfused-of-{process}-"

@@ -23,7 +23,7 @@ def copy_without_caches(tones: Path, tmp_path: Path) -> Path:
 def test_ranks_make_one_cache_that_any_number_of_them_reads(
     copy_without_caches: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    """The bytes that one process makes; an end in the first pass leaves nothing."""
+    """The bytes that one process makes; `auto` maps them from the disk where one rank lacks the memory."""
     alone = shutil.copytree(copy_without_caches, tmp_path / "alone")
     runs = [(2, copy_without_caches), (1, alone), (4, copy_without_caches), (1, copy_without_caches)]
     command, flags = ["train", "pretrain"], [*tiny, "--epochs", "1", "--data", "resident"]
@@ -31,8 +31,10 @@ def test_ranks_make_one_cache_that_any_number_of_them_reads(
         {"ranks": ranks, "arguments": [*command, str(shards), *flags, "--out", str(tmp_path / f"run-{number}")]}
         for number, (ranks, shards) in enumerate(runs)
     ]
-    ends = run_jobs(jobs, tmp_path)
-    assert all(end["code"] == 0 for job in ends for end in job), ends
+    little = ["train", "pretrain", str(copy_without_caches), *tiny, "--epochs", "1", "--out", str(tmp_path / "little")]
+    *ends, last = run_jobs([*jobs, {"ranks": 2, "arguments": little, "little": True}], tmp_path)
+    assert all(end["code"] == 0 for job in [*ends, last] for end in job), [*ends, last]
+    assert "data.store: auto is mmap" in last[0]["said"]
     said = [re.sub(r"\s+", " ", job[0]["said"]) for job in ends]
     assert "log-mels of 60 clips, computed once on 2 ranks" in said[0] and "from the audio" in said[0]
     assert all("from the cache" in text for text in said[2:]) and "a process) ready in" in said[2]

@@ -25,13 +25,14 @@ import torch
 from same_runs import assert_same_run
 from waiting import wait_for
 
+from unfused_fast.commands import launcher
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
 from unfused_fast.commands.launcher import Failure
 from unfused_fast.config.fields import Config
 from unfused_fast.distributed.ranks import RankLost, Ranks
 from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
-from unfused_fast.launch import Place, first_node, place_of, tasks_per_node
+from unfused_fast.launch import LAUNCH, Place, first_node, place_of, tasks_per_node
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Interrupted, Options, train_loader
 
@@ -136,8 +137,43 @@ def test_which_errors_may_not_come_again(
     assert left is not None and Failure(1, int(str(ended.value.code)), left).may_succeed == again
 
 
+def test_a_reason_that_cannot_be_written_or_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of a launcher that is gone, and one that a full disk cut short."""
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "gone" / "reason"))
+    with pytest.raises(SystemExit):
+        end(UserError("data.partitions = 8"))
+    assert capsys.readouterr().err == "error: data.partitions = 8\n"
+    (tmp_path / "reason").write_text('{"message": "error: da')
+    assert reason_left(tmp_path / "gone" / "reason") is None is reason_left(tmp_path / "reason")
+
+
+def test_signals_while_ranks_start_and_a_launcher_that_is_killed(
+    cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "pretrain", tones, "--out", out, *tiny, "--devices", 2, "--epochs", 5000]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        started = cli_process(*command)
+        wait_for(lambda: 0 in _ranks(started.pid), started)  # noqa: B023
+        started.send_signal(number)
+        assert started.communicate(timeout=120)[1] == "interrupted\n"
+        assert started.returncode == 130 and not out.exists()
+    started = cli_process(*command, "--save-every", "1steps", TMPDIR=str(tmp_path))
+    wait_for((out / "log.jsonl").exists, started)
+    started.kill()
+    assert "stopped after epoch" in started.communicate(timeout=120)[1], "the ranks save, and end"
+
+
 def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", *tiny]
+    refused = "3 processes cannot share data.partitions = 8 evenly; use 2 or 4 processes"
+    with monkeypatch.context() as alone:  # no process is started
+        alone.setattr(launcher, "_run_here", None)
+        assert refused in cli(*command, "--devices", 3).error
+        assert "optim.lr = much: want a number" in cli(*command, "--devices", 2, "--set", "optim.lr=much").error
+    monkeypatch.setenv(LAUNCH, "without a rank")
     assert "--devices 2: PyTorch" in cli(*command, "--device", "cuda", "--devices", 2).error
     assert "a batch of 16 clips a process has 16" in cli(*command, "--set", "train.accumulate=17").error
     monkeypatch.setenv("RANK", "0")
@@ -146,9 +182,14 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(harness.free_port()))
     assert "--devices 3: this process was started as one of 2" in cli(*command, "--devices", 3).error
-    assert "--max-restarts 1: under torchrun and srun" in cli(*command, "--max-restarts", 1).error
     assert "2 processes take a GPU each" in cli(*command, "--device", "cuda:0").error
+    monkeypatch.delenv(LAUNCH)
+    assert "--max-restarts 1: under torchrun and srun" in cli(*command, "--max-restarts", 1).error
     assert "could not connect at 127.0.0.1" in cli(*command, "--timeout", 5).error
+    importing = ["import", tones, tmp_path / "model", "--layout", "byol-a", "--mean", 0, "--std", 1]
+    exporting = ["bank", "export", tones, "--out", tmp_path / "bank.npz"]
+    for alone in (["shard", tones, tmp_path / "set"], ["merge", tones, tmp_path / "set"], importing, exporting):
+        assert "this command runs as one process, but was started as one of 2" in cli(*alone).error
 
 
 def test_a_process_without_a_clip_of_a_batch(tones: Path) -> None:

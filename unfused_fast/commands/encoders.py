@@ -161,6 +161,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make a model folder of a public AudioNTT checkpoint: its tensors are read, and no code in the file is run."""
+    refuse_several()
     from unfused_fast.embedding import import_checkpoint
 
     facts = import_checkpoint(checkpoint, folder, layout, mean, std, overwrite)

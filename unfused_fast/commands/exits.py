@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,18 +74,20 @@ def end(error: Exception) -> NoReturn:
 
 def leave_reason(text: str, again: bool) -> None:
     """Leaves why this process fails to what started it: torchrun, or a launcher here; `again`: whether the same command
-    may succeed.
+    may succeed. Where the file cannot be written nothing is left, and the error itself is printed as ever.
     """
     if path := os.environ.get(ERROR_FILE):
         reason = {"message": text, "timestamp": int(time.time()), "again": again}
-        Path(path).write_text(json.dumps(reason), encoding="utf-8")
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(reason), encoding="utf-8")
 
 
 def reason_left(path: str | Path) -> tuple[str, bool] | None:
-    """What leave_reason wrote; None where it did not."""
-    if not Path(path).is_file():
+    """What leave_reason wrote; None where it did not, or not to the end."""
+    try:
+        reason = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    reason = json.loads(Path(path).read_text(encoding="utf-8"))
     return str(reason["message"]), bool(reason["again"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,14 +228,20 @@ class ProcessFlags:
     engine: Engine = "local"
     timeout: Timeout = TIMEOUT_SECONDS
 
-    def start_processes(self, out: Path = Path(), restarts: int = 0) -> None:
+    def start_processes(self, out: Path = Path(), restarts: int = 0, partitions: int | None = None) -> None:
         """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
         work. `out` and `restarts`: as of launcher.with_restarts.
+
+        Raises UserError, before any is started, where they cannot share so many `partitions` of a set.
         """
+        if partitions is not None and self.devices is not None and place_of(os.environ) is None:
+            from unfused_fast.distributed import Share
+
+            Share(0, self.devices).of_partitions(partitions)
         start = start_devices if self.engine == "local" else start_on_ray
         code = start(self.devices, self.device, out, restarts)
         if code is not None:
-            raise typer.Exit(code)
+            sys.exit(code)  # not typer.Exit: the processes have said how they ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unfused_fast.commands.flags import Json, Shards
+from unfused_fast.commands.flags import Json, Shards, refuse_several
 from unfused_fast.commands.output import bar, local_shards, open_set, print_json, show, stdout_console
 from unfused_fast.errors import UserError, cause, escaped
 
@@ -148,6 +148,7 @@ def bank_export(
     as_json: Json = False,
 ) -> None:
     """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
+    refuse_several()
     from unfused_fast.clustering import export, format_of, open_bank
 
     kind = format_of(out)

@@ -8,6 +8,7 @@ loses the exit code; to change this, three of its agent's methods had to be over
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -25,13 +26,15 @@ from uuid import uuid4
 from unfused_fast.commands.exits import INTERRUPTED, reason_left
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped
-from unfused_fast.launch import LAUNCH, delete_temporary, place_of
+from unfused_fast.launch import LAUNCH, delete_temporary, place_of, started_by_launcher
 from unfused_fast.shards.packing.workers import available_cores
 
 SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 GRACE_SECONDS = 30.0
 """How long the others may take to end when one has failed. Source: torchrun."""
 LOOK_SECONDS = 0.1
+PR_SET_PDEATHSIG = 1
+"""Source: linux/prctl.h; see prctl(2)."""
 
 
 class Failure(NamedTuple):
@@ -68,6 +71,9 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
         UserError: more GPUs than there are, or another number of processes than this one was started among, or restarts
             where others started this one.
     """
+    launched = started_by_launcher(os.environ)
+    if launched:
+        _begin_as_launched()
     place = place_of(os.environ)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without it a process that ends prints fifty lines of C++
     if place is not None:
@@ -76,13 +82,13 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
                 f"--devices {devices}: this process was started as one of {place.world_size}; leave --devices out "
                 "under torchrun and srun"
             )
-        if restarts and LAUNCH not in os.environ:
+        if restarts and not launched:
             raise UserError(
                 f"--max-restarts {restarts}: under torchrun and srun this process cannot start the others again; leave "
                 "it out, and use torchrun's own --max-restarts with --resume, or requeue the job"
             )
         return None
-    if LAUNCH in os.environ or (devices in (None, 1) and not restarts):
+    if launched or (devices in (None, 1) and not restarts):
         return None
     import torch
 
@@ -97,11 +103,20 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
     return _run_here(devices, out, restarts)
 
 
+def _begin_as_launched() -> None:
+    """Takes the signals that _run_here held back while this process started, and ends as on SIGTERM when the launcher
+    was killed, which then stops nobody.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _run_here(count: int, out: Path, restarts: int) -> int:
     from torch.distributed import TCPStore
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"  # signals_to does; torch's handlers would stay after it
     with socket.create_server(("127.0.0.1", 0), backlog=count) as listening:  # the store alone would listen everywhere
         port = listening.getsockname()[1]
         store = TCPStore(
@@ -124,27 +139,42 @@ def _run_here(count: int, out: Path, restarts: int) -> int:
     hidden = {} if "--debug" in sys.argv else dict.fromkeys(range(1, count), Std.ALL)
 
     def attempt(variables: dict[str, str], came: list[int]) -> dict[int, Failure]:
-        context = start_processes(
-            "train",
-            sys.executable,
-            args=dict.fromkeys(range(count), ("-m", "unfused_fast", *sys.argv[1:])),
-            envs={rank: {**shared, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)},
-            logs_specs=DefaultLogsSpecs(folder, redirects=hidden),
-        )
+        processes = list[int]()
 
-        def send(number: int) -> None:
-            came.append(number)
-            for process in context.pids().values():
+        def pass_on(number: int) -> None:
+            for process in processes:
                 with suppress(ProcessLookupError):
                     os.kill(process, number)
 
-        try:
-            with signals_to(send):
+        def send(number: int) -> None:
+            came.append(number)
+            pass_on(number)
+
+        with signals_to(send):
+            # they inherit it, and take signals once they can end in order: see _begin_as_launched
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                context = start_processes(
+                    "train",
+                    sys.executable,
+                    args=dict.fromkeys(range(count), ("-m", "unfused_fast", *sys.argv[1:])),
+                    envs={
+                        rank: {**shared, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                        for rank in range(count)
+                    },
+                    logs_specs=DefaultLogsSpecs(folder, redirects=hidden),
+                )
+                processes.extend(context.pids().values())
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for number in came:
+                pass_on(number)
+            try:
                 result = context.wait(period=LOOK_SECONDS)
-        finally:
-            context.close()
-            for process in context.pids().values():
-                delete_temporary(process)
+            finally:
+                context.close()
+                for process in processes:
+                    delete_temporary(process)
         assert result is not None
         began = min((failure.timestamp for failure in result.failures.values()), default=0)
         return {

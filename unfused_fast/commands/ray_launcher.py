@@ -24,7 +24,7 @@ from unfused_fast.commands.exits import ERROR_FILE, reason_left
 from unfused_fast.commands.launcher import GRACE_SECONDS, LOOK_SECONDS, Failure, signals_to, with_restarts
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError
-from unfused_fast.launch import LAUNCH, delete_temporary, place_of
+from unfused_fast.launch import delete_temporary, place_of, started_by_launcher
 from unfused_fast.shards.packing.ray_engine import connect
 from unfused_fast.shards.packing.workers import available_cores
 
@@ -41,7 +41,7 @@ def start_on_ray(count: int | None, device: str, out: Path, restarts: int) -> in
     Raises:
         UserError: no Ray, no cluster, not as many CPUs or GPUs, or nodes that do not see the working directory.
     """
-    if LAUNCH in os.environ:
+    if started_by_launcher(os.environ):
         return None
     if place_of(os.environ) is not None:
         raise UserError("--engine ray starts processes itself; leave it out under torchrun and srun")

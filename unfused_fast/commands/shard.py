@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Overwrite, pairs
+from unfused_fast.commands.flags import Json, Overwrite, pairs, refuse_several
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.workers import start_server
@@ -110,6 +110,7 @@ def shard(
     if source is None or out is None:
         lacking = "SOURCE and OUT" if source is None else "OUT"
         raise typer.BadParameter(f"missing {lacking}: unfused-fast shard SOURCE OUT; only --list works without them")
+    refuse_several(part is None)  # a job may give each of its tasks a part
     if engine == "local":
         start_server()
     from unfused_fast.console import console
@@ -172,6 +173,7 @@ def merge(
     """Make one set of the parts that `unfused-fast shard --part i/n` packed: the same bytes as from one machine."""
     if len(places) < 2:
         raise typer.BadParameter("missing OUT: unfused-fast merge PART... OUT")
+    refuse_several()
     from unfused_fast.mel import log_mel_statistics
     from unfused_fast.shards.packing.merge import merge as merge_parts
 

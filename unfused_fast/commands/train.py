@@ -46,10 +46,11 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
 
     swav: predict from one view the prototype of the other, with all prototypes used equally.
     """
-    flags.start_processes(out, flags.max_restarts)
+    config = flags.config("pretrain", epochs)
+    flags.start_processes(out, flags.max_restarts, config.data.partitions)
     from unfused_fast.stages import pretrain
 
-    config, options = flags.config("pretrain", epochs), flags.options()
+    options = flags.options()
     with options.ranks:
         result = pretrain(config, open_set(shards), out, options)
     if options.ranks.leads:
@@ -71,10 +72,11 @@ def train_distill(
 
     It reads no labels, only how many classes there are; --set pseudo.k=N gives the number of clusters instead.
     """
-    flags.start_processes(out, flags.max_restarts)
+    config = flags.config("distill", epochs)
+    flags.start_processes(out, flags.max_restarts, config.data.partitions)
     from unfused_fast.stages import distill
 
-    config, options = flags.config("distill", epochs), flags.options()
+    options = flags.options()
     with options.ranks:
         result = distill(config, open_set(shards), teacher, out, options)
     if options.ranks.leads:
@@ -159,13 +161,13 @@ def train_everything(
     flags: PretrainFlags,
 ) -> None:
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
-    flags.start_processes(out, flags.max_restarts)
-    from unfused_fast.evaluation import held_out_text
-    from unfused_fast.stages import train_all
-
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {stage: flags.config(stage, count) for stage, count in stages.items()}
+    flags.start_processes(out, flags.max_restarts, configs["pretrain"].data.partitions)
+    from unfused_fast.evaluation import held_out_text
+    from unfused_fast.stages import train_all
+
     options = flags.options()
     with options.ranks:
         opened, labelled = open_set(shards), open_set(target or shards)

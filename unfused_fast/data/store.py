@@ -23,6 +23,9 @@ MEMORY_SHARE = 0.75
 """Share of the free memory, of the device or of the host, that `auto` gives to log-mels, or less where a step needs
 more than the rest. Ours: the rest is for temporary results and the page cache."""
 
+FASTEST: tuple[Store, ...] = "resident", "pinned", "mmap", "stream"
+"""What `auto` chooses from, the fastest first."""
+
 
 def choose(
     size: int, device: torch.device, free: Free, room_on_disk: bool | None, ranks: int = 1, step: int = 0
@@ -58,8 +61,8 @@ def placed(
     The first time the split is decoded and computed in one pass, and stored next to the shards (first_pass.py): `ranks`
     that share the folder do it together, else one process of each machine does it, and the others wait. Ours: for a
     `single_pass` over the split `auto` uses an existing cache but makes none, which would cost more. Each rank holds
-    the log-mels of its own clips, in its part of the machine's memory; rank 0 chooses the store. `step` is as of
-    choose.
+    the log-mels of its own clips, in its part of the machine's memory; `auto` is the fastest store in which those of
+    each rank fit. `step` is as of choose.
 
     Raises UserError, on all ranks: memory or disk that was asked for and is too small, or clips that cannot be read.
     """
@@ -75,15 +78,17 @@ def placed(
         )
     layout, free = log_mel_cache.layout(loader), free_memory(device)
     free = free._replace(host=free.host // ranks.local_size)
+    most = max(map(int, ranks.texts(str(layout.own_bytes))))
     may_make = not (single_pass and store == "auto")
     found = log_mel_cache.find(loader, layout)
     place = log_mel_cache.writable_place(loader, layout) if found is None and may_make else None
     if store == "auto":
         has_room = found is not None or place is not None
-        store, why = choose(layout.own_bytes, device, free, has_room, ranks.world_size, step)
+        store, why = choose(most, device, free, has_room, ranks.world_size, step)
         if found is None and not may_make:
             store, why = "stream", "it is read once, so no cache is made"
-        store, why = ranks.first(lambda: (store, why))
+        every = [text.partition(" ") for text in ranks.texts(f"{store} {why}")]
+        store, why = next((one, reason) for one in reversed(FASTEST) for name, _, reason in every if name == one)
         console.once(
             f"data.store: auto is {store} for {loader.split}: {why}",
             about=("store", loader.shards.directory, loader.split, store),
@@ -98,7 +103,7 @@ def placed(
     frames, source = ranks.every(lambda: _frames(loader, layout, store, found, place))
     source = source if made is None else f"from the audio ({made})"
     seconds = time.perf_counter() - begin
-    part = f" ({gigabytes(layout.own_bytes)} a process)" if ranks.together else ""
+    part = f" ({gigabytes(most)} a process)" if ranks.together else ""
     sentence = f"data: {gigabytes(layout.bytes)} of log-mels of {loader.split}{part} ready in {seconds:.1f} s, {source}"
     if source.startswith("from the audio"):
         console.print(sentence)

@@ -101,9 +101,15 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.together and error is None:
+        if not self.together:
+            return
+        if error is None:
             self.barrier()
-            dist.destroy_process_group()
+        # gloo's threads end here: one that still frees a tensor while Python ends would abort the process. NCCL stays
+        # after an error, since it would wait for operations of ranks that are gone.
+        dist.destroy_process_group(self._patient if error is not None and self.device.type == "cuda" else None)
+        self.group = None
+        del self._patient
 
     def batch(self, sizes: Sequence[int], part: Share = WHOLE) -> slice:
         """Sets the current batch, of so many rows on each rank, or a part of each rank's. Returns that part of this

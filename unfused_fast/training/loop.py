@@ -86,8 +86,9 @@ class Trainer:
         if self.run.resumed:
             self._load()
         own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate)) * self.task.views
-        weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
-        # gradients and at most two moments are still to come
+        weights = sum(
+            parameter.nbytes for parameter in self.task.network.parameters()
+        )  # gradients, at most two moments
         self.loader = placed(self._stream, ranks=self.ranks, step=step_bytes(self.config, own) + 3 * weights)
         self.run.start()
 
@@ -102,7 +103,6 @@ class Trainer:
         rates, done = self._state["rates"], self.position.epoch * steps + self.position.batch
         precision, kept = full_precision(self.config, self.options.device), freed_memory_kept(self.options.device)
         shown = EpochProgress(self.run.stage, epochs, steps, done)
-        self.ranks.seconds()  # those of what was before are no epoch's
         with self.run.signals(), precision, kept, self.saves, self.profile, self._explained(), shown:
             while self.position.epoch < epochs and (self.position.batch or not self.task.finished):
                 self._train_epoch(shown)
@@ -121,6 +121,7 @@ class Trainer:
         epoch, taken = done + 1, first
         self._began = time.perf_counter() - self._state["seconds"]
         self.usage.begin()
+        self.ranks.seconds()  # waits before this epoch are not part of it
         if not first:
             self.begin_epoch(epoch)
         batches = self.batches(epoch, first)
