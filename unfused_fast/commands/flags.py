@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from unfused_fast.commands.options import run_options
 from unfused_fast.commands.ray_launcher import start_on_ray
 from unfused_fast.config import BASELINES, MethodName, PresetName, Stage, Store
 from unfused_fast.errors import UserError
-from unfused_fast.launch import TIMEOUT_SECONDS
+from unfused_fast.launch import TIMEOUT_SECONDS, place_of
 
 if TYPE_CHECKING:
     from unfused_fast.config import Config

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from unfused_fast.commands.flags import Json, Shards, refuse_several
+from unfused_fast.commands.flags import Json, Shards
+from unfused_fast.commands.options import refuse_several
 from unfused_fast.commands.output import bar, local_shards, open_set, print_json, show, stdout_console
 from unfused_fast.errors import UserError, cause, escaped
 

@@ -80,16 +80,14 @@ class Trainer:
         the start and of the first epoch; clips/s of each epoch. Noted in checkpoints."""
 
     def start(self) -> None:
-        """Restores the state of a resumed run, loads log-mels into memory where requested, and claims the run
-        directory.
-        """
+        """Restores a resumed run's state, loads log-mels into memory where requested, and claims the run directory."""
         if self.run.resumed:
             self._load()
         own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate)) * self.task.views
-        weights = sum(
-            parameter.nbytes for parameter in self.task.network.parameters()
-        )  # gradients, at most two moments
-        self.loader = placed(self._stream, ranks=self.ranks, step=step_bytes(self.config, own) + 3 * weights)
+        weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
+        # gradients and at most two moments are still to come
+        step = step_bytes(self.config, own) + 3 * weights
+        self.loader = placed(self._stream, ranks=self.ranks, step=step)
         self.run.start()
 
     def fit(self) -> dict[str, Any]:
