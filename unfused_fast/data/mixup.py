@@ -62,11 +62,14 @@ class MixupMemory:
         each clip's to its own.
         """
         partition = self._partition(clip_ids)
-        filled, begin = self.written.clamp(max=self.size)[partition], torch.zeros_like(partition)
-        if order is not None:
+        if order is None:
+            filled = self.written.clamp(max=self.size)[partition]
+        else:
             ranked, filled, begin = self._farthest(partition, order)
-        slot = begin + (draws[..., 0] * filled).long().minimum((filled - 1).clamp(min=0))
-        slot = partition * self.size + (slot if order is None else ranked[partition, slot.clamp(max=self.size - 1)])
+        slot = (draws[..., 0] * filled).long().minimum((filled - 1).clamp(min=0))
+        if order is not None:
+            slot = ranked[partition, (begin + slot).clamp(max=self.size - 1)]
+        slot = partition * self.size + slot
         usable = (self.clip_ids[slot] != clip_ids) & (filled > 0)
         return slot, torch.where(usable, draws[..., 1] * ratio, 0.0)
 
