@@ -25,9 +25,9 @@ import torch
 from same_runs import assert_same_run
 from waiting import wait_for
 
-from unfused_fast.commands import launcher
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
-from unfused_fast.commands.launcher import Failure
+from unfused_fast.commands.launching import launcher
+from unfused_fast.commands.launching.launcher import Failure
 from unfused_fast.config.fields import Config
 from unfused_fast.distributed.ranks import RankLost, Ranks
 from unfused_fast.distributed.shares import Share

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from unfused_fast.commands.launcher import start_devices
+from unfused_fast.commands.launching.launcher import start_devices
+from unfused_fast.commands.launching.ray_launcher import start_on_ray
 from unfused_fast.commands.options import run_options
-from unfused_fast.commands.ray_launcher import start_on_ray
 from unfused_fast.config import BASELINES, MethodName, PresetName, Stage, Store
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, place_of

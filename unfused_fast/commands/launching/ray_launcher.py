@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfused_fast.commands.exits import ERROR_FILE, reason_left
-from unfused_fast.commands.launcher import GRACE_SECONDS, LOOK_SECONDS, Failure, signals_to, with_restarts
+from unfused_fast.commands.launching.launcher import GRACE_SECONDS, LOOK_SECONDS, Failure, signals_to, with_restarts
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.launch import delete_temporary, place_of, started_by_launcher
