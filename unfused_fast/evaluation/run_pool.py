@@ -22,6 +22,8 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
 from unfused_fast.training import Options, config_digest, quietly
 
+AGAIN = "give the same command again to continue"
+
 
 @dataclass(frozen=True)
 class PooledRun:
@@ -71,7 +73,7 @@ class RunPool:
         result = self.options.ranks.first(lambda: _found(out))
         if result is None:
             try:
-                result = run(out=out, options=replace(self.options, resume=True, overwrite=False))
+                result = run(out=out, options=replace(self.options, resume=True, again=AGAIN, overwrite=False))
             except RankLost:
                 raise
             except UserError as error:

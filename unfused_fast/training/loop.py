@@ -162,7 +162,7 @@ class Trainer:
             reasons = "; ".join(filter(None, said))  # each once
             try:
                 raise UserError(
-                    f"{reasons}; {self.saves.on_disk()}, continue with --resume once that is fixed"
+                    f"{reasons}; {self.saves.on_disk()}, {self.options.again} once that is fixed"
                 ) from unread
             finally:
                 del unread  # it refers to this frame, and so would keep the reader and its files open
@@ -175,7 +175,7 @@ class Trainer:
         self.saves.settle()
         if not any(self.position):
             raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet")
-        raise Interrupted(f"{self.run.out}: stopped after {self.position}, saved; continue with --resume")
+        raise Interrupted(f"{self.run.out}: stopped after {self.position}, saved; {self.options.again}")
 
     def begin_epoch(self, epoch: int) -> None:
         """Lets the task prepare an epoch. Where the run stops here, the epoch before is saved."""
@@ -321,7 +321,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, self.options.device, self.batch_size, self.config) from error
         except RankLost as error:
-            raise RankLost(f"{error} after step {self.step}; {self.saves.on_disk()}, continue with --resume") from error
+            raise RankLost(f"{error} after step {self.step}; {self.saves.on_disk()}, {self.options.again}") from error
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException
 

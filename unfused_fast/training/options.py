@@ -92,6 +92,8 @@ class Options:
     resume: bool = False
     resume_anyway: bool = False
     """Resume even where config, data or versions differ."""
+    again: str = "continue with --resume"
+    """What a run that was stopped says to do; commands that make several runs have no such flag."""
     overwrite: bool = False
     save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False

@@ -71,6 +71,7 @@ class Run:
         run that --resume does not match or that another process trains, or other files.
         """
         self.out, self.stage, self.stopping, self._ranks = out, stage, False, options.ranks
+        self._again = options.again
         self.checkpoints = out / "checkpoints"
         description = {
             "stage": stage,
@@ -113,7 +114,7 @@ class Run:
         self._release()
         if isinstance(error, KeyboardInterrupt):
             done = "what was saved before is kept" if self.saved else "nothing is saved yet"
-            raise Interrupted(f"{self.out}: stopped at once, {done}; continue with --resume") from error
+            raise Interrupted(f"{self.out}: stopped at once, {done}; {self._again}") from error
 
     def _open(self, options: Options) -> dict[str, Any]:
         """Whether the run resumes, and the result of a finished one. Raises UserError where `options` do not permit
