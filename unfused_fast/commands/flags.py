@@ -231,9 +231,7 @@ class ProcessFlags:
 
     def start_processes(self, out: Path = Path(), restarts: int = 0, partitions: int | None = None) -> None:
         """Ends with the exit code of `--devices` processes, where they were started; returns where this one is to
-        work. `out` and `restarts`: as of launcher.with_restarts.
-
-        Raises UserError, before any is started, where they cannot share so many `partitions` of a set.
+        work. `out` and `restarts`: as of launcher.with_restarts. Raises UserError where they cannot share `partitions`.
         """
         if partitions is not None and self.devices is not None and place_of(os.environ) is None:
             from unfused_fast.distributed import Share
