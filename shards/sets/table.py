@@ -108,6 +108,11 @@ class ShardSet:
     clips: pa.Table
     """(N rows) CLIPS_SCHEMA; row = clip_id."""
 
+    @property
+    def name(self) -> str:
+        """The folder's, also of one given as `.`; a link has its own."""
+        return self.directory.name if self.directory.name not in ("", "..") else self.directory.resolve().name
+
     def shard_paths(self, split: str) -> list[Path]:
         """Tars of a split, in order of clip_id; `index_path(tar)` is the index. Raises UserError: no such split."""
         return [self.directory / name for name in self._split(split).shards]

@@ -148,6 +148,22 @@ def test_a_killed_command_goes_on(
     }
 
 
+def test_what_is_damaged_is_a_line_and_a_set_given_as_a_point_has_its_folders_name(
+    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tones)
+    given = ["compare", ".", "--tasks", ".", "--out", tmp_path / "out", "--methods", "byol", *FLAGS, *tiny]
+    assert cli(*given).code == 0
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert report["seen"]["set"] == "tones" and [*report["tasks"]] == ["tones"]
+    (result,) = tmp_path.glob("out/runs/*/result.json")
+    for path in (tmp_path / "out/tasks/tones/byol-0/evaluation.json", result):
+        path.write_text("{}")
+        assert cli(*given).code == 1
+        (failed,) = _rows(tmp_path / "out")["byol"]["failed"]
+        assert failed["reason"] == f"{path}: cannot be read ('seconds'); delete {path.parent} to run it again"
+
+
 def test_every_method_gets_the_same_encoder_crops_and_epochs() -> None:
     linear = with_values(Config(), {"train.epochs": 7, "model.channels": 8, "data.crop_seconds": 0.5})
     names = get_args(MethodName)

@@ -192,7 +192,7 @@ def summary_of(
                 "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
             }
         )
-    facts = {"stage": varied, "task": target.directory.name, "metric": "accuracy", "holdout": holdout}
+    facts = {"stage": varied, "task": target.name, "metric": "accuracy", "holdout": holdout}
     return {**facts, "rows": rows, "run": str(out)}
 
 

@@ -90,7 +90,7 @@ def tasks_of(
         plan = Plan(by_folds=by_folds, holdout=None if tested else holdout, read_again=True)
         clips = measurable(linear, shards, plan, seeds)
         metric = "mAP" if clips.multi_label else "accuracy"
-        task = LabelledTask(shards.directory.name, shards, plan, metric, paper)
+        task = LabelledTask(shards.name, shards, plan, metric, paper)
         if tasks.setdefault(task.name, task) is not task:
             raise UserError(
                 f"--tasks {shards.directory}: {tasks[task.name].shards.directory} has the name {task.name} too; a task "
@@ -212,7 +212,7 @@ def summary_of(
 
 def seen(shards: ShardSet, epochs: int) -> dict[str, Any]:
     """What each method sees of the set it pre-trains on."""
-    return {"set": shards.directory.name, "clips": shards.manifest.splits["train"].clips, "epochs": epochs}
+    return {"set": shards.name, "clips": shards.manifest.splits["train"].clips, "epochs": epochs}
 
 
 def seen_text(of: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def _result(
     """The content of evaluation.json, but for the time."""
     scores = scored(clips, measured, config.train.seed)
     return {
-        "task": shards.directory.name,
+        "task": shards.name,
         "metric": "mAP" if clips.multi_label else "accuracy",
         "rows": result_rows(clips, scores),
         "comparisons": comparisons(clips, scores),

@@ -95,7 +95,7 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
 def task_of(shards: ShardSet) -> Task | None:
     """The papers' task that a set is, by the name of its folder or by the adapter and options that made it."""
     made = (task for task in TASKS.values() if _made_for(shards.manifest, task))
-    return TASKS.get(shards.directory.name) or next(made, None)
+    return TASKS.get(shards.name) or next(made, None)
 
 
 def where_to_get(task: Task) -> dict[str, str]:

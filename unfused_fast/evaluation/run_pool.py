@@ -91,9 +91,13 @@ def _found(out: Path) -> dict[str, Any] | None:
 
 
 def finished(folder: Path, name: str = "result.json") -> dict[str, Any] | None:
-    """The folder's result; None where there is none. Raises UserError where it is damaged."""
+    """The folder's result; None where there is none. Raises UserError where it is damaged, as one without `seconds`."""
     path = folder / name
     try:
-        return dict(read_json(path)) if path.is_file() else None
-    except (OSError, ValueError, TypeError) as error:
+        if not path.is_file():
+            return None
+        result = dict(read_json(path))
+        float(result["seconds"])
+        return result
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise unreadable(path, error, f"delete {folder} to run it again") from error

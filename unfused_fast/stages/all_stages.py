@@ -43,7 +43,7 @@ def train_all(
     keep = max((name for name in results if name != "random"), key=lambda name: float(results[name]["valid"]))
     verdict = {
         "stage": "all",
-        "task": target.directory.name,
+        "task": target.name,
         "valid": {name: result["valid"] for name, result in results.items()},
         "test": {name: result["test"] for name, result in results.items()},
         "held_out": results[keep].get("held_out"),

@@ -118,7 +118,7 @@ def result_of(
     recordings = {name: clips.recordings(rows).rows for name, rows in part._asdict().items()}
     metric = {name: round(metric_of(clips, recordings[name], of), 6) for name, of in scores.items()}
     alike: dict[str, Any] = {
-        "task": shards.directory.name,
+        "task": shards.name,
         "encoder": encoder,
         "metric": "mAP" if clips.multi_label else "accuracy",
         "valid": metric["valid"],
