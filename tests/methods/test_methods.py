@@ -256,6 +256,7 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
             "data.sampler=uniform_clusters",
             "method byol does not read it; leave it at every_clip",
         ),
+        ("byol", "train.accumulate=16", "has 16, and BatchNorm wants at least 2 in each part; use fewer parts"),
         ("moco", "train.patience=3", "train.patience = 3, but method moco does not read it"),
         ("barlow", "train.batch_size=3", "a batch of 3 clips: barlow correlates outputs over a batch, and wants"),
         ("delores-m", "method.similarity=bilinear", "but method delores-m does not read it; leave it at cosine"),

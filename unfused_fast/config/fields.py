@@ -224,10 +224,10 @@ class TrainConfig:
     distillation has 256, their evaluation 32. `auto`: 512, or a sixteenth of a small set (at least 16).
     """
     accumulate: Count = 1
-    """Parts of a batch that go through the network one after the other before a step, for a batch that does not fit.
-    Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's would on more ranks without
-    SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`, `delores-m`, `swav`,
-    `slicer`) compare those of a part.
+    """Parts of a batch, of at least two clips, that go through the network one after the other before a step, for a
+    batch that does not fit. Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's
+    would on more ranks without SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`,
+    `delores-m`, `swav`, `slicer`) compare those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""

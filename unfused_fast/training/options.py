@@ -215,7 +215,8 @@ def train_loader(
     """The train split without clips `left_out`; this rank reads its part of it.
 
     Raises UserError unless there is a full batch, and on every rank, of each batch, a clip for each of
-    `train.accumulate` parts; and where the split cannot be read, on all ranks what one of them found.
+    `train.accumulate` parts, two where BatchNorm normalises over this rank's alone; and where the split cannot be read,
+    on all ranks what one of them found.
     """
     loader = options.ranks.every(
         lambda: Loader(
@@ -240,10 +241,12 @@ def train_loader(
             f"of a batch of {batch_size} clips one of the {options.ranks.world_size} processes has none; use fewer of "
             "them or a larger --set train.batch_size"
         )
-    if config.train.accumulate > least:
+    clips = 1 if options.ranks.together and config.model.sync_bn else 2
+    if clips * config.train.accumulate > least:
         raise UserError(
             f"train.accumulate = {config.train.accumulate}, but of a batch of {batch_size} clips a process has "
-            f"{least}; use fewer parts or a larger --set train.batch_size"
+            f"{least}, and BatchNorm wants at least {clips} in each part; use fewer parts or a larger --set "
+            "train.batch_size"
         )
     return loader
 
