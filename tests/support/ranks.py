@@ -43,13 +43,13 @@ from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
 from unfused_fast.data import dali as pipeline
 from unfused_fast.data import first_pass, store
-from unfused_fast.data.memory import Free
 from unfused_fast.data.stream import Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import gather_rows, share_layers, sum_gradients
 from unfused_fast.embedding import embed_files, embed_rows, load, reading
 from unfused_fast.errors import UserError
 from unfused_fast.launch import place_of
+from unfused_fast.memory import Free
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
 from unfused_fast.shards.sets.table import open_shards
