@@ -136,6 +136,6 @@ def test_a_method_brings_its_values(cli: Callable[..., Any], tmp_path: Path) -> 
     assert wanted.items() <= shown.items()
     assert flatten(preset("recommended", "pretrain", "decar-v1")) == flatten(preset("decar-v1", "pretrain"))
     done = cli("train", "pretrain", tmp_path, "--out", tmp_path / "run", "--set", "method.name=decar-v1")
-    assert done.code == 1 and "a method has settings of its own; use train pretrain --method decar-v1" in done.error
+    assert done.code == 1 and "a method has settings of its own; use --method decar-v1" in done.error
     wrong = cli("train", "pretrain", tmp_path, "--out", tmp_path / "run", "--method", "decar")
     assert wrong.code == 2 and "decar-v2" in wrong.err

@@ -86,6 +86,7 @@ def test_what_is_refused_before_anything_runs(
         ("a value is empty", tones, "cluster.k=4,,8"),
         ("given twice", tones, "cluster.k=4", "--vary", "cluster.k=8"),
         ("use --seeds", tones, "train.seed=0,1"),
+        ("to compare several: unfused-fast compare", tones, "method.name=moco,byol"),
         ("have no label", unlabelled, "cluster.k=4"),
         ("no test split; use valid", untested, "eval.select=valid,best_test"),
         ("no group of its train clips can be held out", pack_rows(needed, tmp_path / "needed"), "cluster.k=2,4"),

@@ -282,6 +282,14 @@ def test_what_a_method_cannot_do_is_said(
     assert done.code == 1 and says in done.error
 
 
+def test_what_only_its_method_reads_is_left_out_after_pretraining(cli: Cli, tones: Path, tmp_path: Path) -> None:
+    """By `train all` and `ablate`, whose --set goes to all stages: the set is refused after that of their settings."""
+    values = ["--method", "moco", *sets("method.queue=20 train.batch_size=2 train.accumulate=2")]
+    for command in (["train", "all"], ["ablate", "--vary", "method.ema=0.9,0.99"]):
+        done = cli(*command, tones, "--out", tmp_path / command[0], "--device", "cpu", *values)
+        assert done.code == 1 and "train.accumulate = 2, but of a batch of 2 clips" in done.err
+
+
 def test_an_unknown_method_is_refused(cli: Cli, tones: Path, tmp_path: Path) -> None:
     done = cli("train", "pretrain", tones, "--out", tmp_path / "run", "--method", "simsiam")
     assert done.code == 2 and "simclr" in done.err and not (tmp_path / "run").exists()

@@ -18,12 +18,13 @@ from unfused_fast.commands.flags import (
     ProcessFlags,
     Shards,
     pairs,
+    read_by,
     refuse_unread,
     with_flags,
 )
 from unfused_fast.commands.options import run_options
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.config import BASELINES, READ_BY, MethodName
+from unfused_fast.config import BASELINES, MethodName
 from unfused_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,14 +51,8 @@ class TableFlags(ConfigFlags):
         return {name: with_values(config, common_values(linear)) for name, config in own.items()}, linear
 
     def read_by(self, method: MethodName, among: list[MethodName]) -> Self:
-        """Without each --set that others `among` these methods read and this one does not, which it would refuse."""
-
-        def kept(name: str) -> bool:
-            readers = READ_BY.get(name, (method,))
-            return method in readers or not {*readers} & {*among}
-
-        given = [f"{name}={value}" for name, value in pairs(self.settings).items() if kept(name)]
-        return replace(self, settings=given)
+        """With the settings of flags.read_by."""
+        return replace(self, settings=read_by(self.settings, method, among))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import typer
 from unfused_fast.commands.launching.launcher import start_devices
 from unfused_fast.commands.launching.ray_launcher import start_on_ray
 from unfused_fast.commands.options import run_options
-from unfused_fast.config import BASELINES, MethodName, PresetName, Stage, Store
+from unfused_fast.config import BASELINES, READ_BY, MethodName, PresetName, Stage, Store
 from unfused_fast.errors import UserError
 from unfused_fast.launch import TIMEOUT_SECONDS, place_of
 
@@ -143,14 +143,29 @@ def pairs(
     flag: str = "--set",
     wanted: str = "section.field=value, for example --set cluster.k=256 (see: unfused-fast config)",
 ) -> dict[str, str]:
-    """`--set a.b=c` flags as a dictionary. Raises UserError for one without `=`."""
+    """`--set a.b=c` flags as a dictionary. Raises UserError for one without `=`, and for the name of a method."""
     values = {}
     for item in settings or []:
         name, sign, value = item.partition("=")
         if not sign:
             raise UserError(f"{flag} {item}: want {wanted}")
         values[name.strip()] = value.strip()
+    if (method := values.get("method.name")) is not None:
+        raise UserError(
+            f"{flag} method.name={method}: a method has settings of its own; use --method {method}, as of train "
+            "pretrain, or to compare several: unfused-fast compare"
+        )
     return values
+
+
+def read_by(settings: list[str] | None, method: MethodName, among: Iterable[MethodName]) -> list[str]:
+    """The `--set` flags without each that others `among` these methods read and this one does not, and would refuse."""
+
+    def kept(name: str) -> bool:
+        readers = READ_BY.get(name, (method,))
+        return method in readers or not {*readers} & {*among}
+
+    return [f"{name}={value}" for name, value in pairs(settings).items() if kept(name)]
 
 
 def with_flags(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -264,7 +279,7 @@ class PretrainFlags(RanksFlags):
 
     def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
         """As ConfigFlags.config, of the method where the stage is pre-training."""
-        return super().config(stage, epochs, **flags, **({"method": self.method} if stage == "pretrain" else {}))
+        return super().config(stage, epochs, **flags, method=self.method)
 
 
 def stage_config(
@@ -276,17 +291,15 @@ def stage_config(
     method: MethodName | None = None,
     **flags: Any,
 ) -> Config:
-    """Preset, of a method, then fields that flags set, where they are not None, then `--set`, which wins. Raises
-    UserError for a method that --set names.
+    """Preset, for pre-training of a method, then fields that flags set, where they are not None, then `--set`, which
+    wins; after pre-training without those that are the method's own.
     """
     from unfused_fast.config import preset, with_values
 
-    if (name := pairs(settings).get("method.name")) is not None:
-        raise UserError(
-            f"--set method.name={name}: a method has settings of its own; use train pretrain --method {name}"
-        )
     flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
     given = {name: value for name, value in flags.items() if value is not None}
+    if stage != "pretrain" and method is not None:
+        settings = read_by(settings, "decar-v2", [method])  # by whose name the other stages go
     return with_values(preset(preset_name, stage, method), {**given, **pairs(settings)})
 
 

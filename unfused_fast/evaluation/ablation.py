@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unfused_fast.config import Config, Stage, flatten, with_values
+from unfused_fast.config import READ_BY, Config, Stage, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.report import TextTable, claim, held_out_text, spread, spread_text, trouble, write_report
@@ -67,7 +67,7 @@ def cells_of(
             with_values(Config(), {name: given[0]})
         if name == "train.seed":
             raise UserError("--vary train.seed: seeds are repetitions of each cell; use --seeds")
-        readers = [stage for stage in STAGES if name.split(".")[0] in READS[stage]]
+        readers = [stage for stage in STAGES if _reads(stage, name)]
         if not {*readers} & {*stages}:
             raise UserError(f"--vary {name}: --stage {varied} does not read it; use --stage {readers[0]}, or all")
     if one_at_a_time:
@@ -78,13 +78,19 @@ def cells_of(
     for picked in chosen:
         made, typed = dict(configs), dict[str, Any]()
         for stage in stages:
-            read = {name: value for name, value in picked.items() if name.split(".")[0] in READS[stage]}
+            read = {name: value for name, value in picked.items() if _reads(stage, name)}
             made[stage] = with_values(configs[stage], read)
             typed |= {name: flatten(made[stage])[name] for name in read}
         cell = Cell({name: typed[name] for name in picked}, made)
         if not (one_at_a_time and cells and made == cells["base"].configs):
             cells.setdefault(cell.name, cell)
     return list(cells.values())
+
+
+def _reads(stage: Ablated, name: str) -> bool:
+    """Whether a field changes the result of a stage; what only some methods read does so of pre-training alone."""
+    own = stage != "pretrain" and "decar-v2" not in READ_BY.get(name, ("decar-v2",))
+    return name.split(".")[0] in READS[stage] and not own
 
 
 def ablate(
