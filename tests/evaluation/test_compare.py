@@ -210,5 +210,8 @@ def test_what_is_refused_before_anything_runs(
     ):
         done = cli("compare", tones, "--tasks", tones, "--out", tmp_path / "out", "--device", "cpu", *more)
         assert done.code == 1 and words in done.error and not (tmp_path / "out").exists(), done.error
-    done = cli("compare", tones, "--tasks", tones, "--out", tones, "--device", "cpu")
-    assert done.code == 1 and "which is not part of a comparison" in done.error
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "tasks").touch()
+    for out in (tones, tmp_path / "file"):
+        done = cli("compare", tones, "--tasks", tones, "--out", out, "--device", "cpu")
+        assert done.code == 1 and "which is not part of a comparison" in done.error

@@ -77,7 +77,8 @@ def claim(out: Path, what: str) -> None:
     files = {"runs", "shards", "tasks", *(f"{name}.{kind}" for name in COMMANDS for kind in ("json", "md", "png"))}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: it is a file, but {what} is a directory; choose another --out")
-    if others := {path.name.removesuffix(".new") for path in out.glob("*")} - files:
+    parts = {path.name.removesuffix(".new"): path.is_dir() for path in out.glob("*")}
+    if others := {name for name, folder in parts.items() if name not in files or folder == ("." in name)}:
         raise UserError(f"{out}: it holds {min(others)}, which is not part of {what}; choose another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
