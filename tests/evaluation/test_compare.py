@@ -199,7 +199,9 @@ def test_what_is_refused_before_anything_runs(
     (twin := tmp_path / "more").mkdir()
     (twin / "tones").symlink_to(tones)
     for words, *more in (
-        ("--methods mocha: no such method; there are: all, decar-v2", "--methods", "moco,mocha"),
+        ("--methods mocha: no such method; did you mean moco? there are: all, decar-v2", "--methods", "moco,mocha"),
+        ("--methods BYOL-A: no such method; did you mean byol?", "--methods", "BYOL-A"),
+        ("--methods 'moco,,byol': a name between the commas is empty", "--methods", "moco,,byol"),
         ("--preset authors: method decar-v1 does not have it", "--preset", "authors"),
         ("method simclr does not read it", "--methods", "simclr", "--set", "method.queue=5"),
         ("compared methods train equally long", "--set", "train.patience=3"),
