@@ -19,7 +19,8 @@ from miniatures import urbansound
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
-from unfused_fast.evaluation.compare import PRINTED, common_values, tasks_of
+from unfused_fast.evaluation.compare import common_values, tasks_of
+from unfused_fast.evaluation.compare_report import PRINTED
 from unfused_fast.evaluation.lape_data import task_of
 from unfused_fast.models.cost import encoder_cost
 from unfused_fast.shards.sets.table import open_shards

@@ -1,0 +1,111 @@
+"""The content of compare.json as tables, sentences and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from unfused_fast.config import BASELINES
+from unfused_fast.console import counted
+from unfused_fast.evaluation.report import SELECTED_ON_TEST, TextTable, beside, spread_text, trouble
+from unfused_fast.methods import METHODS
+from unfused_fast.training import draw, plot_scores
+
+TITLES: dict[str, str] = {"logmel": "log-mel", "random": "random", **{name: of.title for name, of in METHODS.items()}}
+"""Encoder -> its name in tables, a method's as in the papers'."""
+PRINTED = {"random": ("random, frozen",), "DECAR-v1": ("DECAR, frozen",)}
+"""Names in tables -> columns of DECAR's Table 2; LAPE's columns are named as the methods."""
+SPLITS = ("valid", "test")
+
+
+def seen_text(of: Mapping[str, Any]) -> str:
+    """`10 epochs of 2,000 clips of pool`."""
+    return f"{counted(of['epochs'], 'epoch')} of {counted(of['clips'], 'clip')} of {of['set']}"
+
+
+def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
+    """Test and validation in per cent, with standard errors over seeds; and beside the papers' figures, if any."""
+    tasks, rows = summary["tasks"], summary["rows"]
+    names = [name if task["metric"] == "accuracy" else f"{name}, mAP" for name, task in tasks.items()]
+
+    def scores(split: str) -> list[list[str]]:
+        return [[spread_text(row["tasks"][task][split]) for task in tasks] for row in rows]
+
+    def about(split: str) -> str:
+        return f"{split} accuracy in %, mean ± standard error over seeds"
+
+    columns = ["method", "mean, valid", "mean, test", *names, "seconds", "seeds", "trouble"]
+    lines = []
+    for row, tested in zip(rows, scores("test"), strict=True):
+        seconds, means = row["seconds"]["mean"], [spread_text(row["mean"][split]) for split in SPLITS]
+        left = trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else "")
+        spent = "" if seconds is None else f"{seconds:.1f}"
+        lines.append([row["title"], *means, *tested, spent, str(len(row["seeds"])), left])
+    validated = [[row["title"], *of] for row, of in zip(rows, scores("valid"), strict=True)]
+    return [
+        (about("test"), columns, lines),
+        (about("validation"), ["method", *names], validated),
+        *_printed_table(summary),
+    ]
+
+
+def _printed_table(summary: Mapping[str, Any]) -> Iterator[TextTable]:
+    """Test scores beside the papers' figures, where a task is one of theirs; below them columns that only they have."""
+    printed = {name: task["paper"] for name, task in summary["tasks"].items() if task["paper"] is not None}
+    if not printed:
+        return
+    rows, taken = list[list[str]](), set[str]()
+    for row in summary["rows"]:
+        column = PRINTED.get(row["title"], ())
+        numbers = [next((of[name] for name in (row["title"], *column) if name in of), None) for of in printed.values()]
+        here = (spread_text(row["tasks"][task]["test"]) for task in printed)
+        rows.append([row["title"], *(beside(*cell) for cell in zip(here, numbers, strict=True))])
+        taken |= {row["title"], *column}
+    for column in dict.fromkeys(name for of in printed.values() for name in of):
+        numbers = [of.get(column) for of in printed.values()]
+        if column not in taken and any(numbers):
+            rows.append([column, *(beside("", number) for number in numbers)])
+    yield "test accuracy in %, and as printed (in brackets)", ["method", *printed], rows
+
+
+def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What was the same for all, and which method validation prefers."""
+    what = seen_text(summary["seen"])
+    lines = [f"Each method saw {what}, through the same front end and encoder, in crops of the same length."]
+    if summary["select"] == "best_test":
+        lines.append(SELECTED_ON_TEST)
+    held = [name for name, task in summary["tasks"].items() if task["holdout"] is not None]
+    if held:
+        lines.append(f"Test held out of train (--holdout {summary['holdout']:g}): {', '.join(held)}.")
+    if any(task["paper"] for task in summary["tasks"].values()):
+        lines.append("Printed figures are of encoders that were pre-trained on the papers' own clips.")
+    valid = {row["title"]: row["mean"]["valid"] for row in summary["rows"] if row["seeds"]}
+    beside = [f"{title} {spread_text(valid.pop(title))}" for title in map(TITLES.get, BASELINES) if title in valid]
+    if valid:
+        best = max(valid, key=lambda title: float(valid[title]["mean"]))
+        among = f" ({', '.join(beside)})" if beside else ""
+        lines.append(
+            f"Highest on validation: {best}, {spread_text(valid[best])}{among}. Choose by validation: the largest of "
+            "several test numbers is too high."
+        )
+    return lines
+
+
+def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
+    """OUT/compare.png: mean test accuracy against training seconds, baselines as lines, bars of one standard error."""
+    shown = [row for row in summary["rows"] if row["seeds"]]
+    scores = {row["title"]: _in_percent(row["mean"]["test"]) for row in shown}
+    points = {
+        row["title"]: ((row["seconds"]["mean"], row["seconds"]["standard_error"] or 0.0), scores[row["title"]])
+        for row in shown
+        if row["encoder"] not in BASELINES
+    }
+    lines = {title: score for title, score in scores.items() if title not in points}
+    if points:
+        title = f"mean test accuracy in %, {counted(len(summary['tasks']), 'task')}"
+        draw(out / "compare.png", plot_scores, points, lines, ("training seconds", title))
+
+
+def _in_percent(of: Mapping[str, Any]) -> tuple[float, float]:
+    return 100 * of["mean"], 100 * (of["standard_error"] or 0.0)
