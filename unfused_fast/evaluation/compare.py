@@ -5,7 +5,8 @@ OUT/tasks/<task>/<method>-<seed>/         the evaluation of one encoder, as of `
 OUT/compare.json, compare.md              the tables, written again after each encoder
 OUT/compare.png                           accuracy against training time, at the end
 
-After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to the tables.
+After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to what is
+there. The tables hold what the last command named.
 Several ranks train and evaluate each encoder together; rank 0 writes the tables.
 Ours; the table it is made for is UnFuSeD's Table 1.
 """
@@ -106,11 +107,21 @@ def compare(
     for seed, name in itertools.product(every, (*BASELINES, *configs)):
         found.append(encoder_scores(name, configs.get(name), linear, shards, tasks, out, seed, pool))
         summary = summary_of((*BASELINES, *configs), found, tasks, shards, linear, out, pool.holdout)
+        summary["not_shown"] = not_shown(out, (*BASELINES, *configs), tasks, every)
         if ranks.leads:
             write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
     if ranks.leads:
         write_scores(out, summary)
     return summary
+
+
+def not_shown(out: Path, encoders: Sequence[str], tasks: Sequence[LabelledTask], seeds: Sequence[int]) -> list[str]:
+    """`TASK/METHOD-SEED` of the evaluations in OUT of earlier commands that named more than these."""
+    shown = {f"{task.name}/{name}-{seed}" for task in tasks for name in encoders for seed in seeds}
+    found = {path.parent for path in out.glob("tasks/*/*/evaluation.json")}
+    parts = ((folder, *folder.name.rpartition("-")) for folder in found)
+    of_encoders = (folder for folder, name, _, seed in parts if name in TITLES and seed.isdecimal())
+    return sorted({f"{folder.parent.name}/{folder.name}" for folder in of_encoders} - shown)
 
 
 def encoder_scores(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ def seen_text(of: Mapping[str, Any]) -> str:
     return f"{counted(of['epochs'], 'epoch')} of {counted(of['clips'], 'clip')} of {of['set']}"
 
 
+def named(row: Mapping[str, Any]) -> str:
+    """`BYOL-A (byol)`: the title, and the name for flags where that is more than the title in lower case."""
+    title, name = row["title"], row["encoder"]
+    return str(title) if name in BASELINES or title.lower() == name else f"{title} ({name})"
+
+
 def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
     """Test and validation in per cent, with standard errors over seeds; and beside the papers' figures, if any."""
     tasks, rows = summary["tasks"], summary["rows"]
@@ -41,8 +47,8 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
         seconds, means = row["seconds"]["mean"], [spread_text(row["mean"][split]) for split in SPLITS]
         left = trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else "")
         spent = "" if seconds is None else f"{seconds:.1f}"
-        lines.append([row["title"], *means, *tested, spent, str(len(row["seeds"])), left])
-    validated = [[row["title"], *of] for row, of in zip(rows, scores("valid"), strict=True)]
+        lines.append([named(row), *means, *tested, spent, str(len(row["seeds"])), left])
+    validated = [[named(row), *of] for row, of in zip(rows, scores("valid"), strict=True)]
     return [
         (about("test"), columns, lines),
         (about("validation"), ["method", *names], validated),
@@ -60,7 +66,7 @@ def _printed_table(summary: Mapping[str, Any]) -> Iterator[TextTable]:
         column = PRINTED.get(row["title"], ())
         numbers = [next((of[name] for name in (row["title"], *column) if name in of), None) for of in printed.values()]
         here = (spread_text(row["tasks"][task]["test"]) for task in printed)
-        rows.append([row["title"], *(beside(*cell) for cell in zip(here, numbers, strict=True))])
+        rows.append([named(row), *(beside(*cell) for cell in zip(here, numbers, strict=True))])
         taken |= {row["title"], *column}
     for column in dict.fromkeys(name for of in printed.values() for name in of):
         numbers = [of.get(column) for of in printed.values()]
@@ -80,16 +86,45 @@ def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"Test held out of train (--holdout {summary['holdout']:g}): {', '.join(held)}.")
     if any(task["paper"] for task in summary["tasks"].values()):
         lines.append("Printed figures are of encoders that were pre-trained on the papers' own clips.")
-    valid = {row["title"]: row["mean"]["valid"] for row in summary["rows"] if row["seeds"]}
-    beside = [f"{title} {spread_text(valid.pop(title))}" for title in map(TITLES.get, BASELINES) if title in valid]
-    if valid:
-        best = max(valid, key=lambda title: float(valid[title]["mean"]))
-        among = f" ({', '.join(beside)})" if beside else ""
+    lines += verdict(summary["rows"])
+    if others := summary["not_shown"]:
         lines.append(
-            f"Highest on validation: {best}, {spread_text(valid[best])}{among}. Choose by validation: the largest of "
-            "several test numbers is too high."
+            f"{counted(len(others), 'more result')} in {summary['run']} {'is' if len(others) == 1 else 'are'} not in "
+            f"these tables, such as {others[0]}; name their methods, tasks and seeds too, with the settings that they "
+            "were made with, to see them."
         )
     return lines
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The method with the highest mean on validation, which others it is not told apart from, and whether it is above
+    the baselines; nothing where no method was evaluated.
+
+    Two encoders are told apart where mean ± standard error of one and of the other do not overlap. Ours: the simplest
+    rule, as the bars of the picture show it; it is no test.
+    """
+    valid = {row["title"]: row["mean"]["valid"] for row in rows if row["seeds"]}
+    baselines = [TITLES[name] for name in BASELINES if TITLES[name] in valid]
+    methods = [title for title in valid if title not in baselines]
+    if not methods:
+        return []
+    best = max(methods, key=lambda title: float(valid[title]["mean"]))
+    top, error = valid[best]["mean"], valid[best]["standard_error"]
+    among = f" ({', '.join(f'{title} {spread_text(valid[title])}' for title in baselines)})" if baselines else ""
+    lines = [f"Highest on validation: {best}, {spread_text(valid[best])}{among}."]
+    if above := [title for title in baselines if valid[title]["mean"] >= top]:
+        lines.append(f"No method is above {' or '.join(above)} there.")
+    if error is None:
+        lines.append("One seed has no standard error, and tells no methods apart: give more --seeds.")
+    elif near := [title for title, of in valid.items() if title != best and _overlap(valid[best], of)]:
+        lines.append(f"{best} is not told apart from {', '.join(near)}: their standard errors overlap.")
+    return [*lines, "Choose by validation: the largest of several test numbers is too high."]
+
+
+def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether mean ± standard error overlap; of one seed, which has no error, they may."""
+    errors = first["standard_error"], second["standard_error"]
+    return None in errors or abs(first["mean"] - second["mean"]) <= sum(errors)
 
 
 def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
@@ -103,8 +138,11 @@ def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
     }
     lines = {title: score for title, score in scores.items() if title not in points}
     if points:
-        title = f"mean test accuracy in %, {counted(len(summary['tasks']), 'task')}"
-        draw(out / "compare.png", plot_scores, points, lines, ("training seconds", title))
+        counts = sorted({len(row["seeds"]) for row in shown})
+        fewest = "" if len(counts) == 1 else f"{counts[0]} to "
+        title = f"{counted(len(summary['tasks']), 'task')}, {fewest}{counted(counts[-1], 'seed')}"
+        title += ", bars of one standard error" if counts[-1] > 1 else ""
+        draw(out / "compare.png", plot_scores, points, lines, ("training seconds", "mean test accuracy in %"), title)
 
 
 def _in_percent(of: Mapping[str, Any]) -> tuple[float, float]:
