@@ -79,6 +79,8 @@ def test_tasks_are_chosen_by_name() -> None:
     assert [task.title for task in chosen_tasks("us8k, decar-ic")] == ["US8K", "Speech Emotion"]
     with pytest.raises(UserError, match=r"--tasks us8: no such task; did you mean us8k\?"):
         chosen_tasks("us8")
+    with pytest.raises(UserError, match="--tasks 'us8k,,vc': a name between the commas is empty"):
+        chosen_tasks("us8k,,vc")
 
 
 def test_the_command_lists_them(cli: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,11 +20,14 @@ from miniatures import urbansound
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
-from unfused_fast.evaluation.compare import PRINTED, common_values, tasks_of
+from unfused_fast.evaluation.compare import common_values, tasks_of
+from unfused_fast.evaluation.compare_report import PRINTED, TITLES, verdict
 from unfused_fast.evaluation.lape_data import task_of
+from unfused_fast.evaluation.report import spread
 from unfused_fast.models.cost import encoder_cost
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.training import plots
 
 FLAGS = ["--epochs", 1, "--set", "eval.epochs=5"]
 
@@ -142,10 +146,17 @@ def test_a_killed_command_goes_on(
     done = cli("compare", *given)
     assert done.code == 0, done.err
     assert before.items() <= _finished(out).items() and len(_finished(out)) == 4 + 2 * 2 * 4
+    markdown = (out / "compare.md").read_text()
+    assert "not in these tables" not in markdown and "| DECAR-v2 |" in markdown
     whole, resumed = _rows(compared), _rows(out)
     assert {name: (row["tasks"], row["mean"]) for name, row in resumed.items()} == {
         name: (whole[name]["tasks"], whole[name]["mean"]) for name in resumed
     }
+    files = _finished(out)
+    part = cli("compare", *arguments[:3], "--holdout", 0.3, *arguments[9:], "--methods", "simclr", "--out", out)
+    assert part.code == 0 and _finished(out) == files
+    # 4 encoders, 2 seeds, 2 tasks, of which 3 encoders were named with one seed on one task
+    assert f"13 more results in {out} are not in these tables, such as ic/decar-v2-0;" in " ".join(part.out.split())
 
 
 def test_what_is_damaged_is_a_line_and_a_set_given_as_a_point_has_its_folders_name(
@@ -154,6 +165,7 @@ def test_what_is_damaged_is_a_line_and_a_set_given_as_a_point_has_its_folders_na
     monkeypatch.chdir(tones)
     given = ["compare", ".", "--tasks", ".", "--out", tmp_path / "out", "--methods", "byol", *FLAGS, *tiny]
     assert cli(*given).code == 0
+    assert "| BYOL-A (byol) |" in (tmp_path / "out" / "compare.md").read_text()
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert report["seen"]["set"] == "tones" and [*report["tasks"]] == ["tones"]
     (result,) = tmp_path.glob("out/runs/*/result.json")
@@ -174,6 +186,56 @@ def test_every_method_gets_the_same_encoder_crops_and_epochs() -> None:
     }
     assert {(config.train.epochs, config.train.patience) for config in configs} == {(7, 0)}
     assert [config.method.name for config in configs] == [*names]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        # means and standard errors: 0.85 ± 0.05, 0.72 ± 0.02, 0.5 ± 0.1
+        ({"simclr": (0.8, 0.9), "byol": (0.7, 0.74), "random": (0.4, 0.6)}, []),
+        # 0.75 ± 0.02 overlaps with 0.79 ± 0.03, 0.7 ± 0.01 does not
+        (
+            {"simclr": (0.76, 0.82), "byol": (0.73, 0.77), "moco": (0.69, 0.71), "random": (0.4, 0.6)},
+            ["SimCLR is not told apart from BYOL-A: their standard errors overlap."],
+        ),
+        (
+            {"simclr": (0.5, 0.52), "random": (0.8, 0.81), "logmel": (0.51, 0.53)},
+            ["No method is above log-mel or random there.", "SimCLR is not told apart from log-mel: their standard"],
+        ),
+        ({"simclr": (0.8,), "byol": (0.2,)}, ["One seed has no standard error, and tells no methods apart"]),
+        ({"random": (0.8, 0.9)}, None),
+    ],
+)
+def test_the_verdict_says_what_the_errors_and_the_baselines_leave_of_it(
+    scores: dict[str, tuple[float, ...]], said: list[str] | None
+) -> None:
+    lines = verdict(
+        [
+            {"encoder": name, "title": TITLES[name], "seeds": [*range(len(of))], "mean": {"valid": spread(of)}}
+            for name, of in scores.items()
+        ]
+    )
+    if said is None:
+        assert lines == []
+        return
+    assert lines[0].startswith("Highest on validation: SimCLR, ") and lines[-1].startswith("Choose by validation")
+    assert len(lines) == 2 + len(said) and all(map(str.startswith, lines[1:], said)), lines
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_names_stand_beside_their_points_where_none_covers_another(
+    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
+    points = {f"method {n}": ((100.0 + n * 30 * apart, 2.0), (70.0 + n * 2 * apart, 0.5)) for n in range(10)}
+    plots.plot_scores(tmp_path / "x.png", points, {"random": (75.0, 0.5)}, ("seconds", "%"), "2 seeds")
+    (axes,) = figures[0].axes
+    figures[0].draw_without_rendering()
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert [*boxes] == ([*points] if apart else [])
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes.values(), 2))
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"random", *(() if apart else points)}
 
 
 def test_a_set_is_known_by_its_name_or_by_what_made_it(cli: Callable[..., Any], tones: Path, tmp_path: Path) -> None:
@@ -199,7 +261,9 @@ def test_what_is_refused_before_anything_runs(
     (twin := tmp_path / "more").mkdir()
     (twin / "tones").symlink_to(tones)
     for words, *more in (
-        ("--methods mocha: no such method; there are: all, decar-v2", "--methods", "moco,mocha"),
+        ("--methods mocha: no such method; did you mean moco? there are: all, decar-v2", "--methods", "moco,mocha"),
+        ("--methods BYOL-A: no such method; did you mean byol?", "--methods", "BYOL-A"),
+        ("--methods 'moco,,byol': a name between the commas is empty", "--methods", "moco,,byol"),
         ("--preset authors: method decar-v1 does not have it", "--preset", "authors"),
         ("method simclr does not read it", "--methods", "simclr", "--set", "method.queue=5"),
         ("compared methods train equally long", "--set", "train.patience=3"),

@@ -185,7 +185,7 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
     measured = cli(
         "evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out", tmp_path / "o"
     )
-    assert measured.code == 0 and "evaluate: logmel" in measured.err
+    assert measured.code == 0 and f"evaluate: logmel on {tones.name}" in measured.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "o"]
 
 

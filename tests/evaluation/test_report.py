@@ -26,7 +26,13 @@ FILES += [json.dumps({**RESULT, name: value}) for name, value in OTHERS.items()]
 def test_results_with_numbers_that_are_none_are_shown(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     done = cli("report", tmp_path, "--markdown")
-    assert done.code == 0 and "| linear |" in done.out and "nan" in done.out and "| 0.500 | 3 |" in done.out
+    assert done.code == 0 and "| linear | - |" in done.out and "nan" in done.out and "| 0.500 | 3 |" in done.out
+
+
+def test_the_method_of_a_run_of_stage_1_is_named(cli: Cli, pretrained: Path) -> None:
+    (result,) = json.loads(cli("report", pretrained.parent, "--json").out)
+    assert result["method"] == json.loads((pretrained / "config.json").read_text())["config"]["method.name"]
+    assert "| pretrain | decar-v2 |" in cli("report", pretrained, "--markdown").out
 
 
 @pytest.mark.parametrize("text", FILES, ids=range(len(FILES)))

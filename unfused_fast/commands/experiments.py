@@ -43,9 +43,9 @@ def compare(
     a random encoder; one table with errors over seeds, one picture.
 
     All see the same clips as often, through the same front end and encoder; the rest is each method's own. After a stop
-    at any moment the same command resumes; more methods, tasks or seeds add to what is there. A method that diverges or
-    does not fit the set is a line of the table. A --set goes to the methods that read it. Several processes train and
-    evaluate each method together.
+    at any moment the same command resumes; more methods, tasks or seeds add to what is there. The tables hold what the
+    command names. A method that diverges or does not fit the set is a line of the table. A --set goes to the methods
+    that read it. Several processes train and evaluate each method together.
     """
     flags.start_processes()
     from unfused_fast.config import chosen_methods

@@ -119,8 +119,12 @@ def chosen_methods(names: str) -> list[MethodName]:
     known = typing.get_args(MethodName)
     chosen = [name.strip() for name in names.split(",")] if names != "all" else known
     for name in chosen:
+        if not name:
+            raise UserError(f"--methods {names!r}: a name between the commas is empty; want names such as moco,byol")
         if name not in known:
-            raise UserError(f"--methods {name}: no such method; there are: all, {', '.join(known)}")
+            near = difflib.get_close_matches(name.lower(), known, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--methods {name}: no such method; {meant}there are: all, {', '.join(known)}")
     return [name for name in known if name in chosen]
 
 

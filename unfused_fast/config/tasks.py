@@ -184,8 +184,10 @@ def chosen_tasks(names: str | None) -> list[Task]:
         return list(LAPE_TASKS)
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
+        if not name:
+            raise UserError(f"--tasks {names!r}: a name between the commas is empty; want names such as us8k,ic")
         if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, 1)
+            near = difflib.get_close_matches(name.lower(), TASKS, 1)
             meant = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"--tasks {name}: no such task; {meant}there are: {', '.join(TASKS)}")
     return [TASKS[name] for name in dict.fromkeys(chosen)]

@@ -5,7 +5,8 @@ Read first: comparison.py, then measure.py.
 """
 
 from unfused_fast.evaluation.ablation import ablate, ablation_table, cells_of
-from unfused_fast.evaluation.compare import common_values, compare, comparison_sentences, comparison_tables
+from unfused_fast.evaluation.compare import common_values, compare
+from unfused_fast.evaluation.compare_report import comparison_sentences, comparison_tables
 from unfused_fast.evaluation.comparison import evaluate, evaluation_tables
 from unfused_fast.evaluation.lape_benchmark import LapePlan, lape, sentences, tables
 from unfused_fast.evaluation.measure import Plan

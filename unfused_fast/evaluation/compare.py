@@ -5,7 +5,8 @@ OUT/tasks/<task>/<method>-<seed>/         the evaluation of one encoder, as of `
 OUT/compare.json, compare.md              the tables, written again after each encoder
 OUT/compare.png                           accuracy against training time, at the end
 
-After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to the tables.
+After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to what is
+there. The tables hold what the last command named.
 Several ranks train and evaluate each encoder together; rank 0 writes the tables.
 Ours; the table it is made for is UnFuSeD's Table 1.
 """
@@ -13,7 +14,7 @@ Ours; the table it is made for is UnFuSeD's Table 1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,16 @@ from typing import Any
 import numpy as np
 
 from unfused_fast.config import BASELINES, Config, Task, flatten, with_values
-from unfused_fast.console import console, counted
+from unfused_fast.console import console
 from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError
+from unfused_fast.evaluation.compare_report import SPLITS, TITLES, comparison_sentences, comparison_tables, write_scores
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import task_of
 from unfused_fast.evaluation.measure import Plan, measurable
-from unfused_fast.evaluation.report import (
-    SELECTED_ON_TEST,
-    TextTable,
-    beside,
-    claim,
-    spread,
-    spread_text,
-    trouble,
-    write_report,
-)
+from unfused_fast.evaluation.report import claim, spread, write_report
 from unfused_fast.evaluation.run_pool import RunPool
-from unfused_fast.methods import METHODS
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.training import draw, plot_scores
-
-TITLES: dict[str, str] = {"logmel": "log-mel", "random": "random", **{name: of.title for name, of in METHODS.items()}}
-"""Encoder -> its name in tables, a method's as in the papers'."""
-PRINTED = {"random": ("random, frozen",), "DECAR-v1": ("DECAR, frozen",)}
-"""Names in tables -> columns of DECAR's Table 2; LAPE's columns are named as the methods."""
-SPLITS = ("valid", "test")
 
 
 def common_values(linear: Config) -> dict[str, Any]:
@@ -122,11 +107,21 @@ def compare(
     for seed, name in itertools.product(every, (*BASELINES, *configs)):
         found.append(encoder_scores(name, configs.get(name), linear, shards, tasks, out, seed, pool))
         summary = summary_of((*BASELINES, *configs), found, tasks, shards, linear, out, pool.holdout)
+        summary["not_shown"] = not_shown(out, (*BASELINES, *configs), tasks, every)
         if ranks.leads:
             write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
     if ranks.leads:
         write_scores(out, summary)
     return summary
+
+
+def not_shown(out: Path, encoders: Sequence[str], tasks: Sequence[LabelledTask], seeds: Sequence[int]) -> list[str]:
+    """`TASK/METHOD-SEED` of the evaluations in OUT of earlier commands that named more than these."""
+    shown = {f"{task.name}/{name}-{seed}" for task in tasks for name in encoders for seed in seeds}
+    found = {path.parent for path in out.glob("tasks/*/*/evaluation.json")}
+    parts = ((folder, *folder.name.rpartition("-")) for folder in found)
+    of_encoders = (folder for folder, name, _, seed in parts if name in TITLES and seed.isdecimal())
+    return sorted({f"{folder.parent.name}/{folder.name}" for folder in of_encoders} - shown)
 
 
 def encoder_scores(
@@ -213,95 +208,3 @@ def summary_of(
 def seen(shards: ShardSet, epochs: int) -> dict[str, Any]:
     """What each method sees of the set it pre-trains on."""
     return {"set": shards.name, "clips": shards.manifest.splits["train"].clips, "epochs": epochs}
-
-
-def seen_text(of: Mapping[str, Any]) -> str:
-    """`10 epochs of 2,000 clips of pool`."""
-    return f"{counted(of['epochs'], 'epoch')} of {counted(of['clips'], 'clip')} of {of['set']}"
-
-
-def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
-    """Test and validation in per cent, with standard errors over seeds; and beside the papers' figures, if any."""
-    tasks, rows = summary["tasks"], summary["rows"]
-    names = [name if task["metric"] == "accuracy" else f"{name}, mAP" for name, task in tasks.items()]
-
-    def scores(split: str) -> list[list[str]]:
-        return [[spread_text(row["tasks"][task][split]) for task in tasks] for row in rows]
-
-    def about(split: str) -> str:
-        return f"{split} accuracy in %, mean ± standard error over seeds"
-
-    columns = ["method", "mean, valid", "mean, test", *names, "seconds", "seeds", "trouble"]
-    lines = []
-    for row, tested in zip(rows, scores("test"), strict=True):
-        seconds, means = row["seconds"]["mean"], [spread_text(row["mean"][split]) for split in SPLITS]
-        left = trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else "")
-        spent = "" if seconds is None else f"{seconds:.1f}"
-        lines.append([row["title"], *means, *tested, spent, str(len(row["seeds"])), left])
-    validated = [[row["title"], *of] for row, of in zip(rows, scores("valid"), strict=True)]
-    return [
-        (about("test"), columns, lines),
-        (about("validation"), ["method", *names], validated),
-        *_printed_table(summary),
-    ]
-
-
-def _printed_table(summary: Mapping[str, Any]) -> Iterator[TextTable]:
-    """Test scores beside the papers' figures, where a task is one of theirs; below them columns that only they have."""
-    printed = {name: task["paper"] for name, task in summary["tasks"].items() if task["paper"] is not None}
-    if not printed:
-        return
-    rows, taken = list[list[str]](), set[str]()
-    for row in summary["rows"]:
-        column = PRINTED.get(row["title"], ())
-        numbers = [next((of[name] for name in (row["title"], *column) if name in of), None) for of in printed.values()]
-        here = (spread_text(row["tasks"][task]["test"]) for task in printed)
-        rows.append([row["title"], *(beside(*cell) for cell in zip(here, numbers, strict=True))])
-        taken |= {row["title"], *column}
-    for column in dict.fromkeys(name for of in printed.values() for name in of):
-        numbers = [of.get(column) for of in printed.values()]
-        if column not in taken and any(numbers):
-            rows.append([column, *(beside("", number) for number in numbers)])
-    yield "test accuracy in %, and as printed (in brackets)", ["method", *printed], rows
-
-
-def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What was the same for all, and which method validation prefers."""
-    what = seen_text(summary["seen"])
-    lines = [f"Each method saw {what}, through the same front end and encoder, in crops of the same length."]
-    if summary["select"] == "best_test":
-        lines.append(SELECTED_ON_TEST)
-    held = [name for name, task in summary["tasks"].items() if task["holdout"] is not None]
-    if held:
-        lines.append(f"Test held out of train (--holdout {summary['holdout']:g}): {', '.join(held)}.")
-    if any(task["paper"] for task in summary["tasks"].values()):
-        lines.append("Printed figures are of encoders that were pre-trained on the papers' own clips.")
-    valid = {row["title"]: row["mean"]["valid"] for row in summary["rows"] if row["seeds"]}
-    beside = [f"{title} {spread_text(valid.pop(title))}" for title in map(TITLES.get, BASELINES) if title in valid]
-    if valid:
-        best = max(valid, key=lambda title: float(valid[title]["mean"]))
-        among = f" ({', '.join(beside)})" if beside else ""
-        lines.append(
-            f"Highest on validation: {best}, {spread_text(valid[best])}{among}. Choose by validation: the largest of "
-            "several test numbers is too high."
-        )
-    return lines
-
-
-def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
-    """OUT/compare.png: mean test accuracy against training seconds, baselines as lines, bars of one standard error."""
-    shown = [row for row in summary["rows"] if row["seeds"]]
-    scores = {row["title"]: _in_percent(row["mean"]["test"]) for row in shown}
-    points = {
-        row["title"]: ((row["seconds"]["mean"], row["seconds"]["standard_error"] or 0.0), scores[row["title"]])
-        for row in shown
-        if row["encoder"] not in BASELINES
-    }
-    lines = {title: score for title, score in scores.items() if title not in points}
-    if points:
-        title = f"mean test accuracy in %, {counted(len(summary['tasks']), 'task')}"
-        draw(out / "compare.png", plot_scores, points, lines, ("training seconds", title))
-
-
-def _in_percent(of: Mapping[str, Any]) -> tuple[float, float]:
-    return 100 * of["mean"], 100 * (of["standard_error"] or 0.0)

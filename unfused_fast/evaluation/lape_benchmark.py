@@ -23,7 +23,8 @@ from unfused_fast.config import Config, Task, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.compare import TITLES, LabelledTask, encoder_scores, seen, seen_text
+from unfused_fast.evaluation.compare import LabelledTask, encoder_scores, seen
+from unfused_fast.evaluation.compare_report import TITLES, seen_text
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import find, shards_of, where_to_get
 from unfused_fast.evaluation.measure import Plan, measurable, refuse_label_fraction

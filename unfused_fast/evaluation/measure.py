@@ -162,13 +162,14 @@ def measure(
                 splits = eval_features(
                     frozen, read, shards, clips.splits, device, read_again=plan.read_again, ranks=ranks
                 )
-            ranks.first(partial(_measure, found, seeded, clips, rounds, splits, plan, name, run, cost))
+            ranks.first(partial(_measure, found, seeded, shards.name, clips, rounds, splits, plan, name, run, cost))
     return clips, found
 
 
 def _measure(
     found: list[Measured],
     config: Config,
+    task: str,
     clips: LabelledClips,
     rounds: Sequence[Round],
     splits: Mapping[str, Tensor],
@@ -181,7 +182,7 @@ def _measure(
     features, seed = torch.cat([splits[split] for split in clips.splits]), config.train.seed
     features = features[torch.from_numpy(clips.kept).to(features.device)]
     of = name if name == run else f"{name} ({run})"
-    console.print(f"evaluate: {of}, seed {seed}, {features.shape[1]} features")
+    console.print(f"evaluate: {of} on {task}, seed {seed}, {features.shape[1]} features")
     for fraction in plan.fractions:
         parts = [part._replace(train=few_labels(clips, part.train, fraction, seed)) for part in rounds]
         tests = [clips.recordings(part.test).rows for part in parts]

@@ -23,7 +23,9 @@ COMMANDS = ("ablation", "compare", "lape")
 SELECTED_ON_TEST = (
     "the linear heads were selected on the test set (eval.select = best_test): these numbers are optimistic"
 )
-REPORT_COLUMNS = ("run", "stage", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds")
+REPORT_COLUMNS = (
+    *("run", "stage", "method", "task", "encoder", "labels", "valid", "test", "macro-F1", "clips", "seed", "seconds"),
+)
 
 
 def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -58,6 +60,7 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             [
                 str(result["run"]),
                 str(result["stage"]),
+                str(result.get("method", "-")),
                 str(result.get("task", "")),
                 str(result.get("encoder", "")),
                 "" if fraction is None else f"{fraction:.0%}",

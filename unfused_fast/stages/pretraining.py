@@ -45,7 +45,8 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
             f"{precision(config, options.device)}{in_words(options.ranks)}; {method.description()}"
         )
         trained = trainer.fit()
-        facts = {"encoder": config.model.encoder, "clips": {"train": clips}, **method.facts()}
+        named = {"method": config.method.name, "encoder": config.model.encoder}
+        facts = {**named, "clips": {"train": clips}, **method.facts()}
         result = run.finish({**facts, **trained})
         if options.ranks.leads and (sizes := method.cluster_sizes()) is not None:
             title = f"{run.out.name}, epoch {trained['last_epoch']}"

@@ -134,9 +134,10 @@ def plot_scores(
     points: Mapping[str, tuple[tuple[float, float], tuple[float, float]]],
     lines: Mapping[str, tuple[float, float]],
     labels: tuple[str, str],
+    title: str,
 ) -> None:
-    """A point for each ((x, error), (y, error)) with bars of one error, a level line for each (y, error); all in the
-    legend, points from the highest.
+    """A point for each ((x, error), (y, error)) with bars of one error, its name beside it; a level line for each
+    (y, error), in the legend. Where names would cover each other, the points are in the legend too, from the highest.
     """
     figure, ((axes,),) = _figure(1, 1, 8.2, 4.6)
     ordered = sorted(points.items(), key=lambda point: -point[1][1][0])
@@ -147,10 +148,63 @@ def plot_scores(
         axes.axhline(level, color="black", linewidth=1, linestyle=style, label=name)
         axes.axhspan(level - error, level + error, color="black", alpha=0.08, linewidth=0)
     axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    beside = {"frameon": False, "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend([handle for handle, name in zip(handles, names, strict=True) if name in lines], [*lines], **beside)
+    if not _named_beside(figure, axes, points, lines):
+        axes.legend(**beside)
     _save(figure, path, 130)
+
+
+def _named_beside(
+    figure: Any,
+    axes: Any,
+    points: Mapping[str, tuple[tuple[float, float], tuple[float, float]]],
+    lines: Mapping[str, tuple[float, float]],
+) -> bool:
+    """Writes the name of each point beside it; False, and nothing is written, where one has no free place."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # before it nothing has a place
+    taken = []
+    for (x, across), (y, up) in points.values():
+        for dx, dy in ((across, 0.0), (0.0, up)):
+            corners = axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
+            taken.append(Bbox(corners).padded(4))
+    for level, _ in lines.values():
+        height = axes.transData.transform((0, level))[1]
+        taken.append(Bbox.from_extents(axes.bbox.x0, height - 1, axes.bbox.x1, height + 1))
+    written = []
+    for name, ((x, _), (y, _)) in points.items():
+        for right, up in itertools.product((1, -1), (0, 1, -1)):
+            text = axes.annotate(
+                _shortened(name, 40),
+                (x, y),
+                (7 * right, 7 * up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+                va=("center", "bottom", "top")[up],
+                fontsize=8,
+                parse_math=False,
+                in_layout=False,
+            )
+            box = text.get_window_extent()
+            inside = (
+                axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 <= box.y1 <= axes.bbox.y1
+            )
+            if inside and not any(box.overlaps(other) for other in taken):
+                written.append(text)
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            for text in written:
+                text.remove()
+            return False
+    return True
 
 
 def plot_cluster_sizes(path: Path, counts: Sequence[int], title: str) -> None:
