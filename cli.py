@@ -143,27 +143,34 @@ def config(
 ) -> None:
     """Every field that --set can change: its value, type, meaning and source; or what two presets differ in.
 
-    With --method the values are those that the method has for pre-training.
+    With --method the values are those that the method has for pre-training, of the fields that it reads; with --diff
+    too they are compared with those of decar-v2.
     """
     from rich.table import Table
 
-    from unfused_fast.config import chosen_fields, differences, field_texts, flatten, with_values
+    from unfused_fast.config import READ_BY, chosen_fields, differences, field_texts, flatten, with_values
     from unfused_fast.config import preset as preset_of
 
     given, wanted = pairs(settings), chosen_fields(fields or [])
+    if method is not None and not fields:
+        wanted -= {name for name, readers in READ_BY.items() if method not in readers}
     if method is not None:
         if stage not in (None, "pretrain"):
             raise UserError(f"--stage {stage}: a method is of pre-training only; leave --method or --stage out")
         stage = "pretrain"
     result: Any
     if diff is not None:
-        left = preset if preset != diff else "--set"
+        left: str = preset if preset != diff else "--set"
         stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
-        title = f"{left} beside {diff}"
+        right: str = diff
+        if method is not None:
+            left, right = f"{method} {preset}", f"{preset_of(diff, 'pretrain').method.name} {diff}"
+            left = left if left != right else "--set"
+        title = f"{left} beside {right}"
         result = lines = [
-            {"stage": name, "field": found.field, left: found.values[0], diff: found.values[1], "why": found.why}
+            {"stage": name, "field": found.field, left: found.values[0], right: found.values[1], "why": found.why}
             for name in stages
-            for found in differences(with_values(preset_of(preset, name, method), given), preset_of(diff, name, method))
+            for found in differences(with_values(preset_of(preset, name, method), given), preset_of(diff, name))
             if found.field in wanted
         ]
     else:
@@ -176,6 +183,9 @@ def config(
         ]
     if as_json:
         print_json(result)
+        return
+    if not lines:
+        print(f"{title}: no field differs")
         return
     table = Table(title=title, title_justify="left", show_lines=True)  # the last column has long texts
     for column in lines[0] if lines else ():

@@ -127,6 +127,13 @@ def tiny() -> list[str]:
     return ["--device", "cpu", *(word for value in TINY.split() for word in ("--set", value))]
 
 
+@pytest.fixture(scope="session")
+def tiny_any() -> list[str]:
+    """Those that every method reads."""
+    read = [value for value in TINY.split() if not value.startswith("cluster.")]
+    return ["--device", "cpu", *(word for value in read for word in ("--set", value))]
+
+
 def tone(generator: np.random.Generator, hertz: float, seconds: float) -> np.ndarray:
     """A tone near `hertz` in a band of noise around it, with a little white noise: classes differ, clips too."""
     times = np.arange(round(seconds * RATE)) / RATE

@@ -72,7 +72,10 @@ def test_times_by_hand(cli: Cli, rates: Path) -> None:
     assert made["epoch"] == pytest.approx(epoch, rel=0.01) and made["once"] == pytest.approx(once, rel=0.01)
     assert made["hours"] == pytest.approx((7 * sum(epoch.values()) + sum(once.values())) / 3600, rel=0.01)
     table = cli("plan", "--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-gb", 100).out
-    assert "stage 1, 100,000 clips of 10 s, 100 epochs, batch 512, K 512" in table and "the run: 7.08 hours" in table
+    assert (
+        "stage 1 by decar-v2, 100,000 clips of 10 s, 100 epochs, batch 512, K 512" in table
+        and "the run: 7.08 hours" in table
+    )
 
 
 def test_each_head_is_remembered(cli: Cli) -> None:

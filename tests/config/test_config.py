@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from unfused_fast.commands.flags import pairs
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import field_texts, flatten, from_flat, preset, with_values
 from unfused_fast.errors import UserError
@@ -73,7 +72,7 @@ def test_values_are_parsed_by_type() -> None:
 )
 def test_a_wrong_setting_says_what_is_wanted(setting: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        with_values(Config(), pairs(setting.split()))
+        with_values(Config(), dict(item.split("=", 1) for item in setting.split()))
 
 
 def test_a_recorded_config_is_read_though_a_later_version_has_more_fields() -> None:

@@ -116,7 +116,7 @@ def test_the_command_says_why_presets_differ(cli: Callable[..., Any]) -> None:
     [
         (
             ["--method", "decar-v1", "--preset", "paper"],
-            "--preset paper: method decar-v1 does not have it; it has recom",
+            "--preset paper: method decar-v1 does not have it; it has recommended, decar-v1; leave --preset out",
         ),
         (
             ["--method", "decar-v2", "--preset", "decar-v1"],
@@ -134,6 +134,14 @@ def test_a_method_brings_its_values(cli: Callable[..., Any], tmp_path: Path) -> 
     shown = json.loads(cli("config", "--method", "decar-v1", "--set", "optim.lr=0.1", "--json").out)
     wanted = {"method.name": "decar-v1", "cluster.algo": "pic", "optim.lr": 0.1, "optim.weight_decay": 1e-5}
     assert wanted.items() <= shown.items()
+    byol = json.loads(cli("config", "--method", "byol", "--json").out)
+    assert "method.ema" in byol and not any(name.startswith(("cluster.", "bank.", "method.queue")) for name in byol)
+    beside = json.loads(cli("config", "--method", "byol", "--diff", "recommended", "--json").out)
+    found = {line["field"]: (line["byol recommended"], line["decar-v2 recommended"]) for line in beside}
+    assert (
+        found["optim.lr"] == (3e-4, 1.0) and found["method.name"] == ("byol", "decar-v2") and "cluster.k" not in found
+    )
+    assert "no field differs" in cli("config", "--diff", "recommended").out
     assert flatten(preset("recommended", "pretrain", "decar-v1")) == flatten(preset("decar-v1", "pretrain"))
     done = cli("train", "pretrain", tmp_path, "--out", tmp_path / "run", "--set", "method.name=decar-v1")
     assert done.code == 1 and "a method has settings of its own; use --method decar-v1" in done.error

@@ -106,7 +106,7 @@ def test_features_are_the_same_bits_on_any_number_of_ranks(tones: Path, pretrain
 
 
 def test_a_benchmark_is_the_same_on_two_ranks(
-    tones: Path, unlabelled: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    tones: Path, unlabelled: Path, pretrained: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
     """Of a task that is there, one whose set has no folds, and one that is missing; the second time all is found."""
     data = tmp_path / "data"
@@ -114,7 +114,7 @@ def test_a_benchmark_is_the_same_on_two_ranks(
     (data / "tut").symlink_to(tones)
     (data / "us8k").symlink_to(unlabelled)
     others = ["--methods", "simclr", "--pretrain-on", str(tones), "--pretrain-epochs", "1"]
-    flags = ["--teacher", str(pretrained), "--tasks", "tut,us8k,ic", "--epochs", "1", *others, *tiny, "--out"]
+    flags = ["--teacher", str(pretrained), "--tasks", "tut,us8k,ic", "--epochs", "1", *others, *tiny_any, "--out"]
     runs = [(1, "one"), (2, "two"), (2, "two")]
     jobs = [{"ranks": ranks, "arguments": ["lape", str(data), *flags, str(tmp_path / out)]} for ranks, out in runs]
     ends = run_jobs(jobs, tmp_path)
@@ -128,10 +128,10 @@ def test_a_benchmark_is_the_same_on_two_ranks(
         assert {key: found[key] for key in set(found) - rounded} == {key: wanted[key] for key in set(wanted) - rounded}
 
 
-def test_a_comparison_is_the_same_on_two_ranks(tones: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_a_comparison_is_the_same_on_two_ranks(tones: Path, tiny_any: list[str], tmp_path: Path) -> None:
     """Where MoCo wants a longer queue than there are clips; what two ranks finished one finds, and makes none again."""
     methods = ["--methods", "simclr,moco", "--set", "method.queue=1000", "--set", "eval.epochs=5", "--epochs", "1"]
-    given = ["compare", str(tones), "--tasks", str(tones), *methods, *tiny, "--out"]
+    given = ["compare", str(tones), "--tasks", str(tones), *methods, *tiny_any, "--out"]
     runs = [(2, "two"), (1, "one"), (1, "two")]
     jobs = [{"ranks": ranks, "arguments": [*given, str(tmp_path / out)]} for ranks, out in runs]
     ends = run_jobs(jobs, tmp_path)

@@ -68,9 +68,9 @@ def _finished(out: Path) -> dict[Path, int]:
 
 
 def test_the_numbers_are_those_of_the_single_commands(
-    cli: Callable[..., Any], compared: Path, tones: Path, emotions: Path, tiny: list[str], tmp_path: Path
+    cli: Callable[..., Any], compared: Path, tones: Path, emotions: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
-    rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], *tiny]
+    rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], *tiny_any]
     assert list(rows) == ["logmel", "random", "decar-v2", "simclr", "moco"]
     run = tmp_path / "run"
     trained = cli("train", "pretrain", tones, "--out", run, "--method", "simclr", *FLAGS[:2], *common)
@@ -95,7 +95,7 @@ def test_the_numbers_are_those_of_the_single_commands(
 
 
 def test_a_method_that_fails_is_a_line_and_the_report_is_written(
-    cli: Callable[..., Any], compared: Path, arguments: list[object], tmp_path: Path
+    cli: Callable[..., Any], compared: Path, arguments: list[object], tiny_any: list[str], tmp_path: Path
 ) -> None:
     moco, markdown = _rows(compared)["moco"], (compared / "compare.md").read_text()
     assert (moco["state"], moco["seeds"], moco["mean"]["test"]["mean"]) == ("failed", [], None)
@@ -111,7 +111,7 @@ def test_a_method_that_fails_is_a_line_and_the_report_is_written(
     assert "Test held out of train (--holdout 0.3): ic." in markdown and "1 epoch of 60 clips" in markdown
     assert (compared / "compare.png").read_bytes().startswith(b"\x89PNG")
     longer = ["--methods", "moco", "--set", "method.queue=61", "--out", tmp_path]
-    alone = cli("compare", *arguments[:3], *arguments[7:], *longer)
+    alone = cli("compare", *arguments[:3], "--holdout", 0.3, *FLAGS, *tiny_any, *longer)
     assert alone.code == 1 and "random" in alone.out and not (tmp_path / "compare.png").exists()
 
 
@@ -160,10 +160,10 @@ def test_a_killed_command_goes_on(
 
 
 def test_what_is_damaged_is_a_line_and_a_set_given_as_a_point_has_its_folders_name(
-    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Any], tones: Path, tiny_any: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tones)
-    given = ["compare", ".", "--tasks", ".", "--out", tmp_path / "out", "--methods", "byol", *FLAGS, *tiny]
+    given = ["compare", ".", "--tasks", ".", "--out", tmp_path / "out", "--methods", "byol", *FLAGS, *tiny_any]
     assert cli(*given).code == 0
     assert "| BYOL-A (byol) |" in (tmp_path / "out" / "compare.md").read_text()
     report = json.loads((tmp_path / "out" / "compare.json").read_text())

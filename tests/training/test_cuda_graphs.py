@@ -64,13 +64,13 @@ class Graphs:
     ],
 )
 def test_nothing_of_a_step_in_cuda_graphs_is_read_after_it(
-    cli: Any, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cli: Any, tones: Path, pretrained: Path, tiny_any: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     stage: Stage, flags: list[str], steps: int
 ) -> None:  # fmt: skip
     teacher = ["--teacher", pretrained] if stage == "distill" else []
 
     def train(name: str) -> None:
-        done = cli("train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 3, *tiny, *flags)
+        done = cli("train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 3, *tiny_any, *flags)
         assert done.code == 0, done.err
 
     train("plain")

@@ -17,10 +17,12 @@ import typer
 from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets, stage_config
 from unfused_fast.commands.options import run_options
 from unfused_fast.commands.output import open_set, show
+from unfused_fast.config import PresetName
 from unfused_fast.errors import UserError, cause
 
 if TYPE_CHECKING:
     from unfused_fast.commands.measure.parts import Measured
+    from unfused_fast.config import Config
 
 COLUMNS = (
     *("part", "what", "unit", "p20", "p50", "p80", "repeats", "floor", "floor_is", "share", "clips", "batch", "device"),
@@ -48,14 +50,17 @@ def bench(
     compile_mode: CompileMode = "default",
     as_json: Json = False,
 ) -> None:
-    """How fast each part of training runs here, compared with what this machine could do, measured in the same run."""
+    """How fast each part of training runs here, compared with what this machine could do, measured in the same run.
+
+    Training is that of decar-v2, or with --preset decar-v1 of decar-v1; other methods are not measured.
+    """
     from unfused_fast.commands.measure.machine import circumstances
     from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
     from unfused_fast.commands.measure.synthetic import synthetic_set
     from unfused_fast.console import console, counted
 
     with ExitStack() as stack:
-        config = stage_config("pretrain", preset, settings, None, 0)
+        config = _config(preset, settings)
         options = run_options(device, compile_, compile_mode=compile_mode)
         _append(rows_file, [])  # before minutes of measuring, not after them
         if shards is None:
@@ -78,6 +83,15 @@ def bench(
     title = f"{about['device']}, {about['cores']} cores; {about['versions']}"
     columns = ["part", "what", "median", "p20 - p80", "unit", "limit", "of it", "limit set by"]
     show({"rows": rows, "limit": bottleneck}, as_json, [(title, columns, list(map(_line, found)))], sentences)
+
+
+def _config(preset: PresetName, settings: list[str] | None, epochs: int | None = None) -> Config:
+    """Of pre-training. Raises UserError for the name of a method."""
+    if named := [setting for setting in settings or [] if setting.partition("=")[0].strip() == "method.name"]:
+        raise UserError(
+            f"--set {named[0]}: bench and plan know decar-v2 only, and decar-v1 with --preset decar-v1; leave it out"
+        )
+    return stage_config("pretrain", preset, settings, epochs, 0)
 
 
 def _line(row: Measured) -> list[str]:
@@ -140,14 +154,17 @@ def plan(
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
+    """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit.
+
+    Pre-training is by decar-v2, or with --preset decar-v1 by decar-v1; other methods are not known here.
+    """
     from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
     from unfused_fast.commands.measure.rates import measured_here, read_rates
     from unfused_fast.console import counted
     from unfused_fast.data import gigabytes
     from unfused_fast.memory import free_memory
 
-    config = stage_config("pretrain", preset, settings, epochs, 0)
+    config = _config(preset, settings, epochs)
     rates = None if rates_file is None else read_rates(rates_file)
     if device in GPU_BYTES:
         machine = Machine("cuda", GPU_BYTES[device], None, devices, machines)
@@ -168,8 +185,8 @@ def plan(
     rows = [[where, name, f"{size:,}", gigabytes(size)] for where, name, size in sizes]
     more = f", {devices} devices in {counted(machines, 'machine')}" if devices > 1 else ""
     title = (
-        f"stage 1, {clips:,} clips of {seconds:g} s, {counted(found['epochs'], 'epoch')}, batch {found['batch_size']}, "
-        f"K {', '.join(map(str, found['heads']))}{more}"
+        f"stage 1 by {config.method.name}, {clips:,} clips of {seconds:g} s, {counted(found['epochs'], 'epoch')}, "
+        f"batch {found['batch_size']}, K {', '.join(map(str, found['heads']))}{more}"
     )
     show(found, as_json, [(title, ["where", "what", "bytes", ""], rows)], _sentences(found))
 

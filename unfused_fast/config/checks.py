@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from operator import attrgetter
 
 from unfused_fast.config.audio import DECAR_WINDOW
-from unfused_fast.config.fields import ClusterConfig, Config
+from unfused_fast.config.fields import BankConfig, ClusterConfig, Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.errors import UserError
 
@@ -26,15 +27,22 @@ BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 LEAST_FRAMES = {"audiontt": 8, "efficientnet_b0": 32}
 """Of a local view: the encoders halve time three times and five."""
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
+LOCAL: tuple[MethodName, ...] = (*QUEUE, *BARLOW[:2], "swav", "byol")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
     "method.queue": (*QUEUE, "swav"),
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
+    "loss.temperature": ("decar-v2", "simclr", *QUEUE, "swav"),
     "aug.mixup.partner": ("slicer",),
-    "views.local": (*QUEUE, *BARLOW[:2], "swav", "byol"),
+    "optim.head_lr": (*CLUSTERING, "swav"),
+    "optim.head_weight_decay": CLUSTERING,
+    **dict.fromkeys(("views.local", "views.local_seconds"), LOCAL),
     **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
-    **dict.fromkeys(("data.sampler", "bank.fill", "bank.view", "cluster.algo", "train.patience"), CLUSTERING),
+    **dict.fromkeys(("data.sampler", "train.patience"), CLUSTERING),
+    **{f"bank.{field.name}": CLUSTERING for field in fields(BankConfig)},
+    **{f"cluster.{field.name}": CLUSTERING for field in fields(ClusterConfig)},
+    "cluster.k": (*CLUSTERING, "slicer", "swav"),
 }
 """Fields that only some methods read, for the same reason."""
 
@@ -45,15 +53,22 @@ def check_together(config: Config) -> None:
         raise UserError(sentence)
 
 
-def _refusals(config: Config) -> Iterator[str]:
-    frontend, rrc, pseudo, cluster = config.frontend, config.aug.rrc, config.pseudo, config.cluster
+def check_read(config: Config) -> None:
+    """Raises UserError for a field that the method does not read and that is not at its default; for settings that are
+    given now, not for those of a finished run, which earlier versions may have taken.
+    """
     for name, readers in READ_BY.items():
         value, default = attrgetter(name)(config), attrgetter(name)(Config())
         if value != default and config.method.name not in readers:
-            yield (
+            *others, last = readers
+            raise UserError(
                 f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
-                f"--method {' or '.join(readers)}"
+                f"--method {', '.join(others)}{' or ' if others else ''}{last}"
             )
+
+
+def _refusals(config: Config) -> Iterator[str]:
+    frontend, rrc, pseudo, cluster = config.frontend, config.aug.rrc, config.pseudo, config.cluster
     if frontend.n_fft < frontend.window_samples:
         yield f"frontend.n_fft = {frontend.n_fft}: frontend.kind = decar1 wants at least its window of {DECAR_WINDOW}"
     if not frontend.fmin_hz < frontend.fmax_hz <= frontend.sample_rate_hz / 2:

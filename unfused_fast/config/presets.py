@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from unfused_fast.config.bounds import describe_type, parse
-from unfused_fast.config.checks import check_together
+from unfused_fast.config.checks import check_read, check_together
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import (
     AUTHORS,
@@ -110,7 +110,10 @@ def preset(name: PresetName, stage: Stage, method: MethodName | None = None) -> 
         return with_values(Config(), {**STAGES.get(stage, {}), **PRESETS[name].get(stage, {})})
     chosen = method or ("decar-v1" if name == "decar-v1" else "decar-v2")
     if name not in RECIPES[chosen]:
-        raise UserError(f"--preset {name}: method {chosen} does not have it; it has {', '.join(RECIPES[chosen])}")
+        raise UserError(
+            f"--preset {name}: method {chosen} does not have it; it has {', '.join(RECIPES[chosen])}; leave --preset "
+            "out, or name one of these"
+        )
     return with_values(Config(), {"method.name": chosen, **RECIPES[chosen][name]})
 
 
@@ -159,8 +162,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with dotted fields replaced; text is parsed by the field's type. Raises UserError for an unknown
-    name, a wrong value, or values that exclude each other.
+    name, a wrong value, values that exclude each other, or one that the method does not read.
     """
+    config = _laid_over(config, values)
+    check_read(config)
+    check_together(config)
+    return config
+
+
+def _laid_over(config: Config, values: Mapping[str, Any]) -> Config:
     for name, value in values.items():
         if name not in _kinds():
             inner = [field.removeprefix(f"{name}.") for field in _kinds() if field.startswith(f"{name}.")]
@@ -169,20 +179,22 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
             )
             raise UserError(f"--set {name}: {problem}{'' if inner else _meant(name)} (see: unfused-fast config)")
         config = _replaced(config, name.split("."), parse(value, _kinds()[name], name))
-    check_together(config)
     return config
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:
     """Inverse of flatten. A missing field takes its default, which has to mean what versions without that field did, so
-    that their runs can be read. Raises UserError for an unknown one.
+    that their runs can be read. Raises UserError for an unknown one. A field that the method does not read
+    may have any value.
     """
     if unknown := sorted(set(values) - set(_kinds())):
         named = ", ".join(unknown[:4])[:200] + (", ..." if len(unknown) > 4 else "")
         raise UserError(
             f"config of another version: unknown fields {named}; train again, or use the version that wrote it"
         )
-    return with_values(Config(), values)
+    config = _laid_over(Config(), values)
+    check_together(config)
+    return config
 
 
 @cache

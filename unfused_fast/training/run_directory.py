@@ -170,7 +170,10 @@ class Run:
         """
         defaults = json.loads(json.dumps(flatten(Config())))  # of fields that the recorded run lacks, as in from_flat
         found = differences(self.out, {**recorded, "config": defaults | recorded["config"]}, self._description)
-        if found and (not options.resume_anyway or "method.name" in found):  # the state of one method is not another's
+        if "method.name" in found:  # the state of one method is not another's
+            was, now = found["method.name"]
+            raise UserError(f"{self.out}: a run of --method {was}, not {now}; use --method {was}, or another --out")
+        if found and not options.resume_anyway:
             advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
             raise UserError(
                 f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, or "
