@@ -19,6 +19,8 @@ LAUNCH = "UNFUSED_LAUNCH"
 """Variable with the id of what started this process. A run directory that the same launch began is resumed, whatever
 the command says of one that is there: its processes were started again.
 """
+RESTARTS_LEFT = "UNFUSED_RESTARTS_LEFT"
+"""Variable with how often the launcher may start the processes of a run again."""
 MEMORY = Path("/dev/shm")
 """A file system in memory, on Linux."""
 PORTS = 20000, 20000

@@ -32,7 +32,7 @@ from unfused_fast.config.fields import Config
 from unfused_fast.distributed.ranks import RankLost, Ranks
 from unfused_fast.distributed.shares import Share
 from unfused_fast.errors import UserError
-from unfused_fast.launch import LAUNCH, Place, first_node, place_of, tasks_per_node
+from unfused_fast.launch import LAUNCH, RESTARTS_LEFT, Place, first_node, place_of, tasks_per_node
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Interrupted, Options, train_loader
 
@@ -110,7 +110,7 @@ def test_processes_that_die_are_started_again(
     assert started.returncode == 0 and "Traceback" not in said, said
     assert f"rank 0 (process {first[0]}) was ended by SIGKILL; restart 1 of 2: {out} begins again" in said
     assert f"rank 1 (process {second}) was ended by SIGKILL; restart 2 of 2: {out} continues from epoch-000" in said
-    assert said.count(f"{out}: resuming after ") == 1 and "error: rank" not in said
+    assert said.count(f"{out}: resuming after ") == 1 and "error: " not in said
     undisturbed = cli_process("train", "pretrain", tones, *flags, whole)
     assert undisturbed.communicate(timeout=180) and undisturbed.returncode == 0
     assert_same_run(out, whole)
@@ -135,6 +135,31 @@ def test_which_errors_may_not_come_again(
         end(error)
     left = reason_left(tmp_path / "reason")
     assert left is not None and Failure(1, int(str(ended.value.code)), left).may_succeed == again
+
+
+@pytest.mark.parametrize(
+    ("error", "left", "said"),
+    [
+        (
+            RankLost("another process ended after step 3; continue with --resume"),
+            1,
+            "another process ended after step 3",
+        ),
+        (
+            RankLost("another process ended; continue with --resume"),
+            0,
+            "error: another process ended; continue with --resume",
+        ),
+        (UserError("data.partitions = 8; want 4"), 1, "error: data.partitions = 8; want 4"),
+    ],
+)
+def test_advice_is_given_only_where_no_restart_follows(
+    error: Exception, left: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(RESTARTS_LEFT, str(left))
+    with pytest.raises(SystemExit):
+        end(error)
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_reason_that_cannot_be_written_or_read(

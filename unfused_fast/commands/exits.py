@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from unfused_fast.errors import UserError, cause, escaped
+from unfused_fast.launch import RESTARTS_LEFT
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
@@ -61,7 +62,9 @@ def end(error: Exception) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
     if isinstance(error, UserError):
-        if kind != "FailedOnFirst":  # rank 0 has said it
+        if kind == "RankLost" and int(os.environ.get(RESTARTS_LEFT, "0")):  # what follows is the launcher's to say
+            print(escaped(str(error).split(";")[0]), file=sys.stderr)
+        elif kind != "FailedOnFirst":  # rank 0 has said it
             lines = "\n".join(map(escaped, str(error).split("\n")))
             print(f"error: {lines}", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -26,7 +26,7 @@ from uuid import uuid4
 from unfused_fast.commands.exits import INTERRUPTED, reason_left
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped
-from unfused_fast.launch import LAUNCH, delete_temporary, place_of, started_by_launcher
+from unfused_fast.launch import LAUNCH, RESTARTS_LEFT, delete_temporary, place_of, started_by_launcher
 from unfused_fast.shards.packing.workers import available_cores
 
 SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
@@ -199,7 +199,8 @@ def with_restarts(attempt: Attempt, out: Path, restarts: int) -> int:
     """
     launch, came = str(uuid4()), list[int]()
     for number in range(restarts + 1):
-        failures = attempt({LAUNCH: launch, "TORCHELASTIC_RESTART_COUNT": str(number)}, came)
+        counts = {"TORCHELASTIC_RESTART_COUNT": str(number), RESTARTS_LEFT: str(restarts - number)}
+        failures = attempt({LAUNCH: launch, **counts}, came)
         first = next(iter(failures.values()), None)
         others = [failure for failure in failures.values() if failure.code != INTERRUPTED]  # which SIGTERM stopped
         sentences = _sentences(failures)
