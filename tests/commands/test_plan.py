@@ -187,6 +187,8 @@ def test_several_devices_share_a_step(cli: Cli) -> None:
 def test_every_preset_has_a_plan(cli: Cli, rates: Path, preset: str) -> None:
     made = planned(cli, "--clips", 5000, "--rates", rates, "--device", "a100", "--preset", preset)
     assert made["hours"] > 0
+    other = cli("plan", "--clips", 100, "--device", "h100", "--set", "method.name=byol")
+    assert other.code == 1 and "bench and plan know decar-v2 only, and decar-v1 with --preset" in other.error
     assert "cluster.k = 4000" in cli("plan", "--clips", 100, "--device", "h100", "--set", "cluster.k=4000").error
 
 

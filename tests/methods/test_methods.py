@@ -24,6 +24,7 @@ from unfused_fast.config import MethodName, preset, with_values
 from unfused_fast.methods import METHODS
 from unfused_fast.models import KeyQueue
 from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training.options import Options
 from unfused_fast.training.run_directory import Run
@@ -274,6 +275,12 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
         ("simclr", "views.local=2", "but method simclr does not read it; leave it at 0, or use --method moco, del"),
         ("moco", "aug.mixup.partner=farthest", "but method moco does not read it; leave it at any, or use --method sl"),
         ("swav", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips"),
+        ("slicer", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips; use a number up to 60"),
+        (
+            "moco",
+            "train.batch_size=31",
+            "auto is 30 for 60 clips, and moco wants at least a batch of 31; use --set tra",
+        ),
         ("swav", "cluster.k=4,5", "cluster.k = 4,5, but method swav has one set of prototypes; give one number"),
         ("byol", "cluster.k=8", "cluster.k = 8, but method byol does not read it; leave it at 512, or use --method"),
         ("simclr", "bank.dtype=bf16", "leave it at fp32, or use --method decar-v2 or decar-v1"),
@@ -287,6 +294,21 @@ def test_what_a_method_cannot_do_is_said(
 ) -> None:
     done = cli("train", "pretrain", tones, "--out", tmp_path / "run", *tiny_any, "--method", method, *sets(values))
     assert done.code == 1 and says in done.error
+
+
+def test_a_set_that_is_too_small_is_refused_with_what_to_do(
+    cli: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tiny_any: list[str], tmp_path: Path
+) -> None:
+    three = pack_rows([row for row in tone_rows if row.split == "train"][:3], tmp_path / "three")
+    for method, says in (
+        ("swav", "the train split has 3 clips: swav"),
+        ("moco", "at least a batch of 3; use a larger"),
+    ):
+        done = cli("train", "pretrain", three, "--out", tmp_path / "run", *tiny_any, "--method", method)
+        assert done.code == 1 and says in done.error and "use a larger set, or --method byol" in done.error
+    values = sets("views.same_crop=false data.crop_seconds=9 train.epochs=1")
+    done = cli("train", "pretrain", three, "--out", tmp_path / "run", *tiny_any, "--method", "byol", *values)
+    assert done.code == 0 and "both crops of a clip are the same" in re.sub(r"\s+", " ", done.err)
 
 
 def test_what_only_its_method_reads_is_left_out_after_pretraining(cli: Cli, tones: Path, tmp_path: Path) -> None:

@@ -267,8 +267,8 @@ def resolve_k(config: Config, clips: int) -> int:
         console.once(f"cluster.k: auto is {found} for {clips} clips")
         return min(found, clips)
     if wanted > clips:
+        auto = "" if config.method.name == "slicer" else "--set cluster.k=auto, or "  # whose head has a fixed width
         raise UserError(
-            f"cluster.k = {wanted}, but the train split has {clips} clips; "
-            f"use --set cluster.k=auto, or a number up to {clips}"
+            f"cluster.k = {wanted}, but the train split has {clips} clips; use {auto}a number up to {clips}"
         )
     return int(config.cluster.heads[0])

@@ -144,6 +144,11 @@ class Method(Trainable):
 
 def check_batch(config: Config, clips: int, what: str) -> None:
     """Raises UserError for batches of less than LEAST_CLIPS of `clips` clips; `what` the method does with them."""
+    if clips < LEAST_CLIPS:
+        raise UserError(
+            f"the train split has {clips} clips: {config.method.name} {what}, and wants at least {LEAST_CLIPS}; use a "
+            "larger set, or --method byol"
+        )
     size = clips if config.train.batch_size == "auto" else min(config.train.batch_size, clips)
     if size // config.train.accumulate < LEAST_CLIPS:
         parts = "" if config.train.accumulate == 1 else f" in {config.train.accumulate} parts"

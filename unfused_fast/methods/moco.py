@@ -23,10 +23,12 @@ from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
-from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.methods.method import LEAST_CLIPS, Log, Method, Passes
 from unfused_fast.methods.signs import ContrastSigns
 from unfused_fast.models import KeyQueue, follow, follower
 
+LEAST_BATCH = 16
+"""`train.batch_size` = auto on a small set."""
 MOST_KEYS = 65536
 """`method.queue` = auto on a large set. Source: MoCo section 4.1; authors of LAPE."""
 
@@ -62,7 +64,15 @@ class MoCo(Method):
             )
         self.views = 2 + config.views.local
         self.key_network = follower(self.network)
-        self.queue = KeyQueue(resolve_queue(config, clips), config.model.proj_dim)
+        keys, wanted = resolve_queue(config, clips), config.train.batch_size
+        batch = min(clips, LEAST_BATCH if wanted == "auto" else wanted)
+        if config.method.queue == "auto" and keys < batch:  # one batch's keys would push each other out
+            smaller = f"--set train.batch_size={keys}, " if keys >= LEAST_CLIPS else ""
+            raise UserError(
+                f"method.queue: auto is {keys} for {clips} clips, and {config.method.name} wants at least a batch of "
+                f"{batch}; use {smaller}a larger set, or --method byol"
+            )
+        self.queue = KeyQueue(keys, config.model.proj_dim)
         self.signs = ContrastSigns(ranks)
         self._keys = list[list[Tensor]]()
         """Keys of this rank's clips, of each direction, from each part of the current batch."""

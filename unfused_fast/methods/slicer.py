@@ -24,6 +24,7 @@ from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import key, time_means
 from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.methods.deep_clustering import resolve_k
 from unfused_fast.methods.method import Log, Passes, check_batch
 from unfused_fast.methods.moco import MoCo
 from unfused_fast.methods.signs import UsageSigns
@@ -80,7 +81,7 @@ class Slicer(MoCo):
         super().__init__(config, clips, first_id, device, ranks, left_out)
         check_batch(config, clips, "compares clusters over a batch")
         self.key_network.clusterer = nn.Identity()  # clusters are the query's, as in the authors' code
-        self.usage = UsageSigns(ranks, int(config.cluster.heads[0]))
+        self.usage = UsageSigns(ranks, resolve_k(config, clips))
         self._wanted = max(round(SHARE * clips), min(clips, LEAST))
         wanted = config.aug.mixup.ratio > 0 and config.aug.mixup.partner == "farthest"
         self.register_buffer("centroids", torch.zeros(CENTROIDS, config.frontend.n_mels) if wanted else None)

@@ -44,6 +44,13 @@ def pretrain(config: Config, shards: ShardSet, out: Path, options: Options) -> d
             f"{sum(parameter.numel() for parameter in parameters):,} encoder parameters, on {options.device} in "
             f"{precision(config, options.device)}{in_words(options.ranks)}; {method.description()}"
         )
+        longest = int(trainer.loader.samples[trainer.loader.clip_ids].max())
+        if not config.views.same_crop and longest // config.frontend.hop_samples < config.crop_frames:
+            console.print(
+                f"views.same_crop = False, but no clip is longer than data.crop_seconds = {config.data.crop_seconds}: "
+                "both crops of a clip are the same",
+                style="yellow",
+            )
         trained = trainer.fit()
         named = {"method": config.method.name, "encoder": config.model.encoder}
         facts = {**named, "clips": {"train": clips}, **method.facts()}
