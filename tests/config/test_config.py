@@ -78,6 +78,8 @@ def test_a_wrong_setting_says_what_is_wanted(setting: str, says: str) -> None:
 def test_a_recorded_config_is_read_though_a_later_version_has_more_fields() -> None:
     config = with_values(preset("authors", "pretrain"), {"cluster.k": "256,512"})
     recorded = json.loads(json.dumps(flatten(config)))
+    unread = {**flatten(preset("recommended", "pretrain", "byol")), "cluster.k": 8}
+    assert from_flat(unread).cluster.k == 8, "a setting that earlier versions took and did not read"
     assert from_flat(recorded) == config
     del recorded["loss.temperature"]  # as if it had come later
     assert from_flat(recorded) == with_values(config, {"loss.temperature": Config().loss.temperature})
