@@ -138,7 +138,7 @@ def test_who_starts_it_takes_it_along(start: Start, tones: Path, tiny: list[str]
 def test_what_a_cluster_cannot_do(start: Start, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", "--engine", "ray", *tiny]
     asked: dict[str, list[object]] = {
-        "--devices 3: the Ray cluster has 2 CPUs and 0 GPUs, but each process takes one CPU": ["--devices", 3],
+        "--devices 4: the Ray cluster has 2 CPUs and 0 GPUs, but each process takes one CPU": ["--devices", 4],
         "--devices 1: the Ray cluster has 2 CPUs and 0 GPUs, but each process takes one CPU and one GPU": [
             "--device",
             "cuda",

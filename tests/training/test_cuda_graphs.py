@@ -17,7 +17,7 @@ from unfused_fast.training.options import Options
 
 DECAR_V1 = (
     "model.encoder=audiontt frontend.kind=byola model.pool=maxmean cluster.algo=pca_kmeans data.sampler=every_clip "
-    "data.crop_seconds=0.95 train.patience=0"
+    "data.crop_seconds=0.95 train.patience=0 cluster.k=4"
 )
 
 
