@@ -10,14 +10,11 @@ B clips in a batch, n of them on this rank, P size of a projection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from unfused_fast.config import Config
-from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.distributed import gather_rows
 from unfused_fast.methods.method import Log, Method, Passes, check_batch
 from unfused_fast.methods.signs import CorrelationSigns
 
@@ -42,19 +39,10 @@ class Barlow(Method):
 
     title, views = "Barlow Twins", 2
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
-        check_batch(config, clips, "correlates outputs over a batch")
-        self.views = 2 + config.views.local
-        self.signs = CorrelationSigns(ranks)
+    def set_up(self, clips: int) -> None:
+        check_batch(self.config, clips, "correlates outputs over a batch")
+        self.views = 2 + self.config.views.local
+        self.signs = CorrelationSigns(self.ranks)
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         self.signs.begin_epoch()

@@ -11,14 +11,11 @@ B clips in a batch, n of them on this rank, P size of a projection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from unfused_fast.config import Config
-from unfused_fast.distributed import Ranks
 from unfused_fast.methods.method import Log, Method, Passes
 from unfused_fast.methods.signs import Signs
 from unfused_fast.models import PretrainNetwork, Projector, follow, follower
@@ -51,20 +48,11 @@ class BYOL(Method):
 
     title, views = "BYOL-A", 2
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
-        self.views = 2 + config.views.local
+    def set_up(self, clips: int) -> None:
+        self.views = 2 + self.config.views.local
         self.target = follower(self.network)
         self.target.predictor = nn.Identity()
-        self.signs = Signs(ranks, "shared_direction")
+        self.signs = Signs(self.ranks, "shared_direction")
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:

@@ -32,7 +32,6 @@ from unfused_fast.clustering import (
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import key
-from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.methods.method import Log, Method, Passes
 
@@ -80,30 +79,22 @@ class DeepClustering(Method):
 
     head: type[Head]
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
+    def set_up(self, clips: int) -> None:
+        config = self.config
         self.k = resolve_k(config, clips)
         self.filled_by_training = config.bank.fill == "training"
         self.uses_partial_batch = self.filled_by_training
         self.views = config.bank.views
         dim, dtype = config.model.proj_dim, config.bank.dtype
-        self.bank: MemoryBank = MemoryBank(clips, dim, first_id, device, dtype, ranks, left_out)
-        self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, device) for _ in config.cluster.heads))
+        self.bank: MemoryBank = MemoryBank(clips, dim, self.first_id, self.device, dtype, self.ranks, self.left_out)
+        self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, self.device) for _ in config.cluster.heads))
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
         self._projected = list[Tensor]()
         """(clips, P) projections for the bank, from each part of the current batch; not kept for the next step."""
         self._backend = ""
         if config.cluster.algo == "spherical":
-            self._backend = f" ({resolve_backend(config.cluster.backend, device, self.bank.rows.dtype)})"
+            self._backend = f" ({resolve_backend(config.cluster.backend, self.device, self.bank.rows.dtype)})"
 
     @property
     def clusters(self) -> Tensor | None:  # type: ignore[override]

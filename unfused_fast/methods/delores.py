@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unfused_fast.config import Config
-from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.distributed import gather_rows
 from unfused_fast.methods.barlow import Barlow, barlow_loss, cross_correlation
 from unfused_fast.methods.method import Log, Passes, check_batch
 from unfused_fast.methods.moco import MoCo
@@ -57,19 +57,11 @@ class DeloresM(MoCo):
 
     title = "DeLoRes-M"
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
-        check_batch(config, clips, "correlates outputs over a batch")
+    def set_up(self, clips: int) -> None:
+        super().set_up(clips)
+        check_batch(self.config, clips, "correlates outputs over a batch")
         self.key_network.heads = nn.ModuleList()  # keys pass the heads of the query
-        self.correlations = CorrelationSigns(ranks)
+        self.correlations = CorrelationSigns(self.ranks)
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:

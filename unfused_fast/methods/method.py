@@ -121,6 +121,11 @@ class Method(Trainable):
         """
         super().__init__(self.build(config))
         self.config, self.device, self.ranks = config, device, ranks
+        self.first_id, self.left_out = first_id, left_out
+        self.set_up(clips)
+
+    def set_up(self, clips: int) -> None:
+        """Makes what the method has beside `network`: heads, queues, a bank; `views`, where the config decides it."""
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:

@@ -21,7 +21,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.config import Config
 from unfused_fast.console import console
-from unfused_fast.distributed import Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.methods.method import LEAST_CLIPS, Log, Method, Passes
 from unfused_fast.methods.signs import ContrastSigns
@@ -47,20 +46,12 @@ class MoCo(Method):
 
     title, views = "MoCo", 2
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
-        if ranks.together and not config.model.sync_bn:
+    def set_up(self, clips: int) -> None:
+        config = self.config
+        if self.ranks.together and not config.model.sync_bn:
             raise UserError(
-                "model.sync_bn = False: by BatchNorm over the few clips of one process moco could tell which key is "
-                "whose; leave it at True"
+                f"model.sync_bn = False: by BatchNorm over one process's few clips {config.method.name} could tell "
+                "which key is whose; leave it at True"
             )
         self.views = 2 + config.views.local
         self.key_network = follower(self.network)
@@ -73,7 +64,7 @@ class MoCo(Method):
                 f"{batch}; use {smaller}a larger set, or --method byol"
             )
         self.queue = KeyQueue(keys, config.model.proj_dim)
-        self.signs = ContrastSigns(ranks)
+        self.signs = ContrastSigns(self.ranks)
         self._keys = list[list[Tensor]]()
         """Keys of this rank's clips, of each direction, from each part of the current batch."""
 

@@ -10,7 +10,6 @@ B clips in a batch, n of them on this rank, P size of a projection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.config import Config
-from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.distributed import gather_rows
 from unfused_fast.methods.method import Log, Method, Passes, check_batch
 from unfused_fast.methods.signs import ContrastSigns
 
@@ -46,18 +45,9 @@ class SimCLR(Method):
 
     title, views = "SimCLR", 2
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
-        check_batch(config, clips, "tells a clip from the others of its batch")
-        self.signs = ContrastSigns(ranks)
+    def set_up(self, clips: int) -> None:
+        check_batch(self.config, clips, "tells a clip from the others of its batch")
+        self.signs = ContrastSigns(self.ranks)
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:

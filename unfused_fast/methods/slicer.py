@@ -13,7 +13,6 @@ B clips in a batch, n of them on this rank, F mel bins, P size of a projection, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from unfused_fast.clustering import spherical_kmeans
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import key, time_means
-from unfused_fast.distributed import Ranks, gather_rows
+from unfused_fast.distributed import gather_rows
 from unfused_fast.methods.deep_clustering import resolve_k
 from unfused_fast.methods.method import Log, Passes, check_batch
 from unfused_fast.methods.moco import MoCo
@@ -69,22 +68,14 @@ class Slicer(MoCo):
     title = "SLICER"
     centroids: Tensor | None
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
-        check_batch(config, clips, "compares clusters over a batch")
+    def set_up(self, clips: int) -> None:
+        super().set_up(clips)
+        check_batch(self.config, clips, "compares clusters over a batch")
         self.key_network.clusterer = nn.Identity()  # clusters are the query's, as in the authors' code
-        self.usage = UsageSigns(ranks, resolve_k(config, clips))
+        self.usage = UsageSigns(self.ranks, resolve_k(self.config, clips))
         self._wanted = max(round(SHARE * clips), min(clips, LEAST))
-        wanted = config.aug.mixup.ratio > 0 and config.aug.mixup.partner == "farthest"
-        self.register_buffer("centroids", torch.zeros(CENTROIDS, config.frontend.n_mels) if wanted else None)
+        wanted = self.config.aug.mixup.ratio > 0 and self.config.aug.mixup.partner == "farthest"
+        self.register_buffer("centroids", torch.zeros(CENTROIDS, self.config.frontend.n_mels) if wanted else None)
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:

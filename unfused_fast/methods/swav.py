@@ -13,15 +13,12 @@ B clips in a batch, n of them on this rank, Q rows of a queue, P size of a proje
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
-from unfused_fast.config import Config
-from unfused_fast.distributed import Ranks
 from unfused_fast.methods.deep_clustering import resolve_k
 from unfused_fast.methods.method import Log, Method, Passes, check_batch
 from unfused_fast.methods.moco import resolve_queue
@@ -62,22 +59,18 @@ class SwAV(Method):
 
     title, views = "SwAV", 2
 
-    def __init__(
-        self,
-        config: Config,
-        clips: int,
-        first_id: int,
-        device: torch.device,
-        ranks: Ranks,
-        left_out: Sequence[int] = (),
-    ) -> None:
-        super().__init__(config, clips, first_id, device, ranks, left_out)
+    def set_up(self, clips: int) -> None:
+        config = self.config
         check_batch(config, clips, "assigns a batch evenly to prototypes")
-        self.k, dim, size = resolve_k(config, clips), config.model.proj_dim, resolve_queue(config, clips, MOST_ROWS)
+        self.k, dim, size = (
+            resolve_k(config, clips),
+            config.model.proj_dim,
+            resolve_queue(config, clips, MOST_ROWS),
+        )
         self.prototypes = nn.Parameter(normalize(torch.randn(self.k, dim), dim=1))
         self.queues = nn.ModuleList(KeyQueue(size, dim) for _ in range(self.views))
         self.views += config.views.local
-        self.signs = UsageSigns(ranks, self.k)
+        self.signs = UsageSigns(self.ranks, self.k)
         self._epoch, self._projected = 0, list[list[Tensor]]()
         """This epoch; projections of both views of this rank's clips, from each part of the current batch."""
 
