@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,3 +29,18 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, An
     )
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout))
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """The process of a rank that a launcher started."""
+    return rank_processes(launcher)[rank]
+
+
+def rank_processes(launcher: int) -> dict[int, int]:
+    """Rank -> process, of those that a launcher started and that have not ended."""
+    found = dict[int, int]()
+    for child in map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()):
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found |= {int(item[5:]): child for item in variables if item.startswith(b"RANK=")}
+    return found
