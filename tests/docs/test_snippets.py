@@ -51,10 +51,10 @@ RUN = {
 def places(tone_rows: list[SourceRow], tones: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages' commands are about, under the names they use."""
     made = tmp_path_factory.mktemp("places")
-    for row in tone_rows:
+    for number, row in enumerate(tone_rows):
         folder = made / "FOLDER" / str(row.label)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(str(row.path), folder)
+        shutil.copy(str(row.path), folder / f"{number // 3 + 1}.wav")
     shutil.copy(str(tone_rows[0].path), made / "clip.wav")
     shutil.copytree(tones, made / "SHARDS", ignore=shutil.ignore_patterns("*.cache"))
     more = MORE["train", "pretrain"]
