@@ -1,15 +1,17 @@
-"""Links of README and docs lead somewhere; README is short; the citation names this version."""
+"""README and docs: links lead somewhere, README is short, its figures are those of the pages, all methods are there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pages import PAGES, ROOT, headings, links, text_of
 
 from unfused_fast import __version__
+from unfused_fast.config import MethodName
 
 README = ROOT / "README.md"
 
@@ -43,6 +45,14 @@ def test_readme_is_short() -> None:
     text = README.read_text()
     assert len(text.split()) <= 900
     assert [line for line in text.splitlines() if len(line) > 120] == []
+
+
+def test_every_method_is_described() -> None:
+    """With what it is from, and when to take it."""
+    page = (ROOT / "docs" / "methods.md").read_text()
+    for name in get_args(MethodName):
+        (paragraph,) = re.findall(rf"^\*\*`{name}`\*\*: (.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+        assert re.search(r"\]\(https://|IEEE", paragraph) and "Take it" in paragraph, name
 
 
 def test_readmes_figures_are_those_of_the_pages() -> None:
