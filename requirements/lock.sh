@@ -12,4 +12,5 @@ for extra in cpu cuda12 cuda13; do
     --extra export -o requirements/$extra.txt
   "${compile[@]}" pyproject.toml -c requirements/$extra.txt --extra $extra --extra dev -o requirements/$extra-dev.txt
 done
-"${compile[@]}" --group docs -c requirements/cpu.txt -o requirements/docs.txt
+# added to any of these; cuML for CUDA 12 keeps `packaging` at another version
+"${compile[@]}" --group docs --no-emit-package packaging -c requirements/cpu.txt -o requirements/docs.txt
