@@ -15,7 +15,6 @@ from method_kinds import DECARS, KINDS
 @pytest.mark.parametrize(
     ("stage", "kills", "ranks"),
     [
-        ("pretrain", 3, 1),
         ("distill", 3, 1),
         ("linear", 3, 1),
         ("pretrain", 2, 2),
