@@ -20,6 +20,7 @@ from miniatures import all_of_lape, iemocap, tut, urbansound
 from unfused_fast.config.tasks import LAPE_COLUMNS, LAPE_TASKS, TASKS
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.lape_data import find, shards_of
+from unfused_fast.methods import METHODS
 from unfused_fast.shards.sources.row import SourceRow
 
 FLAGS = ["--epochs", 1, "--set", "eval.epochs=10", "--set", "data.crop_seconds=0.3", "--set", "pseudo.n_init=1"]
@@ -151,6 +152,27 @@ def test_other_methods_are_columns_beside_the_papers(
     assert simclr in markdown and "| (66.7) |" in markdown and "| 66.8 |" in markdown, "SimCLR, MoCo, UnFuSeD on TUT"
     assert "pre-trained here by 1 epoch of 60 clips of tones each" in markdown and "| SimCLR, here |" in markdown
     assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
+
+
+def test_every_method_is_a_column(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    tut(data / "tut")
+    (data / "bsd").symlink_to(tones)
+    more = ["--tasks", "tut,bsd", "--methods", "all", "--pretrain-on", tones, "--pretrain-epochs", 1, "--workers", 1]
+    values = [*FLAGS[:2], "--set", "eval.epochs=2", "--set", "pseudo.n_init=1"]
+    done = cli("lape", data, "--teacher", pretrained, "--out", out, *values, *tiny, *more)
+    assert done.code == 0, done.err
+    titles = [method.title for method in METHODS.values()]
+    rows, markdown = _state(out), (out / "lape.md").read_text()
+    for task in ("tut", "bsd"):
+        assert [*rows[task]["methods"]] == titles and rows[task]["state"] == "done"
+        assert all(0 <= of["test"]["mean"] <= 1 and not of["failed"] for of in rows[task]["methods"].values())
+        cells = next(line for line in markdown.splitlines() if line.startswith(f"| {task.upper()} |")).split("|")
+        assert all(f"{100 * of['test']['mean']:.1f}" in "".join(cells) for of in rows[task]["methods"].values())
+    (header,) = {line for line in markdown.splitlines() if "| DECAR-v1, here |" in line or "| DECAR-v1 |" in line}
+    assert len(titles) == 10 and all(f"| {title}" in header for title in {*titles, *LAPE_COLUMNS})
 
 
 def test_missing_and_wrong_sets_are_named_and_not_fatal(
