@@ -1,5 +1,5 @@
 """How many clips a second a step of each method takes, and the bare networks: as many forwards and backwards, on views
-made the same way, of the sum of outputs instead of a loss, without an update. In turns, so that each ratio is of
+made the same way, of the sum of outputs instead of a loss, and the same update. In turns, so that each ratio is of
 neighbours in time. Queues and K are those of a large set; networks are the method's, with predictors and other heads.
 """
 
@@ -28,6 +28,7 @@ from unfused_fast.models import KeyQueue
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training import Options, Run, Trainer, autocast, full_precision, prepare_for, quietly
+from unfused_fast.training.optim import build_optimizer
 
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -72,6 +73,7 @@ def step_and_bare(
         batches, augment = cycle(held), trainer.augment
         assert augment is not None
         bare = prepare_for(method.build(config), device).train()
+        optimizer = build_optimizer(bare, config.optim)
         forwards = forwards_of(method, lambda: trainer.train_batch(next(batches)))
 
         def step() -> None:
@@ -92,7 +94,8 @@ def step_and_bare(
                 with autocast(config, device):
                     outputs += bare.get_submodule("heads")(*blocks) if blocks else []
                 torch.stack([output.sum() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
-                bare.zero_grad(set_to_none=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
         rates = pairs_of(
             lambda: steps * size / seconds_of(step, device), lambda: steps * size / seconds_of(alone, device), repeats
