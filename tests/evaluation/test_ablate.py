@@ -153,7 +153,7 @@ def test_a_killed_command_goes_on_and_stage_1_is_shared(
     arguments = [tones, "--vary", "distill.alpha=0.7,1", "--vary", "distill.beta=0", "--epochs", 1, *tiny, *FEW]
     whole = cli("ablate", *arguments, "--out", tmp_path / "whole", "--json")
     assert whole.code == 0, whole.err
-    runs = sorted(path.name.split("-")[0] for path in (tmp_path / "whole/runs").iterdir())
+    runs = sorted(path.name.split("-")[0] for path in (tmp_path / "whole/runs").glob("*/"))
     assert runs == ["distill", "distill", "linear", "linear", "pretrain"]
     out = tmp_path / "out"
     process = cli_process("ablate", *arguments, "--out", out)
