@@ -84,11 +84,10 @@ def write_runs(pool: Path) -> list[dict[str, Any]]:
     with writing(pool):
         pool.mkdir(parents=True, exist_ok=True)
         with FileLock(pool / "store.lock"):
-            rows = [*_rows(pool)]
-            made = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), made, compression="zstd")
+            table, made = pa.Table.from_pylist([*_rows(pool)], SCHEMA), io.BytesIO()
+            pq.write_table(table, made, compression="zstd")
             replace_file(store_path(pool), made.getvalue())
-    return rows
+    return list(table.to_pylist())
 
 
 def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
