@@ -36,7 +36,8 @@ from unfused_fast.training import plot_scores
 
 def plot_progress(path: Path, rows: Rows) -> None:
     """Mean validation of every run against clips seen and against minutes, a colour a method: of linear heads at the
-    end, above, and where runs were looked at between epochs, of nearest neighbours, below, a line a run.
+    end, above, with the baselines, and where runs were looked at between epochs, of nearest neighbours, below, a line a
+    run.
     """
     heads = [head for head in ("linear", "knn") if any(row["head"] == head and row["stage"] for row in rows)]
     figure = Figure(figsize=(11, 1 + 3.6 * max(1, len(heads))), layout="constrained")
@@ -51,6 +52,10 @@ def plot_progress(path: Path, rows: Rows) -> None:
                 label = TITLES.get(method, method) if not number_of else None
                 points = [(spent / unit, 100 * score) for spent, score in curve]
                 cell.plot(*zip(*points, strict=True), "o-", color=f"C{number}", ms=3.5, lw=0.8, alpha=0.7, label=label)
+        levels = [one for one in trained(rows) if one.stage is None and one.mean("valid") and head == "linear"]
+        for level, style in zip(levels, itertools.cycle(("--", ":", "-."))):
+            height = 100 * fmean(level.mean("valid").values())
+            cell.axhline(height, color="black", linewidth=1, linestyle=style, label=level.title)
         cell.set(xlabel="clips seen" if unit == 1 else "minutes of training", ylabel=f"{head}, validation in %")
         cell.grid(alpha=0.3)
     if heads and methods:

@@ -27,6 +27,7 @@ from typing import Any
 import matplotlib
 import optuna
 from corpus import BASELINES, QUICK, Corpus, arguments, opened, sizes
+from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna.visualization import matplotlib as optuna_pictures
@@ -66,7 +67,6 @@ class Search:
 
     def study(self) -> optuna.Study:
         """The study in OUT, new or as it is. Its first trial is the recipe as it is."""
-        self.corpus.out.mkdir(parents=True, exist_ok=True)
         storage = RDBStorage(
             f"sqlite:///{self.corpus.out / 'search.db'}",
             engine_kwargs={"connect_args": {"timeout": 60}},
@@ -92,9 +92,17 @@ class Search:
             study.enqueue_trial({name: usual(AXES[name], self.recipe) for name in self.axes})
         return study
 
+    def begin(self) -> optuna.Study:
+        """The study, and the baselines beside it, by one worker at a time."""
+        with FileLock(self.corpus.out / "search.lock"):
+            for name, encoder in BASELINES.items():
+                width, mean = self.recipe.model.channels, self.mean(encoder)
+                console.print(f"search: {name}, width {width}: {100 * mean:.1f} % of validation")
+            return self.study()
+
     def run(self, trials: int) -> optuna.Study:
         """Trains until the study has so many trials that ended."""
-        study = self.study()
+        study = self.begin()
 
         def after(study: optuna.Study, trial: FrozenTrial) -> None:
             write_runs(self.corpus.pool.directory)
@@ -195,8 +203,8 @@ def pictures(study: optuna.Study, corpus: Corpus, rows: list[dict[str, Any]]) ->
 def retrain(search: Search, study: optuna.Study, full: Corpus, pool: str, count: int) -> None:
     """The best trials at full length, by validation; prints both, and the correlation of their ranks."""
     whole = Search(full, search.axes)
-    for encoder in BASELINES.values():
-        whole.mean(encoder)
+    for name, encoder in BASELINES.items():
+        console.print(f"search: {name} at full width: {100 * whole.mean(encoder):.1f} % of validation")
     for trial in best_of(study, count):
         values = values_of(trial.params, whole.recipe)
         try:
@@ -237,8 +245,9 @@ def main() -> None:
     if given.quick:
         given.epochs, given.width, given.full_epochs, given.full_width = 2, 4, 3, 4
         given.retrain = 3 if given.retrain is None else given.retrain
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failures are printed as they are
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    given.out.mkdir(parents=True, exist_ok=True)
     corpus = opened(given, {"eval.epochs": QUICK["eval.epochs"]})
     search = Search(corpus, tuple(given.axes or SPACES[given.method]))
     study = search.run(given.trials)

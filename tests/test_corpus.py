@@ -12,7 +12,7 @@ import pytest
 from measure import write_part
 
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import run_store
+from unfused_fast.evaluation import scores as score_files
 from unfused_fast.evaluation.run_store import read_runs
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -64,7 +64,7 @@ def test_a_quick_run_scores_every_task_once(folder: Path, tmp_path: Path, monkey
 def test_the_search_does_not_read_the_test(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--width", 4, "--quick", "--device", "cpu", "--search-only", "--recipe", "plain:"]
     monkeypatch.setattr(sys, "argv", ["corpus", *map(str, [folder, "--out", tmp_path / "out", *flags])])
-    monkeypatch.setattr(run_store, "metric_of", lambda *_: pytest.fail("the test was read"))
+    monkeypatch.setattr(score_files, "metric_of", lambda *_: pytest.fail("the test was read"))
     corpus.main()
     rows = read_runs([tmp_path / "out"])
     assert {row["split"] for row in rows} == {"valid"} and {row["task"] for row in rows} == {"speaker_id"}

@@ -26,6 +26,7 @@ from search_spaces import AXES, COSTLY, SPACES, Factor, usual, values_of
 from unfused_fast.config.presets import flatten, preset, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.run_store import SCHEMA, read_runs
+from unfused_fast.training.options import Interrupted
 
 AXES_TRIED = ["mixup", "rate", "temperature"]
 
@@ -131,6 +132,19 @@ def test_a_killed_worker_s_trial_is_taken_up_by_the_next(sets: Path, tmp_path: P
     trials = optuna.load_study(study_name="simclr", storage=f"sqlite:///{out / 'search.db'}").trials
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"] and trials[0].params == trials[1].params
     assert begun == [trials[1].user_attrs["run"]], "the run goes on where it was"
+
+
+def test_a_stopped_trial_is_in_the_queue_again(sets: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted("stopped after epoch 1, saved")
+
+    monkeypatch.setattr(search.Search, "mean", lambda *_: 0.5)
+    monkeypatch.setattr(search.Search, "trained", stopped)
+    with pytest.raises(Interrupted):
+        _search(monkeypatch, sets, tmp_path, "--trials", 1)
+    stopped_one, waiting = optuna.load_study(study_name="simclr", storage=f"sqlite:///{tmp_path / 'search.db'}").trials
+    assert (stopped_one.state, waiting.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert waiting.system_attrs["fixed_params"] == stopped_one.params
 
 
 def test_a_trial_that_cannot_be_trained_counts_and_is_named(sets: Path, tmp_path: Path, monkeypatch: Any) -> None:

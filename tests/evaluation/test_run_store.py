@@ -19,7 +19,8 @@ import torch
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.run_pool import RunPool
-from unfused_fast.evaluation.run_store import SCHEMA, read_runs, score_once, write_runs
+from unfused_fast.evaluation.run_store import SCHEMA, read_runs, write_runs
+from unfused_fast.evaluation.scores import score_once
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Options
 

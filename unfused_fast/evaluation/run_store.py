@@ -2,7 +2,7 @@
 
 OUT/runs/                                 the pool (run_pool.py)
 OUT/tasks/<task>/<name>-<seed>/           evaluations (comparison.py)
-OUT/scores/<task>-<encoder>-<seed>.json   scores of `score_once`
+OUT/scores/<task>-<encoder>-<seed>.json   scores of scores.py
 OUT/runs.parquet                          a row for each run, task and split; one for a run without scores
 """
 
@@ -20,16 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from unfused_fast.config import BASELINES, Config, Stage, flatten, preset
+from unfused_fast.config import BASELINES, Stage, flatten, preset
 from unfused_fast.errors import UserError, unreadable
-from unfused_fast.evaluation.measure import Method, Plan, measure
+from unfused_fast.evaluation.measure import Method
 from unfused_fast.evaluation.report import writing
-from unfused_fast.evaluation.run_pool import PooledRun, finished, record_of
+from unfused_fast.evaluation.run_pool import finished, record_of
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.shard_files import replace_file
-from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages import metric_of
-from unfused_fast.training import Options, quietly, read_description, write_json
+from unfused_fast.training import read_description
 
 SPLITS = ("valid", "test")
 DIGEST = 64
@@ -134,47 +132,6 @@ class Scored:
     file: Path
 
 
-def score_once(
-    out: Path,
-    config: Config,
-    task: ShardSet,
-    encoder: PooledRun | str,
-    options: Options,
-    *,
-    test: bool = False,
-    head: Method = "linear",
-    epoch: int | None = None,
-) -> dict[str, float]:
-    """`valid`, and `test` only where asked for, of a frozen encoder, a run or a baseline, kept in OUT/scores.
-
-    `epoch`: of a run that is paused after it.
-    """
-    settings, seed = settings_of(flatten(config), "linear"), config.train.seed
-    baseline = isinstance(encoder, str)
-    name = encoder if isinstance(encoder, str) else encoder.path.name
-    run = encoder if isinstance(encoder, str) else str(encoder.path)
-    key = f"{name}-{config.model.channels}" if baseline else name.rpartition("-")[2]
-    tail = ("" if head == "linear" else f"-{head}") + ("" if epoch is None else f"-epoch{epoch}")
-    path = out / "scores" / f"{task.name}-{key}-{seed}{tail}.json"
-    facts = {"task": task.name, "encoder": name, "seed": seed, "head": head, "epoch": epoch, "settings": settings}
-    found: dict[str, Any] = _read(path) if path.exists() else {}
-    if any(name in found and found[name] != value for name, value in facts.items()):
-        raise UserError(f"{path}: scores with other settings of the heads; use another --out, or delete {path.parent}")
-    wanted = ["valid", "test"] if test else ["valid"]
-    if not {*wanted, *facts} <= found.keys():
-        if not {*wanted} <= found.keys():
-            with quietly():
-                clips, (measured,) = measure(config, task, {run: [run]}, Plan(methods=(head,)), options.device)
-            facts["metric"] = "mAP" if clips.multi_label else "accuracy"
-            found["valid"] = measured.valid
-            if test:
-                found["test"] = metric_of(clips, measured.rows, measured.scores)
-        found = {"metric": "accuracy", **found, **facts}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
-    return {split: found[split] for split in wanted}
-
-
 def _rows(pool: Path) -> Iterator[dict[str, Any]]:
     paths = {path for path in pool.glob("*-*/") if (path / "config.json").is_file()}
     paths |= {path.with_suffix("") for path in pool.glob("*-*.json")}
@@ -216,7 +173,7 @@ class _Run:
     """What a pool's directory and record say of a run."""
 
     def __init__(self, path: Path) -> None:
-        record = _read(record_of(path)) if record_of(path).exists() else {}
+        record = read_object(record_of(path)) if record_of(path).exists() else {}
         description = read_description(path) or {}
         made = {**description, **record}
         self.path, self.result = path, finished(path)
@@ -265,7 +222,7 @@ class _Run:
 
 def _score_files(out: Path) -> Iterator[Scored]:
     for path in sorted(out.glob("scores/*.json")):
-        found = _read(path)
+        found = read_object(path)
         try:
             yield Scored(
                 encoder=found["encoder"],
@@ -317,7 +274,8 @@ def _linear_runs(runs: Mapping[str, _Run], names: Mapping[str, str]) -> Iterator
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a pool or of scores. Raises UserError where it is damaged."""
     try:
         return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
