@@ -66,13 +66,15 @@ def test_the_loss_is_the_mean_over_heads_by_hand(heads: str) -> None:
         ({"bank.view": "separate"}, 2, 2),
         ({"bank.view": "training"}, 1, 1),
         ({"bank.view": "training", "train.accumulate": "2"}, 1, 2),
+        ({"bank.view": "training", "loss.instance": "simclr"}, 2, 2),
+        ({"bank.view": "separate", "loss.instance": "barlow"}, 3, 3),
         ({"bank.view": "training", "bank.fill": "pass"}, 1, 1),
     ],
 )
 def test_rows_are_the_projections_of_the_first_view_by_the_network_before_the_step(
     tones: Path, tiny: list[str], tmp_path: Path, values: dict[str, str], views: int, forwards: int
 ) -> None:
-    """Which with `bank.view` = training is the one that gives the loss: there is no other, nor another forward pass."""
+    """Which with `bank.view` = training is one that gives the loss: there is no other forward pass."""
     given = {**dict(word.split("=") for word in tiny if "=" in word), "model.dropout": "0", **values}
     config, shards, options = with_values(preset("recommended", "pretrain"), given), open_shards(tones), Options(CPU)
     method, trainer = pretrainer(config, shards, options, Run(tmp_path / "run", "pretrain", config, shards, options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
 
@@ -34,17 +34,25 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.ema": (*QUEUE, "byol"),
     "method.similarity": ("simclr",),
     "loss.temperature": ("decar-v2", "simclr", *QUEUE, "swav"),
+    **dict.fromkeys(("loss.instance", "loss.instance_weight", "loss.instance_temperature"), ("decar-v2",)),
     "aug.mixup.partner": ("slicer",),
     "optim.head_lr": (*CLUSTERING, "swav"),
     "optim.head_weight_decay": CLUSTERING,
     **dict.fromkeys(("views.local", "views.local_seconds"), LOCAL),
-    **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
+    "method.barlow_lambda": ("decar-v2", *BARLOW),
+    "method.barlow_weight": BARLOW,
     **dict.fromkeys(("data.sampler", "train.patience"), CLUSTERING),
     **{f"bank.{field.name}": CLUSTERING for field in fields(BankConfig)},
     **{f"cluster.{field.name}": CLUSTERING for field in fields(ClusterConfig)},
     "cluster.k": (*CLUSTERING, "slicer", "swav"),
 }
 """Fields that only some methods read, for the same reason."""
+READ_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "loss.instance_weight": ("loss.instance", ("simclr", "barlow")),
+    "loss.instance_temperature": ("loss.instance", ("simclr",)),
+    "method.barlow_lambda": ("loss.instance", ("barlow",)),
+}
+"""Fields that `decar-v2` reads only where another field has one of these values."""
 
 
 def check_together(config: Config) -> None:
@@ -57,14 +65,24 @@ def check_read(config: Config) -> None:
     """Raises UserError for a field that the method does not read and that is not at its default; for settings that are
     given now, not for those of a finished run, which earlier versions may have taken.
     """
-    for name, readers in READ_BY.items():
+
+    def refuse(name: str, who: str, instead: str) -> None:
         value, default = attrgetter(name)(config), attrgetter(name)(Config())
-        if value != default and config.method.name not in readers:
-            *others, last = readers
-            raise UserError(
-                f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
-                f"--method {', '.join(others)}{' or ' if others else ''}{last}"
-            )
+        if value != default:
+            raise UserError(f"{name} = {value}, but {who} does not read it; leave it at {default}, or use {instead}")
+
+    method = config.method.name
+    for name, readers in READ_BY.items():
+        if method not in readers:
+            refuse(name, f"method {method}", f"--method {_either(readers)}")
+    for name, (other, values) in READ_WITH.items() if method == "decar-v2" else ():
+        if (found := attrgetter(other)(config)) not in values:
+            refuse(name, f"method {method} with {other} = {found}", f"{other}={_either(values)}")
+
+
+def _either(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def _refusals(config: Config) -> Iterator[str]:
@@ -87,10 +105,10 @@ def _refusals(config: Config) -> Iterator[str]:
             f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
             "use it with --set bank.fill=pass"
         )
-    if config.bank.view == "training" and not config.views.same_crop:
+    if config.bank.view == "training" and not config.views.same_crop and config.whole_views == 1:
         yield (
             "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
-            "bank.view=separate"
+            "bank.view=separate, or loss.instance=simclr or barlow, which make two"
         )
     if config.optim.name == "muon" and config.optim.lr > MUON_LR:
         yield (

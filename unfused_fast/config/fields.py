@@ -133,13 +133,23 @@ class PrototypesConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Cross-entropy of scores."""
+    """Cross-entropy of scores, and what is added to it."""
 
     temperature: Positive = 0.1
     """Divides the scores before the softmax: of prototypes in `decar-v2` and `swav`, of pairs of views in `moco`,
     `delores-m`, `slicer` and, by cosine, `simclr`; others do not read it. Source: DeepCluster-v2's default; at 1
     unit-norm scores are nearly uniform. The authors' code has 1, on projections of any norm.
     """
+    instance: Literal["none", "simclr", "barlow"] = "none"
+    """A term that compares a clip's two views, beside the clusters of `decar-v2`, on the same projections: NT-Xent, or
+    the loss of Barlow Twins divided by its outputs (methods/instance.py). Both views then predict the clip's cluster;
+    the first fills the bank, or with `bank.view` = separate a third. Source: PCL, arXiv 2005.04966 (prototypes and
+    InfoNCE); DeepCluster-v2 (every view predicts). Ours: with DECAR-v2, and Barlow Twins; the paper has none.
+    """
+    instance_weight: PositiveOrZero = 1.0
+    """Factor of that term; 0 leaves two views that predict clusters. Source: PCL, which has none (1)."""
+    instance_temperature: Positive = 0.2
+    """Divides the cosines of that term's NT-Xent. Source: Fonseca et al., arXiv 2011.07616 (0.2, on audio)."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,7 @@ class BankConfig:
 
     @property
     def views(self) -> int:
-        """Views of a clip in a training step."""
+        """Whole views of a clip in a training step without an instance term; the last gives the loss."""
         return 2 if self.fill == "training" and self.view == "separate" else 1
 
 
@@ -265,6 +275,13 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    @property
+    def whole_views(self) -> int:
+        """Whole views of a clip in a step of `decar-v2` and `decar-v1`: the bank's own, if any, then those that give
+        the loss.
+        """
+        return self.bank.views + (self.loss.instance != "none")
 
     @property
     def crop_frames(self) -> int:

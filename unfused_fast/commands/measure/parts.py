@@ -126,7 +126,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
     where data.store keeps them; and the one pass over whole clips that puts them there.
     """
     stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
-    count = bench.config.bank.views
+    count = bench.config.whole_views
     made = counted(count, "view")
 
     def rates(batches: Batches, seconds: float) -> list[float]:
@@ -170,7 +170,7 @@ def views(bench: Bench) -> Iterator[Measured]:
     """Mixup and random resize crop of a batch, of as many views as a training step has."""
     augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
     crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
-    crops = (crop,) * bench.config.bank.views
+    crops = (crop,) * bench.config.whole_views
     draws = draws_of(bench.config, ids, 1, len(crops))
     moved = len(crops) * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
     floor = bench.copy_rate / moved, "one read, one write"
