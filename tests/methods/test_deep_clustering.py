@@ -68,6 +68,8 @@ def test_the_loss_is_the_mean_over_heads_by_hand(heads: str) -> None:
         ({"bank.view": "training", "train.accumulate": "2"}, 1, 2),
         ({"bank.view": "training", "loss.instance": "simclr"}, 2, 2),
         ({"bank.view": "separate", "loss.instance": "barlow"}, 3, 3),
+        ({"bank.view": "training", "views.local": "2"}, 3, 3),
+        ({"bank.view": "separate", "loss.instance": "simclr", "views.local": "2"}, 5, 5),
         ({"bank.view": "training", "bank.fill": "pass"}, 1, 1),
     ],
 )

@@ -82,6 +82,21 @@ def test_the_term_is_lightlys_beside_the_mean_over_views(
     assert torch.equal(method.bank.rows[IDS], [*own, first][0]), "the second view has no row"
 
 
+@pytest.mark.parametrize("instance", ["none", "simclr"])
+def test_local_views_predict_clusters_and_have_no_other_part(instance: str) -> None:
+    views = [units(12, seed) for seed in (1, 2, 3, 4)]
+    projected = views if instance == "simclr" else [views[0], *views[2:]]
+    method = made(projected, **{"loss.instance": instance, "views.local": 2})
+    assert method.views == len(projected)
+    found = method.loss(tuple(map(torch.tensor, range(method.views))), IDS)
+    wanted = sum(by_clusters(method, rows, IDS) for rows in projected) / len(projected)
+    if instance == "simclr":
+        wanted = wanted + lightly_loss("ntx_ent_loss", "NTXentLoss")(temperature=0.2)(*views[:2])
+    torch.testing.assert_close(found, wanted)
+    method.after_step(IDS)
+    assert torch.equal(method.bank.rows[IDS], views[0])
+
+
 @pytest.mark.parametrize("instance", ["simclr", "barlow"])
 def test_without_weight_the_loss_of_equal_views_is_that_of_one(instance: str) -> None:
     """Bit for bit: (a + a) / 2 is a."""

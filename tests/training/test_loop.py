@@ -31,7 +31,7 @@ DECAR_V1 = ["--preset", "decar-v1", "--set", "model.encoder=audiontt", "--set", 
 MUON = ["--set", "optim.name=muon", "--set", "optim.lr=0.01"]
 BESIDE = [
     word
-    for value in ("loss.instance=barlow", "bank.view=training", "views.same_crop=false", "train.accumulate=2")
+    for value in ("loss.instance=barlow", "views.local=1", "views.same_crop=false", "train.accumulate=2")
     for word in ("--set", value)
 ]
 KINDS = {
@@ -40,7 +40,8 @@ KINDS = {
     "pretrain in bf16 by adamw": ("pretrain", ["--set", "bank.dtype=bf16", "--set", "optim.name=adamw"]),
     "pretrain by lars, one view": ("pretrain", ["--set", "optim.name=lars", "--set", "bank.view=training"]),
     "pretrain by muon, a view for the bank": ("pretrain", [*MUON, "--set", "bank.view=separate"]),
-    "pretrain beside Barlow Twins, two crops, in parts": ("pretrain", BESIDE),
+    "pretrain beside Barlow Twins, three crops, in parts": ("pretrain", BESIDE),
+    "pretrain with a local view": ("pretrain", ["--set", "views.local=1"]),
     "decar-v1": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pca_kmeans", "--set", "cluster.pca_dim=8"]),
     "decar-v1 by pic": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pic", "--set", "cluster.pca_dim=8"]),
     "distill": ("distill", ["--data", "stream", *MUON]),

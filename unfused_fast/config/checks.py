@@ -27,7 +27,7 @@ BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 LEAST_FRAMES = {"audiontt": 8, "efficientnet_b0": 32}
 """Of a local view: the encoders halve time three times and five."""
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
-LOCAL: tuple[MethodName, ...] = (*QUEUE, *BARLOW[:2], "swav", "byol")
+LOCAL: tuple[MethodName, ...] = ("decar-v2", *QUEUE, *BARLOW[:2], "swav", "byol")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
     "method.queue": (*QUEUE, "swav"),
@@ -105,10 +105,10 @@ def _refusals(config: Config) -> Iterator[str]:
             f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
             "use it with --set bank.fill=pass"
         )
-    if config.bank.view == "training" and not config.views.same_crop and config.whole_views == 1:
+    if config.bank.view == "training" and not config.views.same_crop and config.whole_views + config.views.local == 1:
         yield (
             "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
-            "bank.view=separate, or loss.instance=simclr or barlow, which make two"
+            "bank.view=separate, loss.instance=simclr or barlow, or views.local=1 or more"
         )
     if config.optim.name == "muon" and config.optim.lr > MUON_LR:
         yield (

@@ -279,9 +279,15 @@ class Config:
     @property
     def whole_views(self) -> int:
         """Whole views of a clip in a step of `decar-v2` and `decar-v1`: the bank's own, if any, then those that give
-        the loss.
+        the loss, beside local ones.
         """
         return self.bank.views + (self.loss.instance != "none")
+
+    @property
+    def trained_frames(self) -> tuple[int, ...]:
+        """Log-mel frames of each view that gives their loss, local ones last."""
+        whole = self.whole_views - (self.bank.views - 1)
+        return (self.crop_frames,) * whole + (self.local_frames,) * self.views.local
 
     @property
     def crop_frames(self) -> int:

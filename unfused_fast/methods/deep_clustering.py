@@ -86,7 +86,7 @@ class DeepClustering(Method):
         self.k = resolve_k(config, clips)
         self.filled_by_training = config.bank.fill == "training"
         self.uses_partial_batch = self.filled_by_training
-        self.views, self._bank_views = config.whole_views, config.bank.views - 1
+        self.views, self._bank_views = config.whole_views + config.views.local, config.bank.views - 1
         self.instance = None if config.loss.instance == "none" else InstanceTerm(config, clips, self.ranks)
         dim, dtype = config.model.proj_dim, config.bank.dtype
         self.bank: MemoryBank = MemoryBank(clips, dim, self.first_id, self.device, dtype, self.ranks, self.left_out)
@@ -171,8 +171,8 @@ class DeepClustering(Method):
         return cluster_rows(self.bank.rows, k, self.config, seed, start, head.assignments, self.ranks)
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """The last view, or with an instance term the last two, give the loss; the bank gets an earlier one, or with
-        `bank.view` = training the first that gives it.
+        """The last whole view, or with an instance term the last two, and local views give the loss; the bank gets an
+        earlier one, or with `bank.view` = training the first that gives it.
 
         p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32. Of
         several views and heads the mean (DeepCluster-v2).
@@ -187,7 +187,7 @@ class DeepClustering(Method):
             rows = clip_ids - self.bank.first_id
             loss = torch.stack([head.loss(each, rows) for head in self.heads for each in projections]).mean()
             if self.instance is not None:
-                loss = loss + self.config.loss.instance_weight * self.instance(*projections)
+                loss = loss + self.config.loss.instance_weight * self.instance(*projections[:2])
         return loss
 
     def after_step(self, clip_ids: Tensor) -> None:
