@@ -11,7 +11,12 @@ from unfused_fast.config.fields import BankConfig, ClusterConfig, Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.errors import UserError
 
-UNREAD = {"spherical": (), "pca_kmeans": ("init", "empty", "backend"), "pic": ("init", "empty", "backend", "n_init")}
+PIC = ("pic_neighbours", "pic_sigma", "pic_alpha", "pic_iterations")
+UNREAD = {
+    "spherical": ("pca_dim", "whiten", *PIC),
+    "pca_kmeans": ("init", "empty", "backend", *PIC),
+    "pic": ("init", "empty", "backend", "n_init"),
+}
 """Fields of `cluster` that an algorithm does not read and that say how to cluster. Ours: one that is set and then not
 read would be taken for one that was tried. `k` and `iterations`, which presets set, are left out.
 """
@@ -44,6 +49,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     **dict.fromkeys(("data.sampler", "train.patience"), CLUSTERING),
     **{f"bank.{field.name}": CLUSTERING for field in fields(BankConfig)},
     **{f"cluster.{field.name}": CLUSTERING for field in fields(ClusterConfig)},
+    **{f"cluster.{name}": ("decar-v1",) for name in ("pca_dim", "whiten", *PIC)},
     "cluster.k": (*CLUSTERING, "slicer", "swav"),
 }
 """Fields that only some methods read, for the same reason."""
@@ -78,6 +84,9 @@ def check_read(config: Config) -> None:
     for name, (other, values) in READ_WITH.items() if method == "decar-v2" else ():
         if (found := attrgetter(other)(config)) not in values:
             refuse(name, f"method {method} with {other} = {found}", f"{other}={_either(values)}")
+    for name in UNREAD[config.cluster.algo]:
+        readers = [algo for algo, unread in UNREAD.items() if name not in unread]
+        refuse(f"cluster.{name}", f"cluster.algo = {config.cluster.algo}", f"cluster.algo={_either(readers)}")
 
 
 def _either(words: Sequence[str]) -> str:
@@ -123,13 +132,6 @@ def _refusals(config: Config) -> Iterator[str]:
         )
     if not cluster.heads:
         yield "cluster.k is empty: want at least 1 number, or auto"
-    for name in UNREAD[cluster.algo]:
-        value, default = getattr(cluster, name), getattr(ClusterConfig(), name)
-        if value != default:
-            yield (
-                f"cluster.{name} = {value}, but cluster.algo = {cluster.algo} does not read it; "
-                f"leave it at {default}, or use cluster.algo=spherical"
-            )
     if config.method.name == "swav" and len(cluster.heads) > 1:
         yield (
             f"cluster.k = {','.join(map(str, cluster.heads))}, but method swav has one set of prototypes; give one "

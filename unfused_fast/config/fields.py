@@ -254,6 +254,12 @@ class TrainConfig:
     save_every: Count = 1
     """Epochs from one checkpoint to the next; the last epoch is always saved."""
 
+    def clips_a_step(self, clips: int) -> int:
+        """The batch size on a set of so many clips: at most as many, so that an epoch has a step."""
+        if self.batch_size == "auto":
+            return min(512, max(16, 1 << max(0, (clips // 16).bit_length() - 1)), clips)
+        return min(self.batch_size, clips)
+
 
 @dataclass(frozen=True)
 class Config:
