@@ -85,8 +85,8 @@ def check_read(config: Config) -> None:
         if (found := attrgetter(other)(config)) not in values:
             refuse(name, f"method {method} with {other} = {found}", f"{other}={_either(values)}")
     for name in UNREAD[config.cluster.algo]:
-        readers = [algo for algo, unread in UNREAD.items() if name not in unread]
-        refuse(f"cluster.{name}", f"cluster.algo = {config.cluster.algo}", f"cluster.algo={_either(readers)}")
+        algos = [algo for algo, unread in UNREAD.items() if name not in unread]
+        refuse(f"cluster.{name}", f"cluster.algo = {config.cluster.algo}", f"cluster.algo={_either(algos)}")
 
 
 def _either(words: Sequence[str]) -> str:
