@@ -22,7 +22,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 Cli = Callable[..., Any]
 RANKS = (1, 2, 4)
 DECAR_V1 = "model.encoder=audiontt data.crop_seconds=0.95 cluster.algo=pca_kmeans cluster.pca_dim=8"
-BESIDE = "views.same_crop=false views.local=1 train.batch_size=17 optim.lr=0.01"
+BESIDE = "views.same_crop=false views.local=1 bank.encoder=follower method.ema=0.9 train.batch_size=17 optim.lr=0.01"
 KINDS = {
     "pretrain": ["pretrain", "--set", "optim.lr=0.01", "--set", "bank.view=separate"],
     "one view, streamed, running norm, two heads": [

@@ -137,6 +137,10 @@ def test_a_run_of_two_crops_says_how_the_views_agree(
         ),
         ({"method.barlow_lambda": 1, "loss.instance": "simclr"}, "0.005, or use loss.instance=barlow"),
         ({"loss.instance_temperature": 1, "loss.instance": "barlow"}, "0.2, or use loss.instance=simclr"),
+        (
+            {"method.ema": 0.9},
+            "with bank.encoder = own does not read it; leave it at 0.99, or use bank.encoder=follower",
+        ),
         ({"loss.instance": "byol"}, "loss.instance = byol: want one of none, simclr, barlow"),
     ],
 )

@@ -41,7 +41,10 @@ KINDS = {
     "pretrain by lars, one view": ("pretrain", ["--set", "optim.name=lars", "--set", "bank.view=training"]),
     "pretrain by muon, a view for the bank": ("pretrain", [*MUON, "--set", "bank.view=separate"]),
     "pretrain beside Barlow Twins, three crops, in parts": ("pretrain", BESIDE),
-    "pretrain with a local view": ("pretrain", ["--set", "views.local=1"]),
+    "pretrain with a local view and a follower": (
+        "pretrain",
+        ["--set", "views.local=1", "--set", "bank.encoder=follower", "--set", "method.ema=0.9"],
+    ),
     "decar-v1": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pca_kmeans", "--set", "cluster.pca_dim=8"]),
     "decar-v1 by pic": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pic", "--set", "cluster.pca_dim=8"]),
     "distill": ("distill", ["--data", "stream", *MUON]),

@@ -36,7 +36,7 @@ LOCAL: tuple[MethodName, ...] = ("decar-v2", *QUEUE, *BARLOW[:2], "swav", "byol"
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
     "method.queue": (*QUEUE, "swav"),
-    "method.ema": (*QUEUE, "byol"),
+    "method.ema": ("decar-v2", *QUEUE, "byol"),
     "method.similarity": ("simclr",),
     "loss.temperature": ("decar-v2", "simclr", *QUEUE, "swav"),
     **dict.fromkeys(("loss.instance", "loss.instance_weight", "loss.instance_temperature"), ("decar-v2",)),
@@ -48,6 +48,7 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "method.barlow_weight": BARLOW,
     **dict.fromkeys(("data.sampler", "train.patience"), CLUSTERING),
     **{f"bank.{field.name}": CLUSTERING for field in fields(BankConfig)},
+    "bank.encoder": ("decar-v2",),
     **{f"cluster.{field.name}": CLUSTERING for field in fields(ClusterConfig)},
     **{f"cluster.{name}": ("decar-v1",) for name in ("pca_dim", "whiten", *PIC)},
     "cluster.k": (*CLUSTERING, "slicer", "swav"),
@@ -57,6 +58,7 @@ READ_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss.instance_weight": ("loss.instance", ("simclr", "barlow")),
     "loss.instance_temperature": ("loss.instance", ("simclr",)),
     "method.barlow_lambda": ("loss.instance", ("barlow",)),
+    "method.ema": ("bank.encoder", ("follower",)),
 }
 """Fields that `decar-v2` reads only where another field has one of these values."""
 

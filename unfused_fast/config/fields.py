@@ -166,6 +166,11 @@ class BankConfig:
     Source: authors (separate); paper section 3, which stores rows right after back-propagation, and SwAV's authors
     (training). Ours: `recommended` has training, not shown to learn less (docs/results.md), and faster.
     """
+    encoder: Literal["own", "follower"] = "own"
+    """Whose projections become rows: the network's, or by a forward pass without gradient, of the bank's view or else
+    of the first that gives the loss, those of a network that follows by a moving average (`method.ema`). Source: paper
+    section 3 (own). Ours: follower, as PCL's momentum encoder gives what it clusters, arXiv 2005.04966.
+    """
     init_mode: Literal["eval", "train"] = "train"
     """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no
     statistics yet, so all rows point the same way (docs/recipe.md).
@@ -178,7 +183,7 @@ class BankConfig:
     @property
     def own_forward(self) -> bool:
         """Whether a clip's row costs a forward pass beside the one that gives its loss."""
-        return self.fill == "pass" or self.view == "separate"
+        return self.fill == "pass" or self.view == "separate" or self.encoder == "follower"
 
     @property
     def views(self) -> int:

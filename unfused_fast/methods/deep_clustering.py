@@ -36,6 +36,7 @@ from unfused_fast.data import key
 from unfused_fast.errors import UserError
 from unfused_fast.methods.instance import InstanceTerm
 from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.models import follow, follower
 
 
 class Head(nn.Module):
@@ -90,6 +91,7 @@ class DeepClustering(Method):
         self.instance = None if config.loss.instance == "none" else InstanceTerm(config, clips, self.ranks)
         dim, dtype = config.model.proj_dim, config.bank.dtype
         self.bank: MemoryBank = MemoryBank(clips, dim, self.first_id, self.device, dtype, self.ranks, self.left_out)
+        self.follower = follower(self.network) if config.bank.encoder == "follower" else None
         self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, self.device) for _ in config.cluster.heads))
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
@@ -120,7 +122,7 @@ class DeepClustering(Method):
             with self.part("clustering"):
                 log = self._cluster(epoch)
             self.refilling = False
-        self.network.train()
+        self._set_mode(True)
         self.bank.start_epoch()
         return {"k": self.k, "ln_k": round(math.log(self.k), 4), **log}
 
@@ -128,7 +130,7 @@ class DeepClustering(Method):
         """A pass of one view of every clip through the network: the isolated assignment phase of DECAR-v2's first
         epoch, or the first of DECAR-v1's two passes, over the same crops each epoch.
         """
-        self.network.train(self.filled_by_training and self.config.bank.init_mode == "train")
+        self._set_mode(self.filled_by_training and self.config.bank.init_mode == "train")
         self.bank.start_epoch()
         self.refilling = True
         with self.part("bank pass"):
@@ -177,12 +179,13 @@ class DeepClustering(Method):
         p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32. Of
         several views and heads the mean (DeepCluster-v2).
         """
-        for view in views[: self._bank_views]:
-            with self.part("forward bank view"), torch.no_grad():
-                self._projected.append(self.run(view))
+        beside = 1 if self.filled_by_training and self.follower is not None else self._bank_views
+        for view in views[:beside]:
+            with self.part("forward bank view"):
+                self._projected.append(self._row(view))
         with self.part("forward train view"):
             projections = [self.run(view) for view in views[self._bank_views :]]
-            if self.filled_by_training and not self._bank_views:
+            if self.filled_by_training and not beside:
                 self._projected.append(projections[0].detach())
             rows = clip_ids - self.bank.first_id
             loss = torch.stack([head.loss(each, rows) for head in self.heads for each in projections]).mean()
@@ -191,11 +194,13 @@ class DeepClustering(Method):
         return loss
 
     def after_step(self, clip_ids: Tensor) -> None:
-        """Updates heads that are trained; projections for the bank become its rows."""
+        """Updates heads that are trained; the follower follows; projections for the bank become its rows."""
         for head in self.heads:
             head.step()
         if self.instance is not None:
             self.instance.after_step()
+        if self.follower is not None:
+            follow(self.follower, self.network, self.config.method.ema)
         if self.filled_by_training:
             with self.part("bank"):
                 self.bank.write(clip_ids, torch.cat(self._projected))
@@ -203,13 +208,22 @@ class DeepClustering(Method):
 
     def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
         """Writes the rows of these clips, computed in eval mode."""
-        self.network.eval()
+        self._set_mode(False)
         self._write_bank(clip_ids, view)
-        self.network.train()
+        self._set_mode(True)
+
+    def _set_mode(self, train: bool) -> None:
+        for network in filter(None, (self.network, self.follower)):
+            network.train(train)
 
     @torch.no_grad()
+    def _row(self, view: Tensor) -> Tensor:
+        """(B, 1, F, T) -> (B, P) for the bank, by `bank.encoder`."""
+        made: Tensor = self.run(view) if self.follower is None else self.run(view, network=self.follower)
+        return made
+
     def _write_bank(self, clip_ids: Tensor, view: Tensor) -> None:
-        self.bank.write(clip_ids, self.run(view))
+        self.bank.write(clip_ids, self._row(view))
 
     def end_epoch(self) -> Log:
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
