@@ -298,8 +298,9 @@ def stage_config(
 
     flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
     given = {name: value for name, value in flags.items() if value is not None}
-    if stage != "pretrain" and method is not None:
-        settings = read_by(settings, "decar-v2", [method])  # by whose name the other stages go
+    trained: MethodName = method or ("decar-v1" if preset_name == "decar-v1" else "decar-v2")
+    if stage != "pretrain":
+        settings = read_by(settings, "decar-v2", [trained])  # by whose name the other stages go
     return with_values(preset(preset_name, stage, method), {**given, **pairs(settings)})
 
 
