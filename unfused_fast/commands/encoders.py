@@ -39,6 +39,10 @@ def embed(
         Literal["maxmean", "mean", "max"] | None,
         typer.Option(help="Pooling over time.", show_default="as the encoder was trained"),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="Layers side by side, as block3+encoder or all (see: unfused-fast config eval.features)."),
+    ] = "encoder",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode, of each device.", show_default="one a core")
     ] = None,
@@ -80,7 +84,7 @@ def embed(
 
     with ranks, ExitStack() as stack:
         ranks.first(lambda: check_place(out, overwrite))
-        embedder = ranks.every(lambda: load(encoder, str(options.device), pool))
+        embedder = ranks.every(lambda: load(encoder, str(options.device), pool, features))
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
         with console.status("looking at what there is to embed"):
