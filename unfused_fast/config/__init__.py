@@ -10,6 +10,7 @@ from unfused_fast.config.fields import Config, DistillConfig, ModelConfig, Optim
 from unfused_fast.config.methods import MethodName, PresetName
 from unfused_fast.config.presets import (
     BASELINES,
+    SHIPPED,
     Stage,
     chosen_fields,
     chosen_methods,

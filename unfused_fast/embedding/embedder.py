@@ -237,7 +237,7 @@ class Embedder(nn.Module):
 
 def load(run: str | Path, device: str = "auto", pool: Pool | None = None, features: str = "encoder") -> Embedder:
     """The encoder of a run directory of train pretrain, distill or finetune, or of a model folder that `export --hub`
-    wrote.
+    wrote; "base" is the one in this package.
 
     Args:
         device: auto, cpu, cuda or cuda:N.

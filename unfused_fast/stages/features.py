@@ -25,6 +25,7 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
     WEIGHTS,
     Options,
+    encoder_place,
     load_checkpoint,
     prepare_for,
     read_description,
@@ -90,6 +91,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, that of
     the chosen epoch of a fine-tuning run, or the encoder of a model folder (training/model_folder.py).
     """
+    name, run = str(run), encoder_place(run)
     recorded = read_description(run)
     if recorded is None:
         raise UserError(
@@ -98,7 +100,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
         )
     if (run / WEIGHTS).is_file():
         config, encoder = read_model_folder(run, recorded)
-        return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(encoder, device).eval(), None)
+        return FrozenEncoder(name, config, recorded["log_mel"], prepare_for(encoder, device).eval(), None)
     if recorded["stage"] not in ("pretrain", "distill", "finetune"):
         raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain, distill or finetune")
     tensors, _, damaged = load_checkpoint(run / "checkpoints")
@@ -118,7 +120,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
     statistics = final_statistics(recorded["log_mel"], tensors)
-    return FrozenEncoder(str(run), config, statistics, prepare_for(network, device).eval(), projector)
+    return FrozenEncoder(name, config, statistics, prepare_for(network, device).eval(), projector)
 
 
 def _built(build: Callable[[], Network], tensors: dict[str, Tensor]) -> Network:
