@@ -36,6 +36,7 @@ KINDS = {
         *(word for value in DECAR_V1.split() for word in ("--set", value)),
     ],
     "distill": ["distill", "--set", "pseudo.refresh_epochs=2"],
+    "distill with a contrast": ["distill", "--set", "distill.contrast=1", "--set", "distill.init=teacher"],
 }
 """Name -> stage and flags. Sixty clips: the last batch of an epoch is partial, and shares of a batch differ in size."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.config import Config
-from unfused_fast.distributed import gather_rows
+from unfused_fast.distributed import Ranks, gather_rows
 from unfused_fast.methods.method import Log, Method, Passes, check_batch
 from unfused_fast.methods.signs import ContrastSigns
 
@@ -38,6 +38,15 @@ def bilinear_loss(anchors: Tensor, mapped: Tensor, first: int = 0) -> Tensor:
     x' W x. `first` is the clip of the first anchor. Source: COLA section 3 and its authors, who have no temperature.
     """
     return cross_entropy(anchors @ mapped.T, torch.arange(first, first + len(anchors), device=anchors.device))
+
+
+def contrast(first: Tensor, second: Tensor, every: Tensor, temperature: float, ranks: Ranks) -> Tensor:
+    """(n, P) projections of both views of this rank's clips, (B, P) the first ones of all ranks' -> () nt_xent of this
+    rank's rows among those of all.
+    """
+    clips, begin = len(every), ranks.rows[1]
+    own = torch.arange(begin, begin + len(first), device=first.device)
+    return nt_xent(torch.cat([every, gather_rows(second, ranks)]), temperature, torch.cat([own, own + clips]))
 
 
 class SimCLR(Method):
@@ -65,13 +74,12 @@ class SimCLR(Method):
         """Projections of all ranks' clips are gathered with their gradient; each rank's anchors are its own."""
         with self.part("forward"):
             first, second = (self.run(view) for view in views)
-        every, others = (gather_rows(projections, self.ranks) for projections in (first, second))
-        clips, begin = len(every), self.ranks.rows[1]
+        every = gather_rows(first, self.ranks)
         self.signs.note_views(first, second, every)
         if self.config.method.similarity == "bilinear":
-            return bilinear_loss(first, self.network.get_submodule("similarity")(others), begin)
-        own = torch.arange(begin, begin + len(first), device=first.device)
-        return nt_xent(torch.cat([every, others]), self.config.loss.temperature, torch.cat([own, own + clips]))
+            mapped = self.network.get_submodule("similarity")(gather_rows(second, self.ranks))
+            return bilinear_loss(first, mapped, self.ranks.rows[1])
+        return contrast(first, second, every, self.config.loss.temperature, self.ranks)
 
     def after_step(self, clip_ids: Tensor) -> None:
         self.signs.after_step()
