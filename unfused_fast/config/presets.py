@@ -63,7 +63,7 @@ RECOMMENDED_DISTILL: Values = {
     **NO_MASKS,
     "distill.init": "teacher",
     "distill.teacher_share": 0.5,
-    "distill.contrast": 3.0,
+    "distill.contrast": 10.0,
     "distill.kl_temperature": 3.0,
     "distill.detach_teacher": True,
     "loss.temperature": 0.2,
@@ -73,8 +73,8 @@ RECOMMENDED_DISTILL: Values = {
     "optim.weight_decay": 0.0,
     "optim.schedule": "cosine",
     "optim.warmup_epochs": 10,
-    "train.epochs": 20,
-    "train.batch_size": 64,
+    "train.epochs": 10,
+    "train.batch_size": "auto",
     "pseudo.pca_dim": "auto",
 }
 PRESETS: dict[PresetName, dict[Stage, Values]] = {

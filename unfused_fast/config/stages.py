@@ -78,7 +78,7 @@ class DistillConfig:
     contrast: PositiveOrZero = 0.0
     """Weight of SimCLR's contrast of two views of a clip, by `loss.temperature`, beside Eq. 1, which is then the mean
     of both views'; 0: none, and one view. Source: arXiv 2210.02871, which keeps the objective of pre-training on the
-    target's clips. Ours: `recommended` has 3, as Eq. 1 is a sum of ten terms (docs/stage2.md).
+    target's clips. Ours: `recommended` has 10, since Eq. 1 is a sum of ten terms (docs/stage2.md).
     """
     init: Literal["random", "teacher"] = "random"
     """First weights of f_sd's encoder: random, or the teacher's, whose sizes must then be its own. Source: paper

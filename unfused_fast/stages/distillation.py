@@ -278,8 +278,9 @@ def distill(
         # until the teacher's are there, or those of the checkpoint
         targets = (torch.zeros(clips, dtype=torch.int64) if given is None else given).to(options.device)
 
+        on_gpu = [options.device] if options.device.type == "cuda" else []
+
         def clustered(epoch: int = 0, before: Tensor | None = None) -> Tensor:
-            on_gpu = [options.device] if options.device.type == "cuda" else []
             with torch.random.fork_rng(on_gpu):  # the student's numbers must not depend on when this is done
                 return pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out, ranks)
 
@@ -297,7 +298,8 @@ def distill(
         student = Distillation(config, first_id, targets, k, relabelled, ranks)
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
-            ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
+            with torch.random.fork_rng(on_gpu):  # rank 0 alone makes a network; dropout is drawn alike on all
+                ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
             first_state(student.network, ranks)
             student.begins()
         if given is None and not run.resumed:
