@@ -119,6 +119,7 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
         assert wanted.pop("train.amp") == {"fp32": ["authors"]}, "what this CPU has anyway"
     if stage == "distill":
         assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
+        assert wanted.pop("model.proj_hidden") == {"2048": ["paper", "authors"]}, "a width, which the size sets"
     found = study.deviating(of, stage, 60)
     assert found == wanted and wanted
     assert study.deviating(of, stage, 600) == {**found, **of_large_sets}, "the presets' own numbers"
