@@ -26,6 +26,7 @@ SEARCHED: dict[str, list[Any]] = {
     "train.epochs": [5, 50],
     "optim.lr": [3e-5, 3e-3],
     "distill.init": ["random"],
+    "distill.teacher_share": [0.0],
     "distill.contrast": [0.0],
     "distill.kl_temperature": [1.0],
     "distill.detach_teacher": [False],

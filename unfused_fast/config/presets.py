@@ -56,12 +56,13 @@ STAGES: dict[Stage, Values] = {
         "optim.weight_decay": 0.0,
     },
 }
-# Ours, docs/stage2.md: from the teacher's weights, with SimCLR's contrast (temperature, head, AdamW and views of
+# Ours, by docs/stage2.md: from the teacher's weights, with SimCLR's contrast (temperature, head, AdamW and views of
 # its `recommended`) beside Eq. 1; T and the detached teacher are those of a reimplementation of Be Your Own Teacher
 # (github.com/luanyunteng/pytorch-be-your-own-teacher).
 RECOMMENDED_DISTILL: Values = {
     **NO_MASKS,
     "distill.init": "teacher",
+    "distill.teacher_share": 0.5,
     "distill.contrast": 10.0,
     "distill.kl_temperature": 3.0,
     "distill.detach_teacher": True,

@@ -84,6 +84,11 @@ class DistillConfig:
     """First weights of f_sd's encoder: random, or the teacher's, whose sizes must then be its own. Source: paper
     section 3. Ours: `recommended` has teacher (docs/stage2.md).
     """
+    teacher_share: Share = 0.0
+    """Share of the teacher's weights in f_sd's encoder at the end: after the last epoch its weights and BatchNorm
+    statistics become a mean of both. `init` = random does not read it. Source: arXiv 2109.01903 (WiSE-FT). Ours:
+    `recommended` has 0.5 (docs/stage2.md).
+    """
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
 from unfused_fast.clustering import match_clusters, pseudo_label_kmeans, resolve_pca_dim
@@ -25,7 +25,7 @@ from unfused_fast.data import Window, find_unreadable, key, left_out_input
 from unfused_fast.distributed import ALONE, Ranks, first_state, gather_rows, in_words
 from unfused_fast.errors import UserError
 from unfused_fast.methods import Log, Passes, Trainable, contrast
-from unfused_fast.models import DistillNetwork, DistillOutput
+from unfused_fast.models import DistillNetwork, DistillOutput, follower
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder, start_from
 from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips, train_loader
@@ -186,6 +186,7 @@ class Distillation(Trainable):
 
     network: DistillNetwork
     targets: Tensor
+    epochs: Tensor
 
     def __init__(
         self,
@@ -203,6 +204,16 @@ class Distillation(Trainable):
         self.config, self.first_id, self._relabelled, self.ranks = config, first_id, relabelled, ranks
         self.views = 2 if config.distill.contrast else 1
         self.register_buffer("targets", targets)
+        self.start: nn.Module | None = None
+        """The encoder as the teacher gave it, with `distill.teacher_share`; and the number of epochs that are done."""
+        if config.distill.init == "teacher" and config.distill.teacher_share:
+            self.start = follower(self.network.encoder)
+            self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+
+    def begins(self) -> None:
+        """The network has its first weights."""
+        if self.start is not None:
+            self.start.load_state_dict(self.network.encoder.state_dict())
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """Keeps the pseudo-labels, or refreshes them by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
@@ -224,6 +235,18 @@ class Distillation(Trainable):
         first, second = (torch.as_tensor(of.projection) for of in outputs)
         every, temperature = gather_rows(first, self.ranks), self.config.loss.temperature
         return total + settings.contrast * contrast(first, second, every, temperature, self.ranks)
+
+    @torch.no_grad()
+    def end_epoch(self) -> Log:
+        """After the last epoch the encoder becomes a mean of the teacher's and what was learned."""
+        if self.start is not None:
+            self.epochs += 1
+            if int(self.epochs) == self.config.train.epochs:
+                learned, first = (of.state_dict().values() for of in (self.network.encoder, self.start))
+                for own, given in zip(learned, first, strict=True):
+                    if own.is_floating_point():  # not the counts of BatchNorm
+                        own.lerp_(given, self.config.distill.teacher_share)
+        return {}
 
 
 def distill(
@@ -278,6 +301,7 @@ def distill(
             with torch.random.fork_rng(on_gpu):  # rank 0 alone makes a network; dropout is drawn alike on all
                 ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
             first_state(student.network, ranks)
+            student.begins()
         if given is None and not run.resumed:
             student.targets = clustered()
         trainer.start()
