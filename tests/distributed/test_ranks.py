@@ -23,6 +23,8 @@ Cli = Callable[..., Any]
 RANKS = (1, 2, 4)
 DECAR_V1 = "model.encoder=audiontt data.crop_seconds=0.95 cluster.algo=pca_kmeans cluster.pca_dim=8"
 BESIDE = "views.same_crop=false views.local=1 bank.encoder=follower method.ema=0.9 train.batch_size=17 optim.lr=0.01"
+SGD = ["--set", "optim.name=sgd", "--set", "optim.lr=0.007"]
+"""AdamW makes of a gradient that is 0 but for rounding, as before a BatchNorm, a whole step."""
 KINDS = {
     "pretrain": ["pretrain", "--set", "optim.lr=0.01", "--set", "bank.view=separate"],
     "one view, streamed, running norm, two heads": [
@@ -43,7 +45,8 @@ KINDS = {
         "decar-v1",
         *(word for value in DECAR_V1.split() for word in ("--set", value)),
     ],
-    "distill": ["distill", "--set", "pseudo.refresh_epochs=2"],
+    "distill": ["distill", *SGD, "--set", "distill.contrast=0", "--set", "pseudo.refresh_epochs=2"],
+    "distill with a contrast": ["distill", *SGD],
 }
 """Name -> stage and flags. Sixty clips: the last batch of an epoch is partial, and shares of a batch differ in size."""
 SIGNS = {"instance_loss", "alignment", "uniformity", "diagonal", "off_diagonal"}

@@ -242,7 +242,7 @@ class TrainConfig:
     """Parts of a batch, of at least two clips, that go through the network one after the other before a step, for a
     batch that does not fit. Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's
     would on more ranks without SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`,
-    `delores-m`, `swav`, `slicer`) compare those of a part.
+    `delores-m`, `swav`, `slicer`, `distill.contrast`) compare those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""
