@@ -30,9 +30,9 @@ from torch import Tensor
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data.crops import crop_samples
-from unfused_fast.data.front_end import set_statistics
+from unfused_fast.data.front_end import scale, set_statistics
 from unfused_fast.data.order import Int64s
-from unfused_fast.data.stream import Batches, Loader, scale
+from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import Share
 from unfused_fast.errors import cause
 from unfused_fast.json_files import LARGEST_JSON, read_json
