@@ -23,6 +23,7 @@ from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
 from unfused_fast.errors import UserError
+from unfused_fast.launch import STOPPING
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
@@ -217,12 +218,12 @@ def main() -> None:
     """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does;
     once it has ended they are ignored: only threads and libraries are still ending, and the exit code stays.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in {*STOPPING} - {signal.SIGINT}:
         signal.signal(number, signal.default_int_handler)
     try:
         run_app(app)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
 

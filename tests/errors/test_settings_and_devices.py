@@ -41,6 +41,10 @@ def test_a_device_that_no_one_knows(pretrain: Cli, tones: Path, tmp_path: Path, 
     refused(pretrain(tones, tmp_path / "out", "--device", device), f"--device {device}:", "auto, cpu, cuda or cuda:N")
 
 
+def test_a_device_without_float64(pretrain: Cli, tones: Path, tmp_path: Path) -> None:
+    refused(pretrain(tones, tmp_path / "out", "--device", "mps"), "--device mps:", "float64", "use --device cpu")
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
