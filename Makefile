@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	! test -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 
 # Known vulnerabilities of what is installed, by pip-audit in an environment of its own; asks PyPI's advisory database.
 audit: $(VENV)/.installed

@@ -18,14 +18,14 @@ from unfused_fast.commands.experiments import ablate, compare
 from unfused_fast.commands.flags import Compile, Device, Json, Method, Overwrite, Preset, Resume, Sets, pairs
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.options import run_options
-from unfused_fast.commands.output import print_json, show, stdout_console
+from unfused_fast.commands.output import commit, print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
 from unfused_fast.errors import UserError
 from unfused_fast.launch import STOPPING
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
 """Panels of --help."""
 for panel, commands in {
@@ -43,7 +43,9 @@ app.add_typer(bank_app, name="bank", rich_help_panel=TRAIN)
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and the commit where it is known, and stop.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
     ] = False,
@@ -57,7 +59,8 @@ def root(
     then [bold]unfused-fast train pretrain SHARDS --out RUN[/]
     """
     if version:
-        print(f"unfused-fast {__version__}")
+        of = commit()
+        print(f"unfused-fast {__version__}{f' ({of})' if of else ''}")
         raise typer.Exit
 
 

@@ -15,17 +15,27 @@ ROOT = Path(__file__).parent.parent
 LINKS = "cli.py", "kernels", "shards"
 
 
+COPIED = [
+    part
+    for line in (ROOT / "Dockerfile").read_text().splitlines()
+    if line.startswith("COPY ")
+    for part in line.split()[1:-1]
+]
+"""What the image is made of."""
+
+
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A copy of what a wheel is built from, with links and with texts."""
+    """What the image is made of, with links and with texts; without the demo's recordings."""
     made = []
     for name in ("links", "texts"):
         tree = tmp_path_factory.mktemp(name)
-        for part in ("unfused_fast", "kernels", "shards"):
+        for part in COPIED:
             ignored = shutil.ignore_patterns("__pycache__", "*.flac", "*.ogg", "*.wav")
-            shutil.copytree(ROOT / part, tree / part, symlinks=True, ignore=ignored)
-        for part in ("cli.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / part, tree / part)
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, tree / part, symlinks=True, ignore=ignored)
+            else:
+                shutil.copy(ROOT / part, tree / part)
         made.append(tree)
     for name in LINKS:
         link = made[1] / "unfused_fast" / name
@@ -45,6 +55,12 @@ def run(tree: Path, *words: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_image_is_given_what_it_copies() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line for line in lines if not line.startswith(("#", "!", "**/"))] == ["*"]
+    assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(COPIED)
 
 
 def test_the_checkout_runs(trees: tuple[Path, Path]) -> None:
