@@ -12,7 +12,7 @@ import multiprocessing, os, pkgutil, signal, sys
 import concurrent.futures.process, filelock, multiprocessing.forkserver, multiprocessing.resource_tracker, torch
 
 sys.modules["fcntl"] = None
-for module, names in ((os, "pread preadv sched_getaffinity"), (signal, "SIGUSR1 SIGHUP")):
+for module, names in ((os, "pread preadv"), (signal, "SIGUSR1 SIGHUP")):
     for name in names.split():
         delattr(module, name)
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
