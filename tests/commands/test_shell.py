@@ -51,10 +51,14 @@ def test_the_version_names_the_commit(cli: Cli, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
-    [("tr", {"train"}), ("train dis", {"distill"}), ("train pretrain --compile-m", {"--compile-mode"})],
+    ("shell", "words", "found"),
+    [
+        ("bash", "tr", {"train"}),
+        ("bash", "train dis", {"distill"}),
+        ("zsh", "train pretrain --compile-m", {"--compile-mode"}),
+        ("fish", "train pretrain --compile-m", {"--compile-mode"}),
+    ],
 )
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, words: str, found: set[str]) -> None:
     """As the scripts ask that --install-completion writes."""
     asked = {
