@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from unfused_fast import __version__
+from unfused_fast.checkout import commit
 from unfused_fast.commands.bench import bench, plan
 from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import evaluate, lape, tasks
@@ -18,7 +19,7 @@ from unfused_fast.commands.experiments import ablate, compare
 from unfused_fast.commands.flags import Compile, Device, Json, Method, Overwrite, Preset, Resume, Sets, pairs
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.options import run_options
-from unfused_fast.commands.output import commit, print_json, show, stdout_console
+from unfused_fast.commands.output import print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
@@ -43,9 +44,7 @@ app.add_typer(bank_app, name="bank", rich_help_panel=TRAIN)
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version, and the commit where it is known, and stop.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and its commit and stop.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
     ] = False,
@@ -59,8 +58,7 @@ def root(
     then [bold]unfused-fast train pretrain SHARDS --out RUN[/]
     """
     if version:
-        of = commit()
-        print(f"unfused-fast {__version__}{f' ({of})' if of else ''}")
+        print(f"unfused-fast {__version__} (commit {commit()})")
         raise typer.Exit
 
 

@@ -17,7 +17,7 @@ import pytest
 from outcomes import Cli
 
 from unfused_fast import __version__
-from unfused_fast.commands import output
+from unfused_fast.checkout import commit
 
 COMMAND = "import sys; sys.argv[0] = 'unfused-fast'; from unfused_fast.cli import main; main()"
 
@@ -25,29 +25,29 @@ COMMAND = "import sys; sys.argv[0] = 'unfused-fast'; from unfused_fast.cli impor
 def test_the_version_names_the_commit(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the checkout, or that pip noted (PEP 610); never of a repository around an installed package."""
 
-    def version() -> str:
-        return cli("--version").out
-
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", tmp_path, *arguments], capture_output=True, text=True, check=True).stdout
 
+    def found(folder: Path) -> str:
+        commit.cache_clear()
+        return commit(folder)
+
+    assert cli("--version").out == f"unfused-fast {__version__} (commit {commit()})\n"
     git("init", "--quiet")
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("-c", "user.name=n", "-c", "user.email=e", "commit", "--quiet", "-m", "one")
-    monkeypatch.setattr(output, "CHECKOUT", tmp_path)
-    assert version() == f"unfused-fast {__version__} ({git('rev-parse', '--short', 'HEAD').strip()})\n"
+    assert found(tmp_path) == git("rev-parse", "--short", "HEAD").strip()
     (tmp_path / "file").write_text("2")
-    assert version() == f"unfused-fast {__version__} ({git('rev-parse', '--short', 'HEAD').strip()}+changes)\n"
-
-    monkeypatch.setattr(output, "CHECKOUT", tmp_path / "site-packages")
-    commit = {"url": "git+file:///tree", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
+    assert found(tmp_path) == git("rev-parse", "--short", "HEAD").strip() + "+changes"
+    noted = {"url": "git+file:///tree", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
     folder: dict[str, Any] = {"url": "file:///tree", "dir_info": {}}
-    for origin, shown in ((None, ""), (folder, ""), (commit, " (0123456)")):
+    for origin, wanted in ((None, "unknown"), (folder, "unknown"), (noted, "0123456")):
         text = None if origin is None else json.dumps(origin)
         installed = SimpleNamespace(read_text={"direct_url.json": text}.get)
         monkeypatch.setattr(importlib.metadata, "distribution", {"unfused-fast": installed}.__getitem__)
-        assert version() == f"unfused-fast {__version__}{shown}\n"
+        assert found(tmp_path / "site-packages") == wanted
+    commit.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +17,6 @@ if TYPE_CHECKING:
 
     from unfused_fast.evaluation import TextTable
     from unfused_fast.shards.sets.table import ShardSet
-
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-def commit() -> str | None:
-    """Of the checkout that this runs from, with `+changes` where its files are others, or that pip installed from git;
-    None: unknown.
-    """
-    if (CHECKOUT / ".git").exists():  # else a repository around it, of which git would tell, is another one
-
-        def git(*arguments: str) -> str:
-            return subprocess.run(["git", "-C", CHECKOUT, *arguments], capture_output=True, text=True).stdout.strip()
-
-        with suppress(OSError):  # no git here
-            changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
-            return (found + ("+changes" if changes else "")) if (found := git("rev-parse", "--short", "HEAD")) else None
-    try:
-        origin = importlib.metadata.distribution("unfused-fast").read_text("direct_url.json")
-        return str(json.loads(origin or "{}")["vcs_info"]["commit_id"])[:7]
-    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
-        return None
 
 
 def print_json(value: Any) -> None:

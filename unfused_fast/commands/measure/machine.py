@@ -19,7 +19,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from unfused_fast import __version__
-from unfused_fast.commands.output import commit
+from unfused_fast.checkout import commit
 from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members
@@ -45,7 +45,7 @@ def circumstances(device: torch.device) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count() or 1,
         "versions": f"unfused-fast {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "commit": commit() or "unknown",
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
