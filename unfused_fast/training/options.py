@@ -158,6 +158,10 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps":
+        raise UserError(
+            "--device mps: sums and ties are computed in float64, which MPS does not have; use --device cpu"
+        )
     if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is None:
         raise UserError(f"--device {name}: want auto, cpu, cuda or cuda:N")
     device = torch.device(name)

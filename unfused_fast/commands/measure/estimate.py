@@ -195,7 +195,7 @@ def _store(
     free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.ranks)
     store, why = choose(log_mels, torch.device(machine.kind), free, None, machine.devices, step)
     if machine.host_bytes is None:
-        advice = "" if store == "resident" else "; give --host-gb to choose among the host's stores"
+        advice = "" if store == "resident" else "; give --host-memory to choose among the host's stores"
         each = " a process" if machine.devices > 1 else ""
         why = f"the log-mels take {gigabytes(log_mels)}{each}; {gigabytes(free.device)} on the GPU are free{advice}"
     return store, why
