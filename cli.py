@@ -15,6 +15,7 @@ from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.experiments import ablate, compare
+from unfused_fast.commands.explore import explore, similar
 from unfused_fast.commands.flags import Compile, Device, Json, Method, Overwrite, Preset, Resume, Sets, pairs
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.options import run_options
@@ -30,7 +31,7 @@ DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
 for panel, commands in {
     DATA: (shard, merge, check, peek),
     TRAIN: (clusters, compare, ablate),
-    USE: (evaluate, lape, tasks, embed, export),
+    USE: (evaluate, lape, tasks, embed, explore, similar, export),
     HERE: (bench, plan),
 }.items():
     for command in commands:
