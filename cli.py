@@ -110,12 +110,22 @@ def report(
         list[Path], typer.Argument(help="Run directories, or directories that hold some.", show_default=False)
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a markdown table.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write one HTML file: scores with intervals, curves, confusion matrices, settings that differ, "
+            "versions.",
+            show_default="none is written",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """One table from the result.json files of finished runs."""
-    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows
+    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows, write_report_page
 
     results = collect_results(runs)
+    if html is not None:
+        write_report_page(html, results)
     rows = table_rows(results)
     if as_markdown and not as_json:
         print(markdown(REPORT_COLUMNS, rows))

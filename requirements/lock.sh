@@ -9,6 +9,6 @@ for extra in cpu cuda12 cuda13; do
   torch=2.13.0
   if [ $extra = cuda12 ]; then torch=2.10.0; fi # the last on PyPI that is built for CUDA 12
   echo "torch==$torch" | "${compile[@]}" -c /dev/stdin --extra $extra --extra ray --extra remote \
-    --extra export -o requirements/$extra.txt
+    --extra export --extra explore -o requirements/$extra.txt
   "${compile[@]}" -c requirements/$extra.txt --extra $extra --extra dev -o requirements/$extra-dev.txt
 done

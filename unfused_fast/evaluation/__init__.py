@@ -21,4 +21,5 @@ from unfused_fast.evaluation.report import (
     percent,
     table_rows,
 )
+from unfused_fast.evaluation.report_page import write_report_page
 from unfused_fast.evaluation.run_pool import RunPool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ CENTRAL = 5
 """Clips named of each cluster."""
 KEYS = ("clip_id", "source", "path")
 """Columns by which a table's rows are matched with clips."""
+
+
+TABLE = "want a CSV or parquet file"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,14 @@ def _names_each(column: Column) -> bool:
     return column.names is not None and len(column.names) > max(20, 0.5 * len(column.values))
 
 
+def table_digest(path: Path) -> str:
+    """sha256 (hex) of a file of columns. Raises UserError for one that cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({cause(error)}); {TABLE}") from error
+
+
 def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64]) -> list[Column]:
     """The columns of a CSV or parquet file with a column clip_id, source or path, for the `kept` clips.
 
@@ -85,7 +97,7 @@ def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64]) -> list[Co
 
             table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({cause(error)}); want a CSV or parquet file") from error
+        raise UserError(f"{path}: cannot be read ({cause(error)}); {TABLE}") from error
     key = next((name for name in KEYS if name in table.schema.names), None)
     if key is None:
         raise UserError(

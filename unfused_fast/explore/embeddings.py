@@ -60,6 +60,13 @@ def unit_rows(values: Any) -> Tensor:
     return normalize(torch.as_tensor(values, dtype=torch.float32), dim=1)
 
 
+def encoder_key(embedder: Embedder) -> str:
+    """sha256 (hex) of all of an encoder that embeddings depend on."""
+    norm = embedder.mean, embedder.std, embedder.unit_norm, embedder.pool, __version__
+    config = json.dumps(flatten(embedder.config), sort_keys=True, default=list)
+    return hashlib.sha256(f"{embedder.digest} {norm} {config}".encode()).hexdigest()
+
+
 def _key(embedder: Embedder, rows: Sequence[SourceRow], frames: bool) -> str:
     """sha256 (hex, shortened) of all that the embeddings depend on; a file behind a URL counts by its name."""
 
@@ -71,9 +78,7 @@ def _key(embedder: Embedder, rows: Sequence[SourceRow], frames: bool) -> str:
             return str(file)
         return f"{Path(file).resolve()} {found.st_size} {found.st_mtime_ns}"
 
-    norm = embedder.mean, embedder.std, embedder.unit_norm, embedder.pool, frames, __version__
-    digest = hashlib.sha256(f"{embedder.digest} {norm}".encode())
-    digest.update(json.dumps(flatten(embedder.config), sort_keys=True, default=list).encode())
+    digest = hashlib.sha256(f"{encoder_key(embedder)} {frames}".encode())
     for row in rows:
         place = [row.path] if isinstance(row.path, Path) else [*row.path.files, row.path]
         digest.update(" ".join(state(one) if isinstance(one, str | Path) else str(one) for one in place).encode())

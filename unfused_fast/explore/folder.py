@@ -28,8 +28,15 @@ from unfused_fast.config import FrontendConfig
 from unfused_fast.data import log_mel
 from unfused_fast.embedding import Embedder, shard_set_rows
 from unfused_fast.errors import UserError, cause
-from unfused_fast.explore.columns import clusters_of, columns_in, columns_of, own_pseudo_labels, usual_clusters
-from unfused_fast.explore.embeddings import kept_embeddings, unit_rows
+from unfused_fast.explore.columns import (
+    clusters_of,
+    columns_in,
+    columns_of,
+    own_pseudo_labels,
+    table_digest,
+    usual_clusters,
+)
+from unfused_fast.explore.embeddings import encoder_key, kept_embeddings, unit_rows
 from unfused_fast.explore.layout import MAP_NEIGHBOURS, MapKind, map_of, nearest
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.audio.codec import decode_clip, encode_clip
@@ -76,8 +83,8 @@ def explore_folder(
     Raises:
         UserError: OUT is there and is not to be replaced, UMAP is missing, a table does not fit, no usable clip.
     """
-    digest = hashlib.sha256(f"{__version__} {shards.manifest.digest} {embedder.digest} {embedder.pool}".encode())
-    digest.update(f"{kind} {clusters} {[hashlib.sha256(path.read_bytes()).hexdigest() for path in tables]}".encode())
+    digest = hashlib.sha256(f"{shards.manifest.digest} {encoder_key(embedder)}".encode())
+    digest.update(f"{kind} {clusters} {[table_digest(path) for path in tables]}".encode())
     request = digest.hexdigest()
     before = _page_of(out, overwrite, request)
     if before is not None and before["request"] == request and not overwrite:

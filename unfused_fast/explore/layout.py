@@ -8,8 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from unfused_fast.errors import UserError
@@ -22,6 +20,8 @@ FEWEST = 4
 """Clips of a map."""
 ROWS = 512
 """Rows whose similarities exist at once. Ours: 200 MB for 100,000 clips."""
+GAP = 0.04
+"""Longest empty stretch of an axis, of its extent without the outermost clips."""
 SMALL = 64
 """Clips below which UMAP starts from random places. Ours: its spectral start wants many more clips than dimensions."""
 
@@ -55,7 +55,7 @@ def map_of(unit: Tensor, kind: MapKind, ids: NDArray[np.int32], cosines: NDArray
 
         places = PCA(2, random_state=0).fit_transform(unit.numpy())
     else:
-        places = _with_islands_near(_umap(unit.numpy(), ids, cosines), ids)
+        places = with_gaps_closed(_umap(unit.numpy(), ids, cosines))
     places = places - places.mean(axis=0)
     places = places @ np.linalg.svd(places, full_matrices=False)[2].T  # the longer side across
     places = places - np.median(places, axis=0)
@@ -64,20 +64,21 @@ def map_of(unit: Tensor, kind: MapKind, ids: NDArray[np.int32], cosines: NDArray
     return result
 
 
-def _with_islands_near(places: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
-    """The map with groups that no neighbour ties to the rest, each moved as a whole to where the map ends.
+def with_gaps_closed(places: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, 2) -> the map with stretches of an axis that hold no clip shortened to GAP of its extent.
 
-    Ours: UMAP puts them anywhere, since nothing draws them, and far ones would leave the rest a small part of the page.
+    Ours: how far UMAP puts islands away means nothing, and far ones would leave the rest a small part of the page. What
+    is connected keeps its shape, and islands keep their order.
     """
-    owners = np.repeat(np.arange(len(ids)), ids.shape[1])
-    graph = csr_matrix((np.ones(ids.size, np.int8), (owners, ids.ravel())), shape=(len(ids), len(ids)))
-    _, group = connected_components(graph, directed=False)
-    sizes = np.bincount(group)
-    main = places[group == sizes.argmax()]
-    low, high = main.min(axis=0), main.max(axis=0)
-    centres = np.stack([np.bincount(group, places[:, axis]) / sizes for axis in (0, 1)], axis=1)
-    moved: NDArray[np.float32] = places + (np.clip(centres, low, high) - centres)[group]
-    return moved
+    columns = []
+    for values in places.T:
+        order = np.argsort(values, kind="stable")
+        low, high = np.quantile(values, [0.005, 0.995])
+        steps = np.minimum(np.diff(values[order], prepend=values[order[0]]), GAP * max(high - low, 1e-12))
+        column = np.empty(len(values), np.float32)
+        column[order] = np.cumsum(steps)
+        columns.append(column)
+    return np.stack(columns, axis=1)
 
 
 def _umap(rows: NDArray[np.float32], ids: NDArray[np.int32], cosines: NDArray[np.float32]) -> Any:

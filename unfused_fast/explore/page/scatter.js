@@ -95,7 +95,7 @@ export class Scatter {
   }
 
   paint() {
-    const context = this.canvas.getContext("2d");
+    const context = this.canvas.getContext("2d", { willReadFrequently: true }); // its memory, since pixels are written
     const [width, height] = [this.canvas.width, this.canvas.height];
     this.image ??= context.createImageData(width, height);
     const data = this.image.data;
