@@ -88,13 +88,15 @@ def test_columns_of_a_table_are_matched_with_clips(named: ShardSet, tmp_path: Pa
     csv.write_text(
         "path,mood,loudness\n" + "".join(f"{source},{n % 2},{n / 8}\n" for n, source in enumerate(sources[:9]))
     )
-    table = pa.table({"clip_id": [5, 3], "said": ["x", None], "embedding": [[1.0], [2.0]]})
+    table = pa.table(
+        {"clip_id": [5, 3], "said": ["x", None], "embedding": [[1.0], [2.0]], "empty": [None, float("nan")]}
+    )
     pq.write_table(table, tmp_path / "b.parquet")
     mood, loudness = columns_in(csv, named, kept)
     assert mood.names == ("0", "1") and mood.values[:10].tolist() == [0, 1] * 4 + [0, -1]
     assert loudness.values[:9].tolist() == [n / 8 for n in range(9)] and np.isnan(loudness.values[9:]).all()
-    (said,) = columns_in(tmp_path / "b.parquet", named, kept)
-    assert said.values[[3, 5]].tolist() == [-1, 0] and said.names == ("x",)
+    (said,) = columns_in(tmp_path / "b.parquet", named, kept, {"said", "split"})
+    assert said.values[[3, 5]].tolist() == [-1, 0] and (said.name, said.names) == ("said (b)", ("x",))
 
 
 @pytest.mark.parametrize(

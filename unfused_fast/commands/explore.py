@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +11,7 @@ import typer
 
 from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite, Shards
 from unfused_fast.commands.options import refuse_several
-from unfused_fast.commands.output import bar, next_command, open_set, print_json, show
+from unfused_fast.commands.output import bar, next_command, open_set, show
 from unfused_fast.errors import escaped
 from unfused_fast.shards.packing.workers import start_server
 
@@ -52,7 +54,7 @@ def explore(
     start_server()
     from unfused_fast.console import counted
     from unfused_fast.embedding import load
-    from unfused_fast.explore import explore_folder
+    from unfused_fast.explore import explore_folder, page_server
 
     shard_set = open_set(shards)
     with bar("embedding") as embedding, bar("writing clips") as writing:
@@ -74,32 +76,19 @@ def explore(
         f"{out}: {counted(facts['clips'], 'clip')} by {facts['map']}, {counted(facts['clusters'], 'cluster')}{purity}"
     )
     sentences = [made if facts["made"] else f"{made}; it was there already"]
-    if facts["left_out"]:
-        sentences.append(f"{counted(facts['left_out'], 'clip')} cannot be decoded and are left out")
     if not serve:
         more: list[object] = [word for path in columns or [] for word in ("--columns", path)]
         more += ["--map", kind] if kind != "umap" else []
         more += ["--clusters", clusters] if clusters is not None else []
         sentences.append(next_command("explore", shards, "--encoder", encoder, "--out", out, *more, "--serve"))
-    show(shown, as_json, [], sentences)
-    if serve:
-        _serve(out, as_json)
-
-
-def _serve(out: Path, as_json: bool) -> None:
-    """Serves the page until Ctrl-C, or a signal that ends a command as that does."""
-    from unfused_fast.explore import page_server
-
+        show(shown, as_json, [], sentences)
+        return
     server, address = page_server(out)
     with server:
-        if as_json:
-            print_json({"address": address})
-        else:
-            print(f"open {address} (Ctrl-C ends)", flush=True)
-        try:
+        show({**shown, "address": address}, as_json, [], [*sentences, f"open {address} (Ctrl-C ends)"])
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, or a signal that ends a command as that does
             server.serve_forever()
-        except KeyboardInterrupt:
-            print("", flush=True)
 
 
 def similar(

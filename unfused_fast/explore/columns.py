@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,14 @@ def table_digest(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({cause(error)}); {TABLE}") from error
 
 
-def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64]) -> list[Column]:
+def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64], taken: Collection[str] = ()) -> list[Column]:
     """The columns of a CSV or parquet file with a column clip_id, source or path, for the `kept` clips.
 
     Texts, booleans and whole numbers are categories, other numbers numbers; lists, such as embeddings, are left out.
-    Raises UserError: not readable, no such column, no clip of this set, or a key that is there twice.
+    The name of a column that is `taken` gets the file's behind it, and one without any value is left out.
+
+    Raises:
+        UserError: not readable, no such column, no clip of this set, or a key that is there twice.
     """
     try:
         if path.suffix.lower() == ".csv":
@@ -112,19 +115,21 @@ def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64]) -> list[Co
     rows = [place.get(value) for value in own]
     if all(row is None for row in rows):
         raise UserError(f"{path}: no {key} of its {len(given)} rows is of {shards.directory}; give a table of this set")
-    made = []
+    made = list[Column]()
     for field in table.schema:
         if field.name in (*KEYS, "key", "split", "label") or pa.types.is_nested(field.type):
             continue
+        name = f"{field.name} ({path.stem})" if field.name in taken else field.name
         known = table[field.name].to_pylist()
         values = [None if row is None else known[row] for row in rows]
         if pa.types.is_floating(field.type):
-            numbers = [math.nan if value is None else value for value in values]
-            made.append(Column(field.name, np.array(numbers, np.float32)))
+            numbers = np.array([math.nan if value is None else value for value in values], np.float32)
+            numbers[~np.isfinite(numbers)] = math.nan
+            made.append(Column(name, numbers))
         else:
             whole = pa.types.is_integer(field.type)
-            made.append(categories(field.name, values if whole else [None if v is None else str(v) for v in values]))
-    return made
+            made.append(categories(name, values if whole else [None if v is None else str(v) for v in values]))
+    return [column for column in made if column.names or (column.names is None and np.isfinite(column.values).any())]
 
 
 def own_pseudo_labels(encoder: str, shards: ShardSet, kept: NDArray[np.int64]) -> list[Column]:

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from unfused_fast import __version__
 from unfused_fast.config import flatten
+from unfused_fast.console import console, counted
 from unfused_fast.embedding import Embedder, embed_files
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.callbacks import OnProgress
@@ -50,9 +51,12 @@ def kept_embeddings(
                 f"{path.parent}: cannot be written ({cause(error)}); fix that, or set UNFUSED_CACHE to another folder"
             ) from error
         embed_files(embedder, numbered, path, frames=frames, progress=progress)
-    group = zarr.open_group(path, mode="r")
+    group: Any = zarr.open_group(path, mode="r")
+    kept = [int(name) for name in group["path"][:]]
+    if lost := len(rows) - len(kept):
+        console.once(f"{lost} of {counted(len(rows), 'recording')} cannot be used; unfused-fast embed names them")
     names = ["embeddings", *(("first_row", "rows", "timestamp_ms") if frames else ())]
-    return {"row": [int(name) for name in group["path"][:]], **{name: group[name] for name in names}}  # type: ignore
+    return {"row": kept, **{name: group[name] for name in names}}
 
 
 def unit_rows(values: Any) -> Tensor:

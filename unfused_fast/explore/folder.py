@@ -95,12 +95,13 @@ def explore_folder(
     columns = columns_of(shards, kept)
     label = next((column for column in columns if column.name == "label"), None)
     multi_label = any(len(ids) > 1 for ids in shards.clips["labels"].to_pylist() if ids)
-    more = [column for path in tables for column in columns_in(path, shards, kept)]
-    ids, cosines = nearest(unit, max(SHOWN, MAP_NEIGHBOURS))
+    ids, cosines = nearest(unit.to(embedder.device), max(SHOWN, MAP_NEIGHBOURS))
     places = map_of(unit, kind, ids, cosines)
     k = usual_clusters(len(unit)) if clusters is None else clusters
     cluster, described = clusters_of(unit, k, None if multi_label else label)
-    columns = [cluster, *columns, *own_pseudo_labels(encoder, shards, kept), *more]
+    columns = [cluster, *columns, *own_pseudo_labels(encoder, shards, kept)]
+    for path in tables:
+        columns += columns_in(path, shards, kept, {column.name for column in columns})
     about: dict[str, Any] = {
         "request": request,
         "written_by": f"unfused-fast {__version__}",

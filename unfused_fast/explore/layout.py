@@ -29,6 +29,7 @@ SMALL = 64
 @torch.no_grad()
 def nearest(unit: Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """(N, D) unit rows -> ids (N, K) of the most similar others, the nearest first, and cosines (N, K); exact.
+    Computed where the rows are.
 
     K is `k`, or the number of other rows where there are fewer.
     """
@@ -38,7 +39,10 @@ def nearest(unit: Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32
         block = unit[start : start + ROWS] @ unit.T
         block[torch.arange(len(block)), torch.arange(start, start + len(block))] = -torch.inf
         found = block.topk(k, dim=1)
-        ids[start : start + ROWS], cosines[start : start + ROWS] = found.indices.numpy(), found.values.numpy()
+        ids[start : start + ROWS], cosines[start : start + ROWS] = (
+            found.indices.cpu().numpy(),
+            found.values.cpu().numpy(),
+        )
     return ids, cosines
 
 

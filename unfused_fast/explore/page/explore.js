@@ -197,8 +197,9 @@ function clear() {
 
 function saveCsv() {
   const clips = state.chosen ?? [...Array(scatter.count).keys()].filter((i) => scatter.shown[i]);
+  const plain = (value) => (value === null || Number.isNaN(value) ? "" : value);
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-  const rows = clips.map((i) => [clipId(i), sources[i], ...columns.map((each) => text(each, i) ?? ""), scatter.points[2 * i], scatter.points[2 * i + 1]]);
+  const rows = clips.map((i) => [clipId(i), sources[i], ...columns.map((each) => plain(nameOf(each, i))), scatter.points[2 * i], scatter.points[2 * i + 1]]);
   const lines = [["clip_id", "source", ...columns.map((each) => each.name), "map_x", "map_y"], ...rows].map((row) => row.map((value) => cell(String(value))).join(","));
   const address = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
   make("a", { href: address, download: `${about.title}-${clips.length}-clips.csv` }).click();
