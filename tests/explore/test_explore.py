@@ -23,7 +23,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from unfused_fast.config import FrontendConfig
-from unfused_fast.explore import embeddings
+from unfused_fast.explore import embeddings, similar
 from unfused_fast.explore.columns import categories, clusters_of, columns_in, columns_of
 from unfused_fast.explore.folder import log_mel_picture
 from unfused_fast.explore.layout import GAP, map_of, nearest, with_gaps_closed
@@ -132,6 +132,10 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     assert again["made"] is False and contents(page) == before
     refused(cli(*given, "--clusters", 3), page, "replace it with --overwrite")
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "mine.txt").write_text("mine")
+    given[5] = tmp_path / "new"
+    refused(cli(*given, "--overwrite"), "mine.txt, which is no part of a page")
     given[5] = tmp_path
     refused(cli(*given, "--overwrite"), tmp_path, "mine.txt, which is no part of a page")
 
@@ -202,7 +206,9 @@ def _samples(shards: ShardSet, clip_id: int) -> Any:
     return _read(shards, {clip_id})[clip_id]
 
 
-def test_moments_are_found_in_a_long_recording(cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path) -> None:
+def test_moments_are_found_in_a_long_recording(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = np.random.default_rng(0)
     query = _samples(named, 3)[: 16000 * 96 // 100]
     long = (300 * generator.standard_normal(16000 * 40)).astype(np.int16)
@@ -218,6 +224,8 @@ def test_moments_are_found_in_a_long_recording(cli: Cli, named: ShardSet, pretra
     assert sorted(hit["seconds"] for hit in hits[:2]) == pytest.approx([4.0, 21.6], abs=0.1)
     assert all(hit["path"].endswith("long.wav") for hit in hits[:2]) and hits[1]["cosine"] > hits[2]["cosine"]
     assert "long.wav" in cli(*given, "--frames").out
+    monkeypatch.setattr(similar, "STEPS", 7)  # blocks of any size give the same
+    assert json.loads(cli(*given, "--frames", "--json").out)["hits"] == hits
 
 
 @pytest.mark.parametrize("pool", ["maxmean", "mean", "max"])

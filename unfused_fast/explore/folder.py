@@ -119,6 +119,7 @@ def explore_folder(
     new = out.with_name(f"{out.name}.partial")
     try:
         if new.exists():
+            _refuse_others(new)
             shutil.rmtree(new)
         _copy_page(new)
         _write(new, "map.f32", places)
@@ -188,8 +189,7 @@ def _page_of(out: Path, overwrite: bool, request: str) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        if others := {path.name for path in out.iterdir()} - PARTS:
-            raise UserError(f"{out}: it holds {min(others)}, which is no part of a page; choose another --out")
+        _refuse_others(out)
         about = dict(read_json(out / ABOUT, LARGEST_ABOUT))
         _facts(about, out)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -200,6 +200,12 @@ def _page_of(out: Path, overwrite: bool, request: str) -> dict[str, Any] | None:
             "with --overwrite, or choose another --out"
         )
     return about
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises UserError for a folder with anything that is no part of a page."""
+    if others := {path.name for path in folder.iterdir()} - PARTS:
+        raise UserError(f"{folder}: it holds {min(others)}, which is no part of a page; choose another --out")
 
 
 def _facts(about: dict[str, Any], out: Path) -> dict[str, Any]:
