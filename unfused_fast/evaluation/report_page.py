@@ -44,10 +44,11 @@ tr:last-child td { border-bottom: 0; }
 th { font-weight: 600; font-size: 12.5px; color: var(--soft); white-space: nowrap; }
 td { overflow-wrap: anywhere; min-width: 22ch; }
 td.short { white-space: nowrap; min-width: 0; }
-figure { margin: 0 0 14px; background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 10px; }
+h3 { font-size: 14px; margin: 16px 0 6px; }
+figure { margin: 0 0 14px; width: fit-content; max-width: 100%; box-sizing: border-box;
+  background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 10px; }
 figure img { display: block; max-width: 100%; height: auto; }
 .side { display: flex; flex-wrap: wrap; gap: 14px; }
-.side figure { flex: 0 1 auto; max-width: 100%; box-sizing: border-box; }
 @media print { .wide { overflow: visible; } }
 """
 
@@ -144,7 +145,7 @@ def _curves(names: list[str], results: Sequence[Mapping[str, Any]], logs: list[l
         own = [(names[n], logs[n]) for n, result in enumerate(results) if result["stage"] == stage and logs[n]]
         there = [(key, label) for key, label in CURVES.items() if any(key in row for _, rows in own for row in rows)]
         if there:
-            parts.append(_figure(f"Curves of {stage}", plot_curves, own, there))
+            parts += [f"<h3>{escape(stage)}</h3>", _figure(f"Curves of {stage}", plot_curves, own, there)]
     return ["<h2>Curves</h2>", *parts] if parts else []
 
 
