@@ -11,7 +11,7 @@ DRIVER_CUDA = $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA [A-Za-z ]*Versi
 EXTRA ?= $(if $(DRIVER_CUDA),$(if $(filter 10 11 12,$(DRIVER_CUDA)),cuda12,cuda13),cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint audit lock lock-check clean
+.PHONY: demo test soak lint docs linkcheck audit lock lock-check clean
 demo: $(VENV)/.installed
 	$(BIN)/unfused-fast demo --out $(OUT) --overwrite
 
@@ -26,6 +26,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, docs/_build/html: pages, Python API from docstrings; a warning is an error. linkcheck asks every address.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+linkcheck: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
 
 # Known vulnerabilities of what is installed, by pip-audit in an environment of its own; asks PyPI's advisory database.
 audit: $(VENV)/.installed
@@ -54,5 +61,9 @@ $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml $(wildcard requirement
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps lightly==1.6.0
 	touch $(VENV)/.installed $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed requirements/docs.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-lock $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf docs/_build $(VENV) $(VENV)-audit $(VENV)-lock $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -63,6 +63,7 @@ class Frames:
 
     @property
     def frame_samples(self) -> int:
+        """Samples of a frame, per channel: 1152 of MPEG-1, 576 of MPEG-2 and 2.5."""
         return 1152 if self.header[1] >> 3 & 3 == 3 else 576
 
     @property

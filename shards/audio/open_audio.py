@@ -87,6 +87,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
             _check_window(self._window)
 
     def seekable(self) -> bool:
+        """No, so that soundfile reads on where it is."""
         return False
 
     def can_seek(self) -> bool:

@@ -284,4 +284,5 @@ def _index_text(lines: Sequence[str]) -> str:
 
 
 def padded(size: int) -> int:
+    """Bytes that a member of `size` bytes takes in a tar, without its header."""
     return -(-size // _BLOCK) * _BLOCK

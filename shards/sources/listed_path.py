@@ -35,33 +35,42 @@ class ListedPath:
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """As Path.parts, of the title and the path."""
         return PurePosixPath(str(self)).parts
 
     @property
     def name(self) -> str:
+        """As Path.name."""
         return PurePosixPath(str(self)).name
 
     @property
     def stem(self) -> str:
+        """As Path.stem."""
         return PurePosixPath(str(self)).stem
 
     @property
     def parent(self) -> ListedPath:
+        """The folder that it is in; of the source itself the source."""
         return ListedPath(self.listing, self.path.rpartition("/")[0])
 
     def relative_to(self, other: ListedPath) -> PurePosixPath:
+        """As Path.relative_to, of two of one listing."""
         return PurePosixPath(self.path).relative_to(other.path)
 
     def exists(self) -> bool:
+        """Whether the listing has it."""
         return self.is_file() or self.is_dir()
 
     def is_dir(self) -> bool:
+        """Whether the listing has it as a folder."""
         return self.path in self.listing.folders
 
     def is_file(self) -> bool:
+        """Whether the listing has it as a file."""
         return self.path in self.listing.files
 
     def iterdir(self) -> Iterator[ListedPath]:
+        """What is in this folder, sorted. Raises FileNotFoundError: it is none."""
         if not self.is_dir():
             raise FileNotFoundError(2, "No such file or directory", str(self))
         return (self / name for name in sorted(self.listing.folders[self.path]))
@@ -88,6 +97,7 @@ class ListedPath:
         return cast(IO[Any], data if "b" in mode else io.TextIOWrapper(data, encoding, errors, newline))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+        """As Path.read_text, in UTF-8 unless `encoding` is given."""
         with self.open(encoding=encoding or "utf-8", errors=errors) as stream:
             return str(stream.read())
 

@@ -79,6 +79,7 @@ class ByteReader(io.RawIOBase):
         return position
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """As a raw file's. Raises OSError or UserError, or where `raises` is False reads nothing more."""
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), self._size - self._position)
         if wanted <= 0:
@@ -114,6 +115,7 @@ class Joined:
         *self.starts, self.size = accumulate((part.size for part in parts), initial=0)
 
     def read_at(self, position: int, count: int) -> bytes:
+        """`count` bytes from `position` on, fewer at the end."""
         pieces: list[bytes] = []
         for part, start, end in zip(self.parts, self.starts, [*self.starts[1:], self.size], strict=True):
             while count > 0 and start <= position < end:
@@ -151,6 +153,7 @@ class InflatedGzip:
         )
 
     def read_at(self, position: int, count: int) -> bytes:
+        """As Joined's, of the inflated bytes. Raises Unreadable: damaged; UserError: a server does not answer."""
         try:
             self._file.seek(position)
             return bytes(self._file.read(count))

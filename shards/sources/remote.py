@@ -54,6 +54,8 @@ class RemoteFile:
             self._read_whole()
 
     def read_at(self, position: int, count: int) -> bytes:
+        """`count` bytes from `position` on. Raises OSError, or UserError when the server does not answer."""
+
         def read() -> bytes:
             self._file.seek(position)
             return bytes(self._file.read(count))

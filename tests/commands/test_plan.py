@@ -267,6 +267,11 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     one_view = with_values(config, {"bank.view": "training"})
     fewer = step_cost(one_view, 512)[0]
     assert fewer == pytest.approx(2 * (3 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
+    three = with_values(one_view, {"loss.instance": "simclr", "views.local": 1, "views.local_seconds": 0.47})
+    parts = (encoder / 2 + projector, encoder + projector, encoder + projector)  # 48 frames, and 96 twice
+    more = 2 * (3 * sum(parts) + 3 * 2 * scores - 2.5 * first_layer)
+    assert step_cost(three, 512)[0] == pytest.approx(more, rel=0.01)
+    assert step_bytes(three, 3 * 8) == pytest.approx(2.5 * step_bytes(one_view, 8), rel=0.02)
     network, kept = PretrainNetwork(config), dict[int, int]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

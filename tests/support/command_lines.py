@@ -9,6 +9,9 @@ from unfused_fast.cli import app
 UsageError = typer.BadParameter.__bases__[0]
 """What the command line raises for what is not there; of click, or of Typer's own copy of it."""
 
+MissingParameter = next(kind for kind in typer.BadParameter.__subclasses__() if kind.__name__ == "MissingParameter")
+"""What it raises for what is left out."""
+
 
 def parse(arguments: list[str]) -> None:
     """As the command line does, up to the call. Raises UsageError for what is not there."""

@@ -7,7 +7,7 @@ parquet   path, seconds, with --frames timestamp_ms, embedding (D float32); meta
 zarr      embeddings (N, D) float32; path (M,) text; seconds (M,) float64; with --frames first_row and rows (M,) int64,
           and timestamp_ms (N,) float32; attribute `about`
 
-`about` holds the digest of the encoder, pooling, frames, sample rate, version.
+`about` holds the digest of the encoder, pooling, layers, frames, sample rate, version.
 """
 
 from __future__ import annotations

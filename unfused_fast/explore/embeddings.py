@@ -66,7 +66,7 @@ def unit_rows(values: Any) -> Tensor:
 
 def encoder_key(embedder: Embedder) -> str:
     """sha256 (hex) of all of an encoder that embeddings depend on."""
-    norm = embedder.mean, embedder.std, embedder.unit_norm, embedder.pool, __version__
+    norm = embedder.mean, embedder.std, embedder.unit_norm, embedder.pool, embedder.features, __version__
     config = json.dumps(flatten(embedder.config), sort_keys=True, default=list)
     return hashlib.sha256(f"{embedder.digest} {norm} {config}".encode()).hexdigest()
 

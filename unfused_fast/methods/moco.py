@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from unfused_fast.config import Config
 from unfused_fast.console import console
@@ -26,8 +26,6 @@ from unfused_fast.methods.method import LEAST_CLIPS, Log, Method, Passes
 from unfused_fast.methods.signs import ContrastSigns
 from unfused_fast.models import KeyQueue, follow, follower
 
-LEAST_BATCH = 16
-"""`train.batch_size` = auto on a small set."""
 MOST_KEYS = 65536
 """`method.queue` = auto on a large set. Source: MoCo section 4.1; authors of LAPE."""
 
@@ -36,9 +34,9 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
     """(B, P) queries and their own keys, (K, P) other clips' keys, all of unit norm -> () mean cross-entropy of picking
     the own key. Source: MoCo Eq. 1.
     """
-    own, others = (queries * keys).sum(dim=1, keepdim=True), queries @ queue.T
-    scores = torch.cat([own, others], dim=1) / temperature
-    return cross_entropy(scores, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
+    scaled = queries / temperature
+    own, others = (scaled * keys).sum(dim=1), (scaled @ queue.T).logsumexp(dim=1)
+    return (torch.logaddexp(own, others) - own).mean()  # no second (B, K) for all scores side by side
 
 
 class MoCo(Method):
@@ -55,9 +53,13 @@ class MoCo(Method):
             )
         self.views = 2 + config.views.local
         self.key_network = follower(self.network)
-        keys, wanted = resolve_queue(config, clips), config.train.batch_size
-        batch = min(clips, LEAST_BATCH if wanted == "auto" else wanted)
-        if config.method.queue == "auto" and keys < batch:  # one batch's keys would push each other out
+        keys, batch = resolve_queue(config, clips), config.train.clips_a_step(clips)
+        if keys < batch and config.method.queue != "auto":
+            raise UserError(
+                f"method.queue = {keys}, but a batch has {batch} clips, whose keys would push each other out; use "
+                f"--set method.queue=auto, or {batch} to {clips}"
+            )
+        if keys < batch:
             smaller = f"--set train.batch_size={keys}, " if keys >= LEAST_CLIPS else ""
             raise UserError(
                 f"method.queue: auto is {keys} for {clips} clips, and {config.method.name} wants at least a batch of "

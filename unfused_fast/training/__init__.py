@@ -6,11 +6,19 @@ stopping, saving and resuming. Read first: loop.py, then run_directory.py.
 
 from unfused_fast.training.checkpoint import KEPT, Position, load_checkpoint, misfitting, refuse_misfit, write_json
 from unfused_fast.training.loop import Trainer
-from unfused_fast.training.model_folder import WEIGHTS, encoder_digest, read_model_folder, write_model_folder
+from unfused_fast.training.model_folder import (
+    WEIGHTS,
+    encoder_digest,
+    encoder_place,
+    read_model_folder,
+    to_half,
+    write_model_folder,
+)
 from unfused_fast.training.optim import build_optimizer
 from unfused_fast.training.options import (
     Interrupted,
     Options,
+    Paused,
     autocast,
     compiled,
     full_precision,
@@ -37,4 +45,4 @@ from unfused_fast.training.plots import (
 )
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_record import config_digest, read_description, read_result
+from unfused_fast.training.run_record import commit, config_digest, read_description, read_result, versions

@@ -67,6 +67,10 @@ class Interrupted(Exception):
     """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved."""
 
 
+class Paused(Interrupted):
+    """The run stands, saved, at the end of epoch `Options.until_epoch`."""
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Nothing is printed to the console inside the block: for small steps of a larger job."""
@@ -95,6 +99,10 @@ class Options:
     again: str = "continue with --resume"
     """What a run that was stopped says to do; commands that make several runs have no such flag."""
     overwrite: bool = False
+    until_epoch: int | None = None
+    """Epoch after which the run is saved and Paused, unless it ends there; a resumed run that is past it pauses before
+    the next epoch. Ours: a search looks at a run between two epochs, and gives up or goes on.
+    """
     save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False
     """See Profile in progress.py."""
@@ -201,12 +209,10 @@ def resolve_batch_size(config: Config, clips: int) -> int:
     """The batch size of a run over `clips` clips: at most `clips`, so that an epoch has a step."""
     if clips < 2:
         raise UserError(f"the train split has {clips} clip; training needs at least 2")
-    wanted = config.train.batch_size
-    if wanted == "auto":
-        found = min(512, max(16, 1 << max(0, (clips // 16).bit_length() - 1)), clips)
+    found = config.train.clips_a_step(clips)
+    if config.train.batch_size == "auto":
         console.once(f"train.batch_size: auto is {found} for {clips} clips")
-        return found
-    return min(wanted, clips)
+    return found
 
 
 def train_loader(

@@ -1,4 +1,4 @@
-"""docs/datasets.md: a section for every data set, with commands that the packer takes."""
+"""docs/datasets.md: a section for every data set, with commands that the packer takes; docs/data.md: tables, splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from unfused_fast.shards.datasets import DATASETS
 from unfused_fast.shards.sources.csv_rows import COLUMNS
 from unfused_fast.shards.sources.split_names import SPLIT_NAMES
 
-PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "datasets.md"
+OWN = DOCS / "data.md"
 
 
 def test_every_data_set_has_commands_that_are_taken() -> None:
@@ -27,7 +29,7 @@ def test_every_data_set_has_commands_that_are_taken() -> None:
 
 
 def test_usual_names_of_splits_are_those_of_the_code() -> None:
-    rows = re.findall(r"^\| (train|valid|test) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (train|valid|test) \| (.*) \|$", OWN.read_text(), re.MULTILINE)
     assert {split: tuple(names.split(", ")) for split, names in rows} == SPLIT_NAMES
-    columns = re.findall(r"^\| `(\w+)` \| [^|]* \|$", PAGE.read_text(), re.MULTILINE)
+    columns = re.findall(r"^\| `(\w+)` \| [^|]* \|$", OWN.read_text(), re.MULTILINE)
     assert sorted(columns) == sorted(COLUMNS)

@@ -105,7 +105,8 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         "copy of the bank being saved": sum(pinned_bytes(n) if cuda else n for n in (clips * row, 8 * clips)),
     }
     log_mels, own_log_mels = (log_mel_bytes(number, seconds, config) for number in (clips, own))
-    step = step_bytes(config, -(-batch_size // (devices * config.train.accumulate)) * config.bank.views)
+    views = config.whole_views + config.views.local
+    step = step_bytes(config, -(-batch_size // (devices * config.train.accumulate)) * views)
     store, why = _store(config, own_log_mels, machine, sum(device.values()), sum(host.values()), step)
     half = cuda or resolve_amp(config, torch.device("cpu"))
     device["kept for the backward pass, about"] = kept // 2 if half else kept
