@@ -73,7 +73,8 @@ def test_features_are_compared_through_a_linear_map() -> None:
     config = with_values(Config(), {**SMALL, "distill.mse": "features"})
     network = DistillNetwork(config, 3).eval()
     log_mel = torch.randn(5, 1, 64, 96)
-    deepest, blocks, pooled, adapted = network(log_mel)
+    deepest, blocks, pooled, adapted, projection = network(log_mel)
+    assert projection is None
     output = network.encoder(log_mel)
     steps = output.frames.detach().numpy()
     np.testing.assert_allclose(pooled.detach().numpy(), steps.mean(axis=1) + steps.max(axis=1), atol=1e-5)
