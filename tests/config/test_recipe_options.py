@@ -289,13 +289,15 @@ def test_f_sd_begins_at_the_teachers_weights(
         assert cli("train", "distill", tones, "--out", run, *flags, "--set", f"distill.init={init}").code == 0
         found = newest(run)[f"model.encoder.{weight}"]
         assert torch.allclose(found, teacher.state_dict()[weight], atol=1e-5) is same
-    refused = cli(
-        "train", "distill", tones, "--out", tmp_path / "no", *flags, "--set", "distill.init=teacher", "--set",
-        "model.dim=64",
-    )  # fmt: skip
-    assert (
-        refused.code == 1 and "distill.init = teacher, but" in refused.error and "does not match f_sd" in refused.error
-    )
+    for field, theirs, own in (
+        ("model.dim", 32, 64),
+        ("data.norm", "dataset", "running"),
+        ("frontend.fmin_hz", 60.0, 0.0),
+    ):
+        other = [*flags, "--set", "distill.init=teacher", "--set", f"{field}={own}"]
+        refused = cli("train", "distill", tones, "--out", tmp_path / "no", *other)
+        assert refused.code == 1 and f"does not match f_sd in {field}; give" in refused.error
+        assert f"settings: --set {field}={theirs}; or" in refused.error
     early = cli("train", "all", tones, "--out", tmp_path / "all", "--method", "decar-v1", *tiny)
     assert early.code == 1 and "stage 1 does not match f_sd" in early.error and not (tmp_path / "all").exists()
 

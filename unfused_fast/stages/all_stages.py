@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from unfused_fast.config import Config, Stage
 from unfused_fast.console import console
 from unfused_fast.methods import method_class
-from unfused_fast.models import build_encoder
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
-from unfused_fast.stages.features import refuse_other_sizes
+from unfused_fast.stages.features import refuse_other_encoder
 from unfused_fast.stages.linear_heads import linear, linear_round
 from unfused_fast.stages.pretraining import pretrain
 from unfused_fast.training import Options, write_json
@@ -34,8 +31,7 @@ def train_all(
     """
     linear_round(configs["linear"], target, holdout)  # checks of later stages, before stage 1 runs for hours
     if configs["distill"].distill.init == "teacher":
-        with torch.device("meta"):
-            refuse_other_sizes(build_encoder(configs["distill"]), build_encoder(configs["pretrain"]), "stage 1")
+        refuse_other_encoder(configs["distill"], configs["pretrain"], "stage 1")
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
     encoders = {

@@ -299,7 +299,7 @@ def distill(
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
             with torch.random.fork_rng(on_gpu):  # rank 0 alone makes a network; dropout is drawn alike on all
-                ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
+                ranks.first(lambda: start_from(student.network.encoder, config, load_encoder(teacher, options.device)))
             first_state(student.network, ranks)
             student.begins()
         if given is None and not run.resumed:
