@@ -103,7 +103,8 @@ def test_columns_of_a_table_are_matched_with_clips(named: ShardSet, tmp_path: Pa
     ("text", "parts"),
     [
         ("name,x\na,1\n", "want one of clip_id, source, path"),
-        ("clip_id,x\n1,2\n1,3\n", "rows repeat a clip_id"),
+        ("clip_id,x\n1,2\n1,3\n", "1 row repeating a clip_id"),
+        ("clip_id,x,x\n1,2,3\n", "several columns x"),
         ("clip_id,x\n9999,2\n", "give a table of this set"),
         (None, "want a CSV or parquet file"),
     ],
@@ -131,13 +132,21 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     again = json.loads(cli(*given).out)
     assert again["made"] is False and contents(page) == before
     refused(cli(*given, "--clusters", 3), page, "replace it with --overwrite")
+    (tmp_path / "empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "empty")
+        given[5] = Path()
+        refused(cli(*given), "name a folder in it")
+    (tmp_path / "link").symlink_to("empty")
+    given[5] = tmp_path / "link"
+    assert cli(*given).code == 0 and (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "index.html").exists()
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
     given[5] = tmp_path / "new"
     refused(cli(*given, "--overwrite"), "mine.txt, which is no part of a page")
     given[5] = tmp_path
-    refused(cli(*given, "--overwrite"), tmp_path, "mine.txt, which is no part of a page")
+    refused(cli(*given, "--overwrite"), tmp_path, "which is no part of a page")
 
 
 def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], named: ShardSet, page: Path) -> None:
@@ -198,6 +207,21 @@ def test_similar_clips_are_those_of_numpy(
     monkeypatch.setattr(embeddings, "embed_files", None)  # the second time nothing is embedded
     assert json.loads(cli(*given).out)["hits"] == first
     refused(cli(*given[:5], tmp_path / "all.npz", "--json"), "all.npz", "give a recording")
+
+
+@pytest.mark.parametrize("lost", ["embeddings/c/0/0", "path/c/0", "embeddings/zarr.json", "zarr.json", "all"])
+def test_embeddings_of_which_a_part_is_lost_are_made_again(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path))
+    soundfile.write(tmp_path / "query.wav", _samples(named, 12), 16000, subtype="PCM_16")
+    given = ["similar", named.directory, "--encoder", pretrained, "--query", tmp_path / "query.wav", "--json"]
+    before = json.loads(cli(*given).out)["hits"]
+    (kept,) = tmp_path.glob("embeddings/*.zarr")
+    files = [path for path in kept.rglob("*") if path.is_file()] if lost == "all" else [kept / lost]
+    for path in files:
+        path.unlink()
+    assert json.loads(cli(*given).out)["hits"] == before and files[0].exists()
 
 
 def _samples(shards: ShardSet, clip_id: int) -> Any:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.clustering import spherical_kmeans
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
 from unfused_fast.training import read_description
@@ -101,6 +102,8 @@ def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64], taken: Col
             table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({cause(error)}); {TABLE}") from error
+    if twice := sorted({name for name in table.schema.names if table.schema.names.count(name) > 1}):
+        raise UserError(f"{path}: it has several columns {twice[0]}; want each name once")
     key = next((name for name in KEYS if name in table.schema.names), None)
     if key is None:
         raise UserError(
@@ -110,7 +113,7 @@ def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64], taken: Col
     given = table[key].to_pylist()
     place = {value: row for row, value in enumerate(given)}
     if len(place) < len(given):
-        raise UserError(f"{path}: {len(given) - len(place)} rows repeat a {key}; want one row a clip")
+        raise UserError(f"{path}: {counted(len(given) - len(place), 'row')} repeating a {key}; want one row a clip")
     own = kept.tolist() if key == "clip_id" else shards.clips["source"].take(kept).to_pylist()
     rows = [place.get(value) for value in own]
     if all(row is None for row in rows):

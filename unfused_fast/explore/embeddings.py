@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -36,27 +37,45 @@ def kept_embeddings(
 
     Returns:
         row: (M,) which of `rows` each is; embeddings: zarr array (M, D), or with `frames` (all steps, D) with
-        first_row and rows (M,), the steps of each, and timestamp_ms of every step, as of formats.py.
+        first_row and rows (M,), the steps of each.
 
     Raises:
         UserError: none of the rows is usable, or the cache cannot be written.
     """
     numbered = [replace(row, source=str(number)) for number, row in enumerate(rows)]
     path = cache_folder() / "embeddings" / f"{_key(embedder, rows, frames)}.zarr"
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{path.parent}: cannot be written ({cause(error)}); fix that, or set UNFUSED_CACHE to another folder"
-            ) from error
+    there, arrays = path.exists(), _opened(path, frames)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if there and arrays is None:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written ({cause(error)}); fix that, or set UNFUSED_CACHE to another folder"
+        ) from error
+    if arrays is None:
         embed_files(embedder, numbered, path, frames=frames, progress=progress)
-    group: Any = zarr.open_group(path, mode="r")
-    kept = [int(name) for name in group["path"][:]]
-    if lost := len(rows) - len(kept):
+        arrays = _opened(path, frames)
+    assert arrays is not None
+    if lost := len(rows) - len(arrays["row"]):
         console.once(f"{lost} of {counted(len(rows), 'recording')} cannot be used; unfused-fast embed names them")
-    names = ["embeddings", *(("first_row", "rows", "timestamp_ms") if frames else ())]
-    return {"row": kept, **{name: group[name] for name in names}}
+    return arrays
+
+
+def _opened(path: Path, frames: bool) -> dict[str, Any] | None:
+    """What is kept; None where there is nothing yet, or a part is lost, as to a program that clears old files."""
+    try:
+        group: Any = zarr.open_group(path, mode="r")
+        found = {name: group[name] for name in ("embeddings", "path", *(("rows",) if frames else ()))}
+        if any(array.nchunks_initialized < array.nchunks for array in found.values()):
+            return None
+        found["row"] = [int(name) for name in found.pop("path")[:]]
+        if frames:
+            counts = found["rows"] = found["rows"][:]
+            found["first_row"] = counts.cumsum() - counts
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found
 
 
 def unit_rows(values: Any) -> Tensor:

@@ -89,6 +89,9 @@ def explore_folder(
     before = _page_of(out, overwrite, request)
     if before is not None and before["request"] == request and not overwrite:
         return {**_facts(before, out), "made": False}
+    place = out.resolve()  # a link is kept
+    if place == Path.cwd():
+        raise UserError(f"--out {out}: it is the working directory itself; name a folder in it")
     arrays = kept_embeddings(embedder, shard_set_rows(shards), embedding)
     kept = np.array(arrays["row"], np.int64)
     unit = unit_rows(arrays["embeddings"][:])
@@ -116,7 +119,7 @@ def explore_folder(
         "clusters": described,
         "ids": kept.tolist() if len(kept) < shards.clips.num_rows else None,
     }
-    new = out.with_name(f"{out.name}.partial")
+    new = place.with_name(f"{place.name}.partial")
     try:
         if new.exists():
             _refuse_others(new)
@@ -131,9 +134,9 @@ def explore_folder(
         (new / "data" / "sources.json").write_text(json.dumps(sources, ensure_ascii=False), encoding="utf-8")
         _write_clips(new, shards, set(kept.tolist()), embedder.config.frontend, writing)
         (new / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        new.rename(out)
+        if place.exists():
+            shutil.rmtree(place)
+        new.rename(place)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({cause(error)}); choose another --out") from error
     return {**_facts(about, out), "made": True}

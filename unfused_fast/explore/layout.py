@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError
 from unfused_fast.optional import importing
 
@@ -53,7 +54,7 @@ def map_of(unit: Tensor, kind: MapKind, ids: NDArray[np.int32], cosines: NDArray
     variance. Raises UserError: fewer than FEWEST clips, or UMAP is not installed.
     """
     if len(unit) < FEWEST:
-        raise UserError(f"{len(unit)} clips, but a map needs {FEWEST} or more; give a larger set")
+        raise UserError(f"{counted(len(unit), 'clip')}, but a map needs {FEWEST} or more; give a larger set")
     if kind == "pca":
         from sklearn.decomposition import PCA
 

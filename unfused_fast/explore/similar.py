@@ -74,7 +74,7 @@ def similar_moments(
     wanted = unit_rows(windows(frames[0].cpu(), length, pool))[0]
     arrays = kept_embeddings(embedder, rows, progress, frames=True)
     hits = list[Hit]()
-    for row, first, steps in zip(arrays["row"], arrays["first_row"][:], arrays["rows"][:], strict=True):
+    for row, first, steps in zip(arrays["row"], arrays["first_row"], arrays["rows"], strict=True):
         span, blocks = min(length, int(steps)), list[Tensor]()
         for start in range(0, steps - span + 1, STEPS):
             stop = min(start + STEPS + span - 1, int(steps))
