@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from outcomes import Cli, refused
 
+from unfused_fast.config import preset
 from unfused_fast.evaluation.report_page import accuracy_interval
+from unfused_fast.evaluation.run_store import settings_of
 
 RESULT: dict[str, Any] = {
     "stage": "linear",
@@ -58,6 +61,31 @@ def test_runs_of_all_stages_are_in_one_file(cli: Cli, pretrained: Path, tmp_path
         "linear-0",
         "linear-1",
     ]
+
+
+def test_each_method_has_its_own_recommended_settings(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
+    config = json.loads((pretrained / "config.json").read_text())
+    rates = {}
+    for method in ("decar-v2", "simclr", "of a later version"):
+        known = preset("recommended", "pretrain", None if method[0] == "o" else method)  # type: ignore[arg-type]
+        rates[method] = str(known.optim.lr)
+        (tmp_path / method).mkdir()
+        of_method = {**config, "config": {**config["config"], "method.name": method, "optim.lr": known.optim.lr}}
+        (tmp_path / method / "config.json").write_text(json.dumps(of_method))
+        shutil.copy(pretrained / "result.json", tmp_path / method)
+    out = tmp_path / "report.html"
+    refused(cli("report", tmp_path, "--html", tmp_path), "it is a folder")
+    assert cli("report", tmp_path, "--html", out).code == 0
+    rows = text_of(out.read_text(encoding="utf-8"))
+    place = next(n for n, row in enumerate(rows) if row[0] == "" and row[1].startswith("recommended"))
+    columns, found = rows[place], {row[0]: row for row in rows[place:]}
+    for method, rate in rates.items():
+        usual = next(n for n, name in enumerate(columns) if f"recommended of {method}" in name)
+        assert found["optim.lr"][usual] == rate == found["optim.lr"][columns.index(method)]
+    settings = [
+        settings_of(json.loads((tmp_path / name / "config.json").read_text())["config"], "pretrain") for name in rates
+    ]
+    assert "optim.lr" not in settings[1] and [each.get("method.name") for each in settings] == [None, None, [*rates][2]]
 
 
 @pytest.mark.parametrize("confusion", [[[1, 0], [0, 0]], [[40, 3], [9, 30]], [[0, 5], [5, 0]]])

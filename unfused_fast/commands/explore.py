@@ -136,5 +136,5 @@ def similar(
         [escaped(one["path"]), escaped(one["label"] or ""), f"{one['seconds']:.2f}", f"{one['cosine']:.4f}"]
         for one in found
     ]
-    table = f"like {query}", ("path", "label", "at second", "cosine"), lines
+    table = escaped(f"like {query}"), ("path", "label", "at second", "cosine"), lines
     show({"query": str(query), "hits": found}, as_json, [table])

@@ -18,9 +18,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from unfused_fast import __version__
-from unfused_fast.config import flatten, preset
-from unfused_fast.errors import unreadable
+from unfused_fast.errors import UserError, unreadable
 from unfused_fast.evaluation.report import REPORT_COLUMNS, mean_and_error, table_rows, writing
+from unfused_fast.evaluation.run_store import usual_settings
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training import plot_confusions, plot_curves, read_description
 
@@ -63,6 +63,8 @@ def write_report_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: a run's files are damaged, or PATH cannot be written.
     """
+    if path.is_dir():
+        raise UserError(f"--html {path}: it is a folder; name a file to write")
     names = _short([str(result["run"]) for result in results])
     runs = [Path(str(result["run"])) for result in results]
     described = [read_description(run) for run in runs]
@@ -175,11 +177,13 @@ def _settings(
         }
         if not own:
             continue
-        method = next(iter(own.values())).get("method.name")
-        usual = flatten(preset("recommended", stage, method if stage == "pretrain" else None))  # type: ignore[arg-type]
-        every = [json.loads(json.dumps(usual)), *own.values()]
+        recommended = {config.get("method.name"): usual_settings(config, stage) for config in own.values()}  # type: ignore[arg-type]
+        if stage != "pretrain" or len(recommended) == 1:
+            usual = {"recommended": next(iter(recommended.values()))}
+        else:
+            usual = {f"recommended of {method}": values for method, values in recommended.items()}
         text = "Settings in which runs differ from each other, or from the recommended preset."
-        columns = ["recommended", *own]
+        columns, every = [*usual, *own], [*usual.values(), *own.values()]
         parts += _beside(f"Settings of {stage}", text, columns, every, lambda values: len({*values}) > 1)
     return parts
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import typing
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from unfused_fast.config import BASELINES, Stage, flatten, preset
+from unfused_fast.config import BASELINES, MethodName, Stage, flatten, preset
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.evaluation.measure import Method
 from unfused_fast.evaluation.report import writing
@@ -105,10 +106,19 @@ def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return [*found.values()]
 
 
+def usual_settings(values: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """The flattened `recommended` of a stage and of the method of `values`, as JSON gives it; of the usual method where
+    they are of a version with other methods.
+    """
+    method = values.get("method.name")
+    known = method if stage == "pretrain" and method in typing.get_args(MethodName) else None
+    usual: dict[str, Any] = json.loads(json.dumps(flatten(preset("recommended", stage, known))))
+    return usual
+
+
 def settings_of(values: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     """The fields of a flattened config, but for the seed, that differ from `recommended` of its stage and method."""
-    method = values["method.name"] if stage == "pretrain" else None
-    usual = json.loads(json.dumps(flatten(preset("recommended", stage, method))))
+    usual = usual_settings(values, stage)
     given = json.loads(json.dumps(dict(values)))
     return {name: value for name, value in given.items() if name != "train.seed" and usual.get(name) != value}
 
@@ -146,7 +156,7 @@ def _rows(pool: Path) -> Iterator[dict[str, Any]]:
         row = {**run.facts(), "teacher": None}
         if run.stage == "distill":
             row["teacher"] = names.get(run.source)
-            row["method"] = runs[row["teacher"]].config["method.name"] if row["teacher"] else None
+            row["method"] = runs[row["teacher"]].config.get("method.name") if row["teacher"] else None
         yield from (
             _scored({**row, **run.progress(None)}, [])
             if name not in scores
@@ -196,7 +206,7 @@ class _Run:
             "run": self.path.name,
             "digest": self.digest,
             "stage": self.stage,
-            "method": self.config["method.name"],
+            "method": self.config.get("method.name"),
             "config": json.dumps(settings_of(self.config, self.stage)),
             "seed": self.config["train.seed"],
             "set": made.get("set"),
@@ -291,5 +301,5 @@ def _line(text: str) -> dict[str, Any] | None:
     """A line of the log; None of one that a kill left half written."""
     try:
         return dict(json.loads(text))
-    except ValueError:
+    except (ValueError, TypeError):
         return None
