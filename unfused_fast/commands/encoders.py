@@ -31,7 +31,7 @@ def embed(
         ),
     ],
     encoder: Annotated[Path, typer.Option(help=f"{TRAINED}.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet, .zarr or .csv.", show_default=False)],
     frames: Annotated[
         bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
     ] = False,
