@@ -1,6 +1,7 @@
 """unfused-fast: UnFuSeD (arXiv 2303.05668) from audio files to a result, on one device or many.
 
-`unfused_fast.load(RUN)` gives the trained encoder of a run, or of a model folder, as a `torch.nn.Module`.
+`unfused_fast.load(RUN)` gives the trained encoder of a run, or of a model folder, as a `torch.nn.Module`;
+`unfused_fast.load("base")` the one that comes with the package.
 
 Importing this package loads no GPU library; each is imported where it is used, in one file.
 """

@@ -11,19 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unfused_fast.config import SHIPPED
 from unfused_fast.embedding import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.training import WEIGHTS
 
 
 def load_model(model_file_path: str = "") -> Embedder:
-    """The encoder of a run or a model folder, or of the model.safetensors in one, on the CPU.
-
-    Raises UserError: no path is given (the package contains no weights); or as embedder.load.
+    """The encoder of a run or a model folder, or of the model.safetensors in one, on the CPU; without a path that of
+    the package, `base`. Raises UserError as embedder.load.
     """
-    if not model_file_path:
-        raise UserError("unfused-fast contains no weights; give a run or a model folder, with HEAR's --model")
-    path = Path(model_file_path)
+    path = Path(model_file_path or SHIPPED)
     return load(path.parent if path.name == WEIGHTS else path, device="cpu")
 
 

@@ -103,15 +103,22 @@ def test_a_folder(cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, 
     refused(cli("embed", folder, "--encoder", pretrained, "--out", out), out, "--overwrite")
 
 
-def test_a_shard_set_gives_the_features_of_training(cli: Cli, pretrained: Path, tones: Path, tmp_path: Path) -> None:
-    done = cli("embed", tones, "--encoder", pretrained, "--out", tmp_path / "set.npz", "--device", "cpu")
+@pytest.mark.parametrize("features", ["encoder", "block1+block3+encoder"])
+def test_a_shard_set_gives_the_features_of_training(
+    cli: Cli, pretrained: Path, tones: Path, tmp_path: Path, features: str
+) -> None:
+    flags = ["--encoder", pretrained, "--out", tmp_path / "set.npz", "--device", "cpu", "--features", features]
+    done = cli("embed", tones, *flags)
     assert done.code == 0, done.err
     shards, cpu = open_shards(tones), torch.device("cpu")
     encoder = load_encoder(pretrained, cpu)
-    splits = [extract(encoder, shards, name, "encoder", "maxmean", cpu) for name in shards.manifest.splits]
+    splits = [extract(encoder, shards, name, features, "maxmean", cpu) for name in shards.manifest.splits]
     found = table_of(tmp_path / "set.npz")
     np.testing.assert_allclose(found["embeddings"], torch.cat(splits).numpy(), rtol=1e-4, atol=1e-4)
-    assert list(found["path"]) == shards.clips["source"].to_pylist()
+    assert list(found["path"]) == shards.clips["source"].to_pylist() and found["about"]["features"] == features
+    refused(
+        cli("embed", tones, *flags[:2], "--out", tmp_path / "b.npz", "--features", "fc"), "features = fc: want layers"
+    )
 
 
 @pytest.mark.parametrize("ending", ["parquet", "zarr", "csv"])

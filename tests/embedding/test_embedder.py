@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from host_waits import Recorded
 import unfused_fast
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
+from unfused_fast.data.front_end import log_mel
 from unfused_fast.embedding import pieces as clip_pieces
 from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.errors import UserError
@@ -84,6 +87,42 @@ def test_pieces_give_what_the_whole_clip_gives(seconds: float, monkeypatch: pyte
     cut_steps, cut_times = embedder.embed_frames(clip, 16000)
     torch.testing.assert_close(cut_steps, steps, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(cut_times, times, rtol=0, atol=0)
+
+
+def _keep(maps: list[Any], module: torch.nn.Module, given: Any, made: Any) -> None:
+    maps.append(made)
+
+
+@pytest.mark.parametrize("encoder", ["audiontt", "efficientnet_b0"])
+def test_layers_stand_side_by_side_however_a_clip_is_cut(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the maps that hooks see when the network reads the whole clip. EfficientNet's pieces are other inputs."""
+    values = {"model__encoder": encoder, "model__channels": 4, "model__dim": 32}
+    clips, embedder = [noise(2.13), noise(5.0, 1), noise(12.345, 2)], random_embedder(**values)
+    embedder = Embedder(
+        FrozenEncoder("", embedder.config, {"mean": -3.0, "std": 2.0}, embedder.encoder, None), None, "all"
+    )
+    parts = embedder.encoder.convolutions if encoder == "audiontt" else [embedder.encoder.stages[n] for n in (1, 2, 4)]
+    for row, clip in zip(embedder.embed(clips, 16000), clips, strict=True):
+        maps: list[Any] = []
+        with ExitStack() as stack:
+            for part in parts:
+                last = part if encoder == "audiontt" else part[-1]
+                hook = last.register_forward_hook(partial(_keep, maps))
+                stack.callback(hook.remove)
+            log_mels = (log_mel(clip[None], embedder.config.frontend) + 3.0) / 2.0
+            frames = embedder.encoder(log_mels[:, None]).frames[0]
+        found = [one if isinstance(one, torch.Tensor) else one[0] for one in maps]
+        steps = [*(one[0].permute(2, 0, 1).flatten(1) for one in found), frames]
+        wanted = torch.cat([one.amax(dim=0) + one.mean(dim=0) for one in steps])
+        torch.testing.assert_close(row, wanted, rtol=1e-4, atol=1e-4)
+    whole = embedder.embed(clips, 16000)
+    assert embedder.scene_embedding_size == whole.shape[1] == len(wanted)
+    with pytest.raises(UserError, match="features = all: steps are of the encoder's end"):
+        embedder.embed_frames(clips, 16000)
+    if encoder == "audiontt":
+        monkeypatch.setattr(clip_pieces, "PIECE_FRAMES", 128)
+        assert len(embedder.cutting.pieces(len(clips[2]))) >= 8
+        torch.testing.assert_close(embedder.embed(clips, 16000), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_batches_are_bounded_the_longest_first() -> None:

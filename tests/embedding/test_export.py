@@ -167,6 +167,12 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
     assert cli("export", pretrained, "--hub", tmp_path / "model").code == 0
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    refused(
+        cli("export", tmp_path / "model", "--hub", tmp_path / "other"), "is not the file of config.json (its sha256"
+    )
+    record = tmp_path / "model" / "config.json"  # as earlier versions wrote it
+    del (value := json.loads(record.read_text()))["weights_sha256"]
+    record.write_text(json.dumps(value))
     refused(cli("export", tmp_path / "model", "--hub", tmp_path / "other"), "model.safetensors: cannot be read")
 
 

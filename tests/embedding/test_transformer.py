@@ -21,7 +21,7 @@ def test_clone_and_parameters(pretrained: Path) -> None:
     step = UnfusedEmbedder(pretrained, pool="mean", device="cpu")
     copied = clone(step.fit([]))
     assert copied.get_params() == step.get_params()
-    assert set(step.get_params()) == {"encoder", "pool", "sample_rate", "device", "batch_size"}
+    assert set(step.get_params()) == {"encoder", "pool", "sample_rate", "device", "batch_size", "features"}
     assert not hasattr(copied, "embedder_")
     assert copied.set_params(pool="max").pool == "max" and step.pool == "mean"
     with pytest.raises(UserError, match="not fitted"):

@@ -131,11 +131,16 @@ def test_shuffled_labels_score_chance(cli, tones: Path, tiny: list[str], tmp_pat
     assert np.mean(scores) == pytest.approx(1 / 3, abs=0.18)
 
 
-def test_student3_and_low_labels(cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
-    flags = ["--set", "eval.encoder=student3", "--set", "eval.label_fraction=0.1", "--json"]
+@pytest.mark.parametrize(
+    ("part", "features"), [("encoder=student3", 4 * 8), ("features=block3", 4 * 8), ("features=block2+encoder", 96)]
+)
+def test_layers_and_low_labels(
+    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, part: str, features: int
+) -> None:
+    flags = ["--set", f"eval.{part}", "--set", "eval.label_fraction=0.1", "--json"]
     done = cli("train", "linear", tones, "--encoder", pretrained, "--out", tmp_path / "run", *tiny, *flags)
     result = json.loads(done.out)
-    assert result["features"] == 4 * 8 and result["clips"]["train"] == 6
+    assert result["features"] == features and result["clips"]["train"] == 6
 
 
 def test_all_says_which_encoder_to_keep(cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:

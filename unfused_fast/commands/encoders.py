@@ -14,6 +14,7 @@ import typer
 from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, with_flags
 from unfused_fast.commands.options import refuse_several, run_options
 from unfused_fast.commands.output import bar, show
+from unfused_fast.config import SHIPPED
 from unfused_fast.shards.packing.workers import start_server
 
 SAME_SIGNAL_SECONDS = 0.3
@@ -30,8 +31,8 @@ def embed(
             show_default=False,
         ),
     ],
-    encoder: Annotated[Path, typer.Option(help=f"{TRAINED}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet, .zarr or .csv.", show_default=False)],
+    encoder: Annotated[Path, typer.Option(help=f"{TRAINED}.")] = Path(SHIPPED),
     frames: Annotated[
         bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
     ] = False,
@@ -39,6 +40,10 @@ def embed(
         Literal["maxmean", "mean", "max"] | None,
         typer.Option(help="Pooling over time.", show_default="as the encoder was trained"),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="Layers side by side, as block3+encoder or all (see: unfused-fast config eval.features)."),
+    ] = "encoder",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode, of each device.", show_default="one a core")
     ] = None,
@@ -80,7 +85,7 @@ def embed(
 
     with ranks, ExitStack() as stack:
         ranks.first(lambda: check_place(out, overwrite))
-        embedder = ranks.every(lambda: load(encoder, str(options.device), pool))
+        embedder = ranks.every(lambda: load(encoder, str(options.device), pool, features))
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
         with console.status("looking at what there is to embed"):
@@ -117,6 +122,10 @@ def export(
         Path | None,
         typer.Option(help="Folder to write: config.json, model.safetensors, README.md.", show_default=False),
     ] = None,
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Weights of --hub in 16 bit: half the file; embeddings move by less than 0.1 %."),
+    ] = False,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
     torch_export: Annotated[
         Path | None, typer.Option("--torch-export", help="File to write, for torch.export.load.", show_default=False)
@@ -130,13 +139,15 @@ def export(
 ) -> None:
     """Hand a trained encoder on: as a folder that unfused_fast.load reads, as ONNX, or for torch.export.load."""
     refuse_several()
+    if half and hub is None:
+        raise typer.BadParameter("--half is of --hub FOLDER; a graph keeps float32")
     if hub is None and onnx is None and torch_export is None:
         raise typer.BadParameter("nothing to write: give --hub FOLDER, --onnx FILE or --torch-export FILE")
     from unfused_fast.embedding import export_graph, export_hub
 
     made: list[dict[str, Any]] = []
     if hub is not None:
-        made.append({"kind": "hub", **export_hub(run, hub, overwrite)})
+        made.append({"kind": "hub", **export_hub(run, hub, overwrite, half)})
     if onnx is not None:
         made.append({"kind": "onnx", **export_graph(run, onnx, "onnx", given, overwrite)})
     if torch_export is not None:

@@ -134,7 +134,7 @@ Profile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
-TRAINED = "A run of train pretrain, distill or finetune, or a model folder"
+TRAINED = "A run of train pretrain, distill or finetune, a model folder, or base, the encoder that comes with it"
 """What has an encoder, in --help."""
 
 
@@ -308,12 +308,12 @@ def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable
     its own; `read` is one that is read.
     """
     from unfused_fast.config import flatten
-    from unfused_fast.training import read_description
+    from unfused_fast.training import encoder_place, read_description
 
     given = flatten(config)
     named = [name for name in pairs(settings) if name.startswith(("model.", "frontend.")) and name != read]
     for encoder in encoders:
-        recorded = None if encoder in BASELINES or not named else read_description(Path(encoder))
+        recorded = None if encoder in BASELINES or not named else read_description(encoder_place(encoder))
         own = given if recorded is None else {**given, **recorded["config"]}
         if other := [name for name in named if own[name] != given[name]]:
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 from operator import attrgetter
+from typing import Literal, get_args
 
 from unfused_fast.config.audio import DECAR_WINDOW
 from unfused_fast.config.fields import BankConfig, ClusterConfig, Config
@@ -20,6 +21,25 @@ MUON_LR = 0.1
 """Largest rate of Muon. Ours: a step moves a weight by about 0.2 of the rate, and weights are of about 0.02 to 0.1. The
 presets' rates of LARC, up to 1, would destroy a network in its first step.
 """
+
+
+Layer = Literal["block1", "block2", "block3", "encoder"]
+LAYERS: tuple[Layer, ...] = get_args(Layer)
+"""Of an encoder, whose outputs can be features: its three blocks' maps, and its end."""
+
+
+def feature_layers(features: str, name: str) -> tuple[Layer, ...]:
+    """The layers that `features` names, in order: one, several with + between, or `all`. Raises UserError for others;
+    `name` is the setting's or the flag's.
+    """
+    parts = LAYERS if features == "all" else features.split("+")
+    found = tuple(layer for layer in LAYERS if layer in parts)
+    if len(found) < len(parts):
+        raise UserError(
+            f"{name} = {features}: want layers with + between, each once, such as block3+encoder, or all; there are "
+            f"{', '.join(LAYERS)}"
+        )
+    return found
 
 
 QUEUE: tuple[MethodName, ...] = ("moco", "delores-m", "slicer")
@@ -80,6 +100,14 @@ def _refusals(config: Config) -> Iterator[str]:
         yield f"pseudo.splits = {','.join(pseudo.splits)}: want train, and optionally others, each once"
     if pseudo.crop != "centre" and pseudo.seconds == 0:
         yield f"pseudo.crop = {pseudo.crop}, but pseudo.seconds = 0 takes whole clips; set pseudo.seconds too"
+    for name, features in (("pseudo.feature", pseudo.feature), ("eval.features", config.eval.features)):
+        if features != "projector":
+            feature_layers(features, name)
+    if config.eval.encoder != "full" and config.eval.features != "encoder":
+        yield (
+            f"eval.features = {config.eval.features}, but eval.encoder = {config.eval.encoder} means block3; leave one "
+            "of them out"
+        )
     if config.eval.crop == "full" and config.eval.seconds != "auto":
         yield f"eval.seconds = {config.eval.seconds}, but eval.crop = full takes whole clips; use centre or random"
     if config.data.sampler != "every_clip" and config.bank.fill != "pass":

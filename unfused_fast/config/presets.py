@@ -36,6 +36,8 @@ from unfused_fast.errors import UserError
 Stage = Literal["pretrain", "distill", "linear", "finetune"]
 BASELINES = ("logmel", "random")
 """Encoders without a run: mean and deviation of each mel bin, and a network as initialised."""
+SHIPPED = "base"
+"""Name of the encoder that comes with the package, in place of a run's path."""
 
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
 # fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.

@@ -24,8 +24,11 @@ from unfused_fast.config.bounds import (
 class PseudoConfig:
     """Pseudo-labels of the target data (paper section 3, part 2)."""
 
-    feature: Literal["encoder", "projector", "block1", "block2", "block3"] = "encoder"
-    """What of the teacher is clustered. Source: paper Algorithm 1 (f_pre(X)); authors: projector, or block1 in LAPE."""
+    feature: str = "encoder"
+    """What of the teacher is clustered: projector, or layers as in `eval.features`. One block alone is averaged over
+    time, others are pooled by the teacher's `model.pool`. Source: paper Algorithm 1 (f_pre(X)); authors: projector, or
+    block1 in LAPE.
+    """
     k: Annotated[int | Auto, AT_LEAST_1] = "auto"
     """Clusters. `auto`: the number of classes of the set, which is all that is read of the labels. Source: paper
     Algorithm 1 (K = t)."""
@@ -87,8 +90,14 @@ class EvalConfig:
 
     encoder: Literal["full", "student3"] = "full"
     """The whole encoder, or its three convolution blocks (the paper's f_sd^s). Source: authors evaluate the whole."""
+    features: str = "encoder"
+    """What of the encoder is judged: projector, encoder, block1, block2, block3, several layers side by side with +
+    between (block3+encoder), or all. Source: paper section 3; BYOL-A v2 has block3+encoder. Ours: the others.
+    """
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
-    """Pooling over the whole clip. Source: as in pre-training; the authors' evaluation code uses the mean alone."""
+    """Pooling over the whole clip, of each layer by itself. Source: as in pre-training; the authors' evaluation code
+    uses the mean alone.
+    """
     crop: Literal["full", "centre", "random"] = "full"
     """What of a clip is embedded: all of it, or `seconds` of it in the middle or anywhere (one place a clip, by
     `train.seed`). Ours: full; the authors' code draws anew each epoch, on the test too.

@@ -1,4 +1,4 @@
-"""A trained encoder for waveforms.   B clips, F mel bins, T frames, T' steps of the encoder, D features."""
+"""A trained encoder for waveforms.   B clips, F mel bins, T frames, T' steps of the encoder, L layers, D features."""
 
 from __future__ import annotations
 
@@ -10,27 +10,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unfused_fast.config import feature_layers
 from unfused_fast.data import Waveform, clips_16k, framed_log_mel, log_mel, unit_norm
 from unfused_fast.embedding.pieces import CPU_FRAMES, PIECE_FRAMES, ClipPiece, cutting_of, in_batches
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
-from unfused_fast.models import EncoderOutput, Pool
+from unfused_fast.models import EncoderOutput, Pool, layer_shapes, layer_steps
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.stages import FrozenEncoder, load_encoder
 from unfused_fast.training import encoder_digest, resolve_device
 
 
 class PieceSteps(NamedTuple):
-    """The encoder's output for B pieces."""
+    """A layer's output for B pieces."""
 
     steps: Tensor
-    """(B, T', D) float32."""
+    """(B, T', D) float32; of the first blocks several times as many steps as the encoder gives."""
     kept: Tensor | None
     """(B, T') bool: steps of the clip itself; the others are context or padding. None: there are no others."""
 
 
 class Pooled:
-    """Pooling over time of B clips from pieces in any order."""
+    """Pooling over time of B clips from pieces in any order, each of L layers by itself."""
+
+    def __init__(self, clips: int, dims: Sequence[int], device: torch.device) -> None:
+        """`dims`: D of each layer."""
+        self._layers = [PooledLayer(clips, dim, device) for dim in dims]
+
+    def add(self, clips: Sequence[int], found: Sequence[PieceSteps]) -> None:
+        """The pieces of some clips, from each layer."""
+        for layer, steps in zip(self._layers, found, strict=True):
+            layer.add(clips, steps)
+
+    def embedding(self, pool: Pool) -> Tensor:
+        """(B, sum of D) float32."""
+        return torch.cat([layer.embedding(pool) for layer in self._layers], dim=1)
+
+
+class PooledLayer:
+    """The same of one layer."""
 
     def __init__(self, clips: int, dim: int, device: torch.device) -> None:
         # in float64, so that the sum of many pieces does not depend on their order
@@ -65,20 +83,29 @@ class Embedder(nn.Module):
     for AudioNTT; EfficientNet-B0 encodes each piece separately (pieces.py).
     """
 
-    def __init__(self, encoder: FrozenEncoder, pool: Pool | None = None) -> None:
-        """Takes ownership of the encoder. `pool`: over time; None: as the encoder was trained (`model.pool`)."""
+    def __init__(self, encoder: FrozenEncoder, pool: Pool | None = None, features: str = "encoder") -> None:
+        """Takes ownership of the encoder.
+
+        Args:
+            pool: over time; None: as the encoder was trained (`model.pool`).
+            features: layers whose pooled outputs stand side by side, as `eval.features`; there is no projection head.
+        """
         super().__init__()
         if encoder.network is None:
             raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain, distill or finetune")
         self.name, self.config = encoder.name, encoder.config
         self.pool: Pool = pool or encoder.config.model.pool
-        self.cutting = cutting_of(encoder.config)
+        self.cutting, self.features = cutting_of(encoder.config), features
+        self._layers = feature_layers(features, "features")
         norm = encoder.config.data.norm
         scaled, self.unit_norm = encoder.log_mel if norm in ("dataset", "running") else None, norm == "wave_l2"
         self.mean, self.std = (0.0, 1.0) if scaled is None else (scaled["mean"], scaled["std"])
         self.encoder = encoder.network
         self.sample_rate = SAMPLE_RATE_HZ
-        self.scene_embedding_size = self.timestamp_embedding_size = int(self.encoder.dim)  # type: ignore[arg-type]
+        shapes = layer_shapes(self.encoder, self.config, self._layers)
+        self.layer_sizes, self._per_step = [size for size, _ in shapes], [steps for _, steps in shapes]
+        self.scene_embedding_size = sum(self.layer_sizes)
+        self.timestamp_embedding_size = int(self.encoder.dim)  # type: ignore[arg-type]
         self.requires_grad_(False).eval()
 
     @property
@@ -118,7 +145,7 @@ class Embedder(nn.Module):
                 channels), NaN or infinity, or a sample rate that audio does not have.
         """
         clips = self._clips(waveform, sample_rate, lengths)
-        pooled = Pooled(len(clips), self.scene_embedding_size, self.device)
+        pooled = Pooled(len(clips), self.layer_sizes, self.device)
         for numbers, found, _ in self._batches(clips):
             pooled.add(numbers, found)
         return pooled.embedding(self.pool)
@@ -127,23 +154,31 @@ class Embedder(nn.Module):
     def embed_frames(
         self, waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T', D) float32 before pooling, and (B, T') float32 milliseconds of the centre of each step.
+        """Embeddings (B, T', D) float32 before pooling, and (B, T') float32 milliseconds of the centre of each step, of
+        the encoder's end alone.
 
         T' is that of the longest clip; a clip has `cutting.steps(samples at 16 kHz)` steps, then zeros. The silence
-        after a clip shorter than a training crop has steps too, as in embed. Args and Raises: as embed.
+        after a clip shorter than a training crop has steps too, as in embed. Args and Raises: as embed; and UserError
+        for other `features`, whose steps are not equally many.
         """
+        self.refuse_frames()
         clips = self._clips(waveform, sample_rate, lengths)
         steps = [self.cutting.steps(len(clip)) for clip in clips]
         made = torch.zeros(len(clips), max(steps), self.timestamp_embedding_size, device=self.device)
         for numbers, found, pieces in self._batches(clips):
-            for values, number, piece in zip(found.steps, numbers, pieces, strict=True):
+            for values, number, piece in zip(found[0].steps, numbers, pieces, strict=True):
                 first = piece.first_frame // self.cutting.stride + piece.first_step
                 made[number, first : first + piece.steps] = values[piece.span]
         centres = np.asarray(self.cutting.centre_ms(np.arange(max(steps))), np.float32)
         return made, torch.from_numpy(centres).to(self.device).expand(len(clips), -1)
 
-    def _batches(self, clips: Sequence[Tensor]) -> Iterator[tuple[list[int], PieceSteps, list[ClipPiece]]]:
-        """The numbers of the clips of some pieces, what the encoder gives for them, and the pieces."""
+    def refuse_frames(self) -> None:
+        """Raises UserError for features that have no steps of the encoder."""
+        if self.features != "encoder":
+            raise UserError(f"features = {self.features}: steps are of the encoder's end alone; leave features out")
+
+    def _batches(self, clips: Sequence[Tensor]) -> Iterator[tuple[list[int], list[PieceSteps], list[ClipPiece]]]:
+        """The numbers of the clips of some pieces, what each layer gives for them, and the pieces."""
         flat = [(number, piece) for number, clip in enumerate(clips) for piece in self.cutting.pieces(len(clip))]
         for batch in in_batches([piece for _, piece in flat], self.batch_frames):
             numbers, pieces = [flat[place][0] for place in batch], [flat[place][1] for place in batch]
@@ -151,8 +186,8 @@ class Embedder(nn.Module):
             yield numbers, self.piece_steps(list(zip(waves, pieces, strict=True))), pieces
 
     @ieee_float32()
-    def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> PieceSteps:
-        """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the encoder's steps."""
+    def piece_steps(self, pieces: Sequence[tuple[Tensor, ClipPiece]]) -> list[PieceSteps]:
+        """(samples [start, stop) of a clip at 16 kHz, the piece) of B pieces -> the steps of each of L layers."""
         frontend, where = self.config.frontend, pieces[0][0].device  # whole batches are moved, not single clips
         edged = [self._edged(wave.to(where, torch.float32), piece) for wave, piece in pieces]
         padded = nn.utils.rnn.pad_sequence(edged, batch_first=True).to(self.device)
@@ -165,11 +200,19 @@ class Embedder(nn.Module):
         # masking takes a tenth of the time, so it is skipped without padding
         counts = None if len({frames for frames, _, _ in spans}) == 1 else lengths
         output: EncoderOutput = self.encoder(normalised[:, None], counts)
-        made = output.frames.shape[1]
-        if all((begin, end) == (0, made) for _, begin, end in spans):
-            return PieceSteps(output.frames.float(), None)
-        place = torch.arange(made, device=self.device)
-        return PieceSteps(output.frames.float(), (place >= first[:, None]) & (place < stop[:, None]))
+        last = stop == (output.frames.shape[1] if output.frame_counts is None else output.frame_counts)
+        whole = counts is None and all((begin, end) == (0, output.frames.shape[1]) for _, begin, end in spans)
+        found = []
+        for layer, per_step in zip(self._layers, self._per_step, strict=True):
+            steps, valid = layer_steps(output, layer)
+            if whole:
+                found.append(PieceSteps(steps.float(), None))
+                continue
+            place, end = torch.arange(steps.shape[1], device=self.device), stop * per_step
+            # the last piece of a clip keeps steps of the first blocks that fill no step of the encoder
+            end = torch.where(last, steps.shape[1] if valid is None else valid, end)
+            found.append(PieceSteps(steps.float(), (place >= per_step * first[:, None]) & (place < end[:, None])))
+        return found
 
     def _edged(self, wave: Tensor, piece: ClipPiece) -> Tensor:
         """Samples under a piece's windows: by `frontend.pad_mode` at the clip's edges, silence after its end."""
@@ -192,15 +235,15 @@ class Embedder(nn.Module):
         return [unit_norm(clip) for clip in clips] if self.unit_norm else clips
 
 
-def load(run: str | Path, device: str = "auto", pool: Pool | None = None) -> Embedder:
+def load(run: str | Path, device: str = "auto", pool: Pool | None = None, features: str = "encoder") -> Embedder:
     """The encoder of a run directory of train pretrain, distill or finetune, or of a model folder that `export --hub`
-    wrote.
+    wrote; "base" is the one in this package.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
-        pool: see Embedder.
+        pool, features: see Embedder.
 
     Raises:
         UserError: no such run or folder, damaged files, or no such device.
     """
-    return Embedder(load_encoder(Path(run), resolve_device(device)), pool)
+    return Embedder(load_encoder(Path(run), resolve_device(device)), pool, features)

@@ -17,7 +17,14 @@ from unfused_fast.errors import UserError, cause
 from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
 from unfused_fast.shards.sets.shard_files import replace_file
-from unfused_fast.training import config_digest, read_description, read_result, write_model_folder
+from unfused_fast.training import (
+    config_digest,
+    encoder_place,
+    read_description,
+    read_result,
+    to_half,
+    write_model_folder,
+)
 
 Input = Literal["log-mel", "waveform"]
 OPSET = 18
@@ -72,19 +79,21 @@ class WaveformEncoder(nn.Module):
         return made
 
 
-def export_hub(run: Path, folder: Path, overwrite: bool = False) -> dict[str, Any]:
+def export_hub(run: Path, folder: Path, overwrite: bool = False, half: bool = False) -> dict[str, Any]:
     """Writes a model folder, which embedder.load reads: config.json, model.safetensors and a model card.
 
-    config.json contains no path of this machine. Returns values to print. Raises UserError: no run at the path, or the
-    folder cannot be written.
+    config.json contains no path of this machine. With `half` weights are rounded to 16 bit (to_half). Returns values to
+    print. Raises UserError: no run at the path, or the folder cannot be written.
     """
-    embedder = load(run, device="cpu")
-    recorded = read_description(run)
+    embedder, place = load(run, device="cpu"), encoder_place(run)
+    recorded = read_description(place)
     assert recorded is not None
+    if half:
+        to_half(embedder.encoder)
     if embedder.config.data.norm == "running":  # the final statistics, which only the checkpoint holds
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
-    card = model_card(embedder, recorded, read_result(run) or {}, folder.name)
-    write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite)
+    card = model_card(embedder, recorded, read_result(place) or {}, folder.name)
+    write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite, half)
     return {"out": str(folder), "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size}
 
 

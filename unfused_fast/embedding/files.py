@@ -79,9 +79,12 @@ def embed_files(
             f"{embedder.name}: trained with data.norm = wave_l2, which needs the norm of a whole clip, but files are "
             "read in pieces; use unfused_fast.load and embed, or an encoder trained with data.norm=dataset"
         )
+    if frames:
+        embedder.refuse_frames()
     about = {
         "encoder": embedder.digest,
         "pool": None if frames else embedder.pool,
+        "features": embedder.features,
         "frames": frames,
         "sample_rate": embedder.sample_rate,
         "written_by": f"unfused-fast {__version__}",
@@ -196,7 +199,7 @@ def _embed(
                 results[job.block] = (
                     parts.rows_path(job.block).open("wb")
                     if frames
-                    else Pooled(len(block.samples), parts.dim, embedder.device)
+                    else Pooled(len(block.samples), embedder.layer_sizes, embedder.device)
                 )
             _embed_batch(embedder, block, job, answer, results[job.block])
             block.waiting -= 1
@@ -223,7 +226,7 @@ def _embed_batch(
     if isinstance(results, Pooled):
         results.add([each.place for each in usable], made)
         return
-    for values, each in zip(made.steps.cpu().numpy(), usable, strict=True):
+    for values, each in zip(made[0].steps.cpu().numpy(), usable, strict=True):
         results.seek(4 * values.shape[1] * each.place)
         results.write(values[each.piece.span].tobytes())
 

@@ -9,7 +9,7 @@ zarr      embeddings (N, D) float32; path (M,) text; seconds (M,) float64; with 
 csv       path, seconds, with --frames timestamp_ms, embedding_0 to embedding_{D-1}: the shortest numbers that are read
           back as the same float32; no `about`
 
-`about` holds the digest of the encoder, pooling, frames, sample rate, version.
+`about` holds the digest of the encoder, pooling, layers, frames, sample rate, version.
 """
 
 from __future__ import annotations

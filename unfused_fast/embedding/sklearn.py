@@ -30,8 +30,9 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     (samples,) float in [-1, 1], or of both; or one array (N, samples).
 
     Args:
-        encoder: a run of train pretrain, distill or finetune, or a model folder.
+        encoder: base, a run of train pretrain, distill or finetune, or a model folder.
         pool: over time, "maxmean", "mean" or "max"; None: as the encoder was trained.
+        features: layers side by side, as `eval.features`.
         sample_rate: of arrays, in hertz; files contain their own.
         device: auto, cpu, cuda or cuda:N.
         batch_size: clips that are decoded at a time.
@@ -44,16 +45,18 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         sample_rate: int = 16000,
         device: str = "auto",
         batch_size: int = 64,
+        features: str = "encoder",
     ) -> None:
         self.encoder = encoder
         self.pool = pool
         self.sample_rate = sample_rate
         self.device = device
         self.batch_size = batch_size
+        self.features = features
 
     def fit(self, X: Sequence[Clip] | NDArray[np.floating], y: Any = None) -> Self:
         """Loads the encoder. Raises UserError: no encoder at the path, or no such device."""
-        self.embedder_: Embedder = load(self.encoder, self.device, self.pool)
+        self.embedder_: Embedder = load(self.encoder, self.device, self.pool, self.features)
         self._n_features_out = self.embedder_.scene_embedding_size
         return self
 

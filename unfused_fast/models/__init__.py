@@ -15,6 +15,8 @@ from unfused_fast.models.audiontt import (
     block_sizes,
     build_encoder,
     build_projector,
+    layer_shapes,
+    layer_steps,
     pool_time,
 )
 from unfused_fast.models.cost import Cost, encoder_cost, operations, step_bytes, step_cost

@@ -6,12 +6,13 @@ B clips in a batch, F mel bins, T frames, C channels, D size of an embedding, P 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unfused_fast.config import Config, ModelConfig
+from unfused_fast.config import Config, Layer, ModelConfig
 from unfused_fast.errors import UserError
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import EncoderOutput, channels_last, mask_time
@@ -53,12 +54,14 @@ class AudioNTT(nn.Module):
     def forward(self, log_mel: Tensor, frame_counts: Tensor | None = None) -> EncoderOutput:
         """(B, 1, F, T) -> three maps and (B, T // 8, D). With frame_counts a clip's result ignores its padding."""
         blocks, x = [], channels_last(mask_time(log_mel, frame_counts))
+        counts: list[Tensor | None] = []
         for convolution in self.convolutions:
             frame_counts = None if frame_counts is None else frame_counts // 2
             x = mask_time(convolution(x), frame_counts)
             blocks.append(x)
+            counts.append(frame_counts)
         steps = x.permute(0, 3, 2, 1).flatten(2)
-        return EncoderOutput(tuple(blocks), self.fully_connected(steps), frame_counts)
+        return EncoderOutput(tuple(blocks), self.fully_connected(steps), frame_counts, tuple(counts))
 
 
 def build_encoder(config: Config) -> AudioNTT | EfficientNetB0:
@@ -86,13 +89,42 @@ def block_features(block: Tensor, counts: Tensor | None = None, how: Pool = "mea
     """(B, C, F, T) -> (B, C * F): the flattened map averaged over time, for student heads. Source:
     authors.
     """
-    return pool_time(block.permute(0, 3, 1, 2).flatten(2), counts, how)
+    return pool_time(_block_steps(block), counts, how)
+
+
+def _block_steps(block: Tensor) -> Tensor:
+    """(B, C, F, T) -> (B, T, C * F)."""
+    return block.permute(0, 3, 1, 2).flatten(2)
 
 
 def block_sizes(encoder: nn.Module, config: Config) -> list[int]:
     """Sizes of the block features of an encoder: 2048, 1024, 512 of the paper's."""
-    output = copy.deepcopy(encoder).to("meta")(torch.empty(2, 1, config.frontend.n_mels, 32, device="meta"))
-    return [block_features(block).shape[1] for block in output.blocks]
+    return [block_features(block).shape[1] for block in _on_meta(encoder, config).blocks]
+
+
+def _on_meta(encoder: nn.Module, config: Config) -> EncoderOutput:
+    """The shapes of an encoder's output for 32 frames: the longest step of an encoder."""
+    made: EncoderOutput = copy.deepcopy(encoder).to("meta")(
+        torch.empty(2, 1, config.frontend.n_mels, 32, device="meta")
+    )
+    return made
+
+
+def layer_steps(output: EncoderOutput, layer: Layer) -> tuple[Tensor, Tensor | None]:
+    """(B, T, D) of a layer, and its (B,) valid steps, None where all are. Source: BYOL-A v2 puts the flattened map of
+    the last block beside the fully connected layers' output; the layers before it: ours.
+    """
+    if layer == "encoder":
+        return output.frames, output.frame_counts
+    number = int(layer.removeprefix("block")) - 1
+    return _block_steps(output.blocks[number]), output.block_counts[number]
+
+
+def layer_shapes(encoder: nn.Module, config: Config, layers: Sequence[Layer]) -> list[tuple[int, int]]:
+    """D of each layer, and how many of its steps are one of the encoder."""
+    output = _on_meta(encoder, config)
+    steps = [layer_steps(output, layer)[0] for layer in layers]
+    return [(made.shape[2], made.shape[1] // output.frames.shape[1]) for made in steps]
 
 
 class Projector(nn.Sequential):

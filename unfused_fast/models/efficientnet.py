@@ -77,17 +77,18 @@ class EfficientNetB0(nn.Module):
         """(B, 1, F, T), (B,) int64 valid frames of each clip -> maps and frames, zero where no frame is valid."""
         x, valid = self.stem(channels_last(mask_time(log_mel, frame_counts)), frame_counts)
         x = functional.silu(x)
-        maps = []
+        maps, counts = [], []
         for stage, blocks in zip(STAGES, self.stages, strict=True):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 x, valid = block(x, valid)
             if stage.channels in DISTILLED_CHANNELS:
                 maps.append(mask_time(x, valid))
+                counts.append(valid)
         x, valid = self.head(x, valid)
         x = mask_time(functional.silu(x), valid)
         pooled = x.mean(dim=2) if self.frequency_pool == "mean" else x.amax(dim=2)
-        return EncoderOutput(tuple(maps), pooled.transpose(1, 2), valid)
+        return EncoderOutput(tuple(maps), pooled.transpose(1, 2), valid, tuple(counts))
 
 
 class ConvNorm(nn.Module):

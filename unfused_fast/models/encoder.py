@@ -17,6 +17,8 @@ class EncoderOutput(NamedTuple):
     """(B, T', D): features per time step of the last block."""
     frame_counts: Tensor | None
     """(B,) int64 valid time steps of `frames`; None when all are valid."""
+    block_counts: tuple[Tensor | None, ...] = ()
+    """The same of each map of `blocks`."""
 
 
 def channels_last(log_mel: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def pseudo_labels(
     """
     k, clips, settings, seed = pseudo_classes(config, shards), train_clips(shards), config.pseudo, config.train.seed
     frozen, kind = ranks.every(lambda: load_encoder(teacher, device)), settings.feature
-    pool = "mean" if kind.startswith("block") else frozen.config.model.pool
+    pool = "mean" if kind in ("block1", "block2", "block3") else frozen.config.model.pool
     window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
 
     def of(split: str) -> Tensor:

@@ -8,23 +8,24 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from unfused_fast.config import BASELINES, Config, Store, from_flat
+from unfused_fast.config import BASELINES, Config, Store, feature_layers, from_flat
 from unfused_fast.console import console, progress_bar
 from unfused_fast.data import Batches, Loader, Window, eval_window, fill_left_out, final_statistics, placed
 from unfused_fast.distributed import ALONE, WHOLE, Ranks, first_buffers
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.methods import method_class
-from unfused_fast.models import EncoderOutput, Pool, block_features, build_encoder, pool_time
+from unfused_fast.models import EncoderOutput, Pool, build_encoder, layer_steps, pool_time
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
     WEIGHTS,
     Options,
+    encoder_place,
     load_checkpoint,
     prepare_for,
     read_description,
@@ -35,7 +36,6 @@ from unfused_fast.training import (
 BEST = "best."
 """Prefix of the tensors of a fine-tuned network after the epoch that selection chose."""
 Network = TypeVar("Network", bound=torch.nn.Module)
-Kind = Literal["encoder", "projector", "block1", "block2", "block3"]
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
 BLOCK_CLIPS, BLOCKS = 32 * WHOLE_CLIP_BATCH, 64
@@ -57,23 +57,22 @@ class FrozenEncoder:
     network: torch.nn.Module | None
     projector: torch.nn.Module | None
 
-    def features(self, log_mel: Tensor, frame_counts: Tensor, kind: Kind, pool: Pool) -> Tensor:
-        """(B, 1, F, T) normalised, (B,) valid frames -> (B, D) float32, pooled over the whole clip."""
+    def features(self, log_mel: Tensor, frame_counts: Tensor, kind: str, pool: Pool) -> Tensor:
+        """(B, 1, F, T) normalised, (B,) valid frames -> (B, D) float32: the layers of `kind` as in `eval.features`,
+        each pooled over the whole clip.
+        """
         if self.network is None:
             return log_mel_statistics_features(log_mel, frame_counts)
         output: EncoderOutput = self.network(log_mel, frame_counts)
-        if kind in ("encoder", "projector"):
-            pooled = pool_time(output.frames, output.frame_counts, pool)
-            if kind == "encoder":
-                return pooled.float()
-            if self.projector is None:
-                raise UserError(
-                    f"{self.name}: it has no projection head (only pre-training runs do); use pseudo.feature=encoder"
-                )
-            return torch.as_tensor(self.projector(pooled)).float()
-        block = int(kind[-1]) - 1
-        counts = frame_counts * output.blocks[block].shape[-1] // log_mel.shape[-1]
-        return block_features(output.blocks[block], counts, pool).float()
+        layers = feature_layers("encoder" if kind == "projector" else kind, "features")
+        pooled = torch.cat([pool_time(*layer_steps(output, layer), pool) for layer in layers], dim=1)
+        if kind != "projector":
+            return pooled.float()
+        if self.projector is None:
+            raise UserError(
+                f"{self.name}: it has no projection head (only pre-training runs do); leave the feature at encoder"
+            )
+        return torch.as_tensor(self.projector(pooled)).float()
 
 
 def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor:
@@ -92,6 +91,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, that of
     the chosen epoch of a fine-tuning run, or the encoder of a model folder (training/model_folder.py).
     """
+    name, run = str(run), encoder_place(run)
     recorded = read_description(run)
     if recorded is None:
         raise UserError(
@@ -100,7 +100,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
         )
     if (run / WEIGHTS).is_file():
         config, encoder = read_model_folder(run, recorded)
-        return FrozenEncoder(str(run), config, recorded["log_mel"], prepare_for(encoder, device).eval(), None)
+        return FrozenEncoder(name, config, recorded["log_mel"], prepare_for(encoder, device).eval(), None)
     if recorded["stage"] not in ("pretrain", "distill", "finetune"):
         raise UserError(f"{run}: a run of stage {recorded['stage']}; give one of train pretrain, distill or finetune")
     tensors, _, damaged = load_checkpoint(run / "checkpoints")
@@ -120,7 +120,7 @@ def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
     statistics = final_statistics(recorded["log_mel"], tensors)
-    return FrozenEncoder(str(run), config, statistics, prepare_for(network, device).eval(), projector)
+    return FrozenEncoder(name, config, statistics, prepare_for(network, device).eval(), projector)
 
 
 def _built(build: Callable[[], Network], tensors: dict[str, Tensor]) -> Network:
@@ -155,7 +155,7 @@ def extract(
     encoder: FrozenEncoder,
     shards: ShardSet,
     split: str,
-    kind: Kind,
+    kind: str,
     pool: Pool,
     device: torch.device,
     store: Store = "stream",
@@ -220,7 +220,7 @@ def extract(
     return rows
 
 
-def _own_features(encoder: FrozenEncoder, loader: Batches, kind: Kind, pool: Pool, window: Window | None) -> Tensor:
+def _own_features(encoder: FrozenEncoder, loader: Batches, kind: str, pool: Pool, window: Window | None) -> Tensor:
     """(n, D) of the rank's clips, in order; NaN for those that are left out. (0, 0) where it has none."""
     own, device = loader.share.of(len(loader.shards.clips_in(loader.split))), loader.device
     first, rows = loader.shards.first_id(loader.split) + own.start, torch.empty(0, 0, device=device)
@@ -258,7 +258,7 @@ def eval_features(
     others then go through it in eval mode, with the resulting BatchNorm statistics. `encoder` itself is not changed.
     """
     settings = config.eval
-    kind: Kind = "encoder" if settings.encoder == "full" else "block3"
+    kind = settings.features if settings.encoder == "full" else "block3"
     window = eval_window(config, encoder.config, shards)
     if settings.encoder_mode == "train" and encoder.network is not None:
         encoder = replace(encoder, network=copy.deepcopy(encoder.network))

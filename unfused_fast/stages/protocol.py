@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
 from unfused_fast.stages.labels import VALID, LabelledClips, Rows, held_out_rows, labelled_clips
 from unfused_fast.stages.metrics import metric_of
-from unfused_fast.training import read_description, train_clips
+from unfused_fast.training import encoder_place, read_description, train_clips
 
 
 class Round(NamedTuple):
@@ -88,7 +87,7 @@ def report_test_in_training(encoders: Sequence[str], shards: ShardSet, clips: La
     if clips.held_out is None:
         return
     for run in encoders:
-        recorded = None if run in BASELINES else read_description(Path(run))
+        recorded = None if run in BASELINES else read_description(encoder_place(run))
         if recorded is None or recorded["shards"] != shards.manifest.digest:
             continue
         if recorded["stage"] != "finetune":

@@ -6,7 +6,14 @@ stopping, saving and resuming. Read first: loop.py, then run_directory.py.
 
 from unfused_fast.training.checkpoint import KEPT, Position, load_checkpoint, misfitting, refuse_misfit, write_json
 from unfused_fast.training.loop import Trainer
-from unfused_fast.training.model_folder import WEIGHTS, encoder_digest, read_model_folder, write_model_folder
+from unfused_fast.training.model_folder import (
+    WEIGHTS,
+    encoder_digest,
+    encoder_place,
+    read_model_folder,
+    to_half,
+    write_model_folder,
+)
 from unfused_fast.training.optim import build_optimizer
 from unfused_fast.training.options import (
     Interrupted,
