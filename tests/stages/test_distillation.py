@@ -11,7 +11,7 @@ import torch
 from same_runs import assert_same_run
 from torch import Tensor
 
-from unfused_fast.commands.flags import pairs
+from unfused_fast.commands.options import pairs
 from unfused_fast.config.fields import Config, DistillConfig
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError

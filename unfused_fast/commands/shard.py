@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Overwrite, pairs
-from unfused_fast.commands.options import refuse_several
+from unfused_fast.commands.flags import Json, Overwrite
+from unfused_fast.commands.options import pairs, refuse_several
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.workers import start_server
