@@ -140,6 +140,14 @@ Profile = Annotated[
     bool,
     typer.Option("--profile", help="Write a trace of ten steps and a table of the slowest operators to OUT/profile."),
 ]
+LogTo = Annotated[
+    str,
+    typer.Option(
+        "--log-to",
+        help="Where the numbers of each epoch go, beside OUT/log.jsonl: names between commas, of tensorboard, wandb, "
+        "mlflow.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 TRAINED = "A run of train pretrain, distill or finetune, a model folder, or base, the encoder that comes with it"
@@ -206,6 +214,7 @@ class StageFlags(ConfigFlags):
     resume_anyway: ResumeAnyway = False
     overwrite: Overwrite = False
     profile: Profile = False
+    log_to: LogTo = "tensorboard"
 
     def options(self) -> Options:
         """How the stage runs: `run_options` of the flags here that it takes."""

@@ -45,6 +45,7 @@ def run_options(
     timeout: float | None = None,
     skip_bad: int = 0,
     compile_mode: str = "default",
+    log_to: str = "tensorboard",
 ) -> Options:
     """How a stage runs, from the flags; with a `timeout` together with the other processes, where there are some.
 
@@ -52,7 +53,7 @@ def run_options(
     of several processes, each of which would do all of the work and write the same files.
     """
     refuse_several(timeout is None)
-    from unfused_fast.training import Options, join, parse_save_every, resolve_device
+    from unfused_fast.training import Options, join, parse_save_every, parse_trackers, resolve_device
 
     if (resume or resume_anyway) and overwrite:
         raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
@@ -69,6 +70,7 @@ def run_options(
         profile=profile,
         ranks=join(place, chosen, timeout or 0.0),
         skip_bad=skip_bad,
+        log_to=parse_trackers(log_to),
     )
 
 

@@ -58,7 +58,7 @@ launcher."""
 
 
 class Run:
-    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
+    """A run directory: config.json, log.jsonl, trackers, checkpoints, result.json; and the signals that stop it.
 
     As a context manager it releases the directory when the block ends. The signals end the block at once with
     Interrupted, except inside signals().
@@ -91,7 +91,7 @@ class Run:
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
         self._begun = time.perf_counter()
         self._seconds_before = 0.0
-        self._log = RunLog(out)
+        self._log = RunLog(out, options.log_to)
         self._unusable = list[Path]()
         self._continues = False
         try:
@@ -111,6 +111,7 @@ class Run:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._log.close()
         self._release()
         if isinstance(error, KeyboardInterrupt):
             done = "what was saved before is kept" if self.saved else "nothing is saved yet"
@@ -204,6 +205,7 @@ class Run:
             write_json(self.out / DESCRIPTION, self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
+        self._log.open(self._description)
 
     def _clear(self) -> None:
         """The description is deleted last, so that after a kill the rest is still recognised as a run."""
@@ -287,6 +289,7 @@ class Run:
             "run": str(self.out),
         }
         write_json(self.out / "result.json", result)
+        self._log.close(result)
         console.print(f"{self.stage}: wrote {self.out} ({result['seconds']:.1f} s)")
         return result
 
@@ -315,6 +318,7 @@ class Run:
             yield
         except BaseException:
             if self._ranks.leads and not self.saved and not self._log.path.exists():
+                self._log.close()  # first: trackers write into the directory
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)
             raise
         finally:
