@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 LAYERS = [
     {"errors", "float32"},
     {"console", "endings", "optional", "launch", "json_files", "memory", "strict_state", "kernels"},
+    {"hub"},
     {"config"},
     {"shards"},
     {"mel"},

@@ -168,7 +168,7 @@ def lape(
         Path,
         typer.Argument(help="Holds the data sets, each a shard set or as its publisher ships it.", show_default=False),
     ],
-    teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
+    teacher: Annotated[str, typer.Option(help="A run of train pretrain, or as --encoder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
     flags: SharedTableFlags,
     names: Annotated[

@@ -62,7 +62,7 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
 @with_flags(RanksFlags)
 def train_distill(
     shards: Shards,
-    teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
+    teacher: Annotated[str, typer.Option(help="A run of train pretrain, or as --encoder.", show_default=False)],
     out: Out,
     epochs: Epochs = None,
     *,

@@ -9,6 +9,7 @@ from unfused_fast.training.loop import Trainer
 from unfused_fast.training.model_folder import (
     WEIGHTS,
     encoder_digest,
+    encoder_name,
     encoder_place,
     read_model_folder,
     to_half,

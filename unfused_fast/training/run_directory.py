@@ -53,8 +53,7 @@ BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
 ON_FIRST = "bank."
 """Beginning of the names of a checkpoint's tensors that have the rows of all ranks: each rank gets its own later."""
 SAME_SIGNAL_SECONDS = 0.3
-"""Seconds within which a repeated signal counts as one: it may be sent to a process and also forwarded by its
-launcher."""
+"""Seconds within which a repeated signal counts as one: a launcher may forward what the process got too."""
 
 
 class Run:
@@ -166,9 +165,7 @@ class Run:
             self._lock.release()
 
     def _compare(self, recorded: dict[str, Any], options: Options) -> bool:
-        """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
-        differences without --resume-anyway.
-        """
+        """Whether the resumed run differs; what differs is recorded. Raises UserError without --resume-anyway."""
         defaults = json.loads(json.dumps(flatten(Config())))  # of fields that the recorded run lacks, as in from_flat
         found = differences(self.out, {**recorded, "config": defaults | recorded["config"]}, self._description)
         if "method.name" in found:  # the state of one method is not another's
