@@ -1,4 +1,5 @@
-"""The study behind docs/results.md: baselines, DECAR-v1, DECAR-v2 by three presets and UnFuSeD, over seeds and sets.
+"""The study behind docs/results/recordings.md: baselines, DECAR-v1, DECAR-v2 by three presets and UnFuSeD, over seeds
+and sets.
 
 python benchmarks/study.py --out DIR                    the embedded recordings, as in `unfused-fast demo`
 python benchmarks/study.py --out DIR --shards SETS/pretraining --target SETS/one --target SETS/two
@@ -6,8 +7,7 @@ python benchmarks/study.py --out DIR --quick            does everything work? it
 
 Then, with --search, settings of stage 2 that could make it better than stage 1, and fields in which the presets `paper`
 and `authors` leave `recommended`, one at a time. Stopped at any moment, the same command goes on: finished runs below
-DIR/runs are never made twice. DIR gets study.json and results.md; the page is docs/results.md itself where --page says
-so.
+DIR/runs are never made twice. DIR gets study.json and results.md; --page writes the page itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""benchmarks/corpus.py on a tiny corpus: every task scored, nothing made twice, its part of a page replaced."""
+"""benchmarks/corpus.py on a tiny corpus: every task scored, nothing made twice; a part of a page replaced."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from measure import write_part
 
 from unfused_fast.errors import UserError
+from unfused_fast.evaluation import scores as score_files
+from unfused_fast.evaluation.run_store import read_runs
 from unfused_fast.shards.sources.row import SourceRow
 
 
@@ -34,35 +36,38 @@ def _write(path: Path, columns: tuple[str, ...], lines: list[tuple[object, ...]]
         csv.writer(file).writerows([columns, *lines])
 
 
-def test_a_quick_run_fills_its_part_of_the_page(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page, out = tmp_path / "page.md", tmp_path / "out"
-    page.write_text("before\n")
-    flags = ["--width", 4, "--quick", "--device", "cpu", "--page", page, "--recipe", "slow: optim.lr=0.1 cluster.k=4"]
+def test_a_quick_run_scores_every_task_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    flags = ["--width", 4, "--quick", "--device", "cpu", "--recipe", "slow: optim.lr=0.1 cluster.k=4"]
     monkeypatch.setattr(sys, "argv", ["corpus", *map(str, [folder, "--out", out, *flags])])
     corpus.main()
-    result = json.loads((out / "corpus.json").read_text())
-    assert [line["recipe"] for line in result["searched"]] == ["log-mel", "random encoder", "slow"]
-    assert all(line["valid"].keys() == {"speaker_id"} for line in result["searched"]), "the search reads JUDGED only"
-    assert {task for line in result["compared"] for task in line["scores"]} == {"speaker_id", "other"}
-    assert result["searched"][2]["log"]["k"] == 4
-    text = page.read_text()
-    assert text.startswith("before\n<!-- begin: benchmarks/corpus.py -->") and "| speaker_id |" in text
-    assert "for 1 epoch at width 4" in text and "over 1 seed; pre-training on 60 clips" in text
-    assert (out / "corpus.png").read_bytes().startswith(b"\x89PNG")
+    rows = read_runs([out])
+    assert {(row["method"], row["task"], row["split"]) for row in rows} == {
+        (method, task, split)
+        for method in ("logmel", "random", "decar-v2")
+        for task in ("speaker_id", "other")
+        for split in ("valid", "test")
+    }
+    for row in rows:
+        assert row["score"] == json.loads((out / row["file"]).read_text())[row["split"]]
+    (run,) = {row["run"] for row in rows if row["method"] == "decar-v2"}
+    assert json.loads((out / "runs" / run / "result.json").read_text())["k"] == 4
     scores = {path: path.stat().st_mtime_ns for path in (out / "scores").iterdir()}
     runs = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
-    corpus.main()
+    monkeypatch.setattr(sys, "argv", ["corpus", *map(str, [out / "shards", "--out", out, *flags])])
+    corpus.main()  # of the packed sets
     assert scores == {path: path.stat().st_mtime_ns for path in (out / "scores").iterdir()}
     assert runs == {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
-    assert page.read_text() == text
+    assert read_runs([out]) == rows
 
 
 def test_the_search_does_not_read_the_test(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--width", 4, "--quick", "--device", "cpu", "--search-only", "--recipe", "plain:"]
     monkeypatch.setattr(sys, "argv", ["corpus", *map(str, [folder, "--out", tmp_path / "out", *flags])])
-    monkeypatch.setattr(corpus, "metric_of", lambda *_: pytest.fail("the test was read"))
+    monkeypatch.setattr(score_files, "metric_of", lambda *_: pytest.fail("the test was read"))
     corpus.main()
-    assert all(json.loads(path.read_text()).keys() == {"valid"} for path in (tmp_path / "out" / "scores").iterdir())
+    rows = read_runs([tmp_path / "out"])
+    assert {row["split"] for row in rows} == {"valid"} and {row["task"] for row in rows} == {"speaker_id"}
 
 
 @pytest.mark.parametrize("text", ["slow", ": optim.lr=1", "slow: optim.lr"])

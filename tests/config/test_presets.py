@@ -90,9 +90,9 @@ def test_config_diff_names_each_changed_row(cli: Callable[..., Any], name: Prese
 
 
 def test_the_page_explains_where_recommended_leaves_the_paper(cli: Callable[..., Any]) -> None:
-    """And what that costs is what docs/results.md has measured."""
+    """And what that costs is what docs/results/recordings.md has measured."""
     section = PAGE.read_text(encoding="utf-8").split("\n## Where `recommended` leaves the paper")[1].split("\n## ")[0]
-    results = (PAGE.parent / "results.md").read_text(encoding="utf-8")
+    results = (PAGE.parent / "results/recordings.md").read_text(encoding="utf-8")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()]
     told = {(cells[0], cells[1].strip("`")): cells for cells in lines if len(cells) == 6 and cells[1].startswith("`")}
     differing = json.loads(cli("config", "--diff", "paper", "--json").out)

@@ -39,7 +39,7 @@ def test_processes_that_die_are_started_again(
     run is there, and the second resumes, though --overwrite is given.
     """
     out, whole = (Path(shutil.copytree(pretrained, tmp_path / name)) for name in ("run", "whole"))
-    flags = [*tiny, "--epochs", 40, "--devices", 2, "--save-every", "1steps", "--overwrite", "--out"]
+    flags = [*tiny, "--epochs", 15, "--devices", 2, "--save-every", "1steps", "--overwrite", "--out"]
     older = (out / "config.json").read_text()
     started = cli_process("train", "pretrain", tones, *flags, out, "--max-restarts", 2)
     wait_for(lambda: rank_processes(started.pid).keys() == {0, 1}, started)

@@ -20,6 +20,7 @@ from miniatures import all_of_lape, iemocap, tut, urbansound
 from unfused_fast.config.tasks import LAPE_COLUMNS, LAPE_TASKS, TASKS
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.lape_data import find, shards_of
+from unfused_fast.methods import METHODS
 from unfused_fast.shards.sources.row import SourceRow
 
 FLAGS = ["--epochs", 1, "--set", "eval.epochs=10", "--set", "data.crop_seconds=0.3", "--set", "pseudo.n_init=1"]
@@ -153,6 +154,27 @@ def test_other_methods_are_columns_beside_the_papers(
     assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
 
 
+def test_every_method_is_a_column(
+    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    tut(data / "tut")
+    (data / "bsd").symlink_to(tones)
+    more = ["--tasks", "tut,bsd", "--methods", "all", "--pretrain-on", tones, "--pretrain-epochs", 1, "--workers", 1]
+    values = [*FLAGS[:2], "--set", "eval.epochs=2", "--set", "pseudo.n_init=1"]
+    done = cli("lape", data, "--teacher", pretrained, "--out", out, *values, *tiny, *more)
+    assert done.code == 0, done.err
+    titles = [method.title for method in METHODS.values()]
+    rows, markdown = _state(out), (out / "lape.md").read_text()
+    for task in ("tut", "bsd"):
+        assert [*rows[task]["methods"]] == titles and rows[task]["state"] == "done"
+        assert all(0 <= of["test"]["mean"] <= 1 and not of["failed"] for of in rows[task]["methods"].values())
+        cells = next(line for line in markdown.splitlines() if line.startswith(f"| {task.upper()} |")).split("|")
+        assert all(f"{100 * of['test']['mean']:.1f}" in "".join(cells) for of in rows[task]["methods"].values())
+    (header,) = {line for line in markdown.splitlines() if "| DECAR-v1, here |" in line or "| DECAR-v1 |" in line}
+    assert len(titles) == 10 and all(f"| {title}" in header for title in {*titles, *LAPE_COLUMNS})
+
+
 def test_missing_and_wrong_sets_are_named_and_not_fatal(
     cli: Callable[..., Any],
     tones: Path,
@@ -186,7 +208,7 @@ def test_missing_and_wrong_sets_are_named_and_not_fatal(
     }
     assert "slice_file_name" in rows["us8k"]["reason"] and "nsynth needs this layout" in rows["ns"]["reason"]
     assert "several labels each" in rows["vf"]["reason"]
-    assert len([*out.glob("runs/*")]) == 2, "stage 2 is run where stage 3 can be"
+    assert len([*out.glob("runs/*/")]) == 2, "stage 2 is run where stage 3 can be"
     assert "packed as tut2018" in rows["ic"]["reason"] and "--dataset iemocap" in rows["ic"]["reason"]
     assert "https://www.openslr.org/12" in rows["lbs"]["get"]["source"]
     shown = done.out
@@ -256,4 +278,4 @@ def test_a_model_folder_is_the_teacher_that_its_run_is(
     assert json.loads(done.out)["tasks"][0]["state"] == "done"
     again = cli("lape", tmp_path / "data", "--teacher", pretrained, *arguments)
     assert again.code == 0 and "already finished" in again.err
-    assert len([*(tmp_path / "out/runs").iterdir()]) == 1
+    assert len([*(tmp_path / "out/runs").glob("*/")]) == 1

@@ -80,7 +80,7 @@ def test_the_loss_with_two_local_views(name: MethodName, by_hand: Any) -> None:
     torch.manual_seed(0)
     config = with_values(preset("recommended", "pretrain", name), {**SMALL, **OWN[name], "views.local": 2})
     method: Any = METHODS[name](config, 60, 0, torch.device("cpu"), ALONE)
-    method.run = lambda view, network=None: (method.network if network is None else network)(view)
+    method.run = lambda *inputs, network=None: (method.network if network is None else network)(*inputs)
     whole: Iterator[Tensor] = (torch.randn(12, 1, 64, 96) for _ in range(2))
     views, clips = [*whole, *(torch.randn(12, 1, 64, 41) for _ in range(2))], torch.arange(12)
     assert method.train().views == 4

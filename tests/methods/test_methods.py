@@ -1,5 +1,5 @@
-"""Every method by parameter: resumes bit for bit, is the same on two ranks, waits for no device, and serves what comes
-after it; what it cannot do it says in a sentence.
+"""Every method by parameter: is the same on two ranks, waits for no device, and serves what comes after it; what it
+cannot do it says in a sentence. That it resumes bit for bit is in tests/training/test_run_kills.py.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from host_waits import Recorded
+from method_kinds import KINDS, PARTS, flags, sets
 from rank_jobs import run_jobs
 from safetensors.torch import load_file
-from same_runs import assert_same_run, log_of
-from stopping import stopped_twice
+from same_runs import log_of
 
 from unfused_fast.config import MethodName, preset, with_values
 from unfused_fast.methods import METHODS
@@ -30,35 +29,9 @@ from unfused_fast.training.options import Options
 from unfused_fast.training.run_directory import Run
 
 Cli = Callable[..., Any]
-COLA = "method.similarity=bilinear views.same_crop=false model.projector=layernorm model.l2_normalize=false"
-KINDS: dict[str, tuple[MethodName, str]] = {
-    "simclr": ("simclr", "optim.lr=0.01"),
-    "simclr, as COLA": ("simclr", f"optim.lr=0.01 {COLA}"),
-    "moco": ("moco", "optim.lr=0.01 method.queue=40 method.ema=0.9"),
-    "byol": ("byol", "optim.lr=0.01 method.ema=0.9 aug.noise=0.1"),
-    "barlow": ("barlow", "optim.lr=0.001"),
-    "delores-s": ("delores-s", "optim.lr=0.001 method.barlow_weight=0.1"),
-    "delores-m": ("delores-m", "optim.lr=0.01 method.queue=40 method.ema=0.9 views.local=1 views.local_seconds=0.5"),
-    "slicer": ("slicer", "optim.lr=0.1 cluster.k=12 method.queue=40 method.ema=0.9"),
-    "swav": ("swav", "optim.lr=0.001 method.queue=40"),
-    "swav, local views": (
-        "swav",
-        "optim.lr=0.001 method.queue=40 views.local=2 views.local_seconds=0.5 views.same_crop=false",
-    ),
-}
-"""Name -> method and settings. The DECARs have tests of their own."""
 SIGNS = {"alignment", "output_std", "diagonal", "perplexity"}
 """In the log of an epoch; its line has their words."""
 WORDS = re.compile("uniformity|std of outputs|correlation of views|in use")
-
-
-def sets(values: str) -> list[str]:
-    return [word for value in values.split() for word in ("--set", value)]
-
-
-def flags(kind: str) -> list[str]:
-    method, values = KINDS[kind]
-    return ["--method", method, *sets(values)]
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +44,13 @@ def whole(
     def run(kind: str) -> Path:
         out = folder / kind.replace(", ", "-").replace(" ", "-")
         if not out.exists():
-            done = cli("train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny_any, *flags(kind), *PARTS)
+            done = cli("train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny_any, *flags(kind), *sets(PARTS))
             assert done.code == 0, done.err
             said = re.sub(r"\s+", " ", done.err)
             assert METHODS[KINDS[kind][0]].title in said and WORDS.search(said)
         return out
 
     return run
-
-
-PARTS = ["--set", "train.accumulate=2"]
 
 
 def test_every_method_has_a_name_a_recipe_and_its_tests() -> None:
@@ -91,23 +61,12 @@ def test_every_method_has_a_name_a_recipe_and_its_tests() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(
-    cli: Cli, tones: Path, tiny_any: list[str], tmp_path: Path, whole: Callable[[str], Path], kind: str
-) -> None:
-    out = tmp_path / "parts"
-    stopped_twice(
-        partial(cli, "train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny_any, *flags(kind), *PARTS)
-    )
-    assert_same_run(out, whole(kind))
-    assert not (out / "bank.zarr").exists() and not (out / "clusters.png").exists()
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_the_run_serves_later_commands(
     cli: Cli, tones: Path, tone_rows: Any, distill: Cli, linear: Cli, whole: Callable[[str], Path], tmp_path: Path,
     kind: str,
 ) -> None:  # fmt: skip
     run = whole(kind)
+    assert not (run / "bank.zarr").exists() and not (run / "clusters.png").exists()
     done = distill(tones, run, tmp_path / "distill", *sets("pseudo.k=3 pseudo.pca_dim=4 pseudo.feature=projector"))
     assert done.code == 0, done.err
     done = linear(tones, run, tmp_path / "linear", "--json")

@@ -1,12 +1,13 @@
-"""Kills runs of `train pretrain`, `distill` and `linear` with SIGKILL at random moments; each must end as the
-undisturbed.
+"""Kills runs of `train pretrain` (by any method), `distill` and `linear` with SIGKILL at random moments; each must end
+as the undisturbed.
 
 python tests/support/kill_run.py --kills 25 --seed 0 --stage pretrain
 
 A run saves after every step. After a random number of steps and a random moment more it is killed; another process goes
 on with --resume, until one finishes. Then the newest checkpoint, the bank, the result and the log must be those of a
 run that nobody killed, bit for bit but for times. A run that ends too soon is followed by another, until the kills are
-done. With --ranks 2 one of two processes is killed, and the other has to end by itself.
+done. With --ranks 2 one of two processes is killed, and the other has to end by itself. With --stage methods that is
+done for every kind of method_kinds.py, and every second signal is SIGTERM, after which a run saves and ends.
 
 A run of `train linear` saves nothing on its way and begins again: it must take what a kill left, and its heads, result
 and confusion.png must be those of the undisturbed run. Its moments count from the parts it goes through, steps among
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from method_kinds import DECARS, KINDS, PARTS, flags, sets
 from ranks import environment, free_port
 from safetensors.torch import save_file
 from same_runs import assert_same_linear, assert_same_run
@@ -58,9 +60,12 @@ LEFT = "result.json", "result.json.new", "confusion.png", "config.json", "config
 """Files of a run without checkpoints, from the last one written."""
 
 
-def command(stage: str, shards: Path, teacher: Path, out: Path) -> list[str]:
-    """The arguments of a tiny run that saves after every step."""
-    tiny = [word for value in TINY.split() for word in ("--set", value)]
+def command(kind: str, shards: Path, teacher: Path, out: Path) -> list[str]:
+    """The arguments of a tiny run that saves after every step: of a stage, or of pre-training by a method."""
+    stage, tiny = kind, sets(TINY)
+    if kind not in STEPS:
+        stage, read = "pretrain", " ".join(value for value in TINY.split() if not value.startswith("cluster."))
+        tiny = [*sets(f"{read} {PARTS}"), *flags(kind)]
     if stage == "linear":
         given = ["train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--encoder", str(teacher)]
         return [*given, "--device", "cpu", *tiny]
@@ -151,10 +156,11 @@ def main() -> int:
     parser.add_argument(
         "--shards", type=Path, required=True, help="a shard set with a train split of a few dozen clips"
     )
-    parser.add_argument("--stage", choices=list(STEPS), default="pretrain")
+    parser.add_argument("--stage", choices=[*STEPS, "methods"], default="pretrain")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train together; one of them is killed")
-    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--kills", type=int, default=25, help="of each kind, at least")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--least", type=int, default=0, help="steps from a start to the kill, at least")
     parser.add_argument("--steps", type=int, default=5, help="steps from a start to the kill, at most")
     parser.add_argument("--longest", type=float, default=0.2, help="seconds from a step to the kill, at most")
     given = parser.parse_args()
@@ -165,40 +171,10 @@ def main() -> int:
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
     kills, runs = 0, 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        said, teacher = folder / "said", folder / "teacher"
-        if given.stage != "pretrain":
-            finish(command("pretrain", given.shards, teacher, teacher), said)
-        finish(command(given.stage, given.shards, teacher, folder / "whole"), said, given.ranks)
-        while kills < given.kills:
-            out, ended = folder / f"run-{runs}", False
-            runs += 1
-            while not ended:
-                reading, told = os.pipe()
-                arguments = [*command(given.stage, given.shards, teacher, out), "--resume"]
-                processes = begin(arguments, told, said, given.ranks)
-                os.close(told)
-                if kills < given.kills:
-                    for _ in range(chance.randrange(given.steps + 1)):
-                        os.read(reading, 1)
-                    time.sleep(chance.uniform(0, given.longest))
-                    os.kill(processes[chance.randrange(given.ranks)], signal.SIGKILL)
-                statuses = [os.waitpid(process, 0)[1] for process in processes]
-                os.close(reading)
-                killed = any(map(os.WIFSIGNALED, statuses))
-                ended = statuses[0] == 0
-                if not ended and not killed:
-                    raise SystemExit(f"seed {given.seed}, kill {kills}: the run failed\n{said.read_text()[-3000:]}")
-                if killed:
-                    kills += 1
-                    left[left_by(out)] += 1
-            try:
-                if given.stage == "linear":
-                    assert_same_linear(out, folder / "whole", heads_of)
-                else:
-                    assert_same_run(out, folder / "whole")
-            except AssertionError as error:
-                raise SystemExit(f"seed {given.seed}, kill {kills}: not the undisturbed run: {error}") from error
+        for kind in (*KINDS, *DECARS) if given.stage == "methods" else (given.stage,):
+            (folder := Path(name) / kind).mkdir()
+            killed, more = kill_runs(kind, folder, given, chance, left)
+            kills, runs = kills + killed, runs + more
     ranks_said = f" on {given.ranks} ranks" if given.ranks > 1 else ""
     print(
         f"seed {given.seed}, {given.stage}{ranks_said}: {kills} kills of {runs} runs, "
@@ -206,6 +182,48 @@ def main() -> int:
         f"{', '.join(f'{left[what]} {what}' for what in sorted(left))}"
     )
     return 0
+
+
+def kill_runs(
+    kind: str, folder: Path, given: argparse.Namespace, chance: random.Random, left: collections.Counter[str]
+) -> tuple[int, int]:
+    """Kills runs of one kind in `folder`; how many kills, of how many runs. Raises SystemExit where one differs."""
+    said, teacher, kills, runs = folder / "said", folder / "teacher", 0, 0
+    if kind in ("distill", "linear"):
+        finish(command("pretrain", given.shards, teacher, teacher), said)
+    finish(command(kind, given.shards, teacher, folder / "whole"), said, given.ranks)
+    while kills < given.kills:
+        out, ended = folder / f"run-{runs}", False
+        runs += 1
+        while not ended:
+            reading, told = os.pipe()
+            arguments = [*command(kind, given.shards, teacher, out), "--resume"]
+            processes = begin(arguments, told, said, given.ranks)
+            os.close(told)
+            if kills < given.kills:
+                for _ in range(chance.randint(given.least, given.steps)):
+                    os.read(reading, 1)
+                time.sleep(chance.uniform(0, given.longest))
+                number = signal.SIGTERM if given.stage == "methods" and kills % 2 else signal.SIGKILL
+                os.kill(processes[chance.randrange(given.ranks)], number)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+            os.close(reading)
+            stopped, ended = min(codes) < 0 or 130 in codes, codes[0] == 0
+            if not ended and not stopped:
+                raise SystemExit(f"seed {given.seed}, {kind}, kill {kills}: it failed\n{said.read_text()[-3000:]}")
+            if stopped:
+                kills += 1
+                left[left_by(out)] += 1
+        try:
+            if kind == "linear":
+                assert_same_linear(out, folder / "whole", heads_of)
+            else:
+                assert_same_run(out, folder / "whole")
+        except AssertionError as error:
+            raise SystemExit(f"seed {given.seed}, {kind}, kill {kills}: not the undisturbed run: {error}") from error
+    if given.stage == "methods" and "damaged" in said.read_text():  # an earlier checkpoint gives the same run
+        raise SystemExit(f"{kind}: a checkpoint was not taken\n{said.read_text()[-3000:]}")
+    return kills, runs
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class BankConfig:
     """Whose projections become rows while training fills the bank: those of a second view of the clip, by a forward
     pass of its own without gradient, or those that gave the loss, from before the step. `fill` = pass does not read it.
     Source: authors (separate); paper section 3, which stores rows right after back-propagation, and SwAV's authors
-    (training). Ours: `recommended` has training, not shown to learn less (docs/results.md), and faster.
+    (training). Ours: `recommended` has training, not shown to learn less (docs/results/corpus.md), and faster.
     """
     init_mode: Literal["eval", "train"] = "train"
     """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no

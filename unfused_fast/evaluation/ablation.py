@@ -1,6 +1,7 @@
 """Ablations: cells of settings that differ in a few fields, each run with several seeds, and one table.
 
 OUT/runs/                                   a run pool: runs that cells share are made once
+OUT/runs.parquet                            the runs and their scores (run_store.py)
 OUT/ablation.json, ablation.md, .png        the table, written again after each cell and seed
 
 After a stop at any moment the same command resumes; one with more values, fields or seeds adds to the table.
@@ -20,6 +21,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.report import TextTable, claim, held_out_text, spread, spread_text, trouble, write_report
 from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.evaluation.run_store import write_runs
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import linear_round
@@ -132,6 +134,7 @@ def ablate(
         found.append({"cell": cell.name, "seed": seed, **line})
         summary = summary_of(described, found, varied, target, out, pool.holdout)
         write_report(out, "ablation", summary, [ablation_table(summary)])
+        write_runs(pool.directory)
     write_picture(out, summary)
     return summary
 

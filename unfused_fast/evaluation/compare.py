@@ -2,6 +2,7 @@
 
 OUT/runs/                                 a run pool, shared with `ablate` and `lape`
 OUT/tasks/<task>/<method>-<seed>/         the evaluation of one encoder, as of `evaluate`
+OUT/runs.parquet                          the runs and their scores (run_store.py)
 OUT/compare.json, compare.md              the tables, written again after each encoder
 OUT/compare.png                           accuracy against training time, at the end
 
@@ -31,6 +32,7 @@ from unfused_fast.evaluation.lape_data import task_of
 from unfused_fast.evaluation.measure import Plan, measurable
 from unfused_fast.evaluation.report import claim, spread, write_report
 from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.evaluation.run_store import write_runs
 from unfused_fast.shards.sets.table import ShardSet
 
 
@@ -110,6 +112,7 @@ def compare(
         summary["not_shown"] = not_shown(out, (*BASELINES, *configs), tasks, every)
         if ranks.leads:
             write_report(out, "compare", summary, comparison_tables(summary), comparison_sentences(summary))
+            write_runs(pool.directory)
     if ranks.leads:
         write_scores(out, summary)
     return summary

@@ -21,6 +21,7 @@ from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured, Plan, measure
 from unfused_fast.evaluation.report import TextTable, held_out_text, write_report, writing
 from unfused_fast.evaluation.run_pool import finished
+from unfused_fast.evaluation.run_store import settings_of
 from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import LabelledClips
@@ -85,6 +86,7 @@ def _result(
         "encoders": {name: [*runs] for name, runs in encoders.items()},
         "select": config.eval.select,
         "classes": len(clips.label_names),
+        "settings": settings_of(flatten(config), "linear"),
         "config_digest": config_digest(flatten(config)),
         "data_digest": shards.manifest.digest,
     }

@@ -77,7 +77,14 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def claim(out: Path, what: str) -> None:
     """Creates the folder OUT, which may hold what `ablate`, `compare` and `lape` wrote. Raises UserError for others."""
-    files = {"runs", "shards", "tasks", *(f"{name}.{kind}" for name in COMMANDS for kind in ("json", "md", "png"))}
+    files = {
+        "runs",
+        "runs.parquet",
+        "scores",
+        "shards",
+        "tasks",
+        *(f"{name}.{kind}" for name in COMMANDS for kind in ("json", "md", "png")),
+    }
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: it is a file, but {what} is a directory; choose another --out")
     parts = {path.name.removesuffix(".new"): path.is_dir() for path in out.glob("*")}

@@ -1,6 +1,7 @@
 """Runs that many experiments share: each in a directory named by a digest of its inputs, so that none is made twice.
 
-DIR/<stage>-<digest>/   a run directory; finished when it has a result.json
+DIR/<stage>-<digest>/       a run directory; finished when it has a result.json
+DIR/<stage>-<digest>.json   what it is made of, and where it ended without a result: why; run_store.py reads both
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ from torch import Tensor
 from unfused_fast.config import Config, Stage, flatten
 from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError, unreadable
+from unfused_fast.evaluation.report import writing
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
-from unfused_fast.training import Options, config_digest, quietly
+from unfused_fast.training import Options, Paused, commit, config_digest, quietly, versions, write_json
 
 AGAIN = "give the same command again to continue"
 
 
 @dataclass(frozen=True)
 class PooledRun:
-    """A finished run."""
+    """A finished run, or one that is paused."""
 
     path: Path
     digest: str
     """sha256 of stage, settings, data, and the digest of the run that it started from."""
     result: dict[str, Any]
-    """Its result.json."""
+    """Its result.json; empty where it stands paused."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class RunPool:
     failed: dict[str, UserError] = field(default_factory=dict)
     """Digest -> why a run failed: the same command does not repeat a failed run."""
 
-    def pretrain(self, config: Config, shards: ShardSet) -> PooledRun:
-        """Stage 1. Raises UserError where it cannot be run or diverges, as the others do."""
-        return self._run("pretrain", config, shards, "", partial(pretrain, config, shards))
+    def pretrain(self, config: Config, shards: ShardSet, until: int | None = None) -> PooledRun:
+        """Stage 1, or no more of it than `until` epochs. Raises UserError where it cannot be run or diverges, as the
+        others do.
+        """
+        return self._run("pretrain", config, shards, "", partial(pretrain, config, shards), until)
 
     def distill(self, config: Config, shards: ShardSet, teacher: PooledRun, given: Tensor | None = None) -> PooledRun:
         """Stage 2, from a run of stage 1; `given`: as of distill.distill."""
@@ -62,24 +66,60 @@ class RunPool:
         run = partial(linear, config, shards, str(encoder.path), holdout=self.holdout)
         return self._run("linear", config, shards, source, quietly()(run))
 
+    def give_up(self, run: PooledRun, reason: str) -> None:
+        """Notes that a paused run is not worth more time; giving its settings again continues it."""
+        self._note(run.path, {**read_json(record_of(run.path)), "state": "pruned", "reason": reason})
+
     def _run(
-        self, stage: Stage, config: Config, shards: ShardSet, source: str, run: Callable[..., dict[str, Any]]
+        self,
+        stage: Stage,
+        config: Config,
+        shards: ShardSet,
+        source: str,
+        run: Callable[..., dict[str, Any]],
+        until: int | None = None,
     ) -> PooledRun:
         made_of = {"stage": stage, "config": flatten(config), "shards": shards.manifest.digest, "from": source}
         digest = config_digest(made_of)
         if digest in self.failed:
             raise self.failed[digest]
         out = self.directory / f"{stage}-{digest[:16]}"
-        result = self.options.ranks.first(lambda: _found(out))
+        train = shards.manifest.splits.get("train")
+        facts = {"digest": digest, **made_of, "set": shards.name, "clips": None if train is None else train.clips}
+
+        def begin() -> dict[str, Any] | None:
+            result = _found(out)
+            if result is None:
+                self._note(out, {**facts, "commit": commit(), "versions": versions()})
+            elif not record_of(out).exists():  # made before there were records
+                self._note(out, facts)
+            return result
+
+        result = self.options.ranks.first(begin)
         if result is None:
+            options = replace(self.options, resume=True, again=AGAIN, overwrite=False, until_epoch=until)
             try:
-                result = run(out=out, options=replace(self.options, resume=True, again=AGAIN, overwrite=False))
+                result = run(out=out, options=options)
             except RankLost:
                 raise
+            except Paused:
+                result = {}
             except UserError as error:
                 self.failed[digest] = error
+                self._note(out, {**read_json(record_of(out)), "state": "failed", "reason": str(error)})
                 raise
         return PooledRun(out, digest, result)
+
+    def _note(self, out: Path, facts: dict[str, Any]) -> None:
+        if self.options.ranks.leads:
+            with writing(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                write_json(record_of(out), facts)
+
+
+def record_of(out: Path) -> Path:
+    """What the pool notes of a run, beside its directory."""
+    return out.with_name(f"{out.name}.json")
 
 
 def _found(out: Path) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
     the deviation has 1e-5 added to its square, as the authors' BatchNorm.
     """
     one, other = (batch_norm(rows, None, None, training=True) for rows in (first, second))
-    return one.T @ other / len(first)
+    return (one / len(first)).T @ other
 
 
 def barlow_loss(correlations: Tensor, off_diagonal: float) -> Tensor:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,16 @@ class DeloresS(Barlow):
     title = "DeLoRes-S"
 
 
+class BlockHeads(nn.ModuleList):
+    """The heads of L blocks."""
+
+    def forward(self, *blocks: Tensor) -> list[Tensor]:
+        """L tensors (n, W) of one view after the other -> as many (n, P), each by the head of its block. All views at
+        once: autocast then converts each weight once.
+        """
+        return [head(block) for head, block in zip(cycle(self), blocks)]
+
+
 class DeloresNetwork(PretrainNetwork):
     """Encoder, projector, and a head for each block: Linear-BatchNorm-ReLU twice, then Linear, without biases, all as
     wide as `model.proj_hidden`. Source: authors (2,048, the width of their encoder; blocks of 2,048, 1,024 and 512).
@@ -44,7 +55,7 @@ class DeloresNetwork(PretrainNetwork):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         head = replace(config.model, projector="batchnorm3", proj_dim=config.model.proj_hidden)
-        self.heads = nn.ModuleList(build_projector(head, size) for size in block_sizes(self.encoder, config))
+        self.heads = BlockHeads(build_projector(head, size) for size in block_sizes(self.encoder, config))
 
     def forward(self, log_mel: Tensor) -> Any:
         """(B, 1, F, T) -> projections (B, P) in float32, and L tensors (B, W) of the blocks."""
@@ -80,7 +91,7 @@ class DeloresM(MoCo):
             keys, key_blocks = self.run(key_view, network=self.key_network)
         with self.part("forward"):
             queries, blocks = zip(*(self.run(view) for view in (query_view, *local_views)), strict=True)
-            *of_queries, of_keys = (self._through_heads(of) for of in (*blocks, key_blocks))
+            *of_queries, of_keys = self._through_heads([*blocks, key_blocks])
         loss, settings = self.contrast((queries, keys)), self.config.method
         for own in of_queries:
             for pair in zip(own, of_keys, strict=True):
@@ -90,11 +101,13 @@ class DeloresM(MoCo):
                 loss = loss + term / len(of_queries)
         return loss
 
-    def _through_heads(self, blocks: Sequence[Tensor]) -> list[Tensor]:
-        """L tensors (n, W) of this rank's clips -> L (B, P) of all ranks' clips, by the head of each block."""
-        heads = cast(nn.ModuleList, self.network.get_submodule("heads"))
-        made = (self.run(block, network=head) for block, head in zip(blocks, heads, strict=True))
-        return [gather_rows(rows.float(), self.ranks) for rows in made]
+    def _through_heads(self, views: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Of each view L tensors (n, W) of this rank's clips -> of each L (B, P) of all ranks' clips, by the head of
+        each block.
+        """
+        made = self.run(*(block for blocks in views for block in blocks), network=self.network.get_submodule("heads"))
+        every, size = [gather_rows(rows.float(), self.ranks) for rows in made], len(views[0])
+        return [every[begin : begin + size] for begin in range(0, len(every), size)]
 
     def after_step(self, clip_ids: Tensor) -> None:
         super().after_step(clip_ids)

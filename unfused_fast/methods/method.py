@@ -88,11 +88,11 @@ class Trainable(nn.Module):
         return ""
 
     def notes(self) -> dict[str, Any]:
-        """State other than tensors, as JSON values."""
+        """State other than tensors, as JSON values; under other names than `epoch` and `batch`, the position."""
         return {}
 
     def load_notes(self, notes: dict[str, Any]) -> None:
-        """Inverse of notes; creates the tensors whose sizes they give."""
+        """Inverse of notes, and the position; creates the tensors whose sizes they give."""
 
     def fault(self, notes: dict[str, Any]) -> str | None:
         """Why a checkpoint with these notes cannot be resumed from, or None."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from unfused_fast.config import Config
 from unfused_fast.console import console
@@ -36,9 +36,9 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
     """(B, P) queries and their own keys, (K, P) other clips' keys, all of unit norm -> () mean cross-entropy of picking
     the own key. Source: MoCo Eq. 1.
     """
-    own, others = (queries * keys).sum(dim=1, keepdim=True), queries @ queue.T
-    scores = torch.cat([own, others], dim=1) / temperature
-    return cross_entropy(scores, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
+    scaled = queries / temperature
+    own, others = (scaled * keys).sum(dim=1), (scaled @ queue.T).logsumexp(dim=1)
+    return (torch.logaddexp(own, others) - own).mean()  # no second (B, K) for all scores side by side
 
 
 class MoCo(Method):

@@ -120,12 +120,9 @@ class SwAV(Method):
         """ln K, the loss of a uniform prediction, for comparison; and how many prototypes are in use."""
         return f" (ln K {log['ln_k']:.2f})  {log['perplexity']:.1f} of {log['k']} prototypes in use (1 collapsed)"
 
-    def notes(self) -> dict[str, Any]:
-        """The epoch, by which prototypes are frozen and queues used."""
-        return {"epoch": self._epoch}
-
     def load_notes(self, notes: dict[str, Any]) -> None:
-        self._epoch = notes["epoch"]
+        """The epoch, by which prototypes are frozen and queues used, is that of the checkpoint's position."""
+        self._epoch = notes["epoch"] + bool(notes["batch"])
 
     def description(self) -> str:
         return f"{self.title}: {self.k:,} prototypes, queues of {len(self.queues[0].get_buffer('keys')):,}"

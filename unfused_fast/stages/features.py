@@ -90,7 +90,8 @@ def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor
 
 def load_encoder(run: str | Path, device: torch.device) -> FrozenEncoder:
     """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, that of
-    the chosen epoch of a fine-tuning run, or the encoder of a model folder (training/model_folder.py).
+    the chosen epoch of a fine-tuning run, or the encoder of a model folder (training/model_folder.py); `base` is the
+    package's.
     """
     name, run = encoder_name(run), encoder_place(run)
     recorded = read_description(run)

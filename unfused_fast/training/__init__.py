@@ -19,6 +19,7 @@ from unfused_fast.training.optim import build_optimizer
 from unfused_fast.training.options import (
     Interrupted,
     Options,
+    Paused,
     autocast,
     compiled,
     full_precision,
@@ -45,5 +46,5 @@ from unfused_fast.training.plots import (
 )
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_record import config_digest, read_description, read_result
+from unfused_fast.training.run_record import commit, config_digest, read_description, read_result, versions
 from unfused_fast.training.trackers import parse_trackers

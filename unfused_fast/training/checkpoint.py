@@ -106,6 +106,7 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
     bank, which other commands read. Later ones are damaged: the run was resumed before them. Raises UserError when it
     cannot be written.
     """
+    assert state.keys().isdisjoint(Position._fields), "the position is not overwritten"
     path = directory / f"{position.name}.safetensors"
     partial = path.with_name(path.name + ".partial")
     try:

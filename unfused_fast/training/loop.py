@@ -27,7 +27,7 @@ from unfused_fast.models import step_bytes
 from unfused_fast.training.checkpoint import Position
 from unfused_fast.training.faults import not_finite, out_of_memory
 from unfused_fast.training.optim import build_optimizer, learning_rate
-from unfused_fast.training.options import Interrupted, Options, autocast, compiled, full_precision, prepare_for
+from unfused_fast.training.options import Interrupted, Options, Paused, autocast, compiled, full_precision, prepare_for
 from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.saves import Saves
@@ -44,13 +44,7 @@ class Trainer:
     """Trains a task in a run directory: start(), then fit()."""
 
     def __init__(
-        self,
-        task: Trainable,
-        stream: Loader,
-        config: Config,
-        options: Options,
-        run: Run,
-        augment: bool = True,
+        self, task: Trainable, stream: Loader, config: Config, options: Options, run: Run, augment: bool = True
     ) -> None:
         """Args:
         stream: the train clips; start() may load their log-mels into memory.
@@ -103,6 +97,8 @@ class Trainer:
         shown = EpochProgress(self.run.stage, epochs, steps, done)
         with self.run.signals(), precision, kept, self.saves, self.profile, self._explained(), shown:
             while self.position.epoch < epochs and (self.position.batch or not self.task.finished):
+                if not self.position.batch and self.position.epoch >= (self.options.until_epoch or epochs):
+                    self._stop()
                 self._train_epoch(shown)
                 rates.append(round(self.loader.clips / self._state["seconds"], 1))
                 self._end_epoch(rates[-1], shown)
@@ -175,7 +171,8 @@ class Trainer:
         self.saves.settle()
         if not any(self.position):
             raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet")
-        raise Interrupted(f"{self.run.out}: stopped after {self.position}, saved; {self.options.again}")
+        kind = Interrupted if self.run.stopping else Paused
+        raise kind(f"{self.run.out}: stopped after {self.position}, saved; {self.options.again}")
 
     def begin_epoch(self, epoch: int) -> None:
         """Lets the task prepare an epoch. Where the run stops here, the epoch before is saved."""
@@ -279,7 +276,7 @@ class Trainer:
         state["log"], state["seconds"] = {}, 0.0
         (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
         last = epoch == self.config.train.epochs or self.task.finished
-        if last or self.run.stopping or epoch % self.config.train.save_every == 0:
+        if last or self.run.stopping or epoch == self.options.until_epoch or epoch % self.config.train.save_every == 0:
             self._save({})
         told = f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s{in_words(used)}"
         shown.epoch(epoch, told)

@@ -68,6 +68,10 @@ class Interrupted(Exception):
     """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved."""
 
 
+class Paused(Interrupted):
+    """The run stands, saved, at the end of epoch `Options.until_epoch`."""
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Nothing is printed to the console inside the block: for small steps of a larger job."""
@@ -96,6 +100,10 @@ class Options:
     again: str = "continue with --resume"
     """What a run that was stopped says to do; commands that make several runs have no such flag."""
     overwrite: bool = False
+    until_epoch: int | None = None
+    """Epoch after which the run is saved and Paused, unless it ends there; a resumed run that is past it pauses before
+    the next epoch. Ours: a search looks at a run between two epochs, and gives up or goes on.
+    """
     save_every: SaveEvery = field(default_factory=SaveEvery)
     profile: bool = False
     """See Profile in progress.py."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.training import commit
 
 
 class Spread(NamedTuple):
@@ -45,7 +45,7 @@ def circumstances(device: torch.device) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count() or 1,
         "versions": f"unfused-fast {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -113,22 +113,6 @@ def write_rate(folder: Path, size: int = 1 << 28) -> float:
         file.flush()
         os.fsync(file.fileno())
         return size / (time.perf_counter() - start)
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results"
-        )
-        return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+changes" if changed else "")
-    except OSError:  # no git here
-        return "unknown"
 
 
 def _processor() -> str:

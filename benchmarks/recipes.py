@@ -1,0 +1,179 @@
+"""The rows of runs.parquet as recipes: their seeds, means over the judged tasks, the best of each method, and whether
+short runs rank them as long ones do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from scipy.stats import spearmanr
+
+from unfused_fast.console import counted
+from unfused_fast.evaluation.compare_report import TITLES
+
+JUDGED = (
+    "mandarin_tone",
+    "mandarin_initial",
+    "speaker_id",
+    "hero_voice",
+    "words_synth",
+    "instrument_family",
+    "sound_event",
+)
+"""Tasks of the mean. Ours: audio_type and music_title are shown beside it, because the corpus calls their validation
+easier than their test, or their labels uncertain.
+"""
+WIDTHS = ("model.channels", "model.dim", "train.epochs")
+HEAD = ("model.proj_hidden", "model.proj_dim")
+"""Fields of a run's size; of DECAR-v2 the head's widths too, which go with the encoder's."""
+PAPER_WIDTH, PAPER_EPOCHS = 64, 100
+FEWEST = 3
+"""Recipes with which ranks are compared."""
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A recipe on a set, at a size: its runs, one a seed."""
+
+    method: str
+    stage: str | None
+    """None: a baseline."""
+    settings: tuple[tuple[str, str], ...]
+    """(field, value as JSON) where it differs from `recommended`, without its size."""
+    set: str
+    width: int
+    epochs: int | None
+    """As planned."""
+    judged: tuple[str, ...]
+    """Tasks of the mean."""
+    rows: Rows
+
+    @property
+    def title(self) -> str:
+        """As in tables."""
+        name = TITLES.get(self.method, self.method)
+        stage2 = f"UnFuSeD, from {name}" if self.stage == "distill" else name
+        return f"{stage2} (width {self.width})" if self.stage is None and self.method != "logmel" else stage2
+
+    @property
+    def words(self) -> str:
+        """Its settings, for a cell."""
+        return " ".join(f"`{name}={json.loads(value)}`" for name, value in self.settings) or "recommended"
+
+    def scores(self, task: str, split: str) -> dict[int, float]:
+        """Seed -> score of linear heads on the encoder as it ended."""
+        found = {
+            row["seed"]: row["score"]
+            for row in self.rows
+            if (row["task"], row["split"], row["head"], row["state"]) == (task, split, "linear", "done")
+        }
+        return dict(sorted(found.items()))
+
+    def mean(self, split: str) -> dict[int, float]:
+        """Seed -> mean over the judged tasks; without seeds that lack one of them."""
+        tasks = [self.scores(task, split) for task in self.judged]
+        seeds = set[int].intersection(*map(set, tasks)) if tasks else set()
+        return {seed: fmean(scores[seed] for scores in tasks) for seed in sorted(seeds)}
+
+    def cost(self, name: str) -> list[float]:
+        """`clips_seen` or `seconds` of each run."""
+        of_runs = {row["run"]: row[name] for row in sorted(self.rows, key=lambda row: row["epoch"] or 0)}
+        return [value for value in of_runs.values() if value is not None]
+
+    @property
+    def ends(self) -> str:
+        """How its runs ended, for a cell."""
+        states = defaultdict[str, set[str]](set)
+        for row in self.rows:
+            states[f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]].add(row["run"])
+        return "; ".join(state if len(runs) == 1 else f"{state} ({len(runs)})" for state, runs in states.items())
+
+
+class Agreement(NamedTuple):
+    """Whether recipes of a method rank alike at two sizes: Spearman's rank correlation of their mean validation."""
+
+    method: str
+    small: str
+    large: str
+    recipes: int
+    correlation: float | None
+    """None where all score alike at one size."""
+
+
+def judged(rows: Rows) -> list[str]:
+    """The tasks of the mean: of JUDGED those with scores, or all where none of them is there."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows if row["task"]))
+    return [task for task in JUDGED if task in tasks] or tasks
+
+
+def trained(rows: Rows) -> list[Trained]:
+    """The rows of runs.parquet as recipes; linear heads by themselves are none."""
+    groups = defaultdict[tuple[Any, ...], list[Mapping[str, Any]]](list)
+    for row in rows:
+        if row["stage"] == "linear":
+            continue
+        config = json.loads(row["config"])
+        width, epochs = config.get("model.channels", PAPER_WIDTH), config.get("train.epochs", PAPER_EPOCHS)
+        sized = {*WIDTHS, *(HEAD if row["method"] == "decar-v2" else ())}
+        settings = tuple((name, json.dumps(value)) for name, value in sorted(config.items()) if name not in sized)
+        if row["stage"] is None:
+            settings, epochs, width = (), None, 0 if row["method"] == "logmel" else width
+        groups[(row["method"], row["stage"], settings, row["set"] or "", width, epochs)].append(row)
+    tasks = tuple(judged(rows))
+    return [
+        Trained(method, stage, settings, shards, width, epochs, tasks, several)
+        for (method, stage, settings, shards, width, epochs), several in groups.items()
+    ]
+
+
+def best(recipes: Sequence[Trained]) -> list[Trained]:
+    """Baselines, then the best of each method and stage, the highest validation first."""
+    groups = defaultdict[tuple[str, str | None], list[Trained]](list)
+    for one in recipes:
+        if one.stage is not None and one.mean("valid"):
+            groups[(one.method, one.stage)].append(one)
+    chosen = [
+        max([one for one in several if one.mean("test")] or several, key=lambda one: fmean(one.mean("valid").values()))
+        for several in groups.values()
+    ]
+    widths = {one.width for one in chosen} | {0}
+    plain = [one for one in recipes if one.stage is None and (one.width in widths or not chosen)]
+    return [
+        *sorted(plain, key=lambda one: (one.method, one.width)),
+        *sorted(chosen, key=lambda one: -fmean(one.mean("valid").values())),
+    ]
+
+
+def agreement(rows: Rows) -> list[Agreement]:
+    """Of each method, each pair of sizes (set, width, epochs) at which FEWEST recipes or more were trained."""
+    sizes = defaultdict[str, dict[tuple[int, str], dict[Any, float]]](lambda: defaultdict(dict))
+    for one in trained(rows):
+        if one.stage == "pretrain" and (means := one.mean("valid")):
+            seen = max(map(int, one.cost("clips_seen")), default=0)
+            size = (seen * one.width, f"{one.epochs} epochs of {one.set}, width {one.width}")
+            sizes[one.method][size][one.settings] = fmean(means.values())
+    found = []
+    for method, of in sizes.items():
+        for (small, these), (large, those) in itertools.combinations(sorted(of.items(), key=lambda item: item[0]), 2):
+            shared = [settings for settings in these if settings in those]
+            if len(shared) >= FEWEST:
+                pairs = [these[one] for one in shared], [those[one] for one in shared]
+                ranks = float(spearmanr(*pairs).statistic) if min(map(len, map(set, pairs))) > 1 else None
+                found.append(Agreement(method, small[1], large[1], len(shared), ranks))
+    return found
+
+
+def agreement_text(line: Agreement) -> str:
+    """As a sentence."""
+    name, recipes = TITLES.get(line.method, line.method), counted(line.recipes, "recipe")
+    ranks = (
+        "no rank correlation, all alike" if line.correlation is None else f"rank correlation {line.correlation:+.2f}"
+    )
+    return f"{name}: {recipes} at {line.small} and at {line.large}, {ranks}"

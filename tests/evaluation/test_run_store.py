@@ -1,0 +1,144 @@
+"""The store of runs: what result files say, after a kill too; a run that fails, one that is paused and given up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.errors import UserError
+from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.evaluation.run_store import SCHEMA, read_runs, write_runs
+from unfused_fast.evaluation.scores import score_once
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.training.options import Options
+
+VALUES = ["train.epochs=3", "eval.epochs=3", "data.crop_seconds=0.3"]
+
+
+def _rows(out: Path, **wanted: Any) -> list[dict[str, Any]]:
+    found = [row for row in read_runs([out]) if all(row[name] == value for name, value in wanted.items())]
+    return sorted(found, key=lambda row: row["seed"])
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> RunPool:
+    return RunPool(tmp_path / "runs", Options(torch.device("cpu")))
+
+
+@pytest.fixture
+def config(tiny: list[str]) -> Any:
+    values = dict(text.split("=") for text in [*tiny[3::2], *VALUES])
+    return lambda stage: with_values(preset("recommended", stage), values)
+
+
+def test_compare_and_ablate_write_what_their_files_say(
+    cli: Callable[..., Any], tones: Path, tiny_any: list[str], tmp_path: Path
+) -> None:
+    out, flags = tmp_path / "out", ["--epochs", 2, "--set", "eval.epochs=3", *tiny_any]
+    queue = ["--set", "method.queue=1000"]  # longer than there are clips
+    done = cli(
+        "compare", tones, "--tasks", tones, "--methods", "moco,barlow", "--out", out, "--seeds", 2, *flags, *queue
+    )
+    assert done.code == 0, done.err
+    assert pq.read_schema(out / "runs.parquet") == SCHEMA
+    compared = {row["encoder"]: row for row in json.loads((out / "compare.json").read_text())["rows"]}
+    for name in ("logmel", "random", "barlow"):
+        for split in ("valid", "test"):
+            found = [row["score"] for row in _rows(out, method=name, split=split, state="done")]
+            assert found == compared[name]["tasks"]["tones"][split]["values"], name
+    barlow = _rows(out, method="barlow", split="test", seed=1)[0]
+    run = out / "runs" / barlow["run"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert (barlow["set"], barlow["clips_seen"], barlow["epoch"], barlow["head"]) == ("tones", 120, 2, "linear")
+    assert barlow["seconds"] == pytest.approx(sum(line["epoch_seconds"] for line in log), abs=0.006)
+    assert json.loads(barlow["config"])["model.channels"] == 4 and "train.seed" not in json.loads(barlow["config"])
+    assert barlow["commit"] and json.loads(barlow["versions"])["torch"] == torch.__version__
+    failed = _rows(out, method="moco")
+    assert [row["seed"] for row in failed] == [0, 1] and {row["state"] for row in failed} == {"failed"}
+    assert all("method.queue = 1000" in row["reason"] and row["score"] is None for row in failed)
+    assert json.loads(failed[0]["config"])["method.queue"] == 1000
+
+    more = cli("ablate", tones, "--out", out, "--vary", "distill.alpha=0.3", "--stage", "distill", *flags)
+    assert more.code == 0, more.err
+    (cell,) = json.loads((out / "ablation.json").read_text())["rows"]
+    (row,) = _rows(out, stage="distill", split="valid")
+    assert [row["score"]] == cell["valid"]["values"] and row["method"] == "decar-v2"
+    assert json.loads(row["config"])["distill.alpha"] == 0.3 and row["teacher"].startswith("pretrain-")
+    assert not _rows(out, stage="linear"), "the scores of heads are their encoder's"
+
+
+def test_a_run_is_paused_scored_given_up_and_continued(pool: RunPool, config: Any, tones: Path, tmp_path: Path) -> None:
+    shards, plain = open_shards(tones), config("pretrain")
+    whole = RunPool(tmp_path / "whole", pool.options).pretrain(plain, shards)
+    paused = pool.pretrain(plain, shards, until=1)
+    assert paused.result == {} and paused.digest == whole.digest
+    assert pool.pretrain(plain, shards, until=1).path == paused.path, "standing there, it does not go on"
+    score_once(tmp_path, config("linear"), shards, paused, pool.options, head="knn", epoch=1)
+    pool.give_up(paused, "below the median")
+    write_runs(pool.directory)
+    (row,) = _rows(tmp_path)
+    assert (row["state"], row["reason"], row["epoch"], row["clips_seen"]) == ("pruned", "below the median", 1, 60)
+    assert (row["head"], row["split"], row["task"]) == ("knn", "valid", "tones")
+    assert pool.pretrain(plain, shards).result["loss"] == whole.result["loss"], "continued as if never paused"
+    best = score_once(tmp_path, config("linear"), shards, paused, pool.options, test=True)
+    write_runs(pool.directory)
+    assert {(row["state"], row["reason"], row["epoch"], row["head"], row["split"]) for row in _rows(tmp_path)} == {
+        ("done", None, 1, "knn", "valid"),
+        ("done", None, 3, "linear", "valid"),
+        ("done", None, 3, "linear", "test"),
+    }
+    assert {row["split"]: row["score"] for row in _rows(tmp_path, head="linear")} == best
+    with pytest.raises(UserError, match="other settings of the heads"):
+        score_once(tmp_path, with_values(config("linear"), {"eval.epochs": 9}), shards, paused, pool.options)
+
+
+def test_after_a_kill_the_store_is_that_of_an_uninterrupted_command(
+    cli: Callable[..., Any], tones: Path, tiny_any: list[str], tmp_path: Path
+) -> None:
+    def arguments(name: str) -> list[str]:
+        flags = ["--tasks", tones, "--methods", "simclr,barlow", "--seeds", 1, "--epochs", 4, *tiny_any]
+        return [*map(str, ["compare", tones, *flags, "--set", "eval.epochs=3", "--out", tmp_path / name])]
+
+    assert cli(*arguments("whole")).code == 0
+    out, command = tmp_path / "killed", [sys.executable, "-m", "unfused_fast", *arguments("killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
+    deadline = time.monotonic() + 60
+    while not [*out.glob("runs/*/checkpoints/*.json")] and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    write_runs(out / "runs")
+    states = {row["state"] for row in _rows(out) if row["stage"] == "pretrain"}
+    assert states <= {"unfinished", "done"} and states
+    assert cli(*arguments("killed")).code == 0
+
+    def kept(folder: Path) -> list[tuple[Any, ...]]:
+        spent = {"seconds", "log", "file"}
+        return [tuple(value for name, value in row.items() if name not in spent) for row in read_runs([folder])]
+
+    assert kept(out) == kept(tmp_path / "whole")
+    before = pq.read_table(out / "runs.parquet")
+    (out / "runs.parquet").write_bytes(b"half")
+    write_runs(out / "runs")
+    assert pq.read_table(out / "runs.parquet") == before
+
+
+def test_damage_is_named(pool: RunPool, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give folders that compare"):
+        read_runs([tmp_path])
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/a-0.json").write_text('{"valid": 0.5}')
+    with pytest.raises(UserError, match=r"a-0.json: cannot be read .*give the command that wrote it again"):
+        write_runs(pool.directory)

@@ -1,0 +1,295 @@
+"""The runs of a pool and their scores as one parquet, made anew from result files, so that it cannot contradict them.
+
+OUT/runs/                                 the pool (run_pool.py)
+OUT/tasks/<task>/<name>-<seed>/           evaluations (comparison.py)
+OUT/scores/<task>-<encoder>-<seed>.json   scores of scores.py
+OUT/runs.parquet                          a row for each run, task and split; one for a run without scores
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from unfused_fast.config import BASELINES, Stage, flatten, preset
+from unfused_fast.errors import UserError, unreadable
+from unfused_fast.evaluation.measure import Method
+from unfused_fast.evaluation.report import writing
+from unfused_fast.evaluation.run_pool import finished, record_of
+from unfused_fast.json_files import read_json
+from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.training import read_description
+
+SPLITS = ("valid", "test")
+DIGEST = 64
+"""Characters of a digest, with which what a run is made from begins."""
+SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("digest", pa.string()),
+        ("stage", pa.string()),
+        ("method", pa.string()),
+        ("teacher", pa.string()),
+        ("config", pa.string()),
+        ("seed", pa.int64()),
+        ("set", pa.string()),
+        ("clips", pa.int64()),
+        ("epoch", pa.int64()),
+        ("clips_seen", pa.int64()),
+        ("seconds", pa.float64()),
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("score", pa.float64()),
+        ("metric", pa.string()),
+        ("head", pa.string()),
+        ("heads", pa.string()),
+        ("log", pa.string()),
+        ("commit", pa.string()),
+        ("versions", pa.string()),
+        ("device", pa.string()),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("file", pa.string()),
+    ]
+)
+"""`run`: name of its directory, or a baseline. `method`: of stage 1. `teacher`: the run that stage 2 began from.
+`config`, `heads`: JSON of the fields in which the run, or the heads of its evaluation, differ from `recommended`, but
+for the seed. `clips_seen`, `seconds`: up to `epoch`, without the start. `score`: a share of 1. `head`: linear or knn.
+`log`: JSON of the last line of log.jsonl. `state`: done, failed, pruned or unfinished. `file`: where the score is.
+"""
+
+
+def store_path(pool: Path) -> Path:
+    """The parquet beside a pool."""
+    return pool.with_name(f"{pool.name}.parquet")
+
+
+def write_runs(pool: Path) -> list[dict[str, Any]]:
+    """Makes the parquet of a pool, and returns its rows. Several processes may do so at once. Raises UserError for
+    files that are damaged, or where it cannot be written.
+
+    Left out are scores of encoders that are not in the pool, and means over several runs, as of `lape`.
+    """
+    with writing(pool):
+        pool.mkdir(parents=True, exist_ok=True)
+        with FileLock(pool / "store.lock"):
+            table, made = pa.Table.from_pylist([*_rows(pool)], SCHEMA), io.BytesIO()
+            pq.write_table(table, made, compression="zstd")
+            replace_file(store_path(pool), made.getvalue())
+    return list(table.to_pylist())
+
+
+def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The rows of OUT/runs.parquet of each folder, each run's once."""
+    found = dict[tuple[Any, ...], dict[str, Any]]()
+    for folder in folders:
+        path = folder / "runs.parquet"
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(path, error, "give folders that compare, ablate, corpus.py or search.py wrote") from error
+        if table.schema != SCHEMA:
+            raise UserError(f"{path}: written by another version; give the command that wrote it again")
+        for row in table.to_pylist():
+            key = [row[name] for name in ("run", "config", "seed", "epoch", "task", "split", "head", "heads")]
+            found.setdefault(tuple(key), row)
+    return [*found.values()]
+
+
+def settings_of(values: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """The fields of a flattened config, but for the seed, that differ from `recommended` of its stage and method."""
+    method = values["method.name"] if stage == "pretrain" else None
+    usual = json.loads(json.dumps(flatten(preset("recommended", stage, method))))
+    given = json.loads(json.dumps(dict(values)))
+    return {name: value for name, value in given.items() if name != "train.seed" and usual.get(name) != value}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A measurement of an encoder on a task."""
+
+    encoder: str
+    """Name of the run's directory, or a baseline."""
+    task: str
+    seed: int
+    head: Method
+    settings: dict[str, Any]
+    """See settings_of, of the heads' config."""
+    metric: str
+    scores: dict[str, float]
+    """Split -> share of 1."""
+    epoch: int | None
+    """None: the last one."""
+    file: Path
+
+
+def _rows(pool: Path) -> Iterator[dict[str, Any]]:
+    paths = {path for path in pool.glob("*-*/") if (path / "config.json").is_file()}
+    paths |= {path.with_suffix("") for path in pool.glob("*-*.json")}
+    runs = {path.name: _Run(path) for path in sorted(paths)}
+    names = {run.digest: name for name, run in runs.items() if run.digest is not None}
+    scores = defaultdict[str, list[Scored]](list)
+    for one in (*_score_files(pool.parent), *_evaluations(pool.parent), *_linear_runs(runs, names)):
+        scores[one.encoder].append(one)
+    for name, run in runs.items():
+        if run.stage == "linear" and run.result is not None:
+            continue  # its scores are those of its encoder
+        row = {**run.facts(), "teacher": None}
+        if run.stage == "distill":
+            row["teacher"] = names.get(run.source)
+            row["method"] = runs[row["teacher"]].config["method.name"] if row["teacher"] else None
+        yield from (
+            _scored({**row, **run.progress(None)}, [])
+            if name not in scores
+            else (line for one in scores[name] for line in _scored({**row, **run.progress(one.epoch)}, [one]))
+        )
+    for one in (one for name in BASELINES for one in scores[name]):
+        model = {field: value for field, value in one.settings.items() if field.startswith("model.")}
+        facts = {"run": one.encoder, "method": one.encoder, "config": json.dumps(model), "state": "done"}
+        yield from _scored({**facts, "seed": one.seed}, [one])
+
+
+def _scored(row: Mapping[str, Any], scores: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+    """A row for each split, or one without a score."""
+    if not scores:
+        yield dict(row)
+    for one in scores:
+        heads = json.dumps({field: value for field, value in one.settings.items() if field.startswith("eval.")})
+        facts = {"task": one.task, "metric": one.metric, "head": one.head, "heads": heads, "file": str(one.file)}
+        for split, score in one.scores.items():
+            yield {**row, **facts, "split": split, "score": score}
+
+
+class _Run:
+    """What a pool's directory and record say of a run."""
+
+    def __init__(self, path: Path) -> None:
+        record = read_object(record_of(path)) if record_of(path).exists() else {}
+        description = read_description(path) or {}
+        made = {**description, **record}
+        self.path, self.result = path, finished(path)
+        self.digest: str | None = record.get("digest")
+        self.stage: Stage = made["stage"]
+        self.config: dict[str, Any] = made["config"]
+        self.source = str(record.get("from", ""))[:DIGEST]
+        self._made = made
+        self._lines = [line for line in map(_line, _log(path)) if line is not None]
+        clips = made.get("clips")
+        self._clips = self.result["clips"].get("train") if clips is None and self.result is not None else clips
+
+    def facts(self) -> dict[str, Any]:
+        """Columns that are the same for all of its scores."""
+        over = {"state": "done", "reason": None} if self.result is not None else {}
+        made, last = self._made, {**self._lines[-1]} if self._lines else None
+        if last is not None:
+            last.pop("parts", None)
+        return {
+            "run": self.path.name,
+            "digest": self.digest,
+            "stage": self.stage,
+            "method": self.config["method.name"],
+            "config": json.dumps(settings_of(self.config, self.stage)),
+            "seed": self.config["train.seed"],
+            "set": made.get("set"),
+            "clips": self._clips,
+            "log": None if last is None else json.dumps(last),
+            "commit": made.get("commit"),
+            "versions": json.dumps(made.get("versions")),
+            "device": made.get("device"),
+            "state": made.get("state", "unfinished"),
+            "reason": made.get("reason"),
+            **over,
+        }
+
+    def progress(self, epoch: int | None) -> dict[str, Any]:
+        """What it had cost after an epoch, or after the last one that it logged."""
+        lines = [line for line in self._lines if epoch is None or line["epoch"] <= epoch]
+        if not lines:
+            return {}
+        done = int(lines[-1]["epoch"])
+        seconds = round(sum(line["epoch_seconds"] for line in lines), 2)
+        return {"epoch": done, "clips_seen": None if self._clips is None else done * self._clips, "seconds": seconds}
+
+
+def _score_files(out: Path) -> Iterator[Scored]:
+    for path in sorted(out.glob("scores/*.json")):
+        found = read_object(path)
+        try:
+            yield Scored(
+                encoder=found["encoder"],
+                task=found["task"],
+                seed=found["seed"],
+                head=found["head"],
+                settings=found["settings"],
+                metric=found["metric"],
+                scores={split: float(found[split]) for split in SPLITS if split in found},
+                epoch=found["epoch"],
+                file=path.relative_to(out),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            advice = "give the command that wrote it again, or delete it"
+            raise unreadable(path, error, advice) from error
+
+
+def _evaluations(out: Path) -> Iterator[Scored]:
+    for path in sorted(out.glob("tasks/*/*/evaluation.json")):
+        result = finished(path.parent, path.name) or {}
+        for row in (row for row in result["rows"] if len(row["runs"]) == 1):
+            few = {} if row["label_fraction"] == 1 else {"eval.label_fraction": row["label_fraction"]}
+            yield Scored(
+                encoder=Path(row["runs"][0]["run"]).name,
+                task=result["task"],
+                seed=row["runs"][0]["seed"],
+                head=row["method"],
+                settings={**result.get("settings", {}), **few},
+                metric=row["metric"],
+                scores={split: row[split] for split in SPLITS},
+                epoch=None,
+                file=path.relative_to(out),
+            )
+
+
+def _linear_runs(runs: Mapping[str, _Run], names: Mapping[str, str]) -> Iterator[Scored]:
+    for name, run in runs.items():
+        if run.stage == "linear" and run.result is not None and run.source in names:
+            yield Scored(
+                encoder=names[run.source],
+                task=run.result["task"],
+                seed=run.config["train.seed"],
+                head="linear",
+                settings=settings_of(run.config, "linear"),
+                metric=run.result.get("metric", "accuracy"),
+                scores={split: run.result[split] for split in SPLITS if run.result[split] is not None},
+                epoch=None,
+                file=Path(run.path.parent.name, name, "result.json"),
+            )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a pool or of scores. Raises UserError where it is damaged."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error, "delete it, and give the command that wrote it again") from error
+
+
+def _log(run: Path) -> list[str]:
+    path = run / "log.jsonl"
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of the log; None of one that a kill left half written."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return None
