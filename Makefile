@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	! test -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 
 # The site, docs/_build/html: pages, Python API from docstrings; a warning is an error. linkcheck asks every address.
 docs: $(VENV)/.installed-docs

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from unfused_fast import __version__
+from unfused_fast.checkout import commit
 from unfused_fast.commands.bench import bench, plan
 from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import evaluate, lape, tasks
@@ -23,8 +24,9 @@ from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
 from unfused_fast.errors import UserError
+from unfused_fast.launch import STOPPING
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
 """Panels of --help."""
 for panel, commands in {
@@ -42,7 +44,7 @@ app.add_typer(bank_app, name="bank", rich_help_panel=TRAIN)
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and its commit and stop.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
     ] = False,
@@ -56,7 +58,7 @@ def root(
     then [bold]unfused-fast train pretrain SHARDS --out RUN[/]
     """
     if version:
-        print(f"unfused-fast {__version__}")
+        print(f"unfused-fast {__version__} (commit {commit()})")
         raise typer.Exit
 
 
@@ -230,12 +232,12 @@ def main() -> None:
     """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does;
     once it has ended they are ignored: only threads and libraries are still ending, and the exit code stays.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in {*STOPPING} - {signal.SIGINT}:
         signal.signal(number, signal.default_int_handler)
     try:
         run_app(app)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -24,9 +24,12 @@ from unfused_fast.stages.distillation import PSEUDO_LABELS
 
 SEARCHED: dict[str, list[Any]] = {
     "train.epochs": [5, 50],
-    "optim.lr": [0.0007, 0.07],
-    "distill.init": ["teacher"],
-    "distill.detach_teacher": [True],
+    "optim.lr": [3e-5, 3e-3],
+    "distill.init": ["random"],
+    "distill.teacher_share": [0.0],
+    "distill.contrast": [0.0],
+    "distill.kl_temperature": [1.0],
+    "distill.detach_teacher": [False],
     "distill.alpha": [0.3, 1.0],
     "distill.beta": [0.0, 0.3],
     "distill.head": ["linear"],

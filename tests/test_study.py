@@ -119,6 +119,7 @@ def test_deviations_are_what_config_diff_shows_but_for_the_size(
         assert wanted.pop("train.amp") == {"fp32": ["authors"]}, "what this CPU has anyway"
     if stage == "distill":
         assert wanted.pop("pseudo.crop") == {"start": ["authors"]}, "the place of a window that is not cut"
+        assert wanted.pop("model.proj_hidden") == {"2048": ["paper", "authors"]}, "a width, which the size sets"
     found = study.deviating(of, stage, 60)
     assert found == wanted and wanted
     assert study.deviating(of, stage, 600) == {**found, **of_large_sets}, "the presets' own numbers"
@@ -190,7 +191,7 @@ def test_quick_runs_everything_and_makes_nothing_twice(
     flags = ["--quick", "--shards", tones, "--device", "cpu", "--deviations", "linear", "--search"]
     flags += ["--set", "data.crop_seconds=0.3"]
     monkeypatch.setattr(sys, "argv", ["study", "--out", *map(str, [out, "--page", tmp_path / "page.md", *flags])])
-    monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [2], "distill.init": ["teacher"]})
+    monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [2], "distill.init": ["random"]})
     study.main()
     page = (tmp_path / "page.md").read_text()
     assert (out / "results.md").read_text() in page
@@ -200,7 +201,7 @@ def test_quick_runs_everything_and_makes_nothing_twice(
     assert "| tones | linear | eval.standardize=False | authors |" in page
     result = json.loads((out / "study.json").read_text())
     (searched,) = result["searched"]
-    assert [row["settings"] for row in searched["rows"]] == ["base", "pseudo.k=2", "distill.init=teacher"]
+    assert [row["settings"] for row in searched["rows"]] == ["base", "pseudo.k=2", "distill.init=random"]
     purity = [row["purity"][0] for row in searched["rows"]]
     assert purity[0] == purity[2] > purity[1], "two pseudo-classes hold two of four tones at most"
     assert searched["stage1"]["valid"] == [searched["rows"][0]["valid"][0] - searched["rows"][0]["gain"][0]]

@@ -8,9 +8,13 @@ Importing this package loads no GPU library; each is imported where it is used, 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if Path(__file__).with_name("kernels").is_file():  # git's text in place of a link, where a system has none
+    __path__.insert(0, str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
     from unfused_fast.embedding import Embedder as Embedder

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ the command says of one that is there: its processes were started again.
 """
 RESTARTS_LEFT = "UNFUSED_RESTARTS_LEFT"
 """Variable with how often the launcher may start the processes of a run again."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals that stop a command, of those that the system has; SLURM sends SIGUSR1 before it stops a job."""
 MEMORY = Path("/dev/shm")
 """A file system in memory, on Linux."""
 PORTS = 20000, 20000

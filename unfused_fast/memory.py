@@ -5,11 +5,13 @@ what glibc does with freed memory.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -36,9 +38,7 @@ class Free(NamedTuple):
 
 def free_memory(device: torch.device) -> Free:
     """What is free now. On a GPU this includes unused memory of this process's allocator, which can be released."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    on_gpu = 0
+    available, on_gpu = psutil.virtual_memory().available, 0
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         on_gpu = torch.cuda.mem_get_info(device)[0] + unused
@@ -53,7 +53,7 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     For steps with equal allocations: varying sizes would fragment the heap. Ours: by default glibc maps each large
     activation again, page by page, in which a training step spent a third of its time (benchmarks/freed_memory.py).
     """
-    libc = ctypes.CDLL(None)
+    libc: Any = None if sys.platform == "win32" else ctypes.CDLL(None)
     if device.type != "cpu" or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield False
         return

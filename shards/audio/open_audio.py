@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +74,7 @@ class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     the end of a FLAC without a length; `seek` itself still works.
     """
 
-    def __init__(self, file: bytes | io.BufferedIOBase, window: ByteReader | None = None) -> None:
+    def __init__(self, file: bytes | str | io.BufferedIOBase, window: ByteReader | None = None) -> None:
         """Args: window: source of the bytes; libsndfile takes its failures for the end of the file.
 
         Raises:
@@ -221,10 +222,14 @@ def _not_read(
     raise Rejected(Reason.NOT_AUDIO, message(error)) from error
 
 
-def _name(path: Path, descriptor: int) -> bytes:
-    """What libsndfile opens: the name's bytes, so that any name works, or the open file where it is too long."""
+def _name(path: Path, descriptor: int) -> bytes | str:
+    """What libsndfile opens: the name's bytes, so that any name works, or the open file where it is too long. On
+    Windows the text, which python-soundfile passes on as such.
+    """
     name = os.fsencode(path)
-    return name if len(name) < LONGEST_NAME else f"/proc/self/fd/{descriptor}".encode()
+    if sys.platform == "win32":
+        return str(path)
+    return name if len(name) < LONGEST_NAME else f"/dev/fd/{descriptor}".encode()
 
 
 def message(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from unfused_fast.errors import UserError, cause
@@ -20,6 +20,12 @@ from unfused_fast.shards.sets.table import MANIFEST, PART
 if TYPE_CHECKING:
     from unfused_fast.shards.packing.upload import RemoteSet
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+BUSY = "another process is packing to it; wait for it, or choose another OUT"
 _FULL = "free some space and run the same command again, or pack to another disk"
 _FORBIDDEN = "get the right to write there and run the same command again, or choose another OUT"
 _ADVICE = {
@@ -163,14 +169,22 @@ def _check_replaceable(out: Path, replace: bool) -> None:
 def _lock(partial: Path, shown: str) -> Iterator[None]:
     """Locks out other processes while the block runs. Raises UserError: one is packing there, or has just finished.
 
-    Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file.
+    Ours: the lock is on the open folder, so it ends with the process however that ends, and leaves no file. Windows
+    does not open folders; there it is on a file beside it.
     """
+    if fcntl is None:
+        try:
+            with FileLock(partial.with_name(f"{partial.name}.lock"), blocking=False):
+                yield
+        except Timeout:
+            raise UserError(f"{shown}: {BUSY}") from None
+        return
     folder = os.open(partial, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{shown}: another process is packing to it; wait for it, or choose another OUT") from None
+            raise UserError(f"{shown}: {BUSY}") from None
         except OSError:  # a file system without locks
             pass
         if not partial.exists() or partial.stat().st_ino != os.fstat(folder).st_ino:
@@ -181,7 +195,11 @@ def _lock(partial: Path, shown: str) -> Iterator[None]:
 
 
 def to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the names in a folder, are on the disk; Windows, which does not open folders, waits for
+    neither.
+    """
+    if fcntl is None:
+        return
     opened = os.open(path, os.O_RDONLY)
     try:
         with suppress(PermissionError):

@@ -8,7 +8,6 @@ may be reading it; CACHE/sets, or any folder in it, may be deleted when no run d
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from unfused_fast.errors import UserError, cause
@@ -145,11 +145,14 @@ def _check(remote: RemoteFolder, manifest: bytes, info: Manifest, folder: Path) 
 @contextmanager
 def _locked(path: Path, on_message: OnMessage, remote: RemoteFolder) -> Iterator[None]:
     """Prevents other processes from downloading this set while the block runs, if the file system has locks."""
-    with path.open("w") as file:
-        with suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_message(f"{remote.shown}: waiting for another process to finish downloading it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            on_message(f"{remote.shown}: waiting for another process to finish downloading it")
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

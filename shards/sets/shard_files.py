@@ -175,9 +175,15 @@ def read_index(index: Path) -> list[list[Member]]:
             raise UserError(
                 f"{index}, line {number}: {line[:60]!r}, not extension, offset, size and name of members; {REPACK}"
             )
-        places = range(0, len(words), 4)
-        samples.append([Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places])
+        samples.append(members_of(line))
     return samples
+
+
+def members_of(line: str) -> list[Member]:
+    """The members of one sample, a line of an index."""
+    words = line.split(" ")
+    places = range(0, len(words), 4)
+    return [Member(words[at], int(words[at + 1]), int(words[at + 2]), words[at + 3]) for at in places]
 
 
 def clips_listed(index: Path) -> int:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unfused_fast.errors import UserError, cause
@@ -128,8 +129,16 @@ class Joined:
 
 
 def _local_part(name: str) -> Part:
-    file = Path(name).open("rb", buffering=0)  # noqa: SIM115  open as long as the part
-    return Part(lambda position, count: os.pread(file.fileno(), count, position), os.fstat(file.fileno()).st_size)
+    file, lock = Path(name).open("rb", buffering=0), Lock()  # noqa: SIM115  open as long as the part
+
+    def read_at(position: int, count: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(file.fileno(), count, position)
+        with lock:
+            file.seek(position)
+            return file.read(count)
+
+    return Part(read_at, os.fstat(file.fileno()).st_size)
 
 
 def _bytes_part(data: bytes) -> Part:

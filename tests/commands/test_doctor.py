@@ -45,12 +45,12 @@ def test_what_is_missing_or_does_not_load(cli: Cli, monkeypatch: pytest.MonkeyPa
     version, load = importlib.metadata.version, importlib.import_module
 
     def without(name: str) -> str:
-        if name in ("soxr", "s3fs"):
+        if name in ("soxr", "s3fs", *doctor.DALI):
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
     def broken(name: str, package: str | None = None) -> ModuleType:
-        if name in ("soxr", "s3fs"):
+        if name in ("soxr", "s3fs", "nvidia.dali"):
             raise ImportError("libexample.so.1: cannot open shared object file")
         return load(name, package)
 
@@ -63,11 +63,11 @@ def test_what_is_missing_or_does_not_load(cli: Cli, monkeypatch: pytest.MonkeyPa
         patch.setattr(importlib.metadata, "version", without)
         found = examined()
     assert not found["soxr"]["works"] and re.search(r"needed; .* pip install '\.\[", found["soxr"]["note"])
-    assert found["s3fs"]["works"]
+    assert found["s3fs"]["works"] and found["DALI"]["works"] and "--data stream" in found["DALI"]["note"]
     assert found["s3fs"]["note"].endswith("behind URLs; in a checkout: pip install '.[remote]'")
     monkeypatch.setattr(importlib, "import_module", broken)
     found = examined()
-    for name in ("soxr", "s3fs"):
+    for name in ("soxr", "s3fs", "DALI"):
         assert not found[name]["works"] and "does not load (libexample.so.1" in found[name]["note"]
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from outcomes import refused
 
 from unfused_fast.commands.measure import estimate
 from unfused_fast.config.fields import Config
@@ -62,7 +63,7 @@ def planned(cli: Cli, *arguments: object) -> dict[str, Any]:
 
 
 def test_times_by_hand(cli: Cli, rates: Path) -> None:
-    made = planned(cli, "--rates", rates, "--device", "cpu", "--epochs", 7, "--host-gb", 100)
+    made = planned(cli, "--rates", rates, "--device", "cpu", "--epochs", 7, "--host-memory", "100GB")
     assert made["store"] == "resident" and not made["unknown"] and made["basis"].startswith("measured, by rates.json")
     epoch, once = (
         {"training": 100_000 / 400 * 0.95, "loading": 10},
@@ -71,7 +72,7 @@ def test_times_by_hand(cli: Cli, rates: Path) -> None:
     once |= {"first pass of the bank": epoch["training"] / 3}
     assert made["epoch"] == pytest.approx(epoch, rel=0.01) and made["once"] == pytest.approx(once, rel=0.01)
     assert made["hours"] == pytest.approx((7 * sum(epoch.values()) + sum(once.values())) / 3600, rel=0.01)
-    table = cli("plan", "--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-gb", 100).out
+    table = cli("plan", "--clips", 100_000, "--rates", rates, "--device", "cpu", "--host-memory", "100GB").out
     assert (
         "stage 1 by decar-v2, 100,000 clips of 10 s, 100 epochs, batch 512, K 512" in table
         and "the run: 7.08 hours" in table
@@ -95,14 +96,14 @@ def test_each_head_is_remembered(cli: Cli) -> None:
     [(["--set", "data.store=stream"], "loading", 100), (["--devices", 8], "training", 250 * 0.95 / 8)],
 )
 def test_what_a_setting_changes(cli: Cli, rates: Path, more: list[object], part: str, seconds: float) -> None:
-    made = planned(cli, "--rates", rates, "--device", "cpu", "--host-gb", 900, *more)
+    made = planned(cli, "--rates", rates, "--device", "cpu", "--host-memory", "900GB", *more)
     assert made["epoch"][part] == pytest.approx(seconds, rel=0.01)
     assert ("communication of the devices" in made["unknown"]) == ("--devices" in more)
 
 
 def test_rates_that_lack_the_first_pass(cli: Cli, rates: Path) -> None:
     rates.write_text(json.dumps({"rows": [line for line in rows() if not line["what"].startswith("first pass")]}))
-    made = planned(cli, "--rates", rates, "--device", "cpu", "--host-gb", 100)
+    made = planned(cli, "--rates", rates, "--device", "cpu", "--host-memory", "100GB")
     assert "log-mels, once a set" not in made["once"] and made["unknown"] == ["making the log-mels, once a set"]
 
 
@@ -118,9 +119,9 @@ def test_another_network_is_scaled_by_its_operations(cli: Cli, rates: Path) -> N
 @pytest.mark.parametrize(
     ("more", "store"),
     [
-        (["--host-gb", 10], "resident"),
-        (["--device-gb", 1, "--host-gb", 100], "pinned"),
-        (["--device-gb", 1, "--host-gb", 4], "mmap"),
+        (["--host-memory", "10GB"], "resident"),
+        (["--device-memory", "1GB", "--host-memory", "100GB"], "pinned"),
+        (["--device-memory", "1GB", "--host-memory", "4GB"], "mmap"),
         (["--set", "data.store=stream"], "stream"),
     ],
 )
@@ -134,20 +135,20 @@ def test_the_store_that_memory_allows(cli: Cli, more: list[object], store: str) 
 @pytest.mark.parametrize("device_gb", [80, 1])
 def test_the_hosts_memory_is_not_known(cli: Cli, device_gb: int) -> None:
     """Nothing is said of its free memory; which of the host's stores it is depends on that."""
-    made = planned(cli, "--clips", 50_000, "--device", "h100", "--device-gb", device_gb)
+    made = planned(cli, "--clips", 50_000, "--device", "h100", "--device-memory", f"{device_gb}GB")
     assert made["store"] == ("resident" if device_gb == 80 else "mmap")
-    assert "in memory" not in made["why"] and ("give --host-gb" in made["why"]) == (device_gb == 1)
+    assert "in memory" not in made["why"] and ("give --host-memory" in made["why"]) == (device_gb == 1)
 
 
 def test_what_does_not_fit(cli: Cli) -> None:
-    done = cli("plan", "--clips", 100_000_000, "--device", "h100", "--host-gb", 64)
+    done = cli("plan", "--clips", 100_000_000, "--device", "h100", "--host-memory", "64GB")
     assert done.code == 0 and "memory bank takes 205.20 GB; use --set bank.dtype=bf16, more --devices" in done.out
     assert "in the host's memory of 64.00 GB" in done.out
 
 
 def test_each_device_holds_its_own_clips(cli: Cli) -> None:
     """AudioSet on 8 GPUs, and 50 times as many clips on 64 in 8 machines; the host is that of rank 0."""
-    command = ["--clips", 2_000_000, "--device", "h200", "--host-gb", 2000, "--set", "data.store=pinned"]
+    command = ["--clips", 2_000_000, "--device", "h200", "--host-memory", "2000GB", "--set", "data.store=pinned"]
     one, eight = planned(cli, *command), planned(cli, *command, "--devices", 8)
     assert one["device"]["memory bank"] == 8 * eight["device"]["memory bank"] == 2_000_000 * (2048 + 4)
     assert one["device"]["clusters of all clips"] == eight["device"]["clusters of all clips"] == 2_000_000 * 16
@@ -171,7 +172,7 @@ def test_each_device_holds_its_own_clips(cli: Cli) -> None:
 
 
 def test_several_devices_share_a_step(cli: Cli) -> None:
-    command = ["--clips", 2_000_000, "--device", "h200", "--host-gb", 2000, "--set", "data.store=pinned"]
+    command = ["--clips", 2_000_000, "--device", "h200", "--host-memory", "2000GB", "--set", "data.store=pinned"]
     one, eight = planned(cli, *command), planned(cli, *command, "--devices", 8)
     parameters = sum(parameter.numel() for parameter in PretrainNetwork(Config()).parameters())
     assert eight["device"]["gradients in buckets"] == 4 * parameters
@@ -267,6 +268,11 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     one_view = with_values(config, {"bank.view": "training"})
     fewer = step_cost(one_view, 512)[0]
     assert fewer == pytest.approx(2 * (3 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
+    three = with_values(one_view, {"loss.instance": "simclr", "views.local": 1, "views.local_seconds": 0.47})
+    parts = (encoder / 2 + projector, encoder + projector, encoder + projector)  # 48 frames, and 96 twice
+    more = 2 * (3 * sum(parts) + 3 * 2 * scores - 2.5 * first_layer)
+    assert step_cost(three, 512)[0] == pytest.approx(more, rel=0.01)
+    assert step_bytes(three, 3 * 8) == pytest.approx(2.5 * step_bytes(one_view, 8), rel=0.02)
     network, kept = PretrainNetwork(config), dict[int, int]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -282,3 +288,16 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     assert estimate.network_bytes(config) == (2 * parameters + buffers, parameters)
     adam = with_values(config, {"optim.name": "adamw"})
     assert estimate.network_bytes(adam) == (3 * parameters + buffers, parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("80GB", "80.00 GB"), ("1.5 TB", "1500.00 GB"), ("80GiB", "85.90 GB"), ("512 MiB", "0.54 GB")]
+)
+def test_sizes_have_units(cli: Cli, text: str, shown: str) -> None:
+    command = ["--clips", 10**9, "--device", "h100", "--set", "data.store=resident", "--device-memory"]
+    assert f"on a device of {shown}" in cli("plan", *command, text).out
+
+
+@pytest.mark.parametrize("text", ["80", "80G", "GB", "-1GB", "80 gigabytes"])
+def test_sizes_without_units_are_refused(cli: Cli, text: str) -> None:
+    refused(cli("plan", "--clips", 1000, "--device", "h100", f"--host-memory={text}"), text, "such as 80GB or 74.5GiB")

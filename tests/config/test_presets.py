@@ -39,7 +39,7 @@ def rows() -> dict[tuple[Stage, str], list[Any]]:
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if len(cells) == 6 and cells[1].startswith("`"):
                 option = cells[1].strip("`")
-                texts = ["" if cell == "none" else cell for cell in cells[2:]]
+                texts = ["" if cell == "none" and option == "eval.lr_grid" else cell for cell in cells[2:]]
                 together = {"method.name": "decar-v1"} if option == "cluster.algo" else {}
                 together |= {"pseudo.seconds": 12} if option == "pseudo.crop" else {}
                 together |= {"bank.fill": "pass"} if option == "data.sampler" else {}

@@ -66,14 +66,15 @@ def test_prototypes_that_are_not_frozen_take_a_step_of_sgd() -> None:
     np.testing.assert_allclose(kinds[1].prototypes.detach().numpy(), expected, atol=1e-6)
 
 
-# distill.mse = features, distill.init = teacher
+# distill.mse = features, distill.init = teacher, distill.contrast
 
 
 def test_features_are_compared_through_a_linear_map() -> None:
     config = with_values(Config(), {**SMALL, "distill.mse": "features"})
     network = DistillNetwork(config, 3).eval()
     log_mel = torch.randn(5, 1, 64, 96)
-    deepest, blocks, pooled, adapted = network(log_mel)
+    deepest, blocks, pooled, adapted, projection = network(log_mel)
+    assert projection is None
     output = network.encoder(log_mel)
     steps = output.frames.detach().numpy()
     np.testing.assert_allclose(pooled.detach().numpy(), steps.mean(axis=1) + steps.max(axis=1), atol=1e-5)
@@ -233,6 +234,18 @@ RUNS = {
         "distill",
         [*DISTILL, "--set", "distill.mse=features", "--set", "distill.init=teacher"],
     ),
+    "a contrast beside it": (
+        "distill",
+        [
+            *DISTILL,
+            "--set",
+            "distill.contrast=1",
+            "--set",
+            "distill.init=teacher",
+            "--set",
+            "distill.teacher_share=0.5",
+        ],
+    ),
 }
 
 
@@ -283,12 +296,35 @@ def test_f_sd_begins_at_the_teachers_weights(
     assert (
         refused.code == 1 and "distill.init = teacher, but" in refused.error and "does not match f_sd" in refused.error
     )
+    early = cli("train", "all", tones, "--out", tmp_path / "all", "--method", "decar-v1", *tiny)
+    assert early.code == 1 and "stage 1 does not match f_sd" in early.error and not (tmp_path / "all").exists()
+
+
+def test_the_encoder_ends_as_a_mean_of_the_teachers_and_what_was_learned(
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    flags = ["--teacher", pretrained, "--epochs", 2, *tiny, *DISTILL, "--set", "distill.init=teacher"]
+    teacher, found = load_encoder(pretrained, CPU).network, {}
+    for share in (0.0, 0.25, 1.0):
+        run = tmp_path / f"{share}"
+        assert cli("train", "distill", tones, "--out", run, *flags, "--set", f"distill.teacher_share={share}").code == 0
+        network = load_encoder(run, CPU).network
+        assert network is not None
+        found[share] = network.state_dict()
+    assert teacher is not None
+    for name, given in teacher.state_dict().items():
+        if given.is_floating_point():
+            torch.testing.assert_close(found[0.25][name], 0.75 * found[0.0][name] + 0.25 * given)
+            torch.testing.assert_close(found[1.0][name], given)
+    assert not torch.allclose(found[0.0]["convolutions.0.0.weight"], found[1.0]["convolutions.0.0.weight"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["paper", "authors", "decar-v1"])
 def test_a_preset_trains_from_end_to_end(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, name: str) -> None:
-    small = ["--set", "pseudo.pca_dim=4", "--set", "cluster.pca_dim=4", "--set", "eval.epochs=2"]
-    small += ["--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95"] if name == "decar-v1" else []
+    small = ["--set", "pseudo.pca_dim=4", "--set", "eval.epochs=2"]
+    if name == "decar-v1":
+        values = ("cluster.pca_dim=4", "model.encoder=audiontt", "data.crop_seconds=0.95")
+        small += [word for value in values for word in ("--set", value)]
     done = cli(
         "train", "all", tones, "--out", tmp_path / "runs", "--preset", name, "--epochs", 1, *tiny, *small, "--json"
     )

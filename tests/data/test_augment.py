@@ -231,7 +231,7 @@ def test_local_views_are_parts_of_views_at_any_place() -> None:
     values = {"frontend.n_mels": 8, "data.crop_seconds": 0.2, "views.local_seconds": 0.15, "aug.mixup.ratio": 0.0}
     ids, crops, made = torch.arange(200), (torch.randn(200, 1, 8, 21),) * 4, []
     for count in (0, 2):
-        config = with_values(preset("recommended", "pretrain", "swav"), {**values, "views.local": count})
+        config = with_values(preset("recommended", "pretrain", "decar-v2"), {**values, "views.local": count})
         made.append(Augmenter(config, 200, CPU)(ids, crops, draws_of(config, ids, 1, 4)))
     whole, parts = made
     assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
@@ -243,3 +243,5 @@ def test_local_views_are_parts_of_views_at_any_place() -> None:
         places.append(same.int().argmax(dim=1))
         assert torch.bincount(places[-1], minlength=6).min() > 15  # of 33
     assert not torch.equal(*places)
+    one = Augmenter(config, 200, CPU)(ids, crops[:1], draws_of(config, ids, 1, 4))
+    assert torch.equal(one[0], whole[0]), "a pass over the clips has whole views alone"

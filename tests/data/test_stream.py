@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -30,23 +30,25 @@ SIX: dict[str, object] = {"data.partitions": 6}
 
 Noise = tuple[ShardSet, list[np.ndarray]]
 Librosas = Callable[..., np.ndarray]
-Engine = Literal["dali", "torch"]
+Engine = Literal["dali", "torch", "libsndfile"]
 ENGINES = pytest.mark.parametrize("engine", ["dali", "torch"])
 
 
+WAVE_L2: dict[str, object] = {"data.norm": "wave_l2"}
+BOTH: tuple[Engine, Engine] = "dali", "libsndfile"
 FRONT_ENDS = [{}, {"frontend.kind": "decar1", "frontend.pad_mode": "constant"}]
 
 
 def loader(
     shards: ShardSet, values: dict[str, object], engine: Engine = "torch", batch_size: int = 16, **options: Any
 ) -> Loader:
-    """Of the train split on the CPU, where `engine` computes the log-mels."""
+    """Of the train split on the CPU, where `engine` computes the log-mels; libsndfile decodes for torch."""
     made = Loader(shards, "train", with_values(Config(), values), device=CPU, batch_size=batch_size, **options)
-    made.log_mel = engine
+    made.in_dali, made.log_mel = engine != "libsndfile", "dali" if engine == "dali" else "torch"
     return made
 
 
-@ENGINES
+@pytest.mark.parametrize("engine", get_args(Engine))
 @pytest.mark.parametrize("values", FRONT_ENDS)
 def test_whole_clips_are_librosas_log_mel(
     noise: Noise, engine: Engine, values: dict[str, object], librosas: Librosas, padded: Callable[..., np.ndarray]
@@ -65,8 +67,22 @@ def test_whole_clips_are_librosas_log_mel(
     assert sorted(seen) == list(range(CLIPS))
 
 
+@pytest.mark.parametrize("values", [*FRONT_ENDS, WAVE_L2])
+@pytest.mark.parametrize(("rank", "only"), [(0, None), (1, [3, 30, 41])])
+def test_libsndfile_gives_the_log_mels_of_dali(
+    noise: Noise, values: dict[str, object], rank: int, only: list[int] | None
+) -> None:
+    chosen = {"share": Share(rank, 1 + rank), "only": None if only is None else np.array(only)}
+    by_dali, by_libsndfile = (list(loader(noise[0], values, engine, 7, **chosen).whole_clips()) for engine in BOTH)
+    assert sum(len(batch.clip_ids) for batch in by_dali) == (CLIPS if only is None else 2)
+    for wanted, found in zip(by_dali, by_libsndfile, strict=True):
+        assert torch.equal(found.clip_ids, wanted.clip_ids)
+        assert torch.equal(found.frame_counts, wanted.frame_counts)
+        torch.testing.assert_close(found.views[0], wanted.views[0], atol=1e-4, rtol=0)
+
+
 @ENGINES
-@pytest.mark.parametrize("values", [*FRONT_ENDS, {"data.norm": "wave_l2"}, {"data.crop": "start"}])
+@pytest.mark.parametrize("values", [*FRONT_ENDS, WAVE_L2, {"data.crop": "start"}])
 def test_crops_are_frames_of_the_whole_clips_log_mel_in_stream_and_store(
     noise: Noise, engine: Engine, values: dict[str, object], librosas: Librosas, padded: Callable[..., np.ndarray]
 ) -> None:

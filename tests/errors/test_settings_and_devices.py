@@ -10,7 +10,6 @@ import pytest
 import torch
 from outcomes import Cli, refused
 
-import unfused_fast.stages.pretraining
 from unfused_fast.distributed.ranks import Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.training.options import Options
@@ -40,6 +39,10 @@ def test_a_gpu_that_is_not_there(
 @pytest.mark.parametrize("device", ["gpu", "xpu", "cuda:x", ""])
 def test_a_device_that_no_one_knows(pretrain: Cli, tones: Path, tmp_path: Path, device: str) -> None:
     refused(pretrain(tones, tmp_path / "out", "--device", device), f"--device {device}:", "auto, cpu, cuda or cuda:N")
+
+
+def test_a_device_without_float64(pretrain: Cli, tones: Path, tmp_path: Path) -> None:
+    refused(pretrain(tones, tmp_path / "out", "--device", "mps"), "--device mps:", "float64", "use --device cpu")
 
 
 @pytest.mark.parametrize(
@@ -79,20 +82,6 @@ def test_a_back_end_that_cannot_run_here(
     done = pretrain(tones, tmp_path / "out", "--set", "cluster.backend=numpy")
     refused(done, "cluster.backend = numpy", "one of auto, torch, triton, faiss, cuml")
     assert not (tmp_path / "out").exists()
-
-
-def test_no_dali(pretrain: Cli, linear: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def built(config: object) -> None:
-        pytest.fail("the network needs memory, so DALI is looked for before it is built")
-
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.setattr(unfused_fast.stages.pretraining, "method_class", built)
-    out = tmp_path / "out"
-    for done in (pretrain(tones, out), linear(tones, "random", out)):
-        refused(
-            done, "needs DALI, which is not installed", "in a checkout: pip install '.[cpu]'", "unfused-fast doctor"
-        )
-    assert not out.exists()
 
 
 @pytest.mark.parametrize(

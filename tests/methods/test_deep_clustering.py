@@ -66,13 +66,21 @@ def test_the_loss_is_the_mean_over_heads_by_hand(heads: str) -> None:
         ({"bank.view": "separate"}, 2, 2),
         ({"bank.view": "training"}, 1, 1),
         ({"bank.view": "training", "train.accumulate": "2"}, 1, 2),
+        ({"bank.view": "training", "loss.instance": "simclr"}, 2, 2),
+        ({"bank.view": "separate", "loss.instance": "barlow"}, 3, 3),
+        ({"bank.view": "training", "views.local": "2"}, 3, 3),
+        ({"bank.view": "training", "bank.encoder": "follower", "method.ema": "0.7"}, 1, 2),
+        ({"bank.view": "separate", "bank.encoder": "follower", "loss.instance": "simclr"}, 3, 3),
+        ({"bank.view": "separate", "loss.instance": "simclr", "views.local": "2"}, 5, 5),
         ({"bank.view": "training", "bank.fill": "pass"}, 1, 1),
     ],
 )
 def test_rows_are_the_projections_of_the_first_view_by_the_network_before_the_step(
     tones: Path, tiny: list[str], tmp_path: Path, values: dict[str, str], views: int, forwards: int
 ) -> None:
-    """Which with `bank.view` = training is the one that gives the loss: there is no other, nor another forward pass."""
+    """Which with `bank.view` = training is one that gives the loss: there is no other forward pass, but that of a
+    follower, which moves by its average alone.
+    """
     given = {**dict(word.split("=") for word in tiny if "=" in word), "model.dropout": "0", **values}
     config, shards, options = with_values(preset("recommended", "pretrain"), given), open_shards(tones), Options(CPU)
     method, trainer = pretrainer(config, shards, options, Run(tmp_path / "run", "pretrain", config, shards, options))
@@ -84,15 +92,20 @@ def test_rows_are_the_projections_of_the_first_view_by_the_network_before_the_st
     def noted(given: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         assert len(given) == views
         if method.filled_by_training:
-            rows[clip_ids - method.bank.first_id] = copy.deepcopy(method.network)(given[0]).detach()
+            rows[clip_ids - method.bank.first_id] = copy.deepcopy(method.follower or method.network)(given[0]).detach()
         return loss(given, clip_ids)
 
-    method.run = lambda view: (ran.append(view), run(view))[1]
+    method.run = lambda view, **given: (ran.append(view), run(view, **given))[1]
     method.loss = noted  # type: ignore[method-assign]
     for batch in list(trainer.batches(1))[:2]:
         before, ran[:] = method.bank.rows.clone(), []
+        followed = [one.clone() for one in method.follower.parameters()] if method.follower else []
         trainer.train_batch(batch)
         assert len(ran) == forwards
+        for own, was, one in zip(
+            method.follower.parameters() if method.follower else (), followed, method.network.parameters(), strict=False
+        ):
+            torch.testing.assert_close(own, was.lerp(one.detach(), 1 - config.method.ema))
         torch.testing.assert_close(method.bank.rows, rows, atol=1e-6, rtol=0)
         assert torch.equal(method.bank.rows, before) is not method.filled_by_training
     assert int(method.bank.writes.sum()) == (32 if method.filled_by_training else 0)

@@ -204,6 +204,15 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
             "method.queue=61",
             "method.queue = 61, but the train split has 60 clips, and a clip would",
         ),
+        ("moco", "method.queue=15", "method.queue = 15, but a batch has 16 clips, whose keys would push each other ou"),
+        ("slicer", "method.queue=15 train.batch_size=auto", "use --set method.queue=auto, or 16 to 60"),
+        (
+            "decar-v2",
+            "cluster.pca_dim=8",
+            "= 8, but method decar-v2 does not read it; leave it at auto, or use --meth",
+        ),
+        ("decar-v1", "cluster.algo=pca_kmeans cluster.pic_sigma=1", "0.2, or use cluster.algo=pic"),
+        ("decar-v1", "cluster.algo=spherical cluster.whiten=false", "or use cluster.algo=pca_kmeans or pic"),
         (
             "simclr",
             "train.batch_size=2",
@@ -231,7 +240,11 @@ def test_the_deviation_of_outputs_is_that_of_numpy(made: Callable[..., Any]) -> 
             "views.local_seconds = 0.95, 96 frames: want less than data",
         ),
         ("barlow", "views.local=2 views.local_seconds=0.05", "0.05, 6 frames: want less than data.crop_seconds = 0.95"),
-        ("simclr", "views.local=2", "but method simclr does not read it; leave it at 0, or use --method moco, del"),
+        (
+            "simclr",
+            "views.local=2",
+            "but method simclr does not read it; leave it at 0, or use --method decar-v2, moco",
+        ),
         ("moco", "aug.mixup.partner=farthest", "but method moco does not read it; leave it at any, or use --method sl"),
         ("swav", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips"),
         ("slicer", "cluster.k=61", "cluster.k = 61, but the train split has 60 clips; use a number up to 60"),

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightly_losses import lightly_loss
 from same_runs import assert_same_run
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages import distillation
-from unfused_fast.stages.distillation import distill, distill_loss, kl_term, mse_term
+from unfused_fast.stages.distillation import Distillation, distill, distill_loss, kl_term, mse_term
 from unfused_fast.training.options import Options
 
 OPTIONS = Options(torch.device("cpu"))
@@ -61,6 +62,20 @@ def test_detach_teacher_stops_the_gradient_of_kl_and_mse(detach: bool) -> None:
     config = DistillConfig(detach_teacher=detach)
     parts = distill_loss(deepest, [torch.randn(4, 3)], torch.tensor([0, 1, 2, 0]), config)
     assert (parts["kl_blocks"].requires_grad, parts["mse_blocks"].requires_grad) == (not detach, not detach)
+
+
+def test_the_contrast_is_beside_the_mean_of_equation_1_over_views(tiny: list[str]) -> None:
+    values = {**pairs([word for word in tiny if "=" in word]), "distill.contrast": 2.0, "loss.temperature": 0.2}
+    config = with_values(preset("paper", "distill"), values)
+    torch.manual_seed(0)
+    student = Distillation(config, 5, torch.tensor([0, 1, 2, 0, 1, 2]), 3).eval()
+    first, second, ids = torch.randn(6, 1, 64, 96), torch.randn(6, 1, 64, 96), torch.arange(5, 11)
+    outputs = [student.network(view) for view in (first, second)]
+    eq1 = [distill_loss(of.deepest, of.blocks, student.targets, config.distill)["total"] for of in outputs]
+    contrast = lightly_loss("ntx_ent_loss", "NTXentLoss")(temperature=0.2)(*(of.projection for of in outputs))
+    torch.testing.assert_close(student.loss((first, second), ids), (eq1[0] + eq1[1]) / 2 + 2 * contrast)
+    plain = Distillation(with_values(config, {"distill.contrast": 0.0}), 5, student.targets, 3)
+    assert (student.views, plain.views) == (2, 1) and plain.network.projector is None
 
 
 @pytest.fixture

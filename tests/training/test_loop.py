@@ -29,12 +29,22 @@ from unfused_fast.training.saves import Saves
 Cli = Callable[..., Any]
 DECAR_V1 = ["--preset", "decar-v1", "--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95"]
 MUON = ["--set", "optim.name=muon", "--set", "optim.lr=0.01"]
+BESIDE = [
+    word
+    for value in ("loss.instance=barlow", "views.local=1", "views.same_crop=false", "train.accumulate=2")
+    for word in ("--set", value)
+]
 KINDS = {
     "pretrain": ("pretrain", ["--data", "resident"]),
     "pretrain from the shards": ("pretrain", ["--data", "stream"]),
     "pretrain in bf16 by adamw": ("pretrain", ["--set", "bank.dtype=bf16", "--set", "optim.name=adamw"]),
     "pretrain by lars, one view": ("pretrain", ["--set", "optim.name=lars", "--set", "bank.view=training"]),
     "pretrain by muon, a view for the bank": ("pretrain", [*MUON, "--set", "bank.view=separate"]),
+    "pretrain beside Barlow Twins, three crops, in parts": ("pretrain", BESIDE),
+    "pretrain with a local view and a follower": (
+        "pretrain",
+        ["--set", "views.local=1", "--set", "bank.encoder=follower", "--set", "method.ema=0.9"],
+    ),
     "decar-v1": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pca_kmeans", "--set", "cluster.pca_dim=8"]),
     "decar-v1 by pic": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pic", "--set", "cluster.pca_dim=8"]),
     "distill": ("distill", ["--data", "stream", *MUON]),

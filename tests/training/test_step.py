@@ -21,6 +21,7 @@ from unfused_fast.training.options import Options, train_loader
 from unfused_fast.training.run_directory import Run
 
 CPU = torch.device("cpu")
+BESIDE = {"loss.instance": "simclr", "views.local": 1, "views.local_seconds": 0.5}
 
 
 def test_what_makes_a_host_wait_is_noticed() -> None:
@@ -54,7 +55,8 @@ def trainer(tones: Path, tiny: list[str], tmp_path: Path) -> Callable[..., tuple
 
 
 @pytest.mark.parametrize(
-    ("stage", "values"), [("pretrain", {}), ("pretrain", {"method.name": "decar-v1"}), ("distill", {})]
+    ("stage", "values"),
+    [("pretrain", {}), ("pretrain", {"method.name": "decar-v1"}), ("pretrain", BESIDE), ("distill", {})],
 )
 def test_a_step_never_waits(trainer: Callable[..., Any], stage: Stage, values: dict[str, Any]) -> None:
     made, batches = trainer(stage, **values)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from unfused_fast.console import console
 from unfused_fast.errors import UserError
 from unfused_fast.kernels.assign import assign_triton, best_two, resolve_near_ties, rounding_bound
 from unfused_fast.kernels.centroids import add_points, centroid_sums_triton, move_points
@@ -47,7 +48,10 @@ def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype =
     if backend == "auto" and device.type == "cuda":
         return "triton" if triton_runs() else "torch"
     if backend == "auto":
-        if dtype != torch.float32 or not present("faiss"):
+        if dtype != torch.float32:
+            return "torch"
+        if not present("faiss"):
+            console.once("cluster.backend: auto is torch, because faiss is not installed")
             return "torch"
         backend = "faiss"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"

@@ -5,6 +5,7 @@ pre-training on a set of some size, before anything is made.
 from __future__ import annotations
 
 import csv
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -138,16 +139,20 @@ def plan(
             show_default="a quick measurement here; for a named GPU no times",
         ),
     ] = None,
-    host_gb: Annotated[
-        float | None,
+    host_memory: Annotated[
+        str | None,
         typer.Option(
-            help="Memory of each machine, in GB.", show_default="what is free here; for a named GPU unknown", min=0
+            metavar="SIZE",
+            help="Memory of each machine, such as 512GB or 480GiB.",
+            show_default="what is free here; for a named GPU unknown",
         ),
     ] = None,
-    device_gb: Annotated[
-        float | None,
+    device_memory: Annotated[
+        str | None,
         typer.Option(
-            help="Memory of a device, in GB.", show_default="what is free here; for a named GPU its data sheet", min=0
+            metavar="SIZE",
+            help="Memory of a device, such as 80GB or 74.5GiB.",
+            show_default="what is free here; for a named GPU its data sheet",
         ),
     ] = None,
     preset: Preset = "recommended",
@@ -172,10 +177,10 @@ def plan(
         options = run_options(device)
         machine = Machine(options.device.type, *free_memory(options.device), devices, machines)
         rates = rates or measured_here(config, options, clips, seconds)
-    if device_gb is not None:
-        machine = replace(machine, device_bytes=device_gb * 1e9)
-    if host_gb is not None:
-        machine = replace(machine, host_bytes=host_gb * 1e9)
+    if device_memory is not None:
+        machine = replace(machine, device_bytes=_bytes("--device-memory", device_memory))
+    if host_memory is not None:
+        machine = replace(machine, host_bytes=_bytes("--host-memory", host_memory))
     found = estimate(config, clips, seconds, machine, rates)
     sizes = [
         (where, name, size)
@@ -189,6 +194,16 @@ def plan(
         f"batch {found['batch_size']}, K {', '.join(map(str, found['heads']))}{more}"
     )
     show(found, as_json, [(title, ["where", "what", "bytes", ""], rows)], _sentences(found))
+
+
+def _bytes(flag: str, text: str) -> float:
+    """`80GB` or `74.5 GiB` -> bytes. Raises UserError for a number without a unit of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B", text.strip())
+    if found is None:
+        raise UserError(f"{flag} {text}: want a size with its unit, such as 80GB or 74.5GiB")
+    number, prefix, binary = found.groups()
+    steps = " kMGT".index(prefix or " ")
+    return float(number) * (2.0 ** (10 * steps) if binary else 10.0 ** (3 * steps))
 
 
 def _sentences(found: Mapping[str, Any]) -> Iterator[str]:

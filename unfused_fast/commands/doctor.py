@@ -24,8 +24,8 @@ ON_GPUS = {
     "triton": ("faster clustering and views", ("triton",)),
 }
 """Module -> its purpose, and the distributions that bring it."""
-MODULES = {"scikit-learn": "sklearn"}
-"""Distribution -> its module, where that is not its name."""
+MODULES = {"scikit-learn": "sklearn", "DALI": "nvidia.dali"}
+"""Name in the report -> its module, where that is another."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525
 """CUDA version that the extras need at least, and the driver that supports it. Source: NVIDIA, CUDA compatibility."""
 NEEDED_FOR = {
@@ -91,7 +91,7 @@ def examine() -> list[Finding]:
         *([] if driver is None else [_driver(driver, torch.version.cuda)]),
         _compiler(bool(devices)),
         *_required(extra),
-        _dali(extra),
+        _package("DALI", DALI, extra, "--data stream, and log-mels on a GPU"),
         _package("faiss", FAISS, extra, "faster clustering"),
         *(
             _package(name, distributions, extra, purpose)
@@ -183,17 +183,6 @@ def _package(name: str, distributions: tuple[str, ...], extra: str, purpose: str
     except LOAD_ERRORS as error:
         return Finding(name, version, f"does not load ({load_failure(error)}); {note}", False)
     return Finding(name, version)
-
-
-def _dali(extra: str) -> Finding:
-    from unfused_fast.data import import_dali
-
-    found = installed(*DALI)
-    try:
-        import_dali()
-    except UserError as error:
-        return Finding("DALI", found or "missing", f"{error}; here: {_install(extra)}", False)
-    return Finding("DALI", found or "found")
 
 
 def _clashes() -> Iterator[Finding]:

@@ -143,8 +143,9 @@ def stage_config(
                 "out of the file, or take the same"
             )
         (method,) = chosen_methods(found.method)
-    if stage != "pretrain" and method is not None:
-        settings = read_by(settings, "decar-v2", [method])  # by whose name the other stages go
+    trained: MethodName = method or ("decar-v1" if preset_name == "decar-v1" else "decar-v2")
+    if stage != "pretrain":
+        settings = read_by(settings, "decar-v2", [trained])  # by whose name the other stages go
     config = preset(preset_name, stage, method)
     if found is not None:
         name = config.method.name

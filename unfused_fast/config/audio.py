@@ -89,9 +89,10 @@ class ViewsConfig:
     same_crop: bool = True
     """All views augment one crop; false draws a crop for each. Source: authors."""
     local: CountOrZero = 0
-    """Local views beside the two (multi-crop), each a part of a view of its own: they ask for what the whole views
-    give, never the other way round; not of `decar-v2`, `decar-v1` and `simclr`. Source: SwAV section 3.3, whose authors
-    have 6.
+    """Local views beside the whole ones (multi-crop), each a part of a view of its own: they ask for what the whole
+    views give, never the other way round; not of `decar-v1` and `simclr`. In `decar-v2` they predict the clip's
+    cluster, have no rows in the bank, and no part in `loss.instance`. Source: SwAV section 3.3, whose authors have 6
+    beside two whole ones, also for DeepCluster-v2.
     """
     local_seconds: Positive = 0.4
     """Length of a local view, in seconds. Ours: AudioNTT pools over time, so that one costs as much less as it is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Literal, get_args
@@ -12,7 +12,12 @@ from unfused_fast.config.fields import BankConfig, ClusterConfig, Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.errors import UserError
 
-UNREAD = {"spherical": (), "pca_kmeans": ("init", "empty", "backend"), "pic": ("init", "empty", "backend", "n_init")}
+PIC = ("pic_neighbours", "pic_sigma", "pic_alpha", "pic_iterations")
+UNREAD = {
+    "spherical": ("pca_dim", "whiten", *PIC),
+    "pca_kmeans": ("init", "empty", "backend", *PIC),
+    "pic": ("init", "empty", "backend", "n_init"),
+}
 """Fields of `cluster` that an algorithm does not read and that say how to cluster. Ours: one that is set and then not
 read would be taken for one that was tried. `k` and `iterations`, which presets set, are left out.
 """
@@ -47,24 +52,35 @@ BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 LEAST_FRAMES = {"audiontt": 8, "efficientnet_b0": 32}
 """Of a local view: the encoders halve time three times and five."""
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
-LOCAL: tuple[MethodName, ...] = (*QUEUE, *BARLOW[:2], "swav", "byol")
+LOCAL: tuple[MethodName, ...] = ("decar-v2", *QUEUE, *BARLOW[:2], "swav", "byol")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
     "prototypes.freeze": ("decar-v2",),
     "method.queue": (*QUEUE, "swav"),
-    "method.ema": (*QUEUE, "byol"),
+    "method.ema": ("decar-v2", *QUEUE, "byol"),
     "method.similarity": ("simclr",),
     "loss.temperature": ("decar-v2", "simclr", *QUEUE, "swav"),
+    **dict.fromkeys(("loss.instance", "loss.instance_weight", "loss.instance_temperature"), ("decar-v2",)),
     "aug.mixup.partner": ("slicer",),
     "optim.head_lr": (*CLUSTERING, "swav"),
     "optim.head_weight_decay": CLUSTERING,
     **dict.fromkeys(("views.local", "views.local_seconds"), LOCAL),
-    **dict.fromkeys(("method.barlow_lambda", "method.barlow_weight"), BARLOW),
+    "method.barlow_lambda": ("decar-v2", *BARLOW),
+    "method.barlow_weight": BARLOW,
     **dict.fromkeys(("data.sampler", "train.patience"), CLUSTERING),
     **{f"bank.{field.name}": CLUSTERING for field in fields(BankConfig)},
+    "bank.encoder": ("decar-v2",),
     **{f"cluster.{field.name}": CLUSTERING for field in fields(ClusterConfig)},
+    **{f"cluster.{name}": ("decar-v1",) for name in ("pca_dim", "whiten", *PIC)},
     "cluster.k": (*CLUSTERING, "slicer", "swav"),
 }
 """Fields that only some methods read, for the same reason."""
+READ_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "loss.instance_weight": ("loss.instance", ("simclr", "barlow")),
+    "loss.instance_temperature": ("loss.instance", ("simclr",)),
+    "method.barlow_lambda": ("loss.instance", ("barlow",)),
+    "method.ema": ("bank.encoder", ("follower",)),
+}
+"""Fields that `decar-v2` reads only where another field has one of these values."""
 
 
 def check_together(config: Config) -> None:
@@ -77,14 +93,27 @@ def check_read(config: Config) -> None:
     """Raises UserError for a field that the method does not read and that is not at its default; for settings that are
     given now, not for those of a finished run, which earlier versions may have taken.
     """
-    for name, readers in READ_BY.items():
+
+    def refuse(name: str, who: str, instead: str) -> None:
         value, default = attrgetter(name)(config), attrgetter(name)(Config())
-        if value != default and config.method.name not in readers:
-            *others, last = readers
-            raise UserError(
-                f"{name} = {value}, but method {config.method.name} does not read it; leave it at {default}, or use "
-                f"--method {', '.join(others)}{' or ' if others else ''}{last}"
-            )
+        if value != default:
+            raise UserError(f"{name} = {value}, but {who} does not read it; leave it at {default}, or use {instead}")
+
+    method = config.method.name
+    for name, readers in READ_BY.items():
+        if method not in readers:
+            refuse(name, f"method {method}", f"--method {_either(readers)}")
+    for name, (other, values) in READ_WITH.items() if method == "decar-v2" else ():
+        if (found := attrgetter(other)(config)) not in values:
+            refuse(name, f"method {method} with {other} = {found}", f"{other}={_either(values)}")
+    for name in UNREAD[config.cluster.algo]:
+        algos = [algo for algo, unread in UNREAD.items() if name not in unread]
+        refuse(f"cluster.{name}", f"cluster.algo = {config.cluster.algo}", f"cluster.algo={_either(algos)}")
+
+
+def _either(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def _refusals(config: Config) -> Iterator[str]:
@@ -115,10 +144,10 @@ def _refusals(config: Config) -> Iterator[str]:
             f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
             "use it with --set bank.fill=pass"
         )
-    if config.bank.view == "training" and not config.views.same_crop:
+    if config.bank.view == "training" and not config.views.same_crop and config.whole_views + config.views.local == 1:
         yield (
             "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
-            "bank.view=separate"
+            "bank.view=separate, loss.instance=simclr or barlow, or views.local=1 or more"
         )
     if config.optim.name == "muon" and config.optim.lr > MUON_LR:
         yield (
@@ -133,13 +162,6 @@ def _refusals(config: Config) -> Iterator[str]:
         )
     if not cluster.heads:
         yield "cluster.k is empty: want at least 1 number, or auto"
-    for name in UNREAD[cluster.algo]:
-        value, default = getattr(cluster, name), getattr(ClusterConfig(), name)
-        if value != default:
-            yield (
-                f"cluster.{name} = {value}, but cluster.algo = {cluster.algo} does not read it; "
-                f"leave it at {default}, or use cluster.algo=spherical"
-            )
     if config.method.name == "swav" and len(cluster.heads) > 1:
         yield (
             f"cluster.k = {','.join(map(str, cluster.heads))}, but method swav has one set of prototypes; give one "

@@ -133,13 +133,23 @@ class PrototypesConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Cross-entropy of scores."""
+    """Cross-entropy of scores, and what is added to it."""
 
     temperature: Positive = 0.1
     """Divides the scores before the softmax: of prototypes in `decar-v2` and `swav`, of pairs of views in `moco`,
     `delores-m`, `slicer` and, by cosine, `simclr`; others do not read it. Source: DeepCluster-v2's default; at 1
     unit-norm scores are nearly uniform. The authors' code has 1, on projections of any norm.
     """
+    instance: Literal["none", "simclr", "barlow"] = "none"
+    """A term that compares a clip's two views, beside the clusters of `decar-v2`, on the same projections: NT-Xent, or
+    the loss of Barlow Twins divided by its outputs (methods/instance.py). Both views then predict the clip's cluster;
+    the first fills the bank, or with `bank.view` = separate a third. Source: PCL, arXiv 2005.04966 (prototypes and
+    InfoNCE); DeepCluster-v2 (every view predicts). Ours: with DECAR-v2, and Barlow Twins; the paper has none.
+    """
+    instance_weight: PositiveOrZero = 1.0
+    """Factor of that term; 0 leaves two views that predict clusters. Source: PCL, which has none (1)."""
+    instance_temperature: Positive = 0.2
+    """Divides the cosines of that term's NT-Xent. Source: Fonseca et al., arXiv 2011.07616 (0.2, on audio)."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,11 @@ class BankConfig:
     Source: authors (separate); paper section 3, which stores rows right after back-propagation, and SwAV's authors
     (training). Ours: `recommended` has training, not shown to learn less (docs/results/corpus.md), and faster.
     """
+    encoder: Literal["own", "follower"] = "own"
+    """Whose projections become rows: the network's, or by a forward pass without gradient, of the bank's view or else
+    of the first that gives the loss, those of a network that follows by a moving average (`method.ema`). Source: paper
+    section 3 (own). Ours: follower, as PCL's momentum encoder gives what it clusters, arXiv 2005.04966.
+    """
     init_mode: Literal["eval", "train"] = "train"
     """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no
     statistics yet, so all rows point the same way (docs/recipe.md).
@@ -168,11 +183,11 @@ class BankConfig:
     @property
     def own_forward(self) -> bool:
         """Whether a clip's row costs a forward pass beside the one that gives its loss."""
-        return self.fill == "pass" or self.view == "separate"
+        return self.fill == "pass" or self.view == "separate" or self.encoder == "follower"
 
     @property
     def views(self) -> int:
-        """Views of a clip in a training step."""
+        """Whole views of a clip in a training step without an instance term; the last gives the loss."""
         return 2 if self.fill == "training" and self.view == "separate" else 1
 
 
@@ -227,7 +242,7 @@ class TrainConfig:
     """Parts of a batch, of at least two clips, that go through the network one after the other before a step, for a
     batch that does not fit. Ours: gradients are those of the whole batch, but BatchNorm sees a part, as the paper's
     would on more ranks without SyncBN, and losses that compare the clips of a batch (`simclr`, `barlow`, `delores-s`,
-    `delores-m`, `swav`, `slicer`) compare those of a part.
+    `delores-m`, `swav`, `slicer`, `distill.contrast`) compare those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What ranks add up gradients in; bf16 halves the message. Ours."""
@@ -243,6 +258,12 @@ class TrainConfig:
     """
     save_every: Count = 1
     """Epochs from one checkpoint to the next; the last epoch is always saved."""
+
+    def clips_a_step(self, clips: int) -> int:
+        """The batch size on a set of so many clips: at most as many, so that an epoch has a step."""
+        if self.batch_size == "auto":
+            return min(512, max(16, 1 << max(0, (clips // 16).bit_length() - 1)), clips)
+        return min(self.batch_size, clips)
 
 
 @dataclass(frozen=True)
@@ -265,6 +286,19 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    @property
+    def whole_views(self) -> int:
+        """Whole views of a clip in a step of `decar-v2` and `decar-v1`: the bank's own, if any, then those that give
+        the loss, beside local ones.
+        """
+        return self.bank.views + (self.loss.instance != "none")
+
+    @property
+    def trained_frames(self) -> tuple[int, ...]:
+        """Log-mel frames of each view that gives their loss, local ones last."""
+        whole = self.whole_views - (self.bank.views - 1)
+        return (self.crop_frames,) * whole + (self.local_frames,) * self.views.local
 
     @property
     def crop_frames(self) -> int:

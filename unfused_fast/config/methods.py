@@ -35,8 +35,9 @@ class MethodConfig:
     one time in eight, of as many keys as clips every second time).
     """
     ema: Share = 0.99
-    """Share of its own weights that the following network (`moco`, `delores-m`, `slicer`, `byol`) keeps in a step; 1:
-    it stays as it began. Source: BYOL-A (0.99); authors of LAPE's MoCo (0.999).
+    """Share of its own weights that the following network (`moco`, `delores-m`, `slicer`, `byol`, and `decar-v2` with
+    `bank.encoder` = follower) keeps in a step; 1: it stays as it began. Source: BYOL-A (0.99); authors of LAPE's MoCo
+    (0.999).
     """
     similarity: Literal["cosine", "bilinear"] = "cosine"
     """How `simclr` compares clips: by cosine / `loss.temperature`, each view with all others (NT-Xent); or by x' W x

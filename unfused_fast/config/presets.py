@@ -58,8 +58,29 @@ STAGES: dict[Stage, Values] = {
         "optim.weight_decay": 0.0,
     },
 }
+# Ours, by docs/stage2.md: from the teacher's weights, with SimCLR's contrast (temperature, head, AdamW and views of
+# its `recommended`) beside Eq. 1; T and the detached teacher are those of a reimplementation of Be Your Own Teacher
+# (github.com/luanyunteng/pytorch-be-your-own-teacher).
+RECOMMENDED_DISTILL: Values = {
+    **NO_MASKS,
+    "distill.init": "teacher",
+    "distill.teacher_share": 0.5,
+    "distill.contrast": 10.0,
+    "distill.kl_temperature": 3.0,
+    "distill.detach_teacher": True,
+    "loss.temperature": 0.2,
+    "model.proj_hidden": 512,
+    "optim.name": "adamw",
+    "optim.lr": 3e-4,
+    "optim.weight_decay": 0.0,
+    "optim.schedule": "cosine",
+    "optim.warmup_epochs": 10,
+    "train.epochs": 10,
+    "train.batch_size": "auto",
+    "pseudo.pca_dim": "auto",
+}
 PRESETS: dict[PresetName, dict[Stage, Values]] = {
-    "recommended": {"distill": {"train.batch_size": "auto", "pseudo.pca_dim": "auto"}},
+    "recommended": {"distill": RECOMMENDED_DISTILL},
     # UnFuSeD fine-tunes no encoder on labels: DECAR's numbers stay.
     "paper": {"linear": {"eval.lr_grid": ()}},
     "authors": {

@@ -78,9 +78,19 @@ class DistillConfig:
     """
     head: Literal["mlp3", "linear"] = "mlp3"
     """Heads of the blocks: three linear layers with BatchNorm and ReLU between, or one. Source: authors."""
+    contrast: PositiveOrZero = 0.0
+    """Weight of SimCLR's contrast of two views of a clip, by `loss.temperature`, beside Eq. 1, which is then the mean
+    of both views'; 0: none, and one view. Source: arXiv 2210.02871, which keeps the objective of pre-training on the
+    target's clips. Ours: `recommended` has 10, since Eq. 1 is a sum of ten terms (docs/stage2.md).
+    """
     init: Literal["random", "teacher"] = "random"
     """First weights of f_sd's encoder: random, or the teacher's, whose sizes must then be its own. Source: paper
-    section 3. Ours: teacher, to measure what the random start costs.
+    section 3. Ours: `recommended` has teacher (docs/stage2.md).
+    """
+    teacher_share: Share = 0.0
+    """Share of the teacher's weights in f_sd's encoder at the end: after the last epoch its weights and BatchNorm
+    statistics become a mean of both. `init` = random does not read it. Source: arXiv 2109.01903 (WiSE-FT). Ours:
+    `recommended` has 0.5 (docs/stage2.md).
     """
 
 

@@ -6,7 +6,6 @@ Read first: stream.py, then order.py.
 
 from unfused_fast.data.augment import Augmenter, final_statistics
 from unfused_fast.data.crops import Window, eval_window
-from unfused_fast.data.dali import import_dali
 from unfused_fast.data.front_end import framed_log_mel, log_mel, set_statistics, unit_norm
 from unfused_fast.data.mixup import time_means
 from unfused_fast.data.randomness import bits, draws_of, exponential, key

@@ -25,8 +25,6 @@ CPU_BLOCK = 128
 mapped; a GPU takes the whole batch."""
 LEAST_STD = 1e-6
 """Smallest standard deviation; smaller ones are replaced by it. Ours: crops of pure silence have none."""
-WHOLE_VIEWS = 2
-"""Views before the local ones. Source: SwAV."""
 TENSOR = "norm.moments"
 """Name in a checkpoint."""
 GIVEN = "norm.given"
@@ -152,7 +150,7 @@ class Augmenter:
     ) -> None:
         """For a split of `clips` clips, whose ids begin at `first_id`; of its memory a rank has its partitions."""
         self.config, self._ranks = config.aug, ranks
-        self._local_frames = config.local_frames
+        self._local, self._local_frames = config.views.local, config.local_frames
         partitions = config.data.partitions
         self._own = ranks.share.of_partitions(partitions)
         begins = first_id + torch.arange(partitions, device=device) * clips // partitions
@@ -179,8 +177,9 @@ class Augmenter:
             for view, crop in enumerate(crops)
         ]
         if draws.local:
-            local = zip(views[WHOLE_VIEWS:], draws.local[0][WHOLE_VIEWS:], strict=False)
-            views[WHOLE_VIEWS:] = [local_part(view, first, self._local_frames) for view, first in local]
+            whole = max(1, len(views) - self._local)  # a pass over the clips has one view, and it is whole
+            local = zip(views[whole:], draws.local[0][whole:], strict=False)
+            views[whole:] = [local_part(view, first, self._local_frames) for view, first in local]
         if self.memory is not None:
             self.memory.push(clip_ids, crops[0], None if centroids is None else clusters_of(crops[0], centroids))
         return tuple(views)

@@ -64,6 +64,25 @@ def pieces(config: Config, samples: Int64s, first_frame: Int64s | None = None) -
     return np.stack([head_start, head, body_start, body, tail_start, tail]).astype(np.int32)
 
 
+def cut(pcm: NDArray[np.int16], piece: NDArray[np.int32], unit_norm: bool) -> NDArray[np.float32]:
+    """(L,) PCM16 of a clip, (6,) one column of Pieces -> float32 samples of the crop; zeros after the clip's end.
+
+    Args:
+        unit_norm: divide by the L2 norm of all of `pcm` instead of 32768.
+    """
+
+    def part(start: int, count: int) -> NDArray[np.int16]:
+        found = pcm[start : start + count]
+        return found if len(found) == count else np.pad(found, (0, count - len(found)))
+
+    head_start, head, body_start, body, tail_start, tail = piece.tolist()
+    edges = part(head_start, head)[::-1], part(body_start, body), part(tail_start, tail)[::-1]
+    samples = np.concatenate(edges).astype(np.float32)
+    if not unit_norm:
+        return samples * np.float32(1 / 32768)
+    return samples / np.float32(max(float(np.linalg.norm(pcm.astype(np.float32))), 1.0))
+
+
 def wav_parts(crops: list[Pieces], samples: Int64s) -> tuple[Int64s, Int64s, list[Pieces]]:
     """(N,) lengths of the clips -> first byte and number of bytes of each WAV that its crops need, both (N,), and the
     crops relative to there.

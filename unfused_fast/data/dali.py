@@ -7,21 +7,25 @@ runs on the CPU, which needs no driver.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfused_fast.config import FrontendConfig
 from unfused_fast.data.crops import Pieces
 from unfused_fast.data.front_end import analysis_window
+from unfused_fast.data.order import Int64s
+from unfused_fast.errors import UserError
 from unfused_fast.mel import DECAR_RANGE
 from unfused_fast.optional import importing
 
 
 def import_dali() -> tuple[Any, Any, Any, Any]:
     """DALI's fn, math, types and Pipeline. Raises UserError where DALI is not installed or does not load."""
-    install = "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU (see: unfused-fast doctor)"
-    with importing("nvidia.dali", "DALI", "decoding audio", install):
+    install = "pip install '.[cpu]', or '.[cuda12]' or '.[cuda13]' for a GPU; or use --data resident or mmap"
+    with importing("nvidia.dali", "DALI", "training on streamed audio (data.store = stream)", install):
         from nvidia.dali import fn, math, types
         from nvidia.dali.pipeline import Pipeline
     return fn, math, types, Pipeline
@@ -125,3 +129,13 @@ def clip_pipeline(
             made = [fn.pad(values, axes=(0 if log_mel is None else 1,)) for values in made]
         pipeline.set_outputs(digits, *made)
     return pipeline
+
+
+def check_ids(folder: Path, split: str, wanted: Int64s, digits: NDArray[np.uint8]) -> None:
+    """Raises UserError unless .index members of a set's clips, ASCII digits (B, width), are the ids `wanted` (B,)."""
+    found = (digits.astype(np.int64) - ord("0")) @ 10 ** np.arange(digits.shape[1])[::-1]
+    if len(other := np.flatnonzero(found != wanted)):
+        raise UserError(
+            f"{folder}: clip {found[other[0]]} of split {split} is where the index has clip {wanted[other[0]]}; "
+            f"unfused-fast check {folder} reports what is wrong"
+        )

@@ -65,7 +65,7 @@ def make(loader: Batches, wanted: Layout, place: Path, ranks: Ranks = ALONE, dam
 
     def write(data: int) -> None:
         # not to be read too: then a client of NFS writes whole pages, and with them old bytes of another rank's
-        with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0)), "wb") as file:
             for start, rows in computed(loader, wanted, ranks.share, in_words(ranks)):
                 file.seek(data + start * wanted.frame_bytes)
                 file.write(memoryview(rows.numpy().data).cast("B"))

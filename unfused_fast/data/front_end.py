@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unfused_fast import mel
-from unfused_fast.config import FrontendConfig
+from unfused_fast.config import Config, FrontendConfig
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.finish import STATISTICS_CLIPS, STATISTICS_SPLIT, stored_clips
 from unfused_fast.shards.sets.table import ShardSet
@@ -112,6 +112,12 @@ def set_statistics(shards: ShardSet, frontend: FrontendConfig) -> Mapping[str, f
         return manifest.log_mel
     tars = manifest.splits[STATISTICS_SPLIT].shards
     return _measured(shards.directory, tars, manifest.codec, manifest.digest, frontend)
+
+
+def scale(config: Config, known: Mapping[str, float] | None) -> tuple[float, float]:
+    """Mean and standard deviation by which log-mels are normalised, of those known; 0 and 1 leave them as they are."""
+    scaled = known is not None and config.data.norm in ("dataset", "running")
+    return (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
 
 
 @lru_cache(maxsize=16)

@@ -30,9 +30,9 @@ from torch import Tensor
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data.crops import crop_samples
-from unfused_fast.data.front_end import set_statistics
+from unfused_fast.data.front_end import scale, set_statistics
 from unfused_fast.data.order import Int64s
-from unfused_fast.data.stream import Batches, Loader, scale
+from unfused_fast.data.stream import Batches, Loader
 from unfused_fast.distributed import Share
 from unfused_fast.errors import cause
 from unfused_fast.json_files import LARGEST_JSON, read_json
@@ -202,22 +202,23 @@ def _read(path: Path, begin: int, size: int, own: slice, target: Tensor | None =
     """
     flat = None if target is None else target.view(-1)
     on_cpu = target is not None and target.device.type == "cpu"
-    with path.open("rb") as file, ThreadPoolExecutor(min(available_cores(), 8)) as pool:
 
-        def part(number: int) -> str:
-            start, stop = number * CHUNK_BYTES, min((number + 1) * CHUNK_BYTES, size)
-            first, last = max(start, own.start), min(stop, own.stop)
-            goal = None if flat is None else flat[(first - own.start) // 2 : (last - own.start) // 2]
-            direct = goal is not None and on_cpu and (first, last) == (start, stop)
-            here = goal if goal is not None and direct else torch.empty((stop - start) // 2, dtype=torch.float16)
-            read, done = memoryview(here.numpy().data).cast("B"), 0
-            while done < len(read) and (count := os.preadv(file.fileno(), [read[done:]], begin + start + done)):
-                done += count
-            if goal is not None and not direct:
-                goal.copy_(here[(first - start) // 2 : (last - start) // 2])
-            return hashlib.sha256(read).hexdigest()
+    def part(number: int) -> str:
+        start, stop = number * CHUNK_BYTES, min((number + 1) * CHUNK_BYTES, size)
+        first, last = max(start, own.start), min(stop, own.stop)
+        goal = None if flat is None else flat[(first - own.start) // 2 : (last - own.start) // 2]
+        direct = goal is not None and on_cpu and (first, last) == (start, stop)
+        here = goal if goal is not None and direct else torch.empty((stop - start) // 2, dtype=torch.float16)
+        read = memoryview(here.numpy().data).cast("B")
+        with path.open("rb") as file:
+            file.seek(begin + start)
+            file.readinto(read)
+        if goal is not None and not direct:
+            goal.copy_(here[(first - start) // 2 : (last - start) // 2])
+        return hashlib.sha256(read).hexdigest()
 
-        numbers = range(own.start // CHUNK_BYTES, -(-own.stop // CHUNK_BYTES) if own.stop > own.start else 0)
+    numbers = range(own.start // CHUNK_BYTES, -(-own.stop // CHUNK_BYTES) if own.stop > own.start else 0)
+    with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
         return dict(zip(numbers, pool.map(part, numbers), strict=True))
 
 
@@ -237,7 +238,8 @@ def writable_place(loader: Batches, wanted: Layout) -> Path | None:
     for place in places(loader):
         try:
             place.mkdir(parents=True, exist_ok=True)
-            own = sum(file.stat().st_blocks * 512 for file in place.glob(f"{wanted.name}*/*"))
+            states = [file.stat() for file in place.glob(f"{wanted.name}*/*")]
+            own = sum(512 * state.st_blocks if hasattr(state, "st_blocks") else state.st_size for state in states)
             free = shutil.disk_usage(place).free + own
             reason = f"{free / 1e9:.2f} GB free, the log-mels take {wanted.bytes / 1e9:.2f} GB"
             if free >= wanted.bytes + CHUNK_BYTES:

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unfused_fast.distributed import Share
 from unfused_fast.errors import UserError
@@ -248,3 +251,16 @@ class Order:
         order = np.lexsort((partition, batch))
         mine = order[(self.own.start <= drawn[order]) & (drawn[order] < self.own.stop)]
         return EpochOrder(drawn[mine] - self.own.start, times[mine], self._sizes(partition, batch))
+
+
+def recut(blocks: Iterator[list[Tensor]], parts: list[slice]) -> Iterator[list[Tensor]]:
+    """Rows in blocks of any size -> the same rows in parts: without a copy where parts and blocks are equal."""
+    held = list[list[Tensor]]()
+    for part in parts:
+        size = part.stop - part.start
+        while sum(len(block[0]) for block in held) < size:
+            held.append(next(blocks))
+        joined = held[0] if len(held) == 1 else [torch.cat(each) for each in zip(*held, strict=True)]
+        yield [each[:size] for each in joined]
+        held = [[each[size:] for each in joined]] if len(joined[0]) > size else []
+    assert next(blocks, None) is None

@@ -12,6 +12,7 @@ from unfused_fast.config import Store
 from unfused_fast.console import console
 from unfused_fast.data import first_pass, log_mel_cache
 from unfused_fast.data.crops import crop_samples
+from unfused_fast.data.dali import import_dali
 from unfused_fast.data.log_mel_cache import DamagedCache, Layout
 from unfused_fast.data.resident import ResidentLoader
 from unfused_fast.data.stream import Batches, Loader
@@ -54,7 +55,13 @@ def choose(
 
 
 def placed(
-    loader: Loader, wanted: Store | None = None, *, single_pass: bool = False, ranks: Ranks = ALONE, step: int = 0
+    loader: Loader,
+    wanted: Store | None = None,
+    *,
+    single_pass: bool = False,
+    crops: bool = False,
+    ranks: Ranks = ALONE,
+    step: int = 0,
 ) -> Batches:
     """The loader itself, or its batches from memory, by `wanted`, else by `data.store` of its config; reports which.
 
@@ -62,15 +69,16 @@ def placed(
     that share the folder do it together, else one process of each machine does it, and the others wait. Ours: for a
     `single_pass` over the split `auto` uses an existing cache but makes none, which would cost more. Each rank holds
     the log-mels of its own clips, in its part of the machine's memory; `auto` is the fastest store in which those of
-    each rank fit. `step` is as of choose.
+    each rank fit. `step` is as of choose. With `crops` the batches will be of crops, which only DALI can stream.
 
-    Raises UserError, on all ranks: memory or disk that was asked for and is too small, or clips that cannot be read.
+    Raises UserError, on all ranks: memory or disk that was asked for and is too small, or clips that cannot be read; or
+    crops would be streamed without DALI.
     """
     begin, device = time.perf_counter(), loader.device
     store: Store = wanted or loader.config.data.store
     _report_padded(loader)
     if store == "stream" or not loader.clips:
-        return loader
+        return _streamed(loader, crops, ranks)
     if store == "pinned" and device.type != "cuda":
         raise UserError(
             f"data.store = pinned: pinned memory feeds a GPU, but this run is on {device}; use --data resident, mmap "
@@ -94,7 +102,7 @@ def placed(
             about=("store", loader.shards.directory, loader.split, store),
         )
         if store == "stream":
-            return loader
+            return _streamed(loader, crops, ranks)
     ranks.every(lambda: _check_room(layout, store, device, free, found is not None or place is not None))
     made, (some,) = None, ranks.any_rank(found is not None)
     if ranks.together and not some and ranks.first(lambda: place is not None):
@@ -110,6 +118,12 @@ def placed(
     else:
         console.once(sentence, about=("ready", loader.shards.directory, layout.name, store))
     return ResidentLoader(loader, layout, frames, store, seconds)
+
+
+def _streamed(loader: Loader, crops: bool, ranks: Ranks) -> Loader:
+    if crops:
+        ranks.every(import_dali)
+    return loader
 
 
 def _check_room(layout: Layout, store: Store, device: torch.device, free: Free, on_disk: bool) -> None:

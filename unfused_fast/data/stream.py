@@ -2,7 +2,8 @@
 
 B clips in a batch on this rank, N clips of the split, F mel bins, T frames, V views. DALI reads, decodes and
 crops (dali.py), by index files that order.py writes for each epoch, so that of a WAV only the crop's part is read. On a
-GPU it also computes the log-mels; on a CPU torch does, in half the time. Tensors reach torch by DLPack, without a copy.
+GPU it also computes the log-mels; on a CPU torch does, in half the time. Tensors reach torch without a copy (DLPack).
+Without DALI there are no crops, and libsndfile decodes whole clips (waveforms.py).
 """
 
 from __future__ import annotations
@@ -23,16 +24,28 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.config import Config
+from unfused_fast.console import console
 from unfused_fast.data.augment import spec_augmented
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
-from unfused_fast.data.dali import clip_pipeline, dali_log_mel, import_dali
-from unfused_fast.data.front_end import framed_log_mel, set_statistics
-from unfused_fast.data.order import EpochOrder, Int64s, Order, Reading, index_folder, read_split_index, write_indexes
+from unfused_fast.data.dali import check_ids, clip_pipeline, dali_log_mel, import_dali
+from unfused_fast.data.front_end import framed_log_mel, scale, set_statistics
+from unfused_fast.data.order import (
+    EpochOrder,
+    Int64s,
+    Order,
+    Reading,
+    index_folder,
+    read_split_index,
+    recut,
+    write_indexes,
+)
 from unfused_fast.data.randomness import Draws, draws_of
 from unfused_fast.data.unreadable import reading_error
+from unfused_fast.data.waveforms import decoded
 from unfused_fast.distributed import WHOLE, Share
 from unfused_fast.errors import UserError
 from unfused_fast.launch import temporary_prefix
+from unfused_fast.optional import present
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.table import ShardSet
 
@@ -90,11 +103,14 @@ class Batches(ABC):
         Raises:
             UserError: a split is missing, or a shard or index does not match it.
         """
-        import_dali()  # reports a missing DALI before anything is written
+        self.in_dali = present("nvidia.dali")
+        """Whether DALI decodes; otherwise libsndfile does."""
+        if self.in_dali:
+            import_dali()  # reports one that does not load before anything is written
         self.shards, self.split, self.config, self.device = shards, split, config, device
         self.batch_size, self.share, self.left_out = batch_size, share, sorted(left_out)
-        self.log_mel: Literal["dali", "torch"] = "dali" if device.type == "cuda" else "torch"
-        """What computes the log-mels. Ours: torch on a CPU, where it takes half the time."""
+        self.log_mel: Literal["dali", "torch"] = "dali" if device.type == "cuda" and self.in_dali else "torch"
+        """What computes the log-mels; torch does on the CPU. Ours: there it takes half the time."""
         self.threads = threads or min(available_cores(), 16)
         self.samples = shards.clips.column("samples").to_numpy()
         clips, first = len(shards.clips_in(split)), shards.first_id(split)
@@ -216,27 +232,44 @@ class Loader(Batches):
             first_frames(self.config, counters, torch.from_numpy(lengths), epoch, crop).numpy() for crop in range(crops)
         )
         taken = [pieces(self.config, lengths, frame) for frame in frames]
-        for made in _recut((made for made, _ in self._run(reading, taken)), parts):
+        for made in recut((made for made, _ in self._run(reading, taken)), parts):
             if self.log_mel == "torch":
                 made = [framed_log_mel(waveform, self.config.frontend, self.mean, self.std) for waveform in made]
             yield made
 
     def whole_clips(self) -> Iterator[Batch]:
-        reading, config, in_dali = self.reading(None), self.config.frontend, self.log_mel == "dali"
+        reading, config = self.reading(None), self.config.frontend
         lengths = self.samples[reading.clip_ids]
         frames = torch.from_numpy(1 + np.maximum(lengths, crop_samples(self.config)) // config.hop_samples)
         ids = self._put(reading.clip_ids)
-        for (made,), rows in self._run(reading, [pieces(self.config, lengths)], whole=True):
+        for made, rows in self._whole(reading, pieces(self.config, lengths)):
             counts = frames[rows]
             longest = int(counts.max())  # padded, too, for the clips that fill the graph's last batch
-            if in_dali:
+            if self.log_mel == "dali":
                 values = made[..., :longest]
             else:
                 waveforms = made[:, : (longest - 1) * config.hop_samples + config.n_fft]
                 values = framed_log_mel(waveforms, config, self.mean, self.std)
                 if int(counts.min()) < longest:
                     values *= (torch.arange(longest) < counts[:, None])[:, None]
-            yield Batch(ids[rows], (values.unsqueeze(1),), sent(counts, self.device), ids[rows])
+            yield Batch(ids[rows], (values.to(self.device).unsqueeze(1),), sent(counts, self.device), ids[rows])
+
+    def _whole(self, reading: Reading, clips: Pieces) -> Iterator[tuple[Tensor, slice]]:
+        """Waveforms (B, L) or log-mels (B, F, T) of whole clips, batch by batch, and the rows of each batch."""
+        if self.in_dali:
+            return ((made, rows) for (made,), rows in self._run(reading, [clips], whole=True))
+        console.once("data: libsndfile decodes the audio, because DALI is not installed")
+        return decoded(
+            self.index,
+            reading,
+            clips,
+            self.samples[reading.clip_ids],
+            split=self.split,
+            codec=self.shards.manifest.codec,
+            unit_norm=self.config.data.norm == "wave_l2",
+            batch_size=self.own_batch_size,
+            threads=self.threads,
+        )
 
     def _run(self, reading: Reading, crops: list[Pieces], whole: bool = False) -> Iterator[tuple[list[Tensor], slice]]:
         """Log-mels or waveforms of each crop, batch by batch, and the rows of each batch.
@@ -284,19 +317,10 @@ class Loader(Batches):
                     near = dict.fromkeys(str(self.index.tars[shard]) for shard in ahead)
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
                 valid = rows.stop - rows.start
-                self._check_ids(ids[rows], digits.as_array()[:valid])
+                check_ids(self.shards.directory, self.split, ids[rows], digits.as_array()[:valid])
                 # Without a copy, as in DALI's own iterator for torch. DALI keeps what torch has dropped until the
                 # device has done all that was queued by then (DLTensorGraveyard in its dltensor.cc): masks may read it.
                 yield [from_dlpack(output.as_tensor())[:valid] for output in outputs], rows
-
-    def _check_ids(self, wanted: Int64s, digits: NDArray[np.uint8]) -> None:
-        """Raises UserError unless the clips' .index members, ASCII digits (B, width), are the ids `wanted` (B,)."""
-        found = (digits.astype(np.int64) - ord("0")) @ 10 ** np.arange(digits.shape[1])[::-1]
-        if len(other := np.flatnonzero(found != wanted)):
-            raise UserError(
-                f"{self.shards.directory}: clip {found[other[0]]} of split {self.split} is where the index has clip "
-                f"{wanted[other[0]]}; unfused-fast check {self.shards.directory} reports what is wrong"
-            )
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -304,22 +328,3 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     that the host does not wait.
     """
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def scale(config: Config, known: Mapping[str, float] | None) -> tuple[float, float]:
-    """Mean and standard deviation by which log-mels are normalised, of those known; 0 and 1 leave them as they are."""
-    scaled = known is not None and config.data.norm in ("dataset", "running")
-    return (known["mean"], known["std"]) if known is not None and scaled else (0.0, 1.0)
-
-
-def _recut(blocks: Iterator[list[Tensor]], parts: list[slice]) -> Iterator[list[Tensor]]:
-    """Rows in blocks of any size -> the same rows in parts: without a copy where parts and blocks are equal."""
-    held = list[list[Tensor]]()
-    for part in parts:
-        size = part.stop - part.start
-        while sum(len(block[0]) for block in held) < size:
-            held.append(next(blocks))
-        joined = held[0] if len(held) == 1 else [torch.cat(each) for each in zip(*held, strict=True)]
-        yield [each[:size] for each in joined]
-        held = [[each[size:] for each in joined]] if len(joined[0]) > size else []
-    assert next(blocks, None) is None

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.console import console, progress_bar
@@ -49,15 +50,13 @@ def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
         for tar in shards.shard_paths(split):
             samples = check_index(tar, index_path(tar), cut_short=True)
             ids = [int(members[0].name.partition(".")[0]) for members in samples]
-            with tar.open("rb") as file:
-                handles = [file.fileno()] * len(ids)
-                reasons = pool.map(_damage, handles, samples, [codec] * len(ids), [lengths[number] for number in ids])
-                for clip_id, reason in zip(ids, reasons, strict=True):
-                    progress.advance(task)
-                    if reason is not None:
-                        found.append(clip_id)
-                        words = " ".join(reason.split())[:200]
-                        console.once(f"clip {clip_key(clip_id)} of {tar.name}: {words}; left out", style="yellow")
+            many = len(ids)
+            reasons = pool.map(_damage, [tar] * many, samples, [codec] * many, [lengths[number] for number in ids])
+            for clip_id, reason in zip(ids, reasons, strict=True):
+                progress.advance(task)
+                if reason is not None:
+                    found.append(clip_id)
+                    console.once(f"clip {clip_key(clip_id)} of {tar.name}: {reason}; left out", style="yellow")
     if len(found) > limit:
         raise UserError(
             f"{shards.directory}: {len(found)} clips of {split} cannot be read, --skip-bad is {limit}; unfused-fast "
@@ -68,24 +67,39 @@ def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
     return found
 
 
-def _damage(handle: int, members: list[Member], codec: str, samples: int) -> str | None:
-    """Why the audio or the id of a clip of an open shard cannot be read; None: both can."""
+def read_clip(tar: Path, members: list[Member], codec: str, samples: int) -> NDArray[np.int16]:
+    """(samples,) PCM16 of a clip of a shard. Raises ValueError with the reason, in one line: its audio or its id cannot
+    be read.
+    """
     contents = {}
     try:
-        for member in members:
-            if member.extension in (codec, "index"):
-                contents[member.extension] = os.pread(handle, member.size, member.offset)
-                if len(contents[member.extension]) < member.size:
-                    return f"the shard ends before byte {member.offset + member.size}"
-        found = len(decode_clip(contents[codec]))
+        with tar.open("rb") as file:
+            for member in members:
+                if member.extension in (codec, "index"):
+                    file.seek(member.offset)
+                    contents[member.extension] = file.read(member.size)
+                    if len(contents[member.extension]) < member.size:
+                        raise ValueError(f"the shard ends before byte {member.offset + member.size}")
+        pcm = decode_clip(contents[codec])
     except KeyError:
-        return f"it has no .{codec} member"
+        raise ValueError(f"it has no .{codec} member") from None
     except (OSError, ValueError) as error:
-        return getattr(error.__cause__, "error_string", None) or cause(error)  # libsndfile's message
-    if found != samples:
-        return f"{found} samples, but the clips table has {samples}"
-    key = members[0].name.partition(".")[0].encode()
-    return None if contents.get("index") == key else "its .index member is that of another clip"
+        said = getattr(error.__cause__, "error_string", None) or cause(error)  # libsndfile's message
+        raise ValueError(" ".join(said.split())[:200]) from error
+    if len(pcm) != samples:
+        raise ValueError(f"{len(pcm)} samples, but the clips table has {samples}")
+    if contents.get("index") != members[0].name.partition(".")[0].encode():
+        raise ValueError("its .index member is that of another clip")
+    return pcm
+
+
+def _damage(tar: Path, members: list[Member], codec: str, samples: int) -> str | None:
+    """Why read_clip cannot read a clip; None: it can."""
+    try:
+        read_clip(tar, members, codec, samples)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def stand_ins(clips: int, left_out: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
@@ -121,7 +135,7 @@ def skipped(left_out: Sequence[int]) -> dict[str, Any]:
 
 
 def reading_error(split: str, near: list[str], tars: list[str], error: Exception) -> UserError:
-    """The error for a batch that DALI could not read: the system's, or of a shard.
+    """The error for a batch that could not be read: the system's, or of a shard.
 
     Ours: DALI does not always name the file. It reads ahead, so the message names, among the shards of this batch and
     the next, `near`, those in DALI's error or that are truncated, or else a few of them. While the graph is built, DALI

@@ -1,9 +1,13 @@
-"""The clips that a caller passes -> tensors, checked.   B clips."""
+"""Waveforms: of the clips of a shard set by libsndfile, where DALI is not installed; and of a caller, checked.
+
+B clips.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Number, Real
 from pathlib import PurePath
 
@@ -12,10 +16,15 @@ import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from unfused_fast.data.crops import Pieces, cut
+from unfused_fast.data.order import Int64s, Reading, SplitIndex
+from unfused_fast.data.unreadable import read_clip, reading_error
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, RESAMPLING_QUALITY
+from unfused_fast.shards.sets.shard_files import members_of
 
 Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
 """(samples,), (B, samples), or B of (samples,); float, in [-1, 1], one channel. (channels, samples), as torchaudio.load
@@ -27,6 +36,52 @@ LARGEST_SAMPLE = 64.0
 """Ours: 36 dB above full scale. No recording reaches it, but integers converted to float without scaling do."""
 _SCALES = {"uint8": "subtract 128, then divide by 128", "int32": "divide by 2147483648"}
 _MONO = "average the channels, with waveform.mean(axis=1)"
+
+
+def decoded(
+    index: SplitIndex,
+    reading: Reading,
+    crops: Pieces,
+    samples: Int64s,
+    *,
+    split: str,
+    codec: str,
+    unit_norm: bool,
+    batch_size: int,
+    threads: int,
+) -> Iterator[tuple[Tensor, slice]]:
+    """(B, L) crops of the clips to read, padded with zeros to the longest of their batch, and the rows of the batch: as
+    DALI's graph gives them. A batch is decoded while the one before it is used.
+
+    Args:
+        samples: (n,) lengths of the clips to read.
+        unit_norm: as of crops.cut.
+
+    Raises:
+        UserError: a clip cannot be read or decoded.
+    """
+
+    def waveform(number: int) -> Tensor:
+        row = reading.rows[number]
+        tar, members = index.tars[index.shard[row]], members_of(index.lines[row])
+        try:
+            pcm = read_clip(tar, members, codec, int(samples[number]))
+        except ValueError as error:
+            key = members[0].name.partition(".")[0]
+            raise reading_error(split, [str(tar)], [], ValueError(f"clip {key}: {error}")) from error
+        return torch.from_numpy(cut(pcm, crops[:, number], unit_norm))
+
+    def part(begin: int) -> tuple[slice, Iterator[Tensor]]:
+        rows = slice(begin, min(begin + batch_size, len(reading.rows)))
+        return rows, pool.map(waveform, range(rows.start, rows.stop))
+
+    with ThreadPoolExecutor(threads) as pool:
+        begun = map(part, range(0, len(reading.rows), batch_size))
+        ahead = next(begun, None)
+        while ahead is not None:
+            rows, made = ahead[0], list(ahead[1])
+            ahead = next(begun, None)
+            yield pad_sequence(made, batch_first=True), rows
 
 
 def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Tensor | None = None) -> list[Tensor]:

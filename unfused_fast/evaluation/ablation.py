@@ -33,7 +33,7 @@ STAGES: tuple[Ablated, ...] = ("pretrain", "distill", "linear")
 TRAINED = ("frontend", "data", "aug", "model", "optim", "train")
 READS: dict[Stage, frozenset[str]] = {
     "pretrain": frozenset([*TRAINED, "method", "views", "cluster", "prototypes", "loss", "bank"]),
-    "distill": frozenset([*TRAINED, "pseudo", "distill"]),
+    "distill": frozenset([*TRAINED, "views", "pseudo", "distill", "loss"]),
     "linear": frozenset({"eval"}),
 }
 """Sections of the config that change the result of a stage; stage 3 takes the others from the encoder's run."""

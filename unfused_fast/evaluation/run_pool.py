@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unfused_fast.checkout import commit
 from unfused_fast.config import Config, Stage, flatten
 from unfused_fast.distributed import RankLost
 from unfused_fast.errors import UserError, unreadable
@@ -22,7 +23,7 @@ from unfused_fast.evaluation.report import writing
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
-from unfused_fast.training import Options, Paused, commit, config_digest, quietly, versions, write_json
+from unfused_fast.training import Options, Paused, config_digest, quietly, versions, write_json
 
 AGAIN = "give the same command again to continue"
 

@@ -14,6 +14,6 @@ from unfused_fast.methods.delores import DeloresM, DeloresS
 from unfused_fast.methods.method import Log, Method, Passes, Trainable
 from unfused_fast.methods.moco import MoCo
 from unfused_fast.methods.registry import METHODS, method_class
-from unfused_fast.methods.simclr import SimCLR
+from unfused_fast.methods.simclr import SimCLR, batch_nt_xent
 from unfused_fast.methods.slicer import Slicer
 from unfused_fast.methods.swav import SwAV

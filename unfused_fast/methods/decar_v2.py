@@ -2,7 +2,7 @@
 
 Each epoch: cluster the bank (assignment phase), make the centroids the prototypes, predict each clip's cluster from one
 view, and write that view's projection, or with `bank.view` = separate another's, to the bank (training phase). Source:
-UnFuSeD section 3, part 1.
+UnFuSeD section 3, part 1. `loss.instance` adds a term of SimCLR or Barlow Twins (instance.py).
 
 B clips in a batch, P size of a projection, K clusters.
 """

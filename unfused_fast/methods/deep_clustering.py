@@ -4,7 +4,8 @@ N clips of the train split, B clips in a batch, K clusters, P size of a projecti
 
 A Head predicts the clusters; DECAR-v2 and v1 differ in the head and in their settings. With `cluster.k` as a list
 every head has its own clustering of the same bank, and the loss is the mean over heads. Source: DeepCluster-v2 (several
-heads in one run); the authors' code takes a list, of one entry.
+heads in one run); the authors' code takes a list, of one entry. With `loss.instance` two views predict the clusters,
+and instance.py adds a term that compares them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import key
 from unfused_fast.errors import UserError
+from unfused_fast.methods.instance import InstanceTerm
 from unfused_fast.methods.method import Log, Method, Passes
+from unfused_fast.models import follow, follower
 
 
 class Head(nn.Module):
@@ -84,9 +87,11 @@ class DeepClustering(Method):
         self.k = resolve_k(config, clips)
         self.filled_by_training = config.bank.fill == "training"
         self.uses_partial_batch = self.filled_by_training
-        self.views = config.bank.views
+        self.views, self._bank_views = config.whole_views + config.views.local, config.bank.views - 1
+        self.instance = None if config.loss.instance == "none" else InstanceTerm(config, clips, self.ranks)
         dim, dtype = config.model.proj_dim, config.bank.dtype
         self.bank: MemoryBank = MemoryBank(clips, dim, self.first_id, self.device, dtype, self.ranks, self.left_out)
+        self.follower = follower(self.network) if config.bank.encoder == "follower" else None
         self.heads = cast(Sequence[Head], nn.ModuleList(self.head(config, self.device) for _ in config.cluster.heads))
         self.nmis: list[float] = []
         self.collapse = Collapse(config)
@@ -109,13 +114,15 @@ class DeepClustering(Method):
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """Assignment phase; then resets the bank's write counts."""
         log: Log = {}
+        if self.instance is not None:
+            self.instance.begin_epoch()
         if self.clusters is None or (epoch - 1) % self.config.cluster.every_epochs == 0:
             if self.clusters is None or not self.filled_by_training:
                 self._fill_bank(passes)
             with self.part("clustering"):
                 log = self._cluster(epoch)
             self.refilling = False
-        self.network.train()
+        self._set_mode(True)
         self.bank.start_epoch()
         return {"k": self.k, "ln_k": round(math.log(self.k), 4), **log}
 
@@ -123,7 +130,7 @@ class DeepClustering(Method):
         """A pass of one view of every clip through the network: the isolated assignment phase of DECAR-v2's first
         epoch, or the first of DECAR-v1's two passes, over the same crops each epoch.
         """
-        self.network.train(self.filled_by_training and self.config.bank.init_mode == "train")
+        self._set_mode(self.filled_by_training and self.config.bank.init_mode == "train")
         self.bank.start_epoch()
         self.refilling = True
         with self.part("bank pass"):
@@ -166,24 +173,34 @@ class DeepClustering(Method):
         return cluster_rows(self.bank.rows, k, self.config, seed, start, head.assignments, self.ranks)
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """The last view gives the loss; the bank gets an earlier one, or with `bank.view` = training the same.
+        """The last whole view, or with an instance term the last two, and local views give the loss; the bank gets an
+        earlier one, or with `bank.view` = training the first that gives it.
 
-        p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32.
+        p = softmax(scores), loss = -sum q log p with q the assignment (paper section 3; DECAR Eq. 2); in float32. Of
+        several views and heads the mean (DeepCluster-v2).
         """
-        *bank_views, train_view = views
-        for view in bank_views:
-            with self.part("forward bank view"), torch.no_grad():
-                self._projected.append(self.run(view))
+        beside = 1 if self.filled_by_training and self.follower is not None else self._bank_views
+        for view in views[:beside]:
+            with self.part("forward bank view"):
+                self._projected.append(self._row(view))
         with self.part("forward train view"):
-            projections, rows = self.run(train_view), clip_ids - self.bank.first_id
-            if self.filled_by_training and not bank_views:
-                self._projected.append(projections.detach())
-            return torch.stack([head.loss(projections, rows) for head in self.heads]).mean()
+            projections = [self.run(view) for view in views[self._bank_views :]]
+            if self.filled_by_training and not beside:
+                self._projected.append(projections[0].detach())
+            rows = clip_ids - self.bank.first_id
+            loss = torch.stack([head.loss(each, rows) for head in self.heads for each in projections]).mean()
+            if self.instance is not None:
+                loss = loss + self.config.loss.instance_weight * self.instance(*projections[:2])
+        return loss
 
     def after_step(self, clip_ids: Tensor) -> None:
-        """Updates heads that are trained; projections for the bank become its rows."""
+        """Updates heads that are trained; the follower follows; projections for the bank become its rows."""
         for head in self.heads:
             head.step()
+        if self.instance is not None:
+            self.instance.after_step()
+        if self.follower is not None:
+            follow(self.follower, self.network, self.config.method.ema)
         if self.filled_by_training:
             with self.part("bank"):
                 self.bank.write(clip_ids, torch.cat(self._projected))
@@ -191,19 +208,28 @@ class DeepClustering(Method):
 
     def partial_batch(self, clip_ids: Tensor, view: Tensor) -> None:
         """Writes the rows of these clips, computed in eval mode."""
-        self.network.eval()
+        self._set_mode(False)
         self._write_bank(clip_ids, view)
-        self.network.train()
+        self._set_mode(True)
+
+    def _set_mode(self, train: bool) -> None:
+        for network in filter(None, (self.network, self.follower)):
+            network.train(train)
 
     @torch.no_grad()
+    def _row(self, view: Tensor) -> Tensor:
+        """(B, 1, F, T) -> (B, P) for the bank, by `bank.encoder`."""
+        made: Tensor = self.run(view) if self.follower is None else self.run(view, network=self.follower)
+        return made
+
     def _write_bank(self, clip_ids: Tensor, view: Tensor) -> None:
-        self.bank.write(clip_ids, self.run(view))
+        self.bank.write(clip_ids, self._row(view))
 
     def end_epoch(self) -> Log:
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
         if self.filled_by_training:
             self._check_cover()
-        return {}
+        return {} if self.instance is None else self.instance.log()
 
     def summary(self, log: Log) -> str:
         """ln K, the loss of a uniform prediction, for comparison; NMI with the clustering before; sizes."""
@@ -216,7 +242,7 @@ class DeepClustering(Method):
                 f"largest {log['largest_cluster']:.1%}, mean cosine {log['mean_cosine']:.3f}, "
                 f"effective rank {log['effective_rank']:.1f}, clustered in {log['cluster_seconds']:.2f} s"
             )
-        return "  ".join(words)
+        return "  ".join(words) + ("" if self.instance is None else self.instance.summary(log))
 
     def notes(self) -> dict[str, Any]:
         """K of the first head, and how the clusterings went."""
@@ -237,15 +263,16 @@ class DeepClustering(Method):
         return f"its k is {notes['k']}, but this run's is {self.k}" if self.k not in (0, notes["k"]) else None
 
     def description(self) -> str:
-        """K and the algorithm."""
-        return f"{self.title}: K {self.k or 'found'}, clusters by {self.config.cluster.algo}{self._backend}"
+        """K, the algorithm, the instance term."""
+        term = "" if self.instance is None else f", beside them {self.config.loss.instance}"
+        return f"{self.title}: K {self.k or 'found'}, clusters by {self.config.cluster.algo}{self._backend}{term}"
 
     def cluster_sizes(self) -> Tensor | None:
         """(K,) of the first head."""
         return None if self.clusters is None else torch.bincount(self.clusters, minlength=self.k)
 
     def facts(self) -> dict[str, Any]:
-        return {"k": self.k}
+        return {"k": self.k} | ({} if self.instance is None else {"instance": self.config.loss.instance})
 
 
 def resolve_k(config: Config, clips: int) -> int:

@@ -26,8 +26,6 @@ from unfused_fast.methods.method import LEAST_CLIPS, Log, Method, Passes
 from unfused_fast.methods.signs import ContrastSigns
 from unfused_fast.models import KeyQueue, follow, follower
 
-LEAST_BATCH = 16
-"""`train.batch_size` = auto on a small set."""
 MOST_KEYS = 65536
 """`method.queue` = auto on a large set. Source: MoCo section 4.1; authors of LAPE."""
 
@@ -55,9 +53,13 @@ class MoCo(Method):
             )
         self.views = 2 + config.views.local
         self.key_network = follower(self.network)
-        keys, wanted = resolve_queue(config, clips), config.train.batch_size
-        batch = min(clips, LEAST_BATCH if wanted == "auto" else wanted)
-        if config.method.queue == "auto" and keys < batch:  # one batch's keys would push each other out
+        keys, batch = resolve_queue(config, clips), config.train.clips_a_step(clips)
+        if keys < batch and config.method.queue != "auto":
+            raise UserError(
+                f"method.queue = {keys}, but a batch has {batch} clips, whose keys would push each other out; use "
+                f"--set method.queue=auto, or {batch} to {clips}"
+            )
+        if keys < batch:
             smaller = f"--set train.batch_size={keys}, " if keys >= LEAST_CLIPS else ""
             raise UserError(
                 f"method.queue: auto is {keys} for {clips} clips, and {config.method.name} wants at least a batch of "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.config import Config
-from unfused_fast.distributed import gather_rows
+from unfused_fast.distributed import Ranks, gather_rows
 from unfused_fast.methods.method import Log, Method, Passes, check_batch
 from unfused_fast.methods.signs import ContrastSigns
 
@@ -31,6 +31,12 @@ def nt_xent(projections: Tensor, temperature: float, anchors: Tensor | None = No
     scores = rows[anchors] @ rows.T / temperature
     scores = scores.scatter(1, anchors[:, None], -torch.inf)  # never the anchor itself
     return cross_entropy(scores, (anchors + len(rows) // 2) % len(rows))
+
+
+def batch_nt_xent(every: Tensor, others: Tensor, count: int, temperature: float, ranks: Ranks) -> Tensor:
+    """(B, P) both views of all ranks' clips, of which this rank has `count` -> () NT-Xent of these, its anchors."""
+    own = torch.arange(ranks.rows[1], ranks.rows[1] + count, device=every.device)
+    return nt_xent(torch.cat([every, others]), temperature, torch.cat([own, own + len(every)]))
 
 
 def bilinear_loss(anchors: Tensor, mapped: Tensor, first: int = 0) -> Tensor:
@@ -66,12 +72,10 @@ class SimCLR(Method):
         with self.part("forward"):
             first, second = (self.run(view) for view in views)
         every, others = (gather_rows(projections, self.ranks) for projections in (first, second))
-        clips, begin = len(every), self.ranks.rows[1]
         self.signs.note_views(first, second, every)
         if self.config.method.similarity == "bilinear":
-            return bilinear_loss(first, self.network.get_submodule("similarity")(others), begin)
-        own = torch.arange(begin, begin + len(first), device=first.device)
-        return nt_xent(torch.cat([every, others]), self.config.loss.temperature, torch.cat([own, own + clips]))
+            return bilinear_loss(first, self.network.get_submodule("similarity")(others), self.ranks.rows[1])
+        return batch_nt_xent(every, others, len(first), self.config.loss.temperature, self.ranks)
 
     def after_step(self, clip_ids: Tensor) -> None:
         self.signs.after_step()

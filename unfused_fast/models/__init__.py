@@ -7,6 +7,7 @@ Read first: audiontt.py.
 from unfused_fast.models.audiontt import (
     AudioNTT,
     DistillNetwork,
+    DistillOutput,
     FinetuneNetwork,
     Pool,
     PretrainNetwork,

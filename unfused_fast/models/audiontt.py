@@ -189,6 +189,8 @@ class DistillOutput(NamedTuple):
     """(B, D) features of the deepest block, with `distill.mse` = features; and"""
     adapted: tuple[Tensor, ...] = ()
     """(B, D) a linear map of the features of each block."""
+    projection: Tensor | None = None
+    """(B, P) projections that the contrast compares, with `distill.contrast`."""
 
 
 class DistillNetwork(nn.Module):
@@ -203,18 +205,20 @@ class DistillNetwork(nn.Module):
         self.classifier = nn.Linear(self.encoder.dim, k)
         by_features = config.distill.mse == "features"
         self.adapters = nn.ModuleList(nn.Linear(dim, self.encoder.dim) for dim in (dims if by_features else ()))
+        self.projector = build_projector(config.model, self.encoder.dim) if config.distill.contrast else None
 
     def forward(self, log_mel: Tensor) -> DistillOutput:
-        """(B, 1, F, T) -> logits of the deepest classifier and of each block, and where wanted their features."""
+        """(B, 1, F, T) -> logits of the deepest classifier and of each block, and where wanted their features and a
+        projection.
+        """
         output = self.encoder(log_mel)
         pooled = pool_time(output.frames, output.frame_counts, self.pool)
         deepest = self.classifier(pooled).float()
         shallow = [block_features(block) for block in output.blocks]
         logits = [head(features).float() for head, features in zip(self.heads, shallow, strict=True)]
-        if not self.adapters:
-            return DistillOutput(deepest, logits)
-        adapted = (adapter(features).float() for adapter, features in zip(self.adapters, shallow, strict=True))
-        return DistillOutput(deepest, logits, pooled.float(), tuple(adapted))
+        adapted = tuple(adapter(features).float() for adapter, features in zip(self.adapters, shallow, strict=False))
+        projection = None if self.projector is None else self.projector(pooled).float()
+        return DistillOutput(deepest, logits, pooled.float() if adapted else None, adapted, projection)
 
 
 class FinetuneNetwork(nn.Module):

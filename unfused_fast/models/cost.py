@@ -68,17 +68,17 @@ def operations(network: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -
 
 
 def step_bytes(config: Config, clips: int) -> int:
-    """Most bytes that a step of so many clips takes beside weights, gradients and optimiser, about.
+    """Most bytes that a step of so many views of clips takes beside weights, gradients and optimiser, about.
 
     Ours: 5/4 of what its backward pass needs in float32. The peaks of both encoders on a CPU were 1.14 to 1.18 of it in
     float32, and 0.6 to 0.95 in bf16, where half-precision copies of the weights come in.
     """
-    return step_cost(config, 1)[1] * clips * 5 // 4
+    return step_cost(config, 1)[1] * clips * 5 // (4 * len(config.trained_frames))
 
 
 def step_cost(config: Config, k: int) -> tuple[int, int]:
-    """What one clip costs in a step: operations of the bank's own forward pass, where it has one, of one with gradient,
-    and its backward pass, scores of K prototypes included; and float32 bytes kept for the backward pass.
+    """What one clip costs in a step: operations of the bank's own forward pass, where it has one, of those with
+    gradient, and their backward passes, scores of K prototypes included; and float32 bytes kept for these.
     """
     with torch.device("meta"):
         network = PretrainNetwork(config).train()
@@ -88,7 +88,9 @@ def step_cost(config: Config, k: int) -> tuple[int, int]:
 
 def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tuple[int, int]:
     """Operations of a step of a batch, and bytes of distinct tensors kept for its backward pass."""
-    crops = torch.empty(batch, 1, config.frontend.n_mels, config.crop_frames, device="meta")
+    whole, *more = (
+        torch.empty(batch, 1, config.frontend.n_mels, frames, device="meta") for frames in config.trained_frames
+    )
     prototypes = torch.empty(config.model.proj_dim, max(k, 1), device="meta")
     kept: dict[int, Tensor] = {}
 
@@ -99,8 +101,8 @@ def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tu
     with FlopCounterMode(display=False) as counter:
         if config.bank.own_forward:
             with torch.no_grad():
-                network(crops)
+                network(whole)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scores = network(crops) @ prototypes
-        torch.autograd.backward(scores.sum())
+            scores = [network(views) @ prototypes for views in (whole, *more)]
+        torch.autograd.backward([each.sum() for each in scores])
     return int(counter.get_total_flops()), sum(tensor.nbytes for tensor in kept.values())

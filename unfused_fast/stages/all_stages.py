@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unfused_fast.config import Config, Stage
 from unfused_fast.console import console
 from unfused_fast.methods import method_class
+from unfused_fast.models import build_encoder
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
+from unfused_fast.stages.features import refuse_other_sizes
 from unfused_fast.stages.linear_heads import linear, linear_round
 from unfused_fast.stages.pretraining import pretrain
 from unfused_fast.training import Options, write_json
@@ -28,7 +32,10 @@ def train_all(
     The choice uses validation accuracy only; test is only reported. Ours: on a small target set stage 2 may not improve
     the encoder, which a user should see before keeping it.
     """
-    linear_round(configs["linear"], target, holdout)  # stage 3's checks, before stage 1 runs for hours
+    linear_round(configs["linear"], target, holdout)  # checks of later stages, before stage 1 runs for hours
+    if configs["distill"].distill.init == "teacher":
+        with torch.device("meta"):
+            refuse_other_sizes(build_encoder(configs["distill"]), build_encoder(configs["pretrain"]), "stage 1")
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
     distill(configs["distill"], target, out / "pretrain", out / "distill", options)
     encoders = {

@@ -15,17 +15,17 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
 from unfused_fast.clustering import match_clusters, pseudo_label_kmeans, resolve_pca_dim
 from unfused_fast.config import Config, DistillConfig
 from unfused_fast.console import console, counted
 from unfused_fast.data import Window, find_unreadable, key, left_out_input
-from unfused_fast.distributed import ALONE, Ranks, first_state, in_words
+from unfused_fast.distributed import ALONE, Ranks, first_state, gather_rows, in_words
 from unfused_fast.errors import UserError
-from unfused_fast.methods import Log, Passes, Trainable
-from unfused_fast.models import DistillNetwork
+from unfused_fast.methods import Log, Passes, Trainable, batch_nt_xent
+from unfused_fast.models import DistillNetwork, DistillOutput, follower
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder, start_from
 from unfused_fast.training import (
@@ -195,6 +195,7 @@ class Distillation(Trainable):
 
     network: DistillNetwork
     targets: Tensor
+    epochs: Tensor
 
     def __init__(
         self,
@@ -203,13 +204,25 @@ class Distillation(Trainable):
         targets: Tensor,
         k: int,
         relabelled: Callable[[int, Tensor], Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`targets` (N,) of the clips whose ids begin at `first_id`; `relabelled` is a function of epoch and old
         pseudo-labels that gives new ones, for `pseudo.refresh_epochs`.
         """
         super().__init__(DistillNetwork(config, k))
-        self.config, self.first_id, self._relabelled = config, first_id, relabelled
+        self.config, self.first_id, self._relabelled, self.ranks = config, first_id, relabelled, ranks
+        self.views = 2 if config.distill.contrast else 1
         self.register_buffer("targets", targets)
+        self.start: nn.Module | None = None
+        """The encoder as the teacher gave it, with `distill.teacher_share`; and the number of epochs that are done."""
+        if config.distill.init == "teacher" and config.distill.teacher_share:
+            self.start = follower(self.network.encoder)
+            self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+
+    def begins(self) -> None:
+        """The network has its first weights."""
+        if self.start is not None:
+            self.start.load_state_dict(self.network.encoder.state_dict())
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """Keeps the pseudo-labels, or refreshes them by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
@@ -221,11 +234,28 @@ class Distillation(Trainable):
         return {"relabelled": round(float((before != self.targets).float().mean()), 4)}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
-        """Paper Eq. 1, on one view of each clip."""
+        """Paper Eq. 1, the mean over views, and with `distill.contrast` the contrast of both."""
         with self.part("forward"):
-            deepest, blocks, *features = self.run(*views)
-            targets = self.targets[clip_ids - self.first_id]
-            return distill_loss(deepest, blocks, targets, self.config.distill, *features)["total"]
+            outputs: list[DistillOutput] = [self.run(view) for view in views]
+        targets, settings = self.targets[clip_ids - self.first_id], self.config.distill
+        total = torch.stack([distill_loss(*of[:2], targets, settings, *of[2:4])["total"] for of in outputs]).mean()
+        if not settings.contrast:
+            return total
+        own, temperature = [torch.as_tensor(of.projection) for of in outputs], self.config.loss.temperature
+        first, second = (gather_rows(projections, self.ranks) for projections in own)
+        return total + settings.contrast * batch_nt_xent(first, second, len(own[0]), temperature, self.ranks)
+
+    @torch.no_grad()
+    def end_epoch(self) -> Log:
+        """After the last epoch the encoder becomes a mean of the teacher's and what was learned."""
+        if self.start is not None:
+            self.epochs += 1
+            if int(self.epochs) == self.config.train.epochs:
+                learned, first = (of.state_dict().values() for of in (self.network.encoder, self.start))
+                for own, given in zip(learned, first, strict=True):
+                    if own.is_floating_point():  # not the counts of BatchNorm
+                        own.lerp_(given, self.config.distill.teacher_share)
+        return {}
 
 
 def distill(
@@ -259,8 +289,9 @@ def distill(
         # until the teacher's are there, or those of the checkpoint
         targets = (torch.zeros(clips, dtype=torch.int64) if given is None else given).to(options.device)
 
+        on_gpu = [options.device] if options.device.type == "cuda" else []
+
         def clustered(epoch: int = 0, before: Tensor | None = None) -> Tensor:
-            on_gpu = [options.device] if options.device.type == "cuda" else []
             with torch.random.fork_rng(on_gpu):  # the student's numbers must not depend on when this is done
                 return pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out, ranks)
 
@@ -271,11 +302,17 @@ def distill(
 
         torch.manual_seed(config.train.seed)
         first_id = shards.first_id("train")
-        student = Distillation(config, first_id, targets, k, lambda epoch, before: written(clustered(epoch, before)))
+
+        def relabelled(epoch: int, before: Tensor) -> Tensor:
+            return written(clustered(epoch, before))
+
+        student = Distillation(config, first_id, targets, k, relabelled, ranks)
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
-            ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
+            with torch.random.fork_rng(on_gpu):  # rank 0 alone makes a network; dropout is drawn alike on all
+                ranks.first(lambda: start_from(student.network.encoder, load_encoder(teacher, options.device)))
             first_state(student.network, ranks)
+            student.begins()
         if given is None and not run.resumed:
             student.targets = clustered()
         trainer.start()

@@ -299,12 +299,15 @@ def eval_features(
 def start_from(network: torch.nn.Module, teacher: FrozenEncoder) -> None:
     """Copies the teacher's weights to an encoder, `distill.init` = teacher. Raises UserError where sizes differ."""
     assert teacher.network is not None
-    own, theirs = (
-        {(name, tensor.shape) for name, tensor in of.state_dict().items()} for of in (network, teacher.network)
-    )
+    refuse_other_sizes(network, teacher.network, teacher.name)
+    network.load_state_dict(teacher.network.state_dict())
+
+
+def refuse_other_sizes(network: torch.nn.Module, teacher: torch.nn.Module, name: str) -> None:
+    """Raises UserError where f_sd cannot begin at the weights of its teacher, which is called `name`."""
+    own, theirs = ({(name, tensor.shape) for name, tensor in of.state_dict().items()} for of in (network, teacher))
     if other := sorted({name for name, _ in own ^ theirs}):
         raise UserError(
-            f"distill.init = teacher, but {teacher.name} does not match f_sd in its tensors ({len(other)}, "
-            f"such as {other[0]}); give f_sd the teacher's model settings, or use distill.init=random"
+            f"distill.init = teacher, but {name} does not match f_sd in its tensors ({len(other)}, such as "
+            f"{other[0]}); give f_sd the teacher's model settings, or use --set distill.init=random"
         )
-    network.load_state_dict(teacher.network.state_dict())

@@ -46,5 +46,5 @@ from unfused_fast.training.plots import (
 )
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
-from unfused_fast.training.run_record import commit, config_digest, read_description, read_result, versions
+from unfused_fast.training.run_record import config_digest, read_description, read_result, versions
 from unfused_fast.training.trackers import parse_trackers

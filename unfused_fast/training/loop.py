@@ -81,7 +81,7 @@ class Trainer:
         weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
         # gradients and at most two moments are still to come
         step = step_bytes(self.config, own) + 3 * weights
-        self.loader = placed(self._stream, ranks=self.ranks, step=step)
+        self.loader = placed(self._stream, crops=True, ranks=self.ranks, step=step)
         self.run.start()
 
     def fit(self) -> dict[str, Any]:

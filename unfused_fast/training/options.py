@@ -161,6 +161,10 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps":
+        raise UserError(
+            "--device mps: sums and ties are computed in float64, which MPS does not have; use --device cpu"
+        )
     if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is None:
         raise UserError(f"--device {name}: want auto, cpu, cuda or cuda:N")
     device = torch.device(name)
@@ -212,12 +216,10 @@ def resolve_batch_size(config: Config, clips: int) -> int:
     """The batch size of a run over `clips` clips: at most `clips`, so that an epoch has a step."""
     if clips < 2:
         raise UserError(f"the train split has {clips} clip; training needs at least 2")
-    wanted = config.train.batch_size
-    if wanted == "auto":
-        found = min(512, max(16, 1 << max(0, (clips // 16).bit_length() - 1)), clips)
+    found = config.train.clips_a_step(clips)
+    if config.train.batch_size == "auto":
         console.once(f"train.batch_size: auto is {found} for {clips} clips")
-        return found
-    return min(wanted, clips)
+    return found
 
 
 def train_loader(

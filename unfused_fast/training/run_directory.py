@@ -26,7 +26,7 @@ from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
 from unfused_fast.errors import UserError, cause
-from unfused_fast.launch import LAUNCH
+from unfused_fast.launch import LAUNCH, STOPPING
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Interrupted, Options
@@ -45,7 +45,6 @@ from unfused_fast.training.run_record import (
 
 LOCK = "run.lock"
 """Locked by the training process, whose id and host it contains; the file remains when the process ends."""
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a run once the step is done and saved."""
 DESCRIPTION = "config.json"
 BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
@@ -299,7 +298,7 @@ class Run:
 
         def stop(number: int, frame: FrameType | None) -> None:
             now = time.monotonic()
-            if number in came and number != signal.SIGUSR1:
+            if number in came and number in (signal.SIGINT, signal.SIGTERM):
                 if now - came[number] < SAME_SIGNAL_SECONDS:
                     return
                 raise KeyboardInterrupt

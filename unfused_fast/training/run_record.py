@@ -11,9 +11,7 @@ import math
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,25 +87,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-@cache
-def commit() -> str:
-    """The commit of the checkout that this code is in, `+changes` where it has others; `unknown` outside of one."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results"
-        )
-        return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+changes" if changed else "")
-    except OSError:  # no git here
-        return "unknown"
 
 
 def device_name(device: torch.device) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -89,5 +91,12 @@ def _peak(device: torch.device) -> int:
     """Bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # on Linux getrusage's would count what the process was before it became this program
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

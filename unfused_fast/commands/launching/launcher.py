@@ -26,10 +26,10 @@ from uuid import uuid4
 from unfused_fast.commands.exits import INTERRUPTED, reason_left
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped
-from unfused_fast.launch import LAUNCH, RESTARTS_LEFT, delete_temporary, place_of, started_by_launcher
+from unfused_fast.launch import LAUNCH, RESTARTS_LEFT, STOPPING, delete_temporary, place_of, started_by_launcher
 from unfused_fast.shards.packing.workers import available_cores
 
-SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
+SIGNALS = *STOPPING, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
 GRACE_SECONDS = 30.0
 """How long the others may take to end when one has failed. Source: torchrun."""
 LOOK_SECONDS = 0.1
@@ -90,9 +90,11 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
         return None
     if launched or (devices in (None, 1) and not restarts):
         return None
+    devices = devices or 1
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        raise UserError(f"--devices {devices}: this system has no signal masks; leave --devices and --max-restarts out")
     import torch
 
-    devices = devices or 1
     if devices > 1 and device != "cpu" and (torch.cuda.is_available() or device != "auto"):
         found = torch.cuda.device_count()
         if devices > found:
@@ -104,11 +106,12 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
 
 
 def _begin_as_launched() -> None:
-    """Takes the signals that _run_here held back while this process started, and ends as on SIGTERM when the launcher
-    was killed, which then stops nobody.
+    """Takes the signals that _run_here held back while this process started, and on Linux ends as on SIGTERM when the
+    launcher was killed, which then stops nobody.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _run_here(count: int, out: Path, restarts: int) -> int:

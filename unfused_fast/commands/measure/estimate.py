@@ -105,7 +105,8 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         "copy of the bank being saved": sum(pinned_bytes(n) if cuda else n for n in (clips * row, 8 * clips)),
     }
     log_mels, own_log_mels = (log_mel_bytes(number, seconds, config) for number in (clips, own))
-    step = step_bytes(config, -(-batch_size // (devices * config.train.accumulate)) * config.bank.views)
+    views = config.whole_views + config.views.local
+    step = step_bytes(config, -(-batch_size // (devices * config.train.accumulate)) * views)
     store, why = _store(config, own_log_mels, machine, sum(device.values()), sum(host.values()), step)
     half = cuda or resolve_amp(config, torch.device("cpu"))
     device["kept for the backward pass, about"] = kept // 2 if half else kept
@@ -194,7 +195,7 @@ def _store(
     free = Free(max(0, round(machine.device_bytes - on_device)), max(0, round(host_left)) // machine.ranks)
     store, why = choose(log_mels, torch.device(machine.kind), free, None, machine.devices, step)
     if machine.host_bytes is None:
-        advice = "" if store == "resident" else "; give --host-gb to choose among the host's stores"
+        advice = "" if store == "resident" else "; give --host-memory to choose among the host's stores"
         each = " a process" if machine.devices > 1 else ""
         why = f"the log-mels take {gigabytes(log_mels)}{each}; {gigabytes(free.device)} on the GPU are free{advice}"
     return store, why

@@ -19,11 +19,11 @@ import torch
 from torch.utils.benchmark import Timer
 
 from unfused_fast import __version__
+from unfused_fast.checkout import commit
 from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.shard_files import index_path, read_index, read_members
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.training import commit
 
 
 class Spread(NamedTuple):

@@ -29,6 +29,7 @@ from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, draws_
 from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.memory import freed_memory_kept
 from unfused_fast.models import PretrainNetwork
+from unfused_fast.optional import present
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
@@ -126,7 +127,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
     where data.store keeps them; and the one pass over whole clips that puts them there.
     """
     stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
-    count = bench.config.bank.views
+    count = bench.config.whole_views + bench.config.views.local
     made = counted(count, "view")
 
     def rates(batches: Batches, seconds: float) -> list[float]:
@@ -145,8 +146,11 @@ def loader(bench: Bench) -> Iterator[Measured]:
 
     limit = 2.0 if bench.quick else 8.0
     decode = machine.decode_rate(bench.shards, 256 if bench.quick else 1024)
-    streamed = rates(stream, limit)
-    yield Measured("loader", f"stream, {made}", "clips/s", streamed, decode, "decoding alone, all cores")
+    if present("nvidia.dali"):
+        streamed = rates(stream, limit)
+        yield Measured("loader", f"stream, {made}", "clips/s", streamed, decode, "decoding alone, all cores")
+    else:
+        console.print("bench loader: streaming is not measured, because DALI is not installed", style="yellow")
     with quietly():
         kept = log_mel_cache.find(stream, log_mel_cache.layout(stream))
         start = time.perf_counter()
@@ -170,7 +174,7 @@ def views(bench: Bench) -> Iterator[Measured]:
     """Mixup and random resize crop of a batch, of as many views as a training step has."""
     augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
     crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
-    crops = (crop,) * bench.config.bank.views
+    crops = (crop,) * (bench.config.whole_views + bench.config.views.local)
     draws = draws_of(bench.config, ids, 1, len(crops))
     moved = len(crops) * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
     floor = bench.copy_rate / moved, "one read, one write"
@@ -183,14 +187,15 @@ def views(bench: Bench) -> Iterator[Measured]:
 
 
 def step(bench: Bench) -> Iterator[Measured]:
-    """A pre-training step on views that are there: the bank's own forward, where it has one, forward, loss, backward,
-    update, bank.
+    """A pre-training step on views that are there: the bank's own forward, where it has one, forward of each view that
+    predicts clusters, loss without an instance term, backward, update, bank.
     """
     torch.manual_seed(0)
     config, device, size = bench.config, bench.device, bench.batch_size
     network = prepare_for(PretrainNetwork(config), device).train()
     forward, optimizer = compiled(network, bench.options), build_optimizer(network, config.optim)
-    first, second, ids = bench.crop(), bench.crop(), torch.arange(size, device=device)
+    first, ids = bench.crop(), torch.arange(size, device=device)
+    views = [bench.crop()[..., :frames].contiguous() for frames in config.trained_frames]
     prototypes = normalize(torch.randn(512, config.model.proj_dim, device=device), dim=1)
     targets = torch.randint(512, (size,), device=device)
     bank = MemoryBank(size, config.model.proj_dim, 0, device)
@@ -203,10 +208,10 @@ def step(bench: Bench) -> Iterator[Measured]:
                 with torch.no_grad(), autocast(config, device):
                     projected = train(first)
             with autocast(config, device):
-                predicted = train(second)
-            loss = cross_entropy(predicted @ prototypes.T / config.loss.temperature, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-        bank.write(ids, predicted if projected is None else projected)
+                predicted = [train(view) for view in views]
+            losses = [cross_entropy(each @ prototypes.T / config.loss.temperature, targets) for each in predicted]
+            torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+        bank.write(ids, predicted[0] if projected is None else projected)
 
     def whole() -> None:
         products(forward)

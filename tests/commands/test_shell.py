@@ -1,0 +1,87 @@
+"""What a shell asks of the command line: its version, completion, and no colours."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from outcomes import Cli
+
+from unfused_fast import __version__
+from unfused_fast.checkout import commit
+
+COMMAND = "import sys; sys.argv[0] = 'unfused-fast'; from unfused_fast.cli import main; main()"
+
+
+def test_the_version_names_the_commit(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the checkout, or that pip noted (PEP 610); never of a repository around an installed package."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", tmp_path, *arguments], capture_output=True, text=True, check=True).stdout
+
+    def found(folder: Path) -> str:
+        commit.cache_clear()
+        return commit(folder)
+
+    assert cli("--version").out == f"unfused-fast {__version__} (commit {commit()})\n"
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("-c", "user.name=n", "-c", "user.email=e", "commit", "--quiet", "-m", "one")
+    assert found(tmp_path) == git("rev-parse", "--short", "HEAD").strip()
+    (tmp_path / "file").write_text("2")
+    assert found(tmp_path) == git("rev-parse", "--short", "HEAD").strip() + "+changes"
+    noted = {"url": "git+file:///tree", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
+    folder: dict[str, Any] = {"url": "file:///tree", "dir_info": {}}
+    for origin, wanted in ((None, "unknown"), (folder, "unknown"), (noted, "0123456")):
+        text = None if origin is None else json.dumps(origin)
+        installed = SimpleNamespace(read_text={"direct_url.json": text}.get)
+        monkeypatch.setattr(importlib.metadata, "distribution", {"unfused-fast": installed}.__getitem__)
+        assert found(tmp_path / "site-packages") == wanted
+    commit.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "found"),
+    [
+        ("bash", "tr", {"train"}),
+        ("bash", "train dis", {"distill"}),
+        ("zsh", "train pretrain --compile-m", {"--compile-mode"}),
+        ("fish", "train pretrain --compile-m", {"--compile-mode"}),
+    ],
+)
+def test_completion(shell: str, words: str, found: set[str]) -> None:
+    """As the scripts ask that --install-completion writes."""
+    asked = {
+        "bash": {"COMP_WORDS": f"unfused-fast {words}", "COMP_CWORD": str(len(words.split()))},
+        "zsh": {"_TYPER_COMPLETE_ARGS": f"unfused-fast {words}"},
+        "fish": {"_TYPER_COMPLETE_ARGS": f"unfused-fast {words}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]
+    environment = {**os.environ, **asked, "_UNFUSED_FAST_COMPLETE": f"complete_{shell}"}
+    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, env=environment)
+    assert found == {word for word in re.findall(r"[\w-]+", done.stdout) if word.startswith(words.split()[-1])}, done
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+def test_no_color(variables: dict[str, str]) -> None:
+    """On a terminal; bold and dim are no colours. Source: no-color.org."""
+    leader, follower = pty.openpty()
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
+    environment = {**plain, "TERM": "xterm-256color", **variables}
+    subprocess.run(
+        [sys.executable, "-c", COMMAND, "doctor", "--help"], stdout=follower, stderr=follower, env=environment
+    )
+    os.close(follower)
+    shown = os.read(leader, 1 << 16)
+    codes = {int(code) for found in re.findall(rb"\x1b\[([\d;]+)m", shown) for code in found.split(b";")}
+    colours = {code for code in codes if 30 <= code <= 49 or 90 <= code <= 107}
+    assert codes and bool(colours) == (not variables)
