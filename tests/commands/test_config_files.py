@@ -110,3 +110,10 @@ def test_a_network_of_a_file_that_the_encoder_does_not_have_is_refused(
 def test_printing_a_file_excludes_other_ways_to_print(cli: Cli) -> None:
     refused(cli("config", "--yaml", "--diff", "paper"), "leave --diff out")
     refused(cli("config", "--yaml", "--json"), "leave --json out")
+
+
+def test_what_one_method_reads_is_left_out_of_the_other_stages() -> None:
+    """method.ema is read by byol, and by decar-v2 beside another setting only."""
+    flags = PretrainFlags(method="byol", settings=["method.ema=0.9"])
+    stages: tuple[Stage, ...] = ("pretrain", "distill", "linear")
+    assert [flags.config(stage, several=True).method.ema for stage in stages] == [0.9, 0.99, 0.99]

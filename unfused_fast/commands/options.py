@@ -7,11 +7,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
-from unfused_fast.config import BASELINES, READ_BY, MethodName, PresetName, Stage
+from unfused_fast.config import BASELINES, READ_BY, READ_WITH, MethodName, PresetName, Stage
 from unfused_fast.errors import UserError
 from unfused_fast.launch import place_of
 
@@ -97,11 +97,16 @@ def pairs(
 def read_by(settings: list[str] | None, method: MethodName, among: Iterable[MethodName]) -> list[str]:
     """The `--set` flags without each that others `among` these methods read and this one does not, and would refuse."""
 
-    def kept(name: str) -> bool:
-        readers = READ_BY.get(name, (method,))
-        return method in readers or not {*readers} & {*among}
+    return [f"{name}={value}" for name, value in pairs(settings).items() if _kept(name, method, among)]
 
-    return [f"{name}={value}" for name, value in pairs(settings).items() if kept(name)]
+
+def _kept(name: str, method: str, among: Iterable[str]) -> bool:
+    """Whether this method reads a field, or none of `among` does. Ours: what it reads only beside another field counts
+    as theirs where it is none of them.
+    """
+    readers, others = READ_BY.get(name, (method,)), {*among}
+    own = method in readers and (name not in READ_WITH or method in others)
+    return own or not {*readers} & others
 
 
 def stage_config(
@@ -148,8 +153,8 @@ def stage_config(
         settings = read_by(settings, "decar-v2", [trained])  # by whose name the other stages go
     config = preset(preset_name, stage, method)
     if found is not None:
-        name = config.method.name
-        values = {key: value for key, value in found.values.items() if not several or name in READ_BY.get(key, (name,))}
+        own, others = config.method.name, get_args(MethodName) if stage == "pretrain" else [found.method or trained]
+        values = {name: value for name, value in found.values.items() if not several or _kept(name, own, others)}
         try:
             config = with_values(config, values)
         except UserError as error:
