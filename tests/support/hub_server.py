@@ -86,8 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
-        of_api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path)
-        of_file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        of_api = re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?", path)
+        of_file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = of_api or of_file
         repository = None if found is None else self._repository(found[1])
         if found is None or repository is None:
@@ -107,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             oid = hashlib.sha256(data).hexdigest()
             self._answer(200, data, ETag=f'"{oid}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
         elif found[2] == "tree":
-            self._answer(200, [{"type": "file", "path": name, **_stored(name, data)} for name, data in files.items()])
+            recursive = "recursive=true" in self.path.lower()
+            self._answer(200, _tree(files, found[4], recursive))
         else:
             self._answer(200, {"id": found[1], "sha": commit, "siblings": [{"rfilename": name} for name in files]})
 
@@ -175,6 +176,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _is_large(name: str) -> bool:
     return name.endswith(".safetensors")
+
+
+def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    """The files below a folder, or, not `recursive`, what is in it, folders too."""
+    below = {name: data for name, data in files.items() if not folder or name.startswith(f"{folder}/")}
+    depth = len(folder.split("/")) + 1 if folder else 1
+    here = {name: data for name, data in below.items() if recursive or len(name.split("/")) == depth}
+    folders = {"/".join(name.split("/")[:depth]) for name in below if len(name.split("/")) > depth}
+    listed = [{"type": "file", "path": name, **_stored(name, data)} for name, data in here.items()]
+    return [*listed, *({"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(folders))]
 
 
 def _stored(name: str, data: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Repository, hub_server
 from outcomes import Cli, refused
 
 from unfused_fast.shards.sets.table import ShardSet, open_shards
@@ -113,3 +114,29 @@ def test_what_is_refused(cli: Cli, recordings: list[Path], tmp_path: Path, given
     datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "plain")
     place = given[0] if "://" in given[0] else tmp_path / given[0]
     refused(cli("shard", place, tmp_path / "out", *given[1:]), *says)
+
+
+def test_a_set_of_the_hub(cli: Cli, cli_process: Callable[..., Any], recordings: list[Path], tmp_path: Path) -> None:
+    """At a commit, and once more from the cache without a network."""
+    table = made(recordings[:6], label=[0, 1, 2, 0, 1, 2]).cast_column("label", datasets.ClassLabel(names=CLASSES))
+    (tmp_path / "saved").mkdir()
+    table.to_parquet(tmp_path / "saved" / "train.parquet")
+    wanted = packed(cli, tmp_path / "saved", tmp_path / "wanted")
+    with hub_server() as hub:
+        repository = hub.repositories["datasets/me/tones"] = Repository()
+        name = "data/train-00000-of-00001.parquet"
+        commit = repository.commit("main", {name: (tmp_path / "saved" / "train.parquet").read_bytes()})
+        repository.commit("main", {name: b"what main has now"})
+        variables = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+        def shard(source: str, out: Path, **more: str) -> tuple[int, str]:
+            process = cli_process("shard", source, out, "--workers", 1, **variables, **more)
+            _, err = process.communicate(timeout=300)
+            return process.returncode, err
+
+        for out, more in (("online", {}), ("offline", {"HF_HUB_OFFLINE": "1"})):
+            code, err = shard(f"hf://datasets/me/tones@{commit}", tmp_path / out, **more)
+            assert code == 0, err
+            same(open_shards(tmp_path / out), wanted)
+        code, err = shard("hf://datasets/me/none", tmp_path / "none")
+        assert code == 1 and "hf://datasets/me/none: `datasets` cannot read it: " in err and "me/none" in err, err
