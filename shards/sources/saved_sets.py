@@ -36,9 +36,12 @@ def is_saved_set(source: Path | str) -> bool:
         return True
     folder = Path(source)
     names = {"dataset_dict.json", "state.json"}
-    if not folder.is_dir() or (folder / "manifest.json").exists():  # a shard set has a parquet file too
+    try:
+        if not folder.is_dir() or (folder / "manifest.json").exists():  # a shard set has a parquet file too
+            return False
+        return any((folder / name).is_file() for name in names) or _is_of_datasets(next(_parquet_in(folder), None))
+    except OSError:  # a folder that may not be read; listing it says so
         return False
-    return any((folder / name).is_file() for name in names) or _is_of_datasets(next(_parquet_in(folder), None))
 
 
 def _parquet_in(folder: Path) -> Iterator[Path]:

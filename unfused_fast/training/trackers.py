@@ -145,7 +145,7 @@ class MLflow:
         self._metric, self._fault = Metric, MlflowException
         place = os.environ.get("MLFLOW_TRACKING_URI", (out / "mlruns").absolute().as_uri())
         if place.startswith("file:") or "://" not in place:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # since 3.7 a folder is refused without it
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions refuse a folder without it
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         try:
             self._client, known = MlflowClient(place), _ids(out).get("mlflow")
