@@ -16,6 +16,7 @@ from unfused_fast.commands.encoders import embed, export, import_
 from unfused_fast.commands.evaluate import evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.experiments import ablate, compare
+from unfused_fast.commands.explore import explore, similar
 from unfused_fast.commands.flags import Compile, ConfigFile, Device, Json, Method, Overwrite, Preset, Resume, Sets
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
 from unfused_fast.commands.options import run_options, stage_config
@@ -32,7 +33,7 @@ DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
 for panel, commands in {
     DATA: (shard, merge, check, peek),
     TRAIN: (clusters, compare, ablate),
-    USE: (evaluate, lape, tasks, embed, export),
+    USE: (evaluate, lape, tasks, embed, explore, similar, export),
     HERE: (bench, plan),
 }.items():
     for command in commands:
@@ -111,12 +112,22 @@ def report(
         list[Path], typer.Argument(help="Run directories, or directories that hold some.", show_default=False)
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a markdown table.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write one HTML file: scores with intervals, curves, confusion matrices, settings that differ, "
+            "versions.",
+            show_default="none is written",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """One table from the result.json files of finished runs."""
-    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows
+    from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows, write_report_page
 
     results = collect_results(runs)
+    if html is not None:
+        write_report_page(html, results)
     rows = table_rows(results)
     if as_markdown and not as_json:
         print(markdown(REPORT_COLUMNS, rows))

@@ -25,6 +25,7 @@ WINGS = {
     "stages": "pretrain, distill, linear, finetune, all",
     "evaluation": "encoders -> tables with intervals",
     "embedding": "a trained encoder for other recordings",
+    "explore": "a set to see and hear; what sounds alike",
     "commands": "flags -> calls; what is printed",
 }
 CELL, LEFT, TOP = 34, 425, 110

@@ -25,7 +25,7 @@ LAYERS = [
     {"stages"},
     {"evaluation"},
     {"embedding"},
-    {"hear"},
+    {"explore", "hear"},
     {"commands"},
     {"cli"},
     {"__main__"},

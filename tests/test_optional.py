@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from outcomes import Cli, refused
@@ -14,6 +15,7 @@ from outcomes import Cli, refused
 from unfused_fast.clustering import backends as kmeans_backends
 from unfused_fast.data import dali as pipeline
 from unfused_fast.errors import UserError
+from unfused_fast.explore.layout import map_of
 from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.packing import ray_engine
 from unfused_fast.shards.sources import reader, remote
@@ -26,6 +28,7 @@ IMPORTERS: dict[str, Callable[[], object]] = {
     "cuml": lambda: kmeans_backends.resolve_backend("cuml", torch.device("cuda")),
     "ray": ray_engine.connect,
     "fsspec": lambda: remote.file_system("memory://folder"),
+    "umap": lambda: map_of(torch.eye(8), "umap", np.zeros((8, 1), np.int32), np.zeros((8, 1), np.float32)),
     "indexed_gzip": lambda: reader.InflatedGzip(None),  # type: ignore[arg-type]
 }
 

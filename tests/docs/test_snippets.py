@@ -36,6 +36,7 @@ LEFT_OUT = {
     ("doctor",): "its exit code is about the machine",
     ("bench",): "half a minute",
     ("import",): "its file is BYOL-A's",
+    ("explore",): "it serves until Ctrl-C; tests/explore run it",
 }
 RUN = {
     "README.md": (),

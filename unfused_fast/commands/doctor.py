@@ -24,7 +24,7 @@ ON_GPUS = {
     "triton": ("faster clustering and views", ("triton",)),
 }
 """Module -> its purpose, and the distributions that bring it."""
-MODULES = {"scikit-learn": "sklearn", "DALI": "nvidia.dali"}
+MODULES = {"scikit-learn": "sklearn", "DALI": "nvidia.dali", "umap-learn": "umap", "pillow": "PIL"}
 """Name in the report -> its module, where that is another."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525
 """CUDA version that the extras need at least, and the driver that supports it. Source: NVIDIA, CUDA compatibility."""
@@ -32,6 +32,7 @@ NEEDED_FOR = {
     "ray": "--engine ray",
     "remote": "sources and shards behind URLs",
     "export": "export --onnx",
+    "explore": "the map of explore",
 }
 """Extras that bring a way to work, whatever the device."""
 

@@ -78,8 +78,9 @@ def _is_remote_set(url: str) -> bool:
 
 
 def shard_set_rows(shards: ShardSet) -> list[SourceRow]:
-    """The clips of a set, as members of its tars."""
+    """The clips of a set, as members of its tars, with their labels."""
     sources, rows = shards.clips["source"].to_pylist(), list[SourceRow]()
+    names, labels = shards.manifest.label_names, shards.clips["labels"].to_pylist()
     for split in shards.manifest.splits:
         for tar in shards.shard_paths(split):
             for members in read_index(index_path(tar)):
@@ -87,5 +88,6 @@ def shard_set_rows(shards: ShardSet) -> list[SourceRow]:
                 if clip is None or len(rows) == len(sources):
                     raise UserError(f"{index_path(tar)}: not the index that its set was packed with; pack it again")
                 place = ByteLocation((str(tar),), Kind.STORED, clip.offset, clip.size)
-                rows.append(SourceRow(place, sources[len(rows)]))
+                own = tuple(names[label] for label in labels[len(rows)] or ())
+                rows.append(SourceRow(place, sources[len(rows)], labels=own))
     return rows

@@ -1,0 +1,236 @@
+"""`explore` and `similar` without a browser: neighbours, maps, clusters, columns, folder, server, search."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from outcomes import Cli, contents, refused
+from PIL import Image
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from unfused_fast.config import FrontendConfig
+from unfused_fast.explore import embeddings, similar
+from unfused_fast.explore.columns import categories, clusters_of, columns_in, columns_of
+from unfused_fast.explore.folder import log_mel_picture
+from unfused_fast.explore.layout import GAP, map_of, nearest, with_gaps_closed
+from unfused_fast.explore.similar import windows
+from unfused_fast.mel import mel_edges
+from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.shards.sources.row import SourceRow
+
+
+def blobs(each: int, groups: int, spread: float) -> torch.Tensor:
+    """(each * groups, 24) unit rows around as many random directions, group by group."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(groups, 24, generator=generator).repeat_interleave(each, dim=0)
+    return torch.nn.functional.normalize(centres + spread * torch.randn(len(centres), 24, generator=generator), dim=1)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(700, 10), (6, 10)])
+def test_neighbours_are_those_of_scikit_learn(rows: int, k: int) -> None:
+    unit = blobs(rows, 1, 3.0)
+    ids, cosines = nearest(unit, k)
+    known = NearestNeighbors(n_neighbors=min(k, rows - 1), metric="cosine").fit(unit.numpy())
+    distances, expected = known.kneighbors()
+    assert np.array_equal(ids, expected) and np.allclose(1 - cosines, distances, atol=1e-5)
+
+
+def test_a_map_keeps_neighbours_together() -> None:
+    unit = blobs(40, 4, 0.4)
+    ids, cosines = nearest(unit, 15)
+    made = {kind: map_of(unit, kind, ids, cosines) for kind in ("umap", "pca")}
+    assert trustworthiness(unit.numpy(), made["umap"], n_neighbors=10, metric="cosine") > 0.85
+    assert np.array_equal(made["umap"], map_of(unit, "umap", ids, cosines))
+    assert all(found.shape == (160, 2) and np.abs(found).max() < 3 for found in made.values())
+    few = blobs(5, 1, 1.0)
+    assert np.isfinite(map_of(few, "umap", *nearest(few, 15))).all()
+
+
+def test_far_islands_are_moved_to_the_map_as_a_whole() -> None:
+    square = np.stack(np.meshgrid(np.linspace(0, 1, 30), np.linspace(0, 1, 30)), axis=2).reshape(-1, 2)
+    island = np.array([[9.0, 0.5], [9.01, 0.52], [8.99, 0.48]])
+    moved = with_gaps_closed(np.concatenate([square, island]).astype(np.float32))
+    gap = GAP * 1.0  # of the square's side, since less than 0.5 % of the clips are on the island
+    assert np.allclose(moved[:900], square, atol=1e-5)
+    assert np.allclose(moved[900:], island - [8.99 - 1 - gap, 0], atol=1e-5)
+
+
+def test_clusters_are_counted_by_hand() -> None:
+    names = ["a"] * 19 + ["b"] + [None] * 10 + ["b"] * 10
+    column, described = clusters_of(blobs(20, 2, 0.1), 2, categories("label", names))
+    first, second = (described[int(column.values[row])] for row in (0, 20))
+    assert (first["clips"], first["label"], first["purity"]) == (20, 0, 0.95)
+    assert (second["clips"], second["label"], second["purity"]) == (20, 1, 1.0)
+    centre = torch.nn.functional.normalize(blobs(20, 2, 0.1)[:20].sum(dim=0), dim=0)
+    assert first["central"] == torch.argsort(blobs(20, 2, 0.1)[:20] @ centre, descending=True)[:5].tolist()
+
+
+def test_columns_of_a_table_are_matched_with_clips(named: ShardSet, tmp_path: Path) -> None:
+    kept = np.arange(named.clips.num_rows)
+    own = {column.name: column for column in columns_of(named, kept)}
+    assert set(own) == {"label", "split", "seconds"}  # no groups of one clip, and nothing that all have
+    sources = named.clips["source"].to_pylist()
+    csv = tmp_path / "a.csv"
+    csv.write_text(
+        "path,mood,loudness\n" + "".join(f"{source},{n % 2},{n / 8}\n" for n, source in enumerate(sources[:9]))
+    )
+    table = pa.table(
+        {"clip_id": [5, 3], "said": ["x", None], "embedding": [[1.0], [2.0]], "empty": [None, float("nan")]}
+    )
+    pq.write_table(table, tmp_path / "b.parquet")
+    mood, loudness = columns_in(csv, named, kept)
+    assert mood.names == ("0", "1") and mood.values[:10].tolist() == [0, 1] * 4 + [0, -1]
+    assert loudness.values[:9].tolist() == [n / 8 for n in range(9)] and np.isnan(loudness.values[9:]).all()
+    (said,) = columns_in(tmp_path / "b.parquet", named, kept, {"said", "split"})
+    assert said.values[[3, 5]].tolist() == [-1, 0] and (said.name, said.names) == ("said (b)", ("x",))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("name,x\na,1\n", "want one of clip_id, source, path"),
+        ("clip_id,x\n1,2\n1,3\n", "rows repeat a clip_id"),
+        ("clip_id,x\n9999,2\n", "give a table of this set"),
+        (None, "want a CSV or parquet file"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, text: str | None, parts: str
+) -> None:
+    table, out = tmp_path / "a.csv", tmp_path / "page"
+    if text is not None:
+        table.write_text(text)
+    given = [named.directory, "--encoder", pretrained, "--out", out, "--map", "pca", "--columns", table]
+    refused(cli("explore", *given), table, parts)
+    assert not out.exists()
+
+
+def test_the_folder_has_every_clip_and_is_left_or_replaced(
+    cli: Cli, named: ShardSet, pretrained: Path, page: Path, tmp_path: Path
+) -> None:
+    before = contents(page)
+    about = json.loads((page / "data/explore.json").read_text(encoding="utf-8"))
+    assert json.loads((page / "data/sources.json").read_text(encoding="utf-8")) == named.clips["source"].to_pylist()
+    assert about["clips"] == len(list(page.rglob("*.flac"))) == len(list(page.rglob("*.png"))) == 96
+    assert str(pretrained.parent) not in json.dumps(about)  # a page is for others; folders of this machine are not
+    given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--json"]
+    again = json.loads(cli(*given).out)
+    assert again["made"] is False and contents(page) == before
+    refused(cli(*given, "--clusters", 3), page, "replace it with --overwrite")
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "mine.txt").write_text("mine")
+    given[5] = tmp_path / "new"
+    refused(cli(*given, "--overwrite"), "mine.txt, which is no part of a page")
+    given[5] = tmp_path
+    refused(cli(*given, "--overwrite"), tmp_path, "mine.txt, which is no part of a page")
+
+
+def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], named: ShardSet, page: Path) -> None:
+    source = named.clips["source"][7].as_py()
+    file = next(row.path for row in tone_rows if source.endswith(row.source))
+    pcm, rate = soundfile.read(page / "audio/0/000000007.flac", dtype="int16")
+    assert rate == 16000 and np.array_equal(pcm, soundfile.read(file, dtype="int16")[0])
+    frontend = FrontendConfig()
+    tone = (0.5 * np.sin(2 * np.pi * 1500 * np.arange(16000 * 4) / 16000) * 32767).astype(np.int16)
+    picture = np.asarray(log_mel_picture(tone, frontend))
+    row = 63 - int(np.abs(mel_edges(frontend)[1:-1] - 1500).argmin())  # high frequencies above
+    assert picture.shape == (64, 256) and (picture[:, 5:-5].argmax(axis=0) == row).all()
+    assert not np.asarray(log_mel_picture(np.zeros(900, np.int16), frontend)).any()
+    with Image.open(page / "mel/0/000000007.png") as kept:
+        assert np.array_equal(np.asarray(kept), np.asarray(log_mel_picture(pcm, frontend)))
+
+
+def test_it_is_served_at_its_address_only_until_it_is_interrupted(
+    cli_process: Callable[..., subprocess.Popen[str]], named: ShardSet, pretrained: Path, page: Path
+) -> None:
+    given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--serve"]
+    process = cli_process(*given)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    address = lines[1].split()[1]
+    with urllib.request.urlopen(f"{address}data/explore.json") as answer:
+        assert json.load(answer)["clips"] == 96 and answer.headers["Referrer-Policy"] == "no-referrer"
+    host = address.rsplit("/", 2)[0]
+    token = address.split("/")[3]
+    for other in ("/", "/data/explore.json", "/wrong/", "/%2e%2e/", f"/{token}/audio/"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(host + other)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in err
+
+
+def test_similar_clips_are_those_of_numpy(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("embed", named.directory, "--encoder", pretrained, "--out", tmp_path / "all.npz").code == 0
+    with np.load(tmp_path / "all.npz") as archive:
+        rows, paths = archive["embeddings"], archive["path"]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    clip = tmp_path / "query.wav"
+    query = 12
+    files = {row["source"]: row for row in named.clips.select(["source", "labels"]).to_pylist()}
+    soundfile.write(clip, _samples(named, query), 16000, subtype="PCM_16")
+    given = ["similar", named.directory, "--encoder", pretrained, "--query", clip, "--top", 7, "--json"]
+    first = json.loads(cli(*given).out)["hits"]
+    order = np.argsort(-(unit @ unit[query]), kind="stable")[:7]
+    assert [hit["path"] for hit in first] == paths[order].tolist() and first[0]["cosine"] == 1.0
+    assert np.allclose([hit["cosine"] for hit in first], (unit @ unit[query])[order], atol=2e-4)
+    names = named.manifest.label_names
+    assert [hit["label"] for hit in first] == [
+        ", ".join(names[one] for one in files[hit["path"]]["labels"]) or None for hit in first
+    ]
+    monkeypatch.setattr(embeddings, "embed_files", None)  # the second time nothing is embedded
+    assert json.loads(cli(*given).out)["hits"] == first
+    refused(cli(*given[:5], tmp_path / "all.npz", "--json"), "all.npz", "give a recording")
+
+
+def _samples(shards: ShardSet, clip_id: int) -> Any:
+    from unfused_fast.commands.peek import _read
+
+    return _read(shards, {clip_id})[clip_id]
+
+
+def test_moments_are_found_in_a_long_recording(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    query = _samples(named, 3)[: 16000 * 96 // 100]
+    long = (300 * generator.standard_normal(16000 * 40)).astype(np.int16)
+    places = [round(16000 * second) for second in (4.0, 21.6)]
+    for place in places:
+        long[place : place + len(query)] = query
+    (tmp_path / "field").mkdir()
+    soundfile.write(tmp_path / "field" / "long.wav", long, 16000)
+    soundfile.write(tmp_path / "field" / "short.wav", long[:8000], 16000)
+    soundfile.write(tmp_path / "query.wav", query, 16000)
+    given = ["similar", tmp_path / "field", "--encoder", pretrained, "--query", tmp_path / "query.wav", "--top", 3]
+    hits = json.loads(cli(*given, "--frames", "--json").out)["hits"]
+    assert sorted(hit["seconds"] for hit in hits[:2]) == pytest.approx([4.0, 21.6], abs=0.1)
+    assert all(hit["path"].endswith("long.wav") for hit in hits[:2]) and hits[1]["cosine"] > hits[2]["cosine"]
+    assert "long.wav" in cli(*given, "--frames").out
+    monkeypatch.setattr(similar, "STEPS", 7)  # blocks of any size give the same
+    assert json.loads(cli(*given, "--frames", "--json").out)["hits"] == hits
+
+
+@pytest.mark.parametrize("pool", ["maxmean", "mean", "max"])
+def test_windows_are_pooled_as_clips_are(pool: Any) -> None:
+    steps = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    parts = steps.unfold(0, 4, 1)  # (6, 5, 4)
+    expected = {"maxmean": parts.mean(2) + parts.amax(2), "mean": parts.mean(2), "max": parts.amax(2)}[pool]
+    assert torch.allclose(windows(steps, 4, pool), expected, atol=1e-6)

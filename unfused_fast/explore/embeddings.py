@@ -1,0 +1,89 @@
+"""Embeddings that are kept: the second question about the same recordings embeds nothing.   N rows, D features.
+
+CACHE/embeddings/KEY.zarr, as `embed` writes it; CACHE is UNFUSED_CACHE, or ~/.cache/unfused-fast. KEY is of the
+encoder, its settings and the files with their sizes and times; anything there may be deleted while no command uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import zarr
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unfused_fast import __version__
+from unfused_fast.config import flatten
+from unfused_fast.console import console, counted
+from unfused_fast.embedding import Embedder, embed_files
+from unfused_fast.errors import UserError, cause
+from unfused_fast.shards.callbacks import OnProgress
+from unfused_fast.shards.sets.remote_folder import cache_folder
+from unfused_fast.shards.sources.row import SourceRow
+
+
+def kept_embeddings(
+    embedder: Embedder, rows: Sequence[SourceRow], progress: OnProgress, frames: bool = False
+) -> dict[str, Any]:
+    """Arrays of the rows that can be decoded, in their order, embedded now or before.
+
+    Returns:
+        row: (M,) which of `rows` each is; embeddings: zarr array (M, D), or with `frames` (all steps, D) with
+        first_row and rows (M,), the steps of each, and timestamp_ms of every step, as of formats.py.
+
+    Raises:
+        UserError: none of the rows is usable, or the cache cannot be written.
+    """
+    numbered = [replace(row, source=str(number)) for number, row in enumerate(rows)]
+    path = cache_folder() / "embeddings" / f"{_key(embedder, rows, frames)}.zarr"
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent}: cannot be written ({cause(error)}); fix that, or set UNFUSED_CACHE to another folder"
+            ) from error
+        embed_files(embedder, numbered, path, frames=frames, progress=progress)
+    group: Any = zarr.open_group(path, mode="r")
+    kept = [int(name) for name in group["path"][:]]
+    if lost := len(rows) - len(kept):
+        console.once(f"{lost} of {counted(len(rows), 'recording')} cannot be used; unfused-fast embed names them")
+    names = ["embeddings", *(("first_row", "rows", "timestamp_ms") if frames else ())]
+    return {"row": kept, **{name: group[name] for name in names}}
+
+
+def unit_rows(values: Any) -> Tensor:
+    """(N, D) array-like -> (N, D) float32 of unit norm; a row of zeros stays."""
+    return normalize(torch.as_tensor(values, dtype=torch.float32), dim=1)
+
+
+def encoder_key(embedder: Embedder) -> str:
+    """sha256 (hex) of all of an encoder that embeddings depend on."""
+    norm = embedder.mean, embedder.std, embedder.unit_norm, embedder.pool, embedder.features, __version__
+    config = json.dumps(flatten(embedder.config), sort_keys=True, default=list)
+    return hashlib.sha256(f"{embedder.digest} {norm} {config}".encode()).hexdigest()
+
+
+def _key(embedder: Embedder, rows: Sequence[SourceRow], frames: bool) -> str:
+    """sha256 (hex, shortened) of all that the embeddings depend on; a file behind a URL counts by its name."""
+
+    @cache
+    def state(file: str | Path) -> str:
+        try:
+            found = Path(file).stat()
+        except OSError:
+            return str(file)
+        return f"{Path(file).resolve()} {found.st_size} {found.st_mtime_ns}"
+
+    digest = hashlib.sha256(f"{encoder_key(embedder)} {frames}".encode())
+    for row in rows:
+        place = [row.path] if isinstance(row.path, Path) else [*row.path.files, row.path]
+        digest.update(" ".join(state(one) if isinstance(one, str | Path) else str(one) for one in place).encode())
+    return digest.hexdigest()[:32]
