@@ -17,9 +17,9 @@ from unfused_fast.commands.evaluate import evaluate, lape, tasks
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.experiments import ablate, compare
 from unfused_fast.commands.explore import explore, similar
-from unfused_fast.commands.flags import Compile, Device, Json, Method, Overwrite, Preset, Resume, Sets, pairs
+from unfused_fast.commands.flags import Compile, ConfigFile, Device, Json, Method, Overwrite, Preset, Resume, Sets
 from unfused_fast.commands.inspect import bank_app, check, clusters, peek
-from unfused_fast.commands.options import run_options
+from unfused_fast.commands.options import run_options, stage_config
 from unfused_fast.commands.output import print_json, show, stdout_console
 from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
@@ -151,7 +151,9 @@ def config(
         PresetName | None,
         typer.Option(help="Show only the fields that differ from this preset's, and why.", show_default=False),
     ] = None,
+    config_file: ConfigFile = None,
     settings: Sets = None,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print them as a file for --config.")] = False,
     as_json: Json = False,
 ) -> None:
     """Every field that --set can change: its value, type, meaning and source; or what two presets differ in.
@@ -161,10 +163,15 @@ def config(
     """
     from rich.table import Table
 
-    from unfused_fast.config import READ_BY, chosen_fields, differences, field_texts, flatten, with_values
+    from unfused_fast.config import READ_BY, chosen_fields, differences, field_texts, flatten, read_settings
+    from unfused_fast.config import as_yaml as in_yaml
     from unfused_fast.config import preset as preset_of
 
-    given, wanted = pairs(settings), chosen_fields(fields or [])
+    wanted, file = chosen_fields(fields or []), None if config_file is None else (config_file, diff is not None)
+    if config_file is not None and diff is None:
+        stage = stage or read_settings(config_file).stage
+    if as_yaml and (diff is not None or as_json):
+        raise UserError(f"--yaml prints settings as a file; leave {'--json' if as_json else '--diff'} out")
     if method is not None and not fields:
         wanted -= {name for name, readers in READ_BY.items() if method not in readers}
     if method is not None:
@@ -183,17 +190,23 @@ def config(
         result = lines = [
             {"stage": name, "field": found.field, left: found.values[0], right: found.values[1], "why": found.why}
             for name in stages
-            for found in differences(with_values(preset_of(preset, name, method), given), preset_of(diff, name))
+            for found in differences(
+                stage_config(name, preset, settings, None, None, method, file), preset_of(diff, name)
+            )
             if found.field in wanted
         ]
     else:
-        every, texts = flatten(with_values(preset_of(preset, stage or "pretrain", method), given)), field_texts()
+        settled = stage_config(stage or "pretrain", preset, settings, None, None, method, file)
+        every, texts = flatten(settled), field_texts()
         title = f"stage {stage or 'pretrain'}, preset {preset}" + (f", method {method}" if method else "")
         result = {name: value for name, value in every.items() if name in wanted}
         lines = [
             {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
             for name, value in result.items()
         ]
+    if as_yaml:
+        print(in_yaml(result, stage or "pretrain"), end="")
+        return
     if as_json:
         print_json(result)
         return

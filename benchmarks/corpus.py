@@ -25,8 +25,7 @@ from recipes import JUDGED
 
 from unfused_fast.commands.demo import width_values
 from unfused_fast.commands.exits import run_app
-from unfused_fast.commands.flags import pairs
-from unfused_fast.commands.options import run_options
+from unfused_fast.commands.options import pairs, run_options
 from unfused_fast.config import READ_BY, Config, MethodName, preset, with_values
 from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError

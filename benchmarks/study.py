@@ -27,9 +27,8 @@ from study_setup import Study, sized
 
 from unfused_fast.commands.demo import TASKS, DemoSize, packed_set
 from unfused_fast.commands.exits import run_app
-from unfused_fast.commands.flags import pairs
 from unfused_fast.commands.measure.machine import circumstances
-from unfused_fast.commands.options import run_options
+from unfused_fast.commands.options import pairs, run_options
 from unfused_fast.config import PresetName, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError

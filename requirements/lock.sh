@@ -9,7 +9,7 @@ for extra in cpu cuda12 cuda13; do
   torch=2.13.0
   if [ $extra = cuda12 ]; then torch=2.10.0; fi # the last on PyPI that is built for CUDA 12
   echo "torch==$torch" | "${compile[@]}" pyproject.toml -c /dev/stdin --extra $extra --extra ray --extra remote \
-    --extra export --extra explore -o requirements/$extra.txt
+    --extra export --extra explore --extra hub --extra wandb --extra mlflow -o requirements/$extra.txt
   "${compile[@]}" pyproject.toml -c requirements/$extra.txt --extra $extra --extra dev -o requirements/$extra-dev.txt
 done
 # added to any of these; cuML for CUDA 12 keeps `packaging` at another version

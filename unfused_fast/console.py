@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -33,11 +34,16 @@ class Sentences(Console):
 console = Sentences(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+def shows_bars() -> bool:
+    """Whether bars are drawn: on a terminal, and in a notebook with ipywidgets, by which rich draws them there."""
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+
+
 def progress_bar() -> Progress:
-    """A bar with a free `note` field, on a terminal; nothing elsewhere."""
+    """A bar with a free `note` field, where bars are drawn; nothing elsewhere."""
     counts = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     columns = TextColumn("{task.description}"), BarColumn(), *counts
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not shows_bars())
 
 
 def terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

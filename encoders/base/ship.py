@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.run is not None:
         result = read_result(given.run) or {}
-        export_hub(given.run, FOLDER, overwrite=True, half=True)
+        export_hub(given.run, str(FOLDER), overwrite=True, half=True)
         recorded = json.loads((FOLDER / "config.json").read_text())
         trained = {"clips": result["clips"]["train"], "epochs": result["epochs"]}
         write_json(FOLDER / "config.json", {**recorded, "trained": trained})

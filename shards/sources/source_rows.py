@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from unfused_fast.shards.sources.csv_rows import csv_rows, numbered_names
 from unfused_fast.shards.sources.listing import is_audio, list_source
 from unfused_fast.shards.sources.location import ByteLocation, Kind, display_name, local_path, refused
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
+from unfused_fast.shards.sources.saved_sets import is_saved_set, saved_rows
 from unfused_fast.shards.sources.split_names import look_like_splits, split_rank, usual_splits
 
 
@@ -25,15 +27,18 @@ def source_rows(
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
     note: OnMessage = no_message,
+    choice: Mapping[str, str] | None = None,
 ) -> list[SourceRow]:
     """A folder, an archive, a CSV, or a URL of one of these -> its rows, in a fixed order.
 
     A folder gives every file below it except hidden ones, clutter and shard sets, in the splits that its folders name
     (see `_by_folders`), or all in split `train`; files that are not audio are rejected when they are packed. Its
     archives (tar, tar.gz, zip, split ones too) give what they hold, as if they had been unpacked in place. An archive
-    alone gives the same. For a CSV see `csv_rows`; a path in it may be a URL.
+    alone gives the same. For a CSV see `csv_rows`; a path in it may be a URL. For data sets of the `datasets` library,
+    here or at hf://datasets/NAME, see `saved_rows`.
 
     Args:
+        choice: options of saved_rows.
         labels_from_folders: the label is the first folder below `source`, or below the folder of a split; files next to
             these folders have none.
         work, largest: see `list_source`.
@@ -45,6 +50,14 @@ def source_rows(
     """
     source = local_path(source)
     title = display_name(source)
+    if is_saved_set(source):
+        if labels_from_folders:
+            raise UserError(
+                f"{title}: a data set has labels of its own, not folders; choose a column: --option label=NAME"
+            )
+        return saved_rows(source, choice or {}, note)
+    if choice:
+        raise UserError(f"--option {next(iter(choice))}: options belong to a data set; name it with --dataset")
     name = source.name if isinstance(source, Path) else urlsplit(source).path
     if name.lower().endswith(".csv") and (isinstance(source, str) or source.is_file()):
         if labels_from_folders:

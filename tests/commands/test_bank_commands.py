@@ -84,6 +84,13 @@ def read_parquet(out: Path) -> tuple[np.ndarray, list[int], list[int]]:
     return values, table["assignment"].to_pylist(), table["clip_id"].to_pylist()
 
 
+def read_csv(out: Path) -> tuple[np.ndarray, list[int], list[int]]:
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = [[row[f"embedding_{place}"] for place in range(16)] for row in rows]
+    return np.array(values, np.float32), *([int(row[name]) for row in rows] for name in ("assignment", "clip_id"))
+
+
 def read_projector(out: Path) -> tuple[np.ndarray, list[int], list[int]]:
     """As TensorBoard reads it."""
     from google.protobuf import text_format
@@ -101,6 +108,7 @@ def read_projector(out: Path) -> tuple[np.ndarray, list[int], list[int]]:
 READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[int], list[int]]]] = {
     "npz": read_npz,
     "parquet": read_parquet,
+    "csv": read_csv,
     "projector": read_projector,
 }
 
@@ -155,7 +163,7 @@ def test_export_of_other_clips(cli: Cli, bank: Path, tones: Path, pretrained: Pa
         "name the shard set that the run was trained on",
     )
     refused(cli("bank", "export", bank, "--out", tmp_path / "out.npz", "--epoch", 9), "it has 3, 4")
-    refused(cli("bank", "export", bank, "--out", tmp_path / "out.csv"), "out.csv: want a name that ends in .npz")
+    refused(cli("bank", "export", bank, "--out", tmp_path / "out.txt"), "out.txt: want a name that ends in .npz")
     refused(cli("bank", "info", tmp_path / "nothing"), "holds no memory bank", "train pretrain")
     assert list(tmp_path.glob("out*")) == []
 

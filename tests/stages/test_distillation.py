@@ -12,7 +12,7 @@ from lightly_losses import lightly_loss
 from same_runs import assert_same_run
 from torch import Tensor
 
-from unfused_fast.commands.flags import pairs
+from unfused_fast.commands.options import pairs
 from unfused_fast.config.fields import Config, DistillConfig
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError

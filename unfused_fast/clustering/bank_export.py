@@ -1,4 +1,4 @@
-"""The memory bank for other programs: npz, parquet, or TensorBoard's projector.   N rows, D features.
+"""The memory bank for other programs: npz, parquet, CSV, or TensorBoard's projector.   N rows, D features.
 
 Rows are read chunk by chunk, each verified, and written at once: at most one chunk is in memory.
 """
@@ -19,23 +19,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unfused_fast.clustering.bank_files import Generation
+from unfused_fast.endings import by_ending
 from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.shards.sets.table import ShardSet
 
-Format = Literal["npz", "parquet", "projector"]
+Format = Literal["npz", "parquet", "csv", "projector"]
 Rows = Iterator[NDArray[np.float32]]
 """(n, D), contiguous."""
 
 
 def format_of(out: Path) -> Format:
     """The format by OUT's ending. Raises UserError for an unknown one."""
-    known: dict[str, Format] = {".npz": "npz", ".parquet": "parquet", "": "projector"}
-    if out.suffix not in known:
-        raise UserError(
-            f"{out}: want a name that ends in .npz or .parquet, or one without an ending: a folder for TensorBoard's "
-            "projector"
-        )
-    return known[out.suffix]
+    known: dict[str, Format] = {".npz": "npz", ".parquet": "parquet", ".csv": "csv", "": "projector"}
+    return by_ending(out, known, folder="for TensorBoard's projector")
 
 
 def export(
@@ -44,7 +40,8 @@ def export(
     """Writes a generation to `out`, which appears only when complete. bfloat16 becomes float32, exactly.
 
     npz: arrays embeddings (N, D) float32, assignments (N,) and clip_ids (N,) int64. parquet: a row a clip with clip_id,
-    assignment, with `shards` also split, label and source, and embedding, a list of D float32. projector: a folder with
+    assignment, with `shards` also split, label and source, and embedding, a list of D float32. csv: the same, with
+    columns embedding_0 to embedding_{D-1}. projector: a folder with
     vectors.tsv, metadata.tsv and projector_config.pbtxt, for `tensorboard --logdir`. Labels are names; those of a clip
     with several are joined by `|`. `progress` is called with (rows done, rows in all, 0).
 
@@ -65,9 +62,8 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
             partial = Path(folder) / out.name
-            {"npz": _write_npz, "parquet": _write_parquet, "projector": _write_projector}[kind](
-                bank, rows(), clips, partial
-            )
+            write = {"npz": _write_npz, "parquet": _write_parquet, "csv": _write_csv, "projector": _write_projector}
+            write[kind](bank, rows(), clips, partial)
             partial.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or choose another path") from error
@@ -99,6 +95,17 @@ def _write_parquet(bank: Generation, rows: Rows, clips: pa.Table, path: Path) ->
         for block in rows:
             values = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])
             writer.write_table(clips.slice(start, len(block)).append_column(field, values).cast(schema))
+            start += len(block)
+
+
+def _write_csv(bank: Generation, rows: Rows, clips: pa.Table, path: Path) -> None:
+    start = 0
+    with path.open("wb") as file:
+        for block in rows:
+            table = clips.slice(start, len(block))
+            for place, values in enumerate(np.ascontiguousarray(block.T)):
+                table = table.append_column(f"embedding_{place}", pa.array(values))
+            pa_csv.write_csv(table, file, pa_csv.WriteOptions(include_header=not start, quoting_style="needed"))
             start += len(block)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets, stage_config
-from unfused_fast.commands.options import run_options
+from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets
+from unfused_fast.commands.options import run_options, stage_config
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import PresetName
 from unfused_fast.errors import UserError, cause
@@ -92,7 +92,7 @@ def _config(preset: PresetName, settings: list[str] | None, epochs: int | None =
         raise UserError(
             f"--set {named[0]}: bench and plan know decar-v2 only, and decar-v1 with --preset decar-v1; leave it out"
         )
-    return stage_config("pretrain", preset, settings, epochs, 0)
+    return stage_config("pretrain", preset, settings, epochs, None)
 
 
 def _line(row: Measured) -> list[str]:

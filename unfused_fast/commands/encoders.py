@@ -15,6 +15,7 @@ from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, 
 from unfused_fast.commands.options import refuse_several, run_options
 from unfused_fast.commands.output import bar, show
 from unfused_fast.config import SHIPPED
+from unfused_fast.hub import is_hub
 from unfused_fast.shards.packing.workers import start_server
 
 SAME_SIGNAL_SECONDS = 0.3
@@ -31,8 +32,8 @@ def embed(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet or .zarr.", show_default=False)],
-    encoder: Annotated[Path, typer.Option(help=f"{TRAINED}.")] = Path(SHIPPED),
+    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet, .zarr or .csv.", show_default=False)],
+    encoder: Annotated[str, typer.Option(help=f"{TRAINED}.")] = SHIPPED,
     frames: Annotated[
         bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
     ] = False,
@@ -115,12 +116,19 @@ def embed(
 
 def export(
     run: Annotated[
-        Path,
+        str,
         typer.Argument(help=f"{TRAINED}.", show_default=False),
     ],
     hub: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write: config.json, model.safetensors, README.md.", show_default=False),
+        str | None,
+        typer.Option(
+            help="Folder to write: config.json, model.safetensors, README.md; or hf://USER/NAME, to upload them there.",
+            show_default=False,
+        ),
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a new hf:// repository.", show_default="as the account has it"),
     ] = None,
     half: Annotated[
         bool,
@@ -141,13 +149,15 @@ def export(
     refuse_several()
     if half and hub is None:
         raise typer.BadParameter("--half is of --hub FOLDER; a graph keeps float32")
+    if private is not None and not is_hub(hub or ""):
+        raise typer.BadParameter("--private and --public are of --hub hf://USER/NAME")
     if hub is None and onnx is None and torch_export is None:
         raise typer.BadParameter("nothing to write: give --hub FOLDER, --onnx FILE or --torch-export FILE")
     from unfused_fast.embedding import export_graph, export_hub
 
     made: list[dict[str, Any]] = []
     if hub is not None:
-        made.append({"kind": "hub", **export_hub(run, hub, overwrite, half)})
+        made.append({"kind": "hub", **export_hub(run, hub, overwrite, half, private)})
     if onnx is not None:
         made.append({"kind": "onnx", **export_graph(run, onnx, "onnx", given, overwrite)})
     if torch_export is not None:
@@ -155,6 +165,7 @@ def export(
     sentences = [
         f"{facts['out']}: embeddings of {facts['embedding_size']} features"
         + (f" from {facts['input']}" if "input" in facts else "")
+        + (f"; {facts['commit']}" if "commit" in facts else "")
         for facts in made
     ]
     show(made, as_json, [], sentences)

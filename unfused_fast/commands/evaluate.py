@@ -17,12 +17,9 @@ from unfused_fast.commands.flags import (
     Overwrite,
     ProcessFlags,
     Shards,
-    pairs,
-    read_by,
-    refuse_unread,
     with_flags,
 )
-from unfused_fast.commands.options import run_options
+from unfused_fast.commands.options import read_by, refuse_unread, run_options
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import BASELINES, MethodName
 from unfused_fast.errors import UserError
@@ -46,8 +43,8 @@ class TableFlags(ConfigFlags):
         from unfused_fast.config import with_values
         from unfused_fast.evaluation import common_values
 
-        own = {name: self.read_by(name, names).config("pretrain", method=name) for name in names}
-        linear = self.read_by("decar-v2", names).config("linear", **{"train.epochs": epochs})
+        own = {name: self.read_by(name, names).config("pretrain", several=True, method=name) for name in names}
+        linear = self.read_by("decar-v2", names).config("linear", several=True, **{"train.epochs": epochs})
         return {name: with_values(config, common_values(linear)) for name, config in own.items()}, linear
 
     def read_by(self, method: MethodName, among: list[MethodName]) -> Self:
@@ -93,7 +90,7 @@ def evaluate(
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
     config = flags.config("linear")
-    refuse_unread(flags.settings, config, [run for runs in named.values() for run in runs])
+    refuse_unread(flags.named("linear"), config, [run for runs in named.values() for run in runs])
     options = run_options(flags.device, None, False, overwrite, timeout=flags.timeout)
     with options.ranks:
         result = run_evaluation(config, open_set(shards), named, plan, out, options)
@@ -171,7 +168,7 @@ def lape(
         Path,
         typer.Argument(help="Holds the data sets, each a shard set or as its publisher ships it.", show_default=False),
     ],
-    teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
+    teacher: Annotated[str, typer.Option(help="A run of train pretrain, or as --encoder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
     flags: SharedTableFlags,
     names: Annotated[
@@ -180,9 +177,11 @@ def lape(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of stages 2 and 3.")] = 1,
     encoder: Annotated[
-        Literal["full", "student3"],
-        typer.Option(help="The whole distilled encoder, or its first three blocks, the paper's student."),
-    ] = "full",
+        Literal["full", "student3"] | None,
+        typer.Option(
+            help="The whole distilled encoder, or its first three blocks, the paper's student.", show_default="full"
+        ),
+    ] = None,
     fractions: Fractions = "1",
     epochs: Annotated[int | None, typer.Option(help="Of distillation.", show_default="preset's")] = None,
     methods: Annotated[
@@ -220,11 +219,11 @@ def lape(
     configs, _ = flags.methods(others, pretrain_epochs)
     own = flags.read_by("decar-v2", others)
     plan = LapePlan(
-        own.config("distill", epochs),
-        own.config("linear", None, **{"eval.encoder": encoder, "train.epochs": pretrain_epochs}),
+        own.config("distill", epochs, several=True),
+        own.config("linear", None, several=True, **{"eval.encoder": encoder, "train.epochs": pretrain_epochs}),
         Plan(fractions=fractions_of(fractions), holdout=flags.holdout),
         seeds,
-        flags.preset != "authors" and "data.crop_seconds" not in pairs(flags.settings),
+        flags.preset != "authors" and "data.crop_seconds" not in flags.named("distill"),
         configs,
         None if pretrain_on is None else open_set(pretrain_on),
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from unfused_fast.commands.evaluate import SharedTableFlags, TableFlags
-from unfused_fast.commands.flags import Compile, Method, Shards, pairs, with_flags
-from unfused_fast.commands.options import run_options
+from unfused_fast.commands.flags import Compile, Method, Shards, with_flags
+from unfused_fast.commands.options import pairs, run_options
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import MethodName, Stage
 from unfused_fast.errors import UserError
@@ -112,7 +112,9 @@ def ablate(
     """
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
-    configs: Mapping[Stage, Config] = {name: flags.config(name, count, method=method) for name, count in stages.items()}
+    configs: Mapping[Stage, Config] = {
+        name: flags.config(name, count, several=True, method=method) for name, count in stages.items()
+    }
     values = varied_values(vary)
     from unfused_fast.evaluation import RunPool, ablation_table, cells_of
     from unfused_fast.evaluation import ablate as run_ablation

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -15,9 +15,8 @@ import typer
 
 from unfused_fast.commands.launching.launcher import start_devices
 from unfused_fast.commands.launching.ray_launcher import start_on_ray
-from unfused_fast.commands.options import run_options
-from unfused_fast.config import BASELINES, READ_BY, MethodName, PresetName, Stage, Store
-from unfused_fast.errors import UserError
+from unfused_fast.commands.options import pairs, run_options, stage_config
+from unfused_fast.config import MethodName, PresetName, Stage, Store
 from unfused_fast.launch import TIMEOUT_SECONDS, place_of
 
 if TYPE_CHECKING:
@@ -44,7 +43,16 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A config field, such as cluster.k=256; repeatable (see: unfused-fast config)."),
 ]
-Seed = Annotated[int, typer.Option(help="Seeds weights, order, views, clustering.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Settings from a file, as `unfused-fast config --yaml` prints them, or the config.json of a run; other "
+        "flags and --set win.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Seeds weights, order, views, clustering.", show_default="0")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[
     bool | None,
@@ -132,40 +140,18 @@ Profile = Annotated[
     bool,
     typer.Option("--profile", help="Write a trace of ten steps and a table of the slowest operators to OUT/profile."),
 ]
+LogTo = Annotated[
+    str,
+    typer.Option(
+        "--log-to",
+        help="Where the numbers of each epoch go, beside OUT/log.jsonl: names between commas, of tensorboard, wandb, "
+        "mlflow.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
-TRAINED = "A run of train pretrain, distill or finetune, a model folder, or base, the encoder that comes with it"
+TRAINED = "A run of train pretrain, distill or finetune, a model folder, base, the encoder that comes with it, or hf://USER/NAME"
 """What has an encoder, in --help."""
-
-
-def pairs(
-    settings: list[str] | None,
-    flag: str = "--set",
-    wanted: str = "section.field=value, for example --set cluster.k=256 (see: unfused-fast config)",
-) -> dict[str, str]:
-    """`--set a.b=c` flags as a dictionary. Raises UserError for one without `=`, and for the name of a method."""
-    values = {}
-    for item in settings or []:
-        name, sign, value = item.partition("=")
-        if not sign:
-            raise UserError(f"{flag} {item}: want {wanted}")
-        values[name.strip()] = value.strip()
-    if (method := values.get("method.name")) is not None:
-        raise UserError(
-            f"{flag} method.name={method}: a method has settings of its own; use --method {method}, as of train "
-            "pretrain, or to compare several: unfused-fast compare"
-        )
-    return values
-
-
-def read_by(settings: list[str] | None, method: MethodName, among: Iterable[MethodName]) -> list[str]:
-    """The `--set` flags without each that others `among` these methods read and this one does not, and would refuse."""
-
-    def kept(name: str) -> bool:
-        readers = READ_BY.get(name, (method,))
-        return method in readers or not {*readers} & {*among}
-
-    return [f"{name}={value}" for name, value in pairs(settings).items() if kept(name)]
 
 
 def with_flags(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -193,16 +179,31 @@ class ConfigFlags:
     """Flags of everything that is made from a preset."""
 
     preset: Preset = "recommended"
+    config_file: ConfigFile = None
     settings: Sets = None
-    seed: Seed = 0
+    seed: Seed = None
     device: Device = "auto"
     data: Data = None
     as_json: Json = False
 
-    def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
-        """Preset, then the flags of the stage, then `--set`, which wins."""
+    def config(self, stage: Stage, epochs: int | None = None, several: bool = False, **flags: Any) -> Config:
+        """Preset, then the file of --config, then the flags of the stage, then `--set`, which wins. `several`: the
+        command has other stages or methods too, so a file may be of another stage, and set what others read.
+        """
         given = {"data.store": self.data, **flags}
-        return stage_config(stage, self.preset, self.settings, epochs, self.seed, **given)
+        file = None if self.config_file is None else (self.config_file, several)
+        return stage_config(stage, self.preset, self.settings, epochs, self.seed, file=file, **given)
+
+    def named(self, stage: Stage) -> list[str]:
+        """Dotted names of the settings that --set gives, and of those of --config that are not the preset's."""
+        from unfused_fast.config import flatten
+
+        names = list(pairs(self.settings))
+        if self.config_file is not None:
+            own = flatten(stage_config(stage, self.preset, None, None, None))
+            given = flatten(self.config(stage, several=True))
+            names += [name for name in own if own[name] != given[name]]
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +214,7 @@ class StageFlags(ConfigFlags):
     resume_anyway: ResumeAnyway = False
     overwrite: Overwrite = False
     profile: Profile = False
+    log_to: LogTo = "tensorboard"
 
     def options(self) -> Options:
         """How the stage runs: `run_options` of the flags here that it takes."""
@@ -228,11 +230,12 @@ class EpochFlags(StageFlags):
     compile_mode: CompileMode = "default"
     save_every: SaveInterval = None
 
-    def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
+    def config(self, stage: Stage, epochs: int | None = None, several: bool = False, **flags: Any) -> Config:
         """As ConfigFlags.config, with --save-every."""
         from unfused_fast.training import parse_save_every
 
-        return super().config(stage, epochs, **{"train.save_every": parse_save_every(self.save_every)[1]}, **flags)
+        flags["train.save_every"] = parse_save_every(self.save_every)[1]
+        return super().config(stage, epochs, several, **flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,47 +280,6 @@ class PretrainFlags(RanksFlags):
 
     method: Method = None
 
-    def config(self, stage: Stage, epochs: int | None = None, **flags: Any) -> Config:
+    def config(self, stage: Stage, epochs: int | None = None, several: bool = False, **flags: Any) -> Config:
         """As ConfigFlags.config, of the method where the stage is pre-training."""
-        return super().config(stage, epochs, **flags, method=self.method)
-
-
-def stage_config(
-    stage: Stage,
-    preset_name: PresetName,
-    settings: list[str] | None,
-    epochs: int | None,
-    seed: int,
-    method: MethodName | None = None,
-    **flags: Any,
-) -> Config:
-    """Preset, for pre-training of a method, then fields that flags set, where they are not None, then `--set`, which
-    wins; after pre-training without those that are the method's own.
-    """
-    from unfused_fast.config import preset, with_values
-
-    flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
-    given = {name: value for name, value in flags.items() if value is not None}
-    trained: MethodName = method or ("decar-v1" if preset_name == "decar-v1" else "decar-v2")
-    if stage != "pretrain":
-        settings = read_by(settings, "decar-v2", [trained])  # by whose name the other stages go
-    return with_values(preset(preset_name, stage, method), {**given, **pairs(settings)})
-
-
-def refuse_unread(settings: list[str] | None, config: Config, encoders: Iterable[str], read: str = "") -> None:
-    """Raises UserError for a `--set` field of network or front end that differs from a trained encoder's, which brings
-    its own; `read` is one that is read.
-    """
-    from unfused_fast.config import flatten
-    from unfused_fast.training import encoder_place, read_description
-
-    given = flatten(config)
-    named = [name for name in pairs(settings) if name.startswith(("model.", "frontend.")) and name != read]
-    for encoder in encoders:
-        recorded = None if encoder in BASELINES or not named else read_description(encoder_place(encoder))
-        own = given if recorded is None else {**given, **recorded["config"]}
-        if other := [name for name in named if own[name] != given[name]]:
-            raise UserError(
-                f"--set {other[0]}={given[other[0]]}: {encoder} has its own network and front end, with "
-                f"{other[0]} = {str(own[other[0]])[:40]}; leave the setting out, or train an encoder with it"
-            )
+        return super().config(stage, epochs, several, **flags, method=self.method)

@@ -138,7 +138,7 @@ def bank_export(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz, .parquet, or a folder without an ending for TensorBoard's projector.",
+            help="What to write: .npz, .parquet, .csv, or a folder without an ending for TensorBoard's projector.",
             show_default=False,
         ),
     ],
@@ -148,7 +148,7 @@ def bank_export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write rows, assignments and clip ids as npz, as parquet, or for TensorBoard's projector."""
+    """Write rows, assignments and clip ids as npz, parquet or CSV, or for TensorBoard's projector."""
     refuse_several()
     from unfused_fast.clustering import export, format_of, open_bank
 

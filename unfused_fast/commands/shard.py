@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Json, Overwrite, pairs
-from unfused_fast.commands.options import refuse_several
+from unfused_fast.commands.flags import Json, Overwrite
+from unfused_fast.commands.options import pairs, refuse_several
 from unfused_fast.commands.output import bar, print_json
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.workers import start_server
@@ -33,7 +33,8 @@ def shard(
         str | None,
         typer.Argument(
             help="Folder of audio (any depth; its tar, tar.gz and zip archives are read without unpacking), an "
-            "archive, a CSV with columns path[,label or labels,split,group,fold], or a URL of one of these.",
+            "archive, a CSV with columns path[,label or labels,split,group,fold], or a URL of one of these; a folder "
+            "of the datasets library, or hf://datasets/NAME.",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +50,12 @@ def shard(
         str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
     ] = None,
     options: Annotated[
-        list[str] | None, typer.Option("--option", help="An option of the data set, as key=value; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--option",
+            help="An option of the data set, as key=value; of the datasets library audio, label, group or config. "
+            "Repeatable.",
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
     labels_from_folders: Annotated[
@@ -267,14 +273,13 @@ def _found(
     largest = round(max_member_gb * 1e9)
     with console.status("looking at what there is to pack"):
         if dataset is None:
-            if options:
-                raise UserError(f"--option {next(iter(options))}: options belong to a data set; name it with --dataset")
             rows = source_rows(
                 source,
                 labels_from_folders=labels_from_folders,
                 work=work,
                 largest=largest,
                 note=console.print,
+                choice=options,
             )
             return Discovery(rows), None
         if labels_from_folders:

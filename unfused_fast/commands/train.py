@@ -15,9 +15,9 @@ from unfused_fast.commands.flags import (
     RanksFlags,
     Shards,
     SharedStageFlags,
-    refuse_unread,
     with_flags,
 )
+from unfused_fast.commands.options import refuse_unread
 from unfused_fast.commands.output import next_command, open_set, print_result, show
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
 @with_flags(RanksFlags)
 def train_distill(
     shards: Shards,
-    teacher: Annotated[Path, typer.Option(help="A run of train pretrain, or a model folder.", show_default=False)],
+    teacher: Annotated[str, typer.Option(help="A run of train pretrain, or as --encoder.", show_default=False)],
     out: Out,
     epochs: Epochs = None,
     *,
@@ -109,7 +109,7 @@ def train_linear(
     from unfused_fast.stages import linear
 
     config = flags.config("linear", epochs)
-    refuse_unread(flags.settings, config, [encoder])
+    refuse_unread(flags.named("linear"), config, [encoder])
     options = flags.options()
     with options.ranks:
         result = linear(config, open_set(shards), encoder, out, options, holdout)
@@ -139,7 +139,7 @@ def train_finetune(
     from unfused_fast.stages import finetune
 
     config = flags.config("finetune", epochs)
-    refuse_unread(flags.settings, config, [encoder], read="model.dropout")
+    refuse_unread(flags.named("finetune"), config, [encoder], read="model.dropout")
     result = finetune(config, open_set(shards), encoder, out, flags.options(), holdout)
     chosen = f"epoch {result['chosen_epoch']} was chosen (eval.select = {result['select']}); its encoder: {out}"
     print_result(result, flags.as_json, chosen)
@@ -163,7 +163,7 @@ def train_everything(
     """All three stages; scores both encoders and a random one on validation and says which to keep."""
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
-    configs: dict[Stage, Config] = {stage: flags.config(stage, count) for stage, count in stages.items()}
+    configs: dict[Stage, Config] = {stage: flags.config(stage, count, several=True) for stage, count in stages.items()}
     flags.start_processes(out, flags.max_restarts, configs["pretrain"].data.partitions)
     from unfused_fast.evaluation import held_out_text
     from unfused_fast.stages import train_all

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unfused_fast.config import feature_layers
+from unfused_fast.config import SHIPPED, feature_layers
 from unfused_fast.data import Waveform, clips_16k, framed_log_mel, log_mel, unit_norm
 from unfused_fast.embedding.pieces import CPU_FRAMES, PIECE_FRAMES, ClipPiece, cutting_of, in_batches
 from unfused_fast.errors import UserError
 from unfused_fast.float32 import ieee_float32
+from unfused_fast.hub import is_hub
 from unfused_fast.models import EncoderOutput, Pool, layer_shapes, layer_steps
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.stages import FrozenEncoder, load_encoder
@@ -107,6 +108,46 @@ class Embedder(nn.Module):
         self.scene_embedding_size = sum(self.layer_sizes)
         self.timestamp_embedding_size = int(self.encoder.dim)  # type: ignore[arg-type]
         self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, revision: str | None = None, device: str = "auto", pool: Pool | None = None
+    ) -> Embedder:
+        """As load; USER/NAME without hf:// is a model on the Hub, unless it is a folder here.
+
+        Args:
+            revision: branch, tag or commit, of the Hub.
+
+        Raises:
+            UserError: as load, or a revision of what is not on the Hub.
+        """
+        if not is_hub(name) and not Path(name).exists() and str(name) != SHIPPED:
+            name = f"hf://{name}"
+        if revision is not None:
+            if not is_hub(name):
+                raise UserError(f"{name}: revision {revision}, but it is not on the Hub; leave the revision out")
+            name = f"{name}@{revision}"
+        return load(name, device, pool)
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Writes a model folder: config.json, model.safetensors, and a model card. Raises as export.save_folder."""
+        from unfused_fast.embedding.export import save_folder
+
+        save_folder(self, Path(folder), overwrite)
+
+    def push_to_hub(self, name: str, message: str | None = None, private: bool | None = None) -> str:
+        """Uploads the model folder to USER/NAME, or a branch of it, on the Hub, as one commit; returns its address.
+
+        Args:
+            name: USER/NAME, or USER/NAME@BRANCH, with hf:// before it or not.
+            private: of a new repository; None: as the account has it.
+
+        Raises:
+            UserError: as hub.push_folder.
+        """
+        from unfused_fast.embedding.export import push
+
+        return push(self, name if is_hub(name) else f"hf://{name}", message, private)
 
     @property
     def device(self) -> torch.device:
@@ -237,13 +278,13 @@ class Embedder(nn.Module):
 
 def load(run: str | Path, device: str = "auto", pool: Pool | None = None, features: str = "encoder") -> Embedder:
     """The encoder of a run directory of train pretrain, distill or finetune, or of a model folder that `export --hub`
-    wrote; "base" is the one in this package.
+    wrote, here or on the Hugging Face Hub (hf://USER/NAME, hf://USER/NAME@REVISION); "base" is the one in this package.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
         pool, features: see Embedder.
 
     Raises:
-        UserError: no such run or folder, damaged files, or no such device.
+        UserError: no such run, folder or model, damaged files, or no such device.
     """
-    return Embedder(load_encoder(Path(run), resolve_device(device)), pool, features)
+    return Embedder(load_encoder(run, resolve_device(device)), pool, features)

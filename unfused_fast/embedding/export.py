@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from unfused_fast.data import log_mel, unit_norm
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError, cause
+from unfused_fast.hub import hub_name, is_hub, push_folder
 from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
 from unfused_fast.shards.sets.shard_files import replace_file
@@ -79,26 +82,56 @@ class WaveformEncoder(nn.Module):
         return made
 
 
-def export_hub(run: Path, folder: Path, overwrite: bool = False, half: bool = False) -> dict[str, Any]:
-    """Writes a model folder, which embedder.load reads: config.json, model.safetensors and a model card.
+def export_hub(
+    run: str | Path, to: str, overwrite: bool = False, half: bool = False, private: bool | None = None
+) -> dict[str, Any]:
+    """Writes a model folder to the path `to`, or uploads it to hf://USER/NAME; with `half` weights are rounded to 16
+    bit (to_half). Returns values to print.
 
-    config.json contains no path of this machine. With `half` weights are rounded to 16 bit (to_half). Returns values to
-    print. Raises UserError: no run at the path, or the folder cannot be written.
+    Raises UserError: no run at the path, or as save_folder or push.
     """
-    embedder, place = load(run, device="cpu"), encoder_place(run)
-    recorded = read_description(place)
-    assert recorded is not None
+    embedder = load(run, device="cpu")
     if half:
         to_half(embedder.encoder)
+    if is_hub(to):
+        made = {"commit": push(embedder, to, None, private, half)}
+    else:
+        save_folder(embedder, Path(to), overwrite, half)
+        made = {}
+    return {"out": to, "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size, **made}
+
+
+def save_folder(
+    embedder: Embedder, folder: Path, overwrite: bool = False, half: bool = False, name: str | None = None
+) -> None:
+    """Writes a model folder, which embedder.load reads: config.json, model.safetensors and a model card.
+
+    config.json contains no path of this machine. `half`: weights that to_half has rounded, in 16 bit; `name`: where the
+    card says that the model is, unless that is the folder.
+
+    Raises UserError: what the encoder was loaded from is gone, or the folder cannot be written.
+    """
+    place = encoder_place(embedder.name)
+    recorded = read_description(place)
+    if recorded is None:
+        raise UserError(f"{embedder.name}: the encoder was loaded from there, and it is no longer there; load it again")
     if embedder.config.data.norm == "running":  # the final statistics, which only the checkpoint holds
         recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
-    card = model_card(embedder, recorded, read_result(place) or {}, folder.name)
+    card = model_card(embedder, recorded, read_result(place) or {}, name or folder.name)
     write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite, half)
-    return {"out": str(folder), "digest": embedder.digest, "embedding_size": embedder.scene_embedding_size}
+
+
+def push(embedder: Embedder, name: str, message: str | None, private: bool | None, half: bool = False) -> str:
+    """Uploads a model folder to hf://USER/NAME; returns the commit's address. Raises as save_folder and push_folder."""
+    wanted = hub_name(name)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "model"
+        save_folder(embedder, made, half=half, name=f"hf://{wanted.repository}")
+        return push_folder(made, name, message or f"Encoder {embedder.digest[:12]} by unfused-fast", private)
 
 
 def export_graph(
-    run: Path, out: Path, kind: Literal["onnx", "torch"], given: Input = "log-mel", overwrite: bool = False
+    run: str | Path, out: Path, kind: Literal["onnx", "torch"], given: Input = "log-mel", overwrite: bool = False
 ) -> dict[str, Any]:
     """Writes one graph with any B and any T (or samples), weights inside: ONNX, or what torch.export.load reads.
 
@@ -174,10 +207,11 @@ def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[
     measured = _numbers(result)
     return f"""---
 library_name: unfused-fast
-tags: [audio, self-supervised-learning, audio-embeddings]
+pipeline_tag: feature-extraction
+tags: [audio, self-supervised-learning, audio-embeddings]{_model_index(recorded["stage"], result, title)}
 ---
 
-# {title}
+# {title.removeprefix("hf://")}
 
 {origin}
 
@@ -196,10 +230,31 @@ tags: [audio, self-supervised-learning, audio-embeddings]
 ```python
 import unfused_fast
 
-encoder = unfused_fast.load("FOLDER")
+encoder = unfused_fast.load("{title if is_hub(title) else "FOLDER"}")
 embeddings = encoder.embed(waveform, sample_rate)  # (B, D)
 ```
 """
+
+
+def _model_index(stage: str, result: Mapping[str, Any], title: str) -> str:
+    """What the Hub shows beside a model: scores of a stage that has labels, in the card's metadata. Source: the Hub's
+    documentation, Model Cards, Evaluation Results.
+    """
+    if not isinstance(result.get("valid"), int | float):
+        return ""
+    metrics = [
+        {
+            "type": str(result.get("metric", "accuracy")).lower(),
+            "name": f"{result.get('metric')}, {split}",
+            "value": score,
+        }
+        for split in ("valid", "test")
+        if (score := result.get(split)) is not None
+    ]
+    task = {"type": "audio-classification", "name": f"labels of the set, train {stage}"}
+    data = {"type": str(result.get("task", "unknown")), "name": str(result.get("task", "unknown"))}
+    index = [{"name": title.rpartition("/")[2], "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
+    return "\nmodel-index: " + json.dumps(index)  # JSON is YAML
 
 
 def _table(left: str, rows: Mapping[str, Any]) -> str:

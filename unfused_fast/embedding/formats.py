@@ -1,4 +1,4 @@
-"""The rows of `embed` as npz, parquet or zarr.   N rows, D features, M files.
+"""The rows of `embed` as npz, parquet, zarr or CSV.   N rows, D features, M files.
 
 A row is a file, or with --frames a step of one.
 
@@ -6,6 +6,8 @@ npz       embeddings (N, D) float32; path (N,) text; seconds (N,) float64; about
 parquet   path, seconds, with --frames timestamp_ms, embedding (D float32); metadata `about`
 zarr      embeddings (N, D) float32; path (M,) text; seconds (M,) float64; with --frames first_row and rows (M,) int64,
           and timestamp_ms (N,) float32; attribute `about`
+csv       path, seconds, with --frames timestamp_ms, embedding_0 to embedding_{D-1}: the shortest numbers that are read
+          back as the same float32; no `about`
 
 `about` holds the digest of the encoder, pooling, layers, frames, sample rate, version.
 """
@@ -20,19 +22,21 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
 from unfused_fast.embedding.parts import DoneFile, EmbeddingParts
+from unfused_fast.endings import by_ending
 from unfused_fast.errors import UserError
 
-Format = Literal["npz", "parquet", "zarr"]
+Format = Literal["npz", "parquet", "zarr", "csv"]
 Centres = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """(n,) numbers of steps -> (n,) milliseconds."""
-FORMATS: tuple[Format, ...] = ("npz", "parquet", "zarr")
+FORMATS: dict[str, Format] = {".npz": "npz", ".parquet": "parquet", ".zarr": "zarr", ".csv": "csv"}
 ROWS = 1024
-"""Rows of npz and parquet that are written at once."""
+"""Rows of npz, parquet and CSV that are written at once."""
 CHUNK_BYTES = 8 * 2**20
 """Largest size in bytes of a zarr chunk of embeddings."""
 FILES = 16384
@@ -43,12 +47,12 @@ STEPS = 1 << 18
 
 def format_of(out: Path, frames: bool) -> Format:
     """The format by OUT's ending. Raises UserError for an unknown ending, and for frames in an npz."""
-    ending = out.suffix.removeprefix(".")
-    if ending not in FORMATS:
-        raise UserError(f"{out}: want a name that ends in .npz, .parquet or .zarr")
-    if frames and ending == "npz":
-        raise UserError(f"{out}: --frames gives many rows per file, which needs .zarr or .parquet; name one of these")
-    return next(known for known in FORMATS if known == ending)
+    kind = by_ending(out, FORMATS)
+    if frames and kind == "npz":
+        raise UserError(
+            f"{out}: --frames gives many rows per file, which needs .zarr, .parquet or .csv; name one of these"
+        )
+    return kind
 
 
 def write_result(parts: EmbeddingParts, kind: Format, about: Mapping[str, Any], centres: Centres | None) -> Path:
@@ -59,7 +63,7 @@ def write_result(parts: EmbeddingParts, kind: Format, about: Mapping[str, Any], 
     if kind == "npz":
         _write_npz(parts, files, made, about)
     else:
-        {"parquet": _write_parquet, "zarr": _write_zarr}[kind](parts, files, made, about, centres)
+        {"parquet": _write_parquet, "zarr": _write_zarr, "csv": _write_csv}[kind](parts, files, made, about, centres)
     return made
 
 
@@ -94,15 +98,36 @@ def _write_parquet(
     settings = {"compression": "zstd", "use_dictionary": ["path"], "write_statistics": plain}
     # the errors of a Python file object have an errno on a full disk
     with path.open("wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:
-        for embeddings, (owners, steps) in zip(parts.embeddings(ROWS), _steps_of(files, ROWS), strict=True):
-            columns: dict[str, Any] = {
-                "path": [owner.path for owner in owners],
-                "seconds": [owner.seconds for owner in owners],
-                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), parts.dim),
-            }
-            if centres is not None:
-                columns["timestamp_ms"] = np.asarray(centres(steps), np.float32)
-            writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema))
+        for embeddings, columns in _tables(parts, files, centres):
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), parts.dim)
+            writer.write_table(pa.table(columns, schema))
+
+
+def _write_csv(
+    parts: EmbeddingParts, files: list[DoneFile], path: Path, about: Mapping[str, Any], centres: Centres | None
+) -> None:
+    """RFC 4180, in UTF-8; what has a comma, a quote or a line end is in quotes."""
+    header = True
+    with path.open("wb") as file:
+        for embeddings, columns in _tables(parts, files, centres):
+            features = {f"embedding_{place}": values for place, values in enumerate(np.ascontiguousarray(embeddings.T))}
+            settings = pa_csv.WriteOptions(include_header=header, quoting_style="needed")
+            pa_csv.write_csv(pa.table({**columns, **features}), file, settings)
+            header = False
+
+
+def _tables(
+    parts: EmbeddingParts, files: list[DoneFile], centres: Centres | None
+) -> Iterator[tuple[NDArray[np.float32], dict[str, Any]]]:
+    """ROWS rows at a time: (n, D) float32, and the other columns."""
+    for embeddings, (owners, steps) in zip(parts.embeddings(ROWS), _steps_of(files, ROWS), strict=True):
+        columns: dict[str, Any] = {
+            "path": [owner.path for owner in owners],
+            "seconds": [owner.seconds for owner in owners],
+        }
+        if centres is not None:
+            columns["timestamp_ms"] = np.asarray(centres(steps), np.float32)
+        yield embeddings, columns
 
 
 def _write_zarr(

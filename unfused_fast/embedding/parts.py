@@ -223,7 +223,7 @@ def check_place(out: Path, overwrite: bool) -> None:
 
 def _is_zarr_of_ours(folder: Path) -> bool:
     try:
-        return folder.suffix == ".zarr" and "encoder" in read_json(folder / "zarr.json")["attributes"]["about"]
+        return folder.suffix.lower() == ".zarr" and "encoder" in read_json(folder / "zarr.json")["attributes"]["about"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

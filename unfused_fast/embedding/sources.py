@@ -17,6 +17,7 @@ from unfused_fast.shards.sets.table import MANIFEST, PART, ShardSet, open_shards
 from unfused_fast.shards.sources.listing import archive_named, is_audio
 from unfused_fast.shards.sources.location import ByteLocation, Kind, local_path, without_secrets
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.saved_sets import is_saved_set
 from unfused_fast.shards.sources.source_rows import source_rows
 
 
@@ -49,7 +50,7 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
         is_list = name.suffix.lower() == ".csv"
         if is_audio(name.name):  # any other URL may be a folder
             return [SourceRow(ByteLocation((where,)), in_unicode(title))]
-        if not is_list and archive_named(where) is None and _is_remote_set(where):
+        if not (is_list or is_saved_set(where) or archive_named(where)) and _is_remote_set(where):
             say(f"{title}: a shard set, which is read from a copy on this machine")
             return shard_set_rows(open_shards(local_set(given, on_message=say)))
     rows = source_rows(given)

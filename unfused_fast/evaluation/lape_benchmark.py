@@ -73,7 +73,7 @@ class LapePlan:
 
 def lape(
     data: Path,
-    teacher: Path,
+    teacher: str | Path,
     out: Path,
     tasks: Sequence[Task],
     plan: LapePlan,
@@ -118,7 +118,7 @@ def lape(
     return summary
 
 
-def _teacher(run: Path, plan: LapePlan, options: Options) -> PooledRun:
+def _teacher(run: str | Path, plan: LapePlan, options: Options) -> PooledRun:
     """A run and the model folder that was exported from it count as one teacher, unless its projection head is used."""
     teacher = load_encoder(run, options.device)
     assert teacher.network is not None  # only log-mel has none
@@ -129,7 +129,7 @@ def _teacher(run: Path, plan: LapePlan, options: Options) -> PooledRun:
         "encoder": encoder_digest(teacher.network),
         "projector": None if heads is None else encoder_digest(heads),
     }
-    return PooledRun(run, config_digest(made_of), {})
+    return PooledRun(Path(teacher.name), config_digest(made_of), {})
 
 
 def _run_task(

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -144,7 +143,7 @@ def measure(
     if config.eval.shuffle_labels:
         clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
     given = [(name, run, number) for name, runs in encoders.items() for number, run in enumerate(runs)]
-    loaded = ranks.every(lambda: {run: load_encoder(Path(run), device) for _, run, _ in given if run not in BASELINES})
+    loaded = ranks.every(lambda: {run: load_encoder(run, device) for _, run, _ in given if run not in BASELINES})
     report_test_in_training(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
     found, splits = list[Measured](), dict[str, Tensor]()

@@ -28,7 +28,16 @@ from unfused_fast.methods import Log, Passes, Trainable, batch_nt_xent
 from unfused_fast.models import DistillNetwork, DistillOutput, follower
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder, start_from
-from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size, train_clips, train_loader
+from unfused_fast.training import (
+    Options,
+    Run,
+    Trainer,
+    encoder_name,
+    precision,
+    resolve_batch_size,
+    train_clips,
+    train_loader,
+)
 
 PSEUDO_LABELS = "pseudo_labels.parquet"
 """File of a run with the pseudo-labels of the last clustering."""
@@ -54,7 +63,7 @@ def pseudo_classes(config: Config, shards: ShardSet) -> int:
 def pseudo_labels(
     config: Config,
     shards: ShardSet,
-    teacher: Path,
+    teacher: str | Path,
     device: torch.device,
     epoch: int = 0,
     previous: Tensor | None = None,
@@ -250,7 +259,7 @@ class Distillation(Trainable):
 
 
 def distill(
-    config: Config, shards: ShardSet, teacher: Path, out: Path, options: Options, given: Tensor | None = None
+    config: Config, shards: ShardSet, teacher: str | Path, out: Path, options: Options, given: Tensor | None = None
 ) -> dict[str, Any]:
     """Distils into run directory `out`, guided by the pre-training run `teacher`; returns result.json's content.
 
@@ -260,7 +269,9 @@ def distill(
 
     Raises UserError for errors that the user can fix, Interrupted after Ctrl-C (finished work is saved).
     """
-    clips, ranks, inputs = train_clips(shards), options.ranks, {"teacher": str(teacher)}
+    clips, ranks = train_clips(shards), options.ranks
+    teacher = ranks.first(lambda: encoder_name(teacher))
+    inputs = {"teacher": teacher}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:
             raise UserError(
@@ -313,5 +324,5 @@ def distill(
             f"{int(sizes.max())} clips, {counted(config.train.epochs, 'epoch')}, on {options.device} in "
             f"{precision(config, options.device)}{in_words(ranks)}"
         )
-        facts = {"encoder": config.model.encoder, "teacher": str(teacher), "clips": {"train": clips}, "k": k}
+        facts = {"encoder": config.model.encoder, "teacher": teacher, "clips": {"train": clips}, "k": k}
         return run.finish({**facts, **trainer.fit()})

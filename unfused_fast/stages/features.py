@@ -25,6 +25,7 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import (
     WEIGHTS,
     Options,
+    encoder_name,
     encoder_place,
     load_checkpoint,
     prepare_for,
@@ -89,12 +90,12 @@ def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor
     return torch.cat([mean, variance.sqrt()], dim=1)
 
 
-def load_encoder(run: Path, device: torch.device) -> FrozenEncoder:
+def load_encoder(run: str | Path, device: torch.device) -> FrozenEncoder:
     """The encoder (and the projection head, where there is one) of a finished pre-training or distillation run, that of
     the chosen epoch of a fine-tuning run, or the encoder of a model folder (training/model_folder.py); `base` is the
     package's.
     """
-    name, run = str(run), encoder_place(run)
+    name, run = encoder_name(run), encoder_place(run)
     recorded = read_description(run)
     if recorded is None:
         raise UserError(
@@ -149,7 +150,7 @@ def baseline_encoder(name: str, config: Config, device: torch.device) -> FrozenE
 
 def encoder_of(name: str, config: Config, device: torch.device) -> FrozenEncoder:
     """A baseline, or the encoder of a run or model folder, as load_encoder."""
-    return baseline_encoder(name, config, device) if name in BASELINES else load_encoder(Path(name), device)
+    return baseline_encoder(name, config, device) if name in BASELINES else load_encoder(name, device)
 
 
 @torch.no_grad()

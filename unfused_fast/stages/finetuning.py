@@ -32,7 +32,7 @@ from unfused_fast.stages.labels import LabelledClips, Rows
 from unfused_fast.stages.linear_heads import draw_confusion, head_losses
 from unfused_fast.stages.metrics import metric_of
 from unfused_fast.stages.protocol import Round, holdout_input, report_test_in_training, result_of, split_round
-from unfused_fast.training import Options, Run, Trainer, precision, resolve_batch_size
+from unfused_fast.training import Options, Run, Trainer, encoder_name, precision, resolve_batch_size
 
 
 class ScoredClips:
@@ -169,6 +169,7 @@ def finetune(
     if config.train.accumulate != 1:
         raise UserError("train.accumulate: train finetune does not split a batch; use a smaller --set train.batch_size")
     clips, part = split_round(config, shards, holdout)
+    encoder = options.ranks.first(lambda: encoder_name(encoder))
     report_test_in_training([encoder], shards, clips)
     frozen = encoder_of(encoder, config, options.device)
     config = config_of(config, frozen)

@@ -29,7 +29,7 @@ from unfused_fast.stages.features import encoder_of, eval_features
 from unfused_fast.stages.labels import LabelledClips, Rows
 from unfused_fast.stages.metrics import metric_of
 from unfused_fast.stages.protocol import Round, holdout_input, lacking, report_test_in_training, result_of, split_round
-from unfused_fast.training import Options, Profile, Run, draw, plot_confusions
+from unfused_fast.training import Options, Profile, Run, draw, encoder_name, plot_confusions
 
 
 def train_heads(
@@ -170,6 +170,7 @@ def linear(
     Args:
         holdout: share of the train recordings held out as test, for a set without a test split.
     """
+    encoder = options.ranks.first(lambda: encoder_name(encoder))
     with Run(out, "linear", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
         result = run.result() or _evaluated(run, config, shards, encoder, options, holdout)
         if options.ranks.leads:

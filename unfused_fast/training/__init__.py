@@ -9,6 +9,7 @@ from unfused_fast.training.loop import Trainer
 from unfused_fast.training.model_folder import (
     WEIGHTS,
     encoder_digest,
+    encoder_name,
     encoder_place,
     read_model_folder,
     to_half,
@@ -46,3 +47,4 @@ from unfused_fast.training.plots import (
 from unfused_fast.training.progress import Profile
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.run_record import config_digest, read_description, read_result, versions
+from unfused_fast.training.trackers import parse_trackers

@@ -21,20 +21,22 @@ from torch import Tensor, nn
 
 from unfused_fast.config import SHIPPED, Config, from_flat
 from unfused_fast.errors import UserError, cause, unreadable
+from unfused_fast.hub import FILES, hub_folder, is_hub, pinned
 from unfused_fast.models import AudioNTT, EfficientNetB0, build_encoder
 from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training.checkpoint import load_network, read_tensors, write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
-_FILES = {"config.json", WEIGHTS, "README.md"}
 
 
 def encoder_place(run: str | Path) -> Path:
-    """The folder of an encoder: of the package for `base`, else the path itself.
+    """The folder of an encoder: of the package for `base`, in the cache for hf://USER/NAME, else the path itself.
 
-    Raises UserError for `base` where the working directory has a run of that name too.
+    Raises UserError for `base` where the working directory has a run of that name too; and as hub.hub_folder.
     """
+    if is_hub(run):
+        return hub_folder(str(run))
     place = Path(run)
     if place != Path(SHIPPED):
         return place
@@ -44,6 +46,11 @@ def encoder_place(run: str | Path) -> Path:
             f"give {place.resolve()}, for the other start in another directory"
         )
     return Path(__file__).parents[1] / SHIPPED
+
+
+def encoder_name(run: str | Path) -> str:
+    """How records name an encoder: its path, or hf://USER/NAME with the commit. Raises as hub.hub_folder."""
+    return pinned(str(run)) if is_hub(run) else str(run)
 
 
 def to_half(network: nn.Module) -> None:
@@ -97,7 +104,7 @@ def write_model_folder(
         if place.exists() and not place.is_dir():
             raise UserError(f"{given if place == folder else place}: it is a file; choose another path")
         held = {path.name.removesuffix(".new") for path in place.iterdir()} if place.is_dir() else set[str]()
-        if others := sorted(held - _FILES):
+        if others := sorted(held - {*FILES}):
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             raise UserError(
                 f"{given if place == folder else place}: it holds more than a model folder's files ({shown}); move "

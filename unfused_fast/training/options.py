@@ -22,6 +22,7 @@ from unfused_fast.optional import missing_compiler
 from unfused_fast.shards.packing.workers import available_cores
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
+from unfused_fast.training.trackers import TrackerName
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -108,6 +109,8 @@ class Options:
     """See Profile in progress.py."""
     ranks: Ranks = ALONE
     """The processes that train together."""
+    log_to: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where the numbers of each epoch go, beside log.jsonl."""
     skip_bad: int = 0
     """Most clips that may be left out because they cannot be read or decoded."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from unfused_fast.console import console, progress_bar
+from unfused_fast.console import console, progress_bar, shows_bars
 
 WARM_UP, STEPS = 3, 10
 """Steps that are left out, and steps that are recorded. Ours: the first ones allocate, compile and fill caches."""
@@ -113,7 +113,7 @@ class PartTimer:
 
 
 class EpochProgress:
-    """A bar over the steps of all epochs on a terminal; elsewhere a line for about every tenth of the epochs."""
+    """A bar over the steps of all epochs where bars are drawn; elsewhere a line for about every tenth of the epochs."""
 
     def __init__(self, stage: str, epochs: int, steps: int, done: int) -> None:
         """`done` of epochs * steps steps were done before."""
@@ -135,5 +135,5 @@ class EpochProgress:
     def epoch(self, epoch: int, note: str) -> None:
         """Called after each epoch; `note` holds its numbers."""
         self._progress.update(self._task, note=note)
-        if not console.is_terminal and (epoch == self.epochs or epoch % max(1, math.ceil(self.epochs / 10)) == 0):
+        if not shows_bars() and (epoch == self.epochs or epoch % max(1, math.ceil(self.epochs / 10)) == 0):
             console.print(f"{self.stage} {epoch}/{self.epochs}  {note}")

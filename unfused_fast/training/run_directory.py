@@ -52,12 +52,11 @@ BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
 ON_FIRST = "bank."
 """Beginning of the names of a checkpoint's tensors that have the rows of all ranks: each rank gets its own later."""
 SAME_SIGNAL_SECONDS = 0.3
-"""Seconds within which a repeated signal counts as one: it may be sent to a process and also forwarded by its
-launcher."""
+"""Seconds within which a repeated signal counts as one: a launcher may forward what the process got too."""
 
 
 class Run:
-    """A run directory: config.json, log.jsonl, TensorBoard, checkpoints, result.json; and the signals that stop it.
+    """A run directory: config.json, log.jsonl, trackers, checkpoints, result.json; and the signals that stop it.
 
     As a context manager it releases the directory when the block ends. The signals end the block at once with
     Interrupted, except inside signals().
@@ -90,7 +89,7 @@ class Run:
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
         self._begun = time.perf_counter()
         self._seconds_before = 0.0
-        self._log = RunLog(out)
+        self._log = RunLog(out, options.log_to)
         self._unusable = list[Path]()
         self._continues = False
         try:
@@ -110,6 +109,7 @@ class Run:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._log.close()
         self._release()
         if isinstance(error, KeyboardInterrupt):
             done = "what was saved before is kept" if self.saved else "nothing is saved yet"
@@ -164,9 +164,7 @@ class Run:
             self._lock.release()
 
     def _compare(self, recorded: dict[str, Any], options: Options) -> bool:
-        """Whether the resumed run differs from the recorded one; differences are recorded. Raises UserError for
-        differences without --resume-anyway.
-        """
+        """Whether the resumed run differs; what differs is recorded. Raises UserError without --resume-anyway."""
         defaults = json.loads(json.dumps(flatten(Config())))  # of fields that the recorded run lacks, as in from_flat
         found = differences(self.out, {**recorded, "config": defaults | recorded["config"]}, self._description)
         if "method.name" in found:  # the state of one method is not another's
@@ -203,6 +201,7 @@ class Run:
             write_json(self.out / DESCRIPTION, self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
+        self._log.open(self._description)
 
     def _clear(self) -> None:
         """The description is deleted last, so that after a kill the rest is still recognised as a run."""
@@ -286,6 +285,7 @@ class Run:
             "run": str(self.out),
         }
         write_json(self.out / "result.json", result)
+        self._log.close(result)
         console.print(f"{self.stage}: wrote {self.out} ({result['seconds']:.1f} s)")
         return result
 
@@ -314,6 +314,7 @@ class Run:
             yield
         except BaseException:
             if self._ranks.leads and not self.saved and not self._log.path.exists():
+                self._log.close()  # first: trackers write into the directory
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)
             raise
         finally:

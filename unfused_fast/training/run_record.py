@@ -1,5 +1,5 @@
 """What a run directory records: config.json and its differences to a run that is to be resumed, result.json, and the
-numbers of each epoch in log.jsonl and for TensorBoard.
+numbers of each epoch in log.jsonl and for trackers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 import os
 import platform
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from unfused_fast.console import console
 from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import is_number, read_json
 from unfused_fast.shards.sets.shard_files import replace_file
+from unfused_fast.training.trackers import Tracker, TrackerName, numbers_in, open_tracker
 
 VERSIONED = ("torch", "numpy", "zarr", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 COMPARED_VERSIONS = ("unfused-fast", "torch")
@@ -137,14 +137,19 @@ def _compared(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RunLog:
-    """One line per epoch. Training continues where it cannot be written (full disk): the line is kept and written with
-    the next one.
+    """One line per epoch in log.jsonl, and the same numbers for each tracker. Training continues where one cannot be
+    written (full disk, no network): a line is kept and written with the next one.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.path = out, out / "log.jsonl"
-        self._board: Any = None
+    def __init__(self, out: Path, trackers: Sequence[TrackerName]) -> None:
+        self.out, self.path, self._names = out, out / "log.jsonl", trackers
+        self._trackers: list[Tracker] = []
         self._unwritten: list[str] = []
+
+    def open(self, description: Mapping[str, Any]) -> None:
+        """Begins or continues the run of each tracker. Raises UserError: see open_tracker."""
+        for name in self._names:
+            self._trackers.append(open_tracker(name, self.out, description))
 
     def append(self, epoch: int, values: dict[str, Any]) -> None:
         """Adds the numbers of an epoch."""
@@ -154,33 +159,26 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(self._unwritten)
             self._unwritten.clear()
-            self._append_to_board(epoch, values)
         except OSError as error:
-            if self._unwritten and self.path.exists():
+            if self.path.exists():
                 os.truncate(self.path, size)  # without half a line
-            self._board = None  # what follows half an event is not read; the next epoch starts another file
-            console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
+            self._say(error)
+        for tracker in self._trackers:
+            try:
+                tracker.write(epoch, numbers_in(values))
+            except OSError as error:
+                self._say(error)
 
-    def _append_to_board(self, epoch: int, values: dict[str, Any]) -> None:
-        """Ours, not SummaryWriter: its thread ends on a full disk."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
+    def close(self, result: Mapping[str, Any] | None = None) -> None:
+        """Ends the run of each tracker that is open: with its result, or as one that was stopped."""
+        while self._trackers:
+            try:
+                self._trackers.pop().end(result)
+            except OSError as error:
+                self._say(error)
 
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
-        events = [Event(step=epoch, summary=scalars)]
-        if self._board is None:
-            folder, now = self.out / "tensorboard", time.time_ns()
-            folder.mkdir(exist_ok=True)
-            self._board = RecordWriter((folder / f"events.out.tfevents.{now // 10**9}.{now}").open("wb"))
-            # what an earlier part of the run wrote of this epoch and later ones is left out
-            begin = Event(step=epoch, session_log=SessionLog(status=SessionLog.START))
-            events = [Event(file_version="brain.Event:2"), begin, *events]
-        for event in events:
-            event.wall_time = time.time()
-            self._board.write(event.SerializeToString())
-        self._board.flush()
+    def _say(self, error: OSError) -> None:
+        console.print(f"not logged, training continues: {self.out}: {cause(error)}", style="yellow")
 
     def drop_after(self, epoch: int) -> None:
         """Drops the lines of later epochs, and a truncated line."""

@@ -1,0 +1,142 @@
+"""Sets that the `datasets` library wrote: packed, they are the same bytes as the files that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Repository, hub_server
+from outcomes import Cli, refused
+
+from unfused_fast.shards.sets.table import ShardSet, open_shards
+from unfused_fast.shards.sources.row import SourceRow
+
+datasets = pytest.importorskip("datasets")
+CLASSES = ["low", "high", "noise"]
+
+
+@pytest.fixture
+def recordings(tone_rows: list[SourceRow]) -> list[Path]:
+    return [Path(str(row.path)) for row in tone_rows[:12]]
+
+
+def made(paths: Sequence[Path | None], **columns: list[Any]) -> Any:
+    """A Dataset whose recordings are inside it, as those of the Hub are."""
+    audio = [path and {"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    table = datasets.Dataset.from_dict({"audio": audio, **columns})
+    return table.cast_column("audio", datasets.Audio(decode=False)).cast_column("audio", datasets.Audio())
+
+
+def same(first: ShardSet, second: ShardSet) -> None:
+    assert first.manifest.digest == second.manifest.digest and first.clips.equals(second.clips)
+
+
+def packed(cli: Cli, *given: object) -> ShardSet:
+    done = cli("shard", *given, "--workers", 1)
+    assert done.code == 0, done.err
+    return open_shards(Path(str(given[1])))
+
+
+@pytest.mark.parametrize("kind", ["save_to_disk", "parquet"])
+def test_splits_and_classes(
+    cli: Cli, recordings: list[Path], pack_rows: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    numbers = [place % 3 for place in range(9)]
+    classes = datasets.ClassLabel(names=CLASSES)
+    train = made(recordings[:9], label=numbers, speaker=[f"s{place // 3}" for place in range(9)])
+    parts = {"train": train.cast_column("label", classes)}
+    parts["validation"] = made(recordings[9:], label=[-1, 0, 1], speaker=["t", "t", "u"]).cast_column("label", classes)
+    folder = tmp_path / "saved"
+    if kind == "parquet":
+        (folder / "data").mkdir(parents=True)
+        for name, part in parts.items():
+            part.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    else:
+        datasets.DatasetDict(parts).save_to_disk(folder, num_shards={"train": 2, "validation": 1})
+    found = packed(cli, folder, tmp_path / "found", "--option", "group=speaker")
+    labels = [*(CLASSES[number] for number in numbers), None, "low", "high"]
+    groups = [*(f"s{place // 3}" for place in range(9)), "t", "t", "u"]
+    splits = ["train"] * 9 + ["valid"] * 3
+    rows = [
+        SourceRow(path, f"{split}/{path.name}", label, split, group)
+        for path, label, split, group in zip(recordings, labels, splits, groups, strict=True)
+    ]
+    same(found, open_shards(pack_rows(rows, tmp_path / "wanted")))
+
+
+def test_lists_of_classes_folds_and_recordings_that_are_not_there(
+    cli: Cli, recordings: list[Path], tmp_path: Path
+) -> None:
+    tags, folds = [[0, 2], [], [1], [1, 1], [0]], [1, 2, 1, 2, 3]
+    table = made([*recordings[:4], None], tags=tags, fold=folds, text=["a", "b", "c", "d", "e"])
+    table = table.cast_column("tags", datasets.List(datasets.ClassLabel(names=CLASSES)))
+    table.save_to_disk(tmp_path / "saved")
+    done = cli("shard", tmp_path / "saved", tmp_path / "found", "--workers", 1)
+    assert done.code == 0 and "labels are those of column tags" in done.err and "not read: text" in done.err, done.err
+    clips = open_shards(tmp_path / "found").clips.to_pylist()
+    names = open_shards(tmp_path / "found").manifest.label_names
+    labels = {clip["source"].split("/")[1]: {names[label] for label in clip["labels"] or ()} for clip in clips}
+    wanted = [{"low", "noise"}, set(), {"high"}, {"high"}]
+    assert labels == {path.name: row for path, row in zip(recordings, wanted, strict=False)}
+    assert {clip["source"].split("/")[1]: clip["fold"] for clip in clips} == {
+        path.name: fold for path, fold in zip(recordings, (1, 2, 1, 2), strict=False)
+    }
+    assert "has no recording" in (tmp_path / "found" / "rejected.csv").read_text()
+
+
+def test_embed_reads_it_too(cli: Cli, recordings: list[Path], pretrained: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    made(recordings[:3]).save_to_disk(tmp_path / "saved")
+    tables = []
+    for given in ([tmp_path / "saved"], recordings[:3]):
+        out = tmp_path / f"{len(tables)}.npz"
+        done = cli("embed", *given, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
+        assert done.code == 0, done.err
+        tables.append(np.load(out)["embeddings"])
+    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["saved", "--option", "speed=2"], ["--option speed", "audio, label, group, config"]),
+        (["saved", "--option", "label=genre"], ["--option label=genre", "it has audio, label, mood"]),
+        (["saved", "--labels-from-folders"], ["a data set has labels of its own", "--option label=NAME"]),
+        (["plain"], ["one column has to be of audio, and there is none", "columns: a"]),
+        (["hf://spaces/me"], ["want hf://datasets/NAME"]),
+    ],
+)
+def test_what_is_refused(cli: Cli, recordings: list[Path], tmp_path: Path, given: list[str], says: list[str]) -> None:
+    made(recordings[:2], label=["a", "b"], mood=[1, 2]).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "plain")
+    place = given[0] if "://" in given[0] else tmp_path / given[0]
+    refused(cli("shard", place, tmp_path / "out", *given[1:]), *says)
+
+
+def test_a_set_of_the_hub(cli: Cli, cli_process: Callable[..., Any], recordings: list[Path], tmp_path: Path) -> None:
+    """At a commit, and once more from the cache without a network."""
+    table = made(recordings[:6], label=[0, 1, 2, 0, 1, 2]).cast_column("label", datasets.ClassLabel(names=CLASSES))
+    (tmp_path / "saved").mkdir()
+    table.to_parquet(tmp_path / "saved" / "train.parquet")
+    wanted = packed(cli, tmp_path / "saved", tmp_path / "wanted")
+    with hub_server() as hub:
+        repository = hub.repositories["datasets/me/tones"] = Repository()
+        name = "data/train-00000-of-00001.parquet"
+        commit = repository.commit("main", {name: (tmp_path / "saved" / "train.parquet").read_bytes()})
+        repository.commit("main", {name: b"what main has now"})
+        variables = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+        def shard(source: str, out: Path, **more: str) -> tuple[int, str]:
+            process = cli_process("shard", source, out, "--workers", 1, **variables, **more)
+            _, err = process.communicate(timeout=300)
+            return process.returncode, err
+
+        for out, more in (("online", {}), ("offline", {"HF_HUB_OFFLINE": "1"})):
+            code, err = shard(f"hf://datasets/me/tones@{commit}", tmp_path / out, **more)
+            assert code == 0, err
+            same(open_shards(tmp_path / out), wanted)
+        code, err = shard("hf://datasets/me/none", tmp_path / "none")
+        assert code == 1 and "hf://datasets/me/none: `datasets` cannot read it: " in err and "me/none" in err, err
