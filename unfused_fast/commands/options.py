@@ -129,7 +129,7 @@ def stage_config(
     Raises:
         UserError: what `pairs`, `read_settings`, `preset` or `with_values` refuse, a file of another stage or method.
     """
-    from unfused_fast.config import chosen_methods, preset, read_settings, with_values
+    from unfused_fast.config import preset, read_settings, with_values
 
     flags |= {"train.seed": seed, "eval.epochs" if stage == "linear" else "train.epochs": epochs}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -147,7 +147,7 @@ def stage_config(
                 f"--config {found.path}: settings of method {found.method}, but this is {method}; leave method.name "
                 "out of the file, or take the same"
             )
-        (method,) = chosen_methods(found.method)
+        method = found.method
     trained: MethodName = method or ("decar-v1" if preset_name == "decar-v1" else "decar-v2")
     if stage != "pretrain":
         settings = read_by(settings, "decar-v2", [trained])  # by whose name the other stages go

@@ -78,6 +78,8 @@ def _of_type(value: Any, wanted: Any) -> Any:
         return tuple(_of_type(item, kind) for item, kind in zip(items, kinds, strict=True))
     if wanted is bool:
         return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+    if isinstance(value, bool) or (wanted is str and not isinstance(value, str)):  # bool is a kind of int
+        raise ValueError
     number = wanted(value)
     if (wanted is int and isinstance(value, float) and number != value) or (wanted is float and not isfinite(number)):
         raise ValueError

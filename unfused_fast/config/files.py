@@ -6,8 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unfused_fast.config.bounds import parse
+from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import Stage, chosen_fields
 from unfused_fast.errors import UserError, cause
+
+DEEPEST = 2
+"""Dots in the name of a field: `aug.mixup.ratio`."""
 
 
 class FileSettings(NamedTuple):
@@ -16,7 +21,7 @@ class FileSettings(NamedTuple):
     path: Path
     stage: Stage | None
     """The stage that it is of; None: of each."""
-    method: str | None
+    method: MethodName | None
     """`method.name`."""
     values: dict[str, Any]
     """Dotted name -> value, of the other fields."""
@@ -53,15 +58,18 @@ def read_settings(path: Path) -> FileSettings:
     try:
         if sections := [name for name in values if chosen_fields([name]) != {name}]:
             raise UserError(f"{sections[0]}: that is a section; indent its fields below it")
+        method = values.pop("method.name", None)
+        if method is not None:
+            method = parse(method, MethodName, "method.name")
     except UserError as error:
         raise UserError(f"--config {path}: {error}") from error
-    method = values.pop("method.name", None)
-    return FileSettings(path, stage, None if method is None else str(method), values)
+    return FileSettings(path, stage, method, values)
 
 
 def _leaves(found: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and what is below them; no deeper than a field, since YAML can have a section within itself."""
     for name, value in found.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and prefix.count(".") < DEEPEST:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
