@@ -291,7 +291,7 @@ def test_f_sd_begins_at_the_teachers_weights(
         assert torch.allclose(found, teacher.state_dict()[weight], atol=1e-5) is same
     for field, theirs, own in (
         ("model.dim", 32, 64),
-        ("data.norm", "dataset", "running"),
+        ("data.norm", "dataset", "wave_l2"),
         ("frontend.fmin_hz", 60.0, 0.0),
     ):
         other = [*flags, "--set", "distill.init=teacher", "--set", f"{field}={own}"]

@@ -137,9 +137,10 @@ def test_what_is_not_there_is_said_first(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["sftp://nowhere", f"{__file__}/runs"])
 def test_a_tracker_that_cannot_begin_ends_the_command(
-    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sftp://nowhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
     done = cli("train", "pretrain", tones, "--out", tmp_path / "run", "--epochs", 1, *tiny, "--log-to", "mlflow")
     refused(done, "--log-to mlflow: cannot begin", "MLFLOW_TRACKING_URI")

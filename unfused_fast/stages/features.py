@@ -316,8 +316,9 @@ def refuse_other_encoder(config: Config, teacher: Config, name: str) -> None:
             {(key, tensor.shape) for key, tensor in build_encoder(of).state_dict().items()} for of in (config, teacher)
         )
     before, wanted = flatten(config), flatten(teacher)
-    fields = [field for field in wanted if field.startswith("frontend.") or field == "data.norm"]
-    fields += SIZES if own != theirs else ()
+    fields = [field for field in wanted if field.startswith("frontend.")] + [*(SIZES if own != theirs else ())]
+    if not {config.data.norm, teacher.data.norm} <= {"dataset", "running"}:  # which bring log-mels to one scale
+        fields.append("data.norm")
     if other := [field for field in fields if before[field] != wanted[field]]:
         settings = " ".join(f"--set {field}={wanted[field]}" for field in other)
         raise UserError(

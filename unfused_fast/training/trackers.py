@@ -160,7 +160,7 @@ class MLflow:
             else:
                 self._id = known
                 self._client.update_run(known, status="RUNNING")
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             raise UserError(
                 f"--log-to mlflow: cannot begin ({_first_line(error)}); check MLFLOW_TRACKING_URI, or leave it out"
             ) from error
