@@ -142,3 +142,27 @@ def test_damage_is_named(pool: RunPool, tmp_path: Path) -> None:
     (tmp_path / "scores/a-0.json").write_text('{"valid": 0.5}')
     with pytest.raises(UserError, match=r"a-0.json: cannot be read .*give the command that wrote it again"):
         write_runs(pool.directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (".json", "{}"),
+        (".json", '{"stage": "pretrain", "config": {}}'),
+        (".json", '{"stage": "pretrain", "config": null}'),
+        (".json", '{"stage": "pretrain", "config": {"train.seed": 0}, "clips": "many"}'),
+        ("/log.jsonl", '{"loss": 1}'),
+        ("/log.jsonl", '{"epoch": "first", "epoch_seconds": 1}'),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path: Path, name: str, text: str) -> None:
+    run = tmp_path / "runs" / "pretrain-0"
+    run.mkdir(parents=True)
+    whole = '{"stage": "pretrain", "config": {"train.seed": 0, "method.name": "byol"}, "clips": 3}'
+    run.with_name("pretrain-0.json").write_text(whole)
+    (run / "log.jsonl").write_bytes(b'{"epoch": 1, "epoch_seconds": 2}\n[1]\n{"epoch": 2, "ep\xff')
+    (row,) = write_runs(run.parent)
+    assert (row["method"], row["epoch"], row["clips_seen"], row["seconds"]) == ("byol", 1, 3, 2.0)
+    Path(f"{run}{name}").write_text(text)
+    with pytest.raises(UserError, match=r"pretrain-0: cannot be read .*delete it and pretrain-0.json to run it again"):
+        write_runs(run.parent)

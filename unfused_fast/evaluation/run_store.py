@@ -145,7 +145,7 @@ class Scored:
 def _rows(pool: Path) -> Iterator[dict[str, Any]]:
     paths = {path for path in pool.glob("*-*/") if (path / "config.json").is_file()}
     paths |= {path.with_suffix("") for path in pool.glob("*-*.json")}
-    runs = {path.name: _Run(path) for path in sorted(paths)}
+    runs = {path.name: _run_of(path) for path in sorted(paths)}
     names = {run.digest: name for name, run in runs.items() if run.digest is not None}
     scores = defaultdict[str, list[Scored]](list)
     for one in (*_score_files(pool.parent), *_evaluations(pool.parent), *_linear_runs(runs, names)):
@@ -179,6 +179,16 @@ def _scored(row: Mapping[str, Any], scores: Sequence[Scored]) -> Iterator[dict[s
             yield {**row, **facts, "split": split, "score": score}
 
 
+def _run_of(path: Path) -> _Run:
+    """Raises UserError where the files of a run do not say what its rows need."""
+    try:
+        run = _Run(path)
+        _ = run.facts(), run.progress(None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unreadable(path, error, f"delete it and {record_of(path).name} to run it again") from error
+    return run
+
+
 class _Run:
     """What a pool's directory and record say of a run."""
 
@@ -194,7 +204,8 @@ class _Run:
         self._made = made
         self._lines = [line for line in map(_line, _log(path)) if line is not None]
         clips = made.get("clips")
-        self._clips = self.result["clips"].get("train") if clips is None and self.result is not None else clips
+        clips = self.result["clips"].get("train") if clips is None and self.result is not None else clips
+        self._clips = None if clips is None else int(clips)
 
     def facts(self) -> dict[str, Any]:
         """Columns that are the same for all of its scores."""
@@ -253,7 +264,11 @@ def _score_files(out: Path) -> Iterator[Scored]:
 def _evaluations(out: Path) -> Iterator[Scored]:
     for path in sorted(out.glob("tasks/*/*/evaluation.json")):
         result = finished(path.parent, path.name) or {}
-        for row in (row for row in result["rows"] if len(row["runs"]) == 1):
+        try:
+            rows = [row for row in result["rows"] if len(row["runs"]) == 1]
+        except (KeyError, TypeError) as error:
+            raise unreadable(path, error, f"delete {path.parent} to run it again") from error
+        for row in rows:
             few = {} if row["label_fraction"] == 1 else {"eval.label_fraction": row["label_fraction"]}
             yield Scored(
                 encoder=Path(row["runs"][0]["run"]).name,
@@ -294,7 +309,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _log(run: Path) -> list[str]:
     path = run / "log.jsonl"
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def _line(text: str) -> dict[str, Any] | None:
