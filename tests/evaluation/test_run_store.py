@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from recipes import trained
 
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
@@ -140,5 +141,10 @@ def test_damage_is_named(pool: RunPool, tmp_path: Path) -> None:
         read_runs([tmp_path])
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores/a-0.json").write_text('{"valid": 0.5}')
-    with pytest.raises(UserError, match=r"a-0.json: cannot be read .*give the command that wrote it again"):
-        write_runs(pool.directory)
+    (tmp_path / "tasks/tones/random-0").mkdir(parents=True)
+    (tmp_path / "tasks/tones/random-0/evaluation.json").write_text("{}")
+    rows = write_runs(pool.directory)
+    assert [row["run"] for row in rows] == ["scores/a-0.json", "tasks/tones/random-0/evaluation.json"]
+    for row in rows:
+        assert row["state"] == "damaged" and f"{tmp_path / row['run']}: cannot be read" in row["reason"]
+    assert trained(rows) == []
