@@ -117,7 +117,7 @@ def trained(rows: Rows) -> list[Trained]:
     """The rows of runs.parquet as recipes; linear heads by themselves are none."""
     groups = defaultdict[tuple[Any, ...], list[Mapping[str, Any]]](list)
     for row in rows:
-        if row["stage"] == "linear":
+        if row["stage"] == "linear" or row["state"] == "damaged":
             continue
         config = json.loads(row["config"])
         width, epochs = config.get("model.channels", PAPER_WIDTH), config.get("train.epochs", PAPER_EPOCHS)

@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
     rows = read_runs(given.folders)
+    for row in (row for row in rows if row["state"] == "damaged"):
+        console.print(f"left out: {row['reason']}", style="yellow")
     if not any(row["score"] is not None for row in rows):
         raise UserError(
             f"{', '.join(map(str, given.folders))}: no run is evaluated yet; wait for corpus.py or search.py"

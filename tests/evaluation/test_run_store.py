@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from recipes import trained
 
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
@@ -140,8 +141,13 @@ def test_damage_is_named(pool: RunPool, tmp_path: Path) -> None:
         read_runs([tmp_path])
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores/a-0.json").write_text('{"valid": 0.5}')
-    with pytest.raises(UserError, match=r"a-0.json: cannot be read .*give the command that wrote it again"):
-        write_runs(pool.directory)
+    (tmp_path / "tasks/tones/random-0").mkdir(parents=True)
+    (tmp_path / "tasks/tones/random-0/evaluation.json").write_text("{}")
+    rows = write_runs(pool.directory)
+    assert [row["run"] for row in rows] == ["scores/a-0.json", "tasks/tones/random-0/evaluation.json"]
+    for row in rows:
+        assert row["state"] == "damaged" and f"{tmp_path / row['run']}: cannot be read" in row["reason"]
+    assert trained(rows) == []
 
 
 @pytest.mark.parametrize(
@@ -164,5 +170,6 @@ def test_a_damaged_run_is_named(tmp_path: Path, name: str, text: str) -> None:
     (row,) = write_runs(run.parent)
     assert (row["method"], row["epoch"], row["clips_seen"], row["seconds"]) == ("byol", 1, 3, 2.0)
     Path(f"{run}{name}").write_text(text)
-    with pytest.raises(UserError, match=r"pretrain-0: cannot be read .*delete it and pretrain-0.json to run it again"):
-        write_runs(run.parent)
+    (row,) = write_runs(run.parent)
+    assert (row["run"], row["state"]) == ("pretrain-0", "damaged")
+    assert "delete it and pretrain-0.json to run it again" in row["reason"]

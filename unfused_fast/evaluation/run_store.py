@@ -65,7 +65,8 @@ SCHEMA = pa.schema(
 """`run`: name of its directory, or a baseline. `method`: of stage 1. `teacher`: the run that stage 2 began from.
 `config`, `heads`: JSON of the fields in which the run, or the heads of its evaluation, differ from `recommended`, but
 for the seed. `clips_seen`, `seconds`: up to `epoch`, without the start. `score`: a share of 1. `head`: linear or knn.
-`log`: JSON of the last line of log.jsonl. `state`: done, failed, pruned or unfinished. `file`: where the score is.
+`log`: JSON of the last line of log.jsonl. `state`: done, failed, pruned, unfinished, or damaged, where a file cannot be
+read. `file`: where the score is.
 """
 
 
@@ -75,8 +76,8 @@ def store_path(pool: Path) -> Path:
 
 
 def write_runs(pool: Path) -> list[dict[str, Any]]:
-    """Makes the parquet of a pool, and returns its rows. Several processes may do so at once. Raises UserError for
-    files that are damaged, or where it cannot be written.
+    """Makes the parquet of a pool, and returns its rows. Several processes may do so at once. Raises UserError
+    where it cannot be written; a damaged file is a row with the reason.
 
     Left out are scores of encoders that are not in the pool, and means over several runs, as of `lape`.
     """
@@ -145,11 +146,25 @@ class Scored:
 def _rows(pool: Path) -> Iterator[dict[str, Any]]:
     paths = {path for path in pool.glob("*-*/") if (path / "config.json").is_file()}
     paths |= {path.with_suffix("") for path in pool.glob("*-*.json")}
-    runs = {path.name: _run_of(path) for path in sorted(paths)}
+    runs, damaged = dict[str, _Run](), list[dict[str, Any]]()
+    for path in sorted(paths):
+        try:
+            runs[path.name] = _run_of(path)
+        except UserError as error:
+            damaged.append({"run": path.name, "state": "damaged", "reason": str(error)})
     names = {run.digest: name for name, run in runs.items() if run.digest is not None}
     scores = defaultdict[str, list[Scored]](list)
-    for one in (*_score_files(pool.parent), *_evaluations(pool.parent), *_linear_runs(runs, names)):
+    for read, pattern in ((_score_file, "scores/*.json"), (_evaluation, "tasks/*/*/evaluation.json")):
+        for file in sorted(pool.parent.glob(pattern)):
+            place = file.relative_to(pool.parent)
+            try:
+                for one in read(file, place):
+                    scores[one.encoder].append(one)
+            except UserError as error:
+                damaged.append({"run": str(place), "file": str(place), "state": "damaged", "reason": str(error)})
+    for one in _linear_runs(runs, names):
         scores[one.encoder].append(one)
+    yield from damaged
     for name, run in runs.items():
         if run.stage == "linear" and run.result is not None:
             continue  # its scores are those of its encoder
@@ -241,46 +256,40 @@ class _Run:
         return {"epoch": done, "clips_seen": None if self._clips is None else done * self._clips, "seconds": seconds}
 
 
-def _score_files(out: Path) -> Iterator[Scored]:
-    for path in sorted(out.glob("scores/*.json")):
-        found = read_object(path)
-        try:
-            yield Scored(
-                encoder=found["encoder"],
-                task=found["task"],
-                seed=found["seed"],
-                head=found["head"],
-                settings=found["settings"],
-                metric=found["metric"],
-                scores={split: float(found[split]) for split in SPLITS if split in found},
-                epoch=found["epoch"],
-                file=path.relative_to(out),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            advice = "give the command that wrote it again, or delete it"
-            raise unreadable(path, error, advice) from error
+def _score_file(path: Path, name: Path) -> list[Scored]:
+    found = read_object(path)
+    try:
+        scored = Scored(
+            encoder=found["encoder"],
+            task=found["task"],
+            seed=found["seed"],
+            head=found["head"],
+            settings=found["settings"],
+            metric=found["metric"],
+            scores={split: float(found[split]) for split in SPLITS if split in found},
+            epoch=found["epoch"],
+            file=name,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise unreadable(path, error, "give the command that wrote it again, or delete it") from error
+    return [scored]
 
 
-def _evaluations(out: Path) -> Iterator[Scored]:
-    for path in sorted(out.glob("tasks/*/*/evaluation.json")):
-        result = finished(path.parent, path.name) or {}
-        try:
-            rows = [row for row in result["rows"] if len(row["runs"]) == 1]
-        except (KeyError, TypeError) as error:
-            raise unreadable(path, error, f"delete {path.parent} to run it again") from error
-        for row in rows:
-            few = {} if row["label_fraction"] == 1 else {"eval.label_fraction": row["label_fraction"]}
-            yield Scored(
-                encoder=Path(row["runs"][0]["run"]).name,
-                task=result["task"],
-                seed=row["runs"][0]["seed"],
-                head=row["method"],
-                settings={**result.get("settings", {}), **few},
-                metric=row["metric"],
-                scores={split: row[split] for split in SPLITS},
-                epoch=None,
-                file=path.relative_to(out),
-            )
+def _evaluation(path: Path, name: Path) -> Iterator[Scored]:
+    result = finished(path.parent, path.name) or {}
+    for row in (row for row in result["rows"] if len(row["runs"]) == 1):
+        few = {} if row["label_fraction"] == 1 else {"eval.label_fraction": row["label_fraction"]}
+        yield Scored(
+            encoder=Path(row["runs"][0]["run"]).name,
+            task=result["task"],
+            seed=row["runs"][0]["seed"],
+            head=row["method"],
+            settings={**result.get("settings", {}), **few},
+            metric=row["metric"],
+            scores={split: row[split] for split in SPLITS},
+            epoch=None,
+            file=name,
+        )
 
 
 def _linear_runs(runs: Mapping[str, _Run], names: Mapping[str, str]) -> Iterator[Scored]:
