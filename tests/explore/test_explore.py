@@ -247,7 +247,11 @@ def test_moments_are_found_in_a_long_recording(
     hits = json.loads(cli(*given, "--frames", "--json").out)["hits"]
     assert sorted(hit["seconds"] for hit in hits[:2]) == pytest.approx([4.0, 21.6], abs=0.1)
     assert all(hit["path"].endswith("long.wav") for hit in hits[:2]) and hits[1]["cosine"] > hits[2]["cosine"]
-    assert "long.wav" in cli(*given, "--frames").out
+    told = cli(*given, "--frames").out
+    assert "long.wav" in told and "clips of longer recordings" not in told
+    assert cli("shard", tmp_path / "field", tmp_path / "set").code == 0  # long.wav is cut
+    of_set = cli("similar", tmp_path / "set", *given[2:])
+    assert of_set.code == 0 and "search the recording itself" in of_set.out
     monkeypatch.setattr(similar, "STEPS", 7)  # blocks of any size give the same
     assert json.loads(cli(*given, "--frames", "--json").out)["hits"] == hits
 

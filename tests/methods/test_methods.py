@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from host_waits import Recorded
-from method_kinds import KINDS, PARTS, flags, sets
+from method_kinds import DECARS, KINDS, PARTS, flags, sets
 from rank_jobs import run_jobs
 from safetensors.torch import load_file
 from same_runs import log_of
@@ -76,6 +76,14 @@ def test_the_run_serves_later_commands(
     assert np.load(tmp_path / "one.npz")["embeddings"].shape == (1, 32)
     done = cli("clusters", run)
     assert done.code == 1 and "give a run of train pretrain by decar-v2 or decar-v1" in done.error
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *DECARS])
+def test_a_last_batch_of_one_clip(cli: Cli, tones: Path, tiny_any: list[str], tmp_path: Path, kind: str) -> None:
+    """60 clips in batches of 59: BatchNorm has no deviation of one clip."""
+    more = [word.replace("queue=40", "queue=59") for word in [*flags(kind), *sets("train.batch_size=59")]]
+    done = cli("train", "pretrain", tones, "--out", tmp_path / "run", "--epochs", 1, *tiny_any, *more)
+    assert done.code == 0, done.err
 
 
 def test_two_ranks_train_as_one(tones: Path, tiny_any: list[str], tmp_path: Path) -> None:

@@ -109,7 +109,11 @@ def embed(
     sentences = [
         f"{out}: {files}, {made} of {facts['embedding_size']} features, {facts['files_per_second']:g} files/s",
         *(f"  rejected {count}: {reason}" for reason, count in facts["rejected"].items()),
-        *([f"  each one is named in {rejected_path(out)}"] if facts["rejected"] else []),
+        *(
+            [f"  each one is named, with the reason and any remedy, in {rejected_path(out)}"]
+            if facts["rejected"]
+            else []
+        ),
     ]
     show(facts, as_json, [], sentences)
 

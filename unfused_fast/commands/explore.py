@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,11 @@ from unfused_fast.commands.options import refuse_several
 from unfused_fast.commands.output import bar, next_command, open_set, show
 from unfused_fast.errors import escaped
 from unfused_fast.shards.packing.workers import start_server
+
+PIECES = (
+    "some hits are clips of longer recordings, and their seconds count from where the clip begins; for seconds of the "
+    "recording, search the recording itself instead of its shard set: unfused-fast similar RECORDING --frames ..."
+)
 
 Encoder = Annotated[str, typer.Option(help=f"{TRAINED}.", show_default=False)]
 
@@ -137,4 +143,6 @@ def similar(
         for one in found
     ]
     table = escaped(f"like {query}"), ("path", "label", "at second", "cosine"), lines
-    show({"query": str(query), "hits": found}, as_json, [table])
+    sources = Counter(row.source for row in rows)
+    cut = any(sources[one["path"]] > 1 for one in found)
+    show({"query": str(query), "hits": found}, as_json, [table], [PIECES] if cut else [])

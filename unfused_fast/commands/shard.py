@@ -244,7 +244,7 @@ def _print_packed(packed: PackResult, out: str, as_json: bool, part: str | None 
             typer.echo("  no shard is in this part: there are more parts than shards, or none of its files is usable")
         typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
     elif packed.rejected:
-        typer.echo(f"  each one is named in {out.rstrip('/')}/rejected.csv")
+        typer.echo(f"  each one is named, with the reason and any remedy, in {out.rstrip('/')}/rejected.csv")
 
 
 def _found(

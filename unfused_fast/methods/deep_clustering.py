@@ -135,8 +135,16 @@ class DeepClustering(Method):
         self.refilling = True
         with self.part("bank pass"):
             for clip_ids, view in passes(self.filled_by_training):
-                self._write_bank(clip_ids, view)
+                if self.network.training and self._normalises_one():
+                    self.partial_batch(clip_ids, view)
+                else:
+                    self._write_bank(clip_ids, view)
         self._check_cover()
+
+    def _normalises_one(self) -> bool:
+        """Whether BatchNorm would see one clip of the current batch, which has no deviation; the same on all ranks."""
+        sizes = self.ranks.sizes
+        return (sum(sizes) if self.config.model.sync_bn else min(filter(None, sizes), default=0)) == 1
 
     def _check_cover(self) -> None:
         self.bank.fill_left_out()
