@@ -24,7 +24,13 @@ ON_GPUS = {
     "triton": ("faster clustering and views", ("triton",)),
 }
 """Module -> its purpose, and the distributions that bring it."""
-MODULES = {"scikit-learn": "sklearn", "DALI": "nvidia.dali", "umap-learn": "umap", "pillow": "PIL"}
+MODULES = {
+    "scikit-learn": "sklearn",
+    "DALI": "nvidia.dali",
+    "umap-learn": "umap",
+    "pillow": "PIL",
+    "mlflow-skinny": "mlflow",
+}
 """Name in the report -> its module, where that is another."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525
 """CUDA version that the extras need at least, and the driver that supports it. Source: NVIDIA, CUDA compatibility."""
@@ -33,6 +39,10 @@ NEEDED_FOR = {
     "remote": "sources and shards behind URLs",
     "export": "export --onnx",
     "explore": "the map of explore",
+    "hub": "encoders and data sets of the Hugging Face Hub",
+    "wandb": "--log-to wandb",
+    "mlflow": "--log-to mlflow",
+    "search": "benchmarks/search.py",
 }
 """Extras that bring a way to work, whatever the device."""
 
