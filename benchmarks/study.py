@@ -63,7 +63,6 @@ QUICK = DemoSize(seeds=1, epochs=1, width=4, clusters=8)
 QUICK_VALUES = {
     "eval.epochs": 5,
     "pseudo.n_init": 1,
-    "cluster.pca_dim": 8,
     "cluster.iterations": 2,
     "data.crop_seconds": 0.95,
 }

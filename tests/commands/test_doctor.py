@@ -31,6 +31,7 @@ def test_every_requirement_of_the_project_is_looked_for(cli: Cli) -> None:
     found = {line["name"]: line for line in json.loads(cli("doctor", "--json").out)}
     assert names(PROJECT["dependencies"]) <= found.keys()
     assert "indexed_gzip" in found
+    assert all(found[name]["works"] for name in names(PROJECT["dependencies"])), found
     extras = PROJECT["optional-dependencies"]
     ways = extras.keys() - {"cpu", "cuda12", "cuda13", "dev"}
     optional = set[str]().union(*(names(extras[way]) for way in ways))

@@ -60,7 +60,9 @@ def test_readmes_figures_are_those_of_the_pages() -> None:
     checked = 0
     for row in re.findall(r"^\| .* \|$", README.read_text(), re.MULTILINE):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        figures = [figure for cell in cells[1:] for figure in re.findall(r"[\d.]+ ± [\d.]+|^[\d,.]+ \w+/s|^\d+\.\d$", cell)]
+        figures = [
+            figure for cell in cells[1:] for figure in re.findall(r"[\d.]+ ± [\d.]+|^[\d,.]+ \w+/s|^\d+\.\d$", cell)
+        ]
         source = results if any(re.search("±|^[0-9.]+$", figure) for figure in figures) else speed
         rows = [line for line in source.splitlines() if line.startswith("|")]
         if "±" in row:

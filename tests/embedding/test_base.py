@@ -59,11 +59,11 @@ def test_every_command_takes_it(
     done = cli("embed", tmp_path / "a.wav", "--out", tmp_path / "a.npz", "--device", "cpu", "--workers", 1)
     assert done.code == 0, done.err
     np.testing.assert_allclose(np.load(tmp_path / "a.npz")["embeddings"], wanted, rtol=1e-4, atol=1e-5)
-    few = ["--set", "eval.epochs=1", "--json"]
+    few, new = ["--set", "eval.epochs=1", "--json"], ["--set", "distill.init=random", "--json"]
     for command in (
         ("train", "linear", tones, "--encoder", "base", "--out", tmp_path / "linear", *few),
         ("evaluate", tones, "--encoder", "base", "--out", tmp_path / "table", *few),
-        ("train", "distill", tones, "--teacher", "base", "--out", tmp_path / "student", "--epochs", 1, *tiny, "--json"),
+        ("train", "distill", tones, "--teacher", "base", "--out", tmp_path / "student", "--epochs", 1, *tiny, *new),
         ("export", "base", "--hub", tmp_path / "copy", "--json"),
     ):
         done = cli(*command)

@@ -317,7 +317,7 @@ def test_what_an_unfinished_run_left(
     (tmp_path / "there.npz").touch()
     nothing = ("--encoder", tmp_path, "--out")  # what is there is refused before an encoder is looked for
     refused(cli("embed", folder, *nothing, tmp_path / "there.npz"), "there.npz: it exists")
-    refused(cli("embed", folder, *nothing, tmp_path / "x.csv"), ".npz, .parquet or .zarr")
+    refused(cli("embed", folder, *nothing, tmp_path / "x.txt"), ".npz, .parquet, .zarr or .csv")
 
 
 @pytest.mark.parametrize("name", ["z.zarr", "dd.npz", "foreign.zarr", "x.npz.partial"])

@@ -158,7 +158,7 @@ def test_a_killed_command_goes_on_and_stage_1_is_shared(
     out = tmp_path / "out"
     process = cli_process("ablate", *arguments, "--out", out)
     deadline = time.monotonic() + 120
-    while len([*out.glob("runs/distill-*")]) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len([*out.glob("runs/distill-*/")]) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -176,5 +176,5 @@ def test_a_killed_command_goes_on_and_stage_1_is_shared(
     assert [(row["valid"], row["test"]) for row in resumed] == [(row["valid"], row["test"]) for row in straight]
     # another value adds to what is there
     more = cli("ablate", *arguments[:2], "distill.alpha=1,0.5", *arguments[3:], "--out", out, "--json")
-    assert more.code == 0 and len([*out.glob("runs/distill-*")]) == 3
+    assert more.code == 0 and len([*out.glob("runs/distill-*/")]) == 3
     assert json.loads(more.out)["rows"][0]["test"] == straight[1]["test"]

@@ -33,7 +33,7 @@ def test_shapes_are_those_of_the_table(model: EfficientNetB0) -> None:
     shapes: list[tuple[int, ...]] = []
     for module in (model.stem, *(stage[-1] for stage in model.stages), model.head):
         module.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output[0].shape[1:])))
-    blocks, frames, _ = model(torch.randn(2, 1, 64, 96))
+    blocks, frames, *_ = model(torch.randn(2, 1, 64, 96))
     # Worked by hand from Table 1: 224 -> 112 in the stem, then entering resolutions 112, 112, 56, 28, 14, 14, 7, 7.
     large = [(32, 32, 48), (16, 32, 48), (24, 16, 24), (40, 8, 12), (80, 4, 6), (112, 4, 6)]
     assert shapes == [*large, (192, 2, 3), (320, 2, 3), (1280, 2, 3)] and frames.shape == (2, 3, 1280)
@@ -67,7 +67,7 @@ def test_gradient_reaches_every_parameter_and_no_padding() -> None:
     torch.manual_seed(0)
     model = EfficientNetB0()
     log_mel = torch.randn(4, 1, 64, 96, requires_grad=True)
-    blocks, frames, _ = model(log_mel, torch.tensor([96, 50, 64, 96]))
+    blocks, frames, *_ = model(log_mel, torch.tensor([96, 50, 64, 96]))
     (frames.square().mean() + sum(block.square().mean() for block in blocks)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

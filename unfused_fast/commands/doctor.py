@@ -30,6 +30,7 @@ MODULES = {
     "umap-learn": "umap",
     "pillow": "PIL",
     "mlflow-skinny": "mlflow",
+    "pyyaml": "yaml",
 }
 """Name in the report -> its module, where that is another."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525

@@ -12,7 +12,7 @@ import typer
 
 from unfused_fast.commands.flags import Json, Overwrite
 from unfused_fast.commands.options import pairs, refuse_several
-from unfused_fast.commands.output import bar, print_json
+from unfused_fast.commands.output import bar, next_command, print_json
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.workers import start_server
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url
@@ -243,8 +243,10 @@ def _print_packed(packed: PackResult, out: str, as_json: bool, part: str | None 
         if not packed.shards:
             typer.echo("  no shard is in this part: there are more parts than shards, or none of its files is usable")
         typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
-    elif packed.rejected:
+        return
+    if packed.rejected:
         typer.echo(f"  each one is named, with the reason and any remedy, in {out.rstrip('/')}/rejected.csv")
+    typer.echo(next_command("explore", out, "--encoder", "base", "--out", "PAGE", "--serve"))
 
 
 def _found(
