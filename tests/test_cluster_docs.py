@@ -105,7 +105,7 @@ def test_a_job_that_was_stopped_queues_itself_again(code: int, requeued: bool, j
     assert (["scontrol", "requeue", "77"] in calls(job)) == requeued
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_preempted_job_goes_on(job: dict[str, str], tones: Path, tiny: list[str], tmp_path: Path) -> None:
     """Two processes started as by srun: there is no run, so --resume starts one; SIGUSR1 stops and saves it; the same
     file goes on with it to the end.

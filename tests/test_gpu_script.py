@@ -60,6 +60,7 @@ def test_each_stage_can_start(
 
 
 @pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
+@pytest.mark.soak
 def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     """The whole script on tiny sizes: each stage ends with 0, and the page has the rows of each."""
     script = ["bash", BENCHMARKS / "gpu_all.sh", "--dry-run", tmp_path / "out"]

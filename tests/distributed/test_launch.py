@@ -55,7 +55,7 @@ def test_devices_starts_processes_that_stop_together(
     assert refused.returncode == 1 and said.count("use --resume to continue") == 1 and "restart" not in said, said
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.soak)])
 def test_a_rank_that_is_gone_or_hangs_is_named(
     cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -90,6 +90,7 @@ def test_a_reason_that_cannot_be_written_or_read(
     assert reason_left(tmp_path / "gone" / "reason") is None is reason_left(tmp_path / "reason")
 
 
+@pytest.mark.soak
 def test_signals_while_ranks_start_and_a_launcher_that_is_killed(
     cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:

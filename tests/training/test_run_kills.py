@@ -18,7 +18,6 @@ from method_kinds import DECARS, KINDS
         ("distill", 3, 1),
         ("linear", 3, 1),
         ("pretrain", 2, 2),
-        ("distill", 2, 2),
         ("methods", 2, 1),
         pytest.param("pretrain", 25, 1, marks=pytest.mark.soak),
         pytest.param("distill", 25, 1, marks=pytest.mark.soak),

@@ -59,7 +59,7 @@ def _start(source: Path, out: Path, address: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Path) -> None:
     from unfused_fast.mel import log_mel_statistics
 
