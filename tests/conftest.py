@@ -55,9 +55,10 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_said() -> None:
-    """A test hears what is said once, whatever the tests before it heard."""
+def as_in_a_new_process() -> None:
+    """A test hears what is said once, and computes to the same bits, whatever the tests before it heard and set."""
     console.said.clear()
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
