@@ -52,11 +52,11 @@ def root(
 ) -> None:
     """UnFuSeD: audio representations from few labels, on one device or many.
 
-    Try it: [bold]unfused-fast demo[/]
+    Pack your audio: [bold]unfused-fast shard FOLDER SHARDS[/]
 
-    Your own audio: [bold]unfused-fast shard FOLDER SHARDS[/]
+    See and hear it: [bold]unfused-fast explore SHARDS --encoder base --out PAGE --serve[/]
 
-    then [bold]unfused-fast train pretrain SHARDS --out RUN[/]
+    Learn from it: [bold]unfused-fast train pretrain SHARDS --out RUN[/]
     """
     if version:
         print(f"unfused-fast {__version__} (commit {commit()})")

@@ -79,8 +79,10 @@ def evaluate(
     ] = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare encoders: accuracy or mAP with bootstrap intervals over test recordings and errors over seeds and folds;
-    paired bootstrap and McNemar's test of each two. Every prediction is kept. Several processes share the features.
+    """Compare encoders by linear heads or nearest neighbours: accuracy or mAP, with intervals.
+
+    Intervals are bootstraps over test recordings, errors are over seeds and folds; each two encoders are compared by a
+    paired bootstrap and McNemar's test. Every prediction is kept. Several processes share the features.
     """
     flags.start_processes()
     named = named_runs(encoders, baselines)

@@ -39,11 +39,11 @@ def compare(
     ] = None,
     compile_: Compile = None,
 ) -> None:
-    """Which method learns best here: pre-trains each on SHARDS, evaluates its encoder on every task beside log-mels and
-    a random encoder; one table with errors over seeds, one picture.
+    """Find the method that learns best here: one table with errors over seeds, one picture.
 
-    All see the same clips as often, through the same front end and encoder; the rest is each method's own. After a stop
-    at any moment the same command resumes; more methods, tasks or seeds add to what is there. The tables hold what the
+    Pre-trains each method on SHARDS and evaluates its encoder on every task, beside log-mels and a random encoder. All
+    see the same clips as often, through the same front end and encoder; the rest is each method's own. After a stop at
+    any moment the same command resumes; more methods, tasks or seeds add to what is there. The tables hold what the
     command names. A method that diverges or does not fit the set is a line of the table. A --set goes to the methods
     that read it. Several processes train and evaluate each method together.
     """

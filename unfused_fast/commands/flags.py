@@ -150,7 +150,7 @@ LogTo = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
-TRAINED = "A run of train pretrain, distill or finetune, a model folder, base, the encoder that comes with it, or hf://USER/NAME"
+TRAINED = "A run of train pretrain, distill or finetune; a model folder; base, which comes with this package; or hf://USER/NAME"
 """What has an encoder, in --help."""
 
 
