@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 Cli = Callable[..., Any]
 
 
+LEAVES_ONE = """
+import os, signal, subprocess
+if "RANK" in os.environ:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    subprocess.Popen(["sleep", "300"])
+"""
+
+
 def test_devices_starts_processes_that_stop_together(
     cli_process: Start, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -49,8 +58,11 @@ def test_devices_starts_processes_that_stop_together(
     assert started.returncode == 130 and "saved; continue with --resume" in said and "Traceback" not in said, said
     assert said.count("saved; continue with --resume") == 1, "what all ranks have to say is said once"
     assert "restart" not in said
-    refused = cli_process(*command, "--epochs", 5000)
-    said = refused.communicate(timeout=300)[1]
+    # what a rank started and left holds its output open: it ends too
+    (tmp_path / "sitecustomize.py").write_text(LEAVES_ONE)
+    found = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    refused = cli_process(*command, "--epochs", 5000, PYTHONPATH=found)
+    said = refused.communicate(timeout=100)[1]
     # a rank that is slow to end may be ended, and that is an error of its own
     assert refused.returncode == 1 and said.count("use --resume to continue") == 1 and "restart" not in said, said
 
@@ -108,7 +120,9 @@ def test_signals_while_ranks_start_and_a_launcher_that_is_killed(
     assert "stopped after epoch" in started.communicate(timeout=120)[1], "the ranks save, and end"
 
 
-def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_started(
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["train", "pretrain", tones, "--out", tmp_path / "run", *tiny]
     refused = "3 processes cannot share data.partitions = 8 evenly; use 2 or 4 processes"
     with monkeypatch.context() as alone:  # no process is started
@@ -130,8 +144,15 @@ def test_what_cannot_be_started(cli: Cli, tones: Path, tiny: list[str], tmp_path
     assert "could not connect at 127.0.0.1" in cli(*command, "--timeout", 5).error
     importing = ["import", tones, tmp_path / "model", "--layout", "byol-a", "--mean", 0, "--std", 1]
     exporting = ["bank", "export", tones, "--out", tmp_path / "bank.npz"]
-    for alone in (["shard", tones, tmp_path / "set"], ["merge", tones, tmp_path / "set"], importing, exporting):
-        assert "this command runs as one process, but was started as one of 2" in cli(*alone).error
+    out = ["--out", tmp_path / "run", "--device", "cpu"]
+    for alone in (
+        *(["shard", tones, tmp_path / "set"], ["merge", tones, tmp_path / "set"], importing, exporting),
+        *(["train", "finetune", tones, "--encoder", pretrained, *out], ["ablate", tones, *out, "--vary", "optim.lr=1"]),
+        ["export", pretrained, "--hub", tmp_path / "model"],
+    ):
+        said = "this command runs as one process, but was started as one of 2, which would all write the same files"
+        assert said in cli(*alone).error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_without_a_clip_of_a_batch(tones: Path) -> None:

@@ -14,11 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rank_jobs import rank_process, rank_processes
-from same_runs import assert_same_run
+from same_runs import assert_same_run, log_of
 from waiting import wait_for
 
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
@@ -29,16 +28,15 @@ from unfused_fast.launch import RESTARTS_LEFT
 from unfused_fast.training.options import Interrupted
 
 Start = Callable[..., "subprocess.Popen[str]"]
-Cli = Callable[..., Any]
 
 
 def test_processes_that_die_are_started_again(
-    cli_process: Start, cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli_process: Start, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     """One is killed before the run directory is its own, and one in mid-epoch: the first begins again, though an older
     run is there, and the second resumes, though --overwrite is given.
     """
-    out, whole = (Path(shutil.copytree(pretrained, tmp_path / name)) for name in ("run", "whole"))
+    out = Path(shutil.copytree(pretrained, tmp_path / "run"))
     flags = [*tiny, "--epochs", 15, "--devices", 2, "--save-every", "1steps", "--overwrite", "--out"]
     older = (out / "config.json").read_text()
     started = cli_process("train", "pretrain", tones, *flags, out, "--max-restarts", 2)
@@ -57,9 +55,7 @@ def test_processes_that_die_are_started_again(
     assert f"rank 0 (process {first[0]}) was ended by SIGKILL; restart 1 of 2: {out} begins again" in said
     assert f"rank 1 (process {second}) was ended by SIGKILL; restart 2 of 2: {out} continues from epoch-000" in said
     assert said.count(f"{out}: resuming after ") == 1 and "error: " not in said
-    undisturbed = cli_process("train", "pretrain", tones, *flags, whole)
-    assert undisturbed.communicate(timeout=180) and undisturbed.returncode == 0
-    assert_same_run(out, whole)
+    assert [row["epoch"] for row in log_of(out)] == [*range(1, 16)], "that bits are the same too: test_run_kills.py"
 
 
 @pytest.mark.parametrize(

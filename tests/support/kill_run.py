@@ -6,8 +6,8 @@ python tests/support/kill_run.py --kills 25 --seed 0 --stage pretrain
 A run saves after every step. After a random number of steps and a random moment more it is killed; another process goes
 on with --resume, until one finishes. Then the newest checkpoint, the bank, the result and the log must be those of a
 run that nobody killed, bit for bit but for times. A run that ends too soon is followed by another, until the kills are
-done. With --ranks 2 one of two processes is killed, and the other has to end by itself. With --stage methods that is
-done for every kind of method_kinds.py, and every second signal is SIGTERM, after which a run saves and ends.
+done. With --ranks 2 one of two processes is killed, and the other has to end by itself. With a kind of method_kinds.py
+as --stage, or methods for all of them, every second signal is SIGTERM, after which a run saves and ends.
 
 A run of `train linear` saves nothing on its way and begins again: it must take what a kill left, and its heads, result
 and confusion.png must be those of the undisturbed run. Its moments count from the parts it goes through, steps among
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from method_kinds import DECARS, KINDS, PARTS, flags, sets
-from ranks import environment, free_port
+from ranks import HEAVY, environment, free_port
 from safetensors.torch import save_file
 from same_runs import assert_same_linear, assert_same_run
 
@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument(
         "--shards", type=Path, required=True, help="a shard set with a train split of a few dozen clips"
     )
-    parser.add_argument("--stage", choices=[*STEPS, "methods"], default="pretrain")
+    parser.add_argument("--stage", choices=[*STEPS, *KINDS, *DECARS, "methods"], default="pretrain")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train together; one of them is killed")
     parser.add_argument("--kills", type=int, default=25, help="of each kind, at least")
     parser.add_argument("--seed", type=int, default=0)
@@ -165,7 +165,7 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=0.2, help="seconds from a step to the kill, at most")
     given = parser.parse_args()
     pipeline.import_dali()  # once for all processes, as what follows
-    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
+    for heavy in HEAVY:
         importlib.import_module(heavy)
     torch.set_num_threads(1)
     chance, left, started = random.Random(given.seed), collections.Counter[str](), time.perf_counter()
@@ -204,7 +204,7 @@ def kill_runs(
                 for _ in range(chance.randint(given.least, given.steps)):
                     os.read(reading, 1)
                 time.sleep(chance.uniform(0, given.longest))
-                number = signal.SIGTERM if given.stage == "methods" and kills % 2 else signal.SIGKILL
+                number = signal.SIGTERM if given.stage not in STEPS and kills % 2 else signal.SIGKILL
                 os.kill(processes[chance.randrange(given.ranks)], number)
             codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
             os.close(reading)
@@ -221,7 +221,7 @@ def kill_runs(
                 assert_same_run(out, folder / "whole")
         except AssertionError as error:
             raise SystemExit(f"seed {given.seed}, {kind}, kill {kills}: not the undisturbed run: {error}") from error
-    if given.stage == "methods" and "damaged" in said.read_text():  # an earlier checkpoint gives the same run
+    if given.stage not in STEPS and "damaged" in said.read_text():  # an earlier checkpoint gives the same run
         raise SystemExit(f"{kind}: a checkpoint was not taken\n{said.read_text()[-3000:]}")
     return kills, runs
 

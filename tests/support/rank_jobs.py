@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -18,17 +20,26 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    """What ranks.py gives."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(Path(harness.__file__)), str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        env=environment(),
+@functools.cache
+def _harness() -> subprocess.Popen[str]:
+    """ranks.py, which imports once what all jobs need, and ends with this process."""
+    command = [sys.executable, str(harness.__file__)]
+    started = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True
     )
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout))
+    atexit.register(started.communicate)
+    return started
+
+
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What ranks.py gives."""
+    started = _harness()
+    assert started.stdin is not None and started.stdout is not None
+    request = {"jobs": jobs, "environment": environment(), "folder": str(Path.cwd())}
+    print(json.dumps(request), file=started.stdin, flush=True)
+    answer = json.loads(started.stdout.readline())
+    assert isinstance(answer, list), answer
+    return answer
 
 
 def rank_process(launcher: int, rank: int) -> int:

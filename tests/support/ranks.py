@@ -1,15 +1,22 @@
 """Runs the command line on several ranks, all processes forked from one that has imported everything.
 
-python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": [...]}; prints a list of lists of
-                                            {"code", "said"}, one for each rank
+python tests/support/ranks.py     reads requests from standard input, one a line: {"jobs": [...], "environment": {...},
+                                  "folder": ...}, of jobs {"ranks": N, "arguments": [...]}; prints for each request, in
+                                  a line, a list of lists of {"code", "said"}, one for each rank, or a traceback
 
-With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
-three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
-clusters have collapsed; with "check": "layers" ranks run check_layers, with "bank" check_bank in "folder", with
-"features" save_features there, of "shards" by "encoder", with "embed" embed_folder. With "in": [FOLDER, ...] each rank
-runs in a folder of its own, as on machines that share none; with "killed": true the last rank is killed in the first
-pass over the clips; with "full": "pass" the disk is full for the last rank in that pass, with "full": "saves" for the
-first rank when it saves; with "little": true the last rank has 1000 bytes of memory.
+Keys of a job, beside those:
+
+"stop_after": M           the last rank sends itself SIGTERM after M steps
+"stop_between": true      ... at the end of an epoch, once the ranks told each other that none got one
+"slow_saves": FOLDER      a checkpoint takes three seconds, and each rank says at its end which ones the folder holds
+"usual": true             with layouts and kernels of a process of its own, see below
+"flat": true              the network is one whose clusters have collapsed
+"check": NAME             ranks run no command, but what `check` names
+"script": [NAME, ...]     they run no command, but the script NAME.py beside this one, with arguments
+"in": [FOLDER, ...]       each rank runs in a folder of its own, as on machines that share none
+"killed": true            the last rank is killed in the first pass over the clips
+"full": "pass", "saves"   the disk is full for the last rank in that pass, or for the first rank when it saves
+"little": true            the last rank has 1000 bytes of memory
 
 Networks are not laid out channels last here: torch's BatchNorm of such a batch on a CPU adds up to 6e-5 of error, where
 that of several ranks adds 4e-7; and without oneDNN and NNPACK a convolution of a part of a batch is that part of the
@@ -20,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import importlib
 import json
 import os
@@ -29,6 +37,8 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +46,16 @@ import numpy as np
 import torch
 from bank_on_ranks import check_bank
 from collapsing import FlatProjector
-from stopping import signalled_after
+from kmeans_on_ranks import check_kmeans
+from stopping import after_calls, signalled_after
 from torch import nn
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
+from unfused_fast.config import Config
 from unfused_fast.data import dali as pipeline
 from unfused_fast.data import first_pass, store
-from unfused_fast.data.stream import Loader
+from unfused_fast.data.stream import Batch, Loader
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import gather_rows, share_layers, sum_gradients
 from unfused_fast.embedding import embed_files, embed_rows, load, reading
@@ -55,6 +67,7 @@ from unfused_fast.models import efficientnet
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages import features
 from unfused_fast.training import Interrupted, checkpoint, loop, saves
+from unfused_fast.training.progress import EpochProgress
 
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "stream": ("train", {}),
@@ -63,6 +76,17 @@ FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "few": ("test", {}),
 }
 """What save_features saves."""
+HEAVY = (
+    *("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed", "faiss"),
+    *("sklearn.metrics", "scipy.stats", "pydantic.dataclasses", "typer.main"),
+    "pandas",  # by pyarrow, where it is there
+)
+"""What commands import as they go."""
+USUAL = [
+    (owner, name, getattr(owner, name))
+    for owner, name in ((loop, "prepare_for"), (model, "channels_last"), (efficientnet, "channels_last"))
+]
+"""What `prepare` replaces."""
 TO_THE_END = contextlib.ExitStack()
 """What holds until the process ends."""
 
@@ -94,14 +118,23 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
         return started
     try:
         os.environ.update(own)
-        with said.open("a") as file:
+        with said.open("a") as file, Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), 0)
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        if job.get("usual"):
+            for owner, name, original in USUAL:
+                setattr(owner, name, original)
+            torch.backends.mkldnn.set_flags(True)
+            torch.backends.nnpack.set_flags(True)
         if job.get("check"):
             check(job, own)
             os._exit(0)
         if "stop_after" in job and own["RANK"] == str(job["ranks"] - 1):
-            stop_after(job["stop_after"])
+            TO_THE_END.enter_context(signalled_after(job["stop_after"]))
+        if job.get("stop_between") and own["RANK"] == str(job["ranks"] - 1):
+            sent = partial(os.kill, os.getpid(), signal.SIGTERM)
+            TO_THE_END.enter_context(after_calls(EpochProgress, "epoch", 1, sent))
         if job.get("killed") and own["RANK"] == str(job["ranks"] - 1):
             Loader.whole_clips = lambda loader: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         if job.get("full") == "pass" and own["RANK"] == str(job["ranks"] - 1):
@@ -116,11 +149,17 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
             slow_saves()
         if job.get("flat"):
             model.Projector = FlatProjector  # type: ignore[misc]
+        if "script" in job:
+            name, *sys.argv[1:] = job["script"]
+            sys.exit(importlib.import_module(name).main())
         sys.argv[1:] = job["arguments"]
         run_app(app)
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code)
         if "slow_saves" in job:
             print("at the end:", *sorted(path.name for path in Path(job["slow_saves"]).glob("*.json")), flush=True)
+        sys.stdout.flush()
         os._exit(ended.code if isinstance(ended.code, int) else 1)
     except BaseException:
         traceback.print_exc()
@@ -145,11 +184,6 @@ def slow_saves() -> None:
     saves.save_checkpoint = save_checkpoint
 
 
-def stop_after(steps: int) -> None:
-    """Lets this process send itself SIGTERM once so many steps are done."""
-    TO_THE_END.enter_context(signalled_after(steps))
-
-
 def check(job: dict[str, Any], own: dict[str, str]) -> None:
     """The checks of a job, on its ranks."""
     refused = (UserError,) if job["check"] == "error" else ()
@@ -158,6 +192,10 @@ def check(job: dict[str, Any], own: dict[str, str]) -> None:
             ranks.first(refuse)
         elif job["check"] == "bank":
             check_bank(ranks, Path(job["folder"]))
+        elif job["check"] == "kmeans":
+            check_kmeans(ranks)
+        elif job["check"] == "first pass":
+            stopped_pass(Path(job["shards"]), job["sent"])
         elif job["check"] == "embed":
             embed_folder(ranks, job)
         elif job["check"] == "features":
@@ -166,6 +204,18 @@ def check(job: dict[str, Any], own: dict[str, str]) -> None:
             check_layers(ranks)
     threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in threads), "such threads may abort a process that ends"
+
+
+def stopped_pass(shards: Path, sent: int) -> None:
+    """A first pass over a set whose process gets a signal after one batch."""
+    original = Loader.whole_clips
+
+    def stopped(loader: Loader) -> Iterator[Batch]:
+        yield next(original(loader))
+        os.kill(os.getpid(), sent)
+
+    Loader.whole_clips = stopped  # type: ignore[method-assign]
+    store.placed(Loader(open_shards(shards), "train", Config(), device=torch.device("cpu"), batch_size=8), "mmap")
 
 
 def refuse() -> None:
@@ -280,7 +330,7 @@ def run(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 def prepare() -> None:
     """Imports once what every process needs, and leaves no thread behind that a fork would lose."""
     pipeline.import_dali()
-    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
+    for heavy in HEAVY:
         importlib.import_module(heavy)
     torch.set_num_threads(1)
     loop.prepare_for = lambda network, device: network  # type: ignore[attr-defined]
@@ -290,13 +340,22 @@ def prepare() -> None:
     features.WHOLE_CLIP_BATCH, features.BLOCK_CLIPS, reading.BLOCK_FILES = 4, 8, 8
     torch.backends.mkldnn.set_flags(False)
     torch.backends.nnpack.set_flags(False)
+    gc.freeze()  # what is there stays shared with the processes
 
 
 def main() -> None:
     prepare()
-    jobs = json.loads(Path(sys.argv[1]).read_text())
-    with tempfile.TemporaryDirectory() as name:
-        print(json.dumps([run(job, Path(name)) for job in jobs]))
+    for line in sys.stdin:
+        request = json.loads(line)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        try:
+            with tempfile.TemporaryDirectory() as name:
+                answer: object = [run(job, Path(name)) for job in request["jobs"]]
+        except Exception:
+            answer = traceback.format_exc()
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

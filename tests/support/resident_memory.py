@@ -1,8 +1,7 @@
 """What a split held in memory takes beside its log-mels: peak resident memory from the Loader to the end of an epoch.
 
-python resident_memory.py SMALL LARGE CACHED: sets of the same clips, few and many; log-mels of LARGE are cached first,
-by a process of its own with CACHED = no. Prints bytes of the log-mels, and by how much the peak rose: while they are
-loaded, and over an epoch and a pass of whole clips.
+python resident_memory.py SMALL LARGE: sets of the same clips, few and many; log-mels of LARGE are in its cache. Prints
+their bytes, and by how much the peak rose: while they are loaded, and over an epoch and a pass of whole clips.
 """
 
 from __future__ import annotations
@@ -42,11 +41,8 @@ def stream(folder: str) -> Loader:
 
 
 def main() -> None:
-    small, large, cached = sys.argv[1:]
+    small, large = sys.argv[1:]
     torch.set_num_threads(1)
-    if cached == "no":
-        placed(stream(large), "mmap")
-        return
     held(stream(small))  # libraries, thread pools
     loader, peaks = stream(large), list[int]()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unfused_fast.distributed.ranks import Ranks
 from unfused_fast.training.loop import Trainer
 from unfused_fast.training.options import Interrupted
 from unfused_fast.training.progress import EpochProgress
@@ -31,20 +32,30 @@ def stopped_after(last: int) -> Iterator[None]:
 
 
 @contextmanager
-def after_steps(steps: int, act: Callable[[], object]) -> Iterator[None]:
-    """`act` is called once so many steps of training are done inside the block."""
-    original, done = Trainer.train_batch, 0
+def after_calls(owner: type, name: str, times: int, act: Callable[[], object]) -> Iterator[None]:
+    """`act` is called as the call of a method ends that is the last of so many inside the block."""
+    original, done = getattr(owner, name), 0
 
-    def train_batch(self: Trainer, *given: Any) -> None:
+    def method(*given: Any) -> Any:
         nonlocal done
-        original(self, *given)
-        done += 1
-        if done == steps:
+        made, done = original(*given), done + 1
+        if done == times:
             act()
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_batch", train_batch)
+        patch.setattr(owner, name, method)
         yield
+
+
+def after_steps(steps: int, act: Callable[[], object]) -> Any:
+    """`act` is called once so many steps of training are done inside the block."""
+    return after_calls(Trainer, "train_batch", steps, act)
+
+
+def signalled_after_question(times: int) -> Any:
+    """This process gets SIGTERM just after the ranks told each other, so many times, that none of them got one."""
+    return after_calls(Ranks, "any_rank", times, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def signalled_after(steps: int, number: signal.Signals = signal.SIGTERM) -> Any:

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,29 @@ from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training.loop import Trainer
 
+STREAMED = ["--data", "stream", "--set", "train.batch_size=4"]
 
-@pytest.fixture
-def pretrain(cli: Cli, tiny: list[str]) -> Cli:
-    """`pretrain(shards, out, ...)`: two tiny epochs, the settings of the run `pretrained`."""
-    return lambda shards, out, *more: cli("train", "pretrain", shards, "--out", out, "--epochs", 2, *tiny, *more)
+
+@pytest.fixture(scope="module")
+def streamed(
+    cli: Cli, tone_rows: list[SourceRow], tiny: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A set of FLAC, to be spoilt and repaired, and an undisturbed run on it with the flags STREAMED."""
+    folder = tmp_path_factory.mktemp("streamed")
+    pack(tone_rows, folder / "set", workers=0, codec="flac", clips_per_shard=25, statistics=log_mel_statistics)
+    done = cli("train", "pretrain", folder / "set", "--out", folder / "whole", "--epochs", 2, *tiny, *STREAMED)
+    assert done.code == 0, done.err
+    return folder / "set", folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def stopped(cli: Cli, tones: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the settings of `pretrained` that was stopped in its second epoch, saved after each step."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with signalled_after(5):
+        flags = ["--epochs", 2, *tiny, "--save-every", "1steps"]
+        assert cli("train", "pretrain", tones, "--out", out, *flags).code == 130
+    return out
 
 
 def full(*_: Any, **__: Any) -> None:
@@ -35,30 +54,27 @@ def full(*_: Any, **__: Any) -> None:
 
 
 def test_a_disk_that_is_full_for_a_while(
-    pretrain: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saves after steps 3 to 5 fail; the run goes on, says so, and ends as the undisturbed one."""
-    flags = ["--save-every", "1steps"]
-    assert pretrain(tones, tmp_path / "whole", *flags).code == 0
     with (
         monkeypatch.context() as patch,
         after_steps(2, lambda: patch.setattr("unfused_fast.training.checkpoint.save_file", full)),
     ):
         real = unfused_fast.training.checkpoint.save_file
         with after_steps(5, lambda: patch.setattr("unfused_fast.training.checkpoint.save_file", real)):
-            done = pretrain(tones, tmp_path / "out", *flags)
+            done = pretrain(tones, tmp_path / "out", "--save-every", "1steps")
     assert done.code == 0 and "not saved, training continues" in done.err and "No space left on device" in done.err
-    assert_same_run(tmp_path / "out", tmp_path / "whole")
+    assert_same_run(tmp_path / "out", pretrained)
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 @pytest.mark.parametrize("how", ["truncated", "gone", "garbled"])
 def test_a_shard_that_cannot_be_read_any_more(
-    pretrain: Cli, tone_rows: list[SourceRow], tmp_path: Path, how: str
+    pretrain: Cli, streamed: tuple[Path, Path], tmp_path: Path, how: str
 ) -> None:
     """Files that are open are read to the end of the epoch; content that cannot be decoded ends it at once."""
-    shards, out, flags = tmp_path / "set", tmp_path / "out", ["--data", "stream", "--set", "train.batch_size=4"]
-    pack(tone_rows, shards, workers=0, codec="flac", clips_per_shard=25, statistics=log_mel_statistics)
+    (shards, whole), out = streamed, tmp_path / "out"
     tars = sorted(shards.glob("train-*.tar"))
     kept = {tar: tar.read_bytes() for tar in tars}
 
@@ -73,7 +89,7 @@ def test_a_shard_that_cannot_be_read_any_more(
                 tar.write_bytes(kept[tar][:1000])
 
     with after_steps(4, spoil):
-        done = pretrain(shards, out, *flags)
+        done = pretrain(shards, out, *STREAMED)
     refused(done, "saved, continue with --resume once that is fixed", f"unfused-fast check {shards}")
     position = "batch [0-9]+ of epoch 1" if how == "garbled" else "epoch 1"
     assert re.search(
@@ -82,18 +98,15 @@ def test_a_shard_that_cannot_be_read_any_more(
     for tar in tars:
         tar.unlink(missing_ok=True)
         tar.write_bytes(kept[tar])
-    assert pretrain(shards, out, *flags, "--resume").code == 0
-    assert pretrain(shards, tmp_path / "whole", *flags).code == 0
-    assert_same_run(out, tmp_path / "whole")
+    assert pretrain(shards, out, *STREAMED, "--resume").code == 0
+    assert_same_run(out, whole)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "foreign", "remove"])
 def test_a_damaged_checkpoint_within_an_epoch(
-    pretrain: Cli, tones: Path, pretrained: Path, tmp_path: Path, damage: str
+    pretrain: Cli, tones: Path, pretrained: Path, stopped: Path, copy_of: Callable[[Path], Path], damage: str
 ) -> None:
-    out = tmp_path / "out"
-    with signalled_after(5):
-        assert pretrain(tones, out, "--save-every", "1steps").code == 130
+    out = copy_of(stopped)
     newest, older = (out / f"checkpoints/epoch-000001-batch-00000000{batch}.safetensors" for batch in (2, 1))
     data = bytearray(newest.read_bytes())
     if damage == "flip":

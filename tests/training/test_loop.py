@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from method_kinds import sets
 from safetensors.torch import load_file, save_file
 from same_runs import assert_same_run, log_of
-from stopping import signalled_after, stopped_after
+from stopping import signalled_after, signalled_after_question, stopped_after
 
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.data.store import placed
@@ -27,29 +29,22 @@ from unfused_fast.training.options import Options, SaveEvery, parse_save_every
 from unfused_fast.training.saves import Saves
 
 Cli = Callable[..., Any]
-DECAR_V1 = ["--preset", "decar-v1", "--set", "model.encoder=audiontt", "--set", "data.crop_seconds=0.95"]
-MUON = ["--set", "optim.name=muon", "--set", "optim.lr=0.01"]
-BESIDE = [
-    word
-    for value in ("loss.instance=barlow", "views.local=1", "views.same_crop=false", "train.accumulate=2")
-    for word in ("--set", value)
-]
+DECAR_V1 = "model.encoder=audiontt data.crop_seconds=0.95 cluster.pca_dim=8"
+MUON = "optim.name=muon optim.lr=0.01"
+BESIDE = "loss.instance=barlow views.local=1 views.same_crop=false train.accumulate=2"
 KINDS = {
     "pretrain": ("pretrain", ["--data", "resident"]),
     "pretrain from the shards": ("pretrain", ["--data", "stream"]),
-    "pretrain in bf16 by adamw": ("pretrain", ["--set", "bank.dtype=bf16", "--set", "optim.name=adamw"]),
-    "pretrain by lars, one view": ("pretrain", ["--set", "optim.name=lars", "--set", "bank.view=training"]),
-    "pretrain by muon, a view for the bank": ("pretrain", [*MUON, "--set", "bank.view=separate"]),
-    "pretrain beside Barlow Twins, three crops, in parts": ("pretrain", BESIDE),
-    "pretrain with a local view and a follower": (
-        "pretrain",
-        ["--set", "views.local=1", "--set", "bank.encoder=follower", "--set", "method.ema=0.9"],
-    ),
-    "decar-v1": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pca_kmeans", "--set", "cluster.pca_dim=8"]),
-    "decar-v1 by pic": ("pretrain", [*DECAR_V1, "--set", "cluster.algo=pic", "--set", "cluster.pca_dim=8"]),
-    "distill": ("distill", ["--data", "stream", *MUON]),
+    "pretrain in bf16 by adamw": ("pretrain", sets("bank.dtype=bf16 optim.name=adamw")),
+    "pretrain by lars, one view": ("pretrain", sets("optim.name=lars bank.view=training")),
+    "pretrain by muon, a view for the bank": ("pretrain", sets(f"{MUON} bank.view=separate")),
+    "pretrain beside Barlow Twins, three crops, in parts": ("pretrain", sets(BESIDE)),
+    "a local view and a follower": ("pretrain", sets("views.local=1 bank.encoder=follower method.ema=0.9")),
+    "decar-v1": ("pretrain", ["--preset", "decar-v1", *sets(f"{DECAR_V1} cluster.algo=pca_kmeans")]),
+    "decar-v1 by pic": ("pretrain", ["--preset", "decar-v1", *sets(f"{DECAR_V1} cluster.algo=pic")]),
+    "distill": ("distill", ["--data", "stream", *sets(MUON)]),
 }
-"""Name -> stage and flags. Three steps an epoch and twelve clips more; three epochs."""
+"""Name -> stage and flags. Three steps an epoch and twelve clips more."""
 
 
 @pytest.fixture
@@ -59,11 +54,24 @@ def train(cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Pa
     def run(kind: str, name: str, *flags: object) -> Any:
         stage, more = KINDS[kind]
         teacher = ["--teacher", pretrained] if stage == "distill" else []
-        return cli(
-            "train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 3, *tiny, *more, *flags
-        )  # fmt: skip
+        return cli("train", stage, tones, *teacher, "--out", tmp_path / name, "--epochs", 3, *tiny, *more, *flags)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped_run(cli: Cli, tones: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of kind pretrain that was stopped after batch 2 of epoch 2: not to be written to."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with signalled_after(5):
+        assert cli("train", "pretrain", tones, "--out", out, "--epochs", 3, *tiny, *KINDS["pretrain"][1]).code == 130
+    return out
+
+
+@pytest.fixture
+def run(stopped_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, which `train("pretrain", "run", "--resume")` continues."""
+    return Path(shutil.copytree(stopped_run, tmp_path / "run"))
 
 
 def positions(run: Path) -> list[tuple[int, int]]:
@@ -74,19 +82,20 @@ def positions(run: Path) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_within_epochs_ends_as_the_undisturbed_one(train: Cli, tmp_path: Path, kind: str) -> None:
-    assert train(kind, "whole").code == 0
-    parts = tmp_path / "parts"
     stops = [(1, signal.SIGTERM, (0, 1)), (4, signal.SIGUSR1, (1, 2)), (2, signal.SIGINT, (2, 1))]
+    stops, epochs = (stops, 3) if kind == "pretrain" else (stops[:2], 2)
+    assert train(kind, "whole", "--epochs", epochs).code == 0
+    parts = tmp_path / "parts"
     for steps, number, (done, batch) in stops:
         with signalled_after(steps, number):
-            stopped = train(kind, "parts", *(["--resume"] if done else []))
+            stopped = train(kind, "parts", "--epochs", epochs, *(["--resume"] if done else []))
         assert stopped.code == 130 and "Traceback" not in stopped.err, stopped.err
         assert positions(parts)[-1] == (done, batch)
         said = f"stopped after batch {batch} of epoch {done + 1}, saved; continue with --resume"
         assert stopped.err.splitlines()[-1] == f"{parts}: {said}"
         assert len(log_of(parts)) == done if done else not (parts / "log.jsonl").exists()
-    resumed = train(kind, "parts", "--resume")
-    assert resumed.code == 0 and "resuming after batch 1 of epoch 3" in resumed.err, resumed.err
+    resumed = train(kind, "parts", "--epochs", epochs, "--resume")
+    assert resumed.code == 0 and f"resuming after batch {batch} of epoch {done + 1}" in resumed.err, resumed.err
     assert_same_run(parts, tmp_path / "whole")
 
 
@@ -112,6 +121,14 @@ def test_a_stop_while_the_bank_is_filled_loses_no_epoch(
     assert "stopped after epoch 1, saved" in stopped.err or kind == "pretrain"
     assert train(kind, "parts", "--save-every", "3epochs", "--resume").code == 0
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("question", [2, 6, 9])
+def test_a_signal_that_comes_while_it_is_asked_for_one(train: Cli, tmp_path: Path, question: int) -> None:
+    """In the pass that fills the bank, before a step, and at the end of an epoch: it is answered the next time."""
+    with signalled_after_question(question):
+        stopped = train("pretrain", "run")
+    assert stopped.code == 130 and "stopped " in stopped.err, stopped.err
 
 
 def test_saves_by_steps_and_by_time(train: Cli, tmp_path: Path) -> None:
@@ -168,10 +185,8 @@ def test_a_save_is_due_by_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) 
     assert saves.due(2)
 
 
-def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tiny: list[str]) -> None:
-    with signalled_after(5):
-        assert train("pretrain", "run").code == 130
-    run, other = tmp_path / "run", ["--set", "loss.temperature=0.2"]
+def test_resume_under_another_version_or_setting(train: Cli, run: Path) -> None:
+    other = ["--set", "loss.temperature=0.2"]
     described = json.loads((run / "config.json").read_text())
     described["versions"]["torch"] = "1.0"
     del described["config"]["distill.alpha"], described["config"]["loss.temperature"]  # as before there were any
@@ -196,28 +211,19 @@ def test_resume_under_another_version_or_setting(train: Cli, tmp_path: Path, tin
     assert len(json.loads((run / "config.json").read_text())["resumed_with"]) == 1
 
 
-def test_seconds_are_those_of_all_parts(train: Cli, tmp_path: Path) -> None:
-    with signalled_after(5):
-        assert train("pretrain", "run").code == 130
-    (newest,) = (tmp_path / "run/checkpoints").glob("epoch-000001-batch-*.json")
+def test_seconds_are_those_of_all_parts(train: Cli, run: Path) -> None:
+    (newest,) = (run / "checkpoints").glob("epoch-000001-batch-*.json")
     state = json.loads(newest.read_text())
     assert 0 < state["seconds"] < 1000
     newest.write_text(json.dumps({**state, "seconds": 5000.0}))
     assert train("pretrain", "run", "--resume").code == 0
-    assert 5000 < json.loads((tmp_path / "run/result.json").read_text())["seconds"] < 6000
+    assert 5000 < json.loads((run / "result.json").read_text())["seconds"] < 6000
 
 
-def test_another_optimiser_starts_anew(train: Cli, tmp_path: Path) -> None:
-    with signalled_after(5):
-        assert train("pretrain", "run").code == 130
-    assert train("pretrain", "run", "--resume-anyway", "--set", "optim.name=adamw").code == 0
-
-
-@pytest.mark.parametrize("name", ["larc", "lars", "sgd"])
-def test_momentum_is_that_of_the_same_optimiser(train: Cli, tmp_path: Path, name: str) -> None:
-    with signalled_after(5):
-        assert train("pretrain", "run", "--set", "optim.name=larc").code == 130
-    tensors = load_file(newest := next((tmp_path / "run/checkpoints").glob("*-batch-*.safetensors")))
+@pytest.mark.parametrize("name", ["larc", "lars", "sgd", "adamw"])
+def test_momentum_is_that_of_the_same_optimiser(train: Cli, run: Path, name: str) -> None:
+    """Another one starts anew."""
+    tensors = load_file(newest := next((run / "checkpoints").glob("*-batch-*.safetensors")))
     broken = {
         key: torch.full_like(value, torch.inf) for key, value in tensors.items() if key.endswith("momentum_buffer")
     }
@@ -246,15 +252,13 @@ def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cl
     assert described["resumed_with"] == [{"train.epochs": {"was": 3, "now": 4}}]
 
 
-def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, tmp_path: Path) -> None:
-    with signalled_after(5):
-        assert train("pretrain", "run").code == 130
+def test_other_batches_go_on_from_the_end_of_an_epoch(train: Cli, run: Path) -> None:
     other = ["--set", "train.batch_size=10"]
     assert train("pretrain", "run", "--resume-anyway", *other, "--set", "model.dim=48").code == 1, "it cannot work"
-    assert positions(tmp_path / "run") == [(1, 0), (1, 2)], "nothing is lost by a mistake"
+    assert positions(run) == [(1, 0), (1, 2)], "nothing is lost by a mistake"
     done = train("pretrain", "run", "--resume-anyway", *other)
     assert (
         done.code == 0
         and "epoch-000001-batch-000000002: it was saved within an epoch with different batches" in done.err
     )
-    assert "resuming after epoch 1" in done.err and [row["epoch"] for row in log_of(tmp_path / "run")] == [1, 2, 3]
+    assert "resuming after epoch 1" in done.err and [row["epoch"] for row in log_of(run)] == [1, 2, 3]

@@ -79,7 +79,7 @@ def test_a_run_that_waits_for_its_data_says_so(
 
     def slow(self: ResidentLoader, *given: Any, **named: Any) -> Iterator[Any]:
         for batch in epoch(self, *given, **named):
-            time.sleep(0.5)
+            time.sleep(0.2)
             yield batch
 
     monkeypatch.setattr(ResidentLoader, "epoch", slow)
@@ -88,4 +88,4 @@ def test_a_run_that_waits_for_its_data_says_so(
     for row in map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines()):
         assert row["mfu"] is None and "collectives_share" not in row
         assert row["data_share"] == pytest.approx(row["parts"]["load"] / row["epoch_seconds"], abs=0.02)
-        assert row["parts"]["load"] >= 2.0 and 0.1 < row["memory_gb"] < 100
+        assert row["parts"]["load"] >= 0.8 and 0.1 < row["memory_gb"] < 100

@@ -55,6 +55,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Position(NamedTuple):
     """Progress of a run: epochs done, and batches done of the next."""
 
@@ -114,7 +120,7 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
         write_tensors(partial, tensors)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(partial)
         partial.replace(path)
         write_json(path.with_suffix(".json"), {**position._asdict(), "sha256": digest, **state})
         to_disk(directory)
@@ -154,9 +160,7 @@ def load_checkpoint(
         tensors_path = path.with_suffix(".safetensors")
         try:
             state = _checked(path, read_json(path))
-            with tensors_path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != state.get("sha256"):
+            if sha256_of(tensors_path) != state.get("sha256"):
                 raise ValueError("its digest does not match")
             if fault is None or (found := fault(state)) is None:
                 return read_tensors(tensors_path), state, damaged

@@ -63,6 +63,8 @@ class Trainer:
         task.run, task.part = self._run_network, self.timer.part
         self.saves = Saves(run, task, self.optimizer, self.augment, options)
         self.position, self._began = Position(0), 0.0
+        self._stopping = False
+        """Whether a signal came to any rank, as of the last time that all were asked: the same on each."""
         self.step = 0
         """Optimiser steps done, over all epochs."""
         self._total = torch.zeros((), device=device)
@@ -76,7 +78,10 @@ class Trainer:
     def start(self) -> None:
         """Restores a resumed run's state, loads log-mels into memory where requested, and claims the run directory."""
         if self.run.resumed:
-            self._load()
+            tensors, notes = self.saves.load()
+            self.step, self.position, self._state = notes["step"], self.saves.last, notes["loop"]
+            if self.position.batch:
+                self._total = tensors["losses.total"].to(self._total.device)
         own = -(-self.batch_size // (self.ranks.world_size * self.config.train.accumulate)) * self.task.views
         weights = sum(parameter.nbytes for parameter in self.task.network.parameters())
         # gradients and at most two moments are still to come
@@ -120,8 +125,10 @@ class Trainer:
             self.begin_epoch(epoch)
         batches = self.batches(epoch, first)
         while (batch := self._next(batches, Position(done, taken), moved=taken > first)) is not None:
-            if taken == steps:
-                self._partial_batch(batch)
+            if taken == steps:  # no step: BatchNorm statistics of a few clips are unreliable
+                if self.task.uses_partial_batch:
+                    self.task.partial_batch(*self._one_view(batch))
+                    self._partial = False
                 continue
             self.train_batch(batch)
             taken += 1
@@ -145,8 +152,8 @@ class Trainer:
         except UserError as error:
             unread = error
         due = moved and self.ranks.leads and self.saves.due(self.step)
-        self.run.stopping, due, failed = self.ranks.any_rank(self.run.stopping, due, unread is not None)
-        stop = failed or (moved and batch is not None and self.run.stopping)
+        due, failed = self._ask_ranks(due, unread is not None)
+        stop = failed or (moved and batch is not None and self._stopping)
         if moved and (stop or (due and batch is not None)):
             self._check_finite(position.epoch + 1)
             self.position, self._state["seconds"] = position, time.perf_counter() - self._began
@@ -166,12 +173,20 @@ class Trainer:
             self._stop()
         return batch
 
+    def _ask_ranks(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether any rank has it set; and notes whether one of them got a signal. `run.stopping` alone
+        would not do: a signal sets it at any time, here or on another rank only.
+        """
+        self._stopping, *found = self.ranks.any_rank(self.run.stopping, *flags)
+        return tuple(found)
+
     def _stop(self) -> NoReturn:
         """Ends the run at its position, once that is on the disk."""
         self.saves.settle()
+        self.ranks.first(self.run.run_log.close)  # trackers take their time, and a rank that ends has the others ended
         if not any(self.position):
             raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet")
-        kind = Interrupted if self.run.stopping else Paused
+        kind = Interrupted if self._stopping else Paused
         raise kind(f"{self.run.out}: stopped after {self.position}, saved; {self.options.again}")
 
     def begin_epoch(self, epoch: int) -> None:
@@ -235,12 +250,6 @@ class Trainer:
         with autocast(self.config, self.options.device):
             return (own if network is None else network)(*inputs)
 
-    def _partial_batch(self, batch: Batch) -> None:
-        """No step is taken: BatchNorm statistics of a few clips are unreliable."""
-        if self.task.uses_partial_batch:
-            self.task.partial_batch(*self._one_view(batch))
-            self._partial = False
-
     def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """See methods.Passes."""
         for batch in self.loader.epoch(PASS_EPOCH, views=1, masks=augmented):
@@ -248,8 +257,8 @@ class Trainer:
                 yield self._one_view(batch, augmented)
             finally:  # also where no more is wanted
                 self._partial = False
-            (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
-            if self.run.stopping:
+            self._ask_ranks()
+            if self._stopping:
                 raise Interrupted("stopped in a pass over the clips")
 
     def _one_view(self, batch: Batch, augmented: bool = True) -> tuple[Tensor, Tensor]:
@@ -274,24 +283,18 @@ class Trainer:
         used = self.usage.read(parts)
         self.run.log(epoch, {**numbers, **used, "parts": parts})
         state["log"], state["seconds"] = {}, 0.0
-        (self.run.stopping,) = self.ranks.any_rank(self.run.stopping)
+        self._ask_ranks()
         last = epoch == self.config.train.epochs or self.task.finished
-        if last or self.run.stopping or epoch == self.options.until_epoch or epoch % self.config.train.save_every == 0:
+        if last or self._stopping or epoch == self.options.until_epoch or epoch % self.config.train.save_every == 0:
             self._save({})
         told = f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s{in_words(used)}"
         shown.epoch(epoch, told)
-        if self.run.stopping and not last:
+        if self._stopping and not last:
             self._stop()
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
         with self.timer.part("save"):
             self.saves.begin(self.position, tensors, {"step": self.step, "loop": copy.deepcopy(self._state)})
-
-    def _load(self) -> None:
-        tensors, notes = self.saves.load()
-        self.step, self.position, self._state = notes["step"], self.saves.last, notes["loop"]
-        if self.position.batch:
-            self._total = tensors["losses.total"].to(self._total.device)
 
     def _check_finite(self, epoch: int, weights: bool = True) -> None:
         """Raises UserError when the losses, or the weights that they led to, are not finite.

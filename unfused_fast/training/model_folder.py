@@ -25,7 +25,7 @@ from unfused_fast.hub import FILES, hub_folder, is_hub, pinned
 from unfused_fast.models import AudioNTT, EfficientNetB0, build_encoder
 from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.shard_files import replace_file
-from unfused_fast.training.checkpoint import load_network, read_tensors, write_json, write_tensors
+from unfused_fast.training.checkpoint import load_network, read_tensors, sha256_of, write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -128,7 +128,7 @@ def write_model_folder(
         partial.mkdir(parents=True)
         write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
         to_disk(partial / WEIGHTS)
-        write_json(partial / "config.json", {**description, "weights_sha256": _sha256(partial / WEIGHTS)})
+        write_json(partial / "config.json", {**description, "weights_sha256": sha256_of(partial / WEIGHTS)})
         if card is not None:
             replace_file(partial / "README.md", card.encode())
         to_disk(partial)
@@ -154,7 +154,7 @@ def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config
     try:
         config = from_flat(recorded["config"])
         network = build_encoder(config)
-        if recorded.get("weights_sha256", digest := _sha256(folder / WEIGHTS)) != digest:
+        if recorded.get("weights_sha256", digest := sha256_of(folder / WEIGHTS)) != digest:
             raise UserError(f"{WEIGHTS} is not the file of config.json (its sha256 differs); get the folder again")
         tensors = read_tensors(folder / WEIGHTS)
         halves = {name: value.float() for name, value in tensors.items() if value.dtype == torch.float16}
@@ -164,9 +164,3 @@ def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config
     except (OSError, SafetensorError) as error:
         raise unreadable(folder / WEIGHTS, error, "export the run again") from error
     return config, network
-
-
-def _sha256(path: Path) -> str:
-    """Hex digest of a file. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,7 +45,6 @@ from unfused_fast.training.run_record import (
 
 LOCK = "run.lock"
 """Locked by the training process, whose id and host it contains; the file remains when the process ends."""
-"""Signals that stop a run once the step is done and saved."""
 DESCRIPTION = "config.json"
 BEGINNING = {LOCK, f"{DESCRIPTION}.new"}
 """Files of a run that was killed before its description was written."""
@@ -89,7 +88,7 @@ class Run:
         self._lock = FileLock(out / LOCK, timeout=0, thread_local=False)
         self._begun = time.perf_counter()
         self._seconds_before = 0.0
-        self._log = RunLog(out, options.log_to)
+        self.run_log = RunLog(out, options.log_to)
         self._unusable = list[Path]()
         self._continues = False
         try:
@@ -109,7 +108,7 @@ class Run:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._log.close()
+        self.run_log.close()
         self._release()
         if isinstance(error, KeyboardInterrupt):
             done = "what was saved before is kept" if self.saved else "nothing is saved yet"
@@ -201,7 +200,7 @@ class Run:
             write_json(self.out / DESCRIPTION, self._description)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({cause(error)}); choose another --out") from error
-        self._log.open(self._description)
+        self.run_log.open(self._description)
 
     def _clear(self) -> None:
         """The description is deleted last, so that after a kill the rest is still recognised as a run."""
@@ -250,7 +249,7 @@ class Run:
             self._unusable = [path for path in checkpoints_in(self.checkpoints) if path.stem > position.name]
             for sentence in damaged:
                 console.print(f"{sentence}; resuming from {position}", style="yellow")
-            self._log.drop_after(state["epoch"])
+            self.run_log.drop_after(state["epoch"])
             console.print(f"{self.out}: resuming after {position}")
             return state
 
@@ -267,7 +266,7 @@ class Run:
     def log(self, epoch: int, values: dict[str, Any]) -> None:
         """Adds the numbers of an epoch to the log, on rank 0."""
         if self._ranks.leads:
-            self._log.append(epoch, values)
+            self.run_log.append(epoch, values)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Writes result.json, reports the run's path, and returns what was written."""
@@ -285,7 +284,7 @@ class Run:
             "run": str(self.out),
         }
         write_json(self.out / "result.json", result)
-        self._log.close(result)
+        self.run_log.close(result)
         console.print(f"{self.stage}: wrote {self.out} ({result['seconds']:.1f} s)")
         return result
 
@@ -313,8 +312,8 @@ class Run:
         try:
             yield
         except BaseException:
-            if self._ranks.leads and not self.saved and not self._log.path.exists():
-                self._log.close()  # first: trackers write into the directory
+            if self._ranks.leads and not self.saved and not self.run_log.path.exists():
+                self.run_log.close()  # first: trackers write into the directory
                 shutil.rmtree(self.out.resolve(), ignore_errors=True)
             raise
         finally:

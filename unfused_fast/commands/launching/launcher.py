@@ -177,6 +177,8 @@ def _run_here(count: int, out: Path, restarts: int) -> int:
             finally:
                 context.close()
                 for process in processes:
+                    with suppress(ProcessLookupError):  # what it started and left holds this process's output open
+                        os.killpg(process, signal.SIGTERM)
                     delete_temporary(process)
         assert result is not None
         began = min((failure.timestamp for failure in result.failures.values()), default=0)
