@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from precisions import settings
 
 from unfused_fast.cli import app
 from unfused_fast.commands.exits import run_app
@@ -34,6 +35,7 @@ TINY = (
     "model.channels=4 model.dim=32 model.proj_hidden=32 model.proj_dim=16 cluster.k=4 train.batch_size=16 "
     "train.amp=fp32 aug.mixup.memory=32"
 )
+NUMERICS = pytest.StashKey[list[object]]()
 
 
 def pytest_configure() -> None:
@@ -43,22 +45,30 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """As in a new process, before the fixtures that the test is the first to ask for: what is said once was not said.
+    One thread: tiny networks are fastest on one, and tests that run side by side do not slow each other.
+    """
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny networks are fastest on one thread, and tests that run side by side do not slow each other."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_new_process() -> None:
-    """A test hears what is said once, and computes to the same bits, whatever the tests before it heard and set."""
     console.said.clear()
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    item.stash[NUMERICS] = _numerics()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fails a test that leaves PyTorch set otherwise: runs that later tests compare would have other bits."""
+    yield
+    assert item.stash.get(NUMERICS, now := _numerics()) == now
+
+
+def _numerics() -> list[object]:
+    """What the bits that PyTorch computes depend on, beside what it is given."""
+    flags = torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled(), torch.are_deterministic_algorithms_enabled()
+    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+    denormals = bool(torch.tensor([1e-40]) * 1 > 0)
+    return [torch.get_num_threads(), denormals, *(setting.fp32_precision for setting in settings()), *flags, *modes]
 
 
 @dataclass(frozen=True)

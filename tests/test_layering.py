@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "unfused_fast"
@@ -52,6 +53,7 @@ ONE_FILE_EACH = {
 }
 
 
+@cache
 def modules() -> dict[str, list[Path]]:
     """A wing, or a module at the root -> its files."""
     found: dict[str, list[Path]] = {}
@@ -63,6 +65,7 @@ def modules() -> dict[str, list[Path]]:
     return found
 
 
+@cache
 def imported(path: Path) -> list[tuple[str, str, bool]]:
     """(module, name or "", whether inside a function or a TYPE_CHECKING block) of every import."""
     tree = ast.parse(path.read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kill_bank
 import numpy as np
 import pytest
 import torch
 import zarr
 from hostile_runs import in_little_memory, pickled
 from outcomes import Cli, contents, refused
+from rank_jobs import run_jobs
 
 from unfused_fast.clustering import bank_files
 from unfused_fast.clustering.bank_files import DamagedBank, Generation, open_bank, write_generation
@@ -150,10 +149,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_thirty_kills() -> None:
     """That some kills come in the middle of a save, and that epochs advance, is part of the script's exit code."""
-    command = [sys.executable, str(Path(kill_bank.__file__)), "--kills", "30", "--seed", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "30 kills" in done.stdout and "every bank whole" in done.stdout
+    ((done,),) = run_jobs([{"ranks": 1, "script": ["kill_bank", "--kills", "30", "--seed", "5"]}])
+    assert done["code"] == 0 and "30 kills" in done["said"] and "every bank whole" in done["said"], done
 
 
 def attributes(**changes: Any) -> Callable[[dict[str, Any]], Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from collapsing import COLLAPSES, FlatProjector
+from method_kinds import sets
 from stopping import stopped_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -89,8 +90,7 @@ def test_a_collinear_bank_is_warned_about_once(
 ) -> None:
     """Filled in eval mode, the first bank goes through BatchNorm layers that have no statistics yet."""
     sizes = "model.channels=8 model.dim=256 model.proj_hidden=256 model.proj_dim=64 cluster.k=16 train.batch_size=32"
-    values = [*sizes.split(), f"bank.init_mode={mode}"]
-    flags = ["--device", "cpu", "--epochs", 2, *(word for value in values for word in ("--set", value))]
+    flags = ["--device", "cpu", "--epochs", 2, *sets(f"{sizes} bank.init_mode={mode}")]
     done = cli("train", "pretrain", recordings, "--out", tmp_path / "run", *flags)
     assert done.code == 0
     said = [line for line in done.err.splitlines() if "nearly collinear" in line]

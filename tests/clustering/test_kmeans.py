@@ -61,7 +61,7 @@ def test_size_of_blocks_does_not_matter(dtype: torch.dtype, device: str, monkeyp
     """Of rows as an untrained network gives them, which all point nearly in one direction: most are near ties. The
     last size is a GPU's, for which launches are few.
     """
-    points = normalize(1 + 1e-2 * torch.randn(3000, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    points = normalize(1 + 1e-2 * torch.randn(1500, 24, generator=torch.Generator().manual_seed(0)), dim=1)
     points, found, launches = points.to(device, dtype), [], []
     for size in (500, 5000, assign.BLOCK_BYTES["cpu"], assign.BLOCK_BYTES["cuda"]):
         monkeypatch.setitem(assign.BLOCK_BYTES, device, size)

@@ -16,10 +16,10 @@ from unfused_fast.clustering.seeding import Points, kmeans_plus_plus, match_clus
 
 def test_random_rows_are_uniform_and_all_different() -> None:
     points = Points(blobs(40, 4, 3))
-    drawn = torch.stack([random_rows(points, 10, seed) for seed in range(1000)])
+    drawn = torch.stack([random_rows(points, 10, seed) for seed in range(400)])
     assert all(len(set(row)) == 10 for row in drawn.tolist())
     counts = torch.bincount(drawn.flatten(), minlength=40).double()
-    assert ((counts - 250).square() / 250).sum() < 80  # chi-square of 39 degrees: 80 is passed once in 10,000
+    assert ((counts - 100).square() / 100).sum() < 80  # chi-square of 39 degrees: 80 is passed once in 10,000
 
 
 def test_kmeans_plus_plus_has_the_probabilities_of_its_paper() -> None:
@@ -27,7 +27,7 @@ def test_kmeans_plus_plus_has_the_probabilities_of_its_paper() -> None:
     angles = torch.tensor([0.0, 0.4, 1.0, 2.0, 3.0])
     points = torch.stack([angles.cos(), angles.sin()], dim=1)
     held, counts = Points(points), torch.zeros(5, 5)
-    for seed in range(1500):
+    for seed in range(500):
         first, second = (points @ row > 1 - 1e-6 for row in kmeans_plus_plus(held, 2, seed, 1.0))
         counts[first.long().argmax(), second.long().argmax()] += 1
     weights = (1 - points @ points.T).clamp(min=0)

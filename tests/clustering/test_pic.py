@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse
 import torch
 from points import blobs
+from precisions import medium
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -74,16 +75,13 @@ def test_neighbours_are_brute_forces_in_any_blocks_and_precision(monkeypatch: py
         return multiply(left, right)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
-    torch.set_float32_matmul_precision("medium")  # of training
-    try:
+    with medium():
         for values in (1, 203 * 10, 1 << 24):
             monkeypatch.setattr(pic, "BLOCK_VALUES", values)
             ids, found = nearest_neighbours(points, 5)
             assert torch.equal(ids, order[:, :5])
             torch.testing.assert_close(found, nearest[:, :5], atol=1e-9, rtol=1e-7)
         assert set(seen) == {"ieee"} and torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def test_no_matrix_of_all_pairs_is_held(monkeypatch: pytest.MonkeyPatch) -> None:

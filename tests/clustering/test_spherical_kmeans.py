@@ -3,17 +3,20 @@ features, K clusters."""
 
 from __future__ import annotations
 
-import os
-import runpy
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kmeans_on_ranks import CUTS
 from points import blobs, equal
+from precisions import medium
+from rank_jobs import run_jobs
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,7 +24,6 @@ from unfused_fast import optional
 from unfused_fast.clustering import backends as kmeans_backends
 from unfused_fast.clustering.backends import resolve_backend
 from unfused_fast.clustering.kmeans import spherical_kmeans
-from unfused_fast.distributed import ALONE
 from unfused_fast.errors import UserError
 
 CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch", "triton", "faiss", "cuml")]
@@ -51,24 +53,6 @@ def test_every_back_end_gives_the_same_bits(n: int, d: int, k: int, dtype: torch
     equal(found, spherical_kmeans(points, k, iterations=6, init=start, backend="faiss"))
 
 
-def test_triton_gives_the_same_bits_in_its_interpreter() -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    code = """
-        import torch
-        from unfused_fast.clustering.kmeans import spherical_kmeans
-        for n, d, k, dtype in [(301, 17, 5, torch.float32), (130, 33, 19, torch.bfloat16), (40, 5, 1, torch.float32)]:
-            points = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
-            points = torch.nn.functional.normalize(points, dim=1).to(dtype)
-            one, other = (
-                spherical_kmeans(points, k, iterations=4, init=points[:k], empty="reseed", backend=name)
-                for name in ("torch", "triton")
-            )
-            assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other)), (n, d, k)
-    """
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", CUDA)
 def test_back_ends_on_cuda(backend: Any, dtype: torch.dtype) -> None:
@@ -88,97 +72,42 @@ def test_equal_centroids_and_equal_points() -> None:
         assert found.objective.item() == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("empty", ["split", "reseed"])
-def test_any_number_of_threads_gives_the_same_bits(empty: Any) -> None:
-    points = blobs(20_011, 17, 25)
-    before, found = torch.get_num_threads(), []
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(
-                spherical_kmeans(points, 50, iterations=4, empty=empty, generator=torch.Generator().manual_seed(0))
-            )
-            assert torch.get_num_threads() == threads
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("empty", ["split", "reseed"])
+def test_any_number_of_threads_gives_the_same_bits(empty: Any) -> None:
+    points, found = blobs(20_011, 17, 25), []
+    for count in (1, 2, 5):
+        with threads(count):
+            generator = torch.Generator().manual_seed(0)
+            found.append(spherical_kmeans(points, 50, iterations=4, empty=empty, generator=generator))
+            assert torch.get_num_threads() == count
     equal(found[0], found[1])
     equal(found[0], found[2])
 
 
 def test_threads_leave_the_matmul_precision_as_it_was_and_do_not_use_it() -> None:
     points = blobs(30_011, 17, 25)
-    threads = torch.get_num_threads()
     expected = lloyd_in_float64(points, points[:50], 3)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        torch.set_num_threads(2)
+    with medium(), threads(2):
         for _ in range(5):
             found = spherical_kmeans(points, 50, iterations=3, init=points[:50])
             assert torch.get_float32_matmul_precision() == "medium"
             assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
             np.testing.assert_array_equal(found.assignments.numpy(), expected)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.set_num_threads(threads)
 
 
-RANKS = """
-    import sys
-    import torch
-    import torch.multiprocessing as mp
-    from unfused_fast.clustering.kmeans import spherical_kmeans
-    from unfused_fast.distributed.ranks import Ranks
-    from unfused_fast.launch import Place
-
-    CASES = [(init, empty, dtype) for dtype in (torch.float32, torch.bfloat16)
-             for init, empty in (("random", "keep"), ("kmeans++", "split"), ("given", "reseed"))]
-
-    def points_of(dtype):
-        points = torch.randn(1003, 37, generator=torch.Generator().manual_seed(0)) + 0.3
-        return torch.nn.functional.normalize(points, dim=1).to(dtype)
-
-    def run(rank, cuts, port, out):
-        torch.set_num_threads(1)
-        world = len(cuts) - 1
-        with Ranks(Place(rank, world, rank, world, "127.0.0.1", port)) as ranks:
-            torch.save(clusterings(ranks, cuts), f"{out}/{world}-{rank}.pt")
-
-    def clusterings(ranks, cuts):
-        rank = ranks.rank
-        found = {}
-        for init, empty, dtype in CASES:
-            points = points_of(dtype)
-            # twenty starts in one place and a copy of a row: empty clusters and exact ties
-            given = torch.cat([points[:20].float(), points[:1].float().expand(20, -1)])
-            mine = points[cuts[rank] : cuts[rank + 1]].clone()
-            generator = torch.Generator().manual_seed(5 + rank * 7)  # rank 0's counts
-            result = spherical_kmeans(
-                mine, 40, iterations=6, init=given if init == "given" else init, empty=empty, n_init=2,
-                generator=generator, ranks=ranks, previous=torch.arange(cuts[rank], cuts[rank + 1]) % 40,
-            )
-            found[init, empty, dtype] = tuple(result)
-        return found
-
-    if __name__ == "__main__":
-        out, port = sys.argv[1], int(sys.argv[2])
-        for number, cuts in enumerate(([0, 1003], [0, 502, 1003], [0, 17, 17, 640, 1003])):
-            # forked: torch is imported once, and has started no thread yet
-            mp.start_processes(run, (cuts, port + number, out), nprocs=len(cuts) - 1, start_method="fork")
-"""
-
-
-def test_ranks_give_the_bits_of_one(tmp_path: Any) -> None:
-    """1, 2 and 4 ranks (one of them without rows), in processes of their own, beside this process alone."""
-    script = tmp_path / "ranks.py"
-    script.write_text(textwrap.dedent(RANKS))
-    port = 20000 + np.random.default_rng().integers(20000)
-    subprocess.run([sys.executable, script, tmp_path, str(port)], check=True)
-    for case, alone in runpy.run_path(str(script))["clusterings"](ALONE, [0, 1003]).items():
-        for world in (1, 2, 4):
-            every = [torch.load(tmp_path / f"{world}-{rank}.pt")[case] for rank in range(world)]
-            assert torch.equal(alone[1], torch.cat([one[1] for one in every])), (world, case)
-            for one in every:
-                assert all(torch.equal(alone[index], one[index]) for index in (0, 2, 3)), (world, case)
+def test_ranks_give_the_bits_of_one() -> None:
+    for ends in run_jobs([{"ranks": ranks, "check": "kmeans"} for ranks in CUTS]):
+        assert [end["code"] for end in ends] == [0] * len(ends), ends
 
 
 def test_absent_back_ends_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,22 +133,19 @@ def test_without_a_compiler_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPat
         resolve_backend("triton", torch.device("cuda"))
 
 
-@pytest.mark.parametrize(
-    ("threads", "rows", "k", "dtype"),
-    [(2, 100_000, 512, "float32"), (2, 100_000, 128, "bfloat16")],
-)
-def test_extra_memory_is_less_than_a_twelfth_of_the_bank(threads: int, rows: int, k: int, dtype: str) -> None:
+@pytest.mark.parametrize(("k", "dtype"), [(512, "float32"), pytest.param(128, "bfloat16", marks=pytest.mark.soak)])
+def test_extra_memory_is_less_than_a_twelfth_of_the_bank(k: int, dtype: str) -> None:
     """Peak resident memory of a process that clusters a bank of 102 or 205 MB, above what it had before."""
     code = f"""
         import resource, torch
         from unfused_fast.clustering.kmeans import spherical_kmeans
-        torch.set_num_threads({threads})
-        points = torch.empty({rows}, 512, dtype=torch.{dtype})
+        torch.set_num_threads(2)
+        points = torch.empty(100_000, 512, dtype=torch.{dtype})
         for rows in points.split(1000):
             rows.copy_(torch.nn.functional.normalize(torch.randn(len(rows), 512), dim=1))
         spherical_kmeans(points[:9000], 128, iterations=1)  # libraries load, thread pools start
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        spherical_kmeans(points, {k}, iterations=2)
+        spherical_kmeans(points, {k}, iterations=1)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print((after - before) * 1024 / (points.numel() * points.itemsize))
     """

@@ -57,21 +57,6 @@ def test_random_resize_crop_is_interpolate(bins: int, frames: int) -> None:
     torch.testing.assert_close(found, expected_resize_crop(log_mel, draws, config), atol=1e-5, rtol=0)
 
 
-def test_mixup_never_takes_the_own_clip_and_holds_the_last() -> None:
-    memory = MixupMemory(4, ONE, 1, 1)
-    ids = torch.tensor([7, 8, 9])
-    _, share = memory.draw(ids, torch.rand(3, 2), 0.4)
-    assert share.tolist() == [0, 0, 0], "an empty memory mixes nothing"
-    memory.push(ids, ids.reshape(3, 1, 1, 1).float())
-    memory.push(torch.tensor([10, 11]), torch.tensor([10.0, 11.0]).reshape(2, 1, 1, 1))
-    assert sorted(memory.clip_ids[:4].tolist()) == [8, 9, 10, 11]
-    draws = torch.tensor([[slot / 4 + 0.01, 0.5] for slot in range(4)])
-    for own in (8, 9, 10, 11):
-        slots, share = memory.draw(torch.full((4,), own), draws, 0.4)
-        assert torch.equal(share == 0, memory.crops[slots].flatten() == own)
-        assert share.max().item() == pytest.approx(0.2)
-
-
 def test_mixup_partners_are_the_last_of_the_own_partition() -> None:
     """Against lists, one for each of three partitions: of clips below 10, below 20, and from 20 on."""
     memory, generator = MixupMemory(3, torch.tensor([10, 20]), 1, 1), torch.Generator().manual_seed(0)

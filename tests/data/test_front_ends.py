@@ -51,8 +51,8 @@ def test_statistics_are_those_of_all_bins_and_frames_of_the_middle(librosas: Cal
     np.testing.assert_allclose([found["mean"], found["std"]], [values.mean(), values.std()], atol=1e-4)
 
 
-def test_decar1_is_normalised_by_its_own_statistics(noise: Noise, librosas: Callable[..., Array]) -> None:
-    shards, waveforms = noise
+def test_decar1_is_normalised_by_its_own_statistics(wav_noise: Noise, librosas: Callable[..., Array]) -> None:
+    shards, waveforms = wav_noise
     frontend = FrontendConfig(kind="decar1")
     measured = set_statistics(shards, frontend)
     middles = [wave[max(0, (len(wave) - 16000) // 2) :][:16000] for wave in waveforms]
@@ -65,9 +65,9 @@ def test_decar1_is_normalised_by_its_own_statistics(noise: Noise, librosas: Call
 
 
 @pytest.mark.parametrize("values", [DECAR1, ZEROS, {**DECAR1, **ZEROS}, {"data.norm": "wave_l2"}])
-def test_embeddings_of_waveforms_are_those_of_the_shards(noise: Noise, values: dict[str, str]) -> None:
+def test_embeddings_of_waveforms_are_those_of_the_shards(wav_noise: Noise, values: dict[str, str]) -> None:
     """The embedder's own way from a waveform to a log-mel, against the loader's."""
-    shards, waveforms = noise
+    shards, waveforms = wav_noise
     small = {"model.channels": 4, "model.dim": 16}
     encoder = baseline_encoder("random", with_values(Config(), {"data.norm": "none", **small, **values}), CPU)
     wanted = extract(encoder, shards, "train", "encoder", "maxmean", CPU)
@@ -96,13 +96,13 @@ def test_a_running_norm_is_the_mean_and_deviation_of_all_crops_so_far() -> None:
     assert final_statistics(None, {}) is None
 
 
-def test_a_running_norm_does_not_depend_on_the_statistics_before_it(noise: Noise) -> None:
+def test_a_running_norm_does_not_depend_on_the_statistics_before_it(wav_noise: Noise) -> None:
     config = with_values(
         Config(), {"data.norm": "running", "aug.mixup.ratio": 0, "aug.rrc.enabled": "false", **NO_MASKS}
     )
     made = []
     for statistics in ({"mean": 0.0, "std": 1.0}, {"mean": -7.0, "std": 3.0}):
-        loader = Loader(noise[0], "train", config, device=CPU, batch_size=8, statistics=statistics)
+        loader = Loader(wav_noise[0], "train", config, device=CPU, batch_size=8, statistics=statistics)
         augment = Augmenter(config, 53, CPU)
         made.append([augment(batch.clip_ids, batch.views, batch.draws)[0] for batch in loader.epoch(1)])
     for first, second in zip(*made, strict=True):

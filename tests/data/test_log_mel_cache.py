@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hostile_runs import in_little_memory, pickled
+from rank_jobs import run_jobs
 
 from unfused_fast.config.audio import Store
 from unfused_fast.config.fields import Config
@@ -165,29 +164,13 @@ def test_many_parts_are_verified_each(shards: ShardSet, monkeypatch: pytest.Monk
     assert torch.equal(views(placed(stream(shards), "resident")), whole)
 
 
-KILLED = """
-import os, signal, sys, torch
-from unfused_fast.config.fields import Config
-from unfused_fast.data.stream import Loader
-from unfused_fast.data.store import placed
-from unfused_fast.shards.sets.table import open_shards
-from pathlib import Path
-original = Loader.whole_clips
-def killed(self):
-    yield next(original(self))
-    os.kill(os.getpid(), int(sys.argv[2]))
-Loader.whole_clips = killed
-placed(Loader(open_shards(Path(sys.argv[1])), "train", Config(), device=torch.device("cpu"), batch_size=8), "mmap")
-"""
-
-
 @pytest.mark.parametrize(("sent", "left"), [(signal.SIGKILL, [".partial"]), (signal.SIGINT, [])])
 def test_a_killed_first_pass_is_not_taken_for_a_cache(
     shards: ShardSet, capsys: pytest.CaptureFixture[str], sent: signal.Signals, left: list[str]
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(shards.directory), str(int(sent))]
-    done = subprocess.run(command, check=False, capture_output=True)
-    assert done.returncode == -sent, done.stderr
+    job = {"ranks": 1, "check": "first pass", "shards": str(shards.directory), "sent": int(sent)}
+    ((done,),) = run_jobs([job])
+    assert done["code"] == (-9 if sent == signal.SIGKILL else 1), done
     assert [path.suffix for path in caches(shards.directory)] == left
     made = views(placed(stream(shards), "resident"))
     assert "from the audio" in capsys.readouterr().err

@@ -51,8 +51,9 @@ def views(batches: Batches, case: str) -> Made:
     return made
 
 
-@pytest.mark.parametrize("store", ["stream", "resident", "mmap"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "store"), [*((case, "stream") for case in CASES), ("no multiple", "mmap"), ("draws", "resident")]
+)
 def test_views_of_any_number_of_ranks_are_those_of_one(wav_noise: Noise, case: str, store: Store) -> None:
     whole = views(placed(loader(wav_noise[0], case, WHOLE), store), case)
     for world in (2, 4):

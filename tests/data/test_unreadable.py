@@ -31,7 +31,6 @@ from unfused_fast.shards.sources.row import SourceRow
 GARBLED, LOST = [7], [57, 58, 59]
 """Clips of the train split that are made unreadable: in place, and where a shard ends early."""
 Copied = Callable[..., Path]
-Pretrain = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +48,6 @@ def copied(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path / "cache"))
     ignored = shutil.ignore_patterns("*.cache")
     return lambda codec, name="copy": Path(shutil.copytree(sets[codec], tmp_path / name, ignore=ignored))
-
-
-@pytest.fixture
-def pretrain(cli: Cli, tiny: list[str]) -> Pretrain:
-    """`pretrain(shards, out, ...)`: two tiny epochs."""
-    return lambda shards, out, *more: cli("train", "pretrain", shards, "--out", out, "--epochs", 2, *tiny, *more)
 
 
 def audio(shards: Path, clip: int, split: str = "train") -> tuple[Path, Member]:
@@ -93,7 +86,7 @@ def named(err: str) -> list[int]:
 
 @pytest.mark.parametrize("store", ["stream", "resident"])
 def test_a_run_goes_through_the_other_clips(
-    cli: Cli, pretrain: Pretrain, copied: Copied, tmp_path: Path, store: str
+    cli: Cli, pretrain: Cli, copied: Copied, tmp_path: Path, store: str
 ) -> None:
     """However they are damaged: FLAC that does not decode trains as WAV whose header is gone, bit for bit."""
     bad = GARBLED + LOST
@@ -145,7 +138,7 @@ def test_clips_left_out_get_the_rows_of_others_all_over_the_split() -> None:
 
 
 @pytest.mark.parametrize("store", ["stream", "resident"])
-def test_no_clip_is_left_out_unasked(pretrain: Pretrain, copied: Copied, tmp_path: Path, store: str) -> None:
+def test_no_clip_is_left_out_unasked(pretrain: Cli, copied: Copied, tmp_path: Path, store: str) -> None:
     shards = copied("flac")
     garble(shards, *GARBLED)
     done = pretrain(shards, tmp_path / "out", "--data", store)
@@ -156,7 +149,7 @@ def test_no_clip_is_left_out_unasked(pretrain: Pretrain, copied: Copied, tmp_pat
     refused(done, "4 clips of train cannot be read, --skip-bad is 3", shards)
 
 
-def test_a_set_without_enough_other_clips(pretrain: Pretrain, copied: Copied, tmp_path: Path) -> None:
+def test_a_set_without_enough_other_clips(pretrain: Cli, copied: Copied, tmp_path: Path) -> None:
     shards, flags = copied("wav"), ["--data", "stream", "--skip-bad", 100]
     for clip in range(50):
         garble(shards, clip)
@@ -166,7 +159,7 @@ def test_a_set_without_enough_other_clips(pretrain: Pretrain, copied: Copied, tm
     refused(pretrain(shards, tmp_path / "out", *flags), f"{shards}: no clip of train can be read or decoded")
 
 
-def test_resume_needs_the_same_clips(pretrain: Pretrain, copied: Copied, tmp_path: Path) -> None:
+def test_resume_needs_the_same_clips(pretrain: Cli, copied: Copied, tmp_path: Path) -> None:
     """Stopped in its second epoch, a run ends as one that was never stopped; one clip more or less is refused."""
     shards, out = copied("flac"), tmp_path / "out"
     flags = ["--data", "stream", "--set", "train.batch_size=4", "--skip-bad", 2]
@@ -197,7 +190,7 @@ def test_resume_needs_the_same_clips(pretrain: Pretrain, copied: Copied, tmp_pat
     ],
 )
 def test_what_the_system_lacks_is_not_blamed_on_a_shard(
-    pretrain: Pretrain, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, advice: str
+    pretrain: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, advice: str
 ) -> None:
     """The text as DALI gives it where no thread can be started."""
 

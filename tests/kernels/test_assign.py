@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from precisions import medium
 from torch import Tensor
 
 from unfused_fast.kernels import assign
@@ -123,14 +124,11 @@ def test_block_size_does_not_matter(least: int, dtype: torch.dtype, monkeypatch:
 
 def test_full_precision_whatever_training_asked_for() -> None:
     points, centroids = unit_rows(64, 256, torch.float32, 8), unit_rows(32, 256, torch.float32, 9).requires_grad_()
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with medium():
         with torch.autocast("cpu", torch.bfloat16):
             check(points, centroids.detach(), *assign.assign_reference(points, centroids))
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def test_scratch_is_small() -> None:

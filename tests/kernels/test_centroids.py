@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from points import equal
 from torch import Tensor
 
+from unfused_fast.clustering.kmeans import spherical_kmeans
 from unfused_fast.kernels import assign, centroids
 
 
@@ -112,6 +115,18 @@ def test_unit_norm_or_previous() -> None:
     previous = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
     updated = centroids.normalise_centroids(sums, torch.tensor([5, 0, 2, 1]), previous)
     torch.testing.assert_close(updated, torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "dtype"), [(301, 17, 5, torch.float32), (130, 33, 19, torch.bfloat16), (40, 5, 1, torch.float32)]
+)
+def test_k_means_by_both_kernels_has_the_bits_of_torch(
+    interpreter: ProcessPoolExecutor, n: int, d: int, k: int, dtype: torch.dtype
+) -> None:
+    points = torch.nn.functional.normalize(random_case(n, 1, d, torch.float32)[0], dim=1).to(dtype)
+    settings: dict[str, Any] = {"iterations": 4, "init": points[:k], "empty": "reseed"}
+    found = interpreter.submit(spherical_kmeans, points, k, backend="triton", **settings).result()
+    equal(spherical_kmeans(points, k, backend="torch", **settings), found)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

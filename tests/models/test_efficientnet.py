@@ -40,8 +40,7 @@ def test_shapes_are_those_of_the_table(model: EfficientNetB0) -> None:
     assert [tuple(block.shape[1:]) for block in blocks] == [large[2], large[3], large[5]]
 
 
-@pytest.mark.parametrize("frequency_pool", ["mean", "max"])
-@pytest.mark.parametrize("padding", [0.0, 1e3, float("nan")])
+@pytest.mark.parametrize(("frequency_pool", "padding"), [("mean", 1e3), ("max", float("nan"))])
 def test_a_padded_clip_gives_what_it_gives_alone(model: EfficientNetB0, frequency_pool: str, padding: float) -> None:
     model.frequency_pool = frequency_pool  # type: ignore[assignment]
     lengths = [1, 31, 32, 33, 64, 97, 120]

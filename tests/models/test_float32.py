@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import precisions
 import pytest
 import torch
 
@@ -20,9 +21,7 @@ IEEE = ("ieee",) * 4
 
 def settings() -> tuple[str, ...]:
     """How matmuls and convolutions of float32 are computed, on CUDA and on a CPU."""
-    backends = torch.backends
-    found = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
-    return tuple(setting.fp32_precision for setting in found)
+    return tuple(setting.fp32_precision for setting in precisions.settings())
 
 
 def older() -> tuple[Any, ...]:
@@ -32,10 +31,8 @@ def older() -> tuple[Any, ...]:
 @pytest.fixture(autouse=True)
 def defaults() -> Iterator[None]:
     """PyTorch's, after each test."""
-    yield
-    torch.backends.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = True
+    with precisions.as_before():
+        yield
 
 
 def matmul(precision: str) -> Callable[[], None]:
