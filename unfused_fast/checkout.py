@@ -14,8 +14,8 @@ FOLDER = Path(__file__).resolve().parents[1]
 
 @cache
 def commit(folder: Path = FOLDER) -> str:
-    """Of the checkout that this code is in, with `+changes` where its files are others, or that pip installed from git;
-    `unknown` elsewhere.
+    """That of the checkout that holds this code, with `+changes` where files differ from it, or the one that pip
+    installed from git; `unknown` elsewhere.
     """
     if (folder / ".git").exists():  # else git would tell of a repository around it, such as that of an environment
 

@@ -20,8 +20,8 @@ def cause(error: BaseException) -> str:
 
 
 def unreadable(path: Path, error: Exception, advice: str) -> UserError:
-    """The error for a file or folder that cannot be read. `advice` is for one that is damaged or gone: where the right
-    to read it is what lacks, nothing has to be made again.
+    """The error for a file or folder that cannot be read. `advice` is for one that is damaged or gone: where only the
+    permission to read it is missing, nothing has to be made again.
     """
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
         advice = "its owner can give you permission to read it, with chmod"

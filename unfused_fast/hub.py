@@ -39,7 +39,7 @@ def is_hub(name: str | Path) -> bool:
 
 
 def hub_name(name: str | Path) -> HubName:
-    """Raises UserError for what is none of a model."""
+    """Raises UserError for anything that does not name a model."""
     found = _NAME.fullmatch(str(name))
     if found is None or found[1].startswith("datasets/"):
         raise UserError(f"{name}: want hf://USER/NAME or hf://USER/NAME@REVISION of a model on the Hugging Face Hub")

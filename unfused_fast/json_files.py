@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_JSON = 16 * 2**20
-"""Bytes above which a file is none of ours and is not read. Ours: what runs write has a few kilobytes."""
+"""Bytes above which a file is not one of ours and is not read. Ours: what runs write has a few kilobytes."""
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:

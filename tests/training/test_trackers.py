@@ -124,8 +124,8 @@ def test_training_goes_on_where_a_server_does_not_answer(
     [
         ("wandb", ["--log-to wandb needs Weights & Biases, which is not installed", "pip install '.[wandb]'"]),
         ("tensorboard,mlflow", ["--log-to mlflow needs MLflow, which is not installed", "pip install '.[mlflow]'"]),
-        ("tensorboard,comet", ["'comet' is none", "tensorboard, wandb, mlflow"]),
-        ("", ["'' is none"]),
+        ("tensorboard,comet", ["'comet' is no tracker", "tensorboard, wandb, mlflow"]),
+        ("", ["'' is no tracker"]),
     ],
 )
 def test_what_is_not_there_is_said_first(

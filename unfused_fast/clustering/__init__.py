@@ -15,11 +15,10 @@ from unfused_fast.clustering.bank_files import (
     GENERATIONS_KEPT,
     DamagedBank,
     Generation,
-    generation_name,
     generation_paths,
     open_bank,
 )
 from unfused_fast.clustering.kmeans import spherical_kmeans
-from unfused_fast.clustering.pca import RowSpread, pseudo_label_kmeans, resolve_pca_dim, row_spread
+from unfused_fast.clustering.pca import pseudo_label_kmeans, resolve_pca_dim, row_spread
 from unfused_fast.clustering.scores import Collapse, Collapsed, cluster_sizes, normalised_mutual_information, stalled
 from unfused_fast.clustering.seeding import match_clusters

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from unfused_fast.config import Config
-from unfused_fast.console import console as console
+from unfused_fast.console import console
 from unfused_fast.data import Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError

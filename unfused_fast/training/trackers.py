@@ -41,7 +41,9 @@ def parse_trackers(text: str) -> tuple[TrackerName, ...]:
     names = [name.strip() for name in text.split(",")]
     known: tuple[TrackerName, ...] = get_args(TrackerName)
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--log-to {text}: {unknown[0]!r} is none; want names between commas, of {', '.join(known)}")
+        raise UserError(
+            f"--log-to {text}: {unknown[0]!r} is no tracker; want {', '.join(known)}, or several with commas between"
+        )
     for name in set(names) - {"tensorboard"}:
         with _importing(name):
             if not present(name):
