@@ -77,8 +77,8 @@ def peek(
     as_json: Json = False,
 ) -> None:
     """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
-    from unfused_fast.commands.peek import contents, examples_of, write_clips, write_sheet
     from unfused_fast.console import counted
+    from unfused_fast.explore import contents, examples_of, write_clips, write_sheet
     from unfused_fast.shards.sources.location import display_name
 
     shard_set = open_set(shards)

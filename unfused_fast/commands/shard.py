@@ -246,7 +246,7 @@ def _print_packed(packed: PackResult, out: str, as_json: bool, part: str | None 
         return
     if packed.rejected:
         typer.echo(f"  each one is named, with the reason and any remedy, in {out.rstrip('/')}/rejected.csv")
-    typer.echo(next_command("explore", out, "--encoder", "base", "--out", "PAGE", "--serve"))
+    typer.echo(next_command("explore", out, "--out", "PAGE", "--serve"))
 
 
 def _found(

@@ -22,8 +22,6 @@ class _Handler(SimpleHTTPRequestHandler):
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".js": "text/javascript",
         ".flac": "audio/flac",
-        ".f32": "application/octet-stream",
-        ".i32": "application/octet-stream",
     }
 
     def __init__(self, *given: Any, token: str, **named: Any) -> None:
