@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from unfused_fast.config import FrontendConfig
 from unfused_fast.embedding import embed_files
-from unfused_fast.explore import embeddings
+from unfused_fast.explore import embeddings, page_server
 from unfused_fast.explore.clips import read_clips
 from unfused_fast.explore.columns import categories, clusters_of, columns_in, columns_of
 from unfused_fast.explore.folder import log_mel_picture
@@ -169,23 +168,34 @@ def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], na
 
 
 def test_it_is_served_at_its_address_only_until_it_is_interrupted(
-    cli_process: Callable[..., subprocess.Popen[str]], named: ShardSet, pretrained: Path, page: Path
+    cli: Cli, named: ShardSet, pretrained: Path, page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--serve"]
-    process = cli_process(*given)
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2)]
-    address = lines[1].split()[1]
-    with urllib.request.urlopen(f"{address}data/explore.json") as answer:
-        assert json.load(answer)["clips"] == 96 and answer.headers["Referrer-Policy"] == "no-referrer"
-    host = address.rsplit("/", 2)[0]
-    token = address.split("/")[3]
-    for other in ("/", "/data/explore.json", "/wrong/", "/%2e%2e/", f"/{token}/audio/"):
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(host + other)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0 and "Traceback" not in err
+    codes = dict[str, int]()
+
+    def ask(address: str) -> None:
+        host, token = address.rsplit("/", 2)[0], address.split("/")[3]
+        try:
+            with urllib.request.urlopen(f"{address}data/explore.json") as answer:
+                assert json.load(answer)["clips"] == 96 and answer.headers["Referrer-Policy"] == "no-referrer"
+                codes["page"] = answer.status
+            for other in ("/", "/data/explore.json", "/wrong/", "/%2e%2e/", f"/{token}/audio/"):
+                try:
+                    urllib.request.urlopen(host + other)
+                except urllib.error.HTTPError as error:
+                    codes[other.replace(token, "TOKEN")] = error.code
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    def served(folder: Path) -> tuple[Any, str]:
+        server, address = page_server(folder)
+        threading.Thread(target=ask, args=(address,)).start()
+        return server, address
+
+    monkeypatch.setattr("unfused_fast.explore.page_server", served)
+    done = cli("explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--serve")
+    assert done.code == 0 and "it was there already" in done.out and "(Ctrl-C ends)" in done.out, done.err
+    hidden = ("/", "/data/explore.json", "/wrong/", "/%2e%2e/", "/TOKEN/audio/")
+    assert codes == {"page": 200, **dict.fromkeys(hidden, 404)}
 
 
 def query_of(shards: ShardSet, clip_id: int, path: Path, samples: int | None = None) -> Any:
@@ -233,14 +243,14 @@ def test_embeddings_of_which_a_part_is_damaged_are_made_again(
     before = cli(*given, "--json").out
     assert len(json.loads(before)["hits"]) == 2 and "label" not in cli(*given).out
     (kept,) = tmp_path.glob("embeddings/*.zarr")
-    for name in ("embeddings/c/0/0", "path/c/0", "rows/c/0", "embeddings/zarr.json", "zarr.json", "."):
-        for cut in (False, True):
-            for path in [path for path in kept.rglob("*") if path.is_file()] if name == "." else [kept / name]:
-                if cut:
-                    path.write_bytes(path.read_bytes()[:-1])
-                else:
-                    path.unlink()
-            assert cli(*given, "--json").out == before, (name, cut)
+    damages = [(name, cut) for name in ("embeddings/c/0/0", "path/c/0", "zarr.json") for cut in (False, True)]
+    for name, cut in (*damages, ("rows/c/0", True), ("embeddings/zarr.json", False), (".", False)):
+        for path in [path for path in kept.rglob("*") if path.is_file()] if name == "." else [kept / name]:
+            if cut:
+                path.write_bytes(path.read_bytes()[:-1])
+            else:
+                path.unlink()
+        assert cli(*given, "--json").out == before, (name, cut)
 
 
 def test_moments_are_found_in_a_long_recording(
