@@ -216,7 +216,7 @@ def test_stopped_at_any_batch_and_gone_on_with(
 
     def stopping() -> bool:
         asked.append(1)
-        return len(asked) % 5 == 0
+        return len(asked) % 3 == 0
 
     with pytest.raises(Interrupted, match="stopped before a file was saved; give the same command again"):
         embed_files(embedder, rows_of(*paths), tmp_path / "none.npz", workers=0, stopping=lambda: True)
