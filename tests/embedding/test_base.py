@@ -63,7 +63,6 @@ def test_every_command_takes_it(
     few, new = ["--set", "eval.epochs=1", "--json"], ["--set", "distill.init=random", "--json"]
     for command in (
         ("train", "linear", tones, "--encoder", "base", "--out", tmp_path / "linear", *few),
-        ("evaluate", tones, "--encoder", "base", "--out", tmp_path / "table", *few),
         ("train", "distill", tones, "--teacher", "base", "--out", tmp_path / "student", "--epochs", 1, *tiny, *new),
         ("export", "base", "--hub", tmp_path / "copy", "--json"),
     ):

@@ -12,7 +12,7 @@ import typer
 
 from unfused_fast.commands.flags import Json, Shards
 from unfused_fast.commands.options import refuse_several
-from unfused_fast.commands.output import bar, local_shards, open_set, print_json, show, stdout_console
+from unfused_fast.commands.output import bar, local_shards, open_set, show
 from unfused_fast.errors import UserError, cause, escaped
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")
@@ -191,29 +191,25 @@ def clusters(
     are read here only, never in training. Clusters are the targets of that epoch; cosines and spread are of the bank as
     saved after it, those in log.jsonl of the bank that was clustered before it.
     """
-    from unfused_fast.console import terminal_table
     from unfused_fast.stages import describe_clusters
 
     described = describe_clusters(run, None if shards is None else open_set(shards), top)
     sizes = described.pop("sizes")
     if png is not None:
         _draw(png, sizes, f"{run.name}, epoch {described['epoch']}")
-    if as_json:
-        print_json({"run": str(run), **({} if png is None else {"png": str(png)}), **described})
-        return
+    result = {"run": str(run), **({} if png is None else {"png": str(png)}), **described}
     found: list[dict[str, Any]] = described.pop("found")
     labelled = "label_nmi" in described
     shown = found[: limit or None]
     columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
-    stdout_console().print(
-        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
-    )
+    table = f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown]
+    sentences = [
+        "  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()),
+        f"clusters: the targets of epoch {described['epoch']}; cosines and spread: of the bank as saved after it",
+    ]
     if len(shown) < len(found):
-        print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
-    print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
-    print(f"clusters: the targets of epoch {described['epoch']}; cosines and spread: of the bank as saved after it")
-    if png is not None:
-        print(f"sizes: {png}")
+        sentences.insert(0, f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
+    show(result, as_json, [table], [*sentences, *([] if png is None else [f"sizes: {png}"])])
 
 
 def _row(entry: dict[str, Any], labelled: bool) -> list[str]:
