@@ -169,7 +169,7 @@ def test_training_on_a_gpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     assert on_cpu.works and "--compile needs a C++ compiler" in on_cpu.note
 
 
-@pytest.mark.parametrize("command", [["clusters"], ["doctor"], ["train", "pretrain"]])
+@pytest.mark.parametrize("command", [["clusters"], ["doctor"], ["explore"], ["similar"], ["train", "pretrain"]])
 def test_the_first_sentence_of_the_help_fits_a_line(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
