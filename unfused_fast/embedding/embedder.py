@@ -36,15 +36,15 @@ class Pooled:
 
     def __init__(self, clips: int, dims: Sequence[int], device: torch.device) -> None:
         """`dims`: D of each layer."""
+        # sums, largest values and numbers of steps; in float64 a sum of many pieces does not depend on their order
         self._layers = [
             (
-                torch.zeros(clips, dim, dtype=torch.float64, device=device),  # a sum that depends on no order
+                torch.zeros(clips, dim, dtype=torch.float64, device=device),
                 torch.full((clips, dim), -torch.inf, device=device),
                 torch.zeros(clips, 1, dtype=torch.int64, device=device),
             )
             for dim in dims
         ]
-        """Of each layer: sums, largest values, numbers of steps."""
 
     def add(self, clips: Sequence[int], found: Sequence[PieceSteps]) -> None:
         """The pieces of some clips, from each layer."""

@@ -64,9 +64,9 @@ def find_similar(
     wave, hits, itself = torch.from_numpy(pcm.astype(np.float32) / 32768), list[Hit](), list[str]()
     found = _moments(embedder, rows, wave, top, progress) if frames else _clips(embedder, rows, wave, progress)
     for hit in found:
-        row = rows[hit.row]
         if len(hits) == top:
             break
+        row = rows[hit.row]
         if hit.cosine > ITSELF and _is(row, pcm):
             itself.append(row.source)
         else:
@@ -75,6 +75,7 @@ def find_similar(
 
 
 def _is(row: SourceRow, pcm: NDArray[np.int16]) -> bool:
+    """Whether a recording has these samples."""
     try:
         return np.array_equal(decode_whole(row.path, LONGEST_QUERY_SECONDS), pcm)
     except Rejected:  # longer than any query
