@@ -142,8 +142,7 @@ def config(
         typer.Argument(help="Sections or fields to show, such as cluster or cluster.k.", show_default="all"),
     ] = None,
     stage: Annotated[
-        Stage | None,
-        typer.Option(help="Preset to show.", show_default="pretrain; with --diff all"),
+        Stage | None, typer.Option(help="Preset to show.", show_default="pretrain; with --diff all")
     ] = None,
     preset: Preset = "recommended",
     method: Method = None,

@@ -137,17 +137,13 @@ def similar(
         }
         for hit in hits
     ]
-    labelled = any(one["label"] for one in found)
+    names = ("path", "label", "at second", "cosine")
     lines = [
-        [
-            escaped(one["path"]),
-            *([escaped(one["label"] or "")] if labelled else []),
-            f"{one['seconds']:.2f}",
-            f"{one['cosine']:.4f}",
-        ]
+        (escaped(one["path"]), escaped(one["label"] or ""), f"{one['seconds']:.2f}", f"{one['cosine']:.4f}")
         for one in found
     ]
-    table = escaped(f"like {query}"), ["path", *(["label"] if labelled else []), "at second", "cosine"], lines
+    shown = [place for place, name in enumerate(names) if name != "label" or any(one["label"] for one in found)]
+    table = escaped(f"like {query}"), [names[place] for place in shown], [[line[n] for n in shown] for line in lines]
     sentences = [f"left out, because it is the query itself: {', '.join(itself)}"] if itself else []
     sentences += [UNKNOWN_STARTS] if any(rows[hit.row].begins is None for hit in hits) else []
     show({"query": str(query), "hits": found, "left_out": itself}, as_json, [table], sentences)

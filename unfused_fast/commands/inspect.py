@@ -27,11 +27,7 @@ Bank = Annotated[
 def check(
     shards: Shards,
     every_clip: Annotated[
-        bool,
-        typer.Option(
-            "--every-clip",
-            help="Decode and measure every clip, not a sample of some 250.",
-        ),
+        bool, typer.Option("--every-clip", help="Decode and measure every clip, not a sample of some 250.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
     as_json: Json = False,
@@ -175,8 +171,7 @@ def _generation_row(entry: Mapping[str, Any]) -> list[str]:
 def clusters(
     run: Annotated[Path, typer.Argument(help="Run directory of train pretrain.", show_default=False)],
     shards: Annotated[
-        str | None,
-        typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only"),
+        str | None, typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only")
     ] = None,
     top: Annotated[int, typer.Option(help="Most central clips shown of each cluster.", min=0)] = 5,
     limit: Annotated[int, typer.Option(help="Clusters shown; 0: all. --json has all.", min=0)] = 20,

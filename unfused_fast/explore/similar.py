@@ -43,12 +43,7 @@ class Hit(NamedTuple):
 
 
 def find_similar(
-    embedder: Embedder,
-    rows: Sequence[SourceRow],
-    query: Path,
-    top: int,
-    progress: OnProgress,
-    frames: bool = False,
+    embedder: Embedder, rows: Sequence[SourceRow], query: Path, top: int, progress: OnProgress, frames: bool = False
 ) -> tuple[list[Hit], list[str]]:
     """The `top` rows whose embeddings have the largest cosine to the query's, the largest first, ties in order; and the
     sources of those left out because they are the query itself, sample for sample.
