@@ -53,8 +53,8 @@ split. fold: the published cross-validation fold, or null. seconds = samples / 1
 equal, as in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale.
 file_rate_hz, file_channels: of the file. source: the file, relative to the source that was packed. sha256: hex, of the
 little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC encoders differ in their output, so
-the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded. start: of its file, at
-16 kHz, from which sample on the clip was cut; null in sets that were packed before it was kept."""
+the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded. start: sample of
+the file, at 16 kHz, at which the clip begins; null in sets of earlier versions."""
 DONE_SCHEMA = pa.schema({name: _COLUMNS[name] for name in _COLUMNS if name not in ("clip_id", "key")})
 """What is known of the clips of a shard before they are numbered."""
 

@@ -38,7 +38,7 @@ class Hit(NamedTuple):
     row: int
     """Which of the rows."""
     seconds: float
-    """Where it begins in its recording; in the clip, where its set does not say from where that was cut."""
+    """At which it begins in its recording; in the clip, where its set does not say where that begins."""
     cosine: float
 
 
