@@ -94,14 +94,18 @@ def _umap(rows: NDArray[np.float32], ids: NDArray[np.int32], cosines: NDArray[np
     own = np.arange(len(rows), dtype=np.int32)[:, None]
     known = np.concatenate([own, ids], axis=1)[:, :near]
     far = np.concatenate([np.zeros_like(own, np.float32), np.maximum(0, 1 - cosines)], axis=1)[:, :near]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is meant: one thread for a seed, no new points
-        return umap.UMAP(
-            n_neighbors=near,
-            metric="cosine",
-            min_dist=0.1,
-            random_state=0,
-            n_jobs=1,
-            init="spectral" if len(rows) >= SMALL else "random",
-            precomputed_knn=(known, far, None),
-        ).fit_transform(rows)
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is meant: one thread for a seed, no new points
+            return umap.UMAP(
+                n_neighbors=near,
+                metric="cosine",
+                min_dist=0.1,
+                random_state=0,
+                n_jobs=1,
+                init="spectral" if len(rows) >= SMALL else "random",
+                precomputed_knn=(known, far, None),
+            ).fit_transform(rows)
+    finally:
+        torch.set_num_threads(threads)  # numba sets OpenMP's, and with them torch's: later bits would differ
