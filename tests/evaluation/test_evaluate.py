@@ -169,6 +169,7 @@ def test_what_cannot_be_evaluated_is_said(
         ("name of a baseline", "random=x"),
         ("name of a baseline", "logmel=x", "--no-baselines"),
         ("at least 1", "random", "--seeds", "0"),
+        ("--devices 99999: this machine has", "random", "--devices", 99999),
         ("use --label-fraction 0.1", "random", "--set", "eval.label_fraction=0.1"),
     ):
         assert words in error(tones, "--encoder", *flags)

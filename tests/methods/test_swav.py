@@ -103,7 +103,7 @@ def test_prototypes_wait_an_epoch_and_queues_join_in_the_second() -> None:
 
 
 def test_usage_is_the_exponential_of_the_entropy() -> None:
-    signs = UsageSigns(ALONE, 4)
+    signs = UsageSigns(ALONE, 4, "prototypes")
     for shares in ([[0.5, 0.5, 0, 0]], [[0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0], [0, 0, 1, 0.0]]):
         signs.note_shares(torch.tensor(shares))
         signs.after_step()

@@ -135,12 +135,7 @@ _LAPE_BARLOW: Values = {"method.barlow_lambda": 1.0, "method.barlow_weight": 5e-
 RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     "decar-v2": {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
-        "recommended": {
-            "optim.lr": 1.0,
-            "cluster.k": "auto",
-            "train.batch_size": "auto",
-            "bank.view": "training",
-        },
+        "recommended": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto", "bank.view": "training"},
         "paper": {"bank.view": "training"},
         "authors": {
             **AUTHORS,
@@ -154,14 +149,7 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     },
     "decar-v1": {"recommended": _DECAR_V1, "decar-v1": _DECAR_V1},
     # Head and temperature: Fonseca et al.'s code, arXiv 2011.07616.
-    "simclr": {
-        "recommended": {
-            **_TWO_VIEWS,
-            "model.proj_hidden": 512,
-            "model.proj_dim": 512,
-            "loss.temperature": 0.2,
-        },
-    },
+    "simclr": {"recommended": {**_TWO_VIEWS, "model.proj_hidden": 512, "model.proj_dim": 512, "loss.temperature": 0.2}},
     "moco": {"recommended": _MOCO, "authors": _LAPE_MOCO},
     "byol": {
         # Sizes of both versions; augmentation and normalisation of v2, arXiv 2204.07402.
@@ -196,7 +184,7 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
             "model.l2_normalize": False,
             "aug.mixup.ratio": 0.2,
             "aug.fader": 1.0,
-        },
+        }
     },
     # Head of its authors, whose outputs are as many as their encoder's.
     "delores-s": {

@@ -9,7 +9,7 @@ from unfused_fast.methods.barlow import Barlow
 from unfused_fast.methods.byol import BYOL
 from unfused_fast.methods.decar_v1 import DecarV1
 from unfused_fast.methods.decar_v2 import DecarV2
-from unfused_fast.methods.deep_clustering import resolve_k
+from unfused_fast.methods.deep_clustering import DeepClustering
 from unfused_fast.methods.delores import DeloresM, DeloresS
 from unfused_fast.methods.method import Log, Method, Passes, Trainable
 from unfused_fast.methods.moco import MoCo

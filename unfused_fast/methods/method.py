@@ -160,6 +160,12 @@ class Method(Trainable):
         return PretrainNetwork(config)
 
     @property
+    def frames(self) -> list[int]:
+        """Log-mel frames T of each view of a step; local ones are the last."""
+        local = self.config.views.local
+        return [self.config.crop_frames] * (self.views - local) + [self.config.local_frames] * local
+
+    @property
     def signs_of_collapse(self) -> list[Signs]:
         """Those among the method's own submodules."""
         return [module for module in self.children() if isinstance(module, Signs)]
