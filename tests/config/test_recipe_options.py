@@ -226,14 +226,16 @@ def test_a_window_splits_and_refreshes_change_the_pseudo_labels(pretrained: Path
 DISTILL = sets("pseudo.k=4 pseudo.pca_dim=4 pseudo.n_init=1")
 REFRESHED = "pseudo.refresh_epochs=1 pseudo.seconds=0.5 pseudo.crop=random"
 RUNS = {
-    "prototypes trained": ("pretrain", "prototypes.freeze=false data.store=stream"),
-    "running norm": ("pretrain", "data.norm=running"),
-    "running norm in stage 2": ("distill", "data.norm=running"),
-    "time warp and unit norm": ("pretrain", "aug.specaug.warp=9 data.norm=wave_l2"),
-    "decar1 and zeros": ("pretrain", "frontend.kind=decar1 frontend.pad_mode=constant"),
-    "refreshed": ("distill", REFRESHED),
-    "features from the teacher": ("distill", "distill.mse=features distill.init=teacher"),
-    "a contrast beside it": ("distill", "distill.contrast=1 distill.init=teacher distill.teacher_share=0.5"),
+    "prototypes trained, running norm": ("pretrain", "prototypes.freeze=false data.norm=running data.store=stream"),
+    "time warp, unit norm, decar1, zeros": (
+        "pretrain",
+        "aug.specaug.warp=9 data.norm=wave_l2 frontend.kind=decar1 frontend.pad_mode=constant",
+    ),
+    "refreshed, running norm": ("distill", f"{REFRESHED} data.norm=running"),
+    "features, contrast and mean of the teacher": (
+        "distill",
+        "distill.init=teacher distill.mse=features distill.contrast=1 distill.teacher_share=0.5",
+    ),
 }
 
 
@@ -277,11 +279,8 @@ def test_f_sd_begins_at_the_teachers_weights(
         assert cli("train", "distill", tones, "--out", run, *flags, "--set", f"distill.init={init}").code == 0
         found = newest(run)[f"model.encoder.{weight}"]
         assert torch.allclose(found, teacher.state_dict()[weight], atol=1e-5) is same
-    for field, theirs, own in (
-        ("model.dim", 32, 64),
-        ("data.norm", "dataset", "wave_l2"),
-        ("frontend.fmin_hz", 60.0, 0.0),
-    ):
+    others = ("model.dim", 32, 64), ("data.norm", "dataset", "wave_l2"), ("frontend.fmin_hz", 60.0, 0.0)
+    for field, theirs, own in others:
         other = [*flags, "--set", "distill.init=teacher", "--set", f"{field}={own}"]
         refused = cli("train", "distill", tones, "--out", tmp_path / "no", *other)
         assert refused.code == 1 and f"does not match f_sd in {field}; give" in refused.error
