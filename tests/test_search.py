@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from scipy.stats import spearmanr
 from search_spaces import AXES, COSTLY, SPACES, Factor, usual, values_of
 
-from unfused_fast.config.presets import flatten, preset, with_values
+from unfused_fast.config.presets import preset, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.run_store import SCHEMA, read_runs
 from unfused_fast.training.options import Interrupted
@@ -185,10 +185,3 @@ def test_the_rank_correlation_is_scipy_s(tmp_path: Path) -> None:
     rows += [_row("t", 4, 2.0, 0, task, 0.5, split="test") for task in ("hero_voice", "speaker_id")]
     (chosen,) = recipes.best(recipes.trained(rows))
     assert dict(chosen.settings) == {"optim.lr": "2.0"} and chosen.mean("test") == {0: 0.5}
-
-
-def test_fields_of_a_space_are_fields(tmp_path: Path) -> None:
-    known = flatten(preset("recommended", "pretrain"))
-    named = {axis.field if isinstance(axis, Factor) else "" for axis in AXES.values()} - {""}
-    named |= {name for axis in AXES.values() if not isinstance(axis, Factor) for of in axis.values() for name in of}
-    assert named <= set(known) and {name for space in SPACES.values() for name in space} <= set(AXES)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from outcomes import Cli
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import PresetName, Stage, flatten, preset, with_values
@@ -78,7 +78,7 @@ def test_the_authors_encoder_of_distillation_has_a_third_connected_layer() -> No
 
 
 @pytest.mark.parametrize("name", ["paper", "authors", "decar-v1"])
-def test_config_diff_names_each_changed_row(cli: Callable[..., Any], name: PresetName) -> None:
+def test_config_diff_names_each_changed_row(cli: Cli, name: PresetName) -> None:
     done = cli("config", "--preset", name, "--diff", "recommended", "--json")
     assert done.code == 0, done.err
     shown = {(line["stage"], line["field"]): (line[name], line["recommended"]) for line in json.loads(done.out)}
@@ -89,7 +89,7 @@ def test_config_diff_names_each_changed_row(cli: Callable[..., Any], name: Prese
         assert shown[row] == tuple(list(value) if isinstance(value, tuple) else value for value in values), row
 
 
-def test_the_page_explains_where_recommended_leaves_the_paper(cli: Callable[..., Any]) -> None:
+def test_the_page_explains_where_recommended_leaves_the_paper(cli: Cli) -> None:
     """And what that costs is what docs/results/recordings.md has measured."""
     section = PAGE.read_text(encoding="utf-8").split("\n## Where `recommended` leaves the paper")[1].split("\n## ")[0]
     results = (PAGE.parent / "results/recordings.md").read_text(encoding="utf-8")
@@ -103,7 +103,7 @@ def test_the_page_explains_where_recommended_leaves_the_paper(cli: Callable[...,
         assert ", ".join(found) == ("" if measured.startswith("no:") else measured)
 
 
-def test_the_command_says_why_presets_differ(cli: Callable[..., Any]) -> None:
+def test_the_command_says_why_presets_differ(cli: Cli) -> None:
     shown = cli("config", "--preset", "authors", "--diff", "recommended", "--stage", "linear").out
     assert "eval.epochs" in shown and "cluster.k" not in shown and "Source: paper section 4" in shown
     changed = cli("config", "--diff", "recommended", "--stage", "linear", "--set", "eval.epochs=3", "--json")
@@ -125,12 +125,12 @@ def test_the_command_says_why_presets_differ(cli: Callable[..., Any]) -> None:
         (["--method", "decar-v1", "--stage", "linear"], "--stage linear: a method is of pre-training only"),
     ],
 )
-def test_a_method_without_such_values_says_so(cli: Callable[..., Any], flags: list[str], says: str) -> None:
+def test_a_method_without_such_values_says_so(cli: Cli, flags: list[str], says: str) -> None:
     done = cli("config", *flags)
     assert done.code == 1 and says in done.error
 
 
-def test_a_method_brings_its_values(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_method_brings_its_values(cli: Cli, tmp_path: Path) -> None:
     shown = json.loads(cli("config", "--method", "decar-v1", "--set", "optim.lr=0.1", "--json").out)
     wanted = {"method.name": "decar-v1", "cluster.algo": "pic", "optim.lr": 0.1, "optim.weight_decay": 1e-5}
     assert wanted.items() <= shown.items()

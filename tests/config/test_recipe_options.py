@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from method_kinds import sets
+from outcomes import Cli
 from safetensors.torch import load_file
 from same_runs import assert_same_run, log_of
 from stopping import stopped_twice
@@ -34,7 +34,6 @@ from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages.distillation import distill_loss, pseudo_labels
 from unfused_fast.stages.features import baseline_encoder, eval_features, extract, load_encoder
 
-Cli = Callable[..., Any]
 CPU = torch.device("cpu")
 SMALL = {"model.channels": 4, "model.dim": 16}
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
+from outcomes import Cli
 
 from unfused_fast.config.tasks import (
     DECAR_COLUMNS,
@@ -83,7 +82,7 @@ def test_tasks_are_chosen_by_name() -> None:
         chosen_tasks("us8k,,vc")
 
 
-def test_the_command_lists_them(cli: Callable[..., Any]) -> None:
+def test_the_command_lists_them(cli: Cli) -> None:
     listed = json.loads(cli("tasks", "--json").out)
     assert [task["name"] for task in listed] == list(TASKS)
     (us8k,) = [task for task in listed if task["name"] == "us8k"]

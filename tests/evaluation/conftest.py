@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from outcomes import Cli, PackRows
 
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -17,9 +16,7 @@ FEW = ["--epochs", 1, "--set", "eval.epochs=5"]
 
 
 @pytest.fixture(scope="session")
-def emotions(
-    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def emotions(tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The train clips of `tone_rows` as a set named as one of the papers' tasks, without a test split."""
     rows = [replace(row, label=f"{row.label} or not") for row in tone_rows if row.split == "train"]
     return pack_rows(rows, tmp_path_factory.mktemp("sets") / "ic")
@@ -34,7 +31,7 @@ def comparing(tones: Path, emotions: Path, tiny: list[str]) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def compared(cli: Callable[..., Any], comparing: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(cli: Cli, comparing: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a comparison wrote; a test may add runs to it. Its runs.parquet of before is in the folder above too."""
     out = tmp_path_factory.mktemp("compare") / "out"
     done = cli(*comparing, "--out", out, "--json")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from outcomes import Cli, PackRows
 from stopping import signalled_after
 
 from unfused_fast.config.fields import Config
@@ -50,12 +49,7 @@ def test_one_at_a_time_has_the_base_first_and_no_value_twice() -> None:
 
 
 def test_what_is_refused_before_anything_runs(
-    cli: Callable[..., Any],
-    tones: Path,
-    unlabelled: Path,
-    tone_rows: list[SourceRow],
-    pack_rows: Callable[..., Path],
-    tmp_path: Path,
+    cli: Cli, tones: Path, unlabelled: Path, tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path: Path
 ) -> None:
     def error(*arguments: object) -> str:
         done = cli(*arguments, "--out", tmp_path / "out", "--device", "cpu")
@@ -87,7 +81,7 @@ def test_what_is_refused_before_anything_runs(
 
 
 def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_line(
-    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     out, flags = tmp_path / "out", ["--epochs", 1, *tiny, *FEW]
     varied = ["--vary", "cluster.k=4,2", "--vary", "optim.lr=1e30", "--one-at-a-time", "--stage", "pretrain"]
@@ -132,7 +126,7 @@ def test_what_diverged_in_a_pool_is_not_tried_again_by_an_ablation_that_shares_i
 
 
 def test_a_stopped_command_goes_on_and_stage_1_is_shared(
-    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     """Stopped in the second run of stage 2, after three steps of each run before it."""
     arguments = [tones, "--vary", "distill.alpha=0.7,1", "--vary", "distill.beta=0", "--epochs", 1, *tiny, *FEW]

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from miniatures import urbansound
+from outcomes import Cli
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
@@ -43,7 +44,7 @@ def _finished(out: Path) -> dict[Path, int]:
 
 
 def test_the_numbers_are_those_of_the_single_commands(
-    cli: Callable[..., Any], compared: Path, tones: Path, emotions: Path, tiny_any: list[str], tmp_path: Path
+    cli: Cli, compared: Path, tones: Path, emotions: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
     rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], *tiny_any]
     assert list(rows) == ["logmel", "random", "decar-v2", "simclr", "moco"]
@@ -70,7 +71,7 @@ def test_the_numbers_are_those_of_the_single_commands(
 
 
 def test_a_method_that_fails_is_a_line_and_the_report_is_written(
-    cli: Callable[..., Any], compared: Path, tones: Path, tiny_any: list[str], tmp_path: Path
+    cli: Cli, compared: Path, tones: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
     moco, markdown = _rows(compared)["moco"], (compared / "compare.md").read_text()
     assert (moco["state"], moco["seeds"], moco["mean"]["test"]["mean"]) == ("failed", [], None)
@@ -90,9 +91,7 @@ def test_a_method_that_fails_is_a_line_and_the_report_is_written(
     assert alone.code == 1 and "random" in alone.out and not (tmp_path / "compare.png").exists()
 
 
-def test_runs_are_shared_with_an_ablation(
-    cli: Callable[..., Any], compared: Path, tones: Path, tiny: list[str]
-) -> None:
+def test_runs_are_shared_with_an_ablation(cli: Cli, compared: Path, tones: Path, tiny: list[str]) -> None:
     before = _finished(compared)
     varied = ["--vary", "cluster.k=4", "--stage", "pretrain", "--seeds", 2, "--set", "method.queue=65536"]
     done = cli("ablate", tones, "--out", compared, *varied, *FLAGS, *tiny)
@@ -109,11 +108,7 @@ def _kept(folder: Path) -> list[tuple[Any, ...]]:
 
 
 def test_a_killed_command_goes_on(
-    cli: Callable[..., Any],
-    cli_process: Callable[..., subprocess.Popen[str]],
-    compared: Path,
-    comparing: list[object],
-    tmp_path: Path,
+    cli: Cli, cli_process: Callable[..., subprocess.Popen[str]], compared: Path, comparing: list[object], tmp_path: Path
 ) -> None:
     """One of its methods fails each time. The tables and the store of runs are those of an uninterrupted command."""
     out = tmp_path / "out"
@@ -149,7 +144,7 @@ def test_a_killed_command_goes_on(
 
 
 def test_what_is_damaged_is_a_line_and_names_are_those_of_folders(
-    cli: Callable[..., Any], tones: Path, tiny_any: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tones: Path, tiny_any: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A set given as a point, and one whose name has signs of tables and of formulas."""
     monkeypatch.chdir(tones)
@@ -246,7 +241,7 @@ def test_a_set_is_known_by_its_name_or_by_what_made_it(tones: Path, tmp_path: Pa
 
 
 def test_what_is_refused_before_anything_runs(
-    cli: Callable[..., Any], tones: Path, emotions: Path, unlabelled: Path, tmp_path: Path
+    cli: Cli, tones: Path, emotions: Path, unlabelled: Path, tmp_path: Path
 ) -> None:
     (twin := tmp_path / "more").mkdir()
     (twin / "tones").symlink_to(tones)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from outcomes import Cli, PackRows
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -30,9 +30,7 @@ TINY_MODEL = {"model.channels": 4, "model.dim": 32}
 
 
 @pytest.fixture(scope="module")
-def folded(
-    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def folded(tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 clips in four folds, all in split train, as UrbanSound8K is published; one more without a fold."""
     rows = [
         replace(row, split="train", fold=1 + number // 3 % 4)
@@ -72,7 +70,7 @@ def test_every_clip_of_a_fold_is_tested_once_by_heads_that_never_saw_its_fold(fo
         assert set(clips.fold_of[part.train]) == {1, 2, 3, 4} - {number + 1, (number + 1) % 4 + 1}
 
 
-def test_the_command_compares_encoders(cli: Callable[..., Any], tones: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_the_command_compares_encoders(cli: Cli, tones: Path, pretrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation"
     arguments = ["evaluate", tones, "--encoder", f"DECAR={pretrained}", "--out", out, "--knn"]
     arguments += ["--label-fraction", "0.1,1", "--seeds", 2, "--device", "cpu", "--set", "eval.epochs=30"]
@@ -116,7 +114,7 @@ def test_the_command_compares_encoders(cli: Callable[..., Any], tones: Path, pre
     assert again.code == 1 and "--overwrite" in again.error
 
 
-def test_the_command_cross_validates(cli: Callable[..., Any], folded: Path, tmp_path: Path) -> None:
+def test_the_command_cross_validates(cli: Cli, folded: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", folded, "--encoder", "logmel", "--out", tmp_path / "out", "--device", "cpu"]
     refused = cli(*arguments)
     assert refused.code == 1 and "--folds" in refused.error
@@ -129,7 +127,7 @@ def test_the_command_cross_validates(cli: Callable[..., Any], folded: Path, tmp_
 
 
 def test_train_linear_wants_one_label_a_clip(
-    cli: Callable[..., Any], tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
+    cli: Cli, tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path: Path
 ) -> None:
     several = [replace(row, label=None, labels=(row.label or "", "sound")) for row in tone_rows]
     arguments = ["--encoder", "logmel", "--device", "cpu", "--out", tmp_path / "out"]
@@ -149,9 +147,7 @@ def test_shuffled_labels_score_chance(tones: Path) -> None:
     assert 0.15 < np.mean(shares) < 0.52, "a third, of 108 clips"
 
 
-def test_what_cannot_be_evaluated_is_said(
-    cli: Callable[..., Any], unlabelled: Path, tones: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_evaluated_is_said(cli: Cli, unlabelled: Path, tones: Path, tmp_path: Path) -> None:
     def error(*arguments: object) -> str:
         done = cli("evaluate", *arguments, "--device", "cpu", "--out", tmp_path / "out")
         assert done.code == 1 and not (tmp_path / "out").exists()
@@ -176,7 +172,7 @@ def test_what_cannot_be_evaluated_is_said(
 
 
 def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
-    cli: Callable[..., Any], tones: Path, tmp_path: Path
+    cli: Cli, tones: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "out", tmp_path / ("x" * 250)):  # with .partial its name is too long
@@ -191,7 +187,7 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
 
 
 def test_train_linear_chooses_rate_and_epoch_by_the_test_where_it_is_told_to(
-    cli: Callable[..., Any], tones: Path, tmp_path: Path
+    cli: Cli, tones: Path, tmp_path: Path
 ) -> None:
     def result(rates: str, epochs: int, select: str = "valid") -> dict[str, Any]:
         # permuted labels: no head is good, the best is so by chance, and validation knows nothing of it

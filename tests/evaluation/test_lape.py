@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from miniatures import all_of_lape, iemocap, tut, urbansound
+from outcomes import Cli, PackRows
 from stopping import signalled_after
 
 from unfused_fast.config.tasks import LAPE_COLUMNS, LAPE_TASKS, TASKS
@@ -50,7 +50,7 @@ def packed_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("packed_here")
 def test_every_task_runs_and_the_table_stands_beside_the_papers(
-    cli: Callable[..., Any], data: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, data: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ["lape", data, "--teacher", pretrained, "--out", out, "--label-fraction", "0.5,1", *FLAGS, *tiny]
@@ -89,7 +89,7 @@ def test_every_task_runs_and_the_table_stands_beside_the_papers(
 
 
 @pytest.mark.usefixtures("packed_here")
-def test_a_stopped_command_goes_on(cli: Callable[..., Any], pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_a_stopped_command_goes_on(cli: Cli, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
     """Two tasks, two seeds; stopped in the first run of the second task: those of the first take four steps each."""
     data, out = tmp_path / "data", tmp_path / "out"
     tut(data / "tut2018")
@@ -117,7 +117,7 @@ def test_a_stopped_command_goes_on(cli: Callable[..., Any], pretrained: Path, ti
 
 
 def test_other_methods_are_columns_beside_the_papers(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     tut(data / "tut")
@@ -151,9 +151,7 @@ def test_other_methods_are_columns_beside_the_papers(
     assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
 
 
-def test_every_method_is_a_column(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
-) -> None:
+def test_every_method_is_a_column(cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     (data / "bsd").symlink_to(tones)
@@ -172,7 +170,7 @@ def test_every_method_is_a_column(
 
 
 def test_missing_and_wrong_sets_are_named_and_not_fatal(
-    cli: Callable[..., Any], tones: Path, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], pretrained: Path,
+    cli: Cli, tones: Path, tone_rows: list[SourceRow], pack_rows: PackRows, pretrained: Path,
     tiny: list[str], tmp_path: Path,
 ) -> None:  # fmt: skip
     data, out = tmp_path / "data", tmp_path / "out"
@@ -212,7 +210,7 @@ def test_missing_and_wrong_sets_are_named_and_not_fatal(
 
 
 def test_what_ends_the_command_before_anything_is_packed(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     def error(data: Path, teacher: Path, out: Path, *more: str) -> str:
         done = cli("lape", data, "--teacher", teacher, "--out", out, "--device", "cpu", *more)
@@ -258,7 +256,7 @@ def test_a_set_that_was_packed_from_other_files_is_not_taken(tmp_path: Path) -> 
 
 
 def test_a_model_folder_is_the_teacher_that_its_run_is(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/bsd").symlink_to(tones)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from outcomes import Cli
 from recipes import trained
 
 from unfused_fast.config.presets import preset, with_values
@@ -59,9 +59,7 @@ def test_compare_writes_what_its_files_say(compared: Path) -> None:
     assert json.loads(failed[0]["config"])["method.queue"] == 1000
 
 
-def test_ablate_writes_what_its_files_say(
-    cli: Callable[..., Any], tones: Path, tiny: list[str], tmp_path: Path
-) -> None:
+def test_ablate_writes_what_its_files_say(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     out, flags = tmp_path / "out", ["--epochs", 1, "--set", "eval.epochs=3", *tiny]
     done = cli("ablate", tones, "--out", out, "--vary", "distill.alpha=0.3", "--stage", "distill", *flags)
     assert done.code == 0, done.err

@@ -10,10 +10,8 @@ import pytest
 import torch
 import zarr
 
-from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import from_flat, preset, with_values
 from unfused_fast.data.stream import Loader
-from unfused_fast.errors import UserError
 from unfused_fast.methods import deep_clustering
 from unfused_fast.methods.decar_v1 import PredictionHead
 from unfused_fast.models.audiontt import PretrainNetwork, build_encoder
@@ -42,27 +40,6 @@ def test_the_projector_has_the_published_size_and_the_encoder_the_papers_pooling
         torch.testing.assert_close(found, network.projector(pooled))
     assert (found < 0).any(), "clustered before the last ReLU"
     assert build_encoder(with_values(config, {"model.pool": "mean"})).frequency_pool == "mean"
-
-
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [
-        ({"cluster.algo": "pic"}, "use it with --method decar-v1"),
-        ({"cluster.algo": "pca_kmeans"}, "use it with --method decar-v1"),
-        ({"data.sampler": "uniform_clusters"}, "bank.fill=pass"),
-        ({"bank.view": "training", "views.same_crop": "false"}, "use bank.view=separate"),
-        ({"cluster.init": "warm", "method.name": "decar-v1"}, "cluster.init=random or kmeans++"),
-        ({"cluster.algo": "pca_kmeans", "method.name": "decar-v1", "cluster.empty": "split"}, "does not read it"),
-        ({"cluster.algo": "pic", "method.name": "decar-v1", "cluster.n_init": "2"}, "pic does not read it"),
-        ({"cluster.algo": "pic", "method.name": "decar-v1", "cluster.k": "2,3"}, "pic finds the number of clusters"),
-        ({"cluster.k": "512,0"}, "at least 1"),
-        ({"cluster.k": "4,x"}, "whole number or auto or whole numbers"),
-    ],
-)
-def test_values_that_do_not_go_together_say_so(values: dict[str, str], says: str) -> None:
-    with pytest.raises(UserError) as raised:
-        with_values(Config(), values)
-    assert says in str(raised.value)
 
 
 def test_the_head_is_new_by_seed_and_learns_by_plain_sgd() -> None:

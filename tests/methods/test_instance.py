@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightly_losses import lightly_loss
-from outcomes import refused
+from outcomes import Cli, refused
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -20,7 +20,6 @@ from unfused_fast.distributed import ALONE
 from unfused_fast.errors import UserError
 from unfused_fast.methods.decar_v2 import DecarV2
 
-Cli = Callable[..., Any]
 CLIPS = 40
 SMALL = {"model.channels": 4, "model.dim": 32, "model.proj_dim": 6, "cluster.k": "4,3", "train.batch_size": 12}
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from host_waits import Recorded
 from method_kinds import DECARS, KINDS, PARTS, flags, sets
+from outcomes import Cli, PackRows
 from rank_jobs import run_jobs
 from safetensors.torch import load_file
 from same_runs import log_of
@@ -31,7 +32,6 @@ from unfused_fast.stages.pretraining import pretrainer
 from unfused_fast.training.options import Options
 from unfused_fast.training.run_directory import Run
 
-Cli = Callable[..., Any]
 CPU = torch.device("cpu")
 SIGNS = {"alignment", "output_std", "diagonal", "perplexity"}
 """In the log of an epoch; its line has their words."""
@@ -265,7 +265,7 @@ def test_what_a_method_cannot_do_is_said(tiny_any: list[str], method: MethodName
 
 
 def test_a_set_that_is_too_small_is_refused_with_what_to_do(
-    cli: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tiny_any: list[str], tmp_path: Path
+    cli: Cli, tone_rows: list[SourceRow], pack_rows: PackRows, tiny_any: list[str], tmp_path: Path
 ) -> None:
     three = pack_rows([row for row in tone_rows if row.split == "train"][:3], tmp_path / "three")
     for method, says in (

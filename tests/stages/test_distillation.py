@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from lightly_losses import lightly_loss
 from method_kinds import sets
+from outcomes import Cli
 from safetensors.torch import load_file
 from same_runs import assert_same_run
 from stopping import signalled_after
@@ -143,7 +143,7 @@ def test_settings_are_checked_before_the_teacher_reads_the_clips(
 
 
 def test_the_encoder_ends_as_a_mean_of_the_teachers_and_what_was_learned(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     teacher, found = load_encoder(pretrained, OPTIONS.device).network, {}
     assert teacher is not None
