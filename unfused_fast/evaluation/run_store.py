@@ -172,8 +172,8 @@ def _rows(pool: Path) -> Iterator[dict[str, Any]]:
         if run.stage == "distill":
             row["teacher"] = names.get(run.source)
             row["method"] = runs[row["teacher"]].config.get("method.name") if row["teacher"] else None
-        for one in (*scores[name],) or (None,):
-            yield from _scored({**row, **run.progress(None if one is None else one.epoch)}, one)
+        for found in (*scores[name],) or (None,):
+            yield from _scored({**row, **run.progress(None if found is None else found.epoch)}, found)
     for one in (one for name in BASELINES for one in scores[name]):
         model = {field: value for field, value in one.settings.items() if field.startswith("model.")}
         facts = {"run": one.encoder, "method": one.encoder, "config": json.dumps(model), "state": "done"}
