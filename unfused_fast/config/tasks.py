@@ -14,8 +14,6 @@ from unfused_fast.config.bounds import chosen_names
 
 LAPE_COLUMNS = ("BYOL-A", "SimCLR", "DECAR-v1", "DeLoRes-S", "MoCo", "DeLoRes-M", "DECAR-v2", "UnFuSeD")
 """Source: paper Table 1: linear evaluation, frozen encoder, accuracy in per cent."""
-LAPE_AVERAGE = dict(zip(LAPE_COLUMNS, (None, 66.9, 71.2, 72.1, 79.8, 80.4, 75.8, 81.6), strict=True))
-"""Its last row."""
 DECAR_COLUMNS = (
     "random, frozen",
     "random, fine-tuned",

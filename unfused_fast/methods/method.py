@@ -106,11 +106,9 @@ class Signs(nn.Module):
 
     def begin_epoch(self) -> None:
         """Forgets the epoch before."""
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """The step counts."""
-        raise NotImplementedError
 
     def log(self) -> Log:
         """For the epoch's log."""
