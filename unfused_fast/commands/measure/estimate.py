@@ -90,13 +90,14 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     row = method.bank.rows[0].nbytes if method.bank is not None else 0
     part = -(-batch_size // (devices * config.train.accumulate))
     kept = part * kept_bytes
-    device = {"network, gradients, optimiser": network + trained}
+    device = dict[str, int]()
     if method.bank is not None:
-        device |= {
+        device = {
             "memory bank": own * (row + 4),  # and write counts
             "clusters of all clips": clips * 2 * 8 * len(heads),  # these and the last
             "k-means, about": kmeans_bytes(own, clips, max(heads), config),
         }
+    device["network, gradients, optimiser"] = network + trained
     if beside:
         device["queues, networks that follow"] = beside
     if devices > 1:
