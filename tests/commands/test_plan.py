@@ -15,6 +15,7 @@ import torch
 from outcomes import refused
 
 from unfused_fast.commands.measure import estimate
+from unfused_fast.commands.measure import rates as measure_rates
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
@@ -203,6 +204,27 @@ def test_every_method_has_a_plan(cli: Cli, rates: Path, method: str) -> None:
     follows = method in ("moco", "byol", "slicer", "delores-m")
     network = table["network, gradients, optimiser"] / 3  # beside it two moments of AdamW
     assert beside >= queue * 128 * 4 + follows * network / 8 and (beside > 0) == bool(queue or follows)
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "k", "queue"),
+    [
+        ("decar-v2", "paper", ("auto",), 65536),
+        ("moco", "authors", (512,), "auto"),
+        ("slicer", "recommended", (128,), "auto"),
+    ],
+)
+def test_what_is_measured_here_fits_a_small_set(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, method: str, preset: str, k: tuple[Any, ...], queue: Any
+) -> None:
+    seen = list[Config]()
+    monkeypatch.setattr(measure_rates, "synthetic_set", lambda _, clips, seconds: clips)
+    monkeypatch.setattr(measure_rates, "Bench", lambda clips, config, *_, **__: seen.append(config))
+    for part in ("loader", "step", "epoch"):
+        monkeypatch.setattr(measure_rates, part, lambda bench: iter(()))
+    monkeypatch.setattr(measure_rates, "rates_of", lambda *_: measure_rates.Rates("none", 1.0, 1.0, {}, None))
+    planned(cli, "--device", "cpu", "--method", method, "--preset", preset)
+    assert (seen[0].cluster.heads, seen[0].method.queue) == (k, queue)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from rank_jobs import run_jobs
 from safetensors.torch import load_file
 from same_runs import log_of
 
+from unfused_fast.commands.options import read_by
 from unfused_fast.config import MethodName, preset, with_values
 from unfused_fast.distributed import ALONE
 from unfused_fast.errors import UserError
@@ -284,6 +285,14 @@ def test_what_only_its_method_reads_is_left_out_after_pretraining(cli: Cli, tone
     for command in (["train", "all"], ["ablate", "--vary", "method.ema=0.9,0.99"]):
         done = cli(*command, tones, "--out", tmp_path / command[0], "--device", "cpu", *values)
         assert done.code == 1 and "train.accumulate = 2, but of a batch of 2 clips" in done.err
+
+
+def test_a_setting_goes_to_the_methods_that_read_it() -> None:
+    """`decar-v2` reads some beside another one alone: where that is given too, or no other method reads it."""
+    two, ema, follower = ("moco", "decar-v2"), "method.ema=0.9", "bank.encoder=follower"
+    assert read_by([ema], "moco", two) == read_by([ema], "decar-v2", ["decar-v2"]) == [ema]
+    assert read_by([ema], "decar-v2", two) == read_by([ema], "decar-v2", ["moco"]) == []
+    assert read_by([ema, follower], "decar-v2", two) == [ema, follower]
 
 
 def test_an_unknown_method_is_refused(cli: Cli, tones: Path, tmp_path: Path) -> None:
