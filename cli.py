@@ -54,7 +54,7 @@ def root(
 
     Pack your audio: [bold]unfused-fast shard FOLDER SHARDS[/]
 
-    See and hear it: [bold]unfused-fast explore SHARDS --encoder base --out PAGE --serve[/]
+    See and hear it: [bold]unfused-fast explore SHARDS --out PAGE --serve[/]
 
     Learn from it: [bold]unfused-fast train pretrain SHARDS --out RUN[/]
     """
@@ -142,8 +142,7 @@ def config(
         typer.Argument(help="Sections or fields to show, such as cluster or cluster.k.", show_default="all"),
     ] = None,
     stage: Annotated[
-        Stage | None,
-        typer.Option(help="Preset to show.", show_default="pretrain; with --diff all"),
+        Stage | None, typer.Option(help="Preset to show.", show_default="pretrain; with --diff all")
     ] = None,
     preset: Preset = "recommended",
     method: Method = None,
@@ -172,34 +171,31 @@ def config(
         stage = stage or read_settings(config_file).stage
     if as_yaml and (diff is not None or as_json):
         raise UserError(f"--yaml prints settings as a file; leave {'--json' if as_json else '--diff'} out")
-    if method is not None and not fields:
-        wanted -= {name for name, readers in READ_BY.items() if method not in readers}
     if method is not None:
         if stage not in (None, "pretrain"):
             raise UserError(f"--stage {stage}: a method is of pre-training only; leave --method or --stage out")
         stage = "pretrain"
+        if not fields:
+            wanted -= {name for name, readers in READ_BY.items() if method not in readers}
     result: Any
     if diff is not None:
-        left: str = preset if preset != diff else "--set"
-        stages: tuple[Stage, ...] = (stage,) if stage else get_args(Stage)
-        right: str = diff
-        if method is not None:
-            left, right = f"{method} {preset}", f"{preset_of(diff, 'pretrain').method.name} {diff}"
-            left = left if left != right else "--set"
+        left: str = preset if method is None else f"{method} {preset}"
+        right: str = diff if method is None else f"{preset_of(diff, 'pretrain').method.name} {diff}"
+        left = left if left != right else "--set"
         title = f"{left} beside {right}"
         result = lines = [
             {"stage": name, "field": found.field, left: found.values[0], right: found.values[1], "why": found.why}
-            for name in stages
+            for name in ((stage,) if stage else get_args(Stage))
             for found in differences(
                 stage_config(name, preset, settings, None, None, method, file), preset_of(diff, name)
             )
             if found.field in wanted
         ]
     else:
-        settled = stage_config(stage or "pretrain", preset, settings, None, None, method, file)
-        every, texts = flatten(settled), field_texts()
-        title = f"stage {stage or 'pretrain'}, preset {preset}" + (f", method {method}" if method else "")
-        result = {name: value for name, value in every.items() if name in wanted}
+        stage = stage or "pretrain"
+        values, texts = flatten(stage_config(stage, preset, settings, None, None, method, file)), field_texts()
+        title = f"stage {stage}, preset {preset}" + (f", method {method}" if method else "")
+        result = {name: value for name, value in values.items() if name in wanted}
         lines = [
             {"field": name, "value": value, "type": texts[name][0], "meaning and source": texts[name][1]}
             for name, value in result.items()
@@ -214,7 +210,7 @@ def config(
         print(f"{title}: no field differs")
         return
     table = Table(title=title, title_justify="left", show_lines=True)  # the last column has long texts
-    for column in lines[0] if lines else ():
+    for column in lines[0]:
         table.add_column(column, overflow="fold", max_width=None if column == list(lines[0])[-1] else 26)
     for line in lines:
         table.add_row(*map(str, line.values()))

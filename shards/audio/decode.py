@@ -83,6 +83,12 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
     return Probe(frames, rate_hz)
 
 
+def decode_whole(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> NDArray[np.int16]:
+    """All of a file at 16 kHz, (samples,). Raises Rejected: as `probe` and `decode_piece`."""
+    found = probe(path, longest_seconds)
+    return decode_samples(path, found.frames, 0, found.samples)
+
+
 class Decoded(NamedTuple):
     """A piece of a file, and the facts that only the original file holds."""
 

@@ -139,6 +139,7 @@ class ShardJob:
             "source": row.source,
             "sha256": hashlib.sha256(pcm.data).hexdigest(),
             "stored_sha256": hashlib.sha256(stored).hexdigest(),
+            "start": piece.start,
         }
         clip_id = self.first_id + writer.clips
         key = clip_key(clip_id)

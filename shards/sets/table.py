@@ -43,6 +43,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "source": pa.string(),
     "sha256": pa.string(),
     "stored_sha256": pa.string(),
+    "start": pa.int64(),
 }
 _DIGESTED = ["clip_id", "split", "label", "labels", "group", "fold", "samples", "source", "sha256"]
 CLIPS_SCHEMA = pa.schema(_COLUMNS)
@@ -52,7 +53,8 @@ split. fold: the published cross-validation fold, or null. seconds = samples / 1
 equal, as in digital silence. clipped_share: of the samples at the file's own rate, those in runs at full scale.
 file_rate_hz, file_channels: of the file. source: the file, relative to the source that was packed. sha256: hex, of the
 little-endian PCM16. stored_sha256: hex, of the audio member's bytes: FLAC encoders differ in their output, so
-the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded."""
+the digest of a set leaves it out. Ours: bytes are verified ten times as fast as FLAC is decoded. start: sample of
+the file, at 16 kHz, at which the clip begins; null in sets of earlier versions."""
 DONE_SCHEMA = pa.schema({name: _COLUMNS[name] for name in _COLUMNS if name not in ("clip_id", "key")})
 """What is known of the clips of a shard before they are numbered."""
 
@@ -226,6 +228,8 @@ def read_clips(directory: Path) -> pa.Table:
             clips = file.read()
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error, "copy the set again or pack it again") from error
+    if clips.schema.names == CLIPS_SCHEMA.names[:-1]:  # as earlier versions wrote it
+        clips = clips.append_column(CLIPS_SCHEMA.field("start"), pa.nulls(clips.num_rows, pa.int64()))
     if clips.schema.names != CLIPS_SCHEMA.names or clips.schema.types != CLIPS_SCHEMA.types:
         raise UserError(
             f"{path}: its columns ({', '.join(clips.schema.names)}) are not those of version {SCHEMA_VERSION}; "

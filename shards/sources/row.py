@@ -33,6 +33,8 @@ class SourceRow:
     """All labels of a clip of a multi-label set, whose `label` is None."""
     span: tuple[float, float] | None = None
     """Start and end of the part that is packed, in seconds; None: the whole file."""
+    begins: float | None = 0.0
+    """Of a clip of a shard set: the second of its recording at which it begins; None: the set does not say."""
 
     def __post_init__(self) -> None:
         """A worker process needs only the location of what an adapter lists as a ListedPath."""

@@ -6,19 +6,34 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from method_kinds import DECARS, KINDS
+from torch.utils.benchmark import Timer
 
+from unfused_fast.commands.measure import machine, parts
 from unfused_fast.commands.measure.estimate import hollow, step_cost
 from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Options
+
+
+@pytest.fixture(autouse=True)
+def quickest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is called a few times instead of for half a second, and is small."""
+    real, kmeans = Timer.blocked_autorange, parts.spherical_kmeans
+    monkeypatch.setattr(Timer, "blocked_autorange", lambda timer, min_run_time: real(timer, min_run_time=1e-3))
+    monkeypatch.setattr(
+        parts, "spherical_kmeans", lambda points, *given, **named: kmeans(points[:999], *given, **named)
+    )
+    monkeypatch.setattr(machine, "matmul_rate", partial(machine.matmul_rate, size=256))
+    monkeypatch.setattr(machine, "copy_rate", partial(machine.copy_rate, size=1 << 20))
 
 
 def test_share_is_of_the_floors_speed_and_the_limit_is_the_largest_share() -> None:

@@ -59,16 +59,18 @@ def test_the_version_names_the_commit(cli: Cli, tmp_path: Path, monkeypatch: pyt
         ("fish", "train pretrain --compile-m", {"--compile-mode"}),
     ],
 )
-def test_completion(shell: str, words: str, found: set[str]) -> None:
+def test_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch, shell: str, words: str, found: set[str]) -> None:
     """As the scripts ask that --install-completion writes."""
     asked = {
         "bash": {"COMP_WORDS": f"unfused-fast {words}", "COMP_CWORD": str(len(words.split()))},
         "zsh": {"_TYPER_COMPLETE_ARGS": f"unfused-fast {words}"},
         "fish": {"_TYPER_COMPLETE_ARGS": f"unfused-fast {words}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }[shell]
-    environment = {**os.environ, **asked, "_UNFUSED_FAST_COMPLETE": f"complete_{shell}"}
-    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, env=environment)
-    assert found == {word for word in re.findall(r"[\w-]+", done.stdout) if word.startswith(words.split()[-1])}, done
+    for name, value in {**asked, "_UNFUSED_FAST_COMPLETE": f"complete_{shell}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # as of the script `unfused-fast`
+    done = cli()
+    assert found == {word for word in re.findall(r"[\w-]+", done.out) if word.startswith(words.split()[-1])}, done
 
 
 @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])

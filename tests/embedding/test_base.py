@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,6 @@ def test_every_command_takes_it(
     few, new = ["--set", "eval.epochs=1", "--json"], ["--set", "distill.init=random", "--json"]
     for command in (
         ("train", "linear", tones, "--encoder", "base", "--out", tmp_path / "linear", *few),
-        ("evaluate", tones, "--encoder", "base", "--out", tmp_path / "table", *few),
         ("train", "distill", tones, "--teacher", "base", "--out", tmp_path / "student", "--epochs", 1, *tiny, *new),
         ("export", "base", "--hub", tmp_path / "copy", "--json"),
     ):
@@ -90,9 +90,23 @@ def test_sixteen_bits_move_embeddings_by_less_than_a_thousandth(cli: Cli, pretra
         to_half(whole.encoder)
 
 
-def test_other_weights_than_the_records_are_refused(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    assert cli("export", pretrained, "--hub", folder).code == 0
+def test_other_weights_or_log_mels_than_the_records_are_refused(
+    cli: Cli, pretrained: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """A run without statistics learned from log-mels as they are; a folder that lacks them cannot be used."""
+
+    def without_statistics(place: Path) -> None:
+        record = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps({**record, "log_mel": None}))
+
+    folder, plain = tmp_path / "model", copy_of(pretrained)
+    without_statistics(plain)
+    assert cli("export", plain, "--hub", folder).code == 0
+    loaded = unfused_fast.load(folder, device="cpu")
+    assert (loaded.mean, loaded.std) == (0.0, 1.0) and loaded.digest == unfused_fast.load(plain, device="cpu").digest
+    without_statistics(folder)
+    refused(cli("export", folder, "--hub", tmp_path / "other"), folder, "no mean and std of log-mels (log_mel)")
+    assert cli("export", pretrained, "--hub", folder, "--overwrite").code == 0
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model.safetensors is not the file of config\.json"):

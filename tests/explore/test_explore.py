@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,18 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from unfused_fast.config import FrontendConfig
-from unfused_fast.explore import embeddings, similar
+from unfused_fast.embedding import embed_files
+from unfused_fast.explore import embeddings, page_server
+from unfused_fast.explore.clips import read_clips
 from unfused_fast.explore.columns import categories, clusters_of, columns_in, columns_of
 from unfused_fast.explore.folder import log_mel_picture
 from unfused_fast.explore.layout import GAP, map_of, nearest, with_gaps_closed
 from unfused_fast.explore.similar import windows
 from unfused_fast.mel import mel_edges
+from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def blobs(each: int, groups: int, spread: float) -> torch.Tensor:
@@ -80,8 +84,7 @@ def test_clusters_are_counted_by_hand() -> None:
 
 
 def test_columns_of_a_table_are_matched_with_clips(named: ShardSet, tmp_path: Path) -> None:
-    kept = np.arange(named.clips.num_rows)
-    own = {column.name: column for column in columns_of(named, kept)}
+    own = {column.name: column for column in columns_of(named)}
     assert set(own) == {"label", "split", "seconds"}  # no groups of one clip, and nothing that all have
     sources = named.clips["source"].to_pylist()
     csv = tmp_path / "a.csv"
@@ -92,10 +95,10 @@ def test_columns_of_a_table_are_matched_with_clips(named: ShardSet, tmp_path: Pa
         {"clip_id": [5, 3], "said": ["x", None], "embedding": [[1.0], [2.0]], "empty": [None, float("nan")]}
     )
     pq.write_table(table, tmp_path / "b.parquet")
-    mood, loudness = columns_in(csv, named, kept)
+    mood, loudness = columns_in(csv, named)
     assert mood.names == ("0", "1") and mood.values[:10].tolist() == [0, 1] * 4 + [0, -1]
     assert loudness.values[:9].tolist() == [n / 8 for n in range(9)] and np.isnan(loudness.values[9:]).all()
-    (said,) = columns_in(tmp_path / "b.parquet", named, kept, {"said", "split"})
+    (said,) = columns_in(tmp_path / "b.parquet", named, {"said", "split"})
     assert said.values[[3, 5]].tolist() == [-1, 0] and (said.name, said.names) == ("said (b)", ("x",))
 
 
@@ -165,95 +168,118 @@ def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], na
 
 
 def test_it_is_served_at_its_address_only_until_it_is_interrupted(
-    cli_process: Callable[..., subprocess.Popen[str]], named: ShardSet, pretrained: Path, page: Path
+    cli: Cli, named: ShardSet, pretrained: Path, page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--serve"]
-    process = cli_process(*given)
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2)]
-    address = lines[1].split()[1]
-    with urllib.request.urlopen(f"{address}data/explore.json") as answer:
-        assert json.load(answer)["clips"] == 96 and answer.headers["Referrer-Policy"] == "no-referrer"
-    host = address.rsplit("/", 2)[0]
-    token = address.split("/")[3]
-    for other in ("/", "/data/explore.json", "/wrong/", "/%2e%2e/", f"/{token}/audio/"):
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(host + other)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0 and "Traceback" not in err
+    hidden, seen = ("/", "/data/explore.json", "/wrong/", "/%2e%2e/", "/TOKEN/audio/"), dict[str, Any]()
+
+    def ask(address: str) -> None:
+        host, token = address.rsplit("/", 2)[0], address.split("/")[3]
+        try:
+            with urllib.request.urlopen(f"{address}data/explore.json") as answer:
+                seen["page"] = json.load(answer)["clips"], answer.headers["Referrer-Policy"]
+            for path in hidden:
+                with pytest.raises(urllib.error.HTTPError) as refusal:
+                    urllib.request.urlopen(host + path.replace("TOKEN", token))
+                seen[path] = refusal.value.code
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    def served(folder: Path) -> tuple[Any, str]:
+        server, address = page_server(folder)
+        threading.Thread(target=ask, args=(address,)).start()
+        return server, address
+
+    monkeypatch.setattr("unfused_fast.explore.page_server", served)
+    done = cli("explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--serve")
+    assert done.code == 0 and "it was there already" in done.out and "(Ctrl-C ends)" in done.out, done.err
+    assert seen == {"page": (96, "no-referrer"), **dict.fromkeys(hidden, 404)}
+
+
+def query_of(shards: ShardSet, clip_id: int, path: Path, samples: int | None = None) -> Any:
+    """Writes a clip of a set, or its beginning, and gives its samples."""
+    ((_, _, pcm),) = read_clips(shards, [clip_id])
+    soundfile.write(path, pcm[:samples], 16000, subtype="PCM_16")
+    return pcm[:samples]
 
 
 def test_similar_clips_are_those_of_numpy(
-    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, named: ShardSet, pretrained: Path, kept_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli("embed", named.directory, "--encoder", pretrained, "--out", tmp_path / "all.npz").code == 0
-    with np.load(tmp_path / "all.npz") as archive:
-        rows, paths = archive["embeddings"], archive["path"]
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    clip = tmp_path / "query.wav"
-    query = 12
-    files = {row["source"]: row for row in named.clips.select(["source", "labels"]).to_pylist()}
-    soundfile.write(clip, _samples(named, query), 16000, subtype="PCM_16")
-    given = ["similar", named.directory, "--encoder", pretrained, "--query", clip, "--top", 7, "--json"]
-    first = json.loads(cli(*given).out)["hits"]
-    order = np.argsort(-(unit @ unit[query]), kind="stable")[:7]
-    assert [hit["path"] for hit in first] == paths[order].tolist() and first[0]["cosine"] == 1.0
-    assert np.allclose([hit["cosine"] for hit in first], (unit @ unit[query])[order], atol=2e-4)
-    names = named.manifest.label_names
-    assert [hit["label"] for hit in first] == [
-        ", ".join(names[one] for one in files[hit["path"]]["labels"]) or None for hit in first
+    unit = kept_rows / np.linalg.norm(kept_rows, axis=1, keepdims=True)
+    clip, query = tmp_path / "query.wav", 12
+    query_of(named, query, clip)
+    given = ["similar", named.directory, "--encoder", pretrained, "--query", clip, "--top", 7]
+    found = json.loads(cli(*given, "--json").out)
+    own, *order = np.argsort(-(unit @ unit[query]), kind="stable")[:8].tolist()
+    sources, names = named.clips["source"].to_pylist(), named.manifest.label_names
+    assert own == query and found["left_out"] == [sources[query]], "the query itself is no hit"
+    assert [hit["path"] for hit in found["hits"]] == [sources[other] for other in order]
+    assert np.allclose([hit["cosine"] for hit in found["hits"]], (unit @ unit[query])[order], atol=2e-4)
+    labels = named.clips["labels"].to_pylist()
+    assert [hit["label"] for hit in found["hits"]] == [
+        ", ".join(names[one] for one in labels[other]) or None for other in order
     ]
     monkeypatch.setattr(embeddings, "embed_files", None)  # the second time nothing is embedded
-    assert json.loads(cli(*given).out)["hits"] == first
-    refused(cli(*given[:5], tmp_path / "all.npz", "--json"), "all.npz", "give a recording")
+    shown = cli(*given).out
+    assert "label" in shown and f"left out, because it is the query itself: {sources[query]}" in shown
+    (tmp_path / "no.wav").write_text("no audio")
+    refused(cli(*given[:5], tmp_path / "no.wav"), "no.wav", "give a recording")
 
 
-@pytest.mark.parametrize("lost", ["embeddings/c/0/0", "path/c/0", "embeddings/zarr.json", "zarr.json", "all"])
-def test_embeddings_of_which_a_part_is_lost_are_made_again(
-    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+def test_embeddings_of_which_a_part_is_damaged_are_made_again(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A set of few clips without labels: no column of them is shown."""
     monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path))
-    soundfile.write(tmp_path / "query.wav", _samples(named, 12), 16000, subtype="PCM_16")
-    given = ["similar", named.directory, "--encoder", pretrained, "--query", tmp_path / "query.wav", "--json"]
-    before = json.loads(cli(*given).out)["hits"]
+    monkeypatch.setattr(embeddings, "embed_files", partial(embed_files, workers=0))
+    (tmp_path / "sounds").mkdir()
+    for clip in (0, 1, 2):
+        query_of(named, clip, tmp_path / "sounds" / f"{clip}.wav")
+    query = tmp_path / "sounds" / "0.wav"
+    given = ["similar", tmp_path / "sounds", "--encoder", pretrained, "--query", query, "--frames"]
+    before = cli(*given, "--json").out
+    assert len(json.loads(before)["hits"]) == 2 and "label" not in cli(*given).out
     (kept,) = tmp_path.glob("embeddings/*.zarr")
-    files = [path for path in kept.rglob("*") if path.is_file()] if lost == "all" else [kept / lost]
-    for path in files:
-        path.unlink()
-    assert json.loads(cli(*given).out)["hits"] == before and files[0].exists()
-
-
-def _samples(shards: ShardSet, clip_id: int) -> Any:
-    from unfused_fast.commands.peek import _read
-
-    return _read(shards, {clip_id})[clip_id]
+    damages = [(name, cut) for name in ("embeddings/c/0/0", "path/c/0", "zarr.json") for cut in (False, True)]
+    for name, cut in (*damages, ("rows/c/0", True), ("embeddings/zarr.json", False), (".", False)):
+        for path in [path for path in kept.rglob("*") if path.is_file()] if name == "." else [kept / name]:
+            if cut:
+                path.write_bytes(path.read_bytes()[:-1])
+            else:
+                path.unlink()
+        assert cli(*given, "--json").out == before, (name, cut)
 
 
 def test_moments_are_found_in_a_long_recording(
     cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = np.random.default_rng(0)
-    query = _samples(named, 3)[: 16000 * 96 // 100]
-    long = (300 * generator.standard_normal(16000 * 40)).astype(np.int16)
-    places = [round(16000 * second) for second in (4.0, 21.6)]
-    for place in places:
-        long[place : place + len(query)] = query
-    (tmp_path / "field").mkdir()
-    soundfile.write(tmp_path / "field" / "long.wav", long, 16000)
-    soundfile.write(tmp_path / "field" / "short.wav", long[:8000], 16000)
-    soundfile.write(tmp_path / "query.wav", query, 16000)
-    given = ["similar", tmp_path / "field", "--encoder", pretrained, "--query", tmp_path / "query.wav", "--top", 3]
-    hits = json.loads(cli(*given, "--frames", "--json").out)["hits"]
+    """And its pieces in a set, by the second of the recording at which they begin."""
+    monkeypatch.setattr(embeddings, "embed_files", partial(embed_files, workers=0))
+    query = query_of(named, 3, tmp_path / "query.wav", 16000 * 96 // 100)
+    long = (300 * np.random.default_rng(0).standard_normal(16000 * 40)).astype(np.int16)
+    for second in (4.0, 21.6):
+        long[round(16000 * second) :][: len(query)] = query
+    field, shards = tmp_path / "field", tmp_path / "set"
+    field.mkdir()
+    soundfile.write(field / "long.wav", long, 16000)
+    soundfile.write(field / "short.wav", long[:8000], 16000)
+    given = ["similar", field, "--encoder", pretrained, "--query", tmp_path / "query.wav", "--top", 3, "--json"]
+    hits = json.loads(cli(*given, "--frames").out)["hits"]
     assert sorted(hit["seconds"] for hit in hits[:2]) == pytest.approx([4.0, 21.6], abs=0.1)
     assert all(hit["path"].endswith("long.wav") for hit in hits[:2]) and hits[1]["cosine"] > hits[2]["cosine"]
-    told = cli(*given, "--frames").out
-    assert "long.wav" in told and "clips of longer recordings" not in told
-    assert cli("shard", tmp_path / "field", tmp_path / "set").code == 0  # long.wav is cut
-    of_set = cli("similar", tmp_path / "set", *given[2:])
-    assert of_set.code == 0 and "search the recording itself" in of_set.out
-    monkeypatch.setattr(similar, "STEPS", 7)  # blocks of any size give the same
-    assert json.loads(cli(*given, "--frames", "--json").out)["hits"] == hits
+    pack(source_rows(field), shards, workers=0)  # long.wav is cut into four
+    given[1] = shards
+    of_set = json.loads(cli(*given, "--frames").out)["hits"]
+    assert [hit["seconds"] for hit in of_set[:2]] == pytest.approx([hit["seconds"] for hit in hits[:2]], abs=0.1)
+    given[-2] = 5
+    assert {hit["seconds"] for hit in json.loads(cli(*given).out)["hits"]} == {0.0, 10.0, 20.0, 30.0}
+    table = pq.read_table(shards / "clips.parquet").drop_columns("start")  # as sets were before
+    pq.write_table(table, shards / "clips.parquet")
+    shown = cli(*given[:-1]).out
+    assert "10.00" not in shown and "for those of the recording pack the set again" in shown
+    given[1], given[-2] = field, 3
+    monkeypatch.setattr("unfused_fast.explore.similar.STEPS", 7)  # blocks of any size give the same
+    assert json.loads(cli(*given, "--frames").out)["hits"] == hits
 
 
 @pytest.mark.parametrize("pool", ["maxmean", "mean", "max"])

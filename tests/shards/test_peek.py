@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from unfused_fast.commands.peek import contents, examples_of
+from unfused_fast.explore.peek import contents, examples_of
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow

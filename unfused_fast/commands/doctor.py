@@ -24,14 +24,7 @@ ON_GPUS = {
     "triton": ("faster clustering and views", ("triton",)),
 }
 """Module -> its purpose, and the distributions that bring it."""
-MODULES = {
-    "scikit-learn": "sklearn",
-    "DALI": "nvidia.dali",
-    "umap-learn": "umap",
-    "pillow": "PIL",
-    "mlflow-skinny": "mlflow",
-    "pyyaml": "yaml",
-}
+MODULES = {"scikit-learn": "sklearn", "DALI": "nvidia.dali", "pyyaml": "yaml"}
 """Name in the report -> its module, where that is another."""
 OLDEST_CUDA, OLDEST_DRIVER = 12, 525
 """CUDA version that the extras need at least, and the driver that supports it. Source: NVIDIA, CUDA compatibility."""
@@ -112,7 +105,7 @@ def examine() -> list[Finding]:
             for name, (purpose, distributions) in ON_GPUS.items()
         ),
         *(
-            _package(name, (name,), way, purpose)
+            _package(name, (name,), way, purpose, loads=False)
             for way, purpose in NEEDED_FOR.items()
             for name in requirements(way) or []
         ),
@@ -184,14 +177,17 @@ def _required(extra: str) -> list[Finding]:
     return [_package(name, (name,), extra) for name in names]
 
 
-def _package(name: str, distributions: tuple[str, ...], extra: str, purpose: str | None = None) -> Finding:
-    """`purpose` is of an optional one; it has to load all the same."""
+def _package(
+    name: str, distributions: tuple[str, ...], extra: str, purpose: str | None = None, loads: bool = True
+) -> Finding:
+    """`purpose` is of an optional one. With `loads` it is imported: what training uses has to load."""
     found, note = installed(*distributions), f"{f'optional, for {purpose}' if purpose else 'needed'}; {_install(extra)}"
     if found is None:
         return Finding(name, "missing", note, purpose is not None)
     version = found.split(" ", 1)[1] if len(distributions) == 1 else found
     try:
-        importlib.import_module(MODULES.get(name, name.replace("-", "_")))
+        if loads:
+            importlib.import_module(MODULES.get(name, name.replace("-", "_")))
     except LOAD_ERRORS as error:
         return Finding(name, version, f"does not load ({load_failure(error)}); {note}", False)
     return Finding(name, version)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import TRAINED, Json, Overwrite, ProcessFlags, with_flags
+from unfused_fast.commands.flags import TRAINED, Encoder, Json, Overwrite, ProcessFlags, with_flags
 from unfused_fast.commands.options import refuse_several, run_options
 from unfused_fast.commands.output import bar, show
 from unfused_fast.config import SHIPPED
@@ -33,7 +33,7 @@ def embed(
         ),
     ],
     out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet, .zarr or .csv.", show_default=False)],
-    encoder: Annotated[str, typer.Option(help=f"{TRAINED}.")] = SHIPPED,
+    encoder: Encoder = SHIPPED,
     frames: Annotated[
         bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
     ] = False,
@@ -109,20 +109,14 @@ def embed(
     sentences = [
         f"{out}: {files}, {made} of {facts['embedding_size']} features, {facts['files_per_second']:g} files/s",
         *(f"  rejected {count}: {reason}" for reason, count in facts["rejected"].items()),
-        *(
-            [f"  each one is named, with the reason and any remedy, in {rejected_path(out)}"]
-            if facts["rejected"]
-            else []
-        ),
     ]
+    if facts["rejected"]:
+        sentences.append(f"  each one is named, with the reason and any remedy, in {rejected_path(out)}")
     show(facts, as_json, [], sentences)
 
 
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(help=f"{TRAINED}.", show_default=False),
-    ],
+    run: Annotated[str, typer.Argument(help=f"{TRAINED}.", show_default=False)],
     hub: Annotated[
         str | None,
         typer.Option(

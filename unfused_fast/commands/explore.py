@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import TRAINED, Device, Json, Overwrite, Shards
+from unfused_fast.commands.flags import Device, Encoder, Json, Overwrite, Shards
 from unfused_fast.commands.options import refuse_several
 from unfused_fast.commands.output import bar, next_command, open_set, show
+from unfused_fast.config import SHIPPED
 from unfused_fast.errors import escaped
 from unfused_fast.shards.packing.workers import start_server
 
-PIECES = (
-    "some hits are clips of longer recordings, and their seconds count from where the clip begins; for seconds of the "
-    "recording, search the recording itself instead of its shard set: unfused-fast similar RECORDING --frames ..."
+UNKNOWN_STARTS = (
+    "the set was packed by an earlier version, which did not keep where in a recording its clips begin: seconds count "
+    "from where the clip begins; for those of the recording pack the set again"
 )
-
-Encoder = Annotated[str, typer.Option(help=f"{TRAINED}.", show_default=False)]
 
 
 def explore(
     shards: Shards,
-    encoder: Encoder,
     out: Annotated[Path, typer.Option(help="Folder to write, for any web server.", show_default=False)],
+    encoder: Encoder = SHIPPED,
     serve: Annotated[
         bool, typer.Option("--serve", help="Then serve it on 127.0.0.1, on a free port, until Ctrl-C.")
     ] = False,
@@ -51,10 +49,10 @@ def explore(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """See and hear a shard set: a page with a map of its clips by what an encoder hears in them, their clusters and
-    nearest neighbours, every clip one click from being played.
+    """See and hear a shard set: a map of its clips, clusters, neighbours.
 
-    The page needs no network. A page that is there already of the same set, encoder and options is left as it is.
+    A page on which similar clips are near each other, and every clip is played by a click. It needs no network. A page
+    of the same set, encoder and options that is there already is left as it is.
     """
     refuse_several()
     start_server()
@@ -83,10 +81,11 @@ def explore(
     )
     sentences = [made if facts["made"] else f"{made}; it was there already"]
     if not serve:
-        more: list[object] = [word for path in columns or [] for word in ("--columns", path)]
+        more: list[object] = ["--encoder", encoder] if encoder != SHIPPED else []
+        more += [word for path in columns or [] for word in ("--columns", path)]
         more += ["--map", kind] if kind != "umap" else []
         more += ["--clusters", clusters] if clusters is not None else []
-        sentences.append(next_command("explore", shards, "--encoder", encoder, "--out", out, *more, "--serve"))
+        sentences.append(next_command("explore", shards, "--out", out, *more, "--serve"))
         show(shown, as_json, [], sentences)
         return
     server, address = page_server(out)
@@ -106,7 +105,7 @@ def similar(
         ),
     ],
     query: Annotated[Path, typer.Option(help="The recording to look for.", show_default=False)],
-    encoder: Encoder,
+    encoder: Encoder = SHIPPED,
     top: Annotated[int, typer.Option(min=1, help="Hits to show.")] = 20,
     frames: Annotated[
         bool, typer.Option("--frames", help="Moments as long as the query within long recordings, not whole clips.")
@@ -114,21 +113,21 @@ def similar(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """What sounds like this recording: the nearest clips, or with --frames the nearest moments, by exact search.
+    """What sounds like this recording: the nearest clips, or moments.
 
-    Embeddings are kept in UNFUSED_CACHE or ~/.cache/unfused-fast, so that the next query is answered at once.
+    Everything is compared. The query itself, if it is among the recordings, is left out. Embeddings are kept in
+    UNFUSED_CACHE or ~/.cache/unfused-fast, so that the next query is answered at once.
     """
     refuse_several()
     start_server()
     from unfused_fast.console import console
     from unfused_fast.embedding import embed_rows, load
-    from unfused_fast.explore import similar_clips, similar_moments
+    from unfused_fast.explore import find_similar
 
     embedder = load(encoder, device)
     rows = embed_rows(audio, console.print)
-    find = similar_moments if frames else similar_clips
     with bar("embedding") as progress:
-        hits = find(embedder, rows, query, top, progress)
+        hits, itself = find_similar(embedder, rows, query, top, progress, frames)
     found: list[dict[str, Any]] = [
         {
             "path": rows[hit.row].source,
@@ -138,11 +137,13 @@ def similar(
         }
         for hit in hits
     ]
+    names = ("path", "label", "at second", "cosine")
     lines = [
-        [escaped(one["path"]), escaped(one["label"] or ""), f"{one['seconds']:.2f}", f"{one['cosine']:.4f}"]
+        (escaped(one["path"]), escaped(one["label"] or ""), f"{one['seconds']:.2f}", f"{one['cosine']:.4f}")
         for one in found
     ]
-    table = escaped(f"like {query}"), ("path", "label", "at second", "cosine"), lines
-    sources = Counter(row.source for row in rows)
-    cut = any(sources[one["path"]] > 1 for one in found)
-    show({"query": str(query), "hits": found}, as_json, [table], [PIECES] if cut else [])
+    shown = [place for place, name in enumerate(names) if name != "label" or any(one["label"] for one in found)]
+    table = escaped(f"like {query}"), [names[place] for place in shown], [[line[n] for n in shown] for line in lines]
+    sentences = [f"left out, because it is the query itself: {', '.join(itself)}"] if itself else []
+    sentences += [UNKNOWN_STARTS] if any(rows[hit.row].begins is None for hit in hits) else []
+    show({"query": str(query), "hits": found, "left_out": itself}, as_json, [table], sentences)

@@ -152,6 +152,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 TRAINED = "A run of train pretrain, distill or finetune; a model folder; base, which comes with this package; or hf://USER/NAME"
 """What has an encoder, in --help."""
+Encoder = Annotated[str, typer.Option(help=f"{TRAINED}.")]
 
 
 def with_flags(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -12,7 +12,7 @@ import typer
 
 from unfused_fast.commands.flags import Json, Shards
 from unfused_fast.commands.options import refuse_several
-from unfused_fast.commands.output import bar, local_shards, open_set, print_json, show, stdout_console
+from unfused_fast.commands.output import bar, local_shards, open_set, show
 from unfused_fast.errors import UserError, cause, escaped
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")
@@ -27,11 +27,7 @@ Bank = Annotated[
 def check(
     shards: Shards,
     every_clip: Annotated[
-        bool,
-        typer.Option(
-            "--every-clip",
-            help="Decode and measure every clip, not a sample of some 250.",
-        ),
+        bool, typer.Option("--every-clip", help="Decode and measure every clip, not a sample of some 250.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
     as_json: Json = False,
@@ -77,8 +73,8 @@ def peek(
     as_json: Json = False,
 ) -> None:
     """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
-    from unfused_fast.commands.peek import contents, examples_of, write_clips, write_sheet
     from unfused_fast.console import counted
+    from unfused_fast.explore import contents, examples_of, write_clips, write_sheet
     from unfused_fast.shards.sources.location import display_name
 
     shard_set = open_set(shards)
@@ -175,8 +171,7 @@ def _generation_row(entry: Mapping[str, Any]) -> list[str]:
 def clusters(
     run: Annotated[Path, typer.Argument(help="Run directory of train pretrain.", show_default=False)],
     shards: Annotated[
-        str | None,
-        typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only"),
+        str | None, typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only")
     ] = None,
     top: Annotated[int, typer.Option(help="Most central clips shown of each cluster.", min=0)] = 5,
     limit: Annotated[int, typer.Option(help="Clusters shown; 0: all. --json has all.", min=0)] = 20,
@@ -191,29 +186,25 @@ def clusters(
     are read here only, never in training. Clusters are the targets of that epoch; cosines and spread are of the bank as
     saved after it, those in log.jsonl of the bank that was clustered before it.
     """
-    from unfused_fast.console import terminal_table
     from unfused_fast.stages import describe_clusters
 
     described = describe_clusters(run, None if shards is None else open_set(shards), top)
     sizes = described.pop("sizes")
     if png is not None:
         _draw(png, sizes, f"{run.name}, epoch {described['epoch']}")
-    if as_json:
-        print_json({"run": str(run), **({} if png is None else {"png": str(png)}), **described})
-        return
+    result = {"run": str(run), **({} if png is None else {"png": str(png)}), **described}
     found: list[dict[str, Any]] = described.pop("found")
     labelled = "label_nmi" in described
     shown = found[: limit or None]
     columns = ["cluster", "clips", "share", "mean cosine", *(["label", "purity"] if labelled else []), "most central"]
-    stdout_console().print(
-        terminal_table(f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown])
-    )
+    table = f"clusters of {run}", columns[: None if top else -1], [_row(entry, labelled) for entry in shown]
+    sentences = [
+        "  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()),
+        f"clusters: the targets of epoch {described['epoch']}; cosines and spread: of the bank as saved after it",
+    ]
     if len(shown) < len(found):
-        print(f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
-    print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in described.items()))
-    print(f"clusters: the targets of epoch {described['epoch']}; cosines and spread: of the bank as saved after it")
-    if png is not None:
-        print(f"sizes: {png}")
+        sentences.insert(0, f"the {len(shown):,} largest of {len(found):,} clusters; --limit 0 shows all")
+    show(result, as_json, [table], [*sentences, *([] if png is None else [f"sizes: {png}"])])
 
 
 def _row(entry: dict[str, Any], labelled: bool) -> list[str]:

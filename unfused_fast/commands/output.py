@@ -35,18 +35,13 @@ def stdout_console() -> Console:
 
 def print_result(result: dict[str, Any], as_json: bool, closing: str) -> None:
     """A stage's result: JSON, or its main numbers and what comes next."""
-    if as_json:
-        print_json(result)
-        return
     shown = ("valid", "test", "loss", "k", "clips_per_second", "seconds", "run")
     numbers = (
         f"{name} {result[name]:g}" if isinstance(result[name], float) else f"{name} {result[name]}"
         for name in shown
         if result.get(name) is not None
     )
-    print(escaped("  ".join(numbers)))
-    if closing:
-        print(escaped(closing))
+    show(result, as_json, [], filter(None, ("  ".join(numbers), closing)))
 
 
 def next_command(*arguments: object) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from unfused_fast.commands.flags import Json, Overwrite
 from unfused_fast.commands.options import pairs, refuse_several
-from unfused_fast.commands.output import bar, next_command, print_json
+from unfused_fast.commands.output import bar, next_command, print_json, show
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.workers import start_server
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url
@@ -208,45 +208,39 @@ def _print_packed(packed: PackResult, out: str, as_json: bool, part: str | None 
     notes = [] if part else remarks(packed.shard_set)
     splits = {name: split.clips for name, split in manifest.splits.items()}
     seconds = sum(split.seconds for split in manifest.splits.values())
-    if as_json:
-        summary = {
-            "out": out,
-            "part": part,
-            "clips": packed.packed,
-            "splits": splits,
-            "labels": len(manifest.label_names),
-            "rejected": packed.rejected,
-            "audio_seconds": round(seconds, 1),
-            "bytes": packed.shard_bytes,
-            "shards": packed.shards,
-            "shards_made": packed.shards_made,
-            "seconds": round(packed.wall_seconds, 2),
-            "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
-            "digest": manifest.digest,
-            "notes": notes,
-        }
-        print_json(summary)
-        return
-    typer.echo(
+    summary = {
+        "out": out,
+        "part": part,
+        "clips": packed.packed,
+        "splits": splits,
+        "labels": len(manifest.label_names),
+        "rejected": packed.rejected,
+        "audio_seconds": round(seconds, 1),
+        "bytes": packed.shard_bytes,
+        "shards": packed.shards,
+        "shards_made": packed.shards_made,
+        "seconds": round(packed.wall_seconds, 2),
+        "clips_per_second": round(packed.packed / packed.wall_seconds, 1),
+        "digest": manifest.digest,
+        "notes": notes,
+    }
+    lines = [
         f"{out}: {f'part {part}: ' if part else ''}{counted(packed.packed, 'clip')} "
         f"({', '.join(f'{count} {name}' for name, count in splits.items())}), "
         f"{counted(len(manifest.label_names), 'label')}, {seconds / 60:.1f} minutes, "
         f"{packed.shard_bytes / 1e6:.1f} MB in {packed.wall_seconds:.1f} s"
-    )
+    ]
     if packed.shards_made < packed.shards:
-        typer.echo(f"  {packed.shards - packed.shards_made} of {packed.shards} shards were there already")
-    for note in notes:
-        typer.echo(f"  {note}")
-    for reason, count in packed.rejected.items():
-        typer.echo(f"  rejected {count}: {reason}")
-    if part:
-        if not packed.shards:
-            typer.echo("  no shard is in this part: there are more parts than shards, or none of its files is usable")
-        typer.echo("when all parts are packed: unfused-fast merge PART... OUT")
-        return
-    if packed.rejected:
-        typer.echo(f"  each one is named, with the reason and any remedy, in {out.rstrip('/')}/rejected.csv")
-    typer.echo(next_command("explore", out, "--encoder", "base", "--out", "PAGE", "--serve"))
+        lines.append(f"  {packed.shards - packed.shards_made} of {packed.shards} shards were there already")
+    lines += [f"  {note}" for note in notes]
+    lines += [f"  rejected {count}: {reason}" for reason, count in packed.rejected.items()]
+    if part and not packed.shards:
+        lines.append("  no shard is in this part: there are more parts than shards, or none of its files is usable")
+    if packed.rejected and not part:
+        lines.append(f"  each one is named, with the reason and any remedy, in {out.rstrip('/')}/rejected.csv")
+    following = next_command("explore", out, "--out", "PAGE", "--serve")
+    lines.append("when all parts are packed: unfused-fast merge PART... OUT" if part else following)
+    show(summary, as_json, [], lines)
 
 
 def _found(

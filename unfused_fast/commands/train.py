@@ -122,10 +122,7 @@ def train_linear(
 @with_flags(EpochFlags)
 def train_finetune(
     shards: Shards,
-    encoder: Annotated[
-        str,
-        typer.Option(help=f"{TRAINED}, or random.", show_default=False),
-    ],
+    encoder: Annotated[str, typer.Option(help=f"{TRAINED}, or random.", show_default=False)],
     out: Out,
     holdout: Holdout = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train clips.", show_default="preset's")] = None,

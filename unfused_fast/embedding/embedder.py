@@ -36,43 +36,36 @@ class Pooled:
 
     def __init__(self, clips: int, dims: Sequence[int], device: torch.device) -> None:
         """`dims`: D of each layer."""
-        self._layers = [PooledLayer(clips, dim, device) for dim in dims]
+        # sums, largest values and numbers of steps; in float64 a sum of many pieces does not depend on their order
+        self._layers = [
+            (
+                torch.zeros(clips, dim, dtype=torch.float64, device=device),
+                torch.full((clips, dim), -torch.inf, device=device),
+                torch.zeros(clips, 1, dtype=torch.int64, device=device),
+            )
+            for dim in dims
+        ]
 
     def add(self, clips: Sequence[int], found: Sequence[PieceSteps]) -> None:
         """The pieces of some clips, from each layer."""
-        for layer, steps in zip(self._layers, found, strict=True):
-            layer.add(clips, steps)
+        rows = torch.tensor(clips, device=found[0].steps.device)
+        for (total, highest, count), (steps, kept) in zip(self._layers, found, strict=True):
+            bounded, number = steps, torch.full((len(clips), 1), steps.shape[1], device=rows.device)
+            if kept is not None:
+                outside, number = ~kept[..., None], kept.sum(dim=1, keepdim=True)
+                steps, bounded = steps.masked_fill(outside, 0.0), steps.masked_fill(outside, -torch.inf)
+            largest = bounded.amax(dim=1)
+            total.index_add_(0, rows, steps.sum(dim=1).double())
+            highest.scatter_reduce_(0, rows[:, None].expand_as(largest), largest, "amax")
+            count.index_add_(0, rows, number)
 
     def embedding(self, pool: Pool) -> Tensor:
-        """(B, sum of D) float32."""
-        return torch.cat([layer.embedding(pool) for layer in self._layers], dim=1)
-
-
-class PooledLayer:
-    """The same of one layer."""
-
-    def __init__(self, clips: int, dim: int, device: torch.device) -> None:
-        # in float64, so that the sum of many pieces does not depend on their order
-        self.total = torch.zeros(clips, dim, dtype=torch.float64, device=device)
-        self.largest = torch.full((clips, dim), -torch.inf, device=device)
-        self.steps = torch.zeros(clips, 1, dtype=torch.int64, device=device)
-
-    def add(self, clips: Sequence[int], found: PieceSteps) -> None:
-        """The pieces of some clips."""
-        rows, steps, bounded = torch.tensor(clips, device=self.total.device), found.steps, found.steps
-        count = torch.full((len(clips), 1), steps.shape[1], device=rows.device)
-        if found.kept is not None:
-            outside, count = ~found.kept[..., None], found.kept.sum(dim=1, keepdim=True)
-            steps, bounded = steps.masked_fill(outside, 0.0), steps.masked_fill(outside, -torch.inf)
-        largest = bounded.amax(dim=1)
-        self.total.index_add_(0, rows, steps.sum(dim=1).double())
-        self.largest.scatter_reduce_(0, rows[:, None].expand_as(largest), largest, "amax")
-        self.steps.index_add_(0, rows, count)
-
-    def embedding(self, pool: Pool) -> Tensor:
-        """(B, D) float32, as model.pool_time."""
-        mean = (self.total / self.steps).float()
-        return {"maxmean": mean + self.largest, "mean": mean, "max": self.largest}[pool]
+        """(B, sum of D) float32, each layer as model.pool_time."""
+        made = []
+        for total, largest, count in self._layers:
+            mean = (total / count).float()
+            made.append({"maxmean": mean + largest, "mean": mean, "max": largest}[pool])
+        return torch.cat(made, dim=1)
 
 
 class Embedder(nn.Module):

@@ -115,8 +115,9 @@ def save_folder(
     recorded = read_description(place)
     if recorded is None:
         raise UserError(f"{embedder.name}: the encoder was loaded from there, and it is no longer there; load it again")
-    if embedder.config.data.norm == "running":  # the final statistics, which only the checkpoint holds
-        recorded = {**recorded, "log_mel": {"mean": embedder.mean, "std": embedder.std}}
+    if embedder.config.data.norm in ("dataset", "running"):  # the final statistics, which only the checkpoint holds
+        known = {"mean": embedder.mean, "std": embedder.std}
+        recorded = {**recorded, "log_mel": {**(recorded["log_mel"] or {}), **known}}
     card = model_card(embedder, recorded, read_result(place) or {}, name or folder.name)
     write_model_folder(folder, embedder.encoder, {**recorded, "inputs": {}}, card, overwrite, half)
 

@@ -17,7 +17,7 @@ from unfused_fast.data import check_batch, clips_16k
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError
 from unfused_fast.models import Pool
-from unfused_fast.shards.audio.decode import decode_samples, probe
+from unfused_fast.shards.audio.decode import decode_whole
 from unfused_fast.shards.sources.reasons import Rejected
 
 Clip = str | Path | NDArray[np.floating]
@@ -79,10 +79,8 @@ def _decoded(clip: Clip, sample_rate: int) -> Tensor:
     """(samples,) float32 at 16 kHz of an array, or of a file, rounded to 16 bit as `shard` does."""
     if not isinstance(clip, str | Path):
         return clips_16k([clip], sample_rate)[0]
-    path = Path(clip)
     try:
-        found = probe(path)
-        pcm = decode_samples(path, found.frames, 0, found.samples)
+        pcm = decode_whole(Path(clip))
     except Rejected as error:
-        raise UserError(f"{path}: {error}; leave it out, or repair it") from error
+        raise UserError(f"{clip}: {error}; leave it out, or repair it") from error
     return torch.from_numpy(pcm.astype(np.float32) / 32768)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from unfused_fast.errors import UserError, in_unicode
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.callbacks import OnMessage
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.sets.download import local_set
@@ -78,9 +79,9 @@ def _is_remote_set(url: str) -> bool:
 
 
 def shard_set_rows(shards: ShardSet) -> list[SourceRow]:
-    """The clips of a set, as members of its tars, with their labels."""
-    sources, rows = shards.clips["source"].to_pylist(), list[SourceRow]()
-    names, labels = shards.manifest.label_names, shards.clips["labels"].to_pylist()
+    """The clips of a set, as members of its tars, with their labels and where their recordings have them."""
+    sources, labels, starts = (shards.clips[name].to_pylist() for name in ("source", "labels", "start"))
+    names, rows = shards.manifest.label_names, list[SourceRow]()
     for split in shards.manifest.splits:
         for tar in shards.shard_paths(split):
             for members in read_index(index_path(tar)):
@@ -88,6 +89,7 @@ def shard_set_rows(shards: ShardSet) -> list[SourceRow]:
                 if clip is None or len(rows) == len(sources):
                     raise UserError(f"{index_path(tar)}: not the index that its set was packed with; pack it again")
                 place = ByteLocation((str(tar),), Kind.STORED, clip.offset, clip.size)
-                own = tuple(names[label] for label in labels[len(rows)] or ())
-                rows.append(SourceRow(place, sources[len(rows)], labels=own))
+                own, start = tuple(names[label] for label in labels[len(rows)] or ()), starts[len(rows)]
+                begins = None if start is None else start / SAMPLE_RATE_HZ
+                rows.append(SourceRow(place, sources[len(rows)], labels=own, begins=begins))
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ CENTRAL = 5
 """Clips named of each cluster."""
 KEYS = ("clip_id", "source", "path")
 """Columns by which a table's rows are matched with clips."""
-
-
 TABLE = "want a CSV or parquet file"
 
 
@@ -43,6 +41,10 @@ class Column:
     names: tuple[str, ...] | None = None
     """Of categories; None for numbers."""
 
+    def of(self, clips: NDArray[np.int64]) -> Column:
+        """The column of some clips."""
+        return replace(self, values=self.values[clips])
+
 
 def categories(name: str, values: Sequence[Any]) -> Column:
     """Values, None for none, as categories in order of their text, numbers by size."""
@@ -52,21 +54,17 @@ def categories(name: str, values: Sequence[Any]) -> Column:
     return Column(name, np.array([codes[value] for value in values], np.int32), tuple(map(str, found)))
 
 
-def columns_of(shards: ShardSet, kept: NDArray[np.int64]) -> list[Column]:
-    """What the set knows of the `kept` clips, without what is the same for all of them.
+def columns_of(shards: ShardSet) -> list[Column]:
+    """What the set knows of its clips, without what is the same for all of them.
 
     label is a clip's name or, of a multi-label set, all its names between commas; an empty name is kept as such.
     """
-    table, names = shards.clips.take(kept), shards.manifest.label_names
+    table, names = shards.clips, shards.manifest.label_names
     labels = [", ".join(names[label] for label in ids) if ids else None for ids in table["labels"].to_pylist()]
     made = [categories("label", labels), categories("split", table["split"].to_pylist())]
     made += [categories(name, table[name].to_pylist()) for name in ("group", "fold", "file_rate_hz", "file_channels")]
     made += [Column(name, table[name].to_numpy().astype(np.float32)) for name in ("seconds", "clipped_share")]
-    return [column for column in made if _differs(column) and not _names_each(column)]
-
-
-def _differs(column: Column) -> bool:
-    return bool(len(np.unique(column.values)) > 1)
+    return [column for column in made if len(np.unique(column.values)) > 1 and not _names_each(column)]
 
 
 def _names_each(column: Column) -> bool:
@@ -82,8 +80,8 @@ def table_digest(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({cause(error)}); {TABLE}") from error
 
 
-def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64], taken: Collection[str] = ()) -> list[Column]:
-    """The columns of a CSV or parquet file with a column clip_id, source or path, for the `kept` clips.
+def columns_in(path: Path, shards: ShardSet, taken: Collection[str] = ()) -> list[Column]:
+    """The columns of a CSV or parquet file with a column clip_id, source or path.
 
     Texts, booleans and whole numbers are categories, other numbers numbers; lists, such as embeddings, are left out.
     The name of a column that is `taken` gets the file's behind it, and one without any value is left out.
@@ -114,8 +112,7 @@ def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64], taken: Col
     place = {value: row for row, value in enumerate(given)}
     if len(place) < len(given):
         raise UserError(f"{path}: {counted(len(given) - len(place), 'row')} repeating a {key}; want one row a clip")
-    own = kept.tolist() if key == "clip_id" else shards.clips["source"].take(kept).to_pylist()
-    rows = [place.get(value) for value in own]
+    rows = [place.get(value) for value in shards.clips["clip_id" if key == "clip_id" else "source"].to_pylist()]
     if all(row is None for row in rows):
         raise UserError(f"{path}: no {key} of its {len(given)} rows is of {shards.directory}; give a table of this set")
     made = list[Column]()
@@ -135,13 +132,13 @@ def columns_in(path: Path, shards: ShardSet, kept: NDArray[np.int64], taken: Col
     return [column for column in made if column.names or (column.names is None and np.isfinite(column.values).any())]
 
 
-def own_pseudo_labels(encoder: str, shards: ShardSet, kept: NDArray[np.int64]) -> list[Column]:
+def own_pseudo_labels(encoder: str, shards: ShardSet) -> list[Column]:
     """The pseudo-labels of a run of stage 2 on this set, where `encoder` is one."""
     path = Path(encoder) / PSEUDO_LABELS
     if not path.is_file():
         return []
     recorded = read_description(Path(encoder))
-    return columns_in(path, shards, kept) if recorded and recorded["shards"] == shards.manifest.digest else []
+    return columns_in(path, shards) if recorded and recorded["shards"] == shards.manifest.digest else []
 
 
 def usual_clusters(clips: int) -> int:

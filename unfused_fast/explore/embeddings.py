@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,17 +64,22 @@ def kept_embeddings(
 
 
 def _opened(path: Path, frames: bool) -> dict[str, Any] | None:
-    """What is kept; None where there is nothing yet, or a part is lost, as to a program that clears old files."""
+    """What is kept; None where there is nothing yet, or a part is lost or cut short, as by a program that clears old
+    files or by a disk.
+    """
     try:
         group: Any = zarr.open_group(path, mode="r")
         found = {name: group[name] for name in ("embeddings", "path", *(("rows",) if frames else ()))}
-        if any(array.nchunks_initialized < array.nchunks for array in found.values()):
+        rows = found["embeddings"]
+        chunk_bytes = math.prod(rows.chunks) * rows.dtype.itemsize  # not compressed
+        sizes = [file.stat().st_size for file in (path / "embeddings" / "c").rglob("*") if file.is_file()]
+        if any(array.nchunks_initialized < array.nchunks for array in found.values()) or {*sizes} != {chunk_bytes}:
             return None
         found["row"] = [int(name) for name in found.pop("path")[:]]
         if frames:
             counts = found["rows"] = found["rows"][:]
             found["first_row"] = counts.cumsum() - counts
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):  # the last: of a compressed chunk
         return None
     return found
 

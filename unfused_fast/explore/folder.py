@@ -28,6 +28,7 @@ from unfused_fast.config import FrontendConfig
 from unfused_fast.data import log_mel
 from unfused_fast.embedding import Embedder, shard_set_rows
 from unfused_fast.errors import UserError, cause
+from unfused_fast.explore.clips import read_clips
 from unfused_fast.explore.columns import (
     clusters_of,
     columns_in,
@@ -39,9 +40,9 @@ from unfused_fast.explore.columns import (
 from unfused_fast.explore.embeddings import encoder_key, kept_embeddings, unit_rows
 from unfused_fast.explore.layout import MAP_NEIGHBOURS, MapKind, map_of, nearest
 from unfused_fast.json_files import read_json
-from unfused_fast.shards.audio.codec import decode_clip, encode_clip
+from unfused_fast.shards.audio.codec import encode_clip
 from unfused_fast.shards.callbacks import OnProgress
-from unfused_fast.shards.sets.shard_files import KEY_DIGITS, clip_key, index_path, read_index, read_members
+from unfused_fast.shards.sets.shard_files import clip_key
 from unfused_fast.shards.sets.table import ShardSet
 
 SHOWN = 10
@@ -92,19 +93,19 @@ def explore_folder(
     place = out.resolve()  # a link is kept
     if place == Path.cwd():
         raise UserError(f"--out {out}: it is the working directory itself; name a folder in it")
+    columns = [*columns_of(shards), *own_pseudo_labels(encoder, shards)]
+    for path in tables:
+        columns += columns_in(path, shards, {"cluster", *(column.name for column in columns)})
     arrays = kept_embeddings(embedder, shard_set_rows(shards), embedding)
     kept = np.array(arrays["row"], np.int64)
-    unit = unit_rows(arrays["embeddings"][:])
-    columns = columns_of(shards, kept)
+    unit, columns = unit_rows(arrays["embeddings"][:]), [column.of(kept) for column in columns]
     label = next((column for column in columns if column.name == "label"), None)
     multi_label = any(len(ids) > 1 for ids in shards.clips["labels"].to_pylist() if ids)
     ids, cosines = nearest(unit.to(embedder.device), max(SHOWN, MAP_NEIGHBOURS))
     places = map_of(unit, kind, ids, cosines)
     k = usual_clusters(len(unit)) if clusters is None else clusters
     cluster, described = clusters_of(unit, k, None if multi_label else label)
-    columns = [cluster, *columns, *own_pseudo_labels(encoder, shards, kept)]
-    for path in tables:
-        columns += columns_in(path, shards, kept, {column.name for column in columns})
+    columns = [cluster, *columns]
     about: dict[str, Any] = {
         "request": request,
         "written_by": f"unfused-fast {__version__}",
@@ -160,20 +161,15 @@ def log_mel_picture(pcm: NDArray[np.int16], frontend: FrontendConfig) -> Image.I
 
 def _write_clips(new: Path, shards: ShardSet, kept: set[int], frontend: FrontendConfig, progress: OnProgress) -> None:
     """The audio and the log-mel of each clip, read from the tars in their order."""
-    done, codec = 0, shards.manifest.codec
     for thousand in sorted({clip_id // 1000 for clip_id in kept}):
         for part in ("audio", "mel"):
             (new / part / str(thousand)).mkdir(parents=True)
-    for tar in (tar for split in shards.manifest.splits for tar in shards.shard_paths(split)):
-        samples = [members for members in read_index(index_path(tar)) if int(members[0].name[:KEY_DIGITS]) in kept]
-        for members, content in zip(samples, read_members(tar, samples), strict=True):
-            clip_id = int(members[0].name[:KEY_DIGITS])
-            data = content[codec]
-            pcm, place = decode_clip(data), f"{clip_id // 1000}/{clip_key(clip_id)}"
-            (new / "audio" / f"{place}.flac").write_bytes(data if codec == "flac" else encode_clip(pcm, "flac"))
-            log_mel_picture(pcm, frontend).save(new / "mel" / f"{place}.png")
-            done += 1
-            progress(done, len(kept), 0)
+    for done, (clip_id, data, pcm) in enumerate(read_clips(shards, kept), 1):
+        place = f"{clip_id // 1000}/{clip_key(clip_id)}"
+        flac = data if shards.manifest.codec == "flac" else encode_clip(pcm, "flac")
+        (new / "audio" / f"{place}.flac").write_bytes(flac)
+        log_mel_picture(pcm, frontend).save(new / "mel" / f"{place}.png")
+        progress(done, len(kept), 0)
 
 
 def _copy_page(new: Path) -> None:

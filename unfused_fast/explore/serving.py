@@ -19,12 +19,7 @@ HEADERS = {
 class _Handler(SimpleHTTPRequestHandler):
     """Files below /TOKEN/; nothing else is there."""
 
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
-        ".js": "text/javascript",
-        ".flac": "audio/flac",
-        ".f32": "application/octet-stream",
-        ".i32": "application/octet-stream",
-    }
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".js": "text/javascript", ".flac": "audio/flac"}
 
     def __init__(self, *given: Any, token: str, **named: Any) -> None:
         self.token = token

@@ -1,16 +1,17 @@
-"""What sounds like a recording: whole clips, or moments within them.   N clips, T' steps, D features.
+"""What sounds like a recording: whole clips, or moments within them.   T' steps, D features.
 
 Exact: every clip and every step is compared, by the cosine of embeddings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unfused_fast.embedding import Embedder
@@ -18,14 +19,15 @@ from unfused_fast.errors import UserError
 from unfused_fast.explore.embeddings import kept_embeddings, unit_rows
 from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.audio.decode import decode_samples, probe
+from unfused_fast.shards.audio.decode import decode_whole
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 
 LONGEST_QUERY_SECONDS = 600.0
 """Ours: a query is a sound that one has in mind; ten minutes are more than that."""
-
+ITSELF = 0.999
+"""Cosine from which a recording may be the query itself. Ours: batches move embeddings of equal samples by less."""
 STEPS = 4096
 """Moments that are pooled at once. Ours: 34 MB at D = 2048."""
 
@@ -36,54 +38,70 @@ class Hit(NamedTuple):
     row: int
     """Which of the rows."""
     seconds: float
-    """Where it begins in the recording; 0 for a whole one."""
+    """At which it begins in its recording; in the clip, where its set does not say where that begins."""
     cosine: float
 
 
-def read_query(path: Path) -> Tensor:
-    """(samples,) float32 at 16 kHz, decoded as `shard` and `embed` do. Raises UserError for what cannot be used."""
+def find_similar(
+    embedder: Embedder, rows: Sequence[SourceRow], query: Path, top: int, progress: OnProgress, frames: bool = False
+) -> tuple[list[Hit], list[str]]:
+    """The `top` rows whose embeddings have the largest cosine to the query's, the largest first, ties in order; and the
+    sources of those left out because they are the query itself, sample for sample.
+
+    With `frames` moments as long as the query, no two of which overlap. A moment begins at any step of the encoder, and
+    is pooled over its steps as the query is over its own. A recording shorter than the query is one moment. Memory does
+    not grow with a recording's length, but for one number a step. Raises UserError: a query that cannot be used.
+    """
     try:
-        found = probe(path, LONGEST_QUERY_SECONDS)
-        pcm = decode_samples(path, found.frames, 0, found.samples)
+        pcm = decode_whole(query, LONGEST_QUERY_SECONDS)
     except Rejected as error:
-        raise UserError(f"{path}: {error}; give a recording of at most {LONGEST_QUERY_SECONDS:g} s") from error
-    return torch.from_numpy(pcm.astype(np.float32) / 32768)
+        raise UserError(f"{query}: {error}; give a recording of at most {LONGEST_QUERY_SECONDS:g} s") from error
+    wave, hits, itself = torch.from_numpy(pcm.astype(np.float32) / 32768), list[Hit](), list[str]()
+    found = _moments(embedder, rows, wave, top, progress) if frames else _clips(embedder, rows, wave, progress)
+    for hit in found:
+        if len(hits) == top:
+            break
+        row = rows[hit.row]
+        if hit.cosine > ITSELF and _is(row, pcm):
+            itself.append(row.source)
+        else:
+            hits.append(hit._replace(seconds=hit.seconds + (row.begins or 0.0)))
+    return hits, itself
 
 
-def similar_clips(
-    embedder: Embedder, rows: Sequence[SourceRow], query: Path, top: int, progress: OnProgress
-) -> list[Hit]:
-    """The `top` rows whose embeddings have the largest cosine to the query's, the largest first; ties in order."""
-    wanted = unit_rows(embedder.embed(read_query(query), SAMPLE_RATE_HZ).cpu())[0]
+def _is(row: SourceRow, pcm: NDArray[np.int16]) -> bool:
+    """Whether a recording has these samples."""
+    try:
+        return np.array_equal(decode_whole(row.path, LONGEST_QUERY_SECONDS), pcm)
+    except Rejected:  # longer than any query
+        return False
+
+
+def _clips(embedder: Embedder, rows: Sequence[SourceRow], wave: Tensor, progress: OnProgress) -> Iterator[Hit]:
+    """All of them."""
+    wanted = unit_rows(embedder.embed(wave, SAMPLE_RATE_HZ).cpu())[0]
     arrays = kept_embeddings(embedder, rows, progress)
     cosines = unit_rows(arrays["embeddings"][:]) @ wanted
-    best = torch.argsort(cosines, descending=True, stable=True)[:top].tolist()
-    return [Hit(arrays["row"][place], 0.0, float(cosines[place])) for place in best]
+    for place in torch.argsort(cosines, descending=True, stable=True).tolist():
+        yield Hit(arrays["row"][place], 0.0, float(cosines[place]))
 
 
-def similar_moments(
-    embedder: Embedder, rows: Sequence[SourceRow], query: Path, top: int, progress: OnProgress
-) -> list[Hit]:
-    """The `top` moments of the rows' recordings that are like the query, as long as it is; no two overlap.
-
-    A moment begins at any step of the encoder, and is pooled over its steps as the query is over its own. A recording
-    shorter than the query is one moment. Memory does not grow with a recording's length, but for one number a step.
-    """
-    frames, _ = embedder.embed_frames(read_query(query), SAMPLE_RATE_HZ)
+def _moments(embedder: Embedder, rows: Sequence[SourceRow], wave: Tensor, top: int, progress: OnProgress) -> list[Hit]:
+    """Up to `top` of each recording."""
+    frames, _ = embedder.embed_frames(wave, SAMPLE_RATE_HZ)
     length, pool = frames.shape[1], embedder.pool
     wanted = unit_rows(windows(frames[0].cpu(), length, pool))[0]
-    arrays = kept_embeddings(embedder, rows, progress, frames=True)
-    hits = list[Hit]()
-    for row, first, steps in zip(arrays["row"], arrays["first_row"], arrays["rows"], strict=True):
-        span, blocks = min(length, int(steps)), list[Tensor]()
+    arrays, hits = kept_embeddings(embedder, rows, progress, frames=True), list[Hit]()
+    step_seconds = embedder.cutting.stride * embedder.config.frontend.hop_samples / SAMPLE_RATE_HZ
+    for row, first, steps in zip(arrays["row"], arrays["first_row"], arrays["rows"].tolist(), strict=True):
+        span, blocks = min(length, steps), list[Tensor]()
         for start in range(0, steps - span + 1, STEPS):
-            stop = min(start + STEPS + span - 1, int(steps))
+            stop = min(start + STEPS + span - 1, steps)
             values = torch.from_numpy(arrays["embeddings"][first + start : first + stop])
             blocks.append(unit_rows(windows(values, span, pool)) @ wanted)
         cosines = torch.cat(blocks).numpy()
-        starts = embedder.cutting.stride * embedder.config.frontend.hop_samples / SAMPLE_RATE_HZ
-        hits += [Hit(row, place * starts, float(cosines[place])) for place in _apart(cosines, length, top)]
-    return sorted(hits, key=lambda hit: -hit.cosine)[:top]
+        hits += [Hit(row, place * step_seconds, float(cosines[place])) for place in _apart(cosines, length, top)]
+    return sorted(hits, key=lambda hit: -hit.cosine)
 
 
 def windows(steps: Tensor, length: int, pool: Pool) -> Tensor:

@@ -123,7 +123,8 @@ def load_encoder(run: str | Path, device: torch.device) -> FrozenEncoder:
             network, projector = _built(lambda: build_encoder(config), own), None
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
-    statistics = final_statistics(recorded["log_mel"], tensors)
+    # without any, its set was packed without statistics: it learned from log-mels as they are
+    statistics = final_statistics(recorded["log_mel"], tensors) or {"mean": 0.0, "std": 1.0}
     return FrozenEncoder(name, config, statistics, prepare_for(network, device).eval(), projector)
 
 

@@ -153,6 +153,10 @@ def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config
     """
     try:
         config = from_flat(recorded["config"])
+        if recorded["log_mel"] is None and config.data.norm in ("dataset", "running"):
+            raise UserError(
+                "config.json has no mean and std of log-mels (log_mel), which it needs; get the folder again"
+            )
         network = build_encoder(config)
         if recorded.get("weights_sha256", digest := _sha256(folder / WEIGHTS)) != digest:
             raise UserError(f"{WEIGHTS} is not the file of config.json (its sha256 differs); get the folder again")

@@ -15,7 +15,7 @@ const STEPS = 64; // colours of a ramp
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 const get = (id) => document.getElementById(id);
-const state = { colour: 0, words: "", cluster: -1, category: null, chosen: null, cards: -1 };
+const state = { colour: 0, words: "", cluster: -1, category: null, chosen: null };
 let about, sources, scatter, player, columns, haystack;
 
 function make(tag, options = {}, ...children) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 
 from unfused_fast.data import log_mel
 from unfused_fast.errors import UserError, cause
-from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, decode_clip, encode_clip
-from unfused_fast.shards.sets.shard_files import KEY_DIGITS, clip_key, index_path, read_index, read_members
+from unfused_fast.explore.clips import read_clips
+from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, encode_clip
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training import plot_log_mels
 
@@ -65,7 +64,8 @@ def examples_of(shards: ShardSet, per_class: int) -> list[PeekClip]:
         for name in _names(shards, ids):
             if len(chosen.get(name, [0] * per_class)) < per_class:
                 chosen[name].append(clip_id)
-    samples = _read(shards, {clip_id for ids in chosen.values() for clip_id in ids})
+    wanted = {clip_id for ids in chosen.values() for clip_id in ids}
+    samples = {clip_id: pcm for clip_id, _, pcm in read_clips(shards, wanted)}
     sources = shards.clips["source"]
     return [
         PeekClip(clip_id, name, sources[clip_id].as_py(), samples[clip_id])
@@ -100,24 +100,6 @@ def write_clips(folder: Path, clips: Sequence[PeekClip]) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({cause(error)}); name another folder") from error
     return written
-
-
-def _read(shards: ShardSet, wanted: set[int]) -> dict[int, NDArray[np.int16]]:
-    """Samples of some clips; a shard that holds none of them is not opened beyond its index. Raises UserError."""
-    found: dict[int, NDArray[np.int16]] = {}
-    keys, codec = {clip_key(clip_id): clip_id for clip_id in wanted}, shards.manifest.codec
-    for tar in (tar for split in shards.manifest.splits for tar in shards.shard_paths(split)):
-        samples = [members for members in read_index(index_path(tar)) if members[0].name[:KEY_DIGITS] in keys]
-        for members, content in zip(samples, read_members(tar, samples), strict=True):
-            with contextlib.suppress(KeyError, ValueError):
-                found[keys[members[0].name[:KEY_DIGITS]]] = decode_clip(content[codec])
-        if len(found) == len(wanted):
-            return found
-    missing = min(wanted - found.keys())
-    raise UserError(
-        f"{shards.directory}: clip {missing} is in no shard, or cannot be decoded; unfused-fast check "
-        f"{shards.directory} reports what is wrong"
-    )
 
 
 def _names(shards: ShardSet, ids: Sequence[int]) -> list[str]:
