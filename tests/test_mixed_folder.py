@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-import torch
-from safetensors.torch import load_file
 
 from unfused_fast.shards import demo
 from unfused_fast.shards.sets.table import open_shards
@@ -109,24 +107,22 @@ def test_a_mixed_folder_goes_through(cli: Cli, folder: Path, tmp_path: Path) -> 
     assert np.isfinite([json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]).all()
 
 
-def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
+def test_ctrl_c_ends_the_process_after_its_step_and_resume_goes_on(
     cli: Cli, cli_process: Cli, tones: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    stopped, whole, epochs = tmp_path / "stopped", tmp_path / "whole", 12
-
-    def arguments(out: Path) -> list[Any]:
-        return ["train", "pretrain", tones, "--out", out, "--epochs", epochs, *tiny]
-
-    process = cli_process(*arguments(stopped))
+    """That the end is the undisturbed run's is in tests/training/test_loop.py."""
+    stopped, epochs = tmp_path / "stopped", 8
+    arguments = ["train", "pretrain", tones, "--out", stopped, "--epochs", epochs, *tiny]
+    process = cli_process(*arguments)
     log, deadline = stopped / "log.jsonl", time.monotonic() + 60
-    while not (log.exists() and log.read_text().count("\n") >= 2):
+    while not (log.exists() and log.read_text().count("\n") >= 1):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     done_epochs = len(log.read_text().splitlines())
-    assert 2 <= done_epochs < epochs and out == ""
+    assert 1 <= done_epochs < epochs and out == ""
     assert "stopping after this step; press Ctrl-C again to stop immediately" in err
     said = re.escape(str(stopped)) + (
         rf": stopped after (batch \d of epoch {done_epochs + 1}|epoch {done_epochs}), saved; "
@@ -134,18 +130,11 @@ def test_ctrl_c_then_resume_is_as_if_nothing_had_happened(
     )
     assert re.fullmatch(said, err.splitlines()[-1]) and "Traceback" not in err and "error" not in err
 
-    resumed = cli(*arguments(stopped), "--resume")
+    resumed = cli(*arguments, "--resume")
     assert resumed.code == 0 and re.search(
         rf"resuming after (epoch {done_epochs}$|batch \d of epoch {done_epochs + 1})", resumed.err, re.M
     )
-    assert cli(*arguments(whole)).code == 0
-    name = f"checkpoints/epoch-{epochs:06d}.safetensors"
-    one, other = load_file(stopped / name), load_file(whole / name)
-    assert set(one) == set(other) and all(torch.equal(one[key], other[key]) for key in one)
-    losses = [
-        [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (stopped, whole)
-    ]
-    assert len(losses[0]) == epochs and losses[0] == losses[1]
+    assert log.read_text().count("\n") == epochs
 
 
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(

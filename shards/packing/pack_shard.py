@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
 from unfused_fast.shards.sources.location import ByteLocation, Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 Rejection = tuple[str, int, str]
 """Name of the file, number of the piece, text for rejected.csv."""
 
@@ -37,14 +38,7 @@ class ProbeJob:
 
     def answer(self, bad: Bad, at: At) -> list[Probe | Rejected]:
         """A probe or a rejection for each file."""
-        answers: list[Probe | Rejected] = []
-        for item, file in enumerate(self.files):
-            at(item, file.size if isinstance(file, ByteLocation) else 0)
-            try:
-                answers.append(bad[item] if item in bad else probe(file, self.longest_seconds))
-            except Rejected as rejected:
-                answers.append(rejected)
-        return answers
+        return _each(self.files, bad, at, lambda file: probe(file, self.longest_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +50,18 @@ class DecodeJob:
 
     def answer(self, bad: Bad, at: At) -> list[NDArray[np.int16] | Rejected]:
         """The samples of each piece at 16 kHz, or why they cannot be read."""
-        answers: list[NDArray[np.int16] | Rejected] = []
-        for item, piece in enumerate(self.pieces):
-            at(item)
-            try:
-                answers.append(bad[item] if item in bad else decode_samples(*piece))
-            except Rejected as rejected:
-                answers.append(rejected)
-        return answers
+        return _each(self.pieces, bad, at, lambda piece: decode_samples(*piece))
+
+
+def _each(items: Sequence[Item], bad: Bad, at: At, read: Callable[[Item], Result]) -> list[Result | Rejected]:
+    answers: list[Result | Rejected] = []
+    for number, item in enumerate(items):
+        at(number, item.size if isinstance(item, ByteLocation) else 0)
+        try:
+            answers.append(bad[number] if number in bad else read(item))
+        except Rejected as rejected:
+            answers.append(rejected)
+    return answers
 
 
 @dataclass(frozen=True)

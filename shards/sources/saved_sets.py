@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -156,27 +157,31 @@ def _rows(split: Any, columns: _Columns, name: str, title: str) -> Iterator[Sour
     if split._indices is not None:
         raise UserError(f"{title}: its rows are in another order than its files have; save it with save_to_disk first")
     wanted = [one for one in (columns.label, columns.group, columns.fold) if one is not None]
-    number = 0
+    if lacking := [one for one in (columns.audio, *wanted) if one not in split.features]:
+        raise UserError(
+            f"{title}: split {name} has no column {lacking[0]}, which the first split has; add it there, or choose "
+            f"columns that all splits have, such as with --option label=none"
+        )
+    number = count()
     for file in split.cache_files:
         for batch, places in _batches(Path(file["filename"]), columns.audio):
             values = {one: batch.column(one).to_pylist() for one in wanted}
             for row, (location, path) in enumerate(places):
-                own = {one: values[one][row] for one in wanted}
-                label = None if columns.label is None else own[columns.label]
-                several = isinstance(label, list)
-                names = [_label(one, columns.classes) for one in (label if isinstance(label, list) else [label])]
-                group = None if columns.group is None or own[columns.group] is None else str(own[columns.group])
-                last = in_unicode(Path(path).name) if path else f"{number:09}"
+                own: dict[str | None, Any] = {one: values[one][row] for one in wanted}
+                label, group, fold = (own.get(one) for one in (columns.label, columns.group, columns.fold))
+                several = label if isinstance(label, list) else None
+                names = [_label(one, columns.classes) for one in ([label] if several is None else several)]
+                place = next(number)
+                last = in_unicode(Path(path).name) if path else f"{place:09}"
                 yield SourceRow(
                     location,
                     f"{name}/{last}",
-                    None if several else names[0],
+                    names[0] if several is None else None,
                     name,
-                    group,
-                    None if columns.fold is None else own[columns.fold],
-                    tuple(dict.fromkeys(filter(None, names))) if several else (),
+                    None if group is None else str(group),
+                    fold,
+                    () if several is None else tuple(dict.fromkeys(filter(None, names))),
                 )
-                number += 1
 
 
 def _label(value: Any, classes: Sequence[str] | None) -> str | None:

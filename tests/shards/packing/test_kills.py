@@ -62,7 +62,7 @@ def disturbed(commands: list[list[str]], kills: int, chance: random.Random) -> i
 def check_same_bytes(folder: Path, kills: int, parts: int, flags: list[str]) -> None:
     """Packs, in one go or in parts, through so many kills."""
     source, whole, chance, used = folder / "source", folder / "whole", random.Random(4), 0
-    make_source(source, 1500)
+    make_source(source, 500)
     flags = ["--labels-from-folders", "--workers", "1", *flags]
     run(["shard", str(source), str(whole), *flags])
     made = folder / "made"
@@ -97,8 +97,8 @@ def test_killed_parts_and_a_killed_merge_give_the_same_bytes(tmp_path: Path, kil
 
 
 SMALL_DISK = """
-mount -t tmpfs -o size=12m tmpfs "$1" || exit 42
-"$2" -m unfused_fast shard "$3" "$1/out" --codec flac; first=$?
+mount -t tmpfs -o size=6m tmpfs "$1" || exit 42
+"$2" -m unfused_fast shard "$3" "$1/out" --codec flac --workers 1; first=$?
 ls "$1"
 mount -o remount,size=400m "$1"
 "$2" -m unfused_fast shard "$3" "$1/out" --codec flac --resume --json > "$4" || exit 43
@@ -108,9 +108,9 @@ exit $first
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A file system of 12 MB in a mount name space of its own; FLAC, whose size nobody knows before."""
+    """A file system of 6 MB in a mount name space of its own; FLAC, whose size nobody knows before."""
     source, disk, said, copied = (tmp_path / name for name in ("source", "disk", "said.json", "copied"))
-    make_source(source, 300)
+    make_source(source, 150)
     disk.mkdir()
     script = ["unshare", "-Urm", "sh", "-c", SMALL_DISK, "sh", disk, sys.executable, source, said, copied]
     try:

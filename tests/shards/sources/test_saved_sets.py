@@ -106,11 +106,14 @@ def test_embed_reads_it_too(cli: Cli, recordings: list[Path], pretrained: Path, 
         (["saved", "--option", "label=genre"], ["--option label=genre", "it has audio, label, mood"]),
         (["saved", "--labels-from-folders"], ["a data set has labels of its own", "--option label=NAME"]),
         (["plain"], ["one column has to be of audio, and there is none", "columns: a"]),
+        (["uneven"], ["uneven: split test has no column label, which the first split has"]),
         (["hf://spaces/me"], ["want hf://datasets/NAME"]),
     ],
 )
 def test_what_is_refused(cli: Cli, recordings: list[Path], tmp_path: Path, given: list[str], says: list[str]) -> None:
-    made(recordings[:2], label=["a", "b"], mood=[1, 2]).save_to_disk(tmp_path / "saved")
+    whole = made(recordings[:2], label=["a", "b"], mood=[1, 2])
+    whole.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": whole, "test": made(recordings[2:3])}).save_to_disk(tmp_path / "uneven")
     datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "plain")
     place = given[0] if "://" in given[0] else tmp_path / given[0]
     refused(cli("shard", place, tmp_path / "out", *given[1:]), *says)
