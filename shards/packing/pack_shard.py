@@ -22,6 +22,8 @@ from unfused_fast.shards.sources.location import ByteLocation, Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+Columns = dict[str, list[Any]]
+"""Values by the names of DONE_SCHEMA."""
 Rejection = tuple[str, int, str]
 """Name of the file, number of the piece, text for rejected.csv."""
 
@@ -91,10 +93,14 @@ class ShardJob:
     minimum_samples: int
     label_names: Sequence[str]
 
-    def answer(self, bad: Bad, at: At) -> DoneShard:
-        """Decodes the pieces and writes them in order."""
+    def answer(self, bad: Bad, at: At) -> tuple[Columns, list[Rejection], int]:
+        """Decodes the pieces and writes them in order -> what is known of the clips, rejections, DoneShard.bytes.
+
+        Ours: no table, because to make one pyarrow imports pandas where that is installed, which takes a process longer
+        than a small shard.
+        """
         numbers = {name: number for number, name in enumerate(self.label_names)}
-        columns: dict[str, list[Any]] = {name: [] for name in DONE_SCHEMA.names}
+        columns: Columns = {name: [] for name in DONE_SCHEMA.names}
         rejected: list[Rejection] = []
         writer = ShardWriter(self.tar)
         try:
@@ -111,9 +117,9 @@ class ShardJob:
         except BaseException:
             writer.give_up()
             raise
-        return DoneShard(self.name, pa.table(columns, DONE_SCHEMA), rejected, size if writer.clips else 0)
+        return columns, rejected, size if writer.clips else 0
 
-    def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: dict[str, list[Any]]) -> None:
+    def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: Columns) -> None:
         """Writes one clip and its row of the clips table. Raises Rejected."""
         row = piece.row
         decoded = decode_piece(row.path, piece.frames, piece.start, piece.stop)
