@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,8 +122,21 @@ def test_what_is_refused(cli: Cli, recordings: list[Path], tmp_path: Path, given
     refused(cli("shard", place, tmp_path / "out", *given[1:]), *says)
 
 
-def test_a_set_of_the_hub(cli: Cli, cli_process: Callable[..., Any], recordings: list[Path], tmp_path: Path) -> None:
-    """At a commit, and once more from the cache without a network."""
+SEVERAL = """
+import sys
+from unfused_fast.cli import main
+
+for source, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    sys.argv = ["unfused-fast", "shard", source, out, "--workers", "1"]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+"""
+
+
+def test_a_set_of_the_hub(cli: Cli, recordings: list[Path], tmp_path: Path) -> None:
+    """At a commit, and once more from the cache without a network. In processes, as their settings are read once."""
     table = made(recordings[:6], label=[0, 1, 2, 0, 1, 2]).cast_column("label", datasets.ClassLabel(names=CLASSES))
     (tmp_path / "saved").mkdir()
     table.to_parquet(tmp_path / "saved" / "train.parquet")
@@ -131,15 +147,13 @@ def test_a_set_of_the_hub(cli: Cli, cli_process: Callable[..., Any], recordings:
         commit = repository.commit("main", {name: (tmp_path / "saved" / "train.parquet").read_bytes()})
         repository.commit("main", {name: b"what main has now"})
         variables = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-
-        def shard(source: str, out: Path, **more: str) -> tuple[int, str]:
-            process = cli_process("shard", source, out, "--workers", 1, **variables, **more)
-            _, err = process.communicate(timeout=300)
-            return process.returncode, err
-
-        for out, more in (("online", {}), ("offline", {"HF_HUB_OFFLINE": "1"})):
-            code, err = shard(f"hf://datasets/me/tones@{commit}", tmp_path / out, **more)
-            assert code == 0, err
+        one, none = f"hf://datasets/me/tones@{commit}", "hf://datasets/me/none"
+        for out, offline, more in (("online", "0", [none, tmp_path / "none"]), ("offline", "1", [])):
+            words = [sys.executable, "-c", SEVERAL, *map(str, [*more, one, tmp_path / out])]
+            done = subprocess.run(
+                words, capture_output=True, text=True, env={**os.environ, **variables, "HF_HUB_OFFLINE": offline}
+            )
+            assert done.returncode == 0, done.stderr
             same(open_shards(tmp_path / out), wanted)
-        code, err = shard("hf://datasets/me/none", tmp_path / "none")
-        assert code == 1 and "hf://datasets/me/none: `datasets` cannot read it: " in err and "me/none" in err, err
+            assert done.stdout.split()[:1] == (["1"] if more else [f"{tmp_path / out}:"]), done.stdout
+            assert not more or f"{none}: `datasets` cannot read it: " in done.stderr, done.stderr
