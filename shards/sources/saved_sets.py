@@ -75,7 +75,7 @@ def saved_rows(source: Path | str, choice: Mapping[str, str], note: OnMessage = 
     """
     title = str(source)
     if unknown := [name for name in choice if name not in OPTIONS]:
-        raise UserError(f"--option {unknown[0]}: of a data set of `datasets` there are {', '.join(OPTIONS)}")
+        raise UserError(f"--option {unknown[0]}: no such option; a data set of `datasets` has {', '.join(OPTIONS)}")
     with importing("datasets", "datasets", title, "pip install '.[hub]'"):
         import datasets
         from huggingface_hub.errors import HfHubHTTPError
@@ -94,7 +94,7 @@ def saved_rows(source: Path | str, choice: Mapping[str, str], note: OnMessage = 
         row for name, split in splits.items() for row in _rows(split, columns, re.sub(r"\W", "_", renamed[name]), title)
     ]
     if not rows:
-        raise UserError(f"{title}: no rows in it")
+        raise UserError(f"{title}: no rows in it; name a set with recordings")
     return numbered_names(rows)
 
 
@@ -125,12 +125,12 @@ def _columns(datasets: Any, title: str, features: Any, choice: Mapping[str, str]
     for option, name in choice.items():
         if option != "config" and name not in features and (option, name) != ("label", "none"):
             raise UserError(f"--option {option}={name}: {title} has no such column; it has {', '.join(features)}")
-    audio = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
-    if "audio" in choice:
-        audio = [choice["audio"]] if choice["audio"] in audio else []
+    found = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
+    audio = [name for name in found if name == choice.get("audio", name)]
     if len(audio) != 1:
-        there = f"{', '.join(audio)} are; choose one with --option audio=NAME" if audio else "there is none"
-        raise UserError(f"{title}: one column has to be of audio, and {there}; columns: {', '.join(features)}")
+        advice = "choose one with --option audio=NAME" if found else "save the recordings in a column of type Audio"
+        there = f"{', '.join(found) or 'none'} among {', '.join(features)}"
+        raise UserError(f"{title}: one column of audio is needed, found {there}; {advice}")
 
     def classes(name: str) -> Sequence[str] | None:
         kind = getattr(features[name], "feature", features[name])  # of a list, its elements
