@@ -178,7 +178,7 @@ def test_every_clip_of_flac_is_listened_to_where_that_is_asked_for(
 @pytest.mark.parametrize("name", DEMO_NAMES)
 def test_the_embedded_recordings_raise_no_false_alarm(name: DemoName) -> None:
     """Speech has no fault at all. Of the notes, six brass and synthesiser notes of the font do have a DC offset."""
-    offsets, narrow, rows = 0, 0, demo_rows(name)[::4]
+    offsets, narrow, rows = 0, 0, demo_rows(name)[::8]
     for row in rows:
         signal, _ = soundfile.read(row.path, dtype="int16")
         clipping = Clipping("PCM_16", 1)
