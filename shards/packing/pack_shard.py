@@ -21,7 +21,8 @@ from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
 from unfused_fast.shards.sources.location import ByteLocation, Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Columns = dict[str, list[Any]]
 """Values by the names of DONE_SCHEMA."""
 Rejection = tuple[str, int, str]
