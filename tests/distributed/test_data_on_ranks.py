@@ -32,7 +32,7 @@ def test_ranks_make_one_cache_that_any_number_of_them_reads(
         for number, (ranks, shards) in enumerate(runs)
     ]
     little = ["train", "pretrain", str(copy_without_caches), *tiny, "--epochs", "1", "--out", str(tmp_path / "little")]
-    *ends, last = run_jobs([*jobs, {"ranks": 2, "arguments": little, "little": True}], tmp_path)
+    *ends, last = run_jobs([*jobs, {"ranks": 2, "arguments": little, "little": True}])
     assert all(end["code"] == 0 for job in [*ends, last] for end in job), [*ends, last]
     assert "data.store: auto is mmap" in last[0]["said"]
     said = [re.sub(r"\s+", " ", job[0]["said"]) for job in ends]
@@ -59,7 +59,7 @@ def test_ranks_that_share_no_folder_make_a_cache_each(
         {"ranks": 2, "in": pair, "arguments": ["train", "pretrain", "set", *flags, str(tmp_path / f"run-{number}")]}
         for number, pair in enumerate(pairs)
     ]
-    ends = run_jobs(jobs, tmp_path)
+    ends = run_jobs(jobs)
     assert all(end["code"] == 0 for job in ends for end in job), ends
     said = [re.sub(r"\s+", " ", job[0]["said"]) for job in ends]
     assert all("log-mels of 60 clips, computed once data" in text for text in (said[0], said[2])), said
@@ -75,9 +75,7 @@ def test_a_rank_killed_in_the_first_pass_leaves_nothing(
 ) -> None:
     command = ["train", "pretrain", str(copy_without_caches), *tiny, "--data", "resident", "--epochs", "1", "--out"]
     before = sorted(copy_without_caches.iterdir())
-    ((first, second),) = run_jobs(
-        [{"ranks": 2, "killed": True, "arguments": [*command, str(tmp_path / "a")]}], tmp_path
-    )
+    ((first, second),) = run_jobs([{"ranks": 2, "killed": True, "arguments": [*command, str(tmp_path / "a")]}])
     assert first["code"] == 1 and second["code"] == -9
     assert "error: another process of this run ended or does not answer" in re.sub(r"\s+", " ", first["said"])
     assert sorted(copy_without_caches.iterdir()) == before and not (tmp_path / "a").exists()
@@ -94,7 +92,7 @@ def test_a_disk_that_is_full_for_one_rank(copy_without_caches: Path, tiny: list[
     jobs = [
         {"ranks": 2, "full": full, "arguments": ["train", "pretrain", str(shards), *flags]} for shards, full in sets
     ]
-    *refused, later = run_jobs(jobs, tmp_path)
+    *refused, later = run_jobs(jobs)
     advice = "make room, set UNFUSED_CACHE", "earlier checkpoints are intact, so free space and continue with --resume"
     for what, (first, second) in zip(advice, refused, strict=True):
         said = re.sub(r"\s+", " ", first["said"])
@@ -118,7 +116,7 @@ def test_what_one_rank_cannot_read_all_say_once(copy_without_caches: Path, tiny:
         tar.write_bytes(content)
         out = tmp_path / f"run-{number}"
         command = ["train", "pretrain", str(copy_without_caches), *tiny, "--data", "resident", "--out", str(out)]
-        ((first, second),) = run_jobs([{"ranks": 2, "arguments": command}], tmp_path)
+        ((first, second),) = run_jobs([{"ranks": 2, "arguments": command}])
         assert first["code"] == second["code"] == 1 and not second["said"], (first, second)
         text = re.sub(r"\s+", " ", first["said"])
         assert text.count("error: ") == 1 and reason in text and tar.name in text, text
@@ -135,7 +133,7 @@ def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_
     command = ["train", "pretrain", str(copy_without_caches), *tiny, *flags, "--out"]
     outs = {ranks: tmp_path / f"on-{ranks}" for ranks in (1, 2)}
     jobs = [{"ranks": ranks, "arguments": [*command, str(out)]} for ranks, out in outs.items()]
-    for job, ends in zip(jobs, run_jobs(jobs, tmp_path), strict=True):
+    for job, ends in zip(jobs, run_jobs(jobs), strict=True):
         assert [end["code"] for end in ends] == [0] * job["ranks"], ends
         keys = [member.name.partition(".")[0] for member in lost]
         assert [re.sub(r"\s+", " ", ends[0]["said"]).count(f"clip {key} of {tar.name}: ") for key in keys] == [1, 1, 1]

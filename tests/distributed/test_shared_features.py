@@ -60,7 +60,7 @@ def outs(
             flags = ["--device", "cpu", "--set", "eval.epochs=5"] if kind == "evaluate" else tiny
             rest = [str(tones), *given, "--out", str(folder / f"{kind}-{ranks}"), *flags]
             jobs[kind, ranks] = {"ranks": ranks, "arguments": [*arguments, *rest]}
-    for (kind, ranks), ends in zip(jobs, run_jobs([*jobs.values()], folder), strict=True):
+    for (kind, ranks), ends in zip(jobs, run_jobs([*jobs.values()]), strict=True):
         assert [end["code"] for end in ends] == [0] * ranks, (kind, ends)
         assert all(not end["said"] for end in ends[1:]), "rank 0 alone speaks"
     return {(kind, ranks): folder / f"{kind}-{ranks}" for kind, ranks in jobs}
@@ -86,7 +86,7 @@ def test_features_are_the_same_bits_on_any_number_of_ranks(tones: Path, pretrain
     """Three ranks too, which do not divide the partitions of an epoch; rows are those of each clip alone."""
     copied = Path(shutil.copytree(tones, tmp_path / "copy", ignore=shutil.ignore_patterns("*.cache")))
     job = {"check": "features", "folder": str(tmp_path), "shards": str(copied), "encoder": str(pretrained)}
-    for ends in run_jobs([{**job, "ranks": ranks} for ranks in (3, 1, 2, 4)], tmp_path):
+    for ends in run_jobs([{**job, "ranks": ranks} for ranks in (3, 1, 2, 4)]):
         assert [end["code"] for end in ends] == [0] * len(ends), ends
     shards, encoder = open_shards(copied), load_encoder(pretrained, torch.device("cpu"))
     for kind, (split, options) in harness.FEATURES.items():
@@ -117,7 +117,7 @@ def test_a_benchmark_is_the_same_on_two_ranks(
     flags = ["--teacher", str(pretrained), "--tasks", "tut,us8k,ic", "--epochs", "1", *others, *tiny_any, "--out"]
     runs = [(1, "one"), (2, "two"), (2, "two")]
     jobs = [{"ranks": ranks, "arguments": ["lape", str(data), *flags, str(tmp_path / out)]} for ranks, out in runs]
-    ends = run_jobs(jobs, tmp_path)
+    ends = run_jobs(jobs)
     assert all(end["code"] == 0 for job in ends for end in job), ends
     assert all(not end["said"] for job in ends for end in job[1:]), "rank 0 alone speaks"
     assert "already finished" in ends[2][0]["said"]
@@ -134,7 +134,7 @@ def test_a_comparison_is_the_same_on_two_ranks(tones: Path, tiny_any: list[str],
     given = ["compare", str(tones), "--tasks", str(tones), *methods, *tiny_any, "--out"]
     runs = [(2, "two"), (1, "one"), (1, "two")]
     jobs = [{"ranks": ranks, "arguments": [*given, str(tmp_path / out)]} for ranks, out in runs]
-    ends = run_jobs(jobs, tmp_path)
+    ends = run_jobs(jobs)
     assert all(end["code"] == 0 for job in ends for end in job), ends
     assert not ends[0][1]["said"], "rank 0 alone speaks"
     assert ends[2][0]["said"].count("already finished") == 3
@@ -160,7 +160,7 @@ def test_embeddings_are_the_same_bits_on_any_number_of_ranks(
     runs = [(1, "on-1.npz"), (2, "on-2.npz"), (4, "on-4.parquet"), (2, "stopped.npz"), (3, "stopped.npz")]
     jobs = [{**given, "ranks": ranks, "out": str(tmp_path / name)} for ranks, name in runs]
     jobs[3]["stops"] = 2
-    ends = run_jobs(jobs, tmp_path)
+    ends = run_jobs(jobs)
     assert all(end["code"] == 0 for job in ends for end in job), ends
     # six blocks of eight files of the first rank, two of the second
     assert [end["said"].strip() for end in ends[3]] == [
@@ -211,7 +211,7 @@ def test_an_error_of_one_rank_ends_all_with_one_sentence(
         "taken: it exists and is not a run": ["train", "linear", str(tones), *flags, str(taken)],
     }
     jobs = [{"ranks": 2, "arguments": arguments} for arguments in commands.values()]
-    for reason, (first, second) in zip(commands, run_jobs(jobs, tmp_path), strict=True):
+    for reason, (first, second) in zip(commands, run_jobs(jobs), strict=True):
         said = re.sub(r"\s+", " ", first["said"])
         assert first["code"] == second["code"] == 1 and not second["said"], (first, second)
         assert said.count("error: ") == 1 and reason in said and "Traceback" not in said, said
@@ -221,7 +221,7 @@ def test_an_error_of_one_rank_ends_all_with_one_sentence(
 def test_a_rank_that_is_killed_ends_the_others(tones: Path, pretrained: Path, tmp_path: Path) -> None:
     flags = ["--encoder", str(pretrained), "--device", "cpu", "--data", "stream", "--no-baselines"]
     arguments = ["evaluate", str(tones), *flags, "--out", str(tmp_path / "evaluation")]
-    ((first, second),) = run_jobs([{"ranks": 2, "killed": True, "arguments": arguments}], tmp_path)
+    ((first, second),) = run_jobs([{"ranks": 2, "killed": True, "arguments": arguments}])
     assert first["code"] == 1 and second["code"] == -9
     assert "error: another process of this run ended or does not answer" in re.sub(r"\s+", " ", first["said"])
     assert not list(tmp_path.glob("evaluation*"))
@@ -238,7 +238,7 @@ def test_a_command_for_one_process_refuses_to_be_one_of_several(
         ["export", str(pretrained), "--hub", str(out)],
     ]
     jobs = [{"ranks": 2, "arguments": arguments} for arguments in commands]
-    for first, second in run_jobs(jobs, tmp_path):
+    for first, second in run_jobs(jobs):
         assert first["code"] == second["code"] == 1 and not second["said"]
         assert "was started as one of 2, which would all write the same files" in first["said"]
     assert not out.exists()

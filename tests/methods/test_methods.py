@@ -98,7 +98,7 @@ def test_two_ranks_train_as_one(tones: Path, tiny_any: list[str], tmp_path: Path
         {"ranks": ranks, "arguments": [*command, *flags(kind), "--out", str(out)]}
         for (kind, ranks), out in outs.items()
     ]
-    for job, ends in zip(jobs, run_jobs(jobs, tmp_path), strict=True):
+    for job, ends in zip(jobs, run_jobs(jobs), strict=True):
         assert [end["code"] for end in ends] == [0] * job["ranks"], (job, ends)
     for kind in KINDS:
         one, two = outs[kind, 1], outs[kind, 2]

@@ -1,8 +1,9 @@
-"""Jobs of several ranks, run by ranks.py in a process of its own."""
+"""Jobs of several ranks, run by ranks.py in a process of its own, the same for all tests of this one."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -18,17 +19,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    """What ranks.py gives."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(Path(harness.__file__)), str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout))
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What ranks.py answers."""
+    process = _ranks()
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(jobs) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, "ranks.py ended; its traceback is in the standard error of the tests"
+    return list(json.loads(answer))
+
+
+@functools.cache
+def _ranks() -> subprocess.Popen[str]:
+    """It ends with this process, when its input does."""
+    command = [sys.executable, harness.__file__]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
 
 
 def rank_process(launcher: int, rank: int) -> int:

@@ -1,7 +1,7 @@
 """Runs the command line on several ranks, all processes forked from one that has imported everything.
 
-python tests/support/ranks.py JOBS.json     a list of {"ranks": N, "arguments": [...]}; prints a list of lists of
-                                            {"code", "said"}, one for each rank
+python tests/support/ranks.py     reads lines, each a list of {"ranks": N, "arguments": [...]}, and answers each with a
+                                  line, a list of lists of {"code", "said"}, one for each rank
 
 With "stop_after": M the last rank sends itself SIGTERM after M steps; with "slow_saves": FOLDER a checkpoint takes
 three seconds, and each rank says at its end which ones the folder holds; with "flat": true the network is one whose
@@ -280,7 +280,8 @@ def run(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 def prepare() -> None:
     """Imports once what every process needs, and leaves no thread behind that a fork would lose."""
     pipeline.import_dali()
-    for heavy in ("matplotlib.pyplot", "torch.utils.tensorboard", "zarr", "torch._dynamo", "torch.distributed"):
+    named = "matplotlib.pyplot torch.utils.tensorboard zarr torch._dynamo torch.distributed faiss pandas pydantic"
+    for heavy in named.split():
         importlib.import_module(heavy)
     torch.set_num_threads(1)
     loop.prepare_for = lambda network, device: network  # type: ignore[attr-defined]
@@ -294,9 +295,9 @@ def prepare() -> None:
 
 def main() -> None:
     prepare()
-    jobs = json.loads(Path(sys.argv[1]).read_text())
-    with tempfile.TemporaryDirectory() as name:
-        print(json.dumps([run(job, Path(name)) for job in jobs]))
+    for line in sys.stdin:
+        with tempfile.TemporaryDirectory() as name:
+            print(json.dumps([run(job, Path(name)) for job in json.loads(line)]), flush=True)
 
 
 if __name__ == "__main__":
