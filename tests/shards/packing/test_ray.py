@@ -17,9 +17,13 @@ from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.ray_engine import _check_reachable
 from unfused_fast.shards.sources.source_rows import source_rows
 
-ray = pytest.importorskip("ray", reason="comes with the extra ray")
-
 CLIPS = 400
+
+
+@pytest.fixture(autouse=True)
+def _ray() -> None:
+    """Imported where a test runs: it takes seconds."""
+    pytest.importorskip("ray", reason="comes with the extra ray")
 
 
 @pytest.fixture

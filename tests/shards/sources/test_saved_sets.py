@@ -16,8 +16,15 @@ from outcomes import Cli, refused
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 
-datasets = pytest.importorskip("datasets")
+datasets: Any
 CLASSES = ["low", "high", "noise"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> None:
+    """Imported where a test runs: it takes seconds."""
+    global datasets
+    datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture
